@@ -1,0 +1,94 @@
+"""What is known of a machine, as plain values. Nothing here asks the hardware.
+
+Facts can be invented, so that plans for machines one does not have are tested on any box.
+`None` means unknown: nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+AcceleratorKind = Literal["cuda", "mps"]
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFacts:
+    """One machine's processor and memory, and what this process may use of them."""
+
+    model: str | None
+    architecture: str  # x86_64, aarch64, arm64, AMD64
+    physical_cores: int | None
+    logical_cores: int
+    sockets: int | None
+    affinity_cores: int | None  # logical cores that the scheduler lets this process run on
+    quota_cores: float | None  # CPU bandwidth limit of the control group, in cores
+    isa: tuple[str, ...]  # of avx2, avx512f, avx512_bf16, amx_bf16, neon, bf16 …
+    memory_total_bytes: int
+    memory_limit_bytes: int | None  # of the control group, where it is below the total
+
+    @property
+    def usable_cores(self) -> int:
+        """Physical cores this process may keep busy: affinity and quota respected, at least 1.
+
+        Where several hardware threads share a core, the affinity mask counts threads, so it is
+        scaled by the machine's threads per core.
+        """
+        physical = self.physical_cores or self.logical_cores
+        limits = [float(physical)]
+        if self.affinity_cores is not None:
+            limits.append(self.affinity_cores * physical / self.logical_cores)
+        if self.quota_cores is not None:
+            limits.append(self.quota_cores)
+        return max(1, int(min(limits)))
+
+    @property
+    def usable_memory_bytes(self) -> int:
+        """The smaller of the machine's memory and the control group's limit."""
+        return min(self.memory_total_bytes, self.memory_limit_bytes or self.memory_total_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """One GPU."""
+
+    kind: AcceleratorKind
+    index: int
+    name: str
+    memory_total_bytes: int
+    supports_bf16: bool
+    compute_capability: tuple[int, int] | None = None  # CUDA only
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A machine as `device info` shows it and as the plan sees it."""
+
+    system: str  # Linux, Darwin, Windows
+    python_version: str
+    torch_version: str
+    torch_build: str  # cpu, cu130, rocm6.4 …
+    cpu: CpuFacts
+    accelerators: tuple[Accelerator, ...] = ()
+    failures: tuple[tuple[str, str], ...] = ()  # (device kind, why it could not be initialised)
+    cxx_compiler: str | None = None  # what torch.compile would use on the CPU
+    has_triton: bool = False  # what torch.compile needs on CUDA
+    backends: tuple[str, ...] = ()  # of gloo, nccl
+    unusable_gpu: str | None = None  # a GPU that is there and that this torch build cannot use
+
+    def of_kind(self, kind: AcceleratorKind) -> tuple[Accelerator, ...]:
+        """The accelerators of one kind, in index order."""
+        return tuple(a for a in self.accelerators if a.kind == kind)
+
+
+@dataclass(frozen=True, slots=True)
+class MatmulTimes:
+    """Seconds for one forward and backward of the profile's own linear layers, on this CPU.
+
+    `medium` is fp32 with `torch.set_float32_matmul_precision("medium")`, where oneDNN may use
+    bf16 passes inside; inputs, outputs and accumulation stay fp32.
+    """
+
+    fp32_s: float
+    medium_s: float
+    bf16_s: float

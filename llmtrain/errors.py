@@ -1,0 +1,64 @@
+"""Everything that can go wrong, and the exit code each failure has.
+
+    LlmtrainError            1   failed at run time
+    ├── UsageError           2   the command or a configuration value is wrong
+    ├── DoesNotFitError      3   the run needs more memory than there is
+    ├── DivergedError        4   the loss stopped being a number
+    ├── DataError            5   the text or the tokenizer cannot be used
+    ├── InterruptedRunError 75   stopped by a signal; everything worth keeping is saved
+    └── AbortedError       130   stopped by a second signal, before saving
+
+Each carries one line that says what is wrong (the value, the limit, where it came from) and,
+where there is one, a hint with a command to type next.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LlmtrainError(Exception):
+    """A failure that the user is told of in one line, with a hint."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class UsageError(LlmtrainError):
+    """The command line, a profile or a run directory is not what it has to be."""
+
+    exit_code = 2
+
+
+class DoesNotFitError(LlmtrainError):
+    """The predicted memory is over the limit."""
+
+    exit_code = 3
+
+
+class DivergedError(LlmtrainError):
+    """Loss or gradients are not finite."""
+
+    exit_code = 4
+
+
+class DataError(LlmtrainError):
+    """The corpus or the tokenizer cannot be used."""
+
+    exit_code = 5
+
+
+class InterruptedRunError(LlmtrainError):
+    """A signal asked to stop, and everything worth keeping is saved."""
+
+    exit_code = 75
+
+
+class AbortedError(LlmtrainError):
+    """A second signal asked to stop at once."""
+
+    exit_code = 130

@@ -1,0 +1,75 @@
+"""Read and write quantities as people write them: 30m, 50M, 8GiB."""
+
+from __future__ import annotations
+
+import re
+
+_DURATION_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_COUNT = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
+_BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+
+
+def parse_duration_s(text: str) -> float:
+    """Seconds in `90s`, `30m`, `1h30m` or `2d`. Raises ValueError."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text.strip().lower())
+    if not parts or "".join(n + u for n, u in parts) != text.strip().lower():
+        raise ValueError(f"{text!r} is not a duration; write 150s, 30m, 2h or 1h30m")
+    return sum(float(number) * _DURATION_S[unit] for number, unit in parts)
+
+
+def parse_count(text: str) -> int:
+    """The integer in `50M`, `1.5B` or `20_000`. Raises ValueError."""
+    return _scaled(text, _COUNT, "a count; write 20000, 50M or 1.5B")
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes in `8GiB`, `500MB` or `1024`. Raises ValueError."""
+    return _scaled(text, _BYTES, "a size; write 500MB or 8GiB")
+
+
+def _scaled(text: str, factors: dict[str, int], kind: str) -> int:
+    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in factors:
+        raise ValueError(f"{text!r} is not {kind}")
+    number, factor = match[1].replace("_", ""), factors[match[2]]
+    exact = int(number) * factor if "." not in number else round(float(number) * factor)
+    if "." in number and factor == 1:
+        raise ValueError(f"{text!r} is not a whole number")
+    return exact
+
+
+def format_bytes(count: int) -> str:
+    """`1.5 GiB`: three significant digits, binary units."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(size) < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:.3g} TiB"
+
+
+def format_count(count: int) -> str:
+    """`26.4M`: three significant digits, decimal units."""
+    size = float(count)
+    for unit in ("", "k", "M", "B"):
+        if abs(size) < 999.5:
+            return f"{size:.0f}{unit}" if unit == "" or size >= 99.95 else f"{size:.3g}{unit}"
+        size /= 1000
+    return f"{size:.3g}T"
+
+
+def format_duration(seconds: float) -> str:
+    """`42s`, `4m 05s`, `2h 03m`, `3d 04h`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s" if seconds >= 10 or seconds == whole else f"{seconds:.1f}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
