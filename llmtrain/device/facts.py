@@ -26,17 +26,20 @@ class CpuFacts:
     isa: tuple[str, ...]  # of avx2, avx512f, avx512_bf16, amx_bf16, neon, bf16 …
     memory_total_bytes: int
     memory_limit_bytes: int | None  # of the control group, where it is below the total
+    affinity_physical_cores: int | None = None  # distinct physical cores behind affinity_cores
 
     @property
     def usable_cores(self) -> int:
         """Physical cores this process may keep busy: affinity and quota respected, at least 1.
 
-        Where several hardware threads share a core, the affinity mask counts threads, so it is
-        scaled by the machine's threads per core.
+        The affinity mask counts hardware threads. Where it is not known which of them share a
+        core, the count is scaled by the machine's threads per core.
         """
         physical = self.physical_cores or self.logical_cores
         limits = [float(physical)]
-        if self.affinity_cores is not None:
+        if self.affinity_physical_cores is not None:
+            limits.append(self.affinity_physical_cores)
+        elif self.affinity_cores is not None:
             limits.append(self.affinity_cores * physical / self.logical_cores)
         if self.quota_cores is not None:
             limits.append(self.quota_cores)

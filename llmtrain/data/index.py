@@ -1,0 +1,175 @@
+"""`index.json`: what a directory of token shards holds, read as strictly as it is written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from llmtrain.data.reading import readable
+from llmtrain.errors import DataError
+from llmtrain.files import write_text_atomically
+
+FORMAT_VERSION = 1
+INDEX_NAME = "index.json"
+_SHARD_NAME = re.compile(r"(train|validation)-\d{5}\.bin", re.ASCII)
+_BUILD_AGAIN = "prepare the data again; a damaged entry of the cache is replaced"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardFacts:
+    """One file of token ids. `name` is within the directory of the index."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class SplitFacts:
+    """One side of the split.
+
+    `text_bytes` is the text as UTF-8, without separators; `documents` counts what a separator
+    begins, so a document that is cut into blocks counts once for each piece.
+    """
+
+    tokens: int
+    text_bytes: int
+    documents: int
+    shards: tuple[ShardFacts, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShardIndex:
+    """What was built, from what, and how.
+
+    `unigram_cross_entropy_nats` is nats per validation token under the token frequencies of train,
+    with one added to each count: what a model that ignores all context reaches.
+    """
+
+    format_version: int
+    key: str
+    dtype: str
+    vocab_size: int
+    separator_id: int
+    encoder_fingerprint: str
+    corpus_fingerprint: str
+    validation_fraction: float
+    split_by: str
+    unigram_cross_entropy_nats: float
+    train: SplitFacts
+    validation: SplitFacts
+
+
+def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
+    """The smallest little-endian type that holds every id below `vocab_size`."""
+    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
+
+
+def write_index(directory: Path, index: ShardIndex) -> None:
+    """The index is on disk in `directory`."""
+    write_text_atomically(directory / INDEX_NAME, json.dumps(asdict(index), indent=2) + "\n")
+
+
+def read_index(directory: Path) -> ShardIndex:
+    """The index in `directory`; every shard it names is there with the size it names.
+
+    Raises DataError that names the file. Contents of shards are not read.
+    """
+    path = directory / INDEX_NAME
+    with readable(str(path)):
+        data = path.read_bytes()
+    try:
+        index = _index_from(json.loads(data))
+        _require_consistent(index)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error}", hint=_BUILD_AGAIN) from error
+    for shard in (*index.train.shards, *index.validation.shards):
+        _require_size(directory / shard.name, shard.size_bytes, index.dtype)
+    return index
+
+
+def _index_from(value: object) -> ShardIndex:
+    record = _mapping(value)
+    version = record.get("format_version")
+    if version != FORMAT_VERSION:
+        message = f"format_version is {version}, and this version reads {FORMAT_VERSION}"
+        raise ValueError(message)
+    sides = {side: _split_from(record.get(side)) for side in ("train", "validation")}
+    return _exactly(ShardIndex, {**record, **sides})
+
+
+def _split_from(value: object) -> SplitFacts:
+    record = _mapping(value)
+    shards = record.get("shards")
+    if not isinstance(shards, list):
+        raise ValueError("shards is not a list")
+    parsed = tuple(_exactly(ShardFacts, _mapping(shard)) for shard in shards)
+    return _exactly(SplitFacts, {**record, "shards": parsed})
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("an object is missing")
+    return value
+
+
+def _exactly(kind: type[T], record: Mapping[str, Any]) -> T:
+    """`kind` made of `record`, which has its fields, no others, and of its types."""
+    expected = {field.name: str(field.type) for field in fields(kind)}  # type: ignore[arg-type]
+    if record.keys() != expected.keys():
+        wrong = ", ".join(sorted(record.keys() ^ expected.keys()))
+        raise ValueError(f"{kind.__name__} has missing or unknown fields: {wrong}")
+    for name, value in record.items():
+        if type(value).__name__ != expected[name].partition("[")[0]:
+            raise ValueError(f"{name} is {value!r}, not {expected[name]}")
+        if type(value) is int and value < 0:
+            raise ValueError(f"{name} is negative")
+    return kind(**record)
+
+
+def _require_consistent(index: ShardIndex) -> None:
+    if index.dtype != token_dtype(index.vocab_size).name:
+        raise ValueError(f"dtype is {index.dtype} for a vocabulary of {index.vocab_size}")
+    if index.separator_id >= index.vocab_size:
+        raise ValueError(f"separator_id {index.separator_id} is outside the vocabulary")
+    for side, split in (("train", index.train), ("validation", index.validation)):
+        _require_consistent_split(side, split, np.dtype(index.dtype).itemsize)
+
+
+def _require_consistent_split(side: str, split: SplitFacts, token_bytes: int) -> None:
+    for shard in split.shards:
+        match = _SHARD_NAME.fullmatch(shard.name)
+        if match is None or match[1] != side:
+            raise ValueError(f"{shard.name!r} is not the name of a {side} shard")
+        if shard.size_bytes == 0:
+            raise ValueError(f"{shard.name} is empty")
+    size_bytes = sum(shard.size_bytes for shard in split.shards)
+    if split.tokens == 0 or size_bytes != split.tokens * token_bytes:
+        raise ValueError(f"{side} has {split.tokens} tokens in {size_bytes} bytes")
+
+
+def _require_size(path: Path, size_bytes: int, dtype: str) -> None:
+    with readable(str(path)):
+        found = path.stat().st_size
+    if found % np.dtype(dtype).itemsize:
+        message = f"{path} has {found} bytes, which is not a whole number of {dtype} tokens"
+        raise DataError(message, hint=_BUILD_AGAIN)
+    if found != size_bytes:
+        message = f"{path} has {found} bytes, and the index says {size_bytes}"
+        raise DataError(message, hint=_BUILD_AGAIN)
+
+
+def require_sha256(path: Path, expected: str, found: str) -> None:
+    """The contents of a shard are those that were written. Raises DataError."""
+    if found != expected:
+        message = (
+            f"{path} is damaged: its sha256 is {found[:12]}…, and the index says {expected[:12]}…"
+        )
+        raise DataError(message, hint=_BUILD_AGAIN)

@@ -1,0 +1,255 @@
+"""From what the user names as data to a corpus that can be read any number of times."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import platform
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from llmtrain.data.finding import (
+    files_below,
+    files_matching,
+    is_glob,
+    library_files,
+    reason_to_skip,
+    source_file,
+)
+from llmtrain.data.reading import Document, SourceFile, decode_python, read_documents, readable
+from llmtrain.errors import DataError, UsageError
+
+BUILTIN_PYTHON = "builtin:python"
+_SUPPORTED = (
+    "data can be a text file, .jsonl, either as .gz, a directory, a glob, or builtin:python"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that was found and is not read."""
+
+    origin: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PythonLibrary:
+    """Which standard library it was: enough to tell two of them apart."""
+
+    version: str
+    text_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The files that one spec stands for, without those that an earlier spec already named."""
+
+    spec: str
+    kind: Literal["file", "directory", "glob", "builtin"]
+    files: tuple[SourceFile, ...]
+    skipped: tuple[Skipped, ...] = ()
+    library: PythonLibrary | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusFacts:
+    """What one pass over a corpus tells. The digests are of single documents."""
+
+    documents: int
+    text_bytes: int
+    fingerprint: str
+    lowest_digest: bytes
+    highest_digest: bytes
+
+
+def _go_on() -> None:
+    """Never asks to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Documents in a fixed order. Holds names of files, never their text."""
+
+    sources: tuple[Source, ...]
+    text_field: str = "text"
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        return tuple(skipped for source in self.sources for skipped in source.skipped)
+
+    def documents(self) -> Iterator[Document]:
+        """Every document that is not empty, one file in memory at a time. Raises DataError."""
+        for source in self.sources:
+            for file in source.files:
+                yield from read_documents(file, self.text_field)
+
+    def fingerprint(self) -> str:
+        """See `FingerprintBuilder`. Reads the whole corpus."""
+        return self.measure().fingerprint
+
+    def measure(self, check_stop: Callable[[], None] = _go_on) -> CorpusFacts:
+        """Sizes and fingerprint, from reading all of it. Raises DataError if there is no text."""
+        builder = FingerprintBuilder()
+        text_bytes, lowest, highest = 0, b"\xff" * 32, b""
+        for document in self.documents():
+            check_stop()
+            digest = builder.add(document)
+            text_bytes += len(document.text.encode())
+            lowest, highest = min(lowest, digest), max(highest, digest)
+        if not builder.documents:
+            specs = ", ".join(source.spec for source in self.sources)
+            raise DataError(f"there is no text in {specs}: every file is empty", hint=_SUPPORTED)
+        return CorpusFacts(builder.documents, text_bytes, builder.hexdigest(), lowest, highest)
+
+    def describe(self) -> list[dict[str, object]]:
+        """One record a source, ready for JSON, without reading the text again."""
+        return [_describe(source) for source in self.sources]
+
+
+class FingerprintBuilder:
+    """sha256 over the sha256 of every document, in order.
+
+    It depends on the text and where documents end, not on paths, times or compression, so the
+    same text has the same fingerprint on every machine.
+    """
+
+    def __init__(self) -> None:
+        self.documents = 0
+        self._digest = hashlib.sha256()
+
+    def add(self, document: Document) -> bytes:
+        """The document's own digest, which is now part of the fingerprint."""
+        digest = document.digest()
+        self._digest.update(digest)
+        self.documents += 1
+        return digest
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+def _describe(source: Source) -> dict[str, object]:
+    record: dict[str, object] = {
+        "spec": source.spec,
+        "kind": source.kind,
+        "files": len(source.files),
+        "skipped": dict(sorted(Counter(skipped.reason for skipped in source.skipped).items())),
+    }
+    if source.library is not None:
+        record["python_version"] = source.library.version
+        record["text_bytes"] = source.library.text_bytes
+        record["sha256"] = source.library.sha256
+    return record
+
+
+def resolve_sources(specs: Sequence[str], *, text_field: str = "text") -> Corpus:
+    """The corpus that `specs` name, in that order; a file named twice counts once.
+
+    Every file is known to exist and to look like text. Raises DataError for a spec that stands for
+    no text, UsageError where there is no spec.
+    """
+    if not specs or not all(specs):
+        raise UsageError("no data is given", hint="--data FILE, or --data builtin:python")
+    seen: set[str] = set()
+    sources = tuple(_without_repeats(_resolve(spec), seen) for spec in specs)
+    return Corpus(sources, text_field)
+
+
+def _without_repeats(source: Source, seen: set[str]) -> Source:
+    files = []
+    for file in source.files:
+        identity = os.path.normcase(file.path.resolve())
+        if identity not in seen:
+            seen.add(identity)
+            files.append(file)
+    return replace(source, files=tuple(files))
+
+
+def _resolve(spec: str) -> Source:
+    if spec == BUILTIN_PYTHON:
+        return _python_library()
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|builtin:", spec):
+        raise DataError(f"{spec} is not a kind of data that is supported", hint=_SUPPORTED)
+    path = _expanded(spec)
+    with readable(spec):
+        if path.is_dir():
+            return _found(spec, "directory", files_below(path))
+        if path.exists():
+            return Source(spec, "file", (_named_file(path),))
+        if is_glob(spec):
+            return _found(spec, "glob", files_matching(path))
+    raise _missing(spec, path)
+
+
+def _expanded(spec: str) -> Path:
+    try:
+        return Path(spec).expanduser()
+    except RuntimeError:  # `~name` where there is no such user: a file may be called that
+        return Path(spec)
+
+
+def _named_file(path: Path) -> SourceFile:
+    """A file that the user named outright, where skipping it silently would be wrong."""
+    file = source_file(path)
+    reason = reason_to_skip(file)
+    if reason == "binary":
+        hint = "text has to be UTF-8; for UTF-16: iconv -f UTF-16 -t UTF-8 OLD > NEW"
+        raise DataError(f"{path} is binary, not text", hint=hint)
+    if reason is not None:
+        raise DataError(f"{path} cannot be used as text: {reason}", hint=_SUPPORTED)
+    return file
+
+
+def _found(spec: str, kind: Literal["directory", "glob"], paths: Iterable[Path]) -> Source:
+    files, skipped = [], []
+    for file in map(source_file, paths):
+        reason = reason_to_skip(file)
+        if reason is None:
+            files.append(file)
+        else:
+            skipped.append(Skipped(file.origin, reason))
+    if not files:
+        counts = Counter(each.reason for each in skipped)
+        why = "; ".join(f"{count} skipped: {reason}" for reason, count in counts.items())
+        raise DataError(
+            f"{kind} {spec} has no text file" + (f" ({why})" if why else ""), hint=_SUPPORTED
+        )
+    return Source(spec, kind, tuple(files), tuple(skipped))
+
+
+def _missing(spec: str, path: Path) -> DataError:
+    try:
+        neighbours = [neighbour.name for neighbour in path.parent.iterdir()]
+    except OSError:
+        return DataError(f"{spec} does not exist, and neither does its directory", hint=_SUPPORTED)
+    close = difflib.get_close_matches(path.name, neighbours, n=1)
+    hint = f"did you mean {path.parent / close[0]}?" if close else _SUPPORTED
+    return DataError(f"{spec} does not exist", hint=hint)
+
+
+def _python_library() -> Source:
+    files, skipped = [], []
+    builder, text_bytes = FingerprintBuilder(), 0
+    for file in library_files():
+        try:
+            with readable(file.origin):
+                text = decode_python(file.path.read_bytes())
+        except (SyntaxError, LookupError, UnicodeError):
+            skipped.append(Skipped(file.origin, "undecodable"))
+            continue
+        files.append(file)
+        if text:
+            builder.add(Document(text, file.origin))
+            text_bytes += len(text.encode())
+    if not files:
+        message = "this Python has no standard library sources on disk"
+        raise DataError(message, hint="name a text file instead: --data FILE")
+    library = PythonLibrary(platform.python_version(), text_bytes, builder.hexdigest())
+    return Source(BUILTIN_PYTHON, "builtin", tuple(files), tuple(skipped), library)

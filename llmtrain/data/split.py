@@ -1,0 +1,147 @@
+"""Which text is trained on and which is held out: a pure function of the text and the fraction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+from llmtrain.data.reading import Document
+from llmtrain.data.sources import Corpus, CorpusFacts
+from llmtrain.errors import DataError, UsageError
+
+Side = Literal["train", "validation"]
+BLOCKS = 100
+_DIGEST_VALUES = 2**256
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A document, or a contiguous part of one, that is on one side."""
+
+    side: Side
+    document: Document
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentSplit:
+    """A document is held out if its sha256, read as a number, is below a threshold.
+
+    Equal documents are on one side, the order does not matter, and a larger fraction holds out
+    what a smaller one does, and more.
+    """
+
+    held_out_below: int
+
+    def assign(self, documents: Iterable[Document]) -> Iterator[Piece]:
+        """Every document, whole, with its side."""
+        for document in documents:
+            held_out = _number(document.digest()) < self.held_out_below
+            yield Piece("validation" if held_out else "train", document)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSplit:
+    """Few documents are cut into about 100 blocks at line ends, and every n-th block is held out.
+
+    The `held_out` blocks are evenly spaced over all of the text, beginning half a distance in, so
+    that they speak for each part of it. Neighbours on one side stay one piece: a document is torn
+    no more often than it must be.
+    """
+
+    block_bytes: int
+    longest_bytes: int
+    blocks: int
+    held_out: int
+
+    def assign(self, documents: Iterable[Document]) -> Iterator[Piece]:
+        """Every document in pieces that alternate between sides and join to the whole."""
+        first_block = 0
+        for document in documents:
+            blocks = list(_blocks(document, self.block_bytes, self.longest_bytes))
+            yield from self._pieces(document.origin, blocks, first_block)
+            first_block += len(blocks)
+
+    def _pieces(self, origin: str, blocks: list[bytes], first_block: int) -> Iterator[Piece]:
+        offset = 0
+        numbered = enumerate(blocks, start=first_block)
+        for side, group in groupby(numbered, key=lambda pair: self._side(pair[0])):
+            data = b"".join(block for _, block in group)
+            yield Piece(side, Document(data.decode(), f"{origin}@{offset}"))
+            offset += len(data)
+
+    def _side(self, block: int) -> Side:
+        """Held out where the running count of `held_out / blocks` a block passes a half."""
+        half = self.blocks // 2
+        before = (block * self.held_out + half) // self.blocks
+        after = ((block + 1) * self.held_out + half) // self.blocks
+        return "validation" if after > before else "train"
+
+
+Split = DocumentSplit | BlockSplit
+
+
+def plan_split(corpus: Corpus, facts: CorpusFacts, fraction: float) -> Split:
+    """The split that holds out about `fraction` of the corpus; neither side is empty.
+
+    From 100 documents on, by document: the share of documents is the fraction but for chance.
+    Under 100 documents, or if all are equal, by block: ⌈fraction × blocks⌉ are held out. Raises
+    DataError if the text is a single character.
+    """
+    if not 0 < fraction < 1:
+        message = f"data.validation_fraction is {fraction}; it has to be above 0 and below 1"
+        raise UsageError(message, hint="--set data.validation_fraction=0.05")
+    if facts.documents >= BLOCKS and facts.lowest_digest != facts.highest_digest:
+        return _document_split(facts, fraction)
+    return _block_split(corpus, facts, fraction)
+
+
+def _document_split(facts: CorpusFacts, fraction: float) -> DocumentSplit:
+    """The lowest digest is held out and the highest is not, whatever the fraction."""
+    lowest, highest = _number(facts.lowest_digest), _number(facts.highest_digest)
+    return DocumentSplit(min(max(int(fraction * _DIGEST_VALUES), lowest + 1), highest))
+
+
+def _block_split(corpus: Corpus, facts: CorpusFacts, fraction: float) -> BlockSplit:
+    block_bytes = math.ceil(facts.text_bytes / BLOCKS)
+    longest_bytes = max(block_bytes, facts.text_bytes // 10)
+    documents = corpus.documents()
+    blocks = sum(1 for each in documents for _ in _blocks(each, block_bytes, longest_bytes))
+    if blocks < 2:
+        message = f"{facts.text_bytes} bytes of text cannot be split into train and validation"
+        raise DataError(message, hint="add text with --data")
+    held_out = min(math.ceil(fraction * blocks), blocks - 1)
+    return BlockSplit(block_bytes, longest_bytes, blocks, held_out)
+
+
+def _blocks(document: Document, block_bytes: int, longest_bytes: int) -> Iterator[bytes]:
+    return cut_at_line_ends(document.text.encode(), block_bytes, longest_bytes)
+
+
+def cut_at_line_ends(data: bytes, target_bytes: int, longest_bytes: int) -> Iterator[bytes]:
+    """Contiguous pieces of UTF-8 that join to `data`, each of `target_bytes` or a little more.
+
+    A piece ends with the first line end from there on. Where none comes before `longest_bytes`
+    (at least `target_bytes`), it ends between two characters. Only the last piece may be shorter.
+    """
+    start = 0
+    while start < len(data):
+        end = data.find(b"\n", start + target_bytes - 1, start + longest_bytes) + 1
+        if not end:
+            is_last = len(data) - start <= longest_bytes
+            end = len(data) if is_last else _character_boundary(data, start + target_bytes)
+        yield data[start:end]
+        start = end
+
+
+def _character_boundary(data: bytes, position: int) -> int:
+    """The first place from `position` on where a character begins, or the end."""
+    while position < len(data) and data[position] & 0xC0 == 0x80:
+        position += 1
+    return position
+
+
+def _number(digest: bytes) -> int:
+    return int.from_bytes(digest, "big")

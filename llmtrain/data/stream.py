@@ -1,0 +1,79 @@
+"""The tokens of one split, whatever shards they lie in."""
+
+from __future__ import annotations
+
+import mmap
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+TokenArray: TypeAlias = npt.NDArray[np.int64]
+
+
+class TokenStream:
+    """Token ids at any position, memory-mapped: nothing is read before it is asked for.
+
+    Arrays that it hands out are copies, so closing is possible at any time, on Windows too, where
+    a mapped file cannot be removed.
+    """
+
+    def __init__(self, shards: Sequence[Path], dtype: np.dtype[np.unsignedinteger]) -> None:
+        self._dtype = dtype
+        self._maps: list[mmap.mmap] = []
+        try:
+            for shard in shards:
+                self._maps.append(_mapped(shard))
+        except BaseException:
+            self.close()
+            raise
+        sizes = (len(mapped) // dtype.itemsize for mapped in self._maps)
+        self._starts = list(accumulate(sizes, initial=0))
+
+    @property
+    def num_tokens(self) -> int:
+        return self._starts[-1]
+
+    def read(self, start: int, count: int) -> TokenArray:
+        """`count` ids from `start` on. Raises IndexError beyond either end."""
+        if start < 0 or count < 0 or start + count > self.num_tokens:
+            raise IndexError(f"tokens {start}..{start + count} of {self.num_tokens}")
+        out = np.empty(count, dtype=np.int64)
+        filled = 0
+        while filled < count:
+            filled += self._fill(out[filled:], start + filled)
+        return out
+
+    def _fill(self, out: TokenArray, position: int) -> int:
+        """Ids copied into `out`: as many as fit and as the shard at `position` has."""
+        shard = bisect_right(self._starts, position) - 1
+        count = min(len(out), self._starts[shard + 1] - position)
+        offset = (position - self._starts[shard]) * self._dtype.itemsize
+        out[:count] = np.frombuffer(self._maps[shard], self._dtype, count, offset)
+        return count
+
+    def close(self) -> None:
+        """The files can be removed; reading is no longer possible."""
+        for mapped in self._maps:
+            mapped.close()
+
+    def __enter__(self) -> TokenStream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -1,0 +1,109 @@
+"""What the Linux control group of this process (a container, a slice, a batch job) allows it.
+
+Version 1, version 2 and the two mounted together. The file system's root is an argument, so that
+a test can invent one. What is missing, unreadable or malformed is unknown: `None`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+# Version 1 writes "no limit" as the largest multiple of the page size below 2**63.
+_UNLIMITED_BYTES = 1 << 60
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupLimits:
+    """The smallest limits of this process's group and all groups above it; None: none known."""
+
+    quota_cores: float | None
+    memory_limit_bytes: int | None
+
+
+def read_limits(root: Path = Path("/")) -> CgroupLimits:
+    """The limits on this process. Both None where there are no control groups."""
+    quotas = [_quota_cores(group) for group in _groups(root, "cpu")]
+    limits = [_memory_limit_bytes(group) for group in _groups(root, "memory")]
+    return CgroupLimits(
+        min((quota for quota in quotas if quota is not None), default=None),
+        min((limit for limit in limits if limit is not None), default=None),
+    )
+
+
+def read_memory_usage(root: Path = Path("/")) -> int | None:
+    """Bytes charged to the group that sets the smallest limit, or else to this process's own.
+
+    The kernel charges the page cache too, so a group that reads files sits near its limit
+    without being short of memory.
+    """
+    groups = _groups(root, "memory")
+    limited = [(limit, group) for group in groups if (limit := _memory_limit_bytes(group))]
+    if limited:
+        return _usage_bytes(min(limited, key=lambda pair: pair[0])[1])
+    return next((usage for group in groups if (usage := _usage_bytes(group))), None)
+
+
+def _groups(root: Path, controller: str) -> list[Path]:
+    """This process's group and those above it, nearest first, wherever `controller` may be."""
+    base = root / "sys/fs/cgroup"
+    groups: list[Path] = []
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        names, _, path = line.partition(":")[2].partition(":")
+        if names == "":  # version 2, alone or beside version 1
+            mounts = [base, base / "unified"]
+        elif controller in names.split(","):
+            mounts = [base / names, base / controller]
+        else:
+            continue
+        for mount in mounts:
+            groups += _levels(mount, PurePosixPath(path))
+    return list(dict.fromkeys(groups))
+
+
+def _levels(mount: Path, path: PurePosixPath) -> list[Path]:
+    """The directories from `path` up to `mount`.
+
+    Inside a container the path may be the host's: then the mount's root is the group, and a
+    directory that happens to match the beginning of the path is somebody else's.
+    """
+    parts = path.parts[1:]
+    if ".." in parts or not mount.joinpath(*parts).is_dir():
+        parts = ()
+    return [mount.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
+
+
+def _quota_cores(group: Path) -> float | None:
+    words = _text(group / "cpu.max").split() or [
+        *_text(group / "cpu.cfs_quota_us").split(),
+        *_text(group / "cpu.cfs_period_us").split(),
+    ]
+    if len(words) != 2:
+        return None
+    quota_us, period_us = (_positive(word) for word in words)
+    return quota_us / period_us if quota_us and period_us else None
+
+
+def _memory_limit_bytes(group: Path) -> int | None:
+    limit = _positive(_text(group / "memory.max") or _text(group / "memory.limit_in_bytes"))
+    return limit if limit is not None and limit < _UNLIMITED_BYTES else None
+
+
+def _usage_bytes(group: Path) -> int | None:
+    return _positive(_text(group / "memory.current") or _text(group / "memory.usage_in_bytes"))
+
+
+def _positive(text: str) -> int | None:
+    """The positive integer in `text`; None for `max`, `-1` and what is no number."""
+    try:
+        number = int(text)
+    except ValueError:
+        return None
+    return number if number > 0 else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,135 @@
+"""What Linux and macOS write about the processor, read into one form.
+
+Of the instruction sets only those are kept that decide how fast a matrix product is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+# As Linux names them (x86 "flags", ARM "Features") → as llmtrain names them.
+_LINUX_ISA = {
+    "avx2": "avx2",
+    "avx512f": "avx512f",
+    "avx512_bf16": "avx512_bf16",
+    "avx_ne_convert": "avx_ne_convert",
+    "amx_bf16": "amx_bf16",
+    "asimd": "neon",
+    "neon": "neon",
+    "sve": "sve",
+    "bf16": "bf16",
+    "svebf16": "sve_bf16",
+    "sme": "sme",
+}
+_SYSCTL_ISA = {
+    "hw.optional.avx2_0": "avx2",
+    "hw.optional.avx512f": "avx512f",
+    "hw.optional.neon": "neon",
+    "hw.optional.AdvSIMD": "neon",
+    "hw.optional.arm.FEAT_BF16": "bf16",
+    "hw.optional.arm.FEAT_SME": "sme",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CpuDescription:
+    """A processor as its operating system describes it."""
+
+    model: str | None = None
+    isa: tuple[str, ...] = ()
+    core_of: Mapping[int, str] = field(default_factory=dict)  # logical core → its physical core
+    sockets: int | None = None
+
+    @property
+    def physical_cores(self) -> int | None:
+        """Distinct physical cores; None: unknown."""
+        return len(set(self.core_of.values())) or None
+
+    def cores_among(self, logical_cores: Iterable[int]) -> int | None:
+        """Distinct physical cores behind `logical_cores`; None where one of them is unknown."""
+        behind = [self.core_of.get(logical) for logical in logical_cores]
+        return None if None in behind else len(set(behind))
+
+
+def read_linux_cpu(root: Path = Path("/")) -> CpuDescription:
+    """/proc/cpuinfo, with the cores as /sys counts them where it does: ARM has them only there."""
+    try:
+        text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    described = parse_cpuinfo(text)
+    core_of, packages = _read_topology(root / "sys/devices/system/cpu")
+    return replace(
+        described,
+        core_of=core_of or described.core_of,
+        sockets=len(packages) or described.sockets,
+    )
+
+
+def parse_cpuinfo(text: str) -> CpuDescription:
+    """The description in the text of /proc/cpuinfo."""
+    processors = [p for p in map(_fields, text.split("\n\n")) if "processor" in p]
+    if not processors:
+        return CpuDescription()
+    names = [set((p.get("flags") or p.get("Features", "")).split()) for p in processors]
+    common = set.intersection(*names)  # a thread may land on any core
+    return CpuDescription(
+        model=_model(processors[0]),
+        isa=_in_order(_LINUX_ISA, common),
+        core_of={
+            int(p["processor"]): f"{p['physical id']}/{p['core id']}"
+            for p in processors
+            if p["processor"].isdecimal() and "physical id" in p and "core id" in p
+        },
+        sockets=len({p["physical id"] for p in processors if "physical id" in p}) or None,
+    )
+
+
+def parse_sysctl(text: str) -> CpuDescription:
+    """The description in what `sysctl machdep.cpu hw.packages hw.optional` prints on macOS."""
+    values = _fields(text)
+    packages = values.get("hw.packages", "")
+    return CpuDescription(
+        model=values.get("machdep.cpu.brand_string"),
+        isa=_in_order(_SYSCTL_ISA, {name for name, value in values.items() if value == "1"}),
+        sockets=int(packages) if packages.isdecimal() else None,
+    )
+
+
+def _fields(text: str) -> dict[str, str]:
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, colon, value in pairs if colon}
+
+
+def _model(processor: Mapping[str, str]) -> str | None:
+    if "model name" in processor:
+        return processor["model name"]
+    if "CPU part" in processor:  # ARM gives numbers, not names
+        return f"ARM implementer {processor.get('CPU implementer')} part {processor['CPU part']}"
+    return None
+
+
+def _in_order(names: Mapping[str, str], present: set[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(ours for theirs, ours in names.items() if theirs in present))
+
+
+def _read_topology(cpus: Path) -> tuple[dict[int, str], set[str]]:
+    """Each logical core's physical core (named by the threads that share it), and the sockets."""
+    core_of: dict[int, str] = {}
+    packages: set[str] = set()
+    for topology in cpus.glob("cpu[0-9]*/topology"):
+        logical = topology.parent.name.removeprefix("cpu")
+        siblings = _line(topology / "core_cpus_list") or _line(topology / "thread_siblings_list")
+        if logical.isdecimal() and siblings:
+            core_of[int(logical)] = siblings
+        packages.add(_line(topology / "physical_package_id"))
+    return core_of, packages - {"", "-1"}  # -1: firmware does not say
+
+
+def _line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return ""

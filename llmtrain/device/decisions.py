@@ -1,0 +1,274 @@
+"""Each decision of a plan, as a pure function of facts, wishes and needs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmtrain.device.choice import Backend, Choice, DeviceKind, MatmulPrecision, Needs, Precision
+from llmtrain.device.facts import Accelerator, Facts, MatmulTimes
+from llmtrain.device.memory import predict_training
+from llmtrain.errors import DoesNotFitError, UsageError
+from llmtrain.profile.schema import DeviceSection
+from llmtrain.units import format_bytes
+
+# Small micro-batches are nearly as fast as large ones on a CPU, and much leaner; an accelerator
+# wants enough tokens that its products fill it.
+_MICRO_BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
+_USABLE_MEMORY = {"cpu": 0.85, "mps": 0.8, "cuda": 0.92}
+_WORTHWHILE = 0.9  # a choice that changes the numerics must save at least a tenth of the time
+
+
+def memory_limit_bytes(facts: Facts, kind: DeviceKind) -> int:
+    """What one process tree may use of the device's memory; the rest is the system's."""
+    if kind == "cpu":
+        return int(facts.cpu.usable_memory_bytes * _USABLE_MEMORY["cpu"])
+    smallest = min(a.memory_total_bytes for a in facts.of_kind(kind))
+    return int(smallest * _USABLE_MEMORY[kind])
+
+
+def choose_device(facts: Facts, wishes: DeviceSection) -> Choice[DeviceKind]:
+    """CUDA, else MPS, else the CPU; a device that was named has to be there."""
+    if wishes.force_cpu:
+        return Choice("cpu", "device.force_cpu is set")
+    if wishes.kind == "cpu":
+        return Choice("cpu", "asked for")
+    if wishes.kind != "auto":
+        return _named_accelerator(facts, wishes.kind)
+    for kind in ("cuda", "mps"):
+        found = facts.of_kind(kind)
+        if found:
+            return Choice(kind, _found(found))
+    return Choice("cpu", _why_cpu(facts))
+
+
+def _named_accelerator(facts: Facts, kind: Literal["cuda", "mps"]) -> Choice[DeviceKind]:
+    found = facts.of_kind(kind)
+    if found:
+        return Choice(kind, f"asked for; {_found(found)}")
+    failures = [reason for failed, reason in facts.failures if failed == kind]
+    because = failures[0] if failures else f"torch {facts.torch_version} finds none here"
+    if kind == "cuda" and facts.unusable_gpu and not failures:
+        because = facts.unusable_gpu
+    raise UsageError(f"device {kind} was asked for: {because}", hint="llmtrain device info")
+
+
+def _found(accelerators: tuple[Accelerator, ...]) -> str:
+    first = accelerators[0]
+    number = f"{len(accelerators)} × " if len(accelerators) > 1 else ""
+    return f"{number}{first.name}, {format_bytes(first.memory_total_bytes)}"
+
+
+def _why_cpu(facts: Facts) -> str:
+    reasons = [f"{kind} failed to initialise: {reason}" for kind, reason in facts.failures]
+    if facts.unusable_gpu:
+        reasons.append(facts.unusable_gpu)
+    return "; ".join(reasons) if reasons else "no accelerator found"
+
+
+def processes(facts: Facts, wishes: DeviceSection, needs: Needs, kind: DeviceKind) -> Choice[int]:
+    if needs.launched_processes is not None:
+        choice = Choice(needs.launched_processes, "as launched")
+    elif wishes.processes != "auto":
+        choice = Choice(wishes.processes, "asked for")
+    elif kind == "cuda":
+        return _gpus_that_divide(len(facts.of_kind("cuda")), needs)
+    elif kind == "mps":
+        return Choice(1, "one GPU")
+    else:
+        return Choice(1, "threads share one model; a second process would hold a second copy")
+    if kind == "cuda" and needs.launched_processes is None:
+        gpus = len(facts.of_kind("cuda"))
+        if choice.value > gpus:
+            raise UsageError(
+                f"{choice.value} processes need as many GPUs; there are {gpus}",
+                hint=f"--nproc {gpus}",
+            )
+    if kind == "mps" and choice.value > 1:
+        raise UsageError("mps has one GPU and no collective backend", hint="--nproc 1")
+    windows_per_process(needs, choice.value)
+    return choice
+
+
+def _gpus_that_divide(gpus: int, needs: Needs) -> Choice[int]:
+    windows = needs.tokens_per_step // needs.shape.context
+    used = max(n for n in range(1, gpus + 1) if windows % n == 0 or n == 1)
+    if used == gpus:
+        return Choice(used, "one a GPU")
+    return Choice(used, f"of {gpus} GPUs: {windows} windows a step divide evenly by {used}")
+
+
+def windows_per_process(needs: Needs, processes: int) -> int:
+    """Full contexts that one process reads in one step. Raises UsageError if not a whole number."""
+    share = needs.shape.context * processes
+    if needs.tokens_per_step % share:
+        nearest = max(1, round(needs.tokens_per_step / share)) * share
+        raise UsageError(
+            f"train.tokens_per_step {needs.tokens_per_step} is not a multiple of context "
+            f"{needs.shape.context} × {processes} processes",
+            hint=f"--set train.tokens_per_step={nearest}",
+        )
+    return needs.tokens_per_step // share
+
+
+def precision(
+    facts: Facts, wishes: DeviceSection, kind: DeviceKind, times: MatmulTimes | None
+) -> Choice[Precision]:
+    if wishes.precision != "auto":
+        return _asked_precision(facts, wishes.precision, kind)
+    if kind == "cuda":
+        if all(gpu.supports_bf16 for gpu in facts.of_kind("cuda")):
+            return Choice("bf16", "the GPU multiplies bf16 natively")
+        return Choice("fp16", "the GPU has no bf16; gradients are scaled")
+    if kind == "mps":
+        return Choice("fp32", "half precision is no faster on MPS and less tested")
+    if times is None:
+        return Choice("fp32", "not measured on this CPU")
+    fp32_s = min(times.fp32_s, times.medium_s)
+    figures = f"{1e3 * times.bf16_s:.1f} ms against {1e3 * fp32_s:.1f} ms in fp32, measured here"
+    if times.bf16_s < _WORTHWHILE * fp32_s:
+        return Choice("bf16", f"{fp32_s / times.bf16_s:.1f}× as fast: {figures}; weights stay fp32")
+    return Choice("fp32", f"bf16 does not pay: {figures}")
+
+
+def _asked_precision(facts: Facts, precision: Precision, kind: DeviceKind) -> Choice[Precision]:
+    if precision == "fp16" and kind == "cpu":
+        raise UsageError(
+            "device.precision fp16: a CPU computes fp16 20 to 100 times slower than fp32",
+            hint="--set device.precision=auto",
+        )
+    if precision == "fp16" and kind == "mps":
+        raise UsageError(
+            "device.precision fp16: gradients cannot be scaled on MPS",
+            hint="--set device.precision=bf16",
+        )
+    no_bf16 = not all(gpu.supports_bf16 for gpu in facts.of_kind("cuda"))
+    if precision == "bf16" and kind == "cuda" and no_bf16:
+        raise UsageError(
+            "device.precision bf16: this GPU has none", hint="--set device.precision=fp16"
+        )
+    return Choice(precision, "asked for")
+
+
+def matmul_precision(
+    kind: DeviceKind, precision: str, times: MatmulTimes | None
+) -> Choice[MatmulPrecision]:
+    if kind == "cuda":
+        return Choice("high", "what stays fp32 is multiplied in TF32")
+    if kind == "cpu" and precision == "fp32" and times is not None:
+        figures = f"{1e3 * times.medium_s:.1f} ms against {1e3 * times.fp32_s:.1f} ms, measured"
+        if times.medium_s < _WORTHWHILE * times.fp32_s:
+            return Choice("medium", f"faster fp32 products: {figures} here")
+        return Choice("highest", f"medium does not pay: {figures} here")
+    return Choice("highest", "full fp32 products")
+
+
+def threads(facts: Facts, wishes: DeviceSection, local_processes: int) -> Choice[int]:
+    if wishes.threads != "auto":
+        return Choice(wishes.threads, "asked for")
+    usable = facts.cpu.usable_cores
+    share = max(1, usable // local_processes)
+    reason = f"{usable} usable cores ({_core_limits(facts)})"
+    return Choice(
+        share, reason + (f" ÷ {local_processes} processes" if local_processes > 1 else "")
+    )
+
+
+def _core_limits(facts: Facts) -> str:
+    cpu = facts.cpu
+    limits = [f"{cpu.physical_cores or '?'} physical, {cpu.logical_cores} logical"]
+    if cpu.affinity_cores is not None and cpu.affinity_cores < cpu.logical_cores:
+        limits.append(f"affinity {cpu.affinity_cores}")
+    if cpu.quota_cores is not None:
+        limits.append(f"quota {cpu.quota_cores:g}")
+    return ", ".join(limits)
+
+
+def micro_batch(
+    facts: Facts, needs: Needs, kind: DeviceKind, precision: str, processes: int, local: int
+) -> Choice[int]:
+    windows = windows_per_process(needs, processes)
+    limit = memory_limit_bytes(facts, kind) // (local if kind == "cpu" else 1)
+
+    def predicted(micro_batch: int) -> int:
+        return predict_training(
+            needs.shape,
+            micro_batch=micro_batch,
+            half_precision=precision != "fp32",
+            device_kind=kind,
+            processes=processes,
+        ).total_bytes
+
+    if needs.micro_batch != "auto":
+        if windows % needs.micro_batch:
+            raise UsageError(
+                f"train.micro_batch {needs.micro_batch} does not divide the {windows} windows that "
+                f"a process reads in a step",
+                hint="--set train.micro_batch=auto",
+            )
+        _refuse_what_does_not_fit(predicted(needs.micro_batch), limit, needs, needs.micro_batch)
+        return Choice(needs.micro_batch, "asked for")
+    divisors = [n for n in range(1, windows + 1) if windows % n == 0]
+    fitting = [n for n in divisors if predicted(n) <= limit]
+    if not fitting:
+        _refuse_what_does_not_fit(predicted(1), limit, needs, 1)
+    enough = max(1, _MICRO_BATCH_TOKENS[kind] // needs.shape.context)
+    chosen = max((n for n in fitting if n <= enough), default=fitting[0])
+    why = "more is no faster" if fitting[-1] > chosen else "the most that fits or divides the step"
+    size = f"{format_bytes(predicted(chosen))} of {format_bytes(limit)} predicted"
+    return Choice(chosen, f"{chosen * needs.shape.context} tokens; {size}; {why}")
+
+
+def _refuse_what_does_not_fit(
+    predicted_bytes: int, limit_bytes: int, needs: Needs, micro_batch: int
+) -> None:
+    if predicted_bytes <= limit_bytes:
+        return
+    raise DoesNotFitError(
+        f"{needs.shape.parameters / 1e6:.1f}M parameters with micro-batch {micro_batch} × "
+        f"{needs.shape.context} tokens need {format_bytes(predicted_bytes)}; "
+        f"the limit is {format_bytes(limit_bytes)}",
+        hint="a smaller profile (llmtrain profiles list), or "
+        f"--set model.context={max(8, needs.shape.context // 2)} --set train.micro_batch=1",
+    )
+
+
+def compilation(facts: Facts, wishes: DeviceSection, kind: DeviceKind) -> Choice[bool]:
+    if wishes.compile != "auto":
+        return Choice(wishes.compile, "asked for")
+    if kind == "cuda":
+        if facts.has_triton:
+            return Choice(True, "fused kernels; Triton is installed")
+        return Choice(False, "Triton is not installed")
+    return Choice(False, "eager: starts at once")
+
+
+def backend(facts: Facts, wishes: DeviceSection, kind: DeviceKind) -> Choice[Backend]:
+    if wishes.backend == "nccl" and kind != "cuda":
+        raise UsageError("device.backend nccl needs CUDA", hint="--set device.backend=gloo")
+    if wishes.backend != "auto":
+        return Choice(wishes.backend, "asked for")
+    if kind == "cuda" and "nccl" in facts.backends:
+        return Choice("nccl", "GPUs talk to each other directly")
+    if kind == "cuda":
+        return Choice("gloo", "this torch build has no nccl")
+    return Choice("gloo", "the backend for processes without CUDA")
+
+
+def grad_scaler(kind: DeviceKind, precision: str) -> Choice[bool]:
+    if precision == "fp16":
+        return Choice(True, "fp16 gradients would underflow")
+    return Choice(False, f"{precision} has fp32's range")
+
+
+def workers(facts: Facts, wishes: DeviceSection, local_processes: int) -> Choice[int]:
+    if wishes.workers != "auto":
+        return Choice(wishes.workers, "asked for")
+    return Choice(facts.cpu.usable_cores, "usable cores; tokenization ends before training starts")
+
+
+def pin_memory(wishes: DeviceSection, kind: DeviceKind) -> Choice[bool]:
+    if wishes.pin_memory != "auto":
+        return Choice(wishes.pin_memory, "asked for")
+    if kind == "cuda":
+        return Choice(True, "copies to the GPU overlap with computing")
+    return Choice(False, "nothing is copied to another device")

@@ -1,0 +1,115 @@
+"""Predicted peak memory of a training process, itemised, from shapes alone.
+
+The activation counts are those of what autograd saves in `llmtrain.model.decoder`; a test
+compares them with the tensors that are really saved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from llmtrain.profile.shape import ModelShape
+
+_FP32 = 4
+_HALF = 2
+_CPU_LOSS_CHUNK_BYTES = 32 << 20  # of fp32 logits: about the last-level cache
+_ACCELERATOR_LOSS_CHUNK_BYTES = 1 << 30  # large enough that products fill the device
+# What a process holds before it has a model: measured for torch 2.13 with the libraries that a
+# run imports, and for CUDA the context and the cuBLAS workspaces.
+_LIBRARIES_BYTES = {"cpu": 380 << 20, "mps": 450 << 20, "cuda": 1400 << 20}
+_ALLOCATOR_SLACK = 0.06  # of everything that is allocated and freed each step
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPrediction:
+    """Where the bytes of one process go at the peak of a training step."""
+
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    weight_casts_bytes: int
+    activations_bytes: int
+    loss_bytes: int
+    communication_bytes: int
+    libraries_bytes: int
+    slack_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """The predicted peak."""
+        return sum(asdict(self).values())
+
+    def items(self) -> dict[str, int]:
+        """Every part by name, the total last."""
+        return asdict(self) | {"total_bytes": self.total_bytes}
+
+
+def predict_training(
+    shape: ModelShape,
+    *,
+    micro_batch: int,
+    half_precision: bool,
+    device_kind: str,
+    processes: int = 1,
+) -> MemoryPrediction:
+    """The peak of one process that trains `shape` on micro-batches of so many full contexts."""
+    tokens = micro_batch * shape.context
+    state = _FP32 * shape.parameters
+    activations = tokens * saved_bytes_per_token(shape, half_precision)
+    loss = _loss_bytes(shape, tokens, half_precision, device_kind)
+    casts = _HALF * shape.num_layers * shape.block_matrix_parameters if half_precision else 0
+    return MemoryPrediction(
+        parameters_bytes=state,
+        gradients_bytes=state,
+        optimizer_bytes=2 * state,
+        weight_casts_bytes=casts,
+        activations_bytes=activations,
+        loss_bytes=loss,
+        communication_bytes=state if processes > 1 else 0,
+        libraries_bytes=_LIBRARIES_BYTES[device_kind],
+        slack_bytes=int(_ALLOCATOR_SLACK * (activations + loss + casts)),
+    )
+
+
+def loss_chunk_tokens(vocab_size: int, device_kind: str) -> int:
+    """Tokens whose logits the loss holds at once."""
+    budget = _CPU_LOSS_CHUNK_BYTES if device_kind == "cpu" else _ACCELERATOR_LOSS_CHUNK_BYTES
+    return max(64, budget // (_FP32 * vocab_size) // 64 * 64)
+
+
+def saved_bytes_per_token(shape: ModelShape, half_precision: bool) -> int:
+    """Bytes that autograd keeps for the backward, a token, over all blocks and the final norm."""
+    return shape.num_layers * _block_bytes(shape, half_precision) + _norm_bytes(
+        shape.hidden_size, half_precision
+    )
+
+
+def _block_bytes(shape: ModelShape, half_precision: bool) -> int:
+    size = _HALF if half_precision else _FP32
+    hidden, queries, keys = shape.hidden_size, shape.attention_width, shape.kv_width
+    normed_heads = queries + keys if shape.qk_norm else 0
+    return (
+        2 * _norm_bytes(hidden, half_precision)
+        + 2 * _FP32 * normed_heads  # query and key before and after division by their rms
+        + size * (queries + 2 * keys)  # query, key and value, rotated
+        + 2 * size * queries  # attention's output, and a copy with the heads side by side
+        + _FP32 * shape.num_heads  # the softmax's normaliser
+        + 4 * size * shape.intermediate_size  # gate, silu(gate), up, and their product
+    )
+
+
+def _norm_bytes(width: int, half_precision: bool) -> int:
+    """Input and normalised input in fp32, and the output that the next matrix reads."""
+    return width * (2 * _FP32 + (_HALF if half_precision else _FP32))
+
+
+def _loss_bytes(shape: ModelShape, tokens: int, half_precision: bool, device_kind: str) -> int:
+    size = _HALF if half_precision else _FP32
+    head = shape.vocab_size * shape.hidden_size
+    logits = min(tokens, loss_chunk_tokens(shape.vocab_size, device_kind)) * shape.vocab_size
+    return (
+        logits * (_FP32 + 2 * size)  # fp32, as they come out of the product, their gradient
+        + tokens * shape.hidden_size * size  # gradient of the hidden states
+        + head * _FP32  # gradient of the head, added to the embedding's at the end
+        + head * size * (2 if half_precision else 1)  # one chunk's share of it; the cast weight
+    )

@@ -1,0 +1,117 @@
+"""From facts and wishes to decisions, each with its reason. Pure: nothing is asked or changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from llmtrain.device import decisions as decide
+from llmtrain.device.choice import Backend, Choice, DeviceKind, MatmulPrecision, Needs, Precision
+from llmtrain.device.facts import Facts, MatmulTimes
+from llmtrain.device.memory import MemoryPrediction, predict_training
+from llmtrain.profile.schema import DeviceSection
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a run uses the machine."""
+
+    device: Choice[DeviceKind]
+    precision: Choice[Precision]
+    matmul_precision: Choice[MatmulPrecision]
+    processes: Choice[int]
+    threads: Choice[int]
+    micro_batch: Choice[int]
+    accumulation: Choice[int]
+    compile: Choice[bool]
+    backend: Choice[Backend]
+    grad_scaler: Choice[bool]
+    optimizer_kernel: Choice[Literal["fused", "foreach"]]
+    workers: Choice[int]
+    loader_processes: Choice[int]
+    pin_memory: Choice[bool]
+
+    def choices(self) -> Iterator[tuple[str, Choice[Any]]]:
+        """Every decision by name."""
+        for field in fields(self):
+            yield field.name, getattr(self, field.name)
+
+    def document(self) -> dict[str, dict[str, Any]]:
+        """`{name: {value, reason}}`, as run.yaml and `--json` hold it."""
+        return {name: {"value": c.value, "reason": c.reason} for name, c in self.choices()}
+
+    def numerics(self) -> dict[str, Any]:
+        """The decisions that a bitwise equal continuation needs unchanged."""
+        return {name: getattr(self, name).value for name in _NUMERICS}
+
+
+_NUMERICS = (
+    "device",
+    "precision",
+    "matmul_precision",
+    "processes",
+    "threads",
+    "micro_batch",
+    "accumulation",
+    "compile",
+    "grad_scaler",
+    "optimizer_kernel",
+)
+
+
+def plan_from_document(document: Mapping[str, Mapping[str, Any]]) -> Plan:
+    """The plan that `Plan.document` wrote. Raises KeyError where a decision is missing."""
+    names = [field.name for field in fields(Plan)]
+    return Plan(
+        **{name: Choice(document[name]["value"], str(document[name]["reason"])) for name in names}
+    )
+
+
+def make_plan(
+    facts: Facts, wishes: DeviceSection, needs: Needs, matmul_times: MatmulTimes | None = None
+) -> Plan:
+    """Every decision for this machine. Raises UsageError and DoesNotFitError.
+
+    `matmul_times` is what the CPU was measured at; without it the CPU computes in fp32.
+    """
+    device = decide.choose_device(facts, wishes)
+    kind = device.value
+    processes = decide.processes(facts, wishes, needs, kind)
+    local = needs.launched_local_processes or processes.value
+    precision = decide.precision(facts, wishes, kind, matmul_times)
+    micro_batch = decide.micro_batch(facts, needs, kind, precision.value, processes.value, local)
+    windows = decide.windows_per_process(needs, processes.value)
+    return Plan(
+        device=device,
+        precision=precision,
+        matmul_precision=decide.matmul_precision(kind, precision.value, matmul_times),
+        processes=processes,
+        threads=decide.threads(facts, wishes, local),
+        micro_batch=micro_batch,
+        accumulation=Choice(
+            windows // micro_batch.value,
+            f"{needs.tokens_per_step} tokens a step = {micro_batch.value} × {needs.shape.context} "
+            f"tokens × {windows // micro_batch.value} × {processes.value} processes",
+        ),
+        compile=decide.compilation(facts, wishes, kind),
+        backend=decide.backend(facts, wishes, kind),
+        grad_scaler=decide.grad_scaler(kind, precision.value),
+        optimizer_kernel=Choice(
+            "fused", "one pass over all parameters instead of one an operation"
+        ),
+        workers=decide.workers(facts, wishes, local),
+        loader_processes=Choice(0, "windows are read from memory-mapped shards in microseconds"),
+        pin_memory=decide.pin_memory(wishes, kind),
+    )
+
+
+def predict(needs: Needs, plan: Plan) -> MemoryPrediction:
+    """The peak memory of one of the plan's processes."""
+    return predict_training(
+        needs.shape,
+        micro_batch=plan.micro_batch.value,
+        half_precision=plan.precision.value != "fp32",
+        device_kind=plan.device.value,
+        processes=plan.processes.value,
+    )

@@ -1,0 +1,218 @@
+"""A decoder-only transformer in the Qwen3 form; without query and key norms it is Llama.
+
+Shapes: B sequences, T tokens, C hidden features, H query heads, G key heads, D features a head.
+Parameters carry their Hugging Face names, so that a checkpoint needs no conversion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmtrain.ops.attention import causal_attention
+from llmtrain.ops.loss import linear_cross_entropy
+from llmtrain.ops.norm import compute_dtype, rms_norm
+from llmtrain.ops.rotary import rotary_table, rotate
+from llmtrain.profile.shape import ModelShape
+
+INITIAL_STD = 0.02  # Radford et al. 2019
+
+
+class RMSNorm(nn.Module):
+    """A learned gain on the root-mean-square normalised input."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Same shape as `x`, in the type that matrices are multiplied in."""
+        return rms_norm(x, self.weight, self.epsilon, compute_dtype(x))
+
+
+@dataclass(slots=True)
+class LayerCache:
+    """Keys and values of the tokens that one layer has seen; room for the whole context."""
+
+    k_bgtd: Tensor
+    v_bgtd: Tensor
+    length: int = 0
+
+    def extend(self, k_bgtd: Tensor, v_bgtd: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, the new ones last."""
+        end = self.length + k_bgtd.shape[2]
+        self.k_bgtd[:, :, self.length : end] = k_bgtd
+        self.v_bgtd[:, :, self.length : end] = v_bgtd
+        self.length = end
+        return self.k_bgtd[:, :, :end], self.v_bgtd[:, :, :end]
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries, rotary positions and normed queries and keys."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.head_dim = shape.head_dim
+        width, kv_width = shape.attention_width, shape.kv_width
+        self.q_proj = nn.Linear(shape.hidden_size, width, bias=False)
+        self.k_proj = nn.Linear(shape.hidden_size, kv_width, bias=False)
+        self.v_proj = nn.Linear(shape.hidden_size, kv_width, bias=False)
+        self.o_proj = nn.Linear(width, shape.hidden_size, bias=False)
+        self.q_norm = RMSNorm(shape.head_dim, shape.norm_epsilon) if shape.qk_norm else None
+        self.k_norm = RMSNorm(shape.head_dim, shape.norm_epsilon) if shape.qk_norm else None
+
+    def forward(
+        self, x_btc: Tensor, cos_td: Tensor, sin_td: Tensor, cache: LayerCache | None = None
+    ) -> Tensor:
+        """What each token gathers from itself and those before it, (B, T, C)."""
+        q, k, v = (
+            self._heads(projection(x_btc)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, cos_td, sin_td, v.dtype), rotate(k, cos_td, sin_td, v.dtype)
+        if cache is not None:
+            k, v = cache.extend(k, v)
+        y_bhtd = causal_attention(q, k, v)
+        y_btc: Tensor = self.o_proj(y_bhtd.transpose(1, 2).flatten(2))
+        return y_btc
+
+    def _heads(self, x_btc: Tensor) -> Tensor:
+        sequences, tokens, _ = x_btc.shape
+        return x_btc.view(sequences, tokens, -1, self.head_dim).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+
+    def forward(self, x_btc: Tensor) -> Tensor:
+        """`down(silu(gate(x)) · up(x))`, (B, T, C)."""
+        y_btc: Tensor = self.down_proj(F.silu(self.gate_proj(x_btc)) * self.up_proj(x_btc))
+        return y_btc
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each on a normed input and added to the residual stream."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
+        self.mlp = FeedForward(shape)
+
+    def forward(
+        self, x_btc: Tensor, cos_td: Tensor, sin_td: Tensor, cache: LayerCache | None = None
+    ) -> Tensor:
+        """The residual stream after this block, (B, T, C)."""
+        x_btc = x_btc + self.self_attn(self.input_layernorm(x_btc), cos_td, sin_td, cache)
+        mixed: Tensor = self.mlp(self.post_attention_layernorm(x_btc))
+        return x_btc + mixed
+
+
+class Backbone(nn.Module):
+    """Embedding, blocks and final norm: everything before the head."""
+
+    cos_td: Tensor
+    sin_td: Tensor
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.layers = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
+        self.norm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
+        cos_td, sin_td = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
+        self.register_buffer("cos_td", cos_td, persistent=False)
+        self.register_buffer("sin_td", sin_td, persistent=False)
+
+    def forward(self, tokens_bt: Tensor) -> Tensor:
+        """Final hidden states, (B, T, C)."""
+        length = tokens_bt.shape[1]
+        x_btc = self.embed_tokens(tokens_bt)
+        for block in self.layers:
+            x_btc = block(x_btc, self.cos_td[:length], self.sin_td[:length])
+        hidden: Tensor = self.norm(x_btc)
+        return hidden
+
+    def extend(self, tokens_bt: Tensor, caches: list[LayerCache]) -> Tensor:
+        """Final hidden states of tokens that follow those in `caches`, which grow by them."""
+        start = caches[0].length
+        now = slice(start, start + tokens_bt.shape[1])
+        x_btc = self.embed_tokens(tokens_bt)
+        for block, cache in zip(self.layers, caches, strict=True):
+            # .forward: a compiled block has static shapes, and these are not they.
+            x_btc = block.forward(x_btc, self.cos_td[now], self.sin_td[now], cache)
+        hidden: Tensor = self.norm(x_btc)
+        return hidden
+
+
+class Decoder(nn.Module):
+    """A causal language model. Its forward is the training objective."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.model = Backbone(shape)
+        self.lm_head = (
+            None
+            if shape.tie_embeddings
+            else nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
+        )
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The matrix that turns hidden states into logits, (vocabulary, C)."""
+        embedding = self.model.embed_tokens
+        return embedding.weight if self.lm_head is None else self.lm_head.weight
+
+    def forward(self, tokens_bt: Tensor, targets_bt: Tensor) -> Tensor:
+        """Sum over all targets of the negative log-likelihood, in nats."""
+        hidden_btc = self.model(tokens_bt)
+        return linear_cross_entropy(
+            hidden_btc.flatten(0, 1), self.head_weight, targets_bt.flatten()
+        )
+
+    def logits(self, tokens_bt: Tensor, caches: list[LayerCache] | None = None) -> Tensor:
+        """Logits after every token, (B, T, vocabulary); with caches, of a continuation."""
+        hidden = self.model(tokens_bt) if caches is None else self.model.extend(tokens_bt, caches)
+        return F.linear(hidden, self.head_weight)
+
+    def new_caches(self, sequences: int = 1) -> list[LayerCache]:
+        """Empty caches with room for the context, one a layer."""
+        shape, weight = self.shape, self.head_weight
+        dtype = compute_dtype(weight)
+        size = (sequences, shape.num_kv_heads, shape.context, shape.head_dim)
+        return [
+            LayerCache(
+                torch.empty(size, dtype=dtype, device=weight.device),
+                torch.empty(size, dtype=dtype, device=weight.device),
+            )
+            for _ in range(shape.num_layers)
+        ]
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Weights are drawn from `seed`, the same ones on every device.
+
+        Normal with 0.02; projections that write to the residual stream start at zero, so that
+        every block starts as the identity (Zhang et al. 2019, "Fixup"; nanochat).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() < 2:
+                parameter.fill_(1.0)
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.zero_()
+            else:
+                drawn = torch.empty(parameter.shape).normal_(0, INITIAL_STD, generator=generator)
+                parameter.copy_(drawn)

@@ -1,0 +1,228 @@
+"""Merge what was said about a run, layer over layer, remembering who said what.
+
+schema default < profile < environment (`LLMTRAIN_TRAIN__STEPS`) < `--set` < named flag
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+import llmtrain
+from llmtrain.errors import UsageError
+from llmtrain.profile.schema import EXCLUSIVE_GROUPS, Profile
+from llmtrain.profile.yaml_text import parse_entries, parse_scalar
+
+ENVIRONMENT_PREFIX = "LLMTRAIN_"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A value and where it was said."""
+
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedProfile:
+    """A validated profile, and for every value that is not a default where it came from."""
+
+    profile: Profile
+    origins: Mapping[str, str]
+
+    def origin_of(self, path: str) -> str:
+        """Who set `path`: a file with its line, a variable, a flag, or `default`."""
+        return self.origins.get(path, "default")
+
+
+Layer = Mapping[str, Setting]
+
+
+def load_profile(
+    profile: str | None = None,
+    *,
+    environment: Mapping[str, str] | None = None,
+    assignments: Sequence[str] = (),
+    flags: Layer | None = None,
+) -> LoadedProfile:
+    """The profile that all layers together describe. Raises UsageError."""
+    layers = [
+        profile_layer(profile) if profile is not None else {},
+        _environment_layer(os.environ if environment is None else environment),
+        _assignment_layer(assignments),
+        flags or {},
+    ]
+    merged = _merge(layers)
+    _refuse_unknown(merged)
+    return _validated(merged)
+
+
+def profile_from_values(values: Mapping[str, Any], origin: str) -> Profile:
+    """The profile that a run directory recorded. Raises UsageError."""
+    return _validated({path: Setting(v, origin) for path, v in _flat(values)}).profile
+
+
+def shipped_profiles() -> dict[str, Path]:
+    """Name → file of the profiles that come with llmtrain."""
+    package = Path(llmtrain.__file__).parent
+    for directory in (package / "profiles", package.parent / "profiles"):
+        if directory.is_dir():
+            return {path.stem: path for path in sorted(directory.glob("*.yaml"))}
+    return {}
+
+
+def profile_layer(profile: str) -> Layer:
+    """The settings of a shipped profile's name or of a profile file. Raises UsageError."""
+    path = _profile_path(profile)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"profile {path}: {error}") from None
+    label = path.name if profile in shipped_profiles() else str(path)
+    layer = {e.path: Setting(e.value, f"{label}:{e.line}") for e in parse_entries(text, label)}
+    name = Setting(path.stem, label)
+    return layer if "name" in layer else {"name": name, **layer}
+
+
+def known_paths(section: type[BaseModel] = Profile, prefix: str = "") -> list[str]:
+    """Every key of a profile, dotted."""
+    paths: list[str] = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            paths += known_paths(kind, f"{prefix}{name}.")
+        else:
+            paths.append(prefix + name)
+    return paths
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
+    """The most similar choice, if one is similar at all."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def _profile_path(profile: str) -> Path:
+    shipped = shipped_profiles()
+    if profile in shipped:
+        return shipped[profile]
+    path = Path(profile)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if path.is_file():
+            return path
+        raise UsageError(
+            f"profile file {profile} does not exist",
+            hint="llmtrain profiles show cpu-small > my.yaml",
+        )
+    close = did_you_mean(profile, shipped)
+    raise UsageError(
+        f"unknown profile {profile!r}; there are {', '.join(shipped)}",
+        hint=f"did you mean {close}?" if close else "llmtrain profiles list",
+    )
+
+
+def _environment_layer(environment: Mapping[str, str]) -> Layer:
+    layer = {}
+    for variable, text in environment.items():
+        name = variable.removeprefix(ENVIRONMENT_PREFIX)
+        if name != variable and "__" in name:
+            path = name.lower().replace("__", ".")
+            layer[path] = Setting(parse_scalar(text), f"environment {variable}")
+    return layer
+
+
+def _assignment_layer(assignments: Sequence[str]) -> Layer:
+    layer = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not path:
+            raise UsageError(
+                f"--set {assignment!r} is not KEY=VALUE", hint="--set train.tokens_per_step=8192"
+            )
+        layer[path.strip()] = Setting(parse_scalar(text), f"--set {assignment}")
+    return layer
+
+
+def _merge(layers: Sequence[Layer]) -> dict[str, Setting]:
+    merged: dict[str, Setting] = {}
+    for layer in layers:
+        for group in EXCLUSIVE_GROUPS:
+            said = [p for p in group if p in layer and layer[p].value is not None]
+            if len(said) > 1:
+                both = " and ".join(f"{p} ({layer[p].origin})" for p in said)
+                raise UsageError(f"{both} are both set; keep one of {', '.join(group)}")
+            if said:
+                merged = {p: s for p, s in merged.items() if p not in group}
+        merged |= layer
+    return merged
+
+
+def _refuse_unknown(merged: Mapping[str, Setting]) -> None:
+    known = known_paths()
+    sections = {path.split(".")[0] for path in known}
+    for path, setting in merged.items():
+        if path not in known and path not in sections:
+            close = did_you_mean(path, known) or _by_last_word(path, known)
+            raise UsageError(
+                f"unknown key {path} ({setting.origin})",
+                hint=f"did you mean {close}?" if close else "llmtrain profiles schema",
+            )
+
+
+def _by_last_word(path: str, known: Sequence[str]) -> str | None:
+    last = {p.split(".")[-1]: p for p in known}
+    close = did_you_mean(path.split(".")[-1], last)
+    return last[close] if close else None
+
+
+def _validated(merged: Mapping[str, Setting]) -> LoadedProfile:
+    try:
+        text = json.dumps(_nested(merged))
+        profile = Profile.model_validate_json(text)
+    except ValidationError as error:
+        raise _usage_error(error.errors()[0], merged) from None
+    return LoadedProfile(profile, {path: setting.origin for path, setting in merged.items()})
+
+
+def _nested(merged: Mapping[str, Setting]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for path, setting in merged.items():
+        *parents, leaf = path.split(".")
+        level = nested
+        for parent in parents:
+            level = level.setdefault(parent, {})
+            if not isinstance(level, dict):
+                raise UsageError(f"{parent} is a section, not a value ({setting.origin})")
+        level[leaf] = setting.value
+    return nested
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _usage_error(error: ErrorDetails, merged: Mapping[str, Setting]) -> UsageError:
+    """One line for pydantic's first complaint, with the origin of the value."""
+    words = [str(part) for part in error["loc"]]
+    path = ".".join(words)
+    while words and ".".join(words) not in merged:
+        words.pop()  # pydantic adds the branch of a union that it tried
+    setting = merged.get(".".join(words))
+    message = error["msg"].removeprefix("Value error, ")
+    if setting is None:
+        origins = sorted({s.origin for p, s in merged.items() if p.startswith(path + ".")})
+        return UsageError(f"{path}: {message}" + (f" ({', '.join(origins)})" if origins else ""))
+    return UsageError(f"{'.'.join(words)}: {message}, not {setting.value!r} ({setting.origin})")

@@ -1,0 +1,184 @@
+"""What a profile may say. Frozen, closed, and without a default that depends on the machine.
+
+`auto` means that the plan decides, with a reason; the decision lives in the plan and is never
+written back here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic.json_schema import WithJsonSchema
+
+from llmtrain.units import parse_count, parse_duration_s
+
+Auto = Literal["auto"]
+
+
+def _duration_s(value: object) -> object:
+    if isinstance(value, str):
+        return parse_duration_s(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise ValueError(f"{value} has no unit; write {value:g}s or {value:g}m")
+    return value
+
+
+def _count(value: object) -> object:
+    return parse_count(value) if isinstance(value, str) else value
+
+
+def _seconds_text(seconds: float) -> str:
+    return f"{seconds:g}s"
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(_duration_s),
+    PlainSerializer(_seconds_text, return_type=str),
+    WithJsonSchema({"type": "string", "description": "90s, 30m, 2h or 1h30m"}),
+]
+Count = Annotated[
+    int,
+    BeforeValidator(_count),
+    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}], "description": "50M"}),
+]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveCount = Annotated[Count, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of a profile: values cannot change, unknown keys are errors, types are strict."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """The decoder's shape, in the Qwen3 form (without `qk_norm`: Llama)."""
+
+    vocab_size: Annotated[int, Field(ge=300)] = 32000
+    hidden_size: PositiveInt = 384
+    intermediate_size: PositiveInt = 1024
+    num_layers: PositiveInt = 8
+    num_heads: PositiveInt = 6
+    num_kv_heads: PositiveInt | Auto = "auto"  # num_heads
+    head_dim: PositiveInt | Auto = "auto"  # hidden_size / num_heads
+    context: Annotated[int, Field(ge=8)] = 512
+    rope_theta: PositiveFloat = 10000.0
+    norm_epsilon: PositiveFloat = 1e-6
+    qk_norm: bool = True
+    tie_embeddings: bool = True
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> ModelSection:
+        if self.head_dim == "auto" and self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by num_heads {self.num_heads}; "
+                f"choose another number of heads or set head_dim"
+            )
+        if self.num_kv_heads != "auto" and self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}"
+            )
+        head_dim = self.hidden_size // self.num_heads if self.head_dim == "auto" else self.head_dim
+        if head_dim % 2:
+            raise ValueError(f"head_dim {head_dim} is odd; rotary embeddings turn pairs")
+        return self
+
+
+class DataSection(Section):
+    """What is learned from."""
+
+    sources: Annotated[tuple[str, ...], Field(min_length=1)] = ("builtin:python",)
+    text_field: Annotated[str, Field(min_length=1)] = "text"
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    tokenizer: Annotated[str, Field(min_length=1)] = "auto"  # or a tokenizer directory
+
+
+class TrainSection(Section):
+    """How much is learned at once, and for how long: one of steps, tokens or time."""
+
+    tokens_per_step: PositiveCount = 16384
+    steps: PositiveCount | None = None
+    tokens: PositiveCount | None = None
+    time: Annotated[Duration, Field(gt=0)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    micro_batch: PositiveInt | Auto = "auto"  # sequences of one forward and backward
+    gradient_clip: PositiveFloat | None = 1.0  # global norm
+    log_every_steps: PositiveInt = 10
+
+
+class OptimSection(Section):
+    """AdamW (Loshchilov and Hutter 2019) with one learning rate a parameter role."""
+
+    name: Literal["adamw"] = "adamw"
+    learning_rate: PositiveFloat = 4e-3  # hidden matrices and gains
+    embedding_learning_rate: PositiveFloat | Auto = "auto"  # learning_rate
+    head_learning_rate: PositiveFloat | Auto = "auto"  # learning_rate; only where untied
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1  # hidden matrices only
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    epsilon: PositiveFloat = 1e-8
+    schedule: Literal["wsd", "cosine", "linear"] = "wsd"
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the horizon; wsd only
+    final_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class EvalSection(Section):
+    """How the run is watched. A batch is `train.tokens_per_step` validation tokens."""
+
+    every_steps: PositiveInt = 250
+    batches: PositiveInt = 8
+    patience: PositiveInt | None = None  # evaluations without a new best before stopping early
+    sample_every_steps: PositiveInt | None = 500
+    sample_tokens: PositiveInt = 64
+    prompts: tuple[str, ...] = ("",)
+
+
+class CheckpointSection(Section):
+    """When the run is saved: every so many steps or minutes, and always at the end."""
+
+    every_steps: PositiveInt | None = None
+    every_minutes: PositiveFloat | None = None
+    keep_last: PositiveInt = 2
+    keep_best: bool = True
+
+
+class DeviceSection(Section):
+    """Wishes about the machine; what is `auto` is decided by the plan."""
+
+    kind: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    force_cpu: bool = False
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    threads: PositiveInt | Auto = "auto"  # of one process
+    compile: bool | Auto = "auto"
+    workers: PositiveInt | Auto = "auto"  # threads that tokenize
+    pin_memory: bool | Auto = "auto"
+    backend: Literal["auto", "gloo", "nccl"] = "auto"
+    processes: PositiveInt | Auto = "auto"
+
+
+class Profile(Section):
+    """Everything a run is told. What the machine adds is in the plan."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "custom"
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    train: TrainSection = TrainSection()
+    optim: OptimSection = OptimSection()
+    eval: EvalSection = EvalSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    device: DeviceSection = DeviceSection()
+
+    def values(self) -> dict[str, Any]:
+        """Nested plain values as a profile file would hold them; unset ones are left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+# Of each group one may be set; the highest layer that sets one wins over all below.
+EXCLUSIVE_GROUPS: tuple[tuple[str, ...], ...] = (
+    ("train.steps", "train.tokens", "train.time"),
+    ("checkpoint.every_steps", "checkpoint.every_minutes"),
+)

@@ -1,0 +1,82 @@
+"""Exact parameter and operation counts of a decoder, from its shape alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llmtrain.profile.schema import ModelSection
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A decoder's shape with nothing left to decide."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    context: int
+    rope_theta: float
+    norm_epsilon: float
+    qk_norm: bool
+    tie_embeddings: bool
+
+    @property
+    def attention_width(self) -> int:
+        """Features of all query heads together."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Features of all key heads together."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def block_matrix_parameters(self) -> int:
+        """Weights of one block's seven matrices."""
+        attention = 2 * self.hidden_size * (self.attention_width + self.kv_width)
+        return attention + 3 * self.hidden_size * self.intermediate_size
+
+    @property
+    def block_parameters(self) -> int:
+        """All weights of one block: matrices, two norm gains, and query and key gains."""
+        gains = 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
+        return self.block_matrix_parameters + gains
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Weights of the embedding, and of the head where it is not tied."""
+        return self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
+
+    @property
+    def parameters(self) -> int:
+        """All weights of the model."""
+        blocks = self.num_layers * self.block_parameters
+        return self.embedding_parameters + blocks + self.hidden_size
+
+    @property
+    def training_flops_per_token(self) -> int:
+        """Model FLOPs for one token's forward and backward.
+
+        2 FLOPs a weight and token forward, twice that backward, over every matrix that is
+        multiplied (the head once, the embedding look-up never), plus the attention products
+        over the causal half of the context: scores and values, 2·2·width·context/2 a layer
+        forward (Chowdhery et al. 2022, appendix B, halved for causality).
+        """
+        matrices = self.num_layers * self.block_matrix_parameters
+        head = self.vocab_size * self.hidden_size
+        attention = self.num_layers * 2 * self.attention_width * self.context
+        return 3 * (2 * (matrices + head) + attention)
+
+
+def shape_of(section: ModelSection) -> ModelShape:
+    """The shape that a profile's model section describes."""
+    values = section.model_dump()
+    if section.num_kv_heads == "auto":
+        values["num_kv_heads"] = section.num_heads
+    if section.head_dim == "auto":
+        values["head_dim"] = section.hidden_size // section.num_heads
+    return ModelShape(**values)

@@ -1,0 +1,72 @@
+"""A sample of a stream of documents, of bounded size, from all over it."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Iterator
+
+_SEED = 20_240_601  # any number does, as long as it never changes
+_SEGMENTS = 64  # a sample has at least this many, so that no one document fills it
+
+
+class ByteSample:
+    """Documents, whole, chosen evenly from all that were added, in at most `max_bytes` of UTF-8.
+
+    Each document draws a number, and those that drew the smallest stay: the bottom-k sample of
+    Cohen and Kaplan (2007). A document over 1/64 of `max_bytes` is cut into segments at line ends,
+    and each is drawn for by itself. The same documents give the same sample. Memory is bounded by
+    `max_bytes` and the document at hand.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.documents = 0  # with text in them
+        self.bytes_seen = 0
+        self.bytes_used = 0
+        self._max_bytes = max_bytes
+        self._random = random.Random(_SEED)
+        self._threshold = 1.0  # drawing this much or more is too much: the sample is full
+        self._kept: list[tuple[float, int, int, str]] = []  # heap, the largest draw in front
+        self._drawn = 0
+
+    def add(self, document: str) -> None:
+        """`document` has had its chance to be in the sample."""
+        if not document:
+            return
+        self.documents += 1
+        for segment in _segments(document, max(1, self._max_bytes // _SEGMENTS)):
+            self._draw(segment)
+
+    def texts(self) -> list[str]:
+        """The sample, in the order in which it was added."""
+        return [text for _, _, text in sorted(entry[1:] for entry in self._kept)]
+
+    def _draw(self, segment: str) -> None:
+        size_bytes = len(segment.encode())
+        self.bytes_seen += size_bytes
+        self._drawn += 1
+        draw = self._random.random()
+        if draw >= self._threshold:
+            return
+        heapq.heappush(self._kept, (-draw, self._drawn, size_bytes, segment))
+        self.bytes_used += size_bytes
+        while self.bytes_used > self._max_bytes:
+            negative_draw, _, dropped_bytes, _ = heapq.heappop(self._kept)
+            self._threshold = -negative_draw
+            self.bytes_used -= dropped_bytes
+
+
+def _segments(document: str, max_bytes: int) -> Iterator[str]:
+    """`document` in parts of at most `max_bytes`, cut after a line end where there is one."""
+    if len(document.encode()) <= max_bytes:
+        yield document
+        return
+    max_characters = max(1, max_bytes // 4)  # a character has at most four bytes
+    start = 0
+    while start < len(document):
+        end = start + max_characters
+        line_end = document.rfind("\n", start, end) + 1
+        if end < len(document) and line_end > start:
+            end = line_end
+        yield document[start:end]
+        start = end

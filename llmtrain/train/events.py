@@ -1,0 +1,112 @@
+"""What a run tells whoever watches. Values only; who watches decides how to show them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llmtrain.device.memory import MemoryPrediction
+from llmtrain.device.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something the user should know."""
+
+    text: str
+    is_warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Work before or after training: `done` of `total` bytes."""
+
+    phase: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Everything is decided and training begins, or goes on."""
+
+    run: Path
+    plan: Plan
+    prediction: MemoryPrediction
+    parameters: int
+    train_tokens: int
+    validation_tokens: int
+    tokens_per_step: int
+    from_step: int
+    horizon_steps: int | None
+    horizon_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A logged step. Rates are since the last logged one."""
+
+    step: int
+    tokens: int
+    loss: float
+    lr: float
+    grad_norm: float
+    tokens_per_s: float
+    mfu: float | None
+    memory_bytes: int
+    accelerator_bytes: int | None
+    elapsed_s: float
+    horizon_steps: int | None
+    remaining_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """The loss on held-out text."""
+
+    step: int
+    val_loss: float
+    val_bpb: float
+    is_best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """A text drawn from the model as it is."""
+
+    step: int
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint is on disk."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What came out of a run."""
+
+    run: Path
+    checkpoint: Path | None
+    steps: int
+    tokens: int
+    seconds: float
+    tokens_per_s: float | None
+    train_loss: float | None
+    val_loss: float | None
+    val_bpb: float | None
+    peak_memory_bytes: int
+    predicted: MemoryPrediction | None
+    stopped: Literal["done", "time", "interrupted", "patience"]
+    already_finished: bool = False
+
+
+Event = Note | Progress | Started | Step | Evaluated | Sampled | Saved
+Observer = Callable[[Event], None]

@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from llmtrain.data.shards import PreparedData, prepare
+from llmtrain.data.sources import resolve_sources
+
+
+@dataclasses.dataclass
+class ByteEncoder:
+    """A token for each byte, shifted by `first_id`; counts the texts that it was given."""
+
+    first_id: int = 0
+    vocab_size: int = 257
+    fingerprint: str = "bytes"
+    calls: int = 0
+
+    @property
+    def separator_id(self) -> int:
+        return self.first_id + 256
+
+    def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+        self.calls += 1
+        return [[self.first_id + byte for byte in text.encode()] for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(token - self.first_id for token in ids).decode()
+
+
+class Prepare(Protocol):
+    def __call__(
+        self,
+        data: Path,
+        encoder: ByteEncoder | None = None,
+        *,
+        validation_fraction: float = 0.1,
+        shard_bytes: int = 1 << 20,
+        batch_bytes: int = 1 << 16,
+        on_progress: Callable[[int, int], None] = ...,
+        check_stop: Callable[[], None] = ...,
+    ) -> PreparedData: ...
+
+
+@pytest.fixture
+def encoder() -> ByteEncoder:
+    return ByteEncoder()
+
+
+@pytest.fixture
+def make_encoder() -> type[ByteEncoder]:
+    return ByteEncoder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def prepare_data(cache: Path) -> Prepare:
+    """`prepare` of one spec, with everything else filled in."""
+
+    def run(
+        data: Path,
+        encoder: ByteEncoder | None = None,
+        *,
+        validation_fraction: float = 0.1,
+        shard_bytes: int = 1 << 20,
+        batch_bytes: int = 1 << 16,
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> PreparedData:
+        return prepare(
+            resolve_sources([str(data)]),
+            encoder or ByteEncoder(),
+            validation_fraction=validation_fraction,
+            threads=1,
+            cache_directory=cache,
+            on_progress=on_progress,
+            check_stop=check_stop,
+            shard_bytes=shard_bytes,
+            batch_bytes=batch_bytes,
+        )
+
+    return run
