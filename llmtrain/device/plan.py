@@ -46,6 +46,17 @@ class Plan:
         return {name: getattr(self, name).value for name in _NUMERICS}
 
 
+@dataclass(frozen=True, slots=True)
+class InferencePlan:
+    """How evaluation and generation use the machine."""
+
+    device: Choice[DeviceKind]
+    precision: Choice[Precision]
+    matmul_precision: Choice[MatmulPrecision]
+    threads: Choice[int]
+    workers: Choice[int]
+
+
 _NUMERICS = (
     "device",
     "precision",
@@ -103,6 +114,21 @@ def make_plan(
         workers=decide.workers(facts, wishes, local),
         loader_processes=Choice(0, "windows are read from memory-mapped shards in microseconds"),
         pin_memory=decide.pin_memory(wishes, kind),
+    )
+
+
+def make_inference_plan(
+    facts: Facts, wishes: DeviceSection, matmul_times: MatmulTimes | None = None
+) -> InferencePlan:
+    """The decisions that using a model needs. Raises UsageError."""
+    device = decide.choose_device(facts, wishes)
+    precision = decide.precision(facts, wishes, device.value, matmul_times)
+    return InferencePlan(
+        device=device,
+        precision=precision,
+        matmul_precision=decide.matmul_precision(device.value, precision.value, matmul_times),
+        threads=decide.threads(facts, wishes, 1),
+        workers=decide.workers(facts, wishes, 1),
     )
 
 

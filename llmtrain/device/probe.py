@@ -44,7 +44,7 @@ def read_facts(cuda_index: int | None = None) -> Facts:
     return Facts(
         system=platform.system(),
         python_version=platform.python_version(),
-        torch_version=torch.__version__,
+        torch_version=str(torch.__version__),
         torch_build=_torch_build(),
         cpu=read_cpu(),
         accelerators=tuple(f for f in found if isinstance(f, Accelerator)),
@@ -201,6 +201,8 @@ def _unusable_gpu() -> str | None:
 
 def _has_nvidia_driver() -> bool:
     if sys.platform == "win32":
-        windows_directory = Path(os.environ.get("SYSTEMROOT", r"C:\Windows"))
-        return (windows_directory / "System32" / "nvcuda.dll").exists()
-    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+        system = Path(os.environ.get("SYSTEMROOT", r"C:\Windows"), "System32")
+        traces = (system / "nvcuda.dll",)
+    else:
+        traces = (Path("/proc/driver/nvidia/version"),)
+    return any(trace.exists() for trace in traces) or shutil.which("nvidia-smi") is not None

@@ -152,7 +152,8 @@ def descendants_resident_bytes(table: ProcessTable, process: int) -> list[int]:
     """What each child, grandchild … of `process` holds."""
     children: dict[int, list[int]] = {}
     for child, (parent, _) in table.items():
-        children.setdefault(parent, []).append(child)
+        if child != process:
+            children.setdefault(parent, []).append(child)
     waiting, held = children.pop(process, []), []
     while waiting:
         child = waiting.pop()

@@ -17,11 +17,12 @@ _CANDIDATES = {
     "medium": ("medium", torch.float32),
     "bf16": ("highest", torch.bfloat16),
 }
-_LOOK_SIZE = 256  # a product of this size takes 0.1 s where bf16 is emulated
+_LOOK_SIZE = 256  # a look takes milliseconds, and 0.1 s where bf16 is emulated
+_LOOK_ROUNDS = 3
 _HOPELESS_RATIO = 3.0  # a candidate this many times slower than fp32 is looked at no further
-_ROUNDS = 3
-_BUDGET_S = 0.6  # for the last rows timed; those before cost at most as much again
-_FIRST_ROWS, _MOST_ROWS = 64, 4096
+_BUDGET_S = 0.7
+_LEAST_ROUNDS, _MOST_ROUNDS = 3, 12
+_LEAST_ROWS, _MOST_ROWS = 16, 4096
 
 _Operands = Mapping[torch.dtype, tuple[Tensor, Tensor, Tensor, Tensor]]
 
@@ -31,61 +32,67 @@ def time_matmuls(
 ) -> MatmulTimes:
     """Seconds for the matrix products of two linear layers, forward and backward.
 
-    The layers map `tokens` rows from hidden to intermediate size and back. The best of a few
-    interleaved rounds counts: other programs can only slow one down. Where `tokens` rows take
-    long, fewer are timed and scaled up, and a candidate that is hopeless on a small product gets
-    its ratio there times fp32's seconds. Matmul precision, thread count and the global random
-    state are afterwards as they were.
+    The layers map `tokens` rows from hidden to intermediate size and back. Each product counts
+    with its best time of several interleaved rounds: other programs can only slow it down. Where
+    `tokens` rows take long, fewer are timed and scaled up, and a candidate that is hopeless on a
+    small product gets its ratio there times fp32's seconds. Matmul precision, thread count and
+    the global random state are afterwards as they were.
     """
-    most = min(tokens, _MOST_ROWS)
-    operands = _operands(most, hidden_size, intermediate_size)
-    rows = min(most, _FIRST_ROWS)
     with _settings_restored():
-        ratios = _ratios_at_a_look()
-        hopeful = [name for name, ratio in ratios.items() if ratio < _HOPELESS_RATIO]
+        look_s = _look_s()
+        ratios = {name: seconds / look_s["fp32"] for name, seconds in look_s.items()}
+        hopeful = [name for name in ratios if ratios[name] < _HOPELESS_RATIO]
+        look_round_s = sum(look_s[name] for name in hopeful)
+        round_s_per_row = look_round_s * hidden_size * intermediate_size / _LOOK_SIZE**3
+        affordable = int(_BUDGET_S / _LEAST_ROUNDS / round_s_per_row)
+        rows = min(tokens, _MOST_ROWS, max(_LEAST_ROWS, affordable))
         torch.set_num_threads(threads)
-        best_s = _best_s(hopeful, operands, rows)
-        while rows < most and 2 * _ROUNDS * sum(best_s.values()) < _BUDGET_S:
-            rows = min(most, 2 * rows)
-            best_s = _best_s(hopeful, operands, rows)
+        operands = _operands(rows, hidden_size, intermediate_size)
+        best_s = _best_s(hopeful, operands, _LEAST_ROUNDS, _MOST_ROUNDS)
     all_s = {name: ratio * best_s["fp32"] for name, ratio in ratios.items()} | best_s
     scaled = {name: seconds * tokens / rows for name, seconds in all_s.items()}
     return MatmulTimes(fp32_s=scaled["fp32"], medium_s=scaled["medium"], bf16_s=scaled["bf16"])
 
 
-def _ratios_at_a_look() -> dict[str, float]:
-    """How many times slower than fp32 each candidate is, on a small product and one thread.
+def _look_s() -> dict[str, float]:
+    """Seconds of each candidate on small layers and one thread.
 
     One thread never waits for another that a busy machine holds up, which would swamp so short
     a measurement.
     """
     torch.set_num_threads(1)
     operands = _operands(_LOOK_SIZE, _LOOK_SIZE, _LOOK_SIZE)
-    best_s = _best_s(_CANDIDATES, operands, _LOOK_SIZE)
-    return {name: seconds / best_s["fp32"] for name, seconds in best_s.items()}
+    return _best_s(_CANDIDATES, operands, _LOOK_ROUNDS, _LOOK_ROUNDS)
 
 
-def _best_s(names: Iterable[str], operands: _Operands, rows: int) -> dict[str, float]:
-    """The best time of each candidate. Interleaved, so that a slow moment hits them all."""
-    rounds = [{name: _round_s(name, operands, rows) for name in names} for _ in range(_ROUNDS)]
-    return {name: min(times[name] for times in rounds) for name in rounds[0]}
+def _best_s(
+    names: Iterable[str], operands: _Operands, least_rounds: int, most_rounds: int
+) -> dict[str, float]:
+    """Each candidate's seconds. Interleaved, so that a slow moment hits them all."""
+    deadline_s = time.perf_counter() + _BUDGET_S
+    best = {name: _round_s(name, operands) for name in names}
+    for done in range(1, most_rounds):
+        if done >= least_rounds and time.perf_counter() > deadline_s:
+            break
+        for name, fastest in best.items():
+            best[name] = [min(pair) for pair in zip(fastest, _round_s(name, operands), strict=True)]
+    return {name: sum(seconds) for name, seconds in best.items()}
 
 
-def _round_s(name: str, operands: _Operands, rows: int) -> float:
+def _round_s(name: str, operands: _Operands) -> list[float]:
+    """Seconds of each of the six products, once."""
     precision, dtype = _CANDIDATES[name]
     torch.set_float32_matmul_precision(precision)
     hidden, inner, up, down = operands[dtype]
-    start_s = time.perf_counter()
-    _products(hidden[:rows], inner[:rows], up)
-    _products(inner[:rows], hidden[:rows], down)
-    return time.perf_counter() - start_s
+    return [*_products_s(hidden, inner, up), *_products_s(inner, hidden, down)]
 
 
-def _products(x: Tensor, dy: Tensor, weight: Tensor) -> None:
-    """y, dx and dW of y = x Wᵀ."""
-    x @ weight.T
-    dy @ weight
-    dy.T @ x
+def _products_s(x: Tensor, dy: Tensor, weight: Tensor) -> Iterator[float]:
+    """Seconds for y, dx and dW of y = x Wᵀ."""
+    for left, right in ((x, weight.T), (dy, weight), (dy.T, x)):
+        start_s = time.perf_counter()
+        left @ right
+        yield time.perf_counter() - start_s
 
 
 def _operands(rows: int, hidden_size: int, intermediate_size: int) -> _Operands:

@@ -1,4 +1,4 @@
-"""What Windows answers only through its own libraries. Empty on other systems."""
+"""What Windows answers only through its libraries. Elsewhere only its structures exist."""
 
 from __future__ import annotations
 

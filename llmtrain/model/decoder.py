@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.loss import linear_cross_entropy
-from llmtrain.ops.norm import compute_dtype, rms_norm
+from llmtrain.ops.norm import rms_norm
+from llmtrain.ops.precision import compute_dtype
 from llmtrain.ops.rotary import rotary_table, rotate
 from llmtrain.profile.shape import ModelShape
 

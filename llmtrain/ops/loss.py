@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from llmtrain.device.memory import loss_chunk_tokens
-from llmtrain.ops.norm import compute_dtype
+from llmtrain.ops.precision import compute_dtype
 
 
 def linear_cross_entropy(hidden_nd: Tensor, weight_vd: Tensor, targets_n: Tensor) -> Tensor:

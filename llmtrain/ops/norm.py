@@ -10,9 +10,3 @@ from torch.nn import functional as F
 def rms_norm(x: Tensor, gain: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
     """`gain · x / rms(x)` over the last dimension, computed in `gain`'s precision, as `dtype`."""
     return F.rms_norm(x.to(gain.dtype), (x.shape[-1],), gain, epsilon).to(dtype)
-
-
-def compute_dtype(x: Tensor) -> torch.dtype:
-    """The type in which matrices are multiplied here: autocast's where it is on, else `x`'s."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

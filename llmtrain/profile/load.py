@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,15 +48,18 @@ Layer = Mapping[str, Setting]
 
 
 def load_profile(
-    profile: str | None = None,
+    profile: str | Layer | None = None,
     *,
     environment: Mapping[str, str] | None = None,
     assignments: Sequence[str] = (),
     flags: Layer | None = None,
 ) -> LoadedProfile:
-    """The profile that all layers together describe. Raises UsageError."""
+    """The profile that all layers together describe. Raises UsageError.
+
+    `profile` is a shipped profile's name, a file, or settings that stand in for one.
+    """
     layers = [
-        profile_layer(profile) if profile is not None else {},
+        profile_layer(profile) if isinstance(profile, str) else profile or {},
         _environment_layer(os.environ if environment is None else environment),
         _assignment_layer(assignments),
         flags or {},
@@ -68,7 +71,7 @@ def load_profile(
 
 def profile_from_values(values: Mapping[str, Any], origin: str) -> Profile:
     """The profile that a run directory recorded. Raises UsageError."""
-    return _validated({path: Setting(v, origin) for path, v in _flat(values)}).profile
+    return _validated({path: Setting(v, origin) for path, v in flat_values(values)}).profile
 
 
 def shipped_profiles() -> dict[str, Path]:
@@ -91,6 +94,15 @@ def profile_layer(profile: str) -> Layer:
     layer = {e.path: Setting(e.value, f"{label}:{e.line}") for e in parse_entries(text, label)}
     name = Setting(path.stem, label)
     return layer if "name" in layer else {"name": name, **layer}
+
+
+def flat_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted paths and values of nested mappings."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat_values(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def known_paths(section: type[BaseModel] = Profile, prefix: str = "") -> list[str]:
@@ -204,14 +216,6 @@ def _nested(merged: Mapping[str, Setting]) -> dict[str, Any]:
                 raise UsageError(f"{parent} is a section, not a value ({setting.origin})")
         level[leaf] = setting.value
     return nested
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _usage_error(error: ErrorDetails, merged: Mapping[str, Setting]) -> UsageError:

@@ -18,8 +18,6 @@ from llmtrain.tokenizer.tokenizer import Tokenizer
 _FIXED_PIECES = 256 + 2  # the bytes, the unknown token and the separator
 MINIMUM_VOCAB_SIZE = _FIXED_PIECES + 1  # the space always has a piece
 
-_MAX_THREADS = 1024  # sentencepiece refuses more
-
 # sentencepiece skips, without a word, every document that holds its mark for a rare character.
 _RARE_MARK = "\u2585"
 
@@ -41,7 +39,7 @@ class TrainedTokenizer:
 
 
 def train_tokenizer(
-    documents: Iterable[str], *, vocab_size: int, max_bytes: int = 64 << 20, threads: int
+    documents: Iterable[str], *, vocab_size: int, max_bytes: int = 64 << 20
 ) -> TrainedTokenizer:
     """A vocabulary of `vocab_size` pieces, or of as many as the documents have to give.
 
@@ -60,7 +58,7 @@ def train_tokenizer(
             f"there is no text to learn a tokenizer from: {sample.bytes_seen} bytes of documents",
             hint="check what --data names: llmtrain data inspect",
         )
-    model_proto, coverage = _learn(texts, vocab_size, min(threads, _MAX_THREADS))
+    model_proto, coverage = _learn(texts, vocab_size)
     return TrainedTokenizer(
         tokenizer=Tokenizer(model_proto),
         requested_vocab_size=vocab_size,
@@ -71,12 +69,12 @@ def train_tokenizer(
     )
 
 
-def _learn(texts: Sequence[str], vocab_size: int, threads: int) -> tuple[bytes, float]:
+def _learn(texts: Sequence[str], vocab_size: int) -> tuple[bytes, float]:
     """The serialized model, and the highest character coverage that fits into the vocabulary."""
     needed = MINIMUM_VOCAB_SIZE
     for coverage in _CHARACTER_COVERAGES:
         try:
-            return _sentencepiece_model(texts, vocab_size, coverage, threads), coverage
+            return _sentencepiece_model(texts, vocab_size, coverage), coverage
         except RuntimeError as error:
             shortage = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
             if shortage is None:
@@ -85,9 +83,7 @@ def _learn(texts: Sequence[str], vocab_size: int, threads: int) -> tuple[bytes, 
     raise _too_small(vocab_size, needed)
 
 
-def _sentencepiece_model(
-    texts: Sequence[str], vocab_size: int, coverage: float, threads: int
-) -> bytes:
+def _sentencepiece_model(texts: Sequence[str], vocab_size: int, coverage: float) -> bytes:
     model = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
@@ -96,7 +92,7 @@ def _sentencepiece_model(
         vocab_size=vocab_size,
         hard_vocab_limit=False,  # fewer pieces where the text has no more to give
         character_coverage=coverage,
-        num_threads=threads,
+        num_threads=1,  # the model records it, so another number would be another fingerprint
         minloglevel=3,
         # Lossless: the text is taken as it is, and what has no piece is spelt in bytes.
         normalization_rule_name="identity",
@@ -123,5 +119,5 @@ def _too_small(vocab_size: int, needed: int) -> UsageError:
     return UsageError(
         f"a vocabulary of {vocab_size} pieces is too small: this text needs at least {needed}, "
         f"{_FIXED_PIECES} for bytes and special tokens and {characters} for characters",
-        hint=f"--vocab-size {needed + 1000}, or more",
+        hint=f"--vocab-size {needed + 1000} or more, or --set model.vocab_size={needed + 1000}",
     )

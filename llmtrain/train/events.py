@@ -10,6 +10,8 @@ from typing import Literal
 from llmtrain.device.memory import MemoryPrediction
 from llmtrain.device.plan import Plan
 
+Stopped = Literal["done", "time", "interrupted"]
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
@@ -104,7 +106,7 @@ class TrainResult:
     val_bpb: float | None
     peak_memory_bytes: int
     predicted: MemoryPrediction | None
-    stopped: Literal["done", "time", "interrupted", "patience"]
+    stopped: Stopped
     already_finished: bool = False
 
 

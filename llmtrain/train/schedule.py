@@ -41,8 +41,6 @@ class Schedule:
         if step < start or horizon_steps <= start:
             return 1.0
         done = min(1.0, (step - start) / (horizon_steps - start))
-        if self.shape == "cosine":
-            left = 0.5 * (1.0 + math.cos(math.pi * done))
-        else:
-            left = 1.0 - done
+        cosine = self.shape == "cosine"
+        left = 0.5 * (1.0 + math.cos(math.pi * done)) if cosine else 1.0 - done
         return self.final_fraction + (1.0 - self.final_fraction) * left

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 # Tokenizing a large corpus happens on rank 0 alone, and the others wait for it.
 _PREPARATION_LIMIT = datetime.timedelta(days=7)
@@ -18,37 +20,44 @@ _COLLECTIVE_LIMIT = datetime.timedelta(minutes=10)
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process's place among all."""
+    """This process's place among all. `store` is what ranks leave messages in."""
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    store: Store | None = None
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and speaks."""
         return self.rank == 0
 
-    def connect(self, backend: str) -> None:
-        """Ranks can talk to each other. Alone there is nothing to do."""
-        if self.size > 1 and not dist.is_initialized():
-            dist.init_process_group(backend, timeout=_COLLECTIVE_LIMIT)
+    def open(self, backend: str) -> None:
+        """Ranks can add up tensors. Alone there is nothing to do."""
+        if self.store is not None:
+            dist.init_process_group(
+                backend,
+                store=self.store,
+                rank=self.rank,
+                world_size=self.size,
+                timeout=_COLLECTIVE_LIMIT,
+            )
 
-    def disconnect(self) -> None:
-        """What `connect` opened is closed."""
-        if self.size > 1 and dist.is_initialized():
+    def close(self) -> None:
+        """What `open` opened is closed."""
+        if self.store is not None and dist.is_initialized():
             dist.destroy_process_group()
 
     def from_main(self, key: str, produce: Callable[[], str]) -> str:
         """What `produce` returns on rank 0, on every rank; the others wait without a collective."""
-        if self.size == 1:
+        if self.store is None:
             return produce()
-        store = dist.distributed_c10d._get_default_store()  # noqa: SLF001 - no public accessor
         if self.is_main:
-            store.set(f"llmtrain/{key}", produce())
-        store.wait([f"llmtrain/{key}"], _PREPARATION_LIMIT)
-        return store.get(f"llmtrain/{key}").decode()
+            self.store.set(key, produce())
+        self.store.wait([key], _PREPARATION_LIMIT)
+        message: bytes = self.store.get(key)
+        return message.decode()
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, in place."""
@@ -56,17 +65,26 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def sum_values(self, values: Sequence[float], device: torch.device) -> list[float]:
+        """Each value's sum over all ranks; `device` is what the backend talks through."""
+        if self.size == 1:
+            return [float(value) for value in values]
+        together = torch.tensor(values, dtype=torch.float64, device=device)
+        summed: list[float] = self.sum(together).tolist()
+        return summed
 
-def world_from_environment(environment: Mapping[str, str] | None = None) -> World:
+
+def world_from_environment() -> World:
     """The place that torchrun's variables give this process, or a world of one."""
-    values = os.environ if environment is None else environment
-    if "RANK" not in values or "WORLD_SIZE" not in values:
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World()
+    store, rank, size = next(rendezvous("env://", timeout=_COLLECTIVE_LIMIT))
     return World(
-        rank=int(values["RANK"]),
-        size=int(values["WORLD_SIZE"]),
-        local_rank=int(values.get("LOCAL_RANK", "0")),
-        local_size=int(values.get("LOCAL_WORLD_SIZE", values["WORLD_SIZE"])),
+        rank=rank,
+        size=size,
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(size))),
+        store=PrefixStore("llmtrain", store),
     )
 
 

@@ -62,6 +62,21 @@ def cache(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def entries(cache: Path) -> Callable[[], list[str]]:
+    """Names of what is in the cache now; none if there is no cache yet."""
+    shards = cache / "shards"
+    return lambda: sorted(path.name for path in shards.iterdir()) if shards.exists() else []
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    """One document of 3000 lines."""
+    path = tmp_path / "book.txt"
+    path.write_bytes("".join(f"line {number} of é😀\r\n" for number in range(3000)).encode())
+    return path
+
+
+@pytest.fixture
 def prepare_data(cache: Path) -> Prepare:
     """`prepare` of one spec, with everything else filled in."""
 

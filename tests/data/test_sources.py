@@ -118,18 +118,6 @@ def test_a_file_named_twice_counts_once(tmp_path: Path) -> None:
     assert [len(source.files) for source in corpus.sources] == [1, 1, 0]
 
 
-def test_json_lines(tmp_path: Path) -> None:
-    lines = '\ufeff{"text": "a\\nb", "id": 1}\r\n\n{"text": ""}\n{"text": "\\ud83d\\ude00"}'
-    corpus = resolve_sources([str(write(tmp_path / "a.jsonl", lines))])
-    assert texts(corpus) == ["a\nb", "😀"]
-    assert [document.origin[-2:] for document in corpus.documents()] == [":1", ":4"]
-
-
-def test_another_text_field(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", '{"body": "here", "text": 1}\n')
-    assert texts(resolve_sources([str(path)], text_field="body")) == ["here"]
-
-
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
 def test_gzip_is_the_same_text_and_the_same_fingerprint(tmp_path: Path, name: str) -> None:
     data = b'{"text": "a"}\n{"text": "b"}\n'
@@ -148,48 +136,6 @@ def test_fingerprint_is_of_the_content_and_where_it_ends(tmp_path: Path) -> None
     first = fingerprint("one", "ab", "c")
     assert first == fingerprint("two", "ab", "c")
     assert len({first, fingerprint("x", "a", "bc"), fingerprint("y", "c", "ab")}) == 3
-
-
-BAD_LINES = [
-    ("{broken", ["a.jsonl:2", "not JSON"]),
-    ("[1, 2]", ["a.jsonl:2", "not an object"]),
-    ('{"body": "x", "id": 1}', ["a.jsonl:2", "'text'", "'body', 'id'", "data.text_field=body"]),
-    ("{}", ["a.jsonl:2", "no fields"]),
-    ('{"text": 5}', ["a.jsonl:2", "not a string", "5"]),
-    ('{"text": null}', ["a.jsonl:2", "not a string", "null"]),
-    ('{"text": "\\ud800"}', ["a.jsonl:2", "surrogate"]),
-    ("[" * 100_000, ["a.jsonl:2", "not JSON"]),
-]
-
-
-@pytest.mark.parametrize(("line", "parts"), BAD_LINES)
-def test_bad_json_lines_are_named(tmp_path: Path, line: str, parts: list[str]) -> None:
-    path = write(tmp_path / "a.jsonl", f'{{"text": "good"}}\n{line}\n')
-    with data_error(*parts):
-        texts(resolve_sources([str(path)]))
-
-
-@pytest.mark.parametrize("pack", [False, True])
-def test_invalid_utf8_names_file_and_offset(tmp_path: Path, pack: bool) -> None:
-    text, lines = b"caf\xc3\xa9 caf\xe9", b'{"text": "a"}\n{"text": "\xff"}\n'
-    for name, data, parts in [
-        ("a.txt", text, ["a.txt", "0xe9", "offset 9"]),
-        ("a.jsonl", lines, ["a.jsonl", ":2", "0xff", "offset 24"]),
-    ]:
-        path = tmp_path / (name + ".gz" if pack else name)
-        write(path, gzip.compress(data) if pack else data)
-        with data_error(*parts):
-            texts(resolve_sources([str(path)]))
-
-
-def test_damaged_gzip_is_named(tmp_path: Path) -> None:
-    data = gzip.compress(os.urandom(50_000).hex().encode())
-    flipped = bytearray(data)
-    flipped[len(data) // 2] ^= 0xFF
-    for bad in (data[: len(data) // 2], data[:-4], bytes(flipped), b"not gzip at all"):
-        path = write(tmp_path / "a.txt.gz", bad)
-        with data_error("a.txt.gz", "gzip"):
-            texts(resolve_sources([str(path)]))
 
 
 def test_missing_path_offers_a_close_name(tmp_path: Path) -> None:
@@ -297,11 +243,3 @@ def test_the_standard_library_is_a_corpus() -> None:
     assert "builtin:python/os.py" in origins
     assert not [o for o in origins if "site-packages" in o or "dist-packages" in o]
     assert all(skipped.reason == "undecodable" for skipped in corpus.skipped)
-
-
-def test_python_sources_are_decoded_as_they_declare() -> None:
-    assert reading.decode_python("# coding: latin-1\né".encode("latin-1")) == "# coding: latin-1\né"
-    assert reading.decode_python("\ufeffé\r\n".encode()) == "é\r\n"
-    for bad in (b"# coding: nothing\n", b"\xff", b"# coding: hex\n", b"# coding: utf-7\n+2AA-"):
-        with pytest.raises((SyntaxError, LookupError, UnicodeError)):
-            reading.decode_python(bad)

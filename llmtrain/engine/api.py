@@ -1,0 +1,87 @@
+"""The engine for Python: the same calls that the command line makes, with plain arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmtrain.engine.inference import Evaluation, evaluate_run, generate_text, load_trained
+from llmtrain.engine.planning import Planned, plan_run
+from llmtrain.engine.request import TrainRequest, loaded_profile
+from llmtrain.engine.training import Sitting, run_training
+from llmtrain.model.generate import Sampling
+from llmtrain.profile.load import Setting
+from llmtrain.profile.schema import DeviceSection
+from llmtrain.train.events import Event, Observer, TrainResult
+from llmtrain.train.signals import StopRequest, stop_on_signals
+from llmtrain.train.world import world_from_environment
+
+
+def _ignore(event: Event) -> None:
+    """An observer that looks away."""
+
+
+def plan(profile: str | None = None, settings: Mapping[str, Any] | None = None) -> Planned:
+    """How this machine would train a profile: decisions with reasons, and predicted memory.
+
+    `settings` are dotted keys, as in `{"train.steps": 100}`. Raises UsageError,
+    DoesNotFitError.
+    """
+    request = TrainRequest(profile=profile, flags=_flags(settings))
+    return plan_run(loaded_profile(request).profile)
+
+
+def train(
+    profile: str | None = None,
+    *,
+    data: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    resume: str | None = None,
+    observe: Observer = _ignore,
+) -> TrainResult:
+    """A trained model in a run directory. Raises LlmtrainError.
+
+    `data` are sources as `--data` takes them; `settings` dotted keys of a profile; `observe` is
+    called with every event of `llmtrain.train.events`. Under torchrun this is one rank's part.
+    SIGINT and SIGTERM end the run after the current step, saved.
+    """
+    request = TrainRequest(
+        profile=profile,
+        flags=_flags(settings, data),
+        out=Path(out) if out is not None else None,
+        resume=resume,
+    )
+    with stop_on_signals() as stop:
+        return run_training(request, Sitting(world_from_environment(), observe, stop))
+
+
+def evaluate(
+    run: str | Path, *, data: Sequence[str] = (), device: str = "auto", observe: Observer = _ignore
+) -> Evaluation:
+    """How well the run's newest checkpoint predicts its validation text, or `data`."""
+    section = DeviceSection.model_validate({"kind": device})
+    return evaluate_run(str(run), data, section, observe, StopRequest().check)
+
+
+def generate(
+    run: str | Path,
+    prompt: str = "",
+    *,
+    max_tokens: int = 100,
+    sampling: Sampling | None = None,
+    device: str = "auto",
+    observe: Observer = _ignore,
+) -> Iterator[str]:
+    """Text that continues `prompt`, piece by piece as it is drawn."""
+    section = DeviceSection.model_validate({"kind": device})
+    trained = load_trained(str(run), section, observe)
+    return generate_text(trained, prompt, sampling or Sampling(), max_tokens, StopRequest().check)
+
+
+def _flags(settings: Mapping[str, Any] | None, data: Sequence[str] = ()) -> dict[str, Setting]:
+    flags = {key: Setting(value, f"argument {key}") for key, value in (settings or {}).items()}
+    if data:
+        flags["data.sources"] = Setting(list(data), "argument data")
+    return flags

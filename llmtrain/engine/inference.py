@@ -1,0 +1,234 @@
+"""Using a trained model: evaluation and generation."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmtrain.data.batches import Tokens, sequential_windows
+from llmtrain.data.shards import PreparedData
+from llmtrain.data.sources import Corpus, resolve_sources
+from llmtrain.device.plan import InferencePlan
+from llmtrain.engine.dataset import DataWork, open_dataset
+from llmtrain.engine.planning import plan_inference
+from llmtrain.errors import DataError, UsageError
+from llmtrain.eval.baselines import Baselines, measure_baselines
+from llmtrain.eval.evaluate import bits_per_byte, sum_loss
+from llmtrain.model.decoder import Decoder
+from llmtrain.model.generate import Sampling, generate_tokens
+from llmtrain.ops.precision import autocast_as
+from llmtrain.profile.load import profile_from_values
+from llmtrain.profile.schema import DeviceSection
+from llmtrain.tokenizer import Tokenizer
+from llmtrain.train.checkpoint import (
+    Checkpoint,
+    DamagedCheckpointError,
+    load_checkpoint,
+    step_of,
+)
+from llmtrain.train.events import Note, Observer
+from llmtrain.train.run import load_weights, set_up_device
+from llmtrain.train.rundir import RunDirectory, find_checkpoints
+from llmtrain.train.world import World
+
+_EVALUATION_TOKENS = 4096  # of one forward
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model ready to use, and where it came from."""
+
+    model: Decoder
+    tokenizer: Tokenizer
+    checkpoint: Path
+    plan: InferencePlan
+    record: dict[str, Any] | None  # of the run, if the checkpoint still lies in one
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Matrices are multiplied in the plan's precision."""
+        return autocast_as(self.plan.precision.value, self.model.head_weight.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How well a model predicts a text, beside what needs no model."""
+
+    checkpoint: Path
+    loss_nats_per_token: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+    baselines: Baselines
+
+
+def load_trained(run: str, device: DeviceSection, observe: Observer) -> Trained:
+    """The newest whole checkpoint that `run` means, on the device that is asked for."""
+    path, checkpoint = _newest_whole(find_checkpoints(run), observe)
+    directory = RunDirectory(path.parent.parent)
+    record = directory.read_record() if directory.exists else None
+    plan = plan_inference(device, checkpoint.shape)
+    where = set_up_device(plan, World())
+    model = Decoder(checkpoint.shape)
+    load_weights(model, checkpoint)
+    return Trained(model.to(where).eval(), checkpoint.tokenizer, path, plan, record)
+
+
+def evaluate_run(
+    run: str,
+    data: Sequence[str],
+    device: DeviceSection,
+    observe: Observer,
+    check_stop: Callable[[], None],
+    text_field: str = "text",
+) -> Evaluation:
+    """The loss on all of the run's validation text, or on all of `data`."""
+    trained = load_trained(run, device, observe)
+    work = DataWork(trained.plan.workers.value, observe, check_stop)
+    if data:
+        corpus = resolve_sources(data, text_field=text_field)
+        return _evaluate_corpus(trained, corpus, work)
+    if trained.record is None:
+        raise UsageError(
+            f"{trained.checkpoint} lies in no run directory, so its validation text is not known",
+            hint=f"llmtrain eval {run} --data FILE",
+        )
+    profile = profile_from_values(trained.record["profile"], "run.yaml")
+    key = str(trained.record["data"]["key"])
+    dataset = open_dataset(profile.data, profile.model.vocab_size, key, trained.checkpoint, work)
+    with closing(dataset.shards):
+        return _evaluate_shards(trained, dataset.shards, work)
+
+
+def _evaluate_shards(trained: Trained, shards: PreparedData, work: DataWork) -> Evaluation:
+    facts = shards.index.validation
+    return _evaluation(
+        trained,
+        shards.validation,
+        text_bytes=facts.text_bytes,
+        unigram_nats_per_token=shards.index.unigram_cross_entropy_nats,
+        check_stop=work.check_stop,
+    )
+
+
+def _evaluate_corpus(trained: Trained, corpus: Corpus, work: DataWork) -> Evaluation:
+    """All of a text that the run did not come with, tokenized for the occasion."""
+    encode, separator = trained.tokenizer.encode, trained.tokenizer.separator_id
+    ids, text_bytes = array("q", [separator]), 0
+    for document in corpus.documents():
+        work.check_stop()
+        ids.extend([*encode(document.text), separator])
+        text_bytes += len(document.text.encode())
+    if text_bytes == 0:
+        raise DataError("there is no text to evaluate on", hint="name a file with --data")
+    tokens = TokensInMemory(np.asarray(ids))
+    return _evaluation(
+        trained,
+        tokens,
+        text_bytes=text_bytes,
+        unigram_nats_per_token=None,
+        check_stop=work.check_stop,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TokensInMemory:
+    """Token ids as one array."""
+
+    ids: NDArray[np.int64]
+
+    @property
+    def num_tokens(self) -> int:
+        """How many there are."""
+        return len(self.ids)
+
+    def read(self, start: int, count: int) -> NDArray[np.int64]:
+        """The ids from `start`."""
+        return self.ids[start : start + count]
+
+
+def _evaluation(
+    trained: Trained,
+    tokens: Tokens,
+    *,
+    text_bytes: int,
+    unigram_nats_per_token: float | None,
+    check_stop: Callable[[], None],
+) -> Evaluation:
+    """Every token but the first is predicted once, from those before it in its window."""
+    context = trained.model.shape.context
+    loss = sum_loss(
+        trained.model,
+        sequential_windows(tokens, context),
+        micro_batch=max(1, _EVALUATION_TOKENS // context),
+        autocast=trained.autocast,
+        check_stop=check_stop,
+    )
+    every = tokens.read(0, tokens.num_tokens)
+    baselines = measure_baselines(
+        [trained.tokenizer.decode(every.tolist())],
+        pieces=trained.tokenizer.vocab_size,
+        tokens=loss.tokens,
+        text_bytes=text_bytes,
+        unigram_nats_per_token=unigram_nats_per_token,
+    )
+    return Evaluation(
+        checkpoint=trained.checkpoint,
+        loss_nats_per_token=loss.nats_per_token,
+        perplexity=loss.perplexity,
+        bits_per_byte=bits_per_byte(loss.nats_per_token, loss.tokens, text_bytes),
+        tokens=loss.tokens,
+        bytes=text_bytes,
+        baselines=baselines,
+    )
+
+
+def generate_text(
+    trained: Trained,
+    prompt: str,
+    sampling: Sampling,
+    max_tokens: int,
+    check_stop: Callable[[], None],
+) -> Iterator[str]:
+    """Pieces of text that continue `prompt`, as they are drawn; whole characters only."""
+    tokenizer = trained.tokenizer
+    ids: list[int] = []
+    told = ""
+    with trained.autocast():
+        drawn = generate_tokens(
+            trained.model,
+            [tokenizer.separator_id, *tokenizer.encode(prompt)],
+            sampling,
+            tokenizer.vocab_size,
+            max_tokens,
+        )
+        for token in drawn:
+            check_stop()
+            if token == tokenizer.separator_id:
+                break
+            ids.append(token)
+            text = tokenizer.decode(ids)
+            if not text.endswith("\ufffd"):  # else within a character: more bytes follow
+                yield text[len(told) :]
+                told = text
+    rest = tokenizer.decode(ids)[len(told) :]
+    if rest:
+        yield rest
+
+
+def _newest_whole(paths: Sequence[Path], observe: Observer) -> tuple[Path, Checkpoint]:
+    """The last of `paths` that loads. Raises DamagedCheckpointError if none does."""
+    for path in reversed(paths[1:]):
+        try:
+            return path, load_checkpoint(path, with_optimizer=False)
+        except DamagedCheckpointError as error:
+            text = f"damaged checkpoint: {error.message}; using one before step {step_of(path)}"
+            observe(Note(text, is_warning=True))
+    return paths[0], load_checkpoint(paths[0], with_optimizer=False)

@@ -1,0 +1,237 @@
+"""What to train and where, and what that means beside a run that already exists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from llmtrain.device.probe import read_facts
+from llmtrain.engine.planning import choose_profile
+from llmtrain.errors import UsageError
+from llmtrain.profile.load import (
+    LoadedProfile,
+    Setting,
+    flat_values,
+    load_profile,
+    profile_from_values,
+)
+from llmtrain.profile.schema import Profile
+from llmtrain.train.checkpoint import (
+    list_checkpoints,
+    newest_good,
+    set_aside,
+    step_of,
+    verify_checkpoint,
+)
+from llmtrain.train.events import Note, Observer
+from llmtrain.train.horizon import Horizon, horizon_of
+from llmtrain.train.rundir import RunDirectory, find_run, new_run_path, newest_run
+
+_MAY_DIFFER = ("device.", "checkpoint.", "eval.", "train.log_every_steps", "train.micro_batch")
+_HORIZON = ("train.steps", "train.tokens", "train.time")
+_DELIBERATE = ("--", "argument ")  # origins that a call itself set
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """One call of `train`, from the command line or from Python."""
+
+    profile: str | None = None
+    assignments: Sequence[str] = ()
+    flags: Mapping[str, Setting] = field(default_factory=dict)
+    out: Path | None = None
+    resume: str | None = None  # auto, or what names a run
+    command: Sequence[str] = ()
+
+    def load(self, profile: str | None) -> LoadedProfile:
+        """All layers of this request over `profile`."""
+        return load_profile(
+            profile, environment=os.environ, assignments=self.assignments, flags=self.flags
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a request leads: a new run, or one to continue from `checkpoint`."""
+
+    directory: RunDirectory
+    loaded: LoadedProfile
+    horizon: Horizon
+    checkpoint: Path | None
+    record: Mapping[str, Any] | None  # run.yaml of the run that goes on
+
+
+def loaded_profile(request: TrainRequest) -> LoadedProfile:
+    """The profile of a new run; one for this machine where none is named. Raises UsageError."""
+    if request.profile is not None:
+        return request.load(request.profile)
+    bare = request.load(None).profile
+    choice = choose_profile(read_facts(), bare.train.time)
+    return request.load(choice.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run is or will be, and the checkpoint it goes on from."""
+
+    directory: RunDirectory
+    checkpoint: Path | None
+
+
+def locate(request: TrainRequest, observe: Observer) -> Place:
+    """Where the request leads. Raises UsageError, and DamagedCheckpointError where none is whole.
+
+    Damaged checkpoints on the way are renamed aside, and so are those newer than a named one.
+    """
+    existing = _existing_run(request)
+    if existing is None:
+        profile = loaded_profile(request).profile
+        path = request.out or new_run_path(profile.name, datetime.now().astimezone())
+        return Place(RunDirectory(path), None)
+    directory, named = existing
+    if named is not None:
+        verify_checkpoint(named)
+        for path in list_checkpoints(directory.checkpoints):
+            if step_of(path) > step_of(named):
+                aside = set_aside(path, "superseded")
+                observe(Note(f"{path.name} is newer than {named.name}; renamed to {aside.name}"))
+        return Place(directory, named)
+    found = newest_good(directory.checkpoints, _set_aside_damaged(observe))
+    if found is None:
+        observe(Note(f"{directory.path} has no checkpoint; starting fresh"))
+    return Place(directory, found)
+
+
+def preview(request: TrainRequest) -> Place:
+    """Where the request would lead; nothing is verified, renamed or created."""
+    existing = _existing_run(request)
+    if existing is None:
+        return Place(RunDirectory(request.out or Path("runs")), None)
+    directory, named = existing
+    return Place(directory, named or next(reversed(list_checkpoints(directory.checkpoints)), None))
+
+
+def target_at(request: TrainRequest, place: Place) -> Target:
+    """What to do at a place. Reads only. Raises UsageError."""
+    directory = place.directory
+    if place.checkpoint is None:
+        loaded = loaded_profile(request)
+        return Target(directory, loaded, _horizon(loaded, None), None, None)
+    record = directory.read_record()
+    loaded = _continued(request, record, directory)
+    return Target(directory, loaded, _horizon(loaded, record), place.checkpoint, record)
+
+
+def _set_aside_damaged(observe: Observer) -> Callable[[Path, str], None]:
+    def on_damage(path: Path, problem: str) -> None:
+        aside = set_aside(path, "damaged")
+        observe(Note(f"damaged checkpoint: {problem}; renamed to {aside.name}", is_warning=True))
+
+    return on_damage
+
+
+def _existing_run(request: TrainRequest) -> tuple[RunDirectory, Path | None] | None:
+    """The run to continue, and its checkpoint if one is named; None for a new run."""
+    out = RunDirectory(request.out) if request.out is not None else None
+    if request.resume is None:
+        if out is not None and (out.exists or out.checkpoints.is_dir()):
+            raise UsageError(
+                f"--out {out.path} holds a run already",
+                hint="add --resume auto to continue it, or choose another --out",
+            )
+        return None
+    if request.resume == "auto":
+        if out is not None:
+            return (out, None) if out.exists else None
+        newest = newest_run(loaded_profile(request).profile.name)
+        return (RunDirectory(newest), None) if newest is not None else None
+    run = find_run(request.resume)
+    if out is not None and out.path.resolve() != run.path.resolve():
+        raise UsageError(
+            f"--resume {request.resume} continues in {run.path}, --out says {out.path}",
+            hint="leave --out away",
+        )
+    named = Path(request.resume)
+    return run, (named if (named / "manifest.json").exists() else None)
+
+
+def _continued(
+    request: TrainRequest, record: Mapping[str, Any], directory: RunDirectory
+) -> LoadedProfile:
+    """The run's own profile with what may change and was changed on purpose."""
+    origin = str(directory.path / "run.yaml")
+    saved = profile_from_values(record["profile"], origin)
+    said = dict(record.get("origins", {}))
+    asked = request.load(request.profile)
+    changes = _changes(saved, asked, said, has_profile=request.profile is not None)
+    refused = [p for p in changes if not p.startswith(_MAY_DIFFER) and p not in _HORIZON]
+    if refused:
+        path = refused[0]
+        before = value_at(saved, path)
+        raise UsageError(
+            f"{path} is {before!r} in {directory.path} and {changes[path].value!r} now "
+            f"({changes[path].origin}); a run goes on as it began",
+            hint="start a new run with another --out",
+        )
+    base = {p: Setting(v, said.get(p, origin)) for p, v in flat_values(saved.values())}
+    return load_profile(base, environment={}, flags=changes)
+
+
+def _changes(
+    saved: Profile, asked: LoadedProfile, said: Mapping[str, str], *, has_profile: bool
+) -> dict[str, Setting]:
+    """What this command says otherwise than the run does.
+
+    A value that the run got from a flag is not taken back by a profile or a variable that says
+    what it said then; a flag of this command always counts.
+    """
+    changes = {}
+    for path, origin in asked.origins.items():
+        value = value_at(asked.profile, path)
+        if path == "name" or value == value_at(saved, path):
+            continue
+        deliberate = origin.startswith(_DELIBERATE)
+        overridden_then = said.get(path, "default").startswith(_DELIBERATE)
+        horizon_then = path in _HORIZON and any(
+            said.get(p, "").startswith(_DELIBERATE) for p in _HORIZON
+        )
+        if deliberate or not (overridden_then or horizon_then):
+            changes[path] = Setting(value, origin)
+    return changes
+
+
+def _horizon(loaded: LoadedProfile, record: Mapping[str, Any] | None) -> Horizon:
+    horizon = horizon_of(loaded.profile.train)
+    if horizon is None:
+        raise UsageError(
+            f"profile {loaded.profile.name} says not how long to train",
+            hint="--steps 1000, --tokens 50M or --time 30m",
+        )
+    if record is not None:
+        saved = horizon_of(profile_from_values(record["profile"], "run.yaml").train)
+        _refuse_shorter(horizon, saved)
+    return horizon
+
+
+def _refuse_shorter(now: Horizon, then: Horizon | None) -> None:
+    if then is None:
+        return
+    for ours, theirs, unit in ((now.steps, then.steps, "steps"), (now.time_s, then.time_s, "s")):
+        if ours is not None and theirs is not None and ours < theirs:
+            raise UsageError(
+                f"the run was to last {theirs:g} {unit} and {ours:g} {unit} is shorter; "
+                "a resume may only go on for longer",
+                hint="leave the horizon away to finish the run as it was begun",
+            )
+
+
+def value_at(profile: Profile, path: str) -> Any:
+    """The value of a dotted path."""
+    value: Any = profile.model_dump(mode="json")
+    for part in path.split("."):
+        value = value[part]
+    return value

@@ -1,0 +1,365 @@
+"""Training, from a request to a result: plan, data, run, session, record."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import llmtrain
+from llmtrain.device.facts import Facts
+from llmtrain.device.plan import Plan, plan_from_document
+from llmtrain.device.probe import read_facts
+from llmtrain.engine.dataset import Dataset, DataWork, open_dataset, prepare_dataset
+from llmtrain.engine.planning import Planned, needs_of, plan_run, planned_with
+from llmtrain.engine.request import Place, Target, TrainRequest, locate, preview, target_at
+from llmtrain.errors import InterruptedRunError
+from llmtrain.profile.schema import Profile
+from llmtrain.train.checkpoint import Checkpoint, SavedState, load_checkpoint
+from llmtrain.train.events import Note, Observer, Started, TrainResult
+from llmtrain.train.run import RandomState, build_run, set_up_device
+from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.session import Session
+from llmtrain.train.signals import StopRequest
+from llmtrain.train.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Sitting:
+    """Who trains, who is told, who may stop it, and how long the process has been up."""
+
+    world: World
+    observe: Observer
+    stop: StopRequest
+    age_s: float = 0.0
+
+
+def run_training(request: TrainRequest, sitting: Sitting) -> TrainResult:
+    """The request is trained, or was already. Raises LlmtrainError."""
+    world = sitting.world
+    place = _shared_place(request, sitting)
+    target = target_at(request, place)
+    profile = target.loaded.profile
+    resumed = load_checkpoint(target.checkpoint) if target.checkpoint is not None else None
+    finished = _finished(target, resumed)
+    if finished is not None:
+        sitting.observe(Note(f"{target.directory.path} is finished: {finished.steps} steps"))
+        return finished
+    planned, is_same_plan = _agreed_plan(target, sitting)
+    set_up_device(planned.plan, world)
+    try:
+        dataset = _shared_dataset(target, profile, planned.plan, sitting)
+    except InterruptedRunError:
+        return _nothing_trained(target)
+    with closing(dataset.shards):
+        world.open(planned.plan.backend.value)
+        try:
+            return _train(request, target, resumed, planned, dataset, sitting, is_same_plan)
+        finally:
+            world.close()
+
+
+def launch_size(request: TrainRequest) -> int:
+    """How many processes the request's plan wants on this machine. Changes nothing."""
+    return planned_for(request).plan.processes.value
+
+
+def planned_for(request: TrainRequest) -> Planned:
+    """The plan that the request would run with, as `--dry-run` shows it. Changes nothing."""
+    target = target_at(request, preview(request))
+    facts = read_facts()
+    kept = _recorded_plan(target, facts, World())
+    if kept is not None:
+        return planned_with(kept, needs_of(target.loaded.profile, None), facts)
+    return plan_run(target.loaded.profile, facts=None)
+
+
+def _shared_place(request: TrainRequest, sitting: Sitting) -> Place:
+    """The place that rank 0 found and made sure of, on every rank."""
+
+    def find() -> str:
+        place = locate(request, sitting.observe)
+        place.directory.claim()
+        return json.dumps(
+            [str(place.directory.path), str(place.checkpoint) if place.checkpoint else None]
+        )
+
+    path, checkpoint = json.loads(sitting.world.from_main("place", find))
+    return Place(RunDirectory(Path(path)), Path(checkpoint) if checkpoint else None)
+
+
+def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
+    """Rank 0's plan, on every rank; and whether it is the one that the run was begun with."""
+    world, profile = sitting.world, target.loaded.profile
+    facts = read_facts(cuda_index=world.local_rank if world.size > 1 else None)
+
+    def decide() -> str:
+        kept = _recorded_plan(target, facts, world)
+        if kept is not None:
+            return json.dumps([kept.document(), True, None])
+        made = plan_run(profile, world=world, facts=None)
+        same = target.record is None or made.plan.numerics() == _recorded_numerics(target.record)
+        return json.dumps([made.plan.document(), same, made.peak_flops])
+
+    document, is_same, peak_flops = json.loads(world.from_main("plan", decide))
+    planned = planned_with(plan_from_document(document), needs_of(profile, world), facts)
+    if peak_flops is None and target.record is not None:
+        peak_flops = target.record.get("peak_flops")
+    return Planned(
+        planned.plan,
+        planned.needs,
+        facts,
+        planned.prediction,
+        planned.limit_bytes,
+        peak_flops,
+    ), is_same
+
+
+def _recorded_plan(target: Target, facts: Facts, world: World) -> Plan | None:
+    """The plan of the run that goes on, if machine, wishes and processes are what they were."""
+    record = target.record
+    if record is None or record.get("machine") != machine_signature(facts):
+        return None
+    recorded = record["profile"]
+    wishes = target.loaded.profile.values()
+    if recorded["device"] != wishes["device"]:
+        return None
+    if recorded["train"]["micro_batch"] != wishes["train"]["micro_batch"]:
+        return None
+    try:
+        plan = plan_from_document(record["plan"])
+    except (KeyError, TypeError):
+        return None
+    launched = world.size if world.size > 1 else plan.processes.value
+    return plan if plan.processes.value == launched else None
+
+
+def _recorded_numerics(record: Mapping[str, Any]) -> dict[str, Any]:
+    return plan_from_document(record["plan"]).numerics()
+
+
+def machine_signature(facts: Facts) -> dict[str, Any]:
+    """What has to be equal for a recorded plan to compute the same bits."""
+    return {
+        "cpu": facts.cpu.model,
+        "isa": list(facts.cpu.isa),
+        "accelerators": [gpu.name for gpu in facts.accelerators],
+        "torch": facts.torch_version,
+    }
+
+
+def _shared_dataset(target: Target, profile: Profile, plan: Plan, sitting: Sitting) -> Dataset:
+    """The data that rank 0 prepared, opened on every rank."""
+    work = DataWork(plan.workers.value, sitting.observe, sitting.stop.check)
+    prepared: list[Dataset] = []
+
+    def make() -> str:
+        prepared.append(_dataset(target, profile, work))
+        dataset = prepared[0]
+        return json.dumps([dataset.shards.index.key, str(dataset.tokenizer_directory)])
+
+    key, directory = json.loads(sitting.world.from_main("data", make))
+    if prepared:
+        return prepared[0]
+    return open_dataset(profile.data, profile.model.vocab_size, key, Path(directory), work)
+
+
+def _dataset(target: Target, profile: Profile, work: DataWork) -> Dataset:
+    vocab_size = profile.model.vocab_size
+    if target.record is None or target.checkpoint is None:
+        return prepare_dataset(profile.data, vocab_size, work)
+    key = str(target.record["data"]["key"])
+    return open_dataset(profile.data, vocab_size, key, target.checkpoint, work)
+
+
+def _train(
+    request: TrainRequest,
+    target: Target,
+    resumed: Checkpoint | None,
+    planned: Planned,
+    dataset: Dataset,
+    sitting: Sitting,
+    is_same_plan: bool,
+) -> TrainResult:
+    profile, world = target.loaded.profile, sitting.world
+    run = build_run(profile, planned.plan, world, dataset.shards.train, resumed)
+    run.position.horizon_steps = _horizon_steps(target, run.position.horizon_steps)
+    state = _state(resumed, planned.plan, is_same_plan)
+    if resumed is not None and not is_same_plan:
+        sitting.observe(
+            Note(
+                f"the plan differs from the run's: not bitwise from step {run.position.step}",
+                is_warning=True,
+            )
+        )
+    if world.is_main:
+        _begin_record(request, target, planned, dataset, run.position.step)
+    sitting.observe(_started(target, planned, dataset, run.position.step))
+    session = Session(
+        run,
+        profile,
+        target.horizon,
+        target.directory,
+        dataset.shards,
+        dataset.tokenizer,
+        state,
+        predicted=planned.prediction,
+        peak_flops=planned.peak_flops,
+        stop=sitting.stop,
+        observe=sitting.observe,
+        elapsed_before_s=sitting.age_s + (resumed.state.elapsed_s if resumed is not None else 0.0),
+    )
+    result = session.train()
+    if world.is_main:
+        _end_record(target.directory, result)
+    return result
+
+
+def _horizon_steps(target: Target, saved: int | None) -> int | None:
+    return saved if target.horizon.time_s is not None else target.horizon.steps
+
+
+def _state(resumed: Checkpoint | None, plan: Plan, is_same_plan: bool) -> SavedState:
+    if resumed is None:
+        return SavedState(
+            step=0,
+            tokens=0,
+            windows=0,
+            elapsed_s=0.0,
+            horizon_steps=None,
+            torch_rng=RandomState.now().text,
+            numerics=plan.numerics(),
+        )
+    before = resumed.state
+    drifted = before.not_bitwise_from_step
+    if drifted is None and not is_same_plan:
+        drifted = before.step
+    return before.model_copy(
+        update={"numerics": plan.numerics(), "not_bitwise_from_step": drifted, "finished": False}
+    )
+
+
+def _started(target: Target, planned: Planned, dataset: Dataset, step: int) -> Started:
+    index = dataset.shards.index
+    return Started(
+        run=target.directory.path,
+        plan=planned.plan,
+        prediction=planned.prediction,
+        parameters=planned.needs.shape.parameters,
+        train_tokens=index.train.tokens,
+        validation_tokens=index.validation.tokens,
+        tokens_per_step=planned.needs.tokens_per_step,
+        from_step=step,
+        horizon_steps=target.horizon.steps,
+        horizon_s=target.horizon.time_s,
+    )
+
+
+def _finished(target: Target, resumed: Checkpoint | None) -> TrainResult | None:
+    """The result of a run that has nothing left to do."""
+    if resumed is None or not resumed.state.finished:
+        return None
+    state, horizon = resumed.state, target.horizon
+    is_longer = (horizon.steps is not None and horizon.steps > state.step) or (
+        horizon.time_s is not None and _recorded_time(target) not in (None, horizon.time_s)
+    )
+    return None if is_longer else _result_of(target, state)
+
+
+def _recorded_time(target: Target) -> float | None:
+    assert target.record is not None
+    return Profile.model_validate_json(json.dumps(target.record["profile"])).train.time
+
+
+def _result_of(target: Target, state: SavedState) -> TrainResult:
+    return TrainResult(
+        run=target.directory.path,
+        checkpoint=target.checkpoint,
+        steps=state.step,
+        tokens=state.tokens,
+        seconds=state.elapsed_s,
+        tokens_per_s=None,
+        train_loss=state.train_loss,
+        val_loss=state.val_loss,
+        val_bpb=state.val_bpb,
+        peak_memory_bytes=state.peak_memory_bytes,
+        predicted=None,
+        stopped="done",
+        already_finished=True,
+    )
+
+
+def _nothing_trained(target: Target) -> TrainResult:
+    """The result of a run that was interrupted before its first step; data done is cached."""
+    return TrainResult(
+        run=target.directory.path,
+        checkpoint=target.checkpoint,
+        steps=0,
+        tokens=0,
+        seconds=0.0,
+        tokens_per_s=None,
+        train_loss=None,
+        val_loss=None,
+        val_bpb=None,
+        peak_memory_bytes=0,
+        predicted=None,
+        stopped="interrupted",
+    )
+
+
+def _begin_record(
+    request: TrainRequest, target: Target, planned: Planned, dataset: Dataset, step: int
+) -> None:
+    """run.yaml says everything that is known before the first step."""
+    before = target.record or {}
+    index = dataset.shards.index
+    sitting = {
+        "begun": _now(),
+        "from_step": step,
+        "command": list(request.command) or None,
+        "numerics": planned.plan.numerics(),
+    }
+    record = {
+        "llmtrain": llmtrain.__version__,
+        "versions": _versions(),
+        "profile": target.loaded.profile.values(),
+        "origins": dict(target.loaded.origins),
+        "plan": planned.plan.document(),
+        "predicted": planned.prediction.items(),
+        "peak_flops": planned.peak_flops,
+        "machine": machine_signature(planned.facts),
+        "data": {
+            "key": index.key,
+            "corpus_sha256": index.corpus_fingerprint,
+            "tokenizer_sha256": index.encoder_fingerprint,
+            "train_tokens": index.train.tokens,
+            "validation_tokens": index.validation.tokens,
+            "sources": dataset.sources or before.get("data", {}).get("sources", []),
+        },
+        "sittings": [*before.get("sittings", []), sitting],
+    }
+    if step:
+        target.directory.cut_after(step)
+    target.directory.write_record(record)
+
+
+def _end_record(directory: RunDirectory, result: TrainResult) -> None:
+    record = directory.read_record()
+    values = asdict(result) | {"run": str(result.run), "checkpoint": str(result.checkpoint)}
+    values["predicted"] = None if result.predicted is None else result.predicted.total_bytes
+    directory.write_record(record | {"result": values})
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": str(torch.__version__)}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,76 @@
+"""Loss on held-out text, and the units it is given in."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llmtrain.model.decoder import Decoder
+
+Window = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class LossSum:
+    """Negative log-likelihood of so many tokens."""
+
+    nats: float
+    tokens: int
+
+    @property
+    def nats_per_token(self) -> float:
+        """The mean loss."""
+        return self.nats / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """e to the mean loss; infinite where that overflows."""
+        return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
+
+
+def bits_per_byte(nats_per_token: float, tokens: int, text_bytes: int) -> float:
+    """Bits that the model needs for a byte of raw text of `tokens` tokens and `text_bytes` bytes.
+
+    Comparable between tokenizers, unlike a loss per token.
+    """
+    return nats_per_token / math.log(2) * tokens / text_bytes
+
+
+@torch.no_grad()
+def sum_loss(
+    model: Decoder,
+    windows: Iterable[Window],
+    *,
+    micro_batch: int,
+    autocast: Callable[[], AbstractContextManager[object]],
+    check_stop: Callable[[], None],
+) -> LossSum:
+    """The loss summed over all targets of `windows`, eager even where training is compiled."""
+    nats, tokens = 0.0, 0
+    device = model.head_weight.device
+    with torch.compiler.set_stance("force_eager"):
+        for inputs, targets in _batched(windows, micro_batch):
+            check_stop()
+            with autocast():
+                loss = model(inputs.to(device), targets.to(device))
+            nats += loss.item()
+            tokens += targets.numel()
+    return LossSum(nats, tokens)
+
+
+def _batched(
+    windows: Iterable[Window], micro_batch: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Windows of one length stacked, at most `micro_batch` at once; a shorter last one alone."""
+    for _, same_length in itertools.groupby(windows, key=lambda window: len(window[0])):
+        iterator = iter(same_length)
+        while rows := list(itertools.islice(iterator, micro_batch)):
+            inputs, targets = zip(*rows, strict=True)
+            yield torch.from_numpy(np.stack(inputs)), torch.from_numpy(np.stack(targets))

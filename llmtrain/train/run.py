@@ -1,0 +1,126 @@
+"""The composition root: from a profile, a plan and data to a run that can step."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from llmtrain.data.batches import BatchReader
+from llmtrain.data.stream import TokenStream
+from llmtrain.device.plan import InferencePlan, Plan
+from llmtrain.errors import LlmtrainError
+from llmtrain.model.decoder import Decoder
+from llmtrain.profile.schema import Profile
+from llmtrain.profile.shape import shape_of
+from llmtrain.train.checkpoint import Checkpoint
+from llmtrain.train.loop import Position, Run
+from llmtrain.train.optim import build_optimizer, load_named_state
+from llmtrain.train.schedule import Schedule
+from llmtrain.train.world import World, device_of
+
+
+def set_up_device(plan: Plan | InferencePlan, world: World) -> torch.device:
+    """This process computes as the plan says: device, threads and product precision."""
+    device = device_of(plan.device.value, world)
+    torch.set_num_threads(plan.threads.value)
+    torch.set_float32_matmul_precision(plan.matmul_precision.value)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def build_run(
+    profile: Profile,
+    plan: Plan,
+    world: World,
+    stream: TokenStream,
+    resumed: Checkpoint | None,
+) -> Run:
+    """A run at its first step, or where `resumed` stands. Device settings are made."""
+    device = set_up_device(plan, world)
+    model = build_model(profile, resumed).to(device)
+    optimizer = build_optimizer(model, profile.optim, plan.optimizer_kernel.value)
+    scaler = torch.amp.GradScaler(device.type, enabled=plan.grad_scaler.value)
+    position = Position()
+    if resumed is not None:
+        load_named_state(model, optimizer, resumed.optimizer)
+        position = _restore(resumed, scaler)
+    if plan.compile.value:
+        for block in model.model.layers:
+            block.compile(dynamic=False)
+    return Run(
+        model=model,
+        objective=_distributed(model, world),
+        optimizer=optimizer,
+        scaler=scaler,
+        schedule=schedule_of(profile),
+        batches=BatchReader(stream, profile.model.context, profile.train.seed),
+        plan=plan,
+        world=world,
+        device=device,
+        position=position,
+        context=profile.model.context,
+        peak_learning_rate=profile.optim.learning_rate,
+        gradient_clip=profile.train.gradient_clip,
+    )
+
+
+def schedule_of(profile: Profile) -> Schedule:
+    """The learning-rate schedule that a profile asks for."""
+    optim = profile.optim
+    return Schedule(
+        optim.schedule, optim.warmup_steps, optim.decay_fraction, optim.final_learning_rate_fraction
+    )
+
+
+def build_model(profile: Profile, resumed: Checkpoint | None) -> Decoder:
+    """The profile's model on the CPU, with fresh weights or those of a checkpoint."""
+    model = Decoder(shape_of(profile.model))
+    if resumed is None:
+        model.initialise(profile.train.seed)
+    else:
+        load_weights(model, resumed)
+    return model
+
+
+def load_weights(model: Decoder, checkpoint: Checkpoint) -> None:
+    """The model computes what the checkpointed one did. Raises LlmtrainError where it cannot."""
+    try:
+        model.load_state_dict(dict(checkpoint.weights), strict=True)
+    except RuntimeError as error:
+        raise LlmtrainError(f"the weights do not fit the model: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class RandomState:
+    """The state of torch's CPU generator as text."""
+
+    text: str
+
+    @classmethod
+    def now(cls) -> RandomState:
+        """The generator as it stands."""
+        return cls(base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode("ascii"))
+
+    def restore(self) -> None:
+        """The generator stands where it stood."""
+        raw: Tensor = torch.frombuffer(bytearray(base64.b64decode(self.text)), dtype=torch.uint8)
+        torch.set_rng_state(raw)
+
+
+def _restore(checkpoint: Checkpoint, scaler: torch.amp.GradScaler) -> Position:
+    state = checkpoint.state
+    if state.grad_scaler is not None and scaler.is_enabled():
+        scaler.load_state_dict(dict(state.grad_scaler))
+    RandomState(state.torch_rng).restore()
+    return Position(state.step, state.tokens, state.windows, state.horizon_steps)
+
+
+def _distributed(model: Decoder, world: World) -> nn.Module:
+    if world.size == 1:
+        return model
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)

@@ -1,0 +1,361 @@
+"""One sitting of a run: steps, and around them logging, evaluation, samples and checkpoints."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from llmtrain.data.batches import BatchReader
+from llmtrain.data.shards import PreparedData
+from llmtrain.device.memory import MemoryPrediction
+from llmtrain.device.usage import read_accelerator_memory, read_process_memory, resident_bytes
+from llmtrain.errors import InterruptedRunError
+from llmtrain.eval.evaluate import LossSum, bits_per_byte, sum_loss
+from llmtrain.model.generate import Sampling, generate_tokens
+from llmtrain.profile.schema import Profile
+from llmtrain.profile.shape import shape_of
+from llmtrain.tokenizer import Tokenizer
+from llmtrain.train.checkpoint import Checkpoint, SavedState, remove_old, save_checkpoint
+from llmtrain.train.events import Evaluated, Observer, Sampled, Saved, Step, Stopped, TrainResult
+from llmtrain.train.horizon import Horizon
+from llmtrain.train.loop import Run, StepReport, training_steps
+from llmtrain.train.optim import named_state
+from llmtrain.train.run import RandomState
+from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.signals import StopRequest
+
+_DEFAULT_MINUTES_BETWEEN_CHECKPOINTS = 10.0
+_EVALUATION_SHARE_OF_A_STEP = 0.4  # a forward is a third of a step's work; before one is measured
+_SAMPLING = Sampling(temperature=0.8)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What all ranks do after a step."""
+
+    is_over: bool
+    stop_requested: bool
+    save_is_due: bool
+
+
+class Session:
+    """Trains `run` until its horizon, a stop request or patience ends it."""
+
+    def __init__(
+        self,
+        run: Run,
+        profile: Profile,
+        horizon: Horizon,
+        directory: RunDirectory,
+        data: PreparedData,
+        tokenizer: Tokenizer,
+        state: SavedState,
+        *,
+        predicted: MemoryPrediction,
+        peak_flops: float | None,
+        stop: StopRequest,
+        observe: Observer,
+        elapsed_before_s: float,
+    ) -> None:
+        self.run = run
+        self.profile = profile
+        self.horizon = horizon
+        self.directory = directory
+        self.data = data
+        self.tokenizer = tokenizer
+        self.state = state
+        self.predicted = predicted
+        self.peak_flops = peak_flops
+        self.stop = stop
+        self.observe = observe
+        self.started_s = time.monotonic() - elapsed_before_s
+        self.step_times_s: deque[float] = deque(maxlen=20)
+        self.evaluation_s: float | None = None
+        self.save_s = 0.0
+        self.saved_at_s = time.monotonic()
+        self.logged_at_s = time.monotonic()
+        self.logged_step = run.position.step
+        self.first_step = run.position.step
+        self.trained_s = 0.0
+        self.checkpoint: Path | None = None
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds that this run has used, in this sitting and those before."""
+        return time.monotonic() - self.started_s
+
+    def train(self) -> TrainResult:
+        """The run is trained to its end or to the stop request, and saved."""
+        begun_s = time.monotonic()
+        for report in training_steps(self.run):
+            took_s, begun_s = time.monotonic() - begun_s, time.monotonic()
+            self.step_times_s.append(took_s)
+            self.trained_s += took_s
+            decision = self._decide()
+            self._log(report, is_last=decision.is_over or decision.stop_requested)
+            if self._look_and_save(report, decision):
+                break
+            begun_s = time.monotonic()
+        return self._result(self._stopped())
+
+    def _stopped(self) -> Stopped:
+        if self.stop.is_made and not self.state.finished:
+            return "interrupted"
+        position = self.run.position
+        in_time = position.horizon_steps is None or position.step < position.horizon_steps
+        return "time" if self.horizon.time_s is not None and in_time else "done"
+
+    def _look_and_save(self, report: StepReport, decision: Decision) -> bool:
+        """Evaluation, samples and a checkpoint where they are due; whether the run ends here."""
+        over, stop = decision.is_over, decision.stop_requested
+        best_before = self.state.best_step
+        try:
+            if not stop and (over or report.step % self.profile.eval.every_steps == 0):
+                self._evaluate(report.step)
+            if not stop and self._sample_is_due(report.step, over):
+                self._sample(report.step)
+        except InterruptedRunError:
+            over, stop = False, True
+        if self._patience_is_over():
+            over = True
+        is_new_best = self.state.best_step != best_before and self.profile.checkpoint.keep_best
+        self.state = self.state.model_copy(update={"finished": over and not stop})
+        if over or stop or decision.save_is_due or is_new_best:
+            self._save(report)
+        return over or stop
+
+    def _decide(self) -> Decision:
+        """The clock and the signals are rank 0's and everybody's; all ranks agree on them."""
+        position, elapsed_s = self.run.position, self.elapsed_s
+        step_s, reserve_s = statistics.median(self.step_times_s), self._reserve_s()
+        known = self.horizon.estimate(
+            self.run.schedule,
+            step=position.step,
+            known=position.horizon_steps,
+            elapsed_s=elapsed_s,
+            step_s=step_s,
+            reserve_s=reserve_s,
+        )
+        is_over = self.horizon.is_over(
+            step=position.step,
+            known=known,
+            elapsed_s=elapsed_s,
+            step_s=step_s,
+            reserve_s=reserve_s,
+        )
+        save_is_due = self._save_is_due(position.step)
+        ours = [known or 0, is_over, save_is_due] if self.run.world.is_main else [0, 0, 0]
+        agreed = self._sum([*ours, self.stop.is_made])
+        position.horizon_steps = int(agreed[0]) or None
+        return Decision(agreed[1] > 0, agreed[3] > 0, agreed[2] > 0)
+
+    def _reserve_s(self) -> float:
+        """What the last evaluation and save will take."""
+        if self.evaluation_s is not None:
+            return self.evaluation_s + self.save_s
+        step_s = statistics.median(self.step_times_s)
+        return self.profile.eval.batches * step_s * _EVALUATION_SHARE_OF_A_STEP + self.save_s
+
+    def _save_is_due(self, step: int) -> bool:
+        wishes = self.profile.checkpoint
+        if wishes.every_steps is not None:
+            return step % wishes.every_steps == 0
+        minutes = wishes.every_minutes or _DEFAULT_MINUTES_BETWEEN_CHECKPOINTS
+        return time.monotonic() - self.saved_at_s >= 60 * minutes
+
+    def _log(self, report: StepReport, *, is_last: bool) -> None:
+        every = self.profile.train.log_every_steps
+        is_first = report.step == self.first_step + 1
+        if not (is_first or is_last or report.step % every == 0):
+            return
+        now_s = time.monotonic()
+        tokens = (report.step - self.logged_step) * self.profile.train.tokens_per_step
+        tokens_per_s = tokens / (now_s - self.logged_at_s)
+        self.logged_at_s, self.logged_step = now_s, report.step
+        memory_bytes, accelerator_bytes = self._memory()
+        flops = shape_of(self.profile.model).training_flops_per_token * tokens_per_s
+        line = Step(
+            step=report.step,
+            tokens=self.run.position.tokens,
+            loss=report.loss,
+            lr=report.lr,
+            grad_norm=report.grad_norm,
+            tokens_per_s=tokens_per_s,
+            mfu=flops / self.peak_flops / self.run.world.size if self.peak_flops else None,
+            memory_bytes=memory_bytes,
+            accelerator_bytes=accelerator_bytes,
+            elapsed_s=self.elapsed_s,
+            horizon_steps=self.run.position.horizon_steps,
+            remaining_s=self._remaining_s(report.step),
+        )
+        self.state = self.state.model_copy(update={"train_loss": report.loss})
+        self._record(line)
+
+    def _record(self, event: Step | Evaluated | Sampled) -> None:
+        if not self.run.world.is_main:
+            return
+        path = self.directory.samples if isinstance(event, Sampled) else self.directory.metrics
+        self.directory.append(path, metrics_line(event))
+        self.observe(event)
+
+    def _remaining_s(self, step: int) -> float | None:
+        known = self.run.position.horizon_steps
+        if known is None:
+            return None
+        return (known - step) * statistics.median(self.step_times_s) + self._reserve_s()
+
+    def _memory(self) -> tuple[int, int | None]:
+        """Bytes of this process, and of its GPU where it has one."""
+        if self.run.device.type == "cpu":
+            return resident_bytes(), None
+        readings = read_accelerator_memory(self.run.device.index)
+        return resident_bytes(), sum(reading.reserved_bytes for reading in readings)
+
+    def _evaluate(self, step: int) -> None:
+        """The validation loss is known, and whether it is the best so far."""
+        begun_s = time.monotonic()
+        nats_per_token = self._validation_loss().nats_per_token
+        facts = self.data.index.validation
+        bpb = bits_per_byte(nats_per_token, facts.tokens, facts.text_bytes)
+        best = self.state.best_val_loss
+        is_best = best is None or nats_per_token < best
+        update = {"val_loss": nats_per_token, "val_bpb": bpb}
+        if is_best:
+            update |= {"best_val_loss": nats_per_token, "best_step": step}
+        waited = 0 if is_best else self.state.evaluations_without_best + 1
+        self.state = self.state.model_copy(update=update | {"evaluations_without_best": waited})
+        self.evaluation_s = time.monotonic() - begun_s
+        self._record(Evaluated(step, nats_per_token, bpb, is_best))
+        self.logged_at_s += time.monotonic() - begun_s
+
+    def _validation_loss(self) -> LossSum:
+        """The mean loss over the same windows every time, shared out over the ranks."""
+        world, train = self.run.world, self.profile.train
+        reader = BatchReader(self.data.validation, self.run.context, seed=0)
+        asked = self.profile.eval.batches * train.tokens_per_step // self.run.context
+        windows = min(asked, reader.num_windows)
+        own = range(world.rank, windows, world.size)
+        if world.size > windows:
+            own = range(min(world.rank, windows - 1), windows)  # too few to share: some twice
+        alone = world.size == 1
+        found = sum_loss(
+            self.run.model,
+            ((inputs[0], targets[0]) for inputs, targets in (reader.read(i, 1) for i in own)),
+            micro_batch=self.run.plan.micro_batch.value,
+            autocast=self.run.autocast,
+            # with several ranks all have to stop at the same place: after the evaluation
+            check_stop=self.stop.check if alone else lambda: None,
+        )
+        if alone:
+            return found
+        nats, tokens = self._sum([found.nats, found.tokens])
+        return LossSum(nats, int(tokens))
+
+    def _patience_is_over(self) -> bool:
+        patience = self.profile.eval.patience
+        return patience is not None and self.state.evaluations_without_best >= patience
+
+    def _sample_is_due(self, step: int, over: bool) -> bool:
+        every = self.profile.eval.sample_every_steps
+        return self.run.world.is_main and every is not None and (over or step % every == 0)
+
+    def _sample(self, step: int) -> None:
+        begun_s = time.monotonic()
+        for number, prompt in enumerate(self.profile.eval.prompts):
+            ids = [self.tokenizer.separator_id, *self.tokenizer.encode(prompt)]
+            text = self.tokenizer.decode(list(self._drawn(ids, step + number)))
+            self._record(Sampled(step, prompt, text))
+        self.logged_at_s += time.monotonic() - begun_s
+
+    def _drawn(self, prompt: list[int], seed: int) -> Iterable[int]:
+        pieces = self.tokenizer.vocab_size
+        sampling = replace(_SAMPLING, seed=seed)
+        with self.run.autocast(), torch.compiler.set_stance("force_eager"):
+            drawn = generate_tokens(self.run.model, prompt, sampling, pieces, limit=10**9)
+            for token in islice(drawn, self.profile.eval.sample_tokens):
+                self.stop.check()
+                if token == self.tokenizer.separator_id:
+                    return
+                yield token
+
+    def _save(self, report: StepReport) -> None:
+        """A durable checkpoint of this step; older ones are thinned out after it."""
+        begun_s = time.monotonic()
+        self.state = self._state_now()
+        if self.run.world.is_main:
+            checkpoint = Checkpoint(
+                state=self.state,
+                weights=self.run.model.state_dict(),
+                optimizer=named_state(self.run.model, self.run.optimizer),
+                shape=shape_of(self.profile.model),
+                tokenizer=self.tokenizer,
+            )
+            self.checkpoint = save_checkpoint(self.directory.checkpoints, checkpoint)
+            wishes = self.profile.checkpoint
+            keep_step = self.state.best_step if wishes.keep_best else None
+            remove_old(self.directory.checkpoints, wishes.keep_last, keep_step)
+            self.observe(Saved(report.step, self.checkpoint))
+        self.saved_at_s = time.monotonic()
+        self.save_s = self.saved_at_s - begun_s
+        self.logged_at_s += self.save_s
+
+    def _state_now(self) -> SavedState:
+        position, scaler = self.run.position, self.run.scaler
+        return self.state.model_copy(
+            update={
+                "step": position.step,
+                "tokens": position.tokens,
+                "windows": position.windows,
+                "horizon_steps": position.horizon_steps,
+                "elapsed_s": self.elapsed_s,
+                "peak_memory_bytes": max(self.state.peak_memory_bytes, self._peak_memory()),
+                "torch_rng": RandomState.now().text,
+                "grad_scaler": scaler.state_dict() if scaler.is_enabled() else None,
+            }
+        )
+
+    def _peak_memory(self) -> int:
+        """The peak of all ranks' processes together, and of their GPUs."""
+        peak = read_process_memory().peak_resident_bytes
+        if self.run.device.type != "cpu":
+            readings = read_accelerator_memory(self.run.device.index)
+            peak += sum(reading.peak_reserved_bytes or 0 for reading in readings)
+        return int(self._sum([peak])[0])
+
+    def _sum(self, values: list[float]) -> list[float]:
+        return self.run.world.sum_values(values, self.run.device)
+
+    def _result(self, stopped: Stopped) -> TrainResult:
+        steps = self.run.position.step - self.first_step
+        tokens = steps * self.profile.train.tokens_per_step
+        return TrainResult(
+            run=self.directory.path,
+            checkpoint=self.checkpoint,
+            steps=self.run.position.step,
+            tokens=self.run.position.tokens,
+            seconds=self.state.elapsed_s,
+            tokens_per_s=tokens / self.trained_s if steps else None,
+            train_loss=self.state.train_loss,
+            val_loss=self.state.val_loss,
+            val_bpb=self.state.val_bpb,
+            peak_memory_bytes=self.state.peak_memory_bytes,
+            predicted=self.predicted,
+            stopped=stopped,
+        )
+
+
+def metrics_line(event: Step | Evaluated | Sampled) -> dict[str, object]:
+    """The event as a line of metrics.jsonl or samples.jsonl."""
+    hidden = {"horizon_steps", "remaining_s"}
+    names = [name for name in type(event).__dataclass_fields__ if name not in hidden]
+    values = {name: getattr(event, name) for name in names}
+    if values.get("accelerator_bytes", 0) is None:
+        del values["accelerator_bytes"]
+    return values

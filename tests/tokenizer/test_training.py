@@ -1,0 +1,116 @@
+"""A vocabulary of the size that was asked for, or as large as the text allows, or a clear error."""
+
+import pytest
+
+from llmtrain.errors import DataError, UsageError
+from llmtrain.tokenizer import Tokenizer, train_tokenizer
+from llmtrain.tokenizer.piece import SEPARATOR, UNKNOWN
+
+
+def test_the_vocabulary_has_the_size_that_was_asked_for(tokenizer: Tokenizer) -> None:
+    assert tokenizer.vocab_size == 3_000
+
+
+def test_every_piece_has_one_id_and_the_fixed_ones_come_first(tokenizer: Tokenizer) -> None:
+    pieces = tokenizer.pieces()
+    assert len({piece.text for piece in pieces}) == len(pieces) == tokenizer.vocab_size
+    assert [piece.text for piece in pieces[:2]] == [UNKNOWN, SEPARATOR]
+    assert [piece.kind for piece in pieces[:2]] == ["unknown", "separator"]
+    assert [piece.text for piece in pieces[2:258]] == [f"<0x{byte:02X}>" for byte in range(256)]
+    assert {piece.kind for piece in pieces[2:258]} == {"byte"}
+    assert {piece.kind for piece in pieces[258:]} == {"text"}
+
+
+def test_training_again_gives_the_same_model(documents: list[str]) -> None:
+    first, second = (train_tokenizer(documents[:40], vocab_size=600) for _ in range(2))
+    assert first.tokenizer.fingerprint == second.tokenizer.fingerprint
+
+
+def test_sampling_again_gives_the_same_model(documents: list[str]) -> None:
+    first, second = (
+        train_tokenizer(iter(documents[:100]), vocab_size=600, max_bytes=50_000) for _ in range(2)
+    )
+    assert first.bytes_used <= 50_000 < first.bytes_seen
+    assert first.tokenizer.fingerprint == second.tokenizer.fingerprint
+
+
+def test_pieces_learn_line_ends_and_indentation(tokenizer: Tokenizer) -> None:
+    texts = [piece.text for piece in tokenizer.pieces()]
+    assert "▁▁▁▁" in texts
+    assert any("\n" in text and len(text) > 1 for text in texts)
+
+
+def test_digits_stand_alone(tokenizer: Tokenizer) -> None:
+    assert len(tokenizer.encode("2024")) == 4
+
+
+@pytest.mark.parametrize(
+    "text", ["hello\n", "a", "a" * 5_000, " ", "\t", "▁", "\ufeff", "▅", "中文"]
+)
+def test_a_small_corpus_gives_a_small_lossless_vocabulary(text: str) -> None:
+    trained = train_tokenizer([text], vocab_size=32_000)
+    assert 259 <= trained.tokenizer.vocab_size < 400
+    assert trained.requested_vocab_size == 32_000
+    anything = f" {text} and else é▁\n"
+    assert trained.tokenizer.decode(trained.tokenizer.encode(anything)) == anything
+
+
+def test_as_many_pieces_as_the_text_has_is_not_an_error(documents: list[str]) -> None:
+    largest = train_tokenizer(documents[:1], vocab_size=100_000).tokenizer.vocab_size
+    assert train_tokenizer(documents[:1], vocab_size=largest).tokenizer.vocab_size == largest
+
+
+@pytest.mark.parametrize("documents", [[], [""], ["\n", "\r\n"], ["\x00"]])
+def test_no_text_is_a_data_error(documents: list[str]) -> None:
+    with pytest.raises(DataError, match="no text") as caught:
+        train_tokenizer(documents, vocab_size=300)
+    assert caught.value.hint
+
+
+def test_a_lone_surrogate_is_a_data_error() -> None:
+    with pytest.raises(DataError, match="surrogate"):
+        train_tokenizer(["fine", "not \ud800 fine"], vocab_size=300)
+
+
+def test_a_vocabulary_without_room_for_bytes_names_the_minimum() -> None:
+    with pytest.raises(UsageError, match="at least 259"):
+        train_tokenizer(["hello"], vocab_size=258)
+
+
+def test_a_vocabulary_without_room_for_characters_names_a_minimum_that_works() -> None:
+    documents = ["".join(chr(0x4E00 + number) for number in range(600))]
+    with pytest.raises(UsageError, match="at least") as caught:
+        train_tokenizer(documents, vocab_size=500)
+    minimum = int(caught.value.message.split("at least ")[1].split(",")[0])
+    assert train_tokenizer(documents, vocab_size=minimum).tokenizer.vocab_size == minimum
+    with pytest.raises(UsageError, match=f"at least {minimum}"):
+        train_tokenizer(documents, vocab_size=minimum - 1)
+
+
+def test_rare_characters_give_way_in_a_small_vocabulary() -> None:
+    rare = "".join(chr(0x4E00 + number) for number in range(500))
+    trained = train_tokenizer(["common words " * 4_000 + rare], vocab_size=500)
+    assert trained.character_coverage < 0.9999
+    assert trained.tokenizer.decode(trained.tokenizer.encode(rare)) == rare
+
+
+def test_a_document_with_a_reserved_character_is_learnt_from() -> None:
+    trained = train_tokenizer(["plain\n" * 50, "zebra ▅ zebra " * 50], vocab_size=290)
+    assert len(trained.tokenizer.encode(" zebra")) < 6
+
+
+def test_names_of_tokens_in_the_corpus_are_not_learnt_as_tokens() -> None:
+    tokenizer = train_tokenizer([f"{SEPARATOR}<0x41> " * 500], vocab_size=290).tokenizer
+    assert tokenizer.separator_id not in tokenizer.encode(SEPARATOR)
+
+
+def test_the_space_mark_in_the_corpus_is_not_a_space() -> None:
+    tokenizer = train_tokenizer(["▁word" * 500], vocab_size=400).tokenizer
+    assert "▁word" not in [piece.text for piece in tokenizer.pieces()]
+
+
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    train_tokenizer(["hello world\n" * 100], vocab_size=32_000)
+    with pytest.raises(UsageError):
+        train_tokenizer(["hello world\n" * 100], vocab_size=262)
+    assert capfd.readouterr() == ("", "")
