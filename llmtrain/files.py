@@ -7,6 +7,8 @@ import os
 import tempfile
 from pathlib import Path
 
+# Rank 0 of a launched run writes its exit code into the file that this variable names.
+OUTCOME_FILE_VARIABLE = "LLMTRAIN_OUTCOME_FILE"
 _CHUNK_BYTES = 1 << 20
 
 

@@ -34,18 +34,23 @@ class Planned:
 
 
 def plan_run(
-    profile: Profile, *, world: World | None = None, facts: Facts | None = None
+    profile: Profile,
+    *,
+    world: World | None = None,
+    facts: Facts | None = None,
+    measure: bool = True,
 ) -> Planned:
-    """How this machine would train `profile`. Raises UsageError and DoesNotFitError.
+    """How a machine would train `profile`. Raises UsageError and DoesNotFitError.
 
-    `facts` plans for a machine that is described instead of this one; then nothing is timed.
+    `facts` are this machine's where they are not given. For those of another one `measure` is
+    False: then nothing is timed.
     """
     found = read_facts() if facts is None else facts
     needs = needs_of(profile, world)
     local = needs.launched_local_processes or 1
     kind = choose_device(found, profile.device).value
     threads = decide_threads(found, profile.device, local).value
-    times = _matmul_times(found, needs.shape, threads) if kind == "cpu" and facts is None else None
+    times = _matmul_times(found, needs.shape, threads) if kind == "cpu" and measure else None
     return planned_with(make_plan(found, profile.device, needs, times), needs, found, times)
 
 

@@ -78,7 +78,7 @@ def planned_for(request: TrainRequest) -> Planned:
     kept = _recorded_plan(target, facts, World())
     if kept is not None:
         return planned_with(kept, needs_of(target.loaded.profile, None), facts)
-    return plan_run(target.loaded.profile, facts=None)
+    return plan_run(target.loaded.profile, facts=facts)
 
 
 def _shared_place(request: TrainRequest, sitting: Sitting) -> Place:
@@ -104,7 +104,7 @@ def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
         kept = _recorded_plan(target, facts, world)
         if kept is not None:
             return json.dumps([kept.document(), True, None])
-        made = plan_run(profile, world=world, facts=None)
+        made = plan_run(profile, world=world, facts=facts)
         same = target.record is None or made.plan.numerics() == _recorded_numerics(target.record)
         return json.dumps([made.plan.document(), same, made.peak_flops])
 

@@ -48,7 +48,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A logged step. Rates are since the last logged one."""
+    """A step. Rates are since the last one that was logged in metrics.jsonl."""
 
     step: int
     tokens: int
@@ -62,6 +62,7 @@ class Step:
     elapsed_s: float
     horizon_steps: int | None
     remaining_s: float | None
+    is_logged: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,9 @@ class RunDirectory:
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """run.yaml holds `record`."""
-        text = yaml.dump(dict(record), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+        text = yaml.dump(
+            dict(record), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
+        )
         write_text_atomically(self.path / RUN_FILE, text)
 
     def read_record(self) -> dict[str, Any]:

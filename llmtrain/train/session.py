@@ -171,17 +171,23 @@ class Session:
         return time.monotonic() - self.saved_at_s >= 60 * minutes
 
     def _log(self, report: StepReport, *, is_last: bool) -> None:
-        every = self.profile.train.log_every_steps
+        """The observer hears of every step; the first, the last and every n-th are recorded."""
         is_first = report.step == self.first_step + 1
-        if not (is_first or is_last or report.step % every == 0):
-            return
-        now_s = time.monotonic()
+        is_due = report.step % self.profile.train.log_every_steps == 0
+        self.state = self.state.model_copy(update={"train_loss": report.loss})
+        if self.run.world.is_main:
+            line = self._step_event(report, is_logged=is_first or is_last or is_due)
+            if line.is_logged:
+                self.logged_at_s, self.logged_step = time.monotonic(), report.step
+                self.directory.append(self.directory.metrics, metrics_line(line))
+            self.observe(line)
+
+    def _step_event(self, report: StepReport, *, is_logged: bool) -> Step:
         tokens = (report.step - self.logged_step) * self.profile.train.tokens_per_step
-        tokens_per_s = tokens / (now_s - self.logged_at_s)
-        self.logged_at_s, self.logged_step = now_s, report.step
+        tokens_per_s = tokens / (time.monotonic() - self.logged_at_s)
         memory_bytes, accelerator_bytes = self._memory()
         flops = shape_of(self.profile.model).training_flops_per_token * tokens_per_s
-        line = Step(
+        return Step(
             step=report.step,
             tokens=self.run.position.tokens,
             loss=report.loss,
@@ -194,11 +200,10 @@ class Session:
             elapsed_s=self.elapsed_s,
             horizon_steps=self.run.position.horizon_steps,
             remaining_s=self._remaining_s(report.step),
+            is_logged=is_logged,
         )
-        self.state = self.state.model_copy(update={"train_loss": report.loss})
-        self._record(line)
 
-    def _record(self, event: Step | Evaluated | Sampled) -> None:
+    def _record(self, event: Evaluated | Sampled) -> None:
         if not self.run.world.is_main:
             return
         path = self.directory.samples if isinstance(event, Sampled) else self.directory.metrics
@@ -353,7 +358,7 @@ class Session:
 
 def metrics_line(event: Step | Evaluated | Sampled) -> dict[str, object]:
     """The event as a line of metrics.jsonl or samples.jsonl."""
-    hidden = {"horizon_steps", "remaining_s"}
+    hidden = {"horizon_steps", "remaining_s", "is_logged", "is_best"}
     names = [name for name in type(event).__dataclass_fields__ if name not in hidden]
     values = {name: getattr(event, name) for name in names}
     if values.get("accelerator_bytes", 0) is None:

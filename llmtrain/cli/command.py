@@ -1,0 +1,62 @@
+"""Registering commands: each gets a voice, and -q, -v and --debug wherever they are typed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from llmtrain.cli.voice import Voice
+
+Function = Callable[..., int | None]
+
+_COMMON = {
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Say only errors and results.")],
+    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")],
+    "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks.")],
+}
+
+
+def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
+    """A function whose first parameter is a Voice becomes the command `name` of `app`.
+
+    What it returns is the exit code; None is 0.
+    """
+
+    def register(function: Function) -> Function:
+        app.command(name)(_with_common_options(function))
+        return function
+
+    return register
+
+
+def group(help_text: str) -> typer.Typer:
+    """A group of commands that shows its help where none is named."""
+    app = typer.Typer(help=help_text, rich_markup_mode=None, add_completion=False)
+
+    @app.callback(invoke_without_command=True)
+    def show_help(context: typer.Context) -> None:
+        if context.invoked_subcommand is None:
+            typer.echo(context.get_help())
+
+    return app
+
+
+def _with_common_options(function: Function) -> Function:
+    @functools.wraps(function)
+    def run(*, quiet: bool, verbose: bool, debug: bool, **arguments: Any) -> int | None:
+        return function(Voice(quiet, verbose, debug), **arguments)
+
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+    common = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+        for name, kind in _COMMON.items()
+    ]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + common
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    del run.__wrapped__
+    return run

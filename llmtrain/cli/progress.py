@@ -1,0 +1,153 @@
+"""How a run is watched: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.live import Live
+from rich.text import Text
+
+from llmtrain.cli.voice import Voice
+from llmtrain.train.events import (
+    Evaluated,
+    Event,
+    Note,
+    Observer,
+    Progress,
+    Sampled,
+    Saved,
+    Started,
+    Step,
+)
+from llmtrain.units import format_bytes, format_count, format_duration
+
+
+@contextmanager
+def watching(voice: Voice) -> Iterator[Observer]:
+    """An observer that tells `voice` of every event while the block runs."""
+    if not voice.is_live:
+        yield PlainProgress(voice)
+        return
+    with Live(console=voice.stderr, transient=True, refresh_per_second=8) as live:
+        yield LiveProgress(voice, live)
+
+
+class PlainProgress:
+    """A line an event, for files and pipes."""
+
+    def __init__(self, voice: Voice) -> None:
+        self.voice = voice
+        self.told_tenths = 0
+        self.best = ""
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            self.progress(event)
+        elif isinstance(event, Step):
+            self.step(event)
+        elif isinstance(event, Note) and event.is_warning:
+            self.voice.warning(event.text)
+        else:
+            for line in lines(event):
+                self.voice.note(line)
+        if isinstance(event, Evaluated) and event.is_best:
+            self.best = f"  best {event.val_loss:.3f}"
+
+    def progress(self, event: Progress) -> None:
+        """A line each tenth."""
+        tenths = 10 * event.done // max(1, event.total)
+        if tenths != self.told_tenths:
+            self.told_tenths = tenths
+            self.voice.note(progress_line(event))
+
+    def step(self, event: Step) -> None:
+        """A line for each logged step."""
+        if event.is_logged:
+            self.voice.note(step_line(event))
+
+
+class LiveProgress(PlainProgress):
+    """One line that is redrawn, with what is worth keeping above it."""
+
+    def __init__(self, voice: Voice, live: Live) -> None:
+        super().__init__(voice)
+        self.live = live
+
+    def progress(self, event: Progress) -> None:
+        """The line shows how far the work is."""
+        self.live.update(Text(progress_line(event)))
+
+    def step(self, event: Step) -> None:
+        """The line shows the newest step; logged ones stay with -v."""
+        self.live.update(Text(step_line(event) + self.best, overflow="ellipsis", no_wrap=True))
+        if event.is_logged:
+            self.voice.detail(step_line(event))
+
+
+def progress_line(event: Progress) -> str:
+    """`tokenizing 40% of 31.5 MiB`."""
+    percent = 100 * event.done // max(1, event.total)
+    return f"{event.phase} {percent}% of {format_bytes(event.total)}"
+
+
+def step_line(event: Step) -> str:
+    """Step, tokens, loss, learning rate, rate, memory and time left."""
+    of = f"/{event.horizon_steps}" if event.horizon_steps else ""
+    left = f"  left {format_duration(event.remaining_s)}" if event.remaining_s is not None else ""
+    memory = event.memory_bytes + (event.accelerator_bytes or 0)
+    return (
+        f"step {event.step}{of}  tokens {format_count(event.tokens)}  loss {event.loss:.4f}  "
+        f"lr {event.lr:.2e}  {format_count(round(event.tokens_per_s))} tok/s  "
+        f"{format_bytes(memory)}{left}"
+    )
+
+
+def lines(event: Event) -> list[str]:
+    """An event that is no step as lines of text."""
+    if isinstance(event, Note):
+        return [event.text]
+    if isinstance(event, Started):
+        return _started(event)
+    if isinstance(event, Evaluated):
+        best = "  (best)" if event.is_best else ""
+        return [
+            (
+                f"step {event.step}  validation loss {event.val_loss:.4f}  "
+                f"{event.val_bpb:.4f} bits/byte{best}"
+            )
+        ]
+    if isinstance(event, Sampled):
+        return [f"step {event.step}  sample: {event.prompt + event.text!r}"]
+    if isinstance(event, Saved):
+        return [f"step {event.step}  saved {event.path}"]
+    return []
+
+
+def _started(event: Started) -> list[str]:
+    plan = event.plan
+    horizon = (
+        f"{event.horizon_steps} steps"
+        if event.horizon_steps is not None
+        else format_duration(event.horizon_s or 0)
+    )
+    begun = f"going on from step {event.from_step} of" if event.from_step else "training"
+    epochs = ""
+    if event.horizon_steps is not None:
+        share = event.horizon_steps * event.tokens_per_step / event.train_tokens
+        epochs = f" ({share:.2g} epochs)"
+    return [
+        (
+            f"{begun} {event.run}: {format_count(event.parameters)} parameters, {horizon} of "
+            f"{format_count(event.tokens_per_step)} tokens"
+        ),
+        (
+            f"on {plan.device.value} in {plan.precision.value}, {plan.threads.value} threads, "
+            f"micro-batch {plan.micro_batch.value} × {plan.accumulation.value}, "
+            f"{format_bytes(event.prediction.total_bytes)} predicted"
+        ),
+        (
+            f"{format_count(event.train_tokens)} tokens to train on{epochs}, "
+            f"{format_count(event.validation_tokens)} to validate"
+        ),
+    ]

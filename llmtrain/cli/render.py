@@ -1,0 +1,176 @@
+"""Values as tables, lines and documents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from llmtrain.device.facts import Facts
+from llmtrain.device.memory import MemoryPrediction
+from llmtrain.device.plan import Plan
+from llmtrain.engine.planning import Planned
+from llmtrain.train.events import TrainResult
+from llmtrain.units import format_bytes, format_count, format_duration
+
+
+def plan_table(plan: Plan) -> Table:
+    """Every decision with its reason."""
+    table = Table(title="plan", title_justify="left", box=None, pad_edge=False)
+    table.add_column("decision", style="bold", no_wrap=True)
+    table.add_column("value", style="cyan", no_wrap=True)
+    table.add_column("why")
+    for name, choice in plan.choices():
+        table.add_row(name, _plain(choice.value), choice.reason)
+    return table
+
+
+def prediction_table(prediction: MemoryPrediction, limit_bytes: int) -> Table:
+    """Where the memory of one process goes."""
+    table = Table(title="predicted memory", title_justify="left", box=None, pad_edge=False)
+    table.add_column("part", style="bold")
+    table.add_column("size", justify="right", style="cyan")
+    for name, size in prediction.items().items():
+        table.add_row(name.removesuffix("_bytes"), format_bytes(size))
+    table.add_row("limit", format_bytes(limit_bytes))
+    return table
+
+
+def facts_table(facts: Facts) -> Table:
+    """What was found on the machine."""
+    cpu = facts.cpu
+    limit = f", limited to {format_bytes(cpu.memory_limit_bytes)}" if cpu.memory_limit_bytes else ""
+    rows = [
+        ("system", f"{facts.system}, Python {facts.python_version}"),
+        ("torch", f"{facts.torch_version} ({facts.torch_build})"),
+        ("cpu", f"{cpu.model or 'unknown'}, {cpu.architecture}"),
+        (
+            "cores",
+            (
+                f"{cpu.usable_cores} usable of {cpu.physical_cores or '?'} physical, "
+                f"{cpu.logical_cores} logical, {cpu.sockets or '?'} sockets"
+            ),
+        ),
+        ("instructions", ", ".join(cpu.isa) or "unknown"),
+        ("memory", format_bytes(cpu.memory_total_bytes) + limit),
+        ("compiler", facts.cxx_compiler or "none"),
+        *[
+            (
+                f"{gpu.kind}:{gpu.index}",
+                (
+                    f"{gpu.name}, {format_bytes(gpu.memory_total_bytes)}, "
+                    f"bf16 {'yes' if gpu.supports_bf16 else 'no'}"
+                ),
+            )
+            for gpu in facts.accelerators
+        ],
+        *[(kind, f"failed: {reason}") for kind, reason in facts.failures],
+        *([("gpu", facts.unusable_gpu)] if facts.unusable_gpu else []),
+    ]
+    table = Table(title="found", title_justify="left", box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def facts_document(facts: Facts) -> dict[str, Any]:
+    """What was found, as `device info --json` says it."""
+    cpu = facts.cpu
+    return {
+        "platform": {
+            "system": facts.system,
+            "python": facts.python_version,
+            "torch": facts.torch_version,
+            "torch_build": facts.torch_build,
+            "cxx_compiler": facts.cxx_compiler,
+            "triton": facts.has_triton,
+            "backends": list(facts.backends),
+        },
+        "cpu": {
+            "model": cpu.model,
+            "architecture": cpu.architecture,
+            "physical_cores": cpu.physical_cores,
+            "logical_cores": cpu.logical_cores,
+            "sockets": cpu.sockets,
+            "usable_cores": cpu.usable_cores,
+            "quota_cores": cpu.quota_cores,
+            "isa": list(cpu.isa),
+            "memory_total_bytes": cpu.memory_total_bytes,
+            "memory_limit_bytes": cpu.memory_limit_bytes,
+        },
+        "accelerators": [
+            {
+                "kind": gpu.kind,
+                "index": gpu.index,
+                "name": gpu.name,
+                "memory_total_bytes": gpu.memory_total_bytes,
+                "supports_bf16": gpu.supports_bf16,
+                "compute_capability": gpu.compute_capability,
+            }
+            for gpu in facts.accelerators
+        ],
+        "failures": [{"kind": kind, "reason": reason} for kind, reason in facts.failures],
+        "unusable_gpu": facts.unusable_gpu,
+    }
+
+
+def plan_document(planned: Planned) -> dict[str, Any]:
+    """The plan and the memory that it is predicted to take."""
+    return {"plan": planned.plan.document(), **prediction_document(planned)}
+
+
+def prediction_document(planned: Planned) -> dict[str, Any]:
+    """The itemised prediction for one process, and whether it fits."""
+    total = planned.prediction.total_bytes
+    return {
+        "prediction": planned.prediction.items(),
+        "limit_bytes": planned.limit_bytes,
+        "fits": total <= planned.limit_bytes,
+    }
+
+
+def summary_lines(result: TrainResult) -> list[str]:
+    """What came out of a run, and what to type next."""
+    if result.already_finished:
+        return [f"already finished: {result.run}, {result.steps} steps"]
+    lines = []
+    if result.steps:
+        rate = (
+            f", {format_count(round(result.tokens_per_s))} tokens/s" if result.tokens_per_s else ""
+        )
+        lines.append(
+            f"{_ending(result)} after {result.steps} steps, {format_count(result.tokens)} tokens, "
+            f"{format_duration(result.seconds)}{rate}"
+        )
+    if result.val_loss is not None and result.val_bpb is not None:
+        lines.append(
+            f"validation loss {result.val_loss:.4f} nats/token, {result.val_bpb:.4f} bits/byte"
+        )
+    if result.predicted is not None:
+        lines.append(
+            f"peak memory {format_bytes(result.peak_memory_bytes)}, predicted "
+            f"{format_bytes(result.predicted.total_bytes)}"
+        )
+    return [*lines, *_next_commands(result)]
+
+
+def _ending(result: TrainResult) -> str:
+    return {"done": "done", "time": "time is up", "interrupted": "interrupted"}[result.stopped]
+
+
+def _next_commands(result: TrainResult) -> list[str]:
+    if result.stopped == "interrupted":
+        return [f"go on:    llmtrain train --out {result.run} --resume auto"]
+    return [
+        f"run:      {result.run}",
+        f"evaluate: llmtrain eval {result.run}",
+        f"generate: llmtrain generate {result.run} --prompt 'def '",
+    ]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

@@ -1,0 +1,162 @@
+"""`llmtrain train`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmtrain.cli.command import command
+from llmtrain.cli.options import (
+    DataOption,
+    DeviceOption,
+    ForceCpuOption,
+    JsonOption,
+    NprocOption,
+    ProfileOption,
+    SetOption,
+    flag_settings,
+)
+from llmtrain.cli.voice import Voice
+
+if TYPE_CHECKING:
+    from llmtrain.engine.request import TrainRequest
+    from llmtrain.train.events import TrainResult
+
+
+def register(app: typer.Typer) -> None:
+    """`train` is a command of `app`."""
+
+    @command(app, "train")
+    def train(
+        voice: Voice,
+        profile: ProfileOption = None,
+        data: DataOption = None,
+        device: DeviceOption = None,
+        force_cpu: ForceCpuOption = False,
+        time: Annotated[
+            str | None, typer.Option("--time", help="Stop after 150s, 30m, 2h …")
+        ] = None,
+        steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
+        tokens: Annotated[
+            str | None, typer.Option("--tokens", help="Tokens to train on, as in 50M.")
+        ] = None,
+        set_: SetOption = None,
+        out: Annotated[
+            Path | None, typer.Option("--out", help="The run directory; default: under runs/.")
+        ] = None,
+        resume: Annotated[
+            str | None,
+            typer.Option("--resume", metavar="auto|RUN", help="Go on where a run stopped."),
+        ] = None,
+        nproc: NprocOption = None,
+        seed: Annotated[int | None, typer.Option("--seed", help="Of weights and order.")] = None,
+        tokenizer: Annotated[
+            str | None,
+            typer.Option("--tokenizer", help="A tokenizer directory; default: train one."),
+        ] = None,
+        text_field: Annotated[
+            str | None, typer.Option("--text-field", help="The field of a .jsonl; default: text.")
+        ] = None,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
+        ] = False,
+        json: JsonOption = False,
+    ) -> int:
+        """Train a model. With no profile, picks one for the machine and the time."""
+        from llmtrain.engine.request import TrainRequest
+
+        flags = flag_settings(
+            data_sources=data or None,
+            data_text_field=text_field,
+            data_tokenizer=tokenizer,
+            train_steps=steps,
+            train_tokens=tokens,
+            train_time=time,
+            train_seed=seed,
+            device_kind=device,
+            device_force_cpu=force_cpu,
+            device_processes=nproc,
+        )
+        request = TrainRequest(
+            profile=profile,
+            assignments=set_ or [],
+            flags=flags,
+            out=out,
+            resume=resume,
+            command=["llmtrain", *sys.argv[1:]],
+        )
+        if dry_run:
+            return _dry_run(voice, request, as_json=json)
+        if "RANK" not in os.environ and (processes := _processes(request)) > 1:
+            from llmtrain.train.launch import launch
+
+            return launch(processes, sys.argv[1:], debug=voice.debug)
+        return _train(voice, request, as_json=json)
+
+
+def _processes(request: TrainRequest) -> int:
+    from llmtrain.engine.training import launch_size
+
+    return launch_size(request)
+
+
+def _dry_run(voice: Voice, request: TrainRequest, *, as_json: bool) -> int:
+    from llmtrain.cli.render import plan_document, plan_table, prediction_table
+    from llmtrain.engine.training import planned_for
+
+    planned = planned_for(request)
+    if as_json:
+        voice.document(plan_document(planned))
+    else:
+        voice.show(plan_table(planned.plan))
+        voice.show(prediction_table(planned.prediction, planned.limit_bytes))
+    return 0
+
+
+def _train(voice: Voice, request: TrainRequest, *, as_json: bool) -> int:
+    from llmtrain.cli.progress import watching
+    from llmtrain.engine.training import Sitting, run_training
+    from llmtrain.train.signals import process_age_s, stop_on_signals
+    from llmtrain.train.world import world_from_environment
+
+    world = world_from_environment()
+    own = voice if world.is_main else Voice(quiet=True)
+    with stop_on_signals() as stop, watching(own) as observe:
+        result = run_training(request, Sitting(world, observe, stop, process_age_s()))
+    if world.is_main:
+        if as_json:
+            voice.document(train_document(result))
+        _tell(own, result)
+    return 75 if result.stopped == "interrupted" else 0
+
+
+def train_document(result: TrainResult) -> dict[str, Any]:
+    """The `train` document."""
+    return {
+        "run": str(result.run),
+        "checkpoint": str(result.checkpoint) if result.checkpoint else None,
+        "steps": result.steps,
+        "tokens": result.tokens,
+        "seconds": result.seconds,
+        "tokens_per_s": result.tokens_per_s,
+        "train_loss": result.train_loss,
+        "val_loss": result.val_loss,
+        "val_bpb": result.val_bpb,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "predicted": {"peak_memory_bytes": result.predicted.total_bytes}
+        if result.predicted
+        else {},
+        "stopped": result.stopped,
+    }
+
+
+def _tell(voice: Voice, result: TrainResult) -> None:
+    """A closing summary with the next command to type."""
+    from llmtrain.cli.render import summary_lines
+
+    for line in summary_lines(result):
+        voice.note(line)

@@ -1,0 +1,80 @@
+"""The only place that writes to the terminal: results on stdout, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import llmtrain
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Voice:
+    """How much is said, and in which form."""
+
+    quiet: bool = False
+    verbose: bool = False
+    debug: bool = False
+
+    @cached_property
+    def stderr(self) -> Console:
+        """Where everything that is not a result goes; plain where it is not a terminal."""
+        from rich.console import Console
+
+        return Console(stderr=True, highlight=False, soft_wrap=True)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether somebody watches a terminal that can redraw a line."""
+        return self.stderr.is_terminal and not self.stderr.is_dumb_terminal and not self.quiet
+
+    def result(self, text: str) -> None:
+        """One line of the result."""
+        sys.stdout.write(text + "\n")
+
+    def show(self, renderable: RenderableType) -> None:
+        """A table or panel as the result."""
+        from rich.console import Console
+
+        plain_width = None if sys.stdout.isatty() else 160
+        Console(highlight=False, width=plain_width, soft_wrap=False).print(renderable)
+
+    def document(self, values: Mapping[str, Any]) -> None:
+        """The one JSON document of a `--json` call."""
+        whole = {"schema_version": SCHEMA_VERSION, "llmtrain": llmtrain.__version__, **values}
+        sys.stdout.write(json.dumps(whole, indent=2, ensure_ascii=False, default=str) + "\n")
+
+    def note(self, text: str) -> None:
+        """Something worth knowing; not said when quiet."""
+        if not self.quiet:
+            self.stderr.print(text, markup=False)
+
+    def detail(self, text: str) -> None:
+        """Something that is only said with -v."""
+        if self.verbose and not self.quiet:
+            self.stderr.print(text, markup=False, style="dim")
+
+    def warning(self, text: str) -> None:
+        """Something that may go wrong."""
+        self.stderr.print(f"[yellow]warning:[/yellow] {_escaped(text)}")
+
+    def error(self, message: str, hint: str | None) -> None:
+        """What went wrong in one line, and what to type next."""
+        self.stderr.print(f"[bold red]error:[/bold red] {_escaped(message)}")
+        if hint:
+            self.stderr.print(f"[bold]hint:[/bold] {_escaped(hint)}")
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(text.splitlines()))
