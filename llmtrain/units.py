@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 _DURATION_S = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _COUNT = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
@@ -37,20 +38,19 @@ def _scaled(text: str, factors: dict[str, int], kind: str) -> int:
     if match is None or match[2] not in factors:
         raise ValueError(f"{text!r} is not {kind}")
     number, factor = match[1].replace("_", ""), factors[match[2]]
-    exact = int(number) * factor if "." not in number else round(float(number) * factor)
     if "." in number and factor == 1:
         raise ValueError(f"{text!r} is not a whole number")
-    return exact
+    return round(Fraction(number) * factor)
 
 
 def format_bytes(count: int) -> str:
     """`1.5 GiB`: three significant digits, binary units."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(size) < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 99.95 else f"{size:.3g} {unit}"
+        if abs(size) < 999.5:
+            return f"{_three_digits(size)} {unit}"
         size /= 1024
-    return f"{size:.3g} TiB"
+    return f"{_three_digits(size)} TiB"
 
 
 def format_count(count: int) -> str:
@@ -58,9 +58,13 @@ def format_count(count: int) -> str:
     size = float(count)
     for unit in ("", "k", "M", "B"):
         if abs(size) < 999.5:
-            return f"{size:.0f}{unit}" if unit == "" or size >= 99.95 else f"{size:.3g}{unit}"
+            return f"{_three_digits(size)}{unit}"
         size /= 1000
-    return f"{size:.3g}T"
+    return f"{_three_digits(size)}T"
+
+
+def _three_digits(size: float) -> str:
+    return f"{size:.0f}" if abs(size) >= 99.95 else f"{size:.3g}"
 
 
 def format_duration(seconds: float) -> str:

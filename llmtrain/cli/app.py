@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 import llmtrain
 from llmtrain.cli import device, memory, profiles, runs, tokenizer, train, use
 from llmtrain.cli.voice import Voice
 from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.files import OUTCOME_FILE_VARIABLE
+
+_RANK_0_SPEAKS_FIRST_S = 5.0
 
 app = typer.Typer(
     help=llmtrain.__doc__,
@@ -56,31 +61,43 @@ def main() -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """The exit code of a command line; errors are already told."""
     try:
-        return app(list(arguments), standalone_mode=False, prog_name="llmtrain") or 0
+        # Called through get_command, because a Typer sets an excepthook of its own.
+        command = typer.main.get_command(app)
+        return command(list(arguments), standalone_mode=False, prog_name="llmtrain") or 0
     except typer.TyperException as error:
-        hint = f"llmtrain {arguments[0]} --help" if arguments else "llmtrain --help"
-        return _fail(UsageError(error.format_message(), hint=hint), arguments)
+        return _fail(UsageError(error.format_message()), arguments)
     except typer.Abort:
         return 130
     except LlmtrainError as error:
-        if "--debug" in arguments:
-            raise
         return _fail(error, arguments)
-    except BrokenPipeError:
-        # Whoever read the output has gone; what is left to write has nowhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _fail(error: LlmtrainError, arguments: Sequence[str]) -> int:
+    """The failure is told, on stdout too where a document is expected; returns its exit code."""
+    is_main = os.environ.get("RANK", "0") == "0"
+    if not is_main:
+        # Most failures are rank 0's too: it tells them, and the launcher then ends this rank.
+        time.sleep(_RANK_0_SPEAKS_FIRST_S)
     voice = Voice()
-    if os.environ.get("RANK", "0") != "0":
-        return error.exit_code  # rank 0 speaks for all
-    if "--json" in arguments:
-        failure = {"code": error.exit_code, "message": error.message, "hint": error.hint}
+    hint = error.hint or f"{_command_path(arguments)} --help"
+    if "--debug" in arguments:
+        traceback.print_exception(error)
+    if "--json" in arguments and is_main:
+        failure = {"code": error.exit_code, "message": error.message, "hint": hint}
         voice.document({"error": failure})
-    voice.error(error.message, error.hint)
+    voice.error(error.message, hint)
     return error.exit_code
+
+
+def _command_path(arguments: Sequence[str]) -> str:
+    """`llmtrain` and the words of `arguments` that name a command."""
+    words, command = ["llmtrain"], typer.main.get_command(app)
+    for argument in arguments:
+        if not isinstance(command, TyperGroup) or argument not in command.commands:
+            break
+        command = command.commands[argument]
+        words.append(argument)
+    return " ".join(words)
 
 
 def _record_outcome(code: int) -> None:
@@ -93,12 +110,10 @@ def _record_outcome(code: int) -> None:
 def _explain_unexpected(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """A failure that nobody foresaw, in one line; with --debug as Python shows it."""
-    if "--debug" in sys.argv:
-        sys.__excepthook__(kind, error, trace)
-        return
+    """A failure that nobody foresaw, in one line; with --debug the traceback too."""
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
     failure = LlmtrainError(
         f"{kind.__name__}: {first_line}", hint="the same command with --debug shows where"
     )
-    _fail(failure, sys.argv[1:])
+    failure.__cause__ = error
+    _record_outcome(_fail(failure, sys.argv[1:]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -48,7 +50,14 @@ def group(help_text: str) -> typer.Typer:
 def _with_common_options(function: Function) -> Function:
     @functools.wraps(function)
     def run(*, quiet: bool, verbose: bool, debug: bool, **arguments: Any) -> int | None:
-        return function(Voice(quiet, verbose, debug), **arguments)
+        try:
+            code = function(Voice(quiet, verbose, debug), **arguments)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Whoever read the output has gone; what is left to write has nowhere to go.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return code
 
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
     common = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_text
+import re
 from typing import Annotated
 
 import typer
@@ -10,6 +11,10 @@ import typer
 from llmtrain.cli.command import command, group
 from llmtrain.cli.options import JsonOption, SetOption
 from llmtrain.cli.voice import Voice
+
+_PLAIN_WORD = re.compile(r"[A-Za-z][\w-]*(:[\w-]+)*|\d+(\.\d+)?s", re.ASCII)
+# YAML takes these for line ends, or not at all.
+_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 NameArgument = Annotated[
     str, typer.Argument(metavar="PROFILE", help="A shipped profile's name, or a YAML file.")
@@ -118,13 +123,14 @@ def _yaml_lines(values: dict[str, object], origin_of: object) -> list[str]:
 
 
 def _scalar(value: object) -> str:
-    """A value as YAML that reads back as the same; JSON is YAML."""
-    if isinstance(value, str) and value.replace("-", "").replace(":", "").isalnum():
-        plain = value if not value[0].isdigit() or value.endswith("s") else None
-        if plain is not None and plain.lower() not in ("true", "false", "null", "yes", "no"):
-            return plain
-    return json_text.dumps(value, ensure_ascii=False)
+    """A value as YAML that reads back as the same: a plain word where it stays text, or JSON."""
+    from llmtrain.profile.yaml_text import parse_scalar
+
+    if isinstance(value, str) and _PLAIN_WORD.fullmatch(value) and parse_scalar(value) == value:
+        return value
+    text = json_text.dumps(value, ensure_ascii=False)
+    return _NOT_IN_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def _commented(line: str, origin: str) -> str:
-    return line if origin == "default" else f"{line:<40}  # {origin}"
+    return line if origin == "default" else f"{line:<40}  # {' '.join(origin.split())}"

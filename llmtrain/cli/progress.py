@@ -51,6 +51,9 @@ class PlainProgress:
         else:
             for line in lines(event):
                 self.voice.note(line)
+        if isinstance(event, Started):
+            for name, choice in event.plan.choices():
+                self.voice.detail(f"  {name}: {choice.value} ({choice.reason})")
         if isinstance(event, Evaluated) and event.is_best:
             self.best = f"  best {event.val_loss:.3f}"
 

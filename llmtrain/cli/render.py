@@ -161,6 +161,8 @@ def _ending(result: TrainResult) -> str:
 
 
 def _next_commands(result: TrainResult) -> list[str]:
+    if result.checkpoint is None:
+        return ["nothing is trained yet; the same command again starts over"]
     if result.stopped == "interrupted":
         return [f"go on:    llmtrain train --out {result.run} --resume auto"]
     return [

@@ -32,9 +32,15 @@ def list_runs(
     json: JsonOption = False,
 ) -> int:
     """Every run, with where it stands."""
+    from llmtrain.errors import UsageError
     from llmtrain.train.rundir import all_runs
 
-    rows = [run_summary(run) for run in all_runs(directory)]
+    rows = []
+    for run in all_runs(directory):
+        try:
+            rows.append(run_summary(run))
+        except UsageError as error:
+            voice.warning(error.message)
     if json:
         voice.document({"runs": rows})
         return 0

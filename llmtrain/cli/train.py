@@ -25,6 +25,7 @@ from llmtrain.cli.voice import Voice
 if TYPE_CHECKING:
     from llmtrain.engine.request import TrainRequest
     from llmtrain.train.events import TrainResult
+    from llmtrain.train.signals import StopRequest
 
 
 def register(app: typer.Typer) -> None:
@@ -67,7 +68,7 @@ def register(app: typer.Typer) -> None:
         json: JsonOption = False,
     ) -> int:
         """Train a model. With no profile, picks one for the machine and the time."""
-        from llmtrain.engine.request import TrainRequest
+        from llmtrain.train.signals import stop_on_signals
 
         flags = flag_settings(
             data_sources=data or None,
@@ -81,21 +82,25 @@ def register(app: typer.Typer) -> None:
             device_force_cpu=force_cpu,
             device_processes=nproc,
         )
-        request = TrainRequest(
-            profile=profile,
-            assignments=set_ or [],
-            flags=flags,
-            out=out,
-            resume=resume,
-            command=["llmtrain", *sys.argv[1:]],
-        )
-        if dry_run:
-            return _dry_run(voice, request, as_json=json)
-        if "RANK" not in os.environ and (processes := _processes(request)) > 1:
-            from llmtrain.train.launch import launch
+        with stop_on_signals() as stop:  # before torch is imported, which takes seconds
+            from llmtrain.engine.request import TrainRequest
 
-            return launch(processes, sys.argv[1:], debug=voice.debug)
-        return _train(voice, request, as_json=json)
+            request = TrainRequest(
+                profile=profile,
+                assignments=set_ or [],
+                flags=flags,
+                out=out,
+                resume=resume,
+                command=["llmtrain", *sys.argv[1:]],
+            )
+            if dry_run:
+                stop.check()
+                return _dry_run(voice, request, as_json=json)
+            if "RANK" not in os.environ and (processes := _processes(request)) > 1:
+                from llmtrain.train.launch import launch
+
+                return launch(processes, sys.argv[1:], stop, debug=voice.debug)
+            return _train(voice, request, stop, as_json=json)
 
 
 def _processes(request: TrainRequest) -> int:
@@ -117,20 +122,21 @@ def _dry_run(voice: Voice, request: TrainRequest, *, as_json: bool) -> int:
     return 0
 
 
-def _train(voice: Voice, request: TrainRequest, *, as_json: bool) -> int:
+def _train(voice: Voice, request: TrainRequest, stop: StopRequest, *, as_json: bool) -> int:
     from llmtrain.cli.progress import watching
     from llmtrain.engine.training import Sitting, run_training
-    from llmtrain.train.signals import process_age_s, stop_on_signals
+    from llmtrain.train.signals import process_age_s
     from llmtrain.train.world import world_from_environment
 
     world = world_from_environment()
-    own = voice if world.is_main else Voice(quiet=True)
-    with stop_on_signals() as stop, watching(own) as observe:
+    if not world.is_main:
+        run_training(request, Sitting(world, lambda event: None, stop, process_age_s()))
+        return 0  # a launcher would end rank 0 in its last words if another rank failed first
+    with watching(voice) as observe:
         result = run_training(request, Sitting(world, observe, stop, process_age_s()))
-    if world.is_main:
-        if as_json:
-            voice.document(train_document(result))
-        _tell(own, result)
+    if as_json:
+        voice.document(train_document(result))
+    _tell(voice, result)
     return 75 if result.stopped == "interrupted" else 0
 
 

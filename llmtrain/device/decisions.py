@@ -76,13 +76,12 @@ def processes(facts: Facts, wishes: DeviceSection, needs: Needs, kind: DeviceKin
         return Choice(1, "one GPU")
     else:
         return Choice(1, "threads share one model; a second process would hold a second copy")
-    if kind == "cuda" and needs.launched_processes is None:
-        gpus = len(facts.of_kind("cuda"))
-        if choice.value > gpus:
-            raise UsageError(
-                f"{choice.value} processes need as many GPUs; there are {gpus}",
-                hint=f"--nproc {gpus}",
-            )
+    here = needs.launched_local_processes or choice.value
+    gpus = len(facts.of_kind("cuda"))
+    if kind == "cuda" and here > gpus:
+        raise UsageError(
+            f"{here} processes need as many GPUs; there are {gpus}", hint=f"--nproc {gpus}"
+        )
     if kind == "mps" and choice.value > 1:
         raise UsageError("mps has one GPU and no collective backend", hint="--nproc 1")
     windows_per_process(needs, choice.value)
@@ -101,7 +100,7 @@ def windows_per_process(needs: Needs, processes: int) -> int:
     """Full contexts that one process reads in one step. Raises UsageError if not a whole number."""
     share = needs.shape.context * processes
     if needs.tokens_per_step % share:
-        nearest = max(1, round(needs.tokens_per_step / share)) * share
+        nearest = max(1, (2 * needs.tokens_per_step + share) // (2 * share)) * share
         raise UsageError(
             f"train.tokens_per_step {needs.tokens_per_step} is not a multiple of context "
             f"{needs.shape.context} × {processes} processes",
@@ -123,11 +122,20 @@ def precision(
         return Choice("fp32", "half precision is no faster on MPS and less tested")
     if times is None:
         return Choice("fp32", "not measured on this CPU")
-    fp32_s = min(times.fp32_s, times.medium_s)
-    figures = f"{1e3 * times.bf16_s:.1f} ms against {1e3 * fp32_s:.1f} ms in fp32, measured here"
-    if times.bf16_s < _WORTHWHILE * fp32_s:
-        return Choice("bf16", f"{fp32_s / times.bf16_s:.1f}× as fast: {figures}; weights stay fp32")
+    figures = _figures(times)
+    if times.bf16_s < _WORTHWHILE * times.fp32_s and times.bf16_s <= times.medium_s:
+        return Choice("bf16", f"fastest: {figures}; weights stay fp32")
     return Choice("fp32", f"bf16 does not pay: {figures}")
+
+
+def _figures(times: MatmulTimes) -> str:
+    milliseconds = {
+        "bf16": times.bf16_s,
+        "fp32 by bf16 passes": times.medium_s,
+        "fp32": times.fp32_s,
+    }
+    timed = ", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in milliseconds.items())
+    return f"{timed} (two layers forward and backward, measured here)"
 
 
 def _asked_precision(facts: Facts, precision: Precision, kind: DeviceKind) -> Choice[Precision]:
@@ -139,12 +147,12 @@ def _asked_precision(facts: Facts, precision: Precision, kind: DeviceKind) -> Ch
     if precision == "fp16" and kind == "mps":
         raise UsageError(
             "device.precision fp16: gradients cannot be scaled on MPS",
-            hint="--set device.precision=bf16",
+            hint="--set device.precision=auto",
         )
-    no_bf16 = not all(gpu.supports_bf16 for gpu in facts.of_kind("cuda"))
-    if precision == "bf16" and kind == "cuda" and no_bf16:
+    gpus = facts.of_kind(kind) if kind != "cpu" else ()
+    if precision == "bf16" and not all(gpu.supports_bf16 for gpu in gpus):
         raise UsageError(
-            "device.precision bf16: this GPU has none", hint="--set device.precision=fp16"
+            "device.precision bf16: this GPU has none", hint="--set device.precision=auto"
         )
     return Choice(precision, "asked for")
 
@@ -207,13 +215,14 @@ def micro_batch(
             )
         _refuse_what_does_not_fit(predicted(needs.micro_batch), limit, needs, needs.micro_batch)
         return Choice(needs.micro_batch, "asked for")
-    divisors = [n for n in range(1, windows + 1) if windows % n == 0]
-    fitting = [n for n in divisors if predicted(n) <= limit]
-    if not fitting:
-        _refuse_what_does_not_fit(predicted(1), limit, needs, 1)
+    _refuse_what_does_not_fit(predicted(1), limit, needs, 1)
     enough = max(1, _MICRO_BATCH_TOKENS[kind] // needs.shape.context)
-    chosen = max((n for n in fitting if n <= enough), default=fitting[0])
-    why = "more is no faster" if fitting[-1] > chosen else "the most that fits or divides the step"
+    divisors = [n for n in range(1, min(windows, enough) + 1) if windows % n == 0]
+    chosen = max(n for n in divisors if predicted(n) <= limit)
+    if chosen < divisors[-1]:
+        why = "the most that fits"
+    else:
+        why = "the whole step" if chosen == windows else "a divisor of the step; more is no faster"
     size = f"{format_bytes(predicted(chosen))} of {format_bytes(limit)} predicted"
     return Choice(chosen, f"{chosen * needs.shape.context} tokens; {size}; {why}")
 
@@ -227,13 +236,25 @@ def _refuse_what_does_not_fit(
         f"{needs.shape.parameters / 1e6:.1f}M parameters with micro-batch {micro_batch} × "
         f"{needs.shape.context} tokens need {format_bytes(predicted_bytes)}; "
         f"the limit is {format_bytes(limit_bytes)}",
-        hint="a smaller profile (llmtrain profiles list), or "
-        f"--set model.context={max(8, needs.shape.context // 2)} --set train.micro_batch=1",
+        hint="--set train.micro_batch=auto"
+        if needs.micro_batch not in ("auto", 1)
+        else "a smaller profile (llmtrain profiles list), or "
+        f"--set model.context={max(8, needs.shape.context // 2)}",
     )
 
 
 def compilation(facts: Facts, wishes: DeviceSection, kind: DeviceKind) -> Choice[bool]:
     if wishes.compile != "auto":
+        missing = {
+            "cpu": "" if facts.cxx_compiler else "a C++ compiler",
+            "cuda": "" if facts.has_triton else "Triton",
+            "mps": "",
+        }[kind]
+        if wishes.compile and missing:
+            raise UsageError(
+                f"device.compile true: needs {missing}, and there is none",
+                hint="--set device.compile=auto",
+            )
         return Choice(wishes.compile, "asked for")
     if kind == "cuda":
         if facts.has_triton:
@@ -245,22 +266,28 @@ def compilation(facts: Facts, wishes: DeviceSection, kind: DeviceKind) -> Choice
 def backend(facts: Facts, wishes: DeviceSection, kind: DeviceKind) -> Choice[Backend]:
     if wishes.backend == "nccl" and kind != "cuda":
         raise UsageError("device.backend nccl needs CUDA", hint="--set device.backend=gloo")
+    if wishes.backend == "nccl" and "nccl" not in facts.backends:
+        raise UsageError(
+            "device.backend nccl: this torch build has none", hint="--set device.backend=gloo"
+        )
     if wishes.backend != "auto":
         return Choice(wishes.backend, "asked for")
     if kind == "cuda" and "nccl" in facts.backends:
-        return Choice("nccl", "GPUs talk to each other directly")
+        return Choice("nccl", "several GPUs would talk to each other directly")
     if kind == "cuda":
         return Choice("gloo", "this torch build has no nccl")
-    return Choice("gloo", "the backend for processes without CUDA")
+    return Choice("gloo", "what several processes without CUDA talk through")
 
 
 def grad_scaler(kind: DeviceKind, precision: str) -> Choice[bool]:
     if precision == "fp16":
         return Choice(True, "fp16 gradients would underflow")
-    return Choice(False, f"{precision} has fp32's range")
+    if precision == "bf16":
+        return Choice(False, "bf16 has fp32's range")
+    return Choice(False, "fp32 gradients do not underflow")
 
 
-def workers(facts: Facts, wishes: DeviceSection, local_processes: int) -> Choice[int]:
+def workers(facts: Facts, wishes: DeviceSection) -> Choice[int]:
     if wishes.workers != "auto":
         return Choice(wishes.workers, "asked for")
     return Choice(facts.cpu.usable_cores, "usable cores; tokenization ends before training starts")

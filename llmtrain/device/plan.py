@@ -111,7 +111,7 @@ def make_plan(
         optimizer_kernel=Choice(
             "fused", "one pass over all parameters instead of one an operation"
         ),
-        workers=decide.workers(facts, wishes, local),
+        workers=decide.workers(facts, wishes),
         loader_processes=Choice(0, "windows are read from memory-mapped shards in microseconds"),
         pin_memory=decide.pin_memory(wishes, kind),
     )
@@ -128,16 +128,18 @@ def make_inference_plan(
         precision=precision,
         matmul_precision=decide.matmul_precision(device.value, precision.value, matmul_times),
         threads=decide.threads(facts, wishes, 1),
-        workers=decide.workers(facts, wishes, 1),
+        workers=decide.workers(facts, wishes),
     )
 
 
 def predict(needs: Needs, plan: Plan) -> MemoryPrediction:
-    """The peak memory of one of the plan's processes."""
-    return predict_training(
+    """The peak memory on one device: of all this machine's processes on a CPU, of one on a GPU."""
+    one = predict_training(
         needs.shape,
         micro_batch=plan.micro_batch.value,
         half_precision=plan.precision.value != "fp32",
         device_kind=plan.device.value,
         processes=plan.processes.value,
     )
+    local = needs.launched_local_processes or plan.processes.value
+    return one.of_processes(local) if plan.device.value == "cpu" else one

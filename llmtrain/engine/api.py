@@ -11,7 +11,7 @@ from llmtrain.engine.planning import Planned, plan_run
 from llmtrain.engine.request import TrainRequest, loaded_profile
 from llmtrain.engine.training import Sitting, run_training
 from llmtrain.model.generate import Sampling
-from llmtrain.profile.load import Setting
+from llmtrain.profile.load import Setting, load_profile
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.train.events import Event, Observer, TrainResult
 from llmtrain.train.signals import StopRequest, stop_on_signals
@@ -61,8 +61,7 @@ def evaluate(
     run: str | Path, *, data: Sequence[str] = (), device: str = "auto", observe: Observer = _ignore
 ) -> Evaluation:
     """How well the run's newest checkpoint predicts its validation text, or `data`."""
-    section = DeviceSection.model_validate({"kind": device})
-    return evaluate_run(str(run), data, section, observe, StopRequest().check)
+    return evaluate_run(str(run), data, _wishes(device), observe, StopRequest().check)
 
 
 def generate(
@@ -75,9 +74,14 @@ def generate(
     observe: Observer = _ignore,
 ) -> Iterator[str]:
     """Text that continues `prompt`, piece by piece as it is drawn."""
-    section = DeviceSection.model_validate({"kind": device})
-    trained = load_trained(str(run), section, observe)
+    trained = load_trained(str(run), _wishes(device), observe)
     return generate_text(trained, prompt, sampling or Sampling(), max_tokens, StopRequest().check)
+
+
+def _wishes(device: str) -> DeviceSection:
+    """A device by name. Raises UsageError."""
+    kind = {"device.kind": Setting(device, "argument device")}
+    return load_profile(environment={}, flags=kind).profile.device
 
 
 def _flags(settings: Mapping[str, Any] | None, data: Sequence[str] = ()) -> dict[str, Setting]:

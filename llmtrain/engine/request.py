@@ -18,6 +18,7 @@ from llmtrain.profile.load import (
     flat_values,
     load_profile,
     profile_from_values,
+    profile_layer,
 )
 from llmtrain.profile.schema import Profile
 from llmtrain.train.checkpoint import (
@@ -29,7 +30,13 @@ from llmtrain.train.checkpoint import (
 )
 from llmtrain.train.events import Note, Observer
 from llmtrain.train.horizon import Horizon, horizon_of
-from llmtrain.train.rundir import RunDirectory, find_run, new_run_path, newest_run
+from llmtrain.train.rundir import (
+    RunDirectory,
+    find_run,
+    named_checkpoint,
+    new_run_path,
+    newest_run,
+)
 
 _MAY_DIFFER = ("device.", "checkpoint.", "eval.", "train.log_every_steps", "train.micro_batch")
 _HORIZON = ("train.steps", "train.tokens", "train.time")
@@ -49,8 +56,12 @@ class TrainRequest:
 
     def load(self, profile: str | None) -> LoadedProfile:
         """All layers of this request over `profile`."""
+        return self.over({} if profile is None else profile_layer(profile))
+
+    def over(self, base: Mapping[str, Setting]) -> LoadedProfile:
+        """All layers of this request over settings that stand in for a profile."""
         return load_profile(
-            profile, environment=os.environ, assignments=self.assignments, flags=self.flags
+            base, environment=os.environ, assignments=self.assignments, flags=self.flags
         )
 
 
@@ -118,12 +129,15 @@ def preview(request: TrainRequest) -> Place:
 def target_at(request: TrainRequest, place: Place) -> Target:
     """What to do at a place. Reads only. Raises UsageError."""
     directory = place.directory
-    if place.checkpoint is None:
+    if not directory.exists:
         loaded = loaded_profile(request)
         return Target(directory, loaded, _horizon(loaded, None), None, None)
     record = directory.read_record()
     loaded = _continued(request, record, directory)
-    return Target(directory, loaded, _horizon(loaded, record), place.checkpoint, record)
+    horizon = _horizon(loaded, record)
+    if place.checkpoint is None:  # begun, and ended before it was first saved
+        return Target(directory, loaded, horizon, None, None)
+    return Target(directory, loaded, horizon, place.checkpoint, record)
 
 
 def _set_aside_damaged(observe: Observer) -> Callable[[Path, str], None]:
@@ -146,6 +160,7 @@ def _existing_run(request: TrainRequest) -> tuple[RunDirectory, Path | None] | N
         return None
     if request.resume == "auto":
         if out is not None:
+            _refuse_orphans(out)
             return (out, None) if out.exists else None
         newest = newest_run(loaded_profile(request).profile.name)
         return (RunDirectory(newest), None) if newest is not None else None
@@ -155,8 +170,16 @@ def _existing_run(request: TrainRequest) -> tuple[RunDirectory, Path | None] | N
             f"--resume {request.resume} continues in {run.path}, --out says {out.path}",
             hint="leave --out away",
         )
-    named = Path(request.resume)
-    return run, (named if (named / "manifest.json").exists() else None)
+    return run, named_checkpoint(request.resume)
+
+
+def _refuse_orphans(out: RunDirectory) -> None:
+    """A new run would thin out checkpoints that it finds. Raises UsageError."""
+    if list_checkpoints(out.checkpoints) and not out.exists:
+        raise UsageError(
+            f"{out.path} has checkpoints, but no run.yaml that says how to go on from them",
+            hint="choose another --out",
+        )
 
 
 def _continued(
@@ -166,8 +189,9 @@ def _continued(
     origin = str(directory.path / "run.yaml")
     saved = profile_from_values(record["profile"], origin)
     said = dict(record.get("origins", {}))
-    asked = request.load(request.profile)
-    changes = _changes(saved, asked, said, has_profile=request.profile is not None)
+    base = {p: Setting(v, said.get(p, origin)) for p, v in flat_values(saved.values())}
+    asked = request.load(request.profile) if request.profile is not None else request.over(base)
+    changes = _changes(saved, asked, said)
     refused = [p for p in changes if not p.startswith(_MAY_DIFFER) and p not in _HORIZON]
     if refused:
         path = refused[0]
@@ -177,31 +201,33 @@ def _continued(
             f"({changes[path].origin}); a run goes on as it began",
             hint="start a new run with another --out",
         )
-    base = {p: Setting(v, said.get(p, origin)) for p, v in flat_values(saved.values())}
     return load_profile(base, environment={}, flags=changes)
 
 
-def _changes(
-    saved: Profile, asked: LoadedProfile, said: Mapping[str, str], *, has_profile: bool
-) -> dict[str, Setting]:
+def _changes(saved: Profile, asked: LoadedProfile, said: Mapping[str, str]) -> dict[str, Setting]:
     """What this command says otherwise than the run does.
 
-    A value that the run got from a flag is not taken back by a profile or a variable that says
-    what it said then; a flag of this command always counts.
+    A value that the run got from a higher layer is not taken back by a lower one: a run begun
+    with `--steps 50` goes on to 50 though its profile says 20.
     """
     changes = {}
     for path, origin in asked.origins.items():
         value = value_at(asked.profile, path)
         if path == "name" or value == value_at(saved, path):
             continue
-        deliberate = origin.startswith(_DELIBERATE)
-        overridden_then = said.get(path, "default").startswith(_DELIBERATE)
-        horizon_then = path in _HORIZON and any(
-            said.get(p, "").startswith(_DELIBERATE) for p in _HORIZON
-        )
-        if deliberate or not (overridden_then or horizon_then):
+        group = _HORIZON if path in _HORIZON else (path,)  # one of which is set at a time
+        if _height(origin) >= max(_height(said.get(p, "default")) for p in group):
             changes[path] = Setting(value, origin)
     return changes
+
+
+def _height(origin: str) -> int:
+    """How high the layer lies that an origin names."""
+    if origin.startswith(_DELIBERATE):
+        return 3
+    if origin.startswith("environment "):
+        return 2
+    return 0 if origin == "default" else 1
 
 
 def _horizon(loaded: LoadedProfile, record: Mapping[str, Any] | None) -> Horizon:

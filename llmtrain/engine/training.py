@@ -6,7 +6,7 @@ import json
 import platform
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from llmtrain.device.probe import read_facts
 from llmtrain.engine.dataset import Dataset, DataWork, open_dataset, prepare_dataset
 from llmtrain.engine.planning import Planned, needs_of, plan_run, planned_with
 from llmtrain.engine.request import Place, Target, TrainRequest, locate, preview, target_at
-from llmtrain.errors import InterruptedRunError
+from llmtrain.errors import InterruptedRunError, LlmtrainError
+from llmtrain.profile.load import profile_from_values
 from llmtrain.profile.schema import Profile
 from llmtrain.train.checkpoint import Checkpoint, SavedState, load_checkpoint
 from llmtrain.train.events import Note, Observer, Started, TrainResult
+from llmtrain.train.horizon import horizon_of
 from llmtrain.train.run import RandomState, build_run, set_up_device
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.session import Session
@@ -57,7 +59,11 @@ def run_training(request: TrainRequest, sitting: Sitting) -> TrainResult:
     try:
         dataset = _shared_dataset(target, profile, planned.plan, sitting)
     except InterruptedRunError:
-        return _nothing_trained(target)
+        target.directory.remove_if_empty()
+        return _nothing_trained(target, resumed)
+    except LlmtrainError:
+        target.directory.remove_if_empty()
+        raise
     with closing(dataset.shards):
         world.open(planned.plan.backend.value)
         try:
@@ -223,7 +229,10 @@ def _train(
 
 
 def _horizon_steps(target: Target, saved: int | None) -> int | None:
-    return saved if target.horizon.time_s is not None else target.horizon.steps
+    """The number of steps where it is known. Under a new time the old estimate is void."""
+    if target.horizon.time_s is None:
+        return target.horizon.steps
+    return None if _has_new_horizon(target) else saved
 
 
 def _state(resumed: Checkpoint | None, plan: Plan, is_same_plan: bool) -> SavedState:
@@ -264,21 +273,21 @@ def _started(target: Target, planned: Planned, dataset: Dataset, step: int) -> S
 
 def _finished(target: Target, resumed: Checkpoint | None) -> TrainResult | None:
     """The result of a run that has nothing left to do."""
-    if resumed is None or not resumed.state.finished:
+    if resumed is None or not resumed.state.finished or _has_new_horizon(target):
         return None
-    state, horizon = resumed.state, target.horizon
-    is_longer = (horizon.steps is not None and horizon.steps > state.step) or (
-        horizon.time_s is not None and _recorded_time(target) not in (None, horizon.time_s)
-    )
-    return None if is_longer else _result_of(target, state)
+    return _result_of(target, resumed.state)
 
 
-def _recorded_time(target: Target) -> float | None:
-    assert target.record is not None
-    return Profile.model_validate_json(json.dumps(target.record["profile"])).train.time
+def _has_new_horizon(target: Target) -> bool:
+    """Whether a run that goes on is to last longer than it was."""
+    if target.record is None:
+        return False
+    then = profile_from_values(target.record["profile"], "run.yaml").train
+    return horizon_of(then) != target.horizon
 
 
 def _result_of(target: Target, state: SavedState) -> TrainResult:
+    """What a checkpoint says came out of the run so far."""
     return TrainResult(
         run=target.directory.path,
         checkpoint=target.checkpoint,
@@ -296,11 +305,14 @@ def _result_of(target: Target, state: SavedState) -> TrainResult:
     )
 
 
-def _nothing_trained(target: Target) -> TrainResult:
-    """The result of a run that was interrupted before its first step; data done is cached."""
+def _nothing_trained(target: Target, resumed: Checkpoint | None) -> TrainResult:
+    """The result of a sitting that was interrupted before a step; data done is cached."""
+    if resumed is not None:
+        before = _result_of(target, resumed.state)
+        return replace(before, stopped="interrupted", already_finished=False)
     return TrainResult(
         run=target.directory.path,
-        checkpoint=target.checkpoint,
+        checkpoint=None,
         steps=0,
         tokens=0,
         seconds=0.0,
@@ -345,8 +357,7 @@ def _begin_record(
         },
         "sittings": [*before.get("sittings", []), sitting],
     }
-    if step:
-        target.directory.cut_after(step)
+    target.directory.cut_after(step)
     target.directory.write_record(record)
 
 

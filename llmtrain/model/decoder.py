@@ -20,6 +20,14 @@ from llmtrain.ops.rotary import rotary_table, rotate
 from llmtrain.profile.shape import ModelShape
 
 INITIAL_STD = 0.02  # Radford et al. 2019
+# While every block is the identity, a tied head gives each token's own logit std · hidden_size.
+# Left to grow with the width it would make a wide model begin far worse than guessing.
+_LARGEST_TIED_LOGIT = 8.0
+
+
+def embedding_std(hidden_size: int) -> float:
+    """The standard deviation of fresh embeddings: 0.02, and less from a width of 400 on."""
+    return min(INITIAL_STD, _LARGEST_TIED_LOGIT / hidden_size)
 
 
 class RMSNorm(nn.Module):
@@ -205,8 +213,9 @@ class Decoder(nn.Module):
     def initialise(self, seed: int) -> None:
         """Weights are drawn from `seed`, the same ones on every device.
 
-        Normal with 0.02; projections that write to the residual stream start at zero, so that
-        every block starts as the identity (Zhang et al. 2019, "Fixup"; nanochat).
+        Normal with 0.02, embeddings as `embedding_std` says. Projections that write to the
+        residual stream start at zero, so that every block starts as the identity (Zhang et al.
+        2019, "Fixup"; nanochat).
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
@@ -215,5 +224,7 @@ class Decoder(nn.Module):
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
                 parameter.zero_()
             else:
-                drawn = torch.empty(parameter.shape).normal_(0, INITIAL_STD, generator=generator)
+                is_embedding = name == "model.embed_tokens.weight"
+                std = embedding_std(self.shape.hidden_size) if is_embedding else INITIAL_STD
+                drawn = torch.empty(parameter.shape).normal_(0, std, generator=generator)
                 parameter.copy_(drawn)

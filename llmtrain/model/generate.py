@@ -66,13 +66,15 @@ def nucleus(probabilities_v: Tensor, top_p: float) -> Tensor:
     """The smallest set of likeliest tokens whose probabilities reach `top_p`; the rest zero."""
     ordered, order = probabilities_v.sort(descending=True)
     reached_before = ordered.cumsum(-1) - ordered
-    kept = ordered.masked_fill(reached_before >= top_p, 0.0)
+    dropped = reached_before >= top_p
+    dropped[0] = False
+    kept = ordered.masked_fill(dropped, 0.0)
     return torch.zeros_like(probabilities_v).scatter(0, order, kept)
 
 
 def _penalise(logits_v: Tensor, previous: Sequence[int], penalty: float) -> Tensor:
     if penalty == 1.0 or not previous:
         return logits_v
-    seen = torch.tensor(sorted({i for i in previous if i < len(logits_v)}))
+    seen = torch.tensor(sorted({i for i in previous if i < len(logits_v)}), dtype=torch.long)
     values = logits_v[seen]
     return logits_v.scatter(0, seen, torch.where(values > 0, values / penalty, values * penalty))

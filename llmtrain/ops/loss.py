@@ -23,6 +23,8 @@ def linear_cross_entropy(hidden_nd: Tensor, weight_vd: Tensor, targets_n: Tensor
     hidden states and the weight, which the forward already computes: the softmax is at hand
     there, and the backward only scales.
     """
+    if not torch.is_grad_enabled():  # a Function is told who could want one, not if
+        hidden_nd, weight_vd = hidden_nd.detach(), weight_vd.detach()
     rows = loss_chunk_tokens(weight_vd.shape[0], hidden_nd.device.type)
     dtype = compute_dtype(hidden_nd)
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -68,8 +70,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients were handed out in the backward before this one")
         d_hidden, d_weight = ctx.gradients
-        ctx.gradients = (None, None)
+        ctx.gradients = None
         if d_hidden is not None:
             d_hidden = d_hidden.mul_(d_total)
         if d_weight is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,10 @@ from pydantic_core import ErrorDetails
 import llmtrain
 from llmtrain.errors import UsageError
 from llmtrain.profile.schema import EXCLUSIVE_GROUPS, Profile
-from llmtrain.profile.yaml_text import parse_entries, parse_scalar
+from llmtrain.profile.yaml_text import LARGEST_BYTES, parse_entries, parse_scalar
 
 ENVIRONMENT_PREFIX = "LLMTRAIN_"
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +89,19 @@ def profile_layer(profile: str) -> Layer:
     """The settings of a shipped profile's name or of a profile file. Raises UsageError."""
     path = _profile_path(profile)
     try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise UsageError(f"profile {path} is larger than {LARGEST_BYTES} bytes")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"profile {path}: {error}") from None
     label = path.name if profile in shipped_profiles() else str(path)
-    layer = {e.path: Setting(e.value, f"{label}:{e.line}") for e in parse_entries(text, label)}
-    name = Setting(path.stem, label)
+    sections = {known.split(".")[0] for known in known_paths() if "." in known}
+    layer = {
+        entry.path: Setting(entry.value, f"{label}:{entry.line}")
+        for entry in parse_entries(text, label)
+        if entry.value is not None or entry.path not in sections  # an empty section says nothing
+    }
+    name = Setting(_NOT_IN_NAMES.sub("-", path.stem).strip("-._")[:64] or "custom", label)
     return layer if "name" in layer else {"name": name, **layer}
 
 
@@ -102,7 +111,7 @@ def flat_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
         if isinstance(value, Mapping):
             yield from flat_values(value, f"{prefix}{key}.")
         else:
-            yield prefix + key, value
+            yield f"{prefix}{key}", value
 
 
 def known_paths(section: type[BaseModel] = Profile, prefix: str = "") -> list[str]:
@@ -143,25 +152,33 @@ def _profile_path(profile: str) -> Path:
 
 
 def _environment_layer(environment: Mapping[str, str]) -> Layer:
-    layer = {}
+    layer: dict[str, Setting] = {}
     for variable, text in environment.items():
         name = variable.removeprefix(ENVIRONMENT_PREFIX)
         if name != variable and "__" in name:
             path = name.lower().replace("__", ".")
-            layer[path] = Setting(parse_scalar(text), f"environment {variable}")
+            layer |= _said(path, text, f"environment {variable}")
     return layer
 
 
 def _assignment_layer(assignments: Sequence[str]) -> Layer:
-    layer = {}
+    layer: dict[str, Setting] = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
             raise UsageError(
                 f"--set {assignment!r} is not KEY=VALUE", hint="--set train.tokens_per_step=8192"
             )
-        layer[path.strip()] = Setting(parse_scalar(text), f"--set {assignment}")
+        layer |= _said(path.strip(), text, f"--set {assignment}")
     return layer
+
+
+def _said(path: str, text: str, origin: str) -> Layer:
+    """One setting, or one a key where `text` is a mapping: what it leaves out is untouched."""
+    value = parse_scalar(text)
+    if not isinstance(value, Mapping):
+        return {path: Setting(value, origin)}
+    return {inner: Setting(v, origin) for inner, v in flat_values(value, f"{path}.")}
 
 
 def _merge(layers: Sequence[Layer]) -> dict[str, Setting]:
@@ -183,17 +200,22 @@ def _refuse_unknown(merged: Mapping[str, Setting]) -> None:
     sections = {path.split(".")[0] for path in known}
     for path, setting in merged.items():
         if path not in known and path not in sections:
-            close = did_you_mean(path, known) or _by_last_word(path, known)
+            close = _meant(path, known)
             raise UsageError(
                 f"unknown key {path} ({setting.origin})",
                 hint=f"did you mean {close}?" if close else "llmtrain profiles schema",
             )
 
 
-def _by_last_word(path: str, known: Sequence[str]) -> str | None:
-    last = {p.split(".")[-1]: p for p in known}
-    close = did_you_mean(path.split(".")[-1], last)
-    return last[close] if close else None
+def _meant(path: str, known: Sequence[str]) -> str | None:
+    """The key of the same section, or else of any, that `path` was to be."""
+    section, _, word = path.rpartition(".")
+    siblings = {p.rpartition(".")[2]: p for p in known if p.rpartition(".")[0] == section}
+    for keys in (siblings, {p.rpartition(".")[2]: p for p in known}):
+        close = did_you_mean(word, keys)
+        if close:
+            return keys[close]
+    return None
 
 
 def _validated(merged: Mapping[str, Setting]) -> LoadedProfile:
@@ -213,7 +235,7 @@ def _nested(merged: Mapping[str, Setting]) -> dict[str, Any]:
         for parent in parents:
             level = level.setdefault(parent, {})
             if not isinstance(level, dict):
-                raise UsageError(f"{parent} is a section, not a value ({setting.origin})")
+                raise UsageError(f"{parent} is a section, not a value ({merged[parent].origin})")
         level[leaf] = setting.value
     return nested
 

@@ -6,6 +6,7 @@ written back here.
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
@@ -29,7 +30,7 @@ def _count(value: object) -> object:
 
 
 def _seconds_text(seconds: float) -> str:
-    return f"{seconds:g}s"
+    return f"{Decimal(repr(seconds)).normalize():f}s"  # exact, and never with an exponent
 
 
 Duration = Annotated[
@@ -43,8 +44,8 @@ Count = Annotated[
     BeforeValidator(_count),
     WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}], "description": "50M"}),
 ]
-PositiveInt = Annotated[int, Field(ge=1)]
-PositiveCount = Annotated[Count, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
+PositiveCount = Annotated[Count, Field(ge=1, lt=2**63)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
@@ -57,14 +58,14 @@ class Section(BaseModel):
 class ModelSection(Section):
     """The decoder's shape, in the Qwen3 form (without `qk_norm`: Llama)."""
 
-    vocab_size: Annotated[int, Field(ge=300)] = 32000
+    vocab_size: Annotated[int, Field(ge=300, lt=2**31)] = 32000
     hidden_size: PositiveInt = 384
     intermediate_size: PositiveInt = 1024
     num_layers: PositiveInt = 8
     num_heads: PositiveInt = 6
     num_kv_heads: PositiveInt | Auto = "auto"  # num_heads
     head_dim: PositiveInt | Auto = "auto"  # hidden_size / num_heads
-    context: Annotated[int, Field(ge=8)] = 512
+    context: Annotated[int, Field(ge=8, lt=2**31)] = 512
     rope_theta: PositiveFloat = 10000.0
     norm_epsilon: PositiveFloat = 1e-6
     qk_norm: bool = True
@@ -102,7 +103,7 @@ class TrainSection(Section):
     tokens_per_step: PositiveCount = 16384
     steps: PositiveCount | None = None
     tokens: PositiveCount | None = None
-    time: Annotated[Duration, Field(gt=0)] | None = None
+    time: Annotated[Duration, Field(gt=0, lt=1e9)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     micro_batch: PositiveInt | Auto = "auto"  # sequences of one forward and backward
     gradient_clip: PositiveFloat | None = 1.0  # global norm
@@ -121,7 +122,7 @@ class OptimSection(Section):
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     epsilon: PositiveFloat = 1e-8
     schedule: Literal["wsd", "cosine", "linear"] = "wsd"
-    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    warmup_steps: Annotated[int, Field(ge=0, lt=2**31)] = 50
     decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the horizon; wsd only
     final_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,32 +100,51 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     """A durable, whole checkpoint under `directory`; an older one of the same step is replaced."""
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / checkpoint_name(checkpoint.state.step)
-    temporary = Path(tempfile.mkdtemp(dir=directory, prefix=f".{final.name}."))
+    temporary = directory / f".{final.name}.{secrets.token_hex(4)}"
+    temporary.mkdir()  # with the rights that the user's other files have, unlike mkdtemp's
     try:
         _write_files(temporary, checkpoint)
         _write_manifest(temporary)
-        if final.exists():
-            final.replace(temporary.with_name(temporary.name + ".old"))
-        temporary.replace(final)
+        _put_in_place(temporary, final)
         sync_directory(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(temporary.with_name(temporary.name + ".old"), ignore_errors=True)
     return final
+
+
+def _put_in_place(temporary: Path, final: Path) -> None:
+    """`temporary` is called `final`; what was called so is gone, or still there on an error."""
+    if not final.exists():
+        temporary.replace(final)
+        return
+    older = final.replace(temporary.with_name(temporary.name + ".old"))
+    try:
+        temporary.replace(final)
+    except BaseException:
+        older.replace(final)
+        raise
+    shutil.rmtree(older, ignore_errors=True)
 
 
 def verify_checkpoint(path: Path) -> None:
     """Every file is as the manifest says. Raises DamagedCheckpointError naming the file."""
     for name, entry in _read_manifest(path).items():
         file = path / name
-        if not file.is_file():
-            raise DamagedCheckpointError(f"{file} is missing")
-        if file.stat().st_size != entry["bytes"]:
-            raise DamagedCheckpointError(
-                f"{file} has {file.stat().st_size} bytes, the manifest says {entry['bytes']}"
-            )
-        if sha256_file(file) != entry["sha256"]:
-            raise DamagedCheckpointError(f"{file} is not what was written: its sha256 differs")
+        try:
+            _verify_file(file, entry)
+        except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
+            raise DamagedCheckpointError(f"{file} cannot be read: {error}") from None
+
+
+def _verify_file(file: Path, entry: Mapping[str, Any]) -> None:
+    if not file.is_file():
+        raise DamagedCheckpointError(f"{file} is missing")
+    if file.stat().st_size != entry["bytes"]:
+        raise DamagedCheckpointError(
+            f"{file} has {file.stat().st_size} bytes, the manifest says {entry['bytes']}"
+        )
+    if sha256_file(file) != entry["sha256"]:
+        raise DamagedCheckpointError(f"{file} is not what was written: its sha256 differs")
 
 
 def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
@@ -133,17 +152,22 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
     verify_checkpoint(path)
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        state = SavedState.model_validate_json((path / STATE).read_text(encoding="utf-8"))
+        values = json.loads((path / STATE).read_text(encoding="utf-8"))
+        _require_format(path, values)
+        state = SavedState.model_validate(values)
         weights = load_file(path / MODEL)
         optimizer = load_file(path / OPTIMIZER) if with_optimizer else {}
     except (OSError, ValueError, SafetensorError, ValidationError) as error:
         raise DamagedCheckpointError(f"{path}: {error}") from None
-    if state.format_version != FORMAT_VERSION:
-        raise UsageError(
-            f"{path} has format {state.format_version}; this llmtrain reads {FORMAT_VERSION}"
-        )
     shape = shape_from_config(config, str(path / "config.json"))
     return Checkpoint(state, weights, optimizer, shape, Tokenizer.load(path))
+
+
+def _require_format(path: Path, state: object) -> None:
+    # before the other values are looked at: another format may have others
+    found = state.get("format_version") if isinstance(state, dict) else None
+    if found != FORMAT_VERSION:
+        raise UsageError(f"{path} has format {found}; this llmtrain reads {FORMAT_VERSION}")
 
 
 def newest_good(directory: Path, on_damage: Callable[[Path, str], None]) -> Path | None:
@@ -180,8 +204,9 @@ def remove_old(directory: Path, keep_last: int, keep_step: int | None) -> None:
     for path in list_checkpoints(directory)[:-keep_last]:
         if step_of(path) != keep_step:
             # renamed first: a half-removed directory must not look like a checkpoint
-            doomed = path.rename(path.with_name(f".{path.name}.removed"))
-            shutil.rmtree(doomed, ignore_errors=True)
+            doomed = path.with_name(f".{path.name}.removed")
+            shutil.rmtree(doomed, ignore_errors=True)  # of a removal that was cut short
+            shutil.rmtree(path.rename(doomed), ignore_errors=True)
 
 
 def _write_files(directory: Path, checkpoint: Checkpoint) -> None:
@@ -220,7 +245,7 @@ def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
         files = json.loads(file.read_text(encoding="utf-8"))["files"]
         names_are_plain = all(Path(name).name == name for name in files)
         complete = all({"bytes", "sha256"} <= set(entry) for entry in files.values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpointError(f"{file} cannot be read: {error}") from None
     required = {MODEL, OPTIMIZER, STATE, "config.json", "tokenizer.model"}
     if not names_are_plain or not complete or not required <= set(files):

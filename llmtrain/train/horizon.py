@@ -9,6 +9,7 @@ from llmtrain.train.schedule import Schedule
 
 # Estimates from the very first steps would count the start-up of caches and kernels.
 _STEPS_BEFORE_ESTIMATE = 3
+_SHORTEST_STEP_S = 1e-6  # a coarse clock measures a short step as nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Horizon:
             return known
         if known is not None and step >= schedule.decay_start(known):
             return known
-        left = (self.time_s - reserve_s - elapsed_s) / step_s
+        left = (self.time_s - reserve_s - elapsed_s) / max(step_s, _SHORTEST_STEP_S)
         return max(step + 1, step + int(left))
 
     def is_over(

@@ -8,7 +8,8 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -16,34 +17,49 @@ import psutil
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from llmtrain.errors import InterruptedRunError, LlmtrainError
 from llmtrain.files import OUTCOME_FILE_VARIABLE
+from llmtrain.train.signals import StopRequest
 
 
-def launch(processes: int, arguments: Sequence[str], *, debug: bool) -> int:
+def launch(processes: int, arguments: Sequence[str], stop: StopRequest, *, debug: bool) -> int:
     """Runs `llmtrain ARGUMENTS` as so many ranks; returns the exit code that rank 0 recorded.
 
     The ranks are in process groups of their own, so that a Ctrl-C reaches them only once:
-    through here.
+    through here. Raises InterruptedRunError for a signal that came before they were started.
     """
+    stop.check()
     if not debug:
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="llmtrain-") as directory:
         outcome = Path(directory) / "outcome"
         os.environ[OUTCOME_FILE_VARIABLE] = str(outcome)
-        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGABRT"  # the others are forwarded here
         if sys.platform == "win32":
             os.environ.setdefault("USE_LIBUV", "0")  # Windows wheels are built without it
-        previous = {number: signal.signal(number, _forward) for number in _forwarded()}
+        forward = _forwarding(stop)
+        previous = {number: signal.signal(number, forward) for number in _forwarded()}
         try:
             agent = elastic_launch(_config(processes), sys.executable)
             agent("-m", "llmtrain", *arguments)
-        except ChildFailedError:
-            if debug:
-                raise
+        except ChildFailedError as error:
+            if not outcome.exists():
+                raise _unspoken(error) from error
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        return int(outcome.read_text(encoding="ascii")) if outcome.exists() else 1
+        return int(outcome.read_text(encoding="ascii"))
+
+
+def _unspoken(error: ChildFailedError) -> LlmtrainError:
+    """What to tell where rank 0 ended without a word."""
+    rank, failure = error.get_first_failure()
+    exit_code = int(failure.exitcode)
+    if -exit_code in _forwarded():  # it has no handler before it begins and after it is done
+        name = signal.Signals(-exit_code).name
+        return InterruptedRunError(f"stopped by {name}", hint="--resume auto goes on")
+    how = f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with code {exit_code}"
+    hint = "--resume auto goes on from the last checkpoint"
+    return LlmtrainError(f"rank {rank} {how}", hint=hint)
 
 
 def _config(processes: int) -> LaunchConfig:
@@ -56,6 +72,7 @@ def _config(processes: int) -> LaunchConfig:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.2,
+        signals_to_handle="SIGQUIT",  # the agent kills everything; the others are forwarded here
     )
 
 
@@ -65,9 +82,16 @@ def _forwarded() -> list[int]:
     return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
-def _forward(number: int, _frame: FrameType | None) -> None:
-    for child in psutil.Process().children():
-        try:
-            child.send_signal(number)
-        except psutil.NoSuchProcess:
-            continue
+def _forwarding(stop: StopRequest) -> Callable[[int, FrameType | None], None]:
+    """A handler that hands signals on to the ranks; where there are none yet it ends the launch."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        ranks = psutil.Process().children()
+        if not ranks:
+            stop.on_signal(number, frame)
+            stop.check()
+        for rank in ranks:
+            with suppress(psutil.NoSuchProcess):
+                rank.send_signal(number)
+
+    return forward

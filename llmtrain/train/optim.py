@@ -12,6 +12,7 @@ from llmtrain.errors import LlmtrainError
 from llmtrain.profile.schema import OptimSection
 
 Role = Literal["matrix", "gain", "embedding", "head"]
+_STATE = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for a parameter
 
 
 def role_of(name: str, parameter: nn.Parameter) -> Role:
@@ -81,19 +82,14 @@ def load_named_state(
 ) -> None:
     """The optimizer goes on from `tensors`. Raises LlmtrainError where they do not fit."""
     for name, parameter in model.named_parameters():
-        prefix = f"{name}."
-        found = {
-            key.removeprefix(prefix): value
-            for key, value in tensors.items()
-            if key.startswith(prefix) and "." not in key.removeprefix(prefix)
-        }
-        shapes = {key: value.shape for key, value in found.items() if key != "step"}
-        if not found or any(shape != parameter.shape for shape in shapes.values()):
+        found = {key: tensors[f"{name}.{key}"] for key in _STATE if f"{name}.{key}" in tensors}
+        expected = dict.fromkeys(_STATE, parameter.shape) | {"step": torch.Size()}
+        if {key: value.shape for key, value in found.items()} != expected:
             raise LlmtrainError(f"optimizer state of {name} is missing or has another shape")
         optimizer.state[parameter] = {
             key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
             for key, value in found.items()
         }
-        step = optimizer.state[parameter].get("step")
-        if step is not None and parameter.device.type != "cpu":
+        if parameter.device.type != "cpu":
+            step = optimizer.state[parameter]["step"]
             optimizer.state[parameter]["step"] = step.to(parameter.device)  # where fused wants it

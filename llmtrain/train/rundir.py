@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,11 @@ class RunDirectory:
                 f"--out {self.path} cannot be written: {error.strerror}", hint="--out runs/mine"
             ) from None
 
+    def remove_if_empty(self) -> None:
+        """A directory that was claimed for nothing is gone."""
+        with suppress(OSError):
+            self.path.rmdir()
+
     def write_record(self, record: Mapping[str, Any]) -> None:
         """run.yaml holds `record`."""
         text = yaml.dump(
@@ -76,6 +82,14 @@ class RunDirectory:
             raise UsageError(f"{path} is not the record of a run")
         return record
 
+    def profile_name(self) -> str | None:
+        """Of the profile that is trained; None where run.yaml cannot be read."""
+        try:
+            name = self.read_record()["profile"].get("name")
+        except UsageError:
+            return None
+        return str(name)
+
     def append(self, path: Path, line: Mapping[str, Any]) -> None:
         """One more line of JSON in `path`, handed to the system at once."""
         with path.open("a", encoding="utf-8", newline="\n") as file:
@@ -93,6 +107,10 @@ class RunDirectory:
         """All lines of metrics.jsonl that are whole."""
         return _json_lines(self.metrics) if self.metrics.is_file() else []
 
+    def read_samples(self) -> list[dict[str, Any]]:
+        """All lines of samples.jsonl that are whole."""
+        return _json_lines(self.samples) if self.samples.is_file() else []
+
 
 def new_run_path(profile_name: str, now: datetime, runs: Path = RUNS) -> Path:
     """`runs/<profile>-<date>-<time>`, with a number behind where that is taken."""
@@ -106,11 +124,7 @@ def new_run_path(profile_name: str, now: datetime, runs: Path = RUNS) -> Path:
 
 def newest_run(profile_name: str, runs: Path = RUNS) -> Path | None:
     """The run of that profile that was written to last."""
-    own = [
-        run.path
-        for run in all_runs(runs)
-        if run.read_record()["profile"].get("name") == profile_name
-    ]
+    own = [run.path for run in all_runs(runs) if run.profile_name() == profile_name]
     return max(own, key=lambda path: (path / RUN_FILE).stat().st_mtime_ns, default=None)
 
 
@@ -124,10 +138,20 @@ def all_runs(runs: Path = RUNS) -> list[RunDirectory]:
 def find_run(text: str) -> RunDirectory:
     """The run that a directory or a name under runs/ means. Raises UsageError."""
     for path in (Path(text), RUNS / text):
-        for candidate in (path, path.parent.parent):  # a checkpoint directory lies two below
-            if RunDirectory(candidate).exists:
-                return RunDirectory(candidate)
-    raise _unknown_run(text)
+        if RunDirectory(path).exists:
+            return RunDirectory(path)
+    checkpoint = named_checkpoint(text)
+    if checkpoint is None or not RunDirectory(checkpoint.parent.parent).exists:
+        raise _unknown_run(text)
+    return RunDirectory(checkpoint.parent.parent)
+
+
+def named_checkpoint(text: str) -> Path | None:
+    """The checkpoint directory of a run that `text` names, if it names one; whole or not."""
+    for path in (Path(text), RUNS / text):
+        if path.parent.name == "checkpoints" and path.is_dir():
+            return path
+    return None
 
 
 def find_checkpoints(text: str) -> list[Path]:

@@ -84,6 +84,7 @@ class Session:
         self.logged_step = run.position.step
         self.first_step = run.position.step
         self.trained_s = 0.0
+        self.evaluated_step, self.sampled_step = self._steps_looked_at()
         self.checkpoint: Path | None = None
 
     @property
@@ -93,6 +94,8 @@ class Session:
 
     def train(self) -> TrainResult:
         """The run is trained to its end or to the stop request, and saved."""
+        if self.first_step > 0 and self._look_and_save(self.first_step, self._decide_at_once()):
+            return self._result(self._stopped())
         begun_s = time.monotonic()
         for report in training_steps(self.run):
             took_s, begun_s = time.monotonic() - begun_s, time.monotonic()
@@ -100,10 +103,30 @@ class Session:
             self.trained_s += took_s
             decision = self._decide()
             self._log(report, is_last=decision.is_over or decision.stop_requested)
-            if self._look_and_save(report, decision):
+            if self._look_and_save(report.step, decision):
                 break
             begun_s = time.monotonic()
         return self._result(self._stopped())
+
+    def _decide_at_once(self) -> Decision:
+        """A run that was stopped after its last step, before the last look, has none left."""
+        is_over = self.horizon.is_over(
+            step=self.first_step,
+            known=self.run.position.horizon_steps,
+            elapsed_s=self.elapsed_s,
+            step_s=0.0,
+            reserve_s=0.0,
+        )
+        agreed = self._sum([is_over and self.run.world.is_main])
+        return Decision(agreed[0] > 0, stop_requested=False, save_is_due=False)
+
+    def _steps_looked_at(self) -> tuple[int, int]:
+        """The last step that was evaluated and the last that was sampled from; 0 for none."""
+        if not self.run.world.is_main or self.first_step == 0:
+            return 0, 0
+        evaluated = [m["step"] for m in self.directory.read_metrics() if "val_loss" in m]
+        sampled = [line["step"] for line in self.directory.read_samples()]
+        return max(evaluated, default=0), max(sampled, default=0)
 
     def _stopped(self) -> Stopped:
         if self.stop.is_made and not self.state.finished:
@@ -112,15 +135,15 @@ class Session:
         in_time = position.horizon_steps is None or position.step < position.horizon_steps
         return "time" if self.horizon.time_s is not None and in_time else "done"
 
-    def _look_and_save(self, report: StepReport, decision: Decision) -> bool:
+    def _look_and_save(self, step: int, decision: Decision) -> bool:
         """Evaluation, samples and a checkpoint where they are due; whether the run ends here."""
         over, stop = decision.is_over, decision.stop_requested
         best_before = self.state.best_step
         try:
-            if not stop and (over or report.step % self.profile.eval.every_steps == 0):
-                self._evaluate(report.step)
-            if not stop and self._sample_is_due(report.step, over):
-                self._sample(report.step)
+            if not stop and self._evaluation_is_due(step, over):
+                self._evaluate(step)
+            if not stop and self._sample_is_due(step, over):
+                self._sample(step)
         except InterruptedRunError:
             over, stop = False, True
         if self._patience_is_over():
@@ -128,7 +151,7 @@ class Session:
         is_new_best = self.state.best_step != best_before and self.profile.checkpoint.keep_best
         self.state = self.state.model_copy(update={"finished": over and not stop})
         if over or stop or decision.save_is_due or is_new_best:
-            self._save(report)
+            self._save(step)
         return over or stop
 
     def _decide(self) -> Decision:
@@ -237,6 +260,7 @@ class Session:
         waited = 0 if is_best else self.state.evaluations_without_best + 1
         self.state = self.state.model_copy(update=update | {"evaluations_without_best": waited})
         self.evaluation_s = time.monotonic() - begun_s
+        self.evaluated_step = step
         self._record(Evaluated(step, nats_per_token, bpb, is_best))
         self.logged_at_s += time.monotonic() - begun_s
 
@@ -249,27 +273,37 @@ class Session:
         own = range(world.rank, windows, world.size)
         if world.size > windows:
             own = range(min(world.rank, windows - 1), windows)  # too few to share: some twice
-        alone = world.size == 1
         found = sum_loss(
             self.run.model,
             ((inputs[0], targets[0]) for inputs, targets in (reader.read(i, 1) for i in own)),
             micro_batch=self.run.plan.micro_batch.value,
             autocast=self.run.autocast,
-            # with several ranks all have to stop at the same place: after the evaluation
-            check_stop=self.stop.check if alone else lambda: None,
+            check_stop=self._check_stop,
         )
-        if alone:
+        if world.size == 1:
             return found
         nats, tokens = self._sum([found.nats, found.tokens])
         return LossSum(nats, int(tokens))
+
+    def _check_stop(self) -> None:
+        """InterruptedRunError where alone; several ranks have to stop together, after a step."""
+        if self.run.world.size == 1:
+            self.stop.check()
 
     def _patience_is_over(self) -> bool:
         patience = self.profile.eval.patience
         return patience is not None and self.state.evaluations_without_best >= patience
 
+    def _evaluation_is_due(self, step: int, over: bool) -> bool:
+        if not over and step % self.profile.eval.every_steps:
+            return False
+        return self._sum([step == self.evaluated_step])[0] == 0
+
     def _sample_is_due(self, step: int, over: bool) -> bool:
         every = self.profile.eval.sample_every_steps
-        return self.run.world.is_main and every is not None and (over or step % every == 0)
+        if not self.run.world.is_main or every is None or step == self.sampled_step:
+            return False
+        return over or step % every == 0
 
     def _sample(self, step: int) -> None:
         begun_s = time.monotonic()
@@ -277,6 +311,7 @@ class Session:
             ids = [self.tokenizer.separator_id, *self.tokenizer.encode(prompt)]
             text = self.tokenizer.decode(list(self._drawn(ids, step + number)))
             self._record(Sampled(step, prompt, text))
+        self.sampled_step = step
         self.logged_at_s += time.monotonic() - begun_s
 
     def _drawn(self, prompt: list[int], seed: int) -> Iterable[int]:
@@ -285,12 +320,12 @@ class Session:
         with self.run.autocast(), torch.compiler.set_stance("force_eager"):
             drawn = generate_tokens(self.run.model, prompt, sampling, pieces, limit=10**9)
             for token in islice(drawn, self.profile.eval.sample_tokens):
-                self.stop.check()
+                self._check_stop()
                 if token == self.tokenizer.separator_id:
                     return
                 yield token
 
-    def _save(self, report: StepReport) -> None:
+    def _save(self, step: int) -> None:
         """A durable checkpoint of this step; older ones are thinned out after it."""
         begun_s = time.monotonic()
         self.state = self._state_now()
@@ -306,7 +341,8 @@ class Session:
             wishes = self.profile.checkpoint
             keep_step = self.state.best_step if wishes.keep_best else None
             remove_old(self.directory.checkpoints, wishes.keep_last, keep_step)
-            self.observe(Saved(report.step, self.checkpoint))
+            self.observe(Saved(step, self.checkpoint))
+        self._sum([0.0])  # a rank that went on, or ended, could bring the others down in mid-save
         self.saved_at_s = time.monotonic()
         self.save_s = self.saved_at_s - begun_s
         self.logged_at_s += self.save_s

@@ -29,13 +29,18 @@ class StopRequest:
     def check(self) -> None:
         """Nothing, or InterruptedRunError once a signal has come: for work that can be redone."""
         if self.signal_name is not None:
-            raise InterruptedRunError(f"stopped by {self.signal_name}")
+            raise InterruptedRunError(
+                f"stopped by {self.signal_name}", hint="the same command again starts over"
+            )
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """The first signal is noted; the second raises AbortedError where the program stands."""
         name = signal.Signals(number).name
         if self.signal_name is not None:
-            raise AbortedError(f"aborted by a second signal ({name})")
+            raise AbortedError(
+                f"aborted by a second signal ({name})",
+                hint="--resume auto goes on from the last checkpoint",
+            )
         self.signal_name = name
 
 

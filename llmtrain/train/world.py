@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,9 +14,12 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from llmtrain.errors import LlmtrainError
+
 # Tokenizing a large corpus happens on rank 0 alone, and the others wait for it.
 _PREPARATION_LIMIT = datetime.timedelta(days=7)
 _COLLECTIVE_LIMIT = datetime.timedelta(minutes=10)
+_READY, _FAILED = "ready", "failed"  # how a message of rank 0 begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +52,32 @@ class World:
         """What `open` opened is closed."""
         if self.store is not None and dist.is_initialized():
             dist.destroy_process_group()
+            # DDP lies in reference cycles and holds the group; gloo's threads would outlive Python,
+            # and free their last tensors in it: the process then aborts at its very end.
+            gc.collect()
 
     def from_main(self, key: str, produce: Callable[[], str]) -> str:
-        """What `produce` returns on rank 0, on every rank; the others wait without a collective."""
+        """What `produce` returns on rank 0, on every rank; the others wait without a collective.
+
+        Where it raises, every rank fails: rank 0 with that error, the others with LlmtrainError.
+        """
         if self.store is None:
             return produce()
         if self.is_main:
-            self.store.set(key, produce())
+            self._publish(key, produce)
         self.store.wait([key], _PREPARATION_LIMIT)
-        message: bytes = self.store.get(key)
-        return message.decode()
+        state, _, message = self.store.get(key).decode().partition(" ")
+        if state != _READY:
+            raise LlmtrainError("rank 0 failed, and says why", hint="see its messages")
+        return message
+
+    def _publish(self, key: str, produce: Callable[[], str]) -> None:
+        assert self.store is not None
+        try:
+            self.store.set(key, f"{_READY} {produce()}")
+        except BaseException:
+            self.store.set(key, _FAILED)  # or the others would wait for the limit
+            raise
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, in place."""

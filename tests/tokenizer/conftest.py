@@ -4,14 +4,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
 from llmtrain.tokenizer.escape import ESCAPE, SPACE_MARK
-
-# How long an example takes says how busy the machine is.
-settings.register_profile("untimed", deadline=None)
-settings.load_profile("untimed")
 
 _DOCUMENTS = 600
 _DOCUMENT_CHARACTERS = 8_000

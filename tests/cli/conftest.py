@@ -1,0 +1,104 @@
+"""Commands run in this process, beside a profile whose training takes a second."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import llmtrain as package
+from llmtrain.cli.app import run
+
+PROFILE = """\
+name: tiny
+model: {vocab_size: 400, hidden_size: 32, intermediate_size: 64, num_layers: 2, num_heads: 2,
+        context: 32}
+data: {sources: [corpus.txt]}
+train: {tokens_per_step: 256, steps: 20, log_every_steps: 5}
+optim: {warmup_steps: 5}
+eval: {every_steps: 10, batches: 2, sample_every_steps: 10, sample_tokens: 8}
+device: {kind: cpu, threads: 1}
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command answered."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The one JSON document that stdout consists of."""
+        document: dict[str, Any] = json.loads(self.out)
+        assert document["schema_version"] == 1
+        assert document["llmtrain"] == package.__version__
+        return document
+
+
+Command = Callable[..., Outcome]
+
+
+def _furnish(directory: Path) -> None:
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 7))) for _ in range(300)]
+    text = "\n".join(" ".join(draw.choices(words, k=9)) for _ in range(800))
+    (directory / "tiny.yaml").write_text(PROFILE)
+    (directory / "corpus.txt").write_text(text)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with a profile and its text."""
+    _furnish(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def llmtrain(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    """Runs a command line in this process; `stdin` is what it can read."""
+
+    def call(*arguments: object, stdin: bytes = b"") -> Outcome:
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
+            code = run([str(argument) for argument in arguments])
+        return Outcome(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def process(place: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """Runs a command line as a process of its own, in bytes."""
+
+    def call(*arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, "-m", "llmtrain", *map(str, arguments)]
+        options = {"stdin": subprocess.DEVNULL, "capture_output": True} | options
+        return subprocess.run(command, timeout=200, check=False, **options)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished run; nobody changes it."""
+    directory = tmp_path_factory.mktemp("trained")
+    _furnish(directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        assert run(["train", "-p", "tiny.yaml", "--out", str(directory / "run"), "-q"]) == 0
+    return directory / "run"

@@ -1,0 +1,303 @@
+"""Whatever goes wrong is one line, a hint, an exit code, and with --json one document."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+TRAIN = ("train", "-p", "tiny.yaml")
+
+
+def nothing(place: Path) -> None:
+    """The directory stays as it is."""
+
+
+def write(name: str, content: bytes) -> Callable[[Path], None]:
+    def prepare(place: Path) -> None:
+        (place / name).write_bytes(content)
+
+    return prepare
+
+
+def a_run(place: Path) -> None:
+    (place / "runs" / "first").mkdir(parents=True)
+    (place / "runs" / "first" / "run.yaml").write_text("profile: {name: tiny}\n")
+
+
+Case = tuple[tuple[str, ...], Callable[[Path], None], int, tuple[str, ...]]
+CASES: dict[str, Case] = {
+    "unknown profile": (
+        ("train", "-p", "cpu-smal"),
+        nothing,
+        2,
+        ("cpu-smal", "did you mean cpu-small?"),
+    ),
+    "missing profile file": (("train", "-p", "no/such.yaml"), nothing, 2, ("no/such.yaml",)),
+    "profile that is no YAML": (
+        ("train", "-p", "bad.yaml"),
+        write("bad.yaml", b"model: {\n"),
+        2,
+        ("bad.yaml",),
+    ),
+    "unknown key": (
+        (*TRAIN, "--set", "model.num_layer=3"),
+        nothing,
+        2,
+        ("model.num_layer", "did you mean model.num_layers?"),
+    ),
+    "unknown key in a profile": (
+        ("train", "-p", "bad.yaml"),
+        write("bad.yaml", b"train:\n  stepz: 3\n"),
+        2,
+        ("train.stepz", "bad.yaml:2", "train.steps"),
+    ),
+    "wrong type": (
+        (*TRAIN, "--set", "model.num_layers=many"),
+        nothing,
+        2,
+        ("model.num_layers", "many"),
+    ),
+    "number out of range": ((*TRAIN, "--steps", "0"), nothing, 2, ("train.steps", "--steps")),
+    "no number": ((*TRAIN, "--steps", "x"), nothing, 2, ("--steps", "llmtrain train --help")),
+    "time without a unit": ((*TRAIN, "--time", "30"), nothing, 2, ("30",)),
+    "two horizons": (
+        (*TRAIN, "--steps", "5", "--tokens", "5k"),
+        nothing,
+        2,
+        ("--steps", "--tokens"),
+    ),
+    "impossible shape": (
+        (*TRAIN, "--set", "model.hidden_size=33"),
+        nothing,
+        2,
+        ("hidden_size 33", "num_heads 2"),
+    ),
+    "step that is no whole number of windows": (
+        (*TRAIN, "--set", "train.tokens_per_step=300"),
+        nothing,
+        2,
+        ("300", "32", "train.tokens_per_step="),
+    ),
+    "missing data": (
+        (*TRAIN, "--data", "korpus.txt"),
+        nothing,
+        5,
+        ("korpus.txt", "did you mean corpus.txt?"),
+    ),
+    "empty corpus": ((*TRAIN, "--data", "empty.txt"), write("empty.txt", b""), 5, ("empty.txt",)),
+    "no UTF-8": (
+        (*TRAIN, "--data", "latin1.txt"),
+        write("latin1.txt", b"caf\xe9 " * 100),
+        5,
+        ("latin1.txt", "0xe9", "offset 3"),
+    ),
+    "no such field": (
+        (*TRAIN, "--data", "d.jsonl"),
+        write("d.jsonl", b'{"text": "a"}\n{"body": "b"}\n'),
+        5,
+        ("d.jsonl:2", "'text'", "'body'"),
+    ),
+    "tokenizer that is none": ((*TRAIN, "--tokenizer", "nowhere"), nothing, 5, ("nowhere",)),
+    "too large": (
+        (*TRAIN, "--set", "model.num_layers=100000"),
+        nothing,
+        3,
+        ("GiB", "the limit is", "profiles list"),
+    ),
+    "too large to predict": (
+        ("memory", "-p", "tiny.yaml", "--set", "model.num_layers=100000"),
+        nothing,
+        3,
+        ("GiB", "the limit is"),
+    ),
+    "file in the place of the run": (
+        (*TRAIN, "--out", "corpus.txt"),
+        nothing,
+        2,
+        ("corpus.txt", "cannot be written"),
+    ),
+    "unknown run": (("eval", "frist"), a_run, 2, ("frist", "did you mean first?")),
+    "unknown run to generate with": (("generate", "frist"), a_run, 2, ("frist",)),
+    "unknown run to show": (("runs", "show", "frist"), a_run, 2, ("did you mean first?",)),
+    "unknown run to resume": ((*TRAIN, "--resume", "frist"), a_run, 2, ("did you mean first?",)),
+    "run without a checkpoint": (("eval", "first"), a_run, 2, ("no checkpoint", "--resume auto")),
+    "unknown option": (
+        ("runs", "show", "--colour"),
+        nothing,
+        2,
+        ("--colour", "llmtrain runs show --help"),
+    ),
+    "unknown option before a command": (("--colour",), nothing, 2, ("--colour", "llmtrain --help")),
+    "unknown command": (("trian",), nothing, 2, ("trian", "llmtrain --help")),
+    "missing option": (
+        ("tokenizer", "train", "--out", "t"),
+        nothing,
+        2,
+        ("--vocab-size", "llmtrain tokenizer train --help"),
+    ),
+    "missing argument": (("eval",), nothing, 2, ("RUN", "llmtrain eval --help")),
+    "unknown device": ((*TRAIN, "--device", "tpu"), nothing, 2, ("tpu",)),
+}
+
+
+@pytest.mark.parametrize(("arguments", "prepare", "code", "words"), CASES.values(), ids=CASES)
+def test_failure_is_told_in_one_line_with_a_hint(
+    arguments: tuple[str, ...],
+    prepare: Callable[[Path], None],
+    code: int,
+    words: tuple[str, ...],
+    llmtrain: Any,
+    place: Path,
+) -> None:
+    prepare(place)
+
+    outcome = llmtrain(*arguments)
+
+    assert outcome.code == code
+    assert outcome.out == ""
+    error, hint = outcome.err.splitlines()[-2:]
+    assert error.startswith("error: ")
+    assert hint.startswith("hint: ")
+    assert all(word in outcome.err for word in words), outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.err.count("error:") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prepare", "code", "words"),
+    [case for case in CASES.values() if case[0][0] not in ("generate", "trian", "--colour")],
+    ids=[
+        name for name, case in CASES.items() if case[0][0] not in ("generate", "trian", "--colour")
+    ],
+)
+def test_failure_is_one_document_with_json(
+    arguments: tuple[str, ...],
+    prepare: Callable[[Path], None],
+    code: int,
+    words: tuple[str, ...],
+    llmtrain: Any,
+    place: Path,
+) -> None:
+    prepare(place)
+
+    outcome = llmtrain(*arguments, "--json")
+
+    assert outcome.code == code
+    error = outcome.document["error"]
+    assert set(error) == {"code", "message", "hint"}
+    assert error["code"] == code
+    assert all(word in error["message"] + error["hint"] for word in words)
+
+
+def test_tokenizer_with_more_pieces_than_the_model(llmtrain: Any, trained: Path) -> None:
+    checkpoint = next((trained / "checkpoints").glob("step-*"))
+
+    outcome = llmtrain(*TRAIN, "--tokenizer", checkpoint, "--set", "model.vocab_size=350")
+
+    assert outcome.code == 5
+    assert "400 pieces" in outcome.err
+    assert "hint: --set model.vocab_size=400" in outcome.err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
+def test_device_that_is_not_there(llmtrain: Any) -> None:
+    outcome = llmtrain(*TRAIN, "--device", "cuda")
+
+    assert outcome.code == 2
+    assert "cuda" in outcome.err
+    assert "hint: llmtrain device info" in outcome.err
+
+
+def test_damaged_checkpoint_with_nothing_to_fall_back_to(
+    llmtrain: Any, trained: Path, place: Path
+) -> None:
+    shutil.copytree(trained, place / "run")
+    for checkpoint in (place / "run" / "checkpoints").iterdir():
+        (checkpoint / "model.safetensors").write_bytes(b"\0" * 100)
+
+    for command in ("eval", "generate"):
+        outcome = llmtrain(command, "run")
+        assert outcome.code == 1
+        assert "model.safetensors" in outcome.err
+        assert "Traceback" not in outcome.err
+
+
+def test_damaged_newest_checkpoint_is_passed_over(
+    llmtrain: Any, trained: Path, place: Path
+) -> None:
+    shutil.copytree(trained, place / "run")
+    older, newer = sorted((place / "run" / "checkpoints").iterdir())
+    (newer / "model.safetensors").unlink()
+
+    outcome = llmtrain("eval", "run", "--data", "corpus.txt", "--json")
+
+    assert outcome.code == 0
+    assert outcome.document["checkpoint"] == str(Path("run") / "checkpoints" / older.name)
+    assert "warning: damaged checkpoint" in outcome.err
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_debug_shows_where_and_changes_nothing_else(
+    as_json: tuple[str, ...], llmtrain: Any
+) -> None:
+    outcome = llmtrain("train", "-p", "cpu-smal", "--debug", *as_json)
+
+    assert outcome.code == 2
+    assert "Traceback (most recent call last)" in outcome.err
+    assert "UsageError" in outcome.err
+    assert outcome.err.splitlines()[-2].startswith("error: unknown profile")
+    assert bool(outcome.out) == bool(as_json)
+    if as_json:
+        assert outcome.document["error"]["code"] == 2
+
+
+UNFORESEEN = """
+import sys
+from llmtrain.cli import app, runs
+import llmtrain.train.rundir as rundir
+def fail(path): raise ZeroDivisionError("nobody foresaw this")
+rundir.all_runs = fail
+sys.argv = ["llmtrain", "runs", "list", "--json", *sys.argv[1:]]
+app.main()
+"""
+
+
+@pytest.mark.parametrize("debug", [(), ("--debug",)])
+def test_what_nobody_foresaw_is_told_in_one_line_too(debug: tuple[str, ...], place: Path) -> None:
+    import sys
+
+    done = subprocess.run(
+        [sys.executable, "-c", UNFORESEEN, *debug],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["code"] == 1
+    assert "error: ZeroDivisionError: nobody foresaw this" in done.stderr
+    assert ("Traceback" in done.stderr) == bool(debug)
+
+
+def test_record_that_cannot_be_read_does_not_hide_the_other_runs(
+    llmtrain: Any, trained: Path, place: Path
+) -> None:
+    shutil.copytree(trained, place / "runs" / "good")
+    (place / "runs" / "bad").mkdir()
+    (place / "runs" / "bad" / "run.yaml").write_text("[")
+
+    outcome = llmtrain("runs", "list", "--json")
+
+    assert outcome.code == 0
+    assert [run["run"] for run in outcome.document["runs"]] == [str(Path("runs") / "good")]
+    assert "warning:" in outcome.err
+    assert "bad" in outcome.err
+    assert llmtrain(*TRAIN, "--resume", "auto").code == 0

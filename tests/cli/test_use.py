@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+
+def test_evaluation_is_repeatable_and_near_the_runs_own(llmtrain: Any, trained: Path) -> None:
+    first = llmtrain("eval", trained, "--json").document
+    again = llmtrain("eval", trained / "checkpoints" / "step-00000020", "--json").document
+    shown = llmtrain("runs", "show", trained, "--json").document
+
+    assert first == again
+    # The run looks at full windows only, this at every token.
+    assert math.isclose(first["loss_nats_per_token"], shown["val_loss"], rel_tol=0.02)
+
+
+def test_evaluation_on_other_text(llmtrain: Any, trained: Path, place: Path) -> None:
+    (place / "other.txt").write_text("QQQQ ZZZZ\n" * 30)
+    own = llmtrain("eval", trained, "--data", "corpus.txt", "--json").document
+    other = llmtrain("eval", trained, "--data", "other.txt", "--json").document
+
+    assert own["bytes"] == (place / "corpus.txt").stat().st_size
+    assert other["bytes"] == 300
+    assert other["bits_per_byte"] > own["bits_per_byte"]
+
+
+def test_evaluation_as_lines(llmtrain: Any, trained: Path) -> None:
+    out = llmtrain("eval", trained).out
+    assert "bits per byte" in out
+    assert "perplexity" in out
+    assert "uniform" in out
+
+
+def test_checkpoint_that_left_its_run_needs_a_text(
+    llmtrain: Any, trained: Path, place: Path
+) -> None:
+    shutil.copytree(trained / "checkpoints" / "step-00000020", place / "model")
+
+    outcome = llmtrain("eval", "model")
+    assert outcome.code == 2
+    assert "--data" in outcome.err
+    assert llmtrain("eval", "model", "--data", "corpus.txt").code == 0
+
+
+def test_text_is_decided_by_the_seed(llmtrain: Any, trained: Path) -> None:
+    def text(*arguments: object) -> str:
+        outcome = llmtrain("generate", trained, "--prompt", "abc", "--max-tokens", 30, *arguments)
+        assert outcome.code == 0, outcome.err
+        return str(outcome.out)
+
+    assert text("--seed", 1) == text("--seed", 1)
+    assert text("--seed", 1) != text("--seed", 2)
+    assert text("--seed", 1).startswith("abc")
+    assert text("--seed", 1).endswith("\n")
+    assert text("--temperature", 0, "--seed", 1) == text("--temperature", 0, "--seed", 2)
+    assert text("--top-k", 1, "--seed", 1) == text("--temperature", 0)
+
+
+def test_no_more_tokens_than_asked_for(llmtrain: Any, trained: Path) -> None:
+    short = llmtrain("generate", trained, "--max-tokens", 3, "--temperature", 0).out
+    long = llmtrain("generate", trained, "--max-tokens", 60, "--temperature", 0).out
+    assert len(short) < len(long)  # longer than the context of 32 too
+    assert long.startswith(short.removesuffix("\n").rstrip("\ufffd"))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--top-p", "0"),
+        ("--top-p", "1.5"),
+        ("--top-k", "0"),
+        ("--temperature", "-1"),
+        ("--max-tokens", "0"),
+        ("--repetition-penalty", "0.5"),
+    ],
+)
+def test_impossible_sampling(flags: tuple[str, str], llmtrain: Any, trained: Path) -> None:
+    outcome = llmtrain("generate", trained, *flags)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert flags[0] in outcome.err
+
+
+def test_runs_are_listed_with_where_they_stand(llmtrain: Any, trained: Path, place: Path) -> None:
+    empty = llmtrain("runs", "list")
+    assert (empty.code, empty.out) == (0, "")
+    assert "llmtrain train" in empty.err
+
+    shutil.copytree(trained, place / "runs" / "complete")
+    shutil.copytree(trained, place / "runs" / "broken-off")
+    record = place / "runs" / "broken-off" / "run.yaml"
+    values = yaml.safe_load(record.read_text())
+    del values["result"]
+    record.write_text(yaml.safe_dump(values))
+
+    lines = llmtrain("runs", "list").out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        str(Path("runs") / "broken-off"),
+        str(Path("runs") / "complete"),
+    ]
+    assert [line.split()[-1] for line in lines] == ["unfinished", "done"]
+    assert all("20 steps" in line for line in lines)
+
+
+def test_run_is_shown_with_its_decisions(llmtrain: Any, trained: Path) -> None:
+    out = llmtrain("runs", "show", trained).out
+    assert "val_bpb" in out
+    assert "threads           1         asked for" in out

@@ -1,0 +1,164 @@
+"""The prediction is that of the tensors which training really holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from llmtrain.device.choice import Precision
+from llmtrain.device.memory import (
+    MemoryPrediction,
+    loss_chunk_tokens,
+    predict_training,
+    saved_bytes_per_token,
+)
+from llmtrain.model.decoder import Decoder
+from llmtrain.ops.precision import autocast_as
+from llmtrain.profile.schema import ModelSection
+from llmtrain.profile.shape import ModelShape, shape_of
+
+SEQUENCES, CONTEXT = 3, 40  # 120 rows, which no weight has
+
+
+def shape(**changes: Any) -> ModelShape:
+    small = {
+        "vocab_size": 320,
+        "hidden_size": 96,
+        "intermediate_size": 224,
+        "num_layers": 2,
+        "num_heads": 6,
+        "head_dim": 24,
+        "context": CONTEXT,
+    }
+    return shape_of(ModelSection.model_validate(small | changes))
+
+
+def bytes_saved_for_backward(model: Decoder, precision: Precision) -> int:
+    """Bytes of all storages that autograd keeps after one forward, weights and their casts not."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    matrices = {tuple(p.shape) for p in model.parameters() if p.dim() == 2}
+    weights = matrices | {sizes[::-1] for sizes in matrices}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        where = tensor.untyped_storage().data_ptr()
+        if where not in own and tuple(tensor.shape) not in weights:
+            kept[where] = tensor  # held, so that no other tensor gets its place
+        return tensor
+
+    tokens = torch.randint(0, 320, (SEQUENCES, CONTEXT), generator=torch.Generator().manual_seed(0))
+    saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with saving, autocast_as(precision, torch.device("cpu")):
+        model(tokens, tokens)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("qk_norm", [True, False])
+@pytest.mark.parametrize("kv_heads", [6, 2, 1])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_autograd_saves_is_what_is_predicted(
+    precision: Precision, kv_heads: int, qk_norm: bool, tied: bool
+) -> None:
+    form = shape(num_kv_heads=kv_heads, qk_norm=qk_norm, tie_embeddings=tied)
+    model = Decoder(form)
+    model.initialise(0)
+    saved = bytes_saved_for_backward(model, precision)
+    tokens = SEQUENCES * CONTEXT
+    predicted = tokens * saved_bytes_per_token(form, precision != "fp32")
+    # The loss holds the final hidden states, which autograd does not save; token ids are noise.
+    hidden = tokens * form.hidden_size * (4 if precision == "fp32" else 2)
+    assert saved + hidden == pytest.approx(predicted, rel=0.01)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_every_layer_costs_the_same(layers: int) -> None:
+    one, none = (saved_bytes_per_token(shape(num_layers=n), True) for n in (2, 1))
+    expected = none + (layers - 1) * (one - none)
+    assert saved_bytes_per_token(shape(num_layers=layers), True) == expected
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_gradients_and_moments_are_counted_exactly(tied: bool) -> None:
+    form = shape(tie_embeddings=tied)
+    model = Decoder(form)
+    model.initialise(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    tokens = torch.zeros((1, CONTEXT), dtype=torch.long)
+    model(tokens, tokens).backward()
+    optimizer.step()
+    found = predict_training(form, micro_batch=1, half_precision=False, device_kind="cpu")
+    parameters = list(model.parameters())
+    assert found.parameters_bytes == sum(p.nbytes for p in parameters)
+    assert found.gradients_bytes == sum(p.grad.nbytes for p in parameters if p.grad is not None)
+    moments = [t for s in optimizer.state.values() for k, t in s.items() if k != "step"]
+    assert found.optimizer_bytes == sum(t.nbytes for t in moments)
+
+
+def test_casts_are_those_of_the_matrices_in_blocks() -> None:
+    form = shape()
+    model = Decoder(form)
+    matrices = [p for n, p in model.named_parameters() if "layers" in n and p.dim() == 2]
+    half = predict_training(form, micro_batch=1, half_precision=True, device_kind="cpu")
+    full = predict_training(form, micro_batch=1, half_precision=False, device_kind="cpu")
+    assert half.weight_casts_bytes == sum(p.nbytes // 2 for p in matrices)
+    assert full.weight_casts_bytes == 0
+
+
+def test_only_several_processes_communicate() -> None:
+    one, two = (
+        predict_training(
+            shape(), micro_batch=1, half_precision=True, device_kind="cuda", processes=n
+        )
+        for n in (1, 2)
+    )
+    assert one.communication_bytes == 0
+    assert two.communication_bytes == two.gradients_bytes
+    assert two.total_bytes - one.total_bytes == two.communication_bytes
+
+
+def test_the_total_is_the_sum_of_the_parts() -> None:
+    prediction = MemoryPrediction(1, 2, 4, 8, 16, 32, 64, 128, 256)
+    assert prediction.total_bytes == 511
+    *parts, total = prediction.items().items()
+    assert total == ("total_bytes", sum(value for _, value in parts))
+
+
+@given(
+    micro_batch=st.integers(1, 500),
+    half=st.booleans(),
+    kind=st.sampled_from(["cpu", "mps", "cuda"]),
+    vocab_size=st.integers(300, 200_000),
+    processes=st.integers(1, 3),
+)
+def test_more_sequences_never_take_less(
+    micro_batch: int, half: bool, kind: str, vocab_size: int, processes: int
+) -> None:
+    form = replace(shape(), vocab_size=vocab_size)
+    less, more = (
+        predict_training(
+            form, micro_batch=n, half_precision=half, device_kind=kind, processes=processes
+        )
+        for n in (micro_batch, micro_batch + 1)
+    )
+    assert less.total_bytes < more.total_bytes
+    assert all(less.items()[name] <= value for name, value in more.items().items())
+
+
+@given(st.integers(300, 10**6), st.sampled_from(["cpu", "mps", "cuda"]))
+def test_the_loss_never_holds_all_logits_of_a_large_vocabulary(vocab_size: int, kind: str) -> None:
+    rows = loss_chunk_tokens(vocab_size, kind)
+    assert rows >= 64
+    assert rows % 64 == 0
+    most_bytes = (32 << 20) if kind == "cpu" else (1 << 30)
+    assert rows == 64 or 4 * rows * vocab_size <= most_bytes
+
+
+def test_half_precision_saves_activations() -> None:
+    assert saved_bytes_per_token(shape(), True) < 0.75 * saved_bytes_per_token(shape(), False)

@@ -1,0 +1,97 @@
+"""A file holds the old text or the new one, never a part, and hashes are those of the bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from llmtrain.files import (
+    cache_directory,
+    sha256_file,
+    sync_directory,
+    sync_file,
+    write_text_atomically,
+)
+
+
+def test_text_is_written_byte_for_byte(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    text = "é\nline\r\nend without newline"
+    write_text_atomically(path, text)
+    write_text_atomically(path, text)
+    assert path.read_bytes() == text.encode()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text_atomically(path, "new " * 100_000 + "\ud800")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_crash_before_the_rename_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    write_text_atomically(path, "old")
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_text_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_bytes_are_on_disk_before_the_name_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = []
+    replace, fsync = Path.replace, os.fsync
+
+    def sync(handle: int) -> None:
+        order.append("fsync")
+        fsync(handle)
+
+    def rename(source: Path, target: Path) -> Path:
+        order.append("rename")
+        return replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "replace", rename)
+    write_text_atomically(tmp_path / "a.txt", "text")
+    assert order == ["fsync", "rename", "fsync"] or (os.name == "nt" and order[:2] == order)
+
+
+def test_syncing_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"\x00\xff")
+    sync_file(path)
+    sync_directory(tmp_path)
+    assert path.read_bytes() == b"\x00\xff"
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 3 << 20])
+def test_the_hash_is_that_of_all_bytes(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a.bin"
+    content = bytes(range(256)) * (size // 256 + 1)
+    path.write_bytes(content[:size])
+    assert sha256_file(path) == hashlib.sha256(content[:size]).hexdigest()
+
+
+def test_the_variable_names_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / "not there"))
+    assert cache_directory() == tmp_path / "not there"
+    assert not cache_directory().exists()
+    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", "~/llm")
+    assert cache_directory() == Path.home() / "llm"
+    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", "")
+    assert cache_directory().name == "llmtrain"

@@ -1,0 +1,273 @@
+"""Imports point down, and what only one place may do is done nowhere else."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import llmtrain
+
+ROOT = Path(llmtrain.__file__).parent
+# From the bottom. Of one row nobody imports a neighbour.
+LAYERS = (
+    {"", "errors", "units", "files"},
+    {"profile"},
+    {"device"},
+    {"ops"},
+    {"model", "data", "tokenizer"},
+    {"eval", "export"},
+    {"train"},
+    {"engine"},
+    {"cli"},
+    {"__main__"},
+)
+RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+PURE = ("profile", "device/choice", "device/facts", "device/decisions", "device/plan")
+PURE_MODULES = (*PURE, "device/memory", "errors", "units", "files")
+ASKS_THE_HARDWARE = {"probe", "cpuinfo", "cgroup", "timing", "usage", "readers", "windows"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of the package: its path below the package without `.py`, and its tree."""
+
+    name: str
+    tree: ast.Module
+
+    @property
+    def part(self) -> str:
+        """The layer it belongs to; empty for the package's own `__init__`."""
+        first = self.name.split("/")[0]
+        return "" if first == "__init__" else first
+
+
+Finding = tuple[str, int, str]
+Law = Callable[[Source], Iterator[tuple[ast.AST, str]]]
+
+
+def parse(name: str, text: str) -> Source:
+    return Source(name, ast.parse(text))
+
+
+SOURCES = [
+    parse(path.relative_to(ROOT).with_suffix("").as_posix(), path.read_text(encoding="utf-8"))
+    for path in sorted(ROOT.rglob("*.py"))
+]
+
+
+def imported(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    """Every module that is imported anywhere in the file, dotted, with the names from it."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source.name}:{node.lineno}: a relative import"
+            yield from ((node, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def dotted(node: ast.AST) -> str:
+    """`a.b.c` of an attribute chain; empty where it does not start with a name."""
+    parts = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
+
+
+def called(source: Source) -> Iterator[tuple[ast.Call, str]]:
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Call):
+            yield node, dotted(node.func)
+
+
+def imports_that_point_up(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    for node, module in imported(source):
+        words = module.split(".")
+        if words[0] != "llmtrain":
+            continue
+        target = words[1] if len(words) > 1 and words[1] in RANK else ""
+        if target != source.part and RANK[target] >= RANK[source.part]:
+            yield node, f"imports {module}"
+
+
+def impure_imports(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    """Of what is a function of plain values: profiles and plans."""
+    if not source.name.startswith(PURE_MODULES):
+        return
+    for node, module in imported(source):
+        words = module.split(".")
+        heavy = words[0] in {"torch", "numpy", "psutil", "subprocess", "platform"}
+        hardware = words[:2] == ["llmtrain", "device"] and bool(ASKS_THE_HARDWARE & set(words))
+        if heavy or hardware:
+            yield node, f"imports {module}"
+
+
+def unsafe_loading(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    for node, module in imported(source):
+        if module.split(".")[0] in {
+            "pickle",
+            "_pickle",
+            "marshal",
+            "shelve",
+            "dill",
+            "cloudpickle",
+        }:
+            yield node, f"imports {module}"
+    for call, name in called(source):
+        if name in {"eval", "exec", "torch.load", "torch.save", "yaml.unsafe_load"}:
+            yield call, f"calls {name}"
+        if name == "yaml.load" and source.name != "profile/yaml_text":
+            yield call, "calls yaml.load"
+        for keyword in call.keywords:
+            if keyword.arg == "allow_pickle":
+                yield call, "says allow_pickle"
+
+
+def printing(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    if source.part == "cli":
+        return
+    for call, name in called(source):
+        if name == "print" or name.endswith(".print"):
+            yield call, f"calls {name}"
+    for node in ast.walk(source.tree):
+        name = dotted(node) if isinstance(node, ast.Attribute) else ""
+        if name in {"sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__"}:
+            yield node, f"uses {name}"
+    for node, module in imported(source):
+        if module.split(".")[0] in {"rich", "typer"}:
+            yield node, f"imports {module}"
+
+
+def asking_the_hardware(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    if source.part == "device" and source.name.split("/")[1] in ASKS_THE_HARDWARE:
+        return
+    for node in ast.walk(source.tree):
+        name = dotted(node) if isinstance(node, ast.Attribute) else ""
+        if name in {"torch.cuda", "torch.backends", "torch.mps", "torch.accelerator", "torch.xpu"}:
+            yield node, f"uses {name}"
+        if name in {"os.cpu_count", "os.sched_getaffinity", "psutil.virtual_memory"}:
+            yield node, f"uses {name}"
+
+
+def asking_beyond_choosing(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    """What trains may say which GPU is its own; it may not ask what there is."""
+    allowed = {
+        id(node.value)
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Attribute) and dotted(node) == "torch.cuda.set_device"
+    }
+    permitted = source.part in {"train", "engine"}
+    for node, what in asking_the_hardware(source):
+        if not (permitted and id(node) in allowed):
+            yield node, what
+
+
+def broad_excepts(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    for node in ast.walk(source.tree):
+        if not isinstance(node, ast.ExceptHandler):
+            continue
+        kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+        names = {"" if kind is None else dotted(kind) for kind in kinds}
+        last = node.body[-1]
+        cleans_up = isinstance(last, ast.Raise) and last.exc is None
+        if names & {"", "Exception"} or ("BaseException" in names and not cleans_up):
+            yield node, "catches everything"
+
+
+LAWS: tuple[Law, ...] = (
+    imports_that_point_up,
+    impure_imports,
+    unsafe_loading,
+    printing,
+    asking_beyond_choosing,
+    broad_excepts,
+)
+
+
+def test_every_part_has_a_layer() -> None:
+    assert {source.part for source in SOURCES} <= set(RANK)
+    assert len(SOURCES) > 50
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+def test_no_file_breaks_the_law(law: Law) -> None:
+    found = [
+        f"llmtrain/{source.name}.py:{getattr(node, 'lineno', 0)}: {what}"
+        for source in SOURCES
+        for node, what in law(source)
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    ("law", "name", "text"),
+    [
+        (imports_that_point_up, "model/a", "import llmtrain.tokenizer.piece"),
+        (imports_that_point_up, "data/a", "def f():\n    from llmtrain.tokenizer import Tokenizer"),
+        (imports_that_point_up, "profile/a", "from llmtrain import device"),
+        (imports_that_point_up, "units", "from llmtrain.errors import UsageError"),
+        (imports_that_point_up, "engine/a", "from llmtrain.cli.voice import Voice"),
+        (impure_imports, "profile/a", "def f():\n    import torch"),
+        (impure_imports, "device/plan", "from llmtrain.device.usage import resident_bytes"),
+        (impure_imports, "device/memory", "from llmtrain.device import probe"),
+        (unsafe_loading, "train/a", "import pickle"),
+        (unsafe_loading, "train/a", "torch.load(path)"),
+        (unsafe_loading, "cli/a", "eval('1')"),
+        (unsafe_loading, "data/a", "np.load(path, allow_pickle=False)"),
+        (unsafe_loading, "train/rundir", "yaml.load(text, Loader)"),
+        (printing, "engine/a", "print(1)"),
+        (printing, "train/a", "console.print(1)"),
+        (printing, "train/a", "sys.stderr.write('a')"),
+        (asking_beyond_choosing, "ops/a", "torch.cuda.is_available()"),
+        (asking_beyond_choosing, "train/a", "torch.cuda.device_count()"),
+        (asking_beyond_choosing, "model/a", "torch.cuda.set_device(0)"),
+        (asking_beyond_choosing, "device/plan", "os.cpu_count()"),
+        (broad_excepts, "train/a", "try:\n    f()\nexcept:\n    raise"),
+        (broad_excepts, "train/a", "try:\n    f()\nexcept (OSError, Exception):\n    raise"),
+        (broad_excepts, "train/a", "try:\n    f()\nexcept BaseException:\n    pass"),
+    ],
+)
+def test_a_law_sees_what_breaks_it(law: Law, name: str, text: str) -> None:
+    assert list(law(parse(name, text)))
+
+
+@pytest.mark.parametrize(
+    ("law", "name", "text"),
+    [
+        (imports_that_point_up, "train/a", "from llmtrain.tokenizer import Tokenizer"),
+        (imports_that_point_up, "model/a", "from llmtrain.model.decoder import Decoder"),
+        (unsafe_loading, "eval/a", "model.eval()"),
+        (printing, "cli/a", "sys.stdout.write('a')"),
+        (asking_beyond_choosing, "train/a", "torch.cuda.set_device(device)"),
+        (broad_excepts, "train/a", "try:\n    f()\nexcept BaseException:\n    g()\n    raise"),
+    ],
+)
+def test_a_law_allows_what_is_meant(law: Law, name: str, text: str) -> None:
+    assert list(law(parse(name, text))) == []
+
+
+def loaded_after(statement: str) -> set[str]:
+    code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
+    )
+    return set(json.loads(done.stdout))
+
+
+def test_the_command_line_starts_without_heavy_modules() -> None:
+    loaded = loaded_after("import llmtrain.cli.app")
+    assert "llmtrain.cli.app" in loaded
+    assert not loaded & {"torch", "numpy", "pydantic", "yaml", "rich"}
+
+
+def test_profiles_and_plans_need_no_torch() -> None:
+    loaded = loaded_after("import llmtrain.profile.load, llmtrain.device.plan")
+    assert "pydantic" in loaded
+    assert not loaded & {"torch", "numpy", "psutil"}

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch.distributed as dist
+
+from llmtrain.errors import DataError, LlmtrainError
+from llmtrain.train.world import World
+
+LIMIT_S = 200
+TRAIN = ("train", "-p", "tiny.yaml", "--out", "run", "--set", "device.precision=fp32")
+LONG = ("--steps", 80, "--set", "eval.every_steps=500", "--set", "eval.sample_every_steps=500")
+
+
+def wait_until(is_true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end_s = time.monotonic() + LIMIT_S
+    while not is_true():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
+def steps_of(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return metrics.read_bytes().count(b'"loss"') if metrics.is_file() else 0
+
+
+def losses(course: list[dict[str, Any]]) -> list[float]:
+    return [line["loss"] for line in course if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def alone(run_alone: Any) -> Any:
+    return run_alone(device__precision="fp32")
+
+
+def assert_trained_as_alone(run: Any, alone: Any) -> None:
+    ours, theirs = losses(run.course()), losses(alone.course())
+    assert len(ours) == 20
+    assert all(math.isclose(a, b, abs_tol=1e-5) for a, b in zip(ours, theirs, strict=True))
+    ours, theirs = ([m["val_loss"] for m in f.course() if "val_loss" in m] for f in (run, alone))
+    assert all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_two_processes_train_the_function_that_one_does(
+    start: Any, place: Path, files: Any, alone: Any
+) -> None:
+    process = start(*TRAIN, "--nproc", 2, "--json")
+    out, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 0, err
+    document = json.loads(out)
+    assert (document["steps"], document["tokens"]) == (20, 20 * 256)
+    assert err.count("training run") == 1
+    assert_trained_as_alone(files(place / "run"), alone)
+
+
+def test_torchrun_starts_it_too(start: Any, place: Path, files: Any, alone: Any) -> None:
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "llmtrain")
+    process = start(*TRAIN, "--json", module=torchrun)
+    out, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 0, err
+    assert json.loads(out)["stopped"] == "done"
+    assert_trained_as_alone(files(place / "run"), alone)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
+def test_signal_to_the_launcher_saves_and_a_resume_goes_on(
+    start: Any, place: Path, files: Any
+) -> None:
+    process = start(*TRAIN, "--nproc", 2, "--json", *LONG)
+    wait_until(lambda: steps_of(place / "run") > 3, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 75, err
+    document = json.loads(out)
+    assert document["stopped"] == "interrupted"
+    assert Path(document["checkpoint"]) == files(Path("run")).newest
+
+    process = start("train", "--out", "run", "--resume", "auto", "--json")
+    out, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 0, err
+    assert "not bitwise" not in err  # two processes again, as the run was begun
+
+    whole = ("--out", "whole", "--nproc", 2)
+    assert start(*TRAIN, *LONG, *whole).wait(LIMIT_S) == 0
+    assert files(place / "run").course() == files(place / "whole").course()
+    assert files(place / "run").digests() == files(place / "whole").digests()
+
+
+def test_bad_data_ends_all_ranks_with_rank_0s_code(start: Any, place: Path) -> None:
+    (place / "latin1.txt").write_bytes(b"caf\xe9\n" * 100)
+    process = start(*TRAIN, "--nproc", 2, "--json", "--data", "latin1.txt")
+    out, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 5, err
+    assert json.loads(out)["error"]["code"] == 5
+    assert err.count("error:") == 1
+    assert "latin1.txt" in err
+    assert "Traceback" not in err
+    assert not (place / "run").exists()
+
+
+def test_killed_rank_ends_the_others(start: Any, place: Path) -> None:
+    process = start(*TRAIN, "--nproc", 2, *LONG)
+    wait_until(lambda: steps_of(place / "run") > 1, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    victim = next(member for member in family if member.environ().get("RANK") == "1")
+    victim.kill()
+    _, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode not in (0, 75)
+    assert "error:" in err
+    assert not psutil.wait_procs(family, timeout=LIMIT_S)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("-p", "tinny.yaml"), 2),
+        (("-p", "tiny.yaml", "--set", "model.colour=red"), 2),
+        (("-p", "tiny.yaml", "--set", "train.tokens_per_step=32"), 2),  # half a window a process
+        (("-p", "tiny.yaml", "--set", "model.num_layers=100000"), 3),
+    ],
+)
+def test_what_can_be_known_before_is_known_before_launching(
+    arguments: tuple[str, ...], code: int, llmtrain: Any
+) -> None:
+    outcome = llmtrain("train", *arguments, "--nproc", 2)
+
+    assert outcome.code == code
+    assert outcome.err.startswith("error: ")
+    assert outcome.out == ""
+
+
+def test_ranks_learn_what_rank_0_found() -> None:
+    store = dist.HashStore()
+    first, second = (World(rank=rank, size=2, store=store) for rank in (0, 1))
+
+    assert first.from_main("key", lambda: "found it") == "found it"
+    assert second.from_main("key", lambda: "never asked") == "found it"
+
+
+def test_ranks_do_not_wait_for_a_rank_0_that_failed() -> None:
+    store = dist.HashStore()
+    failures: list[LlmtrainError] = []
+
+    def wait() -> None:
+        try:
+            World(rank=1, size=2, store=store).from_main("key", lambda: "never asked")
+        except LlmtrainError as error:
+            failures.append(error)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+
+    def fail() -> str:
+        raise DataError("no such text")
+
+    with pytest.raises(DataError, match="no such text"):
+        World(rank=0, size=2, store=store).from_main("key", fail)
+    waiting.join(LIMIT_S)
+    assert "rank 0" in failures[0].message

@@ -1,0 +1,263 @@
+"""The loop computes one function of the data, however it is cut, and never steps on a NaN."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from llmtrain.data.batches import BatchReader
+from llmtrain.device.choice import Choice
+from llmtrain.device.plan import Plan
+from llmtrain.errors import DivergedError
+from llmtrain.model.decoder import Decoder
+from llmtrain.profile.schema import ModelSection, OptimSection
+from llmtrain.profile.shape import shape_of
+from llmtrain.train.loop import Position, Run, training_steps
+from llmtrain.train.optim import build_optimizer, named_state
+from llmtrain.train.schedule import Schedule
+from llmtrain.train.world import World
+
+SECTION = ModelSection(
+    vocab_size=300, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, context=16
+)
+PEAK = 1e-2
+WINDOWS = 8
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """What is computed here is too small to share out."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Ids:
+    """Tokens in memory, each predictable from the one before."""
+
+    ids: NDArray[np.int64] = np.arange(4000, dtype=np.int64) * 7 % 300
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids)
+
+    def read(self, start: int, count: int) -> NDArray[np.int64]:
+        return self.ids[start : start + count]
+
+
+def choice(value: Any) -> Choice[Any]:
+    return Choice(value, "")
+
+
+def make_plan(micro_batch: int, accumulation: int) -> Plan:
+    return Plan(
+        device=choice("cpu"),
+        precision=choice("fp32"),
+        matmul_precision=choice("highest"),
+        processes=choice(1),
+        threads=choice(1),
+        micro_batch=choice(micro_batch),
+        accumulation=choice(accumulation),
+        compile=choice(False),
+        backend=choice("gloo"),
+        grad_scaler=choice(False),
+        optimizer_kernel=choice("fused"),
+        workers=choice(1),
+        loader_processes=choice(0),
+        pin_memory=choice(False),
+    )
+
+
+def make_run(
+    accumulation: int = 1,
+    *,
+    dtype: torch.dtype = torch.float32,
+    clip: float | None = None,
+    horizon_steps: int | None = 10,
+    schedule: Schedule | None = None,
+) -> Run:
+    """A run of 8 windows a step, cut into so many micro-batches."""
+    model = Decoder(shape_of(SECTION))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            mean = 1.0 if parameter.dim() == 1 else 0.0
+            parameter.normal_(mean, 0.1, generator=generator)
+    model = model.to(dtype)
+    optimizer = build_optimizer(model, OptimSection(learning_rate=PEAK), "fused")
+    return Run(
+        model=model,
+        objective=model,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler("cpu", enabled=False),
+        schedule=schedule or Schedule("linear", 0, 0.5, 0.0),
+        batches=BatchReader(Ids(), SECTION.context, seed=0),
+        plan=make_plan(WINDOWS // accumulation, accumulation),
+        world=World(),
+        device=torch.device("cpu"),
+        position=Position(horizon_steps=horizon_steps),
+        context=SECTION.context,
+        peak_learning_rate=PEAK,
+        gradient_clip=clip,
+    )
+
+
+def watch_gradients(run: Run) -> list[Tensor]:
+    """The gradient of each step to come, all parameters in one vector, as the optimizer sees it."""
+    seen: list[Tensor] = []
+
+    def keep(*_: object) -> None:
+        gradients = [p.grad for p in run.model.parameters() if p.grad is not None]
+        seen.append(torch.cat([g.flatten() for g in gradients]).clone())
+
+    run.optimizer.register_step_pre_hook(keep)
+    return seen
+
+
+def snapshot(run: Run) -> dict[str, Tensor]:
+    state = run.model.state_dict() | named_state(run.model, run.optimizer)
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("accumulation", [2, 4, 8])
+def test_micro_batches_are_one_batch(
+    accumulation: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    whole, cut = make_run(dtype=dtype), make_run(accumulation, dtype=dtype)
+    expected, found = watch_gradients(whole), watch_gradients(cut)
+    reports = [next(training_steps(run)) for run in (whole, cut)]
+    assert (found[0] - expected[0]).norm() / expected[0].norm() <= tolerance
+    assert reports[0].loss == pytest.approx(reports[1].loss, rel=tolerance)
+    assert reports[0].grad_norm == pytest.approx(reports[1].grad_norm, rel=tolerance)
+    assert whole.position == cut.position
+
+
+def test_gradients_are_those_of_the_mean_loss() -> None:
+    run = make_run(4, dtype=torch.float64)
+    seen = watch_gradients(run)
+    report = next(training_steps(run))
+    other = make_run(dtype=torch.float64)
+    inputs, targets = (torch.from_numpy(a) for a in other.batches.read(0, WINDOWS))
+    logits = other.model.logits(inputs).flatten(0, 1)
+    loss = nn.functional.cross_entropy(logits, targets.flatten())
+    gradient = torch.cat(
+        [g.flatten() for g in torch.autograd.grad(loss, list(other.model.parameters()))]
+    )
+    torch.testing.assert_close(seen[0], gradient, rtol=1e-9, atol=1e-12)
+    assert report.loss == pytest.approx(loss.item(), rel=1e-12)
+    assert report.grad_norm == pytest.approx(gradient.norm().item(), rel=1e-9)
+
+
+def test_steps_do_not_add_up_gradients_of_the_step_before() -> None:
+    run = make_run(2, dtype=torch.float64)
+    seen = watch_gradients(run)
+    steps = training_steps(run)
+    next(steps)
+    weights = run.model.state_dict()
+    fresh = make_run(2, dtype=torch.float64)
+    fresh.model.load_state_dict(weights)
+    fresh.position = dataclasses.replace(run.position)
+    expected = watch_gradients(fresh)
+    next(steps)
+    next(training_steps(fresh))
+    torch.testing.assert_close(seen[1], expected[0], rtol=1e-12, atol=0)
+
+
+def test_each_step_reads_on() -> None:
+    run = make_run(2)
+    read: list[int] = []
+    whole_read = run.batches.read
+
+    def reading(first_position: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        read.extend(range(first_position, first_position + count))
+        return whole_read(first_position, count)
+
+    run.batches.read = reading  # type: ignore[method-assign]
+    steps = training_steps(run)
+    for number in range(1, 4):
+        assert next(steps).step == number
+        assert run.position.step == number
+        assert run.position.windows == number * WINDOWS
+        assert run.position.tokens == number * WINDOWS * SECTION.context
+    assert read == list(range(3 * WINDOWS))
+
+
+def test_the_loss_falls() -> None:
+    steps = training_steps(make_run(2, clip=1.0, horizon_steps=30))
+    losses = [next(steps).loss for _ in range(30)]
+    assert losses[-1] < losses[0] - 1.0
+
+
+def test_the_reported_loss_is_from_before_the_update() -> None:
+    run = make_run(dtype=torch.float64)
+    inputs, targets = (torch.from_numpy(a) for a in run.batches.read(0, WINDOWS))
+    with torch.no_grad():
+        before = run.model(inputs, targets).item() / targets.numel()
+    assert next(training_steps(run)).loss == pytest.approx(before, rel=1e-12)
+
+
+@pytest.mark.parametrize("clip", [1e-3, 0.05, 1e9])
+def test_gradients_are_clipped_to_a_global_norm(clip: float) -> None:
+    free, clipped = make_run(dtype=torch.float64), make_run(dtype=torch.float64, clip=clip)
+    expected, found = watch_gradients(free), watch_gradients(clipped)
+    norm = next(training_steps(free)).grad_norm
+    assert norm > 0.05
+    assert next(training_steps(clipped)).grad_norm == pytest.approx(norm, rel=1e-12)
+    assert found[0].norm().item() == pytest.approx(min(norm, clip), rel=1e-4)
+    torch.testing.assert_close(found[0], expected[0] * min(1.0, clip / norm), rtol=1e-4, atol=0)
+
+
+def test_the_learning_rate_follows_the_schedule() -> None:
+    schedule = Schedule("wsd", 2, 0.5, 0.1)
+    run = make_run(horizon_steps=10, schedule=schedule)
+    used: list[float] = []
+    run.optimizer.register_step_pre_hook(
+        lambda *_: used.extend({group["lr"] for group in run.optimizer.param_groups})
+    )
+    steps = training_steps(run)
+    reported = [next(steps).lr for _ in range(10)]
+    expected = [PEAK * schedule.factor(step, 10) for step in range(10)]
+    assert reported == pytest.approx(expected, rel=1e-12)
+    assert used == pytest.approx(expected, rel=1e-12)
+    assert expected[0] < expected[1] > expected[-1]
+
+
+def test_a_horizon_that_becomes_known_is_heeded() -> None:
+    run = make_run(horizon_steps=None)
+    steps = training_steps(run)
+    assert [next(steps).lr for _ in range(3)] == [PEAK] * 3
+    run.position.horizon_steps = 6
+    assert next(steps).lr == pytest.approx(PEAK * 0.5)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["gradient", "loss"])
+def test_what_is_not_finite_never_reaches_the_weights(
+    where: str, bad: float, clip: float | None
+) -> None:
+    run = make_run(2, clip=clip)
+    steps = training_steps(run)
+    next(steps)
+    before, position = snapshot(run), (run.position.step, run.position.windows)
+    if where == "gradient":
+        gain = run.model.model.norm.weight
+        gain.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([3]), bad))
+    else:
+        run.model.register_forward_hook(lambda _m, _a, nats: nats + bad)
+    with pytest.raises(DivergedError, match=r"^step 2: .*(nan|inf)") as caught:
+        next(steps)
+    assert caught.value.exit_code == 4
+    assert caught.value.hint is not None
+    assert (run.position.step, run.position.windows) == position
+    after = snapshot(run)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)

@@ -1,0 +1,91 @@
+"""Learning-rate factors against exact numbers, and their bounds for every step of every run."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmtrain.train.schedule import Schedule
+
+Shape = Literal["wsd", "cosine", "linear"]
+SHAPES = st.sampled_from(["wsd", "cosine", "linear"])
+FRACTIONS = st.floats(0, 1)
+
+
+def factors(schedule: Schedule, horizon_steps: int | None, steps: int) -> list[float]:
+    return [schedule.factor(step, horizon_steps) for step in range(steps)]
+
+
+def test_wsd_warms_up_stays_and_falls_in_a_line() -> None:
+    schedule = Schedule("wsd", 4, 0.5, 0.0)
+    assert factors(schedule, 12, 13) == pytest.approx(
+        [0.25, 0.5, 0.75, 1, 1, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]
+    )
+    assert factors(schedule, 10, 11) == pytest.approx(
+        [0.25, 0.5, 0.75, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0]
+    )
+
+
+def test_linear_falls_from_the_end_of_warm_up() -> None:
+    schedule = Schedule("linear", 2, 0.5, 0.1)
+    assert factors(schedule, 6, 6) == pytest.approx([0.5, 1, 1, 0.775, 0.55, 0.325])
+
+
+def test_cosine_falls_from_the_end_of_warm_up() -> None:
+    schedule = Schedule("cosine", 1, 0.5, 0.2)
+    half = math.sqrt(0.5) / 2
+    assert factors(schedule, 5, 5) == pytest.approx(
+        [1, 1, 0.2 + 0.8 * (0.5 + half), 0.6, 0.2 + 0.8 * (0.5 - half)]
+    )
+
+
+def test_without_warm_up_the_first_factor_is_the_peak() -> None:
+    for shape in ("wsd", "cosine", "linear"):
+        assert Schedule(shape, 0, 0.5, 0.0).factor(0, 8) == 1.0
+
+
+def test_a_horizon_shorter_than_warm_up_only_warms_up() -> None:
+    for shape in ("cosine", "linear"):
+        assert factors(Schedule(shape, 10, 0.5, 0.0), 4, 4) == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    # wsd's last half is decay whatever warm-up says; the lower of the two counts
+    assert factors(Schedule("wsd", 10, 0.5, 0.0), 4, 4) == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert factors(Schedule("wsd", 4, 1.0, 0.0), 4, 4) == pytest.approx([0.25, 0.5, 0.5, 0.25])
+
+
+def test_with_no_horizon_nothing_falls() -> None:
+    for shape in ("wsd", "cosine", "linear"):
+        schedule = Schedule(shape, 2, 1.0, 0.0)
+        assert [schedule.factor(step, None) for step in (0, 1, 2, 10**9)] == [0.5, 1, 1, 1]
+
+
+def test_no_decay_where_none_is_asked_for() -> None:
+    assert factors(Schedule("wsd", 0, 0.0, 0.0), 5, 5) == [1.0] * 5
+    assert factors(Schedule("linear", 0, 0.5, 1.0), 5, 5) == [1.0] * 5
+
+
+@given(SHAPES, st.integers(0, 2000), FRACTIONS, FRACTIONS, st.integers(1, 10**6), st.data())
+def test_a_factor_is_between_nothing_and_the_peak(
+    shape: Shape, warmup: int, decay: float, final: float, horizon: int, data: st.DataObject
+) -> None:
+    schedule = Schedule(shape, warmup, decay, final)
+    step = data.draw(st.integers(0, horizon + 5))
+    assert 0 <= schedule.factor(step, horizon) <= 1
+    assert schedule.factor(horizon - 1, horizon) > 0, "the last update counts"
+    start = schedule.decay_start(horizon)
+    assert 0 <= start <= horizon
+    if step < start:
+        assert schedule.factor(step, horizon) == schedule.factor(step, None)
+
+
+@given(SHAPES, st.integers(0, 50), FRACTIONS, FRACTIONS, st.integers(1, 200))
+def test_a_factor_rises_then_falls(
+    shape: Shape, warmup: int, decay: float, final: float, horizon: int
+) -> None:
+    found = factors(Schedule(shape, warmup, decay, final), horizon, horizon)
+    top = found.index(max(found))
+    assert found[: top + 1] == sorted(found[: top + 1])
+    assert found[top:] == sorted(found[top:], reverse=True)

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if sys.platform == "win32":
+    pytest.skip("there are no such signals", allow_module_level=True)
+
+from llmtrain.errors import AbortedError, InterruptedRunError
+from llmtrain.train.checkpoint import list_checkpoints, load_checkpoint
+from llmtrain.train.signals import StopRequest, stop_on_signals
+
+STEPS = 160
+LIMIT_S = 200
+
+
+def wait_until(is_true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end_s = time.monotonic() + LIMIT_S
+    while not is_true():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end_s
+        time.sleep(0.005)
+
+
+def wait_for_steps(run: Path, steps: int, process: subprocess.Popen[str]) -> None:
+    """At least so many steps are in the run's metrics."""
+    metrics = run / "metrics.jsonl"
+
+    def are_there() -> bool:
+        return metrics.is_file() and metrics.read_bytes().count(b'"loss"') >= steps
+
+    wait_until(are_there, process)
+
+
+@pytest.fixture(scope="module")
+def whole(run_alone: Any) -> Any:
+    """What an uninterrupted process ends with."""
+    return run_alone(train__steps=STEPS, eval__every_steps=100, eval__sample_every_steps=100)
+
+
+@pytest.mark.parametrize(
+    ("number", "after_steps"), [(signal.SIGTERM, 1), (signal.SIGINT, 60), (signal.SIGHUP, 110)]
+)
+def test_signal_saves_and_a_resume_loses_nothing(
+    number: signal.Signals,
+    after_steps: int,
+    start: Any,
+    train: Any,
+    whole: Any,
+    place: Path,
+    files: Any,
+) -> None:
+    process = start(
+        *("train", "-p", "tiny.yaml", "--out", "run", "--json", "--steps", STEPS),
+        *("--set", "eval.every_steps=100", "--set", "eval.sample_every_steps=100"),
+    )
+    wait_for_steps(place / "run", after_steps, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 75, err
+    document = json.loads(out)
+    assert document["stopped"] == "interrupted"
+    assert after_steps <= document["steps"] < STEPS
+    assert Path(document["checkpoint"]) == files(Path("run")).newest
+    assert "--resume auto" in err
+
+    train(place / "run", resume="auto")
+    assert files(place / "run").digests() == whole.digests()
+    assert files(place / "run").course() == whole.course()
+
+
+def test_second_signal_aborts_and_the_last_checkpoint_stands(start: Any, place: Path) -> None:
+    process = start(
+        *("train", "-p", "tiny.yaml", "--out", "run", "--steps", 100),
+        # steps of seconds, so that the second signal comes before the first one's checkpoint
+        *("--set", "train.tokens_per_step=65536"),
+        *("--set", "checkpoint.every_steps=1"),
+    )
+    checkpoints = place / "run" / "checkpoints"
+    wait_until(lambda: bool(list_checkpoints(checkpoints)), process)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)  # another one, since equal ones that wait become one
+    _, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 130
+    assert "error: aborted" in err
+    assert "Traceback" not in err
+    assert sorted(checkpoints.iterdir()) == list_checkpoints(checkpoints)  # nothing half-made
+    assert load_checkpoint(list_checkpoints(checkpoints)[-1]).state.step >= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_signal_while_torch_is_imported_is_an_interruption(start: Any, place: Path) -> None:
+    process = start("train", "-p", "tiny.yaml", "--out", "run", "--json")
+    maps = Path(f"/proc/{process.pid}/maps")
+    wait_until(lambda: "libtorch" in maps.read_text(), process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 75, err
+    document = json.loads(out)
+    assert (document["stopped"], document["steps"]) == ("interrupted", 0)
+    assert document["checkpoint"] is None
+    assert "Traceback" not in err
+    assert not (place / "run").exists()
+
+
+@pytest.mark.parametrize("phase", ["training a tokenizer", "tokenizing"])
+def test_signal_in_preparation_leaves_nothing_half_made(
+    phase: str, start: Any, place: Path, corpus_text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(place / "cache"))
+    (place / "texts").mkdir()
+    for number in range(200):
+        text = corpus_text if number else corpus_text.replace("a", "e")
+        (place / "texts" / f"{number}.txt").write_text(f"{number}\n{text}")
+    process = start("train", "-p", "tiny.yaml", "--data", "texts", "--out", "run", "--json")
+    for line in process.stderr:
+        if line.startswith(phase):
+            break
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 75, err
+    assert json.loads(out)["stopped"] == "interrupted"
+    assert "same command again" in err
+    assert not (place / "run").exists()
+    half_made = [path for path in (place / "cache").rglob("*") if path.name.startswith(".")]
+    assert half_made == []
+    assert not list((place / "cache").glob("shards/*"))
+
+
+def test_first_signal_is_noted_and_the_second_insists() -> None:
+    request = StopRequest()
+    request.check()
+    request.on_signal(signal.SIGTERM, None)
+    with pytest.raises(InterruptedRunError, match="SIGTERM"):
+        request.check()
+    with pytest.raises(AbortedError):
+        request.on_signal(signal.SIGINT, None)
+
+
+def test_handlers_are_put_back_and_ignored_signals_stay_ignored() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with stop_on_signals() as request:
+            signal.raise_signal(signal.SIGHUP)
+            assert not request.is_made
+            signal.raise_signal(signal.SIGTERM)
+            assert request.signal_name == "SIGTERM"
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, hangup)
