@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import llmtrain
 from llmtrain.device.facts import Facts
 from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.dataset import Dataset, DataWork, open_dataset, prepare_dataset
 from llmtrain.engine.planning import Planned, needs_of, plan_run, planned_with
+from llmtrain.engine.record import begin_record, end_record, machine_signature
 from llmtrain.engine.request import Place, Target, TrainRequest, locate, preview, target_at
 from llmtrain.errors import InterruptedRunError, LlmtrainError
 from llmtrain.profile.load import profile_from_values
@@ -151,16 +147,6 @@ def _recorded_numerics(record: Mapping[str, Any]) -> dict[str, Any]:
     return plan_from_document(record["plan"]).numerics()
 
 
-def machine_signature(facts: Facts) -> dict[str, Any]:
-    """What has to be equal for a recorded plan to compute the same bits."""
-    return {
-        "cpu": facts.cpu.model,
-        "isa": list(facts.cpu.isa),
-        "accelerators": [gpu.name for gpu in facts.accelerators],
-        "torch": facts.torch_version,
-    }
-
-
 def _shared_dataset(target: Target, profile: Profile, plan: Plan, sitting: Sitting) -> Dataset:
     """The data that rank 0 prepared, opened on every rank."""
     work = DataWork(plan.workers.value, sitting.observe, sitting.stop.check)
@@ -206,7 +192,7 @@ def _train(
             )
         )
     if world.is_main:
-        _begin_record(request, target, planned, dataset, run.position.step)
+        begin_record(request, target, planned, dataset, run.position.step)
     sitting.observe(_started(target, planned, dataset, run.position.step))
     session = Session(
         run,
@@ -224,7 +210,7 @@ def _train(
     )
     result = session.train()
     if world.is_main:
-        _end_record(target.directory, result)
+        end_record(target.directory, result)
     return result
 
 
@@ -324,53 +310,3 @@ def _nothing_trained(target: Target, resumed: Checkpoint | None) -> TrainResult:
         predicted=None,
         stopped="interrupted",
     )
-
-
-def _begin_record(
-    request: TrainRequest, target: Target, planned: Planned, dataset: Dataset, step: int
-) -> None:
-    """run.yaml says everything that is known before the first step."""
-    before = target.record or {}
-    index = dataset.shards.index
-    sitting = {
-        "begun": _now(),
-        "from_step": step,
-        "command": list(request.command) or None,
-        "numerics": planned.plan.numerics(),
-    }
-    record = {
-        "llmtrain": llmtrain.__version__,
-        "versions": _versions(),
-        "profile": target.loaded.profile.values(),
-        "origins": dict(target.loaded.origins),
-        "plan": planned.plan.document(),
-        "predicted": planned.prediction.items(),
-        "peak_flops": planned.peak_flops,
-        "machine": machine_signature(planned.facts),
-        "data": {
-            "key": index.key,
-            "corpus_sha256": index.corpus_fingerprint,
-            "tokenizer_sha256": index.encoder_fingerprint,
-            "train_tokens": index.train.tokens,
-            "validation_tokens": index.validation.tokens,
-            "sources": dataset.sources or before.get("data", {}).get("sources", []),
-        },
-        "sittings": [*before.get("sittings", []), sitting],
-    }
-    target.directory.cut_after(step)
-    target.directory.write_record(record)
-
-
-def _end_record(directory: RunDirectory, result: TrainResult) -> None:
-    record = directory.read_record()
-    values = asdict(result) | {"run": str(result.run), "checkpoint": str(result.checkpoint)}
-    values["predicted"] = None if result.predicted is None else result.predicted.total_bytes
-    directory.write_record(record | {"result": values})
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": str(torch.__version__)}
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -5,25 +5,20 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from llmtrain.data.batches import BatchReader
 from llmtrain.data.shards import PreparedData
 from llmtrain.device.memory import MemoryPrediction
 from llmtrain.device.usage import read_accelerator_memory, read_process_memory, resident_bytes
 from llmtrain.errors import InterruptedRunError
-from llmtrain.eval.evaluate import LossSum, bits_per_byte, sum_loss
-from llmtrain.model.generate import Sampling, generate_tokens
+from llmtrain.eval.evaluate import bits_per_byte
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.checkpoint import Checkpoint, SavedState, remove_old, save_checkpoint
 from llmtrain.train.events import Evaluated, Observer, Sampled, Saved, Step, Stopped, TrainResult
+from llmtrain.train.examine import Examiner
 from llmtrain.train.horizon import Horizon
 from llmtrain.train.loop import Run, StepReport, training_steps
 from llmtrain.train.optim import named_state
@@ -33,7 +28,6 @@ from llmtrain.train.signals import StopRequest
 
 _DEFAULT_MINUTES_BETWEEN_CHECKPOINTS = 10.0
 _EVALUATION_SHARE_OF_A_STEP = 0.4  # a forward is a third of a step's work; before one is measured
-_SAMPLING = Sampling(temperature=0.8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +68,7 @@ class Session:
         self.predicted = predicted
         self.peak_flops = peak_flops
         self.stop = stop
+        self.examiner = Examiner(run, profile, data, tokenizer, stop)
         self.observe = observe
         self.started_s = time.monotonic() - elapsed_before_s
         self.step_times_s: deque[float] = deque(maxlen=20)
@@ -207,7 +202,7 @@ class Session:
 
     def _step_event(self, report: StepReport, *, is_logged: bool) -> Step:
         tokens = (report.step - self.logged_step) * self.profile.train.tokens_per_step
-        tokens_per_s = tokens / (time.monotonic() - self.logged_at_s)
+        tokens_per_s = tokens / max(1e-9, time.monotonic() - self.logged_at_s)
         memory_bytes, accelerator_bytes = self._memory()
         flops = shape_of(self.profile.model).training_flops_per_token * tokens_per_s
         return Step(
@@ -249,7 +244,7 @@ class Session:
     def _evaluate(self, step: int) -> None:
         """The validation loss is known, and whether it is the best so far."""
         begun_s = time.monotonic()
-        nats_per_token = self._validation_loss().nats_per_token
+        nats_per_token = self.examiner.validation_loss().nats_per_token
         facts = self.data.index.validation
         bpb = bits_per_byte(nats_per_token, facts.tokens, facts.text_bytes)
         best = self.state.best_val_loss
@@ -263,32 +258,6 @@ class Session:
         self.evaluated_step = step
         self._record(Evaluated(step, nats_per_token, bpb, is_best))
         self.logged_at_s += time.monotonic() - begun_s
-
-    def _validation_loss(self) -> LossSum:
-        """The mean loss over the same windows every time, shared out over the ranks."""
-        world, train = self.run.world, self.profile.train
-        reader = BatchReader(self.data.validation, self.run.context, seed=0)
-        asked = self.profile.eval.batches * train.tokens_per_step // self.run.context
-        windows = min(asked, reader.num_windows)
-        own = range(world.rank, windows, world.size)
-        if world.size > windows:
-            own = range(min(world.rank, windows - 1), windows)  # too few to share: some twice
-        found = sum_loss(
-            self.run.model,
-            ((inputs[0], targets[0]) for inputs, targets in (reader.read(i, 1) for i in own)),
-            micro_batch=self.run.plan.micro_batch.value,
-            autocast=self.run.autocast,
-            check_stop=self._check_stop,
-        )
-        if world.size == 1:
-            return found
-        nats, tokens = self._sum([found.nats, found.tokens])
-        return LossSum(nats, int(tokens))
-
-    def _check_stop(self) -> None:
-        """InterruptedRunError where alone; several ranks have to stop together, after a step."""
-        if self.run.world.size == 1:
-            self.stop.check()
 
     def _patience_is_over(self) -> bool:
         patience = self.profile.eval.patience
@@ -308,22 +277,10 @@ class Session:
     def _sample(self, step: int) -> None:
         begun_s = time.monotonic()
         for number, prompt in enumerate(self.profile.eval.prompts):
-            ids = [self.tokenizer.separator_id, *self.tokenizer.encode(prompt)]
-            text = self.tokenizer.decode(list(self._drawn(ids, step + number)))
+            text = self.examiner.sample(prompt, seed=step + number)
             self._record(Sampled(step, prompt, text))
         self.sampled_step = step
         self.logged_at_s += time.monotonic() - begun_s
-
-    def _drawn(self, prompt: list[int], seed: int) -> Iterable[int]:
-        pieces = self.tokenizer.vocab_size
-        sampling = replace(_SAMPLING, seed=seed)
-        with self.run.autocast(), torch.compiler.set_stance("force_eager"):
-            drawn = generate_tokens(self.run.model, prompt, sampling, pieces, limit=10**9)
-            for token in islice(drawn, self.profile.eval.sample_tokens):
-                self._check_stop()
-                if token == self.tokenizer.separator_id:
-                    return
-                yield token
 
     def _save(self, step: int) -> None:
         """A durable checkpoint of this step; older ones are thinned out after it."""

@@ -1,0 +1,79 @@
+"""run.yaml: what a run was asked, what was decided, and what came out."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+
+import llmtrain
+from llmtrain.device.facts import Facts
+from llmtrain.engine.dataset import Dataset
+from llmtrain.engine.planning import Planned
+from llmtrain.engine.request import Target, TrainRequest
+from llmtrain.train.events import TrainResult
+from llmtrain.train.rundir import RunDirectory
+
+
+def machine_signature(facts: Facts) -> dict[str, Any]:
+    """What has to be equal for a recorded plan to compute the same bits."""
+    return {
+        "cpu": facts.cpu.model,
+        "isa": list(facts.cpu.isa),
+        "accelerators": [gpu.name for gpu in facts.accelerators],
+        "torch": facts.torch_version,
+    }
+
+
+def begin_record(
+    request: TrainRequest, target: Target, planned: Planned, dataset: Dataset, step: int
+) -> None:
+    """run.yaml says everything that is known before the first step."""
+    before = target.record or {}
+    index = dataset.shards.index
+    sitting = {
+        "begun": _now(),
+        "from_step": step,
+        "command": list(request.command) or None,
+        "numerics": planned.plan.numerics(),
+    }
+    record = {
+        "llmtrain": llmtrain.__version__,
+        "versions": _versions(),
+        "profile": target.loaded.profile.values(),
+        "origins": dict(target.loaded.origins),
+        "plan": planned.plan.document(),
+        "predicted": planned.prediction.items(),
+        "peak_flops": planned.peak_flops,
+        "machine": machine_signature(planned.facts),
+        "data": {
+            "key": index.key,
+            "corpus_sha256": index.corpus_fingerprint,
+            "tokenizer_sha256": index.encoder_fingerprint,
+            "train_tokens": index.train.tokens,
+            "validation_tokens": index.validation.tokens,
+            "sources": dataset.sources or before.get("data", {}).get("sources", []),
+        },
+        "sittings": [*before.get("sittings", []), sitting],
+    }
+    target.directory.cut_after(step)
+    target.directory.write_record(record)
+
+
+def end_record(directory: RunDirectory, result: TrainResult) -> None:
+    """run.yaml says what came out, too."""
+    record = directory.read_record()
+    values = asdict(result) | {"run": str(result.run), "checkpoint": str(result.checkpoint)}
+    values["predicted"] = None if result.predicted is None else result.predicted.total_bytes
+    directory.write_record(record | {"result": values})
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": str(torch.__version__)}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

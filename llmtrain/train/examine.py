@@ -1,0 +1,79 @@
+"""Looking at a model while it trains: its loss on held-out text, and what it writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from llmtrain.data.batches import BatchReader
+from llmtrain.data.shards import PreparedData
+from llmtrain.eval.evaluate import LossSum, sum_loss
+from llmtrain.model.generate import Sampling, generate_tokens
+from llmtrain.profile.schema import Profile
+from llmtrain.tokenizer import Tokenizer
+from llmtrain.train.loop import Run
+from llmtrain.train.signals import StopRequest
+
+_SAMPLING = Sampling(temperature=0.8)
+
+
+class Examiner:
+    """Always asks the same questions: the same windows of validation text, the same prompts."""
+
+    def __init__(
+        self,
+        run: Run,
+        profile: Profile,
+        data: PreparedData,
+        tokenizer: Tokenizer,
+        stop: StopRequest,
+    ) -> None:
+        """Raises DataError where the validation text is shorter than one context."""
+        self._run = run
+        self._reader = BatchReader(data.validation, run.context, seed=0)
+        self._asked = profile.eval.batches * profile.train.tokens_per_step // run.context
+        self._sample_tokens = profile.eval.sample_tokens
+        self._tokenizer = tokenizer
+        self._stop = stop
+
+    def validation_loss(self) -> LossSum:
+        """The loss over the same windows every time, shared out over the ranks."""
+        world = self._run.world
+        windows = min(self._asked, self._reader.num_windows)
+        own = range(world.rank, windows, world.size)
+        if world.size > windows:
+            own = range(min(world.rank, windows - 1), windows)  # too few to share: some twice
+        read = (self._reader.read(i, 1) for i in own)
+        found = sum_loss(
+            self._run.model,
+            ((inputs[0], targets[0]) for inputs, targets in read),
+            micro_batch=self._run.plan.micro_batch.value,
+            autocast=self._run.autocast,
+            check_stop=self._check_stop,
+        )
+        if world.size == 1:
+            return found
+        nats, tokens = world.sum_values([found.nats, found.tokens], self._run.device)
+        return LossSum(nats, int(tokens))
+
+    def sample(self, prompt: str, seed: int) -> str:
+        """Text that the model as it is continues `prompt` with."""
+        ids = [self._tokenizer.separator_id, *self._tokenizer.encode(prompt)]
+        return self._tokenizer.decode(list(self._drawn(ids, seed)))
+
+    def _drawn(self, prompt: list[int], seed: int) -> Iterator[int]:
+        pieces, limit = self._tokenizer.vocab_size, self._sample_tokens
+        sampling = replace(_SAMPLING, seed=seed)
+        with self._run.autocast(), torch.compiler.set_stance("force_eager"):
+            for token in generate_tokens(self._run.model, prompt, sampling, pieces, limit):
+                self._check_stop()
+                if token == self._tokenizer.separator_id:
+                    return
+                yield token
+
+    def _check_stop(self) -> None:
+        """InterruptedRunError where alone; several ranks have to stop together, after a step."""
+        if self._run.world.size == 1:
+            self._stop.check()
