@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llmtrain.device.allocator import return_free_memory
 from llmtrain.device.facts import Facts
 from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.device.probe import read_facts
@@ -60,6 +61,7 @@ def run_training(request: TrainRequest, sitting: Sitting) -> TrainResult:
     except LlmtrainError:
         target.directory.remove_if_empty()
         raise
+    return_free_memory()  # tokenizing took more than training keeps
     with closing(dataset.shards):
         world.open(planned.plan.backend.value)
         try:

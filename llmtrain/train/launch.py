@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 import psutil
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -39,7 +40,7 @@ def launch(processes: int, arguments: Sequence[str], stop: StopRequest, *, debug
         forward = _forwarding(stop)
         previous = {number: signal.signal(number, forward) for number in _forwarded()}
         try:
-            agent = elastic_launch(_config(processes), sys.executable)
+            agent = elastic_launch(_config(processes, directory), sys.executable)
             agent("-m", "llmtrain", *arguments)
         except ChildFailedError as error:
             if not outcome.exists():
@@ -62,7 +63,7 @@ def _unspoken(error: ChildFailedError) -> LlmtrainError:
     return LlmtrainError(f"rank {rank} {how}", hint=hint)
 
 
-def _config(processes: int) -> LaunchConfig:
+def _config(processes: int, log_directory: str) -> LaunchConfig:
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -72,6 +73,7 @@ def _config(processes: int) -> LaunchConfig:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.2,
+        logs_specs=DefaultLogsSpecs(log_dir=log_directory),  # its default is never removed
         signals_to_handle="SIGQUIT",  # the agent kills everything; the others are forwarded here
     )
 

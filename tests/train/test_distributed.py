@@ -54,10 +54,16 @@ def assert_trained_as_alone(run: Any, alone: Any) -> None:
 
 
 def test_two_processes_train_the_function_that_one_does(
-    start: Any, place: Path, files: Any, alone: Any
+    start: Any, place: Path, files: Any, alone: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    temporary = place / "temporary"
+    temporary.mkdir()
+    for variable in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.setenv(variable, str(temporary))
     process = start(*TRAIN, "--nproc", 2, "--json")
     out, err = process.communicate(timeout=LIMIT_S)
+    assert not list(temporary.glob("torchelastic_*")), "the launcher leaves nothing behind"
+    assert not list(temporary.glob("llmtrain-*"))
 
     assert process.returncode == 0, err
     document = json.loads(out)
