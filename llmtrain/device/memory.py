@@ -14,9 +14,9 @@ _FP32 = 4
 _HALF = 2
 _CPU_LOSS_CHUNK_BYTES = 32 << 20  # of fp32 logits: about the last-level cache
 _ACCELERATOR_LOSS_CHUNK_BYTES = 1 << 30  # large enough that products fill the device
-# What a process holds before it has a model: measured for torch 2.13 with the libraries that a
-# run imports, and for CUDA the context and the cuBLAS workspaces.
-_LIBRARIES_BYTES = {"cpu": 270 << 20, "mps": 450 << 20, "cuda": 1400 << 20}
+# What a process holds beside its model: measured for torch 2.13 with the libraries that a
+# run imports and what an evaluation leaves, and for CUDA the context and the workspaces.
+_LIBRARIES_BYTES = {"cpu": 340 << 20, "mps": 450 << 20, "cuda": 1400 << 20}
 # What the allocator holds beyond live tensors, as a share of all that is allocated and freed each
 # step. On the CPU it is large: glibc keeps freed blocks, and those of the forward do not fit the
 # backward's. Measured on cpu-tiny, cpu-small and cpu-medium at micro-batches of 1 to 32:
