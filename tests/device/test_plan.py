@@ -230,7 +230,7 @@ def test_a_container_too_small_for_a_model_says_so() -> None:
 
 def test_a_smaller_limit_means_a_smaller_micro_batch_of_the_same_step() -> None:
     sizes = []
-    for gib in (1.5, 2, 3, 64):
+    for gib in (1.6, 2, 3, 64):
         small = replace(CONTAINER, cpu=replace(CONTAINER.cpu, memory_limit_bytes=int(gib * GIB)))
         made = plan(small, "cpu-small")
         assert made.micro_batch.value * made.accumulation.value == 32
