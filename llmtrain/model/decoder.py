@@ -13,7 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmtrain.ops.attention import causal_attention
-from llmtrain.ops.loss import linear_cross_entropy
+from llmtrain.ops.loss import (
+    SoftmaxLoss,
+    fusible_softmax_loss,
+    linear_cross_entropy,
+    softmax_loss,
+)
 from llmtrain.ops.norm import rms_norm
 from llmtrain.ops.precision import compute_dtype
 from llmtrain.ops.rotary import rotary_table, rotate
@@ -171,6 +176,7 @@ class Decoder(nn.Module):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.shape = shape
+        self.softmax_loss: SoftmaxLoss = softmax_loss
         self.model = Backbone(shape)
         self.lm_head = (
             None
@@ -188,8 +194,17 @@ class Decoder(nn.Module):
         """Sum over all targets of the negative log-likelihood, in nats."""
         hidden_btc = self.model(tokens_bt)
         return linear_cross_entropy(
-            hidden_btc.flatten(0, 1), self.head_weight, targets_bt.flatten()
+            hidden_btc.flatten(0, 1), self.head_weight, targets_bt.flatten(), self.softmax_loss
         )
+
+    def compile_parts(self) -> None:
+        """Blocks and the loss's softmax are compiled at their next call, for that call's shapes.
+
+        The block that repeats is compiled once, which a whole model would not be.
+        """
+        for block in self.model.layers:
+            block.compile(dynamic=False)
+        self.softmax_loss = torch.compile(fusible_softmax_loss, dynamic=False)
 
     def logits(self, tokens_bt: Tensor, caches: list[LayerCache] | None = None) -> Tensor:
         """Logits after every token, (B, T, vocabulary); with caches, of a continuation."""

@@ -50,8 +50,7 @@ def build_run(
         load_named_state(model, optimizer, resumed.optimizer)
         position = _restore(resumed, scaler)
     if plan.compile.value:
-        for block in model.model.layers:
-            block.compile(dynamic=False)
+        model.compile_parts()
     return Run(
         model=model,
         objective=_distributed(model, world),

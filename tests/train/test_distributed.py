@@ -20,7 +20,7 @@ from llmtrain.train.world import World
 
 LIMIT_S = 200
 TRAIN = ("train", "-p", "tiny.yaml", "--out", "run", "--set", "device.precision=fp32")
-LONG = ("--steps", 80, "--set", "eval.every_steps=500", "--set", "eval.sample_every_steps=500")
+LONG = ("--steps", 250, "--set", "eval.every_steps=500", "--set", "eval.sample_every_steps=500")
 
 
 def wait_until(is_true: Callable[[], bool], process: subprocess.Popen[str]) -> None:

@@ -18,7 +18,7 @@ from llmtrain.errors import AbortedError, InterruptedRunError
 from llmtrain.train.checkpoint import list_checkpoints, load_checkpoint
 from llmtrain.train.signals import StopRequest, stop_on_signals
 
-STEPS = 160
+STEPS = 800  # seconds of training, so that a signal comes in time on a busy machine too
 LIMIT_S = 200
 
 
