@@ -18,7 +18,7 @@ from llmtrain.errors import AbortedError, InterruptedRunError
 from llmtrain.train.checkpoint import list_checkpoints, load_checkpoint
 from llmtrain.train.signals import StopRequest, stop_on_signals
 
-STEPS = 800  # seconds of training, so that a signal comes in time on a busy machine too
+STEPS = 400  # seconds of training, so that a signal comes in time on a busy machine too
 LIMIT_S = 200
 
 
@@ -58,6 +58,8 @@ def test_signal_saves_and_a_resume_loses_nothing(
     place: Path,
     files: Any,
 ) -> None:
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip(f"{number.name} is ignored here, as under nohup, and stays so")
     process = start(
         *("train", "-p", "tiny.yaml", "--out", "run", "--json", "--steps", STEPS),
         *("--set", "eval.every_steps=100", "--set", "eval.sample_every_steps=100"),
