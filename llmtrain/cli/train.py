@@ -30,77 +30,76 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """`train` is a command of `app`."""
+    command(app, "train")(train)
 
-    @command(app, "train")
-    def train(
-        voice: Voice,
-        profile: ProfileOption = None,
-        data: DataOption = None,
-        device: DeviceOption = None,
-        force_cpu: ForceCpuOption = False,
-        time: Annotated[
-            str | None, typer.Option("--time", help="Stop after 150s, 30m, 2h …")
-        ] = None,
-        steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
-        tokens: Annotated[
-            str | None, typer.Option("--tokens", help="Tokens to train on, as in 50M.")
-        ] = None,
-        set_: SetOption = None,
-        out: Annotated[
-            Path | None, typer.Option("--out", help="The run directory; default: under runs/.")
-        ] = None,
-        resume: Annotated[
-            str | None,
-            typer.Option("--resume", metavar="auto|RUN", help="Go on where a run stopped."),
-        ] = None,
-        nproc: NprocOption = None,
-        seed: Annotated[int | None, typer.Option("--seed", help="Of weights and order.")] = None,
-        tokenizer: Annotated[
-            str | None,
-            typer.Option("--tokenizer", help="A tokenizer directory; default: train one."),
-        ] = None,
-        text_field: Annotated[
-            str | None, typer.Option("--text-field", help="The field of a .jsonl; default: text.")
-        ] = None,
-        dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
-        ] = False,
-        json: JsonOption = False,
-    ) -> int:
-        """Train a model. With no profile, picks one for the machine and the time."""
-        from llmtrain.train.signals import stop_on_signals
 
-        flags = flag_settings(
-            data_sources=data or None,
-            data_text_field=text_field,
-            data_tokenizer=tokenizer,
-            train_steps=steps,
-            train_tokens=tokens,
-            train_time=time,
-            train_seed=seed,
-            device_kind=device,
-            device_force_cpu=force_cpu,
-            device_processes=nproc,
+def train(
+    voice: Voice,
+    profile: ProfileOption = None,
+    data: DataOption = None,
+    device: DeviceOption = None,
+    force_cpu: ForceCpuOption = False,
+    time: Annotated[str | None, typer.Option("--time", help="Stop after 150s, 30m, 2h …")] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", help="Tokens to train on, as in 50M.")
+    ] = None,
+    set_: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The run directory; default: under runs/.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="auto|RUN", help="Go on where a run stopped."),
+    ] = None,
+    nproc: NprocOption = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of weights and order.")] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", help="A tokenizer directory; default: train one."),
+    ] = None,
+    text_field: Annotated[
+        str | None, typer.Option("--text-field", help="The field of a .jsonl; default: text.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
+    ] = False,
+    json: JsonOption = False,
+) -> int:
+    """Train a model. With no profile, picks one for the machine and the time."""
+    from llmtrain.train.signals import stop_on_signals
+
+    flags = flag_settings(
+        data_sources=data or None,
+        data_text_field=text_field,
+        data_tokenizer=tokenizer,
+        train_steps=steps,
+        train_tokens=tokens,
+        train_time=time,
+        train_seed=seed,
+        device_kind=device,
+        device_force_cpu=force_cpu,
+        device_processes=nproc,
+    )
+    with stop_on_signals() as stop:  # before torch is imported, which takes seconds
+        from llmtrain.engine.request import TrainRequest
+
+        request = TrainRequest(
+            profile=profile,
+            assignments=set_ or [],
+            flags=flags,
+            out=out,
+            resume=resume,
+            command=["llmtrain", *sys.argv[1:]],
         )
-        with stop_on_signals() as stop:  # before torch is imported, which takes seconds
-            from llmtrain.engine.request import TrainRequest
+        if dry_run:
+            stop.check()
+            return _dry_run(voice, request, as_json=json)
+        if "RANK" not in os.environ and (processes := _processes(request)) > 1:
+            from llmtrain.train.launch import launch
 
-            request = TrainRequest(
-                profile=profile,
-                assignments=set_ or [],
-                flags=flags,
-                out=out,
-                resume=resume,
-                command=["llmtrain", *sys.argv[1:]],
-            )
-            if dry_run:
-                stop.check()
-                return _dry_run(voice, request, as_json=json)
-            if "RANK" not in os.environ and (processes := _processes(request)) > 1:
-                from llmtrain.train.launch import launch
-
-                return launch(processes, sys.argv[1:], stop, debug=voice.debug)
-            return _train(voice, request, stop, as_json=json)
+            return launch(processes, sys.argv[1:], stop, debug=voice.debug)
+        return _train(voice, request, stop, as_json=json)
 
 
 def _processes(request: TrainRequest) -> int:

@@ -56,7 +56,7 @@ def train_tokenizer(
     if not any(text.strip("\r\n\x00") for text in texts):
         raise DataError(
             f"there is no text to learn a tokenizer from: {sample.bytes_seen} bytes of documents",
-            hint="check what --data names: llmtrain data inspect",
+            hint="name files that have text in them: --data FILE",
         )
     model_proto, coverage = _learn(texts, vocab_size)
     return TrainedTokenizer(
