@@ -21,6 +21,7 @@ from llmtrain.cli.options import (
     flag_settings,
 )
 from llmtrain.cli.voice import Voice
+from llmtrain.files import cache_directory
 
 if TYPE_CHECKING:
     from llmtrain.engine.request import TrainRequest
@@ -82,6 +83,10 @@ def train(
         device_processes=nproc,
     )
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
+        from llmtrain.device.allocator import keep_freed_memory
+
+        keep_freed_memory()
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "compiled"))
         from llmtrain.engine.request import TrainRequest
 
         request = TrainRequest(

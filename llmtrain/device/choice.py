@@ -12,6 +12,8 @@ DeviceKind = Literal["cpu", "cuda", "mps"]
 Precision = Literal["fp32", "bf16", "fp16"]
 MatmulPrecision = Literal["highest", "high", "medium"]
 Backend = Literal["gloo", "nccl"]
+AttentionKernel = Literal["sdpa", "blocks"]
+ActivationCheckpointing = Literal["off", "selective", "full"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +33,5 @@ class Needs:
     micro_batch: int | Literal["auto"] = "auto"
     launched_processes: int | None = None  # by --nproc or torchrun; None: the plan decides
     launched_local_processes: int | None = None  # those on this machine
+    tokens: int | None = None  # that the run trains on, where it is that which ends it
+    time_s: float | None = None  # that the run lasts, where it is that

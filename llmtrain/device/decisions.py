@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from llmtrain.device.choice import Backend, Choice, DeviceKind, MatmulPrecision, Needs, Precision
-from llmtrain.device.facts import Accelerator, Facts, MatmulTimes
+from llmtrain.device.choice import (
+    ActivationCheckpointing,
+    Backend,
+    Choice,
+    DeviceKind,
+    Needs,
+    Precision,
+)
+from llmtrain.device.facts import Accelerator, Facts
 from llmtrain.device.memory import predict_training
 from llmtrain.errors import DoesNotFitError, UsageError
 from llmtrain.profile.schema import DeviceSection
@@ -15,7 +23,6 @@ from llmtrain.units import format_bytes
 # wants enough tokens that its products fill it.
 _MICRO_BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
 _USABLE_MEMORY = {"cpu": 0.85, "mps": 0.8, "cuda": 0.92}
-_WORTHWHILE = 0.9  # a choice that changes the numerics must save at least a tenth of the time
 
 
 def memory_limit_bytes(facts: Facts, kind: DeviceKind) -> int:
@@ -109,67 +116,6 @@ def windows_per_process(needs: Needs, processes: int) -> int:
     return needs.tokens_per_step // share
 
 
-def precision(
-    facts: Facts, wishes: DeviceSection, kind: DeviceKind, times: MatmulTimes | None
-) -> Choice[Precision]:
-    if wishes.precision != "auto":
-        return _asked_precision(facts, wishes.precision, kind)
-    if kind == "cuda":
-        if all(gpu.supports_bf16 for gpu in facts.of_kind("cuda")):
-            return Choice("bf16", "the GPU multiplies bf16 natively")
-        return Choice("fp16", "the GPU has no bf16; gradients are scaled")
-    if kind == "mps":
-        return Choice("fp32", "half precision is no faster on MPS and less tested")
-    if times is None:
-        return Choice("fp32", "not measured on this CPU")
-    figures = _figures(times)
-    if times.bf16_s < _WORTHWHILE * times.fp32_s and times.bf16_s <= times.medium_s:
-        return Choice("bf16", f"fastest: {figures}; weights stay fp32")
-    return Choice("fp32", f"bf16 does not pay: {figures}")
-
-
-def _figures(times: MatmulTimes) -> str:
-    milliseconds = {
-        "bf16": times.bf16_s,
-        "fp32 by bf16 passes": times.medium_s,
-        "fp32": times.fp32_s,
-    }
-    timed = ", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in milliseconds.items())
-    return f"{timed} (two layers forward and backward, measured here)"
-
-
-def _asked_precision(facts: Facts, precision: Precision, kind: DeviceKind) -> Choice[Precision]:
-    if precision == "fp16" and kind == "cpu":
-        raise UsageError(
-            "device.precision fp16: a CPU computes fp16 20 to 100 times slower than fp32",
-            hint="--set device.precision=auto",
-        )
-    if precision == "fp16" and kind == "mps":
-        raise UsageError(
-            "device.precision fp16: gradients cannot be scaled on MPS",
-            hint="--set device.precision=auto",
-        )
-    gpus = facts.of_kind(kind) if kind != "cpu" else ()
-    if precision == "bf16" and not all(gpu.supports_bf16 for gpu in gpus):
-        raise UsageError(
-            "device.precision bf16: this GPU has none", hint="--set device.precision=auto"
-        )
-    return Choice(precision, "asked for")
-
-
-def matmul_precision(
-    kind: DeviceKind, precision: str, times: MatmulTimes | None
-) -> Choice[MatmulPrecision]:
-    if kind == "cuda":
-        return Choice("high", "what stays fp32 is multiplied in TF32")
-    if kind == "cpu" and precision == "fp32" and times is not None:
-        figures = f"{1e3 * times.medium_s:.1f} ms against {1e3 * times.fp32_s:.1f} ms, measured"
-        if times.medium_s < _WORTHWHILE * times.fp32_s:
-            return Choice("medium", f"faster fp32 products: {figures} here")
-        return Choice("highest", f"medium does not pay: {figures} here")
-    return Choice("highest", "full fp32 products")
-
-
 def threads(facts: Facts, wishes: DeviceSection, local_processes: int) -> Choice[int]:
     if wishes.threads != "auto":
         return Choice(wishes.threads, "asked for")
@@ -191,8 +137,51 @@ def _core_limits(facts: Facts) -> str:
     return ", ".join(limits)
 
 
-def micro_batch(
-    facts: Facts, needs: Needs, kind: DeviceKind, precision: str, processes: int, local: int
+def activations(
+    facts: Facts,
+    wishes: DeviceSection,
+    needs: Needs,
+    kind: DeviceKind,
+    precision: Precision,
+    compiled: bool,
+    processes: int,
+    local: int,
+) -> tuple[Choice[ActivationCheckpointing], Choice[int]]:
+    """How much the forward keeps, and of how many sequences: the least recomputation that fits."""
+    wish = wishes.activation_checkpointing
+    if wish != "auto":
+        modes = [Choice[ActivationCheckpointing](wish, "asked for")]
+    else:
+        modes = list(_ways_to_fit(kind, compiled))
+    for mode in modes:
+        try:
+            chosen = _micro_batch(facts, needs, kind, precision, mode.value, processes, local)
+        except DoesNotFitError:
+            if mode is modes[-1]:
+                raise
+        else:
+            return mode, chosen
+    raise AssertionError("the last mode is tried")
+
+
+def _ways_to_fit(kind: DeviceKind, compiled: bool) -> Iterator[Choice[ActivationCheckpointing]]:
+    if kind == "cpu" and compiled:
+        why = "products and attention are kept; the compiled backward computes the rest on its way"
+        yield Choice("selective", why)
+    else:
+        yield Choice("off", "everything fits")
+        yield Choice("selective", "without it even one sequence does not fit")
+    yield Choice("full", "without it even one sequence does not fit")
+
+
+def _micro_batch(
+    facts: Facts,
+    needs: Needs,
+    kind: DeviceKind,
+    precision: Precision,
+    checkpointing: ActivationCheckpointing,
+    processes: int,
+    local: int,
 ) -> Choice[int]:
     windows = windows_per_process(needs, processes)
     limit = memory_limit_bytes(facts, kind) // (local if kind == "cpu" else 1)
@@ -202,6 +191,8 @@ def micro_batch(
             needs.shape,
             micro_batch=micro_batch,
             half_precision=precision != "fp32",
+            checkpointing=checkpointing,
+            keep_casts=precision != "fp32" and micro_batch < windows,
             device_kind=kind,
             processes=processes,
         ).total_bytes
@@ -243,26 +234,6 @@ def _refuse_what_does_not_fit(
     )
 
 
-def compilation(facts: Facts, wishes: DeviceSection, kind: DeviceKind) -> Choice[bool]:
-    if wishes.compile != "auto":
-        missing = {
-            "cpu": "" if facts.cxx_compiler else "a C++ compiler",
-            "cuda": "" if facts.has_triton else "Triton",
-            "mps": "",
-        }[kind]
-        if wishes.compile and missing:
-            raise UsageError(
-                f"device.compile true: needs {missing}, and there is none",
-                hint="--set device.compile=auto",
-            )
-        return Choice(wishes.compile, "asked for")
-    if kind == "cuda":
-        if facts.has_triton:
-            return Choice(True, "fused kernels; Triton is installed")
-        return Choice(False, "Triton is not installed")
-    return Choice(False, "eager: starts at once")
-
-
 def backend(facts: Facts, wishes: DeviceSection, kind: DeviceKind) -> Choice[Backend]:
     if wishes.backend == "nccl" and kind != "cuda":
         raise UsageError("device.backend nccl needs CUDA", hint="--set device.backend=gloo")
@@ -277,14 +248,6 @@ def backend(facts: Facts, wishes: DeviceSection, kind: DeviceKind) -> Choice[Bac
     if kind == "cuda":
         return Choice("gloo", "this torch build has no nccl")
     return Choice("gloo", "what several processes without CUDA talk through")
-
-
-def grad_scaler(kind: DeviceKind, precision: str) -> Choice[bool]:
-    if precision == "fp16":
-        return Choice(True, "fp16 gradients would underflow")
-    if precision == "bf16":
-        return Choice(False, "bf16 has fp32's range")
-    return Choice(False, "fp32 gradients do not underflow")
 
 
 def workers(facts: Facts, wishes: DeviceSection) -> Choice[int]:

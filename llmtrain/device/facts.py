@@ -95,3 +95,36 @@ class MatmulTimes:
     fp32_s: float
     medium_s: float
     bf16_s: float
+    flops: float  # that each of them is
+
+    @property
+    def fastest_flops_per_s(self) -> float:
+        """The rate in the precision that is fastest."""
+        return self.flops / min(self.fp32_s, self.medium_s, self.bf16_s)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionTimes:
+    """Seconds for attention forward and backward over some heads of the profile's context."""
+
+    sdpa_s: float
+    blocks_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTimes:
+    """Seconds for one block forward and backward on a micro-batch, and for compiling it."""
+
+    eager_s: float
+    compiled_s: float
+    compile_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CpuTimes:
+    """What the CPU was measured at, on the profile's own shapes."""
+
+    matmul: MatmulTimes
+    attention: AttentionTimes | None = None
+    block: BlockTimes | None = None
+    compile_failure: str | None = None  # why a block could not be compiled

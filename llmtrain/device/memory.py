@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from llmtrain.device.choice import ActivationCheckpointing
 from llmtrain.profile.shape import ModelShape
 
 _FP32 = 4
@@ -59,14 +60,16 @@ def predict_training(
     micro_batch: int,
     half_precision: bool,
     device_kind: str,
+    checkpointing: ActivationCheckpointing = "off",
+    keep_casts: bool = False,
     processes: int = 1,
 ) -> MemoryPrediction:
     """The peak of one process that trains `shape` on micro-batches of so many full contexts."""
     tokens = micro_batch * shape.context
     state = _FP32 * shape.parameters
-    activations = tokens * saved_bytes_per_token(shape, half_precision)
+    activations = tokens * saved_bytes_per_token(shape, half_precision, checkpointing)
     loss = _loss_bytes(shape, tokens, half_precision, device_kind)
-    casts = _HALF * shape.num_layers * shape.block_matrix_parameters if half_precision else 0
+    casts = _HALF * _cast_parameters(shape, checkpointing, keep_casts) if half_precision else 0
     return MemoryPrediction(
         parameters_bytes=state,
         gradients_bytes=state,
@@ -86,17 +89,43 @@ def _slack(device_kind: str, half_precision: bool) -> float:
     return _CPU_SLACK["half" if half_precision else "fp32"]
 
 
-def loss_chunk_tokens(vocab_size: int, device_kind: str) -> int:
-    """Tokens whose logits the loss holds at once."""
+def loss_chunk_tokens(vocab_size: int, device_kind: str, element_bytes: int) -> int:
+    """Tokens whose logits, of so many bytes each, the loss holds at once."""
     budget = _CPU_LOSS_CHUNK_BYTES if device_kind == "cpu" else _ACCELERATOR_LOSS_CHUNK_BYTES
-    return max(64, budget // (_FP32 * vocab_size) // 64 * 64)
+    return max(64, budget // (element_bytes * vocab_size) // 64 * 64)
 
 
-def saved_bytes_per_token(shape: ModelShape, half_precision: bool) -> int:
-    """Bytes that autograd keeps for the backward, a token, over all blocks and the final norm."""
-    return shape.num_layers * _block_bytes(shape, half_precision) + _norm_bytes(
-        shape.hidden_size, half_precision
-    )
+def _cast_parameters(
+    shape: ModelShape, checkpointing: ActivationCheckpointing, keep_casts: bool
+) -> int:
+    """Weights whose cast lives from the forward to the backward, or on."""
+    if not keep_casts and checkpointing != "off":
+        return shape.block_matrix_parameters
+    head = shape.vocab_size * shape.hidden_size if keep_casts else 0
+    return shape.num_layers * shape.block_matrix_parameters + head
+
+
+def saved_bytes_per_token(
+    shape: ModelShape, half_precision: bool, checkpointing: ActivationCheckpointing = "off"
+) -> int:
+    """Bytes kept for the backward, a token, over all blocks and the final norm.
+
+    Under checkpointing one block at a time is computed again, and then keeps all.
+    """
+    everything = _block_bytes(shape, half_precision)
+    final = _norm_bytes(shape.hidden_size, half_precision)
+    if checkpointing == "off":
+        return shape.num_layers * everything + final
+    kept = _FP32 * shape.hidden_size
+    if checkpointing == "selective":
+        kept += _product_bytes(shape, half_precision)
+    return shape.num_layers * kept + everything + final
+
+
+def _product_bytes(shape: ModelShape, half_precision: bool) -> int:
+    """What the products and the attention of a block give, its last product excepted."""
+    widths = 2 * shape.attention_width + 2 * shape.kv_width + shape.hidden_size
+    return (_HALF if half_precision else _FP32) * (widths + 2 * shape.intermediate_size)
 
 
 def _block_bytes(shape: ModelShape, half_precision: bool) -> int:
@@ -122,7 +151,7 @@ def _norm_bytes(width: int, half_precision: bool) -> int:
 def _loss_bytes(shape: ModelShape, tokens: int, half_precision: bool, device_kind: str) -> int:
     size = _HALF if half_precision else _FP32
     head = shape.vocab_size * shape.hidden_size
-    logits = min(tokens, loss_chunk_tokens(shape.vocab_size, device_kind)) * shape.vocab_size
+    logits = min(tokens, loss_chunk_tokens(shape.vocab_size, device_kind, size)) * shape.vocab_size
     return (
         logits * (_FP32 + 2 * size)  # fp32, as they come out of the product, their gradient
         + tokens * shape.hidden_size * size  # gradient of the hidden states

@@ -6,9 +6,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from llmtrain.device import arithmetic
 from llmtrain.device import decisions as decide
-from llmtrain.device.choice import Backend, Choice, DeviceKind, MatmulPrecision, Needs, Precision
-from llmtrain.device.facts import Facts, MatmulTimes
+from llmtrain.device.choice import (
+    ActivationCheckpointing,
+    AttentionKernel,
+    Backend,
+    Choice,
+    DeviceKind,
+    MatmulPrecision,
+    Needs,
+    Precision,
+)
+from llmtrain.device.facts import CpuTimes, Facts, MatmulTimes
 from llmtrain.device.memory import MemoryPrediction, predict_training
 from llmtrain.profile.schema import DeviceSection
 
@@ -24,7 +34,10 @@ class Plan:
     threads: Choice[int]
     micro_batch: Choice[int]
     accumulation: Choice[int]
+    attention: Choice[AttentionKernel]
     compile: Choice[bool]
+    activation_checkpointing: Choice[ActivationCheckpointing]
+    keep_weight_casts: Choice[bool]
     backend: Choice[Backend]
     grad_scaler: Choice[bool]
     optimizer_kernel: Choice[Literal["fused", "foreach"]]
@@ -65,7 +78,9 @@ _NUMERICS = (
     "threads",
     "micro_batch",
     "accumulation",
+    "attention",
     "compile",
+    "activation_checkpointing",
     "grad_scaler",
     "optimizer_kernel",
 )
@@ -80,34 +95,42 @@ def plan_from_document(document: Mapping[str, Mapping[str, Any]]) -> Plan:
 
 
 def make_plan(
-    facts: Facts, wishes: DeviceSection, needs: Needs, matmul_times: MatmulTimes | None = None
+    facts: Facts, wishes: DeviceSection, needs: Needs, times: CpuTimes | None = None
 ) -> Plan:
     """Every decision for this machine. Raises UsageError and DoesNotFitError.
 
-    `matmul_times` is what the CPU was measured at; without it the CPU computes in fp32.
+    `times` is what the CPU was measured at; without it the CPU computes in fp32.
     """
     device = decide.choose_device(facts, wishes)
     kind = device.value
     processes = decide.processes(facts, wishes, needs, kind)
     local = needs.launched_local_processes or processes.value
-    precision = decide.precision(facts, wishes, kind, matmul_times)
-    micro_batch = decide.micro_batch(facts, needs, kind, precision.value, processes.value, local)
+    products = times.matmul if times is not None else None
+    precision = arithmetic.precision(facts, wishes, kind, products)
+    compilation = arithmetic.compilation(facts, wishes, kind, needs, times)
+    checkpointing, micro_batch = decide.activations(
+        facts, wishes, needs, kind, precision.value, compilation.value, processes.value, local
+    )
     windows = decide.windows_per_process(needs, processes.value)
+    micro_batches = windows // micro_batch.value
     return Plan(
         device=device,
         precision=precision,
-        matmul_precision=decide.matmul_precision(kind, precision.value, matmul_times),
+        matmul_precision=arithmetic.matmul_precision(kind, precision.value, products),
         processes=processes,
         threads=decide.threads(facts, wishes, local),
         micro_batch=micro_batch,
         accumulation=Choice(
-            windows // micro_batch.value,
+            micro_batches,
             f"{needs.tokens_per_step} tokens a step = {micro_batch.value} × {needs.shape.context} "
-            f"tokens × {windows // micro_batch.value} × {processes.value} processes",
+            f"tokens × {micro_batches} × {processes.value} processes",
         ),
-        compile=decide.compilation(facts, wishes, kind),
+        attention=arithmetic.attention(wishes, kind, times),
+        compile=compilation,
+        activation_checkpointing=checkpointing,
+        keep_weight_casts=arithmetic.keep_weight_casts(precision.value, micro_batches),
         backend=decide.backend(facts, wishes, kind),
-        grad_scaler=decide.grad_scaler(kind, precision.value),
+        grad_scaler=arithmetic.grad_scaler(kind, precision.value),
         optimizer_kernel=Choice(
             "fused", "one pass over all parameters instead of one an operation"
         ),
@@ -122,11 +145,11 @@ def make_inference_plan(
 ) -> InferencePlan:
     """The decisions that using a model needs. Raises UsageError."""
     device = decide.choose_device(facts, wishes)
-    precision = decide.precision(facts, wishes, device.value, matmul_times)
+    precision = arithmetic.precision(facts, wishes, device.value, matmul_times)
     return InferencePlan(
         device=device,
         precision=precision,
-        matmul_precision=decide.matmul_precision(device.value, precision.value, matmul_times),
+        matmul_precision=arithmetic.matmul_precision(device.value, precision.value, matmul_times),
         threads=decide.threads(facts, wishes, 1),
         workers=decide.workers(facts, wishes),
     )
@@ -138,6 +161,8 @@ def predict(needs: Needs, plan: Plan) -> MemoryPrediction:
         needs.shape,
         micro_batch=plan.micro_batch.value,
         half_precision=plan.precision.value != "fp32",
+        checkpointing=plan.activation_checkpointing.value,
+        keep_casts=plan.keep_weight_casts.value,
         device_kind=plan.device.value,
         processes=plan.processes.value,
     )

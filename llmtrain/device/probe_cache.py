@@ -7,10 +7,11 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
-from llmtrain.device.facts import Facts, MatmulTimes
+from llmtrain.device.facts import AttentionTimes, BlockTimes, Facts, MatmulTimes
 from llmtrain.files import write_text_atomically
 
 # Variables that make oneDNN, ATen or MKL choose other kernels on the same processor.
@@ -24,17 +25,20 @@ _KERNEL_VARIABLES = (
 )
 
 
+Times = MatmulTimes | AttentionTimes | BlockTimes
+T = TypeVar("T", MatmulTimes, AttentionTimes, BlockTimes)
+
+
 @dataclass(frozen=True, slots=True)
 class ProbeKey:
     """All that a measured time depends on."""
 
+    what: str
     cpu_model: str | None
     isa: tuple[str, ...]
     threads: int
     torch_version: str
-    hidden_size: int
-    intermediate_size: int
-    tokens: int
+    arguments: tuple[tuple[str, int | str], ...]  # what was measured, in a fixed order
     environment: tuple[tuple[str, str], ...] = ()  # the kernel variables that are set
 
 
@@ -45,40 +49,45 @@ def kernel_environment(
     return tuple((name, environment[name]) for name in _KERNEL_VARIABLES if name in environment)
 
 
-def probe_key(
-    facts: Facts, *, hidden_size: int, intermediate_size: int, tokens: int, threads: int
-) -> ProbeKey:
-    """The key of `time_matmuls` with these arguments, on this machine, in this environment."""
+def probe_key(facts: Facts, what: str, threads: int, **arguments: int | str) -> ProbeKey:
+    """The key of measuring `what` with `arguments`, on this machine, in this environment."""
     return ProbeKey(
+        what=what,
         cpu_model=facts.cpu.model,
         isa=facts.cpu.isa,
         threads=threads,
         torch_version=facts.torch_version,
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        tokens=tokens,
+        arguments=tuple(sorted(arguments.items())),
         environment=kernel_environment(),
     )
 
 
-def cached_matmul_times(
-    directory: Path, key: ProbeKey, measure: Callable[[], MatmulTimes]
-) -> tuple[MatmulTimes, bool]:
-    """The times kept for `key` and True, or newly measured ones (then kept) and False.
+def cached_times(directory: Path, key: ProbeKey, kind: type[T], measure: Callable[[], T]) -> T:
+    """The times kept for `key`, or newly measured ones, which are then kept.
 
     A cache that is damaged or cannot be written is passed over: only `measure` can raise.
     """
-    path = directory / "probe" / f"{_digest(key)}.json"
-    kept = _read(path, key)
+    kept = kept_times(directory, key, kind)
     if kept is not None:
-        return kept, True
+        return kept
     times = measure()
-    _keep(path, key, times)
-    return times, False
+    keep_times(directory, key, times)
+    return times
 
 
-def _keep(path: Path, key: ProbeKey, times: MatmulTimes) -> None:
+def kept_times(directory: Path, key: ProbeKey, kind: type[T]) -> T | None:
+    """The times kept for `key`; None where there are none that can be believed."""
+    try:
+        document = json.loads(_path(directory, key).read_text(encoding="utf-8"))
+        return _parse(document, key, kind)
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def keep_times(directory: Path, key: ProbeKey, times: Times) -> None:
+    """`times` are kept for `key`, where the directory can be written."""
     document = {"key": asdict(key), "times": asdict(times)}
+    path = _path(directory, key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(path, json.dumps(document, indent=2) + "\n")
@@ -86,24 +95,21 @@ def _keep(path: Path, key: ProbeKey, times: MatmulTimes) -> None:
         return  # a read-only cache costs a second at every start, and nothing else
 
 
-def _read(path: Path, key: ProbeKey) -> MatmulTimes | None:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return _parse(document, key)
-    except (OSError, ValueError, RecursionError):
-        return None
+def _path(directory: Path, key: ProbeKey) -> Path:
+    return directory / "probe" / f"{_digest(key)}.json"
 
 
-def _parse(document: object, key: ProbeKey) -> MatmulTimes:
-    """Raises ValueError unless `document` is exactly what `_keep` writes for `key`."""
+def _parse(document: object, key: ProbeKey, kind: type[T]) -> T:
+    """Raises ValueError unless `document` is exactly what `keep_times` writes for `key`."""
     if not isinstance(document, dict) or set(document) != {"key", "times"}:
         raise ValueError("not a probe document")
     times = document["times"]
     if document["key"] != json.loads(_canonical(key)) or not isinstance(times, dict):
         raise ValueError("kept for another machine")
-    if set(times) != {"fp32_s", "medium_s", "bf16_s"} or not all(map(_is_time, times.values())):
+    names = {field.name for field in fields(kind)}
+    if set(times) != names or not all(map(_is_time, times.values())):
         raise ValueError("not times")
-    return MatmulTimes(**times)
+    return kind(**times)
 
 
 def _is_time(value: object) -> bool:

@@ -51,7 +51,12 @@ def time_matmuls(
         best_s = _best_s(hopeful, operands, _LEAST_ROUNDS, _MOST_ROUNDS)
     all_s = {name: ratio * best_s["fp32"] for name, ratio in ratios.items()} | best_s
     scaled = {name: seconds * tokens / rows for name, seconds in all_s.items()}
-    return MatmulTimes(fp32_s=scaled["fp32"], medium_s=scaled["medium"], bf16_s=scaled["bf16"])
+    return MatmulTimes(
+        fp32_s=scaled["fp32"],
+        medium_s=scaled["medium"],
+        bf16_s=scaled["bf16"],
+        flops=6.0 * 2 * tokens * hidden_size * intermediate_size,
+    )
 
 
 def _look_s() -> dict[str, float]:

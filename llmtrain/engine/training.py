@@ -108,7 +108,8 @@ def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
         kept = _recorded_plan(target, facts, world)
         if kept is not None:
             return json.dumps([kept.document(), True, None])
-        made = plan_run(profile, world=world, facts=facts)
+        tell = lambda text: sitting.observe(Note(text))  # noqa: E731
+        made = plan_run(profile, world=world, facts=facts, announce=tell)
         same = target.record is None or made.plan.numerics() == _recorded_numerics(target.record)
         return json.dumps([made.plan.document(), same, made.peak_flops])
 

@@ -6,21 +6,24 @@ Parameters carry their Hugging Face names, so that a checkpoint needs no convers
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llmtrain.device.choice import ActivationCheckpointing, AttentionKernel
 from llmtrain.ops.attention import causal_attention
+from llmtrain.ops.checkpointing import checkpointed, silence_compiler_warning
 from llmtrain.ops.loss import (
-    SoftmaxLoss,
-    fusible_softmax_loss,
+    Exponentiate,
+    compiled_exponentiate,
+    exponentiate,
     linear_cross_entropy,
-    softmax_loss,
 )
 from llmtrain.ops.norm import rms_norm
-from llmtrain.ops.precision import compute_dtype
+from llmtrain.ops.precision import WeightCasts, compute_dtype
 from llmtrain.ops.rotary import rotary_table, rotate
 from llmtrain.profile.shape import ModelShape
 
@@ -71,6 +74,7 @@ class Attention(nn.Module):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.head_dim = shape.head_dim
+        self.kernel: AttentionKernel = "sdpa"
         width, kv_width = shape.attention_width, shape.kv_width
         self.q_proj = nn.Linear(shape.hidden_size, width, bias=False)
         self.k_proj = nn.Linear(shape.hidden_size, kv_width, bias=False)
@@ -91,8 +95,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos_td, sin_td, v.dtype), rotate(k, cos_td, sin_td, v.dtype)
         if cache is not None:
             k, v = cache.extend(k, v)
-        y_bhtd = causal_attention(q, k, v)
-        y_btc: Tensor = self.o_proj(y_bhtd.transpose(1, 2).flatten(2))
+        y_btc: Tensor = self.o_proj(causal_attention(q, k, v, self.kernel))
         return y_btc
 
     def _heads(self, x_btc: Tensor) -> Tensor:
@@ -124,14 +127,28 @@ class Block(nn.Module):
         self.self_attn = Attention(shape)
         self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
         self.mlp = FeedForward(shape)
+        self.checkpointing: ActivationCheckpointing = "off"
 
     def forward(
         self, x_btc: Tensor, cos_td: Tensor, sin_td: Tensor, cache: LayerCache | None = None
     ) -> Tensor:
         """The residual stream after this block, (B, T, C)."""
+        return checkpointed(self.checkpointing, self._mixed, x_btc, cos_td, sin_td, cache)
+
+    def _mixed(
+        self, x_btc: Tensor, cos_td: Tensor, sin_td: Tensor, cache: LayerCache | None
+    ) -> Tensor:
         x_btc = x_btc + self.self_attn(self.input_layernorm(x_btc), cos_td, sin_td, cache)
         mixed: Tensor = self.mlp(self.post_attention_layernorm(x_btc))
         return x_btc + mixed
+
+
+def compile_block(block: Block) -> None:
+    """The block is compiled at its next call, for that call's shapes."""
+    silence_compiler_warning()
+    # Whether the C++ compiler knows this CPU's vectors shows at the first kernel: asking it
+    # beforehand compiles six programs.
+    block.compile(dynamic=False, options={"cpp.vec_isa_ok": True})
 
 
 class Backbone(nn.Module):
@@ -149,12 +166,17 @@ class Backbone(nn.Module):
         self.register_buffer("cos_td", cos_td, persistent=False)
         self.register_buffer("sin_td", sin_td, persistent=False)
 
-    def forward(self, tokens_bt: Tensor) -> Tensor:
+    def blocks(self) -> Iterator[Block]:
+        """The blocks, first to last."""
+        return (block for block in self.layers if isinstance(block, Block))
+
+    def forward(self, tokens_bt: Tensor, casts: WeightCasts | None = None) -> Tensor:
         """Final hidden states, (B, T, C)."""
         length = tokens_bt.shape[1]
         x_btc = self.embed_tokens(tokens_bt)
         for block in self.layers:
-            x_btc = block(x_btc, self.cos_td[:length], self.sin_td[:length])
+            inputs = (x_btc, self.cos_td[:length], self.sin_td[:length])
+            x_btc = casts.call(block, *inputs) if casts is not None else block(*inputs)
         hidden: Tensor = self.norm(x_btc)
         return hidden
 
@@ -176,7 +198,8 @@ class Decoder(nn.Module):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.shape = shape
-        self.softmax_loss: SoftmaxLoss = softmax_loss
+        self.exponentiate: Exponentiate = exponentiate
+        self.casts: WeightCasts | None = None
         self.model = Backbone(shape)
         self.lm_head = (
             None
@@ -192,19 +215,39 @@ class Decoder(nn.Module):
 
     def forward(self, tokens_bt: Tensor, targets_bt: Tensor) -> Tensor:
         """Sum over all targets of the negative log-likelihood, in nats."""
-        hidden_btc = self.model(tokens_bt)
+        casts = self.casts if torch.is_grad_enabled() else None
+        hidden_btc = self.model(tokens_bt, casts)
         return linear_cross_entropy(
-            hidden_btc.flatten(0, 1), self.head_weight, targets_bt.flatten(), self.softmax_loss
+            hidden_btc.flatten(0, 1),
+            self.head_weight,
+            targets_bt.flatten(),
+            weight_cast_vd=None if casts is None else casts.plain(self.head_weight),
+            exponentiate=self.exponentiate,
         )
 
-    def compile_parts(self) -> None:
-        """Blocks and the loss's softmax are compiled at their next call, for that call's shapes.
+    def compute_with(
+        self,
+        *,
+        attention: AttentionKernel = "sdpa",
+        checkpointing: ActivationCheckpointing = "off",
+        casts: WeightCasts | None = None,
+        compiled: bool = False,
+    ) -> None:
+        """The same function from now on, computed in this way.
 
-        The block that repeats is compiled once, which a whole model would not be.
+        With `casts` the training forward multiplies those copies: keeping them up to date is the
+        caller's.
+        Compiled are the block that repeats, once for all layers, and the loss's softmax, at
+        their next call and for that call's shapes.
         """
-        for block in self.model.layers:
-            block.compile(dynamic=False)
-        self.softmax_loss = torch.compile(fusible_softmax_loss, dynamic=False)
+        self.casts = casts
+        for block in self.model.blocks():
+            block.self_attn.kernel = attention
+            block.checkpointing = checkpointing
+            if compiled:
+                compile_block(block)
+        if compiled:
+            self.exponentiate = compiled_exponentiate()
 
     def logits(self, tokens_bt: Tensor, caches: list[LayerCache] | None = None) -> Tensor:
         """Logits after every token, (B, T, vocabulary); with caches, of a continuation."""

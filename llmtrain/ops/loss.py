@@ -1,11 +1,11 @@
 """Cross-entropy straight from hidden states, in chunks, so that full logits never exist.
 
-Shapes: N tokens, D hidden features, V vocabulary rows.
+Shapes: N tokens, D hidden features, V vocabulary rows; C tokens in a chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,51 +15,72 @@ from torch.autograd.function import once_differentiable
 from llmtrain.device.memory import loss_chunk_tokens
 from llmtrain.ops.precision import compute_dtype
 
-SoftmaxLoss = Callable[[Tensor, Tensor, torch.dtype], tuple[Tensor, Tensor]]
+# Turns logits in place into exp(logit − largest); gives the largest and the sum of each row.
+Exponentiate = Callable[[Tensor], tuple[Tensor, Tensor]]
+_CPU_SHARE_BYTES = 4 << 20  # of the head's gradient, multiplied and added while it is in cache
 
 
-def softmax_loss(
-    logits_nv: Tensor, targets_n1: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Summed loss and its gradient as `dtype`; wide logits are overwritten on the way."""
-    log_norm = logits_nv.logsumexp(dim=-1, keepdim=True)
-    loss = (log_norm - logits_nv.gather(1, targets_n1)).sum()
-    probabilities = logits_nv.sub_(log_norm).exp_()
-    minus_one = -torch.ones_like(log_norm)
-    return loss, probabilities.scatter_add_(1, targets_n1, minus_one).to(dtype)
+def exponentiate(logits_cv: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits are exp(logit − largest of its row); returns the largest and the sum, (C, 1) each."""
+    largest = logits_cv.amax(dim=-1, keepdim=True)
+    logits_cv.sub_(largest).exp_()
+    return largest, _row_sums(logits_cv)
 
 
-def fusible_softmax_loss(
-    logits_nv: Tensor, targets_n1: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """The same without writing in place, so that a compiler makes two passes of it."""
-    log_norm = logits_nv.logsumexp(dim=-1, keepdim=True)
-    loss = (log_norm - logits_nv.gather(1, targets_n1)).sum()
-    columns = torch.arange(logits_nv.shape[-1], device=logits_nv.device)
-    is_target = (columns == targets_n1).to(logits_nv.dtype)
-    return loss, ((logits_nv - log_norm).exp() - is_target).to(dtype)
+def compiled_exponentiate() -> Exponentiate:
+    """The same as three compiled kernels, each of which reads the logits once.
+
+    One kernel for all would write the exponentials in fp32 beside the logits to sum them again.
+    """
+    row_maxima = torch.compile(_row_maxima, dynamic=False)
+    subtract_and_exp = torch.compile(_subtract_and_exp, dynamic=False)
+    row_sums = torch.compile(_row_sums, dynamic=False)
+
+    def run(logits_cv: Tensor) -> tuple[Tensor, Tensor]:
+        largest = row_maxima(logits_cv)
+        subtract_and_exp(logits_cv, largest)
+        return largest, row_sums(logits_cv)
+
+    return run
+
+
+def _row_maxima(logits_cv: Tensor) -> Tensor:
+    return logits_cv.amax(dim=-1, keepdim=True)
+
+
+def _subtract_and_exp(logits_cv: Tensor, largest_c1: Tensor) -> None:
+    wide = torch.promote_types(logits_cv.dtype, torch.float32)
+    logits_cv.copy_((logits_cv.to(wide) - largest_c1.to(wide)).exp())
+
+
+def _row_sums(logits_cv: Tensor) -> Tensor:
+    wide = torch.promote_types(logits_cv.dtype, torch.float32)
+    return logits_cv.sum(dim=-1, keepdim=True, dtype=wide)
 
 
 def linear_cross_entropy(
     hidden_nd: Tensor,
     weight_vd: Tensor,
     targets_n: Tensor,
-    softmax: SoftmaxLoss = softmax_loss,
+    *,
+    weight_cast_vd: Tensor | None = None,
+    exponentiate: Exponentiate = exponentiate,
 ) -> Tensor:
     """Sum over tokens of −log softmax(hidden · weightᵀ)[target], in nats: an fp32 scalar.
 
-    Products run in the autocast type; the softmax, the sum and the weight's gradient in fp32
-    (fp64 for fp64 inputs). Memory is that of one chunk's logits, plus one gradient each of the
-    hidden states and the weight, which the forward already computes: the softmax is at hand
-    there, and the backward only scales.
+    Products run in the autocast type, and so are the logits; sums and the weight's gradient are
+    kept in fp32 (fp64 for fp64 inputs). Memory is that of one chunk's logits, plus one gradient
+    each of the hidden states and the weight, which the forward already computes: the softmax is
+    at hand there, and the backward only scales. `weight_cast_vd` is the weight in the autocast
+    type, for who has it already.
     """
     if not torch.is_grad_enabled():  # a Function is told who could want one, not if
         hidden_nd, weight_vd = hidden_nd.detach(), weight_vd.detach()
-    limit = loss_chunk_tokens(weight_vd.shape[0], hidden_nd.device.type)
-    rows = even_chunk(hidden_nd.shape[0], limit)
     dtype = compute_dtype(hidden_nd)
+    limit = loss_chunk_tokens(weight_vd.shape[0], hidden_nd.device.type, dtype.itemsize)
+    rows = even_chunk(hidden_nd.shape[0], limit)
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_nd, weight_vd, targets_n, rows, dtype, softmax
+        hidden_nd, weight_vd, targets_n, weight_cast_vd, rows, dtype, exponentiate
     )
     return loss
 
@@ -78,9 +99,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_nd: Tensor,
         weight_vd: Tensor,
         targets_n: Tensor,
+        weight_cast_vd: Tensor | None,
         rows: int,
         dtype: torch.dtype,
-        softmax: SoftmaxLoss,
+        exponentiate: Exponentiate,
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         wide = torch.promote_types(dtype, torch.float32)
@@ -88,20 +110,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(hidden_nd) if wants_hidden else None
         d_weight = torch.zeros_like(weight_vd, dtype=wide) if wants_weight else None
         with torch.autocast(hidden_nd.device.type, enabled=False):
-            weight = weight_vd.to(dtype)
-            for start in range(0, hidden_nd.shape[0], rows):
+            weight = weight_vd.to(dtype) if weight_cast_vd is None else weight_cast_vd
+            hidden = hidden_nd.to(dtype)
+            room = hidden.new_empty(rows, weight.shape[0])
+            for start in range(0, hidden.shape[0], rows):
                 chunk = slice(start, start + rows)
-                h, y = hidden_nd[chunk].to(dtype), targets_n[chunk, None]
-                logits = (h @ weight.t()).to(wide)
+                h, y = hidden[chunk], targets_n[chunk]
+                logits = torch.mm(h, weight.t(), out=room[: h.shape[0]])
                 if d_hidden is None and d_weight is None:
-                    total += (logits.logsumexp(dim=-1, keepdim=True) - logits.gather(1, y)).sum()
+                    total += _summed_loss(logits.to(wide), y)
                     continue
-                loss, d_logits = softmax(logits, y, dtype)
+                loss, sums = _differentiate(logits, y, exponentiate)
                 total += loss
                 if d_hidden is not None:
-                    d_hidden[chunk] = d_logits @ weight
+                    d_hidden[chunk] = (logits @ weight).to(wide) / sums
                 if d_weight is not None:
-                    d_weight += d_logits.t() @ h
+                    _add_product(d_weight, logits, (h / sums).to(dtype))
         ctx.gradients = (d_hidden, d_weight)
         return total
 
@@ -116,4 +140,38 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_hidden = d_hidden.mul_(d_total)
         if d_weight is not None:
             d_weight = d_weight.mul_(d_total)
-        return d_hidden, d_weight, None, None, None, None
+        return d_hidden, d_weight, None, None, None, None, None
+
+
+def _summed_loss(logits_cv: Tensor, targets_c: Tensor) -> Tensor:
+    target_logits = logits_cv.gather(1, targets_c[:, None])
+    return (logits_cv.logsumexp(dim=-1, keepdim=True) - target_logits).sum()
+
+
+def _differentiate(
+    logits_cv: Tensor, targets_c: Tensor, exponentiate: Exponentiate
+) -> tuple[Tensor, Tensor]:
+    """Summed loss, and what the rows have to be divided by: logits become the gradient times it.
+
+    Leaving the division to the small operands of the products saves a pass over the logits.
+    """
+    target_logits = logits_cv.gather(1, targets_c[:, None])
+    largest, sums = exponentiate(logits_cv)
+    target_above = target_logits.to(sums.dtype) - largest
+    rows = torch.arange(len(targets_c), device=targets_c.device)
+    logits_cv[rows, targets_c] = (target_above.exp() - sums).to(logits_cv.dtype)[:, 0]
+    return (sums.log() - target_above).sum(), sums
+
+
+def _add_product(total_vd: Tensor, logits_cv: Tensor, hidden_cd: Tensor) -> None:
+    """`logitsᵀ · hidden` is added to the total, on a CPU in shares that its cache holds."""
+    for share in _shares(total_vd, hidden_cd.element_size()):
+        total_vd[share].add_(logits_cv[:, share].t() @ hidden_cd)
+
+
+def _shares(total_vd: Tensor, element_bytes: int) -> Iterator[slice]:
+    rows, width = total_vd.shape
+    at_once = rows
+    if total_vd.device.type == "cpu":
+        at_once = max(1, _CPU_SHARE_BYTES // (width * element_bytes))
+    return (slice(start, start + at_once) for start in range(0, rows, at_once))

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from llmtrain.device.choice import Precision
 
 
+def half_dtype(precision: Precision) -> torch.dtype | None:
+    """The 16-bit type of a precision; None for fp32."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
 def autocast_as(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
     """Within it matrices are multiplied in `precision`."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    dtype = half_dtype(precision)
     return torch.autocast(device.type, dtype=dtype) if dtype is not None else nullcontext()
 
 
@@ -20,3 +27,49 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     """The type in which matrices are multiplied here: autocast's where it is on, else `x`'s."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class WeightCasts:
+    """Half-precision copies of matrices, rounded once a step instead of once a micro-batch.
+
+    Whoever changes a weight has to call `forget`: torch's fused optimizers leave no trace in a
+    tensor's version. Must not outlive the modules that it is asked about.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._copies: dict[int, Tensor] = {}
+        self._current: set[int] = set()
+
+    def forget(self) -> None:
+        """Every copy is made again when it is next asked for."""
+        self._current.clear()
+
+    def of(self, weight: Tensor) -> Tensor:
+        """`weight` as `dtype`; its gradient flows on to `weight`, in that one's type."""
+        return cast("Tensor", _Cast.apply(weight, self.plain(weight)))  # type: ignore[no-untyped-call]
+
+    def plain(self, weight: Tensor) -> Tensor:
+        """`weight` as `dtype`, outside of autograd."""
+        key = id(weight)
+        if key not in self._current:
+            room = self._copies.setdefault(key, torch.empty_like(weight, dtype=self.dtype))
+            self._copies[key] = room.detach().copy_(weight.detach())
+            self._current.add(key)
+        return self._copies[key]
+
+    def call(self, module: nn.Module, *args: Any) -> Any:
+        """`module(*args)` with every matrix in it as `dtype`."""
+        casts = {name: self.of(p) for name, p in module.named_parameters() if p.dim() == 2}
+        return functional_call(module, casts, args)
+
+
+class _Cast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, copy: Tensor) -> Tensor:
+        ctx.dtype = weight.dtype
+        return copy.view_as(copy)
+
+    @staticmethod
+    def backward(ctx: Any, d_copy: Tensor) -> tuple[Tensor, None]:
+        return d_copy.to(ctx.dtype), None

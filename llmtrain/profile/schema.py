@@ -154,6 +154,8 @@ class DeviceSection(Section):
     force_cpu: bool = False
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: PositiveInt | Auto = "auto"  # of one process
+    attention: Literal["auto", "sdpa", "blocks"] = "auto"
+    activation_checkpointing: Literal["auto", "off", "selective", "full"] = "auto"
     compile: bool | Auto = "auto"
     workers: PositiveInt | Auto = "auto"  # threads that tokenize
     pin_memory: bool | Auto = "auto"

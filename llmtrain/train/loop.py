@@ -116,7 +116,7 @@ def training_steps(run: Run) -> Iterator[StepReport]:
         _require_finite(mean_loss, grad_norm, run, factor)
         run.scaler.step(run.optimizer)
         run.scaler.update()
-        run.optimizer.zero_grad(set_to_none=False)
+        run.optimizer.zero_grad()  # no gradients in memory while activations are
         position.step += 1
         position.tokens += targets_per_step
         position.windows += run.windows_per_step

@@ -14,6 +14,7 @@ from llmtrain.data.stream import TokenStream
 from llmtrain.device.plan import InferencePlan, Plan
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
+from llmtrain.ops.precision import WeightCasts, half_dtype
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.train.checkpoint import Checkpoint
@@ -49,8 +50,7 @@ def build_run(
     if resumed is not None:
         load_named_state(model, optimizer, resumed.optimizer)
         position = _restore(resumed, scaler)
-    if plan.compile.value:
-        model.compile_parts()
+    _compute_as_planned(model, plan, optimizer)
     return Run(
         model=model,
         objective=_distributed(model, world),
@@ -65,6 +65,24 @@ def build_run(
         context=profile.model.context,
         peak_learning_rate=profile.optim.learning_rate,
         gradient_clip=profile.train.gradient_clip,
+    )
+
+
+def _compute_as_planned(model: Decoder, plan: Plan, optimizer: torch.optim.Optimizer) -> None:
+    dtype = half_dtype(plan.precision.value)
+    casts = WeightCasts(dtype) if plan.keep_weight_casts.value and dtype is not None else None
+    if casts is not None:
+        kept = casts
+
+        def forget(*_: object) -> None:
+            kept.forget()
+
+        optimizer.register_step_post_hook(forget)
+    model.compute_with(
+        attention=plan.attention.value,
+        checkpointing=plan.activation_checkpointing.value,
+        casts=casts,
+        compiled=plan.compile.value,
     )
 
 

@@ -1,0 +1,133 @@
+"""How fast this CPU computes the model's own parts in each way there is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
+
+from llmtrain.device.choice import ActivationCheckpointing, AttentionKernel, Precision
+from llmtrain.device.facts import AttentionTimes, BlockTimes
+from llmtrain.errors import LlmtrainError
+from llmtrain.model.decoder import Block, compile_block
+from llmtrain.ops.attention import causal_attention
+from llmtrain.ops.precision import WeightCasts, autocast_as
+from llmtrain.ops.rotary import rotary_table
+from llmtrain.profile.shape import ModelShape
+
+_BUDGET_S = 0.4
+_LEAST_ROUNDS, _MOST_ROUNDS = 2, 8
+_SCORES = 16 << 20  # about 0.1 s of attention on two cores
+
+Run = Callable[[], None]
+
+
+class CompileError(LlmtrainError):
+    """torch.compile does not work here; the message is the compiler's first words."""
+
+
+def time_attention(shape: ModelShape, precision: Precision, threads: int) -> AttentionTimes:
+    """Seconds for attention forward and backward over some heads of one context, each kernel.
+
+    As many heads as take about a tenth of a second; the kernels take turns, and the best of
+    several rounds counts.
+    """
+    heads = max(1, min(8 * shape.num_heads, _SCORES // shape.context**2))
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    generator = torch.Generator().manual_seed(0)
+    size = (1, heads, shape.context, shape.head_dim)
+    q, k, v = (torch.randn(size, generator=generator).to(dtype).requires_grad_() for _ in range(3))
+
+    def run(kernel: AttentionKernel) -> None:
+        y = causal_attention(q, k, v, kernel)
+        torch.autograd.grad(y, (q, k, v), y)
+
+    with _threads(threads):
+        best = _best_s({kernel: _bound(run, kernel) for kernel in get_args(AttentionKernel)})
+    return AttentionTimes(sdpa_s=best["sdpa"], blocks_s=best["blocks"])
+
+
+def time_block(
+    shape: ModelShape,
+    *,
+    micro_batch: int,
+    precision: Precision,
+    attention: AttentionKernel,
+    checkpointing: ActivationCheckpointing,
+    keep_casts: bool,
+    threads: int,
+) -> BlockTimes:
+    """Seconds for one block forward and backward on a micro-batch: eager, compiled, and to compile.
+
+    What is compiled here is what a run with these values compiles: it finds it in the cache.
+    Raises CompileError.
+    """
+    x = torch.randn(micro_batch, shape.context, shape.hidden_size, requires_grad=True)
+    cos, sin = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
+    blocks = {name: _block(shape, attention) for name in ("eager", "compiled")}
+    blocks["compiled"].checkpointing = checkpointing
+    compile_block(blocks["compiled"])
+    casts = WeightCasts(torch.bfloat16) if keep_casts else None
+
+    def run(block: nn.Module) -> None:
+        with autocast_as(precision, x.device):
+            y: Tensor = block(x, cos, sin) if casts is None else casts.call(block, x, cos, sin)
+        torch.autograd.backward(y, y.detach())
+        block.zero_grad(set_to_none=False)
+
+    with _threads(threads):
+        compile_s = _compile_s(_bound(run, blocks["compiled"]))
+        best = _best_s({name: _bound(run, block) for name, block in blocks.items()})
+    return BlockTimes(eager_s=best["eager"], compiled_s=best["compiled"], compile_s=compile_s)
+
+
+def _block(shape: ModelShape, attention: AttentionKernel) -> Block:
+    block = Block(shape)
+    block.self_attn.kernel = attention
+    return block
+
+
+def _compile_s(run: Run) -> float:
+    start_s = time.perf_counter()
+    try:
+        run()
+    except TorchDynamoException as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        telling = next((line for line in lines if "error:" in line), lines[0] if lines else "")
+        raise CompileError(telling or type(error).__name__) from error
+    return time.perf_counter() - start_s
+
+
+def _bound(run: Callable[..., None], argument: object) -> Run:
+    return lambda: run(argument)
+
+
+def _best_s(runs: dict[str, Run]) -> dict[str, float]:
+    """Each one's best seconds, after a round that does not count. They take turns."""
+    for run in runs.values():
+        run()
+    deadline_s = time.perf_counter() + _BUDGET_S
+    best = dict.fromkeys(runs, float("inf"))
+    for done in range(_MOST_ROUNDS):
+        if done >= _LEAST_ROUNDS and time.perf_counter() > deadline_s:
+            break
+        for name, run in runs.items():
+            start_s = time.perf_counter()
+            run()
+            best[name] = min(best[name], time.perf_counter() - start_s)
+    return best
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,189 @@
+"""Causal attention as batched products over blocks of rows: fast where a CPU multiplies bf16 fast.
+
+Each block of queries meets all keys up to its last row: a product, a softmax, a product. The
+backward computes the probabilities again, so that nothing is kept but queries, keys and values.
+The tiles of flash attention are too small for a CPU's matrix units; these are not.
+
+Shapes: B sequences, H query heads, G key heads, M = H / G query heads a key head, T tokens,
+D features a head; N = B · G matrices in a batched product, R = M · rows of a block, E keys.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_SCORES_BYTES = 16 << 20  # of one block's scores: what a last-level cache holds beside the rest
+_BLOCK_ROWS = 128
+_LONG_CONTEXT, _LONG_BLOCK_ROWS = 2048, 256  # fewer sums of the keys' gradients
+
+_softmax_backward = torch.ops.aten._softmax_backward_data  # noqa: SLF001 (autograd calls the same)
+
+
+def blocked_attention(q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor) -> Tensor:
+    """What each token gathers from itself and those before it, with its heads side by side.
+
+    (B, T, H · D), in the inputs' type. Scores are rounded to that type, sums are kept in fp32.
+    """
+    gathered: Tensor = _forward(q_bhtd.contiguous(), k_bgtd.contiguous(), v_bgtd.contiguous())
+    return gathered
+
+
+class _Heads:
+    """Queries, keys and values of some sequences, and room for one block's scores."""
+
+    def __init__(self, q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor) -> None:
+        self.key_heads = k_bgtd.shape[1]
+        self.tokens, self.size = q_bhtd.shape[2:]
+        self.scale = self.size**-0.5
+        self.q_bgmtd = self.grouped(q_bhtd)
+        self.k_ntd, self.v_ntd = k_bgtd.flatten(0, 1), v_bgtd.flatten(0, 1)
+        self.block_rows = _block_rows(self.tokens)
+        room = q_bhtd.shape[0] * q_bhtd.shape[1] * self.block_rows * self.tokens
+        self.scores, self.probabilities = q_bhtd.new_empty(room), q_bhtd.new_empty(room)
+        hidden = torch.full((self.block_rows, self.block_rows), -torch.inf, dtype=q_bhtd.dtype)
+        self.mask = hidden.triu_(1)
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """First row and end of every block."""
+        for start in range(0, self.tokens, self.block_rows):
+            yield start, min(start + self.block_rows, self.tokens)
+
+    def grouped(self, x_bhtd: Tensor) -> Tensor:
+        """A view with each key head's query heads together, (B, G, M, T, D)."""
+        return x_bhtd.view(len(x_bhtd), self.key_heads, -1, self.tokens, self.size)
+
+    def joined(self, x_btc: Tensor) -> Tensor:
+        """A view of heads side by side in that order, (B, G, M, T, D)."""
+        shape = (len(x_btc), self.tokens, self.key_heads, -1, self.size)
+        return x_btc.view(shape).permute(0, 2, 3, 1, 4)
+
+    def rows(self, x_bgmtd: Tensor, start: int, end: int) -> Tensor:
+        """A block of rows as a dense batch of matrices, (N, R, D)."""
+        return x_bgmtd[:, :, :, start:end].reshape(len(self.k_ntd), -1, self.size)
+
+    def probabilities_of(self, q_nrd: Tensor, start: int, end: int) -> Tensor:
+        """Softmax over the keys that each row of the block sees, (N, R, E)."""
+        shape = (*q_nrd.shape[:2], end)
+        scores = _view(self.scores, shape)
+        keys = self.k_ntd[:, :end].contiguous().transpose(1, 2)
+        torch.baddbmm(scores, q_nrd, keys, beta=0, alpha=self.scale, out=scores)
+        rows = end - start
+        diagonal = scores.view(len(scores), -1, rows, end)[..., start:]
+        diagonal.add_(self.mask[:rows, :rows])
+        return torch.softmax(scores, -1, out=_view(self.probabilities, shape))
+
+    def score_gradients(self, p_nre: Tensor, d_y_nrd: Tensor, end: int) -> Tensor:
+        """The gradient of the scaled scores, where the scores themselves were, (N, R, E)."""
+        d_p_nre = _view(self.scores, tuple(p_nre.shape))
+        torch.bmm(d_y_nrd, self.v_ntd[:, :end].contiguous().transpose(1, 2), out=d_p_nre)
+        _softmax_backward(d_p_nre, p_nre, -1, p_nre.dtype, grad_input=d_p_nre)
+        return d_p_nre
+
+
+class _Sum:
+    """The gradient of some keys or values, added up in fp32 over blocks of queries."""
+
+    def __init__(self, x_ntd: Tensor) -> None:
+        wide = torch.promote_types(x_ntd.dtype, torch.float32)
+        self.total_ntd = torch.zeros(x_ntd.shape, dtype=wide)
+        self._share = x_ntd.new_empty(x_ntd.numel())
+        self._wide_share = torch.empty(x_ntd.numel(), dtype=wide)
+
+    def add_product(self, left_ner: Tensor, right_nrd: Tensor) -> None:
+        """`left · right` is added for the first E keys."""
+        end = left_ner.shape[1]
+        shape = (len(left_ner), end, right_nrd.shape[2])
+        share = torch.bmm(left_ner, right_nrd, out=_view(self._share, shape))
+        self.total_ntd[:, :end].add_(_view(self._wide_share, shape).copy_(share))
+
+
+@torch.library.custom_op("llmtrain::blocked_attention", mutates_args=())
+def _forward(q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor) -> Tensor:
+    y_btc = _room_for_output(q_bhtd)
+    for some in _cuts(q_bhtd):
+        heads = _Heads(q_bhtd[some], k_bgtd[some], v_bgtd[some])
+        y_bgmtd = heads.joined(y_btc[some])
+        for start, end in heads.blocks():
+            p_nre = heads.probabilities_of(heads.rows(heads.q_bgmtd, start, end), start, end)
+            y_nrd = torch.bmm(p_nre, heads.v_ntd[:, :end].contiguous())
+            block = y_bgmtd[:, :, :, start:end]
+            block.copy_(y_nrd.view(block.shape))
+    return y_btc
+
+
+@torch.library.custom_op("llmtrain::blocked_attention_backward", mutates_args=())
+def _backward(
+    d_y_btc: Tensor, q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    d_q_bhtd, d_k_bgtd, d_v_bgtd = (torch.empty_like(x) for x in (q_bhtd, k_bgtd, v_bgtd))
+    d_y_btc = d_y_btc.contiguous()
+    for some in _cuts(q_bhtd):
+        heads = _Heads(q_bhtd[some], k_bgtd[some], v_bgtd[some])
+        d_k, d_v = _Sum(heads.k_ntd), _Sum(heads.v_ntd)
+        d_y_bgmtd, d_q_bgmtd = heads.joined(d_y_btc[some]), heads.grouped(d_q_bhtd[some])
+        for start, end in heads.blocks():
+            q_nrd = heads.rows(heads.q_bgmtd, start, end)
+            d_y_nrd = heads.rows(d_y_bgmtd, start, end)
+            p_nre = heads.probabilities_of(q_nrd, start, end)
+            d_v.add_product(p_nre.transpose(1, 2), d_y_nrd)
+            d_s_nre = heads.score_gradients(p_nre, d_y_nrd, end)
+            d_k.add_product(d_s_nre.transpose(1, 2), q_nrd)
+            d_q_nrd = torch.bmm(d_s_nre, heads.k_ntd[:, :end].contiguous())
+            block = d_q_bgmtd[:, :, :, start:end]
+            torch.mul(d_q_nrd.view(block.shape), heads.scale, out=block)
+        d_k_bgtd[some].copy_(d_k.total_ntd.mul_(heads.scale).view(d_k_bgtd[some].shape))
+        d_v_bgtd[some].copy_(d_v.total_ntd.view(d_v_bgtd[some].shape))
+    return d_q_bhtd, d_k_bgtd, d_v_bgtd
+
+
+@_forward.register_fake
+def _(q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor) -> Tensor:
+    return _room_for_output(q_bhtd)
+
+
+@_backward.register_fake
+def _(
+    d_y_btc: Tensor, q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(q_bhtd), torch.empty_like(k_bgtd), torch.empty_like(v_bgtd)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: Any, d_y_btc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    gradients: tuple[Tensor, Tensor, Tensor] = _backward(d_y_btc, *ctx.saved_tensors)
+    return gradients
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+OPERATOR = torch.ops.llmtrain.blocked_attention.default
+
+
+def _block_rows(tokens: int) -> int:
+    return min(tokens, _BLOCK_ROWS if tokens < _LONG_CONTEXT else _LONG_BLOCK_ROWS)
+
+
+def _cuts(q_bhtd: Tensor) -> Iterator[slice]:
+    """So many sequences at once that a block's scores stay within their bytes, at least one."""
+    sequences, num_heads, tokens, _ = q_bhtd.shape
+    one = num_heads * _block_rows(tokens) * tokens * q_bhtd.element_size()
+    count = max(1, _SCORES_BYTES // one)
+    return (slice(start, start + count) for start in range(0, sequences, count))
+
+
+def _room_for_output(q_bhtd: Tensor) -> Tensor:
+    sequences, num_heads, tokens, size = q_bhtd.shape
+    return q_bhtd.new_empty(sequences, tokens, num_heads * size)
+
+
+def _view(room: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The front of `room`, in `shape`."""
+    return room[: math.prod(shape)].view(shape)
