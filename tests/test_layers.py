@@ -29,9 +29,11 @@ LAYERS = (
     {"__main__"},
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
-PURE = ("profile", "device/choice", "device/facts", "device/decisions", "device/plan")
-PURE_MODULES = (*PURE, "device/memory", "errors", "units", "files")
-ASKS_THE_HARDWARE = {"probe", "cpuinfo", "cgroup", "timing", "usage", "readers", "windows"}
+PURE = ("profile", "device/choice", "device/facts", "device/arithmetic", "device/decisions")
+PURE_MODULES = (*PURE, "device/plan", "device/memory", "errors", "units", "files")
+ASKS_THE_HARDWARE = {
+    *("probe", "cpuinfo", "cgroup", "timing", "usage", "readers", "windows", "startup"),
+}
 
 
 @dataclass(frozen=True)

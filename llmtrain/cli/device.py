@@ -1,6 +1,9 @@
-"""`llmtrain device info`."""
+"""`llmtrain device info` and `llmtrain device bench`."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
 
 import typer
 
@@ -22,6 +25,7 @@ def register(app: typer.Typer) -> None:
     device = group("What the machine has, and how it will be used.")
     app.add_typer(device, name="device")
     command(device, "info")(info)
+    command(device, "bench")(bench)
 
 
 def info(
@@ -55,4 +59,49 @@ def info(
     voice.result(f"profile {loaded.profile.name}: {reason}")
     voice.result("")
     voice.show(plan_table(planned.plan))
+    return 0
+
+
+def bench(
+    voice: Voice,
+    profile: ProfileOption = None,
+    device: DeviceOption = None,
+    force_cpu: ForceCpuOption = False,
+    set_: SetOption = None,
+    no_compile: Annotated[
+        bool, typer.Option("--no-compile", help="Measure no block; compiling one takes a while.")
+    ] = False,
+    json: JsonOption = False,
+) -> int:
+    """Measure this CPU anew at a profile's work; the next run plans with these times."""
+    from llmtrain.device.startup import prepare_for_torch
+
+    prepare_for_torch()  # as a run does, so that the times are a run's
+    from llmtrain.cli.render import bench_document, bench_line, bench_plan_table, bench_table
+    from llmtrain.device.probe import read_facts
+    from llmtrain.engine.bench import bench_cpu
+    from llmtrain.engine.planning import choose_profile
+    from llmtrain.engine.request import TrainRequest
+
+    flags = flag_settings(device_kind=device, device_force_cpu=force_cpu)
+    facts = read_facts()
+    chosen = choose_profile(replace(facts, accelerators=()), None)  # one for a CPU
+    request = TrainRequest(profile=profile or chosen.value, assignments=set_ or [], flags=flags)
+    loaded = request.load(request.profile).profile
+    result = bench_cpu(loaded, facts, block=not no_compile, announce=voice.note)
+    if result.times.compile_failure is not None:
+        voice.warning(f"a block cannot be compiled: {result.times.compile_failure}")
+    reason = "asked for" if profile else chosen.reason
+    if json:
+        named = {"profile": {"value": loaded.name, "reason": reason}}
+        voice.document({**named, **bench_document(result)})
+        return 0
+    voice.result(f"profile {loaded.name}: {reason}")
+    voice.result(f"cpu {facts.cpu.model or 'unknown'}, {facts.cpu.usable_cores} usable cores")
+    voice.result("")
+    voice.show(bench_table(result))
+    voice.result("")
+    voice.show(bench_plan_table(result))
+    voice.result("")
+    voice.result(bench_line(result))
     return 0

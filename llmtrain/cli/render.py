@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
+from llmtrain.device.choice import Choice
 from llmtrain.device.facts import Facts
 from llmtrain.device.memory import MemoryPrediction
 from llmtrain.device.plan import Plan
+from llmtrain.device.speed import product_kind, seconds_by_kind
+from llmtrain.engine.bench import Bench, step_work
 from llmtrain.engine.planning import Planned
 from llmtrain.train.events import TrainResult
 from llmtrain.units import format_bytes, format_count, format_duration
 
+_MEASURED_DECISIONS = (
+    "precision",
+    "matmul_precision",
+    "attention",
+    "compile",
+    "threads",
+    "micro_batch",
+    "activation_checkpointing",
+)
+
 
 def plan_table(plan: Plan) -> Table:
     """Every decision with its reason."""
+    return _choices_table(dict(plan.choices()))
+
+
+def _choices_table(choices: dict[str, Choice[Any]]) -> Table:
     table = Table(title="plan", title_justify="left", box=None, pad_edge=False)
     table.add_column("decision", style="bold", no_wrap=True)
     table.add_column("value", style="cyan", no_wrap=True)
     table.add_column("why")
-    for name, choice in plan.choices():
+    for name, choice in choices.items():
         table.add_row(name, _plain(choice.value), choice.reason)
     return table
 
@@ -129,6 +148,82 @@ def prediction_document(planned: Planned) -> dict[str, Any]:
         "limit_bytes": planned.limit_bytes,
         "fits": total <= planned.limit_bytes,
     }
+
+
+def bench_table(bench: Bench) -> Table:
+    """Every measured time, and what of it the plan uses."""
+    threads = bench.plan.threads.value
+    title = f"measured on {threads} thread{'s' if threads > 1 else ''}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table.add_column("forward and backward", style="bold", no_wrap=True)
+    table.add_column("time", justify="right", style="cyan", no_wrap=True)
+    table.add_column("GFLOP/s", justify="right", no_wrap=True)
+    table.add_column("plan", no_wrap=True)
+    for name, seconds, rate, used in _bench_rows(bench):
+        time = f"{1e3 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
+        table.add_row(name, time, rate, "chosen" if used else "")
+    return table
+
+
+def bench_plan_table(bench: Bench) -> Table:
+    """The decisions that the measured times bear on."""
+    return _choices_table(_measured_choices(bench.plan))
+
+
+def bench_line(bench: Bench) -> str:
+    """The speed that training is predicted to have."""
+    if bench.step_s is None or bench.tokens_per_s is None:
+        return "predicted: no speed, for want of a block measured as the plan computes it"
+    rate = format_count(round(bench.tokens_per_s))
+    return f"predicted: {rate} tokens/s, {format_duration(bench.step_s)} a step"
+
+
+def bench_document(bench: Bench) -> dict[str, Any]:
+    """What was measured and what follows from it, as `device bench --json` says it."""
+    cpu, times = bench.facts.cpu, bench.times
+    attention, choices = times.attention, _measured_choices(bench.plan)
+    return {
+        "cpu": {
+            "model": cpu.model,
+            "cores": cpu.usable_cores,
+            "threads": bench.plan.threads.value,
+        },
+        "products": {
+            kind: {"seconds": seconds, "gflops": times.matmul.flops / seconds / 1e9}
+            for kind, seconds in seconds_by_kind(times.matmul).items()
+        },
+        "attention": asdict(attention) if attention is not None else None,
+        "block": asdict(times.block) if times.block is not None else None,
+        "compile_failure": times.compile_failure,
+        "plan": {name: {"value": c.value, "reason": c.reason} for name, c in choices.items()},
+        "predicted": {"tokens_per_s": bench.tokens_per_s, "step_s": bench.step_s}
+        if bench.step_s is not None
+        else None,
+    }
+
+
+def _bench_rows(bench: Bench) -> Iterator[tuple[str, float, str, bool]]:
+    """What was timed, seconds, GFLOP/s, and whether the plan uses it."""
+    plan, times = bench.plan, bench.times
+    names = {"fp32": "products, fp32", "medium": "products, fp32 medium", "bf16": "products, bf16"}
+    used = product_kind(step_work(plan))
+    for kind, seconds in seconds_by_kind(times.matmul).items():
+        rate = f"{times.matmul.flops / seconds / 1e9:,.1f}"
+        yield names[kind], seconds, rate, kind == used
+    if times.attention is not None:
+        blocks = plan.attention.value == "blocks"
+        yield "attention, torch's kernel", times.attention.sdpa_s, "", not blocks
+        yield "attention, products over blocks", times.attention.blocks_s, "", blocks
+    if times.block is not None:
+        compiled = plan.compile.value
+        yield "one block, eager", times.block.eager_s, "", not compiled
+        yield "one block, compiled", times.block.compiled_s, "", compiled
+        yield "compiling one block", times.block.compile_s, "", False
+
+
+def _measured_choices(plan: Plan) -> dict[str, Choice[Any]]:
+    choices = dict(plan.choices())
+    return {name: choices[name] for name in _MEASURED_DECISIONS}
 
 
 def summary_lines(result: TrainResult) -> list[str]:

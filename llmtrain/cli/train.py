@@ -21,7 +21,6 @@ from llmtrain.cli.options import (
     flag_settings,
 )
 from llmtrain.cli.voice import Voice
-from llmtrain.files import cache_directory
 
 if TYPE_CHECKING:
     from llmtrain.engine.request import TrainRequest
@@ -83,10 +82,9 @@ def train(
         device_processes=nproc,
     )
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
-        from llmtrain.device.allocator import keep_freed_memory
+        from llmtrain.device.startup import prepare_for_torch
 
-        keep_freed_memory()
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "compiled"))
+        prepare_for_torch()
         from llmtrain.engine.request import TrainRequest
 
         request = TrainRequest(

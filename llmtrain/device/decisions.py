@@ -19,8 +19,8 @@ from llmtrain.errors import DoesNotFitError, UsageError
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.units import format_bytes
 
-# Small micro-batches are nearly as fast as large ones on a CPU, and much leaner; an accelerator
-# wants enough tokens that its products fill it.
+# Small micro-batches are as fast as large ones on a CPU, on two cores and on sixteen, and much
+# leaner; an accelerator wants enough tokens that its products fill it.
 _MICRO_BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
 _USABLE_MEMORY = {"cpu": 0.85, "mps": 0.8, "cuda": 0.92}
 
@@ -149,10 +149,9 @@ def activations(
 ) -> tuple[Choice[ActivationCheckpointing], Choice[int]]:
     """How much the forward keeps, and of how many sequences: the least recomputation that fits."""
     wish = wishes.activation_checkpointing
+    modes: list[Choice[ActivationCheckpointing]] = list(_ways_to_fit(kind, compiled))
     if wish != "auto":
-        modes = [Choice[ActivationCheckpointing](wish, "asked for")]
-    else:
-        modes = list(_ways_to_fit(kind, compiled))
+        modes = [Choice(wish, "asked for")]
     for mode in modes:
         try:
             chosen = _micro_batch(facts, needs, kind, precision, mode.value, processes, local)

@@ -13,7 +13,7 @@ from llmtrain.profile.shape import ModelShape
 
 _FP32 = 4
 _HALF = 2
-_CPU_LOSS_CHUNK_BYTES = 32 << 20  # of fp32 logits: about the last-level cache
+_CPU_LOSS_CHUNK_BYTES = 32 << 20  # of logits: about the last-level cache; more is no faster
 _ACCELERATOR_LOSS_CHUNK_BYTES = 1 << 30  # large enough that products fill the device
 # What a process holds beside its model: measured for torch 2.13 with the libraries that a
 # run imports and what an evaluation leaves, and for CUDA the context and the workspaces.
@@ -151,9 +151,10 @@ def _norm_bytes(width: int, half_precision: bool) -> int:
 def _loss_bytes(shape: ModelShape, tokens: int, half_precision: bool, device_kind: str) -> int:
     size = _HALF if half_precision else _FP32
     head = shape.vocab_size * shape.hidden_size
-    logits = min(tokens, loss_chunk_tokens(shape.vocab_size, device_kind, size)) * shape.vocab_size
+    chunk = min(tokens, loss_chunk_tokens(shape.vocab_size, device_kind, size))
+    logits = chunk * shape.vocab_size
     return (
-        logits * (_FP32 + 2 * size)  # fp32, as they come out of the product, their gradient
+        logits * size  # overwritten by their own gradient
         + tokens * shape.hidden_size * size  # gradient of the hidden states
         + head * _FP32  # gradient of the head, added to the embedding's at the end
         + head * size * (2 if half_precision else 1)  # one chunk's share of it; the cast weight

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Generic
+
+import torch
 
 from llmtrain.device import arithmetic
 from llmtrain.device import decisions as decide
-from llmtrain.device.choice import Needs
+from llmtrain.device.choice import MatmulPrecision, Needs, Precision
 from llmtrain.device.facts import AttentionTimes, BlockTimes, CpuTimes, Facts, MatmulTimes
 from llmtrain.device.plan import Plan, make_plan
-from llmtrain.device.probe_cache import ProbeKey, cached_times, keep_times, kept_times, probe_key
+from llmtrain.device.probe_cache import ProbeKey, T, keep_times, kept_times, probe_key
 from llmtrain.device.timing import time_matmuls
 from llmtrain.files import cache_directory
 from llmtrain.model.timing import CompileError, time_attention, time_block
@@ -22,18 +26,80 @@ PROBE_TOKENS = 2048
 Announce = Callable[[str], None]
 
 
-def measured_products(facts: Facts, shape: ModelShape, threads: int) -> MatmulTimes:
-    """The profile's matrix products in each precision; about a second, once."""
+@dataclass(frozen=True, slots=True)
+class Probe(Generic[T]):
+    """Something to measure, and what its times are kept under."""
+
+    key: ProbeKey
+    kind: type[T]
+    measure: Callable[[], T]
+
+    def kept(self) -> T | None:
+        """The times that were kept; None where there are none."""
+        return kept_times(cache_directory(), self.key, self.kind)
+
+    def fresh(self) -> T:
+        """Times measured now, and kept."""
+        times = self.measure()
+        keep_times(cache_directory(), self.key, times)
+        return times
+
+    def times(self) -> T:
+        """The times that were kept, or fresh ones."""
+        kept = self.kept()
+        return self.fresh() if kept is None else kept
+
+
+def products_probe(facts: Facts, shape: ModelShape, threads: int) -> Probe[MatmulTimes]:
+    """The profile's matrix products in each precision; about a second."""
     hidden, intermediate = shape.hidden_size, shape.intermediate_size
     key = probe_key(
         facts, "products", threads, hidden=hidden, intermediate=intermediate, tokens=PROBE_TOKENS
     )
-    return cached_times(
-        cache_directory(),
-        key,
-        MatmulTimes,
-        lambda: time_matmuls(hidden, intermediate, PROBE_TOKENS, threads),
+    return Probe(
+        key, MatmulTimes, lambda: time_matmuls(hidden, intermediate, PROBE_TOKENS, threads)
     )
+
+
+def attention_probe(
+    facts: Facts, wishes: DeviceSection, needs: Needs, products: MatmulTimes
+) -> Probe[AttentionTimes]:
+    """Attention by each kernel, in the precision that `products` decide; about a second."""
+    shape, threads = needs.shape, cpu_threads(facts, wishes, needs)
+    precision: Precision = arithmetic.precision(facts, wishes, "cpu", products).value
+    passes = arithmetic.matmul_precision("cpu", precision, products).value
+
+    def measure() -> AttentionTimes:
+        with _multiplying(passes):
+            return time_attention(shape, precision, threads)
+
+    key = _shape_key(
+        facts, "attention", threads, shape, precision=precision, matmul_precision=passes
+    )
+    return Probe(key, AttentionTimes, measure)
+
+
+def block_probe(facts: Facts, needs: Needs, plan: Plan) -> Probe[BlockTimes]:
+    """One block, as the plan computes it, eager and compiled. Measuring raises CompileError."""
+
+    def measure() -> BlockTimes:
+        with _multiplying(plan.matmul_precision.value):
+            return time_block(
+                needs.shape,
+                micro_batch=plan.micro_batch.value,
+                precision=plan.precision.value,
+                attention=plan.attention.value,
+                checkpointing=plan.activation_checkpointing.value,
+                keep_casts=plan.keep_weight_casts.value,
+                threads=plan.threads.value,
+            )
+
+    return Probe(_block_key(facts, needs, plan), BlockTimes, measure)
+
+
+def measured_products(facts: Facts, shape: ModelShape, threads: int) -> MatmulTimes:
+    """The profile's matrix products in each precision, kept or fresh."""
+    return products_probe(facts, shape, threads).times()
 
 
 def measured_cpu(
@@ -44,54 +110,34 @@ def measured_cpu(
     Compiling a block takes seconds to tens of seconds: that is done, and `announce` told, only
     where there is an `announce` and the run is long enough to gain by it.
     """
-    local = needs.launched_local_processes or 1
-    threads = decide.threads(facts, wishes, local).value
-    times = CpuTimes(measured_products(facts, needs.shape, threads))
-    precision = arithmetic.precision(facts, wishes, "cpu", times.matmul).value
-    attention_key = _shape_key(facts, "attention", threads, needs.shape, precision=precision)
-    attention = cached_times(
-        cache_directory(),
-        attention_key,
-        AttentionTimes,
-        lambda: time_attention(needs.shape, precision, threads),
-    )
-    times = replace(times, attention=attention)
+    products = measured_products(facts, needs.shape, cpu_threads(facts, wishes, needs))
+    attention = attention_probe(facts, wishes, needs, products).times()
+    times = CpuTimes(products, attention)
     plan = make_plan(facts, wishes, needs, times)
     if wishes.compile != "auto" or not plan.compile.value:
         return times
-    return _with_block(times, facts, needs, plan, announce)
-
-
-def _with_block(
-    times: CpuTimes, facts: Facts, needs: Needs, plan: Plan, announce: Announce | None
-) -> CpuTimes:
-    key = _block_key(facts, needs, plan)
-    kept = kept_times(cache_directory(), key, BlockTimes)
-    if kept is not None:
+    probe = block_probe(facts, needs, plan)
+    kept = probe.kept()
+    if kept is not None or announce is None:
         return replace(times, block=kept)
-    if announce is None:
-        return times
     announce("compiling one block, once for this machine and shape")
+    return with_fresh_block(times, probe, announce)
+
+
+def with_fresh_block(times: CpuTimes, probe: Probe[BlockTimes], announce: Announce) -> CpuTimes:
+    """`times` with a block that was measured now, or with why it could not be compiled."""
     try:
-        block = measure_block(needs, plan)
+        block = probe.fresh()
     except CompileError as error:
         return replace(times, compile_failure=error.message)
-    keep_times(cache_directory(), key, block)
     announce(f"compiled in {block.compile_s:.0f} s")
     return replace(times, block=block)
 
 
-def measure_block(needs: Needs, plan: Plan) -> BlockTimes:
-    """One block, as the plan computes it, eager and compiled. Raises CompileError."""
-    return time_block(
-        needs.shape,
-        micro_batch=plan.micro_batch.value,
-        precision=plan.precision.value,
-        attention=plan.attention.value,
-        checkpointing=plan.activation_checkpointing.value,
-        keep_casts=plan.keep_weight_casts.value,
-        threads=plan.threads.value,
-    )
+def cpu_threads(facts: Facts, wishes: DeviceSection, needs: Needs) -> int:
+    """The threads of one process, as the plan decides them. Raises UsageError."""
+    processes = decide.processes(facts, wishes, needs, "cpu").value
+    return decide.threads(facts, wishes, needs.launched_local_processes or processes).value
 
 
 def _block_key(facts: Facts, needs: Needs, plan: Plan) -> ProbeKey:
@@ -102,6 +148,7 @@ def _block_key(facts: Facts, needs: Needs, plan: Plan) -> ProbeKey:
         needs.shape,
         micro_batch=plan.micro_batch.value,
         precision=plan.precision.value,
+        matmul_precision=plan.matmul_precision.value,
         attention=plan.attention.value,
         checkpointing=plan.activation_checkpointing.value,
         keep_casts=str(plan.keep_weight_casts.value),
@@ -125,3 +172,14 @@ def _shape_key(
         context=shape.context,
         **others,
     )
+
+
+@contextmanager
+def _multiplying(precision: MatmulPrecision) -> Iterator[None]:
+    """fp32 products are as the plan has them; afterwards as they were."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

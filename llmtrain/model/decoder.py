@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -159,6 +160,7 @@ class Backbone(nn.Module):
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
+        self.checkpointing: ActivationCheckpointing = "off"
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
         self.norm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
@@ -175,8 +177,9 @@ class Backbone(nn.Module):
         length = tokens_bt.shape[1]
         x_btc = self.embed_tokens(tokens_bt)
         for block in self.layers:
-            inputs = (x_btc, self.cos_td[:length], self.sin_td[:length])
-            x_btc = casts.call(block, *inputs) if casts is not None else block(*inputs)
+            call = block if casts is None else partial(casts.call, block)
+            rotations = self.cos_td[:length], self.sin_td[:length]
+            x_btc = checkpointed(self.checkpointing, call, x_btc, *rotations)
         hidden: Tensor = self.norm(x_btc)
         return hidden
 
@@ -241,9 +244,11 @@ class Decoder(nn.Module):
         their next call and for that call's shapes.
         """
         self.casts = casts
+        # Compiled, a block computes again within; else around it, where the casts are the same.
+        self.model.checkpointing = "off" if compiled else checkpointing
         for block in self.model.blocks():
             block.self_attn.kernel = attention
-            block.checkpointing = checkpointing
+            block.checkpointing = checkpointing if compiled else "off"
             if compiled:
                 compile_block(block)
         if compiled:

@@ -67,9 +67,10 @@ def time_block(
     What is compiled here is what a run with these values compiles: it finds it in the cache.
     Raises CompileError.
     """
-    x = torch.randn(micro_batch, shape.context, shape.hidden_size, requires_grad=True)
+    with torch.random.fork_rng(devices=()):  # a run draws the same whether it measured or not
+        x = torch.randn(micro_batch, shape.context, shape.hidden_size, requires_grad=True)
+        blocks = {name: _block(shape, attention) for name in ("eager", "compiled")}
     cos, sin = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
-    blocks = {name: _block(shape, attention) for name in ("eager", "compiled")}
     blocks["compiled"].checkpointing = checkpointing
     compile_block(blocks["compiled"])
     casts = WeightCasts(torch.bfloat16) if keep_casts else None

@@ -3,84 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 
 from llmtrain.device import decisions as decide
-from llmtrain.device.choice import Needs
-from llmtrain.device.facts import Accelerator, CpuFacts, Facts, MatmulTimes
-from llmtrain.device.plan import make_plan
-from llmtrain.errors import UsageError
-from llmtrain.profile.load import load_profile
-from llmtrain.profile.schema import DeviceSection, ModelSection
-from llmtrain.profile.shape import shape_of
-
-GIB = 2**30
-CPU = Facts(
-    system="Linux",
-    python_version="3.12.0",
-    torch_version="2.13.0",
-    torch_build="cpu",
-    cpu=CpuFacts(
-        model=None,
-        architecture="x86_64",
-        physical_cores=8,
-        logical_cores=16,
-        sockets=None,
-        affinity_cores=16,
-        quota_cores=None,
-        isa=(),
-        memory_total_bytes=16 * GIB,
-        memory_limit_bytes=None,
-    ),
-    backends=("gloo",),
-)
-
-
-def gpu(index: int = 0, *, gib: int = 24, bf16: bool = True) -> Accelerator:
-    return Accelerator("cuda", index, "RTX", gib * GIB, bf16)
-
-
-CUDA = replace(
+from llmtrain.device.choice import Choice, DeviceKind
+from llmtrain.device.facts import Facts
+from llmtrain.device.memory import predict_training
+from llmtrain.device.plan import Plan, make_plan
+from llmtrain.errors import DoesNotFitError
+from tests.device.machines import (
     CPU,
-    accelerators=(gpu(0), gpu(1)),
-    has_triton=True,
-    cxx_compiler="g++",
-    backends=("gloo", "nccl"),
+    CUDA,
+    GIB,
+    MPS,
+    NEEDS,
+    after_following,
+    decided,
+    gpu,
+    products,
+    refused,
+    wish,
 )
-MPS = replace(CPU, system="Darwin", accelerators=(Accelerator("mps", 0, "M2", 12 * GIB, True),))
-OLD_MPS = replace(MPS, accelerators=(Accelerator("mps", 0, "M1", 12 * GIB, False),))
+
 BROKEN = replace(CPU, failures=(("cuda", "no kernel image is available"),))
 UNUSABLE = replace(CPU, unusable_gpu="an NVIDIA GPU is here; this torch is built for the CPU")
-NEEDS = Needs(
-    shape_of(ModelSection(hidden_size=64, num_heads=2, num_layers=2, context=64)),
-    tokens_per_step=64 * 24,
-)
-
-
-def wish(**values: Any) -> DeviceSection:
-    return DeviceSection.model_validate(values)
-
-
-def decided(facts: Facts, needs: Needs = NEEDS, **wishes: Any) -> dict[str, Any]:
-    return {name: c.value for name, c in make_plan(facts, wish(**wishes), needs).choices()}
-
-
-def refused(facts: Facts, needs: Needs = NEEDS, **wishes: Any) -> UsageError:
-    with pytest.raises(UsageError) as caught:
-        make_plan(facts, wish(**wishes), needs)
-    return caught.value
-
-
-def after_following(hint: str | None, wishes: dict[str, Any]) -> dict[str, Any]:
-    """The wishes as they are once what the hint says was added to the command."""
-    assert hint is not None
-    flag, _, said = hint.partition(" ")
-    assignment = {"--nproc": f"device.processes={said}", "--set": said}[flag]
-    changed = load_profile(environment={}, assignments=[assignment]).profile.device
-    key = assignment.removeprefix("device.").split("=")[0]
-    return wishes | {key: getattr(changed, key)}
 
 
 @pytest.mark.parametrize(
@@ -129,23 +77,13 @@ def test_a_device_that_was_named_has_to_be_there(facts: Facts, kind: str, becaus
     assert error.exit_code == 2
 
 
-CUDA_OLD = replace(CUDA, accelerators=(gpu(0), gpu(1, bf16=False)))
-
-
 @pytest.mark.parametrize(
     ("facts", "wishes", "what"),
     [
-        (CPU, {"precision": "fp16"}, "fp16: a CPU computes fp16"),
-        (CUDA, {"precision": "fp16", "kind": "cpu"}, "fp16: a CPU computes fp16"),
-        (MPS, {"precision": "fp16"}, "fp16: gradients cannot be scaled on MPS"),
-        (OLD_MPS, {"precision": "bf16"}, "bf16: this GPU has none"),
-        (CUDA_OLD, {"precision": "bf16"}, "bf16: this GPU has none"),
         (CPU, {"backend": "nccl"}, "nccl needs CUDA"),
         (CUDA, {"backend": "nccl", "force_cpu": True}, "nccl needs CUDA"),
         (MPS, {"backend": "nccl"}, "nccl needs CUDA"),
         (replace(CUDA, backends=("gloo",)), {"backend": "nccl"}, "this torch build has none"),
-        (CPU, {"compile": True}, "needs a C++ compiler"),
-        (replace(CUDA, has_triton=False), {"compile": True}, "needs Triton"),
         (CUDA, {"processes": 3}, "3 processes need as many GPUs; there are 2"),
         (MPS, {"processes": 2}, "mps has one GPU"),
     ],
@@ -165,50 +103,11 @@ def test_launched_processes_need_a_gpu_each_on_their_machine() -> None:
     assert "4 processes need as many GPUs; there are 2" in refused(CUDA, too_many).message
 
 
-def test_one_gpu_without_bf16_decides_for_all() -> None:
-    plan = decided(CUDA_OLD)
-    assert (plan["precision"], plan["grad_scaler"]) == ("fp16", True)
-
-
 def test_the_smallest_gpu_is_the_limit() -> None:
     mixed = replace(CUDA, accelerators=(gpu(0, gib=24), gpu(1, gib=8)))
     assert 7 * GIB < decide.memory_limit_bytes(mixed, "cuda") < 8 * GIB
     small = replace(CPU, cpu=replace(CPU.cpu, memory_limit_bytes=GIB))
     assert decide.memory_limit_bytes(small, "cpu") < GIB
-
-
-@pytest.mark.parametrize(
-    ("times", "precision", "matmul"),
-    [
-        (None, "fp32", "highest"),
-        (MatmulTimes(1.0, 1.0, 0.25), "bf16", "highest"),
-        (MatmulTimes(1.0, 0.5, 0.25), "bf16", "highest"),
-        (MatmulTimes(1.0, 0.5, 0.49), "bf16", "highest"),  # half the memory comes with it
-        (MatmulTimes(1.0, 0.5, 0.51), "fp32", "medium"),
-        (MatmulTimes(1.0, 0.95, 0.95), "fp32", "highest"),
-        (MatmulTimes(1.0, 1.1, 5.0), "fp32", "highest"),
-    ],
-)
-def test_numerics_change_only_where_it_pays(
-    times: MatmulTimes | None, precision: str, matmul: str
-) -> None:
-    plan = make_plan(CPU, wish(), NEEDS, times)
-    assert (plan.precision.value, plan.matmul_precision.value) == (precision, matmul)
-
-
-def test_times_of_the_cpu_say_nothing_of_a_gpu() -> None:
-    times = MatmulTimes(1.0, 0.1, 0.01)
-    assert make_plan(MPS, wish(), NEEDS, times) == make_plan(MPS, wish(), NEEDS)
-    assert make_plan(CUDA, wish(), NEEDS, times) == make_plan(CUDA, wish(), NEEDS)
-
-
-@pytest.mark.parametrize(
-    ("facts", "compiled"),
-    [(CPU, False), (MPS, False), (CUDA, True), (replace(CUDA, has_triton=False), False)],
-)
-def test_compiling_where_it_is_possible(facts: Facts, compiled: bool) -> None:
-    assert decided(facts)["compile"] is compiled
-    assert decided(facts, compile=False)["compile"] is False
 
 
 def test_a_micro_batch_that_does_not_divide_is_refused() -> None:
@@ -241,7 +140,67 @@ def test_processes_of_one_machine_share_its_cores(processes: int, threads: int) 
     assert decided(CPU, processes=processes)["threads"] == threads
 
 
-@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
-def test_only_fp16_scales_gradients(kind: Literal["cpu", "cuda", "mps"]) -> None:
-    scaled = {p: decide.grad_scaler(kind, p).value for p in ("fp32", "bf16", "fp16")}
-    assert scaled == {"fp32": False, "bf16": False, "fp16": True}
+def on_a_cpu_with(limit_bytes: int, *, compiled: bool = False, **wishes: Any) -> Plan:
+    cpu = replace(CPU.cpu, memory_limit_bytes=limit_bytes)
+    facts = replace(CPU, cpu=cpu, cxx_compiler="g++" if compiled else None)
+    return make_plan(facts, wish(**wishes), DEEP, products(1.0, 1.0, 1.0))
+
+
+# One sequence is most of what it needs.
+DEEP = replace(NEEDS, shape=replace(NEEDS.shape, num_layers=40, context=8192))
+DEEP = replace(DEEP, tokens_per_step=2 * 8192)
+
+
+def just_enough_bytes(checkpointing: Any) -> int:
+    """The smallest memory in which one sequence fits."""
+    predicted = predict_training(
+        DEEP.shape,
+        micro_batch=1,
+        half_precision=False,
+        checkpointing=checkpointing,
+        device_kind="cpu",
+    )
+    return int(predicted.total_bytes / 0.85) + 2
+
+
+def test_as_memory_shrinks_more_is_computed_again() -> None:
+    off, selective, full = map(just_enough_bytes, ("off", "selective", "full"))
+    assert off > selective > full
+    found = [
+        on_a_cpu_with(n).activation_checkpointing
+        for n in (2 * off, off, off - 2**20, selective, selective - 2**20, full)
+    ]
+    modes = ["off", "off", "selective", "selective", "full", "full"]
+    assert [choice.value for choice in found] == modes
+    assert found[0].reason == "everything fits"
+    assert {c.reason for c in found[2:]} == {"without it even one sequence does not fit"}
+    with pytest.raises(DoesNotFitError):
+        on_a_cpu_with(full - 2**20)
+
+
+def test_more_recomputation_is_never_chosen_for_a_larger_micro_batch() -> None:
+    plan = on_a_cpu_with(just_enough_bytes("off"))
+    assert (plan.activation_checkpointing.value, plan.micro_batch.value) == ("off", 1)
+
+
+def test_what_is_compiled_keeps_products_and_attention_though_all_would_fit() -> None:
+    roomy = on_a_cpu_with(16 * GIB, compiled=True).activation_checkpointing
+    assert roomy.value == "selective"
+    assert "the compiled backward computes the rest" in roomy.reason
+    tight = on_a_cpu_with(just_enough_bytes("full"), compiled=True).activation_checkpointing
+    assert (tight.value, tight.reason) == ("full", "without it even one sequence does not fit")
+
+
+@pytest.mark.parametrize("mode", ["off", "selective", "full"])
+def test_checkpointing_that_was_asked_for_is_done(mode: str) -> None:
+    for compiled in (False, True):
+        plan = on_a_cpu_with(16 * GIB, compiled=compiled, activation_checkpointing=mode)
+        assert plan.activation_checkpointing == Choice(mode, "asked for")
+    with pytest.raises(DoesNotFitError):  # not another mode, that would
+        on_a_cpu_with(just_enough_bytes(mode) - 2**20, activation_checkpointing=mode)
+
+
+@pytest.mark.parametrize(("facts", "kind"), [(CUDA, "cuda"), (MPS, "mps")])
+def test_a_gpu_keeps_all_that_fits(facts: Facts, kind: DeviceKind) -> None:
+    plan = make_plan(facts, wish(), NEEDS)
+    assert (plan.device.value, plan.activation_checkpointing.value) == (kind, "off")

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from llmtrain.device.choice import Needs
 from llmtrain.device.decisions import memory_limit_bytes
-from llmtrain.device.facts import Accelerator, AcceleratorKind, CpuFacts, Facts, MatmulTimes
+from llmtrain.device.facts import (
+    Accelerator,
+    AcceleratorKind,
+    AttentionTimes,
+    BlockTimes,
+    CpuFacts,
+    CpuTimes,
+    Facts,
+    MatmulTimes,
+)
 from llmtrain.device.plan import (
     Plan,
     make_inference_plan,
@@ -26,8 +35,16 @@ from llmtrain.profile.schema import DeviceSection, ModelSection, Profile
 from llmtrain.profile.shape import shape_of
 
 GIB = 2**30
-BF16_PAYS = MatmulTimes(fp32_s=0.040, medium_s=0.040, bf16_s=0.010)
-BF16_IS_EMULATED = MatmulTimes(fp32_s=0.040, medium_s=0.041, bf16_s=0.200)
+BF16_PAYS = CpuTimes(
+    MatmulTimes(fp32_s=0.040, medium_s=0.040, bf16_s=0.010, flops=1e10),
+    AttentionTimes(sdpa_s=0.100, blocks_s=0.030),
+    BlockTimes(eager_s=0.400, compiled_s=0.300, compile_s=12.0),
+)
+BF16_IS_EMULATED = CpuTimes(
+    MatmulTimes(fp32_s=0.040, medium_s=0.041, bf16_s=0.200, flops=1e10),
+    AttentionTimes(sdpa_s=0.100, blocks_s=0.095),
+    BlockTimes(eager_s=0.400, compiled_s=0.410, compile_s=12.0),
+)
 
 
 def cpu(cores: int, gib: float, **more: Any) -> CpuFacts:
@@ -101,7 +118,7 @@ def needs_of(profile: Profile) -> Needs:
 
 
 def plan(
-    facts: Facts, name: str, *assignments: str, times: MatmulTimes | None = None, **launched: Any
+    facts: Facts, name: str, *assignments: str, times: CpuTimes | None = None, **launched: Any
 ) -> Plan:
     profile = profile_of(name, *assignments)
     return make_plan(facts, profile.device, replace(needs_of(profile), **launched), times)
@@ -116,7 +133,10 @@ ON_A_CPU = {
     "precision": "fp32",
     "matmul_precision": "highest",
     "processes": 1,
+    "attention": "sdpa",
     "compile": False,
+    "activation_checkpointing": "off",
+    "keep_weight_casts": False,
     "backend": "gloo",
     "grad_scaler": False,
     "optimizer_kernel": "fused",
@@ -128,6 +148,7 @@ ON_CUDA = ON_A_CPU | {
     "precision": "bf16",
     "matmul_precision": "high",
     "compile": True,
+    "keep_weight_casts": True,
     "backend": "nccl",
     "workers": 32,
     "pin_memory": True,
@@ -138,7 +159,12 @@ ON_CUDA = ON_A_CPU | {
     ("facts", "name", "times", "expected"),
     [
         (H100, "gpu-small", None, ON_CUDA | {"threads": 32}),
-        (EIGHT_H100, "gpu-small", None, ON_CUDA | {"processes": 8, "threads": 4}),
+        (
+            EIGHT_H100,
+            "gpu-small",
+            None,
+            ON_CUDA | {"processes": 8, "threads": 4, "keep_weight_casts": False},
+        ),
         (
             T4,
             "gpu-small",
@@ -150,7 +176,16 @@ ON_CUDA = ON_A_CPU | {
             XEON,
             "cpu-medium",
             BF16_PAYS,
-            ON_A_CPU | {"precision": "bf16", "threads": 64, "workers": 64},
+            ON_A_CPU
+            | {
+                "precision": "bf16",
+                "attention": "blocks",
+                "compile": True,
+                "activation_checkpointing": "selective",
+                "keep_weight_casts": True,
+                "threads": 64,
+                "workers": 64,
+            },
         ),
         (LAPTOP, "cpu-medium", BF16_IS_EMULATED, ON_A_CPU | {"threads": 4, "workers": 4}),
         (CONTAINER, "cpu-small", None, ON_A_CPU | {"threads": 1, "workers": 1}),
@@ -159,7 +194,7 @@ ON_CUDA = ON_A_CPU | {
     ids=["h100", "8xh100", "t4", "mac", "xeon", "laptop", "container", "windows"],
 )
 def test_the_plan_of_a_machine(
-    facts: Facts, name: str, times: MatmulTimes | None, expected: dict[str, Any]
+    facts: Facts, name: str, times: CpuTimes | None, expected: dict[str, Any]
 ) -> None:
     made, profile = plan(facts, name, times=times), profile_of(name)
     found = values(made)
@@ -243,17 +278,21 @@ def test_a_wish_is_granted_and_said_to_be_one() -> None:
     made = plan(
         XEON,
         "cpu-medium",
-        "device={precision: fp32, threads: 3, compile: true, workers: 2, processes: 2, "
-        "pin_memory: true, backend: gloo}",
+        "device={precision: fp32, threads: 3, attention: sdpa, compile: true, workers: 2, "
+        "activation_checkpointing: full, processes: 2, pin_memory: true, backend: gloo}",
         "train.micro_batch=2",
         times=BF16_PAYS,
     )
     wished = values(made)
     assert (wished["precision"], wished["threads"], wished["compile"]) == ("fp32", 3, True)
+    assert (wished["attention"], wished["activation_checkpointing"]) == ("sdpa", "full")
     assert (wished["workers"], wished["processes"], wished["pin_memory"]) == (2, 2, True)
     assert (wished["micro_batch"], wished["accumulation"]) == (2, 8)
-    asked = ("precision", "threads", "compile", "workers", "processes", "pin_memory", "backend")
-    assert {getattr(made, name).reason for name in (*asked, "micro_batch")} == {"asked for"}
+    asked = (
+        *("precision", "threads", "attention", "compile", "activation_checkpointing", "workers"),
+        *("processes", "pin_memory", "backend", "micro_batch"),
+    )
+    assert {getattr(made, name).reason for name in asked} == {"asked for"}
 
 
 def test_processes_that_were_launched_are_those_of_the_plan() -> None:
@@ -341,7 +380,7 @@ def test_a_plan_is_read_back_as_it_was_written(facts: Facts) -> None:
 
 def test_numerics_are_what_a_bitwise_continuation_needs() -> None:
     made = plan(XEON, "cpu-medium")
-    free = {"backend", "workers", "loader_processes", "pin_memory"}
+    free = {"backend", "keep_weight_casts", "workers", "loader_processes", "pin_memory"}
     assert set(made.numerics()) == {field.name for field in fields(Plan)} - free
     assert made.numerics().items() <= values(made).items()
 
@@ -359,7 +398,7 @@ def test_the_same_facts_give_the_same_plan() -> None:
 def test_inference_decides_as_training_does() -> None:
     for facts in MACHINES:
         training = plan(facts, "cpu-tiny", "device.processes=1", times=BF16_PAYS)
-        inference = make_inference_plan(facts, DeviceSection(), BF16_PAYS)
+        inference = make_inference_plan(facts, DeviceSection(), BF16_PAYS.matmul)
         for field in fields(inference):
             assert getattr(inference, field.name) == getattr(training, field.name)
 

@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from llmtrain.device import timing
+from llmtrain.device.facts import MatmulTimes
 from llmtrain.device.probe import time_matmuls
 
 
 @pytest.mark.parametrize("tokens", [1, 100, 5000])
 def test_times_are_positive_and_finite(tokens: int) -> None:
-    times = astuple(time_matmuls(64, 96, tokens, threads=1))
-    assert all(math.isfinite(seconds) and seconds > 0 for seconds in times)
+    times = time_matmuls(64, 96, tokens, threads=1)
+    assert all(math.isfinite(seconds) and seconds > 0 for seconds in astuple(times))
+    assert times.flops == 6 * 2 * tokens * 64 * 96  # two layers, three products each
 
 
 def test_precision_threads_and_random_state_are_restored() -> None:
@@ -60,11 +62,15 @@ def row_seconds(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> list[tuple
     return timed
 
 
+def seconds(times: MatmulTimes) -> tuple[float, float, float]:
+    return times.fp32_s, times.medium_s, times.bf16_s
+
+
 def test_a_hopeless_candidate_is_given_up_after_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
     timed = row_seconds(monkeypatch, fp32=1e-6, medium=1e-6, bf16=5e-5)
     times = time_matmuls(64, 96, 1000, threads=1)
     assert {rows for name, rows in timed if name == "bf16"} == {timing._LOOK_SIZE}
-    assert astuple(times) == pytest.approx((1e-3, 1e-3, 5e-2))
+    assert seconds(times) == pytest.approx((1e-3, 1e-3, 5e-2))
 
 
 def test_fewer_rows_are_timed_where_they_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +78,7 @@ def test_fewer_rows_are_timed_where_they_take_long(monkeypatch: pytest.MonkeyPat
     times = time_matmuls(256, 256, 10**6, threads=1)
     rows = timed[-1][1]
     assert rows * 3e-4 * timing._LEAST_ROUNDS <= timing._BUDGET_S < 10**6 * 3e-4
-    assert astuple(times) == pytest.approx((100.0, 100.0, 100.0))
+    assert seconds(times) == pytest.approx((100.0, 100.0, 100.0))
 
 
 def test_each_product_counts_with_its_best_round(monkeypatch: pytest.MonkeyPatch) -> None:

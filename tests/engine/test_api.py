@@ -130,7 +130,7 @@ def test_generate_yields_pieces_of_the_text(trained: TrainResult) -> None:
     ("settings", "data", "error"),
     [
         ({"train.stepz": 3}, (), UsageError),
-        ({"model.num_layers": 100_000}, (), DoesNotFitError),
+        ({"model.num_layers": 10_000_000}, (), DoesNotFitError),
         ({}, ("no/such/text.txt",), DataError),
         ({"device.kind": "abacus"}, (), UsageError),
     ],

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from llmtrain.device.choice import ActivationCheckpointing, AttentionKernel
 from llmtrain.model.decoder import Decoder
+from llmtrain.ops.precision import WeightCasts
 from llmtrain.profile.load import load_profile, shipped_profiles
 from llmtrain.profile.shape import ModelShape, shape_of
 
@@ -179,3 +182,70 @@ def test_under_autocast_the_residual_stream_stays_wide(
     exact = model(tokens[:, :-1], tokens[:, 1:]).item()
     assert loss.item() == pytest.approx(exact, rel=2e-2)
     assert loss.item() != exact
+
+
+def loss_and_gradients(model: Decoder, tokens: Tensor, *, bf16: bool = False) -> list[Tensor]:
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
+        loss = model(tokens[:, :-1], tokens[:, 1:])
+    return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+
+@pytest.mark.parametrize("checkpointing", ["off", "selective", "full"])
+def test_however_it_is_computed_it_is_one_function(
+    shape: ModelShape, make_model: MakeModel, checkpointing: ActivationCheckpointing
+) -> None:
+    model, tokens = make_model(shape).double(), draw_tokens(shape, 3, shape.context)
+    expected = loss_and_gradients(model, tokens)
+    model.compute_with(attention="blocks", checkpointing=checkpointing)
+    for found, plain in zip(loss_and_gradients(model, tokens), expected, strict=True):
+        assert (found - plain).norm() <= 1e-12 * plain.norm()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "blocks"])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_is_computed_again_is_bitwise_what_it_was(
+    small_shape: ModelShape, make_model: MakeModel, attention: AttentionKernel, bf16: bool
+) -> None:
+    """And a cast of a weight that is kept is the one that autocast makes."""
+    shape = dataclasses.replace(small_shape, num_kv_heads=2)
+    model, tokens = make_model(shape), draw_tokens(shape, 3, shape.context)
+    model.compute_with(attention=attention)
+    expected = loss_and_gradients(model, tokens, bf16=bf16)
+    for checkpointing in get_args(ActivationCheckpointing):
+        for casts in (None, WeightCasts(torch.bfloat16)) if bf16 else (None,):
+            model.compute_with(attention=attention, checkpointing=checkpointing, casts=casts)
+            found = loss_and_gradients(model, tokens, bf16=bf16)
+            assert all(map(torch.equal, found, expected))
+
+
+def test_gradients_of_several_micro_batches_add_up_through_kept_casts(
+    small_shape: ModelShape, make_model: MakeModel
+) -> None:
+    model, tokens = make_model(small_shape), draw_tokens(small_shape, 4, 20)
+    separate = [loss_and_gradients(model, some, bf16=True)[1:] for some in tokens.split(1)]
+    model.compute_with(casts=WeightCasts(torch.bfloat16))
+    for some in tokens.split(1):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            model(some[:, :-1], some[:, 1:]).backward()
+    for parameter, *gradients in zip(model.parameters(), *separate, strict=True):
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
+        assert torch.equal(parameter.grad, sum(gradients, torch.zeros(())))
+
+
+@torch.no_grad()
+def test_nobody_but_training_sees_kept_casts(
+    small_shape: ModelShape, make_model: MakeModel
+) -> None:
+    """Whoever changed the weights, the next evaluation is of what they are."""
+    model, tokens = make_model(small_shape), draw_tokens(small_shape, 2, 20)
+    model.compute_with(casts=WeightCasts(torch.bfloat16))
+    with torch.enable_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        before = model(tokens, tokens).item()
+    for parameter in model.parameters():
+        parameter.mul_(1.5)
+    fresh = Decoder(small_shape)
+    fresh.load_state_dict(model.state_dict())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = model(tokens, tokens).item(), fresh(tokens, tokens).item()
+    assert found == expected != before

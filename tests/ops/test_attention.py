@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from llmtrain.device.choice import AttentionKernel
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.norm import rms_norm
-from llmtrain.ops.precision import autocast_as, compute_dtype
 from llmtrain.ops.rotary import rotary_table, rotate
 
 
@@ -19,27 +19,37 @@ def draw(*size: int, seed: int = 0) -> Tensor:
     return torch.randn(*size, generator=generator, dtype=torch.float64)
 
 
-def test_attention_is_the_formula() -> None:
+def side_by_side(y_bhtd: Tensor) -> Tensor:
+    return y_bhtd.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "blocks"])
+def test_attention_is_the_formula(kernel: AttentionKernel) -> None:
     q, k, v = (draw(2, 3, 9, 4, seed=seed) for seed in range(3))
     scores = q @ k.transpose(-1, -2) / math.sqrt(4)
     later = torch.ones(9, 9, dtype=torch.bool).triu(1)
     expected = scores.masked_fill(later, -torch.inf).softmax(-1) @ v
-    torch.testing.assert_close(causal_attention(q, k, v), expected)
+    torch.testing.assert_close(causal_attention(q, k, v, kernel), side_by_side(expected))
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 3, 6])
 @pytest.mark.parametrize("queries", [9, 1])
-def test_grouped_queries_are_repeated_keys(key_heads: int, queries: int) -> None:
+@pytest.mark.parametrize("kernel", ["sdpa", "blocks"])
+def test_grouped_queries_are_repeated_keys(
+    kernel: AttentionKernel, queries: int, key_heads: int
+) -> None:
     q = draw(2, 6, queries, 4)
     k, v = draw(2, key_heads, 9, 4, seed=1), draw(2, key_heads, 9, 4, seed=2)
     repeated = [t.repeat_interleave(6 // key_heads, dim=1) for t in (k, v)]
-    torch.testing.assert_close(causal_attention(q, k, v), causal_attention(q, *repeated))
+    expected = causal_attention(q, *repeated, kernel)
+    torch.testing.assert_close(causal_attention(q, k, v, kernel), expected)
 
 
-def test_one_new_token_sees_all_keys() -> None:
+@pytest.mark.parametrize("kernel", ["sdpa", "blocks"])
+def test_one_new_token_sees_all_keys(kernel: AttentionKernel) -> None:
     q, k, v = (draw(1, 2, 9, 4, seed=seed) for seed in range(3))
-    last = causal_attention(q[:, :, -1:], k, v)
-    torch.testing.assert_close(last, causal_attention(q, k, v)[:, :, -1:])
+    last = causal_attention(q[:, :, -1:], k, v, kernel)
+    torch.testing.assert_close(last, causal_attention(q, k, v, kernel)[:, -1:])
 
 
 def test_several_new_tokens_are_a_mistake() -> None:
@@ -110,13 +120,3 @@ def test_norm_is_computed_in_the_precision_of_its_gain() -> None:
     expected = rms_norm(x.float(), gain, 1e-6, torch.float32)
     assert torch.equal(rms_norm(x, gain, 1e-6, torch.float32), expected)
     assert torch.equal(rms_norm(x, gain, 1e-6, torch.bfloat16), expected.bfloat16())
-
-
-def test_matrices_are_multiplied_as_the_plan_says() -> None:
-    x, cpu = torch.zeros(1), torch.device("cpu")
-    assert compute_dtype(x) == torch.float32
-    assert compute_dtype(x.double()) == torch.float64
-    with autocast_as("fp32", cpu):
-        assert compute_dtype(x) == torch.float32
-    with autocast_as("bf16", cpu):
-        assert compute_dtype(x) == torch.bfloat16

@@ -1,6 +1,7 @@
 """Cross-entropy in chunks is cross-entropy, and full logits never exist."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,9 +14,8 @@ from llmtrain.device.memory import loss_chunk_tokens
 from llmtrain.ops import loss as loss_module
 from llmtrain.ops.loss import (
     even_chunk,
-    fusible_softmax_loss,
+    exponentiate,
     linear_cross_entropy,
-    softmax_loss,
 )
 
 ROWS, FEATURES, PIECES = 45, 12, 37
@@ -25,7 +25,7 @@ ROWS, FEATURES, PIECES = 45, 12, 37
 def chunk_rows(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Chunks of one row, of a number that leaves a rest, of all rows, and of more."""
     rows: int = request.param
-    monkeypatch.setattr(loss_module, "loss_chunk_tokens", lambda vocab_size, device_kind: rows)
+    monkeypatch.setattr(loss_module, "loss_chunk_tokens", lambda *_: rows)
     return rows
 
 
@@ -62,6 +62,17 @@ def test_value_and_gradients_are_those_of_full_logits(
     expected = value_and_gradients(plain, torch.float64)
     assert [t.dtype for t in found] == [dtype] * 3
     assert all(relative(a, b) <= tolerance for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("share_bytes", [1, 5 * FEATURES * 8])
+def test_the_heads_gradient_in_shares_is_the_same(
+    share_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In shares of one row, and of a number that leaves a rest."""
+    whole = value_and_gradients(linear_cross_entropy, torch.float64)
+    monkeypatch.setattr(loss_module, "_CPU_SHARE_BYTES", share_bytes)
+    shared = value_and_gradients(linear_cross_entropy, torch.float64)
+    assert all(relative(a, b) <= 1e-14 for a, b in zip(shared, whole, strict=True))
 
 
 def test_under_autocast_products_are_bf16_and_sums_fp32(chunk_rows: int) -> None:
@@ -147,7 +158,7 @@ class Watched(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if isinstance(out, Tensor):
             self.shapes.append(out.shape)
-            if func is torch.ops.aten.mm.default:
+            if func in (torch.ops.aten.mm.default, torch.ops.aten.mm.out):
                 self.products.append(out.shape)
         return out
 
@@ -159,7 +170,7 @@ class Watched(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_full_logits_never_exist(dtype: torch.dtype | None) -> None:
     rows, pieces = 400, 120_000
-    chunk = loss_chunk_tokens(pieces, "cpu")
+    chunk = loss_chunk_tokens(pieces, "cpu", 4 if dtype is None else 2)
     assert rows > 3 * chunk
     hidden = torch.randn(rows, 4, requires_grad=True)
     weight = torch.randn(pieces, 4, requires_grad=True)
@@ -181,22 +192,47 @@ def test_without_gradients_none_are_computed() -> None:
         assert linear_cross_entropy(hidden, weight, targets) == total
 
 
+def test_a_cast_that_is_at_hand_is_the_one_used(chunk_rows: int) -> None:
+    """Bitwise what the loss would have cast itself; of another matrix, that one's products."""
+    found: dict[str, list[Tensor]] = {}
+    casts = {"none": None, "same": draw(torch.bfloat16)[1], "other": draw(torch.bfloat16)[1] * 2}
+    for name, cast in casts.items():
+        loss = partial(linear_cross_entropy, weight_cast_vd=cast)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found[name] = value_and_gradients(loss, torch.float32)
+    assert all(map(torch.equal, found["none"], found["same"]))
+    assert not any(map(torch.equal, found["none"], found["other"]))
+    assert [t.dtype for t in found["other"]] == [torch.float32] * 3
+
+
 @pytest.mark.parametrize("vocab_size", [300, 4096, 32_000, 151_936, 10_000_000])
 @pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
-def test_a_chunk_is_whole_tiles_within_its_budget(vocab_size: int, kind: str) -> None:
-    rows, budget = loss_chunk_tokens(vocab_size, kind), (32 if kind == "cpu" else 1024) << 20
+@pytest.mark.parametrize("element_bytes", [2, 4])
+def test_a_chunk_is_whole_tiles_within_its_budget(
+    element_bytes: int, kind: str, vocab_size: int
+) -> None:
+    rows, budget = loss_chunk_tokens(vocab_size, kind, element_bytes), 1 << 30
+    if kind == "cpu":
+        budget = 32 << 20
+    row_bytes = element_bytes * vocab_size
     assert rows >= 64
     assert rows % 64 == 0
-    assert rows == 64 or rows * vocab_size * 4 <= budget < (rows + 64) * vocab_size * 4
+    assert rows == 64 or rows * row_bytes <= budget < (rows + 64) * row_bytes
 
 
-def test_the_fusible_softmax_is_the_same_function() -> None:
-    logits = torch.randn(33, 101, dtype=torch.float64) * 20
-    targets = torch.randint(0, 101, (33, 1))
-    expected_loss, expected_gradient = softmax_loss(logits.clone(), targets, torch.float64)
-    loss, gradient = fusible_softmax_loss(logits, targets, torch.float64)
-    torch.testing.assert_close(loss, expected_loss, rtol=1e-12, atol=0)
-    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-12, atol=1e-15)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_logits_become_what_the_softmax_divides(dtype: torch.dtype) -> None:
+    """Where some are beyond what exp can take."""
+    logits = (torch.randn(33, 101, dtype=torch.float64) * 500).to(dtype)
+    exact, wide = logits.double().clone(), torch.promote_types(dtype, torch.float32)
+    rounding = torch.finfo(dtype).eps
+    largest, sums = exponentiate(logits)
+    assert torch.equal(largest.double(), exact.amax(-1, keepdim=True))
+    assert (largest.shape, sums.dtype) == ((33, 1), wide)
+    found = logits.double() / sums.double()
+    # exp multiplies an error of its argument, which is up to thousands, by itself
+    torch.testing.assert_close(found, exact.softmax(-1), rtol=0, atol=4 * rounding)
+    assert found.sum(-1).sub(1).abs().max() <= 8 * torch.finfo(wide).eps
 
 
 @pytest.mark.parametrize(

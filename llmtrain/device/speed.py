@@ -1,0 +1,81 @@
+"""How fast a CPU will train, from what was measured on it. Pure: nothing is timed here.
+
+    micro_batch_s = L · block_s + head_s
+    head_s        = 1.2 · 6·n·V·C / (FLOP/s of the measured products, in the plan's precision)
+    optimizer_s   = 30 bytes · parameters / 10 GB/s
+    step_s        = accumulation · micro_batch_s + optimizer_s
+    tokens/s      = processes · accumulation · n / step_s
+
+of n tokens in a micro-batch, L blocks, V vocabulary rows and C hidden features; block_s is one
+block forward and backward on a micro-batch, compiled or eager as the run computes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llmtrain.device.choice import MatmulPrecision, Precision
+from llmtrain.device.facts import CpuTimes, MatmulTimes
+from llmtrain.profile.shape import ModelShape
+
+ProductKind = Literal["fp32", "medium", "bf16"]
+
+# The head's time over that of its products alone: the softmax over the vocabulary. An estimate.
+HEAD_OVERHEAD = 1.2
+# What clipping and AdamW move for a parameter, in fp32: the gradient is read twice, the weight and
+# both moments are read and written. About 32, some of it in cache.
+OPTIMIZER_BYTES_PER_PARAMETER = 30
+# What a few cores get from memory. An estimate: it is not measured.
+MEMORY_BYTES_PER_S = 10e9
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """What of a plan decides how long an optimizer step takes."""
+
+    micro_batch: int  # sequences
+    accumulation: int  # micro-batches that one process computes in a step
+    processes: int
+    precision: Precision
+    matmul_precision: MatmulPrecision
+    compiled: bool
+
+
+def predicted_tokens_per_s(shape: ModelShape, work: StepWork, times: CpuTimes) -> float | None:
+    """Tokens that all processes train on in a second; None where no block was measured."""
+    step_s = predicted_step_s(shape, work, times)
+    if step_s is None:
+        return None
+    return work.processes * work.accumulation * work.micro_batch * shape.context / step_s
+
+
+def predicted_step_s(shape: ModelShape, work: StepWork, times: CpuTimes) -> float | None:
+    """Seconds for one optimizer step; None where no block was measured."""
+    if times.block is None:
+        return None
+    block_s = times.block.compiled_s if work.compiled else times.block.eager_s
+    rate = times.matmul.flops / seconds_by_kind(times.matmul)[product_kind(work)]
+    micro_batch_s = shape.num_layers * block_s + _head_s(shape, work.micro_batch, rate)
+    return work.accumulation * micro_batch_s + _optimizer_s(shape.parameters)
+
+
+def product_kind(work: StepWork) -> ProductKind:
+    """Which of the measured products the work is done with."""
+    if work.precision == "bf16":
+        return "bf16"
+    return "medium" if work.matmul_precision == "medium" else "fp32"
+
+
+def seconds_by_kind(products: MatmulTimes) -> dict[ProductKind, float]:
+    """The products' seconds in each precision."""
+    return {"fp32": products.fp32_s, "medium": products.medium_s, "bf16": products.bf16_s}
+
+
+def _head_s(shape: ModelShape, micro_batch: int, flops_per_s: float) -> float:
+    tokens = micro_batch * shape.context
+    return HEAD_OVERHEAD * 6 * tokens * shape.vocab_size * shape.hidden_size / flops_per_s
+
+
+def _optimizer_s(parameters: int) -> float:
+    return OPTIMIZER_BYTES_PER_PARAMETER * parameters / MEMORY_BYTES_PER_S

@@ -1,0 +1,60 @@
+"""What is settled before torch is imported, unless the user settled it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from llmtrain.device import startup
+from llmtrain.device.startup import prepare_for_torch
+from llmtrain.files import cache_directory
+
+SET = ("TORCHINDUCTOR_CACHE_DIR", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable is set, and the allocator of this process is told nothing."""
+    monkeypatch.setattr(startup, "keep_freed_memory", lambda: None)
+    for name in SET:
+        monkeypatch.setenv(name, "")  # so that what the test sets is undone
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize(("cores", "policy"), [(1, "PASSIVE"), (4, "PASSIVE"), (16, None)])
+def test_waiting_threads_sleep_where_cores_are_few(
+    monkeypatch: pytest.MonkeyPatch, cores: int, policy: str | None
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    prepare_for_torch()
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+
+
+def test_what_the_user_has_set_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    theirs = {"TORCHINDUCTOR_CACHE_DIR": "/theirs", "OMP_WAIT_POLICY": "ACTIVE"}
+    for name, value in theirs.items():
+        monkeypatch.setenv(name, value)
+    prepare_for_torch()
+    assert {name: os.environ.get(name) for name in SET} == theirs | {"GOMP_SPINCOUNT": None}
+
+
+def test_who_says_how_long_to_spin_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")
+    prepare_for_torch()
+    assert "OMP_WAIT_POLICY" not in os.environ
+
+
+def test_compiled_kernels_are_kept_in_the_cache() -> None:
+    prepare_for_torch()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(cache_directory() / "compiled")
+
+
+def test_it_comes_before_torch() -> None:
+    code = "import sys, llmtrain.device.startup; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

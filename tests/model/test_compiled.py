@@ -1,0 +1,78 @@
+"""Compiled, the decoder computes what it does eagerly. One compilation for the file: it is slow."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from llmtrain.device.memory import saved_bytes_per_token
+from llmtrain.device.probe import read_facts
+from llmtrain.model.decoder import Decoder
+from llmtrain.profile.shape import ModelShape
+
+pytestmark = [
+    pytest.mark.slow,
+    # torch hides it from users, though not from a filter that makes it an error
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning"),
+    pytest.mark.skipif(read_facts().cxx_compiler is None, reason="needs a C++ compiler"),
+]
+SEQUENCES = 3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What is compiled is compiled anew, into a directory of its own."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def model(small_shape: ModelShape, make_model: Callable[[ModelShape], Decoder]) -> Decoder:
+    return make_model(dataclasses.replace(small_shape, num_kv_heads=2))
+
+
+def test_compiled_equals_eager_and_keeps_what_is_predicted(model: Decoder) -> None:
+    """Blocks of attention, selective checkpointing: what a long run on a CPU computes with."""
+    shape = model.shape
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 512, (SEQUENCES, shape.context + 1), generator=generator)
+    parameters = list(model.parameters())
+
+    def loss_and_gradients() -> list[Tensor]:
+        loss = model(tokens[:, :-1], tokens[:, 1:])
+        return [loss.detach(), *torch.autograd.grad(loss, parameters)]
+
+    expected = loss_and_gradients()
+    model.compute_with(attention="blocks", checkpointing="selective", compiled=True)
+    own = {t.untyped_storage().data_ptr() for t in (*parameters, *model.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        where = tensor.untyped_storage().data_ptr()
+        if where not in own:
+            kept[where] = tensor  # held, so that no other tensor gets its place
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = loss_and_gradients()
+    assert all((a - b).norm() <= 1e-5 * b.norm() for a, b in zip(found, expected, strict=True))
+
+    # One for the block, whichever layer it is, and three for the loss's softmax.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
+    count = SEQUENCES * shape.context
+    saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    recomputed = count * (
+        saved_bytes_per_token(dataclasses.replace(shape, num_layers=3), False)
+        - saved_bytes_per_token(shape, False)
+    )
+    predicted = count * saved_bytes_per_token(shape, False, "selective") - recomputed
+    hidden = count * shape.hidden_size * 4  # the loss holds it, which autograd does not save
+    assert saved + hidden == pytest.approx(predicted, rel=0.01)

@@ -1,0 +1,148 @@
+"""Timing leaves torch as it was, and a compiler that does not work is named."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.exc import BackendCompilerFailed
+
+from llmtrain.device.choice import Precision
+from llmtrain.device.facts import BlockTimes
+from llmtrain.model import timing
+from llmtrain.model.decoder import Block
+from llmtrain.model.timing import CompileError, time_attention, time_block
+from llmtrain.profile.shape import ModelShape
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "_BUDGET_S", 0.0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("context", [48, 5000])
+def test_attention_times_are_positive_and_finite(
+    small_shape: ModelShape, context: int, precision: Precision
+) -> None:
+    times = time_attention(dataclasses.replace(small_shape, context=context), precision, 1)
+    seconds = dataclasses.astuple(times)
+    assert len(seconds) == 2
+    assert all(math.isfinite(s) and s > 0 for s in seconds)
+
+
+def eager(block: Block) -> None:
+    """In place of compiling, which takes ten seconds."""
+
+
+def block_times(shape: ModelShape, threads: int = 1, *, keep_casts: bool = True) -> BlockTimes:
+    return time_block(
+        shape,
+        micro_batch=2,
+        precision="bf16",
+        attention="blocks",
+        checkpointing="off",  # only what is compiled can be told more while casts are kept
+        keep_casts=keep_casts,
+        threads=threads,
+    )
+
+
+@pytest.mark.parametrize("keep_casts", [True, False])
+def test_block_times_are_positive_and_finite(
+    small_shape: ModelShape, monkeypatch: pytest.MonkeyPatch, keep_casts: bool
+) -> None:
+    monkeypatch.setattr(timing, "compile_block", eager)
+    times = block_times(small_shape, keep_casts=keep_casts)
+    assert all(math.isfinite(s) and s > 0 for s in dataclasses.astuple(times))
+
+
+def test_threads_and_random_state_are_restored(
+    small_shape: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timing, "compile_block", eager)
+    before, random_state = torch.get_num_threads(), torch.get_rng_state()
+    time_attention(small_shape, "fp32", before + 1)
+    block_times(small_shape, before + 1)
+    assert torch.get_num_threads() == before
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_the_best_round_counts_and_the_first_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    took = {"one": iter([9.0, 3.0, 2.0]), "other": iter([0.1, 5.0, 6.0])}
+
+    def run(name: str) -> None:
+        clock[0] += next(took[name])
+
+    best = timing._best_s({name: timing._bound(run, name) for name in took})
+    assert best == pytest.approx({"one": 2.0, "other": 5.0})
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "raised:\nCommand:\ng++ a\n\n  a:1: fatal error: no omp.h\nb",
+            "a:1: fatal error: no omp.h",
+        ),
+        (
+            "\n  InvalidCxxCompiler: No working compiler\nb",
+            "InvalidCxxCompiler: No working compiler",
+        ),
+        ("", "BackendCompilerFailed"),
+    ],
+)
+def test_the_compilers_telling_line_is_the_message(
+    monkeypatch: pytest.MonkeyPatch, said: str, told: str
+) -> None:
+    class Failed(BackendCompilerFailed):
+        def __init__(self) -> None:
+            Exception.__init__(self, said)
+
+    Failed.__name__ = "BackendCompilerFailed"
+
+    def fail() -> None:
+        raise Failed
+
+    with pytest.raises(CompileError) as caught:
+        timing._compile_s(fail)
+    assert caught.value.message == told
+
+
+def test_what_is_not_the_compilers_failure_is_not_taken_for_one() -> None:
+    def fail() -> None:
+        raise MemoryError("no room")
+
+    with pytest.raises(MemoryError, match="no room"):
+        timing._compile_s(fail)
+
+
+BROKEN = """
+from llmtrain.model.timing import CompileError, time_block
+from llmtrain.profile.schema import ModelSection
+from llmtrain.profile.shape import shape_of
+shape = shape_of(ModelSection(hidden_size=32, num_heads=2, num_layers=1, context=16))
+try:
+    time_block(shape, micro_batch=1, precision="fp32", attention="blocks",
+               checkpointing="selective", keep_casts=False, threads=1)
+except CompileError as error:
+    print(error.message)
+"""
+
+
+@pytest.mark.skipif(shutil.which("false") is None, reason="needs a program that fails")
+def test_a_broken_compiler_is_named(tmp_path: Path) -> None:
+    broken = os.environ | {"CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN], env=broken, capture_output=True, text=True, check=True
+    )
+    assert "No working C++ compiler" in done.stdout
+    assert "false" in done.stdout
