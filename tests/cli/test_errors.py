@@ -106,13 +106,13 @@ CASES: dict[str, Case] = {
     ),
     "tokenizer that is none": ((*TRAIN, "--tokenizer", "nowhere"), nothing, 5, ("nowhere",)),
     "too large": (
-        (*TRAIN, "--set", "model.num_layers=100000"),
+        (*TRAIN, "--set", "model.num_layers=10000000"),
         nothing,
         3,
         ("GiB", "the limit is", "profiles list"),
     ),
     "too large to predict": (
-        ("memory", "-p", "tiny.yaml", "--set", "model.num_layers=100000"),
+        ("memory", "-p", "tiny.yaml", "--set", "model.num_layers=10000000"),
         nothing,
         3,
         ("GiB", "the limit is"),
