@@ -12,8 +12,8 @@ from llmtrain.device.choice import Choice
 from llmtrain.device.facts import Facts
 from llmtrain.device.memory import MemoryPrediction
 from llmtrain.device.plan import Plan
-from llmtrain.device.speed import product_kind, seconds_by_kind
-from llmtrain.engine.bench import Bench, step_work
+from llmtrain.device.speed import product_kind, seconds_by_kind, step_work
+from llmtrain.engine.bench import Bench
 from llmtrain.engine.planning import Planned
 from llmtrain.train.events import TrainResult
 from llmtrain.units import format_bytes, format_count, format_duration

@@ -17,6 +17,7 @@ from typing import Literal
 
 from llmtrain.device.choice import MatmulPrecision, Precision
 from llmtrain.device.facts import CpuTimes, MatmulTimes
+from llmtrain.device.plan import Plan
 from llmtrain.profile.shape import ModelShape
 
 ProductKind = Literal["fp32", "medium", "bf16"]
@@ -42,6 +43,18 @@ class StepWork:
     compiled: bool
 
 
+def step_work(plan: Plan) -> StepWork:
+    """What of the plan decides how long a step takes."""
+    return StepWork(
+        micro_batch=plan.micro_batch.value,
+        accumulation=plan.accumulation.value,
+        processes=plan.processes.value,
+        precision=plan.precision.value,
+        matmul_precision=plan.matmul_precision.value,
+        compiled=plan.compile.value,
+    )
+
+
 def predicted_tokens_per_s(shape: ModelShape, work: StepWork, times: CpuTimes) -> float | None:
     """Tokens that all processes train on in a second; None where no block was measured."""
     step_s = predicted_step_s(shape, work, times)
@@ -55,9 +68,14 @@ def predicted_step_s(shape: ModelShape, work: StepWork, times: CpuTimes) -> floa
     if times.block is None:
         return None
     block_s = times.block.compiled_s if work.compiled else times.block.eager_s
-    rate = times.matmul.flops / seconds_by_kind(times.matmul)[product_kind(work)]
+    rate = product_flops_per_s(times.matmul, work)
     micro_batch_s = shape.num_layers * block_s + _head_s(shape, work.micro_batch, rate)
     return work.accumulation * micro_batch_s + _optimizer_s(shape.parameters)
+
+
+def product_flops_per_s(products: MatmulTimes, work: StepWork) -> float:
+    """The rate of the measured products in the precision that the work is done in."""
+    return products.flops / seconds_by_kind(products)[product_kind(work)]
 
 
 def product_kind(work: StepWork) -> ProductKind:

@@ -8,7 +8,7 @@ from llmtrain.device.choice import Needs
 from llmtrain.device.decisions import choose_device
 from llmtrain.device.facts import CpuTimes, Facts
 from llmtrain.device.plan import Plan, make_plan
-from llmtrain.device.speed import StepWork, predicted_step_s, predicted_tokens_per_s
+from llmtrain.device.speed import predicted_step_s, predicted_tokens_per_s, step_work
 from llmtrain.engine.measuring import (
     Announce,
     attention_probe,
@@ -51,18 +51,6 @@ def bench_cpu(profile: Profile, facts: Facts, *, block: bool, announce: Announce
     times = with_fresh_block(times, block_probe(facts, needs, compiling), announce)
     plan = make_plan(facts, wishes, needs, times)
     return _bench(facts, needs, times, plan, block_applies=_same_block(plan, compiling))
-
-
-def step_work(plan: Plan) -> StepWork:
-    """What of the plan decides how long a step takes."""
-    return StepWork(
-        micro_batch=plan.micro_batch.value,
-        accumulation=plan.accumulation.value,
-        processes=plan.processes.value,
-        precision=plan.precision.value,
-        matmul_precision=plan.matmul_precision.value,
-        compiled=plan.compile.value,
-    )
 
 
 def _refuse_gpu(facts: Facts, wishes: DeviceSection) -> None:

@@ -11,6 +11,7 @@ from llmtrain.device.facts import CpuTimes, Facts
 from llmtrain.device.memory import MemoryPrediction
 from llmtrain.device.plan import InferencePlan, Plan, make_inference_plan, make_plan, predict
 from llmtrain.device.probe import read_facts
+from llmtrain.device.speed import product_flops_per_s, step_work
 from llmtrain.engine.measuring import Announce, measured_cpu, measured_products
 from llmtrain.profile.schema import DeviceSection, Profile
 from llmtrain.profile.shape import ModelShape, shape_of
@@ -100,8 +101,4 @@ def choose_profile(facts: Facts, time_s: float | None) -> Choice[str]:
 
 def _peak_flops(times: CpuTimes | None, plan: Plan) -> float | None:
     """The rate of the profile's own products in the plan's precision."""
-    if times is None:
-        return None
-    products = times.matmul
-    fp32_s = products.medium_s if plan.matmul_precision.value == "medium" else products.fp32_s
-    return products.flops / (products.bf16_s if plan.precision.value == "bf16" else fp32_s)
+    return product_flops_per_s(times.matmul, step_work(plan)) if times is not None else None

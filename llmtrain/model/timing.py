@@ -22,7 +22,8 @@ from llmtrain.profile.shape import ModelShape
 
 _BUDGET_S = 0.4
 _LEAST_ROUNDS, _MOST_ROUNDS = 2, 8
-_SCORES = 16 << 20  # about 0.1 s of attention on two cores
+# Of attention that is timed, where one sequence does not have more: up to 0.3 s on two cores.
+_SCORES, _TOKENS = 64 << 20, 4096
 
 Run = Callable[[], None]
 
@@ -32,16 +33,22 @@ class CompileError(LlmtrainError):
 
 
 def time_attention(shape: ModelShape, precision: Precision, threads: int) -> AttentionTimes:
-    """Seconds for attention forward and backward over some heads of one context, each kernel.
+    """Seconds for attention forward and backward over some sequences, by each kernel.
 
-    As many heads as take about a tenth of a second; the kernels take turns, and the best of
-    several rounds counts.
+    As many sequences as a micro-batch has, or fewer where they are long: how well a kernel fares
+    depends on how many heads it has at once. The kernels take turns, and the best of several
+    rounds counts.
     """
-    heads = max(1, min(8 * shape.num_heads, _SCORES // shape.context**2))
+    scores = shape.num_heads * shape.context**2
+    sequences = max(1, min(_TOKENS // shape.context, _SCORES // scores))
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     generator = torch.Generator().manual_seed(0)
-    size = (1, heads, shape.context, shape.head_dim)
-    q, k, v = (torch.randn(size, generator=generator).to(dtype).requires_grad_() for _ in range(3))
+    q, k, v = (
+        torch.randn(sequences, heads, shape.context, shape.head_dim, generator=generator)
+        .to(dtype)
+        .requires_grad_()
+        for heads in (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
+    )
 
     def run(kernel: AttentionKernel) -> None:
         y = causal_attention(q, k, v, kernel)

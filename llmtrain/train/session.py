@@ -27,6 +27,7 @@ from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.signals import StopRequest
 
 _DEFAULT_MINUTES_BETWEEN_CHECKPOINTS = 10.0
+_STEPS_BEFORE_AN_ESTIMATE = 3  # the first one may have compiled
 _EVALUATION_SHARE_OF_A_STEP = 0.4  # a forward is a third of a step's work; before one is measured
 
 
@@ -230,7 +231,7 @@ class Session:
 
     def _remaining_s(self, step: int) -> float | None:
         known = self.run.position.horizon_steps
-        if known is None:
+        if known is None or len(self.step_times_s) < _STEPS_BEFORE_AN_ESTIMATE:
             return None
         return (known - step) * statistics.median(self.step_times_s) + self._reserve_s()
 
