@@ -111,12 +111,14 @@ class TrainSection(Section):
 
 
 class OptimSection(Section):
-    """AdamW (Loshchilov and Hutter 2019) with one learning rate a parameter role."""
+    """Muon (Jordan et al. 2024) for hidden matrices and AdamW (Loshchilov and Hutter 2019) for the
+    rest, or AdamW for all; one learning rate a parameter role."""
 
-    name: Literal["adamw"] = "adamw"
-    learning_rate: PositiveFloat = 4e-3  # hidden matrices and gains
-    embedding_learning_rate: PositiveFloat | Auto = "auto"  # learning_rate
-    head_learning_rate: PositiveFloat | Auto = "auto"  # learning_rate; only where untied
+    name: Literal["muon", "adamw"] = "muon"
+    learning_rate: PositiveFloat | Auto = "auto"  # hidden matrices; with adamw gains too
+    embedding_learning_rate: PositiveFloat | Auto = "auto"  # with muon gains too
+    head_learning_rate: PositiveFloat | Auto = "auto"  # the embedding's; only where untied
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95  # of muon
     weight_decay: Annotated[float, Field(ge=0)] = 0.1  # hidden matrices only
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95

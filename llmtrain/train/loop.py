@@ -16,6 +16,7 @@ from llmtrain.device.plan import Plan
 from llmtrain.errors import DivergedError
 from llmtrain.model.decoder import Decoder
 from llmtrain.ops.precision import autocast_as
+from llmtrain.train.muon import RoleOptimizer
 from llmtrain.train.optim import set_learning_rate
 from llmtrain.train.schedule import Schedule
 from llmtrain.train.world import World
@@ -47,7 +48,7 @@ class Run:
 
     model: Decoder
     objective: nn.Module  # the model, or the model in DDP
-    optimizer: torch.optim.AdamW
+    optimizer: RoleOptimizer
     scaler: torch.amp.GradScaler
     schedule: Schedule
     batches: BatchReader

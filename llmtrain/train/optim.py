@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from llmtrain.errors import LlmtrainError
+from llmtrain.model.decoder import Decoder
 from llmtrain.profile.schema import OptimSection
-
-Role = Literal["matrix", "gain", "embedding", "head"]
-_STATE = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for a parameter
+from llmtrain.train.muon import STATE, Algorithm, RoleOptimizer
+from llmtrain.train.rates import Role, algorithm_of, peak_learning_rates
 
 
 def role_of(name: str, parameter: nn.Parameter) -> Role:
@@ -28,38 +28,31 @@ def role_of(name: str, parameter: nn.Parameter) -> Role:
     raise ValueError(f"no optimizer group claims {name} of shape {tuple(parameter.shape)}")
 
 
-def peak_learning_rate(section: OptimSection, role: Role) -> float:
-    """The learning rate of a role before the schedule; `auto` is the hidden matrices'."""
-    special = {
-        "embedding": section.embedding_learning_rate,
-        "head": section.head_learning_rate,
-    }.get(role, "auto")
-    return section.learning_rate if special == "auto" else special
-
-
 def build_optimizer(
-    model: nn.Module, section: OptimSection, kernel: Literal["fused", "foreach"]
-) -> torch.optim.AdamW:
-    """AdamW with one group a role. Only hidden matrices decay."""
+    model: Decoder,
+    section: OptimSection,
+    kernel: Literal["fused", "foreach"],
+    product_dtype: torch.dtype = torch.float32,
+) -> RoleOptimizer:
+    """One group a role, each with its algorithm and rate. Only hidden matrices decay."""
     by_role: dict[Role, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         by_role.setdefault(role_of(name, parameter), []).append(parameter)
+    rates = peak_learning_rates(section, model.shape.hidden_size)
     groups = [
         {
             "params": parameters,
-            "lr": peak_learning_rate(section, role),
-            "peak_lr": peak_learning_rate(section, role),
+            "algorithm": algorithm_of(section, role),
+            "lr": rates[role],
+            "peak_lr": rates[role],
             "weight_decay": section.weight_decay if role == "matrix" else 0.0,
+            "momentum": section.momentum,
+            "betas": (section.beta1, section.beta2),
+            "eps": section.epsilon,
         }
         for role, parameters in by_role.items()
     ]
-    return torch.optim.AdamW(
-        groups,
-        betas=(section.beta1, section.beta2),
-        eps=section.epsilon,
-        fused=kernel == "fused",
-        foreach=kernel == "foreach",
-    )
+    return RoleOptimizer(groups, fused=kernel == "fused", product_dtype=product_dtype)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -78,18 +71,23 @@ def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
 
 
 def load_named_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+    model: nn.Module, optimizer: RoleOptimizer, tensors: Mapping[str, Tensor]
 ) -> None:
     """The optimizer goes on from `tensors`. Raises LlmtrainError where they do not fit."""
-    for name, parameter in model.named_parameters():
-        found = {key: tensors[f"{name}.{key}"] for key in _STATE if f"{name}.{key}" in tensors}
-        expected = dict.fromkeys(_STATE, parameter.shape) | {"step": torch.Size()}
-        if {key: value.shape for key, value in found.items()} != expected:
-            raise LlmtrainError(f"optimizer state of {name} is missing or has another shape")
-        optimizer.state[parameter] = {
-            key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
-            for key, value in found.items()
-        }
-        if parameter.device.type != "cpu":
-            step = optimizer.state[parameter]["step"]
-            optimizer.state[parameter]["step"] = step.to(parameter.device)  # where fused wants it
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            optimizer.state[parameter] = _loaded(name, parameter, group["algorithm"], tensors)
+
+
+def _loaded(
+    name: str, parameter: nn.Parameter, algorithm: Algorithm, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    expected = dict.fromkeys(STATE[algorithm], parameter.shape)
+    if "step" in expected:
+        expected["step"] = torch.Size()
+    found = {key: tensors[f"{name}.{key}"] for key in expected if f"{name}.{key}" in tensors}
+    if {key: value.shape for key, value in found.items()} != expected:
+        raise LlmtrainError(f"optimizer state of {name} is missing or has another shape")
+    return {key: value.to(parameter.device, copy=True) for key, value in found.items()}

@@ -20,6 +20,7 @@ from llmtrain.profile.shape import shape_of
 from llmtrain.train.checkpoint import Checkpoint
 from llmtrain.train.loop import Position, Run
 from llmtrain.train.optim import build_optimizer, load_named_state
+from llmtrain.train.rates import peak_learning_rates
 from llmtrain.train.schedule import Schedule
 from llmtrain.train.world import World, device_of
 
@@ -44,7 +45,8 @@ def build_run(
     """A run at its first step, or where `resumed` stands. Device settings are made."""
     device = set_up_device(plan, world)
     model = build_model(profile, resumed).to(device)
-    optimizer = build_optimizer(model, profile.optim, plan.optimizer_kernel.value)
+    products = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
+    optimizer = build_optimizer(model, profile.optim, plan.optimizer_kernel.value, products)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.grad_scaler.value)
     position = Position()
     if resumed is not None:
@@ -63,7 +65,7 @@ def build_run(
         device=device,
         position=position,
         context=profile.model.context,
-        peak_learning_rate=profile.optim.learning_rate,
+        peak_learning_rate=peak_learning_rates(profile.optim, model.shape.hidden_size)["matrix"],
         gradient_clip=profile.train.gradient_clip,
     )
 

@@ -94,7 +94,9 @@ def make_run(
             mean = 1.0 if parameter.dim() == 1 else 0.0
             parameter.normal_(mean, 0.1, generator=generator)
     model = model.to(dtype)
-    optimizer = build_optimizer(model, OptimSection(learning_rate=PEAK), "fused")
+    optimizer = build_optimizer(
+        model, OptimSection(learning_rate=PEAK, embedding_learning_rate=PEAK), "fused"
+    )
     return Run(
         model=model,
         objective=model,

@@ -14,7 +14,6 @@ from llmtrain.train.optim import (
     build_optimizer,
     load_named_state,
     named_state,
-    peak_learning_rate,
     role_of,
     set_learning_rate,
 )
@@ -22,7 +21,10 @@ from llmtrain.train.optim import (
 SECTION = ModelSection(
     vocab_size=300, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=2, context=8
 )
-OPTIM = OptimSection(learning_rate=1e-2, embedding_learning_rate=3e-2, head_learning_rate=2e-3)
+OPTIM = OptimSection(
+    name="adamw", learning_rate=1e-2, embedding_learning_rate=3e-2, head_learning_rate=2e-3
+)
+MUON = OPTIM.model_copy(update={"name": "muon"})
 
 
 def make_model(*, tied: bool = True, qk_norm: bool = True) -> Decoder:
@@ -45,20 +47,24 @@ def values(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
+@pytest.mark.parametrize("section", [OPTIM, MUON], ids=["adamw", "muon"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("qk_norm", [True, False])
-def test_every_parameter_is_in_one_group(tied: bool, qk_norm: bool) -> None:
+def test_every_parameter_is_in_one_group(tied: bool, qk_norm: bool, section: OptimSection) -> None:
     model = make_model(tied=tied, qk_norm=qk_norm)
-    groups = build_optimizer(model, OPTIM, "foreach").param_groups
+    groups = build_optimizer(model, section, "foreach").param_groups
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
     assert len(groups) == (3 if tied else 4)
 
 
-def test_roles_have_their_own_rates_and_only_matrices_decay() -> None:
+@pytest.mark.parametrize(("section", "gain_rate"), [(OPTIM, 1e-2), (MUON, 3e-2)])
+def test_roles_have_their_own_rates_and_only_matrices_decay(
+    section: OptimSection, gain_rate: float
+) -> None:
     model = make_model(tied=False)
     found = {}
-    for group in build_optimizer(model, OPTIM, "foreach").param_groups:
+    for group in build_optimizer(model, section, "foreach").param_groups:
         for parameter in group["params"]:
             found[id(parameter)] = (group["lr"], group["weight_decay"])
     for name, parameter in model.named_parameters():
@@ -66,23 +72,40 @@ def test_roles_have_their_own_rates_and_only_matrices_decay() -> None:
             "embed_tokens": (3e-2, 0.0),
             "lm_head": (2e-3, 0.0),
             "proj": (1e-2, 0.1),
-            "norm": (1e-2, 0.0),
+            "norm": (gain_rate, 0.0),
         }
         assert found[id(parameter)] == next(v for key, v in expected.items() if key in name)
 
 
-def test_auto_is_the_rate_of_the_matrices() -> None:
-    section = OptimSection(learning_rate=7e-3)
-    for role in ("matrix", "gain", "embedding", "head"):
-        assert peak_learning_rate(section, role) == 7e-3
+def test_adamw_steps_what_torchs_own_does() -> None:
+    ours, theirs = make_model(tied=False), make_model(tied=False)
+    optimizer = build_optimizer(ours, OPTIM, "fused")
+    names = {parameter: name for name, parameter in ours.named_parameters()}
+    groups = [
+        {
+            "params": [theirs.get_parameter(names[p]) for p in group["params"]],
+            "lr": group["lr"],
+            "weight_decay": group["weight_decay"],
+        }
+        for group in optimizer.param_groups
+    ]
+    torchs = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    for seed in range(4):
+        give_gradients(ours, seed)
+        give_gradients(theirs, seed)
+        optimizer.step()
+        torchs.step()
+    for name, value in values(ours).items():
+        assert torch.equal(value, theirs.get_parameter(name))
 
 
-def test_without_gradients_only_matrices_shrink() -> None:
+@pytest.mark.parametrize("section", [OPTIM, MUON], ids=["adamw", "muon"])
+def test_without_gradients_only_matrices_shrink(section: OptimSection) -> None:
     model = make_model(tied=False)
     before = values(model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    build_optimizer(model, OPTIM, "fused").step()
+    build_optimizer(model, section, "fused").step()
     for name, value in values(model).items():
         shrunk = before[name] * (1 - 1e-2 * 0.1) if "proj" in name else before[name]
         torch.testing.assert_close(value, shrunk, rtol=1e-6, atol=0)
@@ -130,17 +153,18 @@ def test_both_kernels_take_the_same_steps() -> None:
         assert (value - foreach[name]).abs().max() <= 1e-6
 
 
+@pytest.mark.parametrize("section", [OPTIM, MUON], ids=["adamw", "muon"])
 @pytest.mark.parametrize("kernel", ["fused", "foreach"])
-def test_state_by_name_gives_the_next_step_bitwise(kernel: str) -> None:
+def test_state_by_name_gives_the_next_step_bitwise(kernel: str, section: OptimSection) -> None:
     model = make_model(tied=False)
-    optimizer = build_optimizer(model, OPTIM, kernel)  # type: ignore[arg-type]
+    optimizer = build_optimizer(model, section, kernel)  # type: ignore[arg-type]
     for seed in range(3):
         give_gradients(model, seed)
         optimizer.step()
     kept = {name: t.clone() for name, t in named_state(model, optimizer).items()}
     other = make_model(tied=False)
     other.load_state_dict(model.state_dict())
-    resumed = build_optimizer(other, OPTIM, kernel)  # type: ignore[arg-type]
+    resumed = build_optimizer(other, section, kernel)  # type: ignore[arg-type]
     load_named_state(other, resumed, kept)
     for seed in range(3, 6):
         for either, steps in ((model, optimizer), (other, resumed)):
@@ -168,6 +192,29 @@ def test_state_is_keyed_by_parameter(stepped: dict[str, Tensor]) -> None:
         for name, _ in make_model().named_parameters()
         for key in ("step", "exp_avg", "exp_avg_sq")
     }
+
+
+def test_muon_keeps_one_tensor_of_a_matrix() -> None:
+    model = make_model()
+    optimizer = build_optimizer(model, MUON, "fused")
+    give_gradients(model, 0)
+    optimizer.step()
+    kept = {name.rpartition(".")[::2] for name in named_state(model, optimizer)}
+    for name, _ in model.named_parameters():
+        found = {state for parameter, state in kept if parameter == name}
+        is_matrix = "proj" in name
+        assert found == ({"momentum"} if is_matrix else {"step", "exp_avg", "exp_avg_sq"})
+
+
+def test_state_of_another_algorithm_does_not_fit() -> None:
+    model = make_model()
+    optimizer = build_optimizer(model, MUON, "fused")
+    give_gradients(model, 0)
+    optimizer.step()
+    with pytest.raises(LlmtrainError, match="is missing"):
+        load_named_state(
+            model, build_optimizer(model, OPTIM, "fused"), named_state(model, optimizer)
+        )
 
 
 def test_loaded_state_is_a_copy(stepped: dict[str, Tensor]) -> None:

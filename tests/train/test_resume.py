@@ -148,7 +148,7 @@ def test_finished_run_says_so(
         (("--seed", "7"), "0", "7"),
         (("--data", "other.txt"), "corpus.txt", "other.txt"),
         (("--set", "train.tokens_per_step=512"), "256", "512"),
-        (("--set", "optim.learning_rate=0.5"), "0.004", "0.5"),
+        (("--set", "optim.learning_rate=0.5"), "auto", "0.5"),
     ],
 )
 @pytest.mark.parametrize("profile", [(), ("-p", "tiny.yaml")], ids=["without", "with"])
