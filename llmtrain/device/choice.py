@@ -14,6 +14,7 @@ MatmulPrecision = Literal["highest", "high", "medium"]
 Backend = Literal["gloo", "nccl"]
 AttentionKernel = Literal["sdpa", "blocks"]
 ActivationCheckpointing = Literal["off", "selective", "full"]
+OptimizerName = Literal["muon", "adamw"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,5 +34,6 @@ class Needs:
     micro_batch: int | Literal["auto"] = "auto"
     launched_processes: int | None = None  # by --nproc or torchrun; None: the plan decides
     launched_local_processes: int | None = None  # those on this machine
+    optimizer: OptimizerName = "adamw"
     tokens: int | None = None  # that the run trains on, where it is that which ends it
     time_s: float | None = None  # that the run lasts, where it is that

@@ -193,6 +193,7 @@ def _micro_batch(
             checkpointing=checkpointing,
             keep_casts=precision != "fp32" and micro_batch < windows,
             device_kind=kind,
+            optimizer=needs.optimizer,
             processes=processes,
         ).total_bytes
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from llmtrain.device.choice import ActivationCheckpointing
+from llmtrain.device.choice import ActivationCheckpointing, OptimizerName
 from llmtrain.profile.shape import ModelShape
 
 _FP32 = 4
@@ -64,6 +64,7 @@ def predict_training(
     device_kind: str,
     checkpointing: ActivationCheckpointing = "off",
     keep_casts: bool = False,
+    optimizer: OptimizerName = "adamw",
     processes: int = 1,
 ) -> MemoryPrediction:
     """The peak of one process that trains `shape` on micro-batches of so many full contexts."""
@@ -75,7 +76,7 @@ def predict_training(
     return MemoryPrediction(
         parameters_bytes=state,
         gradients_bytes=state,
-        optimizer_bytes=2 * state,
+        optimizer_bytes=_optimizer_bytes(shape, optimizer),
         weight_casts_bytes=casts,
         activations_bytes=activations,
         loss_bytes=loss,
@@ -83,6 +84,12 @@ def predict_training(
         libraries_bytes=_LIBRARIES_BYTES[device_kind],
         slack_bytes=int(_slack(device_kind, half_precision) * (activations + loss)),
     )
+
+
+def _optimizer_bytes(shape: ModelShape, optimizer: OptimizerName) -> int:
+    """AdamW's two moments of everything, or Muon's one of a hidden matrix."""
+    one_moment = shape.num_layers * shape.block_matrix_parameters if optimizer == "muon" else 0
+    return _FP32 * (2 * shape.parameters - one_moment)
 
 
 def _slack(device_kind: str, half_precision: bool) -> float:

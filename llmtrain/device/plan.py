@@ -164,6 +164,7 @@ def predict(needs: Needs, plan: Plan) -> MemoryPrediction:
         checkpointing=plan.activation_checkpointing.value,
         keep_casts=plan.keep_weight_casts.value,
         device_kind=plan.device.value,
+        optimizer=needs.optimizer,
         processes=plan.processes.value,
     )
     local = needs.launched_local_processes or plan.processes.value

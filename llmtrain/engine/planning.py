@@ -83,6 +83,7 @@ def needs_of(profile: Profile, world: World | None) -> Needs:
         micro_batch=profile.train.micro_batch,
         launched_processes=world.size if world is not None and launched else None,
         launched_local_processes=world.local_size if world is not None and launched else None,
+        optimizer=profile.optim.name,
         tokens=tokens,
         time_s=train.time,
     )

@@ -23,6 +23,7 @@ from llmtrain.profile.schema import Profile
 from llmtrain.train.checkpoint import Checkpoint, SavedState, load_checkpoint
 from llmtrain.train.events import Note, Observer, Started, TrainResult
 from llmtrain.train.horizon import horizon_of
+from llmtrain.train.loop import Position
 from llmtrain.train.run import RandomState, build_run, set_up_device
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.session import Session
@@ -185,7 +186,7 @@ def _train(
 ) -> TrainResult:
     profile, world = target.loaded.profile, sitting.world
     run = build_run(profile, planned.plan, world, dataset.shards.train, resumed)
-    run.position.horizon_steps = _horizon_steps(target, run.position.horizon_steps)
+    _set_horizon(run.position, target)
     state = _state(resumed, planned.plan, is_same_plan)
     if resumed is not None and not is_same_plan:
         sitting.observe(
@@ -217,11 +218,12 @@ def _train(
     return result
 
 
-def _horizon_steps(target: Target, saved: int | None) -> int | None:
-    """The number of steps where it is known. Under a new time the old estimate is void."""
+def _set_horizon(position: Position, target: Target) -> None:
+    """The position knows its horizon. Under a new time what was known of the old one is void."""
     if target.horizon.time_s is None:
-        return target.horizon.steps
-    return None if _has_new_horizon(target) else saved
+        position.horizon_steps, position.time_progress = target.horizon.steps, None
+    elif position.time_progress is None or _has_new_horizon(target):
+        position.horizon_steps, position.time_progress = None, 0.0
 
 
 def _state(resumed: Checkpoint | None, plan: Plan, is_same_plan: bool) -> SavedState:

@@ -1,14 +1,11 @@
-"""How long a run goes on: a number of steps, or a time that becomes one."""
+"""How long a run goes on: a number of steps, or a time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from llmtrain.profile.schema import TrainSection
-from llmtrain.train.schedule import Schedule
 
-# Estimates from the very first steps would count the start-up of caches and kernels.
-_STEPS_BEFORE_ESTIMATE = 3
 _SHORTEST_STEP_S = 1e-6  # a coarse clock measures a short step as nothing
 
 
@@ -19,38 +16,29 @@ class Horizon:
     steps: int | None = None
     time_s: float | None = None
 
-    def estimate(
-        self,
-        schedule: Schedule,
-        *,
-        step: int,
-        known: int | None,
-        elapsed_s: float,
-        step_s: float,
-        reserve_s: float,
-    ) -> int | None:
-        """The number of steps that the run will have, after `step` of them.
+    def progress(self, *, elapsed_s: float, begun_s: float, reserve_s: float) -> float | None:
+        """The share of its time that a run has trained for; None where steps are counted.
 
-        Under a time it follows the measured pace for as long as the learning rate has not begun
-        to fall; from then on it stays, so that the decay is a straight line.
+        Training began after `begun_s`, and its end leaves `reserve_s`.
         """
         if self.time_s is None:
-            return self.steps
-        if step < _STEPS_BEFORE_ESTIMATE:
-            return known
-        if known is not None and step >= schedule.decay_start(known):
-            return known
-        left = (self.time_s - reserve_s - elapsed_s) / max(step_s, _SHORTEST_STEP_S)
-        return max(step + 1, step + int(left))
+            return None
+        whole_s = self.time_s - reserve_s - begun_s
+        return min(1.0, (elapsed_s - begun_s) / whole_s) if whole_s > 0 else 1.0
 
-    def is_over(
-        self, *, step: int, known: int | None, elapsed_s: float, step_s: float, reserve_s: float
-    ) -> bool:
+    def estimate(
+        self, *, step: int, elapsed_s: float, step_s: float, reserve_s: float
+    ) -> int | None:
+        """The number of steps that the run will have, after `step` of them, at this pace."""
+        if self.time_s is None:
+            return self.steps
+        left = (self.time_s - reserve_s - elapsed_s) / max(step_s, _SHORTEST_STEP_S)
+        return max(step, step + int(left))
+
+    def is_over(self, *, step: int, elapsed_s: float, step_s: float, reserve_s: float) -> bool:
         """Whether `step` was the last one: all are done, or another would end too late."""
         if self.time_s is None:
             return self.steps is not None and step >= self.steps
-        if known is not None and step >= known:
-            return True
         return elapsed_s + step_s + reserve_s > self.time_s
 
 

@@ -29,7 +29,15 @@ class Position:
     step: int = 0
     tokens: int = 0
     windows: int = 0
-    horizon_steps: int | None = None
+    horizon_steps: int | None = None  # where known; under a time an estimate
+    time_progress: float | None = None  # the share of the time that is over; None: steps count
+
+    @property
+    def progress(self) -> float | None:
+        """The share of the run that is over; None where nobody knows yet."""
+        if self.time_progress is not None or self.horizon_steps is None:
+            return self.time_progress
+        return self.step / self.horizon_steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,7 @@ def training_steps(run: Run) -> Iterator[StepReport]:
     targets_per_step = run.windows_per_step * run.context
     while True:
         position = run.position
-        factor = run.schedule.factor(position.step, position.horizon_steps)
+        factor = run.schedule.factor(position.step, position.progress)
         set_learning_rate(run.optimizer, factor)
         loss = torch.zeros((), dtype=_sum_dtype(run.device), device=run.device)
         for inputs, targets, is_last in run.micro_batches():

@@ -136,7 +136,9 @@ def _restore(checkpoint: Checkpoint, scaler: torch.amp.GradScaler) -> Position:
     if state.grad_scaler is not None and scaler.is_enabled():
         scaler.load_state_dict(dict(state.grad_scaler))
     RandomState(state.torch_rng).restore()
-    return Position(state.step, state.tokens, state.windows, state.horizon_steps)
+    return Position(
+        state.step, state.tokens, state.windows, state.horizon_steps, state.time_progress
+    )
 
 
 def _distributed(model: Decoder, world: World) -> nn.Module:

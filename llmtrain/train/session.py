@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,13 +20,17 @@ from llmtrain.train.examine import Examiner
 from llmtrain.train.horizon import Horizon
 from llmtrain.train.loop import Run, StepReport, training_steps
 from llmtrain.train.optim import named_state
+from llmtrain.train.pace import Pace
 from llmtrain.train.run import RandomState
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.signals import StopRequest
 
 _DEFAULT_MINUTES_BETWEEN_CHECKPOINTS = 10.0
-_STEPS_BEFORE_AN_ESTIMATE = 3  # the first one may have compiled
-_EVALUATION_SHARE_OF_A_STEP = 0.4  # a forward is a third of a step's work; before one is measured
+# What the end of a run costs, in steps, before it is measured: a forward is a third of a step's
+# work, and a token that is drawn reads all weights.
+_EVALUATION_BATCH_STEPS = 0.4
+_SAMPLED_TOKEN_STEPS = 0.01
+_SAVE_STEPS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +73,12 @@ class Session:
         self.stop = stop
         self.examiner = Examiner(run, profile, data, tokenizer, stop)
         self.observe = observe
-        self.started_s = time.monotonic() - elapsed_before_s
-        self.step_times_s: deque[float] = deque(maxlen=20)
-        self.evaluation_s: float | None = None
-        self.save_s = 0.0
+        self.pace = Pace(
+            elapsed_before_s,
+            state.begun_s,
+            _expected_steps(profile),
+            first_step_counts=not run.plan.compile.value,
+        )
         self.saved_at_s = time.monotonic()
         self.logged_at_s = time.monotonic()
         self.logged_step = run.position.step
@@ -83,11 +87,6 @@ class Session:
         self.evaluated_step, self.sampled_step = self._steps_looked_at()
         self.checkpoint: Path | None = None
 
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds that this run has used, in this sitting and those before."""
-        return time.monotonic() - self.started_s
-
     def train(self) -> TrainResult:
         """The run is trained to its end or to the stop request, and saved."""
         if self.first_step > 0 and self._look_and_save(self.first_step, self._decide_at_once()):
@@ -95,7 +94,7 @@ class Session:
         begun_s = time.monotonic()
         for report in training_steps(self.run):
             took_s, begun_s = time.monotonic() - begun_s, time.monotonic()
-            self.step_times_s.append(took_s)
+            self.pace.step_took(took_s)
             self.trained_s += took_s
             decision = self._decide()
             self._log(report, is_last=decision.is_over or decision.stop_requested)
@@ -107,11 +106,7 @@ class Session:
     def _decide_at_once(self) -> Decision:
         """A run that was stopped after its last step, before the last look, has none left."""
         is_over = self.horizon.is_over(
-            step=self.first_step,
-            known=self.run.position.horizon_steps,
-            elapsed_s=self.elapsed_s,
-            step_s=0.0,
-            reserve_s=0.0,
+            step=self.first_step, elapsed_s=self.pace.elapsed_s, step_s=0.0, reserve_s=0.0
         )
         agreed = self._sum([is_over and self.run.world.is_main])
         return Decision(agreed[0] > 0, stop_requested=False, save_is_due=False)
@@ -127,9 +122,7 @@ class Session:
     def _stopped(self) -> Stopped:
         if self.stop.is_made and not self.state.finished:
             return "interrupted"
-        position = self.run.position
-        in_time = position.horizon_steps is None or position.step < position.horizon_steps
-        return "time" if self.horizon.time_s is not None and in_time else "done"
+        return "done" if self.horizon.time_s is None or self._patience_is_over() else "time"
 
     def _look_and_save(self, step: int, decision: Decision) -> bool:
         """Evaluation, samples and a checkpoint where they are due; whether the run ends here."""
@@ -152,35 +145,31 @@ class Session:
 
     def _decide(self) -> Decision:
         """The clock and the signals are rank 0's and everybody's; all ranks agree on them."""
-        position, elapsed_s = self.run.position, self.elapsed_s
-        step_s, reserve_s = statistics.median(self.step_times_s), self._reserve_s()
-        known = self.horizon.estimate(
-            self.run.schedule,
-            step=position.step,
-            known=position.horizon_steps,
-            elapsed_s=elapsed_s,
-            step_s=step_s,
-            reserve_s=reserve_s,
-        )
+        position, pace, elapsed_s = self.run.position, self.pace, self.pace.elapsed_s
+        reserve_s = pace.reserve_s
+        known = position.horizon_steps
+        if pace.is_known:
+            known = self.horizon.estimate(
+                step=position.step, elapsed_s=elapsed_s, step_s=pace.step_s, reserve_s=reserve_s
+            )
         is_over = self.horizon.is_over(
             step=position.step,
-            known=known,
             elapsed_s=elapsed_s,
-            step_s=step_s,
+            step_s=pace.slow_step_s,
             reserve_s=reserve_s,
         )
+        progress = self.horizon.progress(
+            elapsed_s=elapsed_s, begun_s=pace.begun_s, reserve_s=reserve_s
+        )
         save_is_due = self._save_is_due(position.step)
-        ours = [known or 0, is_over, save_is_due] if self.run.world.is_main else [0, 0, 0]
+        ours = [known or 0, progress or 0.0, is_over, save_is_due]
+        if not self.run.world.is_main:
+            ours = [0] * len(ours)
         agreed = self._sum([*ours, self.stop.is_made])
         position.horizon_steps = int(agreed[0]) or None
-        return Decision(agreed[1] > 0, agreed[3] > 0, agreed[2] > 0)
-
-    def _reserve_s(self) -> float:
-        """What the last evaluation and save will take."""
-        if self.evaluation_s is not None:
-            return self.evaluation_s + self.save_s
-        step_s = statistics.median(self.step_times_s)
-        return self.profile.eval.batches * step_s * _EVALUATION_SHARE_OF_A_STEP + self.save_s
+        if position.time_progress is not None:  # costs that turn out lower do not raise the rate
+            position.time_progress = max(position.time_progress, agreed[1])
+        return Decision(agreed[2] > 0, agreed[4] > 0, agreed[3] > 0)
 
     def _save_is_due(self, step: int) -> bool:
         wishes = self.profile.checkpoint
@@ -216,7 +205,7 @@ class Session:
             mfu=flops / self.peak_flops / self.run.world.size if self.peak_flops else None,
             memory_bytes=memory_bytes,
             accelerator_bytes=accelerator_bytes,
-            elapsed_s=self.elapsed_s,
+            elapsed_s=self.pace.elapsed_s,
             horizon_steps=self.run.position.horizon_steps,
             remaining_s=self._remaining_s(report.step),
             is_logged=is_logged,
@@ -230,10 +219,12 @@ class Session:
         self.observe(event)
 
     def _remaining_s(self, step: int) -> float | None:
-        known = self.run.position.horizon_steps
-        if known is None or len(self.step_times_s) < _STEPS_BEFORE_AN_ESTIMATE:
+        if not self.pace.is_known:
             return None
-        return (known - step) * statistics.median(self.step_times_s) + self._reserve_s()
+        if self.horizon.time_s is not None:
+            return max(0.0, self.horizon.time_s - self.pace.elapsed_s)
+        known = self.run.position.horizon_steps
+        return None if known is None else (known - step) * self.pace.step_s + self.pace.reserve_s
 
     def _memory(self) -> tuple[int, int | None]:
         """Bytes of this process, and of its GPU where it has one."""
@@ -255,7 +246,7 @@ class Session:
             update |= {"best_val_loss": nats_per_token, "best_step": step}
         waited = 0 if is_best else self.state.evaluations_without_best + 1
         self.state = self.state.model_copy(update=update | {"evaluations_without_best": waited})
-        self.evaluation_s = time.monotonic() - begun_s
+        self.pace.took("evaluation", time.monotonic() - begun_s)
         self.evaluated_step = step
         self._record(Evaluated(step, nats_per_token, bpb, is_best))
         self.logged_at_s += time.monotonic() - begun_s
@@ -281,6 +272,7 @@ class Session:
             text = self.examiner.sample(prompt, seed=step + number)
             self._record(Sampled(step, prompt, text))
         self.sampled_step = step
+        self.pace.took("samples", time.monotonic() - begun_s)
         self.logged_at_s += time.monotonic() - begun_s
 
     def _save(self, step: int) -> None:
@@ -302,8 +294,8 @@ class Session:
             self.observe(Saved(step, self.checkpoint))
         self._sum([0.0])  # a rank that went on, or ended, could bring the others down in mid-save
         self.saved_at_s = time.monotonic()
-        self.save_s = self.saved_at_s - begun_s
-        self.logged_at_s += self.save_s
+        self.pace.took("save", self.saved_at_s - begun_s)
+        self.logged_at_s += self.saved_at_s - begun_s
 
     def _state_now(self) -> SavedState:
         position, scaler = self.run.position, self.run.scaler
@@ -312,8 +304,10 @@ class Session:
                 "step": position.step,
                 "tokens": position.tokens,
                 "windows": position.windows,
+                "begun_s": self.pace.begun_s,
                 "horizon_steps": position.horizon_steps,
-                "elapsed_s": self.elapsed_s,
+                "time_progress": position.time_progress,
+                "elapsed_s": self.pace.elapsed_s,
                 "peak_memory_bytes": max(self.state.peak_memory_bytes, self._peak_memory()),
                 "torch_rng": RandomState.now().text,
                 "grad_scaler": scaler.state_dict() if scaler.is_enabled() else None,
@@ -348,6 +342,17 @@ class Session:
             predicted=self.predicted,
             stopped=stopped,
         )
+
+
+def _expected_steps(profile: Profile) -> dict[str, float]:
+    """What the end of a run costs, in steps, before any of it is measured."""
+    wishes = profile.eval
+    sampled = len(wishes.prompts) * wishes.sample_tokens if wishes.sample_every_steps else 0
+    return {
+        "evaluation": wishes.batches * _EVALUATION_BATCH_STEPS,
+        "samples": sampled * _SAMPLED_TOKEN_STEPS,
+        "save": _SAVE_STEPS,
+    }
 
 
 def metrics_line(event: Step | Evaluated | Sampled) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -24,8 +24,9 @@ from llmtrain.device.memory import (
 )
 from llmtrain.model.decoder import Decoder
 from llmtrain.ops.precision import autocast_as
-from llmtrain.profile.schema import ModelSection
+from llmtrain.profile.schema import ModelSection, OptimSection
 from llmtrain.profile.shape import ModelShape, shape_of
+from llmtrain.train.optim import build_optimizer
 
 SEQUENCES, CONTEXT = 3, 40  # 120 rows, which no weight has
 
@@ -178,16 +179,21 @@ def test_every_layer_costs_the_same(layers: int) -> None:
     assert saved_bytes_per_token(shape(num_layers=layers), True) == expected
 
 
+@pytest.mark.parametrize("name", ["muon", "adamw"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_weights_gradients_and_moments_are_counted_exactly(tied: bool) -> None:
+def test_weights_gradients_and_moments_are_counted_exactly(
+    tied: bool, name: Literal["muon", "adamw"]
+) -> None:
     form = shape(tie_embeddings=tied)
     model = Decoder(form)
     model.initialise(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    optimizer = build_optimizer(model, OptimSection(name=name), "fused")
     tokens = torch.zeros((1, CONTEXT), dtype=torch.long)
     model(tokens, tokens).backward()
     optimizer.step()
-    found = predict_training(form, micro_batch=1, half_precision=False, device_kind="cpu")
+    found = predict_training(
+        form, micro_batch=1, half_precision=False, device_kind="cpu", optimizer=name
+    )
     parameters = list(model.parameters())
     assert found.parameters_bytes == sum(p.nbytes for p in parameters)
     assert found.gradients_bytes == sum(p.grad.nbytes for p in parameters if p.grad is not None)

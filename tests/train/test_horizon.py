@@ -31,32 +31,22 @@ def walk(
     schedule: Schedule,
     times_s: list[float],
     reserve_s: float = 0.0,
-    known: int | None = None,
+    begun_s: float = 0.0,
 ) -> Walk:
     """Steps as the training session takes them; the last time in the list goes on for ever."""
-    done = Walk()
-    known = horizon.steps if horizon.time_s is None else known
+    done = Walk(elapsed_s=begun_s)
+    progress: float | None = 0.0
     while True:
-        done.factors.append(schedule.factor(done.steps, known))
+        if horizon.steps is not None:
+            progress = done.steps / horizon.steps
+        done.factors.append(schedule.factor(done.steps, progress))
         took_s = times_s[min(done.steps, len(times_s) - 1)]
         done.steps += 1
         done.elapsed_s += took_s
-        known = horizon.estimate(
-            schedule,
-            step=done.steps,
-            known=known,
-            elapsed_s=done.elapsed_s,
-            step_s=took_s,
-            reserve_s=reserve_s,
-        )
-        done.estimates.append(known)
-        if horizon.is_over(
-            step=done.steps,
-            known=known,
-            elapsed_s=done.elapsed_s,
-            step_s=took_s,
-            reserve_s=reserve_s,
-        ):
+        pace = {"elapsed_s": done.elapsed_s, "reserve_s": reserve_s}
+        done.estimates.append(horizon.estimate(step=done.steps, step_s=took_s, **pace))
+        progress = horizon.progress(begun_s=begun_s, **pace)
+        if horizon.is_over(step=done.steps, step_s=took_s, **pace):
             return done
 
 
@@ -67,56 +57,43 @@ def test_so_many_steps_are_so_many_steps(steps: int, step_s: float) -> None:
     assert set(done.estimates) == {steps}
 
 
-def test_no_estimate_before_the_pace_is_known() -> None:
-    done = walk(Horizon(time_s=100), WSD, [10, 5, 1])
-    assert done.estimates[:3] == [None, None, 3 + 84]
-    assert done.steps == 3 + 84
+def test_steps_that_are_counted_have_no_progress_in_time() -> None:
+    assert Horizon(steps=5).progress(elapsed_s=1, begun_s=0, reserve_s=0) is None
 
 
 def test_an_even_pace_uses_the_time_and_ends_with_the_decay() -> None:
     done = walk(Horizon(time_s=100), WSD, [1.0], reserve_s=10)
     assert done.steps == 90
     assert done.elapsed_s == 90
-    assert done.factors[-1] == pytest.approx(1 / 45)
+    assert set(done.estimates) == {90}
+    steps = walk(Horizon(steps=90), WSD, [1.0])
+    assert done.factors == pytest.approx(steps.factors)
 
 
-def test_the_estimate_follows_the_pace_until_decay_begins_and_then_stays() -> None:
-    faster = [2.0] * 10 + [1.0] * 200
-    done = walk(Horizon(time_s=100), WSD, faster)
-    assert done.estimates[8] == 50
-    assert done.estimates[10] == 11 + 79
-    fixed_at = next(i + 1 for i, known in enumerate(done.estimates) if known == 90 and i >= 44)
-    assert fixed_at <= 46
-    assert len(set(done.estimates[fixed_at:])) == 1
-    assert done.steps == done.estimates[-1]
+def test_what_comes_before_the_first_step_does_not_use_up_the_schedule() -> None:
+    done = walk(Horizon(time_s=150), WSD, [1.0], reserve_s=10, begun_s=50)
+    assert done.factors == pytest.approx(walk(Horizon(steps=90), WSD, [1.0]).factors)
 
 
-@pytest.mark.parametrize("shape", ["wsd", "linear", "cosine"])
-def test_once_decay_began_the_horizon_is_fixed(shape: Literal["wsd", "linear", "cosine"]) -> None:
-    schedule = Schedule(shape, 5, 0.5, 0.0)
-    start = schedule.decay_start(100)
-    at = {"known": 100, "elapsed_s": 60.0, "step_s": 0.001, "reserve_s": 0.0}
-    assert Horizon(time_s=1e4).estimate(schedule, step=start - 1, **at) != 100  # type: ignore[arg-type]
-    for step in (start, start + 1, 99, 100):
-        assert Horizon(time_s=1e4).estimate(schedule, step=step, **at) == 100  # type: ignore[arg-type]
-
-
-def test_a_slow_end_is_cut_off_by_the_clock() -> None:
-    done = walk(Horizon(time_s=100), WSD, [1.0] * 60 + [5.0] * 100, reserve_s=3)
-    assert done.elapsed_s <= 97
-    assert done.elapsed_s + 5 + 3 > 100
-    assert done.steps < (done.estimates[-1] or 0)
+@pytest.mark.parametrize("turn", [20, 60, 85])
+@pytest.mark.parametrize("later_s", [0.5, 2.0])
+def test_a_change_of_pace_changes_the_steps_and_not_the_end(turn: int, later_s: float) -> None:
+    done = walk(Horizon(time_s=100), WSD, [1.0] * turn + [later_s] * 200)
+    assert done.steps == turn + int((100 - turn) / later_s)
+    assert done.elapsed_s > 100 - later_s
+    assert done.factors[-1] <= 2 * later_s / 50  # the step after it would have ended too late
+    falls = done.factors[2:]
+    assert falls == sorted(falls, reverse=True)
 
 
 def test_no_time_at_all_is_one_step() -> None:
     assert walk(Horizon(time_s=1), WSD, [50.0]).steps == 1
     assert walk(Horizon(time_s=1), WSD, [0.1], reserve_s=1000).steps == 1
+    assert Horizon(time_s=1).progress(elapsed_s=0.5, begun_s=0, reserve_s=1000) == 1.0
 
 
 def test_a_clock_too_coarse_for_the_step_still_estimates() -> None:
-    known = Horizon(time_s=10).estimate(
-        WSD, step=3, known=None, elapsed_s=1, step_s=0.0, reserve_s=0
-    )
+    known = Horizon(time_s=10).estimate(step=3, elapsed_s=1, step_s=0.0, reserve_s=0)
     assert known is not None
     assert known > 3
 
@@ -137,7 +114,9 @@ def test_the_time_is_kept_where_steps_do_not_slow_down(
     done = walk(Horizon(time_s=time_s), Schedule(shape, 3, 0.5, 0.0), times_s, reserve_s)
     assert done.steps == 1 or done.elapsed_s + reserve_s <= time_s * (1 + 1e-9)
     for step, known in enumerate(done.estimates, start=1):
-        assert known is None or known > step or step == done.steps
+        assert known is not None
+        assert known >= step
+    assert done.factors[3:] == sorted(done.factors[3:], reverse=True)
 
 
 def test_what_a_profile_asks_for() -> None:

@@ -16,8 +16,8 @@ SHAPES = st.sampled_from(["wsd", "cosine", "linear"])
 FRACTIONS = st.floats(0, 1)
 
 
-def factors(schedule: Schedule, horizon_steps: int | None, steps: int) -> list[float]:
-    return [schedule.factor(step, horizon_steps) for step in range(steps)]
+def factors(schedule: Schedule, horizon_steps: int, steps: int) -> list[float]:
+    return [schedule.factor(step, step / horizon_steps) for step in range(steps)]
 
 
 def test_wsd_warms_up_stays_and_falls_in_a_line() -> None:
@@ -30,28 +30,26 @@ def test_wsd_warms_up_stays_and_falls_in_a_line() -> None:
     )
 
 
-def test_linear_falls_from_the_end_of_warm_up() -> None:
+def test_linear_falls_all_the_way_under_warm_up() -> None:
     schedule = Schedule("linear", 2, 0.5, 0.1)
-    assert factors(schedule, 6, 6) == pytest.approx([0.5, 1, 1, 0.775, 0.55, 0.325])
+    assert factors(schedule, 6, 6) == pytest.approx([0.5, 0.85, 0.7, 0.55, 0.4, 0.25])
 
 
-def test_cosine_falls_from_the_end_of_warm_up() -> None:
-    schedule = Schedule("cosine", 1, 0.5, 0.2)
+def test_cosine_falls_all_the_way_under_warm_up() -> None:
+    schedule = Schedule("cosine", 2, 0.5, 0.2)
     half = math.sqrt(0.5) / 2
-    assert factors(schedule, 5, 5) == pytest.approx(
-        [1, 1, 0.2 + 0.8 * (0.5 + half), 0.6, 0.2 + 0.8 * (0.5 - half)]
+    assert factors(schedule, 4, 4) == pytest.approx(
+        [0.5, 0.2 + 0.8 * (0.5 + half), 0.6, 0.2 + 0.8 * (0.5 - half)]
     )
 
 
 def test_without_warm_up_the_first_factor_is_the_peak() -> None:
     for shape in ("wsd", "cosine", "linear"):
-        assert Schedule(shape, 0, 0.5, 0.0).factor(0, 8) == 1.0
+        assert Schedule(shape, 0, 0.5, 0.0).factor(0, 0.0) == 1.0
 
 
 def test_a_horizon_shorter_than_warm_up_only_warms_up() -> None:
-    for shape in ("cosine", "linear"):
-        assert factors(Schedule(shape, 10, 0.5, 0.0), 4, 4) == pytest.approx([0.1, 0.2, 0.3, 0.4])
-    # wsd's last half is decay whatever warm-up says; the lower of the two counts
+    assert factors(Schedule("linear", 10, 0.5, 0.0), 4, 4) == pytest.approx([0.1, 0.2, 0.3, 0.25])
     assert factors(Schedule("wsd", 10, 0.5, 0.0), 4, 4) == pytest.approx([0.1, 0.2, 0.3, 0.4])
     assert factors(Schedule("wsd", 4, 1.0, 0.0), 4, 4) == pytest.approx([0.25, 0.5, 0.5, 0.25])
 
@@ -73,12 +71,10 @@ def test_a_factor_is_between_nothing_and_the_peak(
 ) -> None:
     schedule = Schedule(shape, warmup, decay, final)
     step = data.draw(st.integers(0, horizon + 5))
-    assert 0 <= schedule.factor(step, horizon) <= 1
-    assert schedule.factor(horizon - 1, horizon) > 0, "the last update counts"
-    start = schedule.decay_start(horizon)
-    assert 0 <= start <= horizon
-    if step < start:
-        assert schedule.factor(step, horizon) == schedule.factor(step, None)
+    assert 0 <= schedule.factor(step, step / horizon) <= 1
+    assert schedule.factor(horizon - 1, (horizon - 1) / horizon) > 0, "the last update counts"
+    if shape == "wsd" and step / horizon <= 1 - decay:
+        assert schedule.factor(step, step / horizon) == schedule.factor(step, None)
 
 
 @given(SHAPES, st.integers(0, 50), FRACTIONS, FRACTIONS, st.integers(1, 200))

@@ -72,8 +72,9 @@ def test_the_best_checkpoint_is_kept_though_it_is_old(train: Any, place: Path, f
     train(
         place / "run",
         # it learns for a while, and is then taken apart
-        optim__schedule="linear",
+        optim__decay_fraction=0.0,
         optim__warmup_steps=20,
+        optim__name="adamw",
         optim__learning_rate=1.0,
         eval__every_steps=2,
         checkpoint__keep_last=1,
@@ -95,6 +96,7 @@ def test_patience_ends_the_run_after_so_many_evaluations_without_a_best(
         eval__patience=patience,
         eval__every_steps=1,
         eval__sample_every_steps=None,
+        optim__name="adamw",
         optim__learning_rate=10.0,
         optim__warmup_steps=0,
     )

@@ -1,0 +1,83 @@
+"""How fast a run goes and what its end will take, measured as it goes."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+_STEPS_BEFORE_AN_ESTIMATE = 3  # the first ones fill caches and may compile
+_RECENT = 3
+_SHORTEST_STEP_S = 1e-6  # a coarse clock measures a short step as nothing
+_EXIT_S = 1.0  # of the process, after all is saved
+
+
+class Pace:
+    """Step times, and the costs of what ends a run in units of steps.
+
+    In those units a cost that was measured while the machine was idle still holds when it is
+    busy, and everything takes longer.
+    """
+
+    def __init__(
+        self,
+        elapsed_before_s: float,
+        begun_s: float | None,
+        expected_steps: Mapping[str, float],
+        *,
+        first_step_counts: bool,
+    ) -> None:
+        """`begun_s`: after how long a run that goes on began to train. `expected_steps`: what each
+        thing at the end costs, for as long as it was not measured. A first step that compiles
+        says nothing of the next."""
+        self._started_s = time.monotonic() - elapsed_before_s
+        self._costs = dict(expected_steps)
+        self._step_times_s: deque[float] = deque(maxlen=20)
+        self._skip_next = not first_step_counts
+        self.begun_s = self.elapsed_s if begun_s is None else begun_s
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds that this run has used, in this sitting and those before."""
+        return time.monotonic() - self._started_s
+
+    def step_took(self, seconds: float) -> None:
+        """Another step is done."""
+        if not self._skip_next:
+            self._step_times_s.append(seconds)
+        self._skip_next = False
+
+    def took(self, what: str, seconds: float) -> None:
+        """`what` costs this from now on; before a first step nobody knows how many that is."""
+        if self._step_times_s:
+            self._costs[what] = seconds / max(self.step_s, _SHORTEST_STEP_S)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether enough steps were taken to say how long one takes."""
+        return len(self._step_times_s) >= _STEPS_BEFORE_AN_ESTIMATE
+
+    @property
+    def step_s(self) -> float:
+        """The median of the last steps; 0 while none is known."""
+        return _median(self._step_times_s)
+
+    @property
+    def slow_step_s(self) -> float:
+        """What the next step is not likely to exceed; 0 while none is known."""
+        return max(self._recent, default=0.0)
+
+    @property
+    def reserve_s(self) -> float:
+        """What comes after the last step."""
+        return _EXIT_S + sum(self._costs.values()) * _median(self._recent)
+
+    @property
+    def _recent(self) -> list[float]:
+        return list(self._step_times_s)[-_RECENT:]
+
+
+def _median(values: Iterable[float]) -> float:
+    found = list(values)
+    return statistics.median(found) if found else 0.0

@@ -1,0 +1,69 @@
+"""What a run learns of its own speed, on an invented clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmtrain.train import pace
+from llmtrain.train.pace import Pace
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that `time.monotonic` says; to be changed."""
+    now = [1000.0]
+    monkeypatch.setattr(pace.time, "monotonic", lambda: now[0])
+    return now
+
+
+def made(
+    expected: dict[str, float] | None = None, *, begun_s: float | None = None, first: bool = True
+) -> Pace:
+    return Pace(50.0, begun_s, expected or {}, first_step_counts=first)
+
+
+def test_time_before_this_sitting_counts(clock: list[float]) -> None:
+    found = made()
+    clock[0] += 7
+    assert found.elapsed_s == 57
+    assert found.begun_s == 50
+    assert made(begun_s=12.0).begun_s == 12
+
+
+def test_a_step_is_the_median_and_the_slow_one_is_recent() -> None:
+    found = made()
+    assert (found.step_s, found.slow_step_s) == (0, 0)
+    for seconds in (9.0, 1.0, 1.0, 2.0, 1.0):
+        found.step_took(seconds)
+    assert (found.step_s, found.slow_step_s) == (1.0, 2.0)
+
+
+def test_a_pace_is_known_after_three_steps_and_a_first_that_compiles_is_none() -> None:
+    for first in (True, False):
+        found = made(first=first)
+        known = []
+        for seconds in (20.0, 1.0, 1.0, 1.0):
+            found.step_took(seconds)
+            known.append(found.is_known)
+        assert known == [False, False, first, True]
+        assert found.slow_step_s == 1.0
+
+
+def test_costs_are_expected_until_they_are_measured() -> None:
+    found = made({"evaluation": 4.0, "save": 1.0})
+    assert found.reserve_s == pace._EXIT_S
+    found.took("save", 100.0)  # no step yet to measure it by
+    found.step_took(2.0)
+    assert found.reserve_s == pytest.approx(pace._EXIT_S + 10)
+    found.took("evaluation", 3.0)
+    assert found.reserve_s == pytest.approx(pace._EXIT_S + 3 + 2)
+
+
+def test_a_machine_that_slows_down_slows_what_is_left_too() -> None:
+    found = made()
+    for _ in range(30):
+        found.step_took(1.0)
+    found.took("evaluation", 5.0)
+    for _ in range(2):
+        found.step_took(2.0)
+    assert found.reserve_s == pytest.approx(pace._EXIT_S + 10)
