@@ -24,6 +24,7 @@ _BUDGET_S = 0.4
 _LEAST_ROUNDS, _MOST_ROUNDS = 2, 8
 # Of attention that is timed, where one sequence does not have more: up to 0.3 s on two cores.
 _SCORES, _TOKENS = 64 << 20, 4096
+_LONGEST_CONTEXT = 4096  # the squares of longer ones take long, and tell nothing else
 
 Run = Callable[[], None]
 
@@ -39,12 +40,12 @@ def time_attention(shape: ModelShape, precision: Precision, threads: int) -> Att
     depends on how many heads it has at once. The kernels take turns, and the best of several
     rounds counts.
     """
-    scores = shape.num_heads * shape.context**2
-    sequences = max(1, min(_TOKENS // shape.context, _SCORES // scores))
+    context = min(shape.context, _LONGEST_CONTEXT)
+    sequences = max(1, min(_TOKENS // context, _SCORES // (shape.num_heads * context**2)))
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
-        torch.randn(sequences, heads, shape.context, shape.head_dim, generator=generator)
+        torch.randn(sequences, heads, context, shape.head_dim, generator=generator)
         .to(dtype)
         .requires_grad_()
         for heads in (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
