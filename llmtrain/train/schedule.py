@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+_LONGEST_WARMUP = 0.1  # of the run
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -20,18 +22,21 @@ class Schedule:
         """The factor for the update that leads from `step` to `step + 1`.
 
         `progress` is the share of the run that is over before it: of its steps, or of its time.
-        Warm-up is linear and reaches 1 with its last step. `wsd` (warm-up, stable, decay: Hu et
+        Warm-up is linear and reaches 1 with its last step, or after a tenth of a run that has
+        not many more. `wsd` (warm-up, stable, decay: Hu et
         al. 2024) stays at 1 and falls linearly over the last `decay_fraction`; `linear` and
         `cosine` (Loshchilov and Hutter 2017) fall all the way. The lower of warm-up and shape
         counts. The last update is one step short of `final_fraction`, so that it still counts.
         With no progress known nothing falls.
         """
-        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return warmup if progress is None else min(warmup, self._decayed(progress))
+        warmup = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
+        if progress is None:
+            return min(1.0, warmup)
+        return min(1.0, max(warmup, progress / _LONGEST_WARMUP), self._decayed(progress))
 
     def _decayed(self, progress: float) -> float:
         start = 1.0 - self.decay_fraction if self.shape == "wsd" else 0.0
-        if progress <= start:
+        if progress <= start or start == 1.0:
             return 1.0
         done = min(1.0, (progress - start) / (1.0 - start))
         left = 0.5 * (1.0 + math.cos(math.pi * done)) if self.shape == "cosine" else 1.0 - done

@@ -64,8 +64,8 @@ def test_longer_constant_schedule_begins_as_the_shorter_run(
     train: Any, place: Path, files: Any, reference: Any
 ) -> None:
     # Under wsd the rate is constant until half of the horizon, so the first 10 steps are the same.
-    train(place / "run", train__steps=20)
-    train(place / "long", train__steps=40, eval__every_steps=40)
+    train(place / "run", train__steps=20, optim__warmup_steps=2)
+    train(place / "long", train__steps=40, optim__warmup_steps=2, eval__every_steps=40)
 
     first = [line for line in files(place / "run").course() if "loss" in line][:10]
     assert [line for line in files(place / "long").course() if "loss" in line][:10] == first
