@@ -89,3 +89,22 @@ class Trained(_Document):
     parameters: int
     precision: str
     details: dict[str, Any] = {}
+
+
+class QualityJob(_Document):
+    """Train the naive baseline on a profile's text for so long, annealed by the clock."""
+
+    profile: str
+    assignments: tuple[str, ...]
+    budget_s: float
+    learning_rate: float
+    threads: int
+
+
+class Quality(_Document):
+    """How good a model became. `seconds` are those of training; evaluation comes after them."""
+
+    seconds: float
+    steps: int
+    tokens: int
+    bits_per_byte: float

@@ -9,7 +9,16 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.benchmarks.documents import PeakJob, Peaks, Prepared, PrepareJob, Trained, TrainJob
+from tests.benchmarks.documents import (
+    PeakJob,
+    Peaks,
+    Prepared,
+    PrepareJob,
+    Quality,
+    QualityJob,
+    Trained,
+    TrainJob,
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -19,7 +28,7 @@ def main(arguments: list[str]) -> None:
     Path(result).write_text(document.model_dump_json(), encoding="utf-8")
 
 
-def _work(what: str, job: str) -> Prepared | Peaks | Trained:
+def _work(what: str, job: str) -> Prepared | Peaks | Trained | Quality:
     if what == "prepare":
         from tests.benchmarks.tokens import prepare_tokens
 
@@ -28,6 +37,10 @@ def _work(what: str, job: str) -> Prepared | Peaks | Trained:
         from tests.benchmarks.peak import measure_peaks
 
         return measure_peaks(PeakJob.model_validate_json(job))
+    if what == "quality":
+        from tests.benchmarks.quality import train_for_quality
+
+        return train_for_quality(QualityJob.model_validate_json(job))
     return train_system(TrainJob.model_validate_json(job))
 
 
