@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -39,17 +38,21 @@ def info(
 ) -> int:
     """What was found, what will be used, and why."""
     from llmtrain.cli.render import facts_document, facts_table, plan_document, plan_table
+    from llmtrain.device.choice import Choice
     from llmtrain.device.probe import read_facts
-    from llmtrain.engine.planning import choose_profile, plan_run
+    from llmtrain.engine.choosing import choose_profile
+    from llmtrain.engine.planning import plan_run
     from llmtrain.engine.request import TrainRequest
 
     flags = flag_settings(device_kind=device, device_force_cpu=force_cpu, device_processes=nproc)
     facts = read_facts()
-    chosen = choose_profile(facts, None)
-    request = TrainRequest(profile=profile or chosen.value, assignments=set_ or [], flags=flags)
-    loaded = request.load(request.profile)
+    request = TrainRequest(profile=profile, assignments=set_ or [], flags=flags)
+    chosen = Choice(profile, "asked for") if profile else None
+    if chosen is None:
+        chosen = choose_profile(facts, request.load(None).profile.device, None)
+    loaded = request.load(chosen.value)
     planned = plan_run(loaded.profile, facts=facts, measure=True)
-    reason = "asked for" if profile else chosen.reason
+    reason = chosen.reason
     if json:
         named = {"profile": {"value": loaded.profile.name, "reason": reason}}
         voice.document({**facts_document(facts), **plan_document(planned), **named})
@@ -80,18 +83,16 @@ def bench(
     from llmtrain.cli.render import bench_document, bench_line, bench_plan_table, bench_table
     from llmtrain.device.probe import read_facts
     from llmtrain.engine.bench import bench_cpu
-    from llmtrain.engine.planning import choose_profile
     from llmtrain.engine.request import TrainRequest
 
     flags = flag_settings(device_kind=device, device_force_cpu=force_cpu)
     facts = read_facts()
-    chosen = choose_profile(replace(facts, accelerators=()), None)  # one for a CPU
-    request = TrainRequest(profile=profile or chosen.value, assignments=set_ or [], flags=flags)
-    loaded = request.load(request.profile).profile
+    request = TrainRequest(profile=profile, assignments=set_ or [], flags=flags)
+    loaded = request.load(profile or "cpu-tiny").profile
     result = bench_cpu(loaded, facts, block=not no_compile, announce=voice.note)
     if result.times.compile_failure is not None:
         voice.warning(f"a block cannot be compiled: {result.times.compile_failure}")
-    reason = "asked for" if profile else chosen.reason
+    reason = "asked for" if profile else "the smallest one for a CPU"
     if json:
         named = {"profile": {"value": loaded.name, "reason": reason}}
         voice.document({**named, **bench_document(result)})

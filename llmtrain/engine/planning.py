@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmtrain.device.choice import Choice, Needs
+from llmtrain.device.choice import Needs
 from llmtrain.device.decisions import choose_device, memory_limit_bytes
 from llmtrain.device.decisions import threads as decide_threads
 from llmtrain.device.facts import CpuTimes, Facts
@@ -87,17 +87,6 @@ def needs_of(profile: Profile, world: World | None) -> Needs:
         tokens=tokens,
         time_s=train.time,
     )
-
-
-def choose_profile(facts: Facts, time_s: float | None) -> Choice[str]:
-    """The shipped profile for a machine and the time there is, for when none is named."""
-    if facts.of_kind("cuda"):
-        return Choice("gpu-small", "a CUDA GPU is here")
-    if facts.of_kind("mps"):
-        return Choice("mps-small", "an Apple GPU is here")
-    if time_s is not None and time_s >= 3600:
-        return Choice("cpu-small", "an hour or more on the CPU")
-    return Choice("cpu-tiny", "a CPU, and minutes" if time_s else "a CPU: done in minutes")
 
 
 def _peak_flops(times: CpuTimes | None, plan: Plan) -> float | None:

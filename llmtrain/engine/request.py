@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.device.probe import read_facts
-from llmtrain.engine.planning import choose_profile
+from llmtrain.engine.choosing import choose_profile
 from llmtrain.errors import UsageError
 from llmtrain.profile.load import (
     LoadedProfile,
@@ -81,7 +81,7 @@ def loaded_profile(request: TrainRequest) -> LoadedProfile:
     if request.profile is not None:
         return request.load(request.profile)
     bare = request.load(None).profile
-    choice = choose_profile(read_facts(), bare.train.time)
+    choice = choose_profile(read_facts(), bare.device, bare.train.time)
     return request.load(choice.value)
 
 

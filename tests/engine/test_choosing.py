@@ -1,0 +1,63 @@
+"""The profile for a machine and a time."""
+
+from __future__ import annotations
+
+import pytest
+
+from llmtrain.device.facts import MatmulTimes
+from llmtrain.engine import choosing
+from llmtrain.engine.choosing import best_for_time, choose_profile, expected_loss
+from llmtrain.profile.load import load_profile
+from llmtrain.profile.schema import DeviceSection
+from llmtrain.profile.shape import shape_of
+from tests.device.machines import CPU, CUDA
+
+SHAPES = {
+    name: shape_of(load_profile(name, environment={}).profile.model)
+    for name in ("cpu-tiny", "cpu-small", "cpu-medium")
+}
+TWO_CORES, SIXTEEN_CORES = 430e9, 5400e9
+
+
+@pytest.mark.parametrize(
+    ("rate", "hours", "expected"),
+    [
+        (TWO_CORES, 0.05, "cpu-tiny"),
+        (TWO_CORES, 1, "cpu-tiny"),
+        (TWO_CORES, 24, "cpu-small"),
+        (SIXTEEN_CORES, 0.1, "cpu-tiny"),
+        (SIXTEEN_CORES, 8, "cpu-small"),
+        (SIXTEEN_CORES, 24 * 14, "cpu-medium"),
+    ],
+)
+def test_more_work_is_for_a_larger_model(rate: float, hours: float, expected: str) -> None:
+    choice = best_for_time(SHAPES, 3600 * hours, rate)
+    assert choice.value == expected
+    assert "expected" in choice.reason
+
+
+def test_time_and_rate_count_alike() -> None:
+    for factor in (10, 1000, 10**5):
+        slow, fast = (
+            best_for_time(SHAPES, 60 * factor, 1e11),
+            best_for_time(SHAPES, 60, 1e11 * factor),
+        )
+        assert slow.value == fast.value
+
+
+def test_the_fit_is_the_published_one() -> None:
+    assert expected_loss(70_000_000_000, 1.4e12) == pytest.approx(1.94, abs=0.02)  # Chinchilla
+
+
+def test_without_a_time_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "measured_products", pytest.fail)
+    assert choose_profile(CPU, DeviceSection(), None).value == "cpu-tiny"
+    assert choose_profile(CUDA, DeviceSection(), 60.0).value == "gpu-small"
+    assert choose_profile(CUDA, DeviceSection(force_cpu=True), None).value == "cpu-tiny"
+
+
+def test_a_cpu_is_measured_for_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = MatmulTimes(fp32_s=2.0, medium_s=2.0, bf16_s=1.0, flops=TWO_CORES)
+    monkeypatch.setattr(choosing, "measured_products", lambda *_: times)
+    assert choose_profile(CPU, DeviceSection(), 60.0).value == "cpu-tiny"
+    assert choose_profile(CPU, DeviceSection(), 86400.0).value == "cpu-small"
