@@ -218,14 +218,16 @@ class Decoder(nn.Module):
 
     def forward(self, tokens_bt: Tensor, targets_bt: Tensor) -> Tensor:
         """Sum over all targets of the negative log-likelihood, in nats."""
-        casts = self.casts if torch.is_grad_enabled() else None
+        is_training = torch.is_grad_enabled()
+        casts = self.casts if is_training else None
         hidden_btc = self.model(tokens_bt, casts)
         return linear_cross_entropy(
             hidden_btc.flatten(0, 1),
             self.head_weight,
             targets_bt.flatten(),
             weight_cast_vd=None if casts is None else casts.plain(self.head_weight),
-            exponentiate=self.exponentiate,
+            # Compiled for training's shapes; run eagerly, its passes would each make a copy.
+            exponentiate=self.exponentiate if is_training else exponentiate,
         )
 
     def compute_with(
