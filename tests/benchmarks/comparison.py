@@ -64,6 +64,7 @@ class Comparison:
             "train.tokens_per_step": self.tokens_per_step(OURS),
             "train.micro_batch": self.shape.micro_batch,
             "train.log_every_steps": 1,
+            "optim.name": "adamw",  # as the others have; Muon's products would count too
             "eval.batches": 1,
             "eval.sample_every_steps": "null",
         }
