@@ -51,6 +51,7 @@ def flag_settings(**flags: Any) -> dict[str, Setting]:
         "data_tokenizer": "--tokenizer",
         "train_steps": "--steps",
         "train_tokens": "--tokens",
+        "train_epochs": "--epochs",
         "train_time": "--time",
         "train_seed": "--seed",
         "device_kind": "--device",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import datetime, timedelta
+from datetime import time as time_of_day
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,11 +24,15 @@ from llmtrain.cli.options import (
     flag_settings,
 )
 from llmtrain.cli.voice import Voice
+from llmtrain.errors import UsageError
 
 if TYPE_CHECKING:
-    from llmtrain.engine.request import TrainRequest
+    from llmtrain.engine.request import Deadline, TrainRequest
     from llmtrain.train.events import TrainResult
     from llmtrain.train.signals import StopRequest
+
+
+_UNTIL = "until="
 
 
 def register(app: typer.Typer) -> None:
@@ -39,10 +46,15 @@ def train(
     data: DataOption = None,
     device: DeviceOption = None,
     force_cpu: ForceCpuOption = False,
-    time: Annotated[str | None, typer.Option("--time", help="Stop after 150s, 30m, 2h …")] = None,
+    time: Annotated[
+        str | None, typer.Option("--time", help="Be done after 150s, 30m, 2h …, or until=07:30.")
+    ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
     tokens: Annotated[
         str | None, typer.Option("--tokens", help="Tokens to train on, as in 50M.")
+    ] = None,
+    epochs: Annotated[
+        float | None, typer.Option("--epochs", help="Times that the text is read.")
     ] = None,
     set_: SetOption = None,
     out: Annotated[
@@ -75,7 +87,8 @@ def train(
         data_tokenizer=tokenizer,
         train_steps=steps,
         train_tokens=tokens,
-        train_time=time,
+        train_epochs=epochs,
+        train_time=None if _is_deadline(time) else time,
         train_seed=seed,
         device_kind=device,
         device_force_cpu=force_cpu,
@@ -93,6 +106,7 @@ def train(
             flags=flags,
             out=out,
             resume=resume,
+            deadline=_deadline(time),
             command=["llmtrain", *sys.argv[1:]],
         )
         if dry_run:
@@ -103,6 +117,32 @@ def train(
 
             return launch(processes, sys.argv[1:], stop, debug=voice.debug)
         return _train(voice, request, stop, as_json=json)
+
+
+def _is_deadline(time: str | None) -> bool:
+    return time is not None and time.startswith(_UNTIL)
+
+
+def _deadline(time: str | None) -> Deadline | None:
+    """The next time that the clock shows what `--time until=` says. Raises UsageError."""
+    if time is None or not _is_deadline(time):
+        return None
+    from llmtrain.engine.request import Deadline
+    from llmtrain.train.signals import process_age_s
+
+    now = datetime.now().astimezone()
+    try:
+        clock = time_of_day.fromisoformat(time.removeprefix(_UNTIL))
+    except ValueError:
+        raise UsageError(
+            f"--time {time}: not a time of day", hint="write --time until=07:30, or --time 30m"
+        ) from None
+    # Combined without a zone and then placed in it: clocks may change in the night between.
+    at = datetime.combine(now.date(), clock.replace(tzinfo=None)).astimezone()
+    if at <= now:
+        tomorrow = now.date() + timedelta(days=1)
+        at = datetime.combine(tomorrow, clock.replace(tzinfo=None)).astimezone()
+    return Deadline(at.timestamp(), now.timestamp() - process_age_s())
 
 
 def _processes(request: TrainRequest) -> int:
@@ -130,12 +170,12 @@ def _train(voice: Voice, request: TrainRequest, stop: StopRequest, *, as_json: b
     from llmtrain.train.signals import process_age_s
     from llmtrain.train.world import world_from_environment
 
-    world = world_from_environment()
+    world, started_s = world_from_environment(), monotonic() - process_age_s()
     if not world.is_main:
-        run_training(request, Sitting(world, lambda event: None, stop, process_age_s()))
+        run_training(request, Sitting(world, lambda event: None, stop, started_s))
         return 0  # a launcher would end rank 0 in its last words if another rank failed first
     with watching(voice) as observe:
-        result = run_training(request, Sitting(world, observe, stop, process_age_s()))
+        result = run_training(request, Sitting(world, observe, stop, started_s))
     if as_json:
         voice.document(train_document(result))
     _tell(voice, result)

@@ -40,7 +40,7 @@ def bench_cpu(profile: Profile, facts: Facts, *, block: bool, announce: Announce
     compiled is part of the times. Raises UsageError where the plan is for a GPU, and
     DoesNotFitError.
     """
-    wishes, needs = profile.device, needs_of(profile, None)
+    wishes, needs = profile.device, needs_of(profile, None, facts)
     _refuse_gpu(facts, wishes)
     times = _kernels(facts, wishes, needs, announce)
     if not block or facts.cxx_compiler is None:

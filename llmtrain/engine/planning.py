@@ -12,6 +12,7 @@ from llmtrain.device.memory import MemoryPrediction
 from llmtrain.device.plan import InferencePlan, Plan, make_inference_plan, make_plan, predict
 from llmtrain.device.probe import read_facts
 from llmtrain.device.speed import product_flops_per_s, step_work
+from llmtrain.engine.choosing import choose_tokens_per_step
 from llmtrain.engine.measuring import Announce, measured_cpu, measured_products
 from llmtrain.profile.schema import DeviceSection, Profile
 from llmtrain.profile.shape import ModelShape, shape_of
@@ -45,7 +46,7 @@ def plan_run(
     may be measured.
     """
     found = read_facts() if facts is None else facts
-    needs = needs_of(profile, world)
+    needs = needs_of(profile, world, found, measure=measure)
     on_cpu = choose_device(found, profile.device).value == "cpu"
     times = measured_cpu(found, profile.device, needs, announce) if on_cpu and measure else None
     return planned_with(make_plan(found, profile.device, needs, times), needs, found, times)
@@ -72,14 +73,15 @@ def planned_with(plan: Plan, needs: Needs, facts: Facts, times: CpuTimes | None 
     )
 
 
-def needs_of(profile: Profile, world: World | None) -> Needs:
+def needs_of(profile: Profile, world: World | None, facts: Facts, *, measure: bool = True) -> Needs:
     """What the profile asks of a machine, launched as `world` or not yet."""
     launched = world is not None and world.size > 1
     train = profile.train
-    tokens = train.steps * train.tokens_per_step if train.steps is not None else train.tokens
+    tokens_per_step = choose_tokens_per_step(profile, facts, measure=measure).value
+    tokens = train.steps * tokens_per_step if train.steps is not None else train.tokens
     return Needs(
         shape=shape_of(profile.model),
-        tokens_per_step=profile.train.tokens_per_step,
+        tokens_per_step=tokens_per_step,
         micro_batch=profile.train.micro_batch,
         launched_processes=world.size if world is not None and launched else None,
         launched_local_processes=world.local_size if world is not None and launched else None,

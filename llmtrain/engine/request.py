@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from llmtrain.device.choice import Choice
 from llmtrain.device.probe import read_facts
-from llmtrain.engine.choosing import choose_profile
+from llmtrain.engine.choosing import choose_profile, choose_tokens_per_step, with_chosen_step
 from llmtrain.errors import UsageError
 from llmtrain.profile.load import (
     LoadedProfile,
@@ -23,6 +24,7 @@ from llmtrain.profile.load import (
 from llmtrain.profile.schema import Profile
 from llmtrain.train.checkpoint import (
     list_checkpoints,
+    load_state,
     newest_good,
     set_aside,
     step_of,
@@ -39,8 +41,22 @@ from llmtrain.train.rundir import (
 )
 
 _MAY_DIFFER = ("device.", "checkpoint.", "eval.", "train.log_every_steps", "train.micro_batch")
-_HORIZON = ("train.steps", "train.tokens", "train.time")
+_HORIZON = ("train.steps", "train.tokens", "train.epochs", "train.time")
+_CHOSEN = "train.tokens_per_step"  # auto in a profile; a run has a number
 _DELIBERATE = ("--", "argument ")  # origins that a call itself set
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """A clock time to be done by, and that from which a run's own time counts."""
+
+    at_s: float
+    from_s: float
+
+    def setting(self, used_s: float) -> Setting:
+        """The whole time of a run that has used so much of it before. Raises UsageError."""
+        left_s = self.at_s - self.from_s
+        return Setting(f"{max(1.0, left_s + used_s):.3f}s", "--time until")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +68,22 @@ class TrainRequest:
     flags: Mapping[str, Setting] = field(default_factory=dict)
     out: Path | None = None
     resume: str | None = None  # auto, or what names a run
+    deadline: Deadline | None = None  # in place of train.time
     command: Sequence[str] = ()
 
-    def load(self, profile: str | None) -> LoadedProfile:
+    def load(self, profile: str | None, used_s: float = 0.0) -> LoadedProfile:
         """All layers of this request over `profile`."""
-        return self.over({} if profile is None else profile_layer(profile))
+        return self.over({} if profile is None else profile_layer(profile), used_s)
 
-    def over(self, base: Mapping[str, Setting]) -> LoadedProfile:
-        """All layers of this request over settings that stand in for a profile."""
-        return load_profile(
-            base, environment=os.environ, assignments=self.assignments, flags=self.flags
-        )
+    def over(self, base: Mapping[str, Setting], used_s: float = 0.0) -> LoadedProfile:
+        """All layers of this request over settings that stand in for a profile.
+
+        `used_s`: the time that a run used before it goes on.
+        """
+        flags = dict(self.flags)
+        if self.deadline is not None:
+            flags["train.time"] = self.deadline.setting(used_s)
+        return load_profile(base, environment=os.environ, assignments=self.assignments, flags=flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +97,36 @@ class Target:
     record: Mapping[str, Any] | None  # run.yaml of the run that goes on
 
 
-def loaded_profile(request: TrainRequest) -> LoadedProfile:
-    """The profile of a new run; one for this machine where none is named. Raises UsageError."""
-    if request.profile is not None:
-        return request.load(request.profile)
-    bare = request.load(None).profile
-    choice = choose_profile(read_facts(), bare.device, bare.train.time)
-    return request.load(choice.value)
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What a new run is where the request leaves it open: decided once, for all ranks."""
+
+    profile: str | None
+    tokens_per_step: Choice[int]
+
+
+def choose(request: TrainRequest) -> Chosen:
+    """What this machine makes of the request. Raises UsageError."""
+    facts, name = read_facts(), request.profile
+    if name is None:
+        bare = request.load(None).profile
+        name = choose_profile(facts, bare.device, bare.train.time).value
+    return Chosen(name, choose_tokens_per_step(request.load(name).profile, facts))
+
+
+def loaded_profile(request: TrainRequest, chosen: Chosen | None = None) -> LoadedProfile:
+    """The profile of a new run, with nothing left to choose but by its plan. Raises UsageError."""
+    found = chosen or choose(request)
+    return with_chosen_step(request.load(found.profile), found.tokens_per_step)
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a run is or will be, and the checkpoint it goes on from."""
+    """Where a run is or will be, the checkpoint it goes on from, or what a new one is."""
 
     directory: RunDirectory
     checkpoint: Path | None
+    chosen: Chosen | None = None
 
 
 def locate(request: TrainRequest, observe: Observer) -> Place:
@@ -100,9 +136,10 @@ def locate(request: TrainRequest, observe: Observer) -> Place:
     """
     existing = _existing_run(request)
     if existing is None:
-        profile = loaded_profile(request).profile
+        chosen = choose(request)
+        profile = loaded_profile(request, chosen).profile
         path = request.out or new_run_path(profile.name, datetime.now().astimezone())
-        return Place(RunDirectory(path), None)
+        return Place(RunDirectory(path), None, chosen)
     directory, named = existing
     if named is not None:
         verify_checkpoint(named)
@@ -130,11 +167,12 @@ def target_at(request: TrainRequest, place: Place) -> Target:
     """What to do at a place. Reads only. Raises UsageError."""
     directory = place.directory
     if not directory.exists:
-        loaded = loaded_profile(request)
-        return Target(directory, loaded, _horizon(loaded, None), None, None)
+        loaded = loaded_profile(request, place.chosen)
+        return Target(directory, loaded, _horizon(request, loaded, None), None, None)
     record = directory.read_record()
-    loaded = _continued(request, record, directory)
-    horizon = _horizon(loaded, record)
+    used_s = load_state(place.checkpoint).elapsed_s if place.checkpoint is not None else 0.0
+    loaded = _continued(request, record, directory, used_s)
+    horizon = _horizon(request, loaded, record)
     if place.checkpoint is None:  # begun, and ended before it was first saved
         return Target(directory, loaded, horizon, None, None)
     return Target(directory, loaded, horizon, place.checkpoint, record)
@@ -183,14 +221,15 @@ def _refuse_orphans(out: RunDirectory) -> None:
 
 
 def _continued(
-    request: TrainRequest, record: Mapping[str, Any], directory: RunDirectory
+    request: TrainRequest, record: Mapping[str, Any], directory: RunDirectory, used_s: float
 ) -> LoadedProfile:
     """The run's own profile with what may change and was changed on purpose."""
     origin = str(directory.path / "run.yaml")
     saved = profile_from_values(record["profile"], origin)
     said = dict(record.get("origins", {}))
     base = {p: Setting(v, said.get(p, origin)) for p, v in flat_values(saved.values())}
-    asked = request.load(request.profile) if request.profile is not None else request.over(base)
+    named = request.profile
+    asked = request.load(named, used_s) if named is not None else request.over(base, used_s)
     changes = _changes(saved, asked, said)
     refused = [p for p in changes if not p.startswith(_MAY_DIFFER) and p not in _HORIZON]
     if refused:
@@ -215,6 +254,8 @@ def _changes(saved: Profile, asked: LoadedProfile, said: Mapping[str, str]) -> d
         value = value_at(asked.profile, path)
         if path == "name" or value == value_at(saved, path):
             continue
+        if path == _CHOSEN and value == "auto":
+            continue
         group = _HORIZON if path in _HORIZON else (path,)  # one of which is set at a time
         if _height(origin) >= max(_height(said.get(p, "default")) for p in group):
             changes[path] = Setting(value, origin)
@@ -230,13 +271,17 @@ def _height(origin: str) -> int:
     return 0 if origin == "default" else 1
 
 
-def _horizon(loaded: LoadedProfile, record: Mapping[str, Any] | None) -> Horizon:
+def _horizon(
+    request: TrainRequest, loaded: LoadedProfile, record: Mapping[str, Any] | None
+) -> Horizon:
     horizon = horizon_of(loaded.profile.train)
     if horizon is None:
         raise UsageError(
             f"profile {loaded.profile.name} says not how long to train",
-            hint="--steps 1000, --tokens 50M or --time 30m",
+            hint="--steps 1000, --tokens 50M, --epochs 2 or --time 30m",
         )
+    if request.deadline is not None:
+        return replace(horizon, deadline_s=request.deadline.at_s)
     if record is not None:
         saved = horizon_of(profile_from_values(record["profile"], "run.yaml").train)
         _refuse_shorter(horizon, saved)
@@ -246,7 +291,11 @@ def _horizon(loaded: LoadedProfile, record: Mapping[str, Any] | None) -> Horizon
 def _refuse_shorter(now: Horizon, then: Horizon | None) -> None:
     if then is None:
         return
-    for ours, theirs, unit in ((now.steps, then.steps, "steps"), (now.time_s, then.time_s, "s")):
+    for ours, theirs, unit in (
+        (now.steps, then.steps, "steps"),
+        (now.epochs, then.epochs, "epochs"),
+        (now.time_s, then.time_s, "s"),
+    ):
         if ours is not None and theirs is not None and ours < theirs:
             raise UsageError(
                 f"the run was to last {theirs:g} {unit} and {ours:g} {unit} is shorter; "

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llmtrain.device.allocator import return_free_memory
+from llmtrain.device.choice import Choice
 from llmtrain.device.facts import Facts
 from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.dataset import Dataset, DataWork, open_dataset, prepare_dataset
 from llmtrain.engine.planning import Planned, needs_of, plan_run, planned_with
 from llmtrain.engine.record import begin_record, end_record, machine_signature
-from llmtrain.engine.request import Place, Target, TrainRequest, locate, preview, target_at
+from llmtrain.engine.request import Chosen, Place, Target, TrainRequest, locate, preview, target_at
 from llmtrain.errors import InterruptedRunError, LlmtrainError
 from llmtrain.profile.load import profile_from_values
 from llmtrain.profile.schema import Profile
 from llmtrain.train.checkpoint import Checkpoint, SavedState, load_checkpoint
 from llmtrain.train.events import Note, Observer, Started, TrainResult
-from llmtrain.train.horizon import horizon_of
+from llmtrain.train.horizon import Horizon, horizon_of
 from llmtrain.train.loop import Position
 from llmtrain.train.run import RandomState, build_run, set_up_device
 from llmtrain.train.rundir import RunDirectory
@@ -33,12 +35,17 @@ from llmtrain.train.world import World
 
 @dataclass(frozen=True, slots=True)
 class Sitting:
-    """Who trains, who is told, who may stop it, and how long the process has been up."""
+    """Who trains, who is told, who may stop it, and since when the time counts."""
 
     world: World
     observe: Observer
     stop: StopRequest
-    age_s: float = 0.0
+    started_s: float = field(default_factory=time.monotonic)  # by the monotonic clock
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since then: starting, measuring the machine and preparing data are in them."""
+        return time.monotonic() - self.started_s
 
 
 def run_training(request: TrainRequest, sitting: Sitting) -> TrainResult:
@@ -82,7 +89,7 @@ def planned_for(request: TrainRequest) -> Planned:
     facts = read_facts()
     kept = _recorded_plan(target, facts, World())
     if kept is not None:
-        return planned_with(kept, needs_of(target.loaded.profile, None), facts)
+        return planned_with(kept, needs_of(target.loaded.profile, None, facts), facts)
     return plan_run(target.loaded.profile, facts=facts)
 
 
@@ -92,12 +99,23 @@ def _shared_place(request: TrainRequest, sitting: Sitting) -> Place:
     def find() -> str:
         place = locate(request, sitting.observe)
         place.directory.claim()
+        chosen = place.chosen
         return json.dumps(
-            [str(place.directory.path), str(place.checkpoint) if place.checkpoint else None]
+            [
+                str(place.directory.path),
+                str(place.checkpoint) if place.checkpoint else None,
+                [chosen.profile, chosen.tokens_per_step.value, chosen.tokens_per_step.reason]
+                if chosen
+                else None,
+            ]
         )
 
-    path, checkpoint = json.loads(sitting.world.from_main("place", find))
-    return Place(RunDirectory(Path(path)), Path(checkpoint) if checkpoint else None)
+    path, checkpoint, chosen = json.loads(sitting.world.from_main("place", find))
+    return Place(
+        RunDirectory(Path(path)),
+        Path(checkpoint) if checkpoint else None,
+        Chosen(chosen[0], Choice(chosen[1], chosen[2])) if chosen else None,
+    )
 
 
 def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
@@ -115,7 +133,7 @@ def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
         return json.dumps([made.plan.document(), same, made.peak_flops])
 
     document, is_same, peak_flops = json.loads(world.from_main("plan", decide))
-    planned = planned_with(plan_from_document(document), needs_of(profile, world), facts)
+    planned = planned_with(plan_from_document(document), needs_of(profile, world, facts), facts)
     if peak_flops is None and target.record is not None:
         peak_flops = target.record.get("peak_flops")
     return Planned(
@@ -186,7 +204,8 @@ def _train(
 ) -> TrainResult:
     profile, world = target.loaded.profile, sitting.world
     run = build_run(profile, planned.plan, world, dataset.shards.train, resumed)
-    _set_horizon(run.position, target)
+    horizon = target.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
+    _set_horizon(run.position, target, horizon)
     state = _state(resumed, planned.plan, is_same_plan)
     if resumed is not None and not is_same_plan:
         sitting.observe(
@@ -197,11 +216,11 @@ def _train(
         )
     if world.is_main:
         begin_record(request, target, planned, dataset, run.position.step)
-    sitting.observe(_started(target, planned, dataset, run.position.step))
+    sitting.observe(_started(target, planned, dataset, run.position.step, horizon))
     session = Session(
         run,
         profile,
-        target.horizon,
+        horizon,
         target.directory,
         dataset.shards,
         dataset.tokenizer,
@@ -210,7 +229,8 @@ def _train(
         peak_flops=planned.peak_flops,
         stop=sitting.stop,
         observe=sitting.observe,
-        elapsed_before_s=sitting.age_s + (resumed.state.elapsed_s if resumed is not None else 0.0),
+        elapsed_before_s=sitting.elapsed_s
+        + (resumed.state.elapsed_s if resumed is not None else 0.0),
     )
     result = session.train()
     if world.is_main:
@@ -218,10 +238,10 @@ def _train(
     return result
 
 
-def _set_horizon(position: Position, target: Target) -> None:
+def _set_horizon(position: Position, target: Target, horizon: Horizon) -> None:
     """The position knows its horizon. Under a new time what was known of the old one is void."""
-    if target.horizon.time_s is None:
-        position.horizon_steps, position.time_progress = target.horizon.steps, None
+    if horizon.time_s is None:
+        position.horizon_steps, position.time_progress = horizon.steps, None
     elif position.time_progress is None or _has_new_horizon(target):
         position.horizon_steps, position.time_progress = None, 0.0
 
@@ -246,7 +266,9 @@ def _state(resumed: Checkpoint | None, plan: Plan, is_same_plan: bool) -> SavedS
     )
 
 
-def _started(target: Target, planned: Planned, dataset: Dataset, step: int) -> Started:
+def _started(
+    target: Target, planned: Planned, dataset: Dataset, step: int, horizon: Horizon
+) -> Started:
     index = dataset.shards.index
     return Started(
         run=target.directory.path,
@@ -257,8 +279,8 @@ def _started(target: Target, planned: Planned, dataset: Dataset, step: int) -> S
         validation_tokens=index.validation.tokens,
         tokens_per_step=planned.needs.tokens_per_step,
         from_step=step,
-        horizon_steps=target.horizon.steps,
-        horizon_s=target.horizon.time_s,
+        horizon_steps=horizon.steps,
+        horizon_s=horizon.time_s,
     )
 
 

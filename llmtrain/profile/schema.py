@@ -98,16 +98,24 @@ class DataSection(Section):
 
 
 class TrainSection(Section):
-    """How much is learned at once, and for how long: one of steps, tokens or time."""
+    """How much is learned at once, and for how long: one of steps, tokens, epochs or time."""
 
-    tokens_per_step: PositiveCount = 16384
+    tokens_per_step: PositiveCount | Auto = "auto"  # by how much is trained on in all
     steps: PositiveCount | None = None
     tokens: PositiveCount | None = None
+    epochs: Annotated[float, Field(gt=0, lt=1e6)] | None = None
     time: Annotated[Duration, Field(gt=0, lt=1e9)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     micro_batch: PositiveInt | Auto = "auto"  # sequences of one forward and backward
     gradient_clip: PositiveFloat | None = 1.0  # global norm
     log_every_steps: PositiveInt = 10
+
+    @property
+    def chosen_tokens_per_step(self) -> int:
+        """The number, once it is one. Raises ValueError where it is still to be chosen."""
+        if self.tokens_per_step == "auto":
+            raise ValueError("train.tokens_per_step is still to be chosen")
+        return self.tokens_per_step
 
 
 class OptimSection(Section):
@@ -118,7 +126,7 @@ class OptimSection(Section):
     learning_rate: PositiveFloat | Auto = "auto"  # hidden matrices; with adamw gains too
     embedding_learning_rate: PositiveFloat | Auto = "auto"  # with muon gains too
     head_learning_rate: PositiveFloat | Auto = "auto"  # the embedding's; only where untied
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95  # of muon
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of muon
     weight_decay: Annotated[float, Field(ge=0)] = 0.1  # hidden matrices only
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -130,10 +138,10 @@ class OptimSection(Section):
 
 
 class EvalSection(Section):
-    """How the run is watched. A batch is `train.tokens_per_step` validation tokens."""
+    """How the run is watched."""
 
     every_steps: PositiveInt = 250
-    batches: PositiveInt = 8
+    tokens: PositiveCount = 131072  # of validation text, the same ones every time
     patience: PositiveInt | None = None  # evaluations without a new best before stopping early
     sample_every_steps: PositiveInt | None = 500
     sample_tokens: PositiveInt = 64
@@ -184,6 +192,6 @@ class Profile(Section):
 
 # Of each group one may be set; the highest layer that sets one wins over all below.
 EXCLUSIVE_GROUPS: tuple[tuple[str, ...], ...] = (
-    ("train.steps", "train.tokens", "train.time"),
+    ("train.steps", "train.tokens", "train.epochs", "train.time"),
     ("checkpoint.every_steps", "checkpoint.every_minutes"),
 )

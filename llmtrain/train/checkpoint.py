@@ -154,15 +154,23 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
     verify_checkpoint(path)
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        values = json.loads((path / STATE).read_text(encoding="utf-8"))
-        _require_format(path, values)
-        state = SavedState.model_validate(values)
+        state = load_state(path)
         weights = load_file(path / MODEL)
         optimizer = load_file(path / OPTIMIZER) if with_optimizer else {}
     except (OSError, ValueError, SafetensorError, ValidationError) as error:
         raise DamagedCheckpointError(f"{path}: {error}") from None
     shape = shape_from_config(config, str(path / "config.json"))
     return Checkpoint(state, weights, optimizer, shape, Tokenizer.load(path))
+
+
+def load_state(path: Path) -> SavedState:
+    """Where the run stood at the checkpoint, unverified. Raises DamagedCheckpointError."""
+    try:
+        values = json.loads((path / STATE).read_text(encoding="utf-8"))
+        _require_format(path, values)
+        return SavedState.model_validate(values)
+    except (OSError, ValueError, ValidationError) as error:
+        raise DamagedCheckpointError(f"{path}: {error}") from None
 
 
 def _require_format(path: Path, state: object) -> None:

@@ -113,3 +113,13 @@ class TrainResult:
 
 Event = Note | Progress | Started | Step | Evaluated | Sampled | Saved
 Observer = Callable[[Event], None]
+
+
+def metrics_line(event: Step | Evaluated | Sampled) -> dict[str, object]:
+    """The event as a line of metrics.jsonl or samples.jsonl."""
+    hidden = {"horizon_steps", "remaining_s", "is_logged", "is_best"}
+    names = [name for name in type(event).__dataclass_fields__ if name not in hidden]
+    values = {name: getattr(event, name) for name in names}
+    if values.get("accelerator_bytes", 0) is None:
+        del values["accelerator_bytes"]
+    return values

@@ -33,7 +33,7 @@ class Examiner:
         """Raises DataError where the validation text is shorter than one context."""
         self._run = run
         self._reader = BatchReader(data.validation, run.context, seed=0)
-        self._asked = profile.eval.batches * profile.train.tokens_per_step // run.context
+        self._asked = max(1, profile.eval.tokens // run.context)
         self._sample_tokens = profile.eval.sample_tokens
         self._tokenizer = tokenizer
         self._stop = stop

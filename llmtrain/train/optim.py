@@ -33,12 +33,14 @@ def build_optimizer(
     section: OptimSection,
     kernel: Literal["fused", "foreach"],
     product_dtype: torch.dtype = torch.float32,
+    *,
+    tokens_per_step: int,
 ) -> RoleOptimizer:
     """One group a role, each with its algorithm and rate. Only hidden matrices decay."""
     by_role: dict[Role, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         by_role.setdefault(role_of(name, parameter), []).append(parameter)
-    rates = peak_learning_rates(section, model.shape.hidden_size)
+    rates = peak_learning_rates(section, model.shape.hidden_size, tokens_per_step)
     groups = [
         {
             "params": parameters,

@@ -7,10 +7,17 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 
+from llmtrain.profile.schema import Profile
+
 _STEPS_BEFORE_AN_ESTIMATE = 3  # the first ones fill caches and may compile
 _RECENT = 3
 _SHORTEST_STEP_S = 1e-6  # a coarse clock measures a short step as nothing
-_EXIT_S = 1.0  # of the process, after all is saved
+_EXIT_S = 2.0  # of the process, after all is saved: the interpreter and torch need a second
+# What the end of a run costs, in steps, before it is measured: a forward is a third of a step's
+# work, and a token that is drawn reads all weights.
+_EVALUATION_STEPS = 0.4  # for a step's tokens
+_SAMPLED_TOKEN_STEPS = 0.01
+_SAVE_STEPS = 1.2
 
 
 class Pace:
@@ -81,3 +88,14 @@ class Pace:
 def _median(values: Iterable[float]) -> float:
     found = list(values)
     return statistics.median(found) if found else 0.0
+
+
+def expected_steps(profile: Profile) -> dict[str, float]:
+    """What the end of a run costs, in steps, before any of it is measured."""
+    wishes = profile.eval
+    sampled = len(wishes.prompts) * wishes.sample_tokens if wishes.sample_every_steps else 0
+    return {
+        "evaluation": wishes.tokens / profile.train.chosen_tokens_per_step * _EVALUATION_STEPS,
+        "samples": sampled * _SAMPLED_TOKEN_STEPS,
+        "save": _SAVE_STEPS,
+    }

@@ -46,7 +46,14 @@ def build_run(
     device = set_up_device(plan, world)
     model = build_model(profile, resumed).to(device)
     products = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
-    optimizer = build_optimizer(model, profile.optim, plan.optimizer_kernel.value, products)
+    tokens_per_step = profile.train.chosen_tokens_per_step
+    optimizer = build_optimizer(
+        model,
+        profile.optim,
+        plan.optimizer_kernel.value,
+        products,
+        tokens_per_step=tokens_per_step,
+    )
     scaler = torch.amp.GradScaler(device.type, enabled=plan.grad_scaler.value)
     position = Position()
     if resumed is not None:
@@ -65,7 +72,9 @@ def build_run(
         device=device,
         position=position,
         context=profile.model.context,
-        peak_learning_rate=peak_learning_rates(profile.optim, model.shape.hidden_size)["matrix"],
+        peak_learning_rate=peak_learning_rates(
+            profile.optim, model.shape.hidden_size, tokens_per_step
+        )["matrix"],
         gradient_clip=profile.train.gradient_clip,
     )
 

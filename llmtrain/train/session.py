@@ -15,22 +15,28 @@ from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.checkpoint import Checkpoint, SavedState, remove_old, save_checkpoint
-from llmtrain.train.events import Evaluated, Observer, Sampled, Saved, Step, Stopped, TrainResult
+from llmtrain.train.events import (
+    Evaluated,
+    Note,
+    Observer,
+    Sampled,
+    Saved,
+    Step,
+    Stopped,
+    TrainResult,
+    metrics_line,
+)
 from llmtrain.train.examine import Examiner
 from llmtrain.train.horizon import Horizon
 from llmtrain.train.loop import Run, StepReport, training_steps
 from llmtrain.train.optim import named_state
-from llmtrain.train.pace import Pace
+from llmtrain.train.pace import Pace, expected_steps
+from llmtrain.train.repetition import overfitting_note, repetition_warning
 from llmtrain.train.run import RandomState
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.signals import StopRequest
 
 _DEFAULT_MINUTES_BETWEEN_CHECKPOINTS = 10.0
-# What the end of a run costs, in steps, before it is measured: a forward is a third of a step's
-# work, and a token that is drawn reads all weights.
-_EVALUATION_BATCH_STEPS = 0.4
-_SAMPLED_TOKEN_STEPS = 0.01
-_SAVE_STEPS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ class Session:
         self.pace = Pace(
             elapsed_before_s,
             state.begun_s,
-            _expected_steps(profile),
+            expected_steps(profile),
             first_step_counts=not run.plan.compile.value,
         )
         self.saved_at_s = time.monotonic()
@@ -86,6 +92,7 @@ class Session:
         self.trained_s = 0.0
         self.evaluated_step, self.sampled_step = self._steps_looked_at()
         self.checkpoint: Path | None = None
+        self.is_repetition_known = False
 
     def train(self) -> TrainResult:
         """The run is trained to its end or to the stop request, and saved."""
@@ -97,16 +104,35 @@ class Session:
             self.pace.step_took(took_s)
             self.trained_s += took_s
             decision = self._decide()
+            self._tell_of_repetition()
             self._log(report, is_last=decision.is_over or decision.stop_requested)
             if self._look_and_save(report.step, decision):
                 break
             begun_s = time.monotonic()
+        self._tell_of_overfitting()
         return self._result(self._stopped())
+
+    def _tell_of_repetition(self) -> None:
+        """Once, as soon as it is known how many steps there will be."""
+        steps = self.run.position.horizon_steps
+        if steps is None or self.is_repetition_known:
+            return
+        self.is_repetition_known = True
+        tokens_per_step = self.profile.train.chosen_tokens_per_step
+        warning = repetition_warning(steps, tokens_per_step, self.data.index.train.tokens)
+        if warning is not None and self.run.world.is_main:
+            self.observe(Note(warning, is_warning=True))
+
+    def _tell_of_overfitting(self) -> None:
+        state = self.state
+        note = overfitting_note(state.val_loss, state.best_val_loss, state.best_step)
+        if note is not None and state.finished and self.run.world.is_main:
+            self.observe(Note(note))
 
     def _decide_at_once(self) -> Decision:
         """A run that was stopped after its last step, before the last look, has none left."""
         is_over = self.horizon.is_over(
-            step=self.first_step, elapsed_s=self.pace.elapsed_s, step_s=0.0, reserve_s=0.0
+            step=self.first_step, elapsed_s=self._used_s(), step_s=0.0, reserve_s=0.0
         )
         agreed = self._sum([is_over and self.run.world.is_main])
         return Decision(agreed[0] > 0, stop_requested=False, save_is_due=False)
@@ -145,7 +171,7 @@ class Session:
 
     def _decide(self) -> Decision:
         """The clock and the signals are rank 0's and everybody's; all ranks agree on them."""
-        position, pace, elapsed_s = self.run.position, self.pace, self.pace.elapsed_s
+        position, pace, elapsed_s = self.run.position, self.pace, self._used_s()
         reserve_s = pace.reserve_s
         known = position.horizon_steps
         if pace.is_known:
@@ -171,6 +197,9 @@ class Session:
             position.time_progress = max(position.time_progress, agreed[1])
         return Decision(agreed[2] > 0, agreed[4] > 0, agreed[3] > 0)
 
+    def _used_s(self) -> float:
+        return self.horizon.used_s(self.pace.elapsed_s, time.time())
+
     def _save_is_due(self, step: int) -> bool:
         wishes = self.profile.checkpoint
         if wishes.every_steps is not None:
@@ -191,7 +220,7 @@ class Session:
             self.observe(line)
 
     def _step_event(self, report: StepReport, *, is_logged: bool) -> Step:
-        tokens = (report.step - self.logged_step) * self.profile.train.tokens_per_step
+        tokens = (report.step - self.logged_step) * self.profile.train.chosen_tokens_per_step
         tokens_per_s = tokens / max(1e-9, time.monotonic() - self.logged_at_s)
         memory_bytes, accelerator_bytes = self._memory()
         flops = shape_of(self.profile.model).training_flops_per_token * tokens_per_s
@@ -222,7 +251,7 @@ class Session:
         if not self.pace.is_known:
             return None
         if self.horizon.time_s is not None:
-            return max(0.0, self.horizon.time_s - self.pace.elapsed_s)
+            return max(0.0, self.horizon.time_s - self._used_s())
         known = self.run.position.horizon_steps
         return None if known is None else (known - step) * self.pace.step_s + self.pace.reserve_s
 
@@ -327,7 +356,7 @@ class Session:
 
     def _result(self, stopped: Stopped) -> TrainResult:
         steps = self.run.position.step - self.first_step
-        tokens = steps * self.profile.train.tokens_per_step
+        tokens = steps * self.profile.train.chosen_tokens_per_step
         return TrainResult(
             run=self.directory.path,
             checkpoint=self.checkpoint,
@@ -342,24 +371,3 @@ class Session:
             predicted=self.predicted,
             stopped=stopped,
         )
-
-
-def _expected_steps(profile: Profile) -> dict[str, float]:
-    """What the end of a run costs, in steps, before any of it is measured."""
-    wishes = profile.eval
-    sampled = len(wishes.prompts) * wishes.sample_tokens if wishes.sample_every_steps else 0
-    return {
-        "evaluation": wishes.batches * _EVALUATION_BATCH_STEPS,
-        "samples": sampled * _SAMPLED_TOKEN_STEPS,
-        "save": _SAVE_STEPS,
-    }
-
-
-def metrics_line(event: Step | Evaluated | Sampled) -> dict[str, object]:
-    """The event as a line of metrics.jsonl or samples.jsonl."""
-    hidden = {"horizon_steps", "remaining_s", "is_logged", "is_best"}
-    names = [name for name in type(event).__dataclass_fields__ if name not in hidden]
-    values = {name: getattr(event, name) for name in names}
-    if values.get("accelerator_bytes", 0) is None:
-        del values["accelerator_bytes"]
-    return values

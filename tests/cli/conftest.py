@@ -24,7 +24,7 @@ model: {vocab_size: 400, hidden_size: 32, intermediate_size: 64, num_layers: 2, 
 data: {sources: [corpus.txt]}
 train: {tokens_per_step: 256, steps: 20, log_every_steps: 5}
 optim: {warmup_steps: 5}
-eval: {every_steps: 10, batches: 2, sample_every_steps: 10, sample_tokens: 8}
+eval: {every_steps: 10, tokens: 512, sample_every_steps: 10, sample_tokens: 8}
 device: {kind: cpu, threads: 1}
 """
 

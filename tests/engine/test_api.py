@@ -24,7 +24,7 @@ SETTINGS: dict[str, Any] = {
     "train.steps": 12,
     "optim.warmup_steps": 5,
     "eval.every_steps": 6,
-    "eval.batches": 2,
+    "eval.tokens": 512,
     "eval.sample_every_steps": None,
     "device.kind": "cpu",
     "device.threads": 1,

@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {
     "train.steps": 3,
     "optim.warmup_steps": 1,
     "eval.every_steps": 3,
-    "eval.batches": 2,
+    "eval.tokens": 512,
     "eval.sample_every_steps": None,
     "device.kind": "cpu",
     "device.threads": 1,

@@ -12,6 +12,7 @@ from llmtrain.cli.app import run
 from llmtrain.device.choice import Needs
 from llmtrain.device.facts import CpuFacts, Facts
 from llmtrain.device.plan import make_plan
+from llmtrain.engine.choosing import choose_tokens_per_step
 from llmtrain.model.decoder import Decoder
 from llmtrain.profile.load import known_paths, load_profile, profile_from_values, shipped_profiles
 from llmtrain.profile.schema import ModelSection, Profile
@@ -20,8 +21,9 @@ from llmtrain.profile.shape import ModelShape, shape_of
 # name: vocabulary, layers, hidden, intermediate, parameters
 SIZES = {
     "cpu-tiny": (4096, 6, 192, 512, 3.444e6),
-    "cpu-small": (32000, 8, 384, 1024, 26.5e6),
-    "cpu-medium": (32000, 12, 768, 2304, 116.6e6),
+    "cpu-mini": (8192, 5, 384, 1024, 12.0e6),
+    "cpu-small": (8192, 7, 512, 1408, 26.7e6),
+    "cpu-medium": (16384, 14, 768, 2304, 119.9e6),
     "gpu-small": (50304, 12, 768, 2048, 123.6e6),
     "gpu-medium": (50304, 24, 1024, 2816, 360e6),
     "gpu-large": (50304, 28, 2048, 5632, 1.54e9),
@@ -70,11 +72,12 @@ def test_a_profile_has_the_size_it_says(name: str) -> None:
 def test_a_large_cpu_plans_it(name: str) -> None:
     profile = load_profile(name, environment={}).profile
     assert profile.name == name
-    needs = Needs(shape_of(profile.model), profile.train.tokens_per_step)
+    tokens_per_step = choose_tokens_per_step(profile, LARGE_BOX).value
+    needs = Needs(shape_of(profile.model), tokens_per_step)
     plan = make_plan(LARGE_BOX, profile.device, needs)
     assert (plan.device.value, plan.precision.value, plan.processes.value) == ("cpu", "fp32", 1)
     tokens = plan.micro_batch.value * plan.accumulation.value * profile.model.context
-    assert tokens == profile.train.tokens_per_step
+    assert tokens == tokens_per_step
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -95,7 +95,10 @@ def make_run(
             parameter.normal_(mean, 0.1, generator=generator)
     model = model.to(dtype)
     optimizer = build_optimizer(
-        model, OptimSection(learning_rate=PEAK, embedding_learning_rate=PEAK), "fused"
+        model,
+        OptimSection(learning_rate=PEAK, embedding_learning_rate=PEAK),
+        "fused",
+        tokens_per_step=8192,
     )
     return Run(
         model=model,

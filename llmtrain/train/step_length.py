@@ -1,0 +1,54 @@
+"""How many tokens one optimizer step should have, where the profile says `auto`.
+
+1. A run on T tokens learns best from about 1,024 steps: T / 1,024 tokens each up to T = 8.4M, and
+   from there √T as many more. Measured at 3M and 20M parameters on 1M, 2M, 4M and 8M tokens
+   (`tests/benchmarks/sweeps/batch*.yaml`): half or twice as many lose 1 to 3%. Beyond, the best
+   length grows more slowly than the run (Bi et al. 2024, "DeepSeek LLM", have T^0.38 with their
+   sizes); √T is a guess that 50M tokens do not contradict.
+2. Muon's products are paid once a step whatever its length: a step has at least four times as
+   many tokens as their operations would train. That is at most a fifth of the time.
+3. Fewer than 4,096 tokens at once do not keep the products of a few cores busy: of `cpu-tiny`
+   `llmtrain device bench` gives 7.0k tokens/s with 2,048 and 8.4k with 4,096, without Muon.
+4. The number is the power of two nearest to the largest of these, in whole contexts.
+"""
+
+from __future__ import annotations
+
+import math
+
+from llmtrain.profile.shape import ModelShape
+
+_STEPS = 1024
+_PROPORTIONAL_UP_TO_TOKENS = 8 * 1024**2
+_MUON_SHARE = 4
+_BUSY_TOKENS = 4096
+_ITERATIONS = 5  # of Newton and Schulz, three products each
+
+
+def best_tokens_per_step(shape: ModelShape, tokens: float | None, *, uses_muon: bool) -> int:
+    """For a run on so many tokens; for one of unknown length the shortest that costs little."""
+    least = _MUON_SHARE * muon_tokens(shape) if uses_muon else 0.0
+    wanted = max(shape.context, _BUSY_TOKENS, least, 0.0 if tokens is None else _by_horizon(tokens))
+    rounded: int = 2 ** round(math.log2(wanted))
+    return max(1, round(rounded / shape.context)) * shape.context
+
+
+def _by_horizon(tokens: float) -> float:
+    short = min(tokens, _PROPORTIONAL_UP_TO_TOKENS)
+    longer: float = (tokens / short) ** 0.5
+    return short / _STEPS * longer
+
+
+def muon_tokens(shape: ModelShape) -> float:
+    """How many tokens could be trained with the operations of one step of Muon."""
+    width, inner = shape.hidden_size, shape.intermediate_size
+    flops = 2 * orthogonalization_flops(width, shape.attention_width)
+    flops += 2 * orthogonalization_flops(width, shape.kv_width)
+    flops += 3 * orthogonalization_flops(width, inner)
+    return shape.num_layers * flops / shape.training_flops_per_token
+
+
+def orthogonalization_flops(rows: int, columns: int) -> int:
+    """Of one matrix: X·Xᵀ, its square, and their polynomial times X, in every iteration."""
+    short, long = sorted((rows, columns))
+    return _ITERATIONS * (2 * 2 * short * short * long + 2 * short**3)
