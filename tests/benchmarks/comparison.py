@@ -65,7 +65,7 @@ class Comparison:
             "train.micro_batch": self.shape.micro_batch,
             "train.log_every_steps": 1,
             "optim.name": "adamw",  # as the others have; Muon's products would count too
-            "eval.batches": 1,
+            "eval.tokens": self.tokens_per_step(OURS),
             "eval.sample_every_steps": "null",
         }
         if self.threads is not None:

@@ -92,13 +92,29 @@ class Trained(_Document):
 
 
 class QualityJob(_Document):
-    """Train the naive baseline on a profile's text for so long, annealed by the clock."""
+    """Train the naive baseline on a profile's text for so long or so many steps.
+
+    Exactly one of the two is set, and the schedule follows it. `curve_every_steps`: how often the
+    validation loss on the way is measured, outside the time that counts.
+    """
 
     profile: str
     assignments: tuple[str, ...]
-    budget_s: float
+    budget_s: float | None = None
+    steps: int | None = None
     learning_rate: float
     threads: int
+    device: Literal["cpu", "cuda"] = "cpu"
+    evaluation_tokens: int | None = None  # the profile's
+    curve_every_steps: int | None = None
+
+
+class CurvePoint(_Document):
+    """How good a model was on the way."""
+
+    seconds: float
+    tokens: int
+    bits_per_byte: float
 
 
 class Quality(_Document):
@@ -108,3 +124,4 @@ class Quality(_Document):
     steps: int
     tokens: int
     bits_per_byte: float
+    curve: tuple[CurvePoint, ...] = ()

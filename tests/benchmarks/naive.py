@@ -58,7 +58,8 @@ class Block(nn.Module):
 class NaiveGpt2(nn.Module):
     """GPT-2 (Radford et al. 2019) without biases and dropout, with a tied head.
 
-    The MLP is as wide as it takes to have the parameters of the section's SwiGLU.
+    As there and in nanoGPT, projections that write to the residual stream start smaller. The
+    MLP is as wide as it takes to have the parameters of the section's SwiGLU.
     """
 
     def __init__(self, section: ModelSection) -> None:
@@ -68,13 +69,15 @@ class NaiveGpt2(nn.Module):
         self.position_embedding = nn.Embedding(section.context, width)
         self.blocks = nn.ModuleList(Block(section) for _ in range(section.num_layers))
         self.final_norm = nn.LayerNorm(width, bias=False)
-        for parameter in self.parameters():
+        residual_std = INITIAL_STD / (2 * section.num_layers) ** 0.5
+        for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=INITIAL_STD)
+                is_residual = name.endswith(("to_out.weight", "mlp.2.weight"))
+                nn.init.normal_(parameter, std=residual_std if is_residual else INITIAL_STD)
 
     def forward(self, inputs_bt: Tensor, targets_bt: Tensor) -> tuple[Tensor, Tensor]:
         """All logits, and the mean negative log-likelihood in nats."""
-        positions = torch.arange(inputs_bt.shape[1])
+        positions = torch.arange(inputs_bt.shape[1], device=inputs_bt.device)
         x_btc = self.token_embedding(inputs_bt) + self.position_embedding(positions)
         for block in self.blocks:
             x_btc = block(x_btc)

@@ -65,11 +65,11 @@ def test_what_is_set_for_ours_is_a_profile_of_that_shape(comparison: Comparison,
 
 
 def test_what_the_user_sets_has_the_last_word(comparison: Comparison) -> None:
-    asked = replace(comparison, assignments=("eval.batches=7", "device.compile=false"))
+    asked = replace(comparison, assignments=("eval.tokens=700", "device.compile=false"))
     profile = load_profile(
         comparison.shape.profile, environment={}, assignments=asked.own_assignments
     ).profile
-    assert profile.eval.batches == 7
+    assert profile.eval.tokens == 700
     assert profile.device.compile is False
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
+from torch import nn
 
-from tests.benchmarks.documents import Quality, QualityJob
-from tests.benchmarks.quality import _factor, _micro_batch, train_for_quality
-from tests.benchmarks.time_to_quality import Row, conclusion
+from llmtrain.data.shards import PreparedData
+from llmtrain.profile.load import load_profile
+from tests.benchmarks.documents import CurvePoint, Quality, QualityJob
+from tests.benchmarks.quality import Work, _factor, train_for_quality
+from tests.benchmarks.time_to_quality import Row, _read, _write, conclusion
 
 
 def row(system: str, seconds: float, tokens: int, bits_per_byte: float) -> Row:
-    return Row(
-        system, Quality(seconds=seconds, steps=1, tokens=tokens, bits_per_byte=bits_per_byte)
-    )
+    quality = Quality(seconds=seconds, steps=1, tokens=tokens, bits_per_byte=bits_per_byte)
+    return Row(system=system, asked=f"{system} {seconds}", quality=quality)
 
 
 def test_ours_is_compared_with_the_best_of_the_others() -> None:
@@ -42,7 +45,13 @@ def test_the_rate_rises_and_falls_to_a_tenth() -> None:
     ("windows", "context", "expected"), [(32, 256, 16), (6, 1024, 3), (5, 4096, 1)]
 )
 def test_a_micro_batch_divides_the_step(windows: int, context: int, expected: int) -> None:
-    assert _micro_batch(windows, context) == expected
+    settings = (f"model.context={context}", f"train.tokens_per_step={windows * context}")
+    job = QualityJob(
+        profile="cpu-tiny", assignments=settings, steps=1, learning_rate=1.0, threads=1
+    )
+    profile = load_profile(job.profile, environment={}, assignments=settings).profile
+    work = Work(job, profile, cast("PreparedData", None), nn.Identity())
+    assert work.micro_batch == expected
 
 
 def test_the_baseline_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +67,7 @@ def test_the_baseline_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "model.num_heads": 1,
         "model.context": 32,
         "train.tokens_per_step": 256,
-        "eval.batches": 2,
+        "eval.tokens": 512,
     }
     threads = torch.get_num_threads()
     found = [
@@ -77,3 +86,26 @@ def test_the_baseline_learns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert found[1].steps > found[0].steps
     assert found[1].tokens == 256 * found[1].steps
     assert found[1].seconds >= 1.5
+
+
+def test_a_picture_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from tests.benchmarks.quality_plot import draw
+
+    way = (CurvePoint(seconds=5, tokens=50, bits_per_byte=3.0),)
+    points = [
+        ("naive", Quality(seconds=10, steps=1, tokens=99, bits_per_byte=2.0, curve=way)),
+        ("ours", Quality(seconds=2, steps=1, tokens=20, bits_per_byte=2.1)),
+        ("ours", Quality(seconds=4, steps=1, tokens=40, bits_per_byte=1.8)),
+    ]
+    draw(points, "a title", tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    assert "<svg" in drawn
+
+
+def test_what_was_trained_is_not_trained_again(tmp_path: Path) -> None:
+    rows = [row("ours", 30, 100, 2.1)]
+    _write(tmp_path / "rows.json", rows)
+    assert _read(tmp_path / "rows.json") == rows
+    assert _read(tmp_path / "none.json") == []
+    assert _read(None) == []

@@ -4,7 +4,8 @@
 
 The baseline trains for its time, once a learning rate, and only its training counts. `llmtrain
 train --time` does so for each of its own times, which include starting, compiling, evaluating and
-saving; data and tokenizer are in the cache by then. The table is on stdout.
+saving; data and tokenizer are in the cache by then. The table is on stdout, `--plot` draws it.
+What the file of `--json` has already is not trained again.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
@@ -30,30 +32,62 @@ from tests.benchmarks.documents import Quality, QualityJob
 _ROOT = Path(__file__).parents[2]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One trained model."""
+class Row(BaseModel):
+    """One trained model. `asked`: what tells it from all others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     system: str
+    asked: str
     quality: Quality
+
+
+_ROWS = TypeAdapter(list[Row])
 
 
 def main(arguments: Sequence[str]) -> int:
     """The models are trained, and the table and the ratios told."""
     values = _parser().parse_args(arguments)
-    rows: list[Row] = []
+    rows = _read(values.json)
     with tempfile.TemporaryDirectory(prefix="llmtrain-quality-") as scratch:
-        directory = Path(scratch)
-        for rate in values.learning_rates:
-            rows.append(_tell(_naive(values, rate, directory)))
-        for number, seconds in enumerate(values.ours):
-            rows.append(_tell(_ours(values, seconds, directory / f"run-{number}")))
+        for asked, train in _trainings(values, Path(scratch)):
+            if asked not in {row.asked for row in rows}:
+                rows.append(_tell(train(asked)))
+                _write(values.json, rows)
     Console().print(_table(rows, values.profile))
     Console().print(conclusion(rows))
-    if values.json is not None:
-        document = [{"system": row.system, **row.quality.model_dump()} for row in rows]
-        values.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    if values.plot is not None:
+        from tests.benchmarks.quality_plot import draw
+
+        points = [(row.system, row.quality) for row in rows]
+        draw(points, f"{values.profile}, {read_cpu().usable_cores} cores", values.plot)
     return 0
+
+
+def _trainings(
+    values: argparse.Namespace, directory: Path
+) -> Iterator[tuple[str, Callable[[str], Row]]]:
+    """What is to be trained, and how."""
+    settings = " ".join([values.profile, *values.set])
+    for rate in values.learning_rates:
+        yield (
+            f"naive {rate:g} {values.naive:g}s {settings}",
+            partial(_naive, values, rate, directory),
+        )
+    for seconds in values.ours:
+        run = directory / f"run-{seconds:g}"
+        yield f"ours {seconds:g}s {settings}", partial(_ours, values, seconds, run)
+
+
+def _read(path: Path | None) -> list[Row]:
+    if path is None or not path.exists():
+        return []
+    return _ROWS.validate_json(path.read_bytes())
+
+
+def _write(path: Path | None, rows: list[Row]) -> None:
+    if path is not None:
+        path.write_bytes(_ROWS.dump_json(rows, indent=1) + b"\n")
 
 
 def conclusion(rows: Sequence[Row]) -> str:
@@ -75,22 +109,24 @@ def conclusion(rows: Sequence[Row]) -> str:
     )
 
 
-def _naive(values: argparse.Namespace, rate: float, directory: Path) -> Row:
+def _naive(values: argparse.Namespace, rate: float, directory: Path, asked: str) -> Row:
     job = QualityJob(
         profile=values.profile,
         assignments=tuple(values.set),
         budget_s=values.naive,
         learning_rate=rate,
         threads=read_cpu().usable_cores,
+        curve_every_steps=values.curve_every,
     )
     job_file, result = directory / "job.json", directory / "result.json"
     job_file.write_text(job.model_dump_json(), encoding="utf-8")
     module = ("-m", "tests.benchmarks.worker", "quality")
     subprocess.run([sys.executable, *module, str(job_file), str(result)], check=True, cwd=_ROOT)
-    return Row(f"naive, lr {rate:g}", Quality.model_validate_json(result.read_text()))
+    quality = Quality.model_validate_json(result.read_text())
+    return Row(system=f"naive, lr {rate:g}", asked=asked, quality=quality)
 
 
-def _ours(values: argparse.Namespace, seconds: float, run: Path) -> Row:
+def _ours(values: argparse.Namespace, seconds: float, run: Path, asked: str) -> Row:
     command = [sys.executable, "-m", "llmtrain", "train", "--profile", values.profile, "--json"]
     command += ["--time", f"{seconds:g}s", "--out", str(run), "--quiet", "--force-cpu"]
     for assignment in values.set:
@@ -99,15 +135,13 @@ def _ours(values: argparse.Namespace, seconds: float, run: Path) -> Row:
     done = subprocess.run(command, check=True, cwd=_ROOT, stdout=subprocess.PIPE, env=os.environ)
     wall_s = time.monotonic() - begun_s  # with starting, compiling, evaluation and saving
     result = json.loads(done.stdout)
-    return Row(
-        "ours",
-        Quality(
-            seconds=wall_s,
-            steps=result["steps"],
-            tokens=result["tokens"],
-            bits_per_byte=result["val_bpb"],
-        ),
+    quality = Quality(
+        seconds=wall_s,
+        steps=result["steps"],
+        tokens=result["tokens"],
+        bits_per_byte=result["val_bpb"],
     )
+    return Row(system="ours", asked=asked, quality=quality)
 
 
 def _tell(row: Row) -> Row:
@@ -144,7 +178,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--learning-rates", type=_rates, default="6e-4", help="of the baseline, each a training")
     add("--ours", type=_durations, default="1m,2m", help="how long llmtrain trains")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="settings of the profile")
-    add("--json", type=Path, metavar="PATH", help="write what was measured")
+    add("--curve-every", type=int, metavar="STEPS", help="evaluate the baseline on its way")
+    add("--json", type=Path, metavar="PATH", help="keep what was measured, and go on from it")
+    add("--plot", type=Path, metavar="PATH", help="draw it, as .svg or .png (extra bench)")
     return parser
 
 
