@@ -141,7 +141,7 @@ class EvalSection(Section):
     """How the run is watched."""
 
     every_steps: PositiveInt = 250
-    tokens: PositiveCount = 131072  # of validation text, the same ones every time
+    tokens: PositiveCount = 65536  # of validation text, the same ones every time
     patience: PositiveInt | None = None  # evaluations without a new best before stopping early
     sample_every_steps: PositiveInt | None = 500
     sample_tokens: PositiveInt = 64

@@ -38,10 +38,15 @@ class Examiner:
         self._tokenizer = tokenizer
         self._stop = stop
 
-    def validation_loss(self) -> LossSum:
-        """The loss over the same windows every time, shared out over the ranks."""
+    @property
+    def windows(self) -> int:
+        """How many are looked at."""
+        return min(self._asked, self._reader.num_windows)
+
+    def validation_loss(self, windows: int | None = None) -> LossSum:
+        """The loss over the same windows every time, or the first of them, shared by the ranks."""
         world = self._run.world
-        windows = min(self._asked, self._reader.num_windows)
+        windows = min(windows or self.windows, self.windows)
         own = range(world.rank, windows, world.size)
         if world.size > windows:
             own = range(min(world.rank, windows - 1), windows)  # too few to share: some twice
@@ -58,13 +63,13 @@ class Examiner:
         nats, tokens = world.sum_values([found.nats, found.tokens], self._run.device)
         return LossSum(nats, int(tokens))
 
-    def sample(self, prompt: str, seed: int) -> str:
+    def sample(self, prompt: str, seed: int, limit: int | None = None) -> str:
         """Text that the model as it is continues `prompt` with."""
         ids = [self._tokenizer.separator_id, *self._tokenizer.encode(prompt)]
-        return self._tokenizer.decode(list(self._drawn(ids, seed)))
+        return self._tokenizer.decode(list(self._drawn(ids, seed, limit or self._sample_tokens)))
 
-    def _drawn(self, prompt: list[int], seed: int) -> Iterator[int]:
-        pieces, limit = self._tokenizer.vocab_size, self._sample_tokens
+    def _drawn(self, prompt: list[int], seed: int, limit: int) -> Iterator[int]:
+        pieces = self._tokenizer.vocab_size
         sampling = replace(_SAMPLING, seed=seed)
         with self._run.autocast(), torch.compiler.set_stance("force_eager"):
             for token in generate_tokens(self._run.model, prompt, sampling, pieces, limit):

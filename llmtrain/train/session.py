@@ -37,6 +37,8 @@ from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.signals import StopRequest
 
 _DEFAULT_MINUTES_BETWEEN_CHECKPOINTS = 10.0
+# What saving costs before it was measured: hashed, written and synced.
+_SAVE_S, _SAVED_BYTES_PER_PARAMETER, _SAVED_BYTES_PER_S = 0.3, 12, 250e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +95,7 @@ class Session:
         self.evaluated_step, self.sampled_step = self._steps_looked_at()
         self.checkpoint: Path | None = None
         self.is_repetition_known = False
+        self.is_end_timed = horizon.time_s is None
 
     def train(self) -> TrainResult:
         """The run is trained to its end or to the stop request, and saved."""
@@ -103,6 +106,8 @@ class Session:
             took_s, begun_s = time.monotonic() - begun_s, time.monotonic()
             self.pace.step_took(took_s)
             self.trained_s += took_s
+            if self.pace.is_known and not self.is_end_timed:
+                self._time_the_end()
             decision = self._decide()
             self._tell_of_repetition()
             self._log(report, is_last=decision.is_over or decision.stop_requested)
@@ -111,6 +116,19 @@ class Session:
             begun_s = time.monotonic()
         self._tell_of_overfitting()
         return self._result(self._stopped())
+
+    def _time_the_end(self) -> None:
+        """A little of what ends the run is tried, so that its cost is known in time."""
+        self.is_end_timed = True
+        examiner, few = self.examiner, self.run.plan.micro_batch.value * self.run.world.size
+        examiner.validation_loss(few)  # the first call is a slow one
+        begun_s = time.monotonic()
+        examiner.validation_loss(few)
+        share = examiner.windows / min(few, examiner.windows)
+        self.pace.took("evaluation", share * (time.monotonic() - begun_s))
+        size_bytes = _SAVED_BYTES_PER_PARAMETER * shape_of(self.profile.model).parameters
+        self.pace.took("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
+        self.logged_at_s += time.monotonic() - begun_s
 
     def _tell_of_repetition(self) -> None:
         """Once, as soon as it is known how many steps there will be."""

@@ -2,11 +2,15 @@
 
 1. A run on T tokens learns best from about 1,024 steps: T / 1,024 tokens each up to T = 8.4M, and
    from there √T as many more. Measured at 3M and 20M parameters on 1M, 2M, 4M and 8M tokens
-   (`tests/benchmarks/sweeps/batch*.yaml`): half or twice as many lose 1 to 3%. Beyond, the best
-   length grows more slowly than the run (Bi et al. 2024, "DeepSeek LLM", have T^0.38 with their
-   sizes); √T is a guess that 50M tokens do not contradict.
-2. Muon's products are paid once a step whatever its length: a step has at least four times as
-   many tokens as their operations would train. That is at most a fifth of the time.
+   (`tests/benchmarks/sweeps/batch*.yaml`): twice or half as many lose 1 to 3%. Beyond, the best
+   length grows more slowly than the run (Bi et al. 2024, "DeepSeek LLM"); √T is a guess.
+2. Muon's products are paid once a step whatever its length: as if a step had M more tokens. In a
+   given time S steps of B tokens then cost 12 / S of the loss for being few, as in those sweeps,
+   and 0.3 · log(1 + M / B) for the tokens that Muon takes away. The sum is least where
+
+       B · (B + M) = M · T / 40.
+
+   Where T is not known, B = 4 · M: a fifth of the time is Muon's.
 3. Fewer than 4,096 tokens at once do not keep the products of a few cores busy: of `cpu-tiny`
    `llmtrain device bench` gives 7.0k tokens/s with 2,048 and 8.4k with 4,096, without Muon.
 4. The number is the power of two nearest to the largest of these, in whole contexts.
@@ -20,6 +24,7 @@ from llmtrain.profile.shape import ModelShape
 
 _STEPS = 1024
 _PROPORTIONAL_UP_TO_TOKENS = 8 * 1024**2
+_TOKENS_FOR_MUON = 40  # 12 / 0.3
 _MUON_SHARE = 4
 _BUSY_TOKENS = 4096
 _ITERATIONS = 5  # of Newton and Schulz, three products each
@@ -27,9 +32,12 @@ _ITERATIONS = 5  # of Newton and Schulz, three products each
 
 def best_tokens_per_step(shape: ModelShape, tokens: float | None, *, uses_muon: bool) -> int:
     """For a run on so many tokens; for one of unknown length the shortest that costs little."""
-    least = _MUON_SHARE * muon_tokens(shape) if uses_muon else 0.0
-    wanted = max(shape.context, _BUSY_TOKENS, least, 0.0 if tokens is None else _by_horizon(tokens))
-    rounded: int = 2 ** round(math.log2(wanted))
+    wanted: list[float] = [shape.context, _BUSY_TOKENS]
+    if tokens is not None:
+        wanted.append(_by_horizon(tokens))
+    if uses_muon:
+        wanted.append(_beside_muon(muon_tokens(shape), tokens))
+    rounded: int = 2 ** round(math.log2(max(wanted)))
     return max(1, round(rounded / shape.context)) * shape.context
 
 
@@ -37,6 +45,12 @@ def _by_horizon(tokens: float) -> float:
     short = min(tokens, _PROPORTIONAL_UP_TO_TOKENS)
     longer: float = (tokens / short) ** 0.5
     return short / _STEPS * longer
+
+
+def _beside_muon(muon: float, tokens: float | None) -> float:
+    if tokens is None:
+        return _MUON_SHARE * muon
+    return math.sqrt(muon * tokens / _TOKENS_FOR_MUON + muon**2 / 4) - muon / 2
 
 
 def muon_tokens(shape: ModelShape) -> float:

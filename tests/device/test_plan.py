@@ -110,11 +110,13 @@ MACHINES = (H100, EIGHT_H100, T4, MAC, XEON, LAPTOP, CONTAINER, WINDOWS)
 
 
 def profile_of(name: str, *assignments: str) -> Profile:
-    return load_profile(name, environment={}, assignments=assignments).profile
+    length = [] if name.startswith("gpu") else ["train.tokens_per_step=32768"]
+    return load_profile(name, environment={}, assignments=[*length, *assignments]).profile
 
 
 def needs_of(profile: Profile) -> Needs:
-    return Needs(shape_of(profile.model), profile.train.tokens_per_step, profile.train.micro_batch)
+    train = profile.train
+    return Needs(shape_of(profile.model), train.chosen_tokens_per_step, train.micro_batch)
 
 
 def plan(
@@ -202,14 +204,14 @@ def test_the_plan_of_a_machine(
     assert found == expected
     assert micro_batch == largest_of_use(facts, profile, made)
     step = micro_batch * accumulation * made.processes.value * profile.model.context
-    assert step == profile.train.tokens_per_step
+    assert step == profile.train.chosen_tokens_per_step
     assert all(choice.reason.strip() for _, choice in made.choices())
 
 
 def largest_of_use(facts: Facts, profile: Profile, made: Plan) -> int:
     """The largest divisor of a process's step that fits and is not beyond what helps, by trial."""
     kind = made.device.value
-    windows = profile.train.tokens_per_step // profile.model.context // made.processes.value
+    windows = profile.train.chosen_tokens_per_step // profile.model.context // made.processes.value
     useful = {"cpu": 4096, "mps": 8192, "cuda": 65536}[kind] // profile.model.context
     limit_bytes = memory_limit_bytes(facts, kind)
 
@@ -268,7 +270,7 @@ def test_a_smaller_limit_means_a_smaller_micro_batch_of_the_same_step() -> None:
     for gib in (1.6, 2, 3, 64):
         small = replace(CONTAINER, cpu=replace(CONTAINER.cpu, memory_limit_bytes=int(gib * GIB)))
         made = plan(small, "cpu-small")
-        assert made.micro_batch.value * made.accumulation.value == 32
+        assert made.micro_batch.value * made.accumulation.value == 64
         sizes.append(made.micro_batch.value)
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[-1]

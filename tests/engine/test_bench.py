@@ -196,7 +196,7 @@ def test_processes_share_the_cores(facts: Facts) -> None:
     )
     for processes, threads in (("auto", 8), (1, 8), (2, 4), (8, 1)):
         asked = profile(device__processes=processes, device__threads="auto")
-        assert cpu_threads(eight, asked.device, needs_of(asked, None)) == threads
+        assert cpu_threads(eight, asked.device, needs_of(asked, None, eight)) == threads
 
 
 def test_plan_for_a_gpu_is_refused(clock: Clock, facts: Facts) -> None:

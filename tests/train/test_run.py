@@ -69,7 +69,7 @@ def planned(**settings: Any) -> tuple[Profile, Plan]:
     flags = {name: Setting(value, "test") for name, value in values.items()}
     profile = load_profile(environment={}, flags=flags).profile
     facts = replace(read_facts(), accelerators=())
-    return profile, make_plan(facts, profile.device, needs_of(profile, None))
+    return profile, make_plan(facts, profile.device, needs_of(profile, None, facts))
 
 
 def run_of(profile: Profile, plan: Plan) -> Run:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.train.step_length import (
+    _beside_muon,
     best_tokens_per_step,
     muon_tokens,
     orthogonalization_flops,
@@ -30,9 +33,20 @@ def test_a_longer_run_has_longer_steps(tokens: float, expected: int) -> None:
 def test_muon_needs_steps_that_it_does_not_slow_down() -> None:
     small = shape("cpu-small")
     assert best_tokens_per_step(shape("cpu-tiny"), 1e5, uses_muon=True) == 4096
-    assert best_tokens_per_step(small, 1e5, uses_muon=True) == 8192
+    assert best_tokens_per_step(small, 3.5e5, uses_muon=True) == 4096
+    assert best_tokens_per_step(small, 3e6, uses_muon=True) == 8192
     assert best_tokens_per_step(small, None, uses_muon=True) == 8192
     assert best_tokens_per_step(small, 1e5, uses_muon=False) == 4096
+
+
+def test_beside_muon_the_sum_of_both_losses_is_least() -> None:
+    muon, tokens = 1700.0, 3e6
+
+    def cost(length: float) -> float:
+        return 12 * (length + muon) / tokens + 0.3 * math.log(1 + muon / length)
+
+    best = _beside_muon(muon, tokens)
+    assert cost(best) < min(cost(0.9 * best), cost(1.1 * best))
 
 
 def test_a_products_operations_are_counted() -> None:
