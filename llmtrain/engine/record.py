@@ -13,7 +13,8 @@ import llmtrain
 from llmtrain.device.facts import Facts
 from llmtrain.engine.dataset import Dataset
 from llmtrain.engine.planning import Planned
-from llmtrain.engine.request import Target, TrainRequest
+from llmtrain.engine.request import TrainRequest
+from llmtrain.engine.target import Target
 from llmtrain.train.events import TrainResult
 from llmtrain.train.rundir import RunDirectory
 

@@ -1,49 +1,21 @@
-"""What to train and where, and what that means beside a run that already exists."""
+"""What one call of `train` asks, and what a new run of it is."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from llmtrain.device.choice import Choice
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.choosing import choose_profile, choose_tokens_per_step, with_chosen_step
-from llmtrain.errors import UsageError
 from llmtrain.profile.load import (
     LoadedProfile,
     Setting,
-    flat_values,
     load_profile,
-    profile_from_values,
     profile_layer,
 )
-from llmtrain.profile.schema import Profile
-from llmtrain.train.checkpoint import (
-    list_checkpoints,
-    load_state,
-    newest_good,
-    set_aside,
-    step_of,
-    verify_checkpoint,
-)
-from llmtrain.train.events import Note, Observer
-from llmtrain.train.horizon import Horizon, horizon_of
-from llmtrain.train.rundir import (
-    RunDirectory,
-    find_run,
-    named_checkpoint,
-    new_run_path,
-    newest_run,
-)
-
-_MAY_DIFFER = ("device.", "checkpoint.", "eval.", "train.log_every_steps", "train.micro_batch")
-_HORIZON = ("train.steps", "train.tokens", "train.epochs", "train.time")
-_CHOSEN = "train.tokens_per_step"  # auto in a profile; a run has a number
-_DELIBERATE = ("--", "argument ")  # origins that a call itself set
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +59,6 @@ class TrainRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """Where a request leads: a new run, or one to continue from `checkpoint`."""
-
-    directory: RunDirectory
-    loaded: LoadedProfile
-    horizon: Horizon
-    checkpoint: Path | None
-    record: Mapping[str, Any] | None  # run.yaml of the run that goes on
-
-
-@dataclass(frozen=True, slots=True)
 class Chosen:
     """What a new run is where the request leaves it open: decided once, for all ranks."""
 
@@ -118,195 +79,3 @@ def loaded_profile(request: TrainRequest, chosen: Chosen | None = None) -> Loade
     """The profile of a new run, with nothing left to choose but by its plan. Raises UsageError."""
     found = chosen or choose(request)
     return with_chosen_step(request.load(found.profile), found.tokens_per_step)
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a run is or will be, the checkpoint it goes on from, or what a new one is."""
-
-    directory: RunDirectory
-    checkpoint: Path | None
-    chosen: Chosen | None = None
-
-
-def locate(request: TrainRequest, observe: Observer) -> Place:
-    """Where the request leads. Raises UsageError, and DamagedCheckpointError where none is whole.
-
-    Damaged checkpoints on the way are renamed aside, and so are those newer than a named one.
-    """
-    existing = _existing_run(request)
-    if existing is None:
-        chosen = choose(request)
-        profile = loaded_profile(request, chosen).profile
-        path = request.out or new_run_path(profile.name, datetime.now().astimezone())
-        return Place(RunDirectory(path), None, chosen)
-    directory, named = existing
-    if named is not None:
-        verify_checkpoint(named)
-        for path in list_checkpoints(directory.checkpoints):
-            if step_of(path) > step_of(named):
-                aside = set_aside(path, "superseded")
-                observe(Note(f"{path.name} is newer than {named.name}; renamed to {aside.name}"))
-        return Place(directory, named)
-    found = newest_good(directory.checkpoints, _set_aside_damaged(observe))
-    if found is None:
-        observe(Note(f"{directory.path} has no checkpoint; starting fresh"))
-    return Place(directory, found)
-
-
-def preview(request: TrainRequest) -> Place:
-    """Where the request would lead; nothing is verified, renamed or created."""
-    existing = _existing_run(request)
-    if existing is None:
-        return Place(RunDirectory(request.out or Path("runs")), None)
-    directory, named = existing
-    return Place(directory, named or next(reversed(list_checkpoints(directory.checkpoints)), None))
-
-
-def target_at(request: TrainRequest, place: Place) -> Target:
-    """What to do at a place. Reads only. Raises UsageError."""
-    directory = place.directory
-    if not directory.exists:
-        loaded = loaded_profile(request, place.chosen)
-        return Target(directory, loaded, _horizon(request, loaded, None), None, None)
-    record = directory.read_record()
-    used_s = load_state(place.checkpoint).elapsed_s if place.checkpoint is not None else 0.0
-    loaded = _continued(request, record, directory, used_s)
-    horizon = _horizon(request, loaded, record)
-    if place.checkpoint is None:  # begun, and ended before it was first saved
-        return Target(directory, loaded, horizon, None, None)
-    return Target(directory, loaded, horizon, place.checkpoint, record)
-
-
-def _set_aside_damaged(observe: Observer) -> Callable[[Path, str], None]:
-    def on_damage(path: Path, problem: str) -> None:
-        aside = set_aside(path, "damaged")
-        observe(Note(f"damaged checkpoint: {problem}; renamed to {aside.name}", is_warning=True))
-
-    return on_damage
-
-
-def _existing_run(request: TrainRequest) -> tuple[RunDirectory, Path | None] | None:
-    """The run to continue, and its checkpoint if one is named; None for a new run."""
-    out = RunDirectory(request.out) if request.out is not None else None
-    if request.resume is None:
-        if out is not None and (out.exists or out.checkpoints.is_dir()):
-            raise UsageError(
-                f"--out {out.path} holds a run already",
-                hint="add --resume auto to continue it, or choose another --out",
-            )
-        return None
-    if request.resume == "auto":
-        if out is not None:
-            _refuse_orphans(out)
-            return (out, None) if out.exists else None
-        newest = newest_run(loaded_profile(request).profile.name)
-        return (RunDirectory(newest), None) if newest is not None else None
-    run = find_run(request.resume)
-    if out is not None and out.path.resolve() != run.path.resolve():
-        raise UsageError(
-            f"--resume {request.resume} continues in {run.path}, --out says {out.path}",
-            hint="leave --out away",
-        )
-    return run, named_checkpoint(request.resume)
-
-
-def _refuse_orphans(out: RunDirectory) -> None:
-    """A new run would thin out checkpoints that it finds. Raises UsageError."""
-    if list_checkpoints(out.checkpoints) and not out.exists:
-        raise UsageError(
-            f"{out.path} has checkpoints, but no run.yaml that says how to go on from them",
-            hint="choose another --out",
-        )
-
-
-def _continued(
-    request: TrainRequest, record: Mapping[str, Any], directory: RunDirectory, used_s: float
-) -> LoadedProfile:
-    """The run's own profile with what may change and was changed on purpose."""
-    origin = str(directory.path / "run.yaml")
-    saved = profile_from_values(record["profile"], origin)
-    said = dict(record.get("origins", {}))
-    base = {p: Setting(v, said.get(p, origin)) for p, v in flat_values(saved.values())}
-    named = request.profile
-    asked = request.load(named, used_s) if named is not None else request.over(base, used_s)
-    changes = _changes(saved, asked, said)
-    refused = [p for p in changes if not p.startswith(_MAY_DIFFER) and p not in _HORIZON]
-    if refused:
-        path = refused[0]
-        before = value_at(saved, path)
-        raise UsageError(
-            f"{path} is {before!r} in {directory.path} and {changes[path].value!r} now "
-            f"({changes[path].origin}); a run goes on as it began",
-            hint="start a new run with another --out",
-        )
-    return load_profile(base, environment={}, flags=changes)
-
-
-def _changes(saved: Profile, asked: LoadedProfile, said: Mapping[str, str]) -> dict[str, Setting]:
-    """What this command says otherwise than the run does.
-
-    A value that the run got from a higher layer is not taken back by a lower one: a run begun
-    with `--steps 50` goes on to 50 though its profile says 20.
-    """
-    changes = {}
-    for path, origin in asked.origins.items():
-        value = value_at(asked.profile, path)
-        if path == "name" or value == value_at(saved, path):
-            continue
-        if path == _CHOSEN and value == "auto":
-            continue
-        group = _HORIZON if path in _HORIZON else (path,)  # one of which is set at a time
-        if _height(origin) >= max(_height(said.get(p, "default")) for p in group):
-            changes[path] = Setting(value, origin)
-    return changes
-
-
-def _height(origin: str) -> int:
-    """How high the layer lies that an origin names."""
-    if origin.startswith(_DELIBERATE):
-        return 3
-    if origin.startswith("environment "):
-        return 2
-    return 0 if origin == "default" else 1
-
-
-def _horizon(
-    request: TrainRequest, loaded: LoadedProfile, record: Mapping[str, Any] | None
-) -> Horizon:
-    horizon = horizon_of(loaded.profile.train)
-    if horizon is None:
-        raise UsageError(
-            f"profile {loaded.profile.name} says not how long to train",
-            hint="--steps 1000, --tokens 50M, --epochs 2 or --time 30m",
-        )
-    if request.deadline is not None:
-        return replace(horizon, deadline_s=request.deadline.at_s)
-    if record is not None:
-        saved = horizon_of(profile_from_values(record["profile"], "run.yaml").train)
-        _refuse_shorter(horizon, saved)
-    return horizon
-
-
-def _refuse_shorter(now: Horizon, then: Horizon | None) -> None:
-    if then is None:
-        return
-    for ours, theirs, unit in (
-        (now.steps, then.steps, "steps"),
-        (now.epochs, then.epochs, "epochs"),
-        (now.time_s, then.time_s, "s"),
-    ):
-        if ours is not None and theirs is not None and ours < theirs:
-            raise UsageError(
-                f"the run was to last {theirs:g} {unit} and {ours:g} {unit} is shorter; "
-                "a resume may only go on for longer",
-                hint="leave the horizon away to finish the run as it was begun",
-            )
-
-
-def value_at(profile: Profile, path: str) -> Any:
-    """The value of a dotted path."""
-    value: Any = profile.model_dump(mode="json")
-    for part in path.split("."):
-        value = value[part]
-    return value

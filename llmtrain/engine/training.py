@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,16 @@ from llmtrain.device.facts import Facts
 from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.dataset import Dataset, DataWork, open_dataset, prepare_dataset
+from llmtrain.engine.outcome import nothing_trained, result_of
 from llmtrain.engine.planning import Planned, needs_of, plan_run, planned_with
 from llmtrain.engine.record import begin_record, end_record, machine_signature
-from llmtrain.engine.request import Chosen, Place, Target, TrainRequest, locate, preview, target_at
+from llmtrain.engine.request import Chosen, TrainRequest
+from llmtrain.engine.target import Place, Target, has_new_horizon, locate, preview, target_at
 from llmtrain.errors import InterruptedRunError, LlmtrainError
-from llmtrain.profile.load import profile_from_values
 from llmtrain.profile.schema import Profile
 from llmtrain.train.checkpoint import Checkpoint, SavedState, load_checkpoint
 from llmtrain.train.events import Note, Observer, Started, TrainResult
-from llmtrain.train.horizon import Horizon, horizon_of
+from llmtrain.train.horizon import Horizon
 from llmtrain.train.loop import Position
 from llmtrain.train.run import RandomState, build_run, set_up_device
 from llmtrain.train.rundir import RunDirectory
@@ -65,7 +66,7 @@ def run_training(request: TrainRequest, sitting: Sitting) -> TrainResult:
         dataset = _shared_dataset(target, profile, planned.plan, sitting)
     except InterruptedRunError:
         target.directory.remove_if_empty()
-        return _nothing_trained(target, resumed)
+        return nothing_trained(target, resumed)
     except LlmtrainError:
         target.directory.remove_if_empty()
         raise
@@ -242,7 +243,7 @@ def _set_horizon(position: Position, target: Target, horizon: Horizon) -> None:
     """The position knows its horizon. Under a new time what was known of the old one is void."""
     if horizon.time_s is None:
         position.horizon_steps, position.time_progress = horizon.steps, None
-    elif position.time_progress is None or _has_new_horizon(target):
+    elif position.time_progress is None or has_new_horizon(target):
         position.horizon_steps, position.time_progress = None, 0.0
 
 
@@ -286,54 +287,6 @@ def _started(
 
 def _finished(target: Target, resumed: Checkpoint | None) -> TrainResult | None:
     """The result of a run that has nothing left to do."""
-    if resumed is None or not resumed.state.finished or _has_new_horizon(target):
+    if resumed is None or not resumed.state.finished or has_new_horizon(target):
         return None
-    return _result_of(target, resumed.state)
-
-
-def _has_new_horizon(target: Target) -> bool:
-    """Whether a run that goes on is to last longer than it was."""
-    if target.record is None:
-        return False
-    then = profile_from_values(target.record["profile"], "run.yaml").train
-    return horizon_of(then) != target.horizon
-
-
-def _result_of(target: Target, state: SavedState) -> TrainResult:
-    """What a checkpoint says came out of the run so far."""
-    return TrainResult(
-        run=target.directory.path,
-        checkpoint=target.checkpoint,
-        steps=state.step,
-        tokens=state.tokens,
-        seconds=state.elapsed_s,
-        tokens_per_s=None,
-        train_loss=state.train_loss,
-        val_loss=state.val_loss,
-        val_bpb=state.val_bpb,
-        peak_memory_bytes=state.peak_memory_bytes,
-        predicted=None,
-        stopped="done",
-        already_finished=True,
-    )
-
-
-def _nothing_trained(target: Target, resumed: Checkpoint | None) -> TrainResult:
-    """The result of a sitting that was interrupted before a step; data done is cached."""
-    if resumed is not None:
-        before = _result_of(target, resumed.state)
-        return replace(before, stopped="interrupted", already_finished=False)
-    return TrainResult(
-        run=target.directory.path,
-        checkpoint=None,
-        steps=0,
-        tokens=0,
-        seconds=0.0,
-        tokens_per_s=None,
-        train_loss=None,
-        val_loss=None,
-        val_bpb=None,
-        peak_memory_bytes=0,
-        predicted=None,
-        stopped="interrupted",
-    )
+    return result_of(target, resumed.state)

@@ -8,30 +8,20 @@ from pathlib import Path
 
 from llmtrain.data.shards import PreparedData
 from llmtrain.device.memory import MemoryPrediction
-from llmtrain.device.usage import read_accelerator_memory, read_process_memory, resident_bytes
+from llmtrain.device.usage import read_accelerator_memory, read_process_memory
 from llmtrain.errors import InterruptedRunError
 from llmtrain.eval.evaluate import bits_per_byte
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.checkpoint import Checkpoint, SavedState, remove_old, save_checkpoint
-from llmtrain.train.events import (
-    Evaluated,
-    Note,
-    Observer,
-    Sampled,
-    Saved,
-    Step,
-    Stopped,
-    TrainResult,
-    metrics_line,
-)
+from llmtrain.train.events import Evaluated, Observer, Sampled, Saved, Stopped, TrainResult
 from llmtrain.train.examine import Examiner
 from llmtrain.train.horizon import Horizon
-from llmtrain.train.loop import Run, StepReport, training_steps
+from llmtrain.train.loop import Run, training_steps
 from llmtrain.train.optim import named_state
 from llmtrain.train.pace import Pace, expected_steps
-from llmtrain.train.repetition import overfitting_note, repetition_warning
+from llmtrain.train.reporting import Reporter
 from llmtrain.train.run import RandomState
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.signals import StopRequest
@@ -77,24 +67,29 @@ class Session:
         self.tokenizer = tokenizer
         self.state = state
         self.predicted = predicted
-        self.peak_flops = peak_flops
         self.stop = stop
         self.examiner = Examiner(run, profile, data, tokenizer, stop)
-        self.observe = observe
         self.pace = Pace(
             elapsed_before_s,
             state.begun_s,
             expected_steps(profile),
             first_step_counts=not run.plan.compile.value,
         )
+        self.reporter = Reporter(
+            run,
+            profile,
+            horizon,
+            directory,
+            self.pace,
+            text_tokens=data.index.train.tokens,
+            peak_flops=peak_flops,
+            observe=observe,
+        )
         self.saved_at_s = time.monotonic()
-        self.logged_at_s = time.monotonic()
-        self.logged_step = run.position.step
         self.first_step = run.position.step
         self.trained_s = 0.0
         self.evaluated_step, self.sampled_step = self._steps_looked_at()
         self.checkpoint: Path | None = None
-        self.is_repetition_known = False
         self.is_end_timed = horizon.time_s is None
 
     def train(self) -> TrainResult:
@@ -109,12 +104,14 @@ class Session:
             if self.pace.is_known and not self.is_end_timed:
                 self._time_the_end()
             decision = self._decide()
-            self._tell_of_repetition()
-            self._log(report, is_last=decision.is_over or decision.stop_requested)
+            self.state = self.state.model_copy(update={"train_loss": report.loss})
+            self.reporter.step(report, is_last=decision.is_over or decision.stop_requested)
             if self._look_and_save(report.step, decision):
                 break
             begun_s = time.monotonic()
-        self._tell_of_overfitting()
+        if self.state.finished:
+            state = self.state
+            self.reporter.end(state.val_loss, state.best_val_loss, state.best_step)
         return self._result(self._stopped())
 
     def _time_the_end(self) -> None:
@@ -128,29 +125,15 @@ class Session:
         self.pace.took("evaluation", share * (time.monotonic() - begun_s))
         size_bytes = _SAVED_BYTES_PER_PARAMETER * shape_of(self.profile.model).parameters
         self.pace.took("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
-        self.logged_at_s += time.monotonic() - begun_s
-
-    def _tell_of_repetition(self) -> None:
-        """Once, as soon as it is known how many steps there will be."""
-        steps = self.run.position.horizon_steps
-        if steps is None or self.is_repetition_known:
-            return
-        self.is_repetition_known = True
-        tokens_per_step = self.profile.train.chosen_tokens_per_step
-        warning = repetition_warning(steps, tokens_per_step, self.data.index.train.tokens)
-        if warning is not None and self.run.world.is_main:
-            self.observe(Note(warning, is_warning=True))
-
-    def _tell_of_overfitting(self) -> None:
-        state = self.state
-        note = overfitting_note(state.val_loss, state.best_val_loss, state.best_step)
-        if note is not None and state.finished and self.run.world.is_main:
-            self.observe(Note(note))
+        self.reporter.pause(time.monotonic() - begun_s)
 
     def _decide_at_once(self) -> Decision:
         """A run that was stopped after its last step, before the last look, has none left."""
         is_over = self.horizon.is_over(
-            step=self.first_step, elapsed_s=self._used_s(), step_s=0.0, reserve_s=0.0
+            step=self.first_step,
+            elapsed_s=self.horizon.used_s(self.pace.elapsed_s, time.time()),
+            step_s=0.0,
+            reserve_s=0.0,
         )
         agreed = self._sum([is_over and self.run.world.is_main])
         return Decision(agreed[0] > 0, stop_requested=False, save_is_due=False)
@@ -189,7 +172,11 @@ class Session:
 
     def _decide(self) -> Decision:
         """The clock and the signals are rank 0's and everybody's; all ranks agree on them."""
-        position, pace, elapsed_s = self.run.position, self.pace, self._used_s()
+        position, pace, elapsed_s = (
+            self.run.position,
+            self.pace,
+            self.horizon.used_s(self.pace.elapsed_s, time.time()),
+        )
         reserve_s = pace.reserve_s
         known = position.horizon_steps
         if pace.is_known:
@@ -215,70 +202,12 @@ class Session:
             position.time_progress = max(position.time_progress, agreed[1])
         return Decision(agreed[2] > 0, agreed[4] > 0, agreed[3] > 0)
 
-    def _used_s(self) -> float:
-        return self.horizon.used_s(self.pace.elapsed_s, time.time())
-
     def _save_is_due(self, step: int) -> bool:
         wishes = self.profile.checkpoint
         if wishes.every_steps is not None:
             return step % wishes.every_steps == 0
         minutes = wishes.every_minutes or _DEFAULT_MINUTES_BETWEEN_CHECKPOINTS
         return time.monotonic() - self.saved_at_s >= 60 * minutes
-
-    def _log(self, report: StepReport, *, is_last: bool) -> None:
-        """The observer hears of every step; the first, the last and every n-th are recorded."""
-        is_first = report.step == self.first_step + 1
-        is_due = report.step % self.profile.train.log_every_steps == 0
-        self.state = self.state.model_copy(update={"train_loss": report.loss})
-        if self.run.world.is_main:
-            line = self._step_event(report, is_logged=is_first or is_last or is_due)
-            if line.is_logged:
-                self.logged_at_s, self.logged_step = time.monotonic(), report.step
-                self.directory.append(self.directory.metrics, metrics_line(line))
-            self.observe(line)
-
-    def _step_event(self, report: StepReport, *, is_logged: bool) -> Step:
-        tokens = (report.step - self.logged_step) * self.profile.train.chosen_tokens_per_step
-        tokens_per_s = tokens / max(1e-9, time.monotonic() - self.logged_at_s)
-        memory_bytes, accelerator_bytes = self._memory()
-        flops = shape_of(self.profile.model).training_flops_per_token * tokens_per_s
-        return Step(
-            step=report.step,
-            tokens=self.run.position.tokens,
-            loss=report.loss,
-            lr=report.lr,
-            grad_norm=report.grad_norm,
-            tokens_per_s=tokens_per_s,
-            mfu=flops / self.peak_flops / self.run.world.size if self.peak_flops else None,
-            memory_bytes=memory_bytes,
-            accelerator_bytes=accelerator_bytes,
-            elapsed_s=self.pace.elapsed_s,
-            horizon_steps=self.run.position.horizon_steps,
-            remaining_s=self._remaining_s(report.step),
-            is_logged=is_logged,
-        )
-
-    def _record(self, event: Evaluated | Sampled) -> None:
-        if not self.run.world.is_main:
-            return
-        path = self.directory.samples if isinstance(event, Sampled) else self.directory.metrics
-        self.directory.append(path, metrics_line(event))
-        self.observe(event)
-
-    def _remaining_s(self, step: int) -> float | None:
-        if not self.pace.is_known:
-            return None
-        if self.horizon.time_s is not None:
-            return max(0.0, self.horizon.time_s - self._used_s())
-        known = self.run.position.horizon_steps
-        return None if known is None else (known - step) * self.pace.step_s + self.pace.reserve_s
-
-    def _memory(self) -> tuple[int, int | None]:
-        """Bytes of this process, and of its GPU where it has one."""
-        if self.run.device.type == "cpu":
-            return resident_bytes(), None
-        readings = read_accelerator_memory(self.run.device.index)
-        return resident_bytes(), sum(reading.reserved_bytes for reading in readings)
 
     def _evaluate(self, step: int) -> None:
         """The validation loss is known, and whether it is the best so far."""
@@ -295,8 +224,8 @@ class Session:
         self.state = self.state.model_copy(update=update | {"evaluations_without_best": waited})
         self.pace.took("evaluation", time.monotonic() - begun_s)
         self.evaluated_step = step
-        self._record(Evaluated(step, nats_per_token, bpb, is_best))
-        self.logged_at_s += time.monotonic() - begun_s
+        self.reporter.record(Evaluated(step, nats_per_token, bpb, is_best))
+        self.reporter.pause(time.monotonic() - begun_s)
 
     def _patience_is_over(self) -> bool:
         patience = self.profile.eval.patience
@@ -317,10 +246,10 @@ class Session:
         begun_s = time.monotonic()
         for number, prompt in enumerate(self.profile.eval.prompts):
             text = self.examiner.sample(prompt, seed=step + number)
-            self._record(Sampled(step, prompt, text))
+            self.reporter.record(Sampled(step, prompt, text))
         self.sampled_step = step
         self.pace.took("samples", time.monotonic() - begun_s)
-        self.logged_at_s += time.monotonic() - begun_s
+        self.reporter.pause(time.monotonic() - begun_s)
 
     def _save(self, step: int) -> None:
         """A durable checkpoint of this step; older ones are thinned out after it."""
@@ -338,11 +267,11 @@ class Session:
             wishes = self.profile.checkpoint
             keep_step = self.state.best_step if wishes.keep_best else None
             remove_old(self.directory.checkpoints, wishes.keep_last, keep_step)
-            self.observe(Saved(step, self.checkpoint))
+            self.reporter.observe(Saved(step, self.checkpoint))
         self._sum([0.0])  # a rank that went on, or ended, could bring the others down in mid-save
         self.saved_at_s = time.monotonic()
         self.pace.took("save", self.saved_at_s - begun_s)
-        self.logged_at_s += self.saved_at_s - begun_s
+        self.reporter.pause(self.saved_at_s - begun_s)
 
     def _state_now(self) -> SavedState:
         position, scaler = self.run.position, self.run.scaler
