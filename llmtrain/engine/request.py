@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llmtrain.device.choice import Choice
 from llmtrain.device.probe import read_facts
@@ -26,7 +27,7 @@ class Deadline:
     from_s: float
 
     def setting(self, used_s: float) -> Setting:
-        """The whole time of a run that has used so much of it before. Raises UsageError."""
+        """The whole time of a run that has used so much of it before."""
         left_s = self.at_s - self.from_s
         return Setting(f"{max(1.0, left_s + used_s):.3f}s", "--time until")
 
@@ -62,20 +63,35 @@ class TrainRequest:
 class Chosen:
     """What a new run is where the request leaves it open: decided once, for all ranks."""
 
-    profile: str | None
+    profile: Choice[str]
     tokens_per_step: Choice[int]
+
+    def document(self) -> dict[str, tuple[Any, str]]:
+        """Both as JSON holds them."""
+        steps = self.tokens_per_step
+        return {
+            "profile": (self.profile.value, self.profile.reason),
+            "tokens_per_step": (steps.value, steps.reason),
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, tuple[Any, str]]) -> Chosen:
+        """What `document` wrote."""
+        return cls(Choice(*document["profile"]), Choice(*document["tokens_per_step"]))
 
 
 def choose(request: TrainRequest) -> Chosen:
     """What this machine makes of the request. Raises UsageError."""
-    facts, name = read_facts(), request.profile
-    if name is None:
+    facts = read_facts()
+    if request.profile is not None:
+        choice = Choice(request.profile, "asked for")
+    else:
         bare = request.load(None).profile
-        name = choose_profile(facts, bare.device, bare.train.time).value
-    return Chosen(name, choose_tokens_per_step(request.load(name).profile, facts))
+        choice = choose_profile(facts, bare.device, bare.train.time)
+    return Chosen(choice, choose_tokens_per_step(request.load(choice.value).profile, facts))
 
 
 def loaded_profile(request: TrainRequest, chosen: Chosen | None = None) -> LoadedProfile:
     """The profile of a new run, with nothing left to choose but by its plan. Raises UsageError."""
     found = chosen or choose(request)
-    return with_chosen_step(request.load(found.profile), found.tokens_per_step)
+    return with_chosen_step(request.load(found.profile.value), found.tokens_per_step)

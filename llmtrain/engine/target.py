@@ -70,6 +70,8 @@ def locate(request: TrainRequest, observe: Observer) -> Place:
     existing = _existing_run(request)
     if existing is None:
         chosen = choose(request)
+        if request.profile is None:
+            observe(Note(f"profile {chosen.profile.value}: {chosen.profile.reason}"))
         profile = loaded_profile(request, chosen).profile
         path = request.out or new_run_path(profile.name, datetime.now().astimezone())
         return Place(RunDirectory(path), None, chosen)

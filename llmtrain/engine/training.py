@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.device.allocator import return_free_memory
-from llmtrain.device.choice import Choice
 from llmtrain.device.facts import Facts
 from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.device.probe import read_facts
@@ -105,9 +104,7 @@ def _shared_place(request: TrainRequest, sitting: Sitting) -> Place:
             [
                 str(place.directory.path),
                 str(place.checkpoint) if place.checkpoint else None,
-                [chosen.profile, chosen.tokens_per_step.value, chosen.tokens_per_step.reason]
-                if chosen
-                else None,
+                chosen.document() if chosen else None,
             ]
         )
 
@@ -115,7 +112,7 @@ def _shared_place(request: TrainRequest, sitting: Sitting) -> Place:
     return Place(
         RunDirectory(Path(path)),
         Path(checkpoint) if checkpoint else None,
-        Chosen(chosen[0], Choice(chosen[1], chosen[2])) if chosen else None,
+        Chosen.from_document(chosen) if chosen else None,
     )
 
 

@@ -12,7 +12,8 @@ from llmtrain.profile.schema import Profile
 _STEPS_BEFORE_AN_ESTIMATE = 3  # the first ones fill caches and may compile
 _RECENT = 3
 _SHORTEST_STEP_S = 1e-6  # a coarse clock measures a short step as nothing
-_EXIT_S = 2.0  # of the process, after all is saved: the interpreter and torch need a second
+_EXIT_S = 3.0  # of the process, after all is saved: it takes one to two, and never more than this
+_UNDERESTIMATED = 1.1  # what was tried a little of takes a little longer
 # What the end of a run costs, in steps, before it is measured: a forward is a third of a step's
 # work, and a token that is drawn reads all weights.
 _EVALUATION_STEPS = 0.4  # for a step's tokens
@@ -78,7 +79,7 @@ class Pace:
     @property
     def reserve_s(self) -> float:
         """What comes after the last step."""
-        return _EXIT_S + sum(self._costs.values()) * _median(self._recent)
+        return _EXIT_S + _UNDERESTIMATED * sum(self._costs.values()) * _median(self._recent)
 
     @property
     def _recent(self) -> list[float]:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from llmtrain.device.facts import MatmulTimes
+from llmtrain.device.choice import Choice
+from llmtrain.device.facts import Facts, MatmulTimes
 from llmtrain.engine import choosing
-from llmtrain.engine.choosing import best_for_time, choose_profile, expected_loss
+from llmtrain.engine.choosing import (
+    best_for_time,
+    choose_profile,
+    choose_tokens_per_step,
+    expected_loss,
+)
+from llmtrain.engine.request import Chosen
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.profile.shape import shape_of
@@ -73,3 +82,42 @@ def test_a_cpu_is_measured_for_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choosing, "measured_products", lambda *_: times)
     assert choose_profile(CPU, DeviceSection(), 60.0).value == "cpu-tiny"
     assert choose_profile(CPU, DeviceSection(), 86400.0).value == "cpu-mini"
+
+
+def test_what_rank_0_chose_reaches_the_others_as_it_was() -> None:
+    chosen = Chosen(Choice("cpu-tiny", "a reason"), Choice(4096, "another"))
+    assert Chosen.from_document(json.loads(json.dumps(chosen.document()))) == chosen
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts", "expected"),
+    [
+        (["train.tokens_per_step=12288"], CPU, 12288),
+        (["train.tokens=1M"], CPU, 4096),
+        (["train.tokens=34M"], CPU, 16384),
+        (["train.tokens=34M"], CUDA, 16384),  # the same function everywhere
+        (["train.steps=100"], CPU, 4096),
+        (["train.steps=100"], CUDA, 65536),
+    ],
+)
+def test_tokens_a_step_follow_from_the_tokens_in_all(
+    settings: list[str], facts: Facts, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choosing, "measured_products", pytest.fail)
+    profile = load_profile("cpu-tiny", environment={}, assignments=settings).profile
+    assert choose_tokens_per_step(profile, facts).value == expected
+
+
+def test_under_a_time_they_follow_from_what_the_cpu_will_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = MatmulTimes(fp32_s=2.0, medium_s=2.0, bf16_s=1.0, flops=TWO_CORES)
+    monkeypatch.setattr(choosing, "measured_products", lambda *_: times)
+
+    def chosen(time: str, **more: bool) -> int:
+        profile = load_profile("cpu-tiny", environment={}, assignments=[f"train.time={time}"])
+        return choose_tokens_per_step(profile.profile, CPU, **more).value
+
+    assert chosen("2m") == 4096
+    assert chosen("8h") == 65536
+    assert chosen("8h", measure=False) == 4096  # the facts of another machine

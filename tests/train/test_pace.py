@@ -54,9 +54,9 @@ def test_costs_are_expected_until_they_are_measured() -> None:
     assert found.reserve_s == pace._EXIT_S
     found.took("save", 100.0)  # no step yet to measure it by
     found.step_took(2.0)
-    assert found.reserve_s == pytest.approx(pace._EXIT_S + 10)
+    assert found.reserve_s == pytest.approx(pace._EXIT_S + pace._UNDERESTIMATED * (10))
     found.took("evaluation", 3.0)
-    assert found.reserve_s == pytest.approx(pace._EXIT_S + 3 + 2)
+    assert found.reserve_s == pytest.approx(pace._EXIT_S + pace._UNDERESTIMATED * (3 + 2))
 
 
 def test_a_machine_that_slows_down_slows_what_is_left_too() -> None:
@@ -66,4 +66,4 @@ def test_a_machine_that_slows_down_slows_what_is_left_too() -> None:
     found.took("evaluation", 5.0)
     for _ in range(2):
         found.step_took(2.0)
-    assert found.reserve_s == pytest.approx(pace._EXIT_S + 10)
+    assert found.reserve_s == pytest.approx(pace._EXIT_S + pace._UNDERESTIMATED * (10))
