@@ -32,6 +32,8 @@ from llmtrain.train.session import Session
 from llmtrain.train.signals import StopRequest
 from llmtrain.train.world import World
 
+_AFTER_THE_CLOCK_S = 2.0  # a checkpoint is written and the process exits
+
 
 @dataclass(frozen=True, slots=True)
 class Sitting:
@@ -227,13 +229,17 @@ def _train(
         peak_flops=planned.peak_flops,
         stop=sitting.stop,
         observe=sitting.observe,
-        elapsed_before_s=sitting.elapsed_s
-        + (resumed.state.elapsed_s if resumed is not None else 0.0),
+        elapsed_before_s=sitting.elapsed_s + _used_before_s(resumed),
     )
     result = session.train()
     if world.is_main:
         end_record(target.directory, result)
     return result
+
+
+def _used_before_s(resumed: Checkpoint | None) -> float:
+    """What the sittings before this one used, with what the last did after it read the clock."""
+    return 0.0 if resumed is None else resumed.state.elapsed_s + _AFTER_THE_CLOCK_S
 
 
 def _set_horizon(position: Position, target: Target, horizon: Horizon) -> None:

@@ -84,7 +84,7 @@ def test_longer_horizon_goes_on(train: Any, llmtrain: Any, place: Path, files: A
 def test_longer_time_goes_on_past_the_old_estimate(train: Any, place: Path) -> None:
     short = train(place / "run", train__time="1s")
 
-    longer = train(place / "run", train__time="3s", resume="auto")
+    longer = train(place / "run", train__time="9s", resume="auto")
 
     assert longer.steps > short.steps + 1
 
