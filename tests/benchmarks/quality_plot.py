@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llmtrain.units import format_count
 from tests.benchmarks.documents import Quality
 
 
@@ -17,6 +18,7 @@ def draw(points: Sequence[tuple[str, Quality]], title: str, path: Path) -> None:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter
     except ImportError:
         raise SystemExit("a plot needs matplotlib: pip install 'llmtrain[bench]'") from None
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -27,6 +29,9 @@ def draw(points: Sequence[tuple[str, Quality]], title: str, path: Path) -> None:
         _draw_system(by_tokens, system, found, "tokens", f"C{number}")
     for axes, label in ((by_time, "seconds"), (by_tokens, "tokens")):
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda value, _position: format_count(round(value)))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(label)
         axes.grid(visible=True, which="both", alpha=0.3)
     by_time.set_ylabel("bits per byte")
