@@ -7,7 +7,7 @@ lowest:
     loss   = 0.30 + 0.189 · (N / 10M)^-0.34 + 0.519 · (D / 10M)^-0.28    bits/byte
 
 of N parameters and D tokens. The exponents are those of Hoffmann et al. 2022 ("Training
-Compute-Optimal Large Language Models", approach 3); the rest is fitted to 21 trainings of 3M to
+Compute-Optimal Large Language Models", approach 3); the rest is fitted to 24 trainings of 3M to
 27M parameters on 3M to 50M tokens of Python (`tests/benchmarks/sweeps`), which it meets within
 1.3%, root mean square.
 """

@@ -2,7 +2,7 @@
 
 1. Muon's rate for hidden matrices is 0.02 · (B / 16,384)^0.6 of B tokens a step, at most 0.03, and
    the same at every width and depth: its steps are orthogonal, and how far they move an output
-   does not depend on the width (Jordan et al. 2024; Bernstein 2025). Fitted to 43 trainings of 3M
+   does not depend on the width (Jordan et al. 2024; Bernstein 2025). Fitted to 57 trainings of 3M
    and 20M parameters on 1M to 8M tokens with 1,024 to 32,768 tokens a step
    (`tests/benchmarks/sweeps/batch*.yaml`): the loss is 0.25% above the best rate's on average, and
    0.6% at most. At three shapes that it was not fitted to it was the best of five rates
