@@ -5,8 +5,9 @@
    (`tests/benchmarks/sweeps/batch*.yaml`): twice or half as many lose 1 to 3%. Beyond, the best
    length grows more slowly than the run (Bi et al. 2024, "DeepSeek LLM"); √T is a guess.
 2. Muon's products are paid once a step whatever its length: as if a step had M more tokens. In a
-   given time S steps of B tokens then cost 12 / S of the loss for being few, as in those sweeps,
-   and 0.3 · log(1 + M / B) for the tokens that Muon takes away. The sum is least where
+   given time S steps of B tokens then cost about 12 / S of the loss for being few, by eye from
+   those sweeps, and 0.3 · log(1 + M / B) for the tokens that Muon takes away. The sum is least
+   where
 
        B · (B + M) = M · T / 40.
 

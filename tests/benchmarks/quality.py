@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from llmtrain.data.batches import BatchReader
 from llmtrain.data.shards import PreparedData
+from llmtrain.device.choice import Choice
+from llmtrain.engine.choosing import with_chosen_step
 from llmtrain.engine.dataset import DataWork, prepare_dataset
 from llmtrain.eval.evaluate import bits_per_byte
 from llmtrain.profile.load import load_profile
@@ -29,6 +31,7 @@ from tests.benchmarks.plain import GRADIENT_CLIP
 
 _WARMUP, _LEAST = 0.05, 0.1
 _BETAS, _WEIGHT_DECAY = (0.9, 0.95), 0.1
+_TOKENS_PER_STEP = Choice(16_384, "the baseline's, where the profile leaves it open")
 _MICRO_BATCH_TOKENS = {"cpu": 4096, "cuda": 16384}
 
 
@@ -61,7 +64,8 @@ class Work:
 def train_for_quality(job: QualityJob) -> Quality:
     """A model of the profile's size, trained on its text for the job's length, and evaluated."""
     torch.set_num_threads(job.threads)
-    profile = load_profile(job.profile, environment=os.environ, assignments=job.assignments).profile
+    loaded = load_profile(job.profile, environment=os.environ, assignments=job.assignments)
+    profile = with_chosen_step(loaded, _TOKENS_PER_STEP).profile
     work = DataWork(job.threads, observe=lambda event: None, check_stop=lambda: None)
     with closing(prepare_dataset(profile.data, profile.model.vocab_size, work).shards) as data:
         return train_on(job, profile, data)
