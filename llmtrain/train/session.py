@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from llmtrain.data.shards import PreparedData
@@ -18,7 +20,7 @@ from llmtrain.train.checkpoint import Checkpoint, SavedState, remove_old, save_c
 from llmtrain.train.events import Evaluated, Observer, Sampled, Saved, Stopped, TrainResult
 from llmtrain.train.examine import Examiner
 from llmtrain.train.horizon import Horizon
-from llmtrain.train.loop import Run, training_steps
+from llmtrain.train.loop import Run, StepReport, training_steps
 from llmtrain.train.optim import named_state
 from llmtrain.train.pace import Pace, expected_steps
 from llmtrain.train.reporting import Reporter
@@ -97,10 +99,16 @@ class Session:
         if self.first_step > 0 and self._look_and_save(self.first_step, self._decide_at_once()):
             return self._result(self._stopped())
         begun_s = time.monotonic()
-        for report in training_steps(self.run):
+        try:
+            steps = self._steps()
+        except InterruptedRunError:  # nothing was trained in this sitting, and it began to be
+            self._save(self.first_step)
+            return self._result(self._stopped())
+        for report in steps:
             took_s, begun_s = time.monotonic() - begun_s, time.monotonic()
-            self.pace.step_took(took_s)
-            self.trained_s += took_s
+            trained_s = self.pace.step_took(took_s)
+            self.trained_s += trained_s
+            self.reporter.pause(took_s - trained_s)
             if self.pace.is_known and not self.is_end_timed:
                 self._time_the_end()
             decision = self._decide()
@@ -113,6 +121,20 @@ class Session:
             state = self.state
             self.reporter.end(state.val_loss, state.best_val_loss, state.best_step)
         return self._result(self._stopped())
+
+    def _steps(self) -> Iterator[StepReport]:
+        """The steps to come. Raises InterruptedRunError for a signal while the first one compiles.
+
+        That takes up to minutes. Several ranks have to stop together, after a step.
+        """
+        steps = training_steps(self.run)
+        if not self.run.plan.compile.value or self.run.world.size > 1:
+            return steps
+        with self.stop.at_once():
+            hook = self.run.optimizer.register_step_pre_hook(lambda *_: self.stop.finish())
+            first = next(steps)
+        hook.remove()
+        return chain([first], steps)
 
     def _time_the_end(self) -> None:
         """A little of what ends the run is tried, so that its cost is known in time."""
@@ -192,7 +214,7 @@ class Session:
         progress = self.horizon.progress(
             elapsed_s=elapsed_s, begun_s=pace.begun_s, reserve_s=reserve_s
         )
-        save_is_due = self._save_is_due(position.step)
+        save_is_due = self.stop.take_save() or self._save_is_due(position.step)
         ours = [known or 0, progress or 0.0, is_over, save_is_due]
         if not self.run.world.is_main:
             ours = [0] * len(ours)
