@@ -66,16 +66,16 @@ def run_training(request: TrainRequest, sitting: Sitting) -> TrainResult:
         planned, is_same_plan = _agreed_plan(target, sitting)
         set_up_device(planned.plan, world)
         dataset = _shared_dataset(target, profile, planned.plan, sitting)
+        return_free_memory()  # tokenizing took more than training keeps
+        timeout_s = profile.device.collective_timeout
+        with closing(dataset.shards), world.together(planned.plan.backend.value, timeout_s):
+            return _train(request, target, resumed, planned, dataset, sitting, is_same_plan)
     except InterruptedRunError:
         target.directory.remove_if_empty()
         return nothing_trained(target, resumed)
     except LlmtrainError:
         target.directory.remove_if_empty()
         raise
-    return_free_memory()  # tokenizing took more than training keeps
-    timeout_s = profile.device.collective_timeout
-    with closing(dataset.shards), world.together(planned.plan.backend.value, timeout_s):
-        return _train(request, target, resumed, planned, dataset, sitting, is_same_plan)
 
 
 def launch_size(request: TrainRequest) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -95,22 +96,21 @@ class Session:
         self.is_end_timed = horizon.time_s is None
 
     def train(self) -> TrainResult:
-        """The run is trained to its end or to the stop request, and saved."""
+        """The run is trained to its end or to the stop request, and saved.
+
+        Raises InterruptedRunError where nothing was trained that could be saved.
+        """
         if self.first_step > 0 and self._look_and_save(self.first_step, self._decide_at_once()):
             return self._result(self._stopped())
         begun_s = time.monotonic()
-        try:
-            steps = self._steps()
-        except InterruptedRunError:  # nothing was trained in this sitting, and it began to be
-            self._save(self.first_step)
-            return self._result(self._stopped())
-        for report in steps:
+        for report in self._steps():
             took_s, begun_s = time.monotonic() - begun_s, time.monotonic()
             trained_s = self.pace.step_took(took_s)
             self.trained_s += trained_s
             self.reporter.pause(took_s - trained_s)
             if self.pace.is_known and not self.is_end_timed:
-                self._time_the_end()
+                with suppress(InterruptedRunError):  # the request is heeded when the step is told
+                    self._time_the_end()
             decision = self._decide()
             self.state = self.state.model_copy(update={"train_loss": report.loss})
             self.reporter.step(report, is_last=decision.is_over or decision.stop_requested)
