@@ -20,7 +20,7 @@ Phase = Literal[
     "save",
     "retention",
 ]
-_TAIL_BYTES = 4096
+_TAIL_BYTES = 1 << 16
 
 
 class Watch:
