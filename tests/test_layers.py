@@ -18,6 +18,7 @@ ROOT = Path(llmtrain.__file__).parent
 # From the bottom. Of one row nobody imports a neighbour.
 LAYERS = (
     {"", "errors", "units", "files"},
+    {"untrusted"},
     {"profile"},
     {"device"},
     {"ops"},
@@ -30,7 +31,7 @@ LAYERS = (
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 PURE = ("profile", "device/choice", "device/facts", "device/arithmetic", "device/decisions")
-PURE_MODULES = (*PURE, "device/plan", "device/memory", "errors", "units", "files")
+PURE_MODULES = (*PURE, "device/plan", "device/memory", "errors", "units", "files", "untrusted")
 ASKS_THE_HARDWARE = {
     *("probe", "cpuinfo", "cgroup", "timing", "usage", "readers", "windows", "startup"),
 }

@@ -35,7 +35,7 @@ from llmtrain.train.checkpoint import (
 )
 from llmtrain.train.events import Note, Observer
 from llmtrain.train.run import load_weights, set_up_device
-from llmtrain.train.rundir import RunDirectory, find_checkpoints
+from llmtrain.train.rundir import RunDirectory, data_key, find_checkpoints
 from llmtrain.train.world import World
 
 _EVALUATION_TOKENS = 4096  # of one forward
@@ -101,7 +101,7 @@ def evaluate_run(
             hint=f"llmtrain eval {run} --data FILE",
         )
     profile = profile_from_values(trained.record["profile"], "run.yaml")
-    key = str(trained.record["data"]["key"])
+    key = data_key(trained.record, run)
     dataset = open_dataset(profile.data, profile.model.vocab_size, key, trained.checkpoint, work)
     with closing(dataset.shards):
         return _evaluate_shards(trained, dataset.shards, work)

@@ -15,19 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
 from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.files import sha256_file, sync_directory, sync_file
-from llmtrain.model.huggingface import config_of, generation_config_of, shape_from_config
+from llmtrain.model.huggingface import (
+    config_of,
+    generation_config_of,
+    shape_from_config,
+    weight_shapes,
+)
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
+from llmtrain.train.tensor_files import read_header, read_tensors, write_tensors
+from llmtrain.untrusted import problem_of, read_json, refuse_link
 
 FORMAT_VERSION = 1
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-(\d{8,18})", re.ASCII)
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+_OPTIMIZER_VALUES = 3  # of one parameter, more than any algorithm keeps
 MODEL, OPTIMIZER, STATE, MANIFEST = (
     "model.safetensors",
     "optimizer.safetensors",
@@ -46,9 +53,9 @@ class SavedState(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format_version: int = FORMAT_VERSION
-    step: int
-    tokens: int
-    windows: int  # the data cursor: windows of the permuted order that were read
+    step: NonNegativeInt
+    tokens: NonNegativeInt
+    windows: NonNegativeInt  # the data cursor: windows of the permuted order that were read
     elapsed_s: float
     begun_s: float | None = None  # of elapsed_s, before the first step
     horizon_steps: int | None
@@ -87,8 +94,13 @@ def list_checkpoints(directory: Path) -> list[Path]:
     """Directories with a checkpoint's name, oldest step first."""
     if not directory.is_dir():
         return []
-    found = [p for p in directory.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()]
-    return sorted(found, key=lambda path: step_of(path))
+    found = [p for p in directory.iterdir() if is_checkpoint_name(p) and p.is_dir()]
+    return sorted((p for p in found if not p.is_symlink()), key=lambda path: step_of(path))
+
+
+def is_checkpoint_name(path: Path) -> bool:
+    """Whether a directory of this name would be a checkpoint."""
+    return _NAME.fullmatch(path.name) is not None
 
 
 def step_of(path: Path) -> int:
@@ -129,7 +141,10 @@ def _put_in_place(temporary: Path, final: Path) -> None:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Every file is as the manifest says. Raises DamagedCheckpointError naming the file."""
+    """Every file is as the manifest says. Raises DamagedCheckpointError naming the file.
+
+    Raises UsageError for a file that is a link.
+    """
     for name, entry in _read_manifest(path).items():
         file = path / name
         try:
@@ -139,6 +154,7 @@ def verify_checkpoint(path: Path) -> None:
 
 
 def _verify_file(file: Path, entry: Mapping[str, Any]) -> None:
+    refuse_link(file)
     if not file.is_file():
         raise DamagedCheckpointError(f"{file} is missing")
     if file.stat().st_size != entry["bytes"]:
@@ -152,25 +168,46 @@ def _verify_file(file: Path, entry: Mapping[str, Any]) -> None:
 def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
     """The checkpoint at `path`, verified. Raises DamagedCheckpointError."""
     verify_checkpoint(path)
+    state = load_state(path)
     try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        state = load_state(path)
-        weights = load_file(path / MODEL)
-        optimizer = load_file(path / OPTIMIZER) if with_optimizer else {}
-    except (OSError, ValueError, SafetensorError, ValidationError) as error:
-        raise DamagedCheckpointError(f"{path}: {error}") from None
-    shape = shape_from_config(config, str(path / "config.json"))
+        shape = shape_from_config(read_json(path / "config.json"), str(path / "config.json"))
+        _require_fitting(path, shape)
+        weights = read_tensors(path / MODEL)
+        optimizer = read_tensors(path / OPTIMIZER) if with_optimizer else {}
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"{path}: {problem_of(error)}") from None
     return Checkpoint(state, weights, optimizer, shape, Tokenizer.load(path))
+
+
+def _require_fitting(path: Path, shape: ModelShape) -> None:
+    """The files hold a model of this shape, before memory is taken for any of it.
+
+    Raises ValueError.
+    """
+    weights, optimizer = read_header(path / MODEL), read_header(path / OPTIMIZER)
+    if weights.values != shape.parameters or any(
+        weights.shapes.get(name) != dims for name, dims in weight_shapes(shape)
+    ):
+        raise ValueError(f"{MODEL} does not hold the {shape.parameters} weights of config.json")
+    if optimizer.values > _OPTIMIZER_VALUES * shape.parameters:
+        raise ValueError(f"{OPTIMIZER} holds {optimizer.values} values, too many for its model")
 
 
 def load_state(path: Path) -> SavedState:
     """Where the run stood at the checkpoint, unverified. Raises DamagedCheckpointError."""
     try:
-        values = json.loads((path / STATE).read_text(encoding="utf-8"))
+        values = read_json(path / STATE)
         _require_format(path, values)
         return SavedState.model_validate(values)
-    except (OSError, ValueError, ValidationError) as error:
-        raise DamagedCheckpointError(f"{path}: {error}") from None
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"{path / STATE}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: OSError | ValueError) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return problem_of(error)
 
 
 def _require_format(path: Path, state: object) -> None:
@@ -224,14 +261,9 @@ def _write_files(directory: Path, checkpoint: Checkpoint) -> None:
     _write_json(directory / "config.json", config_of(checkpoint.shape, separator_id))
     _write_json(directory / "generation_config.json", generation_config_of(separator_id))
     checkpoint.tokenizer.save(directory, model_max_length=checkpoint.shape.context)
-    _write_tensors(directory / MODEL, checkpoint.weights)
-    _write_tensors(directory / OPTIMIZER, checkpoint.optimizer)
+    write_tensors(directory / MODEL, checkpoint.weights)
+    write_tensors(directory / OPTIMIZER, checkpoint.optimizer)
     _write_json(directory / STATE, checkpoint.state.model_dump(mode="json"))
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    save_file(plain, path, metadata={"format": "pt"})
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -252,10 +284,12 @@ def _write_manifest(directory: Path) -> None:
 def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     file = path / MANIFEST
     try:
-        files = json.loads(file.read_text(encoding="utf-8"))["files"]
-        names_are_plain = all(Path(name).name == name for name in files)
+        files = read_json(file)["files"]
+        names_are_plain = all(_FILE_NAME.fullmatch(name) for name in files)
         complete = all({"bytes", "sha256"} <= set(entry) for entry in files.values())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"{file} cannot be read: {problem_of(error)}") from None
+    except (LookupError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{file} cannot be read: {error}") from None
     required = {MODEL, OPTIMIZER, STATE, "config.json", "tokenizer.model"}
     if not names_are_plain or not complete or not required <= set(files):

@@ -11,27 +11,60 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmtrain.errors import UsageError
-from llmtrain.files import write_text_atomically
-from llmtrain.train.checkpoint import list_checkpoints
+from llmtrain.files import write_pieces_atomically, write_text_atomically
+from llmtrain.profile.yaml_text import LARGEST_BYTES, dump_document, parse_document
+from llmtrain.train.checkpoint import is_checkpoint_name, list_checkpoints
+from llmtrain.untrusted import parse_json, problem_of, read_bytes, read_lines, refuse_link
 
 RUNS = Path("runs")
 RUN_FILE = "run.yaml"
+_FEW_SITTINGS = 3
 
 
-class _Dumper(yaml.SafeDumper):
-    """Safe YAML that writes a value out each time it occurs."""
+class _Part(BaseModel):
+    """A part of run.yaml. Whoever wrote it may have added more."""
 
-    def ignore_aliases(self, data: object) -> bool:
-        return True
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Choice(_Part):
+    """A decision of the plan, as it is shown."""
+
+    value: str | int | float | bool | None
+    reason: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]  # nothing for a terminal
+
+
+class _Data(_Part):
+    """What the run reads. The key names a directory of the cache."""
+
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    sources: list[Any] = []
+
+
+class _Result(_Part):
+    stopped: Annotated[str, Field(pattern=r"^[a-z]{1,20}$")]
+
+
+class _Record(_Part):
+    """The parts of run.yaml that are read again, each of which may be missing but the profile."""
+
+    profile: dict[str, Any]
+    origins: dict[str, str] = {}
+    plan: dict[str, _Choice] = {}
+    data: _Data | None = None
+    sittings: list[Any] = []
+    machine: dict[str, Any] = {}
+    peak_flops: Annotated[float, Field(ge=0)] | None = None
+    result: _Result | None = None
 
 
 class RunDirectory:
@@ -48,8 +81,21 @@ class RunDirectory:
         """Whether a run was begun here."""
         return (self.path / RUN_FILE).is_file()
 
+    def require_own_files(self) -> None:
+        """What the run reads and writes by name lies here and not elsewhere. Raises UsageError."""
+        files = (self.path / RUN_FILE, self.metrics, self.samples)
+        for path in (*files, self.checkpoints):
+            refuse_link(path)
+        for path in files:
+            if path.exists() and not path.is_file():
+                raise UsageError(f"{path} is not an ordinary file", hint="choose another --out")
+        if self.checkpoints.is_dir():
+            for path in filter(is_checkpoint_name, self.checkpoints.iterdir()):
+                refuse_link(path)
+
     def claim(self) -> None:
-        """The directory exists and can be written to. Raises UsageError."""
+        """The directory exists, can be written to, and links nowhere. Raises UsageError."""
+        self.require_own_files()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
@@ -65,22 +111,37 @@ class RunDirectory:
             self.path.rmdir()
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """run.yaml holds `record`."""
-        text = yaml.dump(
-            dict(record), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
-        )
-        write_text_atomically(self.path / RUN_FILE, text)
+        """run.yaml holds `record`; where all its sittings are too much to read, the last few.
+
+        Raises UsageError where it could not be read even so.
+        """
+        path = self.path / RUN_FILE
+        try:
+            text = dump_document(record, str(path))
+        except UsageError:
+            few = {"sittings": record.get("sittings", [])[-_FEW_SITTINGS:]}
+            text = dump_document({**record, **few}, str(path))
+        write_text_atomically(path, text)
 
     def read_record(self) -> dict[str, Any]:
         """What run.yaml holds. Raises UsageError."""
+        self.require_own_files()
         path = self.path / RUN_FILE
         try:
-            record = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UsageError(f"{path} cannot be read: {error}") from None
-        if not isinstance(record, dict) or not isinstance(record.get("profile"), dict):
-            raise UsageError(f"{path} is not the record of a run")
-        return record
+            text = read_bytes(path, LARGEST_BYTES).decode()
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path} cannot be read: {problem_of(error)}") from None
+        record = parse_document(text, str(path))
+        try:
+            _Record.model_validate(record)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise UsageError(
+                f"{path} is not the record of a run: {where}: {first['msg']}"
+            ) from None
+        plain: dict[str, Any] = record
+        return plain
 
     def profile_name(self) -> str | None:
         """Of the profile that is trained; None where run.yaml cannot be read."""
@@ -99,17 +160,16 @@ class RunDirectory:
         """Metrics and samples of steps past the checkpoint that a resume goes on from are gone."""
         for path in (self.metrics, self.samples):
             if path.is_file():
-                kept = [line for line in _json_lines(path) if line.get("step", 0) <= step]
-                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-                write_text_atomically(path, text)
+                kept = (line + b"\n" for line, value in _records(path) if value["step"] <= step)
+                write_pieces_atomically(path, kept)
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl that are whole."""
-        return _json_lines(self.metrics) if self.metrics.is_file() else []
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """Each line of metrics.jsonl that is whole; `step` is a number."""
+        return (value for _, value in _records(self.metrics))
 
-    def read_samples(self) -> list[dict[str, Any]]:
-        """All lines of samples.jsonl that are whole."""
-        return _json_lines(self.samples) if self.samples.is_file() else []
+    def read_samples(self) -> Iterator[dict[str, Any]]:
+        """Each line of samples.jsonl that is whole; `step` is a number."""
+        return (value for _, value in _records(self.samples))
 
 
 def new_run_path(profile_name: str, now: datetime, runs: Path = RUNS) -> Path:
@@ -136,14 +196,22 @@ def all_runs(runs: Path = RUNS) -> list[RunDirectory]:
 
 
 def find_run(text: str) -> RunDirectory:
-    """The run that a directory or a name under runs/ means. Raises UsageError."""
+    """The run that a directory or a name under runs/ means, which links nowhere.
+
+    Raises UsageError.
+    """
     for path in (Path(text), RUNS / text):
         if RunDirectory(path).exists:
-            return RunDirectory(path)
+            return _own(RunDirectory(path))
     checkpoint = named_checkpoint(text)
     if checkpoint is None or not RunDirectory(checkpoint.parent.parent).exists:
         raise _unknown_run(text)
-    return RunDirectory(checkpoint.parent.parent)
+    return _own(RunDirectory(checkpoint.parent.parent))
+
+
+def _own(run: RunDirectory) -> RunDirectory:
+    run.require_own_files()
+    return run
 
 
 def named_checkpoint(text: str) -> Path | None:
@@ -163,6 +231,7 @@ def find_checkpoints(text: str) -> list[Path]:
         if (path / "state.json").is_file() or (path / "manifest.json").is_file():
             return [path]
         if RunDirectory(path).exists or (path / "checkpoints").is_dir():
+            RunDirectory(path).require_own_files()
             found = list_checkpoints(path / "checkpoints")
             if not found:
                 raise UsageError(
@@ -183,13 +252,29 @@ def _unknown_run(text: str) -> UsageError:
     )
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            value = json.loads(text)
-        except ValueError:
-            continue  # the line that was being written when the process was killed
-        if isinstance(value, dict):
-            lines.append(value)
-    return lines
+def data_key(record: Mapping[str, Any], origin: str) -> str:
+    """The name of the run's shards in the cache. Raises UsageError where run.yaml has none."""
+    data = record.get("data")
+    if data is None:
+        raise UsageError(f"{origin} does not say which data the run was begun with")
+    return str(data["key"])
+
+
+def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Every line that says something of a step, and what it says; none where there is no file."""
+    try:
+        for line in read_lines(path):
+            value = _parsed(line)
+            if isinstance(value, dict) and type(value.setdefault("step", 0)) is int:
+                yield line, value
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {problem_of(error)}") from None
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return parse_json(line, allow_nan=True)
+    except ValueError:
+        return None  # the line that was being written when the process was killed
