@@ -45,7 +45,7 @@ def refuse_link(path: Path) -> None:
         is_link = is_link or info.st_reparse_tag == stat.IO_REPARSE_TAG_MOUNT_POINT
     if is_link:
         raise UsageError(
-            f"{path} is a symbolic link, and a run directory holds none",
+            f"{path} is a symbolic link, and none is followed inside a run directory",
             hint="put what it points to in its place; the run directory itself may be a link",
         )
 

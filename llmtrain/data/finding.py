@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from llmtrain.data.reading import SourceFile, read_head
+from llmtrain.data.reading import SourceFile, read_head, readable
 
 # Suffixes of things that are not text although they may begin without a NUL byte.
 _BINARY_SUFFIXES = frozenset(
@@ -101,7 +101,7 @@ def _visible(directory: Path, *, even_hidden: bool = False) -> list[os.DirEntry[
     """Sorted by code point: a locale or a case-blind file system must not change the order."""
     if not directory.is_dir():
         return []
-    with os.scandir(directory) as entries:
+    with readable(str(directory)), os.scandir(directory) as entries:
         chosen = [entry for entry in entries if even_hidden or not entry.name.startswith(".")]
     return sorted(chosen, key=lambda entry: entry.name)
 

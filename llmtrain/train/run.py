@@ -135,9 +135,15 @@ class RandomState:
         return cls(base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode("ascii"))
 
     def restore(self) -> None:
-        """The generator stands where it stood."""
-        raw: Tensor = torch.frombuffer(bytearray(base64.b64decode(self.text)), dtype=torch.uint8)
-        torch.set_rng_state(raw)
+        """The generator stands where it stood. Raises LlmtrainError where this is no state."""
+        try:
+            raw: Tensor = torch.frombuffer(
+                bytearray(base64.b64decode(self.text, validate=True)), dtype=torch.uint8
+            )
+            torch.set_rng_state(raw)
+        except (ValueError, RuntimeError) as error:
+            message = f"the checkpoint's random state cannot be restored: {error}"
+            raise LlmtrainError(message) from None
 
 
 def _restore(checkpoint: Checkpoint, scaler: torch.amp.GradScaler) -> Position:

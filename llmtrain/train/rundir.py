@@ -36,11 +36,21 @@ class _Part(BaseModel):
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
-class _Choice(_Part):
-    """A decision of the plan, as it is shown."""
+# What is shown is not what a terminal obeys.
+_Shown = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 
-    value: str | int | float | bool | None
-    reason: Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]  # nothing for a terminal
+
+class _Profile(_Part):
+    """The part of the profile that is shown; the whole is validated by whoever needs it."""
+
+    name: _Shown = ""
+
+
+class _Choice(_Part):
+    """A decision of the plan."""
+
+    value: _Shown | int | float | bool | None
+    reason: _Shown
 
 
 class _Data(_Part):
@@ -51,13 +61,15 @@ class _Data(_Part):
 
 
 class _Result(_Part):
+    """How the last sitting ended."""
+
     stopped: Annotated[str, Field(pattern=r"^[a-z]{1,20}$")]
 
 
 class _Record(_Part):
     """The parts of run.yaml that are read again, each of which may be missing but the profile."""
 
-    profile: dict[str, Any]
+    profile: _Profile
     origins: dict[str, str] = {}
     plan: dict[str, _Choice] = {}
     data: _Data | None = None
