@@ -35,7 +35,8 @@ from llmtrain.train.checkpoint import (
 )
 from llmtrain.train.events import Note, Observer
 from llmtrain.train.run import load_weights, set_up_device
-from llmtrain.train.rundir import RunDirectory, data_key, find_checkpoints
+from llmtrain.train.run_file import data_key
+from llmtrain.train.rundir import RunDirectory, find_checkpoints
 from llmtrain.train.world import World
 
 _EVALUATION_TOKENS = 4096  # of one forward

@@ -27,7 +27,8 @@ from llmtrain.train.events import Note, Observer, Started, TrainResult
 from llmtrain.train.horizon import Horizon
 from llmtrain.train.loop import Position
 from llmtrain.train.run import RandomState, build_run, set_up_device
-from llmtrain.train.rundir import RunDirectory, data_key
+from llmtrain.train.run_file import data_key
+from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.session import Session
 from llmtrain.train.signals import StopRequest
 from llmtrain.train.world import World

@@ -90,10 +90,19 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
-_Dumper.add_representer(
-    str,  # a name of a file that is not Unicode holds half a surrogate pair
-    lambda dumper, text: dumper.represent_str(text.encode(errors="backslashreplace").decode()),
-)
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    """Names of files that are not Unicode hold half a surrogate pair, which YAML cannot.
+
+    PyYAML writes the line ends of Unicode in single quotes and reads them there as spaces.
+    """
+    whole = text.encode(errors="backslashreplace").decode()
+    style = '"' if re.search("[\x85\u2028\u2029]", whole) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", whole, style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,68 +15,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
 
 from llmtrain.errors import UsageError
-from llmtrain.files import write_pieces_atomically, write_text_atomically
-from llmtrain.profile.yaml_text import LARGEST_BYTES, dump_document, parse_document
+from llmtrain.files import write_pieces_atomically
 from llmtrain.train.checkpoint import is_checkpoint_name, list_checkpoints
-from llmtrain.untrusted import parse_json, problem_of, read_bytes, read_lines, refuse_link
+from llmtrain.train.run_file import read_run_file, write_run_file
+from llmtrain.untrusted import parse_json, problem_of, read_lines, refuse_link
 
 RUNS = Path("runs")
 RUN_FILE = "run.yaml"
-_FEW_SITTINGS = 3
-
-
-class _Part(BaseModel):
-    """A part of run.yaml. Whoever wrote it may have added more."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-
-# What is shown is not what a terminal obeys.
-_Shown = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
-
-
-class _Profile(_Part):
-    """The part of the profile that is shown; the whole is validated by whoever needs it."""
-
-    name: _Shown = ""
-
-
-class _Choice(_Part):
-    """A decision of the plan."""
-
-    value: _Shown | int | float | bool | None
-    reason: _Shown
-
-
-class _Data(_Part):
-    """What the run reads. The key names a directory of the cache."""
-
-    key: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-    sources: list[Any] = []
-
-
-class _Result(_Part):
-    """How the last sitting ended."""
-
-    stopped: Annotated[str, Field(pattern=r"^[a-z]{1,20}$")]
-
-
-class _Record(_Part):
-    """The parts of run.yaml that are read again, each of which may be missing but the profile."""
-
-    profile: _Profile
-    origins: dict[str, str] = {}
-    plan: dict[str, _Choice] = {}
-    data: _Data | None = None
-    sittings: list[Any] = []
-    machine: dict[str, Any] = {}
-    peak_flops: Annotated[float, Field(ge=0)] | None = None
-    result: _Result | None = None
 
 
 class RunDirectory:
@@ -123,37 +71,13 @@ class RunDirectory:
             self.path.rmdir()
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """run.yaml holds `record`; where all its sittings are too much to read, the last few.
-
-        Raises UsageError where it could not be read even so.
-        """
-        path = self.path / RUN_FILE
-        try:
-            text = dump_document(record, str(path))
-        except UsageError:
-            few = {"sittings": record.get("sittings", [])[-_FEW_SITTINGS:]}
-            text = dump_document({**record, **few}, str(path))
-        write_text_atomically(path, text)
+        """run.yaml holds `record`. Raises UsageError where it could not be read again."""
+        write_run_file(self.path / RUN_FILE, record)
 
     def read_record(self) -> dict[str, Any]:
         """What run.yaml holds. Raises UsageError."""
         self.require_own_files()
-        path = self.path / RUN_FILE
-        try:
-            text = read_bytes(path, LARGEST_BYTES).decode()
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{path} cannot be read: {problem_of(error)}") from None
-        record = parse_document(text, str(path))
-        try:
-            _Record.model_validate(record)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise UsageError(
-                f"{path} is not the record of a run: {where}: {first['msg']}"
-            ) from None
-        plain: dict[str, Any] = record
-        return plain
+        return read_run_file(self.path / RUN_FILE)
 
     def profile_name(self) -> str | None:
         """Of the profile that is trained; None where run.yaml cannot be read."""
@@ -262,14 +186,6 @@ def _unknown_run(text: str) -> UsageError:
         f"unknown run {text!r}: neither a run directory, nor a checkpoint, nor a name under runs/",
         hint=f"did you mean {close[0]}?" if close else "llmtrain runs list",
     )
-
-
-def data_key(record: Mapping[str, Any], origin: str) -> str:
-    """The name of the run's shards in the cache. Raises UsageError where run.yaml has none."""
-    data = record.get("data")
-    if data is None:
-        raise UsageError(f"{origin} does not say which data the run was begun with")
-    return str(data["key"])
 
 
 def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
