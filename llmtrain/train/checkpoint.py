@@ -10,7 +10,8 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,45 +170,54 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
     """The checkpoint at `path`, verified. Raises DamagedCheckpointError."""
     verify_checkpoint(path)
     state = load_state(path)
-    try:
-        shape = shape_from_config(read_json(path / "config.json"), str(path / "config.json"))
-        _require_fitting(path, shape)
-        weights = read_tensors(path / MODEL)
-        optimizer = read_tensors(path / OPTIMIZER) if with_optimizer else {}
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpointError(f"{path}: {problem_of(error)}") from None
+    with _told_as_damage(path / "config.json") as file:
+        shape = shape_from_config(read_json(file), str(file))
+    with _told_as_damage(path / MODEL) as file:
+        _require_weights(file, shape)
+        weights = read_tensors(file)
+    with _told_as_damage(path / OPTIMIZER) as file:
+        _require_values(file, _OPTIMIZER_VALUES * shape.parameters)
+        optimizer = read_tensors(file) if with_optimizer else {}
     return Checkpoint(state, weights, optimizer, shape, Tokenizer.load(path))
 
 
-def _require_fitting(path: Path, shape: ModelShape) -> None:
-    """The files hold a model of this shape, before memory is taken for any of it.
-
-    Raises ValueError.
-    """
-    weights, optimizer = read_header(path / MODEL), read_header(path / OPTIMIZER)
-    if weights.values != shape.parameters or any(
-        weights.shapes.get(name) != dims for name, dims in weight_shapes(shape)
-    ):
-        raise ValueError(f"{MODEL} does not hold the {shape.parameters} weights of config.json")
-    if optimizer.values > _OPTIMIZER_VALUES * shape.parameters:
-        raise ValueError(f"{OPTIMIZER} holds {optimizer.values} values, too many for its model")
-
-
-def load_state(path: Path) -> SavedState:
-    """Where the run stood at the checkpoint, unverified. Raises DamagedCheckpointError."""
+@contextmanager
+def _told_as_damage(file: Path) -> Iterator[Path]:
+    """What goes wrong in reading `file` inside the block is a DamagedCheckpointError."""
     try:
-        values = read_json(path / STATE)
-        _require_format(path, values)
-        return SavedState.model_validate(values)
+        yield file
     except (OSError, ValueError) as error:
-        raise DamagedCheckpointError(f"{path / STATE}: {_first_problem(error)}") from None
+        raise DamagedCheckpointError(f"{file}: {_problem(error)}") from None
 
 
-def _first_problem(error: OSError | ValueError) -> str:
+def _problem(error: OSError | ValueError) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return problem_of(error)
+
+
+def _require_weights(file: Path, shape: ModelShape) -> None:
+    """A model of this shape is in it, before memory is taken for any of it. Raises ValueError."""
+    header = read_header(file)
+    if header.values != shape.parameters or any(
+        header.shapes.get(name) != dims for name, dims in weight_shapes(shape)
+    ):
+        raise ValueError(f"it does not hold the {shape.parameters} weights of config.json")
+
+
+def _require_values(file: Path, most: int) -> None:
+    values = read_header(file).values
+    if values > most:
+        raise ValueError(f"it holds {values} values, too many for its model")
+
+
+def load_state(path: Path) -> SavedState:
+    """Where the run stood at the checkpoint, unverified. Raises DamagedCheckpointError."""
+    with _told_as_damage(path / STATE) as file:
+        values = read_json(file)
+        _require_format(path, values)
+        return SavedState.model_validate(values)
 
 
 def _require_format(path: Path, state: object) -> None:
