@@ -64,7 +64,7 @@ def files_below(directory: Path) -> Iterator[Path]:
     for entry in _visible(directory):
         if entry.is_dir(follow_symlinks=False):
             yield from files_below(Path(entry.path))
-        elif not entry.is_dir():
+        elif not _leads_to_directory(entry):
             yield Path(entry.path)
 
 
@@ -93,8 +93,15 @@ def _matches(directory: Path, segments: Sequence[str]) -> Iterator[Path]:
                 yield from _matches(Path(entry.path), segments)
             elif fnmatchcase(entry.name, head):
                 yield from _matches(Path(entry.path), rest)
-        elif not rest and not entry.is_dir() and fnmatchcase(entry.name, head):
+        elif not rest and not _leads_to_directory(entry) and fnmatchcase(entry.name, head):
             yield Path(entry.path)
+
+
+def _leads_to_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, which is no regular file either
+        return False
 
 
 def _visible(directory: Path, *, even_hidden: bool = False) -> list[os.DirEntry[str]]:
