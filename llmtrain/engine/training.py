@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from llmtrain.engine.planning import Planned, needs_of, plan_run, planned_with
 from llmtrain.engine.record import begin_record, end_record, machine_signature
 from llmtrain.engine.request import Chosen, TrainRequest
 from llmtrain.engine.target import Place, Target, has_new_horizon, locate, preview, target_at
-from llmtrain.errors import InterruptedRunError, LlmtrainError
+from llmtrain.errors import InterruptedRunError
 from llmtrain.profile.schema import Profile
 from llmtrain.train.checkpoint import Checkpoint, SavedState, load_checkpoint
 from llmtrain.train.events import Note, Observer, Started, TrainResult
@@ -52,8 +52,12 @@ class Sitting:
 
 def run_training(request: TrainRequest, sitting: Sitting) -> TrainResult:
     """The request is trained, or was already. Raises LlmtrainError."""
+    with ExitStack() as held:
+        return _run_at(_shared_place(request, sitting, held), request, sitting)
+
+
+def _run_at(place: Place, request: TrainRequest, sitting: Sitting) -> TrainResult:
     world = sitting.world
-    place = _shared_place(request, sitting)
     target = target_at(request, place)
     profile = target.loaded.profile
     resumed = load_checkpoint(target.checkpoint) if target.checkpoint is not None else None
@@ -66,11 +70,7 @@ def run_training(request: TrainRequest, sitting: Sitting) -> TrainResult:
     try:
         dataset = _shared_dataset(target, profile, planned.plan, sitting)
     except InterruptedRunError:
-        target.directory.remove_if_empty()
         return nothing_trained(target, resumed)
-    except LlmtrainError:
-        target.directory.remove_if_empty()
-        raise
     return_free_memory()  # tokenizing took more than training keeps
     with closing(dataset.shards):
         world.open(planned.plan.backend.value)
@@ -95,12 +95,11 @@ def planned_for(request: TrainRequest) -> Planned:
     return plan_run(target.loaded.profile, facts=facts)
 
 
-def _shared_place(request: TrainRequest, sitting: Sitting) -> Place:
-    """The place that rank 0 found and made sure of, on every rank."""
+def _shared_place(request: TrainRequest, sitting: Sitting, held: ExitStack) -> Place:
+    """The place that rank 0 found, on every rank; its own until `held` is closed."""
 
     def find() -> str:
-        place = locate(request, sitting.observe)
-        place.directory.claim()
+        place = locate(request, sitting.observe, held)
         chosen = place.chosen
         return json.dumps(
             [

@@ -1,15 +1,13 @@
 """Checkpoints: a Hugging Face model directory, the state beside it, and a manifest of hashes.
 
-Written to a temporary directory, every file and the directory fsynced, then renamed: a
-directory with a checkpoint's name is whole. Loading compares sizes and sha256 with the manifest.
+`llmtrain.train.checkpoint_writing` writes them, so that a directory with a checkpoint's name is
+whole. Loading compares sizes and sha256 with the manifest.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import secrets
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +15,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from llmtrain.errors import LlmtrainError, UsageError
-from llmtrain.files import sha256_file, sync_directory, sync_file
-from llmtrain.model.huggingface import config_of, generation_config_of, shape_from_config
+from llmtrain.files import sha256_file
+from llmtrain.model.huggingface import shape_from_config
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
 
@@ -96,36 +94,6 @@ def step_of(path: Path) -> int:
     match = _NAME.fullmatch(path.name)
     assert match is not None, path
     return int(match[1])
-
-
-def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
-    """A durable, whole checkpoint under `directory`; an older one of the same step is replaced."""
-    directory.mkdir(parents=True, exist_ok=True)
-    final = directory / checkpoint_name(checkpoint.state.step)
-    temporary = directory / f".{final.name}.{secrets.token_hex(4)}"
-    temporary.mkdir()  # with the rights that the user's other files have, unlike mkdtemp's
-    try:
-        _write_files(temporary, checkpoint)
-        _write_manifest(temporary)
-        _put_in_place(temporary, final)
-        sync_directory(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return final
-
-
-def _put_in_place(temporary: Path, final: Path) -> None:
-    """`temporary` is called `final`; what was called so is gone, or still there on an error."""
-    if not final.exists():
-        temporary.replace(final)
-        return
-    older = final.replace(temporary.with_name(temporary.name + ".old"))
-    try:
-        temporary.replace(final)
-    except BaseException:
-        older.replace(final)
-        raise
-    shutil.rmtree(older, ignore_errors=True)
 
 
 def verify_checkpoint(path: Path) -> None:
@@ -207,46 +175,6 @@ def set_aside(path: Path, why: str) -> Path:
     while (aside := path.with_name(f"{path.name}.{why}{number or ''}")).exists():
         number += 1
     return path.rename(aside)
-
-
-def remove_old(directory: Path, keep_last: int, keep_step: int | None) -> None:
-    """Only the newest `keep_last` checkpoints and the one of `keep_step` are left."""
-    for path in list_checkpoints(directory)[:-keep_last]:
-        if step_of(path) != keep_step:
-            # renamed first: a half-removed directory must not look like a checkpoint
-            doomed = path.with_name(f".{path.name}.removed")
-            shutil.rmtree(doomed, ignore_errors=True)  # of a removal that was cut short
-            shutil.rmtree(path.rename(doomed), ignore_errors=True)
-
-
-def _write_files(directory: Path, checkpoint: Checkpoint) -> None:
-    separator_id = checkpoint.tokenizer.separator_id
-    _write_json(directory / "config.json", config_of(checkpoint.shape, separator_id))
-    _write_json(directory / "generation_config.json", generation_config_of(separator_id))
-    checkpoint.tokenizer.save(directory, model_max_length=checkpoint.shape.context)
-    _write_tensors(directory / MODEL, checkpoint.weights)
-    _write_tensors(directory / OPTIMIZER, checkpoint.optimizer)
-    _write_json(directory / STATE, checkpoint.state.model_dump(mode="json"))
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    save_file(plain, path, metadata={"format": "pt"})
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _write_manifest(directory: Path) -> None:
-    files = {}
-    for path in sorted(directory.iterdir()):
-        sync_file(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    manifest = {"format_version": FORMAT_VERSION, "files": files}
-    _write_json(directory / MANIFEST, manifest)
-    sync_file(directory / MANIFEST)
-    sync_directory(directory)
 
 
 def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:

@@ -79,7 +79,12 @@ class Pace:
     @property
     def reserve_s(self) -> float:
         """What comes after the last step."""
-        return _EXIT_S + _UNDERESTIMATED * sum(self._costs.values()) * _median(self._recent)
+        return self.reserve_of_s(*self._costs)
+
+    def reserve_of_s(self, *what: str) -> float:
+        """Of what comes after the last step this part, and the exit."""
+        steps = sum(self._costs[each] for each in what)
+        return _EXIT_S + _UNDERESTIMATED * steps * _median(self._recent)
 
     @property
     def _recent(self) -> list[float]:

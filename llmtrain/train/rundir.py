@@ -10,14 +10,14 @@ runs/<name>/
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from llmtrain.errors import UsageError
 from llmtrain.files import write_text_atomically
@@ -25,6 +25,7 @@ from llmtrain.train.checkpoint import list_checkpoints
 
 RUNS = Path("runs")
 RUN_FILE = "run.yaml"
+LOCK_FILE = ".lock"
 
 
 class _Dumper(yaml.SafeDumper):
@@ -48,21 +49,34 @@ class RunDirectory:
         """Whether a run was begun here."""
         return (self.path / RUN_FILE).is_file()
 
-    def claim(self) -> None:
-        """The directory exists and can be written to. Raises UsageError."""
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The directory exists, can be written to, and is this process's alone. Raises UsageError.
+
+        The system gives the lock back when the process ends, however it ends. A directory in
+        which nothing was put is gone afterwards.
+        """
+        lock = FileLock(self.path / LOCK_FILE, timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
+            lock.acquire()
+        except Timeout:
+            raise UsageError(
+                f"{self.path} is being trained by another process",
+                hint="wait for it or stop it, or choose another --out",
+            ) from None
         except OSError as error:
             raise UsageError(
                 f"--out {self.path} cannot be written: {error.strerror}", hint="--out runs/mine"
             ) from None
-
-    def remove_if_empty(self) -> None:
-        """A directory that was claimed for nothing is gone."""
-        with suppress(OSError):
-            self.path.rmdir()
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows leaves this to the release
+                (self.path / LOCK_FILE).unlink(missing_ok=True)
+            lock.release()
+            with suppress(OSError):
+                self.path.rmdir()
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """run.yaml holds `record`."""
