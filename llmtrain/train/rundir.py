@@ -9,6 +9,7 @@ runs/<name>/
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ from llmtrain.train.checkpoint import list_checkpoints
 RUNS = Path("runs")
 RUN_FILE = "run.yaml"
 LOCK_FILE = ".lock"
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # another --out may not help
 
 
 class _Dumper(yaml.SafeDumper):
@@ -66,6 +68,8 @@ class RunDirectory:
                 hint="wait for it or stop it, or choose another --out",
             ) from None
         except OSError as error:
+            if error.errno in _OF_THE_DISK:
+                raise
             raise UsageError(
                 f"--out {self.path} cannot be written: {error.strerror}", hint="--out runs/mine"
             ) from None
