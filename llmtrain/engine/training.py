@@ -12,6 +12,7 @@ from typing import Any
 
 from llmtrain.device.allocator import return_free_memory
 from llmtrain.device.facts import Facts
+from llmtrain.device.memory import checkpoint_bytes
 from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.dataset import Dataset, DataWork, open_dataset, prepare_dataset
@@ -21,16 +22,25 @@ from llmtrain.engine.record import begin_record, end_record, machine_signature
 from llmtrain.engine.request import Chosen, TrainRequest
 from llmtrain.engine.target import Place, Target, has_new_horizon, locate, preview, target_at
 from llmtrain.errors import InterruptedRunError
+from llmtrain.files import free_bytes
 from llmtrain.profile.schema import Profile
-from llmtrain.train.checkpoint import Checkpoint, SavedState, load_checkpoint
+from llmtrain.profile.shape import shape_of
+from llmtrain.train.checkpoint import (
+    Checkpoint,
+    SavedState,
+    list_checkpoints,
+    load_checkpoint,
+)
 from llmtrain.train.events import Note, Observer, Started, TrainResult
 from llmtrain.train.horizon import Horizon
 from llmtrain.train.loop import Position
 from llmtrain.train.run import RandomState, build_run, set_up_device
 from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.saving import require_room
 from llmtrain.train.session import Session
 from llmtrain.train.signals import StopRequest
 from llmtrain.train.world import World
+from llmtrain.units import format_bytes
 
 _AFTER_THE_CLOCK_S = 2.0  # a checkpoint is written and the process exits
 
@@ -66,6 +76,7 @@ def _run_at(place: Place, request: TrainRequest, sitting: Sitting) -> TrainResul
         sitting.observe(Note(f"{target.directory.path} is finished: {finished.steps} steps"))
         return finished
     planned, is_same_plan = _agreed_plan(target, sitting)
+    _require_room(target, sitting)
     set_up_device(planned.plan, world)
     try:
         dataset = _shared_dataset(target, profile, planned.plan, sitting)
@@ -143,6 +154,21 @@ def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
         planned.limit_bytes,
         peak_flops,
     ), is_same
+
+
+def _require_room(target: Target, sitting: Sitting) -> None:
+    """The disk has room for a checkpoint, or LlmtrainError; a warning where not for all of them."""
+    profile, directory = target.loaded.profile, target.directory.checkpoints
+    each = checkpoint_bytes(shape_of(profile.model), profile.optim.name)
+    if not sitting.world.is_main:
+        return
+    require_room(directory, each, "a checkpoint of this run")
+    wishes = profile.checkpoint
+    missing = wishes.keep_last + wishes.keep_best + 1 - len(list_checkpoints(directory))
+    if free_bytes(directory) < missing * each:
+        needed, free = format_bytes(missing * each), format_bytes(free_bytes(directory))
+        text = f"{missing} more checkpoints are to be kept in {directory}, which needs {needed}; "
+        sitting.observe(Note(f"{text}{free} are free", is_warning=True))
 
 
 def _recorded_plan(target: Target, facts: Facts, world: World) -> Plan | None:

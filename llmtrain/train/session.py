@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from llmtrain.data.shards import PreparedData
-from llmtrain.device.memory import MemoryPrediction
+from llmtrain.device.memory import MemoryPrediction, checkpoint_bytes
 from llmtrain.device.usage import read_accelerator_memory, read_process_memory
 from llmtrain.errors import InterruptedRunError
 from llmtrain.eval.evaluate import bits_per_byte
@@ -27,8 +27,8 @@ from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.saving import Saver
 from llmtrain.train.signals import StopRequest
 
-# What saving costs before it was measured: hashed, written and synced.
-_SAVE_S, _SAVED_BYTES_PER_PARAMETER, _SAVED_BYTES_PER_S = 0.3, 12, 250e6
+# What saving costs before it was measured: written, hashed, synced and read back.
+_SAVE_S, _SAVED_BYTES_PER_S = 0.3, 170e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Session:
         examiner.validation_loss(few)
         share = examiner.windows / min(few, examiner.windows)
         self.pace.took("evaluation", share * (time.monotonic() - begun_s))
-        size_bytes = _SAVED_BYTES_PER_PARAMETER * shape_of(self.profile.model).parameters
+        size_bytes = checkpoint_bytes(shape_of(self.profile.model), self.profile.optim.name)
         self.pace.took("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
         self.reporter.pause(time.monotonic() - begun_s)
 
