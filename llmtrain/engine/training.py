@@ -254,7 +254,8 @@ def _train(
         peak_flops=planned.peak_flops,
         stop=sitting.stop,
         observe=sitting.observe,
-        elapsed_before_s=sitting.elapsed_s + _used_before_s(resumed),
+        used_before_s=_used_before_s(resumed),
+        starting_s=sitting.elapsed_s,
     )
     result = session.train()
     if world.is_main:

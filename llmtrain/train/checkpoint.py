@@ -48,7 +48,7 @@ class SavedState(BaseModel):
     tokens: int
     windows: int  # the data cursor: windows of the permuted order that were read
     elapsed_s: float
-    begun_s: float | None = None  # of elapsed_s, before the first step
+    begun_s: float | None = None  # of elapsed_s, spent on starting and compiling
     horizon_steps: int | None
     time_progress: float | None = None  # under a time: the share of it that is over
     train_loss: float | None = None

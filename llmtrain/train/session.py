@@ -57,7 +57,8 @@ class Session:
         peak_flops: float | None,
         stop: StopRequest,
         observe: Observer,
-        elapsed_before_s: float,
+        used_before_s: float,
+        starting_s: float,
     ) -> None:
         self.run = run
         self.profile = profile
@@ -70,8 +71,9 @@ class Session:
         self.stop = stop
         self.examiner = Examiner(run, profile, data, tokenizer, stop)
         self.pace = Pace(
-            elapsed_before_s,
-            state.begun_s,
+            used_before_s,
+            starting_s,
+            state.begun_s or 0.0,
             expected_steps(profile),
             first_step_counts=not run.plan.compile.value,
         )
