@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,6 +49,23 @@ def sync_file(path: Path) -> None:
     """The contents of `path` are on disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def forget_cached(path: Path) -> None:
+    """What is read of `path` next comes from the disk, where the system knows such a call."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)
+
+
+def free_bytes(directory: Path) -> int:
+    """Room on the disk where `directory` is or will be, for this user."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def sync_directory(path: Path) -> None:

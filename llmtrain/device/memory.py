@@ -93,6 +93,11 @@ def predict_inference_bytes(shape: ModelShape, device_kind: str) -> int:
     return _FP32 * shape.parameters + rotations + caches + _LIBRARIES_BYTES[device_kind]
 
 
+def checkpoint_bytes(shape: ModelShape, optimizer: OptimizerName) -> int:
+    """What the tensors of a checkpoint take: weights and optimizer state."""
+    return _FP32 * shape.parameters + _optimizer_bytes(shape, optimizer)
+
+
 def _optimizer_bytes(shape: ModelShape, optimizer: OptimizerName) -> int:
     """AdamW's two moments of everything, or Muon's one of a hidden matrix."""
     one_moment = shape.num_layers * shape.block_matrix_parameters if optimizer == "muon" else 0

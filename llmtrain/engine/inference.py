@@ -34,7 +34,7 @@ from llmtrain.train.checkpoint import (
     step_of,
 )
 from llmtrain.train.events import Note, Observer
-from llmtrain.train.run import load_weights, set_up_device
+from llmtrain.train.run import set_up_device, trained_model
 from llmtrain.train.run_file import data_key
 from llmtrain.train.rundir import RunDirectory, find_checkpoints
 from llmtrain.train.world import World
@@ -77,8 +77,7 @@ def load_trained(run: str, device: DeviceSection, observe: Observer) -> Trained:
     record = directory.read_record() if directory.exists else None
     plan = plan_inference(device, checkpoint.shape)
     where = set_up_device(plan, World())
-    model = Decoder(checkpoint.shape)
-    load_weights(model, checkpoint)
+    model = trained_model(checkpoint)
     return Trained(model.to(where).eval(), checkpoint.tokenizer, path, plan, record)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from llmtrain.train.checkpoint import (
     step_of,
     verify_checkpoint,
 )
+from llmtrain.train.checkpoint_writing import recover
 from llmtrain.train.events import Note, Observer
 from llmtrain.train.horizon import Horizon, horizon_of
 from llmtrain.train.rundir import (
@@ -62,10 +64,11 @@ class Place:
     chosen: Chosen | None = None
 
 
-def locate(request: TrainRequest, observe: Observer) -> Place:
+def locate(request: TrainRequest, observe: Observer, held: ExitStack) -> Place:
     """Where the request leads. Raises UsageError, and DamagedCheckpointError where none is whole.
 
-    Damaged checkpoints on the way are renamed aside, and so are those newer than a named one.
+    The run directory is locked until `held` is closed. What a crash left in it is put right,
+    damaged checkpoints on the way are renamed aside, and so are those newer than a named one.
     """
     existing = _existing_run(request)
     if existing is None:
@@ -74,8 +77,12 @@ def locate(request: TrainRequest, observe: Observer) -> Place:
             observe(Note(f"profile {chosen.profile.value}: {chosen.profile.reason}"))
         profile = loaded_profile(request, chosen).profile
         path = request.out or new_run_path(profile.name, datetime.now().astimezone())
-        return Place(RunDirectory(path), None, chosen)
+        directory = RunDirectory(path)
+        held.enter_context(directory.claimed())
+        return Place(directory, None, chosen)
     directory, named = existing
+    held.enter_context(directory.claimed())
+    recover(directory.checkpoints)
     if named is not None:
         verify_checkpoint(named)
         for path in list_checkpoints(directory.checkpoints):

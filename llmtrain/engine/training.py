@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmtrain.device.allocator import return_free_memory
 from llmtrain.device.facts import Facts
+from llmtrain.device.memory import checkpoint_bytes
 from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.dataset import Dataset, DataWork, open_dataset, prepare_dataset
@@ -20,18 +21,27 @@ from llmtrain.engine.planning import Planned, needs_of, plan_run, planned_with
 from llmtrain.engine.record import begin_record, end_record, machine_signature
 from llmtrain.engine.request import Chosen, TrainRequest
 from llmtrain.engine.target import Place, Target, has_new_horizon, locate, preview, target_at
-from llmtrain.errors import InterruptedRunError, LlmtrainError
+from llmtrain.errors import InterruptedRunError
+from llmtrain.files import free_bytes
 from llmtrain.profile.schema import Profile
-from llmtrain.train.checkpoint import Checkpoint, SavedState, load_checkpoint
+from llmtrain.profile.shape import shape_of
+from llmtrain.train.checkpoint import (
+    Checkpoint,
+    SavedState,
+    list_checkpoints,
+    load_checkpoint,
+)
 from llmtrain.train.events import Note, Observer, Started, TrainResult
 from llmtrain.train.horizon import Horizon
 from llmtrain.train.loop import Position
 from llmtrain.train.run import RandomState, build_run, set_up_device
 from llmtrain.train.run_file import data_key
 from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.saving import require_room
 from llmtrain.train.session import Session
 from llmtrain.train.signals import StopRequest
 from llmtrain.train.world import World
+from llmtrain.units import format_bytes
 
 _AFTER_THE_CLOCK_S = 2.0  # a checkpoint is written and the process exits
 
@@ -53,8 +63,12 @@ class Sitting:
 
 def run_training(request: TrainRequest, sitting: Sitting) -> TrainResult:
     """The request is trained, or was already. Raises LlmtrainError."""
+    with ExitStack() as held:
+        return _run_at(_shared_place(request, sitting, held), request, sitting)
+
+
+def _run_at(place: Place, request: TrainRequest, sitting: Sitting) -> TrainResult:
     world = sitting.world
-    place = _shared_place(request, sitting)
     target = target_at(request, place)
     profile = target.loaded.profile
     resumed = load_checkpoint(target.checkpoint) if target.checkpoint is not None else None
@@ -63,15 +77,12 @@ def run_training(request: TrainRequest, sitting: Sitting) -> TrainResult:
         sitting.observe(Note(f"{target.directory.path} is finished: {finished.steps} steps"))
         return finished
     planned, is_same_plan = _agreed_plan(target, sitting)
+    _require_room(target, sitting)
     set_up_device(planned.plan, world)
     try:
         dataset = _shared_dataset(target, profile, planned.plan, sitting)
     except InterruptedRunError:
-        target.directory.remove_if_empty()
         return nothing_trained(target, resumed)
-    except LlmtrainError:
-        target.directory.remove_if_empty()
-        raise
     return_free_memory()  # tokenizing took more than training keeps
     with closing(dataset.shards):
         world.open(planned.plan.backend.value)
@@ -96,12 +107,11 @@ def planned_for(request: TrainRequest) -> Planned:
     return plan_run(target.loaded.profile, facts=facts)
 
 
-def _shared_place(request: TrainRequest, sitting: Sitting) -> Place:
-    """The place that rank 0 found and made sure of, on every rank."""
+def _shared_place(request: TrainRequest, sitting: Sitting, held: ExitStack) -> Place:
+    """The place that rank 0 found, on every rank; its own until `held` is closed."""
 
     def find() -> str:
-        place = locate(request, sitting.observe)
-        place.directory.claim()
+        place = locate(request, sitting.observe, held)
         chosen = place.chosen
         return json.dumps(
             [
@@ -145,6 +155,21 @@ def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
         planned.limit_bytes,
         peak_flops,
     ), is_same
+
+
+def _require_room(target: Target, sitting: Sitting) -> None:
+    """The disk has room for a checkpoint, or LlmtrainError; a warning where not for all of them."""
+    profile, directory = target.loaded.profile, target.directory.checkpoints
+    each = checkpoint_bytes(shape_of(profile.model), profile.optim.name)
+    if not sitting.world.is_main:
+        return
+    require_room(directory, each, "a checkpoint of this run")
+    wishes = profile.checkpoint
+    missing = wishes.keep_last + wishes.keep_best + 1 - len(list_checkpoints(directory))
+    if free_bytes(directory) < missing * each:
+        needed, free = format_bytes(missing * each), format_bytes(free_bytes(directory))
+        text = f"{missing} more checkpoints are to be kept in {directory}, which needs {needed}; "
+        sitting.observe(Note(f"{text}{free} are free", is_warning=True))
 
 
 def _recorded_plan(target: Target, facts: Facts, world: World) -> Plan | None:
@@ -238,7 +263,8 @@ def _train(
         peak_flops=planned.peak_flops,
         stop=sitting.stop,
         observe=sitting.observe,
-        elapsed_before_s=sitting.elapsed_s + _used_before_s(resumed),
+        used_before_s=_used_before_s(resumed),
+        starting_s=sitting.elapsed_s,
     )
     result = session.train()
     if world.is_main:

@@ -1,15 +1,12 @@
 """Checkpoints: a Hugging Face model directory, the state beside it, and a manifest of hashes.
 
-Written to a temporary directory, every file and the directory fsynced, then renamed: a
-directory with a checkpoint's name is whole. Loading compares sizes and sha256 with the manifest.
+`llmtrain.train.checkpoint_writing` writes them, so that a directory with a checkpoint's name is
+whole. Loading compares sizes and sha256 with the manifest.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,22 +17,16 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
 from llmtrain.errors import LlmtrainError, UsageError
-from llmtrain.files import sha256_file, sync_directory, sync_file
-from llmtrain.model.huggingface import (
-    config_of,
-    generation_config_of,
-    shape_from_config,
-    weight_shapes,
-)
+from llmtrain.files import sha256_file
+from llmtrain.model.huggingface import shape_from_config
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.train.tensor_files import read_header, read_tensors, write_tensors
+from llmtrain.train.tensor_files import read_tensors
 from llmtrain.untrusted import problem_of, read_json, refuse_link
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{8,18})", re.ASCII)
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
-_OPTIMIZER_VALUES = 3  # of one parameter, more than any algorithm keeps
 MODEL, OPTIMIZER, STATE, MANIFEST = (
     "model.safetensors",
     "optimizer.safetensors",
@@ -58,7 +49,7 @@ class SavedState(BaseModel):
     tokens: NonNegativeInt
     windows: NonNegativeInt  # the data cursor: windows of the permuted order that were read
     elapsed_s: float
-    begun_s: float | None = None  # of elapsed_s, before the first step
+    begun_s: float | None = None  # of elapsed_s, spent on starting and compiling
     horizon_steps: int | None
     time_progress: float | None = None  # under a time: the share of it that is over
     train_loss: float | None = None
@@ -111,36 +102,6 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
-def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
-    """A durable, whole checkpoint under `directory`; an older one of the same step is replaced."""
-    directory.mkdir(parents=True, exist_ok=True)
-    final = directory / checkpoint_name(checkpoint.state.step)
-    temporary = directory / f".{final.name}.{secrets.token_hex(4)}"
-    temporary.mkdir()  # with the rights that the user's other files have, unlike mkdtemp's
-    try:
-        _write_files(temporary, checkpoint)
-        _write_manifest(temporary)
-        _put_in_place(temporary, final)
-        sync_directory(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return final
-
-
-def _put_in_place(temporary: Path, final: Path) -> None:
-    """`temporary` is called `final`; what was called so is gone, or still there on an error."""
-    if not final.exists():
-        temporary.replace(final)
-        return
-    older = final.replace(temporary.with_name(temporary.name + ".old"))
-    try:
-        temporary.replace(final)
-    except BaseException:
-        older.replace(final)
-        raise
-    shutil.rmtree(older, ignore_errors=True)
-
-
 def verify_checkpoint(path: Path) -> None:
     """Every file is as the manifest says. Raises DamagedCheckpointError naming the file.
 
@@ -173,10 +134,8 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
     with _told_as_damage(path / "config.json") as file:
         shape = shape_from_config(read_json(file), str(file))
     with _told_as_damage(path / MODEL) as file:
-        _require_weights(file, shape)
         weights = read_tensors(file)
     with _told_as_damage(path / OPTIMIZER) as file:
-        _require_values(file, _OPTIMIZER_VALUES * shape.parameters)
         optimizer = read_tensors(file) if with_optimizer else {}
     return Checkpoint(state, weights, optimizer, shape, Tokenizer.load(path))
 
@@ -195,21 +154,6 @@ def _problem(error: OSError | ValueError) -> str:
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return problem_of(error)
-
-
-def _require_weights(file: Path, shape: ModelShape) -> None:
-    """A model of this shape is in it, before memory is taken for any of it. Raises ValueError."""
-    header = read_header(file)
-    if header.values != shape.parameters or any(
-        header.shapes.get(name) != dims for name, dims in weight_shapes(shape)
-    ):
-        raise ValueError(f"it does not hold the {shape.parameters} weights of config.json")
-
-
-def _require_values(file: Path, most: int) -> None:
-    values = read_header(file).values
-    if values > most:
-        raise ValueError(f"it holds {values} values, too many for its model")
 
 
 def load_state(path: Path) -> SavedState:
@@ -254,41 +198,6 @@ def set_aside(path: Path, why: str) -> Path:
     while (aside := path.with_name(f"{path.name}.{why}{number or ''}")).exists():
         number += 1
     return path.rename(aside)
-
-
-def remove_old(directory: Path, keep_last: int, keep_step: int | None) -> None:
-    """Only the newest `keep_last` checkpoints and the one of `keep_step` are left."""
-    for path in list_checkpoints(directory)[:-keep_last]:
-        if step_of(path) != keep_step:
-            # renamed first: a half-removed directory must not look like a checkpoint
-            doomed = path.with_name(f".{path.name}.removed")
-            shutil.rmtree(doomed, ignore_errors=True)  # of a removal that was cut short
-            shutil.rmtree(path.rename(doomed), ignore_errors=True)
-
-
-def _write_files(directory: Path, checkpoint: Checkpoint) -> None:
-    separator_id = checkpoint.tokenizer.separator_id
-    _write_json(directory / "config.json", config_of(checkpoint.shape, separator_id))
-    _write_json(directory / "generation_config.json", generation_config_of(separator_id))
-    checkpoint.tokenizer.save(directory, model_max_length=checkpoint.shape.context)
-    write_tensors(directory / MODEL, checkpoint.weights)
-    write_tensors(directory / OPTIMIZER, checkpoint.optimizer)
-    _write_json(directory / STATE, checkpoint.state.model_dump(mode="json"))
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _write_manifest(directory: Path) -> None:
-    files = {}
-    for path in sorted(directory.iterdir()):
-        sync_file(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    manifest = {"format_version": FORMAT_VERSION, "files": files}
-    _write_json(directory / MANIFEST, manifest)
-    sync_file(directory / MANIFEST)
-    sync_directory(directory)
 
 
 def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:

@@ -64,6 +64,11 @@ class Reporter:
         directory.append(path, metrics_line(event))
         self.observe(event)
 
+    def note(self, text: str) -> None:
+        """The observer is warned."""
+        if self._run.world.is_main:
+            self.observe(Note(text, is_warning=True))
+
     def pause(self, seconds: float) -> None:
         """So long nothing was trained: rates do not count it."""
         self._logged_at_s += seconds

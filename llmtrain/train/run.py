@@ -14,6 +14,7 @@ from llmtrain.data.stream import TokenStream
 from llmtrain.device.plan import InferencePlan, Plan
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
+from llmtrain.model.huggingface import weight_shapes
 from llmtrain.ops.precision import WeightCasts, half_dtype
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
@@ -112,6 +113,24 @@ def build_model(profile: Profile, resumed: Checkpoint | None) -> Decoder:
         model.initialise(profile.train.seed)
     else:
         load_weights(model, resumed)
+    return model
+
+
+def trained_model(checkpoint: Checkpoint) -> Decoder:
+    """The checkpoint's own model, on the CPU.
+
+    Raises LlmtrainError where its weights are not those that its config.json describes, before
+    memory is taken for a model of that shape.
+    """
+    shape, weights = checkpoint.shape, checkpoint.weights
+    if sum(tensor.numel() for tensor in weights.values()) != shape.parameters or any(
+        name not in weights or weights[name].shape != dims for name, dims in weight_shapes(shape)
+    ):
+        raise LlmtrainError(
+            f"the weights are not the {shape.parameters} that config.json describes"
+        )
+    model = Decoder(shape)
+    load_weights(model, checkpoint)
     return model
 
 

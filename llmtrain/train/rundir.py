@@ -9,13 +9,15 @@ runs/<name>/
 
 from __future__ import annotations
 
+import errno
 import json
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from llmtrain.errors import UsageError
 from llmtrain.files import write_pieces_atomically
@@ -25,6 +27,8 @@ from llmtrain.untrusted import parse_json, problem_of, read_lines, refuse_link
 
 RUNS = Path("runs")
 RUN_FILE = "run.yaml"
+LOCK_FILE = ".lock"
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # another --out may not help
 
 
 class RunDirectory:
@@ -43,7 +47,7 @@ class RunDirectory:
 
     def require_own_files(self) -> None:
         """What the run reads and writes by name lies here and not elsewhere. Raises UsageError."""
-        files = (self.path / RUN_FILE, self.metrics, self.samples)
+        files = (self.path / RUN_FILE, self.path / LOCK_FILE, self.metrics, self.samples)
         for path in (*files, self.checkpoints):
             refuse_link(path)
         for path in files:
@@ -53,22 +57,37 @@ class RunDirectory:
             for path in filter(is_checkpoint_name, self.checkpoints.iterdir()):
                 refuse_link(path)
 
-    def claim(self) -> None:
-        """The directory exists, can be written to, and links nowhere. Raises UsageError."""
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The directory exists, can be written to, and is this process's alone. Raises UsageError.
+
+        Nothing in it is a link. The system gives the lock back when the process ends, however it
+        ends. A directory in which nothing was put is gone afterwards.
+        """
         self.require_own_files()
+        lock = FileLock(self.path / LOCK_FILE, timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
+            lock.acquire()
+        except Timeout:
+            raise UsageError(
+                f"{self.path} is being trained by another process",
+                hint="wait for it or stop it, or choose another --out",
+            ) from None
         except OSError as error:
+            if error.errno in _OF_THE_DISK:
+                raise
             raise UsageError(
                 f"--out {self.path} cannot be written: {error.strerror}", hint="--out runs/mine"
             ) from None
-
-    def remove_if_empty(self) -> None:
-        """A directory that was claimed for nothing is gone."""
-        with suppress(OSError):
-            self.path.rmdir()
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows leaves this to the release
+                (self.path / LOCK_FILE).unlink(missing_ok=True)
+            lock.release()
+            with suppress(OSError):
+                self.path.rmdir()
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """run.yaml holds `record`. Raises UsageError where it could not be read again."""

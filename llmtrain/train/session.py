@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 from llmtrain.data.shards import PreparedData
-from llmtrain.device.memory import MemoryPrediction
+from llmtrain.device.memory import MemoryPrediction, checkpoint_bytes
 from llmtrain.device.usage import read_accelerator_memory, read_process_memory
 from llmtrain.errors import InterruptedRunError
 from llmtrain.eval.evaluate import bits_per_byte
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.train.checkpoint import Checkpoint, SavedState, remove_old, save_checkpoint
-from llmtrain.train.events import Evaluated, Observer, Sampled, Saved, Stopped, TrainResult
+from llmtrain.train.checkpoint import Checkpoint, SavedState
+from llmtrain.train.events import Evaluated, Observer, Sampled, Stopped, TrainResult
 from llmtrain.train.examine import Examiner
 from llmtrain.train.horizon import Horizon
 from llmtrain.train.loop import Run, training_steps
@@ -24,11 +24,11 @@ from llmtrain.train.pace import Pace, expected_steps
 from llmtrain.train.reporting import Reporter
 from llmtrain.train.run import RandomState
 from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.saving import Saver
 from llmtrain.train.signals import StopRequest
 
-_DEFAULT_MINUTES_BETWEEN_CHECKPOINTS = 10.0
-# What saving costs before it was measured: hashed, written and synced.
-_SAVE_S, _SAVED_BYTES_PER_PARAMETER, _SAVED_BYTES_PER_S = 0.3, 12, 250e6
+# What saving costs before it was measured: written, hashed, synced and read back.
+_SAVE_S, _SAVED_BYTES_PER_S = 0.3, 170e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,8 @@ class Session:
         peak_flops: float | None,
         stop: StopRequest,
         observe: Observer,
-        elapsed_before_s: float,
+        used_before_s: float,
+        starting_s: float,
     ) -> None:
         self.run = run
         self.profile = profile
@@ -70,8 +71,9 @@ class Session:
         self.stop = stop
         self.examiner = Examiner(run, profile, data, tokenizer, stop)
         self.pace = Pace(
-            elapsed_before_s,
-            state.begun_s,
+            used_before_s,
+            starting_s,
+            state.begun_s or 0.0,
             expected_steps(profile),
             first_step_counts=not run.plan.compile.value,
         )
@@ -85,15 +87,20 @@ class Session:
             peak_flops=peak_flops,
             observe=observe,
         )
-        self.saved_at_s = time.monotonic()
+        self.saver = Saver(
+            directory.checkpoints, profile.checkpoint, lambda saved: self.reporter.observe(saved)
+        )
         self.first_step = run.position.step
         self.trained_s = 0.0
         self.evaluated_step, self.sampled_step = self._steps_looked_at()
-        self.checkpoint: Path | None = None
         self.is_end_timed = horizon.time_s is None
 
     def train(self) -> TrainResult:
         """The run is trained to its end or to the stop request, and saved."""
+        with closing(self.saver):
+            return self._trained()
+
+    def _trained(self) -> TrainResult:
         if self.first_step > 0 and self._look_and_save(self.first_step, self._decide_at_once()):
             return self._result(self._stopped())
         begun_s = time.monotonic()
@@ -103,6 +110,7 @@ class Session:
             self.trained_s += took_s
             if self.pace.is_known and not self.is_end_timed:
                 self._time_the_end()
+            self._look_after_saving()
             decision = self._decide()
             self.state = self.state.model_copy(update={"train_loss": report.loss})
             self.reporter.step(report, is_last=decision.is_over or decision.stop_requested)
@@ -123,9 +131,17 @@ class Session:
         examiner.validation_loss(few)
         share = examiner.windows / min(few, examiner.windows)
         self.pace.took("evaluation", share * (time.monotonic() - begun_s))
-        size_bytes = _SAVED_BYTES_PER_PARAMETER * shape_of(self.profile.model).parameters
+        size_bytes = checkpoint_bytes(shape_of(self.profile.model), self.profile.optim.name)
         self.pace.took("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
         self.reporter.pause(time.monotonic() - begun_s)
+
+    def _leave_time_to_save(self) -> None:
+        """What the last evaluation and the samples take ends before saving has to begin."""
+        if self.horizon.time_s is None:
+            return
+        used_s = self.horizon.used_s(self.pace.elapsed_s, time.time())
+        left_s = self.horizon.time_s - used_s - self.pace.reserve_of_s("save")
+        self.examiner.time_is_over_s = time.monotonic() + left_s
 
     def _decide_at_once(self) -> Decision:
         """A run that was stopped after its last step, before the last look, has none left."""
@@ -156,6 +172,8 @@ class Session:
         over, stop = decision.is_over, decision.stop_requested
         best_before = self.state.best_step
         try:
+            if over:
+                self._leave_time_to_save()
             if not stop and self._evaluation_is_due(step, over):
                 self._evaluate(step)
             if not stop and self._sample_is_due(step, over):
@@ -167,7 +185,7 @@ class Session:
         is_new_best = self.state.best_step != best_before and self.profile.checkpoint.keep_best
         self.state = self.state.model_copy(update={"finished": over and not stop})
         if over or stop or decision.save_is_due or is_new_best:
-            self._save(step)
+            self._save(in_background=not (over or stop))
         return over or stop
 
     def _decide(self) -> Decision:
@@ -192,7 +210,7 @@ class Session:
         progress = self.horizon.progress(
             elapsed_s=elapsed_s, begun_s=pace.begun_s, reserve_s=reserve_s
         )
-        save_is_due = self._save_is_due(position.step)
+        save_is_due = self.saver.is_due(position.step)
         ours = [known or 0, progress or 0.0, is_over, save_is_due]
         if not self.run.world.is_main:
             ours = [0] * len(ours)
@@ -202,17 +220,11 @@ class Session:
             position.time_progress = max(position.time_progress, agreed[1])
         return Decision(agreed[2] > 0, agreed[4] > 0, agreed[3] > 0)
 
-    def _save_is_due(self, step: int) -> bool:
-        wishes = self.profile.checkpoint
-        if wishes.every_steps is not None:
-            return step % wishes.every_steps == 0
-        minutes = wishes.every_minutes or _DEFAULT_MINUTES_BETWEEN_CHECKPOINTS
-        return time.monotonic() - self.saved_at_s >= 60 * minutes
-
     def _evaluate(self, step: int) -> None:
         """The validation loss is known, and whether it is the best so far."""
         begun_s = time.monotonic()
-        nats_per_token = self.examiner.validation_loss().nats_per_token
+        found = self.examiner.validation_loss()
+        nats_per_token = found.nats_per_token
         facts = self.data.index.validation
         bpb = bits_per_byte(nats_per_token, facts.tokens, facts.text_bytes)
         best = self.state.best_val_loss
@@ -225,6 +237,10 @@ class Session:
         self.pace.took("evaluation", time.monotonic() - begun_s)
         self.evaluated_step = step
         self.reporter.record(Evaluated(step, nats_per_token, bpb, is_best))
+        if found.tokens < self.examiner.tokens:
+            self.reporter.note(
+                f"the time is over: validated on {found.tokens} of {self.examiner.tokens} tokens"
+            )
         self.reporter.pause(time.monotonic() - begun_s)
 
     def _patience_is_over(self) -> bool:
@@ -251,8 +267,8 @@ class Session:
         self.pace.took("samples", time.monotonic() - begun_s)
         self.reporter.pause(time.monotonic() - begun_s)
 
-    def _save(self, step: int) -> None:
-        """A durable checkpoint of this step; older ones are thinned out after it."""
+    def _save(self, *, in_background: bool) -> None:
+        """A checkpoint of this step; durable, unless that happens while training goes on."""
         begun_s = time.monotonic()
         self.state = self._state_now()
         if self.run.world.is_main:
@@ -263,15 +279,15 @@ class Session:
                 shape=shape_of(self.profile.model),
                 tokenizer=self.tokenizer,
             )
-            self.checkpoint = save_checkpoint(self.directory.checkpoints, checkpoint)
-            wishes = self.profile.checkpoint
-            keep_step = self.state.best_step if wishes.keep_best else None
-            remove_old(self.directory.checkpoints, wishes.keep_last, keep_step)
-            self.reporter.observe(Saved(step, self.checkpoint))
+            self.saver.save(checkpoint, in_background=in_background)
+            self._look_after_saving()
         self._sum([0.0])  # a rank that went on, or ended, could bring the others down in mid-save
-        self.saved_at_s = time.monotonic()
-        self.pace.took("save", self.saved_at_s - begun_s)
-        self.reporter.pause(self.saved_at_s - begun_s)
+        self.reporter.pause(time.monotonic() - begun_s)
+
+    def _look_after_saving(self) -> None:
+        self.saver.poll()
+        if self.saver.took_s is not None:
+            self.pace.took("save", self.saver.took_s)
 
     def _state_now(self) -> SavedState:
         position, scaler = self.run.position, self.run.scaler
@@ -306,7 +322,7 @@ class Session:
         tokens = steps * self.profile.train.chosen_tokens_per_step
         return TrainResult(
             run=self.directory.path,
-            checkpoint=self.checkpoint,
+            checkpoint=self.saver.newest,
             steps=self.run.position.step,
             tokens=self.run.position.tokens,
             seconds=self.state.elapsed_s,

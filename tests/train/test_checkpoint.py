@@ -24,6 +24,7 @@ from llmtrain.profile.schema import ModelSection, OptimSection
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
 from llmtrain.train import checkpoint as checkpoint_module
+from llmtrain.train import checkpoint_writing as writing_module
 from llmtrain.train.checkpoint import (
     MANIFEST,
     Checkpoint,
@@ -32,11 +33,10 @@ from llmtrain.train.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     newest_good,
-    remove_old,
-    save_checkpoint,
     set_aside,
     verify_checkpoint,
 )
+from llmtrain.train.checkpoint_writing import remove_old, save_checkpoint
 from llmtrain.train.optim import build_optimizer, named_state
 
 SHAPE = shape_of(
@@ -434,13 +434,13 @@ def test_a_failure_in_writing_leaves_what_was_there(
     before = contents(tmp_path)
     for number in range(1, calls_in_all + 1):
         with monkeypatch.context() as patch:
-            fail_at_call(patch, checkpoint_module, name, number, error)
+            fail_at_call(patch, writing_module, name, number, error)
             with pytest.raises(type(error)):
                 save_checkpoint(tmp_path, at_step(checkpoint, step))
         assert contents(tmp_path) == before
         assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     with monkeypatch.context() as patch:
-        calls = fail_at_call(patch, checkpoint_module, name, calls_in_all + 1, error)
+        calls = fail_at_call(patch, writing_module, name, calls_in_all + 1, error)
         save_checkpoint(tmp_path, at_step(checkpoint, step))
         assert calls == [calls_in_all]
 
@@ -472,14 +472,14 @@ def test_everything_is_on_disk_before_it_has_its_name(
 ) -> None:
     events: list[str] = []
     for name in ("sync_file", "sync_directory"):
-        original = getattr(checkpoint_module, name)
+        original = getattr(writing_module, name)
 
         def told(path: Path, name: str = name, original: Any = original) -> None:
             named = (tmp_path / "step-00000001").exists()
             events.append(f"{name} {'parent' if path == tmp_path else path.name} {named}")
             original(path)
 
-        monkeypatch.setattr(checkpoint_module, name, told)
+        monkeypatch.setattr(writing_module, name, told)
     save_checkpoint(tmp_path, checkpoint)
     files = {event.split()[1] for event in events if event.startswith("sync_file")}
     assert files == FILES
