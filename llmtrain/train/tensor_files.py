@@ -13,7 +13,6 @@ import math
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,18 +34,6 @@ _FP32_BYTES = 4
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TensorHeader:
-    """What a file says that it holds, which is as long as that takes."""
-
-    shapes: Mapping[str, Shape]
-
-    @property
-    def values(self) -> int:
-        """Numbers in all tensors together."""
-        return sum(math.prod(shape) for shape in self.shapes.values())
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """`path` holds `tensors`. Raises ValueError for what `read_tensors` would refuse."""
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
@@ -58,15 +45,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Every tensor in `path`, on the CPU. Raises OSError, ValueError, UsageError for links."""
-    read_header(path)
+    read_shapes(path)
     try:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(str(error)) from None
 
 
-def read_header(path: Path) -> TensorHeader:
-    """What `path` holds, read without it. Raises OSError, ValueError, UsageError for links."""
+def read_shapes(path: Path) -> dict[str, Shape]:
+    """What `path` says that it holds, and is as long as that takes; no tensor is read.
+
+    Raises OSError, ValueError, UsageError for links.
+    """
     with open_regular(path) as file:
         size_bytes = file.seek(0, 2)
         file.seek(0)
@@ -75,9 +65,9 @@ def read_header(path: Path) -> TensorHeader:
     if not isinstance(entries, dict):
         raise ValueError("the header is not an object")
     entries.pop(_METADATA, None)
-    header = TensorHeader({name: _shape(name, entry) for name, entry in entries.items()})
+    shapes = {name: _shape(name, entry) for name, entry in entries.items()}
     _require_no_gaps(entries, size_bytes - _LENGTH.size - len(text))
-    return header
+    return shapes
 
 
 def _header_text(file: BinaryIO, size_bytes: int) -> bytes:
