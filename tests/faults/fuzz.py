@@ -28,7 +28,8 @@ from pathlib import Path
 import psutil
 
 from llmtrain.errors import LlmtrainError
-from tests.faults.readers import numbered_input, reader_named, readers
+from tests.faults.mutations import Reader, numbered_input
+from tests.faults.traps import TRAPS
 
 _LONGEST_COMPUTING_S = 1.0
 _LONGEST_WAIT_S = 30.0
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         _read_all(values.reader[0], values.seed, values.child, values.inputs, values.progress)
         return 0
     with tempfile.TemporaryDirectory(prefix="llmtrain-fuzz-") as scratch:
-        names = values.reader or list(readers(Path(scratch)))
+        names = values.reader or reader_names()
         if values.show is not None:
             reader = reader_named(names[0], Path(scratch))
             sys.stdout.buffer.write(numbered_input(reader, values.seed, values.show))
@@ -82,6 +83,22 @@ def main(arguments: Sequence[str]) -> int:
                 _say(f"  {failure}")
             failures += len(tally.failures)
     return 1 if failures else 0
+
+
+def reader_names() -> list[str]:
+    """Every reader but the traps."""
+    from tests.faults.readers import readers
+
+    return list(readers(Path()))
+
+
+def reader_named(name: str, place: Path) -> Reader:
+    """A reader, or a trap; only the former takes seconds to import."""
+    if name in TRAPS:
+        return TRAPS[name]
+    from tests.faults.readers import readers
+
+    return readers(place)[name]()
 
 
 def run_reader(name: str, seed: int, inputs: int, progress: Path) -> Tally:

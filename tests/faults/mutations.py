@@ -6,12 +6,31 @@ import gzip
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import yaml
 
 Mutator = Callable[[bytes, Random], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What reads, beside a valid file and how to make others of it."""
+
+    valid: bytes
+    mutate: Mutator
+    read: Callable[[bytes, Path], object]
+
+
+def numbered_input(reader: Reader, seed: int, number: int) -> bytes:
+    """Input `number`: the valid file first, and always the same for the same seed."""
+    if number == 0:
+        return reader.valid
+    return reader.mutate(reader.valid, Random(struct.pack("<qq", seed, number)))
+
 
 _DEEP = "@@deep@@"  # in place of a value that Python could not write out itself
 _HUGE_INTEGER = "@@huge@@"
@@ -294,7 +313,7 @@ def compressed(mutate: Mutator) -> Mutator:
 
     def changed(data: bytes, draw: Random) -> bytes:
         if draw.random() < 0.5:
-            return gzip.compress(mutate(data, draw), 1, mtime=0)
-        return any_bytes(gzip.compress(data, 1, mtime=0), draw)
+            return gzip.compress(mutate(gzip.decompress(data), draw), 1, mtime=0)
+        return any_bytes(data, draw)
 
     return changed

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
-import os
-import struct
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from random import Random
 
 import torch
 
@@ -40,7 +36,7 @@ from llmtrain.train.tensor_files import read_tensors, write_tensors
 from llmtrain.untrusted import parse_json, read_json
 from tests.device.machines import CPU
 from tests.faults import mutations
-from tests.faults.mutations import Mutator
+from tests.faults.mutations import Reader
 
 PROFILE = """\
 name: mine  # a comment
@@ -91,15 +87,6 @@ _SHAPE = shape_of(
 _KEY = ProbeKey("matmul", "cpu", ("avx2",), 2, "2.13", (("hidden_size", 32),))
 
 
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """What reads, beside a valid file and how to make others of it."""
-
-    valid: bytes
-    mutate: Mutator
-    read: Callable[[bytes, Path], object]
-
-
 def readers(place: Path) -> dict[str, Callable[[], Reader]]:
     """Every reader by name, made when it is called for; `place` is an empty directory."""
     return {
@@ -115,7 +102,9 @@ def readers(place: Path) -> dict[str, Callable[[], Reader]]:
         "metrics": lambda: Reader(METRICS, mutations.json_lines, _metrics),
         "jsonl": lambda: Reader(CORPUS, mutations.json_lines, _corpus("a.jsonl")),
         "jsonl.gz": lambda: Reader(
-            CORPUS, mutations.compressed(mutations.json_lines), _corpus("a.jsonl.gz")
+            gzip.compress(CORPUS, mtime=0),
+            mutations.compressed(mutations.json_lines),
+            _corpus("a.jsonl.gz"),
         ),
         "text": lambda: Reader("some\n é😀\n".encode() * 9, mutations.any_bytes, _corpus("a.txt")),
         "index": lambda: _index(place),
@@ -348,48 +337,3 @@ def _restore(data: bytes, _: Path) -> None:
     RandomState(data.decode("latin-1")).restore()
     torch.rand(2000)
     torch.randn(100)
-
-
-def _stray(data: bytes, place: Path) -> None:
-    raise KeyError("not one of ours")
-
-
-def _abort(data: bytes, place: Path) -> None:
-    os.abort()
-
-
-def _hang(data: bytes, place: Path) -> None:
-    while True:
-        time.sleep(0.0)
-
-
-def _swallow(data: bytes, place: Path) -> None:
-    bytearray(8 << 30)
-
-
-def _wait(data: bytes, place: Path) -> None:
-    time.sleep(3600)
-
-
-# Readers that fail, by which it is shown that failing is noticed.
-TRAPS: dict[str, Callable[[bytes, Path], object]] = {
-    "trap-stray": _stray,
-    "trap-abort": _abort,
-    "trap-hang": _hang,
-    "trap-wait": _wait,
-    "trap-memory": _swallow,
-}
-
-
-def reader_named(name: str, place: Path) -> Reader:
-    """A reader, or a trap."""
-    if name in TRAPS:
-        return Reader(b"valid", mutations.any_bytes, TRAPS[name])
-    return readers(place)[name]()
-
-
-def numbered_input(reader: Reader, seed: int, number: int) -> bytes:
-    """Input `number`: the valid file first, and always the same for the same seed."""
-    if number == 0:
-        return reader.valid
-    return reader.mutate(reader.valid, Random(struct.pack("<qq", seed, number)))
