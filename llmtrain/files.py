@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 # Rank 0 of a launched run writes its exit code into the file that this variable names.
@@ -25,11 +26,16 @@ def cache_directory() -> Path:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """`path` holds all of `text` on disk, or what it held before."""
+    write_pieces_atomically(path, [text.encode()])
+
+
+def write_pieces_atomically(path: Path, pieces: Iterable[bytes]) -> None:
+    """`path` holds all of `pieces` on disk, one after the other, or what it held before."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -131,6 +131,8 @@ def _set_aside_damaged(observe: Observer) -> Callable[[Path, str], None]:
 def _existing_run(request: TrainRequest) -> tuple[RunDirectory, Path | None] | None:
     """The run to continue, and its checkpoint if one is named; None for a new run."""
     out = RunDirectory(request.out) if request.out is not None else None
+    if out is not None:
+        out.require_own_files()
     if request.resume is None:
         if out is not None and (out.exists or out.checkpoints.is_dir()):
             raise UsageError(

@@ -36,6 +36,7 @@ from llmtrain.train.events import Note, Observer, Started, TrainResult
 from llmtrain.train.horizon import Horizon
 from llmtrain.train.loop import Position
 from llmtrain.train.run import RandomState, build_run, set_up_device
+from llmtrain.train.run_file import data_key
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.saving import require_room
 from llmtrain.train.session import Session
@@ -185,16 +186,24 @@ def _recorded_plan(target: Target, facts: Facts, world: World) -> Plan | None:
         return None
     if recorded["train"]["micro_batch"] != wishes["train"]["micro_batch"]:
         return None
-    try:
-        plan = plan_from_document(record["plan"])
-    except (KeyError, TypeError):
+    plan = _plan_in(record)
+    if plan is None:
         return None
     launched = world.size if world.size > 1 else plan.processes.value
     return plan if plan.processes.value == launched else None
 
 
-def _recorded_numerics(record: Mapping[str, Any]) -> dict[str, Any]:
-    return plan_from_document(record["plan"]).numerics()
+def _plan_in(record: Mapping[str, Any]) -> Plan | None:
+    """The plan of run.yaml, if it holds one that this llmtrain could have made."""
+    try:
+        return plan_from_document(record["plan"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _recorded_numerics(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    plan = _plan_in(record)
+    return None if plan is None else plan.numerics()
 
 
 @memory_errors_mapped()
@@ -218,7 +227,7 @@ def _dataset(target: Target, profile: Profile, work: DataWork) -> Dataset:
     vocab_size = profile.model.vocab_size
     if target.record is None or target.checkpoint is None:
         return prepare_dataset(profile.data, vocab_size, work)
-    key = str(target.record["data"]["key"])
+    key = data_key(target.record, str(target.directory.path))
     return open_dataset(profile.data, vocab_size, key, target.checkpoint, work)
 
 

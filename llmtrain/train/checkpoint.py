@@ -6,16 +6,14 @@ whole. Loading compares sizes and sha256 with the manifest.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
 from llmtrain.errors import LlmtrainError, UsageError
@@ -23,9 +21,12 @@ from llmtrain.files import sha256_file
 from llmtrain.model.huggingface import shape_from_config
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
+from llmtrain.train.tensor_files import read_tensors
+from llmtrain.untrusted import problem_of, read_json, refuse_link
 
 FORMAT_VERSION = 1
-_NAME = re.compile(r"step-(\d{8,})")
+_NAME = re.compile(r"step-(\d{8,18})", re.ASCII)
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 MODEL, OPTIMIZER, STATE, MANIFEST = (
     "model.safetensors",
     "optimizer.safetensors",
@@ -44,9 +45,9 @@ class SavedState(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format_version: int = FORMAT_VERSION
-    step: int
-    tokens: int
-    windows: int  # the data cursor: windows of the permuted order that were read
+    step: NonNegativeInt
+    tokens: NonNegativeInt
+    windows: NonNegativeInt  # the data cursor: windows of the permuted order that were read
     elapsed_s: float
     begun_s: float | None = None  # of elapsed_s, spent on starting and compiling
     horizon_steps: int | None
@@ -85,8 +86,13 @@ def list_checkpoints(directory: Path) -> list[Path]:
     """Directories with a checkpoint's name, oldest step first."""
     if not directory.is_dir():
         return []
-    found = [p for p in directory.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()]
-    return sorted(found, key=lambda path: step_of(path))
+    found = [p for p in directory.iterdir() if is_checkpoint_name(p) and p.is_dir()]
+    return sorted((p for p in found if not p.is_symlink()), key=lambda path: step_of(path))
+
+
+def is_checkpoint_name(path: Path) -> bool:
+    """Whether a directory of this name would be a checkpoint."""
+    return _NAME.fullmatch(path.name) is not None
 
 
 def step_of(path: Path) -> int:
@@ -97,7 +103,10 @@ def step_of(path: Path) -> int:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Every file is as the manifest says. Raises DamagedCheckpointError naming the file."""
+    """Every file is as the manifest says. Raises DamagedCheckpointError naming the file.
+
+    Raises UsageError for a file that is a link.
+    """
     for name, entry in _read_manifest(path).items():
         file = path / name
         try:
@@ -107,6 +116,7 @@ def verify_checkpoint(path: Path) -> None:
 
 
 def _verify_file(file: Path, entry: Mapping[str, Any]) -> None:
+    refuse_link(file)
     if not file.is_file():
         raise DamagedCheckpointError(f"{file} is missing")
     if file.stat().st_size != entry["bytes"]:
@@ -120,25 +130,38 @@ def _verify_file(file: Path, entry: Mapping[str, Any]) -> None:
 def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
     """The checkpoint at `path`, verified. Raises DamagedCheckpointError."""
     verify_checkpoint(path)
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        state = load_state(path)
-        weights = load_file(path / MODEL)
-        optimizer = load_file(path / OPTIMIZER) if with_optimizer else {}
-    except (OSError, ValueError, SafetensorError, ValidationError) as error:
-        raise DamagedCheckpointError(f"{path}: {error}") from None
-    shape = shape_from_config(config, str(path / "config.json"))
+    state = load_state(path)
+    with _told_as_damage(path / "config.json") as file:
+        shape = shape_from_config(read_json(file), str(file))
+    with _told_as_damage(path / MODEL) as file:
+        weights = read_tensors(file)
+    with _told_as_damage(path / OPTIMIZER) as file:
+        optimizer = read_tensors(file) if with_optimizer else {}
     return Checkpoint(state, weights, optimizer, shape, Tokenizer.load(path))
+
+
+@contextmanager
+def _told_as_damage(file: Path) -> Iterator[Path]:
+    """What goes wrong in reading `file` inside the block is a DamagedCheckpointError."""
+    try:
+        yield file
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"{file}: {_problem(error)}") from None
+
+
+def _problem(error: OSError | ValueError) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return problem_of(error)
 
 
 def load_state(path: Path) -> SavedState:
     """Where the run stood at the checkpoint, unverified. Raises DamagedCheckpointError."""
-    try:
-        values = json.loads((path / STATE).read_text(encoding="utf-8"))
+    with _told_as_damage(path / STATE) as file:
+        values = read_json(file)
         _require_format(path, values)
         return SavedState.model_validate(values)
-    except (OSError, ValueError, ValidationError) as error:
-        raise DamagedCheckpointError(f"{path}: {error}") from None
 
 
 def _require_format(path: Path, state: object) -> None:
@@ -180,10 +203,12 @@ def set_aside(path: Path, why: str) -> Path:
 def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     file = path / MANIFEST
     try:
-        files = json.loads(file.read_text(encoding="utf-8"))["files"]
-        names_are_plain = all(Path(name).name == name for name in files)
+        files = read_json(file)["files"]
+        names_are_plain = all(_FILE_NAME.fullmatch(name) for name in files)
         complete = all({"bytes", "sha256"} <= set(entry) for entry in files.values())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"{file} cannot be read: {problem_of(error)}") from None
+    except (LookupError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{file} cannot be read: {error}") from None
     required = {MODEL, OPTIMIZER, STATE, "config.json", "tokenizer.model"}
     if not names_are_plain or not complete or not required <= set(files):

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from llmtrain.files import forget_cached, sha256_file, sync_directory, sync_file
@@ -37,6 +36,7 @@ from llmtrain.train.checkpoint import (
     step_of,
     verify_checkpoint,
 )
+from llmtrain.train.tensor_files import write_tensors
 
 _HIDDEN = re.compile(r"\.(step-\d{8,})\.[0-9a-f]{8}(\.old)?|\.step-\d{8,}\.removed")
 
@@ -134,13 +134,9 @@ def _write_files(directory: Path, checkpoint: Checkpoint) -> None:
     _write_json(directory / "config.json", config_of(checkpoint.shape, separator_id))
     _write_json(directory / "generation_config.json", generation_config_of(separator_id))
     checkpoint.tokenizer.save(directory, model_max_length=checkpoint.shape.context)
-    _write_tensors(directory / MODEL, checkpoint.weights)
-    _write_tensors(directory / OPTIMIZER, checkpoint.optimizer)
+    write_tensors(directory / MODEL, checkpoint.weights)
+    write_tensors(directory / OPTIMIZER, checkpoint.optimizer)
     _write_json(directory / STATE, checkpoint.state.model_dump(mode="json"))
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file(_plain(tensors), path, metadata={"format": "pt"})
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ def test_lines_that_were_being_written_are_left_out() -> None:
     run.append(run.metrics, {"step": 1, "loss": 2.5})
     with run.metrics.open("a") as file:
         file.write('{"step": 2, "lo')
-    assert run.read_metrics() == [{"step": 1, "loss": 2.5}]
+    assert list(run.read_metrics()) == [{"step": 1, "loss": 2.5}]
 
 
 def test_cutting_keeps_everything_up_to_the_step() -> None:
