@@ -77,7 +77,7 @@ def run_summary(run: RunDirectory) -> dict[str, Any]:
 
     metrics, record = run.read_metrics(), run.read_record()
     steps = [line for line in metrics if "loss" in line]
-    evaluations = [line for line in metrics if "val_loss" in line]
+    evaluations = [line for line in metrics if line.get("val_loss") is not None]
     checkpoints = list_checkpoints(run.checkpoints)
     last = evaluations[-1] if evaluations else {}
     return {

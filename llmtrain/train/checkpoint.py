@@ -25,6 +25,7 @@ from llmtrain.files import sha256_file, sync_directory, sync_file
 from llmtrain.model.huggingface import config_of, generation_config_of, shape_from_config
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
+from llmtrain.train.stability import Course
 
 FORMAT_VERSION = 1
 _NAME = re.compile(r"step-(\d{8,})")
@@ -63,6 +64,7 @@ class SavedState(BaseModel):
     finished: bool = False
     torch_rng: str  # base64
     grad_scaler: dict[str, float] | None = None
+    course: Course = Course()
     numerics: dict[str, Any]
     not_bitwise_from_step: int | None = None
 
@@ -111,7 +113,25 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
         sync_directory(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    _set_aside_given_up(directory, checkpoint.state)
     return final
+
+
+def _set_aside_given_up(directory: Path, state: SavedState) -> None:
+    """What a rewound run gave up is not taken for its newest, now that there is a newer one."""
+    if not state.course.jumps:
+        return
+    for path in list_checkpoints(directory):
+        if step_of(path) > state.step or not is_of(state.course, path):
+            set_aside(path, "superseded")
+
+
+def is_of(course: Course, path: Path) -> bool:
+    """Whether the run that came by `course` was where this checkpoint is."""
+    try:
+        return course.went_through(step_of(path), load_state(path).course)
+    except (DamagedCheckpointError, UsageError):
+        return False
 
 
 def _put_in_place(temporary: Path, final: Path) -> None:

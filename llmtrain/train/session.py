@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from llmtrain.train.horizon import Horizon
 from llmtrain.train.loop import Run, training_steps
 from llmtrain.train.optim import named_state
 from llmtrain.train.pace import Pace, expected_steps
+from llmtrain.train.recovery import Recovery
 from llmtrain.train.reporting import Reporter
 from llmtrain.train.run import RandomState
 from llmtrain.train.rundir import RunDirectory
@@ -85,27 +87,38 @@ class Session:
             peak_flops=peak_flops,
             observe=observe,
         )
+        self.recovery = Recovery(run, profile, directory, tokenizer, self.reporter)
         self.saved_at_s = time.monotonic()
         self.first_step = run.position.step
-        self.trained_s = 0.0
+        self.trained_s, self.trained_steps = 0.0, 0
         self.evaluated_step, self.sampled_step = self._steps_looked_at()
         self.checkpoint: Path | None = None
         self.is_end_timed = horizon.time_s is None
 
     def train(self) -> TrainResult:
-        """The run is trained to its end or to the stop request, and saved."""
-        if self.first_step > 0 and self._look_and_save(self.first_step, self._decide_at_once()):
+        """The run is trained to its end or to the stop request, and saved.
+
+        Raises DivergedError where neither skipping steps nor rewinding helps.
+        """
+        is_fresh = self.first_step == 0 or self._rewound()
+        if not is_fresh and self._look_and_save(self.first_step, self._decide_at_once()):
             return self._result(self._stopped())
         begun_s = time.monotonic()
         for report in training_steps(self.run):
             took_s, begun_s = time.monotonic() - begun_s, time.monotonic()
             self.pace.step_took(took_s)
             self.trained_s += took_s
+            self.trained_steps += 1
             if self.pace.is_known and not self.is_end_timed:
                 self._time_the_end()
             decision = self._decide()
-            self.state = self.state.model_copy(update={"train_loss": report.loss})
+            if report.verdict.skipped is None:
+                self.state = self.state.model_copy(update={"train_loss": report.loss})
+            self.recovery.look_at(report)
             self.reporter.step(report, is_last=decision.is_over or decision.stop_requested)
+            if not decision.stop_requested and self._rewound():
+                begun_s = time.monotonic()
+                continue
             if self._look_and_save(report.step, decision):
                 break
             begun_s = time.monotonic()
@@ -113,6 +126,15 @@ class Session:
             state = self.state
             self.reporter.end(state.val_loss, state.best_val_loss, state.best_step)
         return self._result(self._stopped())
+
+    def _rewound(self) -> bool:
+        """Whether steps that were skipped brought the run back to a state before them."""
+        state = self.recovery.rewound(self.state)
+        if state is None:
+            return False
+        self.state = state
+        self.evaluated_step, self.sampled_step = self._steps_looked_at()
+        return True
 
     def _time_the_end(self) -> None:
         """A little of what ends the run is tried, so that its cost is known in time."""
@@ -140,7 +162,7 @@ class Session:
 
     def _steps_looked_at(self) -> tuple[int, int]:
         """The last step that was evaluated and the last that was sampled from; 0 for none."""
-        if not self.run.world.is_main or self.first_step == 0:
+        if not self.run.world.is_main or self.run.position.step == 0:
             return 0, 0
         evaluated = [m["step"] for m in self.directory.read_metrics() if "val_loss" in m]
         sampled = [line["step"] for line in self.directory.read_samples()]
@@ -166,7 +188,9 @@ class Session:
             over = True
         is_new_best = self.state.best_step != best_before and self.profile.checkpoint.keep_best
         self.state = self.state.model_copy(update={"finished": over and not stop})
-        if over or stop or decision.save_is_due or is_new_best:
+        # After a rewind what was saved before it is the better state until there is another.
+        is_due = (decision.save_is_due or is_new_best) and self.run.course.has_come_on
+        if over or stop or is_due:
             self._save(step)
         return over or stop
 
@@ -215,9 +239,11 @@ class Session:
         nats_per_token = self.examiner.validation_loss().nats_per_token
         facts = self.data.index.validation
         bpb = bits_per_byte(nats_per_token, facts.tokens, facts.text_bytes)
-        best = self.state.best_val_loss
-        is_best = best is None or nats_per_token < best
-        update = {"val_loss": nats_per_token, "val_bpb": bpb}
+        best, is_finite = self.state.best_val_loss, math.isfinite(nats_per_token)
+        is_best = is_finite and (best is None or nats_per_token < best)
+        update: dict[str, float | None] = {"val_loss": None, "val_bpb": None}
+        if is_finite:
+            update = {"val_loss": nats_per_token, "val_bpb": bpb}
         if is_best:
             update |= {"best_val_loss": nats_per_token, "best_step": step}
         waited = 0 if is_best else self.state.evaluations_without_best + 1
@@ -286,6 +312,7 @@ class Session:
                 "elapsed_s": self.pace.elapsed_s,
                 "peak_memory_bytes": max(self.state.peak_memory_bytes, self._peak_memory()),
                 "torch_rng": RandomState.now().text,
+                "course": self.run.course,
                 "grad_scaler": scaler.state_dict() if scaler.is_enabled() else None,
             }
         )
@@ -302,15 +329,14 @@ class Session:
         return self.run.world.sum_values(values, self.run.device)
 
     def _result(self, stopped: Stopped) -> TrainResult:
-        steps = self.run.position.step - self.first_step
-        tokens = steps * self.profile.train.chosen_tokens_per_step
+        tokens = self.trained_steps * self.profile.train.chosen_tokens_per_step
         return TrainResult(
             run=self.directory.path,
             checkpoint=self.checkpoint,
             steps=self.run.position.step,
             tokens=self.run.position.tokens,
             seconds=self.state.elapsed_s,
-            tokens_per_s=tokens / self.trained_s if steps else None,
+            tokens_per_s=tokens / self.trained_s if tokens else None,
             train_loss=self.state.train_loss,
             val_loss=self.state.val_loss,
             val_bpb=self.state.val_bpb,
