@@ -71,8 +71,10 @@ READS_WHAT_IT_TRUSTS = {
     "device/cpuinfo",
     "device/cgroup",
     "device/readers",
+    "device/rlimits",
     "device/probe_cache",  # a key of its own making
     "engine/training",  # what rank 0 says
+    "train/recovery",
     "train/launch",
     "cli/tokenizer",  # the text that the user names, however large
 }

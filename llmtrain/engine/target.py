@@ -38,7 +38,10 @@ from llmtrain.train.rundir import (
     newest_run,
 )
 
-_MAY_DIFFER = ("device.", "checkpoint.", "eval.", "train.log_every_steps", "train.micro_batch")
+_MAY_DIFFER = (
+    *("device.", "checkpoint.", "eval."),
+    *("train.log_every_steps", "train.micro_batch", "train.skip_loss_spikes"),
+)
 _HORIZON = ("train.steps", "train.tokens", "train.epochs", "train.time")
 _CHOSEN = "train.tokens_per_step"  # auto in a profile; a run has a number
 _DELIBERATE = ("--", "argument ")  # origins that a call itself set

@@ -41,6 +41,7 @@ from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.saving import require_room
 from llmtrain.train.session import Session
 from llmtrain.train.signals import StopRequest
+from llmtrain.train.stability import Course
 from llmtrain.train.world import World
 from llmtrain.units import format_bytes
 
@@ -300,6 +301,7 @@ def _state(resumed: Checkpoint | None, plan: Plan, is_same_plan: bool) -> SavedS
             elapsed_s=0.0,
             horizon_steps=None,
             torch_rng=RandomState.now().text,
+            course=Course(),
             numerics=plan.numerics(),
         )
     before = resumed.state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from llmtrain.train.loop import Run
 from llmtrain.train.memory import MemoryGuard
 from llmtrain.train.optim import named_state
 from llmtrain.train.pace import Pace, expected_steps
+from llmtrain.train.recovery import Recovery
 from llmtrain.train.reporting import Reporter
 from llmtrain.train.run import RandomState
 from llmtrain.train.rundir import RunDirectory
@@ -96,18 +98,23 @@ class Session:
         self.guard = MemoryGuard(
             run, needs, directory, observe, changed=self._plan_changed, rescue=self._rescue
         )
+        self.recovery = Recovery(run, profile, directory, tokenizer, self.reporter)
         self.first_step = run.position.step
-        self.trained_s = 0.0
+        self.trained_s, self.trained_steps = 0.0, 0
         self.evaluated_step, self.sampled_step = self._steps_looked_at()
         self.is_end_timed = horizon.time_s is None
 
     def train(self) -> TrainResult:
-        """The run is trained to its end or to the stop request, and saved."""
+        """The run is trained to its end or to the stop request, and saved.
+
+        Raises DivergedError where neither skipping steps nor rewinding helps.
+        """
         with closing(self.saver):
             return self._trained()
 
     def _trained(self) -> TrainResult:
-        if self.first_step > 0 and self._look_and_save(self.first_step, self._decide_at_once()):
+        is_fresh = self.first_step == 0 or self._rewound()
+        if not is_fresh and self._look_and_save(self.first_step, self._decide_at_once()):
             return self._result(self._stopped())
         answer = self.guard.look()
         self.guard.heed(*self._sum([answer.smaller, answer.stop]))
@@ -117,12 +124,18 @@ class Session:
             took_s, begun_s = time.monotonic() - begun_s, time.monotonic()
             self.pace.step_took(took_s)
             self.trained_s += took_s
+            self.trained_steps += 1
             if self.pace.is_known and not self.is_end_timed:
                 self._time_the_end()
             self._look_after_saving()
             decision = self._decide()
-            self.state = self.state.model_copy(update={"train_loss": report.loss})
+            if report.verdict.skipped is None:
+                self.state = self.state.model_copy(update={"train_loss": report.loss})
+            self.recovery.look_at(report)
             self.reporter.step(report, is_last=decision.is_over or decision.stop_requested)
+            if not decision.stop_requested and self._rewound():
+                begun_s = time.monotonic()
+                continue
             if self._look_and_save(report.step, decision):
                 break
             begun_s = time.monotonic()
@@ -153,6 +166,17 @@ class Session:
                     raise
                 self.reporter.observe(Note(f"could not be saved: {problem}", is_warning=True))
         return self.saver.newest
+
+    def _rewound(self) -> bool:
+        """Whether steps that were skipped brought the run back to a state before them."""
+        if self.run.course.answer != "go on":
+            self.saver.finish()  # it may be what the run goes back to
+        state = self.recovery.rewound(self.state)
+        if state is None:
+            return False
+        self.state = state
+        self.evaluated_step, self.sampled_step = self._steps_looked_at()
+        return True
 
     def _time_the_end(self) -> None:
         """A little of what ends the run is tried, so that its cost is known in time."""
@@ -188,7 +212,7 @@ class Session:
 
     def _steps_looked_at(self) -> tuple[int, int]:
         """The last step that was evaluated and the last that was sampled from; 0 for none."""
-        if not self.run.world.is_main or self.first_step == 0:
+        if not self.run.world.is_main or self.run.position.step == 0:
             return 0, 0
         evaluated = [m["step"] for m in self.directory.read_metrics() if "val_loss" in m]
         sampled = [line["step"] for line in self.directory.read_samples()]
@@ -216,7 +240,9 @@ class Session:
             over = True
         is_new_best = self.state.best_step != best_before and self.profile.checkpoint.keep_best
         self.state = self.state.model_copy(update={"finished": over and not stop})
-        if over or stop or decision.save_is_due or is_new_best:
+        # After a rewind what was saved before it is the better state until there is another.
+        is_due = (decision.save_is_due or is_new_best) and self.run.course.has_come_on
+        if over or stop or is_due:
             self._save(in_background=not (over or stop))
         return over or stop
 
@@ -261,9 +287,11 @@ class Session:
         nats_per_token = found.nats_per_token
         facts = self.data.index.validation
         bpb = bits_per_byte(nats_per_token, facts.tokens, facts.text_bytes)
-        best = self.state.best_val_loss
-        is_best = best is None or nats_per_token < best
-        update = {"val_loss": nats_per_token, "val_bpb": bpb}
+        best, is_finite = self.state.best_val_loss, math.isfinite(nats_per_token)
+        is_best = is_finite and (best is None or nats_per_token < best)
+        update: dict[str, float | None] = {"val_loss": None, "val_bpb": None}
+        if is_finite:
+            update = {"val_loss": nats_per_token, "val_bpb": bpb}
         if is_best:
             update |= {"best_val_loss": nats_per_token, "best_step": step}
         waited = 0 if is_best else self.state.evaluations_without_best + 1
@@ -336,6 +364,7 @@ class Session:
                 "elapsed_s": self.pace.elapsed_s,
                 "peak_memory_bytes": max(self.state.peak_memory_bytes, self._peak_memory()),
                 "torch_rng": RandomState.now().text,
+                "course": self.run.course,
                 "grad_scaler": scaler.state_dict() if scaler.is_enabled() else None,
             }
         )
@@ -352,15 +381,14 @@ class Session:
         return self.run.world.sum_values(values, self.run.device)
 
     def _result(self, stopped: Stopped) -> TrainResult:
-        steps = self.run.position.step - self.first_step
-        tokens = steps * self.profile.train.chosen_tokens_per_step
+        tokens = self.trained_steps * self.profile.train.chosen_tokens_per_step
         return TrainResult(
             run=self.directory.path,
             checkpoint=self.saver.newest,
             steps=self.run.position.step,
             tokens=self.run.position.tokens,
             seconds=self.state.elapsed_s,
-            tokens_per_s=tokens / self.trained_s if steps else None,
+            tokens_per_s=tokens / self.trained_s if tokens else None,
             train_loss=self.state.train_loss,
             val_loss=self.state.val_loss,
             val_bpb=self.state.val_bpb,
