@@ -24,7 +24,8 @@ from llmtrain.engine.request import Chosen, TrainRequest
 from llmtrain.engine.target import Place, Target, has_new_horizon, locate, preview, target_at
 from llmtrain.errors import InterruptedRunError
 from llmtrain.files import free_bytes
-from llmtrain.profile.schema import Profile
+from llmtrain.profile.load import profile_from_values
+from llmtrain.profile.schema import DeviceSection, Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.train.checkpoint import (
     Checkpoint,
@@ -79,20 +80,17 @@ def _run_at(place: Place, request: TrainRequest, sitting: Sitting) -> TrainResul
     if finished is not None:
         sitting.observe(Note(f"{target.directory.path} is finished: {finished.steps} steps"))
         return finished
-    planned, is_same_plan = _agreed_plan(target, sitting)
-    _require_room(target, sitting)
-    set_up_device(planned.plan, world)
     try:
+        planned, is_same_plan = _agreed_plan(target, sitting)
+        _require_room(target, sitting)
+        set_up_device(planned.plan, world)
         dataset = _shared_dataset(target, profile, planned.plan, sitting)
     except InterruptedRunError:
         return nothing_trained(target, resumed)
     return_free_memory()  # tokenizing took more than training keeps
-    with closing(dataset.shards):
-        world.open(planned.plan.backend.value)
-        try:
-            return _train(request, target, resumed, planned, dataset, sitting, is_same_plan)
-        finally:
-            world.close()
+    timeout_s = profile.device.collective_timeout
+    with closing(dataset.shards), world.together(planned.plan.backend.value, timeout_s):
+        return _train(request, target, resumed, planned, dataset, sitting, is_same_plan)
 
 
 def launch_size(request: TrainRequest) -> int:
@@ -143,7 +141,8 @@ def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
         if kept is not None:
             return json.dumps([kept.document(), True, None])
         tell = lambda text: sitting.observe(Note(text))  # noqa: E731
-        made = plan_run(profile, world=world, facts=facts, announce=tell)
+        with sitting.stop.at_once():  # measuring and compiling take long, and have no checks
+            made = plan_run(profile, world=world, facts=facts, announce=tell)
         same = target.record is None or made.plan.numerics() == _recorded_numerics(target.record)
         return json.dumps([made.plan.document(), same, made.peak_flops])
 
@@ -181,17 +180,20 @@ def _recorded_plan(target: Target, facts: Facts, world: World) -> Plan | None:
     record = target.record
     if record is None or record.get("machine") != machine_signature(facts):
         return None
-    recorded = record["profile"]
-    wishes = target.loaded.profile.values()
-    if recorded["device"] != wishes["device"]:
-        return None
-    if recorded["train"]["micro_batch"] != wishes["train"]["micro_batch"]:
+    recorded, wishes = profile_from_values(record["profile"], "run.yaml"), target.loaded.profile
+    if _planned_by(recorded) != _planned_by(wishes):
         return None
     plan = _plan_in(record)
     if plan is None:
         return None
     launched = world.size if world.size > 1 else plan.processes.value
     return plan if plan.processes.value == launched else None
+
+
+def _planned_by(profile: Profile) -> tuple[DeviceSection, int | str]:
+    """The wishes that a plan follows."""
+    wishes = profile.device.model_copy(update={"collective_timeout": 0.0})
+    return wishes, profile.train.micro_batch
 
 
 def _plan_in(record: Mapping[str, Any]) -> Plan | None:

@@ -174,6 +174,8 @@ class DeviceSection(Section):
     pin_memory: bool | Auto = "auto"
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     processes: Threads | Auto = "auto"
+    # How long ranks wait for one that does not answer.
+    collective_timeout: Annotated[Duration, Field(ge=1, lt=1e6)] = 600.0
 
 
 class Profile(Section):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from llmtrain.data.shards import PreparedData
@@ -22,7 +24,7 @@ from llmtrain.train.checkpoint import Checkpoint, SavedState
 from llmtrain.train.events import Evaluated, Note, Observer, Sampled, Stopped, TrainResult
 from llmtrain.train.examine import Examiner
 from llmtrain.train.horizon import Horizon
-from llmtrain.train.loop import Run
+from llmtrain.train.loop import Run, StepReport
 from llmtrain.train.memory import MemoryGuard
 from llmtrain.train.optim import named_state
 from llmtrain.train.pace import Pace, expected_steps
@@ -120,11 +122,17 @@ class Session:
         self.guard.heed(*self._sum([answer.smaller, answer.stop]))
         self.guard.end(self.saver.newest)
         begun_s = time.monotonic()
-        for report in self.guard.steps():
+        try:
+            steps = self._steps()
+        except InterruptedRunError:  # nothing was trained in this sitting, and it began to be
+            self._save(in_background=False)
+            return self._result(self._stopped())
+        for report in steps:
             took_s, begun_s = time.monotonic() - begun_s, time.monotonic()
-            self.pace.step_took(took_s)
-            self.trained_s += took_s
+            trained_s = self.pace.step_took(took_s)
+            self.trained_s += trained_s
             self.trained_steps += 1
+            self.reporter.pause(took_s - trained_s)
             if self.pace.is_known and not self.is_end_timed:
                 self._time_the_end()
             self._look_after_saving()
@@ -177,6 +185,20 @@ class Session:
         self.state = state
         self.evaluated_step, self.sampled_step = self._steps_looked_at()
         return True
+
+    def _steps(self) -> Iterator[StepReport]:
+        """The steps to come. Raises InterruptedRunError for a signal while the first one compiles.
+
+        That takes up to minutes. Several ranks have to stop together, after a step.
+        """
+        steps = self.guard.steps()
+        if not self.run.plan.compile.value or self.run.world.size > 1:
+            return steps
+        with self.stop.at_once():
+            hook = self.run.optimizer.register_step_pre_hook(lambda *_: self.stop.finish())
+            first = next(steps)
+        hook.remove()
+        return chain([first], steps)
 
     def _time_the_end(self) -> None:
         """A little of what ends the run is tried, so that its cost is known in time."""
@@ -268,7 +290,7 @@ class Session:
         progress = self.horizon.progress(
             elapsed_s=elapsed_s, begun_s=pace.begun_s, reserve_s=reserve_s
         )
-        save_is_due = self.saver.is_due(position.step)
+        save_is_due = self.stop.take_save() or self.saver.is_due(position.step)
         ours = [known or 0, progress or 0.0, is_over, save_is_due]
         if not self.run.world.is_main:
             ours = [0] * len(ours)
