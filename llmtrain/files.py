@@ -9,8 +9,8 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-# Rank 0 of a launched run writes its exit code into the file that this variable names.
-OUTCOME_FILE_VARIABLE = "LLMTRAIN_OUTCOME_FILE"
+# Set for the ranks that `llmtrain` itself launches: they tell the launcher why they failed.
+LAUNCHED_VARIABLE = "LLMTRAIN_LAUNCHED"
 _CHUNK_BYTES = 1 << 20
 
 

@@ -31,9 +31,11 @@ LAYERS = (
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 PURE = ("profile", "device/choice", "device/facts", "device/arithmetic", "device/decisions")
-PURE_MODULES = (*PURE, "device/plan", "device/memory", "errors", "units", "files", "untrusted")
+PURE_PLANS = ("device/plan", "device/memory", "device/pressure", "device/smaller")
+PURE_MODULES = (*PURE, *PURE_PLANS, "errors", "units", "files", "untrusted")
 ASKS_THE_HARDWARE = {
-    *("probe", "cpuinfo", "cgroup", "timing", "usage", "readers", "windows", "startup"),
+    *("probe", "cpuinfo", "cgroup", "rlimits", "timing", "usage", "readers", "windows"),
+    *("startup", "allocator"),
 }
 
 
@@ -69,8 +71,10 @@ READS_WHAT_IT_TRUSTS = {
     "device/cpuinfo",
     "device/cgroup",
     "device/readers",
+    "device/rlimits",
     "device/probe_cache",  # a key of its own making
     "engine/training",  # what rank 0 says
+    "train/recovery",
     "train/launch",
     "cli/tokenizer",  # the text that the user names, however large
 }

@@ -32,13 +32,18 @@ from llmtrain.train.events import Note, Observer
 from llmtrain.train.horizon import Horizon, horizon_of
 from llmtrain.train.rundir import (
     RunDirectory,
+    all_runs,
     find_run,
     named_checkpoint,
     new_run_path,
     newest_run,
 )
+from llmtrain.train.world import launcher_identity, was_restarted
 
-_MAY_DIFFER = ("device.", "checkpoint.", "eval.", "train.log_every_steps", "train.micro_batch")
+_MAY_DIFFER = (
+    *("device.", "checkpoint.", "eval."),
+    *("train.log_every_steps", "train.micro_batch", "train.skip_loss_spikes"),
+)
 _HORIZON = ("train.steps", "train.tokens", "train.epochs", "train.time")
 _CHOSEN = "train.tokens_per_step"  # auto in a profile; a run has a number
 _DELIBERATE = ("--", "argument ")  # origins that a call itself set
@@ -133,26 +138,38 @@ def _existing_run(request: TrainRequest) -> tuple[RunDirectory, Path | None] | N
     out = RunDirectory(request.out) if request.out is not None else None
     if out is not None:
         out.require_own_files()
-    if request.resume is None:
+    resume = request.resume or _resumed_by_restart(out)
+    if resume is None:
         if out is not None and (out.exists or out.checkpoints.is_dir()):
             raise UsageError(
                 f"--out {out.path} holds a run already",
                 hint="add --resume auto to continue it, or choose another --out",
             )
         return None
-    if request.resume == "auto":
+    if resume == "auto":
         if out is not None:
             _refuse_orphans(out)
             return (out, None) if out.exists else None
         newest = newest_run(loaded_profile(request).profile.name)
         return (RunDirectory(newest), None) if newest is not None else None
-    run = find_run(request.resume)
+    run = find_run(resume)
     if out is not None and out.path.resolve() != run.path.resolve():
         raise UsageError(
-            f"--resume {request.resume} continues in {run.path}, --out says {out.path}",
+            f"--resume {resume} continues in {run.path}, --out says {out.path}",
             hint="leave --out away",
         )
-    return run, named_checkpoint(request.resume)
+    return run, named_checkpoint(resume)
+
+
+def _resumed_by_restart(out: RunDirectory | None) -> str | None:
+    """What ranks go on with that torchrun started again: the run that they began before."""
+    if not was_restarted():
+        return None
+    if out is not None:
+        return "auto"
+    launcher = launcher_identity()
+    own = [run.path for run in all_runs() if run.launcher() == launcher]
+    return str(own[-1]) if own else None
 
 
 def _refuse_orphans(out: RunDirectory) -> None:

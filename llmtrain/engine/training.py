@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.device.allocator import return_free_memory
+from llmtrain.device.exhaustion import memory_errors_mapped
 from llmtrain.device.facts import Facts
 from llmtrain.device.memory import checkpoint_bytes
 from llmtrain.device.plan import Plan, plan_from_document
@@ -23,7 +24,8 @@ from llmtrain.engine.request import Chosen, TrainRequest
 from llmtrain.engine.target import Place, Target, has_new_horizon, locate, preview, target_at
 from llmtrain.errors import InterruptedRunError
 from llmtrain.files import free_bytes
-from llmtrain.profile.schema import Profile
+from llmtrain.profile.load import profile_from_values
+from llmtrain.profile.schema import DeviceSection, Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.train.checkpoint import (
     Checkpoint,
@@ -40,6 +42,7 @@ from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.saving import require_room
 from llmtrain.train.session import Session
 from llmtrain.train.signals import StopRequest
+from llmtrain.train.stability import Course
 from llmtrain.train.world import World
 from llmtrain.units import format_bytes
 
@@ -61,6 +64,7 @@ class Sitting:
         return time.monotonic() - self.started_s
 
 
+@memory_errors_mapped()
 def run_training(request: TrainRequest, sitting: Sitting) -> TrainResult:
     """The request is trained, or was already. Raises LlmtrainError."""
     with ExitStack() as held:
@@ -76,20 +80,17 @@ def _run_at(place: Place, request: TrainRequest, sitting: Sitting) -> TrainResul
     if finished is not None:
         sitting.observe(Note(f"{target.directory.path} is finished: {finished.steps} steps"))
         return finished
-    planned, is_same_plan = _agreed_plan(target, sitting)
-    _require_room(target, sitting)
-    set_up_device(planned.plan, world)
     try:
+        planned, is_same_plan = _agreed_plan(target, sitting)
+        _require_room(target, sitting)
+        set_up_device(planned.plan, world)
         dataset = _shared_dataset(target, profile, planned.plan, sitting)
     except InterruptedRunError:
         return nothing_trained(target, resumed)
     return_free_memory()  # tokenizing took more than training keeps
-    with closing(dataset.shards):
-        world.open(planned.plan.backend.value)
-        try:
-            return _train(request, target, resumed, planned, dataset, sitting, is_same_plan)
-        finally:
-            world.close()
+    timeout_s = profile.device.collective_timeout
+    with closing(dataset.shards), world.together(planned.plan.backend.value, timeout_s):
+        return _train(request, target, resumed, planned, dataset, sitting, is_same_plan)
 
 
 def launch_size(request: TrainRequest) -> int:
@@ -97,6 +98,7 @@ def launch_size(request: TrainRequest) -> int:
     return planned_for(request).plan.processes.value
 
 
+@memory_errors_mapped()
 def planned_for(request: TrainRequest) -> Planned:
     """The plan that the request would run with, as `--dry-run` shows it. Changes nothing."""
     target = target_at(request, preview(request))
@@ -139,7 +141,8 @@ def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
         if kept is not None:
             return json.dumps([kept.document(), True, None])
         tell = lambda text: sitting.observe(Note(text))  # noqa: E731
-        made = plan_run(profile, world=world, facts=facts, announce=tell)
+        with sitting.stop.at_once():  # measuring and compiling take long, and have no checks
+            made = plan_run(profile, world=world, facts=facts, announce=tell)
         same = target.record is None or made.plan.numerics() == _recorded_numerics(target.record)
         return json.dumps([made.plan.document(), same, made.peak_flops])
 
@@ -177,17 +180,20 @@ def _recorded_plan(target: Target, facts: Facts, world: World) -> Plan | None:
     record = target.record
     if record is None or record.get("machine") != machine_signature(facts):
         return None
-    recorded = record["profile"]
-    wishes = target.loaded.profile.values()
-    if recorded["device"] != wishes["device"]:
-        return None
-    if recorded["train"]["micro_batch"] != wishes["train"]["micro_batch"]:
+    recorded, wishes = profile_from_values(record["profile"], "run.yaml"), target.loaded.profile
+    if _planned_by(recorded) != _planned_by(wishes):
         return None
     plan = _plan_in(record)
     if plan is None:
         return None
     launched = world.size if world.size > 1 else plan.processes.value
     return plan if plan.processes.value == launched else None
+
+
+def _planned_by(profile: Profile) -> tuple[DeviceSection, int | str]:
+    """The wishes that a plan follows."""
+    wishes = profile.device.model_copy(update={"collective_timeout": 0.0})
+    return wishes, profile.train.micro_batch
 
 
 def _plan_in(record: Mapping[str, Any]) -> Plan | None:
@@ -203,6 +209,7 @@ def _recorded_numerics(record: Mapping[str, Any]) -> dict[str, Any] | None:
     return None if plan is None else plan.numerics()
 
 
+@memory_errors_mapped()
 def _shared_dataset(target: Target, profile: Profile, plan: Plan, sitting: Sitting) -> Dataset:
     """The data that rank 0 prepared, opened on every rank."""
     work = DataWork(plan.workers.value, sitting.observe, sitting.stop.check)
@@ -240,6 +247,8 @@ def _train(
     run = build_run(profile, planned.plan, world, dataset.shards.train, resumed)
     horizon = target.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
     _set_horizon(run.position, target, horizon)
+    if resumed is not None and resumed.state.numerics != planned.plan.numerics():
+        is_same_plan = False  # it changed after this checkpoint: see run.yaml's sittings
     state = _state(resumed, planned.plan, is_same_plan)
     if resumed is not None and not is_same_plan:
         sitting.observe(
@@ -259,7 +268,7 @@ def _train(
         dataset.shards,
         dataset.tokenizer,
         state,
-        predicted=planned.prediction,
+        needs=planned.needs,
         peak_flops=planned.peak_flops,
         stop=sitting.stop,
         observe=sitting.observe,
@@ -294,6 +303,7 @@ def _state(resumed: Checkpoint | None, plan: Plan, is_same_plan: bool) -> SavedS
             elapsed_s=0.0,
             horizon_steps=None,
             torch_rng=RandomState.now().text,
+            course=Course(),
             numerics=plan.numerics(),
         )
     before = resumed.state

@@ -110,6 +110,7 @@ class TrainSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     micro_batch: PositiveInt | Auto = "auto"  # sequences of one forward and backward
     gradient_clip: PositiveFloat | None = 1.0  # global norm
+    skip_loss_spikes: bool = True  # no update from a loss that leaps above the recent ones
     log_every_steps: PositiveInt = 10
 
     @property
@@ -173,6 +174,8 @@ class DeviceSection(Section):
     pin_memory: bool | Auto = "auto"
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     processes: Threads | Auto = "auto"
+    # How long ranks wait for one that does not answer.
+    collective_timeout: Annotated[Duration, Field(ge=1, lt=1e6)] = 600.0
 
 
 class Profile(Section):

@@ -21,10 +21,11 @@ from llmtrain.files import sha256_file
 from llmtrain.model.huggingface import shape_from_config
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
+from llmtrain.train.stability import Course
 from llmtrain.train.tensor_files import read_tensors
 from llmtrain.untrusted import problem_of, read_json, refuse_link
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _NAME = re.compile(r"step-(\d{8,18})", re.ASCII)
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 MODEL, OPTIMIZER, STATE, MANIFEST = (
@@ -62,6 +63,7 @@ class SavedState(BaseModel):
     finished: bool = False
     torch_rng: str  # base64
     grad_scaler: dict[str, float] | None = None
+    course: Course
     numerics: dict[str, Any]
     not_bitwise_from_step: int | None = None
 
@@ -100,6 +102,14 @@ def step_of(path: Path) -> int:
     match = _NAME.fullmatch(path.name)
     assert match is not None, path
     return int(match[1])
+
+
+def is_of(course: Course, path: Path) -> bool:
+    """Whether the run that came by `course` was where this checkpoint is."""
+    try:
+        return course.went_through(step_of(path), load_state(path).course)
+    except (DamagedCheckpointError, UsageError):
+        return False
 
 
 def verify_checkpoint(path: Path) -> None:
@@ -159,16 +169,30 @@ def _problem(error: OSError | ValueError) -> str:
 def load_state(path: Path) -> SavedState:
     """Where the run stood at the checkpoint, unverified. Raises DamagedCheckpointError."""
     with _told_as_damage(path / STATE) as file:
-        values = read_json(file)
-        _require_format(path, values)
-        return SavedState.model_validate(values)
+        return SavedState.model_validate(_upgraded(path, read_json(file)))
 
 
-def _require_format(path: Path, state: object) -> None:
-    # before the other values are looked at: another format may have others
+def _upgraded(path: Path, state: object) -> Mapping[str, Any]:
+    """The state as today's format has it. Raises UsageError for a format that nobody knows."""
     found = state.get("format_version") if isinstance(state, dict) else None
-    if found != FORMAT_VERSION:
-        raise UsageError(f"{path} has format {found}; this llmtrain reads {FORMAT_VERSION}")
+    if not isinstance(state, dict) or found not in (*_UPGRADES, FORMAT_VERSION):
+        known = ", ".join(str(version) for version in (*_UPGRADES, FORMAT_VERSION))
+        raise UsageError(
+            f"{path} has format {found}; this llmtrain reads {known}",
+            hint="a newer llmtrain wrote it: pipx upgrade llmtrain",
+        )
+    while (version := state["format_version"]) != FORMAT_VERSION:
+        state = _UPGRADES[version](state) | {"format_version": version + 1}
+    return state
+
+
+def _from_1(state: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 stopped at the first number that was not finite, and kept no course."""
+    return state | {"course": {}}
+
+
+# By the format that each leads on from.
+_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
 
 
 def newest_good(directory: Path, on_damage: Callable[[Path, str], None]) -> Path | None:

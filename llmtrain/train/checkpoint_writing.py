@@ -31,8 +31,11 @@ from llmtrain.train.checkpoint import (
     OPTIMIZER,
     STATE,
     Checkpoint,
+    SavedState,
     checkpoint_name,
+    is_of,
     list_checkpoints,
+    set_aside,
     step_of,
     verify_checkpoint,
 )
@@ -95,6 +98,15 @@ def remove_old(directory: Path, keep_last: int, keep_step: int | None) -> None:
             doomed = path.with_name(f".{path.name}.removed")
             shutil.rmtree(doomed, ignore_errors=True)  # of a removal that was cut short
             shutil.rmtree(path.rename(doomed), ignore_errors=True)
+
+
+def set_aside_given_up(directory: Path, state: SavedState) -> None:
+    """What a rewound run gave up is not taken for its newest, now that there is a newer one."""
+    if not state.course.jumps:
+        return
+    for path in list_checkpoints(directory):
+        if step_of(path) > state.step or not is_of(state.course, path):
+            set_aside(path, "superseded")
 
 
 def recover(directory: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from llmtrain.train.loop import Position, Run
 from llmtrain.train.optim import build_optimizer, load_named_state
 from llmtrain.train.rates import peak_learning_rates
 from llmtrain.train.schedule import Schedule
+from llmtrain.train.stability import Course
 from llmtrain.train.world import World, device_of
 
 
@@ -56,10 +57,10 @@ def build_run(
         tokens_per_step=tokens_per_step,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=plan.grad_scaler.value)
-    position = Position()
+    position, course = Position(), Course()
     if resumed is not None:
         load_named_state(model, optimizer, resumed.optimizer)
-        position = _restore(resumed, scaler)
+        position, course = _restore(resumed, scaler), resumed.state.course
     _compute_as_planned(model, plan, optimizer)
     return Run(
         model=model,
@@ -77,6 +78,33 @@ def build_run(
             profile.optim, model.shape.hidden_size, tokens_per_step
         )["matrix"],
         gradient_clip=profile.train.gradient_clip,
+        skips_spikes=profile.train.skip_loss_spikes,
+        course=course,
+    )
+
+
+def rewind_run(run: Run, seed: int, checkpoint: Checkpoint | None) -> None:
+    """The run stands where `checkpoint` does, or at its beginning, and computes as it did.
+
+    What it knows of its end stays, and so do the jumps of its course.
+    """
+    run.optimizer.state.clear()
+    run.scaler = torch.amp.GradScaler(run.device.type, enabled=run.scaler.is_enabled())
+    before, position = Course(), Position()
+    if checkpoint is None:
+        run.model.initialise(seed)
+    else:
+        load_weights(run.model, checkpoint)
+        load_named_state(run.model, run.optimizer, checkpoint.optimizer)
+        before, position = checkpoint.state.course, _restore(checkpoint, run.scaler)
+    if run.model.casts is not None:
+        run.model.casts.forget()
+    run.course = run.course.resumed_from(before)
+    run.position = replace(
+        run.position,
+        step=position.step,
+        tokens=position.tokens,
+        windows=run.course.cursor(position.step, position.windows),
     )
 
 

@@ -106,6 +106,14 @@ class RunDirectory:
             return None
         return str(name)
 
+    def launcher(self) -> str | None:
+        """What started the ranks of the last sitting; None where that was not torchrun."""
+        try:
+            found = self.read_record()["sittings"][-1].get("launcher")
+        except (UsageError, LookupError, TypeError, AttributeError):
+            return None
+        return None if found is None else str(found)
+
     def append(self, path: Path, line: Mapping[str, Any]) -> None:
         """One more line of JSON in `path`, handed to the system at once."""
         with path.open("a", encoding="utf-8", newline="\n") as file:

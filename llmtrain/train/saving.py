@@ -14,12 +14,13 @@ from safetensors import SafetensorError
 from llmtrain.errors import LlmtrainError
 from llmtrain.files import free_bytes
 from llmtrain.profile.schema import CheckpointSection
-from llmtrain.train.checkpoint import Checkpoint, step_of
+from llmtrain.train.checkpoint import Checkpoint, SavedState, step_of
 from llmtrain.train.checkpoint_writing import (
     Written,
     on_cpu,
     remove_old,
     seal_checkpoint,
+    set_aside_given_up,
     write_checkpoint,
 )
 from llmtrain.train.events import Saved
@@ -75,8 +76,7 @@ class Saver:
             write: Callable[[], Written] = lambda: written  # noqa: E731
         else:
             write = partial(write_checkpoint, self._directory, on_cpu(checkpoint))
-        keep_step = checkpoint.state.best_step if self._wishes.keep_best else None
-        self._sealing = self._thread.submit(self._seal, write, step, keep_step, begun_s)
+        self._sealing = self._thread.submit(self._seal, write, checkpoint.state, begun_s)
         self._paused_s = time.monotonic() - begun_s
         if not in_background:
             self.finish()
@@ -98,11 +98,11 @@ class Saver:
         """The thread is gone; a save that was under way is still finished."""
         self._thread.shutdown(wait=True)
 
-    def _seal(
-        self, write: Callable[[], Written], step: int, keep_step: int | None, begun_s: float
-    ) -> Path:
-        with _explained(step):
+    def _seal(self, write: Callable[[], Written], state: SavedState, begun_s: float) -> Path:
+        keep_step = state.best_step if self._wishes.keep_best else None
+        with _explained(state.step):
             path = seal_checkpoint(write())
+            set_aside_given_up(self._directory, state)
             remove_old(self._directory, self._wishes.keep_last, keep_step)
         self.took_s = time.monotonic() - begun_s
         return path

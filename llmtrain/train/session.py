@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
 
 from llmtrain.data.shards import PreparedData
-from llmtrain.device.memory import MemoryPrediction, checkpoint_bytes
+from llmtrain.device.choice import Needs
+from llmtrain.device.exhaustion import MEMORY_ERRORS, out_of_memory
+from llmtrain.device.memory import checkpoint_bytes
 from llmtrain.device.usage import read_accelerator_memory, read_process_memory
 from llmtrain.errors import InterruptedRunError
 from llmtrain.eval.evaluate import bits_per_byte
@@ -15,12 +21,14 @@ from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.checkpoint import Checkpoint, SavedState
-from llmtrain.train.events import Evaluated, Observer, Sampled, Stopped, TrainResult
+from llmtrain.train.events import Evaluated, Note, Observer, Sampled, Stopped, TrainResult
 from llmtrain.train.examine import Examiner
 from llmtrain.train.horizon import Horizon
-from llmtrain.train.loop import Run, training_steps
+from llmtrain.train.loop import Run, StepReport
+from llmtrain.train.memory import MemoryGuard
 from llmtrain.train.optim import named_state
 from llmtrain.train.pace import Pace, expected_steps
+from llmtrain.train.recovery import Recovery
 from llmtrain.train.reporting import Reporter
 from llmtrain.train.run import RandomState
 from llmtrain.train.rundir import RunDirectory
@@ -53,7 +61,7 @@ class Session:
         tokenizer: Tokenizer,
         state: SavedState,
         *,
-        predicted: MemoryPrediction,
+        needs: Needs,
         peak_flops: float | None,
         stop: StopRequest,
         observe: Observer,
@@ -67,7 +75,6 @@ class Session:
         self.data = data
         self.tokenizer = tokenizer
         self.state = state
-        self.predicted = predicted
         self.stop = stop
         self.examiner = Examiner(run, profile, data, tokenizer, stop)
         self.pace = Pace(
@@ -90,45 +97,116 @@ class Session:
         self.saver = Saver(
             directory.checkpoints, profile.checkpoint, lambda saved: self.reporter.observe(saved)
         )
+        self.guard = MemoryGuard(
+            run, needs, directory, observe, changed=self._plan_changed, rescue=self._rescue
+        )
+        self.recovery = Recovery(run, profile, directory, tokenizer, self.reporter)
         self.first_step = run.position.step
-        self.trained_s = 0.0
+        self.trained_s, self.trained_steps = 0.0, 0
         self.evaluated_step, self.sampled_step = self._steps_looked_at()
         self.is_end_timed = horizon.time_s is None
 
     def train(self) -> TrainResult:
-        """The run is trained to its end or to the stop request, and saved."""
+        """The run is trained to its end or to the stop request, and saved.
+
+        Raises DivergedError where neither skipping steps nor rewinding helps.
+        """
         with closing(self.saver):
             return self._trained()
 
     def _trained(self) -> TrainResult:
-        if self.first_step > 0 and self._look_and_save(self.first_step, self._decide_at_once()):
+        is_fresh = self.first_step == 0 or self._rewound()
+        if not is_fresh and self._look_and_save(self.first_step, self._decide_at_once()):
             return self._result(self._stopped())
+        answer = self.guard.look()
+        self.guard.heed(*self._sum([answer.smaller, answer.stop]))
+        self.guard.end(self.saver.newest)
         begun_s = time.monotonic()
-        for report in training_steps(self.run):
+        try:
+            steps = self._steps()
+        except InterruptedRunError:  # nothing was trained in this sitting, and it began to be
+            self._save(in_background=False)
+            return self._result(self._stopped())
+        for report in steps:
             took_s, begun_s = time.monotonic() - begun_s, time.monotonic()
-            self.pace.step_took(took_s)
-            self.trained_s += took_s
+            trained_s = self.pace.step_took(took_s)
+            self.trained_s += trained_s
+            self.trained_steps += 1
+            self.reporter.pause(took_s - trained_s)
             if self.pace.is_known and not self.is_end_timed:
                 self._time_the_end()
             self._look_after_saving()
             decision = self._decide()
-            self.state = self.state.model_copy(update={"train_loss": report.loss})
+            if report.verdict.skipped is None:
+                self.state = self.state.model_copy(update={"train_loss": report.loss})
+            self.recovery.look_at(report)
             self.reporter.step(report, is_last=decision.is_over or decision.stop_requested)
+            if not decision.stop_requested and self._rewound():
+                begun_s = time.monotonic()
+                continue
             if self._look_and_save(report.step, decision):
                 break
             begun_s = time.monotonic()
+        self.guard.end(self.saver.newest)
         if self.state.finished:
             state = self.state
             self.reporter.end(state.val_loss, state.best_val_loss, state.best_step)
         return self._result(self._stopped())
 
+    def _plan_changed(self, after_step: int) -> None:
+        """The state says by what plan it goes on, and from where it is another run's bits."""
+        drifted = self.state.not_bitwise_from_step
+        if drifted is None and after_step > 0:
+            drifted = after_step
+        numerics = self.run.plan.numerics()
+        self.state = self.state.model_copy(
+            update={"numerics": numerics, "not_bitwise_from_step": drifted}
+        )
+
+    def _rescue(self) -> Path | None:
+        """The last step that was done is saved, if memory allows it; where the newest one is."""
+        if self.run.position.step > self.state.step:
+            try:
+                self._save(in_background=False)
+            except MEMORY_ERRORS as error:
+                problem = out_of_memory(error)
+                if problem is None:
+                    raise
+                self.reporter.observe(Note(f"could not be saved: {problem}", is_warning=True))
+        return self.saver.newest
+
+    def _rewound(self) -> bool:
+        """Whether steps that were skipped brought the run back to a state before them."""
+        if self.run.course.answer != "go on":
+            self.saver.finish()  # it may be what the run goes back to
+        state = self.recovery.rewound(self.state)
+        if state is None:
+            return False
+        self.state = state
+        self.evaluated_step, self.sampled_step = self._steps_looked_at()
+        return True
+
+    def _steps(self) -> Iterator[StepReport]:
+        """The steps to come. Raises InterruptedRunError for a signal while the first one compiles.
+
+        That takes up to minutes. Several ranks have to stop together, after a step.
+        """
+        steps = self.guard.steps()
+        if not self.run.plan.compile.value or self.run.world.size > 1:
+            return steps
+        with self.stop.at_once():
+            hook = self.run.optimizer.register_step_pre_hook(lambda *_: self.stop.finish())
+            first = next(steps)
+        hook.remove()
+        return chain([first], steps)
+
     def _time_the_end(self) -> None:
         """A little of what ends the run is tried, so that its cost is known in time."""
         self.is_end_timed = True
         examiner, few = self.examiner, self.run.plan.micro_batch.value * self.run.world.size
-        examiner.validation_loss(few)  # the first call is a slow one
-        begun_s = time.monotonic()
-        examiner.validation_loss(few)
+        for _ in range(2):  # the first call is a slow one
+            begun_s = time.monotonic()
+            self.guard.within(lambda: examiner.validation_loss(few))
         share = examiner.windows / min(few, examiner.windows)
         self.pace.took("evaluation", share * (time.monotonic() - begun_s))
         size_bytes = checkpoint_bytes(shape_of(self.profile.model), self.profile.optim.name)
@@ -156,7 +234,7 @@ class Session:
 
     def _steps_looked_at(self) -> tuple[int, int]:
         """The last step that was evaluated and the last that was sampled from; 0 for none."""
-        if not self.run.world.is_main or self.first_step == 0:
+        if not self.run.world.is_main or self.run.position.step == 0:
             return 0, 0
         evaluated = [m["step"] for m in self.directory.read_metrics() if "val_loss" in m]
         sampled = [line["step"] for line in self.directory.read_samples()]
@@ -184,7 +262,9 @@ class Session:
             over = True
         is_new_best = self.state.best_step != best_before and self.profile.checkpoint.keep_best
         self.state = self.state.model_copy(update={"finished": over and not stop})
-        if over or stop or decision.save_is_due or is_new_best:
+        # After a rewind what was saved before it is the better state until there is another.
+        is_due = (decision.save_is_due or is_new_best) and self.run.course.has_come_on
+        if over or stop or is_due:
             self._save(in_background=not (over or stop))
         return over or stop
 
@@ -210,26 +290,30 @@ class Session:
         progress = self.horizon.progress(
             elapsed_s=elapsed_s, begun_s=pace.begun_s, reserve_s=reserve_s
         )
-        save_is_due = self.saver.is_due(position.step)
+        save_is_due = self.stop.take_save() or self.saver.is_due(position.step)
         ours = [known or 0, progress or 0.0, is_over, save_is_due]
         if not self.run.world.is_main:
             ours = [0] * len(ours)
-        agreed = self._sum([*ours, self.stop.is_made])
+        answer = self.guard.look()
+        agreed = self._sum([*ours, self.stop.is_made, answer.smaller, answer.stop])
+        self.guard.heed(agreed[5], agreed[6])
         position.horizon_steps = int(agreed[0]) or None
         if position.time_progress is not None:  # costs that turn out lower do not raise the rate
             position.time_progress = max(position.time_progress, agreed[1])
-        return Decision(agreed[2] > 0, agreed[4] > 0, agreed[3] > 0)
+        return Decision(agreed[2] > 0, agreed[4] > 0 or self.guard.is_over, agreed[3] > 0)
 
     def _evaluate(self, step: int) -> None:
         """The validation loss is known, and whether it is the best so far."""
         begun_s = time.monotonic()
-        found = self.examiner.validation_loss()
+        found = self.guard.within(self.examiner.validation_loss)
         nats_per_token = found.nats_per_token
         facts = self.data.index.validation
         bpb = bits_per_byte(nats_per_token, facts.tokens, facts.text_bytes)
-        best = self.state.best_val_loss
-        is_best = best is None or nats_per_token < best
-        update = {"val_loss": nats_per_token, "val_bpb": bpb}
+        best, is_finite = self.state.best_val_loss, math.isfinite(nats_per_token)
+        is_best = is_finite and (best is None or nats_per_token < best)
+        update: dict[str, float | None] = {"val_loss": None, "val_bpb": None}
+        if is_finite:
+            update = {"val_loss": nats_per_token, "val_bpb": bpb}
         if is_best:
             update |= {"best_val_loss": nats_per_token, "best_step": step}
         waited = 0 if is_best else self.state.evaluations_without_best + 1
@@ -302,6 +386,7 @@ class Session:
                 "elapsed_s": self.pace.elapsed_s,
                 "peak_memory_bytes": max(self.state.peak_memory_bytes, self._peak_memory()),
                 "torch_rng": RandomState.now().text,
+                "course": self.run.course,
                 "grad_scaler": scaler.state_dict() if scaler.is_enabled() else None,
             }
         )
@@ -318,19 +403,18 @@ class Session:
         return self.run.world.sum_values(values, self.run.device)
 
     def _result(self, stopped: Stopped) -> TrainResult:
-        steps = self.run.position.step - self.first_step
-        tokens = steps * self.profile.train.chosen_tokens_per_step
+        tokens = self.trained_steps * self.profile.train.chosen_tokens_per_step
         return TrainResult(
             run=self.directory.path,
             checkpoint=self.saver.newest,
             steps=self.run.position.step,
             tokens=self.run.position.tokens,
             seconds=self.state.elapsed_s,
-            tokens_per_s=tokens / self.trained_s if steps else None,
+            tokens_per_s=tokens / self.trained_s if tokens else None,
             train_loss=self.state.train_loss,
             val_loss=self.state.val_loss,
             val_bpb=self.state.val_bpb,
             peak_memory_bytes=self.state.peak_memory_bytes,
-            predicted=self.predicted,
+            predicted=self.guard.predicted,
             stopped=stopped,
         )

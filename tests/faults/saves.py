@@ -33,6 +33,7 @@ from llmtrain.tokenizer import train_tokenizer
 from llmtrain.train.checkpoint import Checkpoint, SavedState, load_checkpoint, newest_good, step_of
 from llmtrain.train.checkpoint_writing import recover
 from llmtrain.train.saving import Saver
+from llmtrain.train.stability import Course
 from tests.faults import shim
 from tests.faults.shim import Kind
 
@@ -161,6 +162,7 @@ def _state(step: int, *, finished: bool = True) -> SavedState:
         elapsed_s=1.0,
         horizon_steps=None,
         torch_rng="c2VlZA==",
+        course=Course(),
         numerics={},
         finished=finished,
     )

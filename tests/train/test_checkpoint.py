@@ -38,6 +38,7 @@ from llmtrain.train.checkpoint import (
 )
 from llmtrain.train.checkpoint_writing import remove_old, save_checkpoint
 from llmtrain.train.optim import build_optimizer, named_state
+from llmtrain.train.stability import Course
 
 SHAPE = shape_of(
     ModelSection(
@@ -80,6 +81,7 @@ def checkpoint(tokenizer: Tokenizer) -> Checkpoint:
         val_loss=1 / 3,
         best_step=1,
         torch_rng="c2VlZA==",
+        course=Course(),
         numerics={"threads": 2, "precision": "fp32"},
     )
     weights = {name: t.clone() for name, t in model.state_dict().items()}
@@ -311,14 +313,29 @@ def test_a_file_that_was_written_wrong_is_damage(saved: Path, name: str, data: b
 def test_a_newer_format_is_no_damage(saved: Path) -> None:
     """It may have values that this version does not know, and must not be set aside for that."""
     state = json.loads((saved / "state.json").read_text("utf-8"))
-    (saved / "state.json").write_text(json.dumps(state | {"format_version": 2, "more": 1}))
+    (saved / "state.json").write_text(json.dumps(state | {"format_version": 3, "more": 1}))
     entry = {
         "bytes": (saved / "state.json").stat().st_size,
         "sha256": sha256_file(saved / "state.json"),
     }
     rewrite_manifest(saved, lambda m: m | {"files": m["files"] | {"state.json": entry}})
-    with pytest.raises(UsageError, match="has format 2; this llmtrain reads 1"):
+    with pytest.raises(UsageError, match="has format 3; this llmtrain reads 1, 2"):
         load_checkpoint(saved)
+
+
+def test_an_older_format_is_read(saved: Path, checkpoint: Checkpoint) -> None:
+    """As version 1 wrote it, which kept no course."""
+    state = json.loads((saved / "state.json").read_text("utf-8"))
+    del state["course"]
+    (saved / "state.json").write_text(json.dumps(state | {"format_version": 1}))
+    entry = {
+        "bytes": (saved / "state.json").stat().st_size,
+        "sha256": sha256_file(saved / "state.json"),
+    }
+    rewrite_manifest(
+        saved, lambda m: {"format_version": 1, "files": m["files"] | {"state.json": entry}}
+    )
+    assert load_checkpoint(saved).state == checkpoint.state
 
 
 def test_state_that_is_no_number_is_not_saved(checkpoint: Checkpoint) -> None:
