@@ -32,6 +32,7 @@ from llmtrain.train.checkpoint import SavedState, load_state, verify_checkpoint
 from llmtrain.train.run import RandomState
 from llmtrain.train.run_file import data_key
 from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.stability import Course, Jump
 from llmtrain.train.tensor_files import read_tensors, write_tensors
 from llmtrain.untrusted import parse_json, read_json
 from tests.device.machines import CPU
@@ -176,6 +177,7 @@ def _state() -> bytes:
         best_val_loss=1.5,
         torch_rng="c2VlZA==",
         grad_scaler={"scale": 2.0},
+        course=Course(losses=(5.5, 5.4), jumps=(Jump(step=1, windows=16, from_step=2),)),
         numerics={"threads": 1},
     )
     return json.dumps(state.model_dump(mode="json")).encode()
