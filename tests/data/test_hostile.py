@@ -109,8 +109,8 @@ def test_the_offset_of_what_is_no_utf8_counts_from_the_front(
         assert "0x80 at offset 0" in refusal(tmp_path / "a.txt").message
 
 
-@pytest.mark.parametrize("fraction", [0.01, 0.05, 0.2])
-@pytest.mark.parametrize("parts", [1, 3, 10, 60, 150, 500])
+@pytest.mark.parametrize("fraction", [0.05, 0.25, 0.5])
+@pytest.mark.parametrize("parts", [1, 3, 31, 65, 90, 500])
 def test_parts_are_split_as_evenly_as_a_whole(
     tmp_path: Path, short_parts: None, parts: int, fraction: float
 ) -> None:
@@ -121,7 +121,7 @@ def test_parts_are_split_as_evenly_as_a_whole(
     pieces = list(split.assign(corpus.documents()))
     assert "".join(piece.document.text for piece in pieces) == "".join(lines)
     held_out = sum(len(p.document.text) for p in pieces if p.side == "validation")
-    assert 0.4 * fraction < held_out / (10 * len(lines)) < max(2 * fraction, 0.06)
+    assert held_out / (10 * len(lines)) == pytest.approx(fraction, rel=0.35)
 
 
 def test_a_line_of_json_that_is_too_long_is_refused(tmp_path: Path, short_parts: None) -> None:
