@@ -3,8 +3,10 @@ does not. What came of it does not depend on interruptions."""
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,6 +264,10 @@ def test_a_fault_that_stays_ends_the_run_with_a_diagnosis(
     assert "of the training text, '" in message
     assert "after 2 rewinds" in message
     assert "\n" not in message
+    where = re.search(r"text, ('.*'), in corpus.txt from character (\d+) on", message)
+    assert where is not None
+    begins = ast.literal_eval(where[1])
+    assert (place / "corpus.txt").read_text()[int(where[2]) :].startswith(begins)
     assert failure.value.hint is not None
     assert all(bool(torch.isfinite(p).all()) for p in runs[0].model.parameters())
     assert_finite(place / "run")
