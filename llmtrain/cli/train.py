@@ -115,7 +115,7 @@ def train(
         if "RANK" not in os.environ and (processes := _processes(request)) > 1:
             from llmtrain.train.launch import launch
 
-            return launch(processes, sys.argv[1:], stop, debug=voice.debug)
+            return launch(processes, sys.argv[1:], stop)
         return _train(voice, request, stop, as_json=json)
 
 
@@ -167,9 +167,11 @@ def _dry_run(voice: Voice, request: TrainRequest, *, as_json: bool) -> int:
 def _train(voice: Voice, request: TrainRequest, stop: StopRequest, *, as_json: bool) -> int:
     from llmtrain.cli.progress import watching
     from llmtrain.engine.training import Sitting, run_training
-    from llmtrain.train.signals import process_age_s
-    from llmtrain.train.world import world_from_environment
+    from llmtrain.train.signals import process_age_s, stop_with_parent
+    from llmtrain.train.world import is_launched, world_from_environment
 
+    if is_launched():
+        stop_with_parent(stop)
     world, started_s = world_from_environment(), monotonic() - process_age_s()
     if not world.is_main:
         run_training(request, Sitting(world, lambda event: None, stop, started_s))

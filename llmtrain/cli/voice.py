@@ -7,9 +7,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import llmtrain
+from llmtrain.cli.streams import UnfailingStream, unread_output_lost
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -30,7 +31,8 @@ class Voice:
         """Where everything that is not a result goes; plain where it is not a terminal."""
         from rich.console import Console
 
-        return Console(stderr=True, highlight=False, soft_wrap=True)
+        stream = cast("TextIO", UnfailingStream(sys.stderr))
+        return Console(file=stream, stderr=True, highlight=False, soft_wrap=True)
 
     @property
     def is_live(self) -> bool:
@@ -51,7 +53,10 @@ class Voice:
     def document(self, values: Mapping[str, Any]) -> None:
         """The one JSON document of a `--json` call."""
         whole = {"schema_version": SCHEMA_VERSION, "llmtrain": llmtrain.__version__, **values}
-        sys.stdout.write(json.dumps(whole, indent=2, ensure_ascii=False, default=str) + "\n")
+        text = json.dumps(whole, indent=2, ensure_ascii=False, default=str)
+        with unread_output_lost():
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
 
     def note(self, text: str) -> None:
         """Something worth knowing; not said when quiet."""

@@ -31,7 +31,7 @@ from llmtrain.train.loop import Run, StepReport
 from llmtrain.train.reporting import Reporter
 from llmtrain.train.run import rewind_run
 from llmtrain.train.rundir import RunDirectory
-from llmtrain.train.stability import BAD_STEPS_WITHIN
+from llmtrain.train.stability import BAD_STEPS_WITHIN, Course
 
 # Computing more than this again costs more than it is worth, where a later state is to be had.
 _LONGEST_REPLAY_STEPS = 1000
@@ -183,6 +183,7 @@ def _state_at(base: SavedState | None, now: SavedState) -> SavedState:
             elapsed_s=now.elapsed_s,
             horizon_steps=None,
             torch_rng=now.torch_rng,
+            course=Course(),
             numerics=now.numerics,
         )
     return base.model_copy(

@@ -87,6 +87,10 @@ class Reporter:
         windows = self._run.position.windows
         self._tell(None, {"step": jump.step, "rewound_from": jump.from_step, "windows": windows})
 
+    def note(self, text: str) -> None:
+        """The observer is warned."""
+        self._tell(text)
+
     def _tell(self, warning: str | None, line: Mapping[str, object] | None = None) -> None:
         if not self._run.world.is_main:
             return

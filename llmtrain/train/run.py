@@ -14,6 +14,7 @@ from llmtrain.data.stream import TokenStream
 from llmtrain.device.plan import InferencePlan, Plan
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
+from llmtrain.model.huggingface import weight_shapes
 from llmtrain.ops.precision import WeightCasts, half_dtype
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
@@ -143,6 +144,24 @@ def build_model(profile: Profile, resumed: Checkpoint | None) -> Decoder:
     return model
 
 
+def trained_model(checkpoint: Checkpoint) -> Decoder:
+    """The checkpoint's own model, on the CPU.
+
+    Raises LlmtrainError where its weights are not those that its config.json describes, before
+    memory is taken for a model of that shape.
+    """
+    shape, weights = checkpoint.shape, checkpoint.weights
+    if sum(tensor.numel() for tensor in weights.values()) != shape.parameters or any(
+        name not in weights or weights[name].shape != dims for name, dims in weight_shapes(shape)
+    ):
+        raise LlmtrainError(
+            f"the weights are not the {shape.parameters} that config.json describes"
+        )
+    model = Decoder(shape)
+    load_weights(model, checkpoint)
+    return model
+
+
 def load_weights(model: Decoder, checkpoint: Checkpoint) -> None:
     """The model computes what the checkpointed one did. Raises LlmtrainError where it cannot."""
     try:
@@ -163,9 +182,15 @@ class RandomState:
         return cls(base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode("ascii"))
 
     def restore(self) -> None:
-        """The generator stands where it stood."""
-        raw: Tensor = torch.frombuffer(bytearray(base64.b64decode(self.text)), dtype=torch.uint8)
-        torch.set_rng_state(raw)
+        """The generator stands where it stood. Raises LlmtrainError where this is no state."""
+        try:
+            raw: Tensor = torch.frombuffer(
+                bytearray(base64.b64decode(self.text, validate=True)), dtype=torch.uint8
+            )
+            torch.set_rng_state(raw)
+        except (ValueError, RuntimeError) as error:
+            message = f"the checkpoint's random state cannot be restored: {error}"
+            raise LlmtrainError(message) from None
 
 
 def _restore(checkpoint: Checkpoint, scaler: torch.amp.GradScaler) -> Position:

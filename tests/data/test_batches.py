@@ -92,7 +92,7 @@ def test_shard_borders_cannot_be_seen(
     directory = tmp_path_factory.mktemp("shards")
     ids = np.arange(sum(sizes)) + (65_000 if dtype == "<u2" else 70_000)
     paths = write_shards(directory, ids.astype(dtype), sizes)
-    with TokenStream(paths, np.dtype(dtype)) as stream:
+    with TokenStream(paths, np.dtype(dtype), 1 << 32) as stream:
         assert stream.num_tokens == sum(sizes)
         start = data.draw(st.integers(0, stream.num_tokens))
         count = data.draw(st.integers(0, stream.num_tokens - start))
@@ -110,7 +110,7 @@ def write_shards(directory: Path, ids: np.ndarray, sizes: list[int]) -> list[Pat
 
 def test_reads_outside_the_stream_are_refused(tmp_path: Path) -> None:
     paths = write_shards(tmp_path, np.arange(6, dtype="<u2"), [4, 2])
-    with TokenStream(paths, np.dtype("<u2")) as stream:
+    with TokenStream(paths, np.dtype("<u2"), 1 << 16) as stream:
         for start, count in [(-1, 2), (5, 2), (7, 0), (0, -1)]:
             with pytest.raises(IndexError):
                 stream.read(start, count)
@@ -118,7 +118,7 @@ def test_reads_outside_the_stream_are_refused(tmp_path: Path) -> None:
 
 def test_arrays_outlive_the_stream(tmp_path: Path) -> None:
     paths = write_shards(tmp_path, np.arange(6, dtype="<u2"), [4, 2])
-    stream = TokenStream(paths, np.dtype("<u2"))
+    stream = TokenStream(paths, np.dtype("<u2"), 1 << 16)
     tokens = stream.read(2, 3)
     stream.close()
     for path in paths:

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
+from llmtrain.engine import training
 from llmtrain.errors import DivergedError, LlmtrainError
 from llmtrain.eval.evaluate import LossSum
+from llmtrain.train import saving
 from llmtrain.train.checkpoint import load_checkpoint
 from llmtrain.train.events import (
     Evaluated,
+    Note,
     Progress,
     Sampled,
     Saved,
@@ -216,3 +219,20 @@ def test_failure_before_training_leaves_no_directory(train: Any, place: Path) ->
         train(place / "runs" / "run", data__sources=["nowhere.txt"])
 
     assert not (place / "runs" / "run").exists()
+
+
+def test_room_on_the_disk_is_looked_at_before_anything_is_prepared(
+    train: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "free_bytes", lambda directory: 1000)
+    with pytest.raises(LlmtrainError, match=r"a checkpoint of this run needs .*0.977 KiB are free"):
+        train(place / "run")
+    assert train.events == []
+    assert not (place / "run").exists()
+
+
+def test_little_room_is_warned_of(train: Any, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "free_bytes", lambda directory: 1000)
+    train(place / "run", train__steps=1)
+    warnings = [event.text for event in train.events if isinstance(event, Note)]
+    assert any("4 more checkpoints are to be kept" in text for text in warnings)
