@@ -193,6 +193,24 @@ def test_a_fault_of_one_batch_costs_its_step_alone(
     assert files(place / "run").newest.name == "step-00000020"
 
 
+def test_memory_that_does_not_last_for_looking_ends_no_run(
+    train: Any, inject: Any, place: Path, files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject(PASSING["text"][0])
+    diagnose, tries = recovery.diagnose, iter([True, False])
+
+    def short_of_memory(run: Run, first_window: int) -> Any:
+        if next(tries):
+            raise MemoryError
+        return diagnose(run, first_window)
+
+    monkeypatch.setattr(recovery, "diagnose", short_of_memory)
+    assert train(place / "run").stopped == "done"
+    (line,) = lines(files(place / "run"), "skipped")
+    assert "what model.embed_tokens returns" in line["reason"]
+    assert [text for text in warnings(train.events) if "micro-batch 4 × 2" in text]
+
+
 BREAKING: dict[str, Fault] = {
     "activation": activation("model.layers.1.mlp", at_steps(*range(12, 17))),
     "gradient": gradient("model.norm.weight", at_steps(*range(12, 17))),
