@@ -137,9 +137,7 @@ class Session:
                 self._time_the_end()
             self._look_after_saving()
             decision = self._decide()
-            if report.verdict.skipped is None:
-                self.state = self.state.model_copy(update={"train_loss": report.loss})
-            self.recovery.look_at(report)
+            self._learn_of(report)
             self.reporter.step(report, is_last=decision.is_over or decision.stop_requested)
             if not decision.stop_requested and self._rewound():
                 begun_s = time.monotonic()
@@ -175,6 +173,12 @@ class Session:
                 self.reporter.observe(Note(f"could not be saved: {problem}", is_warning=True))
         return self.saver.newest
 
+    def _learn_of(self, report: StepReport) -> None:
+        """What became of the step is known; its loss is the run's unless it was skipped."""
+        if report.verdict.skipped is None:
+            self.state = self.state.model_copy(update={"train_loss": report.loss})
+        self.guard.within(lambda: self.recovery.look_at(report))
+
     def _rewound(self) -> bool:
         """Whether steps that were skipped brought the run back to a state before them."""
         if self.run.course.answer != "go on":
@@ -183,6 +187,7 @@ class Session:
         if state is None:
             return False
         self.state = state
+        self.guard.begin_anew()
         self.evaluated_step, self.sampled_step = self._steps_looked_at()
         return True
 
