@@ -16,13 +16,14 @@ import argparse
 import contextlib
 import json
 import mmap
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import psutil
@@ -37,6 +38,7 @@ _START_S = 300.0
 _LOOK_EVERY_S = 0.05
 _MORE_BYTES = 1 << 30
 _MOST_FAILURES = 20
+_TOLD_TOGETHER = 1000
 _AT_NONE = 2**64 - 1  # starting or ending, and at no input
 
 
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
             tally = run_reader(name, values.seed, values.inputs, Path(scratch) / "progress")
             _say(tally.row(name))
             for failure in tally.failures:
-                _say(f"  {failure}")
+                _say(f"  {name} {failure}")
             failures += len(tally.failures)
     return 1 if failures else 0
 
@@ -107,28 +109,26 @@ def run_reader(name: str, seed: int, inputs: int, progress: Path) -> Tally:
     while start < inputs and len(tally.failures) < _MOST_FAILURES:
         with _child(name, seed, start, inputs, progress) as (process, done):
             ended_by = _watch(process, done)
-            lines = [json.loads(line) for line in process.stdout or ()]
+            told = [Tally(**json.loads(line)) for line in process.stdout or ()]
             number = _number(done)
-        for line in lines:
-            _add(tally, name, line)
+        for part in told:
+            _add(tally, part)
         if ended_by is None and process.returncode == 0:
             break
         how = ended_by or f"ended with exit code {process.returncode}"
-        tally.failures.append(f"{name} input {number}: {how}")
-        told = sum(line.get("inputs", 0) for line in lines)
-        tally.inputs += number + 1 - start - told
+        tally.failures.append(f"input {number}: {how}")
+        tally.inputs += number + 1 - start - sum(part.inputs for part in told)
         start = number + 1
     return tally
 
 
-def _add(tally: Tally, name: str, line: dict[str, object]) -> None:
-    if "failure" in line:
-        tally.failures.append(f"{name} input {line['number']}: {line['failure']}")
-        return
-    for key in ("inputs", "rejected", "accepted"):
-        setattr(tally, key, getattr(tally, key) + line[key])
-    tally.worst_s = max(tally.worst_s, float(str(line["worst_s"])))
-    tally.grown_bytes = max(tally.grown_bytes, int(str(line["grown_bytes"])))
+def _add(tally: Tally, told: Tally) -> None:
+    tally.inputs += told.inputs
+    tally.rejected += told.rejected
+    tally.accepted += told.accepted
+    tally.worst_s = max(tally.worst_s, told.worst_s)
+    tally.grown_bytes = max(tally.grown_bytes, told.grown_bytes)
+    tally.failures += told.failures
 
 
 @contextlib.contextmanager
@@ -183,59 +183,45 @@ def _watch(process: subprocess.Popen[str], done: mmap.mmap) -> str | None:
 
 
 def _read_all(name: str, seed: int, start: int, stop: int, progress: Path) -> None:
-    """In the child: each input in turn; what came of it is told in lines of JSON."""
-    with (
-        tempfile.TemporaryDirectory(prefix="llmtrain-fuzz-") as scratch,
-        progress.open("r+b") as file,
-    ):
-        place, done = Path(scratch), mmap.mmap(file.fileno(), 8)
+    """In the child: each input in turn; what came of them is told in lines of JSON."""
+    place = progress.with_name("place")  # the parent removes it, however this ends
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir()
+    with progress.open("r+b") as file, mmap.mmap(file.fileno(), 8) as done:
         reader = reader_named(name, place)
         _limit_memory()
-        before_bytes = _peak_bytes()
-        tally = Tally()
+        before_bytes, tally, failures = _peak_bytes(), Tally(), 0
         for number in range(start, stop):
             data = numbered_input(reader, seed, number)
             done[:8] = number.to_bytes(8, "little")
-            begun_s = time.process_time()
-            try:
-                reader.read(data, place)
-                tally.accepted += 1
-            except LlmtrainError:
-                tally.rejected += 1
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # noqa: BLE001 - whatever it is, it is what this looks for
-                where = traceback.extract_tb(error.__traceback__)[-1]
-                what = (
-                    f"{type(error).__name__}: {str(error)[:200]} at {where.filename}:{where.lineno}"
-                )
-                _say(json.dumps({"failure": what, "number": number}))
-                tally.failures.append(what)
-            took_s = time.process_time() - begun_s
-            tally.worst_s = max(tally.worst_s, took_s)
-            tally.inputs += 1
-            if (
-                tally.inputs % 1000 == 0
-                or number == stop - 1
-                or len(tally.failures) == _MOST_FAILURES
-            ):
+            failures += _is_failure(reader, data, place, number, tally)
+            if tally.inputs == _TOLD_TOGETHER or number == stop - 1 or failures == _MOST_FAILURES:
                 tally.grown_bytes = _peak_bytes() - before_bytes
-                _tell(tally)
-                if len(tally.failures) >= _MOST_FAILURES:
-                    break
-                tally = Tally(failures=tally.failures)
+                _say(json.dumps(asdict(tally)))
+                tally = Tally()
+            if failures == _MOST_FAILURES:
+                break
         done[:8] = _AT_NONE.to_bytes(8, "little")
 
 
-def _tell(tally: Tally) -> None:
-    told = {
-        "inputs": tally.inputs,
-        "rejected": tally.rejected,
-        "accepted": tally.accepted,
-        "worst_s": tally.worst_s,
-        "grown_bytes": tally.grown_bytes,
-    }
-    _say(json.dumps(told))
+def _is_failure(reader: Reader, data: bytes, place: Path, number: int, tally: Tally) -> bool:
+    """One input is read and counted; whether something else came out than what may."""
+    begun_s, failed = time.process_time(), False
+    try:
+        reader.read(data, place)
+        tally.accepted += 1
+    except LlmtrainError:
+        tally.rejected += 1
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 - whatever it is, it is what this looks for
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {str(error)[:200]} at {where.filename}:{where.lineno}"
+        tally.failures.append(f"input {number}: {what}")
+        failed = True
+    tally.worst_s = max(tally.worst_s, time.process_time() - begun_s)
+    tally.inputs += 1
+    return failed
 
 
 def _limit_memory() -> None:

@@ -51,6 +51,7 @@ WORDS = (
     *(b"#", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\xc0\x80", b"9" * 400, b"1:" * 200, b"e9999"),
     *(b"[" * 3000, b"{" * 3000, b'{"a":' * 2000, b"\x1f\x8b\x08", b"PK\x03\x04", b"\x80\x04\x95"),
 )
+_FLOATS = (0.0, -0.0, -1.0, 1e-45, -3e38, float("inf"), float("nan"))
 _EXTREMES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 
 
@@ -258,8 +259,10 @@ def protobuf(data: bytes, draw: Random, depth: int = 0) -> bytes:
             fields[at] = (number, wire, protobuf(content, draw, depth + 1))
         elif wire == 2:
             fields[at] = (number, wire, draw.choice((b"", b"x" * 1000, b"x" * 5000, content * 3)))
+        elif wire == 5:
+            fields[at] = (number, 5, struct.pack("<f", draw.choice(_FLOATS)))
         else:
-            fields[at] = (number, 0, _varint(draw.choice(_EXTREMES)))
+            fields[at] = (number, 0, _varint(draw.choice((*range(9), *_EXTREMES))))
     return b"".join(_field(*field) for field in fields)
 
 

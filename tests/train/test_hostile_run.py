@@ -15,6 +15,7 @@ import yaml
 
 from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.files import sha256_file
+from llmtrain.tokenizer import train_tokenizer
 from llmtrain.train.checkpoint import (
     DamagedCheckpointError,
     list_checkpoints,
@@ -348,6 +349,18 @@ def test_a_profile_of_the_record_names_no_code(run: RunDirectory, llmtrain: Any)
         outcome = llmtrain("train", "--resume", "run", "--steps", "30")
         assert outcome.code == 2
         shutil.copy(run.path / "run.yaml", "used.yaml")
+
+
+def test_another_tokenizer_in_the_checkpoint_is_noticed(
+    run: RunDirectory, checkpoint: Path, llmtrain: Any
+) -> None:
+    other = train_tokenizer(["quite another text\n" * 50], vocab_size=290).tokenizer
+    other.save(checkpoint)
+    sign(checkpoint)
+    for command in (("eval", "run"), ("train", "--resume", "run", "--steps", "21")):
+        outcome = llmtrain(*command)
+        assert outcome.code == 5
+        assert "were made with another tokenizer" in outcome.err
 
 
 def test_found_runs_link_nowhere(run: RunDirectory) -> None:
