@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -116,7 +116,8 @@ class Session:
     def train(self) -> TrainResult:
         """The run is trained to its end or to the stop request, and saved.
 
-        Raises DivergedError where neither skipping steps nor rewinding helps.
+        Raises DivergedError where neither skipping steps nor rewinding helps, and
+        InterruptedRunError where nothing was trained that could be saved.
         """
         with closing(self.saver):
             return self._trained()
@@ -129,19 +130,15 @@ class Session:
         self.guard.heed(*self._sum([answer.smaller, answer.stop]))
         self.guard.end(self.saver.newest)
         begun_s = time.monotonic()
-        try:
-            steps = self._steps()
-        except InterruptedRunError:  # nothing was trained in this sitting, and it began to be
-            self._save(in_background=False)
-            return self._result(self._stopped())
-        for report in steps:
+        for report in self._steps():
             took_s, begun_s = time.monotonic() - begun_s, time.monotonic()
             trained_s = self.pace.step_took(took_s)
             self.trained_s += trained_s
             self.trained_steps += 1
             self.reporter.pause(took_s - trained_s)
             if self.pace.is_known and not self.is_end_timed:
-                self._time_the_end()
+                with suppress(InterruptedRunError):  # the request is heeded when the step is told
+                    self._time_the_end()
             self._look_after_saving()
             decision = self._decide()
             self._learn_of(report)
