@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 
 from llmtrain.data.index import SplitFacts
 from llmtrain.eval.evaluate import bits_per_byte
@@ -112,7 +113,7 @@ class Looks:
     def _sample(self, step: int) -> None:
         begun_s = time.monotonic()
         for number, prompt in enumerate(self._wishes.prompts):
-            text = self._examiner.sample(prompt, seed=step + number)
+            text = self._guard.within(partial(self._examiner.sample, prompt, seed=step + number))
             self._reporter.record(Sampled(step, prompt, text))
         self._sampled_step = step
         self._pace.took("samples", time.monotonic() - begun_s)
