@@ -85,12 +85,12 @@ def _run_at(place: Place, request: TrainRequest, sitting: Sitting) -> TrainResul
         _require_room(target, sitting)
         set_up_device(planned.plan, world)
         dataset = _shared_dataset(target, profile, planned.plan, sitting)
+        return_free_memory()  # tokenizing took more than training keeps
+        timeout_s = profile.device.collective_timeout
+        with closing(dataset.shards), world.together(planned.plan.backend.value, timeout_s):
+            return _train(request, target, resumed, planned, dataset, sitting, is_same_plan)
     except InterruptedRunError:
         return nothing_trained(target, resumed)
-    return_free_memory()  # tokenizing took more than training keeps
-    timeout_s = profile.device.collective_timeout
-    with closing(dataset.shards), world.together(planned.plan.backend.value, timeout_s):
-        return _train(request, target, resumed, planned, dataset, sitting, is_same_plan)
 
 
 def launch_size(request: TrainRequest) -> int:

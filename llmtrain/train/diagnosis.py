@@ -6,6 +6,7 @@ kernels and types.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.loop import Run
 
 _SNIPPET_CHARACTERS = 60
+_SHORTEST_PASSAGE_CHARACTERS = 8  # a shorter one is everywhere
 
 Place = Literal["weight", "input", "output", "gradient"]
 _PLACES: tuple[Place, ...] = ("weight", "input", "output", "gradient")  # in the order of computing
@@ -76,6 +78,19 @@ def describe_batch(run: Run, tokenizer: Tokenizer, first_window: int) -> str:
     """Which text a step read."""
     first = _window(run, tokenizer, first_window)
     return f"the batch has {run.windows_per_step} windows, the first {first}"
+
+
+def passages(run: Run, tokenizer: Tokenizer, first_window: int, found: Finding | None) -> list[str]:
+    """Whole passages of what was read: of the window that was found, or of the batch's first."""
+    first = first_window
+    if found is not None and found.position is not None:
+        first = found.position
+    ids: list[int] = run.batches.read(first, 1)[0][0].tolist()
+    ends = [i for i, token in enumerate(ids) if token == tokenizer.separator_id]
+    pieces = [ids[a + 1 : b] for a, b in itertools.pairwise([-1, *ends, len(ids)])]
+    # a window may begin and end within a character
+    texts = (tokenizer.decode(piece).strip("\ufffd") for piece in pieces)
+    return [text for text in texts if len(text) >= _SHORTEST_PASSAGE_CHARACTERS]
 
 
 def _window(run: Run, tokenizer: Tokenizer, position: int) -> str:

@@ -24,7 +24,7 @@ from llmtrain.train.launched import open_store, place_of, told_failure
 from llmtrain.train.signals import StopRequest, save_signals, stop_signals
 
 _LOOK_EVERY_S = 0.1
-_LAST_WORDS_S = 3.0  # after one rank failed, for the others to notice; then they are killed
+_LAST_WORDS_S = 2.0  # after one rank failed, for the others to notice; then they are killed
 _GO_ON = "--resume auto goes on from the last checkpoint"
 
 

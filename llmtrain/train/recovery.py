@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from llmtrain.data.tracing import trace_passages
 from llmtrain.errors import DivergedError, LlmtrainError
 from llmtrain.profile.schema import Profile
 from llmtrain.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ from llmtrain.train.checkpoint import (
     load_checkpoint,
     step_of,
 )
-from llmtrain.train.diagnosis import describe, describe_batch, diagnose
+from llmtrain.train.diagnosis import describe, describe_batch, diagnose, passages
 from llmtrain.train.loop import Run, StepReport
 from llmtrain.train.reporting import Reporter
 from llmtrain.train.run import rewind_run
@@ -34,6 +35,7 @@ from llmtrain.train.stability import BAD_STEPS_WITHIN, Course
 
 # Computing more than this again costs more than it is worth, where a later state is to be had.
 _LONGEST_REPLAY_STEPS = 1000
+_TRACING_LIMIT_S = 20.0
 
 
 class Recovery:
@@ -53,6 +55,7 @@ class Recovery:
         self._tokenizer = tokenizer
         self._reporter = reporter
         self._trouble: str | None = None
+        self._passages: list[str] = []
         self._rewinds = 0  # of this sitting
 
     def look_at(self, report: StepReport) -> None:
@@ -91,6 +94,7 @@ class Recovery:
         if is_finite:
             return describe_batch(self._run, self._tokenizer, first_window)
         found = diagnose(self._run, first_window)
+        self._passages = passages(self._run, self._tokenizer, first_window, found)
         if found is not None and found.place == "weight":
             self._run.course = self._run.course.model_copy(update={"is_lost": True})
         return describe(self._run, self._tokenizer, first_window, found)
@@ -103,7 +107,7 @@ class Recovery:
 
     def _diverged(self) -> DivergedError:
         run, course = self._run, self._run.course
-        trouble = self._trouble or self._trouble_before()
+        trouble = (self._trouble or self._trouble_before()) + self._documents()
         newest = next(reversed(list_checkpoints(self._directory.checkpoints)), None)
         saved = "nothing was saved" if newest is None else f"the last checkpoint is {newest}"
         return DivergedError(
@@ -112,6 +116,20 @@ class Recovery:
             hint=f"--set optim.learning_rate={run.peak_learning_rate / 2:g}, or see what was "
             f"trained with: llmtrain runs show {self._directory.path}",
         )
+
+    def _documents(self) -> str:
+        """The files that the text is in; looked for by rank 0, and the others wait for it."""
+        data = self._profile.data
+
+        def find() -> str:
+            return " and ".join(
+                trace_passages(
+                    self._passages, data.sources, data.text_field, limit_s=_TRACING_LIMIT_S
+                )
+            )
+
+        origins = self._run.world.from_main("documents", find)
+        return f", in {origins}" if origins else ""
 
     def _trouble_before(self) -> str:
         """Of the last step of the sitting before this one."""

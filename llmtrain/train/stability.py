@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 RECENT_LOSSES = 64  # that say what is usual
 _FEWEST_LOSSES = 32  # to say so: before, nothing is a spike
@@ -58,9 +58,9 @@ class Jump(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    step: int
-    windows: int
-    from_step: int
+    step: NonNegativeInt
+    windows: NonNegativeInt
+    from_step: NonNegativeInt
 
 
 class Course(BaseModel):
@@ -72,13 +72,13 @@ class Course(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     losses: tuple[float, ...] = ()  # finite ones of the last steps
-    spikes: int = 0  # skipped since the loss was last usual
-    overflows: int = 0  # of fp16's gradients, in a row
-    bad_steps: tuple[int, ...] = ()  # the latest that were not finite
+    spikes: NonNegativeInt = 0  # skipped since the loss was last usual
+    overflows: NonNegativeInt = 0  # of fp16's gradients, in a row
+    bad_steps: tuple[NonNegativeInt, ...] = ()  # the latest that were not finite
     is_lost: bool = False  # the weights themselves are not finite: skipping cannot help
-    sound_step: int = 0  # the last that updated the weights
-    rewinds: int = 0  # near `trouble_step`
-    trouble_step: int = 0
+    sound_step: NonNegativeInt = 0  # the last that updated the weights
+    rewinds: NonNegativeInt = 0  # near `trouble_step`
+    trouble_step: NonNegativeInt = 0
     jumps: tuple[Jump, ...] = ()
 
     @property

@@ -69,6 +69,12 @@ def test_reading_goes_on_over_the_end_of_an_epoch() -> None:
     assert set(Counter(inputs[:, 0].tolist()).values()) == {3}
 
 
+def test_a_window_is_where_it_says() -> None:
+    reader = BatchReader(Counting(65), 8, seed=3)
+    inputs, _ = reader.read(0, 20)  # of eight windows: over two epochs
+    assert [reader.first_token(position) for position in range(20)] == inputs[:, 0].tolist()
+
+
 def test_nothing_to_predict_is_an_error_before_the_first_window() -> None:
     with pytest.raises(DataError, match="1 tokens"):
         sequential_windows(Counting(1), 4)

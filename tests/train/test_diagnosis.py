@@ -18,7 +18,7 @@ from llmtrain.engine.planning import needs_of
 from llmtrain.model import decoder
 from llmtrain.profile.load import Setting, load_profile
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
-from llmtrain.train.diagnosis import Finding, describe, diagnose
+from llmtrain.train.diagnosis import Finding, describe, diagnose, passages
 from llmtrain.train.loop import Run, training_steps
 from llmtrain.train.run import build_run
 from llmtrain.train.world import World
@@ -242,3 +242,16 @@ def test_a_finding_is_told_with_its_text(tokenizer: Tokenizer) -> None:
     assert told.endswith(f"the batch has 8 windows, the first {where}")
     assert "model.norm.weight" in told
     assert describe(run, tokenizer, 3, None).startswith("each window alone is finite")
+
+
+def test_whole_passages_of_a_window_are_kept(tokenizer: Tokenizer) -> None:
+    run = run_of()
+    dog, fox, a = (tokenizer.encode(text) for text in ("the lazy dog", "the brown fox", "a"))
+    separator = tokenizer.separator_id
+    ids = [*dog[1:], separator, *a, separator, *fox][:16]
+    assert len(ids) == 16
+    run.batches._stream.ids = np.array(ids * 250, dtype=np.int64)  # type: ignore[attr-defined]
+    found = passages(run, tokenizer, 0, Finding("output", "model.norm", 5))
+    last = tokenizer.decode(ids[len(dog) + 1 + len(a) :])
+    assert found == [tokenizer.decode(dog[1:]), last]
+    assert "the brown fox".startswith(last)

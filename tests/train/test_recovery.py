@@ -3,8 +3,10 @@ does not. What came of it does not depend on interruptions."""
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -191,6 +193,24 @@ def test_a_fault_of_one_batch_costs_its_step_alone(
     assert files(place / "run").newest.name == "step-00000020"
 
 
+def test_memory_that_does_not_last_for_looking_ends_no_run(
+    train: Any, inject: Any, place: Path, files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inject(PASSING["text"][0])
+    diagnose, tries = recovery.diagnose, iter([True, False])
+
+    def short_of_memory(run: Run, first_window: int) -> Any:
+        if next(tries):
+            raise MemoryError
+        return diagnose(run, first_window)
+
+    monkeypatch.setattr(recovery, "diagnose", short_of_memory)
+    assert train(place / "run").stopped == "done"
+    (line,) = lines(files(place / "run"), "skipped")
+    assert "what model.embed_tokens returns" in line["reason"]
+    assert [text for text in warnings(train.events) if "micro-batch 4 × 2" in text]
+
+
 BREAKING: dict[str, Fault] = {
     "activation": activation("model.layers.1.mlp", at_steps(*range(12, 17))),
     "gradient": gradient("model.norm.weight", at_steps(*range(12, 17))),
@@ -262,6 +282,10 @@ def test_a_fault_that_stays_ends_the_run_with_a_diagnosis(
     assert "of the training text, '" in message
     assert "after 2 rewinds" in message
     assert "\n" not in message
+    where = re.search(r"text, ('.*'), in corpus.txt from character (\d+) on", message)
+    assert where is not None
+    begins = ast.literal_eval(where[1])
+    assert (place / "corpus.txt").read_text()[int(where[2]) :].startswith(begins)
     assert failure.value.hint is not None
     assert all(bool(torch.isfinite(p).all()) for p in runs[0].model.parameters())
     assert_finite(place / "run")
