@@ -24,7 +24,7 @@ _MOST_MIB = 2048
 
 with atheris.instrument_imports(include=["llmtrain", "yaml", "json"]):
     from llmtrain.errors import LlmtrainError
-    from tests.faults.fuzz import reader_named
+    from tests.faults.readers import readers
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     values = parser.parse_args(arguments)
     place = Path(tempfile.mkdtemp(prefix="llmtrain-guided-"))
     corpus = values.corpus or Path(tempfile.mkdtemp(prefix="llmtrain-corpus-"))
-    reader = reader_named(values.reader, place)
+    reader = readers(place)[values.reader]()
     (corpus / "valid").write_bytes(reader.valid)
 
     def read(data: bytes) -> None:
