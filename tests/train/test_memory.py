@@ -21,8 +21,9 @@ from llmtrain.device.watch import MemoryWatch
 from llmtrain.engine import training
 from llmtrain.errors import DoesNotFitError
 from llmtrain.model.decoder import Decoder
-from llmtrain.train import loop, session
+from llmtrain.train import loop, saving
 from llmtrain.train.checkpoint import Checkpoint, load_checkpoint
+from llmtrain.train.checkpoint_writing import Written
 from llmtrain.train.events import Event, Note, Step
 from llmtrain.train.examine import Examiner
 from llmtrain.train.memory import MemoryGuard
@@ -263,14 +264,14 @@ def test_where_nothing_smaller_is_left_the_last_step_is_saved(
 def test_where_saving_runs_out_too_it_says_so_and_the_last_checkpoint_stays(
     llmtrain: Any, place: Path, files: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = session.save_checkpoint
+    write = saving.write_checkpoint
 
-    def short_save(directory: Path, checkpoint: Checkpoint) -> Path:
+    def short_write(directory: Path, checkpoint: Checkpoint) -> Written:
         if checkpoint.state.step == 5:
             raise MemoryError
-        return save(directory, checkpoint)
+        return write(directory, checkpoint)
 
-    monkeypatch.setattr(session, "save_checkpoint", short_save)
+    monkeypatch.setattr(saving, "write_checkpoint", short_write)
     with little_memory(monkeypatch, most=0, from_step=6):
         every = ("--set", "checkpoint.every_steps=4")
         told = llmtrain("train", "-p", "tiny.yaml", "--out", "run", *every)
