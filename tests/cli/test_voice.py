@@ -48,15 +48,16 @@ def test_a_key_of_a_profile_is_not_obeyed(
 @pytest.mark.parametrize("as_json", [(), ("--json",)])
 @pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
 def test_a_name_that_is_not_unicode_is_told(
-    process: Any, place: Path, as_json: tuple[str, ...]
+    llmtrain: Any, place: Path, as_json: tuple[str, ...]
 ) -> None:
     name = os.fsdecode(b"caf\xe9.txt")
     try:
         (place / name).write_bytes(b"\xff")
     except OSError:
         pytest.skip("names are Unicode here")
-    done = process("train", "-p", "tiny.yaml", "--data", place, *as_json)
-    assert done.returncode == 5
-    assert rb"caf\udce9.txt is not UTF-8" in done.stderr
+    outcome = llmtrain("train", "-p", "tiny.yaml", "--data", place, *as_json)
+    assert outcome.code == 5
+    assert r"caf\udce9.txt is not UTF-8" in outcome.err
     if as_json:
-        assert name in json.loads(done.stdout)["error"]["message"]
+        assert outcome.out.isascii()
+        assert name in json.loads(outcome.out)["error"]["message"]
