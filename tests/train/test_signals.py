@@ -146,6 +146,17 @@ def test_signal_in_preparation_leaves_nothing_half_made(
     assert not list((place / "cache").glob("shards/*"))
 
 
+def test_a_signal_that_comes_twice_at_once_is_one_request() -> None:
+    """As of timeout(1), which signals the process and then its whole group."""
+    request = StopRequest()
+    for _ in range(2):
+        request.on_signal(signal.SIGTERM, None)
+    assert request.signal_name == "SIGTERM"
+    request.made_s -= 1.0
+    with pytest.raises(AbortedError):
+        request.on_signal(signal.SIGTERM, None)
+
+
 def test_first_signal_is_noted_and_the_second_insists() -> None:
     request = StopRequest()
     request.check()
