@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,6 +136,7 @@ def test_a_line_of_json_that_is_too_long_is_refused(tmp_path: Path, short_parts:
 CHILD = """
 import resource, sys
 from pathlib import Path
+from typing import Any
 from llmtrain.data import reading
 from llmtrain.data.sources import resolve_sources
 from llmtrain.data.split import plan_split
@@ -206,6 +208,25 @@ def test_a_file_that_changes_after_it_was_found_is_named(tmp_path: Path, name: s
     with pytest.raises(DataError, match=r"b\.txt") as caught:
         next(documents)
     assert said in caught.value.message
+
+
+def test_stars_in_a_row_find_a_file_in_one_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path.joinpath(*"abcdefgh")
+    deep.mkdir(parents=True)
+    (deep / "x.txt").write_text("x")
+    looks: list[object] = []
+    scan = os.scandir
+
+    def counted(path: object) -> Any:
+        looks.append(path)
+        return scan(path)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "scandir", counted)
+    assert texts(tmp_path.joinpath(*["**"] * 12, "x.txt")) == ["x"]
+    assert texts(tmp_path.joinpath("**", "c", "**", "**", "x.txt")) == ["x"]
+    assert len(looks) < 100
 
 
 @posix
