@@ -30,9 +30,11 @@ LAYERS = (
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 PURE = ("profile", "device/choice", "device/facts", "device/arithmetic", "device/decisions")
-PURE_MODULES = (*PURE, "device/plan", "device/memory", "errors", "units", "files")
+PURE_PLANS = ("device/plan", "device/memory", "device/pressure", "device/smaller")
+PURE_MODULES = (*PURE, *PURE_PLANS, "errors", "units", "files")
 ASKS_THE_HARDWARE = {
-    *("probe", "cpuinfo", "cgroup", "timing", "usage", "readers", "windows", "startup"),
+    *("probe", "cpuinfo", "cgroup", "rlimits", "timing", "usage", "readers", "windows"),
+    *("startup", "allocator"),
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.device.allocator import return_free_memory
+from llmtrain.device.exhaustion import memory_errors_mapped
 from llmtrain.device.facts import Facts
 from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.device.probe import read_facts
@@ -50,6 +51,7 @@ class Sitting:
         return time.monotonic() - self.started_s
 
 
+@memory_errors_mapped()
 def run_training(request: TrainRequest, sitting: Sitting) -> TrainResult:
     """The request is trained, or was already. Raises LlmtrainError."""
     world = sitting.world
@@ -85,6 +87,7 @@ def launch_size(request: TrainRequest) -> int:
     return planned_for(request).plan.processes.value
 
 
+@memory_errors_mapped()
 def planned_for(request: TrainRequest) -> Planned:
     """The plan that the request would run with, as `--dry-run` shows it. Changes nothing."""
     target = target_at(request, preview(request))
@@ -169,6 +172,7 @@ def _recorded_numerics(record: Mapping[str, Any]) -> dict[str, Any]:
     return plan_from_document(record["plan"]).numerics()
 
 
+@memory_errors_mapped()
 def _shared_dataset(target: Target, profile: Profile, plan: Plan, sitting: Sitting) -> Dataset:
     """The data that rank 0 prepared, opened on every rank."""
     work = DataWork(plan.workers.value, sitting.observe, sitting.stop.check)
@@ -206,6 +210,8 @@ def _train(
     run = build_run(profile, planned.plan, world, dataset.shards.train, resumed)
     horizon = target.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
     _set_horizon(run.position, target, horizon)
+    if resumed is not None and resumed.state.numerics != planned.plan.numerics():
+        is_same_plan = False  # it changed after this checkpoint: see run.yaml's sittings
     state = _state(resumed, planned.plan, is_same_plan)
     if resumed is not None and not is_same_plan:
         sitting.observe(
@@ -225,7 +231,7 @@ def _train(
         dataset.shards,
         dataset.tokenizer,
         state,
-        predicted=planned.prediction,
+        needs=planned.needs,
         peak_flops=planned.peak_flops,
         stop=sitting.stop,
         observe=sitting.observe,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.data.shards import PreparedData
-from llmtrain.device.memory import MemoryPrediction
+from llmtrain.device.choice import Needs
+from llmtrain.device.exhaustion import MEMORY_ERRORS, out_of_memory
 from llmtrain.device.usage import read_accelerator_memory, read_process_memory
 from llmtrain.errors import InterruptedRunError
 from llmtrain.eval.evaluate import bits_per_byte
@@ -15,10 +16,11 @@ from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.checkpoint import Checkpoint, SavedState, remove_old, save_checkpoint
-from llmtrain.train.events import Evaluated, Observer, Sampled, Saved, Stopped, TrainResult
+from llmtrain.train.events import Evaluated, Note, Observer, Sampled, Saved, Stopped, TrainResult
 from llmtrain.train.examine import Examiner
 from llmtrain.train.horizon import Horizon
-from llmtrain.train.loop import Run, training_steps
+from llmtrain.train.loop import Run
+from llmtrain.train.memory import MemoryGuard
 from llmtrain.train.optim import named_state
 from llmtrain.train.pace import Pace, expected_steps
 from llmtrain.train.reporting import Reporter
@@ -53,7 +55,7 @@ class Session:
         tokenizer: Tokenizer,
         state: SavedState,
         *,
-        predicted: MemoryPrediction,
+        needs: Needs,
         peak_flops: float | None,
         stop: StopRequest,
         observe: Observer,
@@ -66,7 +68,6 @@ class Session:
         self.data = data
         self.tokenizer = tokenizer
         self.state = state
-        self.predicted = predicted
         self.stop = stop
         self.examiner = Examiner(run, profile, data, tokenizer, stop)
         self.pace = Pace(
@@ -85,6 +86,9 @@ class Session:
             peak_flops=peak_flops,
             observe=observe,
         )
+        self.guard = MemoryGuard(
+            run, needs, directory, observe, changed=self._plan_changed, rescue=self._rescue
+        )
         self.saved_at_s = time.monotonic()
         self.first_step = run.position.step
         self.trained_s = 0.0
@@ -96,8 +100,11 @@ class Session:
         """The run is trained to its end or to the stop request, and saved."""
         if self.first_step > 0 and self._look_and_save(self.first_step, self._decide_at_once()):
             return self._result(self._stopped())
+        answer = self.guard.look()
+        self.guard.heed(*self._sum([answer.smaller, answer.stop]))
+        self.guard.end(self.checkpoint)
         begun_s = time.monotonic()
-        for report in training_steps(self.run):
+        for report in self.guard.steps():
             took_s, begun_s = time.monotonic() - begun_s, time.monotonic()
             self.pace.step_took(took_s)
             self.trained_s += took_s
@@ -109,16 +116,39 @@ class Session:
             if self._look_and_save(report.step, decision):
                 break
             begun_s = time.monotonic()
+        self.guard.end(self.checkpoint)
         if self.state.finished:
             state = self.state
             self.reporter.end(state.val_loss, state.best_val_loss, state.best_step)
         return self._result(self._stopped())
 
+    def _plan_changed(self) -> None:
+        """The state says by what plan it goes on, and from where it is another run's bits."""
+        step, drifted = self.run.position.step, self.state.not_bitwise_from_step
+        if drifted is None and step > 0:
+            drifted = step
+        numerics = self.run.plan.numerics()
+        self.state = self.state.model_copy(
+            update={"numerics": numerics, "not_bitwise_from_step": drifted}
+        )
+
+    def _rescue(self) -> None:
+        """The last step that was done is saved, if memory allows it."""
+        if self.run.position.step == self.state.step:
+            return
+        try:
+            self._save(self.run.position.step)
+        except MEMORY_ERRORS as error:
+            problem = out_of_memory(error)
+            if problem is None:
+                raise
+            self.reporter.observe(Note(f"could not be saved: {problem}", is_warning=True))
+
     def _time_the_end(self) -> None:
         """A little of what ends the run is tried, so that its cost is known in time."""
         self.is_end_timed = True
         examiner, few = self.examiner, self.run.plan.micro_batch.value * self.run.world.size
-        examiner.validation_loss(few)  # the first call is a slow one
+        self.guard.within(lambda: examiner.validation_loss(few))  # the first call is a slow one
         begun_s = time.monotonic()
         examiner.validation_loss(few)
         share = examiner.windows / min(few, examiner.windows)
@@ -196,11 +226,13 @@ class Session:
         ours = [known or 0, progress or 0.0, is_over, save_is_due]
         if not self.run.world.is_main:
             ours = [0] * len(ours)
-        agreed = self._sum([*ours, self.stop.is_made])
+        answer = self.guard.look()
+        agreed = self._sum([*ours, self.stop.is_made, answer.smaller, answer.stop])
+        self.guard.heed(agreed[5], agreed[6])
         position.horizon_steps = int(agreed[0]) or None
         if position.time_progress is not None:  # costs that turn out lower do not raise the rate
             position.time_progress = max(position.time_progress, agreed[1])
-        return Decision(agreed[2] > 0, agreed[4] > 0, agreed[3] > 0)
+        return Decision(agreed[2] > 0, agreed[4] > 0 or self.guard.is_over, agreed[3] > 0)
 
     def _save_is_due(self, step: int) -> bool:
         wishes = self.profile.checkpoint
@@ -212,7 +244,7 @@ class Session:
     def _evaluate(self, step: int) -> None:
         """The validation loss is known, and whether it is the best so far."""
         begun_s = time.monotonic()
-        nats_per_token = self.examiner.validation_loss().nats_per_token
+        nats_per_token = self.guard.within(self.examiner.validation_loss).nats_per_token
         facts = self.data.index.validation
         bpb = bits_per_byte(nats_per_token, facts.tokens, facts.text_bytes)
         best = self.state.best_val_loss
@@ -315,6 +347,6 @@ class Session:
             val_loss=self.state.val_loss,
             val_bpb=self.state.val_bpb,
             peak_memory_bytes=self.state.peak_memory_bytes,
-            predicted=self.predicted,
+            predicted=self.guard.predicted,
             stopped=stopped,
         )

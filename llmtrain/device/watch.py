@@ -1,0 +1,89 @@
+"""Memory watched while a run goes on: looked at now and then, judged by `device.pressure`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llmtrain.device.choice import Needs
+from llmtrain.device.plan import Plan, predict
+from llmtrain.device.pressure import Answer, Bound, Neighbours, answer, growing
+from llmtrain.device.smaller import smaller_plans
+from llmtrain.device.usage import peak_resident_bytes, read_bounds, resident_bytes
+
+_LOOK_EVERY_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What there is of memory, what this process holds, and the most that it held so far."""
+
+    bounds: list[Bound]
+    held_bytes: int
+    peak_bytes: int
+
+
+def look_at_memory() -> Look:
+    """The system's figures now. Raises OSError."""
+    return Look(read_bounds(), resident_bytes(), peak_resident_bytes())
+
+
+class MemoryWatch:
+    """Says before each step whether memory lasts for it.
+
+    What a step takes is what this process held at most, once the plan has shown it; until then
+    what was predicted. Other processes of the run on this machine are taken to hold as much.
+    """
+
+    def __init__(self, needs: Needs, plan: Plan, read: Callable[[], Look] = look_at_memory) -> None:
+        self._needs = needs
+        self._read = read
+        self._local = needs.launched_local_processes or plan.processes.value
+        # A GPU's plan says nothing of this memory.
+        self._is_on_cpu = plan.device.value == "cpu"
+        self._known_plan, self._known_bytes = plan, self._predicted(plan)
+        self._plan: Plan | None = None
+        self._peak_bytes = 0
+        self._neighbours = Neighbours({}, {})
+        self._looked_at_s = -math.inf
+
+    def look(self, plan: Plan) -> Answer:
+        """What to do before the next step by `plan`. Reads twice a second at most."""
+        now_s = time.monotonic()
+        if now_s - self._looked_at_s < _LOOK_EVERY_S:
+            return Answer()
+        self._looked_at_s = now_s
+        try:
+            look = self._read()
+        except OSError:
+            return Answer()  # a system that does not say cannot be watched
+        return self.judge(look, plan)
+
+    def judge(self, look: Look, plan: Plan) -> Answer:
+        """What a look says."""
+        self._learn(look, plan)
+        held_bytes = self._local * look.held_bytes
+        before, self._neighbours = self._neighbours, self._neighbours.now(look.bounds, held_bytes)
+        bounds = growing(look.bounds, before, self._neighbours)
+        return answer(bounds, held_bytes, self._peaks_bytes(plan, held_bytes))
+
+    def _learn(self, look: Look, plan: Plan) -> None:
+        """A peak that rose while the plan was the same is the plan's."""
+        if plan is self._plan and look.peak_bytes > self._peak_bytes:
+            self._known_plan, self._known_bytes = plan, self._local * look.peak_bytes
+        self._plan, self._peak_bytes = plan, look.peak_bytes
+
+    def _peaks_bytes(self, plan: Plan, held_bytes: int) -> list[int]:
+        """What this machine's processes will hold: by this plan, then by each smaller one."""
+        predicted_bytes = self._predicted(plan)
+        expected_bytes = self._known_bytes + predicted_bytes - self._predicted(self._known_plan)
+        expected_bytes = max(expected_bytes, held_bytes)
+        if not self._is_on_cpu:
+            return [expected_bytes]
+        less = (predicted_bytes - self._predicted(smaller) for smaller in smaller_plans(plan))
+        return [expected_bytes, *(expected_bytes - saved_bytes for saved_bytes in less)]
+
+    def _predicted(self, plan: Plan) -> int:
+        return predict(self._needs, plan).total_bytes if self._is_on_cpu else 0
