@@ -28,11 +28,22 @@ _TOLD = "out of memory"  # the store's key for what a rank that ran out says
 _MAKE_ROOM = "close other programs or raise the limit"
 
 
+class _ShortageError(Exception):
+    """Memory will not last for the rest of the step."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.reason)
+        self.answer = answer
+
+
+_TROUBLE = (_ShortageError, *MEMORY_ERRORS)
+
+
 class MemoryGuard:
-    """Looks before each step whether memory lasts, and answers where it ran out.
+    """Looks whether memory lasts, before each step and each micro-batch, and answers if it ran out.
 
     `changed` is called when `run.plan` is another one; `rescue` saves what there is, before a run
-    ends that cannot do another step.
+    ends that cannot do another step, and says where it is.
     """
 
     def __init__(
@@ -43,7 +54,7 @@ class MemoryGuard:
         observe: Observer,
         *,
         changed: Callable[[], None],
-        rescue: Callable[[], None],
+        rescue: Callable[[], Path | None],
     ) -> None:
         self._run = run
         self._needs = needs
@@ -56,6 +67,8 @@ class MemoryGuard:
         self._updated_after_step: int | None = None
         self.is_over = False
         run.optimizer.register_step_pre_hook(self._note_update)
+        if run.world.size == 1:  # several ranks have to agree, which they do once a step
+            run.model.register_forward_pre_hook(self._look_again)
 
     @property
     def predicted(self) -> MemoryPrediction:
@@ -73,11 +86,8 @@ class MemoryGuard:
         if stop > 0:
             self.is_over, self._answer = True, Answer(stop=True, reason=reason)
             return_free_memory()  # saving takes some
-            return
-        for _ in range(math.ceil(smaller / self._run.world.size)):
-            plan = smaller_plan(self._run.plan, reason)
-            if plan is not None:
-                self._take(plan, reason)
+        elif smaller > 0:
+            self._take_smaller(math.ceil(smaller / self._run.world.size), reason)
 
     def steps(self) -> Iterator[StepReport]:
         """`training_steps`; one that ran out of memory is done again by a smaller plan.
@@ -88,20 +98,20 @@ class MemoryGuard:
         while True:
             try:
                 yield from training_steps(self._run)
-            except MEMORY_ERRORS as error:
-                problem = self._problem(error)
+            except _TROUBLE as error:
+                answer = self._answer_to(error)
             else:
                 return
-            self._get_by(problem)  # not above: the error holds on to the tensors of the step
+            self._get_by(answer)  # not above: the error holds on to the tensors of the step
 
     def within(self, work: Callable[[], T]) -> T:
         """What `work` gives, done again by a smaller plan where it ran out of memory."""
         while True:
             try:
                 return work()
-            except MEMORY_ERRORS as error:
-                problem = self._problem(error)
-            self._get_by(problem)
+            except _TROUBLE as error:
+                answer = self._answer_to(error)
+            self._get_by(answer)
 
     def end(self, checkpoint: Path | None) -> None:
         """Nothing; DoesNotFitError where memory ended the run, which `checkpoint` holds."""
@@ -113,39 +123,47 @@ class MemoryGuard:
         hint = f"{_MAKE_ROOM}, then --resume auto goes on"
         raise DoesNotFitError(f"{what}; saved {checkpoint}", hint=hint)
 
-    def _problem(self, error: BaseException) -> str:
-        """What this rank ran out of. Raises DoesNotFitError for another rank, else the error."""
+    def _look_again(self, *_: object) -> None:
+        """Before each micro-batch: in a long step others may take much."""
+        answer = self._watch.look(self._run.plan)
+        if answer.smaller or answer.stop:
+            raise _ShortageError(answer)
+
+    def _answer_to(self, error: BaseException) -> Answer:
+        """What this process does after it. Raises `error`, or DoesNotFitError for another rank."""
+        if isinstance(error, _ShortageError):
+            return error.answer
         problem, store = out_of_memory(error), self._run.world.store
         if problem is not None:
-            return problem
+            return Answer(smaller=1, reason=f"{problem} in step {self._run.position.step + 1}")
         if store is not None and store.check([_TOLD]):
             raise DoesNotFitError(store.get(_TOLD).decode(), hint=self._what_to_set()) from error
         raise error
 
-    def _get_by(self, problem: str) -> None:
-        """A smaller plan is taken, and the run is as before the step. Raises DoesNotFitError."""
+    def _get_by(self, answer: Answer) -> None:
+        """The run is as before the step, and its plan is smaller. Raises DoesNotFitError."""
         run = self._run
         self._forget_step()
-        step, micro_batch = run.position.step, run.plan.micro_batch.value
-        reason = f"{problem} in step {step + 1}"
         if run.world.store is not None:
-            message = f"rank {run.world.rank}: {reason} with micro-batch {micro_batch}"
+            with_what = f"with micro-batch {run.plan.micro_batch.value}"
+            message = f"rank {run.world.rank}: {answer.reason} {with_what}"
             run.world.store.set(_TOLD, message)  # for ranks that will only see this one leave
             raise DoesNotFitError(message, hint=self._what_to_set())
-        if self._updated_after_step == step:
+        if self._updated_after_step == run.position.step:
             raise DoesNotFitError(
-                f"{reason}, while the weights were being changed: they are of no step",
+                f"{answer.reason}, while the weights were being changed: they are of no step",
                 hint=f"{_MAKE_ROOM}, then --resume auto goes on from the last checkpoint",
             )
-        plan = smaller_plan(run.plan, reason)
-        if plan is None:
+        if answer.stop:
+            self.is_over, self._answer = True, answer
+            self.end(self._rescue())
+        if not self._take_smaller(answer.smaller, answer.reason):
             self._rescue()
             raise DoesNotFitError(
-                f"{reason}, with one sequence of {run.context} tokens at once and everything "
-                "computed again that can be",
+                f"{answer.reason}, with one sequence of {run.context} tokens at once and "
+                "everything computed again that can be",
                 hint=self._what_to_change(),
             )
-        self._take(plan, reason)
 
     def _forget_step(self) -> None:
         """No gradient is left, and what was freed is the system's."""
@@ -158,12 +176,16 @@ class MemoryGuard:
         gc.collect()
         return_free_memory()
 
-    def _take(self, plan: Plan, reason: str) -> None:
-        """The run goes on by `plan`, and whoever asks knows why."""
+    def _take_smaller(self, number: int, reason: str) -> bool:
+        """The run goes on by a plan so many times smaller, if there is one, and says why."""
         run = self._run
-        is_computed_alike = _ways(plan) == _ways(run.plan)
+        before = plan = run.plan
+        for _ in range(number):
+            plan = smaller_plan(plan, reason) or plan
+        if plan is before:
+            return False
         run.plan = plan
-        if not is_computed_alike:
+        if _ways(plan) != _ways(before):
             run.model.compute_with(
                 attention=plan.attention.value,
                 checkpointing=plan.activation_checkpointing.value,
@@ -175,6 +197,7 @@ class MemoryGuard:
         if run.world.is_main:
             self._record(reason)
             self._observe(Note(f"{reason}; from here on {_told(plan)}", is_warning=True))
+        return True
 
     def _record(self, reason: str) -> None:
         """run.yaml has the plan, so that a resume keeps it, and when and why it changed."""

@@ -132,25 +132,25 @@ class Session:
             update={"numerics": numerics, "not_bitwise_from_step": drifted}
         )
 
-    def _rescue(self) -> None:
-        """The last step that was done is saved, if memory allows it."""
-        if self.run.position.step == self.state.step:
-            return
-        try:
-            self._save(self.run.position.step)
-        except MEMORY_ERRORS as error:
-            problem = out_of_memory(error)
-            if problem is None:
-                raise
-            self.reporter.observe(Note(f"could not be saved: {problem}", is_warning=True))
+    def _rescue(self) -> Path | None:
+        """The last step that was done is saved, if memory allows it; where the newest one is."""
+        if self.run.position.step > self.state.step:
+            try:
+                self._save(self.run.position.step)
+            except MEMORY_ERRORS as error:
+                problem = out_of_memory(error)
+                if problem is None:
+                    raise
+                self.reporter.observe(Note(f"could not be saved: {problem}", is_warning=True))
+        return self.checkpoint
 
     def _time_the_end(self) -> None:
         """A little of what ends the run is tried, so that its cost is known in time."""
         self.is_end_timed = True
         examiner, few = self.examiner, self.run.plan.micro_batch.value * self.run.world.size
-        self.guard.within(lambda: examiner.validation_loss(few))  # the first call is a slow one
-        begun_s = time.monotonic()
-        examiner.validation_loss(few)
+        for _ in range(2):  # the first call is a slow one
+            begun_s = time.monotonic()
+            self.guard.within(lambda: examiner.validation_loss(few))
         share = examiner.windows / min(few, examiner.windows)
         self.pace.took("evaluation", share * (time.monotonic() - begun_s))
         size_bytes = _SAVED_BYTES_PER_PARAMETER * shape_of(self.profile.model).parameters
