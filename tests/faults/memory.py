@@ -157,7 +157,8 @@ def _neighbour(case: Case, confinement: Confinement) -> Iterator[None]:
 
 
 def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
+    here = str(Path(__file__).parents[2])
+    return os.environ | {"PYTHONPATH": here, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
 
 
 def _record(run: Path) -> dict[str, Any]:

@@ -11,17 +11,22 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import yaml
 from torch import Tensor
+from torch.distributed import HashStore
 
+from llmtrain.device.choice import Needs
 from llmtrain.device.pressure import Answer
 from llmtrain.device.watch import MemoryWatch
 from llmtrain.errors import DoesNotFitError
 from llmtrain.model.decoder import Decoder
 from llmtrain.train.checkpoint import load_checkpoint
 from llmtrain.train.events import Event, Note, Step
+from llmtrain.train.memory import MemoryGuard
 from llmtrain.train.muon import RoleOptimizer
+from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.world import World
+from tests.train.test_loop import make_run
 
 WINDOWS = 8  # a step of the fixture's profile
 CPU_SAYS = (
@@ -77,14 +82,13 @@ def _raising(error: Exception) -> Callable[[Tensor], None]:
 
 
 @contextmanager
-def answers(monkeypatch: pytest.MonkeyPatch, at_step: int, answer: Answer) -> Iterator[list[int]]:
-    """Memory is found short at the first look after so many steps; the list has the windows read
-    of the step in which it was."""
+def answers(monkeypatch: pytest.MonkeyPatch, at_look: int, answer: Answer) -> Iterator[list[int]]:
+    """At the n-th look memory asks for `answer`; the list has an item a look."""
     looks: list[int] = []
 
     def look(self: MemoryWatch, plan: Any) -> Answer:
         looks.append(1)
-        return answer if len(looks) == at_step else Answer()
+        return answer if len(looks) == at_look else Answer()
 
     with monkeypatch.context() as patch:
         patch.setattr(MemoryWatch, "look", look)
@@ -374,3 +378,98 @@ def test_no_step_is_begun_that_would_not_survive(
     assert json.loads(told.out)["error"]["code"] == 3
     assert "no step was done" in told.err
     assert not (place / "run" / "checkpoints").exists()
+
+
+class Ranks:
+    """Guards of two ranks of one run that share a store, and are otherwise alone."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+        # Gradients are not summed here: a rank that gets so far would wait for the other.
+        monkeypatch.setattr(World, "sum", lambda self, tensor: tensor)
+        store = HashStore()
+        self.worlds = [World(rank, 2, rank, 2, store) for rank in (0, 1)]
+        self.told: list[Event] = []
+        self.directory = RunDirectory(place)
+        self.directory.write_record({"profile": {}, "sittings": [{}]})
+
+    def guard(self, rank: int, objective: Callable[..., Tensor] | None = None) -> MemoryGuard:
+        """The guard of one of them, which may compute something else."""
+        run = make_run()
+        run.world = self.worlds[rank]
+        run.objective = objective or run.model
+        needs = Needs(run.model.shape, WINDOWS * run.context, launched_local_processes=2)
+        self.run = run
+        return MemoryGuard(
+            run, needs, self.directory, self.told.append, changed=_nothing, rescue=lambda: None
+        )
+
+
+def _nothing() -> None:
+    """Nobody has to know."""
+
+
+@pytest.fixture
+def ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ranks:
+    return Ranks(monkeypatch, tmp_path)
+
+
+def _failing(error: Exception) -> Callable[..., Tensor]:
+    def objective(*_: Tensor) -> Tensor:
+        raise error
+
+    return objective
+
+
+def test_a_rank_that_runs_out_ends_and_says_what_to_set(ranks: Ranks) -> None:
+    guard = ranks.guard(1, _failing(ERRORS["cuda"]))
+    with pytest.raises(DoesNotFitError) as caught:
+        next(guard.steps())
+
+    assert caught.value.message == (
+        "rank 1: 64.00 MiB could not be allocated in step 1 with micro-batch 8"
+    )
+    assert caught.value.hint == "--resume auto --set train.micro_batch=4"
+    assert ranks.run.plan.micro_batch.value == 8
+
+
+def test_the_rank_that_only_sees_it_leave_says_the_same(ranks: Ranks) -> None:
+    lost = RuntimeError("Connection closed by peer [127.0.0.1]:1234")
+    with pytest.raises(RuntimeError, match="closed by peer"):  # of another cause
+        next(ranks.guard(0, _failing(lost)).steps())
+    with pytest.raises(DoesNotFitError) as theirs:
+        next(ranks.guard(1, _failing(ERRORS["cpu"])).steps())
+    with pytest.raises(DoesNotFitError) as ours:
+        next(ranks.guard(0, _failing(lost)).steps())
+
+    assert (ours.value.message, ours.value.hint) == (theirs.value.message, theirs.value.hint)
+
+
+def test_ranks_agree_on_the_smaller_plan_though_only_one_is_short(ranks: Ranks) -> None:
+    plans = []
+    for rank in (0, 1):
+        guard = ranks.guard(rank)
+        guard.heed(smaller=1, stop=0)  # 1 + 0
+        plans.append(ranks.run.plan)
+    assert [plan.micro_batch.value for plan in plans] == [4, 4]
+    (note,) = ranks.told  # rank 0's
+    assert isinstance(note, Note)
+    assert note.text.startswith("another process is short of memory")
+    ranks.guard(0).heed(smaller=4, stop=0)  # 2 + 2
+    assert ranks.run.plan.micro_batch.value == 2
+
+
+def test_ranks_end_together_though_only_one_has_to(ranks: Ranks) -> None:
+    guard = ranks.guard(0)
+    guard.heed(smaller=0, stop=1)
+    assert guard.is_over
+    with pytest.raises(DoesNotFitError, match="saved somewhere"):
+        guard.end(Path("somewhere"))
+
+
+def test_ranks_look_only_where_they_can_agree(
+    ranks: Ranks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guard = ranks.guard(1)
+    with answers(monkeypatch, 1, Answer(stop=True, reason="short")) as looks:
+        assert next(guard.steps()).step == 1
+    assert looks == []
