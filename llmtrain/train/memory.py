@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -36,14 +37,23 @@ class _ShortageError(Exception):
         self.answer = answer
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """Another plan, from after a step on."""
+
+    after_step: int
+    reason: str
+    numerics: dict[str, Any]
+
+
 _TROUBLE = (_ShortageError, *MEMORY_ERRORS)
 
 
 class MemoryGuard:
     """Looks whether memory lasts, before each step and each micro-batch, and answers if it ran out.
 
-    `changed` is called when `run.plan` is another one; `rescue` saves what there is, before a run
-    ends that cannot do another step, and says where it is.
+    `changed` is told after which step the plan became another one, once a step by that is done;
+    `rescue` saves what there is, before a run ends that cannot do another, and says where it is.
     """
 
     def __init__(
@@ -53,7 +63,7 @@ class MemoryGuard:
         directory: RunDirectory,
         observe: Observer,
         *,
-        changed: Callable[[], None],
+        changed: Callable[[int], None],
         rescue: Callable[[], Path | None],
     ) -> None:
         self._run = run
@@ -64,6 +74,7 @@ class MemoryGuard:
         self._rescue = rescue
         self._watch = MemoryWatch(needs, run.plan)
         self._answer = Answer()
+        self._untried: list[_Change] = []
         self._updated_after_step: int | None = None
         self.is_over = False
         run.optimizer.register_step_pre_hook(self._note_update)
@@ -76,7 +87,8 @@ class MemoryGuard:
         return predict(self._needs, self._run.plan)
 
     def look(self) -> Answer:
-        """What this process would do before the next step."""
+        """What this process would do before the next step. The one before is done."""
+        self._settle()
         self._answer = self._watch.look(self._run.plan)
         return self._answer
 
@@ -193,20 +205,34 @@ class MemoryGuard:
                 compiled=plan.compile.value,
             )
         return_free_memory()
-        self._changed()
+        self._untried.append(_Change(run.position.step, reason, plan.numerics()))
         if run.world.is_main:
-            self._record(reason)
             self._observe(Note(f"{reason}; from here on {_told(plan)}", is_warning=True))
         return True
 
-    def _record(self, reason: str) -> None:
-        """run.yaml has the plan, so that a resume keeps it, and when and why it changed."""
-        plan, record = self._run.plan, self._directory.read_record()
-        change = {"after_step": self._run.position.step, "reason": reason}
-        sitting = record["sittings"][-1]
-        changes = [*sitting.get("changes", []), change | {"numerics": plan.numerics()}]
-        sittings = [*record["sittings"][:-1], sitting | {"changes": changes}]
-        now = {"plan": plan.document(), "predicted": self.predicted.items(), "sittings": sittings}
+    def _settle(self) -> None:
+        """A plan by which a step was done is the run's, for a resume too.
+
+        Where even the smallest did not get through one, a resume that has more room begins again
+        with the largest.
+        """
+        if not self._untried:
+            return
+        self._changed(self._untried[0].after_step)
+        if self._run.world.is_main:
+            self._record()
+        self._untried.clear()
+
+    def _record(self) -> None:
+        """run.yaml has the plan, and when and why it changed."""
+        record = self._directory.read_record()
+        *before, sitting = record["sittings"]
+        changes = [*sitting.get("changes", []), *(asdict(change) for change in self._untried)]
+        now = {
+            "plan": self._run.plan.document(),
+            "predicted": self.predicted.items(),
+            "sittings": [*before, sitting | {"changes": changes}],
+        }
         self._directory.write_record(record | now)
 
     def _note_update(self, *_: object) -> None:

@@ -122,11 +122,11 @@ class Session:
             self.reporter.end(state.val_loss, state.best_val_loss, state.best_step)
         return self._result(self._stopped())
 
-    def _plan_changed(self) -> None:
+    def _plan_changed(self, after_step: int) -> None:
         """The state says by what plan it goes on, and from where it is another run's bits."""
-        step, drifted = self.run.position.step, self.state.not_bitwise_from_step
-        if drifted is None and step > 0:
-            drifted = step
+        drifted = self.state.not_bitwise_from_step
+        if drifted is None and after_step > 0:
+            drifted = after_step
         numerics = self.run.plan.numerics()
         self.state = self.state.model_copy(
             update={"numerics": numerics, "not_bitwise_from_step": drifted}

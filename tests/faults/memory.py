@@ -71,6 +71,7 @@ class Outcome:
     steps: int
     plans: list[str]
     said: str
+    log: str
     wall_s: float
 
     @property
@@ -127,7 +128,8 @@ def run_case(
             process.kill()
             process.wait()
     text = log.read_text(encoding="utf-8", errors="replace")
-    return Outcome(code, _steps(out), _plans(out), _said(text), time.monotonic() - begun_s)
+    took_s = time.monotonic() - begun_s
+    return Outcome(code, _steps(out), _plans(out), _said(text), text, took_s)
 
 
 def _trainer(case: Case, confinement: Confinement) -> list[str]:
@@ -253,6 +255,9 @@ def main() -> int:
             found.append((case, outcome))
     for line in rows(found):
         say(line)
+    for number, (_, outcome) in enumerate(found, 1):
+        if not outcome.is_allowed:
+            say(f"\nrun {number}:\n{outcome.log[-4000:]}")
     bad = sum(not outcome.is_allowed for _, outcome in found)
     say(f"{len(found) - bad} trained or refused, {bad} did not")
     return 1 if bad else 0
