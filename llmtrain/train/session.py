@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from llmtrain.data.shards import PreparedData
@@ -277,7 +278,8 @@ class Session:
     def _sample(self, step: int) -> None:
         begun_s = time.monotonic()
         for number, prompt in enumerate(self.profile.eval.prompts):
-            text = self.examiner.sample(prompt, seed=step + number)
+            draw = partial(self.examiner.sample, prompt, seed=step + number)
+            text = self.guard.within(draw)
             self.reporter.record(Sampled(step, prompt, text))
         self.sampled_step = step
         self.pace.took("samples", time.monotonic() - begun_s)

@@ -218,6 +218,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--means", choices=("auto", "cgroup", "rlimit"), default="auto")
+    parser.add_argument("--only", type=int, help="the number of one run")
     parser.add_argument("--data", help="the text; builtin:python where left away")
     return parser.parse_args()
 
@@ -247,6 +248,8 @@ def main() -> int:
     found = []
     with tempfile.TemporaryDirectory(prefix="llmtrain-memory-") as directory:
         for number, case in enumerate(cases(said.runs, said.seed), 1):
+            if said.only not in (None, number):
+                continue
             place = Path(directory) / str(number)
             place.mkdir()
             with confined(means, said.limit) as confinement:

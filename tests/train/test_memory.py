@@ -20,8 +20,10 @@ from llmtrain.device.pressure import Answer
 from llmtrain.device.watch import MemoryWatch
 from llmtrain.errors import DoesNotFitError
 from llmtrain.model.decoder import Decoder
+from llmtrain.train import loop
 from llmtrain.train.checkpoint import load_checkpoint
 from llmtrain.train.events import Event, Note, Step
+from llmtrain.train.examine import Examiner
 from llmtrain.train.memory import MemoryGuard
 from llmtrain.train.muon import RoleOptimizer
 from llmtrain.train.rundir import RunDirectory
@@ -301,6 +303,58 @@ def test_evaluation_that_runs_out_is_done_again_by_a_smaller_plan(
     found, expected = ([m["val_loss"] for m in c if "val_loss" in m] for c in (ours, theirs))
     assert len(found) == 2
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_sample_that_runs_out_is_drawn_again_by_a_smaller_plan(
+    train: Any, place: Path, files: Any, run_alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, calls = Examiner.sample, 0
+
+    def short_sample(self: Examiner, *arguments: Any, **options: Any) -> str:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ERRORS["cpu"]
+        return draw(self, *arguments, **options)
+
+    monkeypatch.setattr(Examiner, "sample", short_sample)
+    train(place / "run", **FP32)
+
+    assert plan_of(place / "run", "micro_batch") == 4
+    samples = files(place / "run").lines("samples.jsonl")
+    assert samples[0] == run_alone(**FP32).lines("samples.jsonl")[0]
+
+
+def test_gradients_that_were_unscaled_are_scaled_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clipped = loop._clipped_norm
+    failures = [ERRORS["cpu"]]
+
+    def short_norm(*arguments: Any) -> float:
+        if failures:
+            raise failures.pop()
+        return clipped(*arguments)
+
+    monkeypatch.setattr(loop, "_clipped_norm", short_norm)
+    reports = []
+    for scaler in (torch.amp.GradScaler("cpu", init_scale=1024.0), None):
+        run = make_run()
+        run.scaler = scaler or run.scaler
+        RunDirectory(tmp_path).write_record({"profile": {}, "sittings": [{}]})
+        needs = Needs(run.model.shape, WINDOWS * run.context)
+        guard = MemoryGuard(
+            run,
+            needs,
+            RunDirectory(tmp_path),
+            lambda _: None,
+            changed=_nothing,
+            rescue=lambda: None,
+        )
+        reports.append(next(guard.steps()))
+        assert run.scaler.get_scale() == (1024.0 if scaler else 1.0)
+    assert reports[0].loss == pytest.approx(reports[1].loss, rel=1e-5)
+    assert reports[0].grad_norm == pytest.approx(reports[1].grad_norm, rel=1e-4)
 
 
 def test_other_errors_are_not_taken_for_it(
