@@ -41,8 +41,8 @@ def test_before_a_step_the_prediction_counts() -> None:
     total = predict(NEEDS, plan).total_bytes
     held = total // 4
     fitting = limit_for(total)
-    assert MemoryWatch(NEEDS, plan).judge(look(fitting, held=held), plan) == Answer()
-    tight = MemoryWatch(NEEDS, plan).judge(look(fitting - 2 * MIB, held=held), plan)
+    assert MemoryWatch(NEEDS, plan).judge(look(fitting, held=held), plan, 0) == Answer()
+    tight = MemoryWatch(NEEDS, plan).judge(look(fitting - 2 * MIB, held=held), plan, 0)
     assert tight.smaller == 1
 
 
@@ -51,21 +51,43 @@ def test_others_count_before_a_step() -> None:
     total = predict(NEEDS, plan).total_bytes
     limit = limit_for(total) + 100 * MIB
     watch = MemoryWatch(NEEDS, plan)
-    assert watch.judge(look(limit, held=total // 4, others=50 * MIB), plan) == Answer()
+    assert watch.judge(look(limit, held=total // 4, others=50 * MIB), plan, 0) == Answer()
     watch = MemoryWatch(NEEDS, plan)
-    assert watch.judge(look(limit, held=total // 4, others=300 * MIB), plan).smaller > 0
+    assert watch.judge(look(limit, held=total // 4, others=300 * MIB), plan, 0).smaller > 0
 
 
 def test_after_a_step_its_peak_counts() -> None:
     plan = planned()
     total = predict(NEEDS, plan).total_bytes
     watch = MemoryWatch(NEEDS, plan)
-    watch.judge(look(2 * total, held=total // 4), plan)
+    watch.judge(look(2 * total, held=total // 4), plan, 0)
     peak = total // 2  # it takes half of what was predicted
     limit = limit_for(peak)
-    assert watch.judge(look(limit, held=peak - MIB, peak=peak), plan) == Answer()
+    assert watch.judge(look(limit, held=peak - MIB, peak=peak), plan, 1) == Answer()
     more = peak + 20 * MIB
-    assert watch.judge(look(limit, held=peak - MIB, peak=more), plan).smaller == 1
+    assert watch.judge(look(limit, held=peak - MIB, peak=more), plan, 1).smaller == 1
+
+
+def test_in_the_midst_of_the_first_step_only_a_higher_peak_counts() -> None:
+    plan = planned()
+    total = predict(NEEDS, plan).total_bytes
+    limit = limit_for(total)
+    watch = MemoryWatch(NEEDS, plan)
+    watch.judge(look(2 * total, held=total // 4), plan, 0)
+    held = total // 3  # it has hardly begun
+    assert watch.judge(look(limit, held=held, peak=held), plan, 0) == Answer()
+    assert watch.judge(look(limit - 2 * MIB, held=held, peak=held), plan, 0).smaller == 1
+    more = total + 20 * MIB
+    assert watch.judge(look(limit, held=held, peak=more), plan, 0).smaller == 1
+
+
+def test_a_peak_that_was_reached_in_the_midst_of_a_step_counts_after_it() -> None:
+    plan = planned()
+    total = predict(NEEDS, plan).total_bytes
+    watch, peak = MemoryWatch(NEEDS, plan), total // 2
+    watch.judge(look(2 * total, held=total // 4), plan, 0)
+    watch.judge(look(2 * total, held=peak, peak=peak), plan, 0)
+    assert watch.judge(look(limit_for(peak), held=peak, peak=peak), plan, 1) == Answer()
 
 
 def test_a_peak_from_before_says_nothing_of_the_plan() -> None:
@@ -74,7 +96,7 @@ def test_a_peak_from_before_says_nothing_of_the_plan() -> None:
     watch = MemoryWatch(NEEDS, plan)
     limit = limit_for(total)
     for _ in range(2):  # tokenizing once took ten times what training will
-        assert watch.judge(look(limit, held=total // 4, peak=10 * total), plan) == Answer()
+        assert watch.judge(look(limit, held=total // 4, peak=10 * total), plan, 0) == Answer()
 
 
 def test_a_smaller_plan_is_expected_to_take_less_than_the_peak_of_the_larger() -> None:
@@ -84,13 +106,13 @@ def test_a_smaller_plan_is_expected_to_take_less_than_the_peak_of_the_larger() -
     saved = predict(NEEDS, plan).total_bytes - predict(NEEDS, less).total_bytes
     peak = 2 * predict(NEEDS, plan).total_bytes
     watch = MemoryWatch(NEEDS, plan)
-    watch.judge(look(4 * peak, held=peak // 4), plan)
+    watch.judge(look(4 * peak, held=peak // 4), plan, 0)
     limit = limit_for(peak - saved)
-    assert watch.judge(look(limit, held=peak - MIB, peak=peak), plan).smaller == 1
+    assert watch.judge(look(limit, held=peak - MIB, peak=peak), plan, 1).smaller == 1
     # It was taken: what it does not need was given back, and the peak is still the larger plan's.
-    assert watch.judge(look(limit, held=peak // 4, peak=peak), less) == Answer()
-    assert watch.judge(look(limit, held=peak // 4, peak=peak), less) == Answer()
-    tighter = watch.judge(look(limit - 2 * MIB, held=peak // 4, peak=peak), less)
+    assert watch.judge(look(limit, held=peak // 4, peak=peak), less, 1) == Answer()
+    assert watch.judge(look(limit, held=peak // 4, peak=peak), less, 2) == Answer()
+    tighter = watch.judge(look(limit - 2 * MIB, held=peak // 4, peak=peak), less, 2)
     assert tighter.smaller == 1
 
 
@@ -101,17 +123,17 @@ def test_several_processes_take_as_much_each() -> None:
     limit = limit_for(total)
     held = total // 8
     two = Look([Bound("the group", limit, 2 * held)], held, held)
-    assert MemoryWatch(needs, plan).judge(two, plan) == Answer()
+    assert MemoryWatch(needs, plan).judge(two, plan, 0) == Answer()
     tight = Look([Bound("the group", limit - 2 * MIB, 2 * held)], held, held)
-    assert MemoryWatch(needs, plan).judge(tight, plan).smaller == 1
+    assert MemoryWatch(needs, plan).judge(tight, plan, 0).smaller == 1
 
 
 def test_a_gpus_plan_is_not_made_smaller_for_the_machines_memory() -> None:
     plan = make_plan(CUDA, wish(), NEEDS)
     watch = MemoryWatch(NEEDS, plan)
     held = 100 * MIB
-    assert watch.judge(look(2 * held, held=held), plan) == Answer()
-    assert watch.judge(look(held, held=held), plan).stop
+    assert watch.judge(look(2 * held, held=held), plan, 0) == Answer()
+    assert watch.judge(look(held, held=held), plan, 0).stop
 
 
 def test_it_reads_at_once_and_then_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +149,7 @@ def test_it_reads_at_once_and_then_twice_a_second(monkeypatch: pytest.MonkeyPatc
     watch = MemoryWatch(NEEDS, plan, read)
     counts = []
     for _ in moments_s:
-        assert watch.look(plan) == Answer()
+        assert watch.look(plan, 0) == Answer()
         counts.append(len(reads))
     assert counts == [1, 1, 1, 2, 2, 3]
 
@@ -137,7 +159,7 @@ def test_a_system_that_does_not_say_is_not_watched() -> None:
         raise OSError("no such file")
 
     plan = planned()
-    assert MemoryWatch(NEEDS, plan, read).look(plan) == Answer()
+    assert MemoryWatch(NEEDS, plan, read).look(plan, 0) == Answer()
 
 
 def test_this_machine_says() -> None:
@@ -153,5 +175,5 @@ def test_the_first_look_may_take_several_smaller_plans(micro_batch: int) -> None
     plan = planned(micro_batch)
     plans = list(smaller_plans(plan))
     least = predict(NEEDS, plans[-1]).total_bytes
-    found = MemoryWatch(NEEDS, plan).judge(look(limit_for(least), held=least // 4), plan)
+    found = MemoryWatch(NEEDS, plan).judge(look(limit_for(least), held=least // 4), plan, 0)
     assert found.smaller == len(plans)

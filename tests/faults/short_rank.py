@@ -39,7 +39,7 @@ def find(answer: Answer) -> None:
     """The look after the second step, the third of all, gives `answer`."""
     looks = 0
 
-    def look(self: MemoryWatch, plan: Any) -> Answer:
+    def look(self: MemoryWatch, plan: Any, step: int) -> Answer:
         nonlocal looks
         looks += 1
         return answer if looks == 3 else Answer()

@@ -88,7 +88,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, at_look: int, answer: Answer) -> It
     """At the n-th look memory asks for `answer`; the list has an item a look."""
     looks: list[int] = []
 
-    def look(self: MemoryWatch, plan: Any) -> Answer:
+    def look(self: MemoryWatch, plan: Any, step: int) -> Answer:
         looks.append(1)
         return answer if len(looks) == at_look else Answer()
 
