@@ -133,7 +133,7 @@ def goes_on(out: Path, options: argparse.Namespace, at_step: int) -> str | None:
     told(observer, micro_batches(out))
     if len(micro_batches(out)) < 2:
         return "the plan did not change: leave less with another profile"
-    smaller = {"train.micro_batch": micro_batches(out)[-1]}
+    smaller: dict[str, Any] = {"train.micro_batch": micro_batches(out)[-1]}
     untroubled = train(out.with_name(f"{out.name}-untroubled"), options, lambda _: None, **smaller)
     return differs(found, untroubled)
 
