@@ -1,6 +1,7 @@
 """Everything that can go wrong, and the exit code each failure has.
 
     LlmtrainError            1   failed at run time
+    ├── PeerLostError        1   another rank ended or no longer answers
     ├── UsageError           2   the command or a configuration value is wrong
     ├── DoesNotFitError      3   the run needs more memory than there is
     ├── DivergedError        4   the loss stopped being a number
@@ -14,6 +15,7 @@ where there is one, a hint with a command to type next.
 
 from __future__ import annotations
 
+import signal
 from typing import ClassVar
 
 
@@ -26,6 +28,10 @@ class LlmtrainError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+class PeerLostError(LlmtrainError):
+    """Another rank ended or no longer answers; whose fault that is, others can say better."""
 
 
 class UsageError(LlmtrainError):
@@ -62,3 +68,12 @@ class AbortedError(LlmtrainError):
     """A second signal asked to stop at once."""
 
     exit_code = 130
+
+
+def told_by_exit_code(code: int) -> str:
+    """How a process ended, to be said of it: `ended with code 3`, `was killed by SIGKILL`."""
+    if code >= 0:
+        return f"ended with code {code}"
+    name = signal.Signals(-code).name
+    memory = ", as the system does where memory runs out" if name == "SIGKILL" else ""
+    return f"was killed by {name}{memory}"

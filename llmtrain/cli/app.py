@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Annotated, NoReturn
 
@@ -16,9 +16,10 @@ from typer.core import TyperGroup
 
 import llmtrain
 from llmtrain.cli import device, memory, profiles, runs, tokenizer, train, use
+from llmtrain.cli.streams import hold_standard_streams
 from llmtrain.cli.voice import Voice
 from llmtrain.errors import LlmtrainError, UsageError
-from llmtrain.files import OUTCOME_FILE_VARIABLE
+from llmtrain.files import LAUNCHED_VARIABLE
 
 _RANK_0_SPEAKS_FIRST_S = 5.0
 
@@ -52,10 +53,8 @@ def root(
 def main() -> NoReturn:
     """Runs the command line and exits with its code."""
     sys.excepthook = _explain_unexpected
-    arguments = sys.argv[1:]
-    code = run(arguments)
-    _record_outcome(code)
-    sys.exit(code)
+    hold_standard_streams()
+    sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -70,18 +69,33 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     except LlmtrainError as error:
         return _fail(error, arguments)
+    except OSError as error:
+        return _fail(_refused_by_the_system(error), arguments)
+
+
+def _refused_by_the_system(error: OSError) -> LlmtrainError:
+    """What a disk or a file system refused, in a line. What was saved before is whole."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    hint = "the same command with --debug shows where"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "make room on the disk; a run that was saved goes on with --resume auto"
+    failure = LlmtrainError(f"{where}{error.strerror or error}", hint=hint)
+    failure.__cause__ = error
+    return failure
 
 
 def _fail(error: LlmtrainError, arguments: Sequence[str]) -> int:
     """The failure is told, on stdout too where a document is expected; returns its exit code."""
+    if "--debug" in arguments:
+        traceback.print_exception(error)
+    if LAUNCHED_VARIABLE in os.environ and _launcher_tells(error):
+        return error.exit_code
     is_main = os.environ.get("RANK", "0") == "0"
     if not is_main:
-        # Most failures are rank 0's too: it tells them, and the launcher then ends this rank.
+        # Most failures are rank 0's too: it tells them, and torchrun then ends this rank.
         time.sleep(_RANK_0_SPEAKS_FIRST_S)
     voice = Voice()
     hint = error.hint or f"{_command_path(arguments)} --help"
-    if "--debug" in arguments:
-        traceback.print_exception(error)
     if "--json" in arguments and is_main:
         failure = {"code": error.exit_code, "message": error.message, "hint": hint}
         voice.document({"error": failure})
@@ -100,11 +114,10 @@ def _command_path(arguments: Sequence[str]) -> str:
     return " ".join(words)
 
 
-def _record_outcome(code: int) -> None:
-    """The launcher of several ranks exits with rank 0's code, whatever its agent makes of it."""
-    path = os.environ.get(OUTCOME_FILE_VARIABLE)
-    if path and os.environ.get("RANK") == "0":
-        Path(path).write_text(str(code), encoding="ascii")
+def _launcher_tells(error: LlmtrainError) -> bool:
+    from llmtrain.train.launched import tell_failure
+
+    return tell_failure(error)
 
 
 def _explain_unexpected(
@@ -116,4 +129,4 @@ def _explain_unexpected(
         f"{kind.__name__}: {first_line}", hint="the same command with --debug shows where"
     )
     failure.__cause__ = error
-    _record_outcome(_fail(failure, sys.argv[1:]))
+    _fail(failure, sys.argv[1:])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
+from llmtrain.cli.streams import discard_stdout, unread_output_lost
 from llmtrain.cli.voice import Voice
 
 Function = Callable[..., int | None]
@@ -50,13 +50,13 @@ def group(help_text: str) -> typer.Typer:
 def _with_common_options(function: Function) -> Function:
     @functools.wraps(function)
     def run(*, quiet: bool, verbose: bool, debug: bool, **arguments: Any) -> int | None:
+        code: int | None = 0
         try:
             code = function(Voice(quiet, verbose, debug), **arguments)
-            sys.stdout.flush()
         except BrokenPipeError:
-            # Whoever read the output has gone; what is left to write has nowhere to go.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
+            discard_stdout()  # whoever read the output has gone, and has what was wanted
+        with unread_output_lost():
+            sys.stdout.flush()
         return code
 
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]

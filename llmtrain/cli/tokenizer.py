@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,7 @@ def train(
     from llmtrain.data.sources import resolve_sources
     from llmtrain.errors import UsageError
     from llmtrain.tokenizer import train_tokenizer
+    from llmtrain.tokenizer.learner import learn_apart
     from llmtrain.units import format_bytes, parse_bytes
 
     try:
@@ -60,6 +62,7 @@ def train(
         (document.text for document in corpus.documents()),
         vocab_size=vocab_size,
         max_bytes=sample_bytes,
+        learn=partial(learn_apart, check_stop=lambda: None),
     )
     trained.tokenizer.save(out)
     pieces = trained.tokenizer.vocab_size

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from datetime import datetime, timedelta
 from datetime import time as time_of_day
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -23,6 +24,7 @@ from llmtrain.cli.options import (
     SetOption,
     flag_settings,
 )
+from llmtrain.cli.streams import unread_output_lost
 from llmtrain.cli.voice import Voice
 from llmtrain.errors import UsageError
 
@@ -115,7 +117,7 @@ def train(
         if "RANK" not in os.environ and (processes := _processes(request)) > 1:
             from llmtrain.train.launch import launch
 
-            return launch(processes, sys.argv[1:], stop, debug=voice.debug)
+            return launch(processes, sys.argv[1:], stop)
         return _train(voice, request, stop, as_json=json)
 
 
@@ -167,9 +169,11 @@ def _dry_run(voice: Voice, request: TrainRequest, *, as_json: bool) -> int:
 def _train(voice: Voice, request: TrainRequest, stop: StopRequest, *, as_json: bool) -> int:
     from llmtrain.cli.progress import watching
     from llmtrain.engine.training import Sitting, run_training
-    from llmtrain.train.signals import process_age_s
-    from llmtrain.train.world import world_from_environment
+    from llmtrain.train.signals import process_age_s, stop_with_parent
+    from llmtrain.train.world import is_launched, world_from_environment
 
+    if is_launched():
+        stop_with_parent(stop)
     world, started_s = world_from_environment(), monotonic() - process_age_s()
     if not world.is_main:
         run_training(request, Sitting(world, lambda event: None, stop, started_s))
@@ -179,7 +183,21 @@ def _train(voice: Voice, request: TrainRequest, stop: StopRequest, *, as_json: b
     if as_json:
         voice.document(train_document(result))
     _tell(voice, result)
+    if stop.has_given_up:
+        _leave_at_once()
     return 75 if result.stopped == "interrupted" else 0
+
+
+def _leave_at_once() -> NoReturn:
+    """Ends this process with 75. Python's own end would wait for compilers in threads."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.kill()
+    with unread_output_lost():
+        sys.stdout.flush()
+    os._exit(75)
 
 
 def train_document(result: TrainResult) -> dict[str, Any]:

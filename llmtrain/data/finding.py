@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from llmtrain.data.reading import SourceFile, read_head
+from llmtrain.data.reading import SourceFile, read_head, readable
 
 # Suffixes of things that are not text although they may begin without a NUL byte.
 _BINARY_SUFFIXES = frozenset(
@@ -64,7 +64,7 @@ def files_below(directory: Path) -> Iterator[Path]:
     for entry in _visible(directory):
         if entry.is_dir(follow_symlinks=False):
             yield from files_below(Path(entry.path))
-        elif not entry.is_dir():
+        elif not _leads_to_directory(entry):
             yield Path(entry.path)
 
 
@@ -93,15 +93,22 @@ def _matches(directory: Path, segments: Sequence[str]) -> Iterator[Path]:
                 yield from _matches(Path(entry.path), segments)
             elif fnmatchcase(entry.name, head):
                 yield from _matches(Path(entry.path), rest)
-        elif not rest and not entry.is_dir() and fnmatchcase(entry.name, head):
+        elif not rest and not _leads_to_directory(entry) and fnmatchcase(entry.name, head):
             yield Path(entry.path)
+
+
+def _leads_to_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, which is no regular file either
+        return False
 
 
 def _visible(directory: Path, *, even_hidden: bool = False) -> list[os.DirEntry[str]]:
     """Sorted by code point: a locale or a case-blind file system must not change the order."""
     if not directory.is_dir():
         return []
-    with os.scandir(directory) as entries:
+    with readable(str(directory)), os.scandir(directory) as entries:
         chosen = [entry for entry in entries if even_hidden or not entry.name.startswith(".")]
     return sorted(chosen, key=lambda entry: entry.name)
 

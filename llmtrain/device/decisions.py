@@ -14,9 +14,10 @@ from llmtrain.device.choice import (
     Precision,
 )
 from llmtrain.device.facts import Accelerator, Facts
-from llmtrain.device.memory import predict_training
+from llmtrain.device.memory import predict_inference_bytes, predict_training
 from llmtrain.errors import DoesNotFitError, UsageError
 from llmtrain.profile.schema import DeviceSection
+from llmtrain.profile.shape import ModelShape
 from llmtrain.units import format_bytes
 
 # Small micro-batches are as fast as large ones on a CPU, on two cores and on sixteen, and much
@@ -247,6 +248,20 @@ def _refuse_what_does_not_fit(
         else "a smaller profile (llmtrain profiles list), or "
         f"--set model.context={max(8, needs.shape.context // 2)}",
     )
+
+
+def refuse_model_that_does_not_fit(facts: Facts, shape: ModelShape, kind: DeviceKind) -> None:
+    """A model of this shape can be used on this machine. Raises DoesNotFitError."""
+    needed_bytes, limit_bytes = (
+        predict_inference_bytes(shape, kind),
+        memory_limit_bytes(facts, kind),
+    )
+    if needed_bytes > limit_bytes:
+        raise DoesNotFitError(
+            f"using {shape.parameters / 1e6:.1f}M parameters with a context of {shape.context} "
+            f"needs {format_bytes(needed_bytes)}; the limit is {format_bytes(limit_bytes)}",
+            hint="a machine with more memory",
+        )
 
 
 def backend(facts: Facts, wishes: DeviceSection, kind: DeviceKind) -> Choice[Backend]:

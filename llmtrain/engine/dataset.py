@@ -9,6 +9,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from llmtrain.data.shards import PreparedData, entry_directory, open_prepared, prepare
@@ -18,6 +19,7 @@ from llmtrain.errors import DataError
 from llmtrain.files import cache_directory
 from llmtrain.profile.schema import DataSection
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
+from llmtrain.tokenizer.learner import learn_apart
 from llmtrain.train.events import Note, Observer, Progress
 from llmtrain.units import format_bytes
 
@@ -87,6 +89,12 @@ def open_dataset(
                 hint="restore the text, or start a new run",
             ) from None
         return dataset
+    if shards.index.encoder_fingerprint != tokenizer.fingerprint:
+        shards.close()
+        raise DataError(
+            f"the token shards {key} were made with another tokenizer than {tokenizer_directory}",
+            hint="start a new run with another --out",
+        )
     return Dataset(tokenizer, tokenizer_directory, shards, [])
 
 
@@ -113,7 +121,12 @@ def _trained_tokenizer(
     work.observe(
         Note(f"training a tokenizer of {vocab_size} pieces on {format_bytes(facts.text_bytes)}")
     )
-    trained = train_tokenizer(_training_texts(corpus, facts, section, work), vocab_size=vocab_size)
+    directory.parent.mkdir(parents=True, exist_ok=True)  # it fails before the work, not after
+    trained = train_tokenizer(
+        _training_texts(corpus, facts, section, work),
+        vocab_size=vocab_size,
+        learn=partial(learn_apart, check_stop=work.check_stop),
+    )
     pieces = trained.tokenizer.vocab_size
     if pieces < vocab_size:
         work.observe(
@@ -143,7 +156,6 @@ def _tokenizer_key(fingerprint: str, validation_fraction: float, vocab_size: int
 
 
 def _save_atomically(tokenizer: Tokenizer, directory: Path) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".building-"))
     try:
         tokenizer.save(temporary)

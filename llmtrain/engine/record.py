@@ -17,6 +17,7 @@ from llmtrain.engine.request import TrainRequest
 from llmtrain.engine.target import Target
 from llmtrain.train.events import TrainResult
 from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.world import launcher_identity
 
 
 def machine_signature(facts: Facts) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def begin_record(
         "from_step": step,
         "command": list(request.command) or None,
         "numerics": planned.plan.numerics(),
+        "launcher": launcher_identity(),
     }
     record = {
         "llmtrain": llmtrain.__version__,
@@ -56,7 +58,7 @@ def begin_record(
             "tokenizer_sha256": index.encoder_fingerprint,
             "train_tokens": index.train.tokens,
             "validation_tokens": index.validation.tokens,
-            "sources": dataset.sources or before.get("data", {}).get("sources", []),
+            "sources": dataset.sources or (before.get("data") or {}).get("sources", []),
         },
         "sittings": [*before.get("sittings", []), sitting],
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from sentencepiece import SentencePieceTrainer
@@ -38,14 +38,29 @@ class TrainedTokenizer:
     bytes_used: int  # of which the vocabulary was learnt
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What sentencepiece made of a text."""
+
+    model_proto: bytes  # serialized
+    character_coverage: float  # the highest that fits into the vocabulary
+
+
+Learn = Callable[[Sequence[str], int], Learned]
+
+
 def train_tokenizer(
-    documents: Iterable[str], *, vocab_size: int, max_bytes: int = 64 << 20
+    documents: Iterable[str],
+    *,
+    vocab_size: int,
+    max_bytes: int = 64 << 20,
+    learn: Learn | None = None,
 ) -> TrainedTokenizer:
     """A vocabulary of `vocab_size` pieces, or of as many as the documents have to give.
 
     Learns from a sample of at most `max_bytes` from all over the documents, and from the same
-    documents always the same. Raises UsageError where `vocab_size` is too small for the text and
-    DataError where there is no text.
+    documents always the same; by `learn_vocabulary`, or by `learn` elsewhere. Raises UsageError
+    where `vocab_size` is too small for the text and DataError where there is no text.
     """
     if vocab_size < MINIMUM_VOCAB_SIZE:
         raise _too_small(vocab_size, MINIMUM_VOCAB_SIZE)
@@ -58,23 +73,23 @@ def train_tokenizer(
             f"there is no text to learn a tokenizer from: {sample.bytes_seen} bytes of documents",
             hint="name files that have text in them: --data FILE",
         )
-    model_proto, coverage = _learn(texts, vocab_size)
+    learned = (learn or learn_vocabulary)(texts, vocab_size)
     return TrainedTokenizer(
-        tokenizer=Tokenizer(model_proto),
+        tokenizer=Tokenizer(learned.model_proto),
         requested_vocab_size=vocab_size,
-        character_coverage=coverage,
+        character_coverage=learned.character_coverage,
         documents=sample.documents,
         bytes_seen=sample.bytes_seen,
         bytes_used=sample.bytes_used,
     )
 
 
-def _learn(texts: Sequence[str], vocab_size: int) -> tuple[bytes, float]:
-    """The serialized model, and the highest character coverage that fits into the vocabulary."""
+def learn_vocabulary(texts: Sequence[str], vocab_size: int) -> Learned:
+    """Pieces for the texts. Raises UsageError and DataError."""
     needed = MINIMUM_VOCAB_SIZE
     for coverage in _CHARACTER_COVERAGES:
         try:
-            return _sentencepiece_model(texts, vocab_size, coverage), coverage
+            return Learned(_sentencepiece_model(texts, vocab_size, coverage), coverage)
         except RuntimeError as error:
             shortage = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
             if shortage is None:

@@ -1,99 +1,162 @@
-"""Several processes on this machine, started through torchrun's agent."""
+"""Several processes on this machine: started, watched, and ended together."""
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
+import subprocess
 import sys
-import tempfile
-import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 
-import psutil
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.distributed_c10d import Store
 
-from llmtrain.errors import InterruptedRunError, LlmtrainError
-from llmtrain.files import OUTCOME_FILE_VARIABLE
-from llmtrain.train.signals import StopRequest
+from llmtrain.errors import (
+    InterruptedRunError,
+    LlmtrainError,
+    PeerLostError,
+    told_by_exit_code,
+)
+from llmtrain.files import LAUNCHED_VARIABLE
+from llmtrain.train.launched import open_store, place_of, told_failure
+from llmtrain.train.signals import StopRequest, save_signals, stop_signals
+
+_LOOK_EVERY_S = 0.1
+_LAST_WORDS_S = 2.0  # after one rank failed, for the others to notice; then they are killed
+_GO_ON = "--resume auto goes on from the last checkpoint"
 
 
-def launch(processes: int, arguments: Sequence[str], stop: StopRequest, *, debug: bool) -> int:
-    """Runs `llmtrain ARGUMENTS` as so many ranks; returns the exit code that rank 0 recorded.
+def launch(processes: int, arguments: Sequence[str], stop: StopRequest) -> int:
+    """The exit code of `llmtrain ARGUMENTS` run as so many ranks, all of which are gone.
 
-    The ranks are in process groups of their own, so that a Ctrl-C reaches them only once:
-    through here. Raises InterruptedRunError for a signal that came before they were started.
+    Signals are handed on to the ranks, which are in process groups of their own, so that a Ctrl-C
+    reaches them only once: through here. Raises what made the first rank fail, and
+    InterruptedRunError for a signal that came before they were started.
     """
     stop.check()
-    if not debug:
-        logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix="llmtrain-") as directory:
-        outcome = Path(directory) / "outcome"
-        os.environ[OUTCOME_FILE_VARIABLE] = str(outcome)
-        if sys.platform == "win32":
-            os.environ.setdefault("USE_LIBUV", "0")  # Windows wheels are built without it
-        forward = _forwarding(stop)
-        previous = {number: signal.signal(number, forward) for number in _forwarded()}
+    store, port = open_store()
+    ranks = _Ranks(store)
+    try:
+        ranks.start(processes, port, arguments)
+        with ranks.signalled(stop):
+            ranks.wait()
+    finally:
+        ranks.kill()
+    failure = ranks.failure()
+    if failure is not None:
+        raise failure
+    return ranks.codes[0] or 0
+
+
+class _Ranks:
+    """The started processes, by rank."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._forwarded: set[int] = set()
+        self._killed: set[int] = set()
+
+    @property
+    def codes(self) -> list[int | None]:
+        """Each rank's exit code; None while it runs."""
+        return [process.poll() for process in self._processes]
+
+    def start(self, count: int, port: int, arguments: Sequence[str]) -> None:
+        """So many ranks run."""
+        environment = os.environ | {LAUNCHED_VARIABLE: "1"}
+        with _unready_for(save_signals()):
+            for rank in range(count):
+                place = place_of(rank, count, port)
+                command = [sys.executable, "-m", "llmtrain", *arguments]
+                self._processes.append(_started(command, environment | place))
+
+    def wait(self) -> None:
+        """All have ended, or one has failed and the others had time to end."""
+        until_s = None
+        while None in (codes := self.codes):
+            if until_s is None and any(codes):
+                until_s = time.monotonic() + _LAST_WORDS_S
+            if until_s is not None and time.monotonic() > until_s:
+                return
+            time.sleep(_LOOK_EVERY_S)
+
+    def kill(self) -> None:
+        """None runs any more, suspended ones neither."""
+        for rank, process in enumerate(self._processes):
+            if process.poll() is None:
+                self._killed.add(rank)
+                process.kill()
+        for process in self._processes:
+            process.wait()
+
+    @contextmanager
+    def signalled(self, stop: StopRequest) -> Iterator[None]:
+        """Signals go to the ranks; one that came while they were started, too."""
+        numbers = [*stop_signals(), *save_signals()]
+        previous = {number: signal.signal(number, self._forward) for number in numbers}
         try:
-            agent = elastic_launch(_config(processes, directory), sys.executable)
-            agent("-m", "llmtrain", *arguments)
-        except ChildFailedError as error:
-            if not outcome.exists():
-                raise _unspoken(error) from error
+            if stop.is_made:
+                self._forward(signal.SIGTERM, None)
+            yield
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        return int(outcome.read_text(encoding="ascii"))
+
+    def _forward(self, number: int, _frame: FrameType | None) -> None:
+        self._forwarded.add(number)
+        for process in self._processes:
+            if process.poll() is None:
+                process.send_signal(_sent_as(number))
+
+    def failure(self) -> LlmtrainError | None:
+        """Why the first rank failed: as it told, or as its end tells. None where none failed."""
+        told = [told_failure(self._store, rank) for rank in range(len(self._processes))]
+        found = [error for error in told if error is not None]
+        causes = [error for error in found if not isinstance(error, PeerLostError)]
+        causes += [
+            _unspoken(rank, code, was_forwarded=-code in self._forwarded)
+            for rank, code in enumerate(self.codes)
+            if code and told[rank] is None and rank not in self._killed and (rank or code < 0)
+        ]
+        if causes:
+            return causes[0]
+        if told[0] is None and 0 not in self._killed:
+            return None  # rank 0 ended as it should, and others lost it
+        return next(iter(found), None)
 
 
-def _unspoken(error: ChildFailedError) -> LlmtrainError:
-    """What to tell where rank 0 ended without a word."""
-    rank, failure = error.get_first_failure()
-    exit_code = int(failure.exitcode)
-    if -exit_code in _forwarded():  # it has no handler before it begins and after it is done
-        name = signal.Signals(-exit_code).name
+def _unspoken(rank: int, code: int, *, was_forwarded: bool) -> LlmtrainError:
+    """What to tell of a rank that ended without a word."""
+    if was_forwarded:  # it has no handler before it begins and after it is done
+        name = signal.Signals(-code).name
         return InterruptedRunError(f"stopped by {name}", hint="--resume auto goes on")
-    how = f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with code {exit_code}"
-    hint = "--resume auto goes on from the last checkpoint"
-    return LlmtrainError(f"rank {rank} {how}", hint=hint)
+    return LlmtrainError(f"rank {rank} {told_by_exit_code(code)}", hint=_GO_ON)
 
 
-def _config(processes: int, log_directory: str) -> LaunchConfig:
-    return LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.2,
-        logs_specs=DefaultLogsSpecs(log_dir=log_directory),  # its default is never removed
-        signals_to_handle="SIGQUIT",  # the agent kills everything; the others are forwarded here
-    )
+def _started(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    """The command runs in a process group of its own."""
+    if sys.platform == "win32":
+        group = subprocess.CREATE_NEW_PROCESS_GROUP
+        return subprocess.Popen(command, env=environment, creationflags=group)
+    return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
-def _forwarded() -> list[int]:
-    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+def _sent_as(number: int) -> int:
+    """The signal that reaches another process group; Windows has one that does not kill."""
+    if sys.platform == "win32":
+        return signal.CTRL_BREAK_EVENT
+    return number
 
 
-def _forwarding(stop: StopRequest) -> Callable[[int, FrameType | None], None]:
-    """A handler that hands signals on to the ranks; where there are none yet it ends the launch."""
-
-    def forward(number: int, frame: FrameType | None) -> None:
-        ranks = psutil.Process().children()
-        if not ranks:
-            stop.on_signal(number, frame)
-            stop.check()
-        for rank in ranks:
-            with suppress(psutil.NoSuchProcess):
-                rank.send_signal(number)
-
-    return forward
+@contextmanager
+def _unready_for(numbers: Sequence[int]) -> Iterator[None]:
+    """Processes that begin within the block ignore these signals until they handle them."""
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

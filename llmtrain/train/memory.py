@@ -125,6 +125,10 @@ class MemoryGuard:
                 answer = self._answer_to(error)
             self._get_by(answer)
 
+    def begin_anew(self) -> None:
+        """The run is where it was before, with the weights of that step."""
+        self._updated_after_step = None
+
     def end(self, checkpoint: Path | None) -> None:
         """Nothing; DoesNotFitError where memory ended the run, which `checkpoint` holds."""
         if not self.is_over:

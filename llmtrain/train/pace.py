@@ -11,6 +11,8 @@ from llmtrain.profile.schema import Profile
 
 _STEPS_BEFORE_AN_ESTIMATE = 3  # the first ones fill caches and may compile
 _RECENT = 3
+# A step that alone takes so many times the usual, and so much more, was suspended or stalled.
+_SUSPENDED_TIMES, _SUSPENDED_S = 5.0, 2.0
 _SHORTEST_STEP_S = 1e-6  # a coarse clock measures a short step as nothing
 _EXIT_S = 3.0  # of the process, after all is saved: it takes one to two, and never more than this
 _UNDERESTIMATED = 1.1  # what was tried a little of takes a little longer
@@ -30,31 +32,35 @@ class Pace:
 
     def __init__(
         self,
-        elapsed_before_s: float,
-        begun_s: float | None,
+        used_before_s: float,
+        starting_s: float,
+        begun_s: float,
         expected_steps: Mapping[str, float],
         *,
         first_step_counts: bool,
     ) -> None:
-        """`begun_s`: after how long a run that goes on began to train. `expected_steps`: what each
-        thing at the end costs, for as long as it was not measured. A first step that compiles
-        says nothing of the next."""
-        self._started_s = time.monotonic() - elapsed_before_s
+        """`used_before_s` is what earlier sittings took, of which `begun_s` trained nothing, as in
+        this one `starting_s`. `expected_steps`: what each thing at the end costs, for as long as
+        it was not measured. A first step that compiles says nothing of the next."""
+        self._started_s = time.monotonic() - used_before_s - starting_s
         self._costs = dict(expected_steps)
         self._step_times_s: deque[float] = deque(maxlen=20)
         self._skip_next = not first_step_counts
-        self.begun_s = self.elapsed_s if begun_s is None else begun_s
+        self.begun_s = begun_s + starting_s
 
     @property
     def elapsed_s(self) -> float:
         """Seconds that this run has used, in this sitting and those before."""
         return time.monotonic() - self._started_s
 
-    def step_took(self, seconds: float) -> None:
-        """Another step is done."""
-        if not self._skip_next:
-            self._step_times_s.append(seconds)
-        self._skip_next = False
+    def step_took(self, seconds: float) -> float:
+        """Another step is done; of its time so much was trained, and not spent suspended."""
+        if self._skip_next:
+            self._skip_next = False
+            self.begun_s += seconds  # it compiled; the schedule is for what trains
+            return seconds
+        self._step_times_s.append(seconds)
+        return self.step_s if self._suspended == seconds else seconds
 
     def took(self, what: str, seconds: float) -> None:
         """`what` costs this from now on; before a first step nobody knows how many that is."""
@@ -74,12 +80,30 @@ class Pace:
     @property
     def slow_step_s(self) -> float:
         """What the next step is not likely to exceed; 0 while none is known."""
-        return max(self._recent, default=0.0)
+        recent, suspended = self._recent, self._suspended
+        if suspended is not None:
+            recent.remove(suspended)
+        return max(recent, default=0.0)
 
     @property
     def reserve_s(self) -> float:
         """What comes after the last step."""
-        return _EXIT_S + _UNDERESTIMATED * sum(self._costs.values()) * _median(self._recent)
+        return self.reserve_of_s(*self._costs)
+
+    def reserve_of_s(self, *what: str) -> float:
+        """Of what comes after the last step this part, and the exit."""
+        steps = sum(self._costs[each] for each in what)
+        return _EXIT_S + _UNDERESTIMATED * steps * _median(self._recent)
+
+    @property
+    def _suspended(self) -> float | None:
+        """The one of the last step times that says nothing of the pace, if there is one.
+
+        Where two of them are as long, the machine has become as slow.
+        """
+        unusual_s = max(_SUSPENDED_TIMES * self.step_s, self.step_s + _SUSPENDED_S)
+        unusual = [seconds for seconds in self._recent if seconds > unusual_s]
+        return unusual[0] if len(unusual) == 1 else None
 
     @property
     def _recent(self) -> list[float]:

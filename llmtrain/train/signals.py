@@ -1,10 +1,12 @@
-"""Stopping when asked: the first signal asks, the second insists."""
+"""Stopping and saving when asked: the first signal to stop asks, the second insists."""
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,18 +14,29 @@ from types import FrameType
 
 from llmtrain.errors import AbortedError, InterruptedRunError
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
+SAVE_SIGNAL = "SIGUSR1"
+_LOOK_FOR_PARENT_EVERY_S = 1.0
+_INSIST_EVERY_S = 0.5
+
+
+class _GivenUp(BaseException):
+    """What was under way is left where it stands; no `except Exception` on the way holds it."""
 
 
 @dataclass(slots=True)
 class StopRequest:
-    """Whether a signal asked to stop."""
+    """Whether a signal asked to stop, or to save and go on."""
 
     signal_name: str | None = None
+    gives_up: bool = False  # what is under way can be redone: the first signal ends it at once
+    has_given_up: bool = False  # something that others may still be at, in threads of theirs
+    save_is_asked: bool = False
+    is_insisting: bool = False
 
     @property
     def is_made(self) -> bool:
-        """A signal has come."""
+        """A signal to stop has come."""
         return self.signal_name is not None
 
     def check(self) -> None:
@@ -33,44 +46,114 @@ class StopRequest:
                 f"stopped by {self.signal_name}", hint="the same command again starts over"
             )
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the block a signal does not wait for a check. Raises InterruptedRunError.
+
+        For work that can be redone and that has no places to check: it ends where it stands.
+        """
+        self.check()
+        try:
+            try:
+                self.gives_up = True
+                yield
+            finally:
+                self.gives_up = False
+        except _GivenUp:
+            self.has_given_up = True
+            self.check()
+
+    def finish(self) -> None:
+        """What is under way in an `at_once` can no longer be left: it is finished first."""
+        self.gives_up = False
+
+    def take_save(self) -> bool:
+        """Whether a save was asked for since the last call."""
+        asked, self.save_is_asked = self.save_is_asked, False
+        return asked
+
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """The first signal is noted; the second raises AbortedError where the program stands."""
         name = signal.Signals(number).name
-        if self.signal_name is not None:
+        if self.is_insisting:
+            self.is_insisting = False
+        elif self.signal_name is not None:
             raise AbortedError(
                 f"aborted by a second signal ({name})",
                 hint="--resume auto goes on from the last checkpoint",
             )
-        self.signal_name = name
+        elif self.gives_up:
+            threading.Thread(target=self._insist, args=(number,), daemon=True).start()
+        self.signal_name = self.signal_name or name
+        if self.gives_up:
+            raise _GivenUp
+
+    def _insist(self, number: int) -> None:
+        """What was to be given up is: an exception is lost where it strikes in a callback."""
+        while self.gives_up:
+            time.sleep(_INSIST_EVERY_S)
+            if self.gives_up:
+                self.is_insisting = True
+                _thread.interrupt_main(signal.Signals(number))
+
+    def on_save_signal(self, _number: int, _frame: FrameType | None) -> None:
+        """The next step is saved."""
+        self.save_is_asked = True
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within the block signals that ask to stop are noted instead of killing the process.
+    """Within the block signals that ask to stop or to save are noted and kill nothing.
 
-    A signal that was ignored before (nohup) stays ignored. Outside the main thread, where
+    A signal to stop that was ignored before (nohup) stays ignored. Outside the main thread, where
     Python has no handlers, nothing is caught.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {}
-    for name in _NAMES:
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            previous[number] = signal.signal(number, request.on_signal)
+    previous = {n: signal.signal(n, request.on_signal) for n in stop_signals()}
+    previous |= {n: signal.signal(n, request.on_save_signal) for n in save_signals()}
     try:
         yield request
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+        for number, before in previous.items():
+            signal.signal(number, before if before is not None else signal.SIG_DFL)
+
+
+def stop_signals() -> list[int]:
+    """Those that this system has and that are not ignored."""
+    numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
+    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def save_signals() -> list[int]:
+    """The one that asks to save, where this system has it."""
+    return [getattr(signal, SAVE_SIGNAL)] if hasattr(signal, SAVE_SIGNAL) else []
+
+
+def stop_with_parent(request: StopRequest) -> None:
+    """The request is made within a second of the end of the process that started this one.
+
+    A launcher that was killed leaves ranks that nobody can stop any more through it.
+    """
+    import psutil
+
+    parent_pid = os.getppid()
+    parent = psutil.Process(parent_pid)
+
+    def watch() -> None:
+        # POSIX gives an orphan another parent; on Windows the parent's end has to be looked for.
+        while os.getppid() == parent_pid and parent.is_running():
+            time.sleep(_LOOK_FOR_PARENT_EVERY_S)
+        if request.signal_name is None:
+            request.signal_name = "the end of its launcher"
+
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
 def process_age_s() -> float:
     """Seconds since this process was started, imports included."""
-    import time
-
     import psutil
 
     return max(0.0, time.time() - psutil.Process(os.getpid()).create_time())

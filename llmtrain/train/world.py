@@ -5,21 +5,30 @@ from __future__ import annotations
 import datetime
 import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+import psutil
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from llmtrain.errors import LlmtrainError
+from llmtrain.errors import PeerLostError
+from llmtrain.files import LAUNCHED_VARIABLE
+from llmtrain.train.launched import launchers_store
+from llmtrain.units import format_duration
 
 # Tokenizing a large corpus happens on rank 0 alone, and the others wait for it.
 _PREPARATION_LIMIT = datetime.timedelta(days=7)
-_COLLECTIVE_LIMIT = datetime.timedelta(minutes=10)
+_MEETING_LIMIT = datetime.timedelta(minutes=10)
 _READY, _FAILED = "ready", "failed"  # how a message of rank 0 begins
+_TIMED_OUT = "Timed out"
+# What gloo says, in a plain RuntimeError, where another process is gone or silent.
+_PEER_WORDS = (_TIMED_OUT, "gloo/transport", "Connection closed", "Connection reset", "Broken pipe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,38 +46,70 @@ class World:
         """Whether this process writes files and speaks."""
         return self.rank == 0
 
-    def open(self, backend: str) -> None:
-        """Ranks can add up tensors. Alone there is nothing to do."""
-        if self.store is not None:
-            dist.init_process_group(
-                backend,
-                store=self.store,
-                rank=self.rank,
-                world_size=self.size,
-                timeout=_COLLECTIVE_LIMIT,
-            )
+    @contextmanager
+    def together(self, backend: str, timeout_s: float) -> Iterator[None]:
+        """Within the block ranks can add up tensors. Alone there is nothing to do.
 
-    def close(self) -> None:
-        """What `open` opened is closed."""
-        if self.store is not None and dist.is_initialized():
-            dist.destroy_process_group()
-            # DDP lies in reference cycles and holds the group; gloo's threads would outlive Python,
-            # and free their last tensors in it: the process then aborts at its very end.
-            gc.collect()
+        Raises PeerLostError where another rank ended, or left one waiting for `timeout_s`.
+        """
+        if self.store is None:
+            yield
+            return
+        with self._answering(timeout_s):
+            try:
+                dist.init_process_group(
+                    backend,
+                    store=self.store,
+                    rank=self.rank,
+                    world_size=self.size,
+                    timeout=datetime.timedelta(seconds=timeout_s),
+                )
+                yield
+            finally:
+                if dist.is_initialized():
+                    dist.destroy_process_group()
+                # DDP lies in reference cycles and holds the group; gloo's threads would outlive
+                # Python, and free their last tensors in it: the process then aborts at its end.
+                gc.collect()
+
+    @contextmanager
+    def _answering(self, timeout_s: float) -> Iterator[None]:
+        """What torch raises where another rank does not answer is a PeerLostError."""
+        try:
+            yield
+        except RuntimeError as error:
+            text = str(error)
+            if not isinstance(error, DistError) and not any(word in text for word in _PEER_WORDS):
+                raise
+            raise self._lost(text, timeout_s) from error
+
+    def _lost(self, words: str, timeout_s: float) -> PeerLostError:
+        """What this rank knows of the end of another."""
+        hint = "--resume auto goes on from the last checkpoint"
+        if _TIMED_OUT not in words:
+            return PeerLostError(f"rank {self.rank} lost another rank", hint=hint)
+        stopped = [rank for rank in _stopped_ranks() if rank != self.rank]
+        whom = f"rank {stopped[0]}, which is suspended" if stopped else "another rank in vain"
+        return PeerLostError(
+            f"rank {self.rank} waited {format_duration(timeout_s)} for {whom} "
+            "(device.collective_timeout)",
+            hint=hint,
+        )
 
     def from_main(self, key: str, produce: Callable[[], str]) -> str:
         """What `produce` returns on rank 0, on every rank; the others wait without a collective.
 
-        Where it raises, every rank fails: rank 0 with that error, the others with LlmtrainError.
+        Where it raises, every rank fails: rank 0 with that error, the others with PeerLostError.
         """
         if self.store is None:
             return produce()
         if self.is_main:
             self._publish(key, produce)
-        self.store.wait([key], _PREPARATION_LIMIT)
-        state, _, message = self.store.get(key).decode().partition(" ")
+        with self._answering(_PREPARATION_LIMIT.total_seconds()):
+            self.store.wait([key], _PREPARATION_LIMIT)
+            state, _, message = self.store.get(key).decode().partition(" ")
         if state != _READY:
-            raise LlmtrainError("rank 0 failed, and says why", hint="see its messages")
+            raise PeerLostError("rank 0 failed, and says why", hint="see its messages")
         return message
 
     def _publish(self, key: str, produce: Callable[[], str]) -> None:
@@ -98,14 +139,50 @@ def world_from_environment() -> World:
     """The place that torchrun's variables give this process, or a world of one."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World()
-    store, rank, size = next(rendezvous("env://", timeout=_COLLECTIVE_LIMIT))
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     return World(
         rank=rank,
         size=size,
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
         local_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(size))),
-        store=PrefixStore("llmtrain", store),
+        store=PrefixStore("llmtrain", _meeting_point()),
     )
+
+
+def _meeting_point() -> Store:
+    """The store that all ranks of this launch know. Raises PeerLostError."""
+    if LAUNCHED_VARIABLE in os.environ:
+        return launchers_store(_MEETING_LIMIT)
+    found: Store = next(rendezvous("env://", timeout=_MEETING_LIMIT))[0]
+    return found
+
+
+def is_launched() -> bool:
+    """Whether this process is a rank whose parent started all ranks of this machine."""
+    return LAUNCHED_VARIABLE in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def launcher_identity() -> str | None:
+    """What names the torchrun that started this process, on this machine; None without one."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    parent = psutil.Process(os.getppid())
+    return f"{parent.pid} {parent.create_time():.2f}"
+
+
+def was_restarted() -> bool:
+    """Whether torchrun started these ranks again, after others had failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _stopped_ranks() -> list[int]:
+    """Ranks that the same launcher started and that are suspended now."""
+    found = []
+    for process in psutil.Process(os.getppid()).children():
+        with suppress(psutil.Error, KeyError, ValueError):
+            if process.status() == psutil.STATUS_STOPPED:
+                found.append(int(process.environ()["RANK"]))
+    return found
 
 
 def device_of(kind: str, world: World) -> torch.device:

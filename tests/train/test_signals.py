@@ -46,6 +46,11 @@ def whole(run_alone: Any) -> Any:
     return run_alone(train__steps=STEPS, eval__every_steps=100, eval__sample_every_steps=100)
 
 
+def test_a_training_of_some_hundred_steps_skips_none(whole: Any) -> None:
+    assert [line for line in whole.lines("metrics.jsonl") if "skipped" in line] == []
+    assert len([line for line in whole.lines("metrics.jsonl") if "loss" in line]) == STEPS
+
+
 @pytest.mark.parametrize(
     ("number", "after_steps"), [(signal.SIGTERM, 1), (signal.SIGINT, 60), (signal.SIGHUP, 110)]
 )
