@@ -182,9 +182,12 @@ def strike(
 
 
 def _has_come(watch: Watch, aim: Aim) -> bool:
-    if aim.phase in _OPENING or aim.phase == "resume":
-        return watch.phase() in (aim.phase, "resume")  # what has begun does not open again
-    return watch.phase() == aim.phase and watch.step >= aim.from_step
+    phase = watch.phase()
+    if aim.phase == "data preparation":
+        return phase != "start-up"  # what is prepared already is not prepared again
+    if aim.phase in ("start-up", "resume"):
+        return True
+    return phase == aim.phase and watch.step >= aim.from_step
 
 
 def started(command: Sequence[str], cache: Path, log: Path) -> Trainee:

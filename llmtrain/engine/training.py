@@ -146,7 +146,7 @@ def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
         same = target.record is None or made.plan.numerics() == _recorded_numerics(target.record)
         return json.dumps([made.plan.document(), same, made.peak_flops])
 
-    document, is_same, peak_flops = json.loads(world.from_main("plan", decide))
+    document, is_same, peak_flops = json.loads(world.from_main("plan", decide, sitting.stop.check))
     planned = planned_with(plan_from_document(document), needs_of(profile, world, facts), facts)
     if peak_flops is None and target.record is not None:
         peak_flops = target.record.get("peak_flops")
@@ -220,7 +220,7 @@ def _shared_dataset(target: Target, profile: Profile, plan: Plan, sitting: Sitti
         dataset = prepared[0]
         return json.dumps([dataset.shards.index.key, str(dataset.tokenizer_directory)])
 
-    key, directory = json.loads(sitting.world.from_main("data", make))
+    key, directory = json.loads(sitting.world.from_main("data", make, sitting.stop.check))
     if prepared:
         return prepared[0]
     return open_dataset(profile.data, profile.model.vocab_size, key, Path(directory), work)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from llmtrain.data.shards import PreparedData
 from llmtrain.device.choice import Needs
-from llmtrain.device.exhaustion import MEMORY_ERRORS, out_of_memory
+from llmtrain.device.exhaustion import memory_errors_mapped
 from llmtrain.device.memory import checkpoint_bytes
 from llmtrain.device.usage import read_accelerator_memory, read_process_memory
-from llmtrain.errors import InterruptedRunError
+from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
@@ -169,12 +169,13 @@ class Session:
         """The last step that was done is saved, if memory allows it; where the newest one is."""
         if self.run.position.step > self.state.step:
             try:
-                self._save(in_background=False)
-            except MEMORY_ERRORS as error:
-                problem = out_of_memory(error)
-                if problem is None:
-                    raise
-                self.reporter.observe(Note(f"could not be saved: {problem}", is_warning=True))
+                with memory_errors_mapped():
+                    self._save(in_background=False)
+            except (AbortedError, InterruptedRunError):
+                raise
+            except LlmtrainError as error:  # why the run ends is told after it
+                text = f"step {self.run.position.step} could not be saved: {error.message}"
+                self.reporter.observe(Note(text, is_warning=True))
         return self.saver.newest
 
     def _learn_of(self, report: StepReport) -> None:

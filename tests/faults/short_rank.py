@@ -32,7 +32,7 @@ def run_out() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 MiB.")
         return forward(self, tokens, targets)
 
-    Decoder.forward = short_forward  # type: ignore[method-assign]
+    Decoder.forward = short_forward  # type: ignore[assignment,method-assign]
 
 
 def find(answer: Answer) -> None:

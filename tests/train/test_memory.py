@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -18,10 +19,12 @@ from torch.distributed import HashStore
 from llmtrain.device.choice import Needs
 from llmtrain.device.pressure import Answer
 from llmtrain.device.watch import MemoryWatch
-from llmtrain.errors import DoesNotFitError
+from llmtrain.engine import training
+from llmtrain.errors import AbortedError, DoesNotFitError
 from llmtrain.model.decoder import Decoder
-from llmtrain.train import loop
-from llmtrain.train.checkpoint import load_checkpoint
+from llmtrain.train import loop, saving
+from llmtrain.train.checkpoint import Checkpoint, load_checkpoint
+from llmtrain.train.checkpoint_writing import Written
 from llmtrain.train.events import Event, Note, Step
 from llmtrain.train.examine import Examiner
 from llmtrain.train.memory import MemoryGuard
@@ -257,6 +260,61 @@ def test_where_nothing_smaller_is_left_the_last_step_is_saved(
     train(place / "run", resume="auto", **FP32)  # there is room again, and the plan is as it was
     assert plan_of(place / "run", "micro_batch") == 8
     assert files(place / "run").digests() == run_alone(**FP32).digests()
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [(MemoryError(), "memory ran out"), (OSError(errno.ENOSPC, "disk full"), "disk full")],
+)
+def test_where_saving_fails_too_it_says_so_and_the_last_checkpoint_stays(
+    error: Exception,
+    why: str,
+    llmtrain: Any,
+    place: Path,
+    files: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write = saving.write_checkpoint
+
+    def short_write(directory: Path, checkpoint: Checkpoint) -> Written:
+        if checkpoint.state.step == 5:
+            raise error
+        return write(directory, checkpoint)
+
+    monkeypatch.setattr(saving, "write_checkpoint", short_write)
+    with little_memory(monkeypatch, most=0, from_step=6):
+        every = ("--set", "checkpoint.every_steps=4")
+        told = llmtrain("train", "-p", "tiny.yaml", "--out", "run", *every)
+
+    assert told.code == 3
+    assert "step 5 could not be saved: " in told.err
+    assert why in told.err
+    assert "in step 6, with one sequence" in told.err
+    assert files(place / "run").checkpoints == ["step-00000004"]
+
+
+def test_a_second_signal_is_heeded_while_the_last_step_is_saved(
+    llmtrain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def aborted_write(*_: object) -> None:
+        raise AbortedError("aborted by a second signal (SIGINT)")
+
+    monkeypatch.setattr(saving, "write_checkpoint", aborted_write)
+    with little_memory(monkeypatch, most=0, from_step=6):
+        assert llmtrain("train", "-p", "tiny.yaml", "--out", "run").code == 130
+
+
+def test_outside_of_a_step_it_is_no_surprise_either(
+    llmtrain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short_build(*_: object) -> None:
+        raise ERRORS["cpu"]
+
+    monkeypatch.setattr(training, "build_run", short_build)
+    told = llmtrain("train", "-p", "tiny.yaml", "--out", "run")
+
+    assert told.code == 3
+    assert "64 MiB could not be allocated, outside of a training step" in told.err
 
 
 def test_before_a_first_step_there_is_nothing_to_save(
