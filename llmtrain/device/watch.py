@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,12 +14,15 @@ from llmtrain.device.smaller import smaller_plans
 from llmtrain.device.usage import peak_resident_bytes, read_bounds, resident_bytes
 
 _LOOK_EVERY_S = 0.5
+_RECENT_LOOKS = 4
+_LONGEST_S = 60.0  # between two looks; beyond that the machine slept
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
     """What there is of memory, what this process holds, and the most that it held so far."""
 
+    at_s: float
     bounds: list[Bound]
     held_bytes: int
     peak_bytes: int
@@ -27,7 +30,7 @@ class Look:
 
 def look_at_memory() -> Look:
     """The system's figures now. Raises OSError."""
-    return Look(read_bounds(), resident_bytes(), peak_resident_bytes())
+    return Look(time.monotonic(), read_bounds(), resident_bytes(), peak_resident_bytes())
 
 
 class MemoryWatch:
@@ -47,15 +50,13 @@ class MemoryWatch:
         self._plan: Plan | None = None
         self._begun_after_step = 0
         self._peak_before_bytes = 0
-        self._neighbours = Neighbours({}, {})
-        self._looked_at_s = -math.inf
+        self._neighbours = Neighbours()
+        self._waits_s: deque[float] = deque(maxlen=_RECENT_LOOKS)
 
     def look(self, plan: Plan, step: int) -> Answer:
         """What to do after `step` before more is done by `plan`. Reads twice a second at most."""
-        now_s = time.monotonic()
-        if now_s - self._looked_at_s < _LOOK_EVERY_S:
+        if self._neighbours.held_bytes and time.monotonic() < self._neighbours.at_s + _LOOK_EVERY_S:
             return Answer()
-        self._looked_at_s = now_s
         try:
             look = self._read()
         except OSError:
@@ -63,11 +64,17 @@ class MemoryWatch:
         return self.judge(look, plan, step)
 
     def judge(self, look: Look, plan: Plan, step: int) -> Answer:
-        """What a look says."""
+        """What a look says, which is later than the one before it."""
         self._learn(look, plan, step)
         held_bytes = self._local * look.held_bytes
-        before, self._neighbours = self._neighbours, self._neighbours.now(look.bounds, held_bytes)
-        bounds = growing(look.bounds, before, self._neighbours)
+        before, self._neighbours = (
+            self._neighbours,
+            self._neighbours.now(look.bounds, held_bytes, look.at_s),
+        )
+        if before.held_bytes:
+            self._waits_s.append(min(_LONGEST_S, look.at_s - before.at_s))
+        next_look_in_s = max(self._waits_s, default=0.0)
+        bounds = growing(look.bounds, before, self._neighbours, next_look_in_s)
         return answer(bounds, held_bytes, self._peaks_bytes(plan, held_bytes))
 
     def _learn(self, look: Look, plan: Plan, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from tests.device.machines import CPU, CUDA, wish
 
 MIB = 2**20
 SHAPE = shape_of(ModelSection(hidden_size=256, num_heads=4, num_layers=8, context=512))
+_SECONDS = itertools.count(1.0)
 NEEDS = Needs(SHAPE, tokens_per_step=16 * 512)
 
 
@@ -27,8 +29,12 @@ def planned(micro_batch: int = 8) -> Plan:
     )
 
 
-def look(limit: int, *, held: int, peak: int | None = None, others: int = 0) -> Look:
-    return Look([Bound("the group", limit, held + others)], held, peak or held)
+def look(
+    limit: int, *, held: int, peak: int | None = None, others: int = 0, at_s: float | None = None
+) -> Look:
+    """A look; where it is not said when, it is a second after the one before it."""
+    at_s = next(_SECONDS) if at_s is None else at_s
+    return Look(at_s, [Bound("the group", limit, held + others)], held, peak or held)
 
 
 def limit_for(need_bytes: int) -> int:
@@ -122,9 +128,9 @@ def test_several_processes_take_as_much_each() -> None:
     total = predict(needs, plan).total_bytes
     limit = limit_for(total)
     held = total // 8
-    two = Look([Bound("the group", limit, 2 * held)], held, held)
+    two = Look(1.0, [Bound("the group", limit, 2 * held)], held, held)
     assert MemoryWatch(needs, plan).judge(two, plan, 0) == Answer()
-    tight = Look([Bound("the group", limit - 2 * MIB, 2 * held)], held, held)
+    tight = Look(1.0, [Bound("the group", limit - 2 * MIB, 2 * held)], held, held)
     assert MemoryWatch(needs, plan).judge(tight, plan, 0).smaller == 1
 
 
@@ -138,20 +144,43 @@ def test_a_gpus_plan_is_not_made_smaller_for_the_machines_memory() -> None:
 
 def test_it_reads_at_once_and_then_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, reads = planned(), []
-    moments_s = [0.0, 0.1, 0.49, 0.5, 0.9, 1.01]
-    clock = iter(moments_s)
-    monkeypatch.setattr("llmtrain.device.watch.time.monotonic", lambda: next(clock))
+    moments_s, now_s = [7.0, 7.1, 7.49, 7.5, 7.9, 8.01], 0.0
+    monkeypatch.setattr("llmtrain.device.watch.time.monotonic", lambda: now_s)
 
     def read() -> Look:
         reads.append(1)
-        return look(10**12, held=1)
+        return look(10**12, held=1, at_s=now_s)
 
     watch = MemoryWatch(NEEDS, plan, read)
     counts = []
-    for _ in moments_s:
+    for moment_s in moments_s:
+        now_s = moment_s
         assert watch.look(plan, 0) == Answer()
         counts.append(len(reads))
     assert counts == [1, 1, 1, 2, 2, 3]
+
+
+def test_a_neighbour_that_grows_is_expected_to_grow_until_the_next_look() -> None:
+    plan = planned()
+    total = predict(NEEDS, plan).total_bytes
+    limit = limit_for(total) + 1000 * MIB
+    watch = MemoryWatch(NEEDS, plan)
+    held = total // 4
+    for at_s, others in ((0, 0), (10, 100), (20, 200), (30, 300), (40, 400)):  # 10 MiB/s
+        found = watch.judge(look(limit, held=held, others=others * MIB, at_s=at_s), plan, 0)
+        assert found == Answer()
+    # Looks were 10 s apart: 100 MiB more until the next one.
+    assert watch.judge(look(limit, held=held, others=905 * MIB, at_s=50), plan, 0).smaller > 0
+
+
+def test_a_machine_that_slept_is_not_expected_to_sleep_again() -> None:
+    plan = planned()
+    total = predict(NEEDS, plan).total_bytes
+    limit = limit_for(total) + 1000 * MIB
+    watch = MemoryWatch(NEEDS, plan)
+    for at_s, others in ((0, 0), (1, 1), (100_000, 2), (100_001, 3), (100_002, 4)):
+        found = watch.judge(look(limit, held=total // 4, others=others * MIB, at_s=at_s), plan, 0)
+        assert found == Answer()
 
 
 def test_a_system_that_does_not_say_is_not_watched() -> None:
