@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 # Set for the ranks that `llmtrain` itself launches: they tell the launcher why they failed.
@@ -24,11 +26,16 @@ def cache_directory() -> Path:
 
 def write_text_atomically(path: Path, text: str) -> None:
     """`path` holds all of `text` on disk, or what it held before."""
+    write_pieces_atomically(path, [text.encode()])
+
+
+def write_pieces_atomically(path: Path, pieces: Iterable[bytes]) -> None:
+    """`path` holds all of `pieces` on disk, one after the other, or what it held before."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -42,6 +49,23 @@ def sync_file(path: Path) -> None:
     """The contents of `path` are on disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def forget_cached(path: Path) -> None:
+    """What is read of `path` next comes from the disk, where the system knows such a call."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)
+
+
+def free_bytes(directory: Path) -> int:
+    """Room on the disk where `directory` is or will be, for this user."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def sync_directory(path: Path) -> None:

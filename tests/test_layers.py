@@ -18,6 +18,7 @@ ROOT = Path(llmtrain.__file__).parent
 # From the bottom. Of one row nobody imports a neighbour.
 LAYERS = (
     {"", "errors", "units", "files"},
+    {"untrusted"},
     {"profile"},
     {"device"},
     {"ops"},
@@ -30,9 +31,11 @@ LAYERS = (
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 PURE = ("profile", "device/choice", "device/facts", "device/arithmetic", "device/decisions")
-PURE_MODULES = (*PURE, "device/plan", "device/memory", "errors", "units", "files")
+PURE_PLANS = ("device/plan", "device/memory", "device/pressure", "device/smaller")
+PURE_MODULES = (*PURE, *PURE_PLANS, "errors", "units", "files", "untrusted")
 ASKS_THE_HARDWARE = {
-    *("probe", "cpuinfo", "cgroup", "timing", "usage", "readers", "windows", "startup"),
+    *("probe", "cpuinfo", "cgroup", "rlimits", "timing", "usage", "readers", "windows"),
+    *("startup", "allocator"),
 }
 
 
@@ -50,6 +53,35 @@ class Source:
         return "" if first == "__init__" else first
 
 
+RUNS_WHAT_IT_READS = {
+    *("pickle", "_pickle", "cPickle", "marshal", "shelve", "dbm", "copyreg", "xmlrpc"),
+    *("dill", "cloudpickle", "joblib", "jsonpickle", "runpy", "imp", "code", "codeop"),
+}
+RUNS_ITS_ARGUMENT = {
+    *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "os.startfile"),
+    *("torch.load", "torch.save", "torch.jit.load", "torch.hub.load", "torch.export.load"),
+    *("np.load", "numpy.load", "subprocess.getoutput", "subprocess.getstatusoutput"),
+    *("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "yaml.unsafe_load_all"),
+}
+# What these read was written by this process, by the kernel, or is bounded there.
+READS_WHAT_IT_TRUSTS = {
+    "untrusted",  # the bounds
+    "data/reading",  # lines of a corpus, bounded there
+    "train/tensor_files",  # after the header was held to its format
+    "device/cpuinfo",
+    "device/cgroup",
+    "device/readers",
+    "device/rlimits",
+    "device/probe_cache",  # a key of its own making
+    "engine/training",  # what rank 0 says
+    "train/recovery",
+    "engine/phases",  # what trials of its own leave behind
+    "engine/striking",
+    "tokenizer/learner",  # what its own child says
+    "train/launch",
+    "train/launched",  # what another rank says
+    "cli/tokenizer",  # the text that the user names, however large
+}
 Finding = tuple[str, int, str]
 Law = Callable[[Source], Iterator[tuple[ast.AST, str]]]
 
@@ -112,24 +144,33 @@ def impure_imports(source: Source) -> Iterator[tuple[ast.AST, str]]:
 
 
 def unsafe_loading(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    """Nothing that a file says is run: not as a pickle, not as code, not as a command."""
     for node, module in imported(source):
-        if module.split(".")[0] in {
-            "pickle",
-            "_pickle",
-            "marshal",
-            "shelve",
-            "dill",
-            "cloudpickle",
-        }:
+        if module.split(".")[0] in RUNS_WHAT_IT_READS:
             yield node, f"imports {module}"
     for call, name in called(source):
-        if name in {"eval", "exec", "torch.load", "torch.save", "yaml.unsafe_load"}:
+        if name in RUNS_ITS_ARGUMENT or (name.startswith("dist.") and "object" in name):
             yield call, f"calls {name}"
-        if name == "yaml.load" and source.name != "profile/yaml_text":
-            yield call, "calls yaml.load"
+        if name == "importlib.import_module" and not isinstance(call.args[0], ast.Constant):
+            yield call, "imports what a value names"
         for keyword in call.keywords:
-            if keyword.arg == "allow_pickle":
-                yield call, "says allow_pickle"
+            if keyword.arg in {"allow_pickle", "shell", "weights_only", "trust_remote_code"}:
+                yield call, f"says {keyword.arg}"
+    for node in ast.walk(source.tree):
+        name = dotted(node) if isinstance(node, ast.Attribute) else ""
+        if name.startswith("yaml.") and name.endswith("Loader") and name != "yaml.SafeLoader":
+            yield node, f"uses {name}"
+
+
+def unbounded_reading(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    """Files that may come from elsewhere are read through `llmtrain.untrusted`."""
+    if source.name in READS_WHAT_IT_TRUSTS:
+        return
+    for call, name in called(source):
+        if name in {"json.load", "json.loads"} or name.endswith((".safe_load", ".load_file")):
+            yield call, f"calls {name}"
+        if isinstance(call.func, ast.Attribute) and call.func.attr in {"read_text", "read_bytes"}:
+            yield call, f"calls {call.func.attr}"
 
 
 def printing(source: Source) -> Iterator[tuple[ast.AST, str]]:
@@ -187,6 +228,7 @@ LAWS: tuple[Law, ...] = (
     imports_that_point_up,
     impure_imports,
     unsafe_loading,
+    unbounded_reading,
     printing,
     asking_beyond_choosing,
     broad_excepts,
@@ -223,7 +265,16 @@ def test_no_file_breaks_the_law(law: Law) -> None:
         (unsafe_loading, "train/a", "torch.load(path)"),
         (unsafe_loading, "cli/a", "eval('1')"),
         (unsafe_loading, "data/a", "np.load(path, allow_pickle=False)"),
-        (unsafe_loading, "train/rundir", "yaml.load(text, Loader)"),
+        (unsafe_loading, "profile/yaml_text", "yaml.load(text, _Loader)"),
+        (unsafe_loading, "train/a", "class L(yaml.FullLoader): pass"),
+        (unsafe_loading, "train/a", "np.load(path)"),
+        (unsafe_loading, "train/a", "def f():\n    from marshal import loads"),
+        (unsafe_loading, "train/a", "dist.broadcast_object_list(values)"),
+        (unsafe_loading, "profile/a", "importlib.import_module(profile.model.name)"),
+        (unsafe_loading, "device/a", "subprocess.run(command, shell=True)"),
+        (unbounded_reading, "train/a", "json.loads(text)"),
+        (unbounded_reading, "train/a", "(directory / 'state.json').read_text()"),
+        (unbounded_reading, "train/a", "safetensors.torch.load_file(path)"),
         (printing, "engine/a", "print(1)"),
         (printing, "train/a", "console.print(1)"),
         (printing, "train/a", "sys.stderr.write('a')"),
@@ -246,6 +297,9 @@ def test_a_law_sees_what_breaks_it(law: Law, name: str, text: str) -> None:
         (imports_that_point_up, "train/a", "from llmtrain.tokenizer import Tokenizer"),
         (imports_that_point_up, "model/a", "from llmtrain.model.decoder import Decoder"),
         (unsafe_loading, "eval/a", "model.eval()"),
+        (unsafe_loading, "model/a", "block.compile(dynamic=False)"),
+        (unsafe_loading, "device/a", "importlib.util.find_spec('triton')"),
+        (unbounded_reading, "train/a", "json.dumps(value)"),
         (printing, "cli/a", "sys.stdout.write('a')"),
         (asking_beyond_choosing, "train/a", "torch.cuda.set_device(device)"),
         (broad_excepts, "train/a", "try:\n    f()\nexcept BaseException:\n    g()\n    raise"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import time
@@ -68,6 +69,19 @@ def run(arguments: Sequence[str]) -> int:
         return 130
     except LlmtrainError as error:
         return _fail(error, arguments)
+    except OSError as error:
+        return _fail(_refused_by_the_system(error), arguments)
+
+
+def _refused_by_the_system(error: OSError) -> LlmtrainError:
+    """What a disk or a file system refused, in a line. What was saved before is whole."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    hint = "the same command with --debug shows where"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "make room on the disk; a run that was saved goes on with --resume auto"
+    failure = LlmtrainError(f"{where}{error.strerror or error}", hint=hint)
+    failure.__cause__ = error
+    return failure
 
 
 def _fail(error: LlmtrainError, arguments: Sequence[str]) -> int:

@@ -59,7 +59,10 @@ def prediction_table(prediction: MemoryPrediction, limit_bytes: int) -> Table:
 def facts_table(facts: Facts) -> Table:
     """What was found on the machine."""
     cpu = facts.cpu
-    limit = f", limited to {format_bytes(cpu.memory_limit_bytes)}" if cpu.memory_limit_bytes else ""
+    limit = ""
+    if cpu.memory_limit_bytes is not None:
+        by = f" by {cpu.memory_limited_by}" if cpu.memory_limited_by else ""
+        limit = f", limited to {format_bytes(cpu.memory_limit_bytes)}{by}"
     rows = [
         ("system", f"{facts.system}, Python {facts.python_version}"),
         ("torch", f"{facts.torch_version} ({facts.torch_build})"),
@@ -119,6 +122,7 @@ def facts_document(facts: Facts) -> dict[str, Any]:
             "isa": list(cpu.isa),
             "memory_total_bytes": cpu.memory_total_bytes,
             "memory_limit_bytes": cpu.memory_limit_bytes,
+            "memory_limited_by": cpu.memory_limited_by,
         },
         "accelerators": [
             {

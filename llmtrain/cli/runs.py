@@ -16,6 +16,8 @@ from llmtrain.cli.voice import Voice
 if TYPE_CHECKING:
     from llmtrain.train.rundir import RunDirectory
 
+Numbers = dict[str, float]
+
 
 def register(app: typer.Typer) -> None:
     """`runs` is a group of `app`."""
@@ -78,21 +80,33 @@ def run_summary(run: RunDirectory) -> dict[str, Any]:
     """Where a run stands, from its own files."""
     from llmtrain.train.checkpoint import list_checkpoints
 
-    metrics, record = run.read_metrics(), run.read_record()
-    steps = [line for line in metrics if "loss" in line]
-    evaluations = [line for line in metrics if "val_loss" in line]
-    checkpoints = list_checkpoints(run.checkpoints)
-    last = evaluations[-1] if evaluations else {}
+    record = run.read_record()
+    step, evaluation, best = _last_lines(run)
     return {
         "run": str(run.path),
         "profile": record["profile"].get("name"),
-        "step": steps[-1]["step"] if steps else 0,
-        "tokens": steps[-1]["tokens"] if steps else 0,
-        "train_loss": steps[-1]["loss"] if steps else None,
-        "val_loss": last.get("val_loss"),
-        "val_bpb": last.get("val_bpb"),
-        "best_val_loss": min((line["val_loss"] for line in evaluations), default=None),
-        "elapsed_s": steps[-1]["elapsed_s"] if steps else 0.0,
-        "checkpoints": [path.name for path in checkpoints],
-        "status": record.get("result", {}).get("stopped", "unfinished"),
+        "step": step.get("step", 0),
+        "tokens": step.get("tokens", 0),
+        "train_loss": step.get("loss"),
+        "val_loss": evaluation.get("val_loss"),
+        "val_bpb": evaluation.get("val_bpb"),
+        "best_val_loss": best,
+        "elapsed_s": step.get("elapsed_s", 0.0),
+        "checkpoints": [path.name for path in list_checkpoints(run.checkpoints)],
+        "status": (record.get("result") or {}).get("stopped", "unfinished"),
     }
+
+
+def _last_lines(run: RunDirectory) -> tuple[Numbers, Numbers, float | None]:
+    """The last step of metrics.jsonl, its last evaluation, and the lowest validation loss."""
+    step: Numbers = {}
+    evaluation: Numbers = {}
+    best: float | None = None
+    for line in run.read_metrics():
+        numbers = {name: value for name, value in line.items() if type(value) in (int, float)}
+        if "loss" in numbers:
+            step = numbers
+        if "val_loss" in numbers:
+            evaluation, loss = numbers, numbers["val_loss"]
+            best = loss if best is None else min(best, loss)
+    return step, evaluation, best

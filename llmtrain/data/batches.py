@@ -39,10 +39,14 @@ class BatchReader:
         inputs = np.empty((count, self._context), dtype=np.int64)
         targets = np.empty_like(inputs)
         for row in range(count):
-            _, window = permuted_index(first_position + row, self.num_windows, self._seed)
-            tokens = self._stream.read(window * self._context, self._context + 1)
+            tokens = self._stream.read(self.first_token(first_position + row), self._context + 1)
             inputs[row], targets[row] = tokens[:-1], tokens[1:]
         return inputs, targets
+
+    def first_token(self, position: int) -> int:
+        """Where in the text the window at `position` begins."""
+        _, window = permuted_index(position, self.num_windows, self._seed)
+        return window * self._context
 
 
 def sequential_windows(stream: Tokens, context: int) -> Iterator[tuple[TokenArray, TokenArray]]:

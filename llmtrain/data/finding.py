@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from llmtrain.data.reading import SourceFile, read_head
+from llmtrain.data.reading import SourceFile, read_head, readable
 
 # Suffixes of things that are not text although they may begin without a NUL byte.
 _BINARY_SUFFIXES = frozenset(
@@ -64,7 +64,7 @@ def files_below(directory: Path) -> Iterator[Path]:
     for entry in _visible(directory):
         if entry.is_dir(follow_symlinks=False):
             yield from files_below(Path(entry.path))
-        elif not entry.is_dir():
+        elif not _leads_to_directory(entry):
             yield Path(entry.path)
 
 
@@ -74,7 +74,9 @@ def files_matching(pattern: Path) -> list[Path]:
     `**` stands for any number of directories. A directory that matches stands for all files below
     it, as it does when a shell expands the glob.
     """
-    parts = pattern.parts
+    # A second `**` in a row adds nothing but ways to find the same file, exponentially many.
+    before = ("", *pattern.parts)
+    parts = [p for p, last in zip(pattern.parts, before, strict=False) if (p, last) != ("**", "**")]
     fixed = next(index for index, part in enumerate(parts) if is_glob(part))
     found = set(_matches(Path(*parts[:fixed]), parts[fixed:]))
     return sorted(found, key=lambda path: path.parts)
@@ -93,15 +95,22 @@ def _matches(directory: Path, segments: Sequence[str]) -> Iterator[Path]:
                 yield from _matches(Path(entry.path), segments)
             elif fnmatchcase(entry.name, head):
                 yield from _matches(Path(entry.path), rest)
-        elif not rest and not entry.is_dir() and fnmatchcase(entry.name, head):
+        elif not rest and not _leads_to_directory(entry) and fnmatchcase(entry.name, head):
             yield Path(entry.path)
+
+
+def _leads_to_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, which is no regular file either
+        return False
 
 
 def _visible(directory: Path, *, even_hidden: bool = False) -> list[os.DirEntry[str]]:
     """Sorted by code point: a locale or a case-blind file system must not change the order."""
     if not directory.is_dir():
         return []
-    with os.scandir(directory) as entries:
+    with readable(str(directory)), os.scandir(directory) as entries:
         chosen = [entry for entry in entries if even_hidden or not entry.name.startswith(".")]
     return sorted(chosen, key=lambda entry: entry.name)
 

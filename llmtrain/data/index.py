@@ -14,6 +14,7 @@ import numpy as np
 from llmtrain.data.reading import readable
 from llmtrain.errors import DataError
 from llmtrain.files import write_text_atomically
+from llmtrain.untrusted import JSON_BYTES, parse_json, read_bytes
 
 FORMAT_VERSION = 1
 INDEX_NAME = "index.json"
@@ -84,11 +85,11 @@ def read_index(directory: Path) -> ShardIndex:
     """
     path = directory / INDEX_NAME
     with readable(str(path)):
-        data = path.read_bytes()
+        data = read_bytes(path, JSON_BYTES, follow_links=True)
     try:
-        index = _index_from(json.loads(data))
+        index = _index_from(parse_json(data))
         _require_consistent(index)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{path} is damaged: {error}", hint=_BUILD_AGAIN) from error
     for shard in (*index.train.shards, *index.validation.shards):
         _require_size(directory / shard.name, shard.size_bytes, index.dtype)
@@ -125,10 +126,10 @@ def _exactly(kind: type[T], record: Mapping[str, Any]) -> T:
     expected = {field.name: str(field.type) for field in fields(kind)}  # type: ignore[arg-type]
     if record.keys() != expected.keys():
         wrong = ", ".join(sorted(record.keys() ^ expected.keys()))
-        raise ValueError(f"{kind.__name__} has missing or unknown fields: {wrong}")
+        raise ValueError(f"{kind.__name__} has missing or unknown fields: {wrong[:200]}")
     for name, value in record.items():
         if type(value).__name__ != expected[name].partition("[")[0]:
-            raise ValueError(f"{name} is {value!r}, not {expected[name]}")
+            raise ValueError(f"{name} is {repr(value)[:80]}, not {expected[name]}")
         if type(value) is int and value < 0:
             raise ValueError(f"{name} is negative")
     return kind(**record)
@@ -136,7 +137,7 @@ def _exactly(kind: type[T], record: Mapping[str, Any]) -> T:
 
 def _require_consistent(index: ShardIndex) -> None:
     if index.dtype != token_dtype(index.vocab_size).name:
-        raise ValueError(f"dtype is {index.dtype} for a vocabulary of {index.vocab_size}")
+        raise ValueError(f"dtype is {index.dtype[:80]} for a vocabulary of {index.vocab_size}")
     if index.separator_id >= index.vocab_size:
         raise ValueError(f"separator_id {index.separator_id} is outside the vocabulary")
     for side, split in (("train", index.train), ("validation", index.validation)):
@@ -147,7 +148,7 @@ def _require_consistent_split(side: str, split: SplitFacts, token_bytes: int) ->
     for shard in split.shards:
         match = _SHARD_NAME.fullmatch(shard.name)
         if match is None or match[1] != side:
-            raise ValueError(f"{shard.name!r} is not the name of a {side} shard")
+            raise ValueError(f"{shard.name[:80]!r} is not the name of a {side} shard")
         if shard.size_bytes == 0:
             raise ValueError(f"{shard.name} is empty")
     size_bytes = sum(shard.size_bytes for shard in split.shards)

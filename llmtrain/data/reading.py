@@ -15,8 +15,12 @@ from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from llmtrain.errors import DataError
+from llmtrain.units import format_bytes
+from llmtrain.untrusted import open_regular, read_bytes
 
 HEAD_BYTES = 8192
+# Of one document in memory, which takes several times as much while it is worked on.
+LONGEST_BYTES = 32 << 20
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -26,6 +30,11 @@ class Document:
 
     text: str
     origin: str
+    part_at: int | None = None  # the byte of a very long text at which this part of it begins
+
+    def place(self, offset: int) -> str:
+        """Where in its file a byte of this text is."""
+        return f"{self.origin}@{(self.part_at or 0) + offset}"
 
     def digest(self) -> bytes:
         """sha256 of the text as UTF-8."""
@@ -43,13 +52,16 @@ class SourceFile:
 
 
 def read_documents(file: SourceFile, text_field: str) -> Iterator[Document]:
-    """The documents in `file`, in order. Those without a single character are left out."""
+    """The documents in `file`, in order. Those without a single character are left out.
+
+    A text of 32 MiB or more is several documents, each a part of it.
+    """
     if file.kind == "jsonl":
         documents = _json_lines(file, text_field)
     elif file.kind == "python":
         documents = iter([Document(_python_text(file), file.origin)])
     else:
-        documents = iter([Document(_decode(_contents(file), file.origin, 0), file.origin)])
+        documents = _text_parts(file)
     return (document for document in documents if document.text)
 
 
@@ -84,7 +96,7 @@ def readable(origin: str) -> Iterator[None]:
 
 @contextmanager
 def _opened(file: SourceFile) -> Iterator[BinaryIO]:
-    with readable(file.origin), file.path.open("rb") as raw:
+    with readable(file.origin), open_regular(file.path, follow_links=True) as raw:
         if file.is_gzip:
             with gzip.GzipFile(fileobj=raw) as uncompressed:
                 yield cast("BinaryIO", uncompressed)
@@ -92,9 +104,33 @@ def _opened(file: SourceFile) -> Iterator[BinaryIO]:
             yield raw
 
 
-def _contents(file: SourceFile) -> bytes:
+def read_python(path: Path) -> str:
+    """The text of a file of the standard library. Raises what `decode_python` does, and OSError."""
+    return decode_python(read_bytes(path, LONGEST_BYTES, follow_links=True))
+
+
+def _text_parts(file: SourceFile) -> Iterator[Document]:
+    """The whole text, or the parts of a long one, each of at most `LONGEST_BYTES`."""
     with _opened(file) as stream:
-        return stream.read()
+        data, offset = stream.read(LONGEST_BYTES), 0
+        if len(data) < LONGEST_BYTES:
+            yield Document(_decode(data, file.origin, 0), file.origin)
+            return
+        while data:
+            end = _end_of_part(data)
+            yield Document(_decode(data[:end], file.origin, offset), file.origin, offset)
+            data, offset = data[end:] + stream.read(end), offset + end
+
+
+def _end_of_part(data: bytes) -> int:
+    """After the last line, or character where a line is very long; the end of the last part."""
+    if len(data) < LONGEST_BYTES:
+        return len(data)
+    line_end = data.rfind(b"\n", LONGEST_BYTES // 2) + 1
+    return line_end or next(
+        (end for end in range(len(data) - 1, len(data) - 5, -1) if data[end] & 0xC0 != 0x80),
+        len(data),  # no UTF-8, as decoding it will say
+    )
 
 
 def _decode(data: bytes, origin: str, first_byte: int) -> str:
@@ -109,7 +145,8 @@ def _decode(data: bytes, origin: str, first_byte: int) -> str:
 
 def _python_text(file: SourceFile) -> str:
     try:
-        return decode_python(_contents(file))
+        with readable(file.origin):
+            return read_python(file.path)
     except (SyntaxError, LookupError, UnicodeError) as error:
         raise DataError(f"{file.origin} cannot be decoded: {error}") from error
 
@@ -117,13 +154,23 @@ def _python_text(file: SourceFile) -> str:
 def _json_lines(file: SourceFile, text_field: str) -> Iterator[Document]:
     offset = 0
     with _opened(file) as stream:
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(_lines(stream, file.origin), start=1):
             content = line.removeprefix(_BOM) if number == 1 else line
             if content.strip():
                 place = f"{file.origin}:{number}"
                 decoded = _decode(content, place, offset + len(line) - len(content))
                 yield Document(_text_of(decoded, text_field, place), place)
             offset += len(line)
+
+
+def _lines(stream: BinaryIO, origin: str) -> Iterator[bytes]:
+    number = 0
+    while line := stream.readline(LONGEST_BYTES + 1):
+        number += 1
+        if len(line) > LONGEST_BYTES:
+            message = f"{origin}:{number} is longer than {format_bytes(LONGEST_BYTES)}"
+            raise DataError(message, hint="a text of that length can be a .txt file of its own")
+        yield line
 
 
 def _text_of(line: str, text_field: str, place: str) -> str:

@@ -160,10 +160,13 @@ def open_prepared(directory: Path) -> PreparedData:
     index = read_index(directory)
     dtype = token_dtype(index.vocab_size)
     with ExitStack() as opened, readable(str(directory)):
-        train = TokenStream([directory / shard.name for shard in index.train.shards], dtype)
-        opened.callback(train.close)
-        shards = [directory / shard.name for shard in index.validation.shards]
-        prepared = PreparedData(directory, index, train, TokenStream(shards, dtype))
+        train, validation = (
+            opened.enter_context(
+                TokenStream([directory / s.name for s in split.shards], dtype, index.vocab_size)
+            )
+            for split in (index.train, index.validation)
+        )
+        prepared = PreparedData(directory, index, train, validation)
         opened.pop_all()
     return prepared
 

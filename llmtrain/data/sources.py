@@ -21,7 +21,7 @@ from llmtrain.data.finding import (
     reason_to_skip,
     source_file,
 )
-from llmtrain.data.reading import Document, SourceFile, decode_python, read_documents, readable
+from llmtrain.data.reading import Document, SourceFile, read_documents, read_python, readable
 from llmtrain.errors import DataError, UsageError
 
 BUILTIN_PYTHON = "builtin:python"
@@ -240,7 +240,7 @@ def _python_library() -> Source:
     for file in library_files():
         try:
             with readable(file.origin):
-                text = decode_python(file.path.read_bytes())
+                text = read_python(file.path)
         except (SyntaxError, LookupError, UnicodeError):
             skipped.append(Skipped(file.origin, "undecodable"))
             continue

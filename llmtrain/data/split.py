@@ -61,15 +61,15 @@ class BlockSplit:
         first_block = 0
         for document in documents:
             blocks = list(_blocks(document, self.block_bytes, self.longest_bytes))
-            yield from self._pieces(document.origin, blocks, first_block)
+            yield from self._pieces(document, blocks, first_block)
             first_block += len(blocks)
 
-    def _pieces(self, origin: str, blocks: list[bytes], first_block: int) -> Iterator[Piece]:
+    def _pieces(self, document: Document, blocks: list[bytes], first_block: int) -> Iterator[Piece]:
         offset = 0
         numbered = enumerate(blocks, start=first_block)
         for side, group in groupby(numbered, key=lambda pair: self._side(pair[0])):
             data = b"".join(block for _, block in group)
-            yield Piece(side, Document(data.decode(), f"{origin}@{offset}"))
+            yield Piece(side, Document(data.decode(), document.place(offset)))
             offset += len(data)
 
     def _side(self, block: int) -> Side:
@@ -117,7 +117,11 @@ def _block_split(corpus: Corpus, facts: CorpusFacts, fraction: float) -> BlockSp
 
 
 def _blocks(document: Document, block_bytes: int, longest_bytes: int) -> Iterator[bytes]:
-    return cut_at_line_ends(document.text.encode(), block_bytes, longest_bytes)
+    data = document.text.encode()
+    if document.part_at is not None:
+        # Equal ones, for a rest at the end of every part would be held out always or never.
+        block_bytes = math.ceil(len(data) / max(1, round(len(data) / block_bytes)))
+    return cut_at_line_ends(data, block_bytes, max(block_bytes, longest_bytes))
 
 
 def cut_at_line_ends(data: bytes, target_bytes: int, longest_bytes: int) -> Iterator[bytes]:

@@ -13,6 +13,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from llmtrain.errors import DataError
+
 TokenArray: TypeAlias = npt.NDArray[np.int64]
 
 
@@ -23,8 +25,12 @@ class TokenStream:
     a mapped file cannot be removed.
     """
 
-    def __init__(self, shards: Sequence[Path], dtype: np.dtype[np.unsignedinteger]) -> None:
+    def __init__(
+        self, shards: Sequence[Path], dtype: np.dtype[np.unsignedinteger], vocab_size: int
+    ) -> None:
+        self._shards = tuple(shards)
         self._dtype = dtype
+        self._vocab_size = vocab_size
         self._maps: list[mmap.mmap] = []
         try:
             for shard in shards:
@@ -40,14 +46,28 @@ class TokenStream:
         return self._starts[-1]
 
     def read(self, start: int, count: int) -> TokenArray:
-        """`count` ids from `start` on. Raises IndexError beyond either end."""
+        """`count` ids from `start` on, all of the vocabulary.
+
+        Raises IndexError beyond either end, and DataError for an id that no embedding has a row
+        for: it would end the process on a GPU.
+        """
         if start < 0 or count < 0 or start + count > self.num_tokens:
             raise IndexError(f"tokens {start}..{start + count} of {self.num_tokens}")
         out = np.empty(count, dtype=np.int64)
         filled = 0
         while filled < count:
             filled += self._fill(out[filled:], start + filled)
+        if count and int(out.max()) >= self._vocab_size:
+            raise self._outside(start + int(out.argmax()), int(out.max()))
         return out
+
+    def _outside(self, position: int, token: int) -> DataError:
+        shard = bisect_right(self._starts, position) - 1
+        return DataError(
+            f"{self._shards[shard]} is damaged: token {position - self._starts[shard]} has id "
+            f"{token}, and the vocabulary is {self._vocab_size}",
+            hint="remove its directory from the cache, and go on with --resume auto",
+        )
 
     def _fill(self, out: TokenArray, position: int) -> int:
         """Ids copied into `out`: as many as fit and as the shard at `position` has."""

@@ -29,10 +29,17 @@ def keep_freed_memory() -> None:
 
 
 def return_free_memory() -> None:
-    """Memory that was freed is the system's again, where the C library is glibc.
+    """Memory that was freed is the system's again: a GPU's, and where the C library is glibc.
 
-    Elsewhere there is no such call, and nothing happens.
+    Other C libraries have no such call.
     """
     if sys.platform.startswith("linux"):
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.empty_cache()
+        if torch.backends.mps.is_available():
+            torch.mps.empty_cache()

@@ -21,6 +21,20 @@ class CgroupLimits:
     memory_limit_bytes: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class GroupMemory:
+    """A limited group's memory now.
+
+    `used_bytes` is without the page cache and other kernel caches, which are given up before
+    anything is killed. `swap_bytes` may still be moved out; None: as much as the machine has room.
+    """
+
+    path: Path
+    limit_bytes: int
+    used_bytes: int
+    swap_bytes: int | None
+
+
 def read_limits(root: Path = Path("/")) -> CgroupLimits:
     """The limits on this process. Both None where there are no control groups."""
     quotas = [_quota_cores(group) for group in _groups(root, "cpu")]
@@ -42,6 +56,42 @@ def read_memory_usage(root: Path = Path("/")) -> int | None:
     if limited:
         return _usage_bytes(min(limited, key=lambda pair: pair[0])[1])
     return next((usage for group in groups if (usage := _usage_bytes(group))), None)
+
+
+def read_limited_groups(root: Path = Path("/")) -> list[GroupMemory]:
+    """Every limited group that this process is charged to, its own first."""
+    found = []
+    for group in _groups(root, "memory"):
+        limit, usage = _memory_limit_bytes(group), _usage_bytes(group)
+        if limit is not None and usage is not None:
+            used = max(0, usage - _reclaimable_bytes(group))
+            swap = _swap_room_bytes(group, limit, usage)
+            found.append(GroupMemory(group, limit, used, swap))
+    return found
+
+
+def _reclaimable_bytes(group: Path) -> int:
+    """Cache of files, and of the kernel's objects where it says which of them can go.
+
+    Version 1 has the sums over the groups below under names of their own.
+    """
+    rows = (line.split() for line in _text(group / "memory.stat").splitlines())
+    stat = {row[0]: _positive(row[1]) or 0 for row in rows if len(row) == 2}
+    names = ("inactive_file", "active_file", "slab_reclaimable")
+    return sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in names)
+
+
+def _swap_room_bytes(group: Path, limit_bytes: int, usage_bytes: int) -> int | None:
+    """What the group may move to swap beyond what is there already."""
+    if _text(group / "memory.max"):
+        allowed, taken = group / "memory.swap.max", group / "memory.swap.current"
+        room = _number(_text(allowed))
+        return None if room is None else max(0, room - (_number(_text(taken)) or 0))
+    together = _positive(_text(group / "memory.memsw.limit_in_bytes"))
+    if together is None or together >= _UNLIMITED_BYTES:
+        return None
+    swapped = (_positive(_text(group / "memory.memsw.usage_in_bytes")) or 0) - usage_bytes
+    return max(0, together - limit_bytes - max(0, swapped))
 
 
 def _groups(root: Path, controller: str) -> list[Path]:
@@ -95,11 +145,16 @@ def _usage_bytes(group: Path) -> int | None:
 
 def _positive(text: str) -> int | None:
     """The positive integer in `text`; None for `max`, `-1` and what is no number."""
+    number = _number(text)
+    return number if number is not None and number > 0 else None
+
+
+def _number(text: str) -> int | None:
+    """The integer in `text`; None for `max` and what is no number."""
     try:
-        number = int(text)
+        return int(text)
     except ValueError:
         return None
-    return number if number > 0 else None
 
 
 def _text(path: Path) -> str:

@@ -14,9 +14,10 @@ from llmtrain.device.choice import (
     Precision,
 )
 from llmtrain.device.facts import Accelerator, Facts
-from llmtrain.device.memory import predict_training
+from llmtrain.device.memory import predict_inference_bytes, predict_training
 from llmtrain.errors import DoesNotFitError, UsageError
 from llmtrain.profile.schema import DeviceSection
+from llmtrain.profile.shape import ModelShape
 from llmtrain.units import format_bytes
 
 # Small micro-batches are as fast as large ones on a CPU, on two cores and on sixteen, and much
@@ -31,6 +32,16 @@ def memory_limit_bytes(facts: Facts, kind: DeviceKind) -> int:
         return int(facts.cpu.usable_memory_bytes * _USABLE_MEMORY["cpu"])
     smallest = min(a.memory_total_bytes for a in facts.of_kind(kind))
     return int(smallest * _USABLE_MEMORY[kind])
+
+
+def memory_limit_origin(facts: Facts, kind: DeviceKind) -> str:
+    """Where that limit comes from: `85% of RLIMIT_DATA's 2 GiB`."""
+    if kind == "cpu":
+        whose, all_bytes = facts.cpu.memory_limited_by, facts.cpu.usable_memory_bytes
+    else:
+        whose, all_bytes = "the GPU", min(a.memory_total_bytes for a in facts.of_kind(kind))
+    share = f"{100 * _USABLE_MEMORY[kind]:.0f}%"
+    return f"{share} of {whose or 'the machine'}'s {format_bytes(all_bytes)}"
 
 
 def choose_device(facts: Facts, wishes: DeviceSection) -> Choice[DeviceKind]:
@@ -184,6 +195,9 @@ def _micro_batch(
 ) -> Choice[int]:
     windows = windows_per_process(needs, processes)
     limit = memory_limit_bytes(facts, kind) // (local if kind == "cpu" else 1)
+    origin = memory_limit_origin(facts, kind)
+    if kind == "cpu" and local > 1:
+        origin += f" ÷ {local} processes"
 
     def predicted(micro_batch: int) -> int:
         return predict_training(
@@ -204,9 +218,11 @@ def _micro_batch(
                 f"a process reads in a step",
                 hint="--set train.micro_batch=auto",
             )
-        _refuse_what_does_not_fit(predicted(needs.micro_batch), limit, needs, needs.micro_batch)
+        _refuse_what_does_not_fit(
+            predicted(needs.micro_batch), limit, origin, needs, needs.micro_batch
+        )
         return Choice(needs.micro_batch, "asked for")
-    _refuse_what_does_not_fit(predicted(1), limit, needs, 1)
+    _refuse_what_does_not_fit(predicted(1), limit, origin, needs, 1)
     enough = max(1, _MICRO_BATCH_TOKENS[kind] // needs.shape.context)
     divisors = [n for n in range(1, min(windows, enough) + 1) if windows % n == 0]
     chosen = max(n for n in divisors if predicted(n) <= limit)
@@ -214,24 +230,38 @@ def _micro_batch(
         why = "the most that fits"
     else:
         why = "the whole step" if chosen == windows else "a divisor of the step; more is no faster"
-    size = f"{format_bytes(predicted(chosen))} of {format_bytes(limit)} predicted"
+    size = f"{format_bytes(predicted(chosen))} of {format_bytes(limit)} predicted ({origin})"
     return Choice(chosen, f"{chosen * needs.shape.context} tokens; {size}; {why}")
 
 
 def _refuse_what_does_not_fit(
-    predicted_bytes: int, limit_bytes: int, needs: Needs, micro_batch: int
+    predicted_bytes: int, limit_bytes: int, origin: str, needs: Needs, micro_batch: int
 ) -> None:
     if predicted_bytes <= limit_bytes:
         return
     raise DoesNotFitError(
         f"{needs.shape.parameters / 1e6:.1f}M parameters with micro-batch {micro_batch} × "
         f"{needs.shape.context} tokens need {format_bytes(predicted_bytes)}; "
-        f"the limit is {format_bytes(limit_bytes)}",
+        f"the limit is {format_bytes(limit_bytes)}, {origin}",
         hint="--set train.micro_batch=auto"
         if needs.micro_batch not in ("auto", 1)
         else "a smaller profile (llmtrain profiles list), or "
         f"--set model.context={max(8, needs.shape.context // 2)}",
     )
+
+
+def refuse_model_that_does_not_fit(facts: Facts, shape: ModelShape, kind: DeviceKind) -> None:
+    """A model of this shape can be used on this machine. Raises DoesNotFitError."""
+    needed_bytes, limit_bytes = (
+        predict_inference_bytes(shape, kind),
+        memory_limit_bytes(facts, kind),
+    )
+    if needed_bytes > limit_bytes:
+        raise DoesNotFitError(
+            f"using {shape.parameters / 1e6:.1f}M parameters with a context of {shape.context} "
+            f"needs {format_bytes(needed_bytes)}; the limit is {format_bytes(limit_bytes)}",
+            hint="a machine with more memory",
+        )
 
 
 def backend(facts: Facts, wishes: DeviceSection, kind: DeviceKind) -> Choice[Backend]:

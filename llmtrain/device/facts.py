@@ -25,8 +25,9 @@ class CpuFacts:
     quota_cores: float | None  # CPU bandwidth limit of the control group, in cores
     isa: tuple[str, ...]  # of avx2, avx512f, avx512_bf16, amx_bf16, neon, bf16 …
     memory_total_bytes: int
-    memory_limit_bytes: int | None  # of the control group, where it is below the total
+    memory_limit_bytes: int | None  # the tightest there is, where it is below the total
     affinity_physical_cores: int | None = None  # distinct physical cores behind affinity_cores
+    memory_limited_by: str | None = None  # the control group, RLIMIT_AS, RLIMIT_DATA
 
     @property
     def usable_cores(self) -> int:
@@ -47,8 +48,10 @@ class CpuFacts:
 
     @property
     def usable_memory_bytes(self) -> int:
-        """The smaller of the machine's memory and the control group's limit."""
-        return min(self.memory_total_bytes, self.memory_limit_bytes or self.memory_total_bytes)
+        """The smaller of the machine's memory and the limit on it."""
+        if self.memory_limit_bytes is None:
+            return self.memory_total_bytes
+        return min(self.memory_total_bytes, self.memory_limit_bytes)
 
 
 @dataclass(frozen=True, slots=True)

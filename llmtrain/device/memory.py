@@ -86,6 +86,18 @@ def predict_training(
     )
 
 
+def predict_inference_bytes(shape: ModelShape, device_kind: str) -> int:
+    """The most that one process takes to use a model for one text: all else is small."""
+    rotations = 3 * _FP32 * shape.context * shape.head_dim // 2  # angles, cosines and sines
+    caches = 2 * _FP32 * shape.num_layers * shape.kv_width * shape.context
+    return _FP32 * shape.parameters + rotations + caches + _LIBRARIES_BYTES[device_kind]
+
+
+def checkpoint_bytes(shape: ModelShape, optimizer: OptimizerName) -> int:
+    """What the tensors of a checkpoint take: weights and optimizer state."""
+    return _FP32 * shape.parameters + _optimizer_bytes(shape, optimizer)
+
+
 def _optimizer_bytes(shape: ModelShape, optimizer: OptimizerName) -> int:
     """AdamW's two moments of everything, or Muon's one of a hidden matrix."""
     one_moment = shape.num_layers * shape.block_matrix_parameters if optimizer == "muon" else 0

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
 from llmtrain.device import arithmetic
 from llmtrain.device import decisions as decide
 from llmtrain.device.choice import (
@@ -20,7 +22,7 @@ from llmtrain.device.choice import (
 )
 from llmtrain.device.facts import CpuTimes, Facts, MatmulTimes
 from llmtrain.device.memory import MemoryPrediction, predict_training
-from llmtrain.profile.schema import DeviceSection
+from llmtrain.profile.schema import MOST_THREADS, DeviceSection
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +87,21 @@ _NUMERICS = (
     "optimizer_kernel",
 )
 
+# What a machine can start, not what it has: the rest of a plan is compared with the run.
+_LARGEST = dict.fromkeys(("processes", "threads", "workers", "loader_processes"), MOST_THREADS)
+
 
 def plan_from_document(document: Mapping[str, Mapping[str, Any]]) -> Plan:
-    """The plan that `Plan.document` wrote. Raises KeyError where a decision is missing."""
-    names = [field.name for field in fields(Plan)]
-    return Plan(
-        **{name: Choice(document[name]["value"], str(document[name]["reason"])) for name in names}
-    )
+    """The plan that `Plan.document` wrote.
+
+    Raises KeyError where a decision is missing, ValueError where one is none that can be made.
+    """
+    wanted = {field.name: document[field.name] for field in fields(Plan)}
+    plan = TypeAdapter(Plan).validate_python(wanted)
+    for name, choice in plan.choices():
+        if type(choice.value) is int and not 0 <= choice.value <= _LARGEST.get(name, 2**31):
+            raise ValueError(f"{name} is {choice.value}")
+    return plan
 
 
 def make_plan(

@@ -1,7 +1,7 @@
 """Ask the hardware: what is there, what of it works, and (`time_matmuls`) how fast it is.
 
-Only this module and those it reads through (cpuinfo, cgroup, usage, timing) look at the machine.
-What they find are plain `Facts`, and everything after is a pure function of those.
+Only this module and those it reads through (cpuinfo, cgroup, rlimits, usage, timing) look at the
+machine. What they find are plain `Facts`, and everything after is a pure function of those.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from llmtrain.device.cgroup import read_limits
 from llmtrain.device.cpuinfo import CpuDescription, parse_sysctl, read_linux_cpu
 from llmtrain.device.facts import Accelerator, AcceleratorKind, CpuFacts, Facts
+from llmtrain.device.rlimits import read_process_limit
 from llmtrain.device.timing import time_matmuls
 from llmtrain.device.usage import read_system_memory
 
@@ -61,7 +62,7 @@ def read_cpu(root: Path = Path("/")) -> CpuFacts:
     described = _describe_cpu(root)
     affinity = _affinity()
     memory = read_system_memory(root)
-    return CpuFacts(
+    cpu = CpuFacts(
         model=described.model,
         architecture=platform.machine(),
         physical_cores=described.physical_cores or _psutil_physical_cores(),
@@ -73,7 +74,12 @@ def read_cpu(root: Path = Path("/")) -> CpuFacts:
         isa=described.isa,
         memory_total_bytes=memory.total_bytes,
         memory_limit_bytes=memory.limit_bytes,
+        memory_limited_by=None if memory.limit_bytes is None else "the control group",
     )
+    own = read_process_limit(cpu.usable_cores, root)
+    if own is None or own.reachable_bytes >= cpu.usable_memory_bytes:
+        return cpu
+    return replace(cpu, memory_limit_bytes=own.reachable_bytes, memory_limited_by=own.name)
 
 
 def _describe_cpu(root: Path) -> CpuDescription:

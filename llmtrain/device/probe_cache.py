@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from llmtrain.device.facts import AttentionTimes, BlockTimes, Facts, MatmulTimes
+from llmtrain.errors import UsageError
 from llmtrain.files import write_text_atomically
+from llmtrain.untrusted import read_json
 
 # Variables that make oneDNN, ATen or MKL choose other kernels on the same processor.
 _KERNEL_VARIABLES = (
@@ -78,9 +80,8 @@ def cached_times(directory: Path, key: ProbeKey, kind: type[T], measure: Callabl
 def kept_times(directory: Path, key: ProbeKey, kind: type[T]) -> T | None:
     """The times kept for `key`; None where there are none that can be believed."""
     try:
-        document = json.loads(_path(directory, key).read_text(encoding="utf-8"))
-        return _parse(document, key, kind)
-    except (OSError, ValueError, RecursionError):
+        return _parse(read_json(_path(directory, key)), key, kind)
+    except (OSError, ValueError, UsageError):
         return None
 
 

@@ -92,7 +92,7 @@ class ProcReader:
         available = fields.get("MemAvailable", fields.get("MemFree"))
         if available is None or "MemTotal" not in fields:
             raise OSError(f"{self._proc / 'meminfo'} does not say how much memory there is")
-        return Available(fields["MemTotal"], available)
+        return Available(fields["MemTotal"], available, fields.get("SwapFree", 0))
 
     def process_tree(self) -> ProcessMemory:
         """Every process whose line of parents leads to this one."""

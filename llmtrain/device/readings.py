@@ -64,6 +64,7 @@ class Available:
 
     total_bytes: int
     available_bytes: int
+    swap_free_bytes: int = 0  # that memory can be moved to, where the reader asks for it
 
 
 class MemoryReader(Protocol):

@@ -5,20 +5,31 @@ Asked of psutil, and of the standard library where psutil is missing or refuses.
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from llmtrain.device.cgroup import read_limits, read_memory_usage
+from llmtrain.device.cgroup import read_limited_groups, read_limits, read_memory_usage
+from llmtrain.device.pressure import Bound
 from llmtrain.device.readers import PsutilReader, standard_reader
-from llmtrain.device.readings import AcceleratorMemory, MemoryReader, ProcessMemory, SystemMemory
+from llmtrain.device.readings import (
+    AcceleratorMemory,
+    Available,
+    MemoryReader,
+    ProcessMemory,
+    SystemMemory,
+)
 
 __all__ = [
     "AcceleratorMemory",
     "ProcessMemory",
     "SystemMemory",
+    "peak_resident_bytes",
     "read_accelerator_memory",
+    "read_bounds",
     "read_process_memory",
     "read_system_memory",
     "readers",
@@ -45,6 +56,30 @@ def read_system_memory(root: Path = Path("/")) -> SystemMemory:
     )
 
 
+def read_bounds(root: Path = Path("/")) -> list[Bound]:
+    """What bounds this process's memory from outside, with what is taken now. Raises OSError.
+
+    A few small files: fit for every step.
+    """
+    now = _machine_now()
+    taken, swap_bytes = now.total_bytes - now.available_bytes, now.swap_free_bytes
+    bounds = [Bound("the machine", now.total_bytes, taken, swap_bytes)]
+    for number, group in enumerate(read_limited_groups(root)):
+        if group.limit_bytes < now.total_bytes:
+            room = swap_bytes if group.swap_bytes is None else min(swap_bytes, group.swap_bytes)
+            name = "the control group" if number == 0 else f"control group {group.path}"
+            bounds.append(Bound(name, group.limit_bytes, group.used_bytes, room))
+    return bounds
+
+
+def _machine_now() -> Available:
+    """The machine's memory, and what of it can be moved to swap, without starting a program."""
+    if sys.platform == "darwin":  # its swap grows on the disk
+        now, room = _ask(lambda reader: reader.available()), shutil.disk_usage("/").free
+        return Available(now.total_bytes, now.available_bytes, room)
+    return standard_reader().available()
+
+
 def read_process_memory() -> ProcessMemory:
     """The memory of this process and its descendants. Looks at every process: milliseconds."""
     return _ask(lambda reader: reader.process_tree())
@@ -53,6 +88,11 @@ def read_process_memory() -> ProcessMemory:
 def resident_bytes() -> int:
     """What this process alone holds now. Microseconds: fit for every step."""
     return _ask(lambda reader: reader.resident_bytes())
+
+
+def peak_resident_bytes() -> int:
+    """The most that this process alone held since it started. Fit for every step."""
+    return standard_reader().own_peak_resident_bytes()
 
 
 def read_accelerator_memory(cuda_index: int | None = None) -> tuple[AcceleratorMemory, ...]:

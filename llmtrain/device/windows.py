@@ -54,7 +54,9 @@ if sys.platform == "win32":
             status = _MemoryStatus(dwLength=ctypes.sizeof(_MemoryStatus))
             if not ctypes.WinDLL("kernel32").GlobalMemoryStatusEx(ctypes.byref(status)):
                 raise ctypes.WinError()
-            return Available(status.ullTotalPhys, status.ullAvailPhys)
+            # The page file's figures are those of both together.
+            swap_free = max(0, status.ullAvailPageFile - status.ullAvailPhys)
+            return Available(status.ullTotalPhys, status.ullAvailPhys, swap_free)
 
         def process_tree(self) -> ProcessMemory:
             """This process alone."""

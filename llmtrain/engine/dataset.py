@@ -89,6 +89,12 @@ def open_dataset(
                 hint="restore the text, or start a new run",
             ) from None
         return dataset
+    if shards.index.encoder_fingerprint != tokenizer.fingerprint:
+        shards.close()
+        raise DataError(
+            f"the token shards {key} were made with another tokenizer than {tokenizer_directory}",
+            hint="start a new run with another --out",
+        )
     return Dataset(tokenizer, tokenizer_directory, shards, [])
 
 

@@ -34,7 +34,8 @@ from llmtrain.train.checkpoint import (
     step_of,
 )
 from llmtrain.train.events import Note, Observer
-from llmtrain.train.run import load_weights, set_up_device
+from llmtrain.train.run import set_up_device, trained_model
+from llmtrain.train.run_file import data_key
 from llmtrain.train.rundir import RunDirectory, find_checkpoints
 from llmtrain.train.world import World
 
@@ -76,8 +77,7 @@ def load_trained(run: str, device: DeviceSection, observe: Observer) -> Trained:
     record = directory.read_record() if directory.exists else None
     plan = plan_inference(device, checkpoint.shape)
     where = set_up_device(plan, World())
-    model = Decoder(checkpoint.shape)
-    load_weights(model, checkpoint)
+    model = trained_model(checkpoint)
     return Trained(model.to(where).eval(), checkpoint.tokenizer, path, plan, record)
 
 
@@ -101,7 +101,7 @@ def evaluate_run(
             hint=f"llmtrain eval {run} --data FILE",
         )
     profile = profile_from_values(trained.record["profile"], "run.yaml")
-    key = str(trained.record["data"]["key"])
+    key = data_key(trained.record, run)
     dataset = open_dataset(profile.data, profile.model.vocab_size, key, trained.checkpoint, work)
     with closing(dataset.shards):
         return _evaluate_shards(trained, dataset.shards, work)

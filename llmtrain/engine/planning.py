@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmtrain.device.choice import Needs
-from llmtrain.device.decisions import choose_device, memory_limit_bytes
+from llmtrain.device.decisions import (
+    choose_device,
+    memory_limit_bytes,
+    refuse_model_that_does_not_fit,
+)
 from llmtrain.device.decisions import threads as decide_threads
 from llmtrain.device.facts import CpuTimes, Facts
 from llmtrain.device.memory import MemoryPrediction
@@ -53,11 +57,12 @@ def plan_run(
 
 
 def plan_inference(device: DeviceSection, shape: ModelShape) -> InferencePlan:
-    """How this machine would use a model of `shape`. Raises UsageError."""
+    """How this machine would use a model of `shape`. Raises UsageError and DoesNotFitError."""
     facts = read_facts()
     threads = decide_threads(facts, device, 1).value
-    on_cpu = choose_device(facts, device).value == "cpu"
-    times = measured_products(facts, shape, threads) if on_cpu else None
+    kind = choose_device(facts, device).value
+    refuse_model_that_does_not_fit(facts, shape, kind)
+    times = measured_products(facts, shape, threads) if kind == "cpu" else None
     return make_inference_plan(facts, device, times)
 
 

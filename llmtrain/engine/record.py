@@ -58,7 +58,7 @@ def begin_record(
             "tokenizer_sha256": index.encoder_fingerprint,
             "train_tokens": index.train.tokens,
             "validation_tokens": index.validation.tokens,
-            "sources": dataset.sources or before.get("data", {}).get("sources", []),
+            "sources": dataset.sources or (before.get("data") or {}).get("sources", []),
         },
         "sittings": [*before.get("sittings", []), sitting],
     }

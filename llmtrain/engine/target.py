@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from llmtrain.train.checkpoint import (
     step_of,
     verify_checkpoint,
 )
+from llmtrain.train.checkpoint_writing import recover
 from llmtrain.train.events import Note, Observer
 from llmtrain.train.horizon import Horizon, horizon_of
 from llmtrain.train.rundir import (
@@ -38,7 +40,10 @@ from llmtrain.train.rundir import (
 )
 from llmtrain.train.world import launcher_identity, was_restarted
 
-_MAY_DIFFER = ("device.", "checkpoint.", "eval.", "train.log_every_steps", "train.micro_batch")
+_MAY_DIFFER = (
+    *("device.", "checkpoint.", "eval."),
+    *("train.log_every_steps", "train.micro_batch", "train.skip_loss_spikes"),
+)
 _HORIZON = ("train.steps", "train.tokens", "train.epochs", "train.time")
 _CHOSEN = "train.tokens_per_step"  # auto in a profile; a run has a number
 _DELIBERATE = ("--", "argument ")  # origins that a call itself set
@@ -64,10 +69,11 @@ class Place:
     chosen: Chosen | None = None
 
 
-def locate(request: TrainRequest, observe: Observer) -> Place:
+def locate(request: TrainRequest, observe: Observer, held: ExitStack) -> Place:
     """Where the request leads. Raises UsageError, and DamagedCheckpointError where none is whole.
 
-    Damaged checkpoints on the way are renamed aside, and so are those newer than a named one.
+    The run directory is locked until `held` is closed. What a crash left in it is put right,
+    damaged checkpoints on the way are renamed aside, and so are those newer than a named one.
     """
     existing = _existing_run(request)
     if existing is None:
@@ -76,8 +82,12 @@ def locate(request: TrainRequest, observe: Observer) -> Place:
             observe(Note(f"profile {chosen.profile.value}: {chosen.profile.reason}"))
         profile = loaded_profile(request, chosen).profile
         path = request.out or new_run_path(profile.name, datetime.now().astimezone())
-        return Place(RunDirectory(path), None, chosen)
+        directory = RunDirectory(path)
+        held.enter_context(directory.claimed())
+        return Place(directory, None, chosen)
     directory, named = existing
+    held.enter_context(directory.claimed())
+    recover(directory.checkpoints)
     if named is not None:
         verify_checkpoint(named)
         for path in list_checkpoints(directory.checkpoints):
@@ -126,6 +136,8 @@ def _set_aside_damaged(observe: Observer) -> Callable[[Path, str], None]:
 def _existing_run(request: TrainRequest) -> tuple[RunDirectory, Path | None] | None:
     """The run to continue, and its checkpoint if one is named; None for a new run."""
     out = RunDirectory(request.out) if request.out is not None else None
+    if out is not None:
+        out.require_own_files()
     resume = request.resume or _resumed_by_restart(out)
     if resume is None:
         if out is not None and (out.exists or out.checkpoints.is_dir()):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmtrain.device.allocator import return_free_memory
+from llmtrain.device.exhaustion import memory_errors_mapped
 from llmtrain.device.facts import Facts
+from llmtrain.device.memory import checkpoint_bytes
 from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.dataset import Dataset, DataWork, open_dataset, prepare_dataset
@@ -20,18 +22,29 @@ from llmtrain.engine.planning import Planned, needs_of, plan_run, planned_with
 from llmtrain.engine.record import begin_record, end_record, machine_signature
 from llmtrain.engine.request import Chosen, TrainRequest
 from llmtrain.engine.target import Place, Target, has_new_horizon, locate, preview, target_at
-from llmtrain.errors import InterruptedRunError, LlmtrainError
+from llmtrain.errors import InterruptedRunError
+from llmtrain.files import free_bytes
 from llmtrain.profile.load import profile_from_values
 from llmtrain.profile.schema import DeviceSection, Profile
-from llmtrain.train.checkpoint import Checkpoint, SavedState, load_checkpoint
+from llmtrain.profile.shape import shape_of
+from llmtrain.train.checkpoint import (
+    Checkpoint,
+    SavedState,
+    list_checkpoints,
+    load_checkpoint,
+)
 from llmtrain.train.events import Note, Observer, Started, TrainResult
 from llmtrain.train.horizon import Horizon
 from llmtrain.train.loop import Position
 from llmtrain.train.run import RandomState, build_run, set_up_device
+from llmtrain.train.run_file import data_key
 from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.saving import require_room
 from llmtrain.train.session import Session
 from llmtrain.train.signals import StopRequest
+from llmtrain.train.stability import Course
 from llmtrain.train.world import World
+from llmtrain.units import format_bytes
 
 _AFTER_THE_CLOCK_S = 2.0  # a checkpoint is written and the process exits
 
@@ -51,10 +64,15 @@ class Sitting:
         return time.monotonic() - self.started_s
 
 
+@memory_errors_mapped()
 def run_training(request: TrainRequest, sitting: Sitting) -> TrainResult:
     """The request is trained, or was already. Raises LlmtrainError."""
+    with ExitStack() as held:
+        return _run_at(_shared_place(request, sitting, held), request, sitting)
+
+
+def _run_at(place: Place, request: TrainRequest, sitting: Sitting) -> TrainResult:
     world = sitting.world
-    place = _shared_place(request, sitting)
     target = target_at(request, place)
     profile = target.loaded.profile
     resumed = load_checkpoint(target.checkpoint) if target.checkpoint is not None else None
@@ -64,6 +82,7 @@ def run_training(request: TrainRequest, sitting: Sitting) -> TrainResult:
         return finished
     try:
         planned, is_same_plan = _agreed_plan(target, sitting)
+        _require_room(target, sitting)
         set_up_device(planned.plan, world)
         dataset = _shared_dataset(target, profile, planned.plan, sitting)
         return_free_memory()  # tokenizing took more than training keeps
@@ -71,11 +90,7 @@ def run_training(request: TrainRequest, sitting: Sitting) -> TrainResult:
         with closing(dataset.shards), world.together(planned.plan.backend.value, timeout_s):
             return _train(request, target, resumed, planned, dataset, sitting, is_same_plan)
     except InterruptedRunError:
-        target.directory.remove_if_empty()
         return nothing_trained(target, resumed)
-    except LlmtrainError:
-        target.directory.remove_if_empty()
-        raise
 
 
 def launch_size(request: TrainRequest) -> int:
@@ -83,6 +98,7 @@ def launch_size(request: TrainRequest) -> int:
     return planned_for(request).plan.processes.value
 
 
+@memory_errors_mapped()
 def planned_for(request: TrainRequest) -> Planned:
     """The plan that the request would run with, as `--dry-run` shows it. Changes nothing."""
     target = target_at(request, preview(request))
@@ -93,12 +109,11 @@ def planned_for(request: TrainRequest) -> Planned:
     return plan_run(target.loaded.profile, facts=facts)
 
 
-def _shared_place(request: TrainRequest, sitting: Sitting) -> Place:
-    """The place that rank 0 found and made sure of, on every rank."""
+def _shared_place(request: TrainRequest, sitting: Sitting, held: ExitStack) -> Place:
+    """The place that rank 0 found, on every rank; its own until `held` is closed."""
 
     def find() -> str:
-        place = locate(request, sitting.observe)
-        place.directory.claim()
+        place = locate(request, sitting.observe, held)
         chosen = place.chosen
         return json.dumps(
             [
@@ -145,6 +160,21 @@ def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
     ), is_same
 
 
+def _require_room(target: Target, sitting: Sitting) -> None:
+    """The disk has room for a checkpoint, or LlmtrainError; a warning where not for all of them."""
+    profile, directory = target.loaded.profile, target.directory.checkpoints
+    each = checkpoint_bytes(shape_of(profile.model), profile.optim.name)
+    if not sitting.world.is_main:
+        return
+    require_room(directory, each, "a checkpoint of this run")
+    wishes = profile.checkpoint
+    missing = wishes.keep_last + wishes.keep_best + 1 - len(list_checkpoints(directory))
+    if free_bytes(directory) < missing * each:
+        needed, free = format_bytes(missing * each), format_bytes(free_bytes(directory))
+        text = f"{missing} more checkpoints are to be kept in {directory}, which needs {needed}; "
+        sitting.observe(Note(f"{text}{free} are free", is_warning=True))
+
+
 def _recorded_plan(target: Target, facts: Facts, world: World) -> Plan | None:
     """The plan of the run that goes on, if machine, wishes and processes are what they were."""
     record = target.record
@@ -153,9 +183,8 @@ def _recorded_plan(target: Target, facts: Facts, world: World) -> Plan | None:
     recorded, wishes = profile_from_values(record["profile"], "run.yaml"), target.loaded.profile
     if _planned_by(recorded) != _planned_by(wishes):
         return None
-    try:
-        plan = plan_from_document(record["plan"])
-    except (KeyError, TypeError):
+    plan = _plan_in(record)
+    if plan is None:
         return None
     launched = world.size if world.size > 1 else plan.processes.value
     return plan if plan.processes.value == launched else None
@@ -167,10 +196,20 @@ def _planned_by(profile: Profile) -> tuple[DeviceSection, int | str]:
     return wishes, profile.train.micro_batch
 
 
-def _recorded_numerics(record: Mapping[str, Any]) -> dict[str, Any]:
-    return plan_from_document(record["plan"]).numerics()
+def _plan_in(record: Mapping[str, Any]) -> Plan | None:
+    """The plan of run.yaml, if it holds one that this llmtrain could have made."""
+    try:
+        return plan_from_document(record["plan"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
+def _recorded_numerics(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    plan = _plan_in(record)
+    return None if plan is None else plan.numerics()
+
+
+@memory_errors_mapped()
 def _shared_dataset(target: Target, profile: Profile, plan: Plan, sitting: Sitting) -> Dataset:
     """The data that rank 0 prepared, opened on every rank."""
     work = DataWork(plan.workers.value, sitting.observe, sitting.stop.check)
@@ -191,7 +230,7 @@ def _dataset(target: Target, profile: Profile, work: DataWork) -> Dataset:
     vocab_size = profile.model.vocab_size
     if target.record is None or target.checkpoint is None:
         return prepare_dataset(profile.data, vocab_size, work)
-    key = str(target.record["data"]["key"])
+    key = data_key(target.record, str(target.directory.path))
     return open_dataset(profile.data, vocab_size, key, target.checkpoint, work)
 
 
@@ -208,6 +247,8 @@ def _train(
     run = build_run(profile, planned.plan, world, dataset.shards.train, resumed)
     horizon = target.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
     _set_horizon(run.position, target, horizon)
+    if resumed is not None and resumed.state.numerics != planned.plan.numerics():
+        is_same_plan = False  # it changed after this checkpoint: see run.yaml's sittings
     state = _state(resumed, planned.plan, is_same_plan)
     if resumed is not None and not is_same_plan:
         sitting.observe(
@@ -227,11 +268,12 @@ def _train(
         dataset.shards,
         dataset.tokenizer,
         state,
-        predicted=planned.prediction,
+        needs=planned.needs,
         peak_flops=planned.peak_flops,
         stop=sitting.stop,
         observe=sitting.observe,
-        elapsed_before_s=sitting.elapsed_s + _used_before_s(resumed),
+        used_before_s=_used_before_s(resumed),
+        starting_s=sitting.elapsed_s,
     )
     result = session.train()
     if world.is_main:
@@ -261,6 +303,7 @@ def _state(resumed: Checkpoint | None, plan: Plan, is_same_plan: bool) -> SavedS
             elapsed_s=0.0,
             horizon_steps=None,
             torch_rng=RandomState.now().text,
+            course=Course(),
             numerics=plan.numerics(),
         )
     before = resumed.state

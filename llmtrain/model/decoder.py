@@ -152,6 +152,11 @@ def compile_block(block: Block) -> None:
     block.compile(dynamic=False, options={"cpp.vec_isa_ok": True})
 
 
+def run_eagerly(block: Block) -> None:
+    """The block is called as it is written, also where it was compiled before."""
+    vars(block).pop("_compiled_call_impl", None)  # what nn.Module.compile left
+
+
 class Backbone(nn.Module):
     """Embedding, blocks and final norm: everything before the head."""
 
@@ -253,8 +258,9 @@ class Decoder(nn.Module):
             block.checkpointing = checkpointing if compiled else "off"
             if compiled:
                 compile_block(block)
-        if compiled:
-            self.exponentiate = compiled_exponentiate()
+            else:
+                run_eagerly(block)
+        self.exponentiate = compiled_exponentiate() if compiled else exponentiate
 
     def logits(self, tokens_bt: Tensor, caches: list[LayerCache] | None = None) -> Tensor:
         """Logits after every token, (B, T, vocabulary); with caches, of a continuation."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from llmtrain.errors import UsageError
-from llmtrain.profile.shape import ModelShape
+from llmtrain.profile.schema import ModelSection
+from llmtrain.profile.shape import ModelShape, shape_of
 
 _KEYS = {
     "vocab_size": "vocab_size",
@@ -52,8 +55,10 @@ def generation_config_of(separator_id: int) -> dict[str, Any]:
     return {"bos_token_id": separator_id, "eos_token_id": separator_id, "do_sample": True}
 
 
-def shape_from_config(config: Mapping[str, Any], origin: str) -> ModelShape:
-    """The shape that `config_of` wrote. Raises UsageError for any other model."""
+def shape_from_config(config: object, origin: str) -> ModelShape:
+    """The shape that `config_of` wrote, and a profile could ask for. Raises UsageError."""
+    if not isinstance(config, Mapping):
+        raise UsageError(f"{origin} is not an object")
     kind = config.get("model_type")
     if kind not in ("qwen3", "llama"):
         raise UsageError(f"{origin}: model_type {kind!r} is not one that llmtrain writes")
@@ -61,4 +66,35 @@ def shape_from_config(config: Mapping[str, Any], origin: str) -> ModelShape:
     if missing:
         raise UsageError(f"{origin}: {', '.join(missing)} missing")
     values = {ours: config[theirs] for ours, theirs in _KEYS.items()}
-    return ModelShape(**values, qk_norm=kind == "qwen3")
+    auto = [_KEYS[name] for name, value in values.items() if value == "auto"]
+    if auto:
+        raise UsageError(f"{origin}: {auto[0]} is not a number")
+    try:
+        return shape_of(ModelSection.model_validate({**values, "qk_norm": kind == "qwen3"}))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(_KEYS[str(part)] + ": " for part in first["loc"][:1])
+        raise UsageError(f"{origin}: {where}{first['msg']}") from None
+
+
+def weight_shapes(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Every weight of the model by its Hugging Face name, one at a time."""
+    width, inner = shape.hidden_size, shape.intermediate_size
+    yield "model.embed_tokens.weight", (shape.vocab_size, width)
+    for layer in range(shape.num_layers):
+        block = f"model.layers.{layer}."
+        yield block + "input_layernorm.weight", (width,)
+        yield block + "post_attention_layernorm.weight", (width,)
+        yield block + "self_attn.q_proj.weight", (shape.attention_width, width)
+        yield block + "self_attn.k_proj.weight", (shape.kv_width, width)
+        yield block + "self_attn.v_proj.weight", (shape.kv_width, width)
+        yield block + "self_attn.o_proj.weight", (width, shape.attention_width)
+        if shape.qk_norm:
+            yield block + "self_attn.q_norm.weight", (shape.head_dim,)
+            yield block + "self_attn.k_norm.weight", (shape.head_dim,)
+        yield block + "mlp.gate_proj.weight", (inner, width)
+        yield block + "mlp.up_proj.weight", (inner, width)
+        yield block + "mlp.down_proj.weight", (width, inner)
+    yield "model.norm.weight", (width,)
+    if not shape.tie_embeddings:
+        yield "lm_head.weight", (shape.vocab_size, width)

@@ -21,6 +21,7 @@ import llmtrain
 from llmtrain.errors import UsageError
 from llmtrain.profile.schema import EXCLUSIVE_GROUPS, Profile
 from llmtrain.profile.yaml_text import LARGEST_BYTES, parse_entries, parse_scalar
+from llmtrain.untrusted import problem_of, read_bytes
 
 ENVIRONMENT_PREFIX = "LLMTRAIN_"
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
@@ -89,11 +90,9 @@ def profile_layer(profile: str) -> Layer:
     """The settings of a shipped profile's name or of a profile file. Raises UsageError."""
     path = _profile_path(profile)
     try:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise UsageError(f"profile {path} is larger than {LARGEST_BYTES} bytes")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"profile {path}: {error}") from None
+        text = read_bytes(path, LARGEST_BYTES, follow_links=True).decode()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"profile {path}: {problem_of(error)}") from None
     label = path.name if profile in shipped_profiles() else str(path)
     sections = {known.split(".")[0] for known in known_paths() if "." in known}
     layer = {
@@ -232,10 +231,11 @@ def _nested(merged: Mapping[str, Setting]) -> dict[str, Any]:
     for path, setting in merged.items():
         *parents, leaf = path.split(".")
         level = nested
-        for parent in parents:
+        for depth, parent in enumerate(parents, start=1):
             level = level.setdefault(parent, {})
             if not isinstance(level, dict):
-                raise UsageError(f"{parent} is a section, not a value ({merged[parent].origin})")
+                section = ".".join(parents[:depth])
+                raise UsageError(f"{section} is a section, not a value ({merged[section].origin})")
         level[leaf] = setting.value
     return nested
 

@@ -47,6 +47,8 @@ Count = Annotated[
 PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 PositiveCount = Annotated[Count, Field(ge=1, lt=2**63)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+MOST_THREADS = 4096  # a system gives out more only to those who ask for trouble
+Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
 
 
 class Section(BaseModel):
@@ -108,6 +110,7 @@ class TrainSection(Section):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     micro_batch: PositiveInt | Auto = "auto"  # sequences of one forward and backward
     gradient_clip: PositiveFloat | None = 1.0  # global norm
+    skip_loss_spikes: bool = True  # no update from a loss that leaps above the recent ones
     log_every_steps: PositiveInt = 10
 
     @property
@@ -163,14 +166,14 @@ class DeviceSection(Section):
     kind: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     force_cpu: bool = False
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    threads: PositiveInt | Auto = "auto"  # of one process
+    threads: Threads | Auto = "auto"  # of one process
     attention: Literal["auto", "sdpa", "blocks"] = "auto"
     activation_checkpointing: Literal["auto", "off", "selective", "full"] = "auto"
     compile: bool | Auto = "auto"
-    workers: PositiveInt | Auto = "auto"  # threads that tokenize
+    workers: Threads | Auto = "auto"  # threads that tokenize
     pin_memory: bool | Auto = "auto"
     backend: Literal["auto", "gloo", "nccl"] = "auto"
-    processes: PositiveInt | Auto = "auto"
+    processes: Threads | Auto = "auto"
     # How long ranks wait for one that does not answer.
     collective_timeout: Annotated[Duration, Field(ge=1, lt=1e6)] = 600.0
 

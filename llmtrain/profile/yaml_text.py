@@ -1,31 +1,76 @@
-"""YAML to flat `a.b.c → value` entries that know their line. Plain data only."""
+"""YAML as plain data that knows its lines: of bounded size, depth and number of values."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from llmtrain.errors import UsageError
+from llmtrain.units import format_bytes
 
-LARGEST_BYTES = 1 << 20
+# What takes a second to read at worst.
+LARGEST_BYTES = 512 << 10
+_MOST_NODES = 20_000
 _DEEPEST_LEVEL = 20
 _LARGEST_INTEGER = 2**64
-_EXTRAS = {
-    yaml.AnchorToken: "anchors and aliases are",
-    yaml.AliasToken: "anchors and aliases are",
-    yaml.TagToken: "a tag is",
-    yaml.DirectiveToken: "a directive is",
-}
+_LONGEST_NUMBER = 100  # characters; to compute a number of thousands takes quadratic time
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 # What the scanner raises for an escape beyond Unicode, besides its own errors.
 _MALFORMED = (yaml.YAMLError, ValueError, OverflowError)
 
 
+class _RefusedError(yaml.YAMLError):
+    """YAML that is not used here. Told by its line, from 1."""
+
+    def __init__(self, line: int, what: str) -> None:
+        super().__init__(what)
+        self.line = line
+        self.what = what
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 6e-4 is a number and a date stays text."""
+    """Safe YAML in which 6e-4 is a number and a date stays text.
+
+    Nothing in it names a type or refers elsewhere, and what is too deep or too much is refused
+    where it is met: the time to scan is quadratic in the depth.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._level = 0
+        self._nodes = 0
+
+    def refuse(self, what: str) -> NoReturn:
+        raise _RefusedError(self.line + 1, what)
+
+    def fetch_anchor(self) -> None:
+        self.refuse("anchors and aliases are not used here")
+
+    def fetch_alias(self) -> None:
+        self.refuse("anchors and aliases are not used here")
+
+    def fetch_tag(self) -> None:
+        self.refuse("a tag is not used here")
+
+    def fetch_directive(self) -> None:
+        self.refuse("a directive is not used here")
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        self._nodes += 1
+        if self._nodes > _MOST_NODES:
+            self.refuse(f"more than {_MOST_NODES} values")
+        if self._level == _DEEPEST_LEVEL:
+            self.refuse("nested too deeply")
+        self._level += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._level -= 1
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -33,11 +78,31 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 # YAML 1.1 wants a dot in the mantissa and a sign in the exponent; nobody writes numbers so.
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?\d[\d_]*(?:\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
+_FLOAT = re.compile(r"^[-+]?\d[\d_]*(?:\.\d*)?[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Safe YAML that `_Loader` reads as it was: a value is written out each time it occurs."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    """Names of files that are not Unicode hold half a surrogate pair, which YAML cannot.
+
+    PyYAML writes the line ends of Unicode in single quotes and reads them there as spaces.
+    """
+    whole = text.encode(errors="backslashreplace").decode()
+    style = '"' if re.search("[\x85\u2028\u2029]", whole) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", whole, style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,74 +116,114 @@ class Entry:
 
 def parse_scalar(text: str) -> Any:
     """The plain value that YAML reads in `text`, as on the right of `key:`. Raises UsageError."""
+    shown = repr(text) if len(text) <= 60 else f"{text[:40]!r}…"
     try:
-        _refuse_extras(text, "")
-        return _plain(yaml.load(text, _Loader))  # a SafeLoader
+        node = yaml.compose(text, _Loader)
+        return None if node is None else _value(node, _Loader(""))
     except _MALFORMED as error:
-        raise UsageError(f"{text!r} is not a value: {_problem(error)}") from None
-    except RecursionError:
-        raise UsageError(f"{text[:40]!r}… is nested too deeply") from None
+        raise UsageError(f"{shown} is not a value: {_problem(error)}") from None
+
+
+def parse_document(text: str, origin: str) -> Any:
+    """The plain value of a whole text. Raises UsageError with `origin` and the line."""
+    with _named(origin):
+        node = yaml.compose(text, _Loader)
+        return None if node is None else _value(node, _Loader(""))
 
 
 def parse_entries(text: str, origin: str) -> list[Entry]:
     """The leaves of the mapping in `text`. Raises UsageError with `origin` and the line."""
-    try:
-        _refuse_extras(text, origin)
+    with _named(origin):
         node = yaml.compose(text, _Loader)
         if node is None:
             return []
         if not isinstance(node, yaml.MappingNode):
-            raise UsageError(f"{origin}:1: a profile is a mapping of sections")
-        return list(_leaves(node, "", origin, _Loader(""), set()))
+            raise _RefusedError(1, "a profile is a mapping of sections")
+        return list(_leaves(node, "", _Loader(""), set()))
+
+
+def dump_document(value: Mapping[str, Any], origin: str) -> str:
+    """A text that `parse_document` reads. Raises UsageError where there is too much of it."""
+    text = yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    if len(text.encode()) > LARGEST_BYTES:
+        raise UsageError(f"{origin} would be larger than {format_bytes(LARGEST_BYTES)}")
+    parse_document(text, origin)
+    return text
+
+
+@contextmanager
+def _named(origin: str) -> Iterator[None]:
+    """What is found inside the block is told with its origin."""
+    try:
+        yield
+    except _RefusedError as error:
+        raise UsageError(f"{origin}:{error.line}: {error.what}") from None
     except _MALFORMED as error:
         raise UsageError(f"{origin}: not YAML: {_problem(error)}") from None
-    except RecursionError:
-        raise UsageError(f"{origin}: nested too deeply") from None
-
-
-def _refuse_extras(text: str, origin: str) -> None:
-    """Only plain YAML is left: nothing that names a type, refers elsewhere or is half a letter."""
-    for token in yaml.scan(text, _Loader):
-        where = f"{origin}:{token.start_mark.line + 1}: " if origin else ""
-        if type(token) in _EXTRAS:
-            raise UsageError(f"{where}{_EXTRAS[type(token)]} not used in profiles")
-        if isinstance(token, yaml.ScalarToken) and re.search("[\ud800-\udfff]", token.value):
-            raise UsageError(f"{where}half a surrogate pair; write the character itself")
-
-
-def _plain(value: Any, level: int = 1) -> Any:
-    """`value`, which JSON can hold. Raises ValueError."""
-    if level > _DEEPEST_LEVEL:
-        raise ValueError("nested too deeply")
-    if isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
-        raise ValueError("the integer is too large")
-    if isinstance(value, (list, dict)):
-        for part in value.values() if isinstance(value, dict) else value:
-            _plain(part, level + 1)
-    return value
 
 
 def _leaves(
-    node: yaml.MappingNode, prefix: str, origin: str, loader: _Loader, seen: set[str]
+    node: yaml.MappingNode, prefix: str, loader: _Loader, seen: set[str]
 ) -> Iterator[Entry]:
     for key_node, value_node in node.value:
+        path = prefix + _key(key_node)
         line = key_node.start_mark.line + 1
-        if prefix.count(".") >= _DEEPEST_LEVEL:
-            raise UsageError(f"{origin}:{line}: nested too deeply")
-        if not isinstance(key_node, yaml.ScalarNode) or not key_node.value:
-            raise UsageError(f"{origin}:{line}: a key is a plain word")
-        path = prefix + key_node.value
         if path in seen:
-            raise UsageError(f"{origin}:{line}: {path} is set twice")
+            raise _RefusedError(line, f"{path} is set twice")
         seen.add(path)
         if isinstance(value_node, yaml.MappingNode):
-            yield from _leaves(value_node, path + ".", origin, loader, seen)
-        else:
-            try:
-                value = _plain(loader.construct_object(value_node, deep=True))
-            except ValueError as error:
-                raise UsageError(f"{origin}:{line}: {path}: {error}") from None
-            yield Entry(path, value, line)
+            yield from _leaves(value_node, path + ".", loader, seen)
+            continue
+        try:
+            yield Entry(path, _value(value_node, loader), line)
+        except _RefusedError as error:
+            raise _RefusedError(error.line, f"{path}: {error.what}") from None
+
+
+def _value(node: yaml.Node, loader: _Loader) -> Any:
+    """What JSON can hold, and numbers that are not finite."""
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(node, loader)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(part, loader) for part in node.value]
+    return _scalar(node, loader)
+
+
+def _mapping(node: yaml.MappingNode, loader: _Loader) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = _key(key_node)
+        if key in values:
+            raise _RefusedError(key_node.start_mark.line + 1, f"{key} is set twice")
+        values[key] = _value(value_node, loader)
+    return values
+
+
+def _key(node: yaml.Node) -> str:
+    if not isinstance(node, yaml.ScalarNode) or not node.value:
+        raise _RefusedError(node.start_mark.line + 1, "a key is a plain word")
+    return _whole(node)
+
+
+def _scalar(node: yaml.Node, loader: _Loader) -> str | int | float | bool | None:
+    is_number = node.tag.endswith((":int", ":float"))
+    if is_number and len(node.value) > _LONGEST_NUMBER:
+        raise _RefusedError(node.start_mark.line + 1, "the integer is too large")
+    value = loader.construct_object(node)
+    if isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
+        raise _RefusedError(node.start_mark.line + 1, "the integer is too large")
+    if value is None or isinstance(value, (int, float)):
+        return value
+    return _whole(node)
+
+
+def _whole(node: yaml.Node) -> str:
+    """The text of a scalar, in which no letter is a half one."""
+    text: str = node.value
+    if _HALF_A_PAIR.search(text):
+        what = "half a surrogate pair; write the character itself"
+        raise _RefusedError(node.start_mark.line + 1, what)
+    return text
 
 
 def _problem(error: Exception) -> str:

@@ -14,11 +14,12 @@ from llmtrain.errors import DataError
 from llmtrain.tokenizer.escape import SPACE_MARK, escape, unescape
 from llmtrain.tokenizer.huggingface import tokenizer_config, tokenizer_json
 from llmtrain.tokenizer.piece import SEPARATOR, UNKNOWN, Piece, PieceKind
-from llmtrain.units import format_bytes
+from llmtrain.tokenizer.structure import require_sound
+from llmtrain.untrusted import problem_of, read_bytes
 
 MODEL_FILE = "tokenizer.model"
 
-_MAX_MODEL_BYTES = 64 << 20  # a vocabulary of 256,000 pieces takes under 5 MiB
+_MAX_MODEL_BYTES = 16 << 20  # a vocabulary of 256,000 pieces takes under 5 MiB
 _HINT = "make one: llmtrain tokenizer train --data SPEC --vocab-size N --out DIR"
 
 _PART_CHARACTERS = 1 << 14
@@ -40,6 +41,7 @@ class Tokenizer:
 
     def __init__(self, model_proto: bytes) -> None:
         """Read a serialized sentencepiece model. Raises DataError if it is not a lossless one."""
+        require_sound(model_proto)
         self._processor = SentencePieceProcessor()
         self._model_proto = model_proto
         self._fingerprint = hashlib.sha256(model_proto).hexdigest()
@@ -55,15 +57,11 @@ class Tokenizer:
         """The tokenizer saved in `directory`. Raises DataError that names the file."""
         path = directory / MODEL_FILE
         try:
-            size_bytes = path.stat().st_size
-            if size_bytes > _MAX_MODEL_BYTES:
-                limit = format_bytes(_MAX_MODEL_BYTES)
-                raise DataError(f"it has {format_bytes(size_bytes)}, and the limit is {limit}")
-            return cls(path.read_bytes())
+            return cls(read_bytes(path, _MAX_MODEL_BYTES, follow_links=True))
         except FileNotFoundError:
             raise DataError(f"{path} does not exist", hint=_HINT) from None
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror}", hint=_HINT) from None
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read: {problem_of(error)}", hint=_HINT) from None
         except DataError as error:
             raise DataError(f"{path} cannot be used: {error.message}", hint=_HINT) from None
 
@@ -147,6 +145,7 @@ class Tokenizer:
     def _require_own_settings(self) -> None:
         """Every text round-trips, none becomes a control token, and no piece crosses words."""
         pieces = self.pieces()
+        self.decode(range(self.vocab_size))  # what stands for the unknown may be no text
         controls = [i for i in range(self.vocab_size) if self._processor.is_control(i)]
         if controls != [self._separator_id]:
             raise DataError(f"its control tokens are not {SEPARATOR} alone")

@@ -1,33 +1,33 @@
 """Checkpoints: a Hugging Face model directory, the state beside it, and a manifest of hashes.
 
-Written to a temporary directory, every file and the directory fsynced, then renamed: a
-directory with a checkpoint's name is whole. Loading compares sizes and sha256 with the manifest.
+`llmtrain.train.checkpoint_writing` writes them, so that a directory with a checkpoint's name is
+whole. Loading compares sizes and sha256 with the manifest.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import secrets
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
 from llmtrain.errors import LlmtrainError, UsageError
-from llmtrain.files import sha256_file, sync_directory, sync_file
-from llmtrain.model.huggingface import config_of, generation_config_of, shape_from_config
+from llmtrain.files import sha256_file
+from llmtrain.model.huggingface import shape_from_config
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
+from llmtrain.train.stability import Course
+from llmtrain.train.tensor_files import read_tensors
+from llmtrain.untrusted import problem_of, read_json, refuse_link
 
-FORMAT_VERSION = 1
-_NAME = re.compile(r"step-(\d{8,})")
+FORMAT_VERSION = 2
+_NAME = re.compile(r"step-(\d{8,18})", re.ASCII)
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 MODEL, OPTIMIZER, STATE, MANIFEST = (
     "model.safetensors",
     "optimizer.safetensors",
@@ -46,11 +46,11 @@ class SavedState(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format_version: int = FORMAT_VERSION
-    step: int
-    tokens: int
-    windows: int  # the data cursor: windows of the permuted order that were read
+    step: NonNegativeInt
+    tokens: NonNegativeInt
+    windows: NonNegativeInt  # the data cursor: windows of the permuted order that were read
     elapsed_s: float
-    begun_s: float | None = None  # of elapsed_s, before the first step
+    begun_s: float | None = None  # of elapsed_s, spent on starting and compiling
     horizon_steps: int | None
     time_progress: float | None = None  # under a time: the share of it that is over
     train_loss: float | None = None
@@ -63,6 +63,7 @@ class SavedState(BaseModel):
     finished: bool = False
     torch_rng: str  # base64
     grad_scaler: dict[str, float] | None = None
+    course: Course
     numerics: dict[str, Any]
     not_bitwise_from_step: int | None = None
 
@@ -87,8 +88,13 @@ def list_checkpoints(directory: Path) -> list[Path]:
     """Directories with a checkpoint's name, oldest step first."""
     if not directory.is_dir():
         return []
-    found = [p for p in directory.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()]
-    return sorted(found, key=lambda path: step_of(path))
+    found = [p for p in directory.iterdir() if is_checkpoint_name(p) and p.is_dir()]
+    return sorted((p for p in found if not p.is_symlink()), key=lambda path: step_of(path))
+
+
+def is_checkpoint_name(path: Path) -> bool:
+    """Whether a directory of this name would be a checkpoint."""
+    return _NAME.fullmatch(path.name) is not None
 
 
 def step_of(path: Path) -> int:
@@ -98,38 +104,19 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
-def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
-    """A durable, whole checkpoint under `directory`; an older one of the same step is replaced."""
-    directory.mkdir(parents=True, exist_ok=True)
-    final = directory / checkpoint_name(checkpoint.state.step)
-    temporary = directory / f".{final.name}.{secrets.token_hex(4)}"
-    temporary.mkdir()  # with the rights that the user's other files have, unlike mkdtemp's
+def is_of(course: Course, path: Path) -> bool:
+    """Whether the run that came by `course` was where this checkpoint is."""
     try:
-        _write_files(temporary, checkpoint)
-        _write_manifest(temporary)
-        _put_in_place(temporary, final)
-        sync_directory(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return final
-
-
-def _put_in_place(temporary: Path, final: Path) -> None:
-    """`temporary` is called `final`; what was called so is gone, or still there on an error."""
-    if not final.exists():
-        temporary.replace(final)
-        return
-    older = final.replace(temporary.with_name(temporary.name + ".old"))
-    try:
-        temporary.replace(final)
-    except BaseException:
-        older.replace(final)
-        raise
-    shutil.rmtree(older, ignore_errors=True)
+        return course.went_through(step_of(path), load_state(path).course)
+    except (DamagedCheckpointError, UsageError):
+        return False
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Every file is as the manifest says. Raises DamagedCheckpointError naming the file."""
+    """Every file is as the manifest says. Raises DamagedCheckpointError naming the file.
+
+    Raises UsageError for a file that is a link.
+    """
     for name, entry in _read_manifest(path).items():
         file = path / name
         try:
@@ -139,6 +126,7 @@ def verify_checkpoint(path: Path) -> None:
 
 
 def _verify_file(file: Path, entry: Mapping[str, Any]) -> None:
+    refuse_link(file)
     if not file.is_file():
         raise DamagedCheckpointError(f"{file} is missing")
     if file.stat().st_size != entry["bytes"]:
@@ -152,32 +140,59 @@ def _verify_file(file: Path, entry: Mapping[str, Any]) -> None:
 def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
     """The checkpoint at `path`, verified. Raises DamagedCheckpointError."""
     verify_checkpoint(path)
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        state = load_state(path)
-        weights = load_file(path / MODEL)
-        optimizer = load_file(path / OPTIMIZER) if with_optimizer else {}
-    except (OSError, ValueError, SafetensorError, ValidationError) as error:
-        raise DamagedCheckpointError(f"{path}: {error}") from None
-    shape = shape_from_config(config, str(path / "config.json"))
+    state = load_state(path)
+    with _told_as_damage(path / "config.json") as file:
+        shape = shape_from_config(read_json(file), str(file))
+    with _told_as_damage(path / MODEL) as file:
+        weights = read_tensors(file)
+    with _told_as_damage(path / OPTIMIZER) as file:
+        optimizer = read_tensors(file) if with_optimizer else {}
     return Checkpoint(state, weights, optimizer, shape, Tokenizer.load(path))
+
+
+@contextmanager
+def _told_as_damage(file: Path) -> Iterator[Path]:
+    """What goes wrong in reading `file` inside the block is a DamagedCheckpointError."""
+    try:
+        yield file
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"{file}: {_problem(error)}") from None
+
+
+def _problem(error: OSError | ValueError) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return problem_of(error)
 
 
 def load_state(path: Path) -> SavedState:
     """Where the run stood at the checkpoint, unverified. Raises DamagedCheckpointError."""
-    try:
-        values = json.loads((path / STATE).read_text(encoding="utf-8"))
-        _require_format(path, values)
-        return SavedState.model_validate(values)
-    except (OSError, ValueError, ValidationError) as error:
-        raise DamagedCheckpointError(f"{path}: {error}") from None
+    with _told_as_damage(path / STATE) as file:
+        return SavedState.model_validate(_upgraded(path, read_json(file)))
 
 
-def _require_format(path: Path, state: object) -> None:
-    # before the other values are looked at: another format may have others
+def _upgraded(path: Path, state: object) -> Mapping[str, Any]:
+    """The state as today's format has it. Raises UsageError for a format that nobody knows."""
     found = state.get("format_version") if isinstance(state, dict) else None
-    if found != FORMAT_VERSION:
-        raise UsageError(f"{path} has format {found}; this llmtrain reads {FORMAT_VERSION}")
+    if not isinstance(state, dict) or found not in (*_UPGRADES, FORMAT_VERSION):
+        known = ", ".join(str(version) for version in (*_UPGRADES, FORMAT_VERSION))
+        raise UsageError(
+            f"{path} has format {found}; this llmtrain reads {known}",
+            hint="a newer llmtrain wrote it: pipx upgrade llmtrain",
+        )
+    while (version := state["format_version"]) != FORMAT_VERSION:
+        state = _UPGRADES[version](state) | {"format_version": version + 1}
+    return state
+
+
+def _from_1(state: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 stopped at the first number that was not finite, and kept no course."""
+    return state | {"course": {}}
+
+
+# By the format that each leads on from.
+_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
 
 
 def newest_good(directory: Path, on_damage: Callable[[Path, str], None]) -> Path | None:
@@ -209,53 +224,15 @@ def set_aside(path: Path, why: str) -> Path:
     return path.rename(aside)
 
 
-def remove_old(directory: Path, keep_last: int, keep_step: int | None) -> None:
-    """Only the newest `keep_last` checkpoints and the one of `keep_step` are left."""
-    for path in list_checkpoints(directory)[:-keep_last]:
-        if step_of(path) != keep_step:
-            # renamed first: a half-removed directory must not look like a checkpoint
-            doomed = path.with_name(f".{path.name}.removed")
-            shutil.rmtree(doomed, ignore_errors=True)  # of a removal that was cut short
-            shutil.rmtree(path.rename(doomed), ignore_errors=True)
-
-
-def _write_files(directory: Path, checkpoint: Checkpoint) -> None:
-    separator_id = checkpoint.tokenizer.separator_id
-    _write_json(directory / "config.json", config_of(checkpoint.shape, separator_id))
-    _write_json(directory / "generation_config.json", generation_config_of(separator_id))
-    checkpoint.tokenizer.save(directory, model_max_length=checkpoint.shape.context)
-    _write_tensors(directory / MODEL, checkpoint.weights)
-    _write_tensors(directory / OPTIMIZER, checkpoint.optimizer)
-    _write_json(directory / STATE, checkpoint.state.model_dump(mode="json"))
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    save_file(plain, path, metadata={"format": "pt"})
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _write_manifest(directory: Path) -> None:
-    files = {}
-    for path in sorted(directory.iterdir()):
-        sync_file(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    manifest = {"format_version": FORMAT_VERSION, "files": files}
-    _write_json(directory / MANIFEST, manifest)
-    sync_file(directory / MANIFEST)
-    sync_directory(directory)
-
-
 def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     file = path / MANIFEST
     try:
-        files = json.loads(file.read_text(encoding="utf-8"))["files"]
-        names_are_plain = all(Path(name).name == name for name in files)
+        files = read_json(file)["files"]
+        names_are_plain = all(_FILE_NAME.fullmatch(name) for name in files)
         complete = all({"bytes", "sha256"} <= set(entry) for entry in files.values())
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"{file} cannot be read: {problem_of(error)}") from None
+    except (LookupError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{file} cannot be read: {error}") from None
     required = {MODEL, OPTIMIZER, STATE, "config.json", "tokenizer.model"}
     if not names_are_plain or not complete or not required <= set(files):

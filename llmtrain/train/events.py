@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,4 +123,9 @@ def metrics_line(event: Step | Evaluated | Sampled) -> dict[str, object]:
     values = {name: getattr(event, name) for name in names}
     if values.get("accelerator_bytes", 0) is None:
         del values["accelerator_bytes"]
-    return values
+    return {name: _json_value(value) for name, value in values.items()}
+
+
+def _json_value(value: object) -> object:
+    """JSON has no infinity, which fp16's gradient norm is now and then."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -37,11 +39,17 @@ class Examiner:
         self._sample_tokens = profile.eval.sample_tokens
         self._tokenizer = tokenizer
         self._stop = stop
+        self.time_is_over_s = math.inf  # by the monotonic clock; what is then looked at ends
 
     @property
     def windows(self) -> int:
         """How many are looked at."""
         return min(self._asked, self._reader.num_windows)
+
+    @property
+    def tokens(self) -> int:
+        """How many they have."""
+        return self.windows * self._run.context
 
     def validation_loss(self, windows: int | None = None) -> LossSum:
         """The loss over the same windows every time, or the first of them, shared by the ranks."""
@@ -57,6 +65,7 @@ class Examiner:
             micro_batch=self._run.plan.micro_batch.value,
             autocast=self._run.autocast,
             check_stop=self._check_stop,
+            is_time_over=self._is_time_over,
         )
         if world.size == 1:
             return found
@@ -77,6 +86,11 @@ class Examiner:
                 if token == self._tokenizer.separator_id:
                     return
                 yield token
+                if self._is_time_over():
+                    return
+
+    def _is_time_over(self) -> bool:
+        return time.monotonic() > self.time_is_over_s
 
     def _check_stop(self) -> None:
         """InterruptedRunError where alone; several ranks have to stop together, after a step."""

@@ -39,7 +39,7 @@ class Horizon:
     def progress(self, *, elapsed_s: float, begun_s: float, reserve_s: float) -> float | None:
         """The share of its time that a run has trained for; None where steps are counted.
 
-        Training began after `begun_s`, and its end leaves `reserve_s`.
+        Starting took `begun_s` of it in all, and the end leaves `reserve_s`.
         """
         if self.time_s is None:
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from llmtrain.data.batches import BatchReader
 from llmtrain.device.plan import Plan
-from llmtrain.errors import DivergedError
 from llmtrain.model.decoder import Decoder
 from llmtrain.ops.precision import autocast_as
 from llmtrain.train.muon import RoleOptimizer
 from llmtrain.train.optim import set_learning_rate
 from llmtrain.train.schedule import Schedule
+from llmtrain.train.stability import Course, Verdict, judge
 from llmtrain.train.world import World
 
 
@@ -42,12 +42,14 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One optimizer step, done."""
+    """One optimizer step, done or withheld."""
 
     step: int
     loss: float  # mean nats per token over all ranks, before the update
     grad_norm: float  # before clipping
     lr: float  # of the hidden matrices
+    verdict: Verdict = field(default_factory=Verdict)
+    first_window: int = 0  # of the step's batch, in the run's order
 
 
 @dataclass(slots=True)
@@ -67,6 +69,8 @@ class Run:
     context: int
     peak_learning_rate: float
     gradient_clip: float | None
+    skips_spikes: bool = True
+    course: Course = field(default_factory=Course)
 
     @property
     def windows_per_step(self) -> int:
@@ -86,6 +90,14 @@ class Run:
             inputs, targets = self.batches.read(first + i * micro_batch, micro_batch)
             yield self._moved(inputs), self._moved(targets), i == count - 1
 
+    def advance(self, tokens: int) -> None:
+        """Another step is done, or skipped: what it read is not read again."""
+        position = self.position
+        position.step += 1
+        position.tokens += tokens
+        position.windows += self.windows_per_step
+        position.windows = self.course.cursor(position.step, position.windows)
+
     def synchronising(self, is_last: bool) -> AbstractContextManager[object]:
         """Gradients are summed over ranks in the backward of a step's last micro-batch only."""
         if isinstance(self.objective, DistributedDataParallel) and not is_last:
@@ -102,7 +114,8 @@ class Run:
 def training_steps(run: Run) -> Iterator[StepReport]:
     """One report per optimizer step, without end. Knows nothing of logs, files or evaluation.
 
-    Raises DivergedError before a loss or gradient that is not finite could reach the weights.
+    A loss or gradient that is not finite never reaches the weights; what that means for the run
+    beyond the step is in `run.course`, and for others to heed.
     """
     parameters = list(run.model.parameters())
     targets_per_step = run.windows_per_step * run.context
@@ -110,26 +123,25 @@ def training_steps(run: Run) -> Iterator[StepReport]:
         position = run.position
         factor = run.schedule.factor(position.step, position.progress)
         set_learning_rate(run.optimizer, factor)
-        loss = torch.zeros((), dtype=_sum_dtype(run.device), device=run.device)
+        nats = torch.zeros((), dtype=_sum_dtype(run.device), device=run.device)
         for inputs, targets, is_last in run.micro_batches():
             with run.synchronising(is_last):
                 with run.autocast():
-                    nats = run.objective(inputs, targets)
+                    loss = run.objective(inputs, targets)
                 # DDP averages over ranks; the loss is a sum over all of them
-                scaled = run.scaler.scale(nats * (run.world.size / targets_per_step))
-                scaled.backward()
-            loss += nats.detach()
-        mean_loss = float(run.world.sum(loss)) / targets_per_step
+                run.scaler.scale(loss * (run.world.size / targets_per_step)).backward()
+            nats += loss.detach()
         run.scaler.unscale_(run.optimizer)
-        grad_norm = _clipped_norm(parameters, run.gradient_clip)
-        _require_finite(mean_loss, grad_norm, run, factor)
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
+        norm = _clipped_norm(parameters, run.gradient_clip)
+        total_nats, norm = _agreed(run.world, nats, norm)
+        mean_loss = total_nats / targets_per_step
+        verdict = _judged(run, mean_loss, norm)
+        _update(run, verdict)
         run.optimizer.zero_grad()  # no gradients in memory while activations are
-        position.step += 1
-        position.tokens += targets_per_step
-        position.windows += run.windows_per_step
-        yield StepReport(position.step, mean_loss, grad_norm, factor * run.peak_learning_rate)
+        first_window = position.windows
+        run.advance(targets_per_step)
+        lr = factor * run.peak_learning_rate
+        yield StepReport(position.step, mean_loss, norm, lr, verdict, first_window)
 
 
 def _sum_dtype(device: torch.device) -> torch.dtype:
@@ -144,13 +156,33 @@ def _clipped_norm(parameters: list[nn.Parameter], limit: float | None) -> float:
     return float(nn.utils.clip_grad_norm_(parameters, limit, foreach=True))
 
 
-def _require_finite(loss: float, grad_norm: float, run: Run, factor: float) -> None:
-    # Under fp16 an overflow is ordinary: the scaler skips the update and scales down.
-    if math.isfinite(loss) and (math.isfinite(grad_norm) or run.scaler.is_enabled()):
-        return
-    raise DivergedError(
-        f"step {run.position.step + 1}: loss {loss:g}, gradient norm {grad_norm:g} at learning "
-        f"rate {factor * run.peak_learning_rate:g}; the weights are those of the step before",
-        hint=f"--set optim.learning_rate={run.peak_learning_rate / 2:g}, or see the last "
-        "checkpoint with: llmtrain runs show",
+def _agreed(world: World, nats: Tensor, grad_norm: float) -> tuple[float, float]:
+    """The loss summed over all ranks, and this rank's norm: none where another's is none.
+
+    A fault of one machine, after gradients were summed, would let the others step without it.
+    """
+    is_bad = nats.new_tensor(0.0 if math.isfinite(grad_norm) else 1.0)
+    total_nats, bad_ranks = world.sum(torch.stack([nats, is_bad])).tolist()
+    return total_nats, math.nan if bad_ranks and math.isfinite(grad_norm) else grad_norm
+
+
+def _judged(run: Run, loss: float, grad_norm: float) -> Verdict:
+    """Whether the step may update the weights; the run's course knows of it."""
+    verdict, run.course = judge(
+        run.course,
+        run.position.step + 1,
+        loss,
+        grad_norm,
+        is_scaled=run.scaler.is_enabled(),
+        skips_spikes=run.skips_spikes,
     )
+    return verdict
+
+
+def _update(run: Run, verdict: Verdict) -> None:
+    """The optimizer has stepped, or nothing of it has changed."""
+    if verdict.skipped is None:
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+    else:  # the same scale on all ranks, whichever of them saw what was wrong
+        run.scaler.update(run.scaler.get_scale())

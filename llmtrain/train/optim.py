@@ -75,7 +75,12 @@ def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
 def load_named_state(
     model: nn.Module, optimizer: RoleOptimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """The optimizer goes on from `tensors`. Raises LlmtrainError where they do not fit."""
+    """The optimizer goes on from `tensors`. Raises LlmtrainError where they do not fit.
+
+    There are none where no step has updated the weights yet.
+    """
+    if not tensors:
+        return
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:

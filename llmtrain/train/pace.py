@@ -32,20 +32,21 @@ class Pace:
 
     def __init__(
         self,
-        elapsed_before_s: float,
-        begun_s: float | None,
+        used_before_s: float,
+        starting_s: float,
+        begun_s: float,
         expected_steps: Mapping[str, float],
         *,
         first_step_counts: bool,
     ) -> None:
-        """`begun_s`: after how long a run that goes on began to train. `expected_steps`: what each
-        thing at the end costs, for as long as it was not measured. A first step that compiles
-        says nothing of the next."""
-        self._started_s = time.monotonic() - elapsed_before_s
+        """`used_before_s` is what earlier sittings took, of which `begun_s` trained nothing, as in
+        this one `starting_s`. `expected_steps`: what each thing at the end costs, for as long as
+        it was not measured. A first step that compiles says nothing of the next."""
+        self._started_s = time.monotonic() - used_before_s - starting_s
         self._costs = dict(expected_steps)
         self._step_times_s: deque[float] = deque(maxlen=20)
         self._skip_next = not first_step_counts
-        self.begun_s = self.elapsed_s if begun_s is None else begun_s
+        self.begun_s = begun_s + starting_s
 
     @property
     def elapsed_s(self) -> float:
@@ -56,6 +57,7 @@ class Pace:
         """Another step is done; of its time so much was trained, and not spent suspended."""
         if self._skip_next:
             self._skip_next = False
+            self.begun_s += seconds  # it compiled; the schedule is for what trains
             return seconds
         self._step_times_s.append(seconds)
         return self.step_s if self._suspended == seconds else seconds
@@ -86,7 +88,12 @@ class Pace:
     @property
     def reserve_s(self) -> float:
         """What comes after the last step."""
-        return _EXIT_S + _UNDERESTIMATED * sum(self._costs.values()) * _median(self._recent)
+        return self.reserve_of_s(*self._costs)
+
+    def reserve_of_s(self, *what: str) -> float:
+        """Of what comes after the last step this part, and the exit."""
+        steps = sum(self._costs[each] for each in what)
+        return _EXIT_S + _UNDERESTIMATED * steps * _median(self._recent)
 
     @property
     def _suspended(self) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 from llmtrain.device.usage import read_accelerator_memory, resident_bytes
 from llmtrain.profile.schema import Profile
@@ -13,6 +14,7 @@ from llmtrain.train.loop import Run, StepReport
 from llmtrain.train.pace import Pace
 from llmtrain.train.repetition import overfitting_note, repetition_warning
 from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.stability import Jump
 
 
 class Reporter:
@@ -47,6 +49,8 @@ class Reporter:
         if not self._run.world.is_main:
             return
         self._warn_of_repetition()
+        if report.verdict.skipped is not None:
+            return  # it is told by `skipped`
         is_first = report.step == self._first_step + 1
         is_due = report.step % self._profile.train.log_every_steps == 0
         event = self._step_event(report, is_logged=is_first or is_last or is_due)
@@ -63,6 +67,37 @@ class Reporter:
         path = directory.samples if isinstance(event, Sampled) else directory.metrics
         directory.append(path, metrics_line(event))
         self.observe(event)
+
+    def skipped(self, step: int, reason: str) -> None:
+        """A step whose update was withheld is recorded, and warned of."""
+        text = f"step {step} is skipped: {reason}"
+        self._tell(text, {"step": step, "skipped": True, "reason": reason})
+
+    def rewound(self, from_step: int, to_step: int) -> None:
+        """The run is where it was, or will be once it has computed some steps again."""
+        self._logged_step, self._logged_at_s = self._run.position.step, time.monotonic()
+        again = f", from step {self._logged_step} on" if self._logged_step != to_step else ""
+        self._tell(
+            f"skipping has not helped: the run is rewound from step {from_step} to step "
+            f"{to_step}{again}, and goes on with other text"
+        )
+
+    def jumped(self, jump: Jump) -> None:
+        """A rewind is recorded, at the step that it led to."""
+        windows = self._run.position.windows
+        self._tell(None, {"step": jump.step, "rewound_from": jump.from_step, "windows": windows})
+
+    def note(self, text: str) -> None:
+        """The observer is warned."""
+        self._tell(text)
+
+    def _tell(self, warning: str | None, line: Mapping[str, object] | None = None) -> None:
+        if not self._run.world.is_main:
+            return
+        if line is not None:
+            self._directory.append(self._directory.metrics, line)
+        if warning is not None:
+            self.observe(Note(warning, is_warning=True))
 
     def pause(self, seconds: float) -> None:
         """So long nothing was trained: rates do not count it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from llmtrain.data.stream import TokenStream
 from llmtrain.device.plan import InferencePlan, Plan
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
+from llmtrain.model.huggingface import weight_shapes
 from llmtrain.ops.precision import WeightCasts, half_dtype
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
@@ -22,6 +23,7 @@ from llmtrain.train.loop import Position, Run
 from llmtrain.train.optim import build_optimizer, load_named_state
 from llmtrain.train.rates import peak_learning_rates
 from llmtrain.train.schedule import Schedule
+from llmtrain.train.stability import Course
 from llmtrain.train.world import World, device_of
 
 
@@ -55,10 +57,10 @@ def build_run(
         tokens_per_step=tokens_per_step,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=plan.grad_scaler.value)
-    position = Position()
+    position, course = Position(), Course()
     if resumed is not None:
         load_named_state(model, optimizer, resumed.optimizer)
-        position = _restore(resumed, scaler)
+        position, course = _restore(resumed, scaler), resumed.state.course
     _compute_as_planned(model, plan, optimizer)
     return Run(
         model=model,
@@ -76,6 +78,33 @@ def build_run(
             profile.optim, model.shape.hidden_size, tokens_per_step
         )["matrix"],
         gradient_clip=profile.train.gradient_clip,
+        skips_spikes=profile.train.skip_loss_spikes,
+        course=course,
+    )
+
+
+def rewind_run(run: Run, seed: int, checkpoint: Checkpoint | None) -> None:
+    """The run stands where `checkpoint` does, or at its beginning, and computes as it did.
+
+    What it knows of its end stays, and so do the jumps of its course.
+    """
+    run.optimizer.state.clear()
+    run.scaler = torch.amp.GradScaler(run.device.type, enabled=run.scaler.is_enabled())
+    before, position = Course(), Position()
+    if checkpoint is None:
+        run.model.initialise(seed)
+    else:
+        load_weights(run.model, checkpoint)
+        load_named_state(run.model, run.optimizer, checkpoint.optimizer)
+        before, position = checkpoint.state.course, _restore(checkpoint, run.scaler)
+    if run.model.casts is not None:
+        run.model.casts.forget()
+    run.course = run.course.resumed_from(before)
+    run.position = replace(
+        run.position,
+        step=position.step,
+        tokens=position.tokens,
+        windows=run.course.cursor(position.step, position.windows),
     )
 
 
@@ -115,6 +144,24 @@ def build_model(profile: Profile, resumed: Checkpoint | None) -> Decoder:
     return model
 
 
+def trained_model(checkpoint: Checkpoint) -> Decoder:
+    """The checkpoint's own model, on the CPU.
+
+    Raises LlmtrainError where its weights are not those that its config.json describes, before
+    memory is taken for a model of that shape.
+    """
+    shape, weights = checkpoint.shape, checkpoint.weights
+    if sum(tensor.numel() for tensor in weights.values()) != shape.parameters or any(
+        name not in weights or weights[name].shape != dims for name, dims in weight_shapes(shape)
+    ):
+        raise LlmtrainError(
+            f"the weights are not the {shape.parameters} that config.json describes"
+        )
+    model = Decoder(shape)
+    load_weights(model, checkpoint)
+    return model
+
+
 def load_weights(model: Decoder, checkpoint: Checkpoint) -> None:
     """The model computes what the checkpointed one did. Raises LlmtrainError where it cannot."""
     try:
@@ -135,9 +182,15 @@ class RandomState:
         return cls(base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode("ascii"))
 
     def restore(self) -> None:
-        """The generator stands where it stood."""
-        raw: Tensor = torch.frombuffer(bytearray(base64.b64decode(self.text)), dtype=torch.uint8)
-        torch.set_rng_state(raw)
+        """The generator stands where it stood. Raises LlmtrainError where this is no state."""
+        try:
+            raw: Tensor = torch.frombuffer(
+                bytearray(base64.b64decode(self.text, validate=True)), dtype=torch.uint8
+            )
+            torch.set_rng_state(raw)
+        except (ValueError, RuntimeError) as error:
+            message = f"the checkpoint's random state cannot be restored: {error}"
+            raise LlmtrainError(message) from None
 
 
 def _restore(checkpoint: Checkpoint, scaler: torch.amp.GradScaler) -> Position:

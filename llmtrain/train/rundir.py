@@ -9,29 +9,26 @@ runs/<name>/
 
 from __future__ import annotations
 
+import errno
 import json
-import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
+from filelock import FileLock, Timeout
 
 from llmtrain.errors import UsageError
-from llmtrain.files import write_text_atomically
-from llmtrain.train.checkpoint import list_checkpoints
+from llmtrain.files import write_pieces_atomically
+from llmtrain.train.checkpoint import is_checkpoint_name, list_checkpoints
+from llmtrain.train.run_file import read_run_file, write_run_file
+from llmtrain.untrusted import parse_json, problem_of, read_lines, refuse_link
 
 RUNS = Path("runs")
 RUN_FILE = "run.yaml"
-
-
-class _Dumper(yaml.SafeDumper):
-    """Safe YAML that writes a value out each time it occurs."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
+LOCK_FILE = ".lock"
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # another --out may not help
 
 
 class RunDirectory:
@@ -48,39 +45,58 @@ class RunDirectory:
         """Whether a run was begun here."""
         return (self.path / RUN_FILE).is_file()
 
-    def claim(self) -> None:
-        """The directory exists and can be written to. Raises UsageError."""
+    def require_own_files(self) -> None:
+        """What the run reads and writes by name lies here and not elsewhere. Raises UsageError."""
+        files = (self.path / RUN_FILE, self.path / LOCK_FILE, self.metrics, self.samples)
+        for path in (*files, self.checkpoints):
+            refuse_link(path)
+        for path in files:
+            if path.exists() and not path.is_file():
+                raise UsageError(f"{path} is not an ordinary file", hint="choose another --out")
+        if self.checkpoints.is_dir():
+            for path in filter(is_checkpoint_name, self.checkpoints.iterdir()):
+                refuse_link(path)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The directory exists, can be written to, and is this process's alone. Raises UsageError.
+
+        Nothing in it is a link. The system gives the lock back when the process ends, however it
+        ends. A directory in which nothing was put is gone afterwards.
+        """
+        self.require_own_files()
+        lock = FileLock(self.path / LOCK_FILE, timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path):
-                pass
+            lock.acquire()
+        except Timeout:
+            raise UsageError(
+                f"{self.path} is being trained by another process",
+                hint="wait for it or stop it, or choose another --out",
+            ) from None
         except OSError as error:
+            if error.errno in _OF_THE_DISK:
+                raise
             raise UsageError(
                 f"--out {self.path} cannot be written: {error.strerror}", hint="--out runs/mine"
             ) from None
-
-    def remove_if_empty(self) -> None:
-        """A directory that was claimed for nothing is gone."""
-        with suppress(OSError):
-            self.path.rmdir()
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows leaves this to the release
+                (self.path / LOCK_FILE).unlink(missing_ok=True)
+            lock.release()
+            with suppress(OSError):
+                self.path.rmdir()
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """run.yaml holds `record`."""
-        text = yaml.dump(
-            dict(record), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
-        )
-        write_text_atomically(self.path / RUN_FILE, text)
+        """run.yaml holds `record`. Raises UsageError where it could not be read again."""
+        write_run_file(self.path / RUN_FILE, record)
 
     def read_record(self) -> dict[str, Any]:
         """What run.yaml holds. Raises UsageError."""
-        path = self.path / RUN_FILE
-        try:
-            record = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UsageError(f"{path} cannot be read: {error}") from None
-        if not isinstance(record, dict) or not isinstance(record.get("profile"), dict):
-            raise UsageError(f"{path} is not the record of a run")
-        return record
+        self.require_own_files()
+        return read_run_file(self.path / RUN_FILE)
 
     def profile_name(self) -> str | None:
         """Of the profile that is trained; None where run.yaml cannot be read."""
@@ -107,17 +123,16 @@ class RunDirectory:
         """Metrics and samples of steps past the checkpoint that a resume goes on from are gone."""
         for path in (self.metrics, self.samples):
             if path.is_file():
-                kept = [line for line in _json_lines(path) if line.get("step", 0) <= step]
-                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-                write_text_atomically(path, text)
+                kept = (line + b"\n" for line, value in _records(path) if value["step"] <= step)
+                write_pieces_atomically(path, kept)
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        """All lines of metrics.jsonl that are whole."""
-        return _json_lines(self.metrics) if self.metrics.is_file() else []
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """Each line of metrics.jsonl that is whole; `step` is a number."""
+        return (value for _, value in _records(self.metrics))
 
-    def read_samples(self) -> list[dict[str, Any]]:
-        """All lines of samples.jsonl that are whole."""
-        return _json_lines(self.samples) if self.samples.is_file() else []
+    def read_samples(self) -> Iterator[dict[str, Any]]:
+        """Each line of samples.jsonl that is whole; `step` is a number."""
+        return (value for _, value in _records(self.samples))
 
 
 def new_run_path(profile_name: str, now: datetime, runs: Path = RUNS) -> Path:
@@ -144,14 +159,22 @@ def all_runs(runs: Path = RUNS) -> list[RunDirectory]:
 
 
 def find_run(text: str) -> RunDirectory:
-    """The run that a directory or a name under runs/ means. Raises UsageError."""
+    """The run that a directory or a name under runs/ means, which links nowhere.
+
+    Raises UsageError.
+    """
     for path in (Path(text), RUNS / text):
         if RunDirectory(path).exists:
-            return RunDirectory(path)
+            return _own(RunDirectory(path))
     checkpoint = named_checkpoint(text)
     if checkpoint is None or not RunDirectory(checkpoint.parent.parent).exists:
         raise _unknown_run(text)
-    return RunDirectory(checkpoint.parent.parent)
+    return _own(RunDirectory(checkpoint.parent.parent))
+
+
+def _own(run: RunDirectory) -> RunDirectory:
+    run.require_own_files()
+    return run
 
 
 def named_checkpoint(text: str) -> Path | None:
@@ -171,6 +194,7 @@ def find_checkpoints(text: str) -> list[Path]:
         if (path / "state.json").is_file() or (path / "manifest.json").is_file():
             return [path]
         if RunDirectory(path).exists or (path / "checkpoints").is_dir():
+            RunDirectory(path).require_own_files()
             found = list_checkpoints(path / "checkpoints")
             if not found:
                 raise UsageError(
@@ -191,13 +215,21 @@ def _unknown_run(text: str) -> UsageError:
     )
 
 
-def _json_lines(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            value = json.loads(text)
-        except ValueError:
-            continue  # the line that was being written when the process was killed
-        if isinstance(value, dict):
-            lines.append(value)
-    return lines
+def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Every line that says something of a step, and what it says; none where there is no file."""
+    try:
+        for line in read_lines(path):
+            value = _parsed(line)
+            if isinstance(value, dict) and type(value.setdefault("step", 0)) is int:
+                yield line, value
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {problem_of(error)}") from None
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return parse_json(line, allow_nan=True)
+    except ValueError:
+        return None  # the line that was being written when the process was killed

@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from llmtrain.data.shards import PreparedData
-from llmtrain.device.memory import MemoryPrediction
+from llmtrain.device.choice import Needs
+from llmtrain.device.exhaustion import memory_errors_mapped
+from llmtrain.device.memory import checkpoint_bytes
 from llmtrain.device.usage import read_accelerator_memory, read_process_memory
-from llmtrain.errors import InterruptedRunError
-from llmtrain.eval.evaluate import bits_per_byte
+from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.train.checkpoint import Checkpoint, SavedState, remove_old, save_checkpoint
-from llmtrain.train.events import Evaluated, Observer, Sampled, Saved, Stopped, TrainResult
+from llmtrain.train.checkpoint import Checkpoint, SavedState
+from llmtrain.train.events import Note, Observer, Stopped, TrainResult
 from llmtrain.train.examine import Examiner
 from llmtrain.train.horizon import Horizon
-from llmtrain.train.loop import Run, StepReport, training_steps
+from llmtrain.train.looking import Looks
+from llmtrain.train.loop import Run, StepReport
+from llmtrain.train.memory import MemoryGuard
 from llmtrain.train.optim import named_state
 from llmtrain.train.pace import Pace, expected_steps
+from llmtrain.train.recovery import Recovery
 from llmtrain.train.reporting import Reporter
 from llmtrain.train.run import RandomState
 from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.saving import Saver
 from llmtrain.train.signals import StopRequest
 
-_DEFAULT_MINUTES_BETWEEN_CHECKPOINTS = 10.0
-# What saving costs before it was measured: hashed, written and synced.
-_SAVE_S, _SAVED_BYTES_PER_PARAMETER, _SAVED_BYTES_PER_S = 0.3, 12, 250e6
+# What saving costs before it was measured: written, hashed, synced and read back.
+_SAVE_S, _SAVED_BYTES_PER_S = 0.3, 170e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +60,12 @@ class Session:
         tokenizer: Tokenizer,
         state: SavedState,
         *,
-        predicted: MemoryPrediction,
+        needs: Needs,
         peak_flops: float | None,
         stop: StopRequest,
         observe: Observer,
-        elapsed_before_s: float,
+        used_before_s: float,
+        starting_s: float,
     ) -> None:
         self.run = run
         self.profile = profile
@@ -69,12 +74,11 @@ class Session:
         self.data = data
         self.tokenizer = tokenizer
         self.state = state
-        self.predicted = predicted
         self.stop = stop
-        self.examiner = Examiner(run, profile, data, tokenizer, stop)
         self.pace = Pace(
-            elapsed_before_s,
-            state.begun_s,
+            used_before_s,
+            starting_s,
+            state.begun_s or 0.0,
             expected_steps(profile),
             first_step_counts=not run.plan.compile.value,
         )
@@ -88,46 +92,116 @@ class Session:
             peak_flops=peak_flops,
             observe=observe,
         )
-        self.saved_at_s = time.monotonic()
+        self.saver = Saver(
+            directory.checkpoints, profile.checkpoint, lambda saved: self.reporter.observe(saved)
+        )
+        self.guard = MemoryGuard(
+            run, needs, directory, observe, changed=self._plan_changed, rescue=self._rescue
+        )
+        self.recovery = Recovery(run, profile, directory, tokenizer, self.reporter)
         self.first_step = run.position.step
-        self.trained_s = 0.0
-        self.evaluated_step, self.sampled_step = self._steps_looked_at()
-        self.checkpoint: Path | None = None
+        self.trained_s, self.trained_steps = 0.0, 0
+        self.looks = Looks(
+            run,
+            profile.eval,
+            data.index.validation,
+            directory,
+            Examiner(run, profile, data, tokenizer, stop),
+            self.reporter,
+            self.pace,
+            self.guard,
+        )
         self.is_end_timed = horizon.time_s is None
 
     def train(self) -> TrainResult:
         """The run is trained to its end or to the stop request, and saved.
 
-        Raises InterruptedRunError where nothing was trained that could be saved.
+        Raises DivergedError where neither skipping steps nor rewinding helps, and
+        InterruptedRunError where nothing was trained that could be saved.
         """
-        if self.first_step > 0 and self._look_and_save(self.first_step, self._decide_at_once()):
+        with closing(self.saver):
+            return self._trained()
+
+    def _trained(self) -> TrainResult:
+        is_fresh = self.first_step == 0 or self._rewound()
+        if not is_fresh and self._look_and_save(self.first_step, self._decide_at_once()):
             return self._result(self._stopped())
+        answer = self.guard.look()
+        self.guard.heed(*self._sum([answer.smaller, answer.stop]))
+        self.guard.end(self.saver.newest)
         begun_s = time.monotonic()
         for report in self._steps():
             took_s, begun_s = time.monotonic() - begun_s, time.monotonic()
             trained_s = self.pace.step_took(took_s)
             self.trained_s += trained_s
+            self.trained_steps += 1
             self.reporter.pause(took_s - trained_s)
             if self.pace.is_known and not self.is_end_timed:
                 with suppress(InterruptedRunError):  # the request is heeded when the step is told
                     self._time_the_end()
+            self._look_after_saving()
             decision = self._decide()
-            self.state = self.state.model_copy(update={"train_loss": report.loss})
+            self._learn_of(report)
             self.reporter.step(report, is_last=decision.is_over or decision.stop_requested)
+            if not decision.stop_requested and self._rewound():
+                begun_s = time.monotonic()
+                continue
             if self._look_and_save(report.step, decision):
                 break
             begun_s = time.monotonic()
+        self.guard.end(self.saver.newest)
         if self.state.finished:
             state = self.state
             self.reporter.end(state.val_loss, state.best_val_loss, state.best_step)
         return self._result(self._stopped())
+
+    def _plan_changed(self, after_step: int) -> None:
+        """The state says by what plan it goes on, and from where it is another run's bits."""
+        drifted = self.state.not_bitwise_from_step
+        if drifted is None and after_step > 0:
+            drifted = after_step
+        numerics = self.run.plan.numerics()
+        self.state = self.state.model_copy(
+            update={"numerics": numerics, "not_bitwise_from_step": drifted}
+        )
+
+    def _rescue(self) -> Path | None:
+        """The last step that was done is saved, if memory allows it; where the newest one is."""
+        if self.run.position.step > self.state.step:
+            try:
+                with memory_errors_mapped():
+                    self._save(in_background=False)
+            except (AbortedError, InterruptedRunError):
+                raise
+            except LlmtrainError as error:  # why the run ends is told after it
+                text = f"step {self.run.position.step} could not be saved: {error.message}"
+                self.reporter.observe(Note(text, is_warning=True))
+        return self.saver.newest
+
+    def _learn_of(self, report: StepReport) -> None:
+        """What became of the step is known; its loss is the run's unless it was skipped."""
+        if report.verdict.skipped is None:
+            self.state = self.state.model_copy(update={"train_loss": report.loss})
+        self.guard.within(lambda: self.recovery.look_at(report))
+
+    def _rewound(self) -> bool:
+        """Whether steps that were skipped brought the run back to a state before them."""
+        if self.run.course.answer != "go on":
+            self.saver.finish()  # it may be what the run goes back to
+        state = self.recovery.rewound(self.state)
+        if state is None:
+            return False
+        self.state = state
+        self.guard.begin_anew()
+        self.looks.begin_anew()
+        return True
 
     def _steps(self) -> Iterator[StepReport]:
         """The steps to come. Raises InterruptedRunError for a signal while the first one compiles.
 
         That takes up to minutes. Several ranks have to stop together, after a step.
         """
-        steps = training_steps(self.run)
+        steps = self.guard.steps()
         if not self.run.plan.compile.value or self.run.world.size > 1:
             return steps
         with self.stop.at_once():
@@ -139,15 +213,19 @@ class Session:
     def _time_the_end(self) -> None:
         """A little of what ends the run is tried, so that its cost is known in time."""
         self.is_end_timed = True
-        examiner, few = self.examiner, self.run.plan.micro_batch.value * self.run.world.size
-        examiner.validation_loss(few)  # the first call is a slow one
         begun_s = time.monotonic()
-        examiner.validation_loss(few)
-        share = examiner.windows / min(few, examiner.windows)
-        self.pace.took("evaluation", share * (time.monotonic() - begun_s))
-        size_bytes = _SAVED_BYTES_PER_PARAMETER * shape_of(self.profile.model).parameters
+        self.looks.time_evaluation()
+        size_bytes = checkpoint_bytes(shape_of(self.profile.model), self.profile.optim.name)
         self.pace.took("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
         self.reporter.pause(time.monotonic() - begun_s)
+
+    def _leave_time_to_save(self) -> None:
+        """What the last evaluation and the samples take ends before saving has to begin."""
+        if self.horizon.time_s is None:
+            return
+        used_s = self.horizon.used_s(self.pace.elapsed_s, time.time())
+        left_s = self.horizon.time_s - used_s - self.pace.reserve_of_s("save")
+        self.looks.end_within(left_s)
 
     def _decide_at_once(self) -> Decision:
         """A run that was stopped after its last step, before the last look, has none left."""
@@ -160,36 +238,32 @@ class Session:
         agreed = self._sum([is_over and self.run.world.is_main])
         return Decision(agreed[0] > 0, stop_requested=False, save_is_due=False)
 
-    def _steps_looked_at(self) -> tuple[int, int]:
-        """The last step that was evaluated and the last that was sampled from; 0 for none."""
-        if not self.run.world.is_main or self.first_step == 0:
-            return 0, 0
-        evaluated = [m["step"] for m in self.directory.read_metrics() if "val_loss" in m]
-        sampled = [line["step"] for line in self.directory.read_samples()]
-        return max(evaluated, default=0), max(sampled, default=0)
-
     def _stopped(self) -> Stopped:
         if self.stop.is_made and not self.state.finished:
             return "interrupted"
-        return "done" if self.horizon.time_s is None or self._patience_is_over() else "time"
+        by_the_clock = self.horizon.time_s is not None
+        return "time" if by_the_clock and not self.looks.patience_is_over(self.state) else "done"
 
     def _look_and_save(self, step: int, decision: Decision) -> bool:
         """Evaluation, samples and a checkpoint where they are due; whether the run ends here."""
         over, stop = decision.is_over, decision.stop_requested
         best_before = self.state.best_step
         try:
-            if not stop and self._evaluation_is_due(step, over):
-                self._evaluate(step)
-            if not stop and self._sample_is_due(step, over):
-                self._sample(step)
+            if over:
+                self._leave_time_to_save()
+            if not stop:
+                self.state = self.looks.evaluate_if_due(step, self.state, is_over=over)
+                self.looks.sample_if_due(step, is_over=over)
         except InterruptedRunError:
             over, stop = False, True
-        if self._patience_is_over():
+        if self.looks.patience_is_over(self.state):
             over = True
         is_new_best = self.state.best_step != best_before and self.profile.checkpoint.keep_best
         self.state = self.state.model_copy(update={"finished": over and not stop})
-        if over or stop or decision.save_is_due or is_new_best:
-            self._save(step)
+        # After a rewind what was saved before it is the better state until there is another.
+        is_due = (decision.save_is_due or is_new_best) and self.run.course.has_come_on
+        if over or stop or is_due:
+            self._save(in_background=not (over or stop))
         return over or stop
 
     def _decide(self) -> Decision:
@@ -214,67 +288,20 @@ class Session:
         progress = self.horizon.progress(
             elapsed_s=elapsed_s, begun_s=pace.begun_s, reserve_s=reserve_s
         )
-        save_is_due = self.stop.take_save() or self._save_is_due(position.step)
+        save_is_due = self.stop.take_save() or self.saver.is_due(position.step)
         ours = [known or 0, progress or 0.0, is_over, save_is_due]
         if not self.run.world.is_main:
             ours = [0] * len(ours)
-        agreed = self._sum([*ours, self.stop.is_made])
+        answer = self.guard.look()
+        agreed = self._sum([*ours, self.stop.is_made, answer.smaller, answer.stop])
+        self.guard.heed(agreed[5], agreed[6])
         position.horizon_steps = int(agreed[0]) or None
         if position.time_progress is not None:  # costs that turn out lower do not raise the rate
             position.time_progress = max(position.time_progress, agreed[1])
-        return Decision(agreed[2] > 0, agreed[4] > 0, agreed[3] > 0)
+        return Decision(agreed[2] > 0, agreed[4] > 0 or self.guard.is_over, agreed[3] > 0)
 
-    def _save_is_due(self, step: int) -> bool:
-        wishes = self.profile.checkpoint
-        if wishes.every_steps is not None:
-            return step % wishes.every_steps == 0
-        minutes = wishes.every_minutes or _DEFAULT_MINUTES_BETWEEN_CHECKPOINTS
-        return time.monotonic() - self.saved_at_s >= 60 * minutes
-
-    def _evaluate(self, step: int) -> None:
-        """The validation loss is known, and whether it is the best so far."""
-        begun_s = time.monotonic()
-        nats_per_token = self.examiner.validation_loss().nats_per_token
-        facts = self.data.index.validation
-        bpb = bits_per_byte(nats_per_token, facts.tokens, facts.text_bytes)
-        best = self.state.best_val_loss
-        is_best = best is None or nats_per_token < best
-        update = {"val_loss": nats_per_token, "val_bpb": bpb}
-        if is_best:
-            update |= {"best_val_loss": nats_per_token, "best_step": step}
-        waited = 0 if is_best else self.state.evaluations_without_best + 1
-        self.state = self.state.model_copy(update=update | {"evaluations_without_best": waited})
-        self.pace.took("evaluation", time.monotonic() - begun_s)
-        self.evaluated_step = step
-        self.reporter.record(Evaluated(step, nats_per_token, bpb, is_best))
-        self.reporter.pause(time.monotonic() - begun_s)
-
-    def _patience_is_over(self) -> bool:
-        patience = self.profile.eval.patience
-        return patience is not None and self.state.evaluations_without_best >= patience
-
-    def _evaluation_is_due(self, step: int, over: bool) -> bool:
-        if not over and step % self.profile.eval.every_steps:
-            return False
-        return self._sum([step == self.evaluated_step])[0] == 0
-
-    def _sample_is_due(self, step: int, over: bool) -> bool:
-        every = self.profile.eval.sample_every_steps
-        if not self.run.world.is_main or every is None or step == self.sampled_step:
-            return False
-        return over or step % every == 0
-
-    def _sample(self, step: int) -> None:
-        begun_s = time.monotonic()
-        for number, prompt in enumerate(self.profile.eval.prompts):
-            text = self.examiner.sample(prompt, seed=step + number)
-            self.reporter.record(Sampled(step, prompt, text))
-        self.sampled_step = step
-        self.pace.took("samples", time.monotonic() - begun_s)
-        self.reporter.pause(time.monotonic() - begun_s)
-
-    def _save(self, step: int) -> None:
-        """A durable checkpoint of this step; older ones are thinned out after it."""
+    def _save(self, *, in_background: bool) -> None:
+        """A checkpoint of this step; durable, unless that happens while training goes on."""
         begun_s = time.monotonic()
         self.state = self._state_now()
         if self.run.world.is_main:
@@ -285,15 +312,15 @@ class Session:
                 shape=shape_of(self.profile.model),
                 tokenizer=self.tokenizer,
             )
-            self.checkpoint = save_checkpoint(self.directory.checkpoints, checkpoint)
-            wishes = self.profile.checkpoint
-            keep_step = self.state.best_step if wishes.keep_best else None
-            remove_old(self.directory.checkpoints, wishes.keep_last, keep_step)
-            self.reporter.observe(Saved(step, self.checkpoint))
+            self.saver.save(checkpoint, in_background=in_background)
+            self._look_after_saving()
         self._sum([0.0])  # a rank that went on, or ended, could bring the others down in mid-save
-        self.saved_at_s = time.monotonic()
-        self.pace.took("save", self.saved_at_s - begun_s)
-        self.reporter.pause(self.saved_at_s - begun_s)
+        self.reporter.pause(time.monotonic() - begun_s)
+
+    def _look_after_saving(self) -> None:
+        self.saver.poll()
+        if self.saver.took_s is not None:
+            self.pace.took("save", self.saver.took_s)
 
     def _state_now(self) -> SavedState:
         position, scaler = self.run.position, self.run.scaler
@@ -308,6 +335,7 @@ class Session:
                 "elapsed_s": self.pace.elapsed_s,
                 "peak_memory_bytes": max(self.state.peak_memory_bytes, self._peak_memory()),
                 "torch_rng": RandomState.now().text,
+                "course": self.run.course,
                 "grad_scaler": scaler.state_dict() if scaler.is_enabled() else None,
             }
         )
@@ -324,19 +352,18 @@ class Session:
         return self.run.world.sum_values(values, self.run.device)
 
     def _result(self, stopped: Stopped) -> TrainResult:
-        steps = self.run.position.step - self.first_step
-        tokens = steps * self.profile.train.chosen_tokens_per_step
+        tokens = self.trained_steps * self.profile.train.chosen_tokens_per_step
         return TrainResult(
             run=self.directory.path,
-            checkpoint=self.checkpoint,
+            checkpoint=self.saver.newest,
             steps=self.run.position.step,
             tokens=self.run.position.tokens,
             seconds=self.state.elapsed_s,
-            tokens_per_s=tokens / self.trained_s if steps else None,
+            tokens_per_s=tokens / self.trained_s if tokens else None,
             train_loss=self.state.train_loss,
             val_loss=self.state.val_loss,
             val_bpb=self.state.val_bpb,
             peak_memory_bytes=self.state.peak_memory_bytes,
-            predicted=self.predicted,
+            predicted=self.guard.predicted,
             stopped=stopped,
         )

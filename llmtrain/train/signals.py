@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import math
 import os
 import signal
 import threading
@@ -18,6 +19,8 @@ STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 SAVE_SIGNAL = "SIGUSR1"
 _LOOK_FOR_PARENT_EVERY_S = 1.0
 _INSIST_EVERY_S = 0.5
+# timeout(1) signals the process and then its whole group, so that both arrive: that is one request.
+_ONE_REQUEST_S = 0.5
 
 
 class _GivenUp(BaseException):
@@ -29,6 +32,7 @@ class StopRequest:
     """Whether a signal asked to stop, or to save and go on."""
 
     signal_name: str | None = None
+    made_s: float = -math.inf  # by the monotonic clock
     gives_up: bool = False  # what is under way can be redone: the first signal ends it at once
     has_given_up: bool = False  # something that others may still be at, in threads of theirs
     save_is_asked: bool = False
@@ -77,6 +81,8 @@ class StopRequest:
         name = signal.Signals(number).name
         if self.is_insisting:
             self.is_insisting = False
+        elif name == self.signal_name and time.monotonic() - self.made_s < _ONE_REQUEST_S:
+            return
         elif self.signal_name is not None:
             raise AbortedError(
                 f"aborted by a second signal ({name})",
@@ -84,7 +90,8 @@ class StopRequest:
             )
         elif self.gives_up:
             threading.Thread(target=self._insist, args=(number,), daemon=True).start()
-        self.signal_name = self.signal_name or name
+        if self.signal_name is None:
+            self.signal_name, self.made_s = name, time.monotonic()
         if self.gives_up:
             raise _GivenUp
 

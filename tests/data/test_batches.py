@@ -69,6 +69,12 @@ def test_reading_goes_on_over_the_end_of_an_epoch() -> None:
     assert set(Counter(inputs[:, 0].tolist()).values()) == {3}
 
 
+def test_a_window_is_where_it_says() -> None:
+    reader = BatchReader(Counting(65), 8, seed=3)
+    inputs, _ = reader.read(0, 20)  # of eight windows: over two epochs
+    assert [reader.first_token(position) for position in range(20)] == inputs[:, 0].tolist()
+
+
 def test_nothing_to_predict_is_an_error_before_the_first_window() -> None:
     with pytest.raises(DataError, match="1 tokens"):
         sequential_windows(Counting(1), 4)
@@ -86,7 +92,7 @@ def test_shard_borders_cannot_be_seen(
     directory = tmp_path_factory.mktemp("shards")
     ids = np.arange(sum(sizes)) + (65_000 if dtype == "<u2" else 70_000)
     paths = write_shards(directory, ids.astype(dtype), sizes)
-    with TokenStream(paths, np.dtype(dtype)) as stream:
+    with TokenStream(paths, np.dtype(dtype), 1 << 32) as stream:
         assert stream.num_tokens == sum(sizes)
         start = data.draw(st.integers(0, stream.num_tokens))
         count = data.draw(st.integers(0, stream.num_tokens - start))
@@ -104,7 +110,7 @@ def write_shards(directory: Path, ids: np.ndarray, sizes: list[int]) -> list[Pat
 
 def test_reads_outside_the_stream_are_refused(tmp_path: Path) -> None:
     paths = write_shards(tmp_path, np.arange(6, dtype="<u2"), [4, 2])
-    with TokenStream(paths, np.dtype("<u2")) as stream:
+    with TokenStream(paths, np.dtype("<u2"), 1 << 16) as stream:
         for start, count in [(-1, 2), (5, 2), (7, 0), (0, -1)]:
             with pytest.raises(IndexError):
                 stream.read(start, count)
@@ -112,9 +118,21 @@ def test_reads_outside_the_stream_are_refused(tmp_path: Path) -> None:
 
 def test_arrays_outlive_the_stream(tmp_path: Path) -> None:
     paths = write_shards(tmp_path, np.arange(6, dtype="<u2"), [4, 2])
-    stream = TokenStream(paths, np.dtype("<u2"))
+    stream = TokenStream(paths, np.dtype("<u2"), 1 << 16)
     tokens = stream.read(2, 3)
     stream.close()
     for path in paths:
         path.unlink()
     assert tokens.tolist() == [2, 3, 4]
+
+
+def test_an_id_that_no_embedding_has_is_named(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("train-00000.bin", "train-00001.bin")]
+    paths[0].write_bytes(np.arange(10, dtype="<u2").tobytes())
+    paths[1].write_bytes(np.array([3, 9, 10, 9], dtype="<u2").tobytes())
+    with TokenStream(paths, np.dtype("<u2"), vocab_size=10) as stream:
+        assert stream.read(5, 7).tolist() == [5, 6, 7, 8, 9, 3, 9]
+        assert stream.read(13, 1).tolist() == [9]
+        for start, count in ((12, 1), (0, 14), (10, 4)):
+            with pytest.raises(DataError, match=r"00001\.bin is damaged: token 2 has id 10, and"):
+                stream.read(start, count)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -196,7 +197,7 @@ def test_unreadable_files_and_directories_are_named(
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch, data_error("a.txt", "Permission denied"):
-        patch.setattr(Path, "open", refuse)
+        patch.setattr(reading, "open_regular", refuse)
         resolve_sources([str(path)])
     with monkeypatch.context() as patch, data_error(str(path.parent), "Permission denied"):
         patch.setattr(os, "scandir", refuse)
@@ -217,13 +218,13 @@ def test_one_file_is_read_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         write(tmp_path / f"{number}.txt", str(number))
     corpus = resolve_sources([str(tmp_path)])
     opened: list[str] = []
-    whole = reading._contents
+    whole = reading.open_regular
 
-    def counted(file: reading.SourceFile) -> bytes:
-        opened.append(file.origin)
-        return whole(file)
+    def counted(path: Path, **options: bool) -> BinaryIO:
+        opened.append(path.name)
+        return whole(path, **options)
 
-    monkeypatch.setattr(reading, "_contents", counted)
+    monkeypatch.setattr(reading, "open_regular", counted)
     documents = corpus.documents()
     next(documents)
     next(documents)

@@ -6,7 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.device.cgroup import CgroupLimits, read_limits, read_memory_usage
+from llmtrain.device.cgroup import (
+    CgroupLimits,
+    GroupMemory,
+    read_limited_groups,
+    read_limits,
+    read_memory_usage,
+)
 
 NOTHING = CgroupLimits(quota_cores=None, memory_limit_bytes=None)
 V1_NO_LIMIT = "9223372036854771712\n"
@@ -162,3 +168,78 @@ def test_a_directory_in_place_of_a_file_is_unknown(tmp_path: Path) -> None:
     root = grow(tmp_path, {"proc/self/cgroup": "0::/\n"})
     (root / "sys/fs/cgroup/cpu.max").mkdir(parents=True)
     assert read_limits(root) == NOTHING
+
+
+def test_v2_cache_and_swap_room_are_told_apart_from_use(tmp_path: Path) -> None:
+    root = grow(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/\n",
+            "memory.max": f"{8 * GIB}\n",
+            "memory.current": f"{7 * GIB}\n",
+            "memory.stat": f"anon {3 * GIB}\nfile {3 * GIB}\ninactive_file {2 * GIB}\n"
+            f"active_file {GIB}\nslab_reclaimable 4096\nslab_unreclaimable 8192\n",
+            "memory.swap.max": f"{2 * GIB}\n",
+            "memory.swap.current": f"{GIB}\n",
+        },
+    )
+    group = root / "sys/fs/cgroup"
+    assert read_limited_groups(root) == [GroupMemory(group, 8 * GIB, 4 * GIB - 4096, GIB)]
+    (group / "memory.swap.max").write_text("max\n")
+    assert read_limited_groups(root)[0].swap_bytes is None
+    (group / "memory.swap.max").write_text("0\n")
+    assert read_limited_groups(root)[0].swap_bytes == 0
+
+
+def test_v1_sums_over_the_groups_below_count(tmp_path: Path) -> None:
+    root = grow(
+        tmp_path,
+        {
+            "proc/self/cgroup": "4:memory:/\n",
+            "memory/memory.limit_in_bytes": f"{8 * GIB}\n",
+            "memory/memory.usage_in_bytes": f"{7 * GIB}\n",
+            "memory/memory.stat": "inactive_file 1\nactive_file 1\n"
+            f"total_inactive_file {GIB}\ntotal_active_file {2 * GIB}\n",
+            "memory/memory.memsw.limit_in_bytes": f"{11 * GIB}\n",
+            "memory/memory.memsw.usage_in_bytes": f"{8 * GIB}\n",
+        },
+    )
+    group = root / "sys/fs/cgroup/memory"
+    assert read_limited_groups(root) == [GroupMemory(group, 8 * GIB, 4 * GIB, 2 * GIB)]
+    (group / "memory.memsw.limit_in_bytes").write_text(V1_NO_LIMIT)
+    assert read_limited_groups(root)[0].swap_bytes is None
+
+
+def test_every_limited_group_above_is_told_and_no_other(tmp_path: Path) -> None:
+    root = grow(
+        tmp_path,
+        {
+            "proc/self/cgroup": "0::/a/b/c\n",
+            "a/memory.max": f"{8 * GIB}\n",
+            "a/memory.current": f"{5 * GIB}\n",
+            "a/b/memory.max": "max\n",
+            "a/b/memory.current": f"{4 * GIB}\n",
+            "a/b/c/memory.max": f"{2 * GIB}\n",
+            "a/b/c/memory.current": f"{GIB}\n",
+        },
+    )
+    found = read_limited_groups(root)
+    assert [(group.limit_bytes, group.used_bytes) for group in found] == [
+        (2 * GIB, GIB),
+        (8 * GIB, 5 * GIB),
+    ]
+
+
+@pytest.mark.parametrize("stat", ["", "inactive_file\n", "inactive_file many\n", "a b c\n"])
+def test_where_the_cache_is_not_told_all_of_it_is_use(stat: str, tmp_path: Path) -> None:
+    files = {"memory.max": f"{GIB}\n", "memory.current": "4096\n", "memory.stat": stat}
+    root = grow(tmp_path, {"proc/self/cgroup": "0::/\n", **files})
+    assert read_limited_groups(root)[0].used_bytes == 4096
+
+
+def test_more_cache_than_use_is_no_negative_use(tmp_path: Path) -> None:
+    files = {"memory.max": f"{GIB}\n", "memory.current": "4096\n"}
+    root = grow(
+        tmp_path, {"proc/self/cgroup": "0::/\n", **files, "memory.stat": "active_file 8192\n"}
+    )
+    assert read_limited_groups(root)[0].used_bytes == 0

@@ -380,6 +380,27 @@ def test_a_plan_is_read_back_as_it_was_written(facts: Facts) -> None:
         plan_from_document(document)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("threads", 10**6),
+        ("processes", 5000),
+        ("workers", -1),
+        ("micro_batch", 2**40),
+        ("device", "tpu"),
+        ("precision", None),
+        ("attention", ["sdpa"]),
+        ("compile", "maybe"),
+        ("accumulation", "many"),
+    ],
+)
+def test_a_plan_that_nobody_made_is_a_value_error(name: str, value: object) -> None:
+    document = plan(LAPTOP, "cpu-tiny").document()
+    document[name]["value"] = value
+    with pytest.raises(ValueError, match=name):
+        plan_from_document(document)
+
+
 def test_numerics_are_what_a_bitwise_continuation_needs() -> None:
     made = plan(XEON, "cpu-medium")
     free = {"backend", "keep_weight_casts", "workers", "loader_processes", "pin_memory"}

@@ -25,6 +25,7 @@ from llmtrain.device.readers import (
 from llmtrain.device.readings import Available, MemoryReader, ProcessMemory
 from llmtrain.device.usage import (
     read_accelerator_memory,
+    read_bounds,
     read_process_memory,
     read_system_memory,
     readers,
@@ -113,6 +114,33 @@ def test_the_limit_of_the_control_group_is_shown_where_it_is_below_the_total(
     (groups / "memory.max").write_text(f"{limited.total_bytes + 1}\n")
     unlimited = read_system_memory(tmp_path)
     assert (unlimited.limit_bytes, unlimited.limit_used_bytes) == (None, None)
+
+
+def test_the_machine_and_every_group_below_its_total_bound_memory(tmp_path: Path) -> None:
+    inner = tmp_path / "sys/fs/cgroup/a/b"
+    inner.mkdir(parents=True)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/a/b\n")
+    limits = {inner: 8192, inner.parent: 16384, inner.parent.parent: 2**60 - 1}
+    for group, limit in limits.items():
+        (group / "memory.max").write_text(f"{limit}\n")
+        (group / "memory.current").write_text("4096\n")
+        (group / "memory.swap.max").write_text("0\n")
+
+    machine, own, above = read_bounds(tmp_path)
+
+    assert machine.name == "the machine"
+    assert machine.limit_bytes == read_system_memory().total_bytes
+    assert 0 < machine.used_bytes < machine.limit_bytes
+    assert (own.name, own.limit_bytes, own.used_bytes) == ("the control group", 8192, 4096)
+    assert (above.name, above.limit_bytes) == (f"control group {inner.parent}", 16384)
+    assert own.swap_bytes == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="reads an invented Linux")
+def test_swap_is_told(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 16 kB\nMemAvailable: 4 kB\nSwapFree: 8 kB\n")
+    assert ProcReader(tmp_path).available() == Available(16 * 1024, 4 * 1024, 8 * 1024)
 
 
 def test_without_psutil_the_standard_library_answers(monkeypatch: pytest.MonkeyPatch) -> None:

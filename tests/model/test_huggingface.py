@@ -16,10 +16,19 @@ from llmtrain.model.generate import Sampling, generate_tokens
 from llmtrain.model.huggingface import config_of, shape_from_config
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.train.checkpoint import Checkpoint, SavedState, save_checkpoint
+from llmtrain.train.checkpoint import Checkpoint, SavedState
+from llmtrain.train.checkpoint_writing import save_checkpoint
+from llmtrain.train.stability import Course
 
 STATE = SavedState(
-    step=1, tokens=1, windows=1, elapsed_s=0, horizon_steps=None, torch_rng="", numerics={}
+    step=1,
+    tokens=1,
+    windows=1,
+    elapsed_s=0,
+    horizon_steps=None,
+    torch_rng="",
+    numerics={},
+    course=Course(),
 )
 
 

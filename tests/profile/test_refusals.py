@@ -245,7 +245,7 @@ def test_an_assignment_without_key_or_value(assignment: str) -> None:
 def test_a_huge_file_is_not_read(file: Path) -> None:
     with file.open("wb") as sparse:
         sparse.truncate(1 << 40)
-    with pytest.raises(UsageError, match="is larger than 1048576 bytes"):
+    with pytest.raises(UsageError, match="it has 1 TiB, and the limit is 512 KiB"):
         load_profile(str(file), environment={})
 
 

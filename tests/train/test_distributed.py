@@ -18,7 +18,11 @@ import pytest
 import torch.distributed as dist
 
 from llmtrain.errors import DataError, LlmtrainError, PeerLostError
-from llmtrain.train.checkpoint import list_checkpoints, verify_checkpoint
+from llmtrain.train.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    verify_checkpoint,
+)
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.world import World, meet
 
@@ -84,6 +88,60 @@ def test_torchrun_starts_it_too(start: Any, place: Path, files: Any, alone: Any)
     assert process.returncode == 0, err
     assert json.loads(out)["stopped"] == "done"
     assert_trained_as_alone(files(place / "run"), alone)
+
+
+FAULTY = """
+import hashlib, os, torch
+from llmtrain.cli.app import main
+from llmtrain.engine import training
+
+build, rank = training.build_run, int(os.environ["RANK"])
+
+def faulty(*args):
+    run = build(*args)
+    gain, unscale = run.model.model.norm.weight, run.scaler.unscale_
+    step = lambda: run.position.windows // 8 + 1  # of an undisturbed run
+
+    def before_ranks_add_up(gradient):
+        return gradient * float("nan") if rank == 1 and step() == 3 else gradient
+
+    def after_they_did(optimizer):
+        unscale(optimizer)
+        if rank == 1 and step() in range(6, 10):
+            gain.grad.fill_(float("inf"))
+
+    def record(*_):
+        weights = b"".join(p.detach().numpy().tobytes() for p in run.model.parameters())
+        with open(f"rank{rank}.txt", "a") as file:
+            print(run.position.step, hashlib.sha256(weights).hexdigest(), file=file)
+
+    gain.register_hook(before_ranks_add_up)
+    run.scaler.unscale_ = after_they_did
+    run.optimizer.register_step_post_hook(record)
+    return run
+
+training.build_run = faulty
+main()
+"""
+
+
+def test_a_fault_of_one_rank_is_skipped_and_rewound_by_all(
+    start: Any, place: Path, files: Any
+) -> None:
+    (place / "faulty.py").write_text(FAULTY)
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = start("faulty.py", *TRAIN, "--json", module=torchrun)
+    out, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 0, err
+    assert json.loads(out)["steps"] == 20
+    ranks = [(place / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    stepped = [int(line.split()[0]) for line in ranks[0].splitlines()]
+    assert stepped == [0, 1, 3, 4, *range(20)]
+    assert "step 3 is skipped: its gradient norm is nan" in err
+    assert "rewound from step 9 to step 0" in err
+    assert load_checkpoint(files(place / "run").newest).state.windows == (20 + 9) * 8
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")

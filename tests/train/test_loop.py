@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from llmtrain.data.batches import BatchReader
 from llmtrain.device.choice import Choice
 from llmtrain.device.plan import Plan
-from llmtrain.errors import DivergedError
 from llmtrain.model.decoder import Decoder
 from llmtrain.profile.schema import ModelSection, OptimSection
 from llmtrain.profile.shape import shape_of
 from llmtrain.train.loop import Position, Run, training_steps
 from llmtrain.train.optim import build_optimizer, named_state
 from llmtrain.train.schedule import Schedule
+from llmtrain.train.stability import Course
 from llmtrain.train.world import World
 
 SECTION = ModelSection(
@@ -255,17 +255,78 @@ def test_what_is_not_finite_never_reaches_the_weights(
     run = make_run(2, clip=clip)
     steps = training_steps(run)
     next(steps)
-    before, position = snapshot(run), (run.position.step, run.position.windows)
+    before, (step, windows) = snapshot(run), (run.position.step, run.position.windows)
     if where == "gradient":
         gain = run.model.model.norm.weight
         gain.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([3]), bad))
     else:
         run.model.register_forward_hook(lambda _m, _a, nats: nats + bad)
-    with pytest.raises(DivergedError, match=r"^step 2: .*(nan|inf)") as caught:
-        next(steps)
-    assert caught.value.exit_code == 4
-    assert caught.value.hint is not None
-    assert (run.position.step, run.position.windows) == position
+    report = next(steps)
+    assert not report.verdict.is_finite
+    assert report.verdict.skipped is not None
+    assert math.isfinite(report.loss) == (where == "gradient")
+    assert all(p.grad is None for p in run.model.parameters())
     after = snapshot(run)
     assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    # its batch is not read again, and the step counts
+    assert report.first_window == windows
+    assert (run.position.step, run.position.windows) == (step + 1, windows + WINDOWS)
+    assert run.position.tokens == (step + 1) * WINDOWS * SECTION.context
+
+
+def test_training_goes_on_after_a_skipped_step_as_if_its_batch_had_not_been() -> None:
+    run, spared = make_run(), make_run()
+    steps, others = training_steps(run), training_steps(spared)
+    next(steps)
+    next(others)
+    fault = run.model.register_forward_hook(lambda _m, _a, nats: nats * math.nan)
+    next(steps)
+    fault.remove()
+    spared.position.step += 1
+    spared.position.windows += WINDOWS
+    assert next(steps).loss == next(others).loss
+    ours, theirs = snapshot(run), snapshot(spared)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_a_leap_of_the_loss_is_skipped_where_the_run_wants_that(skips: bool) -> None:
+    run = make_run()
+    run.skips_spikes = skips
+    run.course = Course(losses=(6.0, 6.1, 5.9) * 20)
+    before = snapshot(run)
+    run.model.register_forward_hook(lambda _m, _a, nats: nats * 3)
+    report = next(training_steps(run))
+    assert report.verdict.is_finite
+    assert (report.verdict.skipped is not None) == skips
+    weights = run.model.state_dict()
+    assert all(torch.equal(weights[name], before[name]) for name in weights) == skips
+
+
+def test_overflows_of_a_scaled_gradient_are_the_scalers() -> None:
+    run = make_run()
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    run.model.model.norm.weight.register_hook(lambda gradient: gradient * 2.0**9)
+    before = snapshot(run)
+    steps = training_steps(run)
+    reports = [next(steps) for _ in range(12)]
+    overflown = [report for report in reports if not math.isfinite(report.grad_norm)]
+    assert 2 <= len(overflown) < 12
+    assert all(report.verdict.skipped is None for report in reports)
+    assert run.course.answer == "go on"
+    assert run.course.sound_step == 12
+    after = snapshot(run)
+    assert not torch.equal(after["model.norm.weight"], before["model.norm.weight"])
+
+
+def test_scaled_gradients_that_overflow_without_end_are_skipped() -> None:
+    run = make_run()
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    run.model.model.norm.weight.register_hook(lambda gradient: gradient * math.inf)
+    before, steps = snapshot(run), training_steps(run)
+    verdicts = [next(steps).verdict for _ in range(25)]
+    assert [v.is_finite for v in verdicts] == [True] * 20 + [False] * 5
+    assert run.course.answer == "rewind"
+    after = snapshot(run)
     assert all(torch.equal(after[name], before[name]) for name in before)

@@ -219,6 +219,20 @@ def test_state_of_another_algorithm_does_not_fit() -> None:
         )
 
 
+def test_an_optimizer_that_has_not_stepped_goes_on_as_a_fresh_one() -> None:
+    model = make_model()
+    optimizer = build_optimizer(model, OPTIM, "fused", tokens_per_step=8192)
+    load_named_state(model, optimizer, named_state(model, optimizer))
+    give_gradients(model, 1)
+    optimizer.step()
+    fresh = make_model()
+    other = build_optimizer(fresh, OPTIM, "fused", tokens_per_step=8192)
+    give_gradients(fresh, 1)
+    other.step()
+    ours, theirs = values(model), values(fresh)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_loaded_state_is_a_copy(stepped: dict[str, Tensor]) -> None:
     kept = {name: t.clone() for name, t in stepped.items()}
     model = make_model()

@@ -17,17 +17,24 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def made(
-    expected: dict[str, float] | None = None, *, begun_s: float | None = None, first: bool = True
+    expected: dict[str, float] | None = None, *, begun_s: float = 4.0, first: bool = True
 ) -> Pace:
-    return Pace(50.0, begun_s, expected or {}, first_step_counts=first)
+    return Pace(50.0, 6.0, begun_s, expected or {}, first_step_counts=first)
 
 
 def test_time_before_this_sitting_counts(clock: list[float]) -> None:
     found = made()
     clock[0] += 7
-    assert found.elapsed_s == 57
-    assert found.begun_s == 50
-    assert made(begun_s=12.0).begun_s == 12
+    assert found.elapsed_s == 63
+    assert found.begun_s == 10
+
+
+def test_a_first_step_that_compiles_is_part_of_starting() -> None:
+    for first, begun_s in ((True, 10), (False, 64)):
+        found = made(first=first)
+        for seconds in (54.0, 1.0, 1.0):
+            found.step_took(seconds)
+        assert found.begun_s == begun_s
 
 
 def test_a_step_is_the_median_and_the_slow_one_is_recent() -> None:

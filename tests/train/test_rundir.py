@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def begun(path: str, *steps: int, profile: str = "tiny") -> RunDirectory:
     run = RunDirectory(Path(path))
-    run.claim()
+    run.path.mkdir(parents=True)
     run.write_record(RECORD | {"profile": {"name": profile}})
     for step in steps:
         directory = run.checkpoints / f"step-{step:08d}"
@@ -55,7 +58,7 @@ def test_lines_that_were_being_written_are_left_out() -> None:
     run.append(run.metrics, {"step": 1, "loss": 2.5})
     with run.metrics.open("a") as file:
         file.write('{"step": 2, "lo')
-    assert run.read_metrics() == [{"step": 1, "loss": 2.5}]
+    assert list(run.read_metrics()) == [{"step": 1, "loss": 2.5}]
 
 
 def test_cutting_keeps_everything_up_to_the_step() -> None:
@@ -68,25 +71,54 @@ def test_cutting_keeps_everything_up_to_the_step() -> None:
     assert [line["step"] for line in run.read_samples()] == [1, 2, 2]
 
 
-def test_claim_makes_the_directory_and_leaves_nothing_in_it() -> None:
+def test_directory_that_was_claimed_for_nothing_is_gone() -> None:
     run = RunDirectory(Path("some/where/deep"))
-    run.claim()
-    assert list(run.path.iterdir()) == []
-    run.remove_if_empty()
+    with run.claimed():
+        assert run.path.is_dir()
     assert not run.path.exists()
 
 
-def test_claimed_directory_that_is_used_stays() -> None:
+def test_claimed_directory_that_is_used_stays_without_a_lock() -> None:
     run = begun("run")
-    run.remove_if_empty()
-    assert run.exists
+    with run.claimed():
+        pass
+    assert [path.name for path in run.path.iterdir()] == ["run.yaml"]
+
+
+def test_a_directory_has_one_owner_at_a_time() -> None:
+    run = begun("run")
+    with (
+        run.claimed(),
+        pytest.raises(UsageError, match="trained by another process"),
+        RunDirectory(run.path).claimed(),
+    ):
+        pass
+    with run.claimed():
+        assert run.exists
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills as POSIX does")
+def test_a_killed_owner_gives_the_directory_back() -> None:
+    run = begun("run")
+    code = (
+        "import os, signal; from pathlib import Path\n"
+        "from llmtrain.train.rundir import RunDirectory\n"
+        "with RunDirectory(Path('run')).claimed():\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == -signal.SIGKILL
+    with run.claimed():
+        assert run.exists
 
 
 def test_claim_refuses_what_is_no_directory() -> None:
     Path("file").write_text("")
     for path in ("file", "file/below"):
-        with pytest.raises(UsageError, match="cannot be written"):
-            RunDirectory(Path(path)).claim()
+        with (
+            pytest.raises(UsageError, match="cannot be written"),
+            RunDirectory(Path(path)).claimed(),
+        ):
+            pass
 
 
 def test_new_names_say_profile_and_time_and_are_new() -> None:

@@ -1,15 +1,29 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from llmtrain.engine import training
 from llmtrain.errors import DivergedError, LlmtrainError
+from llmtrain.eval.evaluate import LossSum
+from llmtrain.train import saving
 from llmtrain.train.checkpoint import load_checkpoint
-from llmtrain.train.events import Evaluated, Progress, Sampled, Saved, Started, Step
+from llmtrain.train.events import (
+    Evaluated,
+    Note,
+    Progress,
+    Sampled,
+    Saved,
+    Started,
+    Step,
+    metrics_line,
+)
+from llmtrain.train.examine import Examiner
 
 
 def test_events_tell_the_run_in_order(train: Any, place: Path) -> None:
@@ -124,6 +138,31 @@ def test_divergence_leaves_the_last_checkpoint(train: Any, place: Path, files: A
     assert not state.finished
 
 
+def test_validation_that_is_not_a_number_is_no_best_and_can_be_saved(
+    train: Any, place: Path, llmtrain: Any, files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([6.0, math.nan])
+
+    def look(self: Examiner, windows: int | None = None) -> LossSum:
+        return LossSum(next(looks), 1)
+
+    monkeypatch.setattr(Examiner, "validation_loss", look)
+    result = train(place / "run", eval__every_steps=10)
+
+    assert (result.val_loss, result.val_bpb) == (None, None)
+    state = load_checkpoint(files(place / "run").newest).state
+    assert (state.val_loss, state.best_val_loss, state.best_step) == (None, 6.0, 10)
+    text = (place / "run" / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert [m["val_loss"] for m in files(place / "run").course() if "val_loss" in m] == [6.0, None]
+    assert llmtrain("runs", "show", "run").code == 0
+
+
+def test_numbers_that_json_does_not_have_are_null() -> None:
+    values = metrics_line(Evaluated(3, math.inf, math.nan, False))
+    assert values == {"step": 3, "val_loss": None, "val_bpb": None}
+
+
 def test_record_says_what_was_asked_decided_and_used(reference: Any) -> None:
     record = yaml.safe_load((reference.path / "run.yaml").read_text())
 
@@ -180,3 +219,20 @@ def test_failure_before_training_leaves_no_directory(train: Any, place: Path) ->
         train(place / "runs" / "run", data__sources=["nowhere.txt"])
 
     assert not (place / "runs" / "run").exists()
+
+
+def test_room_on_the_disk_is_looked_at_before_anything_is_prepared(
+    train: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "free_bytes", lambda directory: 1000)
+    with pytest.raises(LlmtrainError, match=r"a checkpoint of this run needs .*0.977 KiB are free"):
+        train(place / "run")
+    assert train.events == []
+    assert not (place / "run").exists()
+
+
+def test_little_room_is_warned_of(train: Any, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "free_bytes", lambda directory: 1000)
+    train(place / "run", train__steps=1)
+    warnings = [event.text for event in train.events if isinstance(event, Note)]
+    assert any("4 more checkpoints are to be kept" in text for text in warnings)

@@ -51,6 +51,11 @@ def whole(run_alone: Any) -> Any:
     return run_alone(train__steps=STEPS, eval__every_steps=100, eval__sample_every_steps=100)
 
 
+def test_a_training_of_some_hundred_steps_skips_none(whole: Any) -> None:
+    assert [line for line in whole.lines("metrics.jsonl") if "skipped" in line] == []
+    assert len([line for line in whole.lines("metrics.jsonl") if "loss" in line]) == STEPS
+
+
 @pytest.mark.parametrize(
     ("number", "after_steps"), [(signal.SIGTERM, 1), (signal.SIGINT, 60), (signal.SIGHUP, 110)]
 )
@@ -144,6 +149,17 @@ def test_signal_in_preparation_leaves_nothing_half_made(
     half_made = [path for path in (place / "cache").rglob("*") if path.name.startswith(".")]
     assert half_made == []
     assert not list((place / "cache").glob("shards/*"))
+
+
+def test_a_signal_that_comes_twice_at_once_is_one_request() -> None:
+    """As of timeout(1), which signals the process and then its whole group."""
+    request = StopRequest()
+    for _ in range(2):
+        request.on_signal(signal.SIGTERM, None)
+    assert request.signal_name == "SIGTERM"
+    request.made_s -= 1.0
+    with pytest.raises(AbortedError):
+        request.on_signal(signal.SIGTERM, None)
 
 
 def test_first_signal_is_noted_and_the_second_insists() -> None:

@@ -13,8 +13,10 @@ from llmtrain.cli.train import _deadline
 from llmtrain.engine.request import Deadline, TrainRequest
 from llmtrain.engine.training import _AFTER_THE_CLOCK_S, Sitting, run_training
 from llmtrain.errors import UsageError
+from llmtrain.train.checkpoint import load_checkpoint
 from llmtrain.train.events import Event, Note, Started, Step
 from llmtrain.train.horizon import Horizon
+from llmtrain.train.pace import Pace
 from llmtrain.train.repetition import overfitting_note, repetition_warning
 from llmtrain.train.signals import StopRequest
 from llmtrain.train.world import World
@@ -27,7 +29,7 @@ def after_step(step: int) -> Callable[[Event], bool]:
 def test_time_that_was_used_before_an_interruption_counts(
     train: Any, place: Path, files: Any
 ) -> None:
-    first = train(place / "run", stop_at=after_step(40), train__time="9s")
+    first = train(place / "run", stop_at=after_step(10), train__time="12s")
     used_s = first.seconds
     assert first.stopped == "interrupted"
     begun_s = time.monotonic()
@@ -36,7 +38,7 @@ def test_time_that_was_used_before_an_interruption_counts(
 
     assert second.stopped == "time"
     assert second.seconds == pytest.approx(used_s + sitting_s + _AFTER_THE_CLOCK_S, abs=0.5)
-    assert 4 < second.seconds <= 9
+    assert 4 < second.seconds <= 12
     rates = [line["lr"] for line in files(place / "run").course() if "loss" in line]
     assert rates[-1] < 0.2 * max(rates)
     falling = rates[rates.index(max(rates)) :]
@@ -142,3 +144,25 @@ def test_tokens_a_step_are_chosen_once(train: Any, llmtrain: Any, place: Path) -
     )
     assert refused.code == 2
     assert "train.tokens_per_step" in refused.err
+
+
+def test_the_last_look_at_a_run_ends_with_its_time(
+    train: Any, place: Path, files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where everything has become many times slower since the end was timed."""
+    rest_s = Pace.reserve_of_s
+    late = lambda pace, *what: 1e6 if what == ("save",) else rest_s(pace, *what)  # noqa: E731
+    monkeypatch.setattr(Pace, "reserve_of_s", late)
+    settings = {"train__time": "6s", "eval__every_steps": 10**6, "eval__sample_every_steps": 10**6}
+    result = train(place / "run", **settings)
+
+    notes = [event.text for event in train.events if isinstance(event, Note)]
+    assert "the time is over: validated on 256 of 384 tokens" in notes
+    assert result.val_loss is not None
+    assert len(files(place / "run").checkpoints) == 1
+    assert load_checkpoint(files(place / "run").newest).state.finished
+
+
+def test_a_look_without_a_deadline_is_whole(train: Any, place: Path) -> None:
+    train(place / "run", train__steps=3)
+    assert not any("validated on" in e.text for e in train.events if isinstance(e, Note))

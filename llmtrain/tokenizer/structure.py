@@ -1,0 +1,79 @@
+"""What a sentencepiece model has to look like before the library parses it.
+
+Its fields are gone over without being read: how many there are and how long. See
+sentencepiece_model.proto and https://protobuf.dev/programming-guides/encoding/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from llmtrain.errors import DataError
+
+_PIECES, _TRAINER, _NORMALIZER, _SELF_TEST, _DENORMALIZER = 1, 2, 3, 4, 5
+_BYTES = 2  # the wire type of everything at the top level
+_CHARACTER_MAP = 2  # of the normalizer: a compiled table
+_MOST_PIECES = 1 << 20
+_LONGEST_PIECE_BYTES = 1024
+_LONGEST_SETTINGS_BYTES = 1 << 16
+_LONGEST_VARINT = 10
+
+
+def require_sound(model: bytes) -> None:
+    """`model` is a list of short pieces with settings, and no compiled tables.
+
+    Raises DataError. What the settings say is for whoever uses them to check.
+    """
+    pieces = 0
+    for field, wire_type, start, end in _fields(model, 0, len(model)):
+        if wire_type != _BYTES or not _PIECES <= field <= _DENORMALIZER:
+            raise DataError("it is not a sentencepiece model")
+        if field == _PIECES:
+            pieces += 1
+        if field in (_NORMALIZER, _DENORMALIZER) and _has_table(model, start, end):
+            raise DataError("it does not keep text exactly: it has a table of replacements")
+        longest = _LONGEST_PIECE_BYTES if field == _PIECES else _LONGEST_SETTINGS_BYTES
+        if end - start > longest:
+            raise DataError(f"it has {end - start} bytes where {longest} are the most")
+    if not 0 < pieces <= _MOST_PIECES:
+        raise DataError(f"it has {pieces} pieces, and {_MOST_PIECES} are the most")
+
+
+def _has_table(model: bytes, start: int, end: int) -> bool:
+    return any(
+        field == _CHARACTER_MAP and after > first
+        for field, _, first, after in _fields(model, start, end)
+    )
+
+
+def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Number, wire type, and place of the contents of every field between two offsets."""
+    while start < end:
+        key, start = _varint(data, start, end)
+        wire_type = key & 7
+        after = start
+        if wire_type == 0:
+            _, after = _varint(data, start, end)
+        elif wire_type == _BYTES:
+            length, start = _varint(data, start, end)
+            after = start + length
+        elif wire_type in (1, 5):
+            after = start + (8 if wire_type == 1 else 4)
+        else:
+            raise DataError("it is not a sentencepiece model")
+        if after > end:
+            raise DataError("it is cut off")
+        yield key >> 3, wire_type, start, after
+        start = after
+
+
+def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
+    """The number at `start`, and where it ends."""
+    if start < end and data[start] < 0x80:  # nearly always
+        return data[start], start + 1
+    value = 0
+    for offset, byte in enumerate(data[start : min(end, start + _LONGEST_VARINT)]):
+        value |= (byte & 0x7F) << 7 * offset
+        if byte < 0x80:
+            return value, start + offset + 1
+    raise DataError("it is cut off")

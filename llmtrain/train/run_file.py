@@ -1,0 +1,106 @@
+"""run.yaml: what a run was asked, what was decided and what came out, read as if by a stranger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from llmtrain.errors import UsageError
+from llmtrain.files import write_text_atomically
+from llmtrain.profile.yaml_text import LARGEST_BYTES, dump_document, parse_document
+from llmtrain.untrusted import problem_of, read_bytes
+
+_FEW_SITTINGS = 3
+
+
+class _Part(BaseModel):
+    """A part of run.yaml. Whoever wrote it may have added more."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+# What is shown is not what a terminal obeys.
+_Shown = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
+
+
+class _Profile(_Part):
+    """The part of the profile that is shown; the whole is validated by whoever needs it."""
+
+    name: _Shown = ""
+
+
+class _Choice(_Part):
+    """A decision of the plan."""
+
+    value: _Shown | int | float | bool | None
+    reason: _Shown
+
+
+class _Data(_Part):
+    """What the run reads. The key names a directory of the cache."""
+
+    key: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    sources: list[Any] = []
+
+
+class _Result(_Part):
+    """How the last sitting ended."""
+
+    stopped: Annotated[str, Field(pattern=r"^[a-z]{1,20}$")]
+
+
+class _Record(_Part):
+    """The parts of run.yaml that are read again, each of which may be missing but the profile."""
+
+    profile: _Profile
+    origins: dict[str, str] = {}
+    plan: dict[str, _Choice] = {}
+    data: _Data | None = None
+    sittings: list[Any] = []
+    machine: dict[str, Any] = {}
+    peak_flops: Annotated[float, Field(ge=0)] | None = None
+    result: _Result | None = None
+
+
+def write_run_file(path: Path, record: Mapping[str, Any]) -> None:
+    """`path` holds `record`; where all its sittings are too much to be read, the last few.
+
+    Raises UsageError where it could not be read even so.
+    """
+    try:
+        text = dump_document(record, str(path))
+    except UsageError:
+        few = {"sittings": record.get("sittings", [])[-_FEW_SITTINGS:]}
+        text = dump_document({**record, **few}, str(path))
+    write_text_atomically(path, text)
+
+
+def read_run_file(path: Path) -> dict[str, Any]:
+    """What `path` holds; what is read of it again has the form it is written in.
+
+    Raises UsageError. The profile is validated by whoever needs more of it than its name.
+    """
+    try:
+        text = read_bytes(path, LARGEST_BYTES).decode()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {problem_of(error)}") from None
+    record = parse_document(text, str(path))
+    try:
+        _Record.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise UsageError(f"{path} is not the record of a run: {where}{first['msg']}") from None
+    plain: dict[str, Any] = record
+    return plain
+
+
+def data_key(record: Mapping[str, Any], origin: str) -> str:
+    """The name of the run's shards in the cache. Raises UsageError where run.yaml has none."""
+    data = record.get("data")
+    if data is None:
+        raise UsageError(f"{origin} does not say which data the run was begun with")
+    return str(data["key"])

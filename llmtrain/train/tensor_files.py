@@ -1,0 +1,112 @@
+"""Tensors in safetensors files, whose header is read and held to its format before anything else.
+
+    8 bytes              length of the header, little-endian
+    header               JSON: name → dtype, shape and place in the data
+    data                 the tensors one after the other, without gaps
+
+Everything that llmtrain saves is fp32.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from llmtrain.untrusted import open_regular, parse_json
+
+# About 130 bytes a tensor: 30,000 of them, which are thousands of layers.
+_LONGEST_HEADER_BYTES = 4 << 20
+_LENGTH = struct.Struct("<Q")
+_METADATA = "__metadata__"
+_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
+_MOST_DIMENSIONS = 4
+_FP32_BYTES = 4
+
+Shape = tuple[int, ...]
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """`path` holds `tensors`. Raises ValueError for what `read_tensors` would refuse."""
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    for name, tensor in plain.items():
+        if tensor.dtype != torch.float32 or not _NAME.fullmatch(name):
+            raise ValueError(f"{name} of {tensor.dtype} is not what a tensor file holds")
+    save_file(plain, path, metadata={"format": "pt"})
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor in `path`, on the CPU. Raises OSError, ValueError, UsageError for links."""
+    read_shapes(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+
+
+def read_shapes(path: Path) -> dict[str, Shape]:
+    """What `path` says that it holds, and is as long as that takes; no tensor is read.
+
+    Raises OSError, ValueError, UsageError for links.
+    """
+    with open_regular(path) as file:
+        size_bytes = file.seek(0, 2)
+        file.seek(0)
+        text = _header_text(file, size_bytes)
+    entries = parse_json(text)
+    if not isinstance(entries, dict):
+        raise ValueError("the header is not an object")
+    entries.pop(_METADATA, None)
+    shapes = {name: _shape(name, entry) for name, entry in entries.items()}
+    _require_no_gaps(entries, size_bytes - _LENGTH.size - len(text))
+    return shapes
+
+
+def _header_text(file: BinaryIO, size_bytes: int) -> bytes:
+    if size_bytes < _LENGTH.size:
+        raise ValueError(f"{size_bytes} bytes are too few for a header")
+    (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+    longest = min(_LONGEST_HEADER_BYTES, size_bytes - _LENGTH.size)
+    if length > longest:
+        raise ValueError(f"its header is to have {length} bytes, and {longest} is the most")
+    return file.read(length)
+
+
+def _shape(name: str, entry: Any) -> Shape:
+    """The shape of one tensor, whose entry has all it needs, and whose place has its size."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name[:80]!r} is not the name of a tensor")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{name} has other fields than a tensor")
+    if entry["dtype"] != "F32":
+        raise ValueError(f"{name} has dtype {str(entry['dtype'])[:20]!r}, not 'F32'")
+    shape, place = entry["shape"], entry["data_offsets"]
+    if not _are_counts(shape) or len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"{name} has no shape")
+    if not _are_counts(place) or len(place) != 2:
+        raise ValueError(f"{name} has no place")
+    if place[1] - place[0] != _FP32_BYTES * math.prod(shape):
+        raise ValueError(f"{name} has shape {shape} in {place[1] - place[0]} bytes")
+    return tuple(shape)
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _require_no_gaps(entries: Mapping[str, Any], data_bytes: int) -> None:
+    end = 0
+    for first, after in sorted(entry["data_offsets"] for entry in entries.values()):
+        if first != end:
+            raise ValueError(f"its tensors leave a gap or overlap at byte {end} of the data")
+        end = after
+    if end != data_bytes:
+        raise ValueError(f"its tensors have {end} bytes, and there are {data_bytes}")

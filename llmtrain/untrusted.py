@@ -1,0 +1,186 @@
+"""Reading files that may hold anything: ordinary files of bounded size, plain JSON, whole lines.
+
+A file that cannot be had raises OSError, one that holds what it should not ValueError: whoever
+reads it knows what it was to be, and which error of its own that makes.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from llmtrain.errors import UsageError
+from llmtrain.units import format_bytes
+
+JSON_BYTES = 2 << 20
+LINE_BYTES = 1 << 20
+_DEEPEST_LEVEL = 32
+_LONGEST_INTEGER = 20  # characters: 64 bits and a sign
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+_PIECE_BYTES = 1 << 16
+# Without these a name that became a pipe after it was looked at would be waited for.
+_OPEN_FLAGS = (
+    os.O_RDONLY
+    | getattr(os, "O_BINARY", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_NOCTTY", 0)
+)
+
+
+def refuse_link(path: Path) -> None:
+    """`path` is not a symbolic link or a junction; it need not exist. Raises UsageError."""
+    try:
+        info = path.lstat()
+    except (OSError, ValueError):
+        return  # reading it says why
+    is_link = stat.S_ISLNK(info.st_mode)
+    if sys.platform == "win32":
+        is_link = is_link or info.st_reparse_tag == stat.IO_REPARSE_TAG_MOUNT_POINT
+    if is_link:
+        raise UsageError(
+            f"{path} is a symbolic link, and none is followed inside a run directory",
+            hint="put what it points to in its place; the run directory itself may be a link",
+        )
+
+
+def open_regular(path: Path, *, follow_links: bool = False) -> BinaryIO:
+    """An ordinary file, open for reading. Raises OSError for any other kind, UsageError for links.
+
+    Never waits: a pipe or a device under that name is not opened.
+    """
+    if not follow_links:
+        refuse_link(path)
+    _require_regular(path, path.stat().st_mode)
+    flags = _OPEN_FLAGS | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0))
+    handle = os.open(path, flags)
+    try:
+        _require_regular(path, os.fstat(handle).st_mode)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def problem_of(error: OSError | ValueError) -> str:
+    """What reading a file failed for, in words that do not name it."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _require_regular(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is not an ordinary file", str(path))
+
+
+def read_bytes(path: Path, limit_bytes: int, *, follow_links: bool = False) -> bytes:
+    """All of an ordinary file of at most `limit_bytes`. Raises OSError, UsageError for links."""
+    with open_regular(path, follow_links=follow_links) as file:
+        data = file.read(limit_bytes + 1)
+        if len(data) > limit_bytes:
+            size_bytes = max(len(data), os.fstat(file.fileno()).st_size)
+            sizes = (
+                f"it has {format_bytes(size_bytes)}, and the limit is {format_bytes(limit_bytes)}"
+            )
+            raise OSError(errno.EFBIG, sizes, str(path))
+    return data
+
+
+def read_json(path: Path, limit_bytes: int = JSON_BYTES) -> Any:
+    """The plain JSON that a small file holds. Raises OSError, ValueError, UsageError for links."""
+    return parse_json(read_bytes(path, limit_bytes))
+
+
+def read_lines(path: Path, limit_bytes: int = LINE_BYTES) -> Iterator[bytes]:
+    """Each line that ends, without its end; those over `limit_bytes` are passed over unread.
+
+    What follows the last line end was still being written, or never was a line. Raises OSError,
+    UsageError for links.
+    """
+    with open_regular(path) as file:
+        while line := file.readline(limit_bytes + 1):
+            if line.endswith(b"\n"):
+                yield line[:-1]
+            elif len(line) > limit_bytes:
+                _skip_line(file)
+
+
+def _skip_line(file: BinaryIO) -> None:
+    while (piece := file.readline(_PIECE_BYTES)) and not piece.endswith(b"\n"):
+        pass
+
+
+def parse_json(data: bytes | str, *, allow_nan: bool = False) -> Any:
+    """What JSON says, and only what every reader of it agrees on. Raises ValueError.
+
+    Objects, arrays, Unicode text, finite numbers (with `allow_nan` NaN and Infinity as well),
+    integers of 64 bits, each key once, nested 32 levels at most.
+    """
+    try:
+        value = json.loads(
+            data.decode() if isinstance(data, bytes) else data,
+            object_pairs_hook=_object,
+            parse_constant=float if allow_nan else _refuse_constant,
+            parse_float=_finite,
+            parse_int=_small_integer,
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    _require_plain(value)
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number
+
+
+def _small_integer(text: str) -> int:
+    number = int(text) if len(text) <= _LONGEST_INTEGER else 2**64
+    if not -(2**63) <= number < 2**64:
+        raise ValueError(f"{text[:40]} is too large an integer")
+    return number
+
+
+def _require_plain(value: Any) -> None:
+    """Level by level, so that depth costs no recursion."""
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > _DEEPEST_LEVEL:
+            raise ValueError("nested too deeply")
+        level = [part for each in level for part in _parts(each)]
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            _require_text(key)
+            yield part
+    elif isinstance(value, list):
+        yield from value
+    elif isinstance(value, str):
+        _require_text(value)
+
+
+def _require_text(text: str) -> None:
+    if _HALF_A_PAIR.search(text):
+        raise ValueError("half a surrogate pair")
