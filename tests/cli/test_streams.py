@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,7 +102,7 @@ def test_a_terminal_that_is_closed_saves_the_run(place: Path) -> None:
     )
     os.close(terminal)
     seen = b""
-    while b"step 1/" not in seen and b"step 2/" not in seen:
+    while re.search(rb"step \d+/", seen) is None:  # not every step is drawn
         seen += os.read(main, 4096)
     os.close(main)  # the kernel sends SIGHUP, and every write fails from now on
     assert process.wait(200) == 75
