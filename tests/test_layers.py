@@ -75,6 +75,7 @@ READS_WHAT_IT_TRUSTS = {
     "device/probe_cache",  # a key of its own making
     "engine/training",  # what rank 0 says
     "train/recovery",
+    "train/world",
     "engine/phases",  # what trials of its own leave behind
     "engine/striking",
     "tokenizer/learner",  # what its own child says
