@@ -41,7 +41,7 @@ class UsageError(LlmtrainError):
 
 
 class DoesNotFitError(LlmtrainError):
-    """The predicted memory is over the limit."""
+    """The run needs more memory than there is: predicted, or found while it trained."""
 
     exit_code = 3
 

@@ -75,7 +75,11 @@ READS_WHAT_IT_TRUSTS = {
     "device/probe_cache",  # a key of its own making
     "engine/training",  # what rank 0 says
     "train/recovery",
+    "engine/phases",  # what trials of its own leave behind
+    "engine/striking",
+    "tokenizer/learner",  # what its own child says
     "train/launch",
+    "train/launched",  # what another rank says
     "cli/tokenizer",  # the text that the user names, however large
 }
 Finding = tuple[str, int, str]

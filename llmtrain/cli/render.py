@@ -16,6 +16,7 @@ from llmtrain.device.speed import product_kind, seconds_by_kind, step_work
 from llmtrain.engine.bench import Bench
 from llmtrain.engine.planning import Planned
 from llmtrain.train.events import TrainResult
+from llmtrain.train.rundir import RunDirectory
 from llmtrain.units import format_bytes, format_count, format_duration
 
 _MEASURED_DECISIONS = (
@@ -260,7 +261,7 @@ def _ending(result: TrainResult) -> str:
 
 
 def _next_commands(result: TrainResult) -> list[str]:
-    if result.checkpoint is None:
+    if result.checkpoint is None and not RunDirectory(result.run).exists:
         return ["nothing is trained yet; the same command again starts over"]
     if result.stopped == "interrupted":
         return [f"go on:    llmtrain train --out {result.run} --resume auto"]

@@ -1,4 +1,4 @@
-"""`llmtrain runs list|show`."""
+"""`llmtrain runs list|show|verify|prove-resume`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmtrain.cli import proving
 from llmtrain.cli.command import command, group
 from llmtrain.cli.options import JsonOption
 from llmtrain.cli.use import RunArgument
@@ -24,6 +25,8 @@ def register(app: typer.Typer) -> None:
     app.add_typer(runs, name="runs")
     command(runs, "list")(list_runs)
     command(runs, "show")(show)
+    command(runs, "verify")(proving.verify)
+    command(runs, "prove-resume")(proving.prove_resume)
 
 
 def list_runs(

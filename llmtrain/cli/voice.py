@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 SCHEMA_VERSION = 1
+# Control characters but tabs and line ends, and halves of surrogate pairs.
+_NOT_SHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Voice:
 
     def result(self, text: str) -> None:
         """One line of the result."""
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(_plain(text) + "\n")
 
     def show(self, renderable: RenderableType) -> None:
         """A table or panel as the result."""
@@ -55,18 +58,18 @@ class Voice:
         whole = {"schema_version": SCHEMA_VERSION, "llmtrain": llmtrain.__version__, **values}
         text = json.dumps(whole, indent=2, ensure_ascii=False, default=str)
         with unread_output_lost():
-            sys.stdout.write(text + "\n")
+            sys.stdout.write(_plain(text) + "\n")
             sys.stdout.flush()
 
     def note(self, text: str) -> None:
         """Something worth knowing; not said when quiet."""
         if not self.quiet:
-            self.stderr.print(text, markup=False)
+            self.stderr.print(_plain(text), markup=False)
 
     def detail(self, text: str) -> None:
         """Something that is only said with -v."""
         if self.verbose and not self.quiet:
-            self.stderr.print(text, markup=False, style="dim")
+            self.stderr.print(_plain(text), markup=False, style="dim")
 
     def warning(self, text: str) -> None:
         """Something that may go wrong."""
@@ -82,4 +85,12 @@ class Voice:
 def _escaped(text: str) -> str:
     from rich.markup import escape
 
-    return escape(" ".join(text.splitlines()))
+    return escape(_plain(" ".join(text.splitlines())))
+
+
+def _plain(text: str) -> str:
+    """`text` with what a terminal obeys, or no encoding has, spelt out as JSON spells it.
+
+    Names of files and of keys in them can hold either.
+    """
+    return _NOT_SHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -74,7 +74,9 @@ def files_matching(pattern: Path) -> list[Path]:
     `**` stands for any number of directories. A directory that matches stands for all files below
     it, as it does when a shell expands the glob.
     """
-    parts = pattern.parts
+    # A second `**` in a row adds nothing but ways to find the same file, exponentially many.
+    before = ("", *pattern.parts)
+    parts = [p for p, last in zip(pattern.parts, before, strict=False) if (p, last) != ("**", "**")]
     fixed = next(index for index, part in enumerate(parts) if is_glob(part))
     found = set(_matches(Path(*parts[:fixed]), parts[fixed:]))
     return sorted(found, key=lambda path: path.parts)

@@ -16,6 +16,15 @@ from llmtrain.units import format_bytes
 MEMORY_ERRORS = (MemoryError, RuntimeError, OSError)
 # How the allocators of torch and of other libraries put it where they have no type for it.
 _SAYINGS = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
+# What also has other causes: believed where nobody else gets memory either.
+_UNCLEAR = (
+    "could not create a primitive",
+    "could not execute a primitive",
+    "could not create a memory object",
+    "resource temporarily unavailable",
+    "can't start new thread",
+)
+_PROBE_BYTES = 64 << 20
 _SIZE = re.compile(r"tried to allocate (?:(\d+) bytes|([\d.]+ [KMG]iB))", re.IGNORECASE)
 
 
@@ -35,7 +44,19 @@ def _is_out_of_memory(error: BaseException, text: str) -> bool:
         return error.errno == errno.ENOMEM
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(s in text.lower() for s in _SAYINGS)
+    if not isinstance(error, RuntimeError):
+        return False
+    said = text.lower()
+    return any(s in said for s in _SAYINGS) or (any(s in said for s in _UNCLEAR) and _is_short())
+
+
+def _is_short() -> bool:
+    """Whether memory cannot be had right now, while whoever failed still holds theirs."""
+    try:
+        bytearray(_PROBE_BYTES)
+    except MemoryError:
+        return True
+    return False
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from llmtrain.units import format_bytes
 
@@ -80,33 +80,33 @@ def answer(bounds: Sequence[Bound], held_bytes: int, peaks_bytes: Sequence[int])
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """What others held within each bound at the last look, and by how much that had grown."""
+    """What others held within each bound at the last look, and how fast that had grown."""
 
-    held_bytes: Mapping[str, int]
-    grown_bytes: Mapping[str, int]
+    at_s: float = 0.0
+    held_bytes: Mapping[str, int] = field(default_factory=dict)
+    bytes_per_s: Mapping[str, float] = field(default_factory=dict)
 
-    def now(self, bounds: Sequence[Bound], held_bytes: int) -> Neighbours:
-        """The same after another look, at which the run itself held `held_bytes`."""
+    def now(self, bounds: Sequence[Bound], held_bytes: int, at_s: float) -> Neighbours:
+        """The same at another, later look, when the run itself held `held_bytes`."""
         others = {bound.name: bound.used_bytes - held_bytes for bound in bounds}
-        grown = {
-            name: max(0, taken - self.held_bytes[name])
+        rates = {
+            name: max(0, taken - self.held_bytes[name]) / (at_s - self.at_s)
             for name, taken in others.items()
             if name in self.held_bytes
         }
-        return Neighbours(others, grown)
+        return Neighbours(at_s, others, rates)
 
 
-def growing(bounds: Sequence[Bound], last: Neighbours, now: Neighbours) -> list[Bound]:
-    """The bounds with the growth that was steady: the smaller of that of the last two looks.
+def growing(
+    bounds: Sequence[Bound], last: Neighbours, now: Neighbours, next_look_in_s: float
+) -> list[Bound]:
+    """The bounds with what others will take until the next look, if they go on as they did.
 
-    A program that was started once takes its memory once; one that grows took some both times.
+    Of the last two rates the lower counts: a program that was started once takes its memory once;
+    one that grows took some both times.
     """
-    return [
-        replace(
-            bound,
-            growth_bytes=min(
-                last.grown_bytes.get(bound.name, 0), now.grown_bytes.get(bound.name, 0)
-            ),
-        )
+    rates = {
+        bound.name: min(last.bytes_per_s.get(bound.name, 0), now.bytes_per_s.get(bound.name, 0))
         for bound in bounds
-    ]
+    }
+    return [replace(b, growth_bytes=int(rates[b.name] * next_look_in_s)) for b in bounds]

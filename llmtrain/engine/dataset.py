@@ -121,6 +121,7 @@ def _trained_tokenizer(
     work.observe(
         Note(f"training a tokenizer of {vocab_size} pieces on {format_bytes(facts.text_bytes)}")
     )
+    directory.parent.mkdir(parents=True, exist_ok=True)  # it fails before the work, not after
     trained = train_tokenizer(
         _training_texts(corpus, facts, section, work),
         vocab_size=vocab_size,
@@ -155,7 +156,6 @@ def _tokenizer_key(fingerprint: str, validation_fraction: float, vocab_size: int
 
 
 def _save_atomically(tokenizer: Tokenizer, directory: Path) -> None:
-    directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".building-"))
     try:
         tokenizer.save(temporary)

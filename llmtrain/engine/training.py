@@ -85,12 +85,12 @@ def _run_at(place: Place, request: TrainRequest, sitting: Sitting) -> TrainResul
         _require_room(target, sitting)
         set_up_device(planned.plan, world)
         dataset = _shared_dataset(target, profile, planned.plan, sitting)
+        return_free_memory()  # tokenizing took more than training keeps
+        timeout_s = profile.device.collective_timeout
+        with closing(dataset.shards), world.together(planned.plan.backend.value, timeout_s):
+            return _train(request, target, resumed, planned, dataset, sitting, is_same_plan)
     except InterruptedRunError:
         return nothing_trained(target, resumed)
-    return_free_memory()  # tokenizing took more than training keeps
-    timeout_s = profile.device.collective_timeout
-    with closing(dataset.shards), world.together(planned.plan.backend.value, timeout_s):
-        return _train(request, target, resumed, planned, dataset, sitting, is_same_plan)
 
 
 def launch_size(request: TrainRequest) -> int:
@@ -146,7 +146,7 @@ def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
         same = target.record is None or made.plan.numerics() == _recorded_numerics(target.record)
         return json.dumps([made.plan.document(), same, made.peak_flops])
 
-    document, is_same, peak_flops = json.loads(world.from_main("plan", decide))
+    document, is_same, peak_flops = json.loads(world.from_main("plan", decide, sitting.stop.check))
     planned = planned_with(plan_from_document(document), needs_of(profile, world, facts), facts)
     if peak_flops is None and target.record is not None:
         peak_flops = target.record.get("peak_flops")
@@ -220,7 +220,7 @@ def _shared_dataset(target: Target, profile: Profile, plan: Plan, sitting: Sitti
         dataset = prepared[0]
         return json.dumps([dataset.shards.index.key, str(dataset.tokenizer_directory)])
 
-    key, directory = json.loads(sitting.world.from_main("data", make))
+    key, directory = json.loads(sitting.world.from_main("data", make, sitting.stop.check))
     if prepared:
         return prepared[0]
     return open_dataset(profile.data, profile.model.vocab_size, key, Path(directory), work)

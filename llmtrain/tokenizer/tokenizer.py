@@ -145,6 +145,7 @@ class Tokenizer:
     def _require_own_settings(self) -> None:
         """Every text round-trips, none becomes a control token, and no piece crosses words."""
         pieces = self.pieces()
+        self.decode(range(self.vocab_size))  # what stands for the unknown may be no text
         controls = [i for i in range(self.vocab_size) if self._processor.is_control(i)]
         if controls != [self._separator_id]:
             raise DataError(f"its control tokens are not {SEPARATOR} alone")

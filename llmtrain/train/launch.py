@@ -24,7 +24,7 @@ from llmtrain.train.launched import open_store, place_of, told_failure
 from llmtrain.train.signals import StopRequest, save_signals, stop_signals
 
 _LOOK_EVERY_S = 0.1
-_LAST_WORDS_S = 3.0  # after one rank failed, for the others to notice; then they are killed
+_LAST_WORDS_S = 2.0  # after one rank failed, for the others to notice; then they are killed
 _GO_ON = "--resume auto goes on from the last checkpoint"
 
 
@@ -113,6 +113,8 @@ class _Ranks:
 
     def failure(self) -> LlmtrainError | None:
         """Why the first rank failed: as it told, or as its end tells. None where none failed."""
+        if self.codes[0] in (0, InterruptedRunError.exit_code):
+            return None  # all is trained, or saved, and told
         told = [told_failure(self._store, rank) for rank in range(len(self._processes))]
         found = [error for error in told if error is not None]
         causes = [error for error in found if not isinstance(error, PeerLostError)]
@@ -121,11 +123,8 @@ class _Ranks:
             for rank, code in enumerate(self.codes)
             if code and told[rank] is None and rank not in self._killed and (rank or code < 0)
         ]
-        if causes:
-            return causes[0]
-        if told[0] is None and 0 not in self._killed:
-            return None  # rank 0 ended as it should, and others lost it
-        return next(iter(found), None)
+        # That others were lost is the consequence of another failure, where there is one.
+        return next(iter([*causes, *found]), None)
 
 
 def _unspoken(rank: int, code: int, *, was_forwarded: bool) -> LlmtrainError:

@@ -89,7 +89,7 @@ class MemoryGuard:
     def look(self) -> Answer:
         """What this process would do before the next step. The one before is done."""
         self._settle()
-        self._answer = self._watch.look(self._run.plan)
+        self._answer = self._look_now()
         return self._answer
 
     def heed(self, smaller: float, stop: float) -> None:
@@ -141,9 +141,12 @@ class MemoryGuard:
 
     def _look_again(self, *_: object) -> None:
         """Before each micro-batch: in a long step others may take much."""
-        answer = self._watch.look(self._run.plan)
+        answer = self._look_now()
         if answer.smaller or answer.stop:
             raise _ShortageError(answer)
+
+    def _look_now(self) -> Answer:
+        return self._watch.look(self._run.plan, self._run.position.step)
 
     def _answer_to(self, error: BaseException) -> Answer:
         """What this process does after it. Raises `error`, or DoesNotFitError for another rank."""

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from llmtrain.data.shards import PreparedData
 from llmtrain.device.choice import Needs
-from llmtrain.device.exhaustion import MEMORY_ERRORS, out_of_memory
+from llmtrain.device.exhaustion import memory_errors_mapped
 from llmtrain.device.memory import checkpoint_bytes
 from llmtrain.device.usage import read_accelerator_memory, read_process_memory
-from llmtrain.errors import InterruptedRunError
-from llmtrain.eval.evaluate import bits_per_byte
+from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.checkpoint import Checkpoint, SavedState
-from llmtrain.train.events import Evaluated, Note, Observer, Sampled, Stopped, TrainResult
+from llmtrain.train.events import Note, Observer, Stopped, TrainResult
 from llmtrain.train.examine import Examiner
 from llmtrain.train.horizon import Horizon
+from llmtrain.train.looking import Looks
 from llmtrain.train.loop import Run, StepReport
 from llmtrain.train.memory import MemoryGuard
 from llmtrain.train.optim import named_state
@@ -76,7 +75,6 @@ class Session:
         self.tokenizer = tokenizer
         self.state = state
         self.stop = stop
-        self.examiner = Examiner(run, profile, data, tokenizer, stop)
         self.pace = Pace(
             used_before_s,
             starting_s,
@@ -103,13 +101,23 @@ class Session:
         self.recovery = Recovery(run, profile, directory, tokenizer, self.reporter)
         self.first_step = run.position.step
         self.trained_s, self.trained_steps = 0.0, 0
-        self.evaluated_step, self.sampled_step = self._steps_looked_at()
+        self.looks = Looks(
+            run,
+            profile.eval,
+            data.index.validation,
+            directory,
+            Examiner(run, profile, data, tokenizer, stop),
+            self.reporter,
+            self.pace,
+            self.guard,
+        )
         self.is_end_timed = horizon.time_s is None
 
     def train(self) -> TrainResult:
         """The run is trained to its end or to the stop request, and saved.
 
-        Raises DivergedError where neither skipping steps nor rewinding helps.
+        Raises DivergedError where neither skipping steps nor rewinding helps, and
+        InterruptedRunError where nothing was trained that could be saved.
         """
         with closing(self.saver):
             return self._trained()
@@ -122,19 +130,15 @@ class Session:
         self.guard.heed(*self._sum([answer.smaller, answer.stop]))
         self.guard.end(self.saver.newest)
         begun_s = time.monotonic()
-        try:
-            steps = self._steps()
-        except InterruptedRunError:  # nothing was trained in this sitting, and it began to be
-            self._save(in_background=False)
-            return self._result(self._stopped())
-        for report in steps:
+        for report in self._steps():
             took_s, begun_s = time.monotonic() - begun_s, time.monotonic()
             trained_s = self.pace.step_took(took_s)
             self.trained_s += trained_s
             self.trained_steps += 1
             self.reporter.pause(took_s - trained_s)
             if self.pace.is_known and not self.is_end_timed:
-                self._time_the_end()
+                with suppress(InterruptedRunError):  # the request is heeded when the step is told
+                    self._time_the_end()
             self._look_after_saving()
             decision = self._decide()
             self._learn_of(report)
@@ -165,12 +169,13 @@ class Session:
         """The last step that was done is saved, if memory allows it; where the newest one is."""
         if self.run.position.step > self.state.step:
             try:
-                self._save(in_background=False)
-            except MEMORY_ERRORS as error:
-                problem = out_of_memory(error)
-                if problem is None:
-                    raise
-                self.reporter.observe(Note(f"could not be saved: {problem}", is_warning=True))
+                with memory_errors_mapped():
+                    self._save(in_background=False)
+            except (AbortedError, InterruptedRunError):
+                raise
+            except LlmtrainError as error:  # why the run ends is told after it
+                text = f"step {self.run.position.step} could not be saved: {error.message}"
+                self.reporter.observe(Note(text, is_warning=True))
         return self.saver.newest
 
     def _learn_of(self, report: StepReport) -> None:
@@ -188,7 +193,7 @@ class Session:
             return False
         self.state = state
         self.guard.begin_anew()
-        self.evaluated_step, self.sampled_step = self._steps_looked_at()
+        self.looks.begin_anew()
         return True
 
     def _steps(self) -> Iterator[StepReport]:
@@ -208,12 +213,8 @@ class Session:
     def _time_the_end(self) -> None:
         """A little of what ends the run is tried, so that its cost is known in time."""
         self.is_end_timed = True
-        examiner, few = self.examiner, self.run.plan.micro_batch.value * self.run.world.size
-        for _ in range(2):  # the first call is a slow one
-            begun_s = time.monotonic()
-            self.guard.within(lambda: examiner.validation_loss(few))
-        share = examiner.windows / min(few, examiner.windows)
-        self.pace.took("evaluation", share * (time.monotonic() - begun_s))
+        begun_s = time.monotonic()
+        self.looks.time_evaluation()
         size_bytes = checkpoint_bytes(shape_of(self.profile.model), self.profile.optim.name)
         self.pace.took("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
         self.reporter.pause(time.monotonic() - begun_s)
@@ -224,7 +225,7 @@ class Session:
             return
         used_s = self.horizon.used_s(self.pace.elapsed_s, time.time())
         left_s = self.horizon.time_s - used_s - self.pace.reserve_of_s("save")
-        self.examiner.time_is_over_s = time.monotonic() + left_s
+        self.looks.end_within(left_s)
 
     def _decide_at_once(self) -> Decision:
         """A run that was stopped after its last step, before the last look, has none left."""
@@ -237,18 +238,11 @@ class Session:
         agreed = self._sum([is_over and self.run.world.is_main])
         return Decision(agreed[0] > 0, stop_requested=False, save_is_due=False)
 
-    def _steps_looked_at(self) -> tuple[int, int]:
-        """The last step that was evaluated and the last that was sampled from; 0 for none."""
-        if not self.run.world.is_main or self.run.position.step == 0:
-            return 0, 0
-        evaluated = [m["step"] for m in self.directory.read_metrics() if "val_loss" in m]
-        sampled = [line["step"] for line in self.directory.read_samples()]
-        return max(evaluated, default=0), max(sampled, default=0)
-
     def _stopped(self) -> Stopped:
         if self.stop.is_made and not self.state.finished:
             return "interrupted"
-        return "done" if self.horizon.time_s is None or self._patience_is_over() else "time"
+        by_the_clock = self.horizon.time_s is not None
+        return "time" if by_the_clock and not self.looks.patience_is_over(self.state) else "done"
 
     def _look_and_save(self, step: int, decision: Decision) -> bool:
         """Evaluation, samples and a checkpoint where they are due; whether the run ends here."""
@@ -257,13 +251,12 @@ class Session:
         try:
             if over:
                 self._leave_time_to_save()
-            if not stop and self._evaluation_is_due(step, over):
-                self._evaluate(step)
-            if not stop and self._sample_is_due(step, over):
-                self._sample(step)
+            if not stop:
+                self.state = self.looks.evaluate_if_due(step, self.state, is_over=over)
+                self.looks.sample_if_due(step, is_over=over)
         except InterruptedRunError:
             over, stop = False, True
-        if self._patience_is_over():
+        if self.looks.patience_is_over(self.state):
             over = True
         is_new_best = self.state.best_step != best_before and self.profile.checkpoint.keep_best
         self.state = self.state.model_copy(update={"finished": over and not stop})
@@ -306,55 +299,6 @@ class Session:
         if position.time_progress is not None:  # costs that turn out lower do not raise the rate
             position.time_progress = max(position.time_progress, agreed[1])
         return Decision(agreed[2] > 0, agreed[4] > 0 or self.guard.is_over, agreed[3] > 0)
-
-    def _evaluate(self, step: int) -> None:
-        """The validation loss is known, and whether it is the best so far."""
-        begun_s = time.monotonic()
-        found = self.guard.within(self.examiner.validation_loss)
-        nats_per_token = found.nats_per_token
-        facts = self.data.index.validation
-        bpb = bits_per_byte(nats_per_token, facts.tokens, facts.text_bytes)
-        best, is_finite = self.state.best_val_loss, math.isfinite(nats_per_token)
-        is_best = is_finite and (best is None or nats_per_token < best)
-        update: dict[str, float | None] = {"val_loss": None, "val_bpb": None}
-        if is_finite:
-            update = {"val_loss": nats_per_token, "val_bpb": bpb}
-        if is_best:
-            update |= {"best_val_loss": nats_per_token, "best_step": step}
-        waited = 0 if is_best else self.state.evaluations_without_best + 1
-        self.state = self.state.model_copy(update=update | {"evaluations_without_best": waited})
-        self.pace.took("evaluation", time.monotonic() - begun_s)
-        self.evaluated_step = step
-        self.reporter.record(Evaluated(step, nats_per_token, bpb, is_best))
-        if found.tokens < self.examiner.tokens:
-            self.reporter.note(
-                f"the time is over: validated on {found.tokens} of {self.examiner.tokens} tokens"
-            )
-        self.reporter.pause(time.monotonic() - begun_s)
-
-    def _patience_is_over(self) -> bool:
-        patience = self.profile.eval.patience
-        return patience is not None and self.state.evaluations_without_best >= patience
-
-    def _evaluation_is_due(self, step: int, over: bool) -> bool:
-        if not over and step % self.profile.eval.every_steps:
-            return False
-        return self._sum([step == self.evaluated_step])[0] == 0
-
-    def _sample_is_due(self, step: int, over: bool) -> bool:
-        every = self.profile.eval.sample_every_steps
-        if not self.run.world.is_main or every is None or step == self.sampled_step:
-            return False
-        return over or step % every == 0
-
-    def _sample(self, step: int) -> None:
-        begun_s = time.monotonic()
-        for number, prompt in enumerate(self.profile.eval.prompts):
-            text = self.examiner.sample(prompt, seed=step + number)
-            self.reporter.record(Sampled(step, prompt, text))
-        self.sampled_step = step
-        self.pace.took("samples", time.monotonic() - begun_s)
-        self.reporter.pause(time.monotonic() - begun_s)
 
     def _save(self, *, in_background: bool) -> None:
         """A checkpoint of this step; durable, unless that happens while training goes on."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import math
 import os
 import signal
 import threading
@@ -16,6 +18,9 @@ from llmtrain.errors import AbortedError, InterruptedRunError
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 SAVE_SIGNAL = "SIGUSR1"
 _LOOK_FOR_PARENT_EVERY_S = 1.0
+_INSIST_EVERY_S = 0.5
+# timeout(1) signals the process and then its whole group, so that both arrive: that is one request.
+_ONE_REQUEST_S = 0.5
 
 
 class _GivenUp(BaseException):
@@ -27,8 +32,11 @@ class StopRequest:
     """Whether a signal asked to stop, or to save and go on."""
 
     signal_name: str | None = None
+    made_s: float = -math.inf  # by the monotonic clock
     gives_up: bool = False  # what is under way can be redone: the first signal ends it at once
+    has_given_up: bool = False  # something that others may still be at, in threads of theirs
     save_is_asked: bool = False
+    is_insisting: bool = False
 
     @property
     def is_made(self) -> bool:
@@ -56,6 +64,7 @@ class StopRequest:
             finally:
                 self.gives_up = False
         except _GivenUp:
+            self.has_given_up = True
             self.check()
 
     def finish(self) -> None:
@@ -70,14 +79,29 @@ class StopRequest:
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
         """The first signal is noted; the second raises AbortedError where the program stands."""
         name = signal.Signals(number).name
-        if self.signal_name is not None:
+        if self.is_insisting:
+            self.is_insisting = False
+        elif name == self.signal_name and time.monotonic() - self.made_s < _ONE_REQUEST_S:
+            return
+        elif self.signal_name is not None:
             raise AbortedError(
                 f"aborted by a second signal ({name})",
                 hint="--resume auto goes on from the last checkpoint",
             )
-        self.signal_name = name
+        elif self.gives_up:
+            threading.Thread(target=self._insist, args=(number,), daemon=True).start()
+        if self.signal_name is None:
+            self.signal_name, self.made_s = name, time.monotonic()
         if self.gives_up:
             raise _GivenUp
+
+    def _insist(self, number: int) -> None:
+        """What was to be given up is: an exception is lost where it strikes in a callback."""
+        while self.gives_up:
+            time.sleep(_INSIST_EVERY_S)
+            if self.gives_up:
+                self.is_insisting = True
+                _thread.interrupt_main(signal.Signals(number))
 
     def on_save_signal(self, _number: int, _frame: FrameType | None) -> None:
         """The next step is saved."""

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import datetime
 import gc
+import json
 import os
+import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,8 +25,7 @@ from llmtrain.files import LAUNCHED_VARIABLE
 from llmtrain.train.launched import launchers_store
 from llmtrain.units import format_duration
 
-# Tokenizing a large corpus happens on rank 0 alone, and the others wait for it.
-_PREPARATION_LIMIT = datetime.timedelta(days=7)
+_LOOK_EVERY_S = 0.02
 _MEETING_LIMIT = datetime.timedelta(minutes=10)
 _READY, _FAILED = "ready", "failed"  # how a message of rank 0 begins
 _TIMED_OUT = "Timed out"
@@ -96,17 +98,22 @@ class World:
             hint=hint,
         )
 
-    def from_main(self, key: str, produce: Callable[[], str]) -> str:
+    def from_main(
+        self, key: str, produce: Callable[[], str], check: Callable[[], None] = lambda: None
+    ) -> str:
         """What `produce` returns on rank 0, on every rank; the others wait without a collective.
 
         Where it raises, every rank fails: rank 0 with that error, the others with PeerLostError.
+        Those that wait are also ended by what `check` raises.
         """
         if self.store is None:
             return produce()
         if self.is_main:
             self._publish(key, produce)
-        with self._answering(_PREPARATION_LIMIT.total_seconds()):
-            self.store.wait([key], _PREPARATION_LIMIT)
+        with self._answering(0.0):
+            while not self.store.check([key]):  # wait() would hold signals off
+                check()
+                time.sleep(_LOOK_EVERY_S)
             state, _, message = self.store.get(key).decode().partition(" ")
         if state != _READY:
             raise PeerLostError("rank 0 failed, and says why", hint="see its messages")
@@ -145,8 +152,37 @@ def world_from_environment() -> World:
         size=size,
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
         local_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(size))),
-        store=PrefixStore("llmtrain", _meeting_point()),
+        store=meet(_meeting_point(), rank, size),
     )
+
+
+def meet(store: Store, rank: int, size: int, limit: datetime.timedelta = _MEETING_LIMIT) -> Store:
+    """The part of a store that belongs to the ranks that live now. Raises PeerLostError.
+
+    torchrun gives ranks that it starts again the store of those that failed, with all that they
+    left in it. Rank 0 names a part anew and waits there for all the others; each of these believes
+    the name only where rank 0 has seen it, and not one before it that had its number.
+    """
+    own, end_s = secrets.token_hex(8), time.monotonic() + limit.total_seconds()
+    if rank == 0:
+        store.set("part", own)
+    while True:
+        name = own if rank == 0 else _read(store, "part") or ""
+        part = PrefixStore(f"llmtrain {name}", store)
+        if rank == 0 and part.check([str(other) for other in range(1, size)]):
+            seen = [_read(part, str(other)) for other in range(1, size)]
+            part.set("seen", json.dumps([own, *seen]))
+        elif name:
+            part.set(str(rank), own)
+        if own in json.loads(_read(part, "seen") or "[]"):
+            return part
+        if time.monotonic() > end_s:
+            raise PeerLostError(f"rank {rank} waited for others to start, for {limit}")
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _read(store: Store, key: str) -> str | None:
+    return store.get(key).decode() if store.check([key]) else None
 
 
 def _meeting_point() -> Store:

@@ -18,7 +18,7 @@ CONTRACT = {
     *("train", "eval", "generate", "memory", "device info", "device bench"),
     *("tokenizer train", "tokenizer encode", "tokenizer decode", "tokenizer inspect"),
     *("profiles list", "profiles show", "profiles validate", "profiles schema"),
-    *("runs list", "runs show"),
+    *("runs list", "runs show", "runs verify", "runs prove-resume"),
 }
 
 

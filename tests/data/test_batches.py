@@ -124,3 +124,15 @@ def test_arrays_outlive_the_stream(tmp_path: Path) -> None:
     for path in paths:
         path.unlink()
     assert tokens.tolist() == [2, 3, 4]
+
+
+def test_an_id_that_no_embedding_has_is_named(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("train-00000.bin", "train-00001.bin")]
+    paths[0].write_bytes(np.arange(10, dtype="<u2").tobytes())
+    paths[1].write_bytes(np.array([3, 9, 10, 9], dtype="<u2").tobytes())
+    with TokenStream(paths, np.dtype("<u2"), vocab_size=10) as stream:
+        assert stream.read(5, 7).tolist() == [5, 6, 7, 8, 9, 3, 9]
+        assert stream.read(13, 1).tolist() == [9]
+        for start, count in ((12, 1), (0, 14), (10, 4)):
+            with pytest.raises(DataError, match=r"00001\.bin is damaged: token 2 has id 10, and"):
+                stream.read(start, count)

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from llmtrain.device import exhaustion
 from llmtrain.device.exhaustion import memory_errors_mapped, out_of_memory
 from llmtrain.errors import DataError, DoesNotFitError
 
@@ -59,6 +60,17 @@ def test_what_is_about_memory(error: Exception, expected: str) -> None:
 )
 def test_what_is_not(error: BaseException) -> None:
     assert out_of_memory(error) is None
+
+
+@pytest.mark.parametrize("text", ["could not create a primitive", "can't start new thread"])
+def test_what_may_have_other_causes_is_believed_where_memory_cannot_be_had(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = RuntimeError(text)
+    assert out_of_memory(error) is None
+    monkeypatch.setattr(exhaustion, "_PROBE_BYTES", 1 << 62)
+    assert out_of_memory(error) == "memory ran out"
+    assert out_of_memory(RuntimeError("shapes")) is None
 
 
 def test_errors_about_memory_are_ours_within() -> None:

@@ -91,18 +91,37 @@ def test_the_reason_has_the_figures_of_the_tightest_bound() -> None:
     )
 
 
-def test_growth_is_what_others_took_both_times() -> None:
-    taken_mib = [(1500, 1000), (1600, 1000), (1650, 1000), (1900, 1200), (1900, 1300)]
-    neighbours, expected_mib = Neighbours({}, {}), []
-    for used, held in taken_mib:
-        now = neighbours.now([bound(used)], held * MIB)
-        expected_mib.append(growing([bound(used)], neighbours, now)[0].growth_bytes // MIB)
+def grown_mib(others_mib: list[int], *, seconds: float, next_look_in_s: float) -> list[int]:
+    """The growth that is expected at each of several looks, so many seconds apart."""
+    neighbours, expected = Neighbours(), []
+    for number, others in enumerate(others_mib):
+        bounds = [bound(others + HELD_MIB)]
+        now = neighbours.now(bounds, HELD_MIB * MIB, number * seconds)
+        found = growing(bounds, neighbours, now, next_look_in_s)
+        expected.append(found[0].growth_bytes // MIB)
         neighbours = now
-    # others hold 500, 600, 650, 700, 600
-    assert expected_mib == [0, 0, 50, 50, 0]
+    return expected
+
+
+def test_growth_is_what_others_took_both_times() -> None:
+    others_mib = [500, 600, 650, 700, 600, 700]
+    assert grown_mib(others_mib, seconds=1, next_look_in_s=1) == [0, 0, 50, 50, 0, 0]
+
+
+def test_growth_is_as_long_as_it_takes_to_look_again() -> None:
+    assert grown_mib([500, 600, 700], seconds=2, next_look_in_s=2) == [0, 0, 100]
+    assert grown_mib([500, 600, 700], seconds=2, next_look_in_s=10) == [0, 0, 500]
+    assert grown_mib([500, 600, 700], seconds=20, next_look_in_s=10) == [0, 0, 50]
 
 
 def test_a_program_that_starts_once_is_no_growth() -> None:
-    neighbours = Neighbours({}, {}).now([bound(1000)], 0).now([bound(1000)], 0)
-    jumped = neighbours.now([bound(1800)], 0)
-    assert growing([bound(1800)], neighbours, jumped)[0].growth_bytes == 0
+    assert grown_mib([500, 500, 1300, 1300], seconds=1, next_look_in_s=1) == [0, 0, 0, 0]
+
+
+def test_what_the_run_itself_takes_is_no_growth() -> None:
+    neighbours = Neighbours()
+    for number, held in enumerate((100, 500, 900)):
+        bounds = [bound(held + 700)]
+        now = neighbours.now(bounds, held * MIB, number)
+        assert growing(bounds, neighbours, now, 10.0)[0].growth_bytes == 0
+        neighbours = now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from tests.device.machines import CPU, CUDA, NEEDS, wish
 def planned(micro_batch: int, accumulation: int, **changes: object) -> Plan:
     plan = make_plan(CPU, wish(), NEEDS)
     sizes = {"micro_batch": micro_batch, "accumulation": accumulation}
-    values = {name: Choice(value, "") for name, value in (sizes | changes).items()}
+    values: dict[str, Any] = {name: Choice(v, "") for name, v in (sizes | changes).items()}
     return replace(plan, **values)
 
 

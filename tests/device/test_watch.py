@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from tests.device.machines import CPU, CUDA, wish
 
 MIB = 2**20
 SHAPE = shape_of(ModelSection(hidden_size=256, num_heads=4, num_layers=8, context=512))
+_SECONDS = itertools.count(1.0)
 NEEDS = Needs(SHAPE, tokens_per_step=16 * 512)
 
 
@@ -27,8 +29,12 @@ def planned(micro_batch: int = 8) -> Plan:
     )
 
 
-def look(limit: int, *, held: int, peak: int | None = None, others: int = 0) -> Look:
-    return Look([Bound("the group", limit, held + others)], held, peak or held)
+def look(
+    limit: int, *, held: int, peak: int | None = None, others: int = 0, at_s: float | None = None
+) -> Look:
+    """A look; where it is not said when, it is a second after the one before it."""
+    at_s = next(_SECONDS) if at_s is None else at_s
+    return Look(at_s, [Bound("the group", limit, held + others)], held, peak or held)
 
 
 def limit_for(need_bytes: int) -> int:
@@ -41,8 +47,8 @@ def test_before_a_step_the_prediction_counts() -> None:
     total = predict(NEEDS, plan).total_bytes
     held = total // 4
     fitting = limit_for(total)
-    assert MemoryWatch(NEEDS, plan).judge(look(fitting, held=held), plan) == Answer()
-    tight = MemoryWatch(NEEDS, plan).judge(look(fitting - 2 * MIB, held=held), plan)
+    assert MemoryWatch(NEEDS, plan).judge(look(fitting, held=held), plan, 0) == Answer()
+    tight = MemoryWatch(NEEDS, plan).judge(look(fitting - 2 * MIB, held=held), plan, 0)
     assert tight.smaller == 1
 
 
@@ -51,21 +57,43 @@ def test_others_count_before_a_step() -> None:
     total = predict(NEEDS, plan).total_bytes
     limit = limit_for(total) + 100 * MIB
     watch = MemoryWatch(NEEDS, plan)
-    assert watch.judge(look(limit, held=total // 4, others=50 * MIB), plan) == Answer()
+    assert watch.judge(look(limit, held=total // 4, others=50 * MIB), plan, 0) == Answer()
     watch = MemoryWatch(NEEDS, plan)
-    assert watch.judge(look(limit, held=total // 4, others=300 * MIB), plan).smaller > 0
+    assert watch.judge(look(limit, held=total // 4, others=300 * MIB), plan, 0).smaller > 0
 
 
 def test_after_a_step_its_peak_counts() -> None:
     plan = planned()
     total = predict(NEEDS, plan).total_bytes
     watch = MemoryWatch(NEEDS, plan)
-    watch.judge(look(2 * total, held=total // 4), plan)
+    watch.judge(look(2 * total, held=total // 4), plan, 0)
     peak = total // 2  # it takes half of what was predicted
     limit = limit_for(peak)
-    assert watch.judge(look(limit, held=peak - MIB, peak=peak), plan) == Answer()
+    assert watch.judge(look(limit, held=peak - MIB, peak=peak), plan, 1) == Answer()
     more = peak + 20 * MIB
-    assert watch.judge(look(limit, held=peak - MIB, peak=more), plan).smaller == 1
+    assert watch.judge(look(limit, held=peak - MIB, peak=more), plan, 1).smaller == 1
+
+
+def test_in_the_midst_of_the_first_step_only_a_higher_peak_counts() -> None:
+    plan = planned()
+    total = predict(NEEDS, plan).total_bytes
+    limit = limit_for(total)
+    watch = MemoryWatch(NEEDS, plan)
+    watch.judge(look(2 * total, held=total // 4), plan, 0)
+    held = total // 3  # it has hardly begun
+    assert watch.judge(look(limit, held=held, peak=held), plan, 0) == Answer()
+    assert watch.judge(look(limit - 2 * MIB, held=held, peak=held), plan, 0).smaller == 1
+    more = total + 20 * MIB
+    assert watch.judge(look(limit, held=held, peak=more), plan, 0).smaller == 1
+
+
+def test_a_peak_that_was_reached_in_the_midst_of_a_step_counts_after_it() -> None:
+    plan = planned()
+    total = predict(NEEDS, plan).total_bytes
+    watch, peak = MemoryWatch(NEEDS, plan), total // 2
+    watch.judge(look(2 * total, held=total // 4), plan, 0)
+    watch.judge(look(2 * total, held=peak, peak=peak), plan, 0)
+    assert watch.judge(look(limit_for(peak), held=peak, peak=peak), plan, 1) == Answer()
 
 
 def test_a_peak_from_before_says_nothing_of_the_plan() -> None:
@@ -74,7 +102,7 @@ def test_a_peak_from_before_says_nothing_of_the_plan() -> None:
     watch = MemoryWatch(NEEDS, plan)
     limit = limit_for(total)
     for _ in range(2):  # tokenizing once took ten times what training will
-        assert watch.judge(look(limit, held=total // 4, peak=10 * total), plan) == Answer()
+        assert watch.judge(look(limit, held=total // 4, peak=10 * total), plan, 0) == Answer()
 
 
 def test_a_smaller_plan_is_expected_to_take_less_than_the_peak_of_the_larger() -> None:
@@ -84,13 +112,13 @@ def test_a_smaller_plan_is_expected_to_take_less_than_the_peak_of_the_larger() -
     saved = predict(NEEDS, plan).total_bytes - predict(NEEDS, less).total_bytes
     peak = 2 * predict(NEEDS, plan).total_bytes
     watch = MemoryWatch(NEEDS, plan)
-    watch.judge(look(4 * peak, held=peak // 4), plan)
+    watch.judge(look(4 * peak, held=peak // 4), plan, 0)
     limit = limit_for(peak - saved)
-    assert watch.judge(look(limit, held=peak - MIB, peak=peak), plan).smaller == 1
+    assert watch.judge(look(limit, held=peak - MIB, peak=peak), plan, 1).smaller == 1
     # It was taken: what it does not need was given back, and the peak is still the larger plan's.
-    assert watch.judge(look(limit, held=peak // 4, peak=peak), less) == Answer()
-    assert watch.judge(look(limit, held=peak // 4, peak=peak), less) == Answer()
-    tighter = watch.judge(look(limit - 2 * MIB, held=peak // 4, peak=peak), less)
+    assert watch.judge(look(limit, held=peak // 4, peak=peak), less, 1) == Answer()
+    assert watch.judge(look(limit, held=peak // 4, peak=peak), less, 2) == Answer()
+    tighter = watch.judge(look(limit - 2 * MIB, held=peak // 4, peak=peak), less, 2)
     assert tighter.smaller == 1
 
 
@@ -100,36 +128,59 @@ def test_several_processes_take_as_much_each() -> None:
     total = predict(needs, plan).total_bytes
     limit = limit_for(total)
     held = total // 8
-    two = Look([Bound("the group", limit, 2 * held)], held, held)
-    assert MemoryWatch(needs, plan).judge(two, plan) == Answer()
-    tight = Look([Bound("the group", limit - 2 * MIB, 2 * held)], held, held)
-    assert MemoryWatch(needs, plan).judge(tight, plan).smaller == 1
+    two = Look(1.0, [Bound("the group", limit, 2 * held)], held, held)
+    assert MemoryWatch(needs, plan).judge(two, plan, 0) == Answer()
+    tight = Look(1.0, [Bound("the group", limit - 2 * MIB, 2 * held)], held, held)
+    assert MemoryWatch(needs, plan).judge(tight, plan, 0).smaller == 1
 
 
 def test_a_gpus_plan_is_not_made_smaller_for_the_machines_memory() -> None:
     plan = make_plan(CUDA, wish(), NEEDS)
     watch = MemoryWatch(NEEDS, plan)
     held = 100 * MIB
-    assert watch.judge(look(2 * held, held=held), plan) == Answer()
-    assert watch.judge(look(held, held=held), plan).stop
+    assert watch.judge(look(2 * held, held=held), plan, 0) == Answer()
+    assert watch.judge(look(held, held=held), plan, 0).stop
 
 
 def test_it_reads_at_once_and_then_twice_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, reads = planned(), []
-    moments_s = [0.0, 0.1, 0.49, 0.5, 0.9, 1.01]
-    clock = iter(moments_s)
-    monkeypatch.setattr("llmtrain.device.watch.time.monotonic", lambda: next(clock))
+    moments_s, now_s = [7.0, 7.1, 7.49, 7.5, 7.9, 8.01], 0.0
+    monkeypatch.setattr("llmtrain.device.watch.time.monotonic", lambda: now_s)
 
     def read() -> Look:
         reads.append(1)
-        return look(10**12, held=1)
+        return look(10**12, held=1, at_s=now_s)
 
     watch = MemoryWatch(NEEDS, plan, read)
     counts = []
-    for _ in moments_s:
-        assert watch.look(plan) == Answer()
+    for moment_s in moments_s:
+        now_s = moment_s
+        assert watch.look(plan, 0) == Answer()
         counts.append(len(reads))
     assert counts == [1, 1, 1, 2, 2, 3]
+
+
+def test_a_neighbour_that_grows_is_expected_to_grow_until_the_next_look() -> None:
+    plan = planned()
+    total = predict(NEEDS, plan).total_bytes
+    limit = limit_for(total) + 1000 * MIB
+    watch = MemoryWatch(NEEDS, plan)
+    held = total // 4
+    for at_s, others in ((0, 0), (10, 100), (20, 200), (30, 300), (40, 400)):  # 10 MiB/s
+        found = watch.judge(look(limit, held=held, others=others * MIB, at_s=at_s), plan, 0)
+        assert found == Answer()
+    # Looks were 10 s apart: 100 MiB more until the next one.
+    assert watch.judge(look(limit, held=held, others=905 * MIB, at_s=50), plan, 0).smaller > 0
+
+
+def test_a_machine_that_slept_is_not_expected_to_sleep_again() -> None:
+    plan = planned()
+    total = predict(NEEDS, plan).total_bytes
+    limit = limit_for(total) + 1000 * MIB
+    watch = MemoryWatch(NEEDS, plan)
+    for at_s, others in ((0, 0), (1, 1), (100_000, 2), (100_001, 3), (100_002, 4)):
+        found = watch.judge(look(limit, held=total // 4, others=others * MIB, at_s=at_s), plan, 0)
+        assert found == Answer()
 
 
 def test_a_system_that_does_not_say_is_not_watched() -> None:
@@ -137,7 +188,7 @@ def test_a_system_that_does_not_say_is_not_watched() -> None:
         raise OSError("no such file")
 
     plan = planned()
-    assert MemoryWatch(NEEDS, plan, read).look(plan) == Answer()
+    assert MemoryWatch(NEEDS, plan, read).look(plan, 0) == Answer()
 
 
 def test_this_machine_says() -> None:
@@ -153,5 +204,5 @@ def test_the_first_look_may_take_several_smaller_plans(micro_batch: int) -> None
     plan = planned(micro_batch)
     plans = list(smaller_plans(plan))
     least = predict(NEEDS, plans[-1]).total_bytes
-    found = MemoryWatch(NEEDS, plan).judge(look(limit_for(least), held=least // 4), plan)
+    found = MemoryWatch(NEEDS, plan).judge(look(limit_for(least), held=least // 4), plan, 0)
     assert found.smaller == len(plans)

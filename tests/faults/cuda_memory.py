@@ -18,6 +18,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from llmtrain.train.world import World
 from llmtrain.units import format_bytes
 
 _TOLERANCE = 0.02  # of a loss: bf16 products, summed in another order
+_LARGEST_BLOCK_BYTES, _SMALLEST_BLOCK_BYTES = 16 << 30, 2 << 20
 _CONTEXT_BYTES = 512 << 20  # what kernels load when they are first used
 
 
@@ -57,15 +59,22 @@ class Troubled:
         step = 0 if isinstance(event, Started) else event.step if isinstance(event, Step) else None
         if step == self.at_step and not self.ballast:
             assert self.started is not None
-            self.ballast.append(fill(self.leave(self.started)))
+            self.ballast += fill(self.leave(self.started))
 
 
-def fill(leave_bytes: int) -> torch.Tensor:
-    """Takes all of the card but so many bytes."""
+def fill(leave_bytes: int) -> list[torch.Tensor]:
+    """Takes all of the card but so many bytes, in blocks that it gives."""
     gc.collect()  # of runs before
     torch.cuda.empty_cache()
-    free_bytes, _ = torch.cuda.mem_get_info()
-    return torch.empty(max(1, free_bytes - leave_bytes), dtype=torch.uint8, device="cuda")
+    taken: list[torch.Tensor] = []
+    block_bytes = _LARGEST_BLOCK_BYTES
+    while block_bytes >= _SMALLEST_BLOCK_BYTES:
+        if torch.cuda.mem_get_info()[0] - leave_bytes >= block_bytes:
+            with suppress(torch.OutOfMemoryError):
+                taken.append(torch.empty(block_bytes, dtype=torch.uint8, device="cuda"))
+                continue
+        block_bytes //= 2
+    return taken
 
 
 def half_of_a_step(started: Started) -> int:
@@ -133,7 +142,7 @@ def goes_on(out: Path, options: argparse.Namespace, at_step: int) -> str | None:
     told(observer, micro_batches(out))
     if len(micro_batches(out)) < 2:
         return "the plan did not change: leave less with another profile"
-    smaller = {"train.micro_batch": micro_batches(out)[-1]}
+    smaller: dict[str, Any] = {"train.micro_batch": micro_batches(out)[-1]}
     untroubled = train(out.with_name(f"{out.name}-untroubled"), options, lambda _: None, **smaller)
     return differs(found, untroubled)
 

@@ -59,7 +59,7 @@ class Case:
 
     def beside(self) -> str:
         """What takes memory beside the run."""
-        grows = f" +{self.growth:.0%}/s" if self.growth else ""
+        grows = f" +{self.growth:.1%}/s" if self.growth else ""
         return f"{self.ballast:.0%}{grows}" if self.ballast or self.growth else "-"
 
 
@@ -105,7 +105,7 @@ def cases(count: int, seed: int = 0) -> Iterator[Case]:
         elif kind == 2:  # memory that the plan knows nothing of
             yield Case(context, windows, draw.choice(("auto", *halves)), draw.uniform(0.2, 0.5))
         elif kind == 3:  # memory that goes while it trains
-            yield Case(context, windows, "auto", 0.1, draw.uniform(0.01, 0.03))
+            yield Case(context, windows, "auto", 0.2, draw.uniform(0.003, 0.01))
         else:  # hardly any left
             yield Case(context, windows, "auto", draw.uniform(0.5, 0.8))
 
@@ -199,12 +199,12 @@ def _said(log: str) -> str:
 
 def rows(found: Sequence[tuple[Case, Outcome]]) -> Iterator[str]:
     """The table, a line a run."""
-    yield "    context   step asked    beside  outcome    steps  plans"
+    yield "    context   step asked      beside  outcome    steps  plans"
     for number, (case, outcome) in enumerate(found, 1):
         asked = case.micro_batch + ("c" if case.compiled else "")
         tokens = case.context * case.windows
         yield (
-            f"{number:>3} {case.context:>7} {tokens:>6} {asked:>5} {case.beside():>9}  "
+            f"{number:>3} {case.context:>7} {tokens:>6} {asked:>5} {case.beside():>11}  "
             f"{outcome.name():<10} {outcome.steps:>5}  {' → '.join(outcome.plans)}"
         )
         if outcome.said:
@@ -218,6 +218,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--means", choices=("auto", "cgroup", "rlimit"), default="auto")
+    parser.add_argument("--only", type=int, help="the number of one run")
     parser.add_argument("--data", help="the text; builtin:python where left away")
     return parser.parse_args()
 
@@ -247,6 +248,8 @@ def main() -> int:
     found = []
     with tempfile.TemporaryDirectory(prefix="llmtrain-memory-") as directory:
         for number, case in enumerate(cases(said.runs, said.seed), 1):
+            if said.only not in (None, number):
+                continue
             place = Path(directory) / str(number)
             place.mkdir()
             with confined(means, said.limit) as confinement:

@@ -76,6 +76,12 @@ def test_any_bytes_are_sound_or_refused(data: bytes) -> None:
     assert data[0] == 0x0A or field(1, b"") in data or b"\x0a" in data
 
 
+def test_a_model_whose_unknown_token_is_no_text_is_refused(tokenizer: Tokenizer) -> None:
+    surface = field(2, varint(44 << 3 | 2) + b"\x01\xc0")  # trainer_spec.unk_surface
+    with pytest.raises(DataError, match="not a sentencepiece model"):
+        Tokenizer(tokenizer._model_proto + surface)  # messages that follow are merged
+
+
 def test_damaged_models_do_not_end_the_process(tokenizer: Tokenizer) -> None:
     """In a process of its own: a library in C++ could take this one with it."""
     code = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -18,10 +19,14 @@ from torch.distributed import HashStore
 from llmtrain.device.choice import Needs
 from llmtrain.device.pressure import Answer
 from llmtrain.device.watch import MemoryWatch
-from llmtrain.errors import DoesNotFitError
+from llmtrain.engine import training
+from llmtrain.errors import AbortedError, DoesNotFitError
 from llmtrain.model.decoder import Decoder
-from llmtrain.train.checkpoint import load_checkpoint
+from llmtrain.train import loop, saving
+from llmtrain.train.checkpoint import Checkpoint, load_checkpoint
+from llmtrain.train.checkpoint_writing import Written
 from llmtrain.train.events import Event, Note, Step
+from llmtrain.train.examine import Examiner
 from llmtrain.train.memory import MemoryGuard
 from llmtrain.train.muon import RoleOptimizer
 from llmtrain.train.rundir import RunDirectory
@@ -86,7 +91,7 @@ def answers(monkeypatch: pytest.MonkeyPatch, at_look: int, answer: Answer) -> It
     """At the n-th look memory asks for `answer`; the list has an item a look."""
     looks: list[int] = []
 
-    def look(self: MemoryWatch, plan: Any) -> Answer:
+    def look(self: MemoryWatch, plan: Any, step: int) -> Answer:
         looks.append(1)
         return answer if len(looks) == at_look else Answer()
 
@@ -257,6 +262,61 @@ def test_where_nothing_smaller_is_left_the_last_step_is_saved(
     assert files(place / "run").digests() == run_alone(**FP32).digests()
 
 
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [(MemoryError(), "memory ran out"), (OSError(errno.ENOSPC, "disk full"), "disk full")],
+)
+def test_where_saving_fails_too_it_says_so_and_the_last_checkpoint_stays(
+    error: Exception,
+    why: str,
+    llmtrain: Any,
+    place: Path,
+    files: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write = saving.write_checkpoint
+
+    def short_write(directory: Path, checkpoint: Checkpoint) -> Written:
+        if checkpoint.state.step == 5:
+            raise error
+        return write(directory, checkpoint)
+
+    monkeypatch.setattr(saving, "write_checkpoint", short_write)
+    with little_memory(monkeypatch, most=0, from_step=6):
+        every = ("--set", "checkpoint.every_steps=4")
+        told = llmtrain("train", "-p", "tiny.yaml", "--out", "run", *every)
+
+    assert told.code == 3
+    assert "step 5 could not be saved: " in told.err
+    assert why in told.err
+    assert "in step 6, with one sequence" in told.err
+    assert files(place / "run").checkpoints == ["step-00000004"]
+
+
+def test_a_second_signal_is_heeded_while_the_last_step_is_saved(
+    llmtrain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def aborted_write(*_: object) -> None:
+        raise AbortedError("aborted by a second signal (SIGINT)")
+
+    monkeypatch.setattr(saving, "write_checkpoint", aborted_write)
+    with little_memory(monkeypatch, most=0, from_step=6):
+        assert llmtrain("train", "-p", "tiny.yaml", "--out", "run").code == 130
+
+
+def test_outside_of_a_step_it_is_no_surprise_either(
+    llmtrain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short_build(*_: object) -> None:
+        raise ERRORS["cpu"]
+
+    monkeypatch.setattr(training, "build_run", short_build)
+    told = llmtrain("train", "-p", "tiny.yaml", "--out", "run")
+
+    assert told.code == 3
+    assert "64 MiB could not be allocated, outside of a training step" in told.err
+
+
 def test_before_a_first_step_there_is_nothing_to_save(
     train: Any, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +361,58 @@ def test_evaluation_that_runs_out_is_done_again_by_a_smaller_plan(
     found, expected = ([m["val_loss"] for m in c if "val_loss" in m] for c in (ours, theirs))
     assert len(found) == 2
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_sample_that_runs_out_is_drawn_again_by_a_smaller_plan(
+    train: Any, place: Path, files: Any, run_alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw, calls = Examiner.sample, 0
+
+    def short_sample(self: Examiner, *arguments: Any, **options: Any) -> str:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise ERRORS["cpu"]
+        return draw(self, *arguments, **options)
+
+    monkeypatch.setattr(Examiner, "sample", short_sample)
+    train(place / "run", **FP32)
+
+    assert plan_of(place / "run", "micro_batch") == 4
+    samples = files(place / "run").lines("samples.jsonl")
+    assert samples[0] == run_alone(**FP32).lines("samples.jsonl")[0]
+
+
+def test_gradients_that_were_unscaled_are_scaled_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clipped = loop._clipped_norm
+    failures = [ERRORS["cpu"]]
+
+    def short_norm(*arguments: Any) -> float:
+        if failures:
+            raise failures.pop()
+        return clipped(*arguments)
+
+    monkeypatch.setattr(loop, "_clipped_norm", short_norm)
+    reports = []
+    for scaler in (torch.amp.GradScaler("cpu", init_scale=1024.0), None):
+        run = make_run()
+        run.scaler = scaler or run.scaler
+        RunDirectory(tmp_path).write_record({"profile": {}, "sittings": [{}]})
+        needs = Needs(run.model.shape, WINDOWS * run.context)
+        guard = MemoryGuard(
+            run,
+            needs,
+            RunDirectory(tmp_path),
+            lambda _: None,
+            changed=_nothing,
+            rescue=lambda: None,
+        )
+        reports.append(next(guard.steps()))
+        assert run.scaler.get_scale() == (1024.0 if scaler else 1.0)
+    assert reports[0].loss == pytest.approx(reports[1].loss, rel=1e-5)
+    assert reports[0].grad_norm == pytest.approx(reports[1].grad_norm, rel=1e-4)
 
 
 def test_other_errors_are_not_taken_for_it(

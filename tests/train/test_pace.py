@@ -74,3 +74,30 @@ def test_a_machine_that_slows_down_slows_what_is_left_too() -> None:
     for _ in range(2):
         found.step_took(2.0)
     assert found.reserve_s == pytest.approx(pace._EXIT_S + pace._UNDERESTIMATED * (10))
+
+
+def test_a_suspended_step_is_neither_the_pace_nor_trained_time() -> None:
+    found = made()
+    for _ in range(5):
+        assert found.step_took(1.0) == 1.0
+    assert found.step_took(600.0) == 1.0  # Ctrl-Z, or a laptop that was shut
+    assert (found.step_s, found.slow_step_s) == (1.0, 1.0)
+    assert found.step_took(1.5) == 1.5
+    assert found.slow_step_s == 1.5
+
+
+def test_a_machine_that_became_as_slow_is_believed() -> None:
+    found = made()
+    for _ in range(5):
+        found.step_took(1.0)
+    found.step_took(60.0)
+    assert found.step_took(60.0) == 60.0
+    assert found.slow_step_s == 60.0
+
+
+def test_short_steps_may_vary() -> None:
+    found = made()
+    for _ in range(5):
+        found.step_took(0.01)
+    assert found.step_took(1.9) == 1.9
+    assert found.slow_step_s == 1.9

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,13 @@ import pytest
 if sys.platform == "win32":
     pytest.skip("there are no such signals", allow_module_level=True)
 
+from llmtrain.engine.request import TrainRequest
+from llmtrain.engine.training import Sitting, run_training
 from llmtrain.errors import AbortedError, InterruptedRunError
 from llmtrain.train.checkpoint import list_checkpoints, load_checkpoint
+from llmtrain.train.events import Event, Saved, Step
 from llmtrain.train.signals import StopRequest, stop_on_signals
+from llmtrain.train.world import World
 
 STEPS = 400  # seconds of training, so that a signal comes in time on a busy machine too
 LIMIT_S = 200
@@ -146,6 +151,17 @@ def test_signal_in_preparation_leaves_nothing_half_made(
     assert not list((place / "cache").glob("shards/*"))
 
 
+def test_a_signal_that_comes_twice_at_once_is_one_request() -> None:
+    """As of timeout(1), which signals the process and then its whole group."""
+    request = StopRequest()
+    for _ in range(2):
+        request.on_signal(signal.SIGTERM, None)
+    assert request.signal_name == "SIGTERM"
+    request.made_s -= 1.0
+    with pytest.raises(AbortedError):
+        request.on_signal(signal.SIGTERM, None)
+
+
 def test_first_signal_is_noted_and_the_second_insists() -> None:
     request = StopRequest()
     request.check()
@@ -154,6 +170,86 @@ def test_first_signal_is_noted_and_the_second_insists() -> None:
         request.check()
     with pytest.raises(AbortedError):
         request.on_signal(signal.SIGINT, None)
+
+
+def test_what_can_be_redone_is_left_where_it_stands() -> None:
+    reached = []
+
+    def work(request: StopRequest) -> None:
+        with request.at_once():
+            signal.raise_signal(signal.SIGTERM)
+            reached.append("the next line")
+
+    with stop_on_signals() as request, pytest.raises(InterruptedRunError, match="SIGTERM"):
+        work(request)
+    assert reached == []
+    assert request.has_given_up
+
+
+def test_leaving_is_insisted_on_where_it_was_swallowed() -> None:
+    def work(request: StopRequest) -> None:
+        with request.at_once():
+            with suppress(BaseException):  # as a callback swallows it, and only tells stderr
+                signal.raise_signal(signal.SIGTERM)
+            time.sleep(LIMIT_S)
+
+    with stop_on_signals() as request, pytest.raises(InterruptedRunError):
+        work(request)
+    assert not request.gives_up
+
+
+def test_what_can_no_longer_be_left_is_finished() -> None:
+    with stop_on_signals() as request:
+        with request.at_once():
+            request.finish()
+            signal.raise_signal(signal.SIGTERM)
+        assert request.is_made
+        assert not request.has_given_up
+        with pytest.raises(InterruptedRunError), request.at_once():
+            pytest.fail("a request that was made before is heeded first")
+
+
+def test_a_save_is_asked_for_once_and_stops_nothing() -> None:
+    with stop_on_signals() as request:
+        signal.raise_signal(signal.SIGUSR1)
+        assert not request.is_made
+        assert (request.take_save(), request.take_save()) == (True, False)
+
+
+def test_a_save_that_is_asked_for_changes_nothing(place: Path, reference: Any, files: Any) -> None:
+    stop = StopRequest()
+    saved: list[int] = []
+
+    def observe(event: Event) -> None:
+        if isinstance(event, Step) and event.step in (3, 7):
+            stop.on_save_signal(signal.SIGUSR1, None)
+        if isinstance(event, Saved):
+            saved.append(event.step)
+
+    request = TrainRequest(profile="tiny.yaml", out=place / "run")
+    result = run_training(request, Sitting(World(), observe, stop))
+    assert result.stopped == "done"
+    assert saved == [4, 8, 10, 20]  # 10 and 20 are the best so far
+    assert files(place / "run").digests() == reference.digests()
+
+
+def test_a_clock_that_is_set_changes_nothing(
+    place: Path, reference: Any, files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    days = iter(range(0, 10**6, 400))
+    steps: list[Step] = []
+    now_s = time.time()
+    monkeypatch.setattr(time, "time", lambda: now_s + (-1) ** (day := next(days)) * 86400 * day)
+
+    def observe(event: Event) -> None:
+        if isinstance(event, Step):
+            steps.append(event)
+
+    request = TrainRequest(profile="tiny.yaml", out=place / "run")
+    run_training(request, Sitting(World(), observe, StopRequest()))
+    assert files(place / "run").digests() == reference.digests()
+    assert all(0 < step.elapsed_s < LIMIT_S and step.tokens_per_s > 0 for step in steps)
+    assert all(0 <= step.remaining_s < LIMIT_S for step in steps if step.remaining_s is not None)
 
 
 def test_handlers_are_put_back_and_ignored_signals_stay_ignored() -> None:

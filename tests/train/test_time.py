@@ -29,7 +29,7 @@ def after_step(step: int) -> Callable[[Event], bool]:
 def test_time_that_was_used_before_an_interruption_counts(
     train: Any, place: Path, files: Any
 ) -> None:
-    first = train(place / "run", stop_at=after_step(40), train__time="9s")
+    first = train(place / "run", stop_at=after_step(10), train__time="12s")
     used_s = first.seconds
     assert first.stopped == "interrupted"
     begun_s = time.monotonic()
@@ -38,7 +38,7 @@ def test_time_that_was_used_before_an_interruption_counts(
 
     assert second.stopped == "time"
     assert second.seconds == pytest.approx(used_s + sitting_s + _AFTER_THE_CLOCK_S, abs=0.5)
-    assert 4 < second.seconds <= 9
+    assert 4 < second.seconds <= 12
     rates = [line["lr"] for line in files(place / "run").course() if "loss" in line]
     assert rates[-1] < 0.2 * max(rates)
     falling = rates[rates.index(max(rates)) :]

@@ -1,0 +1,62 @@
+"""Learning apart gives what learning here gives, and ends when it is asked to."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from llmtrain.errors import DataError, LlmtrainError, UsageError
+from llmtrain.tokenizer.learner import learn_apart
+from llmtrain.tokenizer.training import learn_vocabulary
+
+
+def texts(words: int) -> list[str]:
+    draw = random.Random(0)
+    found = ("".join(draw.choices("abcdefghijklmno", k=draw.randint(3, 9))) for _ in range(words))
+    return [" ".join(found), "líne\u2028 ends\r\n\x00 \U0001f600"]
+
+
+def learners() -> list[psutil.Process]:
+    """Processes that learn for this one, and live."""
+    children = psutil.Process().children()
+    return [c for c in children if "llmtrain.tokenizer.learner" in c.cmdline()]
+
+
+def test_the_vocabulary_is_the_same() -> None:
+    assert learn_apart(texts(500), 400, lambda: None) == learn_vocabulary(texts(500), 400)
+    assert learners() == []
+
+
+def test_refusals_come_through() -> None:
+    with pytest.raises(UsageError) as apart:
+        learn_apart(["".join(map(chr, range(0x4E00, 0x4F00)))], 300, lambda: None)
+    with pytest.raises(UsageError) as here:
+        learn_vocabulary(["".join(map(chr, range(0x4E00, 0x4F00)))], 300)
+    assert (apart.value.message, apart.value.hint) == (here.value.message, here.value.hint)
+
+
+def test_a_stop_ends_it_at_once() -> None:
+    calls: Iterator[int] = iter(range(10**6))
+
+    def stop() -> None:
+        if next(calls) == 4:
+            assert learners()
+            raise DataError("enough")
+
+    with pytest.raises(DataError, match="enough"):
+        learn_apart(texts(300_000), 8000, stop)
+    assert learners() == []
+
+
+def test_a_learner_that_dies_is_named() -> None:
+    calls: Iterator[int] = iter(range(10**6))
+
+    def kill() -> None:
+        if next(calls) == 4:
+            learners()[0].kill()
+
+    with pytest.raises(LlmtrainError, match=r"learns the tokenizer (was killed|ended)"):
+        learn_apart(texts(300_000), 8000, kill)
