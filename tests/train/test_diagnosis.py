@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from llmtrain.device.plan import make_plan
 from llmtrain.device.probe import read_facts
@@ -208,7 +209,9 @@ def test_looking_changes_nothing(way: str) -> None:
     looked, other = run_of(way), run_of(way)
     before = {name: weight.clone() for name, weight in looked.model.state_dict().items()}
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in looked.model.modules())
+    graphs = counters["stats"]["unique_graphs"]
     assert diagnose(looked, looked.position.windows) is None
+    assert counters["stats"]["unique_graphs"] == graphs  # compiling for it takes a minute
     assert all(torch.equal(w, before[n]) for n, w in looked.model.state_dict().items())
     assert all(p.grad is None for p in looked.model.parameters())
     assert hooks == sum(

@@ -381,6 +381,22 @@ def test_interrupted_and_rewound_is_as_only_rewound(
     assert files(place / "run").course() == rewound.course()
 
 
+def test_what_an_earlier_rewind_gave_up_is_not_gone_back_to(
+    train: Any, inject: Any, place: Path, files: Any, near: None
+) -> None:
+    """Nothing was saved between the two, so that it still looks like the newest state."""
+    inject(activation("model.norm", at_steps(*range(12, 17), *range(31, 36))))
+    settings = {"train__steps": 30, "eval__every_steps": 100, "checkpoint__every_steps": 100}
+    train(place / "whole", **settings)
+    train(place / "run", stop_at=after_step(8), **settings)
+    assert files(place / "run").checkpoints == ["step-00000009"]
+    train(place / "run", resume="auto", **settings)
+
+    jumps = lines(files(place / "run"), "rewound_from")
+    assert [(jump["step"], jump["rewound_from"]) for jump in jumps] == [(5, 16), (13, 24)]
+    assert files(place / "run").digests() == files(place / "whole").digests()
+
+
 def test_interrupted_around_a_skipped_step_is_as_uninterrupted(
     train: Any, inject: Any, place: Path, files: Any
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,7 +20,7 @@ from llmtrain.engine.planning import needs_of
 from llmtrain.profile.load import Setting, load_profile
 from llmtrain.profile.schema import Profile
 from llmtrain.train.loop import Run, training_steps
-from llmtrain.train.run import build_run
+from llmtrain.train.run import build_run, rewind_run
 from llmtrain.train.world import World
 
 SETTINGS: dict[str, Any] = {
@@ -115,6 +116,20 @@ def test_one_seed_trains_one_model() -> None:
     other = weights_after(run_of(*planned(**settings, train__seed=1)), 5)
     assert same(first, again)
     assert not same(first, other)
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_run_that_is_rewound_to_its_beginning_is_a_fresh_one(optimizer: str) -> None:
+    profile, plan = planned(optim__name=optimizer)
+    run, fresh = run_of(profile, plan), run_of(profile, plan)
+    assert run.model.casts is not None
+    weights_after(run, 3)
+    fault = run.model.register_forward_hook(lambda _module, _args, nats: nats * math.nan)
+    weights_after(run, 1)  # skipped: what was cast for it is of weights that go now
+    fault.remove()
+    rewind_run(run, profile.train.seed, None)
+    assert (run.position.step, run.position.tokens, run.position.windows) == (0, 0, 0)
+    assert same(weights_after(run, 3), weights_after(fresh, 3))
 
 
 def test_in_fp32_there_is_nothing_to_cast() -> None:
