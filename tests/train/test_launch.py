@@ -19,7 +19,7 @@ from llmtrain.files import LAUNCHED_VARIABLE
 from llmtrain.train import launch as launching
 from llmtrain.train.launch import launch
 from llmtrain.train.launched import open_store, place_of, tell_failure, told_failure
-from llmtrain.train.signals import StopRequest
+from llmtrain.train.signals import StopRequest, stop_on_signals
 
 if sys.platform == "win32":
     pytest.skip("ranks are killed as POSIX does", allow_module_level=True)
@@ -93,8 +93,7 @@ def test_the_first_cause_is_told_and_not_its_consequence(ranks: Launched) -> Non
 
 
 def test_a_signal_before_the_ranks_handle_it_is_an_interruption(ranks: Launched) -> None:
-    stop = StopRequest()
-    with pytest.raises(InterruptedRunError, match="SIGTERM"):
+    with stop_on_signals() as stop, pytest.raises(InterruptedRunError, match="SIGTERM"):
         ranks(
             f"os.kill(os.getppid(), signal.SIGTERM); {FOREVER}",
             f"signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); {FOREVER}",
