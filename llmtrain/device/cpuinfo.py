@@ -5,7 +5,9 @@ Of the instruction sets only those are kept that decide how fast a matrix produc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+import sys
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -133,3 +135,15 @@ def _line(path: Path) -> str:
         return path.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
         return ""
+
+
+def allowed_cores() -> Collection[int] | None:
+    """The logical cores that this process may run on; None: the system does not say."""
+    affinity: Collection[int] | None = None
+    if sys.platform == "linux":
+        affinity = os.sched_getaffinity(0)
+    elif sys.platform == "win32":
+        import psutil
+
+        affinity = psutil.Process().cpuallowed_cores()
+    return affinity

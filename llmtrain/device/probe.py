@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,12 @@ from pathlib import Path
 import torch
 
 from llmtrain.device.cgroup import read_limits
-from llmtrain.device.cpuinfo import CpuDescription, parse_sysctl, read_linux_cpu
+from llmtrain.device.cpuinfo import (
+    CpuDescription,
+    allowed_cores,
+    parse_sysctl,
+    read_linux_cpu,
+)
 from llmtrain.device.facts import Accelerator, AcceleratorKind, CpuFacts, Facts
 from llmtrain.device.rlimits import read_process_limit
 from llmtrain.device.timing import time_matmuls
@@ -60,7 +65,7 @@ def read_facts(cuda_index: int | None = None) -> Facts:
 def read_cpu(root: Path = Path("/")) -> CpuFacts:
     """The processor, and what this process may use of it; /proc and /sys are under `root`."""
     described = _describe_cpu(root)
-    affinity = _affinity()
+    affinity = allowed_cores()
     memory = read_system_memory(root)
     cpu = CpuFacts(
         model=described.model,
@@ -102,18 +107,6 @@ def _sysctl(*names: str) -> str:
     with suppress(OSError, subprocess.SubprocessError):
         return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout
     return ""
-
-
-def _affinity() -> Collection[int] | None:
-    """The logical cores that this process may run on; None: the system does not say."""
-    affinity: Collection[int] | None = None
-    if sys.platform == "linux":
-        affinity = os.sched_getaffinity(0)
-    elif sys.platform == "win32":
-        import psutil
-
-        affinity = psutil.Process().cpu_affinity()
-    return affinity
 
 
 def _psutil_physical_cores() -> int | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 from llmtrain.device.allocator import keep_freed_memory
+from llmtrain.device.cgroup import read_limits
+from llmtrain.device.cpuinfo import allowed_cores
 from llmtrain.files import cache_directory
 
 _FEW_CORES = 4
@@ -19,5 +21,12 @@ def prepare_for_torch() -> None:
     """
     keep_freed_memory()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "compiled"))
-    if (os.cpu_count() or 1) <= _FEW_CORES and "GOMP_SPINCOUNT" not in os.environ:
+    if _cores() <= _FEW_CORES and "GOMP_SPINCOUNT" not in os.environ:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _cores() -> float:
+    """So many logical cores this process may keep busy: a container has few of a large machine."""
+    allowed, quota = allowed_cores(), read_limits().quota_cores
+    limits = [os.cpu_count() or 1, len(allowed) if allowed else None, quota]
+    return min(limit for limit in limits if limit is not None)

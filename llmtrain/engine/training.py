@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from llmtrain.device.allocator import return_free_memory
 from llmtrain.device.exhaustion import memory_errors_mapped
-from llmtrain.device.facts import Facts
 from llmtrain.device.memory import checkpoint_bytes
 from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.dataset import Dataset, DataWork, open_dataset, prepare_dataset
 from llmtrain.engine.outcome import nothing_trained, result_of
 from llmtrain.engine.planning import Planned, needs_of, plan_run, planned_with
-from llmtrain.engine.record import begin_record, end_record, machine_signature
+from llmtrain.engine.record import begin_record, end_record
+from llmtrain.engine.recorded import recorded_numerics, recorded_plan
 from llmtrain.engine.request import Chosen, TrainRequest
 from llmtrain.engine.target import Place, Target, has_new_horizon, locate, preview, target_at
 from llmtrain.errors import InterruptedRunError
 from llmtrain.files import free_bytes
-from llmtrain.profile.load import profile_from_values
-from llmtrain.profile.schema import DeviceSection, Profile
+from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.train.checkpoint import (
     Checkpoint,
@@ -103,7 +100,7 @@ def planned_for(request: TrainRequest) -> Planned:
     """The plan that the request would run with, as `--dry-run` shows it. Changes nothing."""
     target = target_at(request, preview(request))
     facts = read_facts()
-    kept = _recorded_plan(target, facts, World())
+    kept = recorded_plan(target, facts, World())
     if kept is not None:
         return planned_with(kept, needs_of(target.loaded.profile, None, facts), facts)
     return plan_run(target.loaded.profile, facts=facts)
@@ -137,13 +134,13 @@ def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
     facts = read_facts(cuda_index=world.local_rank if world.size > 1 else None)
 
     def decide() -> str:
-        kept = _recorded_plan(target, facts, world)
+        kept = recorded_plan(target, facts, world)
         if kept is not None:
             return json.dumps([kept.document(), True, None])
         tell = lambda text: sitting.observe(Note(text))  # noqa: E731
         with sitting.stop.at_once():  # measuring and compiling take long, and have no checks
             made = plan_run(profile, world=world, facts=facts, announce=tell)
-        same = target.record is None or made.plan.numerics() == _recorded_numerics(target.record)
+        same = target.record is None or made.plan.numerics() == recorded_numerics(target.record)
         return json.dumps([made.plan.document(), same, made.peak_flops])
 
     document, is_same, peak_flops = json.loads(world.from_main("plan", decide, sitting.stop.check))
@@ -173,40 +170,6 @@ def _require_room(target: Target, sitting: Sitting) -> None:
         needed, free = format_bytes(missing * each), format_bytes(free_bytes(directory))
         text = f"{missing} more checkpoints are to be kept in {directory}, which needs {needed}; "
         sitting.observe(Note(f"{text}{free} are free", is_warning=True))
-
-
-def _recorded_plan(target: Target, facts: Facts, world: World) -> Plan | None:
-    """The plan of the run that goes on, if machine, wishes and processes are what they were."""
-    record = target.record
-    if record is None or record.get("machine") != machine_signature(facts):
-        return None
-    recorded, wishes = profile_from_values(record["profile"], "run.yaml"), target.loaded.profile
-    if _planned_by(recorded) != _planned_by(wishes):
-        return None
-    plan = _plan_in(record)
-    if plan is None:
-        return None
-    launched = world.size if world.size > 1 else plan.processes.value
-    return plan if plan.processes.value == launched else None
-
-
-def _planned_by(profile: Profile) -> tuple[DeviceSection, int | str]:
-    """The wishes that a plan follows."""
-    wishes = profile.device.model_copy(update={"collective_timeout": 0.0})
-    return wishes, profile.train.micro_batch
-
-
-def _plan_in(record: Mapping[str, Any]) -> Plan | None:
-    """The plan of run.yaml, if it holds one that this llmtrain could have made."""
-    try:
-        return plan_from_document(record["plan"])
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-def _recorded_numerics(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    plan = _plan_in(record)
-    return None if plan is None else plan.numerics()
 
 
 @memory_errors_mapped()
@@ -272,7 +235,7 @@ def _train(
         peak_flops=planned.peak_flops,
         stop=sitting.stop,
         observe=sitting.observe,
-        used_before_s=_used_before_s(resumed),
+        used_before_s=_used_before_s(target, resumed),
         starting_s=sitting.elapsed_s,
     )
     result = session.train()
@@ -281,9 +244,17 @@ def _train(
     return result
 
 
-def _used_before_s(resumed: Checkpoint | None) -> float:
-    """What the sittings before this one used, with what the last did after it read the clock."""
-    return 0.0 if resumed is None else resumed.state.elapsed_s + _AFTER_THE_CLOCK_S
+def _used_before_s(target: Target, resumed: Checkpoint | None) -> float:
+    """What the sittings before this one used, with what the last did after it read the clock.
+
+    A sitting that ended by itself has said what it used when its checkpoint was durable, which
+    a slow disk may put long after the checkpoint's own time.
+    """
+    if resumed is None:
+        return 0.0
+    ended = (target.record or {}).get("result") or {}
+    ended_s = ended.get("seconds", 0.0) if ended.get("checkpoint") == str(target.checkpoint) else 0
+    return max(resumed.state.elapsed_s, ended_s) + _AFTER_THE_CLOCK_S
 
 
 def _set_horizon(position: Position, target: Target, horizon: Horizon) -> None:

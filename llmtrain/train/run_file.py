@@ -50,6 +50,8 @@ class _Result(_Part):
     """How the last sitting ended."""
 
     stopped: Annotated[str, Field(pattern=r"^[a-z]{1,20}$")]
+    checkpoint: str | None = None
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
 class _Record(_Part):

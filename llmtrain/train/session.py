@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.checkpoint import Checkpoint, SavedState
+from llmtrain.train.deciding import Decider, Decision
 from llmtrain.train.events import Note, Observer, Stopped, TrainResult
 from llmtrain.train.examine import Examiner
 from llmtrain.train.horizon import Horizon
@@ -36,15 +36,6 @@ from llmtrain.train.signals import StopRequest
 
 # What saving costs before it was measured: written, hashed, synced and read back.
 _SAVE_S, _SAVED_BYTES_PER_S = 0.3, 170e6
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What all ranks do after a step."""
-
-    is_over: bool
-    stop_requested: bool
-    save_is_due: bool
 
 
 class Session:
@@ -98,6 +89,7 @@ class Session:
         self.guard = MemoryGuard(
             run, needs, directory, observe, changed=self._plan_changed, rescue=self._rescue
         )
+        self.decider = Decider(run, horizon, self.pace, self.saver, self.guard, stop)
         self.recovery = Recovery(run, profile, directory, tokenizer, self.reporter)
         self.first_step = run.position.step
         self.trained_s, self.trained_steps = 0.0, 0
@@ -124,7 +116,7 @@ class Session:
 
     def _trained(self) -> TrainResult:
         is_fresh = self.first_step == 0 or self._rewound()
-        if not is_fresh and self._look_and_save(self.first_step, self._decide_at_once()):
+        if not is_fresh and self._look_and_save(self.first_step, self.decider.before_steps()):
             return self._result(self._stopped())
         answer = self.guard.look()
         self.guard.heed(*self._sum([answer.smaller, answer.stop]))
@@ -140,7 +132,7 @@ class Session:
                 with suppress(InterruptedRunError):  # the request is heeded when the step is told
                     self._time_the_end()
             self._look_after_saving()
-            decision = self._decide()
+            decision = self.decider.after_step()
             self._learn_of(report)
             self.reporter.step(report, is_last=decision.is_over or decision.stop_requested)
             if not decision.stop_requested and self._rewound():
@@ -219,25 +211,6 @@ class Session:
         self.pace.took("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
         self.reporter.pause(time.monotonic() - begun_s)
 
-    def _leave_time_to_save(self) -> None:
-        """What the last evaluation and the samples take ends before saving has to begin."""
-        if self.horizon.time_s is None:
-            return
-        used_s = self.horizon.used_s(self.pace.elapsed_s, time.time())
-        left_s = self.horizon.time_s - used_s - self.pace.reserve_of_s("save")
-        self.looks.end_within(left_s)
-
-    def _decide_at_once(self) -> Decision:
-        """A run that was stopped after its last step, before the last look, has none left."""
-        is_over = self.horizon.is_over(
-            step=self.first_step,
-            elapsed_s=self.horizon.used_s(self.pace.elapsed_s, time.time()),
-            step_s=0.0,
-            reserve_s=0.0,
-        )
-        agreed = self._sum([is_over and self.run.world.is_main])
-        return Decision(agreed[0] > 0, stop_requested=False, save_is_due=False)
-
     def _stopped(self) -> Stopped:
         if self.stop.is_made and not self.state.finished:
             return "interrupted"
@@ -249,8 +222,8 @@ class Session:
         over, stop = decision.is_over, decision.stop_requested
         best_before = self.state.best_step
         try:
-            if over:
-                self._leave_time_to_save()
+            if over and (left_s := self.decider.left_to_look_s()) is not None:
+                self.looks.end_within(left_s)
             if not stop:
                 self.state = self.looks.evaluate_if_due(step, self.state, is_over=over)
                 self.looks.sample_if_due(step, is_over=over)
@@ -265,40 +238,6 @@ class Session:
         if over or stop or is_due:
             self._save(in_background=not (over or stop))
         return over or stop
-
-    def _decide(self) -> Decision:
-        """The clock and the signals are rank 0's and everybody's; all ranks agree on them."""
-        position, pace, elapsed_s = (
-            self.run.position,
-            self.pace,
-            self.horizon.used_s(self.pace.elapsed_s, time.time()),
-        )
-        reserve_s = pace.reserve_s
-        known = position.horizon_steps
-        if pace.is_known:
-            known = self.horizon.estimate(
-                step=position.step, elapsed_s=elapsed_s, step_s=pace.step_s, reserve_s=reserve_s
-            )
-        is_over = self.horizon.is_over(
-            step=position.step,
-            elapsed_s=elapsed_s,
-            step_s=pace.slow_step_s,
-            reserve_s=reserve_s,
-        )
-        progress = self.horizon.progress(
-            elapsed_s=elapsed_s, begun_s=pace.begun_s, reserve_s=reserve_s
-        )
-        save_is_due = self.stop.take_save() or self.saver.is_due(position.step)
-        ours = [known or 0, progress or 0.0, is_over, save_is_due]
-        if not self.run.world.is_main:
-            ours = [0] * len(ours)
-        answer = self.guard.look()
-        agreed = self._sum([*ours, self.stop.is_made, answer.smaller, answer.stop])
-        self.guard.heed(agreed[5], agreed[6])
-        position.horizon_steps = int(agreed[0]) or None
-        if position.time_progress is not None:  # costs that turn out lower do not raise the rate
-            position.time_progress = max(position.time_progress, agreed[1])
-        return Decision(agreed[2] > 0, agreed[4] > 0 or self.guard.is_over, agreed[3] > 0)
 
     def _save(self, *, in_background: bool) -> None:
         """A checkpoint of this step; durable, unless that happens while training goes on."""
@@ -358,7 +297,7 @@ class Session:
             checkpoint=self.saver.newest,
             steps=self.run.position.step,
             tokens=self.run.position.tokens,
-            seconds=self.state.elapsed_s,
+            seconds=self.pace.elapsed_s,
             tokens_per_s=tokens / self.trained_s if tokens else None,
             train_loss=self.state.train_loss,
             val_loss=self.state.val_loss,

@@ -15,9 +15,9 @@ from tests.benchmarks.documents import PeakJob, Peaks, Prepared, PrepareJob, Tra
 from tests.benchmarks.own import MeasurementError, own_command, read_own
 from tests.benchmarks.process import Finished, run_measured, tail
 from tests.benchmarks.results import OURS, Failure, Run
+from tests.checkout import ROOT
 
 _LEAST_RANDOM_TOKENS = 1 << 20
-_ROOT = Path(__file__).parents[2]
 D = TypeVar("D", bound=BaseModel)
 
 
@@ -56,7 +56,7 @@ class Bench:
         directory = self._fresh(system)
         log, output = directory / "log.txt", directory / "output"
         command = self._command(system, prepared, directory, output)
-        finished = run_measured(command, self._environment, log, _ROOT)
+        finished = run_measured(command, self._environment, log, ROOT)
         try:
             trained = self._trained(system, prepared, finished, log, output)
         except MeasurementError as error:
@@ -114,7 +114,7 @@ class Bench:
         directory = self._scratch / what
         log, output = directory / "log.txt", directory / "output"
         command = _worker_command(what, job, directory / "job.json", output)
-        finished = run_measured(command, self._environment, log, _ROOT)
+        finished = run_measured(command, self._environment, log, ROOT)
         if finished.exit_code:
             raise MeasurementError(f"{what} failed\n{tail(log)}")
         return kind.model_validate_json(output.read_text(encoding="utf-8"))

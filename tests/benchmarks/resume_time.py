@@ -26,8 +26,8 @@ from pathlib import Path
 from llmtrain.train.checkpoint import list_checkpoints, load_checkpoint
 from llmtrain.train.checkpoint_writing import save_checkpoint
 from llmtrain.units import parse_count
+from tests.checkout import import_path
 
-_ROOT = Path(__file__).parents[2]
 _IMPORTS = "import torch, llmtrain.engine.api"
 _BYTES_PER_TOKEN = 4
 _STEPS = 2
@@ -66,7 +66,10 @@ def _begin(place: Path, profile: str) -> int:
     """Runs `begun` and `ending` have two steps; returns how many tokens there are to train on."""
     command = ["--profile", profile, "--data", "text.txt", "--steps", str(_STEPS)]
     settings = ["--set", "device.compile=false", "--set", "eval.tokens=4096"]
-    _train(place, [*command, *settings, "--out", "begun"]).communicate()
+    process = _train(place, [*command, *settings, "--out", "begun"])
+    _, said = process.communicate()
+    if process.returncode != 0:
+        raise SystemExit(f"the run was not begun: exit code {process.returncode}\n{said}")
     shutil.copytree(place / "begun", place / "ending")
     (last,) = list_checkpoints(place / "ending" / "checkpoints")
     found = load_checkpoint(last)
@@ -105,7 +108,7 @@ def _train(place: Path, options: Sequence[str]) -> subprocess.Popen[str]:
 
 def _environment(place: Path) -> Mapping[str, str]:
     cache = {"LLMTRAIN_CACHE_DIR": str(place.absolute() / "cache")}
-    return {**os.environ, **cache, "PYTHONPATH": str(_ROOT)}
+    return {**os.environ, **cache, "PYTHONPATH": import_path()}
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str]) -> int:
             sealed[event.step] = time.monotonic()
 
     settings = {
+        "device.kind": values.device,
         "train.steps": values.steps,
         "train.tokens_per_step": 8192,
         "checkpoint.every_steps": _EVERY_STEPS,
@@ -45,9 +46,8 @@ def main(arguments: Sequence[str]) -> int:
         "eval.sample_every_steps": None,
     }
     with tempfile.TemporaryDirectory(prefix="llmtrain-saving-") as scratch:
-        result = train(
-            values.profile, settings=settings, out=Path(scratch) / "run", observe=observe
-        )
+        out = Path(scratch) / "run"
+        result = train(values.profile, settings=settings, out=out, observe=observe)
         assert result.checkpoint is not None
         size_bytes = sum(path.stat().st_size for path in result.checkpoint.iterdir())
     sys.stdout.write(json.dumps(_told(values.profile, size_bytes, ends, sealed)) + "\n")
@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--profile", default="cpu-small", help="what is trained")
     parser.add_argument("--steps", type=int, default=24, help="in all")
+    parser.add_argument("--device", default="cpu", help="where")
     return parser
 
 

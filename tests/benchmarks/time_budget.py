@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.units import parse_duration_s
+from tests.checkout import ROOT
 
-_ROOT = Path(__file__).parents[2]
 _LOAD = "import torch\na = torch.randn(1024, 1024)\nwhile True:\n    a = (a @ a).clamp(-1, 1)\n"
 
 
@@ -137,7 +137,7 @@ def _options(values: argparse.Namespace) -> list[str]:
 
 def _start(run: Path, options: Sequence[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "llmtrain", "train", "--json", "--quiet", "--out", str(run)]
-    return subprocess.Popen([*command, *options], cwd=_ROOT, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([*command, *options], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:

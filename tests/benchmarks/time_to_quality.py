@@ -28,8 +28,7 @@ from rich.table import Table
 from llmtrain.device.probe import read_cpu
 from llmtrain.units import format_count, format_duration, parse_duration_s
 from tests.benchmarks.documents import Quality, QualityJob
-
-_ROOT = Path(__file__).parents[2]
+from tests.checkout import ROOT
 
 
 class Row(BaseModel):
@@ -121,7 +120,7 @@ def _naive(values: argparse.Namespace, rate: float, directory: Path, asked: str)
     job_file, result = directory / "job.json", directory / "result.json"
     job_file.write_text(job.model_dump_json(), encoding="utf-8")
     module = ("-m", "tests.benchmarks.worker", "quality")
-    subprocess.run([sys.executable, *module, str(job_file), str(result)], check=True, cwd=_ROOT)
+    subprocess.run([sys.executable, *module, str(job_file), str(result)], check=True, cwd=ROOT)
     quality = Quality.model_validate_json(result.read_text())
     return Row(system=f"naive, lr {rate:g}", asked=asked, quality=quality)
 
@@ -132,7 +131,7 @@ def _ours(values: argparse.Namespace, seconds: float, run: Path, asked: str) -> 
     for assignment in values.set:
         command += ["--set", assignment]
     begun_s = time.monotonic()
-    done = subprocess.run(command, check=True, cwd=_ROOT, stdout=subprocess.PIPE, env=os.environ)
+    done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, env=os.environ)
     wall_s = time.monotonic() - begun_s  # with starting, compiling, evaluation and saving
     result = json.loads(done.stdout)
     quality = Quality(

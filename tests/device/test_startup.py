@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from llmtrain.device import startup
+from llmtrain.device.cgroup import CgroupLimits
 from llmtrain.device.startup import prepare_for_torch
 from llmtrain.files import cache_directory
 
@@ -24,11 +25,28 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-@pytest.mark.parametrize(("cores", "policy"), [(1, "PASSIVE"), (4, "PASSIVE"), (16, None)])
+@pytest.mark.parametrize(
+    ("cores", "allowed", "quota", "policy"),
+    [
+        (1, None, None, "PASSIVE"),
+        (4, 4, None, "PASSIVE"),
+        (16, 16, None, None),
+        (16, None, 8.0, None),
+        (16, 2, None, "PASSIVE"),  # taskset
+        (16, 16, 2.0, "PASSIVE"),  # docker --cpus 2
+    ],
+)
 def test_waiting_threads_sleep_where_cores_are_few(
-    monkeypatch: pytest.MonkeyPatch, cores: int, policy: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    allowed: int | None,
+    quota: float | None,
+    policy: str | None,
 ) -> None:
+    mask = None if allowed is None else range(allowed)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(startup, "allowed_cores", lambda: mask)
+    monkeypatch.setattr(startup, "read_limits", lambda: CgroupLimits(quota, None))
     prepare_for_torch()
     assert os.environ.get("OMP_WAIT_POLICY") == policy
 

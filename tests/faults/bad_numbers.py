@@ -74,9 +74,8 @@ class Fault:
     def install(self, run: Run) -> None:
         """The run has it from now on."""
         if self.kind == "gradient":
-            run.model.get_parameter(self.name).register_hook(
-                lambda g: g.clone().fill_(self.value) if self._is_now(run) else g
-            )
+            spoil = lambda g: g.clone().fill_(self.value) if self._is_now(run) else g  # noqa: E731
+            run.model.get_parameter(self.name).register_hook(spoil)  # type: ignore[no-untyped-call]
         elif self.kind == "weights":
             run.model.register_forward_pre_hook(lambda *_: self._spoil_weights(run))
         elif self.kind == "text":

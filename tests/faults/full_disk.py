@@ -25,10 +25,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.checkout import import_path
 from tests.faults import shim
 from tests.faults.shim import Kind
 
-_ROOT = Path(__file__).parents[2]
 _PROFILE = """\
 name: tiny
 model: {vocab_size: 400, hidden_size: 32, intermediate_size: 64, num_layers: 2, num_heads: 2,
@@ -51,7 +51,7 @@ class Training:
     def run(self, variables: Mapping[str, str], *options: str) -> subprocess.CompletedProcess[str]:
         """`llmtrain train` there, with its cache there too."""
         command = [sys.executable, "-m", "llmtrain", "train", "--profile", "tiny.yaml"]
-        local = {"LLMTRAIN_CACHE_DIR": str(self.place / "cache"), "PYTHONPATH": str(_ROOT)}
+        local = {"LLMTRAIN_CACHE_DIR": str(self.place / "cache"), "PYTHONPATH": import_path()}
         return subprocess.run(
             [*command, "--out", "run", *options],
             cwd=self.place,
@@ -100,7 +100,9 @@ def _undisturbed(scratch: Path, library: Path) -> tuple[list[str], int]:
     """What the run ends as, and how many operations it takes."""
     training, report = _begin(scratch), scratch / "seen"
     variables = shim.environment(library, 0, Kind.COUNT, training.place)
-    training.run({**variables, "FAULT_REPORT": str(report)})
+    ended = training.run({**variables, "FAULT_REPORT": str(report)})
+    if ended.returncode != 0:
+        raise SystemExit(f"the run without a fault ended with {ended.returncode}: {ended.stderr}")
     return training.digests(), int(report.read_text())
 
 

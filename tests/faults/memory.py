@@ -27,6 +27,7 @@ import yaml
 
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.units import format_bytes, parse_bytes
+from tests.checkout import import_path
 from tests.faults.confinement import Confinement, Means, confined
 
 _ALLOWED = {0: "trained", 3: "refused"}
@@ -159,8 +160,7 @@ def _neighbour(case: Case, confinement: Confinement) -> Iterator[None]:
 
 
 def _environment() -> dict[str, str]:
-    here = str(Path(__file__).parents[2])
-    return os.environ | {"PYTHONPATH": here, "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
+    return os.environ | {"PYTHONPATH": import_path(), "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
 
 
 def _record(run: Path) -> dict[str, Any]:

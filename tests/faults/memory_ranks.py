@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.train.rundir import RunDirectory
+from tests.checkout import import_path
 
-_ROOT = Path(__file__).parents[2]
 _RUN_LIMIT_S = 300
 _PROFILE = """\
 name: tiny
@@ -61,7 +61,7 @@ def problem_of(case: Case, directory: Path) -> str | None:
     done = subprocess.run(
         [sys.executable, *torchrun, *ranks, *arguments],
         cwd=directory,
-        env=os.environ | {"PYTHONPATH": str(_ROOT), "COLUMNS": "200"},
+        env=os.environ | {"PYTHONPATH": import_path(), "COLUMNS": "200"},
         capture_output=True,
         text=True,
         timeout=_RUN_LIMIT_S,

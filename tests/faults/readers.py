@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from llmtrain.device.facts import MatmulTimes
 from llmtrain.device.memory import predict_inference_bytes
 from llmtrain.device.plan import make_plan
 from llmtrain.device.probe_cache import ProbeKey, keep_times, kept_times
-from llmtrain.engine.training import _plan_in
+from llmtrain.engine.recorded import _plan_in
 from llmtrain.errors import DataError
 from llmtrain.model.huggingface import config_of, shape_from_config, weight_shapes
 from llmtrain.profile.load import load_profile, profile_from_values
@@ -229,10 +229,10 @@ class _Bytes:
     separator_id = 256
     fingerprint = "bytes"
 
-    def encode_batch(self, texts: list[str], threads: int) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
         return [list(text.encode()) for text in texts]
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         return bytes(ids).decode()
 
 

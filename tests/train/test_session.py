@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +237,12 @@ def test_little_room_is_warned_of(train: Any, place: Path, monkeypatch: pytest.M
     train(place / "run", train__steps=1)
     warnings = [event.text for event in train.events if isinstance(event, Note)]
     assert any("4 more checkpoints are to be kept" in text for text in warnings)
+
+
+def test_nothing_is_drawn_from_generators_that_a_checkpoint_does_not_hold(
+    train: Any, place: Path
+) -> None:
+    numpy = pytest.importorskip("numpy")
+    before = random.getstate(), str(numpy.random.get_state())
+    train(place / "run")
+    assert (random.getstate(), str(numpy.random.get_state())) == before

@@ -13,6 +13,7 @@ from llmtrain.cli.train import _deadline
 from llmtrain.engine.request import Deadline, TrainRequest
 from llmtrain.engine.training import _AFTER_THE_CLOCK_S, Sitting, run_training
 from llmtrain.errors import UsageError
+from llmtrain.train import saving
 from llmtrain.train.checkpoint import load_checkpoint
 from llmtrain.train.events import Event, Note, Started, Step
 from llmtrain.train.horizon import Horizon
@@ -43,6 +44,36 @@ def test_time_that_was_used_before_an_interruption_counts(
     assert rates[-1] < 0.2 * max(rates)
     falling = rates[rates.index(max(rates)) :]
     assert falling == sorted(falling, reverse=True)
+
+
+def test_the_last_step_has_the_last_rate_however_slow_it_might_have_been(
+    train: Any, place: Path, files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends before a step that might take 1.5 seconds: by the clock that is early."""
+    monkeypatch.setattr(Pace, "slow_step_s", 1.5)
+    result = train(place / "run", train__time="8s")
+    rates = [line["lr"] for line in files(place / "run").course() if "loss" in line]
+    assert result.stopped == "time"
+    assert rates[-1] == pytest.approx(max(rates) * 2 / len(rates), rel=0.01)  # it falls over half
+
+
+def test_time_that_the_last_save_took_counts(
+    train: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seal = saving.seal_checkpoint
+
+    def slowly(written: Any) -> Path:
+        time.sleep(2.5)
+        return seal(written)
+
+    monkeypatch.setattr(saving, "seal_checkpoint", slowly)
+    first = train(place / "run", stop_at=after_step(3), train__time="1h")
+    saved_s = load_checkpoint(first.checkpoint).state.elapsed_s
+    assert first.seconds >= saved_s + 2.5
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    second = train(place / "run", stop_at=after_step(5), resume="auto")
+    assert second.seconds >= first.seconds + _AFTER_THE_CLOCK_S
 
 
 def test_what_comes_before_training_counts_too(place: Path) -> None:
