@@ -94,7 +94,8 @@ def _counted(step: int, steps: int) -> float:
     """The share of its steps that a run has done which is near its end; 0 before that.
 
     The last ones are counted: which of them ends the run depends on how slow one may be, and by
-    the clock alone it would still have the rate of one or two before it.
+    the clock alone it would still have the rate of one or two before it. One less is counted on
+    than fits, as the next may be slower still.
     """
-    left = max(1, steps - step)
-    return step / (step + left) if left <= _COUNTED_STEPS else 0.0
+    fitting = steps - step
+    return step / (step + max(1, fitting - 1)) if fitting <= _COUNTED_STEPS else 0.0

@@ -49,8 +49,8 @@ def test_time_that_was_used_before_an_interruption_counts(
 def test_the_last_step_has_the_last_rate_however_slow_it_might_have_been(
     train: Any, place: Path, files: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run ends before a step that might take 1.5 seconds: by the clock that is early."""
-    monkeypatch.setattr(Pace, "slow_step_s", 1.5)
+    """The run ends before a step that might take 0.6 seconds: by the clock that is early."""
+    monkeypatch.setattr(Pace, "slow_step_s", 0.6)
     result = train(place / "run", train__time="8s")
     rates = [line["lr"] for line in files(place / "run").course() if "loss" in line]
     assert result.stopped == "time"
