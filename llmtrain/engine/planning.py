@@ -17,7 +17,9 @@ from llmtrain.device.plan import InferencePlan, Plan, make_inference_plan, make_
 from llmtrain.device.probe import read_facts
 from llmtrain.device.speed import product_flops_per_s, step_work
 from llmtrain.engine.choosing import choose_tokens_per_step
+from llmtrain.engine.fitting import ways_to_fit
 from llmtrain.engine.measuring import Announce, measured_cpu, measured_products
+from llmtrain.errors import DoesNotFitError
 from llmtrain.profile.schema import DeviceSection, Profile
 from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.train.world import World
@@ -33,6 +35,11 @@ class Planned:
     prediction: MemoryPrediction
     limit_bytes: int
     peak_flops: float | None  # of one process's matrix products, where measured
+
+    @property
+    def bytes(self) -> int:
+        """The predicted peak."""
+        return self.prediction.total_bytes
 
 
 def plan_run(
@@ -52,8 +59,27 @@ def plan_run(
     found = read_facts() if facts is None else facts
     needs = needs_of(profile, world, found, measure=measure)
     on_cpu = choose_device(found, profile.device).value == "cpu"
-    times = measured_cpu(found, profile.device, needs, announce) if on_cpu and measure else None
-    return planned_with(make_plan(found, profile.device, needs, times), needs, found, times)
+    try:
+        times = measured_cpu(found, profile.device, needs, announce) if on_cpu and measure else None
+        return planned_with(make_plan(found, profile.device, needs, times), needs, found, times)
+    except DoesNotFitError as error:
+        raise _with_ways_out(error, profile, world, found, measure=on_cpu and measure) from None
+
+
+def _with_ways_out(
+    error: DoesNotFitError, profile: Profile, world: World | None, facts: Facts, *, measure: bool
+) -> DoesNotFitError:
+    """The same with what would make it fit. Only what is measured in a second is measured."""
+    threads = decide_threads(facts, profile.device, 1).value
+
+    def predicted_bytes(changed: Profile) -> int:
+        needs = needs_of(changed, world, facts, measure=measure)
+        products = measured_products(facts, needs.shape, threads) if measure else None
+        times = CpuTimes(products) if products is not None else None
+        return planned_with(make_plan(facts, changed.device, needs, times), needs, facts).bytes
+
+    ways = ways_to_fit(profile, predicted_bytes)
+    return DoesNotFitError(error.message, hint=error.hint, ways_out=ways)
 
 
 def plan_inference(device: DeviceSection, shape: ModelShape) -> InferencePlan:
