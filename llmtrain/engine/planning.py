@@ -100,7 +100,7 @@ def planned_with(plan: Plan, needs: Needs, facts: Facts, times: CpuTimes | None 
         facts=facts,
         prediction=predict(needs, plan),
         limit_bytes=memory_limit_bytes(facts, plan.device.value),
-        peak_flops=_peak_flops(times, plan),
+        peak_flops=_peak_flops(times, plan, needs),
     )
 
 
@@ -122,6 +122,8 @@ def needs_of(profile: Profile, world: World | None, facts: Facts, *, measure: bo
     )
 
 
-def _peak_flops(times: CpuTimes | None, plan: Plan) -> float | None:
+def _peak_flops(times: CpuTimes | None, plan: Plan, needs: Needs) -> float | None:
     """The rate of the profile's own products in the plan's precision."""
-    return product_flops_per_s(times.matmul, step_work(plan)) if times is not None else None
+    if times is None:
+        return None
+    return product_flops_per_s(times.matmul, step_work(plan, needs.optimizer))
