@@ -11,11 +11,12 @@ from llmtrain.device.decisions import (
     refuse_model_that_does_not_fit,
 )
 from llmtrain.device.decisions import threads as decide_threads
-from llmtrain.device.facts import CpuTimes, Facts
+from llmtrain.device.facts import CpuTimes, Facts, RunFigures
 from llmtrain.device.memory import MemoryPrediction
 from llmtrain.device.plan import InferencePlan, Plan, make_inference_plan, make_plan, predict
 from llmtrain.device.probe import read_facts
 from llmtrain.device.speed import product_flops_per_s, step_work
+from llmtrain.engine.calibration import kept_run
 from llmtrain.engine.choosing import choose_tokens_per_step
 from llmtrain.engine.fitting import ways_to_fit
 from llmtrain.engine.measuring import Announce, measured_cpu, measured_products
@@ -35,6 +36,8 @@ class Planned:
     prediction: MemoryPrediction
     limit_bytes: int
     peak_flops: float | None  # of one process's matrix products, where measured
+    times: CpuTimes | None = None  # what the plan was made from
+    kept: RunFigures | None = None  # what a run by this plan came to here
 
     @property
     def bytes(self) -> int:
@@ -61,7 +64,9 @@ def plan_run(
     on_cpu = choose_device(found, profile.device).value == "cpu"
     try:
         times = measured_cpu(found, profile.device, needs, announce) if on_cpu and measure else None
-        return planned_with(make_plan(found, profile.device, needs, times), needs, found, times)
+        plan = make_plan(found, profile.device, needs, times)
+        kept = kept_run(found, needs, plan) if measure else None
+        return planned_with(plan, needs, found, times, kept)
     except DoesNotFitError as error:
         raise _with_ways_out(error, profile, world, found, measure=on_cpu and measure) from None
 
@@ -92,7 +97,13 @@ def plan_inference(device: DeviceSection, shape: ModelShape) -> InferencePlan:
     return make_inference_plan(facts, device, times)
 
 
-def planned_with(plan: Plan, needs: Needs, facts: Facts, times: CpuTimes | None = None) -> Planned:
+def planned_with(
+    plan: Plan,
+    needs: Needs,
+    facts: Facts,
+    times: CpuTimes | None = None,
+    kept: RunFigures | None = None,
+) -> Planned:
     """A plan with what it implies."""
     return Planned(
         plan=plan,
@@ -101,6 +112,8 @@ def planned_with(plan: Plan, needs: Needs, facts: Facts, times: CpuTimes | None 
         prediction=predict(needs, plan),
         limit_bytes=memory_limit_bytes(facts, plan.device.value),
         peak_flops=_peak_flops(times, plan, needs),
+        times=times,
+        kept=kept,
     )
 
 
