@@ -123,17 +123,8 @@ def main(arguments: Sequence[str]) -> int:
 def _measured(profile: str, settings: dict[str, Any], device: str, scratch: Path) -> dict[str, Any]:
     tokenizer = scratch / "tokenizer"
     if not tokenizer.exists():
-        size = str(_TOKENIZER_VOCABULARY)
-        _llmtrain(
-            "tokenizer",
-            "train",
-            "--data",
-            _TEXT,
-            "--vocab-size",
-            size,
-            "--out",
-            tokenizer,
-        )
+        made = ("--data", _TEXT, "--vocab-size", _VOCABULARY, "--out", tokenizer)
+        _llmtrain("tokenizer", "train", *made)
     run = scratch / "run"
     options = [f"--set={name}={value}" for name, value in {**_ALWAYS, **settings}.items()]
     document = _llmtrain(
