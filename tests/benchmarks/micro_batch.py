@@ -61,7 +61,7 @@ def _tokens_per_s(values: argparse.Namespace, micro_batch: int) -> float:
             *("--set", "eval.tokens=1024", "--set", "eval.sample_every_steps=null"),
         )
         lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rates = [line["tokens_per_s"] for line in map(json.loads, lines) if "loss" in line]
+    rates = [float(line["tokens_per_s"]) for line in map(json.loads, lines) if "loss" in line]
     return statistics.median(rates[_WARMUP:])
 
 
