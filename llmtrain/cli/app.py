@@ -19,6 +19,7 @@ import llmtrain
 from llmtrain.cli import device, memory, profiles, runs, tokenizer, train, use
 from llmtrain.cli.streams import hold_standard_streams
 from llmtrain.cli.voice import Voice
+from llmtrain.device.allocator import begin_without_thread_cache
 from llmtrain.errors import DoesNotFitError, LlmtrainError, UsageError
 from llmtrain.files import LAUNCHED_VARIABLE
 
@@ -53,6 +54,8 @@ def root(
 
 def main() -> NoReturn:
     """Runs the command line and exits with its code."""
+    if sys.argv[1:2] == ["train"]:
+        begin_without_thread_cache()
     sys.excepthook = _explain_unexpected
     hold_standard_streams()
     sys.exit(run(sys.argv[1:]))
