@@ -30,18 +30,13 @@ _MEASURED_DECISIONS = (
 )
 
 
-def plan_table(plan: Plan) -> Table:
-    """Every decision with its reason."""
-    return _choices_table(dict(plan.choices()))
-
-
 def _choices_table(choices: dict[str, Choice[Any]]) -> Table:
     table = Table(title="plan", title_justify="left", box=None, pad_edge=False)
     table.add_column("decision", style="bold", no_wrap=True)
     table.add_column("value", style="cyan", no_wrap=True)
     table.add_column("why")
     for name, choice in choices.items():
-        table.add_row(name, _plain(choice.value), choice.reason)
+        table.add_row(name, plain_value(choice.value), choice.reason)
     return table
 
 
@@ -138,11 +133,6 @@ def facts_document(facts: Facts) -> dict[str, Any]:
         "failures": [{"kind": kind, "reason": reason} for kind, reason in facts.failures],
         "unusable_gpu": facts.unusable_gpu,
     }
-
-
-def plan_document(planned: Planned) -> dict[str, Any]:
-    """The plan and the memory that it is predicted to take."""
-    return {"plan": planned.plan.document(), **prediction_document(planned)}
 
 
 def prediction_document(planned: Planned) -> dict[str, Any]:
@@ -272,7 +262,8 @@ def _next_commands(result: TrainResult) -> list[str]:
     ]
 
 
-def _plain(value: object) -> str:
+def plain_value(value: object) -> str:
+    """A value in a table."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)

@@ -1,0 +1,129 @@
+"""A plan and all that it follows from, the same in every command that shows one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rich.table import Table
+
+from llmtrain.cli.render import plain_value, prediction_document, prediction_table
+from llmtrain.cli.voice import Voice
+from llmtrain.device.assume import AssumedMachine
+from llmtrain.engine.explaining import Explained
+from llmtrain.engine.planning import Planned
+from llmtrain.units import format_bytes
+
+# How origins begin that are neither the schema nor the profile's file.
+_SAID = ("--", "argument ", "environment ", "chosen: ")
+
+
+def show_explained(voice: Voice, explained: Explained) -> None:
+    """The profile, what was said of it, the plan and its memory, as the result."""
+    voice.result(f"profile {explained.profile.value}: {explained.profile.reason}")
+    voice.result("")
+    show_decisions(voice, explained)
+    voice.result("")
+    show_prediction(voice, explained)
+
+
+def show_assumed(voice: Voice, assumed: AssumedMachine | None) -> None:
+    """Where the machine is assumed: that it is, and all that was not said of it."""
+    if assumed is not None:
+        for line in assumed_lines(assumed):
+            voice.result(line)
+        voice.result("")
+
+
+def show_decisions(voice: Voice, explained: Explained) -> None:
+    """What was said of the profile, where anything was, and the plan."""
+    said = [row for row in explained.settings() if row[2].startswith(_SAID)]
+    if said:
+        voice.show(_settings_table(said))
+        voice.result("")
+    voice.show(_plan_table(explained))
+
+
+def show_prediction(voice: Voice, explained: Explained) -> None:
+    """Where the memory goes, and that it suffices."""
+    planned = explained.planned
+    voice.show(prediction_table(planned.prediction, planned.limit_bytes))
+    voice.result(fits_line(planned))
+
+
+def assumed_lines(assumed: AssumedMachine) -> list[str]:
+    """That the machine is assumed, and what of it nobody said."""
+    head = f"assumed machine {assumed.spec}: not this one; what was not said of it:"
+    return [head, *(f"  {text}" for text in assumed.assumptions)]
+
+
+def fits_line(planned: Planned) -> str:
+    """The memory that is predicted, the limit, and what it is for."""
+    plan = planned.plan
+    verdict = "fits" if planned.prediction.total_bytes <= planned.limit_bytes else "does not fit"
+    return (
+        f"{verdict}: {format_bytes(planned.prediction.total_bytes)} of "
+        f"{format_bytes(planned.limit_bytes)} on {plan.device.value}, micro-batch "
+        f"{plan.micro_batch.value} × {planned.needs.shape.context} tokens in {plan.precision.value}"
+    )
+
+
+def explained_document(explained: Explained) -> dict[str, Any]:
+    """All of it: the assumed machine, the profile's values, the plan and its memory."""
+    settings = {
+        path: {"value": value, "origin": origin} for path, value, origin in explained.settings()
+    }
+    profile = {"value": explained.profile.value, "reason": explained.profile.reason}
+    return {
+        "assumed": assumed_document(explained.assumed),
+        "profile": profile,
+        "settings": settings,
+        **decisions_document(explained),
+    }
+
+
+def decisions_document(explained: Explained) -> dict[str, Any]:
+    """What was decided, and the memory that it is predicted to take."""
+    derived = {
+        path: {"value": choice.value, "reason": choice.reason}
+        for path, choice in explained.derived().items()
+    }
+    plan = {
+        name: {"value": choice.value, "reason": choice.reason, "origin": origin}
+        for name, choice, origin in explained.decisions()
+    }
+    return {"derived": derived, "plan": plan, **prediction_document(explained.planned)}
+
+
+def assumed_document(assumed: AssumedMachine | None) -> dict[str, Any] | None:
+    """The SPEC and what it leaves open; None for the machine that is here."""
+    if assumed is None:
+        return None
+    return {"spec": assumed.spec, "assumptions": list(assumed.assumptions)}
+
+
+def plan_rows(explained: Explained) -> Iterator[tuple[str, str, str, str]]:
+    """Each decision, its value, who asked for it, and why."""
+    for name, choice, origin in explained.decisions():
+        yield name, plain_value(choice.value), origin, choice.reason
+
+
+def _settings_table(rows: list[tuple[str, Any, str]]) -> Table:
+    table = Table(title="said", title_justify="left", box=None, pad_edge=False)
+    table.add_column("key", style="bold", no_wrap=True)
+    table.add_column("value", style="cyan")
+    table.add_column("from")
+    for path, value, origin in rows:
+        table.add_row(path, plain_value(value), origin)
+    return table
+
+
+def _plan_table(explained: Explained) -> Table:
+    table = Table(title="plan", title_justify="left", box=None, pad_edge=False)
+    table.add_column("decision", style="bold", no_wrap=True)
+    table.add_column("value", style="cyan", no_wrap=True)
+    table.add_column("from")
+    table.add_column("why")
+    for row in plan_rows(explained):
+        table.add_row(*row)
+    return table
