@@ -40,14 +40,14 @@ _WISHES = {  # the profile's key for a decision of the plan
 class Explained:
     """What would be trained, how, and why."""
 
-    profile: Choice[str]
+    profile: Choice[str]  # its name
     loaded: LoadedProfile
     planned: Planned
     assumed: AssumedMachine | None
 
     def settings(self) -> Iterator[tuple[str, Any, str]]:
         """Every value of the profile: its dotted key, the value, and who said it."""
-        for path, value in flat_values(self.loaded.profile.values()):
+        for path, value in self._values().items():
             yield path, value, self.loaded.origin_of(path)
 
     def decisions(self) -> Iterator[tuple[str, Choice[Any], str]]:
@@ -57,22 +57,28 @@ class Explained:
 
     def derived(self) -> dict[str, Choice[Any]]:
         """What becomes of values that are `auto` and about which the plan says nothing."""
-        return derived_values(self.loaded.profile, self.planned.needs.tokens_per_step)
+        return self._for_auto(_by_rule(self.loaded.profile, self.planned.needs.tokens_per_step))
 
     def decided(self) -> dict[str, Choice[Any]]:
         """What becomes of every `auto` of the profile, by its dotted key."""
-        values = dict(flat_values(self.loaded.profile.values()))
         plan = dict(self.planned.plan.choices())
-        by_plan = {_WISHES[name]: plan[name] for name in _WISHES}
-        choices = by_plan | self.derived()
-        return {path: choice for path, choice in choices.items() if values.get(path) == "auto"}
+        by_plan = self._for_auto({path: plan[name] for name, path in _WISHES.items()})
+        return by_plan | self.derived()
 
     def _who_asked(self, decision: str) -> str:
         if decision == "device" and self.loaded.profile.device.force_cpu:
             return self.loaded.origin_of("device.force_cpu")
         path = _WISHES.get(decision)
-        wish = dict(flat_values(self.loaded.profile.values())).get(path or "", "auto")
-        return PLAN if path is None or wish == "auto" else self.loaded.origin_of(path)
+        if path is None or self._values()[path] == "auto":
+            return PLAN
+        return self.loaded.origin_of(path)
+
+    def _for_auto(self, choices: dict[str, Choice[Any]]) -> dict[str, Choice[Any]]:
+        values = self._values()
+        return {path: choice for path, choice in choices.items() if values[path] == "auto"}
+
+    def _values(self) -> dict[str, Any]:
+        return dict(flat_values(self.loaded.profile.values()))
 
 
 def explain(request: TrainRequest) -> Explained:
@@ -81,7 +87,8 @@ def explain(request: TrainRequest) -> Explained:
     Raises UsageError and DoesNotFitError.
     """
     chosen = choose(request)
-    return _explained(request, chosen.profile, loaded_profile(request, chosen))
+    loaded = loaded_profile(request, chosen)
+    return _explained(request, chosen.profile.reason, loaded, _planned(request, loaded))
 
 
 @memory_errors_mapped()
@@ -89,42 +96,35 @@ def explain_run(request: TrainRequest) -> Explained:
     """What the request would run: a new run, or one that goes on. Changes nothing."""
     place = preview(request)
     target = target_at(request, place)
-    of_run = Choice(target.loaded.profile.name, f"of the run in {target.directory.path}")
-    profile = place.chosen.profile if place.chosen is not None else of_run
-    facts = request.facts()
+    chosen, loaded, facts = place.chosen, target.loaded, request.facts()
+    reason = f"of the run in {target.directory.path}" if chosen is None else chosen.profile.reason
     kept = recorded_plan(target, facts, World())
     if kept is None:
-        return _explained(request, profile, target.loaded)
-    needs = needs_of(target.loaded.profile, None, facts)
-    return Explained(profile, target.loaded, planned_with(kept, needs, facts), request.assumed)
+        return _explained(request, reason, loaded, _planned(request, loaded))
+    planned = planned_with(kept, needs_of(loaded.profile, None, facts), facts)
+    return _explained(request, reason, loaded, planned)
 
 
-def derived_values(profile: Profile, tokens_per_step: int) -> dict[str, Choice[Any]]:
-    """What becomes of the `auto` of a shape and of learning rates."""
+def _planned(request: TrainRequest, loaded: LoadedProfile) -> Planned:
+    return plan_run(loaded.profile, facts=request.facts(), measure=request.assumed is None)
+
+
+def _explained(
+    request: TrainRequest, reason: str, loaded: LoadedProfile, planned: Planned
+) -> Explained:
+    return Explained(Choice(loaded.profile.name, reason), loaded, planned, request.assumed)
+
+
+def _by_rule(profile: Profile, tokens_per_step: int) -> dict[str, Choice[Any]]:
+    """What values of a shape and learning rates are where they are `auto`."""
     shape, optim = shape_of(profile.model), profile.optim
     rates = peak_learning_rates(optim, shape.hidden_size, tokens_per_step)
     rule = f"by the rule for {tokens_per_step} tokens a step and width {shape.hidden_size}"
-    head = "tied to the embedding" if profile.model.tie_embeddings else "the embedding's"
-    candidates: dict[str, tuple[Any, Choice[Any]]] = {
-        "model.num_kv_heads": (
-            profile.model.num_kv_heads,
-            Choice(shape.num_kv_heads, "as many as num_heads"),
-        ),
-        "model.head_dim": (
-            profile.model.head_dim,
-            Choice(shape.head_dim, "hidden_size ÷ num_heads"),
-        ),
-        "optim.learning_rate": (optim.learning_rate, Choice(rates["matrix"], rule)),
-        "optim.embedding_learning_rate": (
-            optim.embedding_learning_rate,
-            Choice(rates["embedding"], rule if optim.name == "muon" else "as learning_rate"),
-        ),
-        "optim.head_learning_rate": (optim.head_learning_rate, Choice(rates["head"], head)),
+    embedding = rule if optim.name == "muon" else "the hidden matrices'"
+    return {
+        "model.num_kv_heads": Choice(shape.num_kv_heads, "as many as num_heads"),
+        "model.head_dim": Choice(shape.head_dim, "hidden_size ÷ num_heads"),
+        "optim.learning_rate": Choice(rates["matrix"], rule),
+        "optim.embedding_learning_rate": Choice(rates["embedding"], embedding),
+        "optim.head_learning_rate": Choice(rates["head"], "the embedding's"),
     }
-    return {path: choice for path, (value, choice) in candidates.items() if value == "auto"}
-
-
-def _explained(request: TrainRequest, profile: Choice[str], loaded: LoadedProfile) -> Explained:
-    facts, may_measure = request.facts(), request.assumed is None
-    planned = plan_run(loaded.profile, facts=facts, measure=may_measure)
-    return Explained(profile, loaded, planned, request.assumed)
