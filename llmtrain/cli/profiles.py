@@ -187,7 +187,8 @@ def _yaml_lines(
         if path not in decided:
             return origin
         choice = decided[path]
-        return f"{origin}; here {_scalar(choice.value)}: {choice.reason}"
+        value = f"{choice.value:.4g}" if isinstance(choice.value, float) else _scalar(choice.value)
+        return f"{origin}; here {value}: {choice.reason}"
 
     lines: list[str] = []
     for key, value in loaded.profile.values().items():
