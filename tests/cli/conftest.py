@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import random
@@ -66,8 +67,13 @@ def published_name(arguments: tuple[str, ...]) -> str:
 
 def complaints(name: str, value: object) -> list[str]:
     """Where `value` is not what is published as `name`. A key that nobody described is one."""
-    validator = Draft202012Validator(closed(published_schema(name)))
+    validator = _validator(name)
     return [f"{name}: {error.json_path}: {error.message}" for error in validator.iter_errors(value)]
+
+
+@functools.cache
+def _validator(name: str) -> Draft202012Validator:
+    return Draft202012Validator(closed(published_schema(name)))
 
 
 def closed(schema: Any) -> Any:

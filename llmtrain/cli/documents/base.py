@@ -22,6 +22,11 @@ NOT_FINITE = "null: not a finite number"
 class Part(BaseModel):
     """An object in a document."""
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """`Decision[int]` is described as `Decision` is."""
+        cls.__doc__ = cls.__doc__ or cls.__mro__[1].__doc__
+
 
 class Reasoned(Part, Generic[T]):
     """A value, and why it is that."""

@@ -79,6 +79,14 @@ class Prediction(Part):
     total_bytes: int = key("the sum: the predicted peak")
 
 
+class _Asked(Part):
+    """What a plan is for."""
+
+    assumed: Assumed | None = key("the machine of `--assume`; null: the machine that is here")
+    profile: Reasoned[str] = key("which profile, and why that")
+    settings: dict[str, Setting] = key("every value of the profile, by dotted key")
+
+
 class Planned(Part):
     """What was decided, and what it takes."""
 
@@ -91,12 +99,8 @@ class Planned(Part):
     fits: bool = key("whether the predicted peak is within the limit")
 
 
-class Explained(Planned):
+class Explained(Planned, _Asked):
     """A profile, where each value of it comes from, and the plan for it."""
-
-    assumed: Assumed | None = key("the machine of `--assume`; null: the machine that is here")
-    profile: Reasoned[str] = key("which profile, and why that")
-    settings: dict[str, Setting] = key("every value of the profile, by dotted key")
 
 
 class Platform(Part):
@@ -145,7 +149,7 @@ class FailedDevice(Part):
     reason: str = key("what it said")
 
 
-class DeviceInfo(Document, Explained):
+class DeviceInfo(Explained, Document):
     """`llmtrain device info`: what was found, what will be used, and why."""
 
     platform: Platform = key("system and libraries")
@@ -155,7 +159,7 @@ class DeviceInfo(Document, Explained):
     unusable_gpu: str | None = key("why this torch cannot use a GPU that is there; null: no such")
 
 
-class TrainDryRun(Document, Explained):
+class TrainDryRun(Explained, Document):
     """`llmtrain train --dry-run`: how the run would be trained, and what it would take."""
 
 
@@ -205,7 +209,7 @@ class Memory(Document):
     accelerators: list[AcceleratorMemory] = key("each GPU's")
 
 
-class MemoryProfile(Document, Explained):
+class MemoryProfile(Explained, Document):
     """`llmtrain memory --profile`: what training takes, and what is in use now."""
 
     system: SystemMemory = optional("the machine's; missing with `--assume`")
@@ -238,11 +242,11 @@ class _Values(Part):
     origins: dict[str, str] = key("who set each value, by dotted key: as `settings` says it")
 
 
-class ProfilesShow(Document, _Values):
+class ProfilesShow(_Values, Document):
     """`llmtrain profiles show`: every value and where it comes from."""
 
 
-class ProfilesShowResolved(Document, _Values, Planned):
+class ProfilesShowResolved(Planned, _Values, Document):
     """`llmtrain profiles show --resolved`: with what becomes of it on this machine."""
 
     assumed: Assumed | None = key("the machine of `--assume`; null: the machine that is here")

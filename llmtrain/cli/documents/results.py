@@ -181,7 +181,7 @@ class RunsList(Document):
     runs: list[Run] = key("by name")
 
 
-class RunsShow(Document, Run):
+class RunsShow(Run, Document):
     """`llmtrain runs show`."""
 
     record: dict[str, Any] = key("what run.yaml holds: see `run.yaml`")
