@@ -8,6 +8,7 @@ After a change that is meant, rewrite the page:
 from __future__ import annotations
 
 import json
+import runpy
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -133,12 +134,14 @@ def test_the_pages_program_validates(llmtrain: Any, monkeypatch: pytest.MonkeyPa
     def run(words: list[str], **_: Any) -> SimpleNamespace:
         return SimpleNamespace(stdout=llmtrain(*words[1:]).out)
 
-    program = DOCS.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    text = DOCS.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    program = tmp_path / "program.py"
+    program.write_text(text, encoding="utf-8")
     monkeypatch.setattr("subprocess.run", run)
-    exec(program, {})
+    runpy.run_path(str(program))
     monkeypatch.setattr("llmtrain.cli.memory.memory_now", lambda: {"system": None})
     with pytest.raises(ValidationError):
-        exec(program, {})
+        runpy.run_path(str(program))
 
 
 def test_every_link_of_the_page_leads_somewhere() -> None:
