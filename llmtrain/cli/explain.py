@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rich.table import Table
-
-from llmtrain.cli.render import plain_value, prediction_document, prediction_table
+from llmtrain.cli.render import plain_value, prediction_document, prediction_table, rows_table
 from llmtrain.cli.voice import Voice
 from llmtrain.device.assume import AssumedMachine
 from llmtrain.engine.explaining import Explained
@@ -37,11 +35,15 @@ def show_assumed(voice: Voice, assumed: AssumedMachine | None) -> None:
 
 def show_decisions(voice: Voice, explained: Explained) -> None:
     """What was said of the profile, where anything was, and the plan."""
-    said = [row for row in explained.settings() if row[2].startswith(_SAID)]
+    said = [
+        (path, plain_value(value), origin)
+        for path, value, origin in explained.settings()
+        if origin.startswith(_SAID)
+    ]
     if said:
-        voice.show(_settings_table(said))
+        voice.show(rows_table("said", ("key", "value", "from"), said))
         voice.result("")
-    voice.show(_plan_table(explained))
+    voice.show(rows_table("plan", ("decision", "value", "from", "why"), plan_rows(explained)))
 
 
 def show_prediction(voice: Voice, explained: Explained) -> None:
@@ -106,24 +108,3 @@ def plan_rows(explained: Explained) -> Iterator[tuple[str, str, str, str]]:
     """Each decision, its value, who asked for it, and why."""
     for name, choice, origin in explained.decisions():
         yield name, plain_value(choice.value), origin, choice.reason
-
-
-def _settings_table(rows: list[tuple[str, Any, str]]) -> Table:
-    table = Table(title="said", title_justify="left", box=None, pad_edge=False)
-    table.add_column("key", style="bold", no_wrap=True)
-    table.add_column("value", style="cyan")
-    table.add_column("from")
-    for path, value, origin in rows:
-        table.add_row(path, plain_value(value), origin)
-    return table
-
-
-def _plan_table(explained: Explained) -> Table:
-    table = Table(title="plan", title_justify="left", box=None, pad_edge=False)
-    table.add_column("decision", style="bold", no_wrap=True)
-    table.add_column("value", style="cyan", no_wrap=True)
-    table.add_column("from")
-    table.add_column("why")
-    for row in plan_rows(explained):
-        table.add_row(*row)
-    return table

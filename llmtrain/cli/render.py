@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -30,13 +30,16 @@ _MEASURED_DECISIONS = (
 )
 
 
-def _choices_table(choices: dict[str, Choice[Any]]) -> Table:
-    table = Table(title="plan", title_justify="left", box=None, pad_edge=False)
-    table.add_column("decision", style="bold", no_wrap=True)
-    table.add_column("value", style="cyan", no_wrap=True)
-    table.add_column("why")
-    for name, choice in choices.items():
-        table.add_row(name, plain_value(choice.value), choice.reason)
+def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Rows of a name, a value and words about it."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    name, value, *words = columns
+    table.add_column(name, style="bold", no_wrap=True)
+    table.add_column(value, style="cyan")
+    for word in words:
+        table.add_column(word)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -162,7 +165,9 @@ def bench_table(bench: Bench) -> Table:
 
 def bench_plan_table(bench: Bench) -> Table:
     """The decisions that the measured times bear on."""
-    return _choices_table(_measured_choices(bench.plan))
+    choices = _measured_choices(bench.plan).items()
+    rows = [(name, plain_value(choice.value), choice.reason) for name, choice in choices]
+    return rows_table("plan", ("decision", "value", "why"), rows)
 
 
 def bench_line(bench: Bench) -> str:

@@ -35,6 +35,7 @@ from llmtrain.train.world import World
 from tests.cli.conftest import complaints
 from tests.cli.json_page import page
 from tests.cli.test_help import COMMANDS
+from tests.test_layers import loaded_after
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "json.md"
 FILES = {"metrics.jsonl", "samples.jsonl", "run.yaml"}
@@ -130,18 +131,26 @@ def test_the_page_names_every_key(snapshot: Any) -> None:
             assert all(f"| `{key}` |" in tables for key in shape["properties"]), name
 
 
-def test_the_pages_program_validates(llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pages_program_validates(
+    llmtrain: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def run(words: list[str], **_: Any) -> SimpleNamespace:
         return SimpleNamespace(stdout=llmtrain(*words[1:]).out)
 
     text = DOCS.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
-    program = tmp_path / "program.py"
+    program = place / "program.py"
     program.write_text(text, encoding="utf-8")
     monkeypatch.setattr("subprocess.run", run)
     runpy.run_path(str(program))
     monkeypatch.setattr("llmtrain.cli.memory.memory_now", lambda: {"system": None})
     with pytest.raises(ValidationError):
         runpy.run_path(str(program))
+
+
+def test_schemas_need_no_torch() -> None:
+    loaded = loaded_after("import llmtrain.cli.schema, llmtrain.cli.documents")
+    assert "llmtrain.cli.documents.results" in loaded
+    assert not loaded & {"torch", "numpy"}
 
 
 def test_every_link_of_the_page_leads_somewhere() -> None:

@@ -109,8 +109,10 @@ class Platform(Part):
     system: str = key("Linux, Darwin, Windows, or unknown")
     python: str = key("Python's version")
     torch: str = key("torch's version")
-    torch_build: str = key("what torch was compiled for: cpu, cu130, rocm6.4 …")
-    cxx_compiler: str | None = key("what torch.compile would use on the CPU; null: none was found")
+    torch_build: str = key("what torch was compiled for: cpu, cu130, rocm6.4, for CUDA …")
+    cxx_compiler: str | None = key(
+        "what torch.compile would use on the CPU; null: none was found; with `--assume`: assumed"
+    )
     triton: bool = key("whether Triton is installed, which torch.compile needs on CUDA")
     backends: list[str] = key("of gloo and nccl, what torch has")
 

@@ -11,7 +11,6 @@ from llmtrain.device.choice import (
     MatmulPrecision,
     Precision,
 )
-from llmtrain.engine.phases import Phase
 from llmtrain.train.events import Stopped
 
 
@@ -205,8 +204,11 @@ class RunsVerify(Document):
 class Kill(Part):
     """One process or all were killed."""
 
-    phase: Phase = key("what the run was doing")
-    aimed_at: Phase = key("what it was meant to be doing")
+    phase: str = key(
+        "what the run was doing: start-up, data preparation, resume, step, evaluation, sampling, "
+        "save, retention"
+    )
+    aimed_at: str = key("what it was meant to be doing, in the same words")
     step: int = key("the last step that was logged or saved")
     victim: str = key("which rank, or every process")
     gone_after_s: float = key("seconds until no process of the run was left")
