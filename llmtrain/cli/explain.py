@@ -9,20 +9,23 @@ from llmtrain.cli.render import plain_value, prediction_document, prediction_tab
 from llmtrain.cli.voice import Voice
 from llmtrain.device.assume import AssumedMachine
 from llmtrain.engine.explaining import Explained
+from llmtrain.engine.forecast import Figure
 from llmtrain.engine.planning import Planned
-from llmtrain.units import format_bytes
+from llmtrain.units import format_bytes, format_count, format_duration
 
 # How origins begin that are neither the schema nor the profile's file.
 _SAID = ("--", "argument ", "environment ", "chosen: ")
 
 
 def show_explained(voice: Voice, explained: Explained) -> None:
-    """The profile, what was said of it, the plan and its memory, as the result."""
+    """The profile, what was said of it, the plan, its memory and its course, as the result."""
     voice.result(f"profile {explained.profile.value}: {explained.profile.reason}")
     voice.result("")
     show_decisions(voice, explained)
     voice.result("")
     show_prediction(voice, explained)
+    voice.result("")
+    show_forecast(voice, explained)
 
 
 def show_assumed(voice: Voice, assumed: AssumedMachine | None) -> None:
@@ -51,6 +54,38 @@ def show_prediction(voice: Voice, explained: Explained) -> None:
     planned = explained.planned
     voice.show(prediction_table(planned.prediction, planned.limit_bytes))
     voice.result(fits_line(planned))
+
+
+def show_forecast(voice: Voice, explained: Explained) -> None:
+    """What the run will take and come to, and how each figure is known."""
+    columns = ("figure", "value", "is", "from")
+    voice.show(rows_table("expected", columns, forecast_rows(explained)))
+
+
+def forecast_rows(explained: Explained) -> Iterator[tuple[str, str, str, str]]:
+    """Each figure, its value, how it is known, and from what."""
+    figures = explained.forecast.figures()
+    for name in explained.forecast.document():
+        label = name.removesuffix("_bytes")
+        if name in figures:
+            figure = figures[name]
+            yield label, figure_text(name, figure), figure.source, figure.how
+        else:
+            yield label, "unknown", "", ""
+
+
+def figure_text(name: str, figure: Figure) -> str:
+    """A figure in its own unit, with its range where it has one."""
+    numbers = [figure.value] if figure.low is None else [figure.low, figure.high or figure.value]
+    if name.endswith("_bytes"):
+        shown = [format_bytes(round(number)) for number in numbers]
+    elif name == "seconds":
+        shown = [format_duration(number) for number in numbers]
+    elif name.endswith("_bpb"):
+        shown = [f"{number:.3g}" for number in numbers]
+    else:
+        shown = [format_count(round(number)) for number in numbers]
+    return " to ".join(shown)
 
 
 def assumed_lines(assumed: AssumedMachine) -> list[str]:
@@ -94,7 +129,8 @@ def decisions_document(explained: Explained) -> dict[str, Any]:
         name: {"value": choice.value, "reason": choice.reason, "origin": origin}
         for name, choice, origin in explained.decisions()
     }
-    return {"derived": derived, "plan": plan, **prediction_document(explained.planned)}
+    foreseen = {"forecast": explained.forecast.document()}
+    return {"derived": derived, "plan": plan, **prediction_document(explained.planned), **foreseen}
 
 
 def assumed_document(assumed: AssumedMachine | None) -> dict[str, Any] | None:

@@ -128,7 +128,7 @@ def _show_resolved(voice: Voice, request: TrainRequest, *, as_json: bool) -> int
 
 def _resolved_lines(explained: Explained) -> Iterator[str]:
     """YAML that `--profile` takes; what is no value of the profile is a comment."""
-    from llmtrain.cli.explain import assumed_lines, fits_line, plan_rows
+    from llmtrain.cli.explain import assumed_lines, fits_line, forecast_rows, plan_rows
 
     if explained.assumed is not None:
         yield from (f"# {line}" for line in assumed_lines(explained.assumed))
@@ -137,6 +137,9 @@ def _resolved_lines(explained: Explained) -> Iterator[str]:
     for name, value, origin, reason in plan_rows(explained):
         yield f"#   {name + ': ' + value:<36}{origin}: {' '.join(reason.split())}"
     yield f"# {fits_line(explained.planned)}"
+    yield "# expected:"
+    for name, value, source, how in forecast_rows(explained):
+        yield f"#   {name + ': ' + value:<36}{source}: {how}" if how else f"#   {name}: {value}"
 
 
 def _values_document(loaded: LoadedProfile) -> dict[str, Any]:

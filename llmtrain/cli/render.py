@@ -12,7 +12,7 @@ from llmtrain.device.choice import Choice
 from llmtrain.device.facts import Facts
 from llmtrain.device.memory import MemoryPrediction
 from llmtrain.device.plan import Plan
-from llmtrain.device.speed import product_kind, seconds_by_kind, step_work
+from llmtrain.device.speed import product_kind, seconds_by_kind
 from llmtrain.engine.bench import Bench
 from llmtrain.engine.planning import Planned
 from llmtrain.train.events import TrainResult
@@ -206,7 +206,7 @@ def _bench_rows(bench: Bench) -> Iterator[tuple[str, float, str, bool]]:
     """What was timed, seconds, GFLOP/s, and whether the plan uses it."""
     plan, times = bench.plan, bench.times
     names = {"fp32": "products, fp32", "medium": "products, fp32 medium", "bf16": "products, bf16"}
-    used = product_kind(step_work(plan))
+    used = product_kind(plan.precision.value, plan.matmul_precision.value)
     for kind, seconds in seconds_by_kind(times.matmul).items():
         rate = f"{times.matmul.flops / seconds / 1e9:,.1f}"
         yield names[kind], seconds, rate, kind == used

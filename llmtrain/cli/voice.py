@@ -83,7 +83,11 @@ class Voice:
         """What went wrong in one line, and what to type next."""
         self.stderr.print(f"[bold red]error:[/bold red] {_escaped(message)}")
         if hint:
-            self.stderr.print(f"[bold]hint:[/bold] {_escaped(hint)}")
+            self.hint(hint)
+
+    def hint(self, text: str) -> None:
+        """What to type next."""
+        self.stderr.print(f"[bold]hint:[/bold] {_escaped(text)}", soft_wrap=True)
 
 
 def _finite(value: object) -> object:

@@ -28,7 +28,7 @@ from llmtrain.train.step_length import best_tokens_per_step
 from llmtrain.units import format_count, format_duration
 
 _CPU_PROFILES = ("cpu-tiny", "cpu-mini", "cpu-small", "cpu-medium")
-_UTILISATION = 0.55  # of the products' rate, over a whole run with its compiling and evaluation
+UTILISATION = 0.55  # of the products' rate, over a whole run with its compiling and evaluation
 _ACCELERATOR_TOKENS_PER_STEP = 65_536  # what keeps a GPU busy; what it will do is not measured
 
 
@@ -68,7 +68,7 @@ def best_for_time(shapes: dict[str, ModelShape], time_s: float, flops_per_s: flo
 
 def expected_tokens(shape: ModelShape, time_s: float, flops_per_s: float) -> float:
     """How many tokens a CPU of that rate trains `shape` on."""
-    return _UTILISATION * flops_per_s * time_s / shape.training_flops_per_token
+    return UTILISATION * flops_per_s * time_s / shape.training_flops_per_token
 
 
 def expected_loss(parameters: int, tokens: float) -> float:

@@ -10,6 +10,8 @@ from typing import Any
 from llmtrain.device.assume import AssumedMachine
 from llmtrain.device.choice import Choice
 from llmtrain.device.exhaustion import memory_errors_mapped
+from llmtrain.engine.calibration import kept_run
+from llmtrain.engine.forecast import Forecast, forecast
 from llmtrain.engine.planning import Planned, needs_of, plan_run, planned_with
 from llmtrain.engine.recorded import recorded_plan
 from llmtrain.engine.request import TrainRequest, choose, loaded_profile
@@ -44,6 +46,11 @@ class Explained:
     loaded: LoadedProfile
     planned: Planned
     assumed: AssumedMachine | None
+
+    @property
+    def forecast(self) -> Forecast:
+        """What the run will take and come to."""
+        return forecast(self.loaded.profile, self.planned)
 
     def settings(self) -> Iterator[tuple[str, Any, str]]:
         """Every value of the profile: its dotted key, the value, and who said it."""
@@ -101,7 +108,8 @@ def explain_run(request: TrainRequest) -> Explained:
     kept = recorded_plan(target, facts, World())
     if kept is None:
         return _explained(request, reason, loaded, _planned(request, loaded))
-    planned = planned_with(kept, needs_of(loaded.profile, None, facts), facts)
+    needs = needs_of(loaded.profile, None, facts)
+    planned = planned_with(kept, needs, facts, kept=kept_run(facts, needs, kept))
     return _explained(request, reason, loaded, planned)
 
 

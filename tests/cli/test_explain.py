@@ -20,7 +20,8 @@ ASSUMED = ("--assume", "cuda:2x24GiB:16c", "--set", "device.kind=auto", "--set",
 def test_every_command_shows_the_same_plan(llmtrain: Any) -> None:
     documents = [llmtrain(*command, *SAID, "--json").document for command in SHOWING]
 
-    for name in ("plan", "derived", "prediction", "limit_bytes", "fits", "assumed"):
+    same = ("plan", "derived", "prediction", "limit_bytes", "fits", "assumed", "forecast")
+    for name in same:
         shown = [document[name] for document in documents]
         assert shown == shown[:1] * len(SHOWING), name
     settings = [document["settings"] for document in documents[:3]]
@@ -100,6 +101,21 @@ def test_memory_in_use_is_not_another_machines(llmtrain: Any) -> None:
     assert outcome.code == 2
     hint = outcome.err.partition("hint: ")[2].split()
     assert llmtrain(*hint[1:]).code == 0
+
+
+@pytest.mark.parametrize("command", [SHOWING[0], SHOWING[1], SHOWING[3]])
+def test_what_is_expected_is_told_with_how_it_is_known(
+    command: tuple[str, ...], llmtrain: Any
+) -> None:
+    text = llmtrain(*command, *ASSUMED).out.partition("expected")[2]
+    lines = [line.strip("# ") for line in text.splitlines()]
+    (steps,) = (line for line in lines if line.startswith("steps"))
+    assert all(word in steps for word in ("20", "asked for", "train.steps"))
+    (rate,) = (line for line in lines if line.startswith("tokens_per_s"))
+    assert rate.endswith("unknown")
+    forecast = llmtrain(*command, *ASSUMED, "--json").document["forecast"]
+    assert forecast["tokens_per_s"] is None
+    assert forecast["steps"]["value"] == 20
 
 
 def test_resolved_text_is_a_profile(llmtrain: Any, place: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import RootModel
 
 from llmtrain.cli.documents.base import NOT_FINITE, Number, Part, Reasoned, key, optional
+from llmtrain.cli.documents.plans import Forecast
 
 
 class StepLine(Part):
@@ -73,6 +74,7 @@ class RunFile(Part):
     origins: dict[str, str] = key("who set each value that is no default, by dotted key")
     plan: dict[str, Reasoned[Any]] = key("every decision: see `Plan`")
     predicted: dict[str, int] = key("the predicted peak of memory in bytes: see `Prediction`")
+    forecast: Forecast = optional("what was said before the run; missing in older runs")
     peak_flops: Number = key("operations a second of one process's products; null: not measured")
     machine: dict[str, Any] = key("what has to be equal for a resume to compute the same bits")
     data: dict[str, Any] = key("what was read: fingerprints, tokens, sources")

@@ -79,6 +79,28 @@ class Prediction(Part):
     total_bytes: int = key("the sum: the predicted peak")
 
 
+class Figure(Part):
+    """A number that is said beforehand, and how it is known."""
+
+    value: float = key("the number, or the middle of a range")
+    source: Literal["asked for", "measured", "estimated"] = key("how it is known")
+    how: str = key("from what, in a few words for people; they may change")
+    low: float | None = key("the lower end of the range; null: no range is said")
+    high: float | None = key("the upper end of the range; null: no range is said")
+
+
+class Forecast(Part):
+    """What is known of a run before it begins. null: not known, as of a machine that was not
+    measured."""
+
+    steps: Figure | None = key("optimizer steps")
+    tokens: Figure | None = key("tokens that are trained on")
+    tokens_per_s: Figure | None = key("tokens a second, of all processes")
+    seconds: Figure | None = key("seconds from the start to the last evaluation and save")
+    checkpoints_bytes: Figure = key("room on the disk for the checkpoints that are kept")
+    val_bpb: Figure | None = key("bits a byte of validation text at the end")
+
+
 class _Asked(Part):
     """What a plan is for."""
 
@@ -97,6 +119,7 @@ class Planned(Part):
     prediction: Prediction = key("the predicted peak of memory, itemised")
     limit_bytes: int = key("what the run may use of the device's memory, in bytes")
     fits: bool = key("whether the predicted peak is within the limit")
+    forecast: Forecast = key("what the run will take and come to")
 
 
 class Explained(Planned, _Asked):

@@ -20,6 +20,9 @@ class Failure(Part):
     code: int = key("the exit code")
     message: str = key("what is wrong: the value, the limit, where it came from")
     hint: str = key("what to type next")
+    ways_out: list[str] = optional(
+        "commands that would fit, the cheapest change first; missing unless `code` is 3"
+    )
 
 
 class Error(Document):
