@@ -31,7 +31,7 @@ LAYERS = (
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 PURE = ("profile", "device/choice", "device/facts", "device/arithmetic", "device/decisions")
-PURE_PLANS = ("device/plan", "device/memory", "device/pressure", "device/smaller")
+PURE_PLANS = ("device/assume", "device/plan", "device/memory", "device/pressure", "device/smaller")
 PURE_MODULES = (*PURE, *PURE_PLANS, "errors", "units", "files", "untrusted")
 ASKS_THE_HARDWARE = {
     *("probe", "cpuinfo", "cgroup", "rlimits", "timing", "usage", "readers", "windows"),

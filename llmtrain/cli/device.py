@@ -8,12 +8,14 @@ import typer
 
 from llmtrain.cli.command import command, group
 from llmtrain.cli.options import (
+    AssumeOption,
     DeviceOption,
     ForceCpuOption,
     JsonOption,
     NprocOption,
     ProfileOption,
     SetOption,
+    assumed_machine,
     flag_settings,
 )
 from llmtrain.cli.voice import Voice
@@ -34,34 +36,27 @@ def info(
     force_cpu: ForceCpuOption = False,
     nproc: NprocOption = None,
     set_: SetOption = None,
+    assume: AssumeOption = None,
     json: JsonOption = False,
 ) -> int:
     """What was found, what will be used, and why."""
-    from llmtrain.cli.render import facts_document, facts_table, plan_document, plan_table
-    from llmtrain.device.choice import Choice
-    from llmtrain.device.probe import read_facts
-    from llmtrain.engine.choosing import choose_profile
-    from llmtrain.engine.planning import plan_run
+    from llmtrain.cli.explain import explained_document, show_assumed, show_explained
+    from llmtrain.cli.render import facts_document, facts_table
+    from llmtrain.engine.explaining import explain
     from llmtrain.engine.request import TrainRequest
 
     flags = flag_settings(device_kind=device, device_force_cpu=force_cpu, device_processes=nproc)
-    facts = read_facts()
-    request = TrainRequest(profile=profile, assignments=set_ or [], flags=flags)
-    chosen = Choice(profile, "asked for") if profile else None
-    if chosen is None:
-        chosen = choose_profile(facts, request.load(None).profile.device, None)
-    loaded = request.load(chosen.value)
-    planned = plan_run(loaded.profile, facts=facts, measure=True)
-    reason = chosen.reason
+    assumed = assumed_machine(assume)
+    request = TrainRequest(profile, assignments=set_ or [], flags=flags, assumed=assumed)
+    explained = explain(request)
+    facts = explained.planned.facts
     if json:
-        named = {"profile": {"value": loaded.profile.name, "reason": reason}}
-        voice.document({**facts_document(facts), **plan_document(planned), **named})
+        voice.document(explained_document(explained) | facts_document(facts))
         return 0
+    show_assumed(voice, assumed)
     voice.show(facts_table(facts))
     voice.result("")
-    voice.result(f"profile {loaded.profile.name}: {reason}")
-    voice.result("")
-    voice.show(plan_table(planned.plan))
+    show_explained(voice, explained)
     return 0
 
 

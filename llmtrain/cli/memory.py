@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from llmtrain.cli.command import command
 from llmtrain.cli.options import (
+    AssumeOption,
     DeviceOption,
     ForceCpuOption,
     JsonOption,
     NprocOption,
     ProfileOption,
     SetOption,
+    assumed_machine,
     flag_settings,
 )
 from llmtrain.cli.voice import Voice
+from llmtrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmtrain.engine.request import TrainRequest
 
 
 def register(app: typer.Typer) -> None:
@@ -32,11 +38,24 @@ def memory(
     force_cpu: ForceCpuOption = False,
     nproc: NprocOption = None,
     set_: SetOption = None,
+    assume: AssumeOption = None,
     json: JsonOption = False,
 ) -> int:
     """Memory in use now; with a profile, what training it will take and whether it fits."""
     if profile is not None:
-        return _predict(voice, profile, device, force_cpu, nproc, set_ or [], as_json=json)
+        from llmtrain.engine.request import TrainRequest
+
+        flags = flag_settings(
+            device_kind=device, device_force_cpu=force_cpu, device_processes=nproc
+        )
+        assumed = assumed_machine(assume)
+        request = TrainRequest(profile, assignments=set_ or [], flags=flags, assumed=assumed)
+        return _predict(voice, request, as_json=json)
+    if assume is not None:
+        raise UsageError(
+            "--assume plans for a profile, and none is named",
+            hint=f"llmtrain memory --profile gpu-small --assume {assume}",
+        )
     document = memory_now()
     if json:
         voice.document(document)
@@ -89,32 +108,23 @@ def _show_now(voice: Voice, document: dict[str, Any]) -> None:
         voice.result(f"{gpu['kind']}:{gpu['index']}   {gpu['name']}, {total}{free}")
 
 
-def _predict(
-    voice: Voice,
-    profile: str,
-    device: Any,
-    force_cpu: bool,
-    nproc: int | None,
-    assignments: list[str],
-    *,
-    as_json: bool,
-) -> int:
-    from llmtrain.cli.render import prediction_document, prediction_table
-    from llmtrain.engine.planning import plan_run
-    from llmtrain.engine.request import TrainRequest
-    from llmtrain.units import format_bytes
-
-    flags = flag_settings(device_kind=device, device_force_cpu=force_cpu, device_processes=nproc)
-    request = TrainRequest(profile=profile, assignments=assignments, flags=flags)
-    planned = plan_run(request.load(profile).profile)
-    if as_json:
-        voice.document({**memory_now(), **prediction_document(planned)})
-        return 0
-    voice.show(prediction_table(planned.prediction, planned.limit_bytes))
-    plan = planned.plan
-    voice.result(
-        f"fits: {format_bytes(planned.prediction.total_bytes)} of "
-        f"{format_bytes(planned.limit_bytes)} on {plan.device.value}, micro-batch "
-        f"{plan.micro_batch.value} × {planned.needs.shape.context} tokens in {plan.precision.value}"
+def _predict(voice: Voice, request: TrainRequest, *, as_json: bool) -> int:
+    from llmtrain.cli.explain import (
+        explained_document,
+        show_assumed,
+        show_decisions,
+        show_prediction,
     )
+    from llmtrain.engine.explaining import explain
+
+    explained = explain(request)
+    if as_json:
+        # What is in use here and now is no part of a machine that is not here.
+        now = memory_now() if request.assumed is None else {}
+        voice.document(explained_document(explained) | now)
+        return 0
+    show_assumed(voice, request.assumed)
+    show_prediction(voice, explained)
+    voice.result("")
+    show_decisions(voice, explained)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,6 @@ from llmtrain.cli.streams import UnfailingStream, unread_output_lost
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-SCHEMA_VERSION = 1
 # Control characters but tabs and line ends, and halves of surrogate pairs.
 _NOT_SHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -54,9 +54,13 @@ class Voice:
         Console(highlight=False, width=plain_width, soft_wrap=False).print(renderable)
 
     def document(self, values: Mapping[str, Any]) -> None:
-        """The one JSON document of a `--json` call."""
-        whole = {"schema_version": SCHEMA_VERSION, "llmtrain": llmtrain.__version__, **values}
-        text = json.dumps(whole, indent=2, ensure_ascii=False, default=str)
+        """The one JSON document of a `--json` call; what is not finite is null, as JSON wants."""
+        whole = {
+            "schema_version": llmtrain.SCHEMA_VERSION,
+            "llmtrain": llmtrain.__version__,
+            **values,
+        }
+        text = json.dumps(_finite(whole), indent=2, ensure_ascii=False, default=str)
         with unread_output_lost():
             sys.stdout.write(_plain(text) + "\n")
             sys.stdout.flush()
@@ -84,6 +88,17 @@ class Voice:
     def hint(self, text: str) -> None:
         """What to type next."""
         self.stderr.print(f"[bold]hint:[/bold] {_escaped(text)}", soft_wrap=True)
+
+
+def _finite(value: object) -> object:
+    """`value` with None for each number that JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return value
 
 
 def _escaped(text: str) -> str:

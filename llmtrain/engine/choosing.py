@@ -32,8 +32,13 @@ UTILISATION = 0.55  # of the products' rate, over a whole run with its compiling
 _ACCELERATOR_TOKENS_PER_STEP = 65_536  # what keeps a GPU busy; what it will do is not measured
 
 
-def choose_profile(facts: Facts, wishes: DeviceSection, time_s: float | None) -> Choice[str]:
-    """The profile for the device that will train, and the time there is. Raises UsageError."""
+def choose_profile(
+    facts: Facts, wishes: DeviceSection, time_s: float | None, *, measure: bool = True
+) -> Choice[str]:
+    """The profile for the device that will train, and the time there is.
+
+    `measure`: whether the facts are of this machine, and it may be timed. Raises UsageError.
+    """
     device = choose_device(facts, wishes).value
     if device == "cuda":
         return Choice("gpu-small", "a CUDA GPU is here")
@@ -41,6 +46,8 @@ def choose_profile(facts: Facts, wishes: DeviceSection, time_s: float | None) ->
         return Choice("mps-small", "an Apple GPU is here")
     if time_s is None:
         return Choice("cpu-tiny", "a CPU: done in minutes")
+    if not measure:
+        return Choice("cpu-tiny", "a CPU whose speed is not known: the smallest")
     shapes = {
         name: shape_of(load_profile(name, environment={}).profile.model) for name in _CPU_PROFILES
     }

@@ -50,6 +50,7 @@ def begin_record(
         "launcher": launcher_identity(),
     }
     record = {
+        "schema_version": llmtrain.SCHEMA_VERSION,
         "llmtrain": llmtrain.__version__,
         "versions": _versions(),
         "profile": target.loaded.profile.values(),

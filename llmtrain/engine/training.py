@@ -15,13 +15,14 @@ from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.calibration import keep_run, kept_run
 from llmtrain.engine.dataset import Dataset, DataWork, open_dataset, prepare_dataset
+from llmtrain.engine.explaining import explain_run
 from llmtrain.engine.forecast import Forecast, forecast
 from llmtrain.engine.outcome import nothing_trained, result_of
 from llmtrain.engine.planning import Planned, needs_of, plan_run, planned_with
 from llmtrain.engine.record import begin_record, end_record
 from llmtrain.engine.recorded import recorded_numerics, recorded_plan
 from llmtrain.engine.request import Chosen, TrainRequest
-from llmtrain.engine.target import Place, Target, has_new_horizon, locate, preview, target_at
+from llmtrain.engine.target import Place, Target, has_new_horizon, locate, target_at
 from llmtrain.errors import InterruptedRunError
 from llmtrain.files import free_bytes
 from llmtrain.profile.schema import Profile
@@ -94,18 +95,7 @@ def _run_at(place: Place, request: TrainRequest, sitting: Sitting) -> TrainResul
 
 def launch_size(request: TrainRequest) -> int:
     """How many processes the request's plan wants on this machine. Changes nothing."""
-    return planned_for(request).plan.processes.value
-
-
-@memory_errors_mapped()
-def planned_for(request: TrainRequest) -> Planned:
-    """The plan that the request would run with, as `--dry-run` shows it. Changes nothing."""
-    target = target_at(request, preview(request))
-    facts = read_facts()
-    kept = recorded_plan(target, facts, World())
-    if kept is not None:
-        return planned_with(kept, needs_of(target.loaded.profile, None, facts), facts)
-    return plan_run(target.loaded.profile, facts=facts)
+    return explain_run(request).planned.plan.processes.value
 
 
 def _shared_place(request: TrainRequest, sitting: Sitting, held: ExitStack) -> Place:
