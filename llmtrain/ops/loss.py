@@ -28,7 +28,7 @@ def exponentiate(logits_cv: Tensor) -> tuple[Tensor, Tensor]:
     if logits_cv.device.type != "cpu":
         return largest, _row_sums(logits_cv)
     rows = max(1, _CPU_SUMMED_BYTES // (4 * logits_cv.shape[1]))
-    return largest, torch.cat([_row_sums(some) for some in logits_cv.split(rows)])
+    return largest, torch.cat([_row_sums(some) for some in torch.split(logits_cv, rows)])
 
 
 def compiled_exponentiate() -> Exponentiate:
