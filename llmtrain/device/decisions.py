@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 from llmtrain.device.choice import (
@@ -14,7 +15,7 @@ from llmtrain.device.choice import (
     Precision,
 )
 from llmtrain.device.facts import Accelerator, Facts
-from llmtrain.device.memory import predict_inference_bytes, predict_training
+from llmtrain.device.memory import Computing, predict_inference_bytes, predict_training
 from llmtrain.errors import DoesNotFitError, UsageError
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.profile.shape import ModelShape
@@ -165,7 +166,16 @@ def activations(
         modes = [Choice(wish, "asked for")]
     for mode in modes:
         try:
-            chosen = _micro_batch(facts, needs, kind, precision, mode.value, processes, local)
+            how = Computing(
+                micro_batch=1,
+                half_precision=precision != "fp32",
+                device_kind=kind,
+                checkpointing=mode.value,
+                compiled=compiled,
+                optimizer=needs.optimizer,
+                processes=processes,
+            )
+            chosen = _micro_batch(facts, needs, kind, how, local)
         except DoesNotFitError:
             if mode is modes[-1]:
                 raise
@@ -185,31 +195,18 @@ def _ways_to_fit(kind: DeviceKind, compiled: bool) -> Iterator[Choice[Activation
 
 
 def _micro_batch(
-    facts: Facts,
-    needs: Needs,
-    kind: DeviceKind,
-    precision: Precision,
-    checkpointing: ActivationCheckpointing,
-    processes: int,
-    local: int,
+    facts: Facts, needs: Needs, kind: DeviceKind, how: Computing, local: int
 ) -> Choice[int]:
-    windows = windows_per_process(needs, processes)
+    """`how`: with a micro-batch still to be chosen."""
+    windows = windows_per_process(needs, how.processes)
     limit = memory_limit_bytes(facts, kind) // (local if kind == "cpu" else 1)
     origin = memory_limit_origin(facts, kind)
     if kind == "cpu" and local > 1:
         origin += f" ÷ {local} processes"
 
     def predicted(micro_batch: int) -> int:
-        return predict_training(
-            needs.shape,
-            micro_batch=micro_batch,
-            half_precision=precision != "fp32",
-            checkpointing=checkpointing,
-            keep_casts=precision != "fp32" and micro_batch < windows,
-            device_kind=kind,
-            optimizer=needs.optimizer,
-            processes=processes,
-        ).total_bytes
+        at_once = replace(how, micro_batch=micro_batch, accumulates=micro_batch < windows)
+        return predict_training(needs.shape, at_once).total_bytes
 
     if needs.micro_batch != "auto":
         if windows % needs.micro_batch:

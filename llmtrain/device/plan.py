@@ -21,7 +21,7 @@ from llmtrain.device.choice import (
     Precision,
 )
 from llmtrain.device.facts import CpuTimes, Facts, MatmulTimes
-from llmtrain.device.memory import MemoryPrediction, predict_training
+from llmtrain.device.memory import Computing, MemoryPrediction, predict_training
 from llmtrain.profile.schema import MOST_THREADS, DeviceSection
 
 
@@ -169,13 +169,16 @@ def predict(needs: Needs, plan: Plan) -> MemoryPrediction:
     """The peak memory on one device: of all this machine's processes on a CPU, of one on a GPU."""
     one = predict_training(
         needs.shape,
-        micro_batch=plan.micro_batch.value,
-        half_precision=plan.precision.value != "fp32",
-        checkpointing=plan.activation_checkpointing.value,
-        keep_casts=plan.keep_weight_casts.value,
-        device_kind=plan.device.value,
-        optimizer=needs.optimizer,
-        processes=plan.processes.value,
+        Computing(
+            micro_batch=plan.micro_batch.value,
+            half_precision=plan.precision.value != "fp32",
+            device_kind=plan.device.value,
+            checkpointing=plan.activation_checkpointing.value,
+            compiled=plan.compile.value,
+            accumulates=plan.accumulation.value > 1,
+            optimizer=needs.optimizer,
+            processes=plan.processes.value,
+        ),
     )
     local = needs.launched_local_processes or plan.processes.value
     return one.of_processes(local) if plan.device.value == "cpu" else one

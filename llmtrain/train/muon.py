@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from llmtrain.device.memory import MUON_STACK_BYTES
 from llmtrain.ops.orthogonal import orthogonalize
 
 Algorithm = Literal["muon", "adamw"]
@@ -18,7 +19,6 @@ STATE: dict[Algorithm, tuple[str, ...]] = {
     "muon": ("momentum",),
     "adamw": ("step", "exp_avg", "exp_avg_sq"),
 }
-_STACK_BYTES = 64 << 20  # of matrices that are made orthogonal at once
 
 
 class RoleOptimizer(torch.optim.Optimizer):
@@ -103,6 +103,6 @@ def _stacks(parameters: list[Tensor], element_bytes: int) -> Iterator[list[Tenso
     for parameter in parameters:
         by_shape[tuple(sorted(parameter.shape))].append(parameter)
     for shape, same in by_shape.items():
-        at_once = max(1, _STACK_BYTES // (element_bytes * shape[0] * shape[1]))
+        at_once = max(1, MUON_STACK_BYTES // (element_bytes * shape[0] * shape[1]))
         for start in range(0, len(same), at_once):
             yield same[start : start + at_once]

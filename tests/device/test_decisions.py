@@ -10,7 +10,7 @@ import pytest
 from llmtrain.device import decisions as decide
 from llmtrain.device.choice import Choice, DeviceKind
 from llmtrain.device.facts import Facts
-from llmtrain.device.memory import predict_training
+from llmtrain.device.memory import Computing, predict_training
 from llmtrain.device.plan import Plan, make_plan
 from llmtrain.errors import DoesNotFitError
 from tests.device.machines import (
@@ -151,15 +151,10 @@ DEEP = replace(NEEDS, shape=replace(NEEDS.shape, num_layers=40, context=8192))
 DEEP = replace(DEEP, tokens_per_step=2 * 8192)
 
 
-def just_enough_bytes(checkpointing: Any) -> int:
+def just_enough_bytes(checkpointing: Any, *, compiled: bool = False) -> int:
     """The smallest memory in which one sequence fits."""
-    predicted = predict_training(
-        DEEP.shape,
-        micro_batch=1,
-        half_precision=False,
-        checkpointing=checkpointing,
-        device_kind="cpu",
-    )
+    how = Computing(1, False, "cpu", checkpointing, compiled, accumulates=True)
+    predicted = predict_training(DEEP.shape, how)
     return int(predicted.total_bytes / 0.85) + 2
 
 
@@ -187,7 +182,8 @@ def test_what_is_compiled_keeps_products_and_attention_though_all_would_fit() ->
     roomy = on_a_cpu_with(16 * GIB, compiled=True).activation_checkpointing
     assert roomy.value == "selective"
     assert "the compiled backward computes the rest" in roomy.reason
-    tight = on_a_cpu_with(just_enough_bytes("full"), compiled=True).activation_checkpointing
+    enough = just_enough_bytes("full", compiled=True)
+    tight = on_a_cpu_with(enough, compiled=True).activation_checkpointing
     assert (tight.value, tight.reason) == ("full", "without it even one sequence does not fit")
 
 

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from llmtrain.device.choice import ActivationCheckpointing, AttentionKernel, Precision
 from llmtrain.device.memory import (
+    Computing,
     MemoryPrediction,
     loss_chunk_tokens,
     predict_training,
@@ -156,9 +157,7 @@ def test_what_lives_between_forward_and_backward_is_what_is_predicted(
     beyond = {  # torch's kernel is what is predicted; it keeps a normaliser and its own output
         ("off", "sdpa"): 0,
         ("off", "blocks"): -size * two.attention_width - 4 * two.num_heads,
-        # Eagerly the last product of a block is kept too, which no backward asks for.
-        ("selective", "sdpa"): size * two.hidden_size + 4 * two.num_heads,
-        ("selective", "blocks"): size * two.hidden_size,
+        ("selective", "sdpa"): 4 * two.num_heads,
     }.get((checkpointing, kernel), 0)
     assert found == SEQUENCES * CONTEXT * (predicted + 3 * beyond)
 
@@ -191,9 +190,7 @@ def test_weights_gradients_and_moments_are_counted_exactly(
     tokens = torch.zeros((1, CONTEXT), dtype=torch.long)
     model(tokens, tokens).backward()
     optimizer.step()
-    found = predict_training(
-        form, micro_batch=1, half_precision=False, device_kind="cpu", optimizer=name
-    )
+    found = predict_training(form, Computing(1, False, "cpu", accumulates=True, optimizer=name))
     parameters = list(model.parameters())
     assert found.parameters_bytes == sum(p.nbytes for p in parameters)
     assert found.gradients_bytes == sum(p.grad.nbytes for p in parameters if p.grad is not None)
@@ -205,27 +202,21 @@ def test_casts_are_those_of_the_matrices_in_blocks() -> None:
     form = shape()
     model = Decoder(form)
     matrices = [p for n, p in model.named_parameters() if "layers" in n and p.dim() == 2]
-    half = predict_training(form, micro_batch=1, half_precision=True, device_kind="cpu")
-    full = predict_training(form, micro_batch=1, half_precision=False, device_kind="cpu")
+    half, full = (predict_training(form, Computing(9, is_half, "cpu")) for is_half in (True, False))
     assert half.weight_casts_bytes == sum(p.nbytes // 2 for p in matrices)
     assert full.weight_casts_bytes == 0
 
 
 def test_only_several_processes_communicate() -> None:
-    one, two = (
-        predict_training(
-            shape(), micro_batch=1, half_precision=True, device_kind="cuda", processes=n
-        )
-        for n in (1, 2)
-    )
+    one, two = (predict_training(shape(), Computing(1, True, "cuda", processes=n)) for n in (1, 2))
     assert one.communication_bytes == 0
     assert two.communication_bytes == two.gradients_bytes
     assert two.total_bytes - one.total_bytes == two.communication_bytes
 
 
 def test_the_total_is_the_sum_of_the_parts() -> None:
-    prediction = MemoryPrediction(1, 2, 4, 8, 16, 32, 64, 128, 256)
-    assert prediction.total_bytes == 511
+    prediction = MemoryPrediction(1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+    assert prediction.total_bytes == 1023
     *parts, total = prediction.items().items()
     assert total == ("total_bytes", sum(value for _, value in parts))
 
@@ -233,22 +224,65 @@ def test_the_total_is_the_sum_of_the_parts() -> None:
 @given(
     micro_batch=st.integers(1, 500),
     half=st.booleans(),
+    compiled=st.booleans(),
     kind=st.sampled_from(["cpu", "mps", "cuda"]),
     vocab_size=st.integers(300, 200_000),
+    optimizer=st.sampled_from(["muon", "adamw"]),
     processes=st.integers(1, 3),
 )
 def test_more_sequences_never_take_less(
-    micro_batch: int, half: bool, kind: str, vocab_size: int, processes: int
+    micro_batch: int,
+    half: bool,
+    compiled: bool,
+    kind: str,
+    vocab_size: int,
+    optimizer: Literal["muon", "adamw"],
+    processes: int,
 ) -> None:
     form = replace(shape(), vocab_size=vocab_size)
-    less, more = (
-        predict_training(
-            form, micro_batch=n, half_precision=half, device_kind=kind, processes=processes
-        )
-        for n in (micro_batch, micro_batch + 1)
+    how = Computing(
+        micro_batch,
+        half,
+        kind,
+        compiled=compiled,
+        checkpointing="selective" if compiled else "off",
+        optimizer=optimizer,
+        processes=processes,
     )
-    assert less.total_bytes < more.total_bytes
-    assert all(less.items()[name] <= value for name, value in more.items().items())
+    less, more = (
+        predict_training(form, replace(how, micro_batch=n)) for n in (micro_batch, 1 + micro_batch)
+    )
+    assert less.total_bytes <= more.total_bytes
+    much = predict_training(form, replace(how, micro_batch=100 * micro_batch + 10_000))
+    assert less.total_bytes < much.total_bytes
+
+
+def test_the_moment_that_takes_most_is_the_peak() -> None:
+    """Few tokens: the update; many pieces: the loss; much that is computed again: the backward."""
+    form = shape(hidden_size=512, intermediate_size=1408, num_layers=6)
+    update = predict_training(form, Computing(1, True, "cpu", optimizer="muon"))
+    assert update.gradients_bytes == 4 * form.parameters
+    assert (update.activations_bytes, update.loss_bytes) == (0, 0)
+    assert update.working_bytes > 0
+
+    wide = replace(shape(), vocab_size=100_000)
+    loss = predict_training(wide, Computing(8, True, "cpu"))
+    assert loss.loss_bytes > loss.activations_bytes > 0
+    assert (loss.working_bytes, loss.gradients_bytes) == (0, 0)
+
+    backward = predict_training(shape(), Computing(4000, True, "cpu", checkpointing="full"))
+    assert backward.working_bytes > backward.activations_bytes > 0
+
+
+def test_gradients_of_earlier_micro_batches_are_there_in_the_loss() -> None:
+    wide = replace(shape(), vocab_size=100_000)
+    one, several = (
+        predict_training(wide, Computing(8, True, "cpu", accumulates=is_part))
+        for is_part in (False, True)
+    )
+    assert several.gradients_bytes == 4 * wide.parameters
+    assert several.loss_bytes == one.loss_bytes
+    assert several.weight_casts_bytes > one.weight_casts_bytes
 
 
 @given(st.integers(300, 10**6), st.sampled_from(["cpu", "mps", "cuda"]), st.sampled_from([2, 4, 8]))

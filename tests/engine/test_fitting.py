@@ -83,7 +83,7 @@ def test_options_that_another_stands_for_go_with_their_values() -> None:
     assert kept == ["memory", "--json", "--nproc", "2"]
 
 
-@pytest.mark.parametrize("limit", [0.05, 0.02])
+@pytest.mark.parametrize("limit", [0.05, 0.03])
 def test_the_commands_that_are_named_work(
     limit: float, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
 ) -> None:

@@ -60,7 +60,7 @@ def test_the_size_of_a_gradient_does_not_matter_and_its_sign_does() -> None:
 def test_a_matrix_moves_as_if_it_were_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = ((16, 48), (48, 16), (16, 48), (24, 24))
     together = stepped(parameters(*shapes))
-    monkeypatch.setattr(muon, "_STACK_BYTES", 1)  # a stack a matrix
+    monkeypatch.setattr(muon, "MUON_STACK_BYTES", 1)  # a stack a matrix
     for one, other in zip(together, stepped(parameters(*shapes)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 

@@ -73,6 +73,7 @@ class Prediction(Part):
     weight_casts_bytes: int = key("weights rounded to half precision")
     activations_bytes: int = key("what the forward keeps for the backward")
     loss_bytes: int = key("a chunk of logits and what the loss needs beside it")
+    working_bytes: int = key("what the last block's backward, or Muon, works with")
     communication_bytes: int = key("buffers of several processes")
     libraries_bytes: int = key("what a process holds without a model")
     slack_bytes: int = key("what the allocator holds beyond live tensors")
