@@ -81,7 +81,6 @@ READS_WHAT_IT_TRUSTS = {
     "tokenizer/learner",  # what its own child says
     "train/launch",
     "train/launched",  # what another rank says
-    "train/world",
     "cli/tokenizer",  # the text that the user names, however large
 }
 Finding = tuple[str, int, str]
