@@ -35,7 +35,7 @@ PURE_PLANS = ("device/plan", "device/memory", "device/pressure", "device/smaller
 PURE_MODULES = (*PURE, *PURE_PLANS, "errors", "units", "files", "untrusted")
 ASKS_THE_HARDWARE = {
     *("probe", "cpuinfo", "cgroup", "rlimits", "timing", "usage", "readers", "windows"),
-    *("startup", "allocator"),
+    *("startup", "allocator", "nvidia", "live"),
 }
 
 

@@ -18,7 +18,7 @@ import llmtrain
 from llmtrain.cli import device, memory, profiles, runs, tokenizer, train, use
 from llmtrain.cli.streams import hold_standard_streams
 from llmtrain.cli.voice import Voice
-from llmtrain.errors import LlmtrainError, UsageError
+from llmtrain.errors import LlmtrainError, ThresholdError, UsageError
 from llmtrain.files import LAUNCHED_VARIABLE
 
 _RANK_0_SPEAKS_FIRST_S = 5.0
@@ -96,7 +96,8 @@ def _fail(error: LlmtrainError, arguments: Sequence[str]) -> int:
         time.sleep(_RANK_0_SPEAKS_FIRST_S)
     voice = Voice()
     hint = error.hint or f"{_command_path(arguments)} --help"
-    if "--json" in arguments and is_main:
+    is_shown = isinstance(error, ThresholdError)  # the document says it, with all results
+    if "--json" in arguments and is_main and not is_shown:
         failure = {"code": error.exit_code, "message": error.message, "hint": hint}
         voice.document({"error": failure})
     voice.error(error.message, hint)

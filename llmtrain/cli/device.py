@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,7 +16,12 @@ from llmtrain.cli.options import (
     SetOption,
     flag_settings,
 )
+from llmtrain.cli.thresholds import Threshold, require_met, thresholds_document
 from llmtrain.cli.voice import Voice
+from llmtrain.units import format_bytes
+
+if TYPE_CHECKING:
+    from llmtrain.device.require import Finding
 
 
 def register(app: typer.Typer) -> None:
@@ -34,16 +39,27 @@ def info(
     force_cpu: ForceCpuOption = False,
     nproc: NprocOption = None,
     set_: SetOption = None,
+    require: Annotated[
+        str | None,
+        typer.Option(
+            "--require",
+            metavar="LIST",
+            help="Exit with 6 unless all of these are there: "
+            "cpu, cuda, mps, bf16, amx, compile, cores:4, memory:8GiB.",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> int:
     """What was found, what will be used, and why."""
     from llmtrain.cli.render import facts_document, facts_table, plan_document, plan_table
     from llmtrain.device.choice import Choice
     from llmtrain.device.probe import read_facts
+    from llmtrain.device.require import find, parse_requirements
     from llmtrain.engine.choosing import choose_profile
     from llmtrain.engine.planning import plan_run
     from llmtrain.engine.request import TrainRequest
 
+    requirements = [] if require is None else parse_requirements(require)
     flags = flag_settings(device_kind=device, device_force_cpu=force_cpu, device_processes=nproc)
     facts = read_facts()
     request = TrainRequest(profile=profile, assignments=set_ or [], flags=flags)
@@ -53,16 +69,35 @@ def info(
     loaded = request.load(chosen.value)
     planned = plan_run(loaded.profile, facts=facts, measure=True)
     reason = chosen.reason
+    device_kind = planned.plan.device.value
+    thresholds = [_threshold(find(r, facts, device_kind)) for r in requirements]
     if json:
         named = {"profile": {"value": loaded.profile.name, "reason": reason}}
-        voice.document({**facts_document(facts), **plan_document(planned), **named})
-        return 0
-    voice.show(facts_table(facts))
-    voice.result("")
-    voice.result(f"profile {loaded.profile.name}: {reason}")
-    voice.result("")
-    voice.show(plan_table(planned.plan))
+        required = thresholds_document(thresholds)
+        voice.document({**facts_document(facts), **plan_document(planned), **named, **required})
+    else:
+        voice.show(facts_table(facts))
+        voice.result("")
+        voice.result(f"profile {loaded.profile.name}: {reason}")
+        voice.result("")
+        voice.show(plan_table(planned.plan))
+    require_met(thresholds, hint="run this where there is one, or leave it out of --require")
     return 0
+
+
+def _threshold(finding: Finding) -> Threshold:
+    """What --require asks for, as a limit that is met or not."""
+    name, least = finding.requirement.name, finding.requirement.least
+    complaint = f"--require {name}"
+    if least is not None:
+        complaint += f":{format_bytes(least) if name == 'memory' else least}"
+    return Threshold(
+        f"require {name}",
+        True if least is None else least,
+        finding.measured,
+        met=finding.is_met,
+        complaint=f"{complaint} is not met: {finding.found}",
+    )
 
 
 def bench(

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import llmtrain
-from llmtrain.cli.streams import UnfailingStream, unread_output_lost
+from llmtrain.cli.streams import UnfailingStream, unread_output_lost, write_line
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -55,11 +55,12 @@ class Voice:
 
     def document(self, values: Mapping[str, Any]) -> None:
         """The one JSON document of a `--json` call."""
-        whole = {"schema_version": SCHEMA_VERSION, "llmtrain": llmtrain.__version__, **values}
-        text = json.dumps(whole, indent=2, ensure_ascii=False, default=str)
         with unread_output_lost():
-            sys.stdout.write(_plain(text) + "\n")
-            sys.stdout.flush()
+            write_line(_plain(_json(values, indent=2)))
+
+    def document_line(self, values: Mapping[str, Any]) -> None:
+        """One of several documents, in a line. Raises BrokenPipeError where nobody reads it."""
+        write_line(_plain(_json(values, indent=None)))
 
     def note(self, text: str) -> None:
         """Something worth knowing; not said when quiet."""
@@ -80,6 +81,11 @@ class Voice:
         self.stderr.print(f"[bold red]error:[/bold red] {_escaped(message)}")
         if hint:
             self.stderr.print(f"[bold]hint:[/bold] {_escaped(hint)}")
+
+
+def _json(values: Mapping[str, Any], indent: int | None) -> str:
+    whole = {"schema_version": SCHEMA_VERSION, "llmtrain": llmtrain.__version__, **values}
+    return json.dumps(whole, indent=indent, ensure_ascii=False, default=str)
 
 
 def _escaped(text: str) -> str:
