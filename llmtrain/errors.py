@@ -17,6 +17,8 @@ where there is one, a hint with a command to type next.
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -41,10 +43,30 @@ class UsageError(LlmtrainError):
     exit_code = 2
 
 
+@dataclass(frozen=True, slots=True)
+class WayOut:
+    """Options that, added to the command that failed, would make it work.
+
+    `in_place_of`: options of that command that they stand for, and that have to go.
+    """
+
+    options: tuple[str, ...]
+    outcome: str
+    predicted_bytes: int
+    in_place_of: frozenset[str] = frozenset()
+
+
 class DoesNotFitError(LlmtrainError):
     """The run needs more memory than there is: predicted, or found while it trained."""
 
     exit_code = 3
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, ways_out: Sequence[WayOut] = ()
+    ) -> None:
+        """`ways_out`: what would make it fit, the cheapest change first."""
+        super().__init__(message, hint=hint)
+        self.ways_out = tuple(ways_out)
 
 
 class DivergedError(LlmtrainError):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from types import TracebackType
 from typing import Annotated, NoReturn
 
@@ -15,10 +16,11 @@ import typer
 from typer.core import TyperGroup
 
 import llmtrain
-from llmtrain.cli import device, memory, profiles, runs, tokenizer, train, use
+from llmtrain.cli import device, memory, profiles, runs, schema, tokenizer, train, use
 from llmtrain.cli.streams import hold_standard_streams
 from llmtrain.cli.voice import Voice
-from llmtrain.errors import LlmtrainError, ThresholdError, UsageError
+from llmtrain.device.allocator import begin_without_thread_cache
+from llmtrain.errors import DoesNotFitError, LlmtrainError, ThresholdError, UsageError
 from llmtrain.files import LAUNCHED_VARIABLE
 
 _RANK_0_SPEAKS_FIRST_S = 5.0
@@ -36,6 +38,7 @@ memory.register(app)
 profiles.register(app)
 tokenizer.register(app)
 runs.register(app)
+schema.register(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -52,6 +55,8 @@ def root(
 
 def main() -> NoReturn:
     """Runs the command line and exits with its code."""
+    if sys.argv[1:2] == ["train"]:
+        begin_without_thread_cache()
     sys.excepthook = _explain_unexpected
     hold_standard_streams()
     sys.exit(run(sys.argv[1:]))
@@ -95,13 +100,37 @@ def _fail(error: LlmtrainError, arguments: Sequence[str]) -> int:
         # Most failures are rank 0's too: it tells them, and torchrun then ends this rank.
         time.sleep(_RANK_0_SPEAKS_FIRST_S)
     voice = Voice()
-    hint = error.hint or f"{_command_path(arguments)} --help"
+    ways = _ways_out(error, arguments)
+    hint = next(iter(ways), None) or error.hint or f"{_command_path(arguments)} --help"
     is_shown = isinstance(error, ThresholdError)  # the document says it, with all results
     if "--json" in arguments and is_main and not is_shown:
         failure = {"code": error.exit_code, "message": error.message, "hint": hint}
-        voice.document({"error": failure})
-    voice.error(error.message, hint)
+        voice.document({"error": failure | ({"ways_out": list(ways)} if ways else {})})
+    voice.error(error.message, None if ways else hint)
+    for command, outcome in ways.items():
+        voice.hint(f"{command}   # {outcome}")
     return error.exit_code
+
+
+def _ways_out(error: LlmtrainError, arguments: Sequence[str]) -> dict[str, str]:
+    """Commands that would work where this one did not, and what comes of each."""
+    found = error.ways_out if isinstance(error, DoesNotFitError) else ()
+    commands = {}
+    for way in found:
+        kept = _without(arguments, way.in_place_of)
+        commands[shlex.join(["llmtrain", *kept, *way.options])] = way.outcome
+    return commands
+
+
+def _without(arguments: Sequence[str], names: Collection[str]) -> Iterator[str]:
+    """The arguments but for options of these names, whose values are one argument each."""
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, _ = argument.partition("=")
+        if name not in names:
+            yield argument
+        elif not equals:
+            next(remaining, None)
 
 
 def _command_path(arguments: Sequence[str]) -> str:

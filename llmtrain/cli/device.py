@@ -8,12 +8,14 @@ import typer
 
 from llmtrain.cli.command import command, group
 from llmtrain.cli.options import (
+    AssumeOption,
     DeviceOption,
     ForceCpuOption,
     JsonOption,
     NprocOption,
     ProfileOption,
     SetOption,
+    assumed_machine,
     flag_settings,
 )
 from llmtrain.cli.thresholds import Threshold, require_met, thresholds_document
@@ -48,39 +50,31 @@ def info(
             "cpu, cuda, mps, bf16, amx, compile, cores:4, memory:8GiB.",
         ),
     ] = None,
+    assume: AssumeOption = None,
     json: JsonOption = False,
 ) -> int:
     """What was found, what will be used, and why."""
-    from llmtrain.cli.render import facts_document, facts_table, plan_document, plan_table
-    from llmtrain.device.choice import Choice
-    from llmtrain.device.probe import read_facts
+    from llmtrain.cli.explain import explained_document, show_assumed, show_explained
+    from llmtrain.cli.render import facts_document, facts_table
     from llmtrain.device.require import find, parse_requirements
-    from llmtrain.engine.choosing import choose_profile
-    from llmtrain.engine.planning import plan_run
+    from llmtrain.engine.explaining import explain
     from llmtrain.engine.request import TrainRequest
 
     requirements = [] if require is None else parse_requirements(require)
     flags = flag_settings(device_kind=device, device_force_cpu=force_cpu, device_processes=nproc)
-    facts = read_facts()
-    request = TrainRequest(profile=profile, assignments=set_ or [], flags=flags)
-    chosen = Choice(profile, "asked for") if profile else None
-    if chosen is None:
-        chosen = choose_profile(facts, request.load(None).profile.device, None)
-    loaded = request.load(chosen.value)
-    planned = plan_run(loaded.profile, facts=facts, measure=True)
-    reason = chosen.reason
-    device_kind = planned.plan.device.value
-    thresholds = [_threshold(find(r, facts, device_kind)) for r in requirements]
+    assumed = assumed_machine(assume)
+    request = TrainRequest(profile, assignments=set_ or [], flags=flags, assumed=assumed)
+    explained = explain(request)
+    facts, device_kind = explained.planned.facts, explained.planned.plan.device.value
+    thresholds = [_threshold(find(each, facts, device_kind)) for each in requirements]
     if json:
-        named = {"profile": {"value": loaded.profile.name, "reason": reason}}
-        required = thresholds_document(thresholds)
-        voice.document({**facts_document(facts), **plan_document(planned), **named, **required})
+        found = facts_document(facts) | thresholds_document(thresholds)
+        voice.document(explained_document(explained) | found)
     else:
+        show_assumed(voice, assumed)
         voice.show(facts_table(facts))
         voice.result("")
-        voice.result(f"profile {loaded.profile.name}: {reason}")
-        voice.result("")
-        voice.show(plan_table(planned.plan))
+        show_explained(voice, explained)
     require_met(thresholds, hint="run this where there is one, or leave it out of --require")
     return 0
 

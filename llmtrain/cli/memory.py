@@ -9,12 +9,14 @@ import typer
 
 from llmtrain.cli.command import command
 from llmtrain.cli.options import (
+    AssumeOption,
     DeviceOption,
     ForceCpuOption,
     JsonOption,
     NprocOption,
     ProfileOption,
     SetOption,
+    assumed_machine,
     flag_settings,
 )
 from llmtrain.cli.thresholds import (
@@ -28,6 +30,8 @@ from llmtrain.cli.voice import Voice
 from llmtrain.errors import UsageError
 
 if TYPE_CHECKING:
+    from llmtrain.engine.explaining import Explained
+    from llmtrain.engine.request import TrainRequest
     from llmtrain.train.rundir import RunDirectory
 
 _FAIL_OVER = "--fail-over"
@@ -82,6 +86,7 @@ def memory(
             "is above 8GiB, 500MB …",
         ),
     ] = None,
+    assume: AssumeOption = None,
     json: JsonOption = False,
 ) -> int:
     """Memory in use now; with a profile, what training it will take and whether it fits."""
@@ -92,6 +97,7 @@ def memory(
         "--force-cpu": force_cpu or None,
         "--nproc": nproc,
         "--set": set_,
+        "--assume": assume,
     }
     now = {"RUN": run, "--pid": pid, "--watch": watch or None, "--every": every}
     _refuse_together(now, planning)
@@ -100,10 +106,19 @@ def memory(
     if every is not None and not watch:
         raise UsageError(f"--every {every} is for --watch", hint="add --watch")
     if profile is not None:
+        from llmtrain.engine.request import TrainRequest
+
         flags = flag_settings(
             device_kind=device, device_force_cpu=force_cpu, device_processes=nproc
         )
-        return _predict(voice, profile, flags, set_ or [], limit_bytes, as_json=json)
+        assumed = assumed_machine(assume)
+        request = TrainRequest(profile, assignments=set_ or [], flags=flags, assumed=assumed)
+        return _predict(voice, request, limit_bytes, as_json=json)
+    if assume is not None:
+        raise UsageError(
+            "--assume plans for a profile, and none is named",
+            hint=f"llmtrain memory --profile gpu-small --assume {assume}",
+        )
     if watch:
         from llmtrain.cli.live_memory import watch_memory
 
@@ -128,7 +143,7 @@ def _now(
         raise no_such_process(target) from None
     thresholds = [_in_use(document, limit_bytes)] if limit_bytes is not None else []
     if as_json:
-        voice.document({**document, **thresholds_document(thresholds)})
+        voice.document(document | thresholds_document(thresholds))
     else:
         for line in memory_lines(document):
             voice.result(line)
@@ -252,39 +267,33 @@ def _run(run: dict[str, Any]) -> str:
     return f"{run['path']}, step {logged.get('step', 0)}{held}"
 
 
-def _predict(
-    voice: Voice,
-    profile: str,
-    flags: dict[str, Any],
-    assignments: list[str],
-    limit_bytes: int | None,
-    *,
-    as_json: bool,
-) -> int:
-    from llmtrain.cli.render import prediction_document, prediction_table
-    from llmtrain.engine.planning import plan_run
-    from llmtrain.engine.request import TrainRequest
-    from llmtrain.units import format_bytes
-
-    request = TrainRequest(profile=profile, assignments=assignments, flags=flags)
-    planned = plan_run(request.load(profile).profile)
-    plan, peak_bytes = planned.plan, planned.prediction.total_bytes
-    name = f"the predicted peak of {profile} on {plan.device.value}"
-    thresholds = (
-        [bytes_at_most(_FAIL_OVER, limit_bytes, peak_bytes, is_named=name)]
-        if limit_bytes is not None
-        else []
+def _predict(voice: Voice, request: TrainRequest, limit_bytes: int | None, *, as_json: bool) -> int:
+    from llmtrain.cli.explain import (
+        explained_document,
+        show_assumed,
+        show_decisions,
+        show_prediction,
     )
+    from llmtrain.engine.explaining import explain
+
+    explained = explain(request)
+    thresholds = [_peak(explained, limit_bytes)] if limit_bytes is not None else []
     if as_json:
-        predicted = prediction_document(planned)
-        voice.document({**memory_now(), **predicted, **thresholds_document(thresholds)})
+        # What is in use here and now is no part of a machine that is not here.
+        now = memory_now() if request.assumed is None else {}
+        voice.document(explained_document(explained) | now | thresholds_document(thresholds))
     else:
-        voice.show(prediction_table(planned.prediction, planned.limit_bytes))
-        voice.result(
-            f"fits: {format_bytes(peak_bytes)} of {format_bytes(planned.limit_bytes)} on "
-            f"{plan.device.value}, micro-batch {plan.micro_batch.value} × "
-            f"{planned.needs.shape.context} tokens in {plan.precision.value}"
-        )
-    less = max(1, plan.micro_batch.value // 2)
+        show_assumed(voice, request.assumed)
+        show_prediction(voice, explained)
+        voice.result("")
+        show_decisions(voice, explained)
+    less = max(1, explained.planned.plan.micro_batch.value // 2)
     require_met(thresholds, hint=f"--set train.micro_batch={less} takes less")
     return 0
+
+
+def _peak(explained: Explained, limit_bytes: int) -> Threshold:
+    """What is compared with --fail-over where a profile is named."""
+    plan, peak_bytes = explained.planned.plan, explained.planned.prediction.total_bytes
+    name = f"the predicted peak of {explained.profile.value} on {plan.device.value}"
+    return bytes_at_most(_FAIL_OVER, limit_bytes, peak_bytes, is_named=name)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from llmtrain.device.assume import AssumedMachine
     from llmtrain.profile.load import Setting
     from llmtrain.profile.schema import DeviceSection
 
@@ -31,6 +32,16 @@ ForceCpuOption = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any profile value. Repeatable."),
+]
+AssumeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--assume",
+        metavar="SPEC",
+        help="Plan for a machine you do not have: cuda:80GiB, cuda:8x80GiB:64c (GPUs, then cores), "
+        "mps:16GiB, cpu:8c:32GiB; then instruction sets as in :amx_bf16, :no-bf16 (of the GPU), "
+        ":no-compiler.",
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 NprocOption = Annotated[
@@ -70,3 +81,19 @@ def device_section(device: Device | None, force_cpu: bool) -> DeviceSection:
     from llmtrain.profile.schema import DeviceSection
 
     return DeviceSection(kind=device or "auto", force_cpu=force_cpu)
+
+
+def assumed_machine(spec: str | None) -> AssumedMachine | None:
+    """The machine that `--assume` names, with this one's versions; None: this one."""
+    if spec is None:
+        return None
+    import platform
+    from importlib.metadata import version
+
+    from llmtrain.device.assume import assume_machine
+
+    return assume_machine(
+        spec,
+        python_version=platform.python_version(),
+        torch_version=version("torch").partition("+")[0],
+    )

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import json as json_text
 import re
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmtrain.cli.command import command, group
-from llmtrain.cli.options import JsonOption, SetOption
+from llmtrain.cli.options import (
+    AssumeOption,
+    DeviceOption,
+    ForceCpuOption,
+    JsonOption,
+    NprocOption,
+    SetOption,
+    assumed_machine,
+    flag_settings,
+)
 from llmtrain.cli.voice import Voice
+
+if TYPE_CHECKING:
+    from llmtrain.device.choice import Choice
+    from llmtrain.engine.explaining import Explained
+    from llmtrain.engine.request import TrainRequest
+    from llmtrain.profile.load import LoadedProfile
 
 _PLAIN_WORD = re.compile(r"[A-Za-z][\w-]*(:[\w-]+)*|\d+(\.\d+)?s", re.ASCII)
 # YAML takes these for line ends, or not at all.
@@ -63,19 +79,75 @@ def list_profiles(voice: Voice, json: JsonOption = False) -> int:
 
 
 def show(
-    voice: Voice, profile: NameArgument, set_: SetOption = None, json: JsonOption = False
+    voice: Voice,
+    profile: NameArgument,
+    device: DeviceOption = None,
+    force_cpu: ForceCpuOption = False,
+    nproc: NprocOption = None,
+    set_: SetOption = None,
+    resolved: Annotated[
+        bool,
+        typer.Option("--resolved", help="Also what becomes of each auto here, and all decisions."),
+    ] = False,
+    assume: AssumeOption = None,
+    json: JsonOption = False,
 ) -> int:
     """Every value of a profile, as YAML that `--profile` takes, with its origin behind it."""
     from llmtrain.profile.load import load_profile
 
-    loaded = load_profile(profile, assignments=set_ or [])
+    flags = flag_settings(device_kind=device, device_force_cpu=force_cpu, device_processes=nproc)
+    if resolved or assume is not None:
+        from llmtrain.engine.request import TrainRequest
+
+        assumed = assumed_machine(assume)
+        request = TrainRequest(profile, assignments=set_ or [], flags=flags, assumed=assumed)
+        return _show_resolved(voice, request, as_json=json)
+    loaded = load_profile(profile, assignments=set_ or [], flags=flags)
     if json:
-        origins = {path: loaded.origin_of(path) for path in _leaf_paths(loaded.profile.values())}
-        voice.document({"profile": loaded.profile.values(), "origins": origins})
+        voice.document(_values_document(loaded))
         return 0
-    for line in _yaml_lines(loaded.profile.values(), loaded.origin_of):
+    for line in _yaml_lines(loaded):
         voice.result(line)
     return 0
+
+
+def _show_resolved(voice: Voice, request: TrainRequest, *, as_json: bool) -> int:
+    from llmtrain.cli.explain import assumed_document, decisions_document
+    from llmtrain.engine.explaining import explain
+
+    explained = explain(request)
+    if as_json:
+        whose = {"assumed": assumed_document(request.assumed)}
+        values = _values_document(explained.loaded)
+        voice.document(whose | values | decisions_document(explained))
+        return 0
+    for line in _resolved_lines(explained):
+        voice.result(line)
+    return 0
+
+
+def _resolved_lines(explained: Explained) -> Iterator[str]:
+    """YAML that `--profile` takes; what is no value of the profile is a comment."""
+    from llmtrain.cli.explain import assumed_lines, fits_line, forecast_rows, plan_rows
+
+    if explained.assumed is not None:
+        yield from (f"# {line}" for line in assumed_lines(explained.assumed))
+    yield from _yaml_lines(explained.loaded, explained.decided())
+    yield "# the plan:"
+    for name, value, origin, reason in plan_rows(explained):
+        yield f"#   {name + ': ' + value:<36}{origin}: {' '.join(reason.split())}"
+    yield f"# {fits_line(explained.planned)}"
+    yield "# expected:"
+    for name, value, source, how in forecast_rows(explained):
+        yield f"#   {name + ': ' + value:<36}{source}: {how}" if how else f"#   {name}: {value}"
+
+
+def _values_document(loaded: LoadedProfile) -> dict[str, Any]:
+    from llmtrain.profile.load import flat_values
+
+    values = loaded.profile.values()
+    origins = {path: loaded.origin_of(path) for path, _ in flat_values(values)}
+    return {"profile": values, "origins": origins}
 
 
 def validate(voice: Voice, profile: NameArgument, json: JsonOption = False) -> int:
@@ -101,24 +173,33 @@ def schema(voice: Voice) -> int:
     return 0
 
 
-def _leaf_paths(values: dict[str, object]) -> list[str]:
-    from llmtrain.profile.load import flat_values
+def _yaml_lines(
+    loaded: LoadedProfile, decided: Mapping[str, Choice[Any]] | None = None
+) -> list[str]:
+    """The profile's values with their origins. A default's goes without saying, unless what is
+    `auto` is `decided`: then all are said, and what becomes of those."""
 
-    return [path for path, _ in flat_values(values)]
+    def line(path: str, value: object, indent: str) -> str:
+        name = path.rpartition(".")[2]
+        return _commented(f"{indent}{name}: {_scalar(value)}", comment_on(path))
 
+    def comment_on(path: str) -> str:
+        origin = loaded.origin_of(path)
+        if decided is None:
+            return "" if origin == "default" else origin
+        if path not in decided:
+            return origin
+        choice = decided[path]
+        value = f"{choice.value:.4g}" if isinstance(choice.value, float) else _scalar(choice.value)
+        return f"{origin}; here {value}: {choice.reason}"
 
-def _yaml_lines(values: dict[str, object], origin_of: object) -> list[str]:
-    assert callable(origin_of)
-    lines = []
-    for key, value in values.items():
+    lines: list[str] = []
+    for key, value in loaded.profile.values().items():
         if isinstance(value, dict):
             lines.append(f"{key}:")
-            lines += [
-                _commented(f"  {inner}: {_scalar(content)}", origin_of(f"{key}.{inner}"))
-                for inner, content in value.items()
-            ]
+            lines += [line(f"{key}.{inner}", content, "  ") for inner, content in value.items()]
         else:
-            lines.append(_commented(f"{key}: {_scalar(value)}", origin_of(key)))
+            lines.append(line(key, value, ""))
     return lines
 
 
@@ -132,5 +213,5 @@ def _scalar(value: object) -> str:
     return _NOT_IN_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _commented(line: str, origin: str) -> str:
-    return line if origin == "default" else f"{line:<40}  # {' '.join(origin.split())}"
+def _commented(line: str, comment: str) -> str:
+    return f"{line:<40}  # {' '.join(comment.split())}" if comment else line

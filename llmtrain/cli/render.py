@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +12,7 @@ from llmtrain.device.choice import Choice
 from llmtrain.device.facts import Facts
 from llmtrain.device.memory import MemoryPrediction
 from llmtrain.device.plan import Plan
-from llmtrain.device.speed import product_kind, seconds_by_kind, step_work
+from llmtrain.device.speed import product_kind, seconds_by_kind
 from llmtrain.engine.bench import Bench
 from llmtrain.engine.planning import Planned
 from llmtrain.train.events import TrainResult
@@ -30,18 +30,16 @@ _MEASURED_DECISIONS = (
 )
 
 
-def plan_table(plan: Plan) -> Table:
-    """Every decision with its reason."""
-    return _choices_table(dict(plan.choices()))
-
-
-def _choices_table(choices: dict[str, Choice[Any]]) -> Table:
-    table = Table(title="plan", title_justify="left", box=None, pad_edge=False)
-    table.add_column("decision", style="bold", no_wrap=True)
-    table.add_column("value", style="cyan", no_wrap=True)
-    table.add_column("why")
-    for name, choice in choices.items():
-        table.add_row(name, _plain(choice.value), choice.reason)
+def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Rows of a name, a value and words about it."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    name, value, *words = columns
+    table.add_column(name, style="bold", no_wrap=True)
+    table.add_column(value, style="cyan")
+    for word in words:
+        table.add_column(word)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -140,11 +138,6 @@ def facts_document(facts: Facts) -> dict[str, Any]:
     }
 
 
-def plan_document(planned: Planned) -> dict[str, Any]:
-    """The plan and the memory that it is predicted to take."""
-    return {"plan": planned.plan.document(), **prediction_document(planned)}
-
-
 def prediction_document(planned: Planned) -> dict[str, Any]:
     """The itemised prediction for one process, and whether it fits."""
     total = planned.prediction.total_bytes
@@ -172,7 +165,9 @@ def bench_table(bench: Bench) -> Table:
 
 def bench_plan_table(bench: Bench) -> Table:
     """The decisions that the measured times bear on."""
-    return _choices_table(_measured_choices(bench.plan))
+    choices = _measured_choices(bench.plan).items()
+    rows = [(name, plain_value(choice.value), choice.reason) for name, choice in choices]
+    return rows_table("plan", ("decision", "value", "why"), rows)
 
 
 def bench_line(bench: Bench) -> str:
@@ -211,7 +206,7 @@ def _bench_rows(bench: Bench) -> Iterator[tuple[str, float, str, bool]]:
     """What was timed, seconds, GFLOP/s, and whether the plan uses it."""
     plan, times = bench.plan, bench.times
     names = {"fp32": "products, fp32", "medium": "products, fp32 medium", "bf16": "products, bf16"}
-    used = product_kind(step_work(plan))
+    used = product_kind(plan.precision.value, plan.matmul_precision.value)
     for kind, seconds in seconds_by_kind(times.matmul).items():
         rate = f"{times.matmul.flops / seconds / 1e9:,.1f}"
         yield names[kind], seconds, rate, kind == used
@@ -272,7 +267,8 @@ def _next_commands(result: TrainResult) -> list[str]:
     ]
 
 
-def _plain(value: object) -> str:
+def plain_value(value: object) -> str:
+    """A value in a table."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)

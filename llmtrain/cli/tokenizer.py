@@ -85,16 +85,29 @@ def train(
     return 0
 
 
-def encode(voice: Voice, tokenizer: TokenizerOption, file: FileArgument = None) -> int:
+def encode(
+    voice: Voice,
+    tokenizer: TokenizerOption,
+    file: FileArgument = None,
+    json: JsonOption = False,
+) -> int:
     """Text to ids, separated by spaces."""
     from llmtrain.tokenizer import Tokenizer
 
     ids = Tokenizer.load(tokenizer).encode(_read_text(file))
+    if json:
+        voice.document({"ids": ids, "tokens": len(ids)})
+        return 0
     voice.result(" ".join(map(str, ids)))
     return 0
 
 
-def decode(voice: Voice, tokenizer: TokenizerOption, file: FileArgument = None) -> int:
+def decode(
+    voice: Voice,
+    tokenizer: TokenizerOption,
+    file: FileArgument = None,
+    json: JsonOption = False,
+) -> int:
     """Ids to the exact text."""
     from llmtrain.errors import DataError
     from llmtrain.tokenizer import Tokenizer
@@ -104,6 +117,9 @@ def decode(voice: Voice, tokenizer: TokenizerOption, file: FileArgument = None) 
     if wrong is not None:
         raise DataError(f"{wrong!r} is not a token id", hint="llmtrain tokenizer encode prints ids")
     text = Tokenizer.load(tokenizer).decode([int(word) for word in words])
+    if json:
+        voice.document({"text": text})
+        return 0
     sys.stdout.buffer.write(text.encode("utf-8"))
     sys.stdout.buffer.flush()
     return 0

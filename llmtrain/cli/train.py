@@ -15,6 +15,7 @@ import typer
 
 from llmtrain.cli.command import command
 from llmtrain.cli.options import (
+    AssumeOption,
     DataOption,
     DeviceOption,
     ForceCpuOption,
@@ -22,6 +23,7 @@ from llmtrain.cli.options import (
     NprocOption,
     ProfileOption,
     SetOption,
+    assumed_machine,
     flag_settings,
 )
 from llmtrain.cli.streams import unread_output_lost
@@ -93,6 +95,7 @@ def train(
             help="Exit with 6 where the validation loss per token ends above this.",
         ),
     ] = None,
+    assume: AssumeOption = None,
     json: JsonOption = False,
 ) -> int:
     """Train a model. With no profile, picks one for the machine and the time."""
@@ -104,6 +107,8 @@ def train(
             f"--max-loss {max_loss:g} is about a loss, and --dry-run trains nothing",
             hint="leave one of them out",
         )
+    if assume is not None and not dry_run:
+        raise UsageError("--assume: nothing can be trained there", hint="add --dry-run")
     flags = flag_settings(
         data_sources=data or None,
         data_text_field=text_field,
@@ -131,6 +136,7 @@ def train(
             resume=resume,
             deadline=_deadline(time),
             command=["llmtrain", *sys.argv[1:]],
+            assumed=assumed_machine(assume),
         )
         if dry_run:
             stop.check()
@@ -175,15 +181,15 @@ def _processes(request: TrainRequest) -> int:
 
 
 def _dry_run(voice: Voice, request: TrainRequest, *, as_json: bool) -> int:
-    from llmtrain.cli.render import plan_document, plan_table, prediction_table
-    from llmtrain.engine.training import planned_for
+    from llmtrain.cli.explain import explained_document, show_assumed, show_explained
+    from llmtrain.engine.explaining import explain_run
 
-    planned = planned_for(request)
+    explained = explain_run(request)
     if as_json:
-        voice.document(plan_document(planned))
+        voice.document(explained_document(explained))
     else:
-        voice.show(plan_table(planned.plan))
-        voice.show(prediction_table(planned.prediction, planned.limit_bytes))
+        show_assumed(voice, request.assumed)
+        show_explained(voice, explained)
     return 0
 
 

@@ -127,6 +127,7 @@ def generate(
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal texts.")] = 0,
     device: DeviceOption = None,
     force_cpu: ForceCpuOption = False,
+    json: JsonOption = False,
 ) -> int:
     """Stream text from a trained model; the prompt is printed too."""
     from llmtrain.cli.progress import watching
@@ -141,8 +142,13 @@ def generate(
     with stop_on_signals() as stop:
         with watching(voice) as observe:
             trained = load_trained(run, device_section(device, force_cpu), observe)
+        texts = generate_text(trained, prompt, sampling, max_tokens, stop.check)
+        if json:
+            said = {"checkpoint": str(trained.checkpoint), "prompt": prompt}
+            voice.document({**said, "text": "".join(texts), "seed": seed})
+            return 0
         sys.stdout.write(prompt)
-        for text in generate_text(trained, prompt, sampling, max_tokens, stop.check):
+        for text in texts:
             sys.stdout.write(text)
             sys.stdout.flush()
         sys.stdout.write("\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -16,7 +17,6 @@ from llmtrain.cli.streams import UnfailingStream, unread_output_lost, write_line
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-SCHEMA_VERSION = 1
 # Control characters but tabs and line ends, and halves of surrogate pairs.
 _NOT_SHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -80,12 +80,32 @@ class Voice:
         """What went wrong in one line, and what to type next."""
         self.stderr.print(f"[bold red]error:[/bold red] {_escaped(message)}")
         if hint:
-            self.stderr.print(f"[bold]hint:[/bold] {_escaped(hint)}")
+            self.hint(hint)
+
+    def hint(self, text: str) -> None:
+        """What to type next."""
+        self.stderr.print(f"[bold]hint:[/bold] {_escaped(text)}", soft_wrap=True)
+
+
+def _finite(value: object) -> object:
+    """`value` with None for each number that JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return value
 
 
 def _json(values: Mapping[str, Any], indent: int | None) -> str:
-    whole = {"schema_version": SCHEMA_VERSION, "llmtrain": llmtrain.__version__, **values}
-    return json.dumps(whole, indent=indent, ensure_ascii=False, default=str)
+    """Text, with what is not finite as null, as JSON wants."""
+    whole = {
+        "schema_version": llmtrain.SCHEMA_VERSION,
+        "llmtrain": llmtrain.__version__,
+        **values,
+    }
+    return json.dumps(_finite(whole), indent=indent, ensure_ascii=False, default=str)
 
 
 def _escaped(text: str) -> str:

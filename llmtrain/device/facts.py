@@ -124,6 +124,15 @@ class BlockTimes:
 
 
 @dataclass(frozen=True, slots=True)
+class RunFigures:
+    """What a run came to on this machine: its rate while it trained, and its peak."""
+
+    tokens_per_s: float
+    peak_memory_bytes: float
+    steps: float
+
+
+@dataclass(frozen=True, slots=True)
 class CpuTimes:
     """What the CPU was measured at, on the profile's own shapes."""
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
 
-from llmtrain.device.facts import AttentionTimes, BlockTimes, Facts, MatmulTimes
+from llmtrain.device.facts import AttentionTimes, BlockTimes, Facts, MatmulTimes, RunFigures
 from llmtrain.errors import UsageError
 from llmtrain.files import write_text_atomically
 from llmtrain.untrusted import read_json
@@ -27,8 +27,8 @@ _KERNEL_VARIABLES = (
 )
 
 
-Times = MatmulTimes | AttentionTimes | BlockTimes
-T = TypeVar("T", MatmulTimes, AttentionTimes, BlockTimes)
+Times = MatmulTimes | AttentionTimes | BlockTimes | RunFigures
+T = TypeVar("T", MatmulTimes, AttentionTimes, BlockTimes, RunFigures)
 
 
 @dataclass(frozen=True, slots=True)

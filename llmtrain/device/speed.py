@@ -2,7 +2,7 @@
 
     micro_batch_s = L · block_s + head_s
     head_s        = 1.2 · 6·n·V·C / (FLOP/s of the measured products, in the plan's precision)
-    optimizer_s   = 30 bytes · parameters / 10 GB/s
+    optimizer_s   = 30 bytes · parameters / 10 GB/s + (FLOPs of Muon's products) / (the same rate)
     step_s        = accumulation · micro_batch_s + optimizer_s
     tokens/s      = processes · accumulation · n / step_s
 
@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llmtrain.device.choice import MatmulPrecision, Precision
+from llmtrain.device.choice import MatmulPrecision, OptimizerName, Precision
 from llmtrain.device.facts import CpuTimes, MatmulTimes
 from llmtrain.device.plan import Plan
 from llmtrain.profile.shape import ModelShape
@@ -29,6 +29,7 @@ HEAD_OVERHEAD = 1.2
 OPTIMIZER_BYTES_PER_PARAMETER = 30
 # What a few cores get from memory. An estimate: it is not measured.
 MEMORY_BYTES_PER_S = 10e9
+_MUON_ITERATIONS = 5  # of Newton and Schulz, three products each
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +42,13 @@ class StepWork:
     precision: Precision
     matmul_precision: MatmulPrecision
     compiled: bool
+    optimizer: OptimizerName
 
 
-def step_work(plan: Plan) -> StepWork:
-    """What of the plan decides how long a step takes."""
+def step_work(plan: Plan, optimizer: OptimizerName) -> StepWork:
+    """What of the plan, and beside it, decides how long a step takes."""
     return StepWork(
+        optimizer=optimizer,
         micro_batch=plan.micro_batch.value,
         accumulation=plan.accumulation.value,
         processes=plan.processes.value,
@@ -70,19 +73,22 @@ def predicted_step_s(shape: ModelShape, work: StepWork, times: CpuTimes) -> floa
     block_s = times.block.compiled_s if work.compiled else times.block.eager_s
     rate = product_flops_per_s(times.matmul, work)
     micro_batch_s = shape.num_layers * block_s + _head_s(shape, work.micro_batch, rate)
-    return work.accumulation * micro_batch_s + _optimizer_s(shape.parameters)
+    return work.accumulation * micro_batch_s + _optimizer_s(shape, work.optimizer, rate)
 
 
 def product_flops_per_s(products: MatmulTimes, work: StepWork) -> float:
     """The rate of the measured products in the precision that the work is done in."""
-    return products.flops / seconds_by_kind(products)[product_kind(work)]
+    return (
+        products.flops
+        / seconds_by_kind(products)[product_kind(work.precision, work.matmul_precision)]
+    )
 
 
-def product_kind(work: StepWork) -> ProductKind:
+def product_kind(precision: Precision, matmul_precision: MatmulPrecision) -> ProductKind:
     """Which of the measured products the work is done with."""
-    if work.precision == "bf16":
+    if precision == "bf16":
         return "bf16"
-    return "medium" if work.matmul_precision == "medium" else "fp32"
+    return "medium" if matmul_precision == "medium" else "fp32"
 
 
 def seconds_by_kind(products: MatmulTimes) -> dict[ProductKind, float]:
@@ -95,5 +101,21 @@ def _head_s(shape: ModelShape, micro_batch: int, flops_per_s: float) -> float:
     return HEAD_OVERHEAD * 6 * tokens * shape.vocab_size * shape.hidden_size / flops_per_s
 
 
-def _optimizer_s(parameters: int) -> float:
-    return OPTIMIZER_BYTES_PER_PARAMETER * parameters / MEMORY_BYTES_PER_S
+def _optimizer_s(shape: ModelShape, optimizer: OptimizerName, flops_per_s: float) -> float:
+    moved_s = OPTIMIZER_BYTES_PER_PARAMETER * shape.parameters / MEMORY_BYTES_PER_S
+    return moved_s + (muon_flops(shape) / flops_per_s if optimizer == "muon" else 0.0)
+
+
+def muon_flops(shape: ModelShape) -> int:
+    """Operations of one step of Muon: the products that orthogonalise every hidden matrix."""
+    width, inner = shape.hidden_size, shape.intermediate_size
+    flops = 2 * orthogonalization_flops(width, shape.attention_width)
+    flops += 2 * orthogonalization_flops(width, shape.kv_width)
+    flops += 3 * orthogonalization_flops(width, inner)
+    return shape.num_layers * flops
+
+
+def orthogonalization_flops(rows: int, columns: int) -> int:
+    """Of one matrix: X·Xᵀ, its square, and their polynomial times X, in every iteration."""
+    short, long = sorted((rows, columns))
+    return _MUON_ITERATIONS * (2 * 2 * short * short * long + 2 * short**3)

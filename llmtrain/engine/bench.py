@@ -80,7 +80,7 @@ def _same_block(plan: Plan, timed: Plan) -> bool:
 def _bench(
     facts: Facts, needs: Needs, times: CpuTimes, plan: Plan, *, block_applies: bool = True
 ) -> Bench:
-    work = step_work(plan)
+    work = step_work(plan, needs.optimizer)
     applying = times if block_applies else replace(times, block=None)
     return Bench(
         facts=facts,

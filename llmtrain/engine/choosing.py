@@ -28,12 +28,17 @@ from llmtrain.train.step_length import best_tokens_per_step
 from llmtrain.units import format_count, format_duration
 
 _CPU_PROFILES = ("cpu-tiny", "cpu-mini", "cpu-small", "cpu-medium")
-_UTILISATION = 0.55  # of the products' rate, over a whole run with its compiling and evaluation
+UTILISATION = 0.55  # of the products' rate, over a whole run with its compiling and evaluation
 _ACCELERATOR_TOKENS_PER_STEP = 65_536  # what keeps a GPU busy; what it will do is not measured
 
 
-def choose_profile(facts: Facts, wishes: DeviceSection, time_s: float | None) -> Choice[str]:
-    """The profile for the device that will train, and the time there is. Raises UsageError."""
+def choose_profile(
+    facts: Facts, wishes: DeviceSection, time_s: float | None, *, measure: bool = True
+) -> Choice[str]:
+    """The profile for the device that will train, and the time there is.
+
+    `measure`: whether the facts are of this machine, and it may be timed. Raises UsageError.
+    """
     device = choose_device(facts, wishes).value
     if device == "cuda":
         return Choice("gpu-small", "a CUDA GPU is here")
@@ -41,6 +46,8 @@ def choose_profile(facts: Facts, wishes: DeviceSection, time_s: float | None) ->
         return Choice("mps-small", "an Apple GPU is here")
     if time_s is None:
         return Choice("cpu-tiny", "a CPU: done in minutes")
+    if not measure:
+        return Choice("cpu-tiny", "a CPU whose speed is not known: the smallest")
     shapes = {
         name: shape_of(load_profile(name, environment={}).profile.model) for name in _CPU_PROFILES
     }
@@ -61,7 +68,7 @@ def best_for_time(shapes: dict[str, ModelShape], time_s: float, flops_per_s: flo
 
 def expected_tokens(shape: ModelShape, time_s: float, flops_per_s: float) -> float:
     """How many tokens a CPU of that rate trains `shape` on."""
-    return _UTILISATION * flops_per_s * time_s / shape.training_flops_per_token
+    return UTILISATION * flops_per_s * time_s / shape.training_flops_per_token
 
 
 def expected_loss(parameters: int, tokens: float) -> float:

@@ -12,6 +12,7 @@ import torch
 import llmtrain
 from llmtrain.device.facts import Facts
 from llmtrain.engine.dataset import Dataset
+from llmtrain.engine.forecast import Forecast
 from llmtrain.engine.planning import Planned
 from llmtrain.engine.request import TrainRequest
 from llmtrain.engine.target import Target
@@ -31,7 +32,12 @@ def machine_signature(facts: Facts) -> dict[str, Any]:
 
 
 def begin_record(
-    request: TrainRequest, target: Target, planned: Planned, dataset: Dataset, step: int
+    request: TrainRequest,
+    target: Target,
+    planned: Planned,
+    foreseen: Forecast,
+    dataset: Dataset,
+    step: int,
 ) -> None:
     """run.yaml says everything that is known before the first step."""
     before = target.record or {}
@@ -45,12 +51,14 @@ def begin_record(
         "process": run_process_identity(),
     }
     record = {
+        "schema_version": llmtrain.SCHEMA_VERSION,
         "llmtrain": llmtrain.__version__,
         "versions": _versions(),
         "profile": target.loaded.profile.values(),
         "origins": dict(target.loaded.origins),
         "plan": planned.plan.document(),
         "predicted": planned.prediction.items(),
+        "forecast": before.get("forecast") or foreseen.document(),
         "peak_flops": planned.peak_flops,
         "machine": machine_signature(planned.facts),
         "data": {

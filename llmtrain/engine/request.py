@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmtrain.device.assume import AssumedMachine
 from llmtrain.device.choice import Choice
+from llmtrain.device.facts import Facts
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.choosing import choose_profile, choose_tokens_per_step, with_chosen_step
 from llmtrain.profile.load import (
@@ -43,6 +45,11 @@ class TrainRequest:
     resume: str | None = None  # auto, or what names a run
     deadline: Deadline | None = None  # in place of train.time
     command: Sequence[str] = ()
+    assumed: AssumedMachine | None = None  # in place of this machine; then nothing is trained
+
+    def facts(self) -> Facts:
+        """The machine that is planned for."""
+        return read_facts() if self.assumed is None else self.assumed.facts
 
     def load(self, profile: str | None, used_s: float = 0.0) -> LoadedProfile:
         """All layers of this request over `profile`."""
@@ -81,14 +88,15 @@ class Chosen:
 
 
 def choose(request: TrainRequest) -> Chosen:
-    """What this machine makes of the request. Raises UsageError."""
-    facts = read_facts()
+    """What the machine makes of the request. Raises UsageError."""
+    facts, may_measure = request.facts(), request.assumed is None
     if request.profile is not None:
         choice = Choice(request.profile, "asked for")
     else:
         bare = request.load(None).profile
-        choice = choose_profile(facts, bare.device, bare.train.time)
-    return Chosen(choice, choose_tokens_per_step(request.load(choice.value).profile, facts))
+        choice = choose_profile(facts, bare.device, bare.train.time, measure=may_measure)
+    profile = request.load(choice.value).profile
+    return Chosen(choice, choose_tokens_per_step(profile, facts, measure=may_measure))
 
 
 def loaded_profile(request: TrainRequest, chosen: Chosen | None = None) -> LoadedProfile:

@@ -105,7 +105,7 @@ def preview(request: TrainRequest) -> Place:
     """Where the request would lead; nothing is verified, renamed or created."""
     existing = _existing_run(request)
     if existing is None:
-        return Place(RunDirectory(request.out or Path("runs")), None)
+        return Place(RunDirectory(request.out or Path("runs")), None, choose(request))
     directory, named = existing
     return Place(directory, named or next(reversed(list_checkpoints(directory.checkpoints)), None))
 

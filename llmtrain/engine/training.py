@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llmtrain.device.allocator import return_free_memory
@@ -13,13 +13,16 @@ from llmtrain.device.exhaustion import memory_errors_mapped
 from llmtrain.device.memory import checkpoint_bytes
 from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.device.probe import read_facts
+from llmtrain.engine.calibration import keep_run, kept_run
 from llmtrain.engine.dataset import Dataset, DataWork, open_dataset, prepare_dataset
+from llmtrain.engine.explaining import explain_run
+from llmtrain.engine.forecast import Forecast, forecast
 from llmtrain.engine.outcome import nothing_trained, result_of
 from llmtrain.engine.planning import Planned, needs_of, plan_run, planned_with
 from llmtrain.engine.record import begin_record, end_record
 from llmtrain.engine.recorded import recorded_numerics, recorded_plan
 from llmtrain.engine.request import Chosen, TrainRequest
-from llmtrain.engine.target import Place, Target, has_new_horizon, locate, preview, target_at
+from llmtrain.engine.target import Place, Target, has_new_horizon, locate, target_at
 from llmtrain.errors import InterruptedRunError
 from llmtrain.files import free_bytes
 from llmtrain.profile.schema import Profile
@@ -92,18 +95,7 @@ def _run_at(place: Place, request: TrainRequest, sitting: Sitting) -> TrainResul
 
 def launch_size(request: TrainRequest) -> int:
     """How many processes the request's plan wants on this machine. Changes nothing."""
-    return planned_for(request).plan.processes.value
-
-
-@memory_errors_mapped()
-def planned_for(request: TrainRequest) -> Planned:
-    """The plan that the request would run with, as `--dry-run` shows it. Changes nothing."""
-    target = target_at(request, preview(request))
-    facts = read_facts()
-    kept = recorded_plan(target, facts, World())
-    if kept is not None:
-        return planned_with(kept, needs_of(target.loaded.profile, None, facts), facts)
-    return plan_run(target.loaded.profile, facts=facts)
+    return explain_run(request).planned.plan.processes.value
 
 
 def _shared_place(request: TrainRequest, sitting: Sitting, held: ExitStack) -> Place:
@@ -132,6 +124,7 @@ def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
     """Rank 0's plan, on every rank; and whether it is the one that the run was begun with."""
     world, profile = sitting.world, target.loaded.profile
     facts = read_facts(cuda_index=world.local_rank if world.size > 1 else None)
+    planned_here: list[Planned] = []
 
     def decide() -> str:
         kept = recorded_plan(target, facts, world)
@@ -140,21 +133,18 @@ def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
         tell = lambda text: sitting.observe(Note(text))  # noqa: E731
         with sitting.stop.at_once():  # measuring and compiling take long, and have no checks
             made = plan_run(profile, world=world, facts=facts, announce=tell)
+        planned_here.append(made)
         same = target.record is None or made.plan.numerics() == recorded_numerics(target.record)
         return json.dumps([made.plan.document(), same, made.peak_flops])
 
     document, is_same, peak_flops = json.loads(world.from_main("plan", decide, sitting.stop.check))
-    planned = planned_with(plan_from_document(document), needs_of(profile, world, facts), facts)
+    if planned_here:
+        return planned_here[0], is_same
+    plan, needs = plan_from_document(document), needs_of(profile, world, facts)
     if peak_flops is None and target.record is not None:
         peak_flops = target.record.get("peak_flops")
-    return Planned(
-        planned.plan,
-        planned.needs,
-        facts,
-        planned.prediction,
-        planned.limit_bytes,
-        peak_flops,
-    ), is_same
+    planned = planned_with(plan, needs, facts, kept=kept_run(facts, needs, plan))
+    return replace(planned, peak_flops=peak_flops), is_same
 
 
 def _require_room(target: Target, sitting: Sitting) -> None:
@@ -220,8 +210,9 @@ def _train(
                 is_warning=True,
             )
         )
+    foreseen = forecast(profile, planned)
     if world.is_main:
-        begin_record(request, target, planned, dataset, run.position.step)
+        begin_record(request, target, planned, foreseen, dataset, run.position.step)
     sitting.observe(_started(target, planned, dataset, run.position.step, horizon))
     session = Session(
         run,
@@ -240,8 +231,17 @@ def _train(
     )
     result = session.train()
     if world.is_main:
+        result = _beside_forecast(result, target, foreseen)
+        keep_run(planned.facts, planned.needs, session.run.plan, result)
         end_record(target.directory, result)
     return result
+
+
+def _beside_forecast(result: TrainResult, target: Target, foreseen: Forecast) -> TrainResult:
+    """The result with what was said before the run, also where that was in an earlier sitting."""
+    said = (target.record or {}).get("forecast") or foreseen.document()
+    rate, seconds = ((said.get(name) or {}).get("value") for name in ("tokens_per_s", "seconds"))
+    return replace(result, predicted_tokens_per_s=rate, predicted_seconds=seconds)
 
 
 def _used_before_s(target: Target, resumed: Checkpoint | None) -> float:

@@ -18,13 +18,17 @@ from llmtrain.ops.precision import compute_dtype
 # Turns logits in place into exp(logit − largest); gives the largest and the sum of each row.
 Exponentiate = Callable[[Tensor], tuple[Tensor, Tensor]]
 _CPU_SHARE_BYTES = 4 << 20  # of the head's gradient, multiplied and added while it is in cache
+_CPU_SUMMED_BYTES = 4 << 20  # of logits in fp32, which a sum of half precision ones copies
 
 
 def exponentiate(logits_cv: Tensor) -> tuple[Tensor, Tensor]:
     """Logits are exp(logit − largest of its row); returns the largest and the sum, (C, 1) each."""
     largest = logits_cv.amax(dim=-1, keepdim=True)
     logits_cv.sub_(largest).exp_()
-    return largest, _row_sums(logits_cv)
+    if logits_cv.device.type != "cpu":
+        return largest, _row_sums(logits_cv)
+    rows = max(1, _CPU_SUMMED_BYTES // (4 * logits_cv.shape[1]))
+    return largest, torch.cat([_row_sums(some) for some in torch.split(logits_cv, rows)])
 
 
 def compiled_exponentiate() -> Exponentiate:

@@ -110,6 +110,10 @@ class TrainResult:
     predicted: MemoryPrediction | None
     stopped: Stopped
     already_finished: bool = False
+    trained_steps: int = 0  # in this sitting
+    step_s: float | None = None  # the median of its last ones
+    predicted_tokens_per_s: float | None = None
+    predicted_seconds: float | None = None
 
 
 Event = Note | Progress | Started | Step | Evaluated | Sampled | Saved

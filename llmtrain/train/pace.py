@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import deque
@@ -14,7 +15,8 @@ _RECENT = 3
 # A step that alone takes so many times the usual, and so much more, was suspended or stalled.
 _SUSPENDED_TIMES, _SUSPENDED_S = 5.0, 2.0
 _SHORTEST_STEP_S = 1e-6  # a coarse clock measures a short step as nothing
-_EXIT_S = 3.0  # of the process, after all is saved: it takes one to two, and never more than this
+_EXIT_S = 3.0  # of the process, after all is saved: it takes one to two where nothing else runs
+_EXIT_SLOWED, _LONGEST_EXIT = 2.0, 3.0  # times as slow it still does; at most so many times that
 _UNDERESTIMATED = 1.1  # what was tried a little of takes a little longer
 # What the end of a run costs, in steps, before it is measured: a forward is a third of a step's
 # work, and a token that is drawn reads all weights.
@@ -46,6 +48,7 @@ class Pace:
         self._costs = dict(expected_steps)
         self._step_times_s: deque[float] = deque(maxlen=20)
         self._skip_next = not first_step_counts
+        self._fastest_s = math.inf  # the least that a median step took
         self.begun_s = begun_s + starting_s
 
     @property
@@ -60,6 +63,8 @@ class Pace:
             self.begun_s += seconds  # it compiled; the schedule is for what trains
             return seconds
         self._step_times_s.append(seconds)
+        if self.is_known:
+            self._fastest_s = min(self._fastest_s, self.step_s)
         return self.step_s if self._suspended == seconds else seconds
 
     def took(self, what: str, seconds: float) -> None:
@@ -93,7 +98,12 @@ class Pace:
     def reserve_of_s(self, *what: str) -> float:
         """Of what comes after the last step this part, and the exit."""
         steps = sum(self._costs[each] for each in what)
-        return _EXIT_S + _UNDERESTIMATED * steps * _median(self._recent)
+        return self._exit_s + _UNDERESTIMATED * steps * _median(self._recent)
+
+    @property
+    def _exit_s(self) -> float:
+        slowed = self.step_s / max(self._fastest_s, _SHORTEST_STEP_S) if self.is_known else 1.0
+        return _EXIT_S * min(_LONGEST_EXIT, max(1.0, slowed / _EXIT_SLOWED))
 
     @property
     def _suspended(self) -> float | None:

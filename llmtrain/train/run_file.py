@@ -54,6 +54,12 @@ class _Result(_Part):
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
+class _Figure(_Part):
+    """A number that was said before the run."""
+
+    value: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class _Record(_Part):
     """The parts of run.yaml that are read again, each of which may be missing but the profile."""
 
@@ -65,6 +71,7 @@ class _Record(_Part):
     machine: dict[str, Any] = {}
     peak_flops: Annotated[float, Field(ge=0)] | None = None
     result: _Result | None = None
+    forecast: dict[str, _Figure | None] | None = None
 
 
 def write_run_file(path: Path, record: Mapping[str, Any]) -> None:

@@ -305,4 +305,6 @@ class Session:
             peak_memory_bytes=self.state.peak_memory_bytes,
             predicted=self.guard.predicted,
             stopped=stopped,
+            trained_steps=self.trained_steps,
+            step_s=self.pace.step_s if self.pace.is_known else None,
         )

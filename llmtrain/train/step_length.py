@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 
+from llmtrain.device.speed import muon_flops
 from llmtrain.profile.shape import ModelShape
 
 _STEPS = 1024
@@ -28,7 +29,6 @@ _PROPORTIONAL_UP_TO_TOKENS = 8 * 1024**2
 _TOKENS_FOR_MUON = 40  # 12 / 0.3
 _MUON_SHARE = 4
 _BUSY_TOKENS = 4096
-_ITERATIONS = 5  # of Newton and Schulz, three products each
 
 
 def best_tokens_per_step(shape: ModelShape, tokens: float | None, *, uses_muon: bool) -> int:
@@ -56,14 +56,4 @@ def _beside_muon(muon: float, tokens: float | None) -> float:
 
 def muon_tokens(shape: ModelShape) -> float:
     """How many tokens could be trained with the operations of one step of Muon."""
-    width, inner = shape.hidden_size, shape.intermediate_size
-    flops = 2 * orthogonalization_flops(width, shape.attention_width)
-    flops += 2 * orthogonalization_flops(width, shape.kv_width)
-    flops += 3 * orthogonalization_flops(width, inner)
-    return shape.num_layers * flops / shape.training_flops_per_token
-
-
-def orthogonalization_flops(rows: int, columns: int) -> int:
-    """Of one matrix: X·Xᵀ, its square, and their polynomial times X, in every iteration."""
-    short, long = sorted((rows, columns))
-    return _ITERATIONS * (2 * 2 * short * short * long + 2 * short**3)
+    return muon_flops(shape) / shape.training_flops_per_token

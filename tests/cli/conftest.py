@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import random
@@ -13,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
 import llmtrain as package
 from llmtrain.cli.app import run
+from llmtrain.cli.documents import PUBLISHED, published_schema
 
 PROFILE = """\
 name: tiny
@@ -36,14 +39,53 @@ class Outcome:
     code: int
     out: str
     err: str
+    arguments: tuple[str, ...] = ()
 
     @property
     def document(self) -> dict[str, Any]:
-        """The one JSON document that stdout consists of."""
-        document: dict[str, Any] = json.loads(self.out)
+        """The one JSON document that stdout consists of, which is as published."""
+        document: dict[str, Any] = json.loads(self.out, parse_constant=pytest.fail)
         assert document["schema_version"] == 1
         assert document["llmtrain"] == package.__version__
+        name = "error" if "error" in document else published_name(self.arguments)
+        assert complaints(name, document) == []
         return document
+
+
+def published_name(arguments: tuple[str, ...]) -> str:
+    """Under which name the document of a command line is published."""
+    words = "-".join(arguments[:2])
+    name = words if words in PUBLISHED else arguments[0]
+    if name == "train" and "--dry-run" in arguments:
+        return "train-dry-run"
+    if name == "memory" and {"-p", "--profile"} & set(arguments):
+        return "memory-profile"
+    if name == "profiles-show" and {"--resolved", "--assume"} & set(arguments):
+        return "profiles-show-resolved"
+    return name
+
+
+def complaints(name: str, value: object) -> list[str]:
+    """Where `value` is not what is published as `name`. A key that nobody described is one."""
+    validator = _validator(name)
+    return [f"{name}: {error.json_path}: {error.message}" for error in validator.iter_errors(value)]
+
+
+@functools.cache
+def _validator(name: str) -> Draft202012Validator:
+    return Draft202012Validator(closed(published_schema(name)))
+
+
+def closed(schema: Any) -> Any:
+    """The schema without room for keys that it does not describe."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    inner = {name: closed(part) for name, part in schema.items()}
+    if isinstance(inner.get("properties"), dict) and inner.get("type") == "object":
+        inner["additionalProperties"] = False
+    return inner
 
 
 Command = Callable[..., Outcome]
@@ -75,8 +117,9 @@ def llmtrain(
         capsys.readouterr()
         with monkeypatch.context() as patch:
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8"))
-            code = run([str(argument) for argument in arguments])
-        return Outcome(code, *capsys.readouterr())
+            words = tuple(str(argument) for argument in arguments)
+            code = run(words)
+        return Outcome(code, *capsys.readouterr(), words)
 
     return call
 

@@ -12,7 +12,7 @@ import pytest
 from llmtrain.device import probe
 from llmtrain.device.facts import Accelerator, AttentionTimes, BlockTimes, MatmulTimes
 from llmtrain.device.probe import read_facts
-from llmtrain.engine import measuring
+from llmtrain.engine import measuring, request
 from llmtrain.model.timing import CompileError
 
 BENCH = ("device", "bench", "-p", "tiny.yaml")
@@ -33,6 +33,7 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are invented, on a machine with a compiler."""
     facts = replace(read_facts(), accelerators=(), cxx_compiler="/usr/bin/g++")
     monkeypatch.setattr(probe, "read_facts", lambda: facts)
+    monkeypatch.setattr(request, "read_facts", lambda: facts)
     monkeypatch.setattr(measuring, "time_matmuls", lambda *_: PRODUCTS)
     monkeypatch.setattr(measuring, "time_attention", lambda *_: ATTENTION)
     monkeypatch.setattr(measuring, "time_block", lambda *_, **__: BLOCK)
@@ -110,7 +111,9 @@ def test_next_plan_uses_the_times(llmtrain: Any, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(measuring, name, measured_again)
 
     short = llmtrain("device", "info", "-p", "tiny.yaml", "--json").document["plan"]
-    assert {name: short[name] for name in shown} == shown
+    assert {name: short[name] | {"origin": None} for name in shown} == {
+        name: choice | {"origin": None} for name, choice in shown.items()
+    }
     long = llmtrain(
         *("train", "-p", "tiny.yaml", "--set", "train.steps=1000000000"), "--dry-run", "--json"
     ).document["plan"]

@@ -31,7 +31,7 @@ def test_dry_run_trains_nothing(llmtrain: Any, place: Path) -> None:
 
     document = llmtrain("train", "-p", "tiny.yaml", "--out", "run", "--dry-run", "--json").document
 
-    assert all(set(choice) == {"value", "reason"} for choice in document["plan"].values())
+    assert all(set(c) == {"value", "reason", "origin"} for c in document["plan"].values())
     assert document["fits"] is True
     assert document["prediction"]["total_bytes"] <= document["limit_bytes"]
     assert sorted(place.rglob("*")) == before
@@ -88,7 +88,11 @@ def test_device_info(llmtrain: Any) -> None:
 def test_device_info_picks_a_profile(llmtrain: Any) -> None:
     document = llmtrain("device", "info", "--force-cpu", "--json").document
 
-    assert document["plan"]["device"] == {"value": "cpu", "reason": "device.force_cpu is set"}
+    assert document["plan"]["device"] == {
+        "value": "cpu",
+        "reason": "device.force_cpu is set",
+        "origin": "--force-cpu",
+    }
     assert document["profile"]["value"]
     assert document["profile"]["reason"]
 

@@ -15,7 +15,7 @@ import llmtrain as package
 from llmtrain.cli.app import app
 
 CONTRACT = {
-    *("train", "eval", "generate", "memory", "device info", "device bench"),
+    *("train", "eval", "generate", "memory", "device info", "device bench", "schema"),
     *("tokenizer train", "tokenizer encode", "tokenizer decode", "tokenizer inspect"),
     *("profiles list", "profiles show", "profiles validate", "profiles schema"),
     *("runs list", "runs show", "runs verify", "runs prove-resume"),

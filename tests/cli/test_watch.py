@@ -20,6 +20,7 @@ from llmtrain.cli import live_memory
 from llmtrain.cli.live_memory import _looks
 from llmtrain.cli.memory import Watched, memory_lines
 from llmtrain.train.signals import StopRequest
+from tests.cli.conftest import complaints
 
 FIGURES = {"total_bytes", "available_bytes", "used_bytes", "percent"}
 WATCH = (sys.executable, "-m", "llmtrain", "memory", "--watch", "--every", "0.1s")
@@ -42,7 +43,9 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def documents(out: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.splitlines()]
+    found = [json.loads(line) for line in out.splitlines()]
+    assert [complaints("memory", document) for document in found] == [[]] * len(found)
+    return found
 
 
 @POSIX

@@ -10,7 +10,11 @@ import sys
 
 import pytest
 
-from llmtrain.device.allocator import keep_freed_memory, return_free_memory
+from llmtrain.device.allocator import (
+    begin_without_thread_cache,
+    keep_freed_memory,
+    return_free_memory,
+)
 
 
 class Library:
@@ -42,8 +46,8 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Library:
 def test_glibc_is_told_to_map_nothing_and_to_trim_nothing(library: Library) -> None:
     keep_freed_memory()
     told = dict(library.told)
-    m_mmap_max, m_trim_threshold = -4, -1  # of malloc.h
-    assert (told[m_mmap_max], told[m_trim_threshold]) == (0, -1)
+    m_fastbins, m_mmap_max, m_trim_threshold = 1, -4, -1  # of malloc.h
+    assert (told[m_fastbins], told[m_mmap_max], told[m_trim_threshold]) == (0, 0, -1)
 
 
 @pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "LD_PRELOAD"])
@@ -107,3 +111,50 @@ def test_what_is_freed_stays_until_it_is_returned() -> None:
     freed, returned = found["keep"]
     assert freed > 100 > found["leave"][0]
     assert returned < 100
+
+
+BEGUN = """
+import os, sys
+from llmtrain.device.allocator import begin_without_thread_cache
+print("begun", os.environ.get("GLIBC_TUNABLES"), flush=True)
+begin_without_thread_cache()
+print(os.getpid(), "GLIBC_TUNABLES" in os.environ, sys.argv[1:], sys.flags.dont_write_bytecode)
+"""
+
+
+def begun(**variables: str) -> tuple[int, list[str]]:
+    """The process that printed, and its lines."""
+    plain = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "LD_PRELOAD")}
+    command = [sys.executable, "-B", "-c", BEGUN, "a b", "--c"]
+    process = subprocess.Popen(
+        command, env=plain | variables, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    out, _ = process.communicate()
+    assert process.returncode == 0
+    return process.pid, out.splitlines()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_the_process_begins_anew_once_as_it_was_called_and_tells_nobody() -> None:
+    pid, lines = begun()
+    assert lines == [
+        "begun None",
+        "begun glibc.malloc.tcache_count=0",
+        f"{pid} False ['a b', '--c'] 1",
+    ]
+
+
+@pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "LD_PRELOAD"])
+def test_who_set_an_allocator_up_begins_once(name: str) -> None:
+    _, lines = begun(**{name: ""})
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_elsewhere_nothing_begins_anew(monkeypatch: pytest.MonkeyPatch, system: str) -> None:
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("begun anew"))
+    monkeypatch.setattr(sys, "platform", system)
+    for name in ("GLIBC_TUNABLES", "LD_PRELOAD"):
+        monkeypatch.delenv(name, raising=False)
+    begin_without_thread_cache()
+    assert "GLIBC_TUNABLES" not in os.environ

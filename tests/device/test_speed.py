@@ -8,7 +8,12 @@ from typing import Any
 import pytest
 
 from llmtrain.device.facts import BlockTimes, CpuTimes, MatmulTimes
-from llmtrain.device.speed import StepWork, predicted_step_s, predicted_tokens_per_s
+from llmtrain.device.speed import (
+    StepWork,
+    muon_flops,
+    predicted_step_s,
+    predicted_tokens_per_s,
+)
 from llmtrain.profile.schema import ModelSection
 from llmtrain.profile.shape import shape_of
 
@@ -32,6 +37,7 @@ WORK = StepWork(
     precision="fp32",
     matmul_precision="highest",
     compiled=False,
+    optimizer="adamw",
 )
 # 40 tokens a micro-batch: 6 · 40 · 1000 · 100 = 24 MFLOP at 1 GFLOP/s, 1.2 times.
 HEAD_S = 0.0288
@@ -65,6 +71,13 @@ def test_optimizer_of_many_parameters_takes_long() -> None:
     no_head = replace(TIMES, matmul=replace(PRODUCTS, flops=1e30))
     step_s = predicted_step_s(large, replace(WORK, accumulation=1), no_head)
     assert step_s == pytest.approx(3 * 0.05 + 3.0, rel=1e-3)
+
+
+def test_muon_takes_its_products_at_the_measured_rate() -> None:
+    adamw_s = predicted_step_s(SHAPE, WORK, TIMES)
+    muon_s = predicted_step_s(SHAPE, replace(WORK, optimizer="muon"), TIMES)
+    assert adamw_s is not None
+    assert muon_s == pytest.approx(adamw_s + muon_flops(SHAPE) / 1e9)
 
 
 def test_tokens_of_all_processes_over_the_seconds_of_a_step() -> None:

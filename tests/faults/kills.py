@@ -61,13 +61,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--ranks", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=0, help="default: 1.5 a kill")
+    parser.add_argument("--steps", type=int, default=0, help="default: 4 a kill")
     parser.add_argument("--seed", type=int, default=0)
     wishes = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="llmtrain-kills-") as directory:
         furnish(Path(directory))
         os.chdir(directory)
-        steps = wishes.steps or wishes.kills * 3 // 2
+        steps = wishes.steps or 4 * wishes.kills
         proof = prove(wishes.kills, steps, wishes.ranks, wishes.seed)
         os.chdir("/")
     sys.stdout.write(report(proof))

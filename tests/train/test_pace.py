@@ -76,6 +76,21 @@ def test_a_machine_that_slows_down_slows_what_is_left_too() -> None:
     assert found.reserve_s == pytest.approx(pace._EXIT_S + pace._UNDERESTIMATED * (10))
 
 
+def test_a_machine_that_slows_down_much_takes_longer_to_exit_too() -> None:
+    found = made()
+    for _ in range(20):
+        found.step_took(1.0)
+    for _ in range(20):
+        found.step_took(2.0)
+    assert found.reserve_of_s() == pace._EXIT_S
+    for _ in range(20):
+        found.step_took(4.0)
+    assert found.reserve_of_s() == 2 * pace._EXIT_S
+    for _ in range(20):
+        found.step_took(100.0)
+    assert found.reserve_of_s() == pace._LONGEST_EXIT * pace._EXIT_S
+
+
 def test_a_suspended_step_is_neither_the_pace_nor_trained_time() -> None:
     found = made()
     for _ in range(5):

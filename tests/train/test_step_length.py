@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmtrain.device.speed import orthogonalization_flops
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.train.step_length import (
     _beside_muon,
     best_tokens_per_step,
     muon_tokens,
-    orthogonalization_flops,
 )
 
 

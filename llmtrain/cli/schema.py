@@ -1,0 +1,51 @@
+"""`llmtrain schema`."""
+
+from __future__ import annotations
+
+import json as json_text
+from typing import Annotated
+
+import typer
+
+from llmtrain.cli.command import command
+from llmtrain.cli.options import JsonOption
+from llmtrain.cli.voice import Voice
+from llmtrain.errors import UsageError
+
+
+def register(app: typer.Typer) -> None:
+    """`schema` is a command of `app`."""
+    command(app, "schema")(schema)
+
+
+def schema(
+    voice: Voice,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="A command, as in device-info, or a file of a run."),
+    ] = None,
+    json: JsonOption = False,
+) -> int:
+    """The JSON Schema of a document; without a name, which there are.
+
+    That of profile files is printed by `llmtrain profiles schema`.
+    """
+    from llmtrain.cli.documents import PUBLISHED, describes, published_schema
+    from llmtrain.profile.load import did_you_mean
+
+    if name is None:
+        rows = [{"name": each, "describes": describes(each)} for each in PUBLISHED]
+        if json:
+            voice.document({"schemas": rows})
+            return 0
+        for row in rows:
+            voice.result(f"{row['name']:<24}{row['describes']}")
+        return 0
+    if name not in PUBLISHED:
+        close = did_you_mean(name, PUBLISHED)
+        raise UsageError(
+            f"no document is called {name!r}",
+            hint=f"llmtrain schema {close}" if close else "llmtrain schema",
+        )
+    voice.result(json_text.dumps(published_schema(name), indent=2, ensure_ascii=False))
+    return 0

@@ -1,0 +1,193 @@
+"""How far the predicted peak memory is from the measured one.
+
+    python -m tests.benchmarks.memory_error memory.jsonl              # all; may be interrupted
+    python -m tests.benchmarks.memory_error memory.jsonl --only tiny  # those whose name has it
+    python -m tests.benchmarks.memory_error memory.jsonl --table      # of what is there
+
+Each case is a training of a few steps in a process of its own, with evaluation, samples and a
+checkpoint, by a tokenizer that all of them share. A line of JSON a case; those that a file has are
+not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.checkout import ROOT
+
+_STEPS = 5
+_ALWAYS = {
+    "train.log_every_steps": 1,
+    "eval.tokens": 16384,
+    "eval.every_steps": 3,
+    "eval.sample_every_steps": 3,
+    "eval.sample_tokens": 16,
+}
+_VOCABULARY = 4096
+_TEXT = str(ROOT / "llmtrain")
+
+Case = tuple[str, dict[str, Any]]
+
+
+def cases(device: str) -> list[Case]:
+    """Profile and settings of each: one thing at a time differs, then several."""
+    return _gpu_cases() if device == "cuda" else _cpu_cases()
+
+
+def _cpu_cases() -> list[Case]:
+    tiny, mini, small, medium = ("cpu-tiny", "cpu-mini", "cpu-small", "cpu-medium")
+    eager, compiled = {"device.compile": False}, {"device.compile": True}
+    fp32, many = {"device.precision": "fp32"}, {"model.vocab_size": 32000}
+
+    def micro(number: int, tokens_per_step: int) -> dict[str, Any]:
+        return {"train.micro_batch": number, "train.tokens_per_step": tokens_per_step}
+
+    def recomputing(mode: str) -> dict[str, Any]:
+        return {"device.activation_checkpointing": mode}
+
+    return [
+        (tiny, eager | micro(1, 1024)),
+        (tiny, eager | micro(4, 1024)),
+        (tiny, eager | micro(16, 4096)),
+        (tiny, eager | micro(64, 16384)),
+        (tiny, eager | micro(16, 16384)),
+        (tiny, eager | fp32 | micro(4, 1024)),
+        (tiny, eager | fp32 | micro(16, 4096)),
+        (tiny, compiled | micro(16, 4096)),
+        (tiny, compiled | micro(32, 8192)),
+        (tiny, compiled | fp32 | micro(16, 4096)),
+        (tiny, eager | micro(16, 4096) | recomputing("selective")),
+        (tiny, eager | micro(16, 4096) | recomputing("full")),
+        (tiny, eager | micro(16, 4096) | {"model.tie_embeddings": False}),
+        (tiny, eager | micro(16, 4096) | {"model.vocab_size": 32000}),
+        (
+            tiny,
+            eager | micro(16, 4096) | {"model.vocab_size": 32000, "model.tie_embeddings": False},
+        ),
+        (tiny, eager | micro(4, 4096) | {"model.context": 1024}),
+        (tiny, eager | micro(16, 4096) | {"optim.name": "adamw"}),
+        (mini, eager | micro(8, 4096)),
+        (mini, compiled | micro(8, 4096)),
+        (mini, compiled | micro(2, 1024)),
+        (mini, compiled | micro(8, 4096) | {"optim.name": "adamw"}),
+        (small, compiled | micro(1, 512)),
+        (small, compiled | micro(8, 4096)),
+        (small, compiled | micro(4, 2048) | fp32),
+        (small, eager | micro(2, 1024)),
+        (small, eager | micro(4, 2048) | recomputing("full")),
+        (small, compiled | micro(2, 2048) | many | {"model.context": 1024}),
+        (medium, compiled | micro(1, 1024)),
+        (medium, eager | micro(1, 1024) | recomputing("full")),
+    ]
+
+
+def _gpu_cases() -> list[Case]:
+    def micro(number: int, context: int = 1024) -> dict[str, Any]:
+        return {"train.micro_batch": number, "train.tokens_per_step": number * context}
+
+    found: list[Case] = []
+    for compiled in (False, True):
+        device = {"device.compile": compiled}
+        found += [("gpu-small", device | micro(n)) for n in (1, 8, 32)]
+        found += [("gpu-medium", device | micro(n)) for n in (2, 16)]
+        found += [("gpu-large", device | micro(n)) for n in (1, 8)]
+        found += [("gpu-small", device | micro(8) | {"optim.name": "adamw"})]
+    fp32, full = {"device.precision": "fp32"}, {"device.activation_checkpointing": "full"}
+    return [*found, ("gpu-small", fp32 | micro(8)), ("gpu-medium", full | micro(32))]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The cases that are not there yet are run, then the table is printed."""
+    values = _parser().parse_args(arguments)
+    if not values.table:
+        done = {_name(line["profile"], line["settings"]) for line in _lines(values.results)}
+        with tempfile.TemporaryDirectory(prefix="llmtrain-memory-") as scratch:
+            for profile, settings in cases(values.device):
+                name = _name(profile, settings)
+                if name not in done and values.only in name:
+                    found = _measured(profile, settings, values.device, Path(scratch))
+                    with values.results.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(found) + "\n")
+    sys.stdout.writelines(_table(values.results))
+    return 0
+
+
+def _measured(profile: str, settings: dict[str, Any], device: str, scratch: Path) -> dict[str, Any]:
+    tokenizer = scratch / "tokenizer"
+    if not tokenizer.exists():
+        made = ("--data", _TEXT, "--vocab-size", _VOCABULARY, "--out", tokenizer)
+        _llmtrain("tokenizer", "train", *made)
+    run = scratch / "run"
+    options = [f"--set={name}={value}" for name, value in {**_ALWAYS, **settings}.items()]
+    document = _llmtrain(
+        *("train", "--profile", profile, "--device", device, "--steps", _STEPS, "--out", run),
+        *("--data", _TEXT, "--tokenizer", tokenizer, *options, "--quiet"),
+    )
+    shutil.rmtree(run)
+    return {
+        "profile": profile,
+        "settings": settings,
+        "device": device,
+        "predicted_bytes": document["predicted"]["peak_memory_bytes"],
+        "measured_bytes": document["peak_memory_bytes"],
+    }
+
+
+def _llmtrain(*arguments: object) -> dict[str, Any]:
+    command = [sys.executable, "-m", "llmtrain", *map(str, arguments), "--json"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _name(profile: str, settings: dict[str, Any]) -> str:
+    told = (f"{name.partition('.')[2]}={value}" for name, value in sorted(settings.items()))
+    return " ".join([profile, *told])
+
+
+def _table(path: Path) -> Iterator[str]:
+    """Markdown, and what the errors come to: positive is more than was measured."""
+    errors = []
+    yield "| case | predicted | measured | error |\n| --- | --- | --- | --- |\n"
+    for line in _lines(path):
+        predicted, measured = line["predicted_bytes"] / 2**20, line["measured_bytes"] / 2**20
+        errors.append(predicted / measured - 1)
+        name = _name(line["profile"], line["settings"])
+        yield f"| {name} | {predicted:.0f} MiB | {measured:.0f} MiB | {100 * errors[-1]:+.1f}% |\n"
+    if errors:
+        within = sum(abs(error) <= 0.05 for error in errors)
+        yield (
+            f"\n{len(errors)} cases: {within} within 5%, "
+            f"{100 * min(errors):+.1f}% to {100 * max(errors):+.1f}%\n"
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.memory_error",
+        description=(__doc__ or "").partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("results", type=Path, help="a file of lines of JSON, begun or not")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where")
+    parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
