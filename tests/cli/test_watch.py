@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,15 +85,19 @@ def test_a_closed_pipe_ends_it_quietly() -> None:
 def after_looks(looks: int, patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
     """`act` is called when a watch waits for its next look after so many."""
     waits: list[float] = []
-    sleep = time.sleep
 
     def wait(seconds: float) -> None:
         waits.append(seconds)
         if len(waits) == looks:
             act()
-        sleep(seconds)
+        time.sleep(seconds)
 
-    patch.setattr(live_memory.time, "sleep", wait)
+    wait_with(wait, patch)
+
+
+def wait_with(wait: Callable[[float], None], patch: pytest.MonkeyPatch) -> None:
+    """Between looks, and nowhere else: threads that hear of signals sleep too."""
+    patch.setattr(live_memory, "time", SimpleNamespace(monotonic=time.monotonic, sleep=wait))
 
 
 def test_the_end_of_the_process_is_the_end(llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +196,7 @@ def test_where_nothing_is_trained_the_machine_is_watched(
     def ask_to_stop(seconds: float) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(live_memory.time, "sleep", ask_to_stop)
+    wait_with(ask_to_stop, monkeypatch)
     outcome = llmtrain("memory", "--watch")
     (document,) = documents(outcome.out)
     assert outcome.code == 0
