@@ -6,6 +6,7 @@
     ├── DoesNotFitError      3   the run needs more memory than there is
     ├── DivergedError        4   the loss stopped being a number
     ├── DataError            5   the text or the tokenizer cannot be used
+    ├── ThresholdError       6   all is done, and a limit that the user set is not met
     ├── InterruptedRunError 75   stopped by a signal; everything worth keeping is saved
     └── AbortedError       130   stopped by a second signal, before saving
 
@@ -78,6 +79,12 @@ class DataError(LlmtrainError):
     """The corpus or the tokenizer cannot be used."""
 
     exit_code = 5
+
+
+class ThresholdError(LlmtrainError):
+    """What was asked is done and shown, and a threshold that the user set is not met."""
+
+    exit_code = 6
 
 
 class InterruptedRunError(LlmtrainError):

@@ -35,7 +35,7 @@ PURE_PLANS = ("device/assume", "device/plan", "device/memory", "device/pressure"
 PURE_MODULES = (*PURE, *PURE_PLANS, "errors", "units", "files", "untrusted")
 ASKS_THE_HARDWARE = {
     *("probe", "cpuinfo", "cgroup", "rlimits", "timing", "usage", "readers", "windows"),
-    *("startup", "allocator"),
+    *("startup", "allocator", "nvidia", "live"),
 }
 
 
@@ -328,3 +328,11 @@ def test_profiles_and_plans_need_no_torch() -> None:
     loaded = loaded_after("import llmtrain.profile.load, llmtrain.device.plan")
     assert "pydantic" in loaded
     assert not loaded & {"torch", "numpy", "psutil"}
+
+
+def test_nothing_is_compiled_by_importing() -> None:
+    # torch's compiler takes as long to import as all the rest, and 60 MB.
+    compiler = {"torch._dynamo", "torch._inductor", "sympy"} - loaded_after("import torch")
+    loaded = loaded_after("import llmtrain.engine.training, llmtrain.engine.api")
+    assert "llmtrain.model.timing" in loaded
+    assert not loaded & compiler

@@ -20,7 +20,7 @@ from llmtrain.cli import device, memory, profiles, runs, schema, tokenizer, trai
 from llmtrain.cli.streams import hold_standard_streams
 from llmtrain.cli.voice import Voice
 from llmtrain.device.allocator import begin_without_thread_cache
-from llmtrain.errors import DoesNotFitError, LlmtrainError, UsageError
+from llmtrain.errors import DoesNotFitError, LlmtrainError, ThresholdError, UsageError
 from llmtrain.files import LAUNCHED_VARIABLE
 
 _RANK_0_SPEAKS_FIRST_S = 5.0
@@ -102,7 +102,8 @@ def _fail(error: LlmtrainError, arguments: Sequence[str]) -> int:
     voice = Voice()
     ways = _ways_out(error, arguments)
     hint = next(iter(ways), None) or error.hint or f"{_command_path(arguments)} --help"
-    if "--json" in arguments and is_main:
+    is_shown = isinstance(error, ThresholdError)  # the document says it, with all results
+    if "--json" in arguments and is_main and not is_shown:
         failure = {"code": error.exit_code, "message": error.message, "hint": hint}
         voice.document({"error": failure | ({"ways_out": list(ways)} if ways else {})})
     voice.error(error.message, None if ways else hint)

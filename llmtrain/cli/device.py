@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +18,12 @@ from llmtrain.cli.options import (
     assumed_machine,
     flag_settings,
 )
+from llmtrain.cli.thresholds import Threshold, require_met, thresholds_document
 from llmtrain.cli.voice import Voice
+from llmtrain.units import format_bytes
+
+if TYPE_CHECKING:
+    from llmtrain.device.require import Finding
 
 
 def register(app: typer.Typer) -> None:
@@ -36,28 +41,57 @@ def info(
     force_cpu: ForceCpuOption = False,
     nproc: NprocOption = None,
     set_: SetOption = None,
+    require: Annotated[
+        str | None,
+        typer.Option(
+            "--require",
+            metavar="LIST",
+            help="Exit with 6 unless all of these are there: "
+            "cpu, cuda, mps, bf16, amx, compile, cores:4, memory:8GiB.",
+        ),
+    ] = None,
     assume: AssumeOption = None,
     json: JsonOption = False,
 ) -> int:
     """What was found, what will be used, and why."""
     from llmtrain.cli.explain import explained_document, show_assumed, show_explained
     from llmtrain.cli.render import facts_document, facts_table
+    from llmtrain.device.require import find, parse_requirements
     from llmtrain.engine.explaining import explain
     from llmtrain.engine.request import TrainRequest
 
+    requirements = [] if require is None else parse_requirements(require)
     flags = flag_settings(device_kind=device, device_force_cpu=force_cpu, device_processes=nproc)
     assumed = assumed_machine(assume)
     request = TrainRequest(profile, assignments=set_ or [], flags=flags, assumed=assumed)
     explained = explain(request)
-    facts = explained.planned.facts
+    facts, device_kind = explained.planned.facts, explained.planned.plan.device.value
+    thresholds = [_threshold(find(each, facts, device_kind)) for each in requirements]
     if json:
-        voice.document(explained_document(explained) | facts_document(facts))
-        return 0
-    show_assumed(voice, assumed)
-    voice.show(facts_table(facts))
-    voice.result("")
-    show_explained(voice, explained)
+        found = facts_document(facts) | thresholds_document(thresholds)
+        voice.document(explained_document(explained) | found)
+    else:
+        show_assumed(voice, assumed)
+        voice.show(facts_table(facts))
+        voice.result("")
+        show_explained(voice, explained)
+    require_met(thresholds, hint="run this where there is one, or leave it out of --require")
     return 0
+
+
+def _threshold(finding: Finding) -> Threshold:
+    """What --require asks for, as a limit that is met or not."""
+    name, least = finding.requirement.name, finding.requirement.least
+    complaint = f"--require {name}"
+    if least is not None:
+        complaint += f":{format_bytes(least) if name == 'memory' else least}"
+    return Threshold(
+        f"require {name}",
+        True if least is None else least,
+        finding.measured,
+        met=finding.is_met,
+        complaint=f"{complaint} is not met: {finding.found}",
+    )
 
 
 def bench(

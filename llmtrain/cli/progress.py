@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.text import Text
 
 from llmtrain.cli.voice import Voice
+from llmtrain.device.live import LiveMemory
 from llmtrain.train.events import (
     Evaluated,
     Event,
@@ -98,12 +99,21 @@ def step_line(event: Step) -> str:
     """Step, tokens, loss, learning rate, rate, memory and time left."""
     of = f"/{event.horizon_steps}" if event.horizon_steps else ""
     left = f"  left {format_duration(event.remaining_s)}" if event.remaining_s is not None else ""
-    memory = event.memory_bytes + (event.accelerator_bytes or 0)
     return (
         f"step {event.step}{of}  tokens {format_count(event.tokens)}  loss {event.loss:.4f}  "
         f"lr {event.lr:.2e}  {format_count(round(event.tokens_per_s))} tok/s  "
-        f"{format_bytes(memory)}{left}"
+        f"{memory_text(event.memory)}{left}"
     )
+
+
+def memory_text(memory: LiveMemory) -> str:
+    """`1.2 GiB + 20 GiB gpu, 31% used`: what the run holds; of what there is, whoever holds it."""
+    gpu = memory.accelerator
+    own = format_bytes(memory.process_bytes)
+    if gpu is not None:
+        own += f" + {format_bytes(gpu.reserved_bytes or 0)} gpu"
+    percent = memory.tightest_percent
+    return own if percent is None else f"{own}, {percent:.0f}% used"
 
 
 def lines(event: Event) -> list[str]:

@@ -65,6 +65,17 @@ def hold_standard_streams() -> None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8")
 
 
+def write_line(text: str) -> None:
+    """A line of stdout is with whoever reads it. Raises BrokenPipeError where nobody does."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in _READER_GONE:
+            raise
+        raise BrokenPipeError(error.errno, error.strerror) from error
+
+
 @contextmanager
 def unread_output_lost() -> Iterator[None]:
     """Writing to stdout within the block succeeds also where nobody reads it any more."""

@@ -27,6 +27,13 @@ from llmtrain.cli.options import (
     flag_settings,
 )
 from llmtrain.cli.streams import unread_output_lost
+from llmtrain.cli.thresholds import (
+    Threshold,
+    at_most,
+    positive,
+    require_met,
+    thresholds_document,
+)
 from llmtrain.cli.voice import Voice
 from llmtrain.errors import UsageError
 
@@ -80,12 +87,26 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
     ] = False,
+    max_loss: Annotated[
+        float | None,
+        typer.Option(
+            "--max-loss",
+            metavar="NATS",
+            help="Exit with 6 where the validation loss per token ends above this.",
+        ),
+    ] = None,
     assume: AssumeOption = None,
     json: JsonOption = False,
 ) -> int:
     """Train a model. With no profile, picks one for the machine and the time."""
     from llmtrain.train.signals import stop_on_signals
 
+    positive("--max-loss", max_loss)
+    if dry_run and max_loss is not None:
+        raise UsageError(
+            f"--max-loss {max_loss:g} is about a loss, and --dry-run trains nothing",
+            hint="leave one of them out",
+        )
     if assume is not None and not dry_run:
         raise UsageError("--assume: nothing can be trained there", hint="add --dry-run")
     flags = flag_settings(
@@ -124,7 +145,7 @@ def train(
             from llmtrain.train.launch import launch
 
             return launch(processes, sys.argv[1:], stop)
-        return _train(voice, request, stop, as_json=json)
+        return _train(voice, request, stop, max_loss, as_json=json)
 
 
 def _is_deadline(time: str | None) -> bool:
@@ -172,7 +193,9 @@ def _dry_run(voice: Voice, request: TrainRequest, *, as_json: bool) -> int:
     return 0
 
 
-def _train(voice: Voice, request: TrainRequest, stop: StopRequest, *, as_json: bool) -> int:
+def _train(
+    voice: Voice, request: TrainRequest, stop: StopRequest, max_loss: float | None, *, as_json: bool
+) -> int:
     from llmtrain.cli.progress import watching
     from llmtrain.engine.training import Sitting, run_training
     from llmtrain.train.signals import process_age_s, stop_with_parent
@@ -186,12 +209,31 @@ def _train(voice: Voice, request: TrainRequest, stop: StopRequest, *, as_json: b
         return 0  # a launcher would end rank 0 in its last words if another rank failed first
     with watching(voice) as observe:
         result = run_training(request, Sitting(world, observe, stop, started_s))
+    is_over = result.stopped != "interrupted"
+    thresholds = _thresholds(result, max_loss) if is_over else []
     if as_json:
-        voice.document(train_document(result))
+        voice.document({**train_document(result), **thresholds_document(thresholds)})
     _tell(voice, result)
     if stop.has_given_up:
         _leave_at_once()
-    return 75 if result.stopped == "interrupted" else 0
+    hint = f"llmtrain runs show {result.run} tells how it went; all is saved, to go on from too"
+    require_met(thresholds, hint=hint)
+    return 0 if is_over else 75
+
+
+def _thresholds(result: TrainResult, max_loss: float | None) -> list[Threshold]:
+    """What is compared at the end of a run; an interrupted one has none yet."""
+    if max_loss is None:
+        return []
+    return [
+        at_most(
+            "--max-loss",
+            max_loss,
+            result.val_loss,
+            is_named=f"the validation loss after {result.steps} steps",
+            unknown=f"no validation loss is known after {result.steps} steps",
+        )
+    ]
 
 
 def _leave_at_once() -> NoReturn:

@@ -16,6 +16,13 @@ from llmtrain.cli.options import (
     JsonOption,
     device_section,
 )
+from llmtrain.cli.thresholds import (
+    Threshold,
+    at_most,
+    positive,
+    require_met,
+    thresholds_document,
+)
 from llmtrain.cli.voice import Voice
 
 if TYPE_CHECKING:
@@ -42,6 +49,12 @@ def evaluate(
     text_field: Annotated[
         str, typer.Option("--text-field", help="The field of a .jsonl.")
     ] = "text",
+    max_bpb: Annotated[
+        float | None,
+        typer.Option(
+            "--max-bpb", metavar="BITS", help="Exit with 6 where bits per byte are above this."
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> int:
     """Measure a model: nats per token, perplexity, bits per byte, next to baselines."""
@@ -49,14 +62,31 @@ def evaluate(
     from llmtrain.engine.inference import evaluate_run
     from llmtrain.train.signals import stop_on_signals
 
+    positive("--max-bpb", max_bpb)
     section = device_section(device, force_cpu)
     with stop_on_signals() as stop, watching(voice) as observe:
         evaluation = evaluate_run(run, data or [], section, observe, stop.check, text_field)
+    thresholds = _thresholds(evaluation, max_bpb)
     if json:
-        voice.document(evaluation_document(evaluation))
+        voice.document({**evaluation_document(evaluation), **thresholds_document(thresholds)})
     else:
         _show(voice, evaluation)
+    require_met(thresholds, hint=f"llmtrain runs show {run} tells how the run went")
     return 0
+
+
+def _thresholds(evaluation: Evaluation, max_bpb: float | None) -> list[Threshold]:
+    if max_bpb is None:
+        return []
+    return [
+        at_most(
+            "--max-bpb",
+            max_bpb,
+            evaluation.bits_per_byte,
+            is_named=f"bits per byte of {evaluation.checkpoint}",
+            unknown=f"bits per byte of {evaluation.checkpoint} are no number",
+        )
+    ]
 
 
 def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import llmtrain
-from llmtrain.cli.streams import UnfailingStream, unread_output_lost
+from llmtrain.cli.streams import UnfailingStream, unread_output_lost, write_line
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -54,16 +54,13 @@ class Voice:
         Console(highlight=False, width=plain_width, soft_wrap=False).print(renderable)
 
     def document(self, values: Mapping[str, Any]) -> None:
-        """The one JSON document of a `--json` call; what is not finite is null, as JSON wants."""
-        whole = {
-            "schema_version": llmtrain.SCHEMA_VERSION,
-            "llmtrain": llmtrain.__version__,
-            **values,
-        }
-        text = json.dumps(_finite(whole), indent=2, ensure_ascii=False, default=str)
+        """The one JSON document of a `--json` call."""
         with unread_output_lost():
-            sys.stdout.write(_plain(text) + "\n")
-            sys.stdout.flush()
+            write_line(_plain(_json(values, indent=2)))
+
+    def document_line(self, values: Mapping[str, Any]) -> None:
+        """One of several documents, in a line. Raises BrokenPipeError where nobody reads it."""
+        write_line(_plain(_json(values, indent=None)))
 
     def note(self, text: str) -> None:
         """Something worth knowing; not said when quiet."""
@@ -99,6 +96,16 @@ def _finite(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
     return value
+
+
+def _json(values: Mapping[str, Any], indent: int | None) -> str:
+    """Text, with what is not finite as null, as JSON wants."""
+    whole = {
+        "schema_version": llmtrain.SCHEMA_VERSION,
+        "llmtrain": llmtrain.__version__,
+        **values,
+    }
+    return json.dumps(_finite(whole), indent=indent, ensure_ascii=False, default=str)
 
 
 def _escaped(text: str) -> str:

@@ -104,12 +104,15 @@ def compilation(
     return _measured_compilation(needs, times)
 
 
+def missing_to_compile(facts: Facts, kind: DeviceKind) -> str | None:
+    """What torch.compile needs on that device and does not find; None: it can be used."""
+    if kind == "cpu" and facts.cxx_compiler is None:
+        return "a C++ compiler"
+    return "Triton" if kind == "cuda" and not facts.has_triton else None
+
+
 def _asked_compilation(facts: Facts, wish: bool, kind: DeviceKind) -> Choice[bool]:
-    missing = {
-        "cpu": "" if facts.cxx_compiler else "a C++ compiler",
-        "cuda": "" if facts.has_triton else "Triton",
-        "mps": "",
-    }[kind]
+    missing = missing_to_compile(facts, kind)
     if wish and missing:
         raise UsageError(
             f"device.compile true: needs {missing}, and there is none",

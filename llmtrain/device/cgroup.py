@@ -58,10 +58,10 @@ def read_memory_usage(root: Path = Path("/")) -> int | None:
     return next((usage for group in groups if (usage := _usage_bytes(group))), None)
 
 
-def read_limited_groups(root: Path = Path("/")) -> list[GroupMemory]:
-    """Every limited group that this process is charged to, its own first."""
+def read_limited_groups(root: Path = Path("/"), pid: int | None = None) -> list[GroupMemory]:
+    """Every limited group that this process, or that of `pid`, is charged to; its own first."""
     found = []
-    for group in _groups(root, "memory"):
+    for group in _groups(root, "memory", "self" if pid is None else str(pid)):
         limit, usage = _memory_limit_bytes(group), _usage_bytes(group)
         if limit is not None and usage is not None:
             used = max(0, usage - _reclaimable_bytes(group))
@@ -94,11 +94,11 @@ def _swap_room_bytes(group: Path, limit_bytes: int, usage_bytes: int) -> int | N
     return max(0, together - limit_bytes - max(0, swapped))
 
 
-def _groups(root: Path, controller: str) -> list[Path]:
-    """This process's group and those above it, nearest first, wherever `controller` may be."""
+def _groups(root: Path, controller: str, process: str = "self") -> list[Path]:
+    """A process's group and those above it, nearest first, wherever `controller` may be."""
     base = root / "sys/fs/cgroup"
     groups: list[Path] = []
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in _text(root / "proc" / process / "cgroup").splitlines():
         names, _, path = line.partition(":")[2].partition(":")
         if names == "":  # version 2, alone or beside version 1
             mounts = [base, base / "unified"]

@@ -48,32 +48,34 @@ class PsutilReader:
             memory = self._psutil.virtual_memory()
         return Available(memory.total, memory.available)
 
-    def process_tree(self) -> ProcessMemory:
-        """This process and its descendants; one that ends meanwhile is left out."""
+    def process_tree(self, pid: int | None = None) -> ProcessMemory:
+        """The process and its descendants; a descendant that ends meanwhile is left out."""
         with self._errors_mapped():
-            children = self._psutil.Process().children(recursive=True)
+            children = self._psutil.Process(pid).children(recursive=True)
         held: list[int] = []
         for child in children:
             try:
                 held.append(child.memory_info().rss)
             except self._psutil.Error:
                 continue
-        own, peak = self.resident_bytes(), self.own_peak_resident_bytes()
+        own, peak = self.resident_bytes(pid), self.peak_resident_bytes(pid)
         return ProcessMemory.of(own, peak, held, self.source)
 
-    def resident_bytes(self) -> int:
-        """One look at this process."""
+    def resident_bytes(self, pid: int | None = None) -> int:
+        """One look at the process."""
         with self._errors_mapped():
-            return self._psutil.Process().memory_info().rss
+            return _of_one_that_runs(self._psutil.Process(pid).memory_info().rss, pid)
 
-    def own_peak_resident_bytes(self) -> int:
+    def peak_resident_bytes(self, pid: int | None = None) -> int:
         """From the system: psutil knows no peak on most."""
-        return standard_reader().own_peak_resident_bytes()
+        return standard_reader().peak_resident_bytes(pid)
 
     @contextmanager
     def _errors_mapped(self) -> Iterator[None]:
         try:
             yield
+        except self._psutil.NoSuchProcess as error:
+            raise ProcessLookupError(f"psutil: {error}") from error
         except self._psutil.Error as error:
             raise OSError(f"psutil: {error}") from error
 
@@ -94,20 +96,26 @@ class ProcReader:
             raise OSError(f"{self._proc / 'meminfo'} does not say how much memory there is")
         return Available(fields["MemTotal"], available, fields.get("SwapFree", 0))
 
-    def process_tree(self) -> ProcessMemory:
-        """Every process whose line of parents leads to this one."""
-        held = descendants_resident_bytes(dict(self._processes()), os.getpid())
-        own, peak = self.resident_bytes(), self.own_peak_resident_bytes()
+    def process_tree(self, pid: int | None = None) -> ProcessMemory:
+        """Every process whose line of parents leads to it."""
+        held = descendants_resident_bytes(dict(self._processes()), pid or os.getpid())
+        own, peak = self.resident_bytes(pid), self.peak_resident_bytes(pid)
         return ProcessMemory.of(own, peak, held, self.source)
 
-    def resident_bytes(self) -> int:
+    def resident_bytes(self, pid: int | None = None) -> int:
         """The second number of statm."""
-        pages = (self._proc / "self/statm").read_text(encoding="ascii").split()[1]
-        return int(pages) * _page_bytes()
+        with _gone_means_ended(pid):
+            pages = (self._of(pid) / "statm").read_text(encoding="ascii").split()[1]
+        return _of_one_that_runs(int(pages) * _page_bytes(), pid)
 
-    def own_peak_resident_bytes(self) -> int:
+    def peak_resident_bytes(self, pid: int | None = None) -> int:
         """VmHWM, where the kernel writes it: getrusage's begins with what the parent held."""
-        return _kib_fields(self._proc / "self/status").get("VmHWM") or _max_rss_bytes()
+        with _gone_means_ended(pid):
+            peak = _kib_fields(self._of(pid) / "status").get("VmHWM", 0)
+        return peak or (_max_rss_bytes() if pid is None else 0)
+
+    def _of(self, pid: int | None) -> Path:
+        return self._proc / ("self" if pid is None else str(pid))
 
     def _processes(self) -> Iterator[tuple[int, tuple[int, int]]]:
         for stat in self._proc.glob("[0-9]*/stat"):
@@ -132,20 +140,21 @@ class PosixReader:
             available = os.sysconf("SC_AVPHYS_PAGES") * _page_bytes()
         return Available(os.sysconf("SC_PHYS_PAGES") * _page_bytes(), available)
 
-    def process_tree(self) -> ProcessMemory:
-        """This process and its descendants among all that ps lists."""
-        table = parse_ps(_output("ps", "-A", "-o", "pid=,ppid=,rss="))
-        held = descendants_resident_bytes(table, os.getpid())
-        own, peak = self.resident_bytes(), self.own_peak_resident_bytes()
-        return ProcessMemory.of(own, peak, held, self.source)
+    def process_tree(self, pid: int | None = None) -> ProcessMemory:
+        """The process and its descendants among all that ps lists."""
+        table, root = _process_table(), pid or os.getpid()
+        held = descendants_resident_bytes(table, root)
+        own = _of_one_that_runs(table.get(root, (0, 0))[1], root)
+        return ProcessMemory.of(own, self.peak_resident_bytes(pid), held, self.source)
 
-    def resident_bytes(self) -> int:
+    def resident_bytes(self, pid: int | None = None) -> int:
         """Starts ps: milliseconds, not microseconds."""
-        return int(_output("ps", "-o", "rss=", "-p", str(os.getpid()))) * _KIB
+        root = pid or os.getpid()
+        return _of_one_that_runs(_process_table().get(root, (0, 0))[1], root)
 
-    def own_peak_resident_bytes(self) -> int:
-        """getrusage's figure."""
-        return _max_rss_bytes()
+    def peak_resident_bytes(self, pid: int | None = None) -> int:
+        """getrusage's figure, which is there for this process only."""
+        return _max_rss_bytes() if pid is None else 0
 
 
 def descendants_resident_bytes(table: ProcessTable, process: int) -> list[int]:
@@ -177,6 +186,24 @@ def parse_vm_stat(text: str) -> int:
     return page_bytes * sum(int(pages.get(kind, "0")) for kind in kinds)
 
 
+def _of_one_that_runs(held_bytes: int, pid: int | None) -> int:
+    """`held_bytes`. Raises ProcessLookupError for 0: who holds nothing has ended, if unburied."""
+    if held_bytes == 0:
+        raise ProcessLookupError(f"process {pid} has ended")
+    return held_bytes
+
+
+@contextmanager
+def _gone_means_ended(pid: int | None) -> Iterator[None]:
+    """Of a process that ends the files vanish, also while they are read."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if pid is None:
+            raise
+        raise ProcessLookupError(f"process {pid} has ended") from error
+
+
 def _page_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE")
 
@@ -192,6 +219,10 @@ def _max_rss_bytes() -> int:
 
     unit_bytes = 1 if sys.platform == "darwin" else _KIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
+
+
+def _process_table() -> dict[int, tuple[int, int]]:
+    return parse_ps(_output("ps", "-A", "-o", "pid=,ppid=,rss="))
 
 
 def _output(*command: str) -> str:

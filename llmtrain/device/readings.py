@@ -23,12 +23,24 @@ class SystemMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupUse:
+    """The memory of the limited control group that has the least left."""
+
+    path: str
+    total_bytes: int  # its limit
+    available_bytes: int
+    used_bytes: int  # without the page cache, which is given up before anything is killed
+    percent: float
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessMemory:
-    """Resident memory of this process and all its descendants.
+    """Resident memory of a process and all its descendants.
 
     Pages that several of them share are counted once for each. No system keeps a peak of a
-    tree: `peak_resident_bytes` is this process's own peak since it started plus what its
-    descendants hold now, so it misses what they held before.
+    tree: `peak_resident_bytes` is the process's own peak since it started plus what its
+    descendants hold now, so it misses what they held before. Where the system keeps no peak of
+    another process (macOS), it is what is held now.
     """
 
     resident_bytes: int
@@ -46,16 +58,30 @@ class ProcessMemory:
 
 @dataclass(frozen=True, slots=True)
 class AcceleratorMemory:
-    """One GPU's memory: free for anyone, and held by this process's allocator."""
+    """One GPU's memory: what there is for anyone, and what this process's allocator holds.
+
+    None where the device does not say: what another process's allocator holds is unknown.
+    """
 
     kind: AcceleratorKind
     index: int
     name: str
     total_bytes: int
-    free_bytes: int | None  # None: the device did not say
-    allocated_bytes: int  # in live tensors
-    reserved_bytes: int  # allocated, and cached for reuse
-    peak_reserved_bytes: int | None  # since the process started; None: MPS keeps no peak
+    available_bytes: int | None
+    allocated_bytes: int | None = None  # in live tensors
+    reserved_bytes: int | None = None  # allocated, and cached for reuse
+    peak_reserved_bytes: int | None = None  # since the process started; MPS keeps no peak
+
+    @property
+    def used_bytes(self) -> int | None:
+        """By all processes together."""
+        return None if self.available_bytes is None else self.total_bytes - self.available_bytes
+
+    @property
+    def percent(self) -> float | None:
+        """Used / total × 100."""
+        used_bytes = self.used_bytes
+        return None if used_bytes is None else round(100 * used_bytes / self.total_bytes, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +94,11 @@ class Available:
 
 
 class MemoryReader(Protocol):
-    """One way to read memory. Every method raises OSError where the system refuses."""
+    """One way to read memory. Every method raises OSError where the system refuses.
+
+    A process is this one, or the one whose `pid` is given. Raises ProcessLookupError where that
+    has ended.
+    """
 
     @property
     def source(self) -> str:
@@ -79,14 +109,14 @@ class MemoryReader(Protocol):
         """The machine's memory now."""
         ...
 
-    def process_tree(self) -> ProcessMemory:
-        """This process and its descendants now: looks at every process there is."""
+    def process_tree(self, pid: int | None = None) -> ProcessMemory:
+        """The process and its descendants now: looks at every process there is."""
         ...
 
-    def resident_bytes(self) -> int:
-        """This process alone, now."""
+    def resident_bytes(self, pid: int | None = None) -> int:
+        """The process alone, now."""
         ...
 
-    def own_peak_resident_bytes(self) -> int:
-        """This process alone, the most since it started."""
+    def peak_resident_bytes(self, pid: int | None = None) -> int:
+        """The process alone, the most since it started; 0 where the system does not say."""
         ...

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from llmtrain.device.cgroup import read_limited_groups, read_limits, read_memory_usage
+from llmtrain.device.nvidia import read_nvidia_gpus
 from llmtrain.device.pressure import Bound
 from llmtrain.device.readers import PsutilReader, standard_reader
 from llmtrain.device.readings import (
     AcceleratorMemory,
     Available,
+    GroupUse,
     MemoryReader,
     ProcessMemory,
     SystemMemory,
@@ -25,11 +27,14 @@ from llmtrain.device.readings import (
 
 __all__ = [
     "AcceleratorMemory",
+    "GroupUse",
     "ProcessMemory",
     "SystemMemory",
     "peak_resident_bytes",
     "read_accelerator_memory",
+    "read_accelerators_from_outside",
     "read_bounds",
+    "read_group_use",
     "read_process_memory",
     "read_system_memory",
     "readers",
@@ -80,19 +85,42 @@ def _machine_now() -> Available:
     return standard_reader().available()
 
 
-def read_process_memory() -> ProcessMemory:
-    """The memory of this process and its descendants. Looks at every process: milliseconds."""
-    return _ask(lambda reader: reader.process_tree())
+def read_group_use(pid: int | None = None, root: Path = Path("/")) -> GroupUse | None:
+    """The limited control group of a process that has the least left; None where none limits.
+
+    A limit above the machine's own memory is none.
+    """
+    total_bytes = _machine_now().total_bytes
+    groups = [g for g in read_limited_groups(root, pid) if g.limit_bytes < total_bytes]
+    tightest = min(groups, key=lambda g: g.limit_bytes - g.used_bytes, default=None)
+    if tightest is None:
+        return None
+    used_bytes, limit_bytes = tightest.used_bytes, tightest.limit_bytes
+    return GroupUse(
+        path=str(tightest.path),
+        total_bytes=limit_bytes,
+        available_bytes=max(0, limit_bytes - used_bytes),
+        used_bytes=used_bytes,
+        percent=round(100 * used_bytes / limit_bytes, 1),
+    )
 
 
-def resident_bytes() -> int:
-    """What this process alone holds now. Microseconds: fit for every step."""
-    return _ask(lambda reader: reader.resident_bytes())
+def read_process_memory(pid: int | None = None) -> ProcessMemory:
+    """The memory of this process, or that of `pid`, and its descendants.
+
+    Looks at every process: milliseconds. Raises ProcessLookupError where it has ended.
+    """
+    return _ask(lambda reader: reader.process_tree(pid))
+
+
+def resident_bytes(pid: int | None = None) -> int:
+    """What one process alone holds now. Microseconds: fit for every step."""
+    return _ask(lambda reader: reader.resident_bytes(pid))
 
 
 def peak_resident_bytes() -> int:
     """The most that this process alone held since it started. Fit for every step."""
-    return standard_reader().own_peak_resident_bytes()
+    return standard_reader().peak_resident_bytes()
 
 
 def read_accelerator_memory(cuda_index: int | None = None) -> tuple[AcceleratorMemory, ...]:
@@ -116,6 +144,30 @@ def readers() -> Iterator[MemoryReader]:
     yield standard_reader()
 
 
+def read_accelerators_from_outside() -> tuple[AcceleratorMemory, ...]:
+    """Every GPU's memory without what a process's allocator holds, which only that one knows.
+
+    Asked of the driver's tool where it is there, which takes none of that memory itself.
+    """
+    found = read_nvidia_gpus()
+    if found is not None or not _may_have_a_gpu():
+        return found or ()
+    return tuple(_from_outside(reading) for reading in read_accelerator_memory())
+
+
+def _may_have_a_gpu() -> bool:
+    """False where importing torch, which takes hundreds of MB, would find none."""
+    drivers = (Path("/dev/nvidiactl"), Path("/dev/kfd"))  # NVIDIA's and AMD's
+    return sys.platform != "linux" or any(driver.exists() for driver in drivers)
+
+
+def _from_outside(reading: AcceleratorMemory) -> AcceleratorMemory:
+    available_bytes = reading.available_bytes if reading.kind == "cuda" else None
+    return AcceleratorMemory(
+        reading.kind, reading.index, reading.name, reading.total_bytes, available_bytes
+    )
+
+
 def _ask(question: Callable[[MemoryReader], T]) -> T:
     """The first answer. Raises OSError, the last reader's."""
     refusal = OSError("no way to read memory")
@@ -131,15 +183,15 @@ def _cuda_memory(index: int) -> AcceleratorMemory:
     import torch
 
     properties = torch.cuda.get_device_properties(index)
-    free_bytes: int | None = None
+    available_bytes: int | None = None
     with suppress(RuntimeError):  # too full to open a context, or taken by another process
-        free_bytes = torch.cuda.mem_get_info(index)[0]
+        available_bytes = torch.cuda.mem_get_info(index)[0]
     return AcceleratorMemory(
         kind="cuda",
         index=index,
         name=properties.name,
         total_bytes=properties.total_memory,
-        free_bytes=free_bytes,
+        available_bytes=available_bytes,
         allocated_bytes=torch.cuda.memory_allocated(index),
         reserved_bytes=torch.cuda.memory_reserved(index),
         peak_reserved_bytes=torch.cuda.max_memory_reserved(index),
@@ -147,16 +199,21 @@ def _cuda_memory(index: int) -> AcceleratorMemory:
 
 
 def _mps_memory() -> AcceleratorMemory:
-    """Total is what Metal recommends not to exceed; the rest of the machine shares it."""
+    """Total is what Metal recommends not to exceed; the rest of the machine shares it.
+
+    Of what others hold it says nothing, so what is available is an upper bound.
+    """
     import torch
 
+    total_bytes = torch.mps.recommended_max_memory()
+    reserved_bytes = torch.mps.driver_allocated_memory()
     return AcceleratorMemory(
         kind="mps",
         index=0,
         name=torch.backends.mps.get_name(),
-        total_bytes=torch.mps.recommended_max_memory(),
-        free_bytes=None,
+        total_bytes=total_bytes,
+        available_bytes=max(0, total_bytes - reserved_bytes),
         allocated_bytes=torch.mps.current_allocated_memory(),
-        reserved_bytes=torch.mps.driver_allocated_memory(),
+        reserved_bytes=reserved_bytes,
         peak_reserved_bytes=None,
     )

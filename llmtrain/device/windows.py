@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 from llmtrain.device.readings import Available, ProcessMemory
@@ -58,18 +59,18 @@ if sys.platform == "win32":
             swap_free = max(0, status.ullAvailPageFile - status.ullAvailPhys)
             return Available(status.ullTotalPhys, status.ullAvailPhys, swap_free)
 
-        def process_tree(self) -> ProcessMemory:
+        def process_tree(self, pid: int | None = None) -> ProcessMemory:
             """This process alone."""
-            resident, peak = _working_set_bytes()
+            resident, peak = _working_set_bytes(pid)
             return ProcessMemory.of(resident, peak, [], self.source)
 
-        def resident_bytes(self) -> int:
+        def resident_bytes(self, pid: int | None = None) -> int:
             """The working set."""
-            return _working_set_bytes()[0]
+            return _working_set_bytes(pid)[0]
 
-        def own_peak_resident_bytes(self) -> int:
-            """The largest working set there was."""
-            return _working_set_bytes()[1]
+        def peak_resident_bytes(self, pid: int | None = None) -> int:
+            """The largest working set there was; of another process it is not asked for."""
+            return _working_set_bytes(None)[1] if pid is None else 0
 
     def processor_name() -> str:
         """What the registry says of the first processor. Raises OSError."""
@@ -77,8 +78,10 @@ if sys.platform == "win32":
         with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, path) as key:
             return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
 
-    def _working_set_bytes() -> tuple[int, int]:
-        """(now, peak), from GetProcessMemoryInfo."""
+    def _working_set_bytes(pid: int | None) -> tuple[int, int]:
+        """(now, peak), from GetProcessMemoryInfo. Raises OSError for another process."""
+        if pid not in (None, os.getpid()):
+            raise OSError(f"process {pid} can only be looked at with psutil on Windows")
         kernel32 = ctypes.WinDLL("kernel32")
         kernel32.GetCurrentProcess.restype = ctypes.c_void_p  # a handle is as wide as a pointer
         process = ctypes.c_void_p(kernel32.GetCurrentProcess())

@@ -18,7 +18,7 @@ from llmtrain.engine.request import TrainRequest
 from llmtrain.engine.target import Target
 from llmtrain.train.events import TrainResult
 from llmtrain.train.rundir import RunDirectory
-from llmtrain.train.world import launcher_identity
+from llmtrain.train.world import launcher_identity, run_process_identity
 
 
 def machine_signature(facts: Facts) -> dict[str, Any]:
@@ -48,6 +48,7 @@ def begin_record(
         "command": list(request.command) or None,
         "numerics": planned.plan.numerics(),
         "launcher": launcher_identity(),
+        "process": run_process_identity(),
     }
     record = {
         "schema_version": llmtrain.SCHEMA_VERSION,

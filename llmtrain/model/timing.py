@@ -9,7 +9,6 @@ from typing import get_args
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 
 from llmtrain.device.choice import ActivationCheckpointing, AttentionKernel, Precision
 from llmtrain.device.facts import AttentionTimes, BlockTimes
@@ -102,6 +101,9 @@ def _block(shape: ModelShape, attention: AttentionKernel) -> Block:
 
 
 def _compile_s(run: Run) -> float:
+    # Half of the time that torch takes to import, and 60 MB, for those who compile anything.
+    from torch._dynamo.exc import TorchDynamoException
+
     start_s = time.perf_counter()
     try:
         run()

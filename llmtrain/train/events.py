@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from llmtrain.device.live import LiveMemory
 from llmtrain.device.memory import MemoryPrediction
 from llmtrain.device.plan import Plan
 
@@ -58,8 +59,7 @@ class Step:
     grad_norm: float
     tokens_per_s: float
     mfu: float | None
-    memory_bytes: int
-    accelerator_bytes: int | None
+    memory: LiveMemory
     elapsed_s: float
     horizon_steps: int | None
     remaining_s: float | None
@@ -122,12 +122,31 @@ Observer = Callable[[Event], None]
 
 def metrics_line(event: Step | Evaluated | Sampled) -> dict[str, object]:
     """The event as a line of metrics.jsonl or samples.jsonl."""
-    hidden = {"horizon_steps", "remaining_s", "is_logged", "is_best"}
+    hidden = {"horizon_steps", "remaining_s", "is_logged", "is_best", "memory"}
     names = [name for name in type(event).__dataclass_fields__ if name not in hidden]
     values = {name: getattr(event, name) for name in names}
-    if values.get("accelerator_bytes", 0) is None:
-        del values["accelerator_bytes"]
-    return {name: _json_value(value) for name, value in values.items()}
+    memory = _memory_values(event.memory) if isinstance(event, Step) else {}
+    return {name: _json_value(value) for name, value in (values | memory).items()}
+
+
+def _memory_values(memory: LiveMemory) -> dict[str, int | float]:
+    """What is known of a run's memory; `accelerator_bytes` is what its allocator has reserved."""
+    values: dict[str, int | float | None] = {
+        "memory_bytes": memory.process_bytes,
+        "memory_available_bytes": memory.available_bytes,
+        "memory_percent": memory.percent,
+    }
+    gpu = memory.accelerator
+    if gpu is not None:
+        values |= {
+            "accelerator_bytes": gpu.reserved_bytes,
+            "accelerator_allocated_bytes": gpu.allocated_bytes,
+            "accelerator_peak_bytes": gpu.peak_reserved_bytes,
+            "accelerator_total_bytes": gpu.total_bytes,
+            "accelerator_available_bytes": gpu.available_bytes,
+            "accelerator_percent": gpu.percent,
+        }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _json_value(value: object) -> object:

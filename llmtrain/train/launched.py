@@ -23,6 +23,7 @@ _KINDS: tuple[type[LlmtrainError], ...] = (
     errors.DoesNotFitError,
     errors.DivergedError,
     errors.DataError,
+    errors.ThresholdError,
     errors.InterruptedRunError,
     errors.AbortedError,
     errors.LlmtrainError,

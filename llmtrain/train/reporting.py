@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 
-from llmtrain.device.usage import read_accelerator_memory, resident_bytes
+from llmtrain.device.live import MemoryMeter
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.train.events import Evaluated, Note, Observer, Sampled, Step, metrics_line
@@ -15,6 +16,7 @@ from llmtrain.train.pace import Pace
 from llmtrain.train.repetition import overfitting_note, repetition_warning
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.stability import Jump
+from llmtrain.train.world import is_launched
 
 
 class Reporter:
@@ -43,6 +45,11 @@ class Reporter:
         self._first_step = self._logged_step = run.position.step
         self._logged_at_s = time.monotonic()
         self._is_length_known = False
+        self._memory = MemoryMeter(
+            launcher_pid=os.getppid() if is_launched() else None,
+            is_on_cpu=run.device.type == "cpu",
+            device_index=run.device.index,
+        )
 
     def step(self, report: StepReport, *, is_last: bool) -> None:
         """The observer hears of every step; the first, the last and every n-th are recorded."""
@@ -124,7 +131,6 @@ class Reporter:
         tokens = (report.step - self._logged_step) * self._profile.train.chosen_tokens_per_step
         tokens_per_s = tokens / max(1e-9, time.monotonic() - self._logged_at_s)
         flops = shape_of(self._profile.model).training_flops_per_token * tokens_per_s
-        memory_bytes, accelerator_bytes = self._memory()
         return Step(
             step=report.step,
             tokens=self._run.position.tokens,
@@ -133,8 +139,7 @@ class Reporter:
             grad_norm=report.grad_norm,
             tokens_per_s=tokens_per_s,
             mfu=flops / self._peak_flops / self._run.world.size if self._peak_flops else None,
-            memory_bytes=memory_bytes,
-            accelerator_bytes=accelerator_bytes,
+            memory=self._memory.now(),
             elapsed_s=self._pace.elapsed_s,
             horizon_steps=self._run.position.horizon_steps,
             remaining_s=self._remaining_s(report.step),
@@ -151,10 +156,3 @@ class Reporter:
         if known is None:
             return None
         return (known - step) * self._pace.step_s + self._pace.reserve_s
-
-    def _memory(self) -> tuple[int, int | None]:
-        """Bytes of this process, and of its GPU where it has one."""
-        if self._run.device.type == "cpu":
-            return resident_bytes(), None
-        readings = read_accelerator_memory(self._run.device.index)
-        return resident_bytes(), sum(reading.reserved_bytes for reading in readings)

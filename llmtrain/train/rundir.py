@@ -23,11 +23,12 @@ from llmtrain.errors import UsageError
 from llmtrain.files import write_pieces_atomically
 from llmtrain.train.checkpoint import is_checkpoint_name, list_checkpoints
 from llmtrain.train.run_file import read_run_file, write_run_file
-from llmtrain.untrusted import parse_json, problem_of, read_lines, refuse_link
+from llmtrain.untrusted import open_regular, parse_json, problem_of, read_lines, refuse_link
 
 RUNS = Path("runs")
 RUN_FILE = "run.yaml"
 LOCK_FILE = ".lock"
+_TAIL_BYTES = 1 << 16
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # another --out may not help
 
 
@@ -108,8 +109,15 @@ class RunDirectory:
 
     def launcher(self) -> str | None:
         """What started the ranks of the last sitting; None where that was not torchrun."""
+        return self._of_last_sitting("launcher")
+
+    def process(self) -> str | None:
+        """What names the process of the last sitting, which may have ended; None: unknown."""
+        return self._of_last_sitting("process")
+
+    def _of_last_sitting(self, name: str) -> str | None:
         try:
-            found = self.read_record()["sittings"][-1].get("launcher")
+            found = self.read_record()["sittings"][-1].get(name)
         except (UsageError, LookupError, TypeError, AttributeError):
             return None
         return None if found is None else str(found)
@@ -129,6 +137,17 @@ class RunDirectory:
     def read_metrics(self) -> Iterator[dict[str, Any]]:
         """Each line of metrics.jsonl that is whole; `step` is a number."""
         return (value for _, value in _records(self.metrics))
+
+    def last_step_line(self) -> dict[str, Any] | None:
+        """The newest step in metrics.jsonl. Its end is read, however long it is."""
+        try:
+            with open_regular(self.metrics) as file:
+                file.seek(max(0, self.metrics.stat().st_size - _TAIL_BYTES))
+                lines = file.read(_TAIL_BYTES).split(b"\n")
+        except OSError:
+            return None
+        values = (_parsed(line) for line in reversed(lines[:-1]))  # the last is not yet whole
+        return next((v for v in values if isinstance(v, dict) and "loss" in v), None)
 
     def read_samples(self) -> Iterator[dict[str, Any]]:
         """Each line of samples.jsonl that is whole; `step` is a number."""

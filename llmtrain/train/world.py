@@ -26,6 +26,7 @@ from llmtrain.train.launched import launchers_store
 from llmtrain.units import format_duration
 
 _LOOK_EVERY_S = 0.02
+_CLOCK_SLACK_S = 2.0  # a clock that was set moves all that started before
 _MEETING_LIMIT = datetime.timedelta(minutes=10)
 _READY, _FAILED = "ready", "failed"  # how a message of rank 0 begins
 _TIMED_OUT = "Timed out"
@@ -202,8 +203,27 @@ def launcher_identity() -> str | None:
     """What names the torchrun that started this process, on this machine; None without one."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
-    parent = psutil.Process(os.getppid())
-    return f"{parent.pid} {parent.create_time():.2f}"
+    return _identity(os.getppid())
+
+
+def run_process_identity() -> str:
+    """What names the process whose tree is this machine's part of the run."""
+    return _identity(os.getppid() if is_launched() else os.getpid())
+
+
+def running_process(identity: str) -> int | None:
+    """The id of the process that `identity` names; None where it has ended."""
+    pid, _, created_s = identity.partition(" ")
+    try:
+        process = psutil.Process(int(pid))
+        is_the_same = abs(process.create_time() - float(created_s)) < _CLOCK_SLACK_S
+        return process.pid if is_the_same and process.is_running() else None
+    except (psutil.Error, ValueError):
+        return None
+
+
+def _identity(pid: int) -> str:
+    return f"{pid} {psutil.Process(pid).create_time():.2f}"
 
 
 def was_restarted() -> bool:

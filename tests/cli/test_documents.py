@@ -54,6 +54,8 @@ def test_memory_now(llmtrain: Any) -> None:
     assert set(document["process"]) >= MEMORY_KEYS
     assert isinstance(document["accelerators"], list)
     assert 0 < document["process"]["used_bytes"] < document["system"]["total_bytes"]
+    assert document["cgroup"] is None or set(document["cgroup"]) >= MEMORY_KEYS
+    assert all(set(gpu) >= MEMORY_KEYS for gpu in document["accelerators"])
     assert "prediction" not in document
 
 

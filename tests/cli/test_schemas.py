@@ -16,15 +16,19 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import torch
 import yaml
 from jsonschema import Draft202012Validator, ValidationError
 
 import llmtrain as package
 from llmtrain.cli.documents import PUBLISHED, plans, published_schema
 from llmtrain.cli.voice import Voice
+from llmtrain.device.live import LiveMemory
 from llmtrain.device.memory import MemoryPrediction
 from llmtrain.device.plan import Plan
+from llmtrain.device.readings import AcceleratorMemory
 from llmtrain.profile.load import load_profile
+from llmtrain.train.events import Step, metrics_line
 from llmtrain.train.horizon import Horizon
 from llmtrain.train.loop import Run
 from llmtrain.train.pace import Pace
@@ -142,7 +146,7 @@ def test_the_pages_program_validates(
     program.write_text(text, encoding="utf-8")
     monkeypatch.setattr("subprocess.run", run)
     runpy.run_path(str(program))
-    monkeypatch.setattr("llmtrain.cli.memory.memory_now", lambda: {"system": None})
+    monkeypatch.setattr("llmtrain.cli.memory.memory_now", lambda *_: {"system": None})
     with pytest.raises(ValidationError):
         runpy.run_path(str(program))
 
@@ -212,10 +216,21 @@ def test_the_files_of_a_run(trained: Path) -> None:
             assert complaints(name, json.loads(line)) == []
 
 
+@pytest.mark.parametrize("peak_bytes", [None, 1000])
+@pytest.mark.parametrize("available_bytes", [None, 400])
+def test_steps_on_a_gpu(peak_bytes: int | None, available_bytes: int | None) -> None:
+    gpu = AcceleratorMemory("cuda", 0, "a GPU", 2000, available_bytes, 700, 900, peak_bytes)
+    memory = LiveMemory(500, available_bytes, None, gpu)
+    step = Step(1, 256, 6.0, 1e-3, 1.0, 100.0, None, memory, 2.0, None, None, is_logged=True)
+    line = metrics_line(step)
+    assert line["accelerator_allocated_bytes"] == 700
+    assert complaints("metrics.jsonl", line) == []
+
+
 def test_lines_about_trouble(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
-    position = SimpleNamespace(step=7, windows=70)
-    run = cast("Run", SimpleNamespace(world=World(), position=position))
+    position, device = SimpleNamespace(step=7, windows=70), torch.device("cpu")
+    run = cast("Run", SimpleNamespace(world=World(), position=position, device=device))
     profile = load_profile("cpu-tiny", environment={}).profile
     pace = cast("Pace", SimpleNamespace())
     reporter = Reporter(

@@ -22,10 +22,13 @@ from llmtrain.device.readers import (
     parse_vm_stat,
     standard_reader,
 )
-from llmtrain.device.readings import Available, MemoryReader, ProcessMemory
+from llmtrain.device.readings import AcceleratorMemory, Available, MemoryReader, ProcessMemory
 from llmtrain.device.usage import (
+    GroupUse,
     read_accelerator_memory,
+    read_accelerators_from_outside,
     read_bounds,
+    read_group_use,
     read_process_memory,
     read_system_memory,
     readers,
@@ -63,10 +66,10 @@ def test_touching_memory_makes_it_resident(reader: MemoryReader) -> None:
     block = touched(200 * MB)
     grown = reader.resident_bytes() - before
     assert 190 * MB < grown < 230 * MB
-    assert reader.own_peak_resident_bytes() >= before + 190 * MB
+    assert reader.peak_resident_bytes() >= before + 190 * MB
     block.close()
     assert reader.resident_bytes() < before + 50 * MB
-    assert reader.own_peak_resident_bytes() >= before + 190 * MB
+    assert reader.peak_resident_bytes() >= before + 190 * MB
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="without psutil, Windows' children are unseen")
@@ -83,6 +86,37 @@ def test_a_child_counts(reader: MemoryReader) -> None:
     assert during.processes == before.processes + 1
     assert during.resident_bytes - before.resident_bytes > 95 * MB
     assert during.peak_resident_bytes >= during.resident_bytes
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="without psutil, Windows' others are unseen")
+def test_another_process_is_seen_with_its_children_until_it_ends(reader: MemoryReader) -> None:
+    inner = "block = b'x' * 100_000_000; print(flush=True); input()"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    with subprocess.Popen(
+        [sys.executable, "-c", outer], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        tree, alone = reader.process_tree(parent.pid), reader.resident_bytes(parent.pid)
+        assert tree.processes == 2
+        assert tree.resident_bytes > alone + 95 * MB
+        assert tree.peak_resident_bytes >= tree.resident_bytes
+        assert parent.stdin is not None
+        parent.stdin.close()
+        wait_until_unburied(parent.pid)
+        for look in (reader.process_tree, reader.resident_bytes):
+            with pytest.raises(ProcessLookupError):
+                look(parent.pid)
+    with pytest.raises(ProcessLookupError):
+        reader.process_tree(parent.pid)
+
+
+def wait_until_unburied(pid: int) -> None:
+    """The process has ended, and its parent, who is this one, has not asked for its code."""
+    import psutil
+
+    while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
 
 
 def test_one_process_is_read_in_under_a_millisecond() -> None:
@@ -114,6 +148,21 @@ def test_the_limit_of_the_control_group_is_shown_where_it_is_below_the_total(
     (groups / "memory.max").write_text(f"{limited.total_bytes + 1}\n")
     unlimited = read_system_memory(tmp_path)
     assert (unlimited.limit_bytes, unlimited.limit_used_bytes) == (None, None)
+    assert read_group_use(root=tmp_path) is None
+
+
+def test_of_several_groups_the_one_with_the_least_left_is_told(tmp_path: Path) -> None:
+    inner = tmp_path / "sys/fs/cgroup/a/b"
+    inner.mkdir(parents=True)
+    (tmp_path / "proc/77").mkdir(parents=True)
+    (tmp_path / "proc/77/cgroup").write_text("0::/a/b\n")
+    for group, limit, current in ((inner, 9000, 2000), (inner.parent, 10000, 8000)):
+        (group / "memory.max").write_text(f"{limit}\n")
+        (group / "memory.current").write_text(f"{current}\n")
+    (inner.parent / "memory.stat").write_text("inactive_file 500\n")
+
+    assert read_group_use(77, tmp_path) == GroupUse(str(inner.parent), 10000, 2500, 7500, 75.0)
+    assert read_group_use(78, tmp_path) is None
 
 
 def test_the_machine_and_every_group_below_its_total_bound_memory(tmp_path: Path) -> None:
@@ -154,7 +203,7 @@ def test_where_psutil_refuses_the_standard_library_answers(
 ) -> None:
     import psutil
 
-    def refuse() -> None:
+    def refuse(pid: int | None) -> None:
         raise psutil.AccessDenied
 
     monkeypatch.setattr(psutil, "Process", refuse)
@@ -233,7 +282,23 @@ def test_accelerators_are_those_torch_can_use() -> None:
     expected = torch.cuda.device_count() or int(torch.backends.mps.is_available())
     found = read_accelerator_memory()
     assert len(found) == expected
-    assert all(gpu.allocated_bytes <= gpu.reserved_bytes <= gpu.total_bytes for gpu in found)
+    for gpu in found:
+        assert gpu.allocated_bytes is not None
+        assert gpu.reserved_bytes is not None
+        assert gpu.allocated_bytes <= gpu.reserved_bytes <= gpu.total_bytes
+
+
+def test_from_outside_nothing_is_said_of_an_allocator() -> None:
+    for gpu in read_accelerators_from_outside():
+        assert gpu.total_bytes > 0
+        assert (gpu.allocated_bytes, gpu.reserved_bytes, gpu.peak_reserved_bytes) == (None,) * 3
+
+
+def test_an_accelerators_figures_add_up() -> None:
+    gpu = AcceleratorMemory("cuda", 0, "RTX", total_bytes=1000, available_bytes=250)
+    assert (gpu.used_bytes, gpu.percent) == (750, 75.0)
+    silent = AcceleratorMemory("cuda", 0, "RTX", total_bytes=1000, available_bytes=None)
+    assert (silent.used_bytes, silent.percent) == (None, None)
 
 
 def test_reading_memory_does_not_import_torch() -> None:

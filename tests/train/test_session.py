@@ -51,7 +51,7 @@ def test_metrics_have_the_columns_of_the_contract(reference: Any) -> None:
     first, last = reference.lines("metrics.jsonl")[0], reference.lines("metrics.jsonl")[-1]
     assert set(first) == {
         *("step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "mfu"),
-        *("memory_bytes", "elapsed_s"),
+        *("memory_bytes", "memory_available_bytes", "memory_percent", "elapsed_s"),
     }
     assert set(last) == {"step", "val_loss", "val_bpb"}
 

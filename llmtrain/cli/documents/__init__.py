@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from llmtrain.cli.documents import files, plans, results
+from llmtrain.cli.documents import files, memory, plans, results
 from llmtrain.cli.documents.base import schema_of
 
 # By the words of the command, or the name of the file.
@@ -15,8 +15,8 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "train-dry-run": plans.TrainDryRun,
     "eval": results.Eval,
     "generate": results.Generate,
-    "memory": plans.Memory,
-    "memory-profile": plans.MemoryProfile,
+    "memory": memory.Memory,
+    "memory-profile": memory.MemoryProfile,
     "device-info": plans.DeviceInfo,
     "device-bench": results.DeviceBench,
     "profiles-list": plans.ProfilesList,

@@ -42,6 +42,19 @@ class Document(Part):
     llmtrain: str = Field(description="the version of llmtrain that wrote it")
 
 
+class Threshold(Part):
+    """A limit that an option set. The exit code is 6 where any is not met."""
+
+    name: str = Field(description="of the option: `max_bpb`, `fail_over`, `require cuda` …")
+    limit: float | bool = Field(
+        description="what it sets, in the option's unit, sizes in bytes; true: it has to be there"
+    )
+    measured: Number | bool = Field(
+        description="what was found, in the same unit; null: not known, which meets no limit"
+    )
+    met: bool = Field(description="whether what was found is within the limit")
+
+
 def key(description: str) -> Any:
     """A key that is always there."""
     return Field(description=description)
@@ -50,6 +63,11 @@ def key(description: str) -> Any:
 def optional(description: str) -> Any:
     """A key that may be missing; the description says when."""
     return Field(default=None, description=description)
+
+
+def thresholds(options: str) -> Any:
+    """The key `thresholds` of a document whose command takes these options."""
+    return optional(f"the limits that {options} set; missing where none was")
 
 
 class _Generator(GenerateJsonSchema):

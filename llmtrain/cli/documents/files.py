@@ -20,8 +20,25 @@ class StepLine(Part):
     grad_norm: Number = key(f"before clipping; {NOT_FINITE}, which fp16 has now and then")
     tokens_per_s: Number = key("tokens a second, of all processes")
     mfu: Number = key("share of the measured products' rate, 0 to 1; null: not measured")
-    memory_bytes: int = key("resident memory of the process now")
-    accelerator_bytes: int = optional("of the GPU's memory now; missing on a CPU")
+    memory_bytes: int = key("resident memory of all processes of the run on this machine")
+    memory_available_bytes: int = optional(
+        "left within the nearest of the limits on it; missing where the system does not say"
+    )
+    memory_percent: float = optional("of that limit, in use by whomever, 0 to 100; missing as well")
+    accelerator_bytes: int = optional(
+        "of the GPU's memory, reserved by this process's allocator; missing on a CPU"
+    )
+    accelerator_allocated_bytes: int = optional("of that, in live tensors; missing on a CPU")
+    accelerator_peak_bytes: int = optional(
+        "the most that was reserved; missing on a CPU, and on MPS, which keeps no peak"
+    )
+    accelerator_total_bytes: int = optional("the GPU's memory; missing on a CPU")
+    accelerator_available_bytes: int = optional(
+        "of the GPU's memory, free for anyone; missing on a CPU, and where it does not say"
+    )
+    accelerator_percent: float = optional(
+        "of the GPU's memory, in use by whomever, 0 to 100; missing as well"
+    )
     elapsed_s: float = key("seconds of all sittings")
 
 

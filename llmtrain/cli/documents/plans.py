@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from llmtrain.cli.documents.base import Document, Part, Reasoned, T, key, optional
+from llmtrain.cli.documents.base import (
+    Document,
+    Part,
+    Reasoned,
+    T,
+    Threshold,
+    key,
+    thresholds,
+)
 from llmtrain.device.choice import (
     ActivationCheckpointing,
     AttentionKernel,
@@ -183,64 +191,11 @@ class DeviceInfo(Explained, Document):
     accelerators: list[Accelerator] = key("GPUs that compute")
     failures: list[FailedDevice] = key("devices that could not be initialised")
     unusable_gpu: str | None = key("why this torch cannot use a GPU that is there; null: no such")
+    thresholds: list[Threshold] = thresholds("`--require`")
 
 
 class TrainDryRun(Explained, Document):
     """`llmtrain train --dry-run`: how the run would be trained, and what it would take."""
-
-
-class SystemMemory(Part):
-    """The machine's memory now."""
-
-    total_bytes: int = key("installed")
-    available_bytes: int = key("what programs can still get without swapping")
-    used_bytes: int = key("total − available")
-    percent: float = key("used of total, 0 to 100")
-    limit_bytes: int | None = key("the control group's limit; null: none below the total")
-    limit_used_bytes: int | None = key("charged against that limit, page cache included")
-    source: str = key("who was asked: psutil, /proc …")
-
-
-class ProcessMemory(Part):
-    """The memory of this process and its descendants now."""
-
-    total_bytes: int = key("the machine's")
-    available_bytes: int = key("the machine's")
-    used_bytes: int = key("resident: as `resident_bytes`")
-    percent: float = key("used of the machine's total, 0 to 100")
-    resident_bytes: int = key("resident memory; pages that are shared count for each")
-    peak_resident_bytes: int = key("own peak since the start, and what descendants hold now")
-    processes: int = key("how many they are")
-    source: str = key("who was asked: psutil, /proc …")
-
-
-class AcceleratorMemory(Part):
-    """One GPU's memory now."""
-
-    kind: AcceleratorKind = key("what torch calls it")
-    index: int = key("from 0, as torch counts")
-    name: str = key("its name")
-    total_bytes: int = key("its memory; on MPS what Metal recommends not to exceed")
-    free_bytes: int | None = key("free for anyone; null: the device did not say")
-    allocated_bytes: int = key("in live tensors of this process")
-    reserved_bytes: int = key("allocated, and cached for reuse")
-    peak_reserved_bytes: int | None = key("the most since the start; null: MPS keeps no peak")
-
-
-class Memory(Document):
-    """`llmtrain memory`: in use now."""
-
-    system: SystemMemory = key("the machine's")
-    process: ProcessMemory = key("of this process and its descendants")
-    accelerators: list[AcceleratorMemory] = key("each GPU's")
-
-
-class MemoryProfile(Explained, Document):
-    """`llmtrain memory --profile`: what training takes, and what is in use now."""
-
-    system: SystemMemory = optional("the machine's; missing with `--assume`")
-    process: ProcessMemory = optional("of this process; missing with `--assume`")
-    accelerators: list[AcceleratorMemory] = optional("each GPU's; missing with `--assume`")
 
 
 class ListedProfile(Part):

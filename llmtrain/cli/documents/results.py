@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmtrain.cli.documents.base import NOT_FINITE, Document, Number, Part, Reasoned, key, optional
+from llmtrain.cli.documents.base import (
+    NOT_FINITE,
+    Document,
+    Number,
+    Part,
+    Reasoned,
+    Threshold,
+    key,
+    optional,
+    thresholds,
+)
 from llmtrain.device.choice import (
     ActivationCheckpointing,
     AttentionKernel,
@@ -54,6 +64,7 @@ class Train(Document):
     peak_memory_bytes: int = key("the most resident memory of the process tree, in bytes")
     predicted: Predicted = key("what was predicted of this")
     stopped: Stopped = key("why it ended: all steps done, the time is up, or by a signal")
+    thresholds: list[Threshold] = thresholds("`--max-loss`")
 
 
 class Baselines(Part):
@@ -78,6 +89,7 @@ class Eval(Document):
     tokens: int = key("that were predicted")
     bytes: int = key("of raw text")
     baselines: Baselines = key("what other ways need for the same text")
+    thresholds: list[Threshold] = thresholds("`--max-bpb`")
 
 
 class Generate(Document):
