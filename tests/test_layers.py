@@ -79,6 +79,7 @@ READS_WHAT_IT_TRUSTS = {
     "engine/phases",  # what trials of its own leave behind
     "engine/striking",
     "tokenizer/learner",  # what its own child says
+    "engine/calibration",
     "train/launch",
     "train/launched",  # what another rank says
     "cli/tokenizer",  # the text that the user names, however large

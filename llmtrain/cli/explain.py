@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from llmtrain.cli.render import plain_value, prediction_document, prediction_table, rows_table
+from llmtrain.cli.render import (
+    measured_line,
+    plain_value,
+    prediction_document,
+    prediction_table,
+    rows_table,
+)
 from llmtrain.cli.voice import Voice
 from llmtrain.device.assume import AssumedMachine
 from llmtrain.engine.explaining import Explained
@@ -54,6 +60,8 @@ def show_prediction(voice: Voice, explained: Explained) -> None:
     planned = explained.planned
     voice.show(prediction_table(planned.prediction, planned.limit_bytes))
     voice.result(fits_line(planned))
+    if (measured := measured_line(planned)) is not None:
+        voice.result(measured)
 
 
 def show_forecast(voice: Voice, explained: Explained) -> None:

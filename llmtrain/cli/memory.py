@@ -20,6 +20,7 @@ from llmtrain.cli.options import (
     flag_settings,
 )
 from llmtrain.cli.thresholds import (
+    FAIL_OVER,
     Threshold,
     bytes_at_most,
     positive_bytes,
@@ -30,11 +31,8 @@ from llmtrain.cli.voice import Voice
 from llmtrain.errors import UsageError
 
 if TYPE_CHECKING:
-    from llmtrain.engine.explaining import Explained
-    from llmtrain.engine.request import TrainRequest
     from llmtrain.train.rundir import RunDirectory
 
-_FAIL_OVER = "--fail-over"
 _EVERY = "2s"
 
 
@@ -80,17 +78,23 @@ def memory(
     fail_over: Annotated[
         str | None,
         typer.Option(
-            _FAIL_OVER,
+            FAIL_OVER,
             metavar="SIZE",
             help="Exit with 6 where the predicted peak, or without a profile what is in use now, "
             "is above 8GiB, 500MB …",
         ),
     ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Train a few steps as planned, and set what they took beside it."
+        ),
+    ] = False,
     assume: AssumeOption = None,
     json: JsonOption = False,
 ) -> int:
     """Memory in use now; with a profile, what training it will take and whether it fits."""
-    limit_bytes = positive_bytes(_FAIL_OVER, fail_over)
+    limit_bytes = positive_bytes(FAIL_OVER, fail_over)
     planning = {
         "--profile": profile,
         "--device": device,
@@ -98,14 +102,17 @@ def memory(
         "--nproc": nproc,
         "--set": set_,
         "--assume": assume,
+        "--calibrate": calibrate or None,
     }
     now = {"RUN": run, "--pid": pid, "--watch": watch or None, "--every": every}
     _refuse_together(now, planning)
     _refuse_together({"RUN": run}, {"--pid": pid})
-    _refuse_together({"--watch": watch or None}, {_FAIL_OVER: fail_over})
+    _refuse_together({"--watch": watch or None}, {FAIL_OVER: fail_over})
+    _refuse_together({"--calibrate": calibrate or None}, {"--assume": assume})
     if every is not None and not watch:
         raise UsageError(f"--every {every} is for --watch", hint="add --watch")
     if profile is not None:
+        from llmtrain.cli.memory_of_profile import show_memory_of_profile
         from llmtrain.engine.request import TrainRequest
 
         flags = flag_settings(
@@ -113,7 +120,14 @@ def memory(
         )
         assumed = assumed_machine(assume)
         request = TrainRequest(profile, assignments=set_ or [], flags=flags, assumed=assumed)
-        return _predict(voice, request, limit_bytes, as_json=json)
+        return show_memory_of_profile(
+            voice, request, limit_bytes, calibrates=calibrate, as_json=json
+        )
+    if calibrate:
+        raise UsageError(
+            "--calibrate measures a profile, and none is named",
+            hint="llmtrain memory --profile cpu-tiny --calibrate",
+        )
     if assume is not None:
         raise UsageError(
             "--assume plans for a profile, and none is named",
@@ -175,7 +189,7 @@ def _in_use(document: dict[str, Any], limit_bytes: int) -> Threshold:
     elif document["cgroup"] is not None:
         part, name = "cgroup", "memory in use in this control group"
     used_bytes = document[part]["used_bytes"]
-    return bytes_at_most(_FAIL_OVER, limit_bytes, used_bytes, is_named=name)
+    return bytes_at_most(FAIL_OVER, limit_bytes, used_bytes, is_named=name)
 
 
 def memory_now(target: Watched | None = None) -> dict[str, Any]:
@@ -265,35 +279,3 @@ def _run(run: dict[str, Any]) -> str:
     sizes = {name: logged.get(f"accelerator_{key}") for name, key in names.items()}
     held = _held({n: size if type(size) is int else None for n, size in sizes.items()})
     return f"{run['path']}, step {logged.get('step', 0)}{held}"
-
-
-def _predict(voice: Voice, request: TrainRequest, limit_bytes: int | None, *, as_json: bool) -> int:
-    from llmtrain.cli.explain import (
-        explained_document,
-        show_assumed,
-        show_decisions,
-        show_prediction,
-    )
-    from llmtrain.engine.explaining import explain
-
-    explained = explain(request)
-    thresholds = [_peak(explained, limit_bytes)] if limit_bytes is not None else []
-    if as_json:
-        # What is in use here and now is no part of a machine that is not here.
-        now = memory_now() if request.assumed is None else {}
-        voice.document(explained_document(explained) | now | thresholds_document(thresholds))
-    else:
-        show_assumed(voice, request.assumed)
-        show_prediction(voice, explained)
-        voice.result("")
-        show_decisions(voice, explained)
-    less = max(1, explained.planned.plan.micro_batch.value // 2)
-    require_met(thresholds, hint=f"--set train.micro_batch={less} takes less")
-    return 0
-
-
-def _peak(explained: Explained, limit_bytes: int) -> Threshold:
-    """What is compared with --fail-over where a profile is named."""
-    plan, peak_bytes = explained.planned.plan, explained.planned.prediction.total_bytes
-    name = f"the predicted peak of {explained.profile.value} on {plan.device.value}"
-    return bytes_at_most(_FAIL_OVER, limit_bytes, peak_bytes, is_named=name)

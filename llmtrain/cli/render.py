@@ -139,13 +139,32 @@ def facts_document(facts: Facts) -> dict[str, Any]:
 
 
 def prediction_document(planned: Planned) -> dict[str, Any]:
-    """The itemised prediction for one process, and whether it fits."""
-    total = planned.prediction.total_bytes
+    """The itemised prediction, whether it fits, and what was measured of such a run."""
+    total, kept = planned.prediction.total_bytes, planned.kept
     return {
         "prediction": planned.prediction.items(),
         "limit_bytes": planned.limit_bytes,
         "fits": total <= planned.limit_bytes,
+        "measured": None
+        if kept is None
+        else {
+            "peak_memory_bytes": round(kept.peak_memory_bytes),
+            "tokens_per_s": kept.tokens_per_s,
+            "steps": round(kept.steps),
+        },
     }
+
+
+def measured_line(planned: Planned) -> str | None:
+    """What a run by this plan took here, beside what is predicted; None where there was none."""
+    if planned.kept is None:
+        return None
+    error = planned.prediction.total_bytes / planned.kept.peak_memory_bytes - 1
+    return (
+        f"measured: {format_bytes(round(planned.kept.peak_memory_bytes))}, predicted "
+        f"{abs(error):.1%} {'more' if error > 0 else 'less'}; in a run of "
+        f"{planned.kept.steps:.0f} steps by this plan on this machine"
+    )
 
 
 def bench_table(bench: Bench) -> Table:
@@ -243,12 +262,23 @@ def summary_lines(result: TrainResult) -> list[str]:
         lines.append(
             f"validation loss {result.val_loss:.4f} nats/token, {result.val_bpb:.4f} bits/byte"
         )
-    if result.predicted is not None:
-        lines.append(
-            f"peak memory {format_bytes(result.peak_memory_bytes)}, predicted "
-            f"{format_bytes(result.predicted.total_bytes)}"
-        )
+    lines.extend(_beside_predictions(result))
     return [*lines, *_next_commands(result)]
+
+
+def _beside_predictions(result: TrainResult) -> Iterator[str]:
+    """What was measured beside what was said before the run."""
+    if result.predicted is not None:
+        measured, predicted = result.peak_memory_bytes, result.predicted.total_bytes
+        yield f"peak memory {format_bytes(measured)}, predicted {format_bytes(predicted)}"
+    if result.predicted_tokens_per_s is not None and result.step_s is not None:
+        rate = result.trained_tokens_per_step / result.step_s
+        told = f"{format_count(round(rate))} tokens/s, predicted "
+        told += f"{format_count(round(result.predicted_tokens_per_s))}"
+        if result.predicted_seconds is not None and result.stopped == "done":
+            told += f"; {format_duration(result.seconds)}, predicted "
+            told += format_duration(result.predicted_seconds)
+        yield told
 
 
 def _ending(result: TrainResult) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 from llmtrain.errors import ThresholdError, UsageError
 
+FAIL_OVER = "--fail-over"
+
 
 @dataclass(frozen=True)
 class Threshold:

@@ -261,10 +261,19 @@ def train_document(result: TrainResult) -> dict[str, Any]:
         "val_loss": result.val_loss,
         "val_bpb": result.val_bpb,
         "peak_memory_bytes": result.peak_memory_bytes,
-        "predicted": {"peak_memory_bytes": result.predicted.total_bytes}
-        if result.predicted
-        else {},
+        "predicted": _predicted(result),
         "stopped": result.stopped,
+    }
+
+
+def _predicted(result: TrainResult) -> dict[str, Any]:
+    """What was said before the run, where something was."""
+    if result.predicted is None:
+        return {}
+    return {
+        "peak_memory_bytes": result.predicted.total_bytes,
+        "tokens_per_s": result.predicted_tokens_per_s,
+        "seconds": result.predicted_seconds,
     }
 
 

@@ -111,6 +111,7 @@ class TrainResult:
     stopped: Stopped
     already_finished: bool = False
     trained_steps: int = 0  # in this sitting
+    trained_tokens_per_step: int = 0
     step_s: float | None = None  # the median of its last ones
     predicted_tokens_per_s: float | None = None
     predicted_seconds: float | None = None

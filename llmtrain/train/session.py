@@ -306,5 +306,6 @@ class Session:
             predicted=self.guard.predicted,
             stopped=stopped,
             trained_steps=self.trained_steps,
+            trained_tokens_per_step=self.profile.train.chosen_tokens_per_step,
             step_s=self.pace.step_s if self.pace.is_known else None,
         )

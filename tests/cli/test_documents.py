@@ -158,3 +158,25 @@ def test_plain_lines_off_a_terminal(arguments: tuple[str, ...], process: Any) ->
         assert b"\x1b" not in stream
         assert b"\r" not in stream
         assert b"\b" not in stream
+
+
+def test_memory_of_a_profile_that_is_measured(llmtrain: Any, place: Path) -> None:
+    outcome = llmtrain("memory", "-p", "tiny.yaml", "--calibrate", "--json")
+    measured = outcome.document["measured"]
+    assert measured["steps"] == 8
+    assert measured["peak_memory_bytes"] > 50 << 20
+    again = llmtrain("memory", "-p", "tiny.yaml")
+    assert "measured: " in again.out
+    assert "in a run of 8 steps by this plan on this machine" in again.out
+    forecast = llmtrain("train", "-p", "tiny.yaml", "--dry-run", "--json").document["forecast"]
+    assert forecast["tokens_per_s"]["source"] == "measured"
+    assert forecast["tokens_per_s"]["value"] == measured["tokens_per_s"]
+
+
+@pytest.mark.parametrize(
+    "options", [("--calibrate",), ("-p", "tiny.yaml", "--calibrate", "--assume", "cpu:8c:32GiB")]
+)
+def test_what_cannot_be_measured_is_refused(
+    options: tuple[str, ...], llmtrain: Any, place: Path
+) -> None:
+    assert llmtrain("memory", *options).code == 2

@@ -71,6 +71,14 @@ class Plan(Part):
     pin_memory: Decision[bool] = key("whether batches are copied from pinned memory")
 
 
+class Measured(Part):
+    """What the last run by this plan on this machine came to."""
+
+    peak_memory_bytes: int = key("the most resident memory")
+    tokens_per_s: float = key("its rate while it trained")
+    steps: int = key("that it was measured over")
+
+
 class Prediction(Part):
     """Predicted memory at the peak of a training step, in bytes: of all this machine's processes
     on a CPU, of one process on a GPU."""
@@ -128,6 +136,7 @@ class Planned(Part):
     prediction: Prediction = key("the predicted peak of memory, itemised")
     limit_bytes: int = key("what the run may use of the device's memory, in bytes")
     fits: bool = key("whether the predicted peak is within the limit")
+    measured: Measured | None = key("what such a run came to here; null: there was none")
     forecast: Forecast = key("what the run will take and come to")
 
 

@@ -47,6 +47,8 @@ class Predicted(Part):
     peak_memory_bytes: int = optional(
         "the peak of `peak_memory_bytes`; missing where nothing was trained"
     )
+    tokens_per_s: Number = optional("the rate; missing or null: nothing was said of it")
+    seconds: Number = optional("all of the run; missing or null: nothing was said of it")
 
 
 class Train(Document):

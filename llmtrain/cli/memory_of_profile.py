@@ -1,0 +1,80 @@
+"""What training a profile will take: `llmtrain memory --profile`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from llmtrain.cli.memory import memory_now
+from llmtrain.cli.thresholds import (
+    FAIL_OVER,
+    Threshold,
+    bytes_at_most,
+    require_met,
+    thresholds_document,
+)
+from llmtrain.cli.voice import Voice
+
+if TYPE_CHECKING:
+    from llmtrain.engine.explaining import Explained
+    from llmtrain.engine.request import TrainRequest
+
+
+def show_memory_of_profile(
+    voice: Voice,
+    request: TrainRequest,
+    limit_bytes: int | None,
+    *,
+    calibrates: bool,
+    as_json: bool,
+) -> int:
+    """What training a profile takes is told; measured, too, where a run was or now is."""
+    from llmtrain.cli.explain import (
+        explained_document,
+        show_assumed,
+        show_decisions,
+        show_prediction,
+    )
+    from llmtrain.engine.explaining import explain
+
+    explained = explain(request)
+    if calibrates:
+        explained = _measured(voice, request, explained)
+    thresholds = [_peak(explained, limit_bytes)] if limit_bytes is not None else []
+    if as_json:
+        # What is in use here and now is no part of a machine that is not here.
+        now = memory_now() if request.assumed is None else {}
+        voice.document(explained_document(explained) | now | thresholds_document(thresholds))
+    else:
+        show_assumed(voice, request.assumed)
+        show_prediction(voice, explained)
+        voice.result("")
+        show_decisions(voice, explained)
+    less = max(1, explained.planned.plan.micro_batch.value // 2)
+    require_met(thresholds, hint=f"--set train.micro_batch={less} takes less")
+    return 0
+
+
+def _peak(explained: Explained, limit_bytes: int) -> Threshold:
+    """What is compared with --fail-over where a profile is named."""
+    plan, peak_bytes = explained.planned.plan, explained.planned.prediction.total_bytes
+    name = f"the predicted peak of {explained.profile.value} on {plan.device.value}"
+    return bytes_at_most(FAIL_OVER, limit_bytes, peak_bytes, is_named=name)
+
+
+def _measured(voice: Voice, request: TrainRequest, explained: Explained) -> Explained:
+    """The same with what a few steps came to."""
+    from llmtrain.engine.calibration import calibrate
+
+    planned = explained.planned
+    voice.note("training a few steps as planned, in a process of its own…")
+    kept = calibrate(_options(request), planned.facts, planned.needs, planned.plan)
+    return replace(explained, planned=replace(planned, kept=kept))
+
+
+def _options(request: TrainRequest) -> list[str]:
+    """The request as `llmtrain train` takes it."""
+    flags = [f"{name}={json.dumps(setting.value)}" for name, setting in request.flags.items()]
+    profile = [] if request.profile is None else [f"--profile={request.profile}"]
+    return [*profile, *(f"--set={text}" for text in [*request.assignments, *flags])]
