@@ -34,6 +34,10 @@ SMALL = {
     "LLMTRAIN_TRAIN__TOKENS_PER_STEP": "256",
     "LLMTRAIN_EVAL__TOKENS": "512",
     "LLMTRAIN_EVAL__SAMPLE_TOKENS": "4",
+    "LLMTRAIN_EVAL__EVERY_STEPS": "9999",
+    "LLMTRAIN_EVAL__SAMPLE_EVERY_STEPS": "9999",
+    "LLMTRAIN_DEVICE__PRECISION": "fp32",  # and nothing is measured
+    "LLMTRAIN_DEVICE__ATTENTION": "blocks",
     "OMP_NUM_THREADS": "1",
 }
 STEPS = "250"  # enough that the run can be interrupted in mid-way
