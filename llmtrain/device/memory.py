@@ -29,12 +29,12 @@ _ACCELERATOR_LOSS_CHUNK_BYTES = 1 << 30  # large enough that products fill the d
 MUON_STACK_BYTES = 64 << 20  # of matrices that are made orthogonal at once
 # What a process holds beside its model: measured for torch 2.13 with the libraries that a
 # run imports and what an evaluation leaves, and for CUDA the context and the workspaces.
-_LIBRARIES_BYTES = {"cpu": 380 << 20, "mps": 450 << 20, "cuda": 1400 << 20}
-_COMPILER_BYTES = 74 << 20  # what compiling leaves in this process
+_LIBRARIES_BYTES = {"cpu": 381 << 20, "mps": 450 << 20, "cuda": 1400 << 20}
+_COMPILER_BYTES = 62 << 20  # what compiling leaves in this process
 # Of what is alive at the peak: `python -m tests.benchmarks.memory_error` shows how well it holds.
 # fp32 products also pack their operands, in memory that is not torch's.
-_CPU_SLACK = {"half": 0.33, "fp32": 0.55}
-_CPU_UPDATE_SLACK = 0.6  # of what Muon works with, which leaves holes of other sizes
+_CPU_SLACK = {"half": 0.316, "fp32": 0.51}
+_CPU_UPDATE_SLACK = 0.75  # of what Muon works with, which leaves holes of other sizes
 _ACCELERATOR_SLACK = 0.06  # of activations and loss
 # What a block's backward works with, as a share of all that its forward could keep: what it
 # computes again, and gradients of activations. Measured.
