@@ -161,7 +161,9 @@ def activations(
 ) -> tuple[Choice[ActivationCheckpointing], Choice[int]]:
     """How much the forward keeps, and of how many sequences: the least recomputation that fits."""
     wish = wishes.activation_checkpointing
-    modes: list[Choice[ActivationCheckpointing]] = list(_ways_to_fit(kind, compiled))
+    modes: list[Choice[ActivationCheckpointing]] = list(
+        _ways_to_fit(kind, compiled, needs.micro_batch)
+    )
     if wish != "auto":
         modes = [Choice(wish, "asked for")]
     for mode in modes:
@@ -184,14 +186,18 @@ def activations(
     raise AssertionError("the last mode is tried")
 
 
-def _ways_to_fit(kind: DeviceKind, compiled: bool) -> Iterator[Choice[ActivationCheckpointing]]:
+def _ways_to_fit(
+    kind: DeviceKind, compiled: bool, micro_batch: int | Literal["auto"]
+) -> Iterator[Choice[ActivationCheckpointing]]:
+    at_once = "even one sequence does" if micro_batch == "auto" else f"{micro_batch} sequences do"
+    needed = f"without it {at_once} not fit"
     if kind == "cpu" and compiled:
         why = "products and attention are kept; the compiled backward computes the rest on its way"
         yield Choice("selective", why)
     else:
         yield Choice("off", "everything fits")
-        yield Choice("selective", "without it even one sequence does not fit")
-    yield Choice("full", "without it even one sequence does not fit")
+        yield Choice("selective", needed)
+    yield Choice("full", needed)
 
 
 def _micro_batch(

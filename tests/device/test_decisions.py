@@ -187,6 +187,14 @@ def test_what_is_compiled_keeps_products_and_attention_though_all_would_fit() ->
     assert (tight.value, tight.reason) == ("full", "without it even one sequence does not fit")
 
 
+def test_the_micro_batch_that_was_asked_for_is_why_all_is_computed_again() -> None:
+    needs = replace(DEEP, micro_batch=2)
+    cpu = replace(CPU.cpu, memory_limit_bytes=just_enough_bytes("selective"))
+    found = make_plan(replace(CPU, cpu=cpu, cxx_compiler=None), wish(), needs, None)
+    assert found.activation_checkpointing.value == "full"
+    assert found.activation_checkpointing.reason == "without it 2 sequences do not fit"
+
+
 @pytest.mark.parametrize("mode", ["off", "selective", "full"])
 def test_checkpointing_that_was_asked_for_is_done(mode: str) -> None:
     for compiled in (False, True):
