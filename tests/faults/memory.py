@@ -121,7 +121,7 @@ def run_case(
     begun_s = time.monotonic()
     with log.open("wb") as output, _neighbour(case, confinement):
         process = confinement.start(
-            command, _environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            command, environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
         try:
             code = process.wait(_RUN_LIMIT_S)
@@ -150,7 +150,7 @@ def _neighbour(case: Case, confinement: Confinement) -> Iterator[None]:
     limit = confinement.limit_bytes
     sizes = (case.ballast * limit, case.growth * limit, 0.9 * limit)
     command = [sys.executable, "-m", "tests.faults.neighbour", *(str(int(s)) for s in sizes)]
-    process = confinement.start(command, _environment(), stdout=subprocess.PIPE)
+    process = confinement.start(command, environment(), stdout=subprocess.PIPE)
     try:
         process.stdout.readline()
         yield
@@ -159,7 +159,8 @@ def _neighbour(case: Case, confinement: Confinement) -> Iterator[None]:
         process.communicate()
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """A child's, that finds this checkout."""
     return os.environ | {"PYTHONPATH": import_path(), "PYTHONUNBUFFERED": "1", "COLUMNS": "200"}
 
 
