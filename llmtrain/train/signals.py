@@ -101,11 +101,24 @@ class StopRequest:
             time.sleep(_INSIST_EVERY_S)
             if self.gives_up:
                 self.is_insisting = True
-                _thread.interrupt_main(signal.Signals(number))
+                _signal_main_thread(number)
 
     def on_save_signal(self, _number: int, _frame: FrameType | None) -> None:
         """The next step is saved."""
         self.save_is_asked = True
+
+
+def _signal_main_thread(number: int) -> None:
+    """The main thread gets the signal, also where it waits for something in the system.
+
+    Windows has no such call: there it gets it when the wait is over.
+    """
+    if hasattr(signal, "pthread_kill"):
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, number)
+    else:
+        _thread.interrupt_main(signal.Signals(number))
 
 
 @contextmanager

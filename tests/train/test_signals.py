@@ -193,9 +193,11 @@ def test_leaving_is_insisted_on_where_it_was_swallowed() -> None:
                 signal.raise_signal(signal.SIGTERM)
             time.sleep(LIMIT_S)
 
+    begun_s = time.monotonic()
     with stop_on_signals() as request, pytest.raises(InterruptedRunError):
         work(request)
     assert not request.gives_up
+    assert time.monotonic() - begun_s < LIMIT_S  # also where it waits for the system
 
 
 def test_what_can_no_longer_be_left_is_finished() -> None:
