@@ -76,7 +76,11 @@ MOMENTS = {
         is_prepared=False,
     ),
     "tokenizing": Moment(
-        lambda s: s.says("tokenizing"), 1, {"data.tokenizer": "tokenizer"}, data="big.txt"
+        lambda s: s.says("tokenizing"),
+        1,
+        {"data.tokenizer": "tokenizer"},
+        data="big.txt",
+        is_prepared=False,  # a text that was tokenized once is not again
     ),
     "compiling": Moment(lambda s: s.says("training run"), 6, {"device.compile": True}),
     "step": Moment(
