@@ -29,6 +29,19 @@ class Confinement:
         """The command, as a confined process."""
         return subprocess.Popen(command, env=dict(environment), preexec_fn=self._enter(), **options)
 
+    def run(
+        self, command: Sequence[str], environment: Mapping[str, str], log: Path, limit_s: float
+    ) -> int:
+        """The exit code of the confined command, which writes what it says to `log`."""
+        with log.open("wb") as output:
+            streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": output}
+            process = self.start(command, environment, **streams)
+            try:
+                return int(process.wait(limit_s))
+            finally:
+                process.kill()
+                process.wait()
+
     def _enter(self) -> Callable[[], None]:
         group, limit_bytes = self.group, self.limit_bytes
         if group is not None:

@@ -119,15 +119,8 @@ def run_case(
     command = [*_trainer(case, confinement), "train", "--profile", "cpu-tiny", "--out", str(out)]
     command += ["--steps", str(steps), *case.settings(), *(["--data", data] if data else [])]
     begun_s = time.monotonic()
-    with log.open("wb") as output, _neighbour(case, confinement):
-        process = confinement.start(
-            command, environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
-        try:
-            code = process.wait(_RUN_LIMIT_S)
-        finally:
-            process.kill()
-            process.wait()
+    with _neighbour(case, confinement):
+        code = confinement.run(command, environment(), log, _RUN_LIMIT_S)
     text = log.read_text(encoding="utf-8", errors="replace")
     took_s = time.monotonic() - begun_s
     return Outcome(code, _steps(out), _plans(out), _said(text), text, took_s)

@@ -62,15 +62,8 @@ def run_one(number: int, means: Means, tokenizer: Path, scratch: Path) -> str:
     command += ["--out", str(out), "--steps", str(_STEPS), "--data", str(ROOT / "llmtrain")]
     command += ["--tokenizer", str(tokenizer)]
     command += [f"--set={name}={value}" for name, value in settings.items()]
-    with confined(means, limit_bytes) as confinement, log.open("wb") as output:
-        process = confinement.start(
-            command, environment(), stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
-        try:
-            code = process.wait(_RUN_LIMIT_S)
-        finally:
-            process.kill()
-            process.wait()
+    with confined(means, limit_bytes) as confinement:
+        code = confinement.run(command, environment(), log, _RUN_LIMIT_S)
     steps = [line for line in RunDirectory(out).read_metrics() if "loss" in line]
     ended = {0: "trained", 3: "stopped" if steps else "refused"}.get(code, f"BROKEN: {code}")
     sys.stdout.write(f"{number:3} {format_bytes(limit_bytes):>9}  {ended}  {settings}\n")
