@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TypeVar
@@ -62,19 +62,6 @@ def probe_key(facts: Facts, what: str, threads: int, **arguments: int | str) -> 
         arguments=tuple(sorted(arguments.items())),
         environment=kernel_environment(),
     )
-
-
-def cached_times(directory: Path, key: ProbeKey, kind: type[T], measure: Callable[[], T]) -> T:
-    """The times kept for `key`, or newly measured ones, which are then kept.
-
-    A cache that is damaged or cannot be written is passed over: only `measure` can raise.
-    """
-    kept = kept_times(directory, key, kind)
-    if kept is not None:
-        return kept
-    times = measure()
-    keep_times(directory, key, times)
-    return times
 
 
 def kept_times(directory: Path, key: ProbeKey, kind: type[T]) -> T | None:
