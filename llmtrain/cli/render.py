@@ -159,7 +159,8 @@ def measured_line(planned: Planned) -> str | None:
     """What a run by this plan took here, beside what is predicted; None where there was none."""
     if planned.kept is None:
         return None
-    error = planned.prediction.total_bytes / planned.kept.peak_memory_bytes - 1
+    predicted_bytes = planned.prediction.measured_on(planned.plan.device.value)
+    error = predicted_bytes / planned.kept.peak_memory_bytes - 1
     return (
         f"measured: {format_bytes(round(planned.kept.peak_memory_bytes))}, predicted "
         f"{abs(error):.1%} {'more' if error > 0 else 'less'}; in a run of "
@@ -268,8 +269,8 @@ def summary_lines(result: TrainResult) -> list[str]:
 
 def _beside_predictions(result: TrainResult) -> Iterator[str]:
     """What was measured beside what was said before the run."""
-    if result.predicted is not None:
-        measured, predicted = result.peak_memory_bytes, result.predicted.total_bytes
+    if result.predicted_peak_bytes is not None:
+        measured, predicted = result.peak_memory_bytes, result.predicted_peak_bytes
         yield f"peak memory {format_bytes(measured)}, predicted {format_bytes(predicted)}"
     if result.predicted_tokens_per_s is not None and result.step_s is not None:
         rate = result.trained_tokens_per_step / result.step_s

@@ -268,10 +268,10 @@ def train_document(result: TrainResult) -> dict[str, Any]:
 
 def _predicted(result: TrainResult) -> dict[str, Any]:
     """What was said before the run, where something was."""
-    if result.predicted is None:
+    if result.predicted_peak_bytes is None:
         return {}
     return {
-        "peak_memory_bytes": result.predicted.total_bytes,
+        "peak_memory_bytes": result.predicted_peak_bytes,
         "tokens_per_s": result.predicted_tokens_per_s,
         "seconds": result.predicted_seconds,
     }

@@ -15,7 +15,9 @@ from llmtrain.device.choice import (
     Precision,
 )
 from llmtrain.device.facts import Accelerator, Facts
-from llmtrain.device.memory import Computing, predict_inference_bytes, predict_training
+from llmtrain.device.held import Computing
+from llmtrain.device.inference_memory import predict_generation
+from llmtrain.device.memory import predict_training
 from llmtrain.errors import DoesNotFitError, UsageError
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.profile.shape import ModelShape
@@ -255,10 +257,8 @@ def _refuse_what_does_not_fit(
 
 def refuse_model_that_does_not_fit(facts: Facts, shape: ModelShape, kind: DeviceKind) -> None:
     """A model of this shape can be used on this machine. Raises DoesNotFitError."""
-    needed_bytes, limit_bytes = (
-        predict_inference_bytes(shape, kind),
-        memory_limit_bytes(facts, kind),
-    )
+    needed_bytes = predict_generation(shape, kind, half_precision=False).total_bytes
+    limit_bytes = memory_limit_bytes(facts, kind)
     if needed_bytes > limit_bytes:
         raise DoesNotFitError(
             f"using {shape.parameters / 1e6:.1f}M parameters with a context of {shape.context} "

@@ -21,7 +21,8 @@ from llmtrain.device.choice import (
     Precision,
 )
 from llmtrain.device.facts import CpuTimes, Facts, MatmulTimes
-from llmtrain.device.memory import Computing, MemoryPrediction, predict_training
+from llmtrain.device.held import Computing
+from llmtrain.device.memory import MemoryPrediction, predict_training
 from llmtrain.profile.schema import MOST_THREADS, DeviceSection
 
 

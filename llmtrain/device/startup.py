@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from llmtrain.device.allocator import keep_freed_memory
 from llmtrain.device.cgroup import read_limits
@@ -10,10 +11,13 @@ from llmtrain.device.cpuinfo import allowed_cores
 from llmtrain.files import cache_directory
 
 _FEW_CORES = 4
+_CUDA_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second: its old name
 
 
 def prepare_for_torch() -> None:
     """Freed memory stays here, compiled kernels survive a reboot, and waiting threads sleep.
+
+    On a GPU freed blocks join instead of leaving holes: up to a sixth of the memory otherwise.
 
     Threads that wait for each other spin by default, which saves a tenth of the time on sixteen
     cores. On few cores it saves nothing, and whenever another program wants one of them it costs
@@ -21,6 +25,8 @@ def prepare_for_torch() -> None:
     """
     keep_freed_memory()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "compiled"))
+    if sys.platform.startswith("linux") and not any(name in os.environ for name in _CUDA_ALLOCATOR):
+        os.environ[_CUDA_ALLOCATOR[0]] = "expandable_segments:True"
     if _cores() <= _FEW_CORES and "GOMP_SPINCOUNT" not in os.environ:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

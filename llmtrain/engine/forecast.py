@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from llmtrain.device.facts import RunFigures
-from llmtrain.device.memory import checkpoint_bytes
+from llmtrain.device.held import checkpoint_bytes
 from llmtrain.device.speed import predicted_tokens_per_s, product_flops_per_s, step_work
 from llmtrain.engine.choosing import UTILISATION, expected_loss
 from llmtrain.engine.planning import Planned

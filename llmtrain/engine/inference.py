@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from llmtrain.data.batches import Tokens, sequential_windows
 from llmtrain.data.shards import PreparedData
 from llmtrain.data.sources import Corpus, resolve_sources
+from llmtrain.device.inference_memory import EVALUATION_TOKENS
 from llmtrain.device.plan import InferencePlan
 from llmtrain.engine.dataset import DataWork, open_dataset
 from llmtrain.engine.planning import plan_inference
@@ -38,8 +39,6 @@ from llmtrain.train.run import set_up_device, trained_model
 from llmtrain.train.run_file import data_key
 from llmtrain.train.rundir import RunDirectory, find_checkpoints
 from llmtrain.train.world import World
-
-_EVALUATION_TOKENS = 4096  # of one forward
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +166,7 @@ def _evaluation(
     loss = sum_loss(
         trained.model,
         sequential_windows(tokens, context),
-        micro_batch=max(1, _EVALUATION_TOKENS // context),
+        micro_batch=max(1, EVALUATION_TOKENS // context),
         autocast=trained.autocast,
         check_stop=check_stop,
     )

@@ -22,7 +22,7 @@ def result_of(target: Target, state: SavedState) -> TrainResult:
         val_loss=state.val_loss,
         val_bpb=state.val_bpb,
         peak_memory_bytes=state.peak_memory_bytes,
-        predicted=None,
+        predicted_peak_bytes=None,
         stopped="done",
         already_finished=True,
     )
@@ -44,6 +44,6 @@ def nothing_trained(target: Target, resumed: Checkpoint | None) -> TrainResult:
         val_loss=None,
         val_bpb=None,
         peak_memory_bytes=0,
-        predicted=None,
+        predicted_peak_bytes=None,
         stopped="interrupted",
     )

@@ -79,7 +79,6 @@ def end_record(directory: RunDirectory, result: TrainResult) -> None:
     """run.yaml says what came out, too."""
     record = directory.read_record()
     values = asdict(result) | {"run": str(result.run), "checkpoint": str(result.checkpoint)}
-    values["predicted"] = None if result.predicted is None else result.predicted.total_bytes
     directory.write_record(record | {"result": values})
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmtrain.device.allocator import return_free_memory
 from llmtrain.device.exhaustion import memory_errors_mapped
-from llmtrain.device.memory import checkpoint_bytes
+from llmtrain.device.held import checkpoint_bytes
 from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.calibration import keep_run, kept_run

@@ -262,10 +262,19 @@ class Decoder(nn.Module):
                 run_eagerly(block)
         self.exponentiate = compiled_exponentiate() if compiled else exponentiate
 
-    def logits(self, tokens_bt: Tensor, caches: list[LayerCache] | None = None) -> Tensor:
-        """Logits after every token, (B, T, vocabulary); with caches, of a continuation."""
+    def logits(
+        self,
+        tokens_bt: Tensor,
+        caches: list[LayerCache] | None = None,
+        *,
+        of_last_only: bool = False,
+    ) -> Tensor:
+        """Logits after every token, (B, T, vocabulary); with caches, of a continuation.
+
+        `of_last_only`: after the last token, (B, 1, vocabulary).
+        """
         hidden = self.model(tokens_bt) if caches is None else self.model.extend(tokens_bt, caches)
-        return F.linear(hidden, self.head_weight)
+        return F.linear(hidden[:, -1:] if of_last_only else hidden, self.head_weight)
 
     def new_caches(self, sequences: int = 1) -> list[LayerCache]:
         """Empty caches with room for the context, one a layer."""

@@ -38,7 +38,7 @@ def generate_tokens(
         if caches[0].length + len(pending) > context:
             caches, pending = model.new_caches(), ids[-(context // 2) :]
         tokens = torch.tensor([pending], device=device)
-        last_v = model.logits(tokens, caches)[0, -1, :num_ids].float().cpu()
+        last_v = model.logits(tokens, caches, of_last_only=True)[0, -1, :num_ids].float().cpu()
         chosen = draw(last_v, ids, sampling, generator)
         ids.append(chosen)
         pending = [chosen]

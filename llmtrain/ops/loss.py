@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmtrain.device.memory import loss_chunk_tokens
+from llmtrain.device.held import even_chunk, loss_chunk_tokens
 from llmtrain.ops.precision import compute_dtype
 
 # Turns logits in place into exp(logit − largest); gives the largest and the sum of each row.
@@ -87,13 +87,6 @@ def linear_cross_entropy(
         hidden_nd, weight_vd, targets_n, weight_cast_vd, rows, dtype, exponentiate
     )
     return loss
-
-
-def even_chunk(rows: int, limit: int) -> int:
-    """A size of at most `limit` that cuts `rows` into equal chunks, where one is near it."""
-    fewest = -(-rows // limit)
-    even = (rows // count for count in range(fewest, 2 * fewest + 1) if rows % count == 0)
-    return max(1, next(even, limit))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

@@ -107,7 +107,7 @@ class TrainResult:
     val_loss: float | None
     val_bpb: float | None
     peak_memory_bytes: int
-    predicted: MemoryPrediction | None
+    predicted_peak_bytes: int | None
     stopped: Stopped
     already_finished: bool = False
     trained_steps: int = 0  # in this sitting

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from llmtrain.device.memory import MUON_STACK_BYTES
+from llmtrain.device.held import MUON_STACK_BYTES
 from llmtrain.ops.orthogonal import orthogonalize
 
 Algorithm = Literal["muon", "adamw"]
@@ -50,12 +50,15 @@ class RoleOptimizer(torch.optim.Optimizer):
 
     def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for some in _stacks(parameters, self.product_dtype.itemsize):
-            directions = orthogonalize(torch.stack([self._direction(group, p) for p in some]))
-            for parameter, direction in zip(some, directions, strict=True):
-                rows, columns = parameter.shape
-                wide = direction if rows <= columns else direction.mT
-                parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-                parameter.add_(wide, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+            self._muon_stack(group, some)  # apart: one stack's room is the next one's
+
+    def _muon_stack(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        directions = orthogonalize(torch.stack([self._direction(group, p) for p in parameters]))
+        for parameter, direction in zip(parameters, directions, strict=True):
+            rows, columns = parameter.shape
+            wide = direction if rows <= columns else direction.mT
+            parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+            parameter.add_(wide, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
     def _direction(self, group: dict[str, Any], parameter: Tensor) -> Tensor:
         """The momentum one step ahead, with no more rows than columns."""

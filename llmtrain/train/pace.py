@@ -100,6 +100,10 @@ class Pace:
         steps = sum(self._costs[each] for each in what)
         return self._exit_s + _UNDERESTIMATED * steps * _median(self._recent)
 
+    def cost_s(self, what: str) -> float:
+        """What doing it once is expected to take."""
+        return self._costs[what] * self.step_s
+
     @property
     def _exit_s(self) -> float:
         slowed = self.step_s / max(self._fastest_s, _SHORTEST_STEP_S) if self.is_known else 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from llmtrain.device.live import MemoryMeter
 from llmtrain.profile.schema import Profile
@@ -155,4 +155,15 @@ class Reporter:
         known = self._run.position.horizon_steps
         if known is None:
             return None
-        return (known - step) * self._pace.step_s + self._pace.reserve_s
+        looking_s = sum(
+            self._pace.cost_s(what) * ((known - 1) // every - step // every)
+            for what, every in self._looks_every_steps()
+        )
+        return (known - step) * self._pace.step_s + looking_s + self._pace.reserve_s
+
+    def _looks_every_steps(self) -> Iterator[tuple[str, int]]:
+        """What comes between steps, and after how many each; at the end it comes once more."""
+        wishes = self._profile.eval
+        yield "evaluation", wishes.every_steps
+        if wishes.sample_every_steps is not None:
+            yield "samples", wishes.sample_every_steps

@@ -11,7 +11,7 @@ from pathlib import Path
 from llmtrain.data.shards import PreparedData
 from llmtrain.device.choice import Needs
 from llmtrain.device.exhaustion import memory_errors_mapped
-from llmtrain.device.memory import checkpoint_bytes
+from llmtrain.device.held import checkpoint_bytes
 from llmtrain.device.usage import read_accelerator_memory, read_process_memory
 from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
 from llmtrain.profile.schema import Profile
@@ -280,12 +280,13 @@ class Session:
         )
 
     def _peak_memory(self) -> int:
-        """The peak of all ranks' processes together, and of their GPUs."""
-        peak = read_process_memory().peak_resident_bytes
-        if self.run.device.type != "cpu":
-            readings = read_accelerator_memory(self.run.device.index)
-            peak += sum(reading.peak_reserved_bytes or 0 for reading in readings)
-        return int(self._sum([peak])[0])
+        """The peak of all ranks' processes together, or of the GPU that holds most."""
+        world = self.run.world
+        if self.run.device.type == "cpu":
+            return int(self._sum([read_process_memory().peak_resident_bytes])[0])
+        readings = read_accelerator_memory(self.run.device.index)
+        own = sum(r.peak_reserved_bytes or r.reserved_bytes or 0 for r in readings)
+        return int(max(self._sum([own if rank == world.rank else 0 for rank in range(world.size)])))
 
     def _sum(self, values: list[float]) -> list[float]:
         return self.run.world.sum_values(values, self.run.device)
@@ -303,7 +304,7 @@ class Session:
             val_loss=self.state.val_loss,
             val_bpb=self.state.val_bpb,
             peak_memory_bytes=self.state.peak_memory_bytes,
-            predicted=self.guard.predicted,
+            predicted_peak_bytes=self.guard.predicted.measured_on(self.run.plan.device.value),
             stopped=stopped,
             trained_steps=self.trained_steps,
             trained_tokens_per_step=self.profile.train.chosen_tokens_per_step,

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ _ALWAYS = {
     "eval.every_steps": 3,
     "eval.sample_every_steps": 3,
     "eval.sample_tokens": 16,
+    "checkpoint.keep_best": False,  # of the largest model one takes 12 GiB of the disk
+    "checkpoint.keep_last": 1,
 }
 _VOCABULARY = 4096
 _TEXT = str(ROOT / "llmtrain")
@@ -90,18 +93,44 @@ def _cpu_cases() -> list[Case]:
 
 
 def _gpu_cases() -> list[Case]:
-    def micro(number: int, context: int = 1024) -> dict[str, Any]:
-        return {"train.micro_batch": number, "train.tokens_per_step": number * context}
+    small, medium, large = ("gpu-small", "gpu-medium", "gpu-large")
+    eager, compiled = {"device.compile": False}, {"device.compile": True}
 
-    found: list[Case] = []
-    for compiled in (False, True):
-        device = {"device.compile": compiled}
-        found += [("gpu-small", device | micro(n)) for n in (1, 8, 32)]
-        found += [("gpu-medium", device | micro(n)) for n in (2, 16)]
-        found += [("gpu-large", device | micro(n)) for n in (1, 8)]
-        found += [("gpu-small", device | micro(8) | {"optim.name": "adamw"})]
-    fp32, full = {"device.precision": "fp32"}, {"device.activation_checkpointing": "full"}
-    return [*found, ("gpu-small", fp32 | micro(8)), ("gpu-medium", full | micro(32))]
+    def micro(number: int, context: int = 1024, times: int = 1) -> dict[str, Any]:
+        step = number * context * times
+        sizes = {"train.micro_batch": number, "train.tokens_per_step": step}
+        return sizes if context == 1024 else sizes | {"model.context": context}
+
+    def recomputing(mode: str) -> dict[str, Any]:
+        return {"device.activation_checkpointing": mode}
+
+    return [
+        *((small, eager | micro(n)) for n in (1, 8, 32)),
+        *((small, compiled | micro(n)) for n in (1, 8, 64)),
+        *((medium, how | micro(n)) for how in (eager, compiled) for n in (2, 16)),
+        *((large, how | micro(n, 2048)) for how in (eager, compiled) for n in (1, 4)),
+        (small, eager | micro(8) | {"optim.name": "adamw"}),
+        (medium, compiled | micro(8) | {"optim.name": "adamw"}),
+        (small, eager | micro(8) | {"device.precision": "fp32"}),
+        (small, compiled | micro(8) | {"device.precision": "fp32"}),
+        (small, compiled | micro(16, times=2)),
+        (medium, eager | micro(8, times=2)),
+        (large, compiled | micro(2, 2048, times=2)),
+        (medium, eager | micro(32) | recomputing("full")),
+        (medium, eager | micro(16) | recomputing("selective")),
+        (medium, compiled | micro(16) | recomputing("selective")),
+        (large, compiled | micro(8, 2048) | recomputing("full")),
+        (small, compiled | micro(4, 4096) | {"data.validation_fraction": 0.05}),
+        (small, eager | micro(16) | {"model.vocab_size": 8192}),
+        (small, compiled | micro(8) | {"model.tie_embeddings": False}),
+        # Held back: nothing of the prediction was chosen after these.
+        (medium, compiled | micro(6, 2048)),
+        (small, eager | micro(8) | {"model.num_kv_heads": 2}),
+        (small, compiled | micro(8) | {"model.qk_norm": False}),
+        (large, eager | micro(2, 2048) | {"optim.name": "adamw"}),
+        ("mps-small", compiled | micro(16)),
+        ("cpu-small", eager | micro(32, 512)),
+    ]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -109,23 +138,36 @@ def main(arguments: Sequence[str]) -> int:
     values = _parser().parse_args(arguments)
     if not values.table:
         done = {_name(line["profile"], line["settings"]) for line in _lines(values.results)}
+        left = [
+            (profile, settings)
+            for profile, settings in cases(values.device)
+            if (name := _name(profile, settings)) not in done and values.only in name
+        ]
         with tempfile.TemporaryDirectory(prefix="llmtrain-memory-") as scratch:
-            for profile, settings in cases(values.device):
-                name = _name(profile, settings)
-                if name not in done and values.only in name:
-                    found = _measured(profile, settings, values.device, Path(scratch))
-                    with values.results.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(found) + "\n")
+            _measure(left, values, Path(scratch))
     sys.stdout.writelines(_table(values.results))
     return 0
 
 
-def _measured(profile: str, settings: dict[str, Any], device: str, scratch: Path) -> dict[str, Any]:
+def _measure(left: Sequence[Case], values: argparse.Namespace, scratch: Path) -> None:
+    """A line for each is in the file as soon as it is known."""
     tokenizer = scratch / "tokenizer"
-    if not tokenizer.exists():
+    if left:
         made = ("--data", _TEXT, "--vocab-size", _VOCABULARY, "--out", tokenizer)
         _llmtrain("tokenizer", "train", *made)
-    run = scratch / "run"
+    with ThreadPoolExecutor(values.at_once) as pool:
+        measured = [
+            pool.submit(_measured, *case, values.device, tokenizer, scratch / f"run-{number}")
+            for number, case in enumerate(left)
+        ]
+        for done in as_completed(measured):
+            with values.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(done.result()) + "\n")
+
+
+def _measured(
+    profile: str, settings: dict[str, Any], device: str, tokenizer: Path, run: Path
+) -> dict[str, Any]:
     options = [f"--set={name}={value}" for name, value in {**_ALWAYS, **settings}.items()]
     document = _llmtrain(
         *("train", "--profile", profile, "--device", device, "--steps", _STEPS, "--out", run),
@@ -185,6 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("results", type=Path, help="a file of lines of JSON, begun or not")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where")
     parser.add_argument("--only", default="", help="cases whose name has this in it")
+    parser.add_argument("--at-once", type=int, default=1, help="cases, on a GPU with room for them")
     parser.add_argument("--table", action="store_true", help="run nothing")
     return parser
 

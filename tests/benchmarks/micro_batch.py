@@ -27,8 +27,9 @@ _WARMUP = 3  # steps that compile and fill caches
 def main(arguments: Sequence[str]) -> int:
     """The rates as a line of JSON."""
     values = _parser().parse_args(arguments)
-    chosen, largest = _plan(values)
-    candidates = sorted({chosen, *(2**n for n in range(20) if 2**n <= largest)})
+    chosen, windows, tokens_per_step = _plan(values)
+    values.set += [f"train.tokens_per_step={tokens_per_step}"]  # not what so few steps would have
+    candidates = sorted(n for n in {chosen, *(2**n for n in range(20))} if windows % n == 0)
     rates: dict[int, list[float]] = {number: [] for number in candidates}
     for _ in range(values.rounds):
         for number in candidates:
@@ -45,11 +46,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _plan(values: argparse.Namespace) -> tuple[int, int]:
-    """The plan's micro-batch, and how many windows one process reads in a step."""
-    plan = _llmtrain(values, "--dry-run")["plan"]
-    micro_batch = int(plan["micro_batch"]["value"])
-    return micro_batch, micro_batch * int(plan["accumulation"]["value"])
+def _plan(values: argparse.Namespace) -> tuple[int, int, int]:
+    """The plan's micro-batch, and how many windows and tokens one process reads in a step."""
+    document = _llmtrain(values, "--dry-run")
+    micro_batch = int(document["plan"]["micro_batch"]["value"])
+    windows = micro_batch * int(document["plan"]["accumulation"]["value"])
+    return micro_batch, windows, int(document["settings"]["train.tokens_per_step"]["value"])
 
 
 def _tokens_per_s(values: argparse.Namespace, micro_batch: int) -> float:

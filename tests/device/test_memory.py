@@ -16,13 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from llmtrain.device.choice import ActivationCheckpointing, AttentionKernel, Precision
-from llmtrain.device.memory import (
-    Computing,
-    MemoryPrediction,
-    loss_chunk_tokens,
-    predict_training,
-    saved_bytes_per_token,
-)
+from llmtrain.device.held import Computing, loss_chunk_tokens, saved_bytes_per_token
+from llmtrain.device.memory import MemoryPrediction, predict_training
 from llmtrain.model.decoder import Decoder
 from llmtrain.ops.precision import autocast_as
 from llmtrain.profile.schema import ModelSection, OptimSection
@@ -77,7 +72,7 @@ def test_what_autograd_saves_is_what_is_predicted(
     model.initialise(0)
     saved = bytes_saved_for_backward(model, precision)
     tokens = SEQUENCES * CONTEXT
-    predicted = tokens * saved_bytes_per_token(form, precision != "fp32")
+    predicted = tokens * saved_bytes_per_token(form, Computing(1, precision != "fp32", "cpu"))
     # The loss holds the final hidden states, which autograd does not save; token ids are noise.
     hidden = tokens * form.hidden_size * (4 if precision == "fp32" else 2)
     assert saved + hidden == pytest.approx(predicted, rel=0.01)
@@ -148,9 +143,8 @@ def test_what_lives_between_forward_and_backward_is_what_is_predicted(
     """Of one block. Selective checkpointing keeps what autograd does not save: so what is alive."""
     two, five = (shape(num_kv_heads=kv_heads, num_layers=n) for n in (2, 5))
     half, size = precision != "fp32", 4 if precision == "fp32" else 2
-    predicted = saved_bytes_per_token(five, half, checkpointing) - saved_bytes_per_token(
-        two, half, checkpointing
-    )
+    how = Computing(1, half, "cpu", checkpointing=checkpointing)
+    predicted = saved_bytes_per_token(five, how) - saved_bytes_per_token(two, how)
     found = live_bytes(five, precision, kernel, checkpointing) - live_bytes(
         two, precision, kernel, checkpointing
     )
@@ -173,9 +167,10 @@ def test_more_recomputation_leaves_less(precision: Precision) -> None:
 
 @pytest.mark.parametrize("layers", [1, 2, 5])
 def test_every_layer_costs_the_same(layers: int) -> None:
-    one, none = (saved_bytes_per_token(shape(num_layers=n), True) for n in (2, 1))
+    how = Computing(1, True, "cpu")
+    one, none = (saved_bytes_per_token(shape(num_layers=n), how) for n in (2, 1))
     expected = none + (layers - 1) * (one - none)
-    assert saved_bytes_per_token(shape(num_layers=layers), True) == expected
+    assert saved_bytes_per_token(shape(num_layers=layers), how) == expected
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
@@ -297,4 +292,7 @@ def test_the_loss_never_holds_all_logits_of_a_large_vocabulary(
 
 
 def test_half_precision_saves_activations() -> None:
-    assert saved_bytes_per_token(shape(), True) < 0.75 * saved_bytes_per_token(shape(), False)
+    half, full = (
+        saved_bytes_per_token(shape(), Computing(1, is_half, "cpu")) for is_half in (1, 0)
+    )
+    assert half < 0.75 * full

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llmtrain.device.facts import BlockTimes, CpuTimes, MatmulTimes, RunFigures
-from llmtrain.device.memory import checkpoint_bytes
+from llmtrain.device.held import checkpoint_bytes
 from llmtrain.engine.forecast import forecast
 from llmtrain.engine.planning import Planned, plan_run
 from llmtrain.profile.load import load_profile

@@ -18,7 +18,7 @@ from llmtrain.data.sources import resolve_sources
 from llmtrain.data.split import plan_split
 from llmtrain.device.choice import Needs
 from llmtrain.device.facts import MatmulTimes
-from llmtrain.device.memory import predict_inference_bytes
+from llmtrain.device.inference_memory import predict_generation
 from llmtrain.device.plan import make_plan
 from llmtrain.device.probe_cache import ProbeKey, keep_times, kept_times
 from llmtrain.engine.recorded import _plan_in
@@ -199,7 +199,7 @@ def _load_config(data: bytes, place: Path) -> None:
     except (OSError, ValueError) as error:
         raise DataError(str(error)) from None  # as `load_checkpoint` has it
     shape = shape_from_config(config, "config.json")
-    predict_inference_bytes(shape, "cpu")
+    predict_generation(shape, "cpu", half_precision=True)
     sum(len(dims) for _, dims in islice(weight_shapes(shape), 1000))
 
 

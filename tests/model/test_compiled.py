@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmtrain.device.memory import saved_bytes_per_token
+from llmtrain.device.held import Computing, saved_bytes_per_token
 from llmtrain.device.probe import read_facts
 from llmtrain.model.decoder import Decoder
 from llmtrain.profile.shape import ModelShape
@@ -69,6 +69,8 @@ def test_compiled_equals_eager_and_keeps_what_is_predicted(model: Decoder) -> No
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
     count = SEQUENCES * shape.context
     saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    predicted = count * saved_bytes_per_token(shape, False, "selective", compiled=True)
+    predicted = count * saved_bytes_per_token(
+        shape, Computing(1, False, "cpu", checkpointing="selective", compiled=True)
+    )
     hidden = count * shape.hidden_size * 4  # the loss holds it, which autograd does not save
     assert saved + hidden == pytest.approx(predicted, rel=0.01)

@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llmtrain.device.memory import loss_chunk_tokens
+from llmtrain.device.held import even_chunk, loss_chunk_tokens
 from llmtrain.ops import loss as loss_module
 from llmtrain.ops.loss import (
-    even_chunk,
     exponentiate,
     linear_cross_entropy,
 )

@@ -74,7 +74,7 @@ class Plan(Part):
 class Measured(Part):
     """What the last run by this plan on this machine came to."""
 
-    peak_memory_bytes: int = key("the most resident memory")
+    peak_memory_bytes: int = key("as `train` gives it: on a GPU without `libraries_bytes`")
     tokens_per_s: float = key("its rate while it trained")
     steps: int = key("that it was measured over")
 

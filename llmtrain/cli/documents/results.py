@@ -63,7 +63,10 @@ class Train(Document):
     train_loss: Number = key("of the last logged step, nats a token")
     val_loss: Number = key("of the last evaluation, nats a token; null: there was none")
     val_bpb: Number = key("of the last evaluation, bits a byte; null: there was none")
-    peak_memory_bytes: int = key("the most resident memory of the process tree, in bytes")
+    peak_memory_bytes: int = key(
+        "the most bytes of the device's memory: resident in all processes, or reserved by torch "
+        "on the GPU that holds most"
+    )
     predicted: Predicted = key("what was predicted of this")
     stopped: Stopped = key("why it ended: all steps done, the time is up, or by a signal")
     thresholds: list[Threshold] = thresholds("`--max-loss`")
