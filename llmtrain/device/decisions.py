@@ -47,6 +47,11 @@ def memory_limit_origin(facts: Facts, kind: DeviceKind) -> str:
     return f"{share} of {whose or 'the machine'}'s {format_bytes(all_bytes)}"
 
 
+def may_use_gpu(wishes: DeviceSection) -> bool:
+    """Whether the device can come out as another than the CPU."""
+    return not wishes.force_cpu and wishes.kind != "cpu"
+
+
 def choose_device(facts: Facts, wishes: DeviceSection) -> Choice[DeviceKind]:
     """CUDA, else MPS, else the CPU; a device that was named has to be there."""
     if wishes.force_cpu:

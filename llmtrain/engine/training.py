@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llmtrain.device.allocator import return_free_memory
+from llmtrain.device.decisions import may_use_gpu
 from llmtrain.device.exhaustion import memory_errors_mapped
 from llmtrain.device.held import checkpoint_bytes
 from llmtrain.device.plan import Plan, plan_from_document
@@ -123,7 +124,10 @@ def _shared_place(request: TrainRequest, sitting: Sitting, held: ExitStack) -> P
 def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
     """Rank 0's plan, on every rank; and whether it is the one that the run was begun with."""
     world, profile = sitting.world, target.loaded.profile
-    facts = read_facts(cuda_index=world.local_rank if world.size > 1 else None)
+    facts = read_facts(
+        cuda_index=world.local_rank if world.size > 1 else None,
+        tries_gpus=may_use_gpu(profile.device),
+    )
     planned_here: list[Planned] = []
 
     def decide() -> str:

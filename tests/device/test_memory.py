@@ -24,6 +24,7 @@ from llmtrain.profile.schema import ModelSection, OptimSection
 from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.train.optim import build_optimizer
 
+CHUNK_BYTES = int(1.012 * 2**30)  # of logits on a GPU, and the allocator's share of it
 SEQUENCES, CONTEXT = 3, 40  # 120 rows, which no weight has
 
 
@@ -206,12 +207,12 @@ def test_only_several_processes_communicate() -> None:
     one, two = (predict_training(shape(), Computing(1, True, "cuda", processes=n)) for n in (1, 2))
     assert one.communication_bytes == 0
     assert two.communication_bytes == two.gradients_bytes
-    assert two.total_bytes - one.total_bytes == two.communication_bytes
+    assert two.total_bytes - one.total_bytes == pytest.approx(two.communication_bytes, rel=0.02)
 
 
 def test_the_total_is_the_sum_of_the_parts() -> None:
-    prediction = MemoryPrediction(1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-    assert prediction.total_bytes == 1023
+    prediction = MemoryPrediction(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+    assert prediction.total_bytes == 2047
     *parts, total = prediction.items().items()
     assert total == ("total_bytes", sum(value for _, value in parts))
 
@@ -247,7 +248,8 @@ def test_more_sequences_never_take_less(
     less, more = (
         predict_training(form, replace(how, micro_batch=n)) for n in (micro_batch, 1 + micro_batch)
     )
-    assert less.total_bytes <= more.total_bytes
+    # Cut in equal chunks, one sequence more can mean smaller chunks of logits.
+    assert less.total_bytes <= more.total_bytes + (0 if kind == "cpu" else CHUNK_BYTES)
     much = predict_training(form, replace(how, micro_batch=100 * micro_batch + 10_000))
     assert less.total_bytes < much.total_bytes
 

@@ -182,5 +182,5 @@ def test_training_goes_on_eagerly_where_compiling_fails(
     assert recorded == {"value": False, "reason": f"eager: compiling failed: {clock.failure}"}
 
 
-def with_compiler(cuda_index: int | None = None) -> Facts:
-    return replace(read_facts(cuda_index=cuda_index), cxx_compiler="/usr/bin/g++")
+def with_compiler(cuda_index: int | None = None, *, tries_gpus: bool = True) -> Facts:
+    return replace(read_facts(cuda_index, tries_gpus=tries_gpus), cxx_compiler="/usr/bin/g++")
