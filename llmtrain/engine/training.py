@@ -16,6 +16,7 @@ from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.calibration import keep_run, kept_run
 from llmtrain.engine.dataset import Dataset, DataWork, open_dataset, prepare_dataset
+from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.explaining import explain_run
 from llmtrain.engine.forecast import Forecast, forecast
 from llmtrain.engine.outcome import nothing_trained, result_of
@@ -233,7 +234,7 @@ def _train(
         used_before_s=_used_before_s(target, resumed),
         starting_s=sitting.elapsed_s,
     )
-    result = session.train()
+    result = trained_with_energy(session)
     if world.is_main:
         result = _beside_forecast(result, target, foreseen)
         keep_run(planned.facts, planned.needs, session.run.plan, result)

@@ -67,6 +67,10 @@ class Train(Document):
         "the most bytes of the device's memory: resident in all processes, or reserved by torch "
         "on the GPU that holds most"
     )
+    energy_joules: Number = key(
+        "what this machine's CPU packages and the run's GPUs used in this sitting, whoever used "
+        "them; null: nothing here counts it"
+    )
     predicted: Predicted = key("what was predicted of this")
     stopped: Stopped = key("why it ended: all steps done, the time is up, or by a signal")
     thresholds: list[Threshold] = thresholds("`--max-loss`")
