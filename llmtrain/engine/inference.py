@@ -35,7 +35,7 @@ from llmtrain.train.checkpoint import (
     step_of,
 )
 from llmtrain.train.events import Note, Observer
-from llmtrain.train.run import set_up_device, trained_model
+from llmtrain.train.run import masking_separator, set_up_device, trained_model
 from llmtrain.train.run_file import data_key
 from llmtrain.train.rundir import RunDirectory, find_checkpoints
 from llmtrain.train.world import World
@@ -88,18 +88,25 @@ def evaluate_run(
     check_stop: Callable[[], None],
     text_field: str = "text",
 ) -> Evaluation:
-    """The loss on all of the run's validation text, or on all of `data`."""
+    """The loss on all of the run's validation text, or on all of `data`.
+
+    Documents are masked where the run was trained so.
+    """
     trained = load_trained(run, device, observe)
     work = DataWork(trained.plan.workers.value, observe, check_stop)
+    profile = None
+    if trained.record is not None:
+        profile = profile_from_values(trained.record["profile"], "run.yaml")
+        separator_id = trained.tokenizer.separator_id
+        trained.model.separator_id = masking_separator(profile.data, separator_id)
     if data:
         corpus = resolve_sources(data, text_field=text_field)
         return _evaluate_corpus(trained, corpus, work)
-    if trained.record is None:
+    if trained.record is None or profile is None:
         raise UsageError(
             f"{trained.checkpoint} lies in no run directory, so its validation text is not known",
             hint=f"llmtrain eval {run} --data FILE",
         )
-    profile = profile_from_values(trained.record["profile"], "run.yaml")
     key = data_key(trained.record, run)
     dataset = open_dataset(profile.data, profile.model.vocab_size, key, trained.checkpoint, work)
     with closing(dataset.shards):

@@ -197,7 +197,9 @@ def _train(
     is_same_plan: bool,
 ) -> TrainResult:
     profile, world = target.loaded.profile, sitting.world
-    run = build_run(profile, planned.plan, world, dataset.shards.train, resumed)
+    shards = dataset.shards
+    separator_id = shards.index.separator_id
+    run = build_run(profile, planned.plan, world, shards.train, resumed, separator_id)
     horizon = target.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
     _set_horizon(run.position, target, horizon)
     if resumed is not None and resumed.state.numerics != planned.plan.numerics():

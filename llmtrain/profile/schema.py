@@ -97,6 +97,7 @@ class DataSection(Section):
     text_field: Annotated[str, Field(min_length=1)] = "text"
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
     tokenizer: Annotated[str, Field(min_length=1)] = "auto"  # or a tokenizer directory
+    mask_documents: bool = False  # attention within documents, though windows hold several
 
 
 class TrainSection(Section):

@@ -16,7 +16,7 @@ from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.huggingface import weight_shapes
 from llmtrain.ops.precision import WeightCasts, half_dtype
-from llmtrain.profile.schema import Profile
+from llmtrain.profile.schema import DataSection, Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.train.checkpoint import Checkpoint
 from llmtrain.train.loop import Position, Run
@@ -43,10 +43,15 @@ def build_run(
     world: World,
     stream: TokenStream,
     resumed: Checkpoint | None,
+    separator_id: int | None = None,
 ) -> Run:
-    """A run at its first step, or where `resumed` stands. Device settings are made."""
+    """A run at its first step, or where `resumed` stands. Device settings are made.
+
+    `separator_id`: what documents of the stream begin with.
+    """
     device = set_up_device(plan, world)
     model = build_model(profile, resumed).to(device)
+    model.separator_id = masking_separator(profile.data, separator_id)
     products = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
     tokens_per_step = profile.train.chosen_tokens_per_step
     optimizer = build_optimizer(
@@ -124,6 +129,14 @@ def _compute_as_planned(model: Decoder, plan: Plan, optimizer: torch.optim.Optim
         casts=casts,
         compiled=plan.compile.value,
     )
+
+
+def masking_separator(section: DataSection, separator_id: int | None) -> int | None:
+    """What attention stops at: the separator where documents are masked, else nothing."""
+    if not section.mask_documents:
+        return None
+    assert separator_id is not None, "documents are masked by what they begin with"
+    return separator_id
 
 
 def schedule_of(profile: Profile) -> Schedule:
