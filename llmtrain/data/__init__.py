@@ -7,4 +7,5 @@ shards    corpus + tokenizer → token shards in the cache
 stream    shards → tokens at any position
 order     position → window        a stateless permutation
 batches   positions → inputs and targets
+prefetch  the same, read ahead in a thread
 """

@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from llmtrain.data.prefetch import Prefetch
 from llmtrain.device.allocator import return_free_memory
 from llmtrain.device.exhaustion import memory_errors_mapped
 from llmtrain.device.held import checkpoint_bytes
@@ -231,7 +232,8 @@ def _train(
         used_before_s=_used_before_s(target, resumed),
         starting_s=sitting.elapsed_s,
     )
-    result = session.train()
+    with Prefetch(run.batches.read) as run.prefetch:
+        result = session.train()
     if world.is_main:
         result = _beside_forecast(result, target, foreseen)
         keep_run(planned.facts, planned.needs, session.run.plan, result)

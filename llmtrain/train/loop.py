@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from llmtrain.data.batches import BatchReader
+from llmtrain.data.prefetch import Prefetch, Windows
 from llmtrain.device.plan import Plan
 from llmtrain.model.decoder import Decoder
 from llmtrain.ops.precision import autocast_as
@@ -71,6 +72,7 @@ class Run:
     gradient_clip: float | None
     skips_spikes: bool = True
     course: Course = field(default_factory=Course)
+    prefetch: Prefetch | None = None  # of `batches`
 
     @property
     def windows_per_step(self) -> int:
@@ -87,8 +89,11 @@ class Run:
         micro_batch, count = self.plan.micro_batch.value, self.plan.accumulation.value
         first = self.position.windows + self.world.rank * micro_batch * count
         for i in range(count):
-            inputs, targets = self.batches.read(first + i * micro_batch, micro_batch)
-            yield self._moved(inputs), self._moved(targets), i == count - 1
+            is_last = i == count - 1
+            here = first + i * micro_batch
+            then = first + self.windows_per_step if is_last else here + micro_batch
+            inputs, targets = self._read(here, micro_batch, then)
+            yield self._moved(inputs), self._moved(targets), is_last
 
     def advance(self, tokens: int) -> None:
         """Another step is done, or skipped: what it read is not read again."""
@@ -103,6 +108,11 @@ class Run:
         if isinstance(self.objective, DistributedDataParallel) and not is_last:
             return self.objective.no_sync()
         return nullcontext()
+
+    def _read(self, first: int, count: int, then: int) -> Windows:
+        if self.prefetch is None:
+            return self.batches.read(first, count)
+        return self.prefetch.read(first, count, then)
 
     def _moved(self, array: object) -> Tensor:
         tensor = torch.as_tensor(array)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmtrain.data.batches import BatchReader
+from llmtrain.data.prefetch import Prefetch
 from llmtrain.device.choice import Choice
 from llmtrain.device.plan import Plan
 from llmtrain.model.decoder import Decoder
@@ -196,6 +198,42 @@ def test_each_step_reads_on() -> None:
         assert run.position.windows == number * WINDOWS
         assert run.position.tokens == number * WINDOWS * SECTION.context
     assert read == list(range(3 * WINDOWS))
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_is_read_ahead_is_what_comes(accumulation: int, ranks: int) -> None:
+    """All but the first batch was foreseen, over the end of a step too, and changes nothing."""
+    here, read_here = threading.get_ident(), list[int]()
+    run, plain = make_run(accumulation), make_run(accumulation)
+    run.world = plain.world = World(rank=ranks - 1, size=ranks)
+
+    def read(first: int, count: int) -> Any:
+        if threading.get_ident() == here:
+            read_here.append(first)
+        return plain.batches.read(first, count)
+
+    with Prefetch(read) as run.prefetch:
+        for _ in range(4):
+            pairs = zip(run.micro_batches(), plain.micro_batches(), strict=True)
+            assert all(
+                torch.equal(a, b) for x, y in pairs for a, b in zip(x[:2], y[:2], strict=True)
+            )
+            run.advance(0)
+            plain.advance(0)
+    assert read_here == [(ranks - 1) * WINDOWS]
+
+
+def test_a_plan_that_changes_is_no_trouble_for_what_was_read_ahead() -> None:
+    run, plain = make_run(2), make_run(2)
+    with Prefetch(run.batches.read) as run.prefetch:
+        steps, others = training_steps(run), training_steps(plain)
+        for accumulation in (2, 8, 1):
+            run.plan = plain.plan = make_plan(WINDOWS // accumulation, accumulation)
+            for _ in range(2):
+                assert next(steps) == next(others)
+    ours, theirs = snapshot(run), snapshot(plain)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_the_loss_falls() -> None:
