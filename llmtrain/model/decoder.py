@@ -246,6 +246,7 @@ class Decoder(nn.Module):
         self.casts: WeightCasts | None = None
         # Where it is set, tokens see nothing before the separator that begins their document.
         self.separator_id: int | None = None
+        self.has_padding = False  # where it is True, targets below 0 are none
         self.model = Backbone(shape)
         self.lm_head = (
             None
@@ -274,6 +275,7 @@ class Decoder(nn.Module):
             weight_cast_vd=None if casts is None else casts.plain(self.head_weight),
             # Compiled for training's shapes; run eagerly, its passes would each make a copy.
             exponentiate=self.exponentiate if is_training else exponentiate,
+            has_padding=self.has_padding,
         )
 
     def compute_with(

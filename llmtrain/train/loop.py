@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from llmtrain.data.batches import BatchReader
+from llmtrain.data.batches import WindowReader
 from llmtrain.data.prefetch import Prefetch, Windows
 from llmtrain.device.plan import Plan
 from llmtrain.model.decoder import Decoder
@@ -62,7 +62,7 @@ class Run:
     optimizer: RoleOptimizer
     scaler: torch.amp.GradScaler
     schedule: Schedule
-    batches: BatchReader
+    batches: WindowReader
     plan: Plan
     world: World
     device: torch.device
@@ -128,28 +128,29 @@ def training_steps(run: Run) -> Iterator[StepReport]:
     beyond the step is in `run.course`, and for others to heed.
     """
     parameters = list(run.model.parameters())
-    targets_per_step = run.windows_per_step * run.context
+    tokens_per_step = run.windows_per_step * run.context
     while True:
         position = run.position
+        targets = run.batches.count_targets(position.windows, run.windows_per_step)
         factor = run.schedule.factor(position.step, position.progress)
         set_learning_rate(run.optimizer, factor)
         nats = torch.zeros((), dtype=_sum_dtype(run.device), device=run.device)
-        for inputs, targets, is_last in run.micro_batches():
+        for inputs_bt, targets_bt, is_last in run.micro_batches():
             with run.synchronising(is_last):
                 with run.autocast():
-                    loss = run.objective(inputs, targets)
+                    loss = run.objective(inputs_bt, targets_bt)
                 # DDP averages over ranks; the loss is a sum over all of them
-                run.scaler.scale(loss * (run.world.size / targets_per_step)).backward()
+                run.scaler.scale(loss * (run.world.size / targets)).backward()
             nats += loss.detach()
         run.scaler.unscale_(run.optimizer)
         norm = _clipped_norm(parameters, run.gradient_clip)
         total_nats, norm = _agreed(run.world, nats, norm)
-        mean_loss = total_nats / targets_per_step
+        mean_loss = total_nats / targets
         verdict = _judged(run, mean_loss, norm)
         _update(run, verdict)
         run.optimizer.zero_grad()  # no gradients in memory while activations are
         first_window = position.windows
-        run.advance(targets_per_step)
+        run.advance(tokens_per_step)
         lr = factor * run.peak_learning_rate
         yield StepReport(position.step, mean_loss, norm, lr, verdict, first_window)
 

@@ -24,6 +24,7 @@ from llmtrain.train.run import trained_model
 
 CONTEXT, EVALUATED = 32, 512
 SETTINGS: dict[str, Any] = {"data__mask_documents": True, "device__precision": "fp32"}
+PACKED = {"data__packing": "best_fit"}
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +72,27 @@ def test_both_evaluations_mask_as_training_did(masked: Any, data: PreparedData) 
         assert (whole == pytest.approx(after.loss_nats_per_token, rel=1e-5)) == is_what_training_saw
 
 
+@pytest.fixture(scope="module")
+def packed(run_alone: Callable[..., Any]) -> Any:
+    return run_alone(**SETTINGS, **PACKED)
+
+
+def test_packed_documents_are_trained_on(packed: Any, masked: Any) -> None:
+    losses = [line["loss"] for line in packed.course() if "loss" in line]
+    assert losses[-1] < losses[0] - 0.5
+    assert losses != [line["loss"] for line in masked.course() if "loss" in line]
+    (kept,) = (cache_directory() / "shards").glob(f"*/packing-*-{CONTEXT}.bin")
+    assert kept.stat().st_size > 1000
+
+
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
-    masked: Any, train: Any, place: Any, files: Any
+    packing: str, masked: Any, packed: Any, train: Any, place: Any, files: Any
 ) -> None:
+    settings = SETTINGS if packing == "concatenate" else SETTINGS | PACKED
     stops = lambda event: getattr(event, "step", 0) == 7  # noqa: E731
-    train(place / "run", stop_at=stops, **SETTINGS)
-    train(place / "run", resume="auto", **SETTINGS)
-    assert files(place / "run").digests() == masked.digests()
+    train(place / "run", stop_at=stops, **settings)
+    train(place / "run", resume="auto", **settings)
+    expected = masked if packing == "concatenate" else packed
+    assert files(place / "run").digests() == expected.digests()
     assert sum(isinstance(event, Started) for event in train.events) == 2
