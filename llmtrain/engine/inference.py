@@ -26,7 +26,7 @@ from llmtrain.model.decoder import Decoder
 from llmtrain.model.generate import Sampling, generate_tokens
 from llmtrain.ops.precision import autocast_as
 from llmtrain.profile.load import profile_from_values
-from llmtrain.profile.schema import DeviceSection
+from llmtrain.profile.schema import DataSection, DeviceSection
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.checkpoint import (
     Checkpoint,
@@ -97,8 +97,7 @@ def evaluate_run(
     profile = None
     if trained.record is not None:
         profile = profile_from_values(trained.record["profile"], "run.yaml")
-        separator_id = trained.tokenizer.separator_id
-        trained.model.separator_id = masking_separator(profile.data, separator_id)
+        _mask_as_trained(trained, profile.data)
     if data:
         corpus = resolve_sources(data, text_field=text_field)
         return _evaluate_corpus(trained, corpus, work)
@@ -111,6 +110,14 @@ def evaluate_run(
     dataset = open_dataset(profile.data, profile.model.vocab_size, key, trained.checkpoint, work)
     with closing(dataset.shards):
         return _evaluate_shards(trained, dataset.shards, work)
+
+
+def _mask_as_trained(trained: Trained, section: DataSection) -> None:
+    """The model's loss is of documents apart, where that is what it was trained on."""
+    model = trained.model
+    model.separator_id = masking_separator(section, trained.tokenizer.separator_id)
+    if model.separator_id is not None and trained.plan.device.value == "cpu":
+        model.compute_with(attention="blocks")  # torch's kernel wants a mask of all pairs
 
 
 def _evaluate_shards(trained: Trained, shards: PreparedData, work: DataWork) -> Evaluation:

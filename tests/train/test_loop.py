@@ -268,6 +268,24 @@ def test_each_step_reads_on() -> None:
     assert read == list(range(3 * WINDOWS))
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("ranks", "accumulation"), [(1, 1), (2, 2), (4, 1), (8, 1), (2, 4)])
+def test_ranks_never_read_the_same_and_leave_nothing_out(
+    ranks: int, accumulation: int, packed: bool
+) -> None:
+    """Over three steps: their slices are, one after the other, what one process reads."""
+    run = make_run(packed=packed)
+    expected, _ = run.batches.read(0, 3 * WINDOWS)
+    run.plan = make_plan(WINDOWS // ranks // accumulation, accumulation)
+    found: list[Tensor] = []
+    for _ in range(3):
+        for rank in range(ranks):
+            run.world = World(rank=rank, size=ranks)
+            found.extend(inputs for inputs, _, _ in run.micro_batches())
+        run.advance(0)
+    assert torch.equal(torch.cat(found), torch.from_numpy(expected))
+
+
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_what_is_read_ahead_is_what_comes(accumulation: int, ranks: int) -> None:
