@@ -8,6 +8,7 @@ from typing import Literal
 
 from llmtrain.device.choice import (
     ActivationCheckpointing,
+    AttentionKernel,
     Backend,
     Choice,
     DeviceKind,
@@ -165,6 +166,7 @@ def activations(
     compiled: bool,
     processes: int,
     local: int,
+    attention: AttentionKernel,
 ) -> tuple[Choice[ActivationCheckpointing], Choice[int]]:
     """How much the forward keeps, and of how many sequences: the least recomputation that fits."""
     wish = wishes.activation_checkpointing
@@ -183,6 +185,7 @@ def activations(
                 compiled=compiled,
                 optimizer=needs.optimizer,
                 processes=processes,
+                masks_pairs=needs.masks_pairs(attention),
             )
             chosen = _micro_batch(facts, needs, kind, how, local)
         except DoesNotFitError:

@@ -133,6 +133,7 @@ def needs_of(profile: Profile, world: World | None, facts: Facts, *, measure: bo
         optimizer=profile.optim.name,
         tokens=tokens,
         time_s=train.time,
+        mask_documents=profile.data.mask_documents,
     )
 
 

@@ -1,0 +1,128 @@
+"""Whether attention within documents learns more: validation bits per byte with it and without.
+
+    python -m tests.benchmarks.masking --profile cpu-tiny --steps 400 --seeds 3
+
+Seeds are paired: both ways begin with the same weights and read the same windows. Each model is
+evaluated as it was trained, and as the other was: on the same windows, masked and not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import yaml
+
+from llmtrain.data.batches import sequential_windows
+from llmtrain.data.shards import entry_directory, open_prepared
+from llmtrain.engine.api import train
+from llmtrain.engine.inference import Trained, load_trained
+from llmtrain.eval.evaluate import bits_per_byte, sum_loss
+from llmtrain.files import cache_directory
+from llmtrain.profile.schema import DeviceSection
+
+_EVALUATED_TOKENS = 8192  # of one forward
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One training: bits per byte of all validation text by each evaluation, and its pace."""
+
+    seed: int
+    masked: bool
+    bpb_masked: float
+    bpb_whole: float
+    tokens_per_s: float | None
+
+    @property
+    def own_bpb(self) -> float:
+        """As it was trained."""
+        return self.bpb_masked if self.masked else self.bpb_whole
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Every training, and the mean difference with its standard error, as a line of JSON."""
+    values = _parser().parse_args(arguments)
+    ways = [_trained(values, seed, m) for seed in range(values.seeds) for m in (False, True)]
+    pairs = list(zip(ways[::2], ways[1::2], strict=True))
+    document = {
+        "profile": values.profile,
+        "steps": values.steps,
+        "trainings": [asdict(way) for way in ways],
+        "masked_minus_whole": {
+            "as_trained": _mean([b.own_bpb - a.own_bpb for a, b in pairs]),
+            "both_masked": _mean([b.bpb_masked - a.bpb_masked for a, b in pairs]),
+            "both_whole": _mean([b.bpb_whole - a.bpb_whole for a, b in pairs]),
+        },
+    }
+    sys.stdout.write(json.dumps(document) + "\n")
+    return 0
+
+
+def _trained(values: argparse.Namespace, seed: int, masked: bool) -> Way:
+    assignments = dict(assignment.split("=", 1) for assignment in values.set)
+    settings = {name: yaml.safe_load(value) for name, value in assignments.items()}
+    settings |= {
+        "data.mask_documents": masked,
+        "train.seed": seed,
+        "train.steps": values.steps,
+        "eval.every_steps": values.steps,
+        "eval.sample_every_steps": None,
+    }
+    with tempfile.TemporaryDirectory(prefix="llmtrain-masking-") as scratch:
+        out = Path(scratch) / "run"
+        result = train(values.profile, data=values.data, settings=settings, out=out)
+        device = DeviceSection.model_validate({"kind": values.device})
+        trained = load_trained(str(out), device, lambda event: None)
+        found = {m: _bits_per_byte(trained, out, masked=m) for m in (True, False)}
+    return Way(seed, masked, found[True], found[False], result.tokens_per_s)
+
+
+def _bits_per_byte(trained: Trained, run: Path, *, masked: bool) -> float:
+    key = yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8"))["data"]["key"]
+    model = trained.model
+    with closing(open_prepared(entry_directory(cache_directory(), key))) as data:
+        model.separator_id = data.index.separator_id if masked else None
+        found = sum_loss(
+            model,
+            sequential_windows(data.validation, model.shape.context),
+            micro_batch=max(1, _EVALUATED_TOKENS // model.shape.context),
+            autocast=trained.autocast,
+            check_stop=lambda: None,
+        )
+        facts = data.index.validation
+    return bits_per_byte(found.nats_per_token, found.tokens, facts.text_bytes)
+
+
+def _mean(differences: Sequence[float]) -> dict[str, float | None]:
+    error = None
+    if len(differences) > 1:
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return {"mean": statistics.mean(differences), "standard_error": error}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.masking",
+        description=(__doc__ or "").partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--profile", default="cpu-tiny", help="what is trained")
+    parser.add_argument("--steps", type=int, default=400, help="of each training")
+    parser.add_argument("--seeds", type=int, default=3, help="pairs of trainings")
+    parser.add_argument("--device", default="cpu", help="where they are evaluated")
+    parser.add_argument("--data", action="append", default=[], help="text, if not the profile's")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
