@@ -9,7 +9,7 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.byte_letters import bytes_of
-from llmtrain.tokenizer.piece import Piece, PieceKind
+from llmtrain.tokenizer.piece import UNKNOWN, Piece, PieceKind
 
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
@@ -73,7 +73,7 @@ class HuggingFaceCodec:
 
     def _kind(self, token: int, text: str, in_letters: bool) -> PieceKind:
         if token in self._controls or not text:
-            return "control"
+            return "unknown" if text == UNKNOWN else "control"
         if in_letters:
             return "byte" if _is_part_of_a_character(text) else "text"
         return "byte" if _BYTE.fullmatch(text) else "text"

@@ -50,7 +50,7 @@ def ranks_json(data: bytes, pattern: str) -> bytes:
         raise DataError(f"byte 0x{lacking:02X} has no rank, so that not every text has ids")
     split = {"type": "Split", "pattern": {"Regex": split_pattern(pattern)}, "behavior": "Isolated"}
     letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    document = {
+    document: dict[str, object] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from llmtrain.cli.documents.base import (
     NOT_FINITE,
@@ -21,6 +21,7 @@ from llmtrain.device.choice import (
     MatmulPrecision,
     Precision,
 )
+from llmtrain.tokenizer.codec import KindName
 from llmtrain.train.events import Stopped
 
 
@@ -260,17 +261,36 @@ class TokenizerTrain(Document):
     """`llmtrain tokenizer train`."""
 
     out: str = key("the directory")
+    kind: Literal["bpe", "unigram"] = key("of model")
     vocab_size: int = key("pieces learnt")
     requested_vocab_size: int = key("pieces asked for")
+    vocab_size_reason: str | None = key("why so many; null unless `--vocab-size auto`")
+    reserved: int = key("control pieces among them that wait for a use")
     documents: int = key("that were learnt from")
+    bytes_seen: int = key("of text that a sample was drawn from")
     bytes_used: int = key("of text that was learnt from")
+    sha256: str = key("of the tokenizer")
+
+
+class TokenizerImport(Document):
+    """`llmtrain tokenizer import`."""
+
+    out: str = key("the directory")
+    source: str = key("the file")
+    kind: KindName = key("own: as `tokenizer train` makes them; or the library that reads it")
+    vocab_size: int = key("pieces")
+    separator: str = key("the piece between documents")
+    separator_id: int = key("its id")
+    added_separator: bool = key("whether it is new")
+    warnings: list[str] = key("text that it changes, or gives other ids than elsewhere")
     sha256: str = key("of the tokenizer")
 
 
 class TokenizerEncode(Document):
     """`llmtrain tokenizer encode`."""
 
-    ids: list[int] = key("token ids, in the order of the text")
+    ids: list[int] = optional("token ids, in the order of the text; missing with `--out`")
+    out: str = optional("the file of ids; missing without `--out`")
     tokens: int = key("how many they are")
 
 
