@@ -18,7 +18,13 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from llmtrain.errors import DataError, LlmtrainError, UsageError
-from llmtrain.tokenizer import ImportOptions, Tokenizer, import_tokenizer, open_tokenizer
+from llmtrain.tokenizer import (
+    ImportOptions,
+    Tokenizer,
+    import_tokenizer,
+    open_tokenizer,
+    streams,
+)
 from llmtrain.tokenizer.byte_letters import bytes_of
 from llmtrain.tokenizer.escape import SPACE_MARK
 from llmtrain.tokenizer.tiktoken_ranks import PATTERNS
@@ -346,3 +352,34 @@ def test_a_damaged_directory_is_told(said: str, bytes_json: str, tmp_path: Path)
     (tmp_path / "tokenizer_kind.json").write_text(said)
     with pytest.raises(DataError, match="tokenizer"):
         Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", TIKTOKEN_PATTERNS)
+def test_parts_of_a_stream_have_the_ids_of_the_whole(
+    name: str, ranks_file: Path, documents: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_PART_CHARACTERS", 40)
+    monkeypatch.setattr(streams, "_PART_IDS", 20)
+    tokenizer = open_with(ranks_file, pattern=name)
+    text = "".join(documents[:5]) + "  naïve éa 12  \n\n \U0001f469\u200d\U0001f467 中文" * 9
+    whole = tokenizer.encode(text)
+    blocks = [text[start : start + 23] for start in range(0, len(text), 23)]
+    parts = list(streams.encoded_parts(tokenizer, blocks))
+    assert len(parts) > 50
+    assert [token for part in parts for token in part] == whole
+    batches = [whole[start : start + 7] for start in range(0, len(whole), 7)]
+    texts = list(streams.decoded_parts(tokenizer, batches))
+    assert len(texts) > 50
+    assert "".join(texts) == text
+
+
+def test_one_that_begins_each_text_with_a_space_gets_it_whole(
+    documents: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_PART_CHARACTERS", 40)
+    (tmp_path / "x.model").write_bytes(sentencepiece_model(documents))
+    tokenizer = open_tokenizer(tmp_path / "x.model")
+    text = documents[0][:500]
+    (ids,) = streams.encoded_parts(tokenizer, [text[:100], text[100:]])
+    assert ids == tokenizer.encode(text)
+    assert list(streams.decoded_parts(tokenizer, [ids[:9], ids[9:]])) == [text]
