@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -163,23 +163,48 @@ def inspect(
     tokenizer: TokenizerOption,
     data: DataOption = None,
     text_field: TextFieldOption = "text",
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--beside", help="Another tokenizer, on the same text. Repeatable."),
+    ] = None,
     json: JsonOption = False,
 ) -> int:
-    """A tokenizer's vocabulary, and with --data how well it fits a text."""
+    """A tokenizer's vocabulary, and with --data how well it fits a text, beside others."""
     from llmtrain.data.sources import resolve_sources
     from llmtrain.tokenizer import inspect_tokenizer, open_tokenizer
+    from llmtrain.tokenizer.well_known import well_known_tokenizers
 
-    texts = (
-        (d.text for d in resolve_sources(data, text_field=text_field).documents()) if data else ()
-    )
-    report = inspect_tokenizer(open_tokenizer(tokenizer), texts)
+    own = open_tokenizer(tokenizer)
+    others = {str(path): open_tokenizer(path) for path in beside or ()}
+    if data:
+        others |= well_known_tokenizers()
+    corpora = {spec: resolve_sources([spec], text_field=text_field) for spec in data or ()}
+    samples = {
+        spec: (document.text for document in corpus.documents()) for spec, corpus in corpora.items()
+    }
+    report = asdict(inspect_tokenizer(own, samples, others))
     if json:
-        voice.document(asdict(report))
-        return 0
-    for name, value in asdict(report).items():
-        if value is not None:
-            voice.result(f"{name:<20}{_shown(value)}")
+        voice.document(report)
+    else:
+        _show(voice, report)
     return 0
+
+
+def _show(voice: Voice, report: dict[str, Any]) -> None:
+    """A line a figure, and one a text or tokenizer."""
+    for name, value in report.items():
+        if value is not None and name not in ("sources", "beside", "spellings", "rarest_pieces"):
+            voice.result(f"{name:<20}{_shown(value)}")
+    rarest = "  ".join(f"{each['piece']!r} {each['times']}×" for each in report["rarest_pieces"])
+    if rarest:
+        voice.result(f"{'rarest_pieces':<20}{rarest}")
+    for spelling in report["spellings"]:
+        voice.result(f"{'':<20}{spelling['text']!r} = {_shown(spelling['pieces'])}")
+    for part in ("sources", "beside"):
+        for fit in report[part]:
+            rate = fit["bytes_per_token"]
+            told = "no text" if rate is None else f"{rate:.3f} bytes per token"
+            voice.result(f"{part:<20}{told:<24}{fit['tokens']:>12} tokens  {fit['name']}")
 
 
 def _shown(value: object) -> str:

@@ -65,11 +65,11 @@ def import_tokenizer(path: Path, options: ImportOptions) -> Imported:
     Raises DataError that names the file, also where text does not come back as it was, unless
     that is allowed.
     """
-    file = _file_of(path)
+    file = _file_of(path, options)
     try:
-        if file.suffix == ".model":
+        if options.pattern is None and file.suffix == ".model":
             return _of_model(file, options)
-        if file.suffix == ".json":
+        if options.pattern is None and file.suffix == ".json":
             return _of_json(file, read_bytes(file, MAX_JSON_BYTES, follow_links=True), options)
         return _of_ranks(file, options)
     except (OSError, ValueError) as error:
@@ -78,8 +78,8 @@ def import_tokenizer(path: Path, options: ImportOptions) -> Imported:
         raise DataError(f"{file} cannot be used: {error.message}", hint=error.hint) from None
 
 
-def _file_of(path: Path) -> Path:
-    """The file that is meant. Raises DataError."""
+def _file_of(path: Path, options: ImportOptions) -> Path:
+    """The file that is meant; one with a pattern has ranks, whatever its name. Raises DataError."""
     if path.is_dir():
         found = [path / name for name in (JSON_FILE, MODEL_FILE) if (path / name).is_file()]
         if not found:
@@ -87,7 +87,7 @@ def _file_of(path: Path) -> Path:
         return found[0]
     if not path.exists():
         raise DataError(f"{path} does not exist", hint=f"name {_KINDS}")
-    if path.suffix not in (".model", ".json", ".tiktoken"):
+    if options.pattern is None and path.suffix not in (".model", ".json", ".tiktoken"):
         raise DataError(f"{path} is no kind of tokenizer that is known", hint=f"name {_KINDS}")
     return path
 

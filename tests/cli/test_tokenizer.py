@@ -243,3 +243,22 @@ def test_what_is_not_utf8_has_an_offset_wherever_it_is(
         outcome = llmtrain("tokenizer", "encode", "--tokenizer", tokenizer, stdin=text + rest)
         assert outcome.code == 5
         assert f"byte {at}" in outcome.err
+
+
+def test_inspect_shows_sources_and_others(tokenizer: Path, llmtrain: Any, place: Path) -> None:
+    (place / "second.txt").write_text("a second text\n" * 9)
+    flags = ("--data", "corpus.txt", "--data", "second.txt", "--beside", tokenizer)
+    command = ("tokenizer", "inspect", "--tokenizer", tokenizer, *flags)
+    document = llmtrain(*command, "--json").document
+    assert [fit["name"] for fit in document["sources"]] == ["corpus.txt", "second.txt"]
+    assert document["beside"][0]["tokens"] == document["sample_tokens"]
+    plain = llmtrain(*command)
+    assert plain.code == 0
+    assert plain.out.count("bytes per token") == 3
+    assert "rarest_pieces" in plain.out
+
+
+def test_inspect_without_text_has_no_rates(tokenizer: Path, llmtrain: Any) -> None:
+    document = llmtrain("tokenizer", "inspect", "--tokenizer", tokenizer, "--json").document
+    assert document["bytes_per_token"] is document["unused_share"] is None
+    assert document["sources"] == document["beside"] == []
