@@ -83,7 +83,6 @@ READS_WHAT_IT_TRUSTS = {
     "engine/calibration",
     "train/launch",
     "train/launched",  # what another rank says
-    "cli/tokenizer",  # the text that the user names, however large
 }
 Finding = tuple[str, int, str]
 Law = Callable[[Source], Iterator[tuple[ast.AST, str]]]

@@ -99,6 +99,8 @@ class DataSection(Section):
     tokenizer: Annotated[str, Field(min_length=1)] = "auto"  # or a tokenizer directory
     mask_documents: bool = False  # attention within documents, though windows hold several
     packing: Literal["concatenate", "best_fit"] = "concatenate"  # of documents into windows
+    tokenizer: Annotated[str, Field(min_length=1)] = "auto"  # or a tokenizer's directory or file
+    tokenizer_kind: Literal["bpe", "unigram"] = "bpe"  # what `auto` trains
 
 
 class TrainSection(Section):

@@ -13,6 +13,7 @@ from llmtrain.errors import DataError
 _PIECES, _TRAINER, _NORMALIZER, _SELF_TEST, _DENORMALIZER = 1, 2, 3, 4, 5
 _BYTES = 2  # the wire type of everything at the top level
 _CHARACTER_MAP = 2  # of the normalizer: a compiled table
+_PIECE_TEXT, _PIECE_KIND, _CONTROL = 1, 3, 3  # of a piece
 _MOST_PIECES = 1 << 20
 _LONGEST_PIECE_BYTES = 1024
 _LONGEST_SETTINGS_BYTES = 1 << 16
@@ -77,3 +78,19 @@ def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, start + offset + 1
     raise DataError("it is cut off")
+
+
+def with_control_piece(model: bytes, name: str) -> bytes:
+    """`model` with one more piece, behind the others, that no text becomes.
+
+    Messages that follow each other are merged, and lists joined.
+    """
+    piece = _field(_PIECE_TEXT, name.encode()) + bytes([_PIECE_KIND << 3, _CONTROL])
+    return model + _field(_PIECES, piece)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of bytes, of which there are fewer than 128."""
+    if len(content) >= 0x80:
+        raise DataError(f"the name of a token has {len(content)} bytes, and 100 are the most")
+    return bytes([number << 3 | _BYTES, len(content)]) + content
