@@ -21,6 +21,7 @@ from llmtrain.data.finding import (
     reason_to_skip,
     source_file,
 )
+from llmtrain.data.left_out import LeftOut
 from llmtrain.data.reading import Document, SourceFile, read_documents, read_python, readable
 from llmtrain.errors import DataError, UsageError
 
@@ -79,13 +80,21 @@ class Corpus:
 
     sources: tuple[Source, ...]
     text_field: str = "text"
+    left_out: LeftOut | None = None  # by `llmtrain.data.cleaning`
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
         return tuple(skipped for source in self.sources for skipped in source.skipped)
 
     def documents(self) -> Iterator[Document]:
-        """Every document that is not empty, one file in memory at a time. Raises DataError."""
+        """Every document that is not empty or left out, one file in memory at a time.
+
+        Raises DataError.
+        """
+        documents = self._all_documents()
+        return documents if self.left_out is None else self.left_out.without(documents)
+
+    def _all_documents(self) -> Iterator[Document]:
         for source in self.sources:
             for file in source.files:
                 yield from read_documents(file, self.text_field)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from llmtrain.data.cleaning import Cleaned, clean
+from llmtrain.data.filters import filters_of
 from llmtrain.data.shards import PreparedData, entry_directory, open_prepared, prepare
 from llmtrain.data.sources import Corpus, CorpusFacts, resolve_sources
 from llmtrain.data.split import plan_split
@@ -34,6 +36,7 @@ class Dataset:
     tokenizer_directory: Path
     shards: PreparedData
     sources: list[dict[str, object]]
+    left_out: list[dict[str, object]] | None = None  # by which rules; None: not known any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,10 @@ class DataWork:
 
 def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Dataset:
     """Token shards of the profile's sources, and their tokenizer. Raises DataError."""
-    corpus = resolve_sources(section.sources, text_field=section.text_field)
+    cleaned = cleaned_corpus(
+        resolve_sources(section.sources, text_field=section.text_field), section, work
+    )
+    corpus = cleaned.corpus
     facts = corpus.measure(work.check_stop)
     for reason, count in Counter(skipped.reason for skipped in corpus.skipped).items():
         work.observe(Note(f"skipped {count} files: {reason}"))
@@ -65,7 +71,16 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Da
         on_progress=lambda done, total: work.observe(Progress("tokenizing", done, total)),
         check_stop=work.check_stop,
     )
-    return Dataset(tokenizer, directory, shards, corpus.describe())
+    left_out = [tally.document() for tally in cleaned.left_out]
+    return Dataset(tokenizer, directory, shards, corpus.describe(), left_out)
+
+
+def cleaned_corpus(corpus: Corpus, section: DataSection, work: DataWork) -> Cleaned:
+    """The corpus without what the section's rules leave out, of which everybody is told."""
+    cleaned = clean(corpus, filters_of(section.filters), section.duplicates, work.check_stop)
+    for tally in cleaned.left_out:
+        work.observe(Note(f"left out {tally.describe()}"))
+    return cleaned
 
 
 def open_dataset(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
@@ -68,6 +69,7 @@ def begin_record(
             "train_tokens": index.train.tokens,
             "validation_tokens": index.validation.tokens,
             "sources": dataset.sources or (before.get("data") or {}).get("sources", []),
+            "left_out": _left_out(dataset, before),
         },
         "sittings": [*before.get("sittings", []), sitting],
     }
@@ -80,6 +82,13 @@ def end_record(directory: RunDirectory, result: TrainResult) -> None:
     record = directory.read_record()
     values = asdict(result) | {"run": str(result.run), "checkpoint": str(result.checkpoint)}
     directory.write_record(record | {"result": values})
+
+
+def _left_out(dataset: Dataset, before: Mapping[str, Any]) -> Any:
+    """What the rules of `data` left out; of shards from the cache, what was known at first."""
+    if dataset.left_out is not None:
+        return dataset.left_out
+    return (before.get("data") or {}).get("left_out", [])
 
 
 def _versions() -> dict[str, str]:
