@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
 from typing import TypeAlias
 
 import numpy as np
@@ -69,10 +71,9 @@ def _buckets_by_text(signatures: Signatures) -> Iterator[tuple[int, list[int]]]:
     pairs = [_shared(bands[:, band], band) for band in range(_BANDS)]
     texts, buckets = (np.concatenate(column) for column in zip(*pairs, strict=True))
     order = np.argsort(texts, kind="stable")
-    texts, buckets = texts[order], buckets[order]
-    found, starts = np.unique(texts, return_index=True)
-    for text, mine in zip(found.tolist(), np.split(buckets, starts[1:]), strict=True):
-        yield text, mine.tolist()
+    pairs_in_order = zip(texts[order].tolist(), buckets[order].tolist(), strict=True)
+    for text, mine in groupby(pairs_in_order, key=itemgetter(0)):
+        yield text, [bucket for _, bucket in mine]
 
 
 def _shared(keys: npt.NDArray[np.uint64], band: int) -> tuple[npt.NDArray[np.int64], ...]:

@@ -7,11 +7,14 @@ import hashlib
 import os
 import platform
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from llmtrain.data.finding import (
     files_below,
@@ -68,6 +71,26 @@ class CorpusFacts:
     fingerprint: str
     lowest_digest: bytes
     highest_digest: bytes
+    repeated_documents: int = 0  # that are equal to an earlier one
+    repeated_bytes: int = 0  # of their text
+
+
+class _Repeats:
+    """Counts texts that are equal to earlier ones, in 16 bytes a text."""
+
+    def __init__(self) -> None:
+        self._digests = array("Q")  # 8 bytes of 32: among 10^8 texts two may be taken for equal
+        self._sizes_bytes = array("Q")
+
+    def add(self, digest: bytes, size_bytes: int) -> None:
+        self._digests.append(int.from_bytes(digest[:8], "big"))
+        self._sizes_bytes.append(size_bytes)
+
+    def count(self) -> tuple[int, int]:
+        """Documents and bytes beyond the first of each."""
+        sizes = np.frombuffer(self._sizes_bytes, np.uint64)
+        _, firsts = np.unique(np.frombuffer(self._digests, np.uint64), return_index=True)
+        return len(sizes) - len(firsts), int(sizes.sum()) - int(sizes[firsts].sum())
 
 
 def _go_on() -> None:
@@ -105,17 +128,21 @@ class Corpus:
 
     def measure(self, check_stop: Callable[[], None] = _go_on) -> CorpusFacts:
         """Sizes and fingerprint, from reading all of it. Raises DataError if there is no text."""
-        builder = FingerprintBuilder()
+        builder, repeats = FingerprintBuilder(), _Repeats()
         text_bytes, lowest, highest = 0, b"\xff" * 32, b""
         for document in self.documents():
             check_stop()
             digest = builder.add(document)
-            text_bytes += len(document.text.encode())
+            size_bytes = len(document.text.encode())
+            repeats.add(digest, size_bytes)
+            text_bytes += size_bytes
             lowest, highest = min(lowest, digest), max(highest, digest)
         if not builder.documents:
             specs = ", ".join(source.spec for source in self.sources)
             raise DataError(f"there is no text in {specs}: every file is empty", hint=_SUPPORTED)
-        return CorpusFacts(builder.documents, text_bytes, builder.hexdigest(), lowest, highest)
+        return CorpusFacts(
+            builder.documents, text_bytes, builder.hexdigest(), lowest, highest, *repeats.count()
+        )
 
     def describe(self) -> list[dict[str, object]]:
         """One record a source, ready for JSON, without reading the text again."""

@@ -17,6 +17,7 @@ from llmtrain.data.filters import filters_of
 from llmtrain.data.shards import PreparedData, entry_directory, open_prepared, prepare
 from llmtrain.data.sources import Corpus, CorpusFacts, resolve_sources
 from llmtrain.data.split import plan_split
+from llmtrain.engine.leaking import known_leakage, leakage_warning
 from llmtrain.errors import DataError
 from llmtrain.files import cache_directory
 from llmtrain.profile.schema import DataSection
@@ -25,6 +26,7 @@ from llmtrain.tokenizer.learner import learn_apart
 from llmtrain.train.events import Note, Observer, Progress
 from llmtrain.units import format_bytes
 
+_TOLD_SHARE = 0.01  # of the text; less than that is not worth a line
 _TOKENIZER_RECIPE = 1  # raised when training a tokenizer from the same text gives another
 
 
@@ -36,7 +38,7 @@ class Dataset:
     tokenizer_directory: Path
     shards: PreparedData
     sources: list[dict[str, object]]
-    left_out: list[dict[str, object]] | None = None  # by which rules; None: not known any more
+    checked: dict[str, object] | None = None  # left out, leakage; None: not known any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,13 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Da
     )
     corpus = cleaned.corpus
     facts = corpus.measure(work.check_stop)
+    if facts.repeated_bytes > _TOLD_SHARE * facts.text_bytes:
+        work.observe(_told_repeats(facts))
     for reason, count in Counter(skipped.reason for skipped in corpus.skipped).items():
         work.observe(Note(f"skipped {count} files: {reason}"))
+    leakage = known_leakage(corpus, facts, section.validation_fraction, work.check_stop)
+    if leakage is not None and (warning := leakage_warning(leakage)):
+        work.observe(warning)
     if section.tokenizer == "auto":
         directory = _trained_tokenizer(corpus, facts, section, vocab_size, work)
     else:
@@ -71,8 +78,19 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Da
         on_progress=lambda done, total: work.observe(Progress("tokenizing", done, total)),
         check_stop=work.check_stop,
     )
-    left_out = [tally.document() for tally in cleaned.left_out]
-    return Dataset(tokenizer, directory, shards, corpus.describe(), left_out)
+    checked: dict[str, object] = {
+        "left_out": [tally.document() for tally in cleaned.left_out],
+        "leakage": leakage.document() if leakage is not None else None,
+    }
+    return Dataset(tokenizer, directory, shards, corpus.describe(), checked)
+
+
+def _told_repeats(facts: CorpusFacts) -> Note:
+    share = facts.repeated_bytes / facts.text_bytes
+    return Note(
+        f"{facts.repeated_documents} of {facts.documents} documents are equal to an earlier one, "
+        f"{share:.1%} of the text; --set data.duplicates=drop_exact leaves them out"
+    )
 
 
 def cleaned_corpus(corpus: Corpus, section: DataSection, work: DataWork) -> Cleaned:

@@ -69,7 +69,7 @@ def begin_record(
             "train_tokens": index.train.tokens,
             "validation_tokens": index.validation.tokens,
             "sources": dataset.sources or (before.get("data") or {}).get("sources", []),
-            "left_out": _left_out(dataset, before),
+            **_checked(dataset, before),
         },
         "sittings": [*before.get("sittings", []), sitting],
     }
@@ -84,11 +84,12 @@ def end_record(directory: RunDirectory, result: TrainResult) -> None:
     directory.write_record(record | {"result": values})
 
 
-def _left_out(dataset: Dataset, before: Mapping[str, Any]) -> Any:
-    """What the rules of `data` left out; of shards from the cache, what was known at first."""
-    if dataset.left_out is not None:
-        return dataset.left_out
-    return (before.get("data") or {}).get("left_out", [])
+def _checked(dataset: Dataset, before: Mapping[str, Any]) -> dict[str, Any]:
+    """What was left out, and what leaks; of shards from the cache, what was known at first."""
+    if dataset.checked is not None:
+        return dataset.checked
+    data = before.get("data") or {}
+    return {name: data[name] for name in ("left_out", "leakage") if name in data}
 
 
 def _versions() -> dict[str, str]:
