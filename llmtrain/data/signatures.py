@@ -46,7 +46,7 @@ class Signer:
     """Takes texts one after the other; holds a batch of hashes and 512 bytes for each text."""
 
     def __init__(self) -> None:
-        self._signed: list[Signatures] = []
+        self._signed = bytearray()  # grows in place, where a list of arrays has to be joined
         self._hashes: list[_Hashes] = []  # of stretches of texts, not signed yet
         self._texts: list[int] = []  # to which text of the batch each stretch belongs
         self._pending = 0  # texts in the batch
@@ -69,16 +69,14 @@ class Signer:
         """Of all texts, in order."""
         if self._pending:
             self._sign_batch()
-        whole = np.concatenate([np.empty((0, PLACES), np.uint16), *self._signed])
-        self._signed = [whole]
-        return whole
+        return np.frombuffer(self._signed, np.uint16).reshape(-1, PLACES)
 
     def _sign_batch(self) -> None:
         minima = _minima(self._hashes)
         first_stretches = np.searchsorted(self._texts, np.arange(self._pending))
         of_texts = np.minimum.reduceat(minima, first_stretches, axis=0)
         # Half of the bits say as much: unrelated places agree once in 65,536.
-        self._signed.append(of_texts.astype(np.uint16))
+        self._signed += of_texts.astype(np.uint16).tobytes()
         self._hashes, self._texts = [], []
         self._pending, self._room = 0, _BATCH_CHARACTERS
 
