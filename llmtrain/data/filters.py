@@ -82,17 +82,25 @@ def repetition(text: str) -> float:
 def _repeated_lines(text: str) -> tuple[float, float]:
     """Shares of lines, and of their characters, that an earlier line is equal to."""
     lines = [line for line in map(str.strip, text.splitlines()) if line]
+    if not lines:
+        return 0.0, 0.0
     distinct = set(lines)
-    by_number = 1 - len(distinct) / max(1, len(lines))
-    by_characters = 1 - sum(map(len, distinct)) / max(1, sum(map(len, lines)))
-    return by_number, by_characters
+    by_characters = 1 - sum(map(len, distinct)) / sum(map(len, lines))
+    return 1 - len(distinct) / len(lines), by_characters
 
 
 def _most_frequent_grams(text: str) -> Iterator[float]:
     """For 2, 3 and 4 words in a row, the share of characters in those that take most of them."""
     words = text.split()
-    characters = max(1, sum(map(len, words)))
+    characters = sum(map(len, words))
     for size in range(2, _LONGEST_GRAM + 1):
-        grams = Counter(zip(*(words[start:] for start in range(size)), strict=False))
-        taken = (n * sum(map(len, gram)) for gram, n in grams.items() if n > 1)
-        yield min(1.0, max(taken, default=0) / characters)
+        grams = list(zip(*(words[start:] for start in range(size)), strict=False))
+        counts = Counter(grams)
+        top = max(counts, key=lambda gram: counts[gram] * sum(map(len, gram)), default=())
+        if counts[top] < 2:
+            yield 0.0
+            continue
+        # They can overlap, as in `a b a b a`: each word counts once.
+        begins = (place for place, gram in enumerate(grams) if gram == top)
+        taken = {place + each for place in begins for each in range(size)}
+        yield sum(len(words[place]) for place in taken) / characters

@@ -17,7 +17,7 @@ from llmtrain.data.near_copies import Flags, copied_from
 from llmtrain.data.reading import Document
 from llmtrain.data.signatures import Signer
 from llmtrain.data.sources import Corpus, CorpusFacts
-from llmtrain.data.split import DocumentSplit, Side, Split, cut_at_line_ends, plan_split
+from llmtrain.data.split import BlockSplit, DocumentSplit, Side, Split, cut_at_line_ends, plan_split
 
 _MOST_UNITS = 100_000  # of a side that are compared
 _MOST_BYTES = 256 << 20
@@ -86,11 +86,23 @@ def _is_chosen(unit: Document, rate: float) -> bool:
 
 
 def _units(split: Split, documents: Iterator[Document]) -> Iterator[tuple[Side, Document]]:
-    """What is compared: documents, or blocks of equal size where documents are cut."""
+    """What is compared: documents, or blocks of equal size where documents are cut.
+
+    A copy is cut elsewhere than its original. Train is cut twice, half a block apart, so that some
+    block of it has three quarters of the copy or more.
+    """
     for piece in split.assign(documents):
         if isinstance(split, DocumentSplit):
             yield piece.side, piece.document
             continue
-        data = piece.document.text.encode()
-        for block in cut_at_line_ends(data, split.block_bytes, split.longest_bytes):
-            yield piece.side, Document(block.decode(), piece.document.origin)
+        data, origin = piece.document.text.encode(), piece.document.origin
+        yield from ((piece.side, Document(b.decode(), origin)) for b in _blocks(split, data))
+        if piece.side == "train":
+            half = split.block_bytes // 2 + 1
+            skipped = next(cut_at_line_ends(data, half, max(half, split.longest_bytes)))
+            rest = data[len(skipped) :]
+            yield from ((piece.side, Document(b.decode(), origin)) for b in _blocks(split, rest))
+
+
+def _blocks(split: BlockSplit, data: bytes) -> Iterator[bytes]:
+    return cut_at_line_ends(data, split.block_bytes, split.longest_bytes)

@@ -100,6 +100,13 @@ class FiltersSection(Section):
     languages: Annotated[tuple[LanguageCode, ...], Field(min_length=1)] | None = None
     max_repetition: Annotated[float, Field(ge=0, lt=1)] | None = None  # Gopher's are 0.16 to 0.3
 
+    @model_validator(mode="after")
+    def _some_length_passes(self) -> FiltersSection:
+        least, most = self.min_bytes, self.max_bytes
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"min_bytes {least} is above max_bytes {most}: nothing would be left")
+        return self
+
 
 class DataSection(Section):
     """What is learned from."""
