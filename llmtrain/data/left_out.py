@@ -90,7 +90,7 @@ class Tally:
 
     def describe(self) -> str:
         """In a line: how many, how much, and the examples."""
-        some = "; ".join(f"{each.origin} {each.beginning!r}" for each in self.examples)
+        some = "; ".join(f"{e.origin} ({' '.join(e.beginning.split())}…)" for e in self.examples)
         kind = "document" if self.documents == 1 else "documents"
         size = format_bytes(self.text_bytes)
         return f"{self.documents} {kind} ({size}) {self.reason}, for example {some}"

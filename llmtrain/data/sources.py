@@ -7,14 +7,12 @@ import hashlib
 import os
 import platform
 import re
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
-
-import numpy as np
 
 from llmtrain.data.finding import (
     files_below,
@@ -26,6 +24,7 @@ from llmtrain.data.finding import (
 )
 from llmtrain.data.left_out import LeftOut
 from llmtrain.data.reading import Document, SourceFile, read_documents, read_python, readable
+from llmtrain.data.repeats import Repeats
 from llmtrain.errors import DataError, UsageError
 
 BUILTIN_PYTHON = "builtin:python"
@@ -75,24 +74,6 @@ class CorpusFacts:
     repeated_bytes: int = 0  # of their text
 
 
-class _Repeats:
-    """Counts texts that are equal to earlier ones, in 16 bytes a text."""
-
-    def __init__(self) -> None:
-        self._digests = array("Q")  # 8 bytes of 32: among 10^8 texts two may be taken for equal
-        self._sizes_bytes = array("Q")
-
-    def add(self, digest: bytes, size_bytes: int) -> None:
-        self._digests.append(int.from_bytes(digest[:8], "big"))
-        self._sizes_bytes.append(size_bytes)
-
-    def count(self) -> tuple[int, int]:
-        """Documents and bytes beyond the first of each."""
-        sizes = np.frombuffer(self._sizes_bytes, np.uint64)
-        _, firsts = np.unique(np.frombuffer(self._digests, np.uint64), return_index=True)
-        return len(sizes) - len(firsts), int(sizes.sum()) - int(sizes[firsts].sum())
-
-
 def _go_on() -> None:
     """Never asks to stop."""
 
@@ -103,6 +84,7 @@ class Corpus:
 
     sources: tuple[Source, ...]
     text_field: str = "text"
+    first: int | None = None  # only so many documents, counted with those that are left out
     left_out: LeftOut | None = None  # by `llmtrain.data.cleaning`
 
     @property
@@ -114,7 +96,7 @@ class Corpus:
 
         Raises DataError.
         """
-        documents = self._all_documents()
+        documents = islice(self._all_documents(), self.first)
         return documents if self.left_out is None else self.left_out.without(documents)
 
     def _all_documents(self) -> Iterator[Document]:
@@ -128,21 +110,18 @@ class Corpus:
 
     def measure(self, check_stop: Callable[[], None] = _go_on) -> CorpusFacts:
         """Sizes and fingerprint, from reading all of it. Raises DataError if there is no text."""
-        builder, repeats = FingerprintBuilder(), _Repeats()
-        text_bytes, lowest, highest = 0, b"\xff" * 32, b""
+        gauge = Gauge()
         for document in self.documents():
             check_stop()
-            digest = builder.add(document)
-            size_bytes = len(document.text.encode())
-            repeats.add(digest, size_bytes)
-            text_bytes += size_bytes
-            lowest, highest = min(lowest, digest), max(highest, digest)
-        if not builder.documents:
+            gauge.add(document)
+        return self.facts(gauge)
+
+    def facts(self, gauge: Gauge) -> CorpusFacts:
+        """What a gauge that saw every document tells. Raises DataError if there was no text."""
+        if not gauge.documents:
             specs = ", ".join(source.spec for source in self.sources)
             raise DataError(f"there is no text in {specs}: every file is empty", hint=_SUPPORTED)
-        return CorpusFacts(
-            builder.documents, text_bytes, builder.hexdigest(), lowest, highest, *repeats.count()
-        )
+        return gauge.facts()
 
     def describe(self) -> list[dict[str, object]]:
         """One record a source, ready for JSON, without reading the text again."""
@@ -169,6 +148,42 @@ class FingerprintBuilder:
 
     def hexdigest(self) -> str:
         return self._digest.hexdigest()
+
+
+class Gauge:
+    """Measures documents as they pass."""
+
+    def __init__(self) -> None:
+        self.text_bytes = 0
+        self.repeats = Repeats()
+        self._fingerprint = FingerprintBuilder()
+        self._lowest, self._highest = b"\xff" * 32, b""
+
+    @property
+    def documents(self) -> int:
+        return self._fingerprint.documents
+
+    def add(self, document: Document) -> int:
+        """The size of its text in bytes; it is measured."""
+        digest = self._fingerprint.add(document)
+        size_bytes = len(document.text.encode())
+        self.repeats.add(digest, size_bytes)
+        self.text_bytes += size_bytes
+        self._lowest, self._highest = min(self._lowest, digest), max(self._highest, digest)
+        return size_bytes
+
+    def facts(self) -> CorpusFacts:
+        """Of all that passed."""
+        repeated = self.repeats.flags()
+        return CorpusFacts(
+            documents=self.documents,
+            text_bytes=self.text_bytes,
+            fingerprint=self._fingerprint.hexdigest(),
+            lowest_digest=self._lowest,
+            highest_digest=self._highest,
+            repeated_documents=int(repeated.sum()),
+            repeated_bytes=int(self.repeats.sizes_bytes()[repeated].sum()),
+        )
 
 
 def _describe(source: Source) -> dict[str, object]:

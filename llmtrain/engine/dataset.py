@@ -64,10 +64,7 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Da
     leakage = known_leakage(corpus, facts, section.validation_fraction, work.check_stop)
     if leakage is not None and (warning := leakage_warning(leakage)):
         work.observe(warning)
-    if section.tokenizer == "auto":
-        directory = _trained_tokenizer(corpus, facts, section, vocab_size, work)
-    else:
-        directory = Path(section.tokenizer)
+    directory = tokenizer_of(corpus, facts, section, vocab_size, work)
     tokenizer = load_tokenizer(directory, vocab_size)
     shards = prepare(
         corpus,
@@ -83,6 +80,15 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Da
         "leakage": leakage.document() if leakage is not None else None,
     }
     return Dataset(tokenizer, directory, shards, corpus.describe(), checked)
+
+
+def tokenizer_of(
+    corpus: Corpus, facts: CorpusFacts, section: DataSection, vocab_size: int, work: DataWork
+) -> Path:
+    """The directory of the tokenizer that the section names, or of the one trained for it."""
+    if section.tokenizer == "auto":
+        return _trained_tokenizer(corpus, facts, section, vocab_size, work)
+    return Path(section.tokenizer)
 
 
 def _told_repeats(facts: CorpusFacts) -> Note:
