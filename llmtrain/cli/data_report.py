@@ -58,7 +58,7 @@ def _fact_lines(report: DataReport, columns: int) -> Iterator[Text]:
 def _facts(report: DataReport) -> Iterator[tuple[str, str]]:
     found, facts = report.found, report.found.facts
     for source in report.sources:
-        yield "source", f"{shown(str(source['spec']))}: {source['files']} files"
+        yield "source", f"{shown(str(source['spec']))}: {_files(source['files'])}"
     if report.skipped:
         yield "skipped", ", ".join(f"{count} {reason}" for reason, count in report.skipped.items())
     only = f"; only the first {report.only_first:,} were looked at" if report.only_first else ""
@@ -73,6 +73,10 @@ def _facts(report: DataReport) -> Iterator[tuple[str, str]]:
     yield "near copies", _copies(found.near, found)
     yield "leakage", _leakage(report.leakage)
     yield "languages", _languages(found)
+
+
+def _files(number: object) -> str:
+    return "1 file" if number == 1 else f"{number} files"
 
 
 def _tokens(report: DataReport) -> str:
