@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from llmtrain.data.cleaning import Cleaned, clean
+from llmtrain.data.filters import filters_of
 from llmtrain.data.shards import PreparedData, entry_directory, open_prepared, prepare
 from llmtrain.data.sources import Corpus, CorpusFacts, resolve_sources
 from llmtrain.data.split import plan_split
+from llmtrain.engine.leaking import known_leakage, leakage_warning
 from llmtrain.errors import DataError
 from llmtrain.files import cache_directory
 from llmtrain.profile.schema import DataSection
@@ -24,6 +27,7 @@ from llmtrain.tokenizer.learner import learn_apart
 from llmtrain.train.events import Note, Observer, Progress
 from llmtrain.units import format_bytes
 
+_TOLD_SHARE = 0.01  # of the text; less than that is not worth a line
 _TOKENIZER_RECIPE = 1  # raised when training a tokenizer from the same text gives another
 
 
@@ -35,6 +39,7 @@ class Dataset:
     tokenizer_directory: Path
     shards: PreparedData
     sources: list[dict[str, object]]
+    checked: dict[str, object] | None = None  # left out, leakage; None: not known any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +53,19 @@ class DataWork:
 
 def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Dataset:
     """Token shards of the profile's sources, and their tokenizer. Raises DataError."""
-    corpus = resolve_sources(section.sources, text_field=section.text_field)
+    cleaned = cleaned_corpus(
+        resolve_sources(section.sources, text_field=section.text_field), section, work
+    )
+    corpus = cleaned.corpus
     facts = corpus.measure(work.check_stop)
+    if facts.repeated_bytes > _TOLD_SHARE * facts.text_bytes:
+        work.observe(_told_repeats(facts))
     for reason, count in Counter(skipped.reason for skipped in corpus.skipped).items():
         work.observe(Note(f"skipped {count} files: {reason}"))
-    if section.tokenizer == "auto":
-        directory = _trained_tokenizer(corpus, facts, section, vocab_size, work)
-    else:
-        directory = Path(section.tokenizer)
+    leakage = known_leakage(corpus, facts, section.validation_fraction, work.check_stop)
+    if leakage is not None and (warning := leakage_warning(leakage)):
+        work.observe(warning)
+    directory = tokenizer_of(corpus, facts, section, vocab_size, work)
     tokenizer = load_tokenizer(directory, vocab_size)
     shards = prepare(
         corpus,
@@ -66,7 +76,36 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Da
         on_progress=lambda done, total: work.observe(Progress("tokenizing", done, total)),
         check_stop=work.check_stop,
     )
-    return Dataset(tokenizer, directory, shards, corpus.describe())
+    checked: dict[str, object] = {
+        "left_out": [tally.document() for tally in cleaned.left_out],
+        "leakage": leakage.document() if leakage is not None else None,
+    }
+    return Dataset(tokenizer, directory, shards, corpus.describe(), checked)
+
+
+def tokenizer_of(
+    corpus: Corpus, facts: CorpusFacts, section: DataSection, vocab_size: int, work: DataWork
+) -> Path:
+    """The directory of the tokenizer that the section names, or of the one trained for it."""
+    if section.tokenizer == "auto":
+        return _trained_tokenizer(corpus, facts, section, vocab_size, work)
+    return Path(section.tokenizer)
+
+
+def _told_repeats(facts: CorpusFacts) -> Note:
+    share = facts.repeated_bytes / facts.text_bytes
+    return Note(
+        f"{facts.repeated_documents} of {facts.documents} documents are equal to an earlier one, "
+        f"{share:.1%} of the text; --set data.duplicates=drop_exact leaves them out"
+    )
+
+
+def cleaned_corpus(corpus: Corpus, section: DataSection, work: DataWork) -> Cleaned:
+    """The corpus without what the section's rules leave out, of which everybody is told."""
+    cleaned = clean(corpus, filters_of(section.filters), section.duplicates, work.check_stop)
+    for tally in cleaned.left_out:
+        work.observe(Note(f"left out {tally.describe()}"))
+    return cleaned
 
 
 def open_dataset(

@@ -15,6 +15,7 @@ from pydantic.json_schema import WithJsonSchema
 from llmtrain.units import parse_count, parse_duration_s
 
 Auto = Literal["auto"]
+Duplicates = Literal["keep", "drop_exact", "drop_near"]
 
 
 def _duration_s(value: object) -> object:
@@ -49,6 +50,7 @@ PositiveCount = Annotated[Count, Field(ge=1, lt=2**63)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 MOST_THREADS = 4096  # a system gives out more only to those who ask for trouble
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
+LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]  # ISO 639
 
 
 class Section(BaseModel):
@@ -90,6 +92,22 @@ class ModelSection(Section):
         return self
 
 
+class FiltersSection(Section):
+    """Which documents are left out for what they are; all that is not set lets all pass."""
+
+    min_bytes: PositiveInt | None = None
+    max_bytes: Annotated[int, Field(ge=1, lt=2**25)] | None = None  # longer texts come in parts
+    languages: Annotated[tuple[LanguageCode, ...], Field(min_length=1)] | None = None
+    max_repetition: Annotated[float, Field(ge=0, lt=1)] | None = None  # Gopher's are 0.16 to 0.3
+
+    @model_validator(mode="after")
+    def _some_length_passes(self) -> FiltersSection:
+        least, most = self.min_bytes, self.max_bytes
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"min_bytes {least} is above max_bytes {most}: nothing would be left")
+        return self
+
+
 class DataSection(Section):
     """What is learned from."""
 
@@ -101,6 +119,8 @@ class DataSection(Section):
     packing: Literal["concatenate", "best_fit"] = "concatenate"  # of documents into windows
     tokenizer: Annotated[str, Field(min_length=1)] = "auto"  # or a tokenizer's directory or file
     tokenizer_kind: Literal["bpe", "unigram"] = "bpe"  # what `auto` trains
+    duplicates: Duplicates = "keep"  # of equal or similar documents the first always stays
+    filters: FiltersSection = FiltersSection()
 
 
 class TrainSection(Section):
