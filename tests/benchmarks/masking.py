@@ -1,9 +1,10 @@
-"""Whether attention within documents learns more: validation bits per byte with it and without.
+"""What attention within documents, and documents whole in windows, do to what is learned.
 
     python -m tests.benchmarks.masking --profile cpu-tiny --steps 400 --seeds 3
 
-Seeds are paired: both ways begin with the same weights and read the same windows. Each model is
-evaluated as it was trained, and as the other was: on the same windows, masked and not.
+Text is concatenated or packed, and attention masked or not: four ways, or those that are named.
+Seeds are paired: every way begins with the same weights, and the two of one packing read the same
+windows. All models are evaluated on the same concatenated validation text, masked and not.
 """
 
 from __future__ import annotations
@@ -32,46 +33,65 @@ from llmtrain.profile.schema import DeviceSection
 _EVALUATED_TOKENS = 8192  # of one forward
 
 
+_WAYS: dict[str, dict[str, object]] = {
+    f"{packing}-{'masked' if masked else 'whole'}": {
+        "data.packing": packing,
+        "data.mask_documents": masked,
+    }
+    for packing in ("concatenate", "best_fit")
+    for masked in (False, True)
+}
+
+
 @dataclass(frozen=True, slots=True)
-class Way:
+class Result:
     """One training: bits per byte of all validation text by each evaluation, and its pace."""
 
+    way: str
     seed: int
-    masked: bool
     bpb_masked: float
     bpb_whole: float
     tokens_per_s: float | None
 
     @property
     def own_bpb(self) -> float:
-        """As it was trained."""
-        return self.bpb_masked if self.masked else self.bpb_whole
+        """With attention as in training."""
+        return self.bpb_masked if _WAYS[self.way]["data.mask_documents"] else self.bpb_whole
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Every training, and the mean difference with its standard error, as a line of JSON."""
+    """Every training, and what each way comes to beside the first, as a line of JSON."""
     values = _parser().parse_args(arguments)
-    ways = [_trained(values, seed, m) for seed in range(values.seeds) for m in (False, True)]
-    pairs = list(zip(ways[::2], ways[1::2], strict=True))
+    results = {
+        way: [_trained(values, seed, way) for seed in range(values.seeds)] for way in values.ways
+    }
     document = {
         "profile": values.profile,
         "steps": values.steps,
-        "trainings": [asdict(way) for way in ways],
-        "masked_minus_whole": {
-            "as_trained": _mean([b.own_bpb - a.own_bpb for a, b in pairs]),
-            "both_masked": _mean([b.bpb_masked - a.bpb_masked for a, b in pairs]),
-            "both_whole": _mean([b.bpb_whole - a.bpb_whole for a, b in pairs]),
+        "trainings": [asdict(result) for some in results.values() for result in some],
+        "less": values.ways[0],
+        "differences": {
+            way: _differences(results[values.ways[0]], results[way]) for way in values.ways[1:]
         },
     }
     sys.stdout.write(json.dumps(document) + "\n")
     return 0
 
 
-def _trained(values: argparse.Namespace, seed: int, masked: bool) -> Way:
+def _differences(first: list[Result], others: list[Result]) -> dict[str, dict[str, float | None]]:
+    """By each evaluation, the mean over seeds and its standard error."""
+    pairs = list(zip(first, others, strict=True))
+    return {
+        "as_trained": _mean([b.own_bpb - a.own_bpb for a, b in pairs]),
+        "both_masked": _mean([b.bpb_masked - a.bpb_masked for a, b in pairs]),
+        "both_whole": _mean([b.bpb_whole - a.bpb_whole for a, b in pairs]),
+    }
+
+
+def _trained(values: argparse.Namespace, seed: int, way: str) -> Result:
     assignments = dict(assignment.split("=", 1) for assignment in values.set)
     settings = {name: yaml.safe_load(value) for name, value in assignments.items()}
-    settings |= {
-        "data.mask_documents": masked,
+    settings |= _WAYS[way] | {
         "train.seed": seed,
         "train.steps": values.steps,
         "eval.every_steps": values.steps,
@@ -83,7 +103,7 @@ def _trained(values: argparse.Namespace, seed: int, masked: bool) -> Way:
         device = DeviceSection.model_validate({"kind": values.device})
         trained = load_trained(str(out), device, lambda event: None)
         found = {m: _bits_per_byte(trained, out, masked=m) for m in (True, False)}
-    return Way(seed, masked, found[True], found[False], result.tokens_per_s)
+    return Result(way, seed, found[True], found[False], result.tokens_per_s)
 
 
 def _bits_per_byte(trained: Trained, run: Path, *, masked: bool) -> float:
@@ -117,7 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--profile", default="cpu-tiny", help="what is trained")
     parser.add_argument("--steps", type=int, default=400, help="of each training")
-    parser.add_argument("--seeds", type=int, default=3, help="pairs of trainings")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each way")
+    parser.add_argument("--ways", nargs="+", choices=_WAYS, default=list(_WAYS), help="compared")
     parser.add_argument("--device", default="cpu", help="where they are evaluated")
     parser.add_argument("--data", action="append", default=[], help="text, if not the profile's")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
