@@ -24,7 +24,7 @@ from llmtrain.tokenizer.learner import learn_apart
 from llmtrain.train.events import Note, Observer, Progress
 from llmtrain.units import format_bytes
 
-_TOKENIZER_RECIPE = 1  # raised when training a tokenizer from the same text gives another
+_TOKENIZER_RECIPE = 2  # raised when training a tokenizer from the same text gives another
 
 
 @dataclass(frozen=True, slots=True)
