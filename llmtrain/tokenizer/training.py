@@ -118,8 +118,7 @@ def train_tokenizer(
         _require_room(Recipe(vocab_size, kind, reserved))  # before the text is read
     for document in documents:
         sample.add(escape(document).replace(_RARE_MARK, " "))
-    texts = sample.texts()
-    if not any(text.strip("\r\n\x00") for text in texts):
+    if not any(text.strip("\r\n\x00") for text in sample):
         raise DataError(
             f"there is no text to learn a tokenizer from: {sample.bytes_seen} bytes of documents",
             hint="name files that have text in them: --data FILE",
@@ -127,7 +126,7 @@ def train_tokenizer(
     pieces = vocab_size if isinstance(vocab_size, int) else vocab_size(sample.bytes_seen)
     recipe = Recipe(pieces, kind, reserved)
     _require_room(recipe)
-    learned = (learn or learn_vocabulary)(texts, recipe)
+    learned = (learn or learn_vocabulary)(sample, recipe)
     return TrainedTokenizer(
         tokenizer=_tokenizer_of(learned.model_proto, kind),
         requested_vocab_size=pieces,
