@@ -28,7 +28,7 @@ from llmtrain.train.events import Note, Observer, Progress
 from llmtrain.units import format_bytes
 
 _TOLD_SHARE = 0.01  # of the text; less than that is not worth a line
-_TOKENIZER_RECIPE = 1  # raised when training a tokenizer from the same text gives another
+_TOKENIZER_RECIPE = 2  # raised when training a tokenizer from the same text gives another
 
 
 @dataclass(frozen=True, slots=True)

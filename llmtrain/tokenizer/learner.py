@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import BinaryIO
 
 from llmtrain.errors import DataError, LlmtrainError, UsageError, told_by_exit_code
@@ -21,7 +21,7 @@ _LOOK_EVERY_S = 0.2
 _REFUSALS: tuple[type[LlmtrainError], ...] = (UsageError, DataError)
 
 
-def learn_apart(texts: Sequence[str], recipe: Recipe, check_stop: Callable[[], None]) -> Learned:
+def learn_apart(texts: Iterable[str], recipe: Recipe, check_stop: Callable[[], None]) -> Learned:
     """What `learn_vocabulary` returns and raises. Whatever `check_stop` raises ends the process.
 
     Raises LlmtrainError that says how the process ended, where it ended without an answer.
@@ -55,7 +55,7 @@ def learn_apart(texts: Sequence[str], recipe: Recipe, check_stop: Callable[[], N
 
 
 def _answer(
-    process: subprocess.Popen[bytes], texts: Sequence[str], check_stop: Callable[[], None]
+    process: subprocess.Popen[bytes], texts: Iterable[str], check_stop: Callable[[], None]
 ) -> bytes:
     assert process.stdin is not None
     try:
@@ -86,9 +86,8 @@ def _parsed(answer: bytes) -> Learned:
 def main(parent_pid: int, recipe: Recipe, read: BinaryIO, write: BinaryIO) -> None:
     """The answer to the texts in `read` is in `write`."""
     threading.Thread(target=_end_with, args=(parent_pid,), daemon=True).start()
-    texts = [json.loads(line) for line in read]
     try:
-        learned = learn_vocabulary(texts, recipe)
+        learned = learn_vocabulary(map(json.loads, read), recipe)
     except _REFUSALS as error:
         refusal = {"refused": type(error).__name__, "message": error.message, "hint": error.hint}
         write.write(json.dumps(refusal).encode("ascii"))

@@ -89,8 +89,26 @@ def with_control_piece(model: bytes, name: str) -> bytes:
     return model + _field(_PIECES, piece)
 
 
+def with_pieces_respelt(model: bytes, old: bytes, new: bytes) -> bytes:
+    """`model` with `new` for each `old` in the text of a piece."""
+    parts = []
+    for field, _, start, end in _fields(model, 0, len(model)):
+        content = model[start:end]
+        if field == _PIECES and old in content:
+            content = b"".join(
+                _field(inner, content[first:after].replace(old, new))
+                if inner == _PIECE_TEXT
+                else bytes([inner << 3 | wire_type]) + content[first:after]
+                for inner, wire_type, first, after in _fields(content, 0, len(content))
+            )
+        parts.append(_field(field, content))
+    return b"".join(parts)
+
+
 def _field(number: int, content: bytes) -> bytes:
-    """A field of bytes, of which there are fewer than 128."""
-    if len(content) >= 0x80:
-        raise DataError(f"the name of a token has {len(content)} bytes, and 100 are the most")
-    return bytes([number << 3 | _BYTES, len(content)]) + content
+    """A field of bytes."""
+    length, rest = [], len(content)
+    while rest >= 0x80:
+        length.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    return bytes([number << 3 | _BYTES, *length, rest]) + content

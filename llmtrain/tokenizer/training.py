@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -18,10 +19,17 @@ from llmtrain.tokenizer.huggingface import unigram_json
 from llmtrain.tokenizer.piece import SEPARATOR, UNKNOWN, reserved_names
 from llmtrain.tokenizer.sampling import ByteSample
 from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
+from llmtrain.tokenizer.structure import with_pieces_respelt
 from llmtrain.tokenizer.tokenizer import Tokenizer
 
 _BYTE_PIECES = 256
 _FIXED_PIECES = _BYTE_PIECES + 2  # the bytes, the unknown token and the separator
+
+# sentencepiece learns byte pairs of words and how often they occur. Counting them here is faster
+# than in its reader, and takes memory for the words alone. A word: spaces, and what follows them.
+_WORD = re.compile(" *[^ ]+| +")
+# A tab ends a word there; for as long as it learns, its picture, of the same script, stands for it.
+_TAB, _TAB_PICTURE = "\t", "\u2409"
 
 # sentencepiece skips, without a word, every document that holds its mark for a rare character.
 _RARE_MARK = "\u2585"
@@ -86,7 +94,7 @@ class Learned:
     character_coverage: float  # the highest that fits into the vocabulary
 
 
-Learn = Callable[[Sequence[str], Recipe], Learned]
+Learn = Callable[[Iterable[str], Recipe], Learned]
 
 
 def train_tokenizer(
@@ -110,8 +118,7 @@ def train_tokenizer(
         _require_room(Recipe(vocab_size, kind, reserved))  # before the text is read
     for document in documents:
         sample.add(escape(document).replace(_RARE_MARK, " "))
-    texts = sample.texts()
-    if not any(text.strip("\r\n\x00") for text in texts):
+    if not any(text.strip("\r\n\x00") for text in sample):
         raise DataError(
             f"there is no text to learn a tokenizer from: {sample.bytes_seen} bytes of documents",
             hint="name files that have text in them: --data FILE",
@@ -119,7 +126,7 @@ def train_tokenizer(
     pieces = vocab_size if isinstance(vocab_size, int) else vocab_size(sample.bytes_seen)
     recipe = Recipe(pieces, kind, reserved)
     _require_room(recipe)
-    learned = (learn or learn_vocabulary)(texts, recipe)
+    learned = (learn or learn_vocabulary)(sample, recipe)
     return TrainedTokenizer(
         tokenizer=_tokenizer_of(learned.model_proto, kind),
         requested_vocab_size=pieces,
@@ -130,12 +137,13 @@ def train_tokenizer(
     )
 
 
-def learn_vocabulary(texts: Sequence[str], recipe: Recipe) -> Learned:
-    """Pieces for the texts. Raises UsageError and DataError."""
+def learn_vocabulary(texts: Iterable[str], recipe: Recipe) -> Learned:
+    """Pieces for the texts, which are read once. Raises UsageError and DataError."""
+    learn = _merged(texts, recipe) if recipe.kind == "bpe" else _likeliest(texts, recipe)
     needed = recipe.fewest_pieces
     for coverage in _CHARACTER_COVERAGES:
         try:
-            return Learned(_sentencepiece_model(texts, recipe, coverage), coverage)
+            return Learned(learn(coverage), coverage)
         except RuntimeError as error:
             shortage = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
             if shortage is None:
@@ -157,11 +165,34 @@ def _tokenizer_of(model: bytes, kind: ModelKind) -> Tokenizer:
     return Tokenizer.read_as(read_as, unigram_json(pieces).encode())
 
 
-def _sentencepiece_model(texts: Sequence[str], recipe: Recipe, coverage: float) -> bytes:
+def _merged(texts: Iterable[str], recipe: Recipe) -> Callable[[float], bytes]:
+    """By character coverage: the model that byte pairs give."""
+    times: Counter[str] = Counter()
+    for text in texts:
+        times.update(_WORD.findall(text.replace(_TAB, _TAB_PICTURE)))
+
+    def learn(coverage: float) -> bytes:
+        lines = (f"{word}\t{count}" for word, count in times.items())
+        model = _sentencepiece_model(lines, "tsv", recipe, coverage)
+        return with_pieces_respelt(model, _TAB_PICTURE.encode(), _TAB.encode())
+
+    return learn
+
+
+def _likeliest(texts: Iterable[str], recipe: Recipe) -> Callable[[float], bytes]:
+    """By character coverage: the unigram model, whose first pieces come from whole texts."""
+    kept = list(texts)
+    return lambda coverage: _sentencepiece_model(iter(kept), "text", recipe, coverage)
+
+
+def _sentencepiece_model(
+    lines: Iterator[str], form: Literal["text", "tsv"], recipe: Recipe, coverage: float
+) -> bytes:
     model = io.BytesIO()
     SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
+        sentence_iterator=lines,
         model_writer=model,
+        input_format=form,
         model_type=recipe.kind,
         vocab_size=recipe.vocab_size,
         hard_vocab_limit=False,  # fewer pieces where the text has no more to give

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 
 from llmtrain.errors import DataError
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.tokenizer.structure import require_sound
+from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
+from llmtrain.tokenizer.structure import (
+    require_sound,
+    with_control_piece,
+    with_pieces_respelt,
+)
 
 
 def varint(number: int) -> bytes:
@@ -111,3 +116,19 @@ print(refused)
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 100
+
+
+def test_respelling_touches_the_text_of_pieces_alone() -> None:
+    model = piece(b"a-b", 1.5) + field(2, b"-" * 300) + piece(b"-" * 200) + piece(b"c")
+    expected = piece(b"a+++b", 1.5) + field(2, b"-" * 300) + piece(b"+++" * 200) + piece(b"c")
+    assert with_pieces_respelt(model, b"-", b"+++") == expected
+    assert with_pieces_respelt(model, b"x", b"y") == model
+
+
+def test_a_control_piece_comes_last(tokenizer: Tokenizer) -> None:
+    for name in ("<end>", "x" * 300):
+        codec = SentencePieceCodec(with_control_piece(tokenizer.model, name))
+        *before, last = codec.pieces()
+        assert (last.text, last.kind) == (name, "control")
+        assert len(before) == tokenizer.vocab_size
+        assert codec.encode("some text") == tokenizer.encode("some text")

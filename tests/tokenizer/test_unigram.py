@@ -42,9 +42,9 @@ def test_any_text_round_trips(unigram: Tokenizer) -> None:
 
 
 def test_adversarial_text_and_documents_round_trip(
-    unigram: Tokenizer, documents: list[str], adversarial: list[str]
+    unigram: Tokenizer, compared: list[str], adversarial: list[str]
 ) -> None:
-    texts = [*adversarial, *documents[:100], *(piece.text for piece in unigram.pieces())]
+    texts = [*adversarial, *compared, *(piece.text for piece in unigram.pieces())]
     encoded = unigram.encode_batch(texts, threads=2)
     assert [unigram.decode(ids) for ids in encoded] == texts
     assert encoded == [unigram.encode(text) for text in texts]
@@ -58,12 +58,12 @@ def test_a_text_that_lacks_the_letters_of_a_name_teaches_them() -> None:
 
 
 def test_the_library_and_transformers_have_the_same_ids(
-    unigram: Tokenizer, directory: Path, documents: list[str], adversarial: list[str]
+    unigram: Tokenizer, directory: Path, compared: list[str], adversarial: list[str]
 ) -> None:
     library = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
     library.encode_special_tokens = True
     theirs = AutoTokenizer.from_pretrained(directory)
-    for text in (*adversarial, *documents[:100]):
+    for text in (*adversarial, *compared):
         ids = unigram.encode(text)
         assert library.encode(text).ids == ids
         assert theirs(text, verbose=False)["input_ids"] == ids
