@@ -6,12 +6,14 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from llmtrain.data.encoding import Encode
 from llmtrain.data.shards import PreparedData, entry_directory, open_prepared, prepare
 from llmtrain.data.sources import Corpus, CorpusFacts, resolve_sources
 from llmtrain.data.split import plan_split
@@ -19,10 +21,12 @@ from llmtrain.errors import DataError
 from llmtrain.files import cache_directory
 from llmtrain.profile.schema import DataSection
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
+from llmtrain.tokenizer.encoders import encode_apart
 from llmtrain.tokenizer.learner import learn_apart
 from llmtrain.train.events import Note, Observer, Progress
 from llmtrain.units import format_bytes
 
+_WORTH_PROCESSES_BYTES = 16 << 20  # of text: each process takes a second to start
 _TOKENIZER_RECIPE = 1  # raised when training a tokenizer from the same text gives another
 
 
@@ -40,7 +44,7 @@ class Dataset:
 class DataWork:
     """How data is prepared, and who is told."""
 
-    threads: int
+    workers: int  # processes that tokenize
     observe: Observer
     check_stop: Callable[[], None]
 
@@ -60,12 +64,45 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Da
         corpus,
         tokenizer,
         validation_fraction=section.validation_fraction,
-        threads=work.threads,
+        threads=work.workers,
         cache_directory=cache_directory(),
-        on_progress=lambda done, total: work.observe(Progress("tokenizing", done, total)),
+        on_progress=TimedProgress("tokenizing", work.observe),
         check_stop=work.check_stop,
+        facts=facts,
+        encode=_encode_with(directory, tokenizer, facts, work),
+        on_wait=lambda: work.observe(Note("another process prepares this text; waiting for it")),
+        made_from={"tokenizer_directory": str(directory)},
     )
     return Dataset(tokenizer, directory, shards, corpus.describe())
+
+
+def _encode_with(
+    directory: Path, tokenizer: Tokenizer, facts: CorpusFacts, work: DataWork
+) -> Encode | None:
+    """Who encodes: processes of their own, or None where starting them takes longer than that."""
+    if work.workers == 1 or facts.text_bytes < _WORTH_PROCESSES_BYTES:
+        return None
+    return partial(encode_apart, directory, tokenizer.fingerprint, work.workers, work.check_stop)
+
+
+class TimedProgress:
+    """Tells an observer how far a work is, and when it will be done by how fast it went."""
+
+    def __init__(self, phase: str, observe: Observer) -> None:
+        self._phase = phase
+        self._observe = observe
+        self._begun: tuple[float, int] | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """So much is done of so much."""
+        now_s = time.monotonic()
+        if self._begun is None:
+            self._begun = (now_s, done)
+        begun_s, begun_at = self._begun
+        remaining_s = None
+        if done > begun_at:
+            remaining_s = (now_s - begun_s) / (done - begun_at) * (total - done)
+        self._observe(Progress(self._phase, done, total, remaining_s))
 
 
 def open_dataset(
