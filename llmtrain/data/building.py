@@ -20,7 +20,7 @@ from llmtrain.data.journal import forget_journal, is_journaled
 from llmtrain.errors import LlmtrainError
 from llmtrain.files import sync_directory
 
-_BUILDING = ".building-"
+BUILDING = ".building-"
 _ABANDONED_AFTER_S = 24 * 3600
 _LOOK_EVERY_S = 0.2
 
@@ -74,7 +74,7 @@ def scratch_directory(shards: Path, key: str) -> Iterator[Path]:
     Afterwards it is gone, unless there is something to go on from again.
     """
     remove_abandoned(shards)
-    scratch = shards / (_BUILDING + key)
+    scratch = shards / (BUILDING + key)
     try:
         if not is_journaled(scratch):
             shutil.rmtree(scratch, ignore_errors=True)
@@ -103,10 +103,10 @@ def publish(scratch: Path, directory: Path) -> None:
 
 def remove_abandoned(shards: Path) -> None:
     """What a killed process left behind, and nobody wrote to for a day, is gone."""
-    for scratch in shards.glob(_BUILDING + "*"):
+    for scratch in shards.glob(BUILDING + "*"):
         with suppress(OSError, Timeout):  # its owner may be alive, and removing files meanwhile
             times = [path.stat().st_mtime for path in (scratch, *scratch.rglob("*"))]
             if time.time() - max(times) > _ABANDONED_AFTER_S:
-                key = scratch.name.removeprefix(_BUILDING)
+                key = scratch.name.removeprefix(BUILDING)
                 with lock_of(shards.parent, key).acquire(timeout=0):
                     shutil.rmtree(scratch)

@@ -59,6 +59,11 @@ def write_manifest(
         },
         **made_from,
     }
+    write_record(directory, record)
+
+
+def write_record(directory: Path, record: Mapping[str, object]) -> None:
+    """The record is on disk in `directory` as its manifest."""
     text = json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n"
     data = text.encode(errors="backslashreplace")  # names of files need not be Unicode
     write_pieces_atomically(directory / MANIFEST_NAME, [data])

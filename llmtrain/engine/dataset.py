@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from llmtrain.data.encoding import Encode
+from llmtrain.data.manifest import now_utc, versions, write_record
 from llmtrain.data.shards import PreparedData, entry_directory, open_prepared, prepare
 from llmtrain.data.sources import Corpus, CorpusFacts, resolve_sources
 from llmtrain.data.split import plan_split
@@ -21,7 +22,7 @@ from llmtrain.errors import DataError
 from llmtrain.files import cache_directory
 from llmtrain.profile.schema import DataSection
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
-from llmtrain.tokenizer.encoders import encode_apart
+from llmtrain.tokenizer.encoders import encode_alone, encode_apart
 from llmtrain.tokenizer.learner import learn_apart
 from llmtrain.train.events import Note, Observer, Progress
 from llmtrain.units import format_bytes
@@ -78,10 +79,10 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Da
 
 def _encode_with(
     directory: Path, tokenizer: Tokenizer, facts: CorpusFacts, work: DataWork
-) -> Encode | None:
-    """Who encodes: processes of their own, or None where starting them takes longer than that."""
+) -> Encode:
+    """Processes of their own encode, or this one where starting them takes longer than that."""
     if work.workers == 1 or facts.text_bytes < _WORTH_PROCESSES_BYTES:
-        return None
+        return partial(encode_alone, directory, tokenizer)
     return partial(encode_apart, directory, tokenizer.fingerprint, work.workers, work.check_stop)
 
 
@@ -174,6 +175,8 @@ def _trained_tokenizer(
             )
         )
     _save_atomically(trained.tokenizer, directory)
+    made = {"at": now_utc(), "versions": versions()}
+    write_record(directory, {"key": key, "made": made, "sources": corpus.describe()})
     return directory
 
 

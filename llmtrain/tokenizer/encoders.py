@@ -4,8 +4,8 @@
     answer    `+`, how many texts, how many ids each has, the ids
               `-`, the size of a JSON object that says what was refused, the object
 
-Numbers are of 8 bytes, ids of 4, little-endian. A process whose parent has ended reads the end of
-its requests, and ends too.
+Numbers are of 8 bytes, ids of 4, as the machine has them. A process whose parent has ended reads
+the end of its requests, and ends too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYetError
 from contextlib import ExitStack, suppress
-from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -30,6 +29,7 @@ import numpy.typing as npt
 
 from llmtrain.errors import DataError, LlmtrainError, told_by_exit_code
 from llmtrain.tokenizer.tokenizer import Tokenizer
+from llmtrain.tokenizer.words import ID_BYTES, EncodeToBytes, quickest_encoder
 from llmtrain.untrusted import parse_json
 
 # The ids of several texts, one after the other, and how many each text has.
@@ -38,8 +38,8 @@ Encoded: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 _MOST_PROCESSES = 32  # whoever reads the text for them is the bottleneck long before
 _BATCHES_AHEAD = 2  # for each process: the one that it works on, and the next
 _LOOK_EVERY_S = 0.2
-_NUMBER = np.dtype("<i8")
-_ID = np.dtype("<i4")
+_NUMBER = np.dtype(np.int64)
+_ID = np.dtype(np.int32)
 
 
 def encode_apart(
@@ -69,6 +69,17 @@ def encode_apart(
                 yield _result(waiting.popleft(), check_stop)
         while waiting:
             yield _result(waiting.popleft(), check_stop)
+
+
+def encode_alone(
+    directory: Path, tokenizer: Tokenizer, batches: Iterable[Sequence[bytes]]
+) -> Generator[Encoded, None, None]:
+    """What `encode_apart` gives, by this process."""
+    encode = quickest_encoder(tokenizer, directory)
+    for batch in batches:
+        encoded = encode([data.decode() for data in batch])
+        counts = np.array([len(ids) // ID_BYTES for ids in encoded], dtype=_NUMBER)
+        yield np.frombuffer(b"".join(encoded), _ID).astype(np.int64), counts
 
 
 def _encode_by_any(free: SimpleQueue[_Process], batch: Sequence[bytes]) -> Encoded:
@@ -150,10 +161,9 @@ def _read_request(stream: IO[bytes]) -> list[str] | None:
     return [_read_exactly(stream, int(size)).decode() for size in sizes]
 
 
-def _write_answer(stream: IO[bytes], lists: Sequence[Sequence[int]]) -> None:
-    counts = [len(ids) for ids in lists]
-    ids = np.fromiter(chain.from_iterable(lists), _ID, sum(counts))
-    stream.writelines([b"+", _numbers([len(counts), *counts]), ids.tobytes()])
+def _write_answer(stream: IO[bytes], encoded: Sequence[bytes]) -> None:
+    counts = [len(ids) // ID_BYTES for ids in encoded]
+    stream.writelines([b"+", _numbers([len(counts), *counts]), *encoded])
     stream.flush()
 
 
@@ -192,25 +202,25 @@ def _read_exactly(stream: IO[bytes], size: int) -> bytes:
 
 def main(directory: Path, fingerprint: str, read: IO[bytes], write: IO[bytes]) -> None:
     """Every request in `read` is answered in `write`."""
-    tokenizer: Tokenizer | None = None
+    encode: EncodeToBytes | None = None
     while (texts := _read_request(read)) is not None:
         try:
-            tokenizer = tokenizer or _loaded(directory, fingerprint)
-            lists = tokenizer.encode_batch(texts, threads=1)
+            encode = encode or _loaded(directory, fingerprint)
+            encoded = encode(texts)
         except DataError as error:
             _write_refusal(write, error)
         else:
-            _write_answer(write, lists)
+            _write_answer(write, encoded)
 
 
-def _loaded(directory: Path, fingerprint: str) -> Tokenizer:
+def _loaded(directory: Path, fingerprint: str) -> EncodeToBytes:
     tokenizer = Tokenizer.load(directory)
     if tokenizer.fingerprint != fingerprint:
         raise DataError(
             f"the tokenizer in {directory} changed while it was used",
             hint="run the command again",
         )
-    return tokenizer
+    return quickest_encoder(tokenizer, directory)
 
 
 if __name__ == "__main__":
