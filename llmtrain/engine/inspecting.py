@@ -17,7 +17,7 @@ from llmtrain.engine.choosing import choose_tokens_per_step
 from llmtrain.engine.dataset import DataWork, cleaned_corpus, tokenizer_of
 from llmtrain.engine.leaking import known_leakage
 from llmtrain.profile.schema import Profile
-from llmtrain.tokenizer import Tokenizer
+from llmtrain.tokenizer import open_tokenizer
 
 _SAMPLES = 3
 _SAMPLE_CHARACTERS = 1000
@@ -68,8 +68,8 @@ def inspect_data(
     tokenizer = _tokenizer(cleaned.corpus, profile, work, only_first, is_for_profile)
     found = survey(
         cleaned.corpus,
-        encoder=Tokenizer.load(tokenizer) if tokenizer is not None else None,
-        threads=work.threads,
+        encoder=open_tokenizer(tokenizer) if tokenizer is not None else None,
+        threads=work.workers,
         signer=Signer() if can_sign() else None,
         detector=LanguageDetector() if can_tell_languages() else None,
         check_stop=work.check_stop,

@@ -193,7 +193,7 @@ class DeviceSection(Section):
     attention: Literal["auto", "sdpa", "blocks"] = "auto"
     activation_checkpointing: Literal["auto", "off", "selective", "full"] = "auto"
     compile: bool | Auto = "auto"
-    workers: Threads | Auto = "auto"  # threads that tokenize
+    workers: Threads | Auto = "auto"  # processes that tokenize
     pin_memory: bool | Auto = "auto"
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     processes: Threads | Auto = "auto"

@@ -1,102 +1,54 @@
-"""Documents about text that is to be trained on."""
+"""Documents about text that was prepared."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from llmtrain.cli.documents.base import Document, Number, Part, key
-
-
-class OriginOf(Part):
-    """A document that was left out."""
-
-    origin: str = key("its file, with a line or member where there are several in it")
-    beginning: str = key("its first characters")
+from llmtrain.cli.documents.base import Document, Part
+from llmtrain.cli.documents.base import key as said
 
 
-class LeftOut(Part):
-    """What was left out for one reason. A document counts for the first that applies."""
+class DataPrepare(Document):
+    """`llmtrain data prepare`: token shards in the cache."""
 
-    reason: str = key("in words for people; they may change")
-    documents: int = key("that were left out")
-    text_bytes: int = key("of their text")
-    examples: list[OriginOf] = key("the first three at most")
-
-
-class LengthBin(Part):
-    """Documents of about one length."""
-
-    from_bytes: int = key("of text and more, but fewer than twice as many")
-    documents: int = key("of that length")
-    text_bytes: int = key("of their text")
-
-
-class Longest(Part):
-    """The longest document."""
-
-    origin: str = key("its file, with a line or member where there are several in it")
-    text_bytes: int = key("of its text")
+    directory: str = said("where the shards are")
+    key: str = said("names them: of the text, the tokenizer and the settings")
+    tokenizer: str = said("the tokenizer's directory")
+    vocab_size: int = said("its pieces")
+    documents: int = said("that a separator begins: of a text in blocks, the pieces it is cut into")
+    text_bytes: int = said("of text that was encoded, which is all that was read")
+    tokens: int = said("of both sides, separators included")
+    train_tokens: int = said("to train on")
+    validation_tokens: int = said("held out")
+    bytes_per_token: float = said("of text, on average")
+    seconds: float = said("that it took, reading and verifying included")
 
 
-class Copies(Part):
-    """Documents that repeat an earlier one."""
+class CacheEntry(Part):
+    """A directory of the cache."""
 
-    documents: int = key("how many; of equal ones the first is not counted")
-    text_bytes: int = key("of their text")
-
-
-class Leakage(Part):
-    """Held-out text that is trained on too."""
-
-    units: Literal["documents", "blocks"] = key(
-        "what was compared: documents, or blocks where there are too few to hold out whole ones"
+    kind: Literal["shards", "tokenizer", "unfinished"] = said(
+        "unfinished: shards that the same preparation goes on with"
     )
-    held_out: int = key("that were compared")
-    copies: int = key("of those, near copies of what is trained on, equal ones too")
-    train_share: float = key("of what is trained on, that they were compared with, above 0 to 1")
-    share: float = key("of what is held out, 0 to 1; an estimate where `train_share` is below 1")
+    key: str = said("names it")
+    directory: str = said("where it is")
+    size_bytes: int = said("of its files")
+    age_s: float = said("seconds since it was last written to")
+    made_from: list[str] = said("sources of its text; empty where it does not say")
+    tokens: int | None = said("of both sides; null: no shards, or they do not say")
 
 
-class Sample(Part):
-    """A document drawn by chance."""
+class DataCacheList(Document):
+    """`llmtrain data cache list`: the newest first."""
 
-    origin: str = key("its file, with a line or member where there are several in it")
-    beginning: str = key("its first thousand characters")
-    text_bytes: int = key("of all its text")
-
-
-class Epochs(Part):
-    """How often a run would read the text."""
-
-    profile: str = key("the profile's name")
-    trained_tokens: int | None = key("in all; null: under a time, or a number of epochs")
-    epochs: Number = key("of the text that is trained on; null: not known")
-    reason: str = key("how it is known, or why not, in words for people; they may change")
+    cache: str = said("the cache's directory")
+    size_bytes: int = said("of all entries")
+    entries: list[CacheEntry] = said("token shards and tokenizers")
 
 
-class DataInspect(Document):
-    """`llmtrain data inspect`: what is in a text, after `data.filters` and `data.duplicates`."""
+class DataCacheClear(Document):
+    """`llmtrain data cache clear`."""
 
-    sources: list[dict[str, Any]] = key("by spec: its kind and files")
-    skipped: dict[str, int] = key("files that are not read, by reason")
-    only_first_documents: int | None = key("of `--sample`; null: all")
-    left_out: list[LeftOut] = key("by the profile's rules, which the rest of this is without")
-    documents: int = key("that are not empty")
-    bytes: int = key("of their text as UTF-8")
-    characters: int = key("of their text")
-    tokens: int | None = key("with a separator a document; null: not counted")
-    bytes_per_token: Number = key("of text; null: not counted")
-    tokenizer: str | None = key("the directory of what counted them; null: not counted")
-    fingerprint: str = key("sha256 over the sha256 of each document, in order")
-    lengths: list[LengthBin] = key("without gaps, the shortest first")
-    longest: Longest = key("the longest document")
-    equal: Copies = key("documents that are equal to an earlier one")
-    near: Copies | None = key(
-        "near copies of an earlier one, without the equal ones; null: rensa is not installed"
-    )
-    leakage: Leakage | None = key("null: rensa is not installed, and it is not known from before")
-    languages: dict[str, int] | None = key(
-        "by ISO 639 code, of up to 1,000 documents drawn by chance; null: py3langid is missing"
-    )
-    samples: list[Sample] = key("a few, drawn by chance, the same ones every time")
-    epochs: Epochs | None = key("null without `--profile`")
+    removed: list[CacheEntry] = said("what is gone")
+    in_use: list[CacheEntry] = said("what stays, because a process has it open or is making it")
+    freed_bytes: int = said("of what is gone")
