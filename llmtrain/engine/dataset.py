@@ -47,7 +47,12 @@ class DataWork:
 
 def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Dataset:
     """Token shards of the profile's sources, and their tokenizer. Raises DataError."""
-    corpus = resolve_sources(section.sources, text_field=section.text_field)
+    corpus = resolve_sources(
+        section.sources,
+        text_field=section.text_field,
+        include=section.include,
+        exclude=section.exclude,
+    )
     facts = corpus.measure(work.check_stop)
     for reason, count in Counter(skipped.reason for skipped in corpus.skipped).items():
         work.observe(Note(f"skipped {count} files: {reason}"))

@@ -1,0 +1,85 @@
+"""Files that are packed as a whole: .gz, .bz2, .xz and .zst, several packed parts in a row too."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from llmtrain.data.formats.streams import CheckedStream, UnpackedMeter
+from llmtrain.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """One way to pack. `open` gives a stream of what is unpacked; it never reads ahead of need."""
+
+    name: str
+    open: Callable[[BinaryIO], Any]
+    failures: tuple[type[Exception], ...] = (EOFError,)
+
+
+def _zstd_file(stream: BinaryIO) -> Any:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        try:
+            from backports import zstd
+        except ModuleNotFoundError as error:
+            message = "reading .zst takes a library that is not installed"
+            raise DataError(message, hint="pip install 'llmtrain[zstd]'") from error
+    return _ZstdStream(zstd.ZstdFile(stream), zstd.ZstdError)
+
+
+class _ZstdStream:
+    """A ZstdFile whose own error, which may not be there to be named, is an EOFError."""
+
+    def __init__(self, file: Any, error: type[Exception]) -> None:
+        self._file = file
+        self._error = error
+
+    def read(self, size: int) -> bytes:
+        try:
+            return bytes(self._file.read(size))
+        except self._error as error:
+            raise EOFError(str(error)) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+CODECS: Mapping[str, Codec] = {
+    ".gz": Codec(
+        "gzip file",
+        lambda stream: gzip.GzipFile(fileobj=stream),
+        (EOFError, gzip.BadGzipFile, zlib.error),
+    ),
+    ".bz2": Codec("bzip2 file", bz2.BZ2File),
+    ".xz": Codec("xz file", lzma.LZMAFile, (EOFError, lzma.LZMAError)),
+    ".zst": Codec("zstd file", _zstd_file),
+}
+
+
+@contextmanager
+def unpacked(
+    stream: io.BufferedReader, suffix: str, origin: str, meter: UnpackedMeter
+) -> Iterator[io.BufferedReader]:
+    """What `stream` holds, unpacked as `suffix` says; as it is where that is empty."""
+    if not suffix:
+        yield stream
+        return
+    codec = CODECS[suffix]
+    if not stream.peek(1):
+        raise DataError(f"{origin} is not a complete {codec.name}: it is empty")
+    with closing(codec.open(stream)) as inner:
+        checked = CheckedStream(
+            inner, origin, what=codec.name, failures=codec.failures, meter=meter
+        )
+        yield checked.buffered()
