@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 from llmtrain.data.document import (
     LONGEST_BYTES,
@@ -160,7 +160,7 @@ def _looked_at(entry: _Entry | Skipped, question: Question, *, is_strict: bool) 
 def _entries(file: SourceFile, question: Question) -> Iterator[_Entry | Skipped]:
     """What is in the file, each open until the next is asked for."""
     with readable(file.origin):
-        raw = open_regular(file.path, follow_links=True)
+        raw = cast("io.BufferedReader", open_regular(file.path, follow_links=True))
     with raw:
         packed_bytes = os.fstat(raw.fileno()).st_size
         meter = UnpackedMeter(file.origin, packed_bytes, question.limits)
@@ -175,11 +175,11 @@ def _entries(file: SourceFile, question: Question) -> Iterator[_Entry | Skipped]
 
 @contextmanager
 def _content(
-    raw: BinaryIO, file: SourceFile, packed_bytes: int, meter: UnpackedMeter
+    raw: io.BufferedReader, file: SourceFile, packed_bytes: int, meter: UnpackedMeter
 ) -> Iterator[io.BufferedReader]:
     """The bytes of the file, unpacked."""
     if file.reading.seeks:
-        yield cast("io.BufferedReader", raw)
+        yield raw
         return
     checked = CheckedStream(raw, file.origin, size_bytes=packed_bytes)
     with unpacked(checked.buffered(), file.packing, file.origin, meter) as stream:

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO, cast
+from typing import cast
 
 from llmtrain.data.formats.streams import CheckedStream, UnpackedMeter, damage_told
 from llmtrain.errors import DataError
@@ -22,8 +22,13 @@ _ZIP_FAILURES = (
     *(NotImplementedError, RuntimeError, struct.error, ValueError),
 )
 _TAR_FAILURES = (tarfile.TarError, EOFError)
-_TAR_BLOCK_BYTES = 512
 # Names and attributes of a member that do not fit its header; the library reads them at once.
+_EXTENSIONS = frozenset(
+    (
+        *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+        *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    )
+)
 _LONGEST_EXTENSION_BYTES = 1 << 20
 _ENCRYPTED = 1
 
@@ -66,7 +71,7 @@ def _zip_opener(
             member = archive.open(info)
         with member:
             yield CheckedStream(
-                cast("BinaryIO", member),
+                cast("io.BufferedReader", member),
                 place,
                 what="member of a zip file",
                 failures=_ZIP_FAILURES,
@@ -81,28 +86,28 @@ class _BoundedHeader(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _BoundedHeader:
-        header = super().frombuf(buf, encoding, errors)
-        is_extension = not header.isfile() and not header.isdir() and not header.issym()
-        if is_extension and header.size > _LONGEST_EXTENSION_BYTES:
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if buf and not any(buf):
+                raise  # the mark of the end; the library takes whatever else it is for one too
+            said = str(error) if buf else "there is no mark of the end"
+            raise tarfile.ReadError(said) from error
+        if header.type in _EXTENSIONS and header.size > _LONGEST_EXTENSION_BYTES:
             raise tarfile.ReadError(f"a header of {header.size} bytes")
         return header
 
 
 def tar_members(stream: io.BufferedReader, origin: str, meter: UnpackedMeter) -> Iterator[Member]:
     """Every file in a .tar, from one pass over it. Raises DataError where it is damaged."""
-    counted = CheckedStream(cast("BinaryIO", stream), origin, meter=meter)
     with damage_told(origin, "tar file", _TAR_FAILURES):
-        archive = tarfile.open(  # noqa: SIM115 - closing it reads nothing, and the stream is not its own
-            fileobj=counted, mode="r|", tarinfo=_BoundedHeader
-        )
+        # Never closed: it holds nothing but the stream, which is not its own.
+        archive = tarfile.open(fileobj=stream, mode="r|", tarinfo=_BoundedHeader)  # noqa: SIM115
     while (info := _next(archive, origin)) is not None:
         archive.members.clear()  # type: ignore[attr-defined] # it would keep every header
         if not info.isdir():
             place = f"{origin}!{info.name}"
             yield Member(info.name, _tar_problem(info), _tar_opener(archive, info, place))
-    if counted.position_bytes < archive.offset + _TAR_BLOCK_BYTES:
-        message = f"{origin} is not a complete tar file: it ends at byte {archive.offset}"
-        raise DataError(f"{message}, without its mark of the end")
 
 
 def _next(archive: tarfile.TarFile, origin: str) -> tarfile.TarInfo | None:
@@ -127,11 +132,10 @@ def _tar_opener(
         assert member is not None, "only files are opened"
         with member:
             yield CheckedStream(
-                cast("BinaryIO", member),
+                cast("io.BufferedReader", member),
                 place,
                 what="member of a tar file",
                 failures=_TAR_FAILURES,
-                size_bytes=info.size,
             ).buffered()
 
     return opened

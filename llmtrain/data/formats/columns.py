@@ -25,14 +25,16 @@ def parquet_rows(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Docu
     with _arrow(origin, "parquet file") as pa:
         import pyarrow.parquet
 
+        known = pyarrow.parquet.ParquetFile(stream)
+        _require_text_column(pa, known.schema_arrow, origin, wanted)
         file = pyarrow.parquet.ParquetFile(
             stream,
+            metadata=known.metadata,
             # A value that many rows share stays one in memory until its row is read.
             read_dictionary=[wanted.text_field],
             buffer_size=1 << 20,
             pre_buffer=False,
         )
-        _require_text_column(pa, file.schema_arrow, origin, wanted)
         batches = file.iter_batches(
             _rows_in_batch(file.metadata, origin, wanted.text_field),
             columns=[wanted.text_field],
@@ -62,6 +64,7 @@ def _arrow(origin: str, what: str) -> Iterator[Any]:
         message = f"reading {origin} takes a library that is not installed"
         hint = "pip install 'llmtrain[parquet]', or --set 'data.exclude=[\"*.parquet\"]'"
         raise DataError(message, hint=hint) from error
+    # A size that is no size may be more than there is memory.
     with damage_told(origin, what, (pa.ArrowException, EOFError, MemoryError)):
         yield pa
 
@@ -112,13 +115,8 @@ def _require_no_bomb(chunk: Any, origin: str) -> None:
 def _documents(columns: Iterator[Any], origin: str, wanted: Wanted) -> Iterator[Document]:
     row = 0
     for column in columns:
+        column.validate(full=True)  # where it lies about its sizes, reading it ends the process
         for cell in column:
-            yield document(_text(cell, f"{origin}[{row}]"), f"{origin}[{row}]", wanted)
+            place = f"{origin}[{row}]"
+            yield document(cell.as_py(), place, wanted)
             row += 1
-
-
-def _text(cell: Any, place: str) -> object:
-    try:
-        return cell.as_py()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{place} is not UTF-8: {error.reason} at byte {error.start}") from error

@@ -45,9 +45,9 @@ class _ZstdStream:
         self._file = file
         self._error = error
 
-    def read(self, size: int) -> bytes:
+    def read1(self, size: int) -> bytes:
         try:
-            return bytes(self._file.read(size))
+            return bytes(self._file.read1(size))
         except self._error as error:
             raise EOFError(str(error)) from error
 

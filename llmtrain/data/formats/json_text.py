@@ -77,8 +77,9 @@ class _Window:
         self._before_bytes = 0  # in the file, before `_text`
         self._undecoded = b""  # the first bytes of a character
         self._values = 0
-        if self._refill() and self._text.startswith("\ufeff"):
-            self._at = 1
+        while not self._text and self._refill():
+            pass
+        self._at = int(self._text.startswith("\ufeff"))
 
     def next_character(self) -> str:
         """What comes after white space, which is passed over; empty at the end."""

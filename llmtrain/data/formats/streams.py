@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Protocol
 
 from llmtrain.data.document import Limits
 from llmtrain.errors import DataError
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 8192
 BUFFER_BYTES = 1 << 16
-_TO_LEAVE_OUT = (
-    "make that file again; in a directory, leave it out: --set 'data.exclude=[\"NAME\"]'"
-)
 
 
 class UnpackedMeter:
@@ -41,6 +39,12 @@ class UnpackedMeter:
             )
 
 
+class OneRead(Protocol):
+    """What can be read so that what came before a failure is not lost."""
+
+    def read1(self, size: int, /) -> bytes: ...
+
+
 class CheckedStream(io.RawIOBase):
     """Reads `inner` to its end. Each of its ways to fail is a DataError that names `origin`.
 
@@ -50,7 +54,7 @@ class CheckedStream(io.RawIOBase):
 
     def __init__(
         self,
-        inner: BinaryIO,
+        inner: OneRead,
         origin: str,
         *,
         what: str = "file",
@@ -86,7 +90,7 @@ class CheckedStream(io.RawIOBase):
 
     def _read(self, size: int) -> bytes:
         with damage_told(self._origin, self._what, self._failures, self._place):
-            data = self._inner.read(size)
+            data = self._inner.read1(size)
         self.position_bytes += len(data)
         if self._meter is not None:
             self._meter.add(len(data))
@@ -138,4 +142,6 @@ def damage_told(
 def _damage(origin: str, what: str, error: Exception, place: str) -> DataError:
     said = [" ".join(str(error).split()) or type(error).__name__, place]
     message = f"{origin} is not a complete {what}: {', '.join(filter(None, said))}"
-    return DataError(message, hint=_TO_LEAVE_OUT)
+    name = re.split(r"[/\\!]", origin)[-1]
+    hint = f"make it again; in a directory it can be left out: --set 'data.exclude=[\"{name}\"]'"
+    return DataError(message, hint=hint)
