@@ -5,6 +5,8 @@ Patterns are those of .gitignore in all three, and stand for paths below what th
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +56,13 @@ def _patterns(patterns: Sequence[str], key: str) -> GitIgnoreSpec:
 
 
 def _spec(lines: Iterable[str]) -> GitIgnoreSpec:
-    return GitIgnoreSpec.from_lines(lines, backend="simple")
+    """The patterns of `lines`. Raises ValueError for what is none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of what a later `re` may understand
+        try:
+            return GitIgnoreSpec.from_lines(lines, backend="simple")
+        except re.error as error:
+            raise ValueError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)

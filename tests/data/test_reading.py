@@ -49,7 +49,7 @@ def test_another_text_field(tmp_path: Path) -> None:
     [
         (b"{broken", ["not JSON"]),
         (b"[1, 2]", ["not an object"]),
-        (b'{"body": "x", "id": 1}', ["'text'", "'body', 'id'", "--text-field body"]),
+        (b'{"body": "x", "id": 1}', ["'text'", "'body', 'id'", "data.text_field="]),
         (b"{}", ["no fields"]),
         (b'{"text": 5}', ["not a string", "5"]),
         (b'{"text": null}', ["not a string", "null"]),

@@ -8,6 +8,7 @@ from typing import BinaryIO
 
 from llmtrain.data.document import Document, NoRecordsError, Wanted
 from llmtrain.data.formats.records import document, document_of
+from llmtrain.data.formats.streams import how_to_leave_out
 from llmtrain.data.formats.text import decoded, lines_of, not_utf8
 from llmtrain.errors import DataError
 from llmtrain.units import format_bytes
@@ -147,7 +148,9 @@ class _Window:
 
     def _failure(self, said: str, position: int) -> DataError:
         offset = self._before_bytes + len(self._text[:position].encode())
+        said = said.removesuffix(" at").removesuffix(" starting")
         message = f"{self._origin} is not JSON at byte {offset}: {said}"
+        hint = how_to_leave_out(self._origin)
         if self._values:
-            return DataError(message)
-        return NoRecordsError(message, reason="no JSON of objects or strings")
+            return DataError(message, hint=hint)
+        return NoRecordsError(message, reason="no JSON of objects or strings", hint=hint)

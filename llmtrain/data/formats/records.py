@@ -47,8 +47,7 @@ def require_field(names: Iterable[str], place: str, wanted: Wanted) -> None:
     raise NoRecordsError(
         f"{place} has no field {wanted.text_field!r}; it has {there}{more}",
         reason=f"no field {wanted.text_field!r}",
-        hint="name the field that holds the text: --text-field "
-        f"{names[0] if names else 'NAME'}, or --set data.text_field=…",
+        hint="name the field that holds the text: --text-field NAME, or --set data.text_field=NAME",
     )
 
 

@@ -142,6 +142,10 @@ def damage_told(
 def _damage(origin: str, what: str, error: Exception, place: str) -> DataError:
     said = [" ".join(str(error).split()) or type(error).__name__, place]
     message = f"{origin} is not a complete {what}: {', '.join(filter(None, said))}"
-    name = re.split(r"[/\\!]", origin)[-1]
-    hint = f"make it again; in a directory it can be left out: --set 'data.exclude=[\"{name}\"]'"
-    return DataError(message, hint=hint)
+    return DataError(message, hint=how_to_leave_out(origin))
+
+
+def how_to_leave_out(origin: str) -> str:
+    """A hint about a file that is damaged, and of an archive about all of it."""
+    name = re.split(r"[/\\]", origin.partition("!")[0])[-1]
+    return f"make it again; in a directory it can be left out: --set 'data.exclude=[\"{name}\"]'"

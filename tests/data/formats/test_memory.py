@@ -1,0 +1,57 @@
+"""A large file takes no more memory than a small one."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.data.making import FORMATS, PACKINGS
+
+TEXT_BYTES = 1 << 18
+CHILD = """
+import resource, sys
+import pyarrow.ipc, pyarrow.parquet
+from llmtrain.data.document import Limits
+from llmtrain.data.sources import resolve_sources
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+texts = list(resolve_sources([sys.argv[1]]).documents())  # a few: what a first time takes
+del texts
+before = peak()
+corpus = resolve_sources([sys.argv[2]], limits=Limits(longest_bytes=1 << 20))
+print(sum(len(document.text) for document in corpus.documents()))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is another")
+@pytest.mark.parametrize(
+    ("kind", "packing"),
+    [
+        *((".json-array", ""), (".json-strings", ".zst"), (".csv", ""), (".parquet", "")),
+        *((".feather", ""), (".arrow-stream", ""), (".zip", ""), (".tar", ".gz")),
+    ],
+)
+def test_memory_is_that_of_a_few_records(tmp_path: Path, kind: str, packing: str) -> None:
+    draw = random.Random(0)
+    words = [f"{draw.random()} " for _ in range(1000)]
+    text = "".join(draw.choices(words, k=TEXT_BYTES // 18))
+    paths = []
+    for count in (2, 200):
+        texts = [f"{number} {text}" for number in range(count)]
+        data = FORMATS[kind](texts)
+        (tmp_path / str(count)).mkdir()
+        path = tmp_path / str(count) / f"a{kind.partition('-')[0]}{packing}"
+        path.write_bytes(PACKINGS[packing](data) if packing else data)
+        paths.append(str(path))
+        size = sum(map(len, texts))
+    assert size > 48 << 20
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, *paths], capture_output=True, text=True, check=True
+    )
+    characters, grown = done.stdout.split()
+    assert int(characters) == size
+    assert int(grown) < 24 << 20
