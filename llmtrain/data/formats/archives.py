@@ -53,7 +53,7 @@ def zip_members(stream: io.BufferedReader, origin: str, meter: UnpackedMeter) ->
     with damage_told(origin, "zip file", _ZIP_FAILURES):
         archive = zipfile.ZipFile(stream)
     for info in archive.infolist():
-        if not info.is_dir():
+        if not info.filename.endswith("/"):
             place = f"{origin}!{info.filename}"
             if info.flag_bits & _ENCRYPTED:
                 raise DataError(f"{place} is encrypted", hint="unpack it, and name the directory")

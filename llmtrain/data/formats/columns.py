@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -15,9 +16,9 @@ from llmtrain.units import format_bytes
 _BATCH_BYTES = 8 << 20
 _MOST_ROWS = 4096
 _ARROW_FILE = b"ARROW1"
-# A column chunk that unpacks to more than this, and to more than so many times itself, is none.
-_CHUNK_BYTES = 1 << 30
-_CHUNK_RATIO = 300
+# A row group that unpacks to more than this, and to so many times the file, is none of text.
+_GROUP_BYTES = 1 << 30
+_GROUP_RATIO = 300
 
 
 def parquet_rows(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Document]:
@@ -36,7 +37,7 @@ def parquet_rows(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Docu
             pre_buffer=False,
         )
         batches = file.iter_batches(
-            _rows_in_batch(file.metadata, origin, wanted.text_field),
+            _rows_in_batch(file.metadata, stream.seek(0, os.SEEK_END), origin),
             columns=[wanted.text_field],
             use_threads=False,
         )
@@ -64,8 +65,8 @@ def _arrow(origin: str, what: str) -> Iterator[Any]:
         message = f"reading {origin} takes a library that is not installed"
         hint = "pip install 'llmtrain[parquet]', or --set 'data.exclude=[\"*.parquet\"]'"
         raise DataError(message, hint=hint) from error
-    # A size that is no size may be more than there is memory.
-    with damage_told(origin, what, (pa.ArrowException, EOFError, MemoryError)):
+    # A size that is no size may be more than there is memory, and a name no text.
+    with damage_told(origin, what, (pa.ArrowException, UnicodeDecodeError, EOFError, MemoryError)):
         yield pa
 
 
@@ -90,26 +91,21 @@ def _is_view(pa: Any, kind: Any) -> bool:
     return bool(pa.types.is_string_view(kind))
 
 
-def _rows_in_batch(metadata: Any, origin: str, column: str) -> int:
-    """So many rows that they take a few megabytes. Raises DataError for a bomb."""
+def _rows_in_batch(metadata: Any, file_bytes: int, origin: str) -> int:
+    """So many rows that they take a few megabytes. Raises DataError for a bomb.
+
+    Nothing is asked of single columns: the library ends the process where those are damaged.
+    """
     longest_bytes = 1.0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
-        for chunk in map(group.column, range(group.num_columns)):
-            if chunk.path_in_schema == column:
-                _require_no_bomb(chunk, origin)
-                rows = max(1, chunk.num_values)
-                longest_bytes = max(longest_bytes, chunk.total_uncompressed_size / rows)
+        if group.total_byte_size > max(_GROUP_BYTES, _GROUP_RATIO * file_bytes):
+            raise DataError(
+                f"{origin} has {format_bytes(file_bytes)} and a row group that unpacks to "
+                f"{format_bytes(group.total_byte_size)}, as no text does"
+            )
+        longest_bytes = max(longest_bytes, group.total_byte_size / max(1, group.num_rows))
     return max(1, min(_MOST_ROWS, int(_BATCH_BYTES / longest_bytes)))
-
-
-def _require_no_bomb(chunk: Any, origin: str) -> None:
-    packed, unpacked = chunk.total_compressed_size, chunk.total_uncompressed_size
-    if unpacked > max(_CHUNK_BYTES, _CHUNK_RATIO * packed):
-        raise DataError(
-            f"{origin} has a row group of {format_bytes(packed)} that unpacks to "
-            f"{format_bytes(unpacked)}, as no text does"
-        )
 
 
 def _documents(columns: Iterator[Any], origin: str, wanted: Wanted) -> Iterator[Document]:
