@@ -54,9 +54,9 @@ def arrow_table(texts: Sequence[str]) -> pa.Table:
     return pa.table(columns)
 
 
-def parquet(texts: Sequence[str]) -> bytes:
+def parquet(texts: Sequence[str], rows_in_group: int = 3) -> bytes:
     file = io.BytesIO()
-    pa.parquet.write_table(arrow_table(texts), file, row_group_size=3)
+    pa.parquet.write_table(arrow_table(texts), file, row_group_size=rows_in_group)
     return file.getvalue()
 
 

@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import random
+import re
 import struct
 import tarfile
 import zipfile
@@ -25,6 +26,7 @@ from llmtrain.data.sources import resolve_sources
 from llmtrain.errors import DataError
 from tests.data.making import FORMATS, PACKINGS, parquet, tar_of, zip_of, zstd
 
+Prepare = Callable[[Path], object]
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
 # Text that no compression makes much of.
 LONG = " ".join(random.Random(0).choices([f"w{n}" for n in range(9999)], k=40_000))
@@ -233,6 +235,30 @@ def test_a_bomb_in_layers_is_refused_whole(tmp_path: Path, name: str, data: byte
     limits = Limits(longest_bytes=8 << 20, unpacked_bytes=1 << 20, unpacked_ratio=100)
     (tmp_path / name).write_bytes(data)
     assert "unpacks to more than" in refusal(tmp_path / name, limits).message
+
+
+def test_a_bomb_of_columns_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.parquet").write_bytes(parquet(["x" * (4 << 20)]))
+    resolve_sources([str(tmp_path / "a.parquet")]).measure()
+    monkeypatch.setattr("llmtrain.data.formats.columns._GROUP_BYTES", 1 << 20)
+    monkeypatch.setattr("llmtrain.data.formats.columns._GROUP_RATIO", 2)
+    assert "a row group that unpacks to 4 MiB" in refusal(tmp_path / "a.parquet").message
+
+
+LATE = ["csv with a NUL", "gzip cut", "Latin-1 in a tar", "parquet with a null", "zip changed"]
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_what_is_broken_late_leaves_nothing_behind(
+    tmp_path: Path, name: str, prepare_data: Prepare, entries: Callable[[], list[str]]
+) -> None:
+    file, data, parts = BROKEN[name]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.txt").write_text("good text\n" * 999)
+    (tmp_path / "in" / file).write_bytes(data)
+    with pytest.raises(DataError, match=re.escape(parts[0])):
+        prepare_data(tmp_path / "in")
+    assert entries() == []
 
 
 @pytest.mark.parametrize("kind", [".jsonl", ".json-array", ".csv", ".parquet", ".feather"])

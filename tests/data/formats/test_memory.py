@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.making import FORMATS, PACKINGS
+from tests.data.making import FORMATS, PACKINGS, parquet
 
 TEXT_BYTES = 1 << 18
 CHILD = """
@@ -27,7 +27,32 @@ print(peak() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is another")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is another")
+
+
+def characters_and_growth(small: Path, large: Path) -> tuple[int, int]:
+    """How much text a process read in `large`, and by how many bytes that made it grow."""
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, str(small), str(large)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    characters, grown = done.stdout.split()
+    return int(characters), int(grown)
+
+
+@linux
+def test_a_value_that_many_rows_share_is_one_in_memory(tmp_path: Path) -> None:
+    for count in (2, 1000):
+        (tmp_path / f"{count}.parquet").write_bytes(parquet(["x" * TEXT_BYTES] * count, count))
+    assert (tmp_path / "1000.parquet").stat().st_size < 1 << 20
+    characters, grown = characters_and_growth(tmp_path / "2.parquet", tmp_path / "1000.parquet")
+    assert characters == 1000 * TEXT_BYTES
+    assert grown < 24 << 20
+
+
+@linux
 @pytest.mark.parametrize(
     ("kind", "packing"),
     [
@@ -46,12 +71,9 @@ def test_memory_is_that_of_a_few_records(tmp_path: Path, kind: str, packing: str
         (tmp_path / str(count)).mkdir()
         path = tmp_path / str(count) / f"a{kind.partition('-')[0]}{packing}"
         path.write_bytes(PACKINGS[packing](data) if packing else data)
-        paths.append(str(path))
+        paths.append(path)
         size = sum(map(len, texts))
     assert size > 48 << 20
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD, *paths], capture_output=True, text=True, check=True
-    )
-    characters, grown = done.stdout.split()
-    assert int(characters) == size
-    assert int(grown) < 24 << 20
+    characters, grown = characters_and_growth(*paths)
+    assert characters == size
+    assert grown < 24 << 20
