@@ -101,9 +101,11 @@ def found_matching(pattern: Path, selection: Selection) -> list[Found]:
     parts = [p for p, last in zip(pattern.parts, before, strict=False) if (p, last) != ("**", "**")]
     fixed = next(index for index, part in enumerate(parts) if is_glob(part))
     found = set(_Walk(Sieve(selection)).matching(Path(*parts[:fixed]), "", parts[fixed:]))
-    files = {str(each) for each in found if isinstance(each, Path)}
-    wanted = (each for each in found if isinstance(each, Path) or each.origin not in files)
-    return sorted(wanted, key=_path_parts)
+    files = {each for each in found if isinstance(each, Path)}
+    # What one way through a `**` passes over may be, or lead to, what another one names.
+    named = files.union(*(file.parents for file in files))
+    skipped = (e for e in found if isinstance(e, Skipped) and Path(e.origin) not in named)
+    return sorted([*files, *skipped], key=_path_parts)
 
 
 def _path_parts(found: Found) -> tuple[str, ...]:

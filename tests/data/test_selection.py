@@ -97,6 +97,7 @@ GITIGNORES = {
     "directory": {"": "build/\n"},
     "taken back": {"": "*.log\n!keep.log\n"},
     "deeper": {"docs": "*.log\nbuild/\n"},
+    "deeper anchored": {"docs": "/d.md\n/build/*\n"},
     "deeper taken back": {"": "*.log\n", "docs": "!f.log\n"},
     "not out of what is ignored": {"": "docs/\n", "docs": "!d.md\n"},
     "middle": {"": "docs/*/e.txt\n"},
@@ -149,6 +150,8 @@ def test_what_is_named_is_read_although_git_ignores_it(tree: Path) -> None:
     assert chosen(tree / "docs") == ["docs/build/e.txt", "docs/d.md", "docs/f.log"]
     assert chosen(tree / "keep.log") == ["keep.log"]
     assert chosen(tree / "*.log") == ["keep.log"]
+    corpus = resolve_sources([str(tree / "**")])
+    assert (names(corpus), corpus.skipped) == (list(TREE), ())
 
 
 def test_the_repository_of_git_itself_is_never_read(tree: Path) -> None:

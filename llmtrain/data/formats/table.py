@@ -91,7 +91,7 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._stream.readline(self._longest_bytes + 1 - self._row_bytes)
+        line = self._stream.readline(self._longest_bytes + 1)
         if not line:
             raise StopIteration
         self._number += 1

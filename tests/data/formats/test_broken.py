@@ -210,6 +210,26 @@ def test_no_damage_of_a_file_is_anything_but_an_error_of_data(tmp_path: Path, ki
             resolve_sources([str(path)]).measure()
 
 
+def test_binary_is_told_however_little_is_unpacked_at_a_time(tmp_path: Path) -> None:
+    data = b"x" * 5000 + b"\0" + b"x" * 5000
+    parts = [data[at : at + 100] for at in range(0, len(data), 100)]
+    (tmp_path / "a.txt.gz").write_bytes(b"".join(map(gzip.compress, parts)))
+    assert "is binary" in refusal(tmp_path / "a.txt.gz").message
+
+
+@pytest.mark.parametrize("read_bytes", [3, 1 << 20])
+def test_an_offset_in_json_is_in_bytes_of_the_file(
+    tmp_path: Path, read_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmtrain.data.formats.json_text._READ_BYTES", read_bytes)
+    for bad in (b"5]", b"\xff]", b'{"a" 1}]'):
+        data = '\ufeff["é😀", "é", '.encode() + bad
+        (tmp_path / "a.json").write_bytes(data)
+        place = data.index(bad) + (5 if bad.startswith(b"{") else 0)
+        message = refusal(tmp_path / "a.json").message
+        assert f"byte {place}:" in message or f"at offset {place}" in message
+
+
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_a_bomb_is_refused_where_it_goes_off(tmp_path: Path, packing: str) -> None:
     limits = Limits(longest_bytes=1 << 16, unpacked_bytes=1 << 20, unpacked_ratio=100)
