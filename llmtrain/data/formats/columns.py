@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from llmtrain.data.document import Document, Wanted
 from llmtrain.data.formats.records import document, require_field
-from llmtrain.data.formats.streams import damage_told
+from llmtrain.data.formats.streams import damage_told, library_missing
 from llmtrain.errors import DataError
 from llmtrain.units import format_bytes
 
@@ -61,10 +61,8 @@ def _arrow(origin: str, what: str) -> Iterator[Any]:
     """The library; what it raises inside the block is a DataError that names `origin`."""
     try:
         import pyarrow as pa
-    except ModuleNotFoundError as error:
-        message = f"reading {origin} takes a library that is not installed"
-        hint = "pip install 'llmtrain[parquet]', or --set 'data.exclude=[\"*.parquet\"]'"
-        raise DataError(message, hint=hint) from error
+    except ImportError as error:
+        raise library_missing(origin, "parquet") from error
     # A size that is no size may be more than there is memory, and a name no text.
     with damage_told(origin, what, (pa.ArrowException, UnicodeDecodeError, EOFError, MemoryError)):
         yield pa

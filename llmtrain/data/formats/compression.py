@@ -13,28 +13,28 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from llmtrain.data.formats.streams import CheckedStream, UnpackedMeter
+from llmtrain.data.formats.streams import CheckedStream, UnpackedMeter, library_missing
 from llmtrain.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """One way to pack. `open` gives a stream of what is unpacked; it never reads ahead of need."""
+    """One way to pack. `open` gives a stream of what is unpacked.
+
+    It raises ImportError where the library of the `extra` is not installed.
+    """
 
     name: str
     open: Callable[[BinaryIO], Any]
     failures: tuple[type[Exception], ...] = (EOFError,)
+    extra: str = ""
 
 
 def _zstd_file(stream: BinaryIO) -> Any:
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
-        try:
-            from backports import zstd
-        except ModuleNotFoundError as error:
-            message = "reading .zst takes a library that is not installed"
-            raise DataError(message, hint="pip install 'llmtrain[zstd]'") from error
+        from backports import zstd
     return _ZstdStream(zstd.ZstdFile(stream), zstd.ZstdError)
 
 
@@ -63,7 +63,7 @@ CODECS: Mapping[str, Codec] = {
     ),
     ".bz2": Codec("bzip2 file", bz2.BZ2File),
     ".xz": Codec("xz file", lzma.LZMAFile, (EOFError, lzma.LZMAError)),
-    ".zst": Codec("zstd file", _zstd_file),
+    ".zst": Codec("zstd file", _zstd_file, extra="zstd"),
 }
 
 
@@ -78,7 +78,11 @@ def unpacked(
     codec = CODECS[suffix]
     if not stream.peek(1):
         raise DataError(f"{origin} is not a complete {codec.name}: it is empty")
-    with closing(codec.open(stream)) as inner:
+    try:
+        opened = codec.open(stream)
+    except ImportError as error:
+        raise library_missing(origin, codec.extra) from error
+    with closing(opened) as inner:
         checked = CheckedStream(
             inner, origin, what=codec.name, failures=codec.failures, meter=meter
         )

@@ -145,7 +145,19 @@ def _damage(origin: str, what: str, error: Exception, place: str) -> DataError:
     return DataError(message, hint=how_to_leave_out(origin))
 
 
+def library_missing(origin: str, extra: str) -> DataError:
+    """What is said where reading `origin` takes what comes with an extra of this package."""
+    message = f"reading {origin} takes a library that is not installed"
+    name = _name_of(origin)
+    hint = f"pip install 'llmtrain[{extra}]', or --set 'data.exclude=[\"{name}\"]'"
+    return DataError(message, hint=hint)
+
+
 def how_to_leave_out(origin: str) -> str:
     """A hint about a file that is damaged, and of an archive about all of it."""
-    name = re.split(r"[/\\]", origin.partition("!")[0])[-1]
+    name = _name_of(origin)
     return f"make it again; in a directory it can be left out: --set 'data.exclude=[\"{name}\"]'"
+
+
+def _name_of(origin: str) -> str:
+    return re.split(r"[/\\]", origin.partition("!")[0])[-1]

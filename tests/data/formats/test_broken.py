@@ -11,6 +11,7 @@ import os
 import random
 import re
 import struct
+import sys
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -248,8 +249,9 @@ def test_a_bomb_is_refused_where_it_goes_off(tmp_path: Path, packing: str) -> No
         ("a.zip", zip_of({"a.jsonl.gz": gzip.compress(b"x" * (4 << 20))}, zipfile.ZIP_STORED)),
         ("a.tgz", gzip.compress(tar_of({"a.png": b"x" * (4 << 20)}))),
         ("a.tar.xz", lzma.compress(tar_of({"a.txt.gz": gzip.compress(b"x" * (4 << 20))}))),
-        ("a.csv.bz2", bz2.compress(b"text\n" + b"x\n" * (1 << 20))),
+        ("a.csv.bz2", bz2.compress(b"text\n" + b"x\n" * 600_000)),
     ],
+    ids=["members", "gzip in zip", "gzip stored in zip", "skipped", "gzip in tar", "rows"],
 )
 def test_a_bomb_in_layers_is_refused_whole(tmp_path: Path, name: str, data: bytes) -> None:
     limits = Limits(longest_bytes=8 << 20, unpacked_bytes=1 << 20, unpacked_ratio=100)
@@ -296,9 +298,28 @@ def test_a_row_of_many_lines_is_bounded_as_a_long_line_is(tmp_path: Path) -> Non
     assert "quote" in str(error.hint)
 
 
+@pytest.mark.parametrize(
+    ("name", "module", "extra"),
+    [("a.parquet", "pyarrow", "parquet"), ("a.txt.zst", zstd.__name__, "zstd")],
+)
+def test_a_library_that_is_not_there_is_named_by_its_extra(
+    tmp_path: Path, name: str, module: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_bytes(parquet(["x"]) if extra == "parquet" else zstd.compress(b"x"))
+    resolve_sources([str(tmp_path)])
+    package, _, last = module.rpartition(".")
+    if package:
+        monkeypatch.delattr(sys.modules[package], last)
+    monkeypatch.setitem(sys.modules, module, None)
+    for spec in (tmp_path, tmp_path / name):
+        error = refusal(spec)
+        assert f"{name} takes a library that is not installed" in error.message
+        assert f"pip install 'llmtrain[{extra}]'" in str(error.hint)
+
+
 @posix
 def test_a_file_that_shrinks_while_it_is_read_is_told(tmp_path: Path) -> None:
-    for name, data in (("a.txt", b"x\n" * (1 << 20)), ("a.jsonl", LINES * 50_000)):
+    for name, data in (("a.txt", b"x\n" * 600_000), ("a.jsonl", LINES * 50_000)):
         path = tmp_path / name
         path.write_bytes(data)
         documents = resolve_sources([str(path)], limits=Limits(longest_bytes=1000)).documents()
