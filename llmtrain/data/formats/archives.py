@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import lzma
 import stat
 import struct
 import tarfile
@@ -17,8 +16,13 @@ from typing import cast
 from llmtrain.data.formats.streams import CheckedStream, UnpackedMeter, damage_told
 from llmtrain.errors import DataError
 
+try:
+    from lzma import LZMAError
+except ImportError:  # a Python that was built without it
+    LZMAError = EOFError  # type: ignore[misc, assignment]
+
 _ZIP_FAILURES = (
-    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError),
+    *(zipfile.BadZipFile, zlib.error, LZMAError, EOFError),
     *(NotImplementedError, RuntimeError, struct.error, ValueError),
 )
 _TAR_FAILURES = (tarfile.TarError, EOFError)

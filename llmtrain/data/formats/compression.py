@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import io
-import lzma
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +19,7 @@ from llmtrain.errors import DataError
 class Codec:
     """One way to pack. `open` gives a stream of what is unpacked.
 
-    It raises ImportError where the library of the `extra` is not installed.
+    It raises ImportError where its library is not installed, which the `extra` brings, if any.
     """
 
     name: str
@@ -30,16 +28,28 @@ class Codec:
     extra: str = ""
 
 
+def _bz2_file(stream: BinaryIO) -> Any:
+    import bz2  # a Python can be built without it, and without lzma
+
+    return bz2.BZ2File(stream)
+
+
+def _xz_file(stream: BinaryIO) -> Any:
+    import lzma
+
+    return _OwnError(lzma.LZMAFile(stream), lzma.LZMAError)
+
+
 def _zstd_file(stream: BinaryIO) -> Any:
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
         from backports import zstd
-    return _ZstdStream(zstd.ZstdFile(stream), zstd.ZstdError)
+    return _OwnError(zstd.ZstdFile(stream), zstd.ZstdError)
 
 
-class _ZstdStream:
-    """A ZstdFile whose own error, which may not be there to be named, is an EOFError."""
+class _OwnError:
+    """A file whose own error, which may not be there to be named, is an EOFError."""
 
     def __init__(self, file: Any, error: type[Exception]) -> None:
         self._file = file
@@ -61,8 +71,8 @@ CODECS: Mapping[str, Codec] = {
         lambda stream: gzip.GzipFile(fileobj=stream),
         (EOFError, gzip.BadGzipFile, zlib.error),
     ),
-    ".bz2": Codec("bzip2 file", bz2.BZ2File),
-    ".xz": Codec("xz file", lzma.LZMAFile, (EOFError, lzma.LZMAError)),
+    ".bz2": Codec("bzip2 file", _bz2_file),
+    ".xz": Codec("xz file", _xz_file),
     ".zst": Codec("zstd file", _zstd_file, extra="zstd"),
 }
 

@@ -56,8 +56,13 @@ ARCHIVES: Mapping[str, Archive] = {
     "zip": Archive(zip_members, (".zip",), seeks=True),
     "tar": Archive(tar_members, (".tar",)),
 }
-_SHORT = {".tgz": ".tar.gz", ".tbz2": ".tar.bz2", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
-_KINDS = {
+_SHORT: Mapping[str, str] = {
+    ".tgz": ".tar.gz",
+    ".tbz2": ".tar.bz2",
+    ".txz": ".tar.xz",
+    ".tzst": ".tar.zst",
+}
+_KINDS: Mapping[str, str] = {
     suffix: kind
     for table in (FORMATS, ARCHIVES)
     for kind, each in table.items()

@@ -148,8 +148,8 @@ def _damage(origin: str, what: str, error: Exception, place: str) -> DataError:
 def library_missing(origin: str, extra: str) -> DataError:
     """What is said where reading `origin` takes what comes with an extra of this package."""
     message = f"reading {origin} takes a library that is not installed"
-    name = _name_of(origin)
-    hint = f"pip install 'llmtrain[{extra}]', or --set 'data.exclude=[\"{name}\"]'"
+    install = f"pip install 'llmtrain[{extra}]'" if extra else "take a Python that has it"
+    hint = f"{install}, or --set 'data.exclude=[\"{_name_of(origin)}\"]'"
     return DataError(message, hint=hint)
 
 
