@@ -20,7 +20,8 @@ DataOption = Annotated[
     list[str] | None,
     typer.Option(
         "--data",
-        help="Text: a file, directory, glob, .jsonl, .gz, or builtin:python. Repeatable.",
+        help="Text: a file (.txt, .jsonl, .csv, .parquet, .zip …), a directory, a glob, - for "
+        "stdin, or builtin:python. Repeatable.",
     ),
 ]
 DeviceOption = Annotated[

@@ -39,7 +39,7 @@ def write_manifest(
         "key": index.key,
         "made": {"at": now_utc(), "seconds": round(seconds, 3), "versions": versions()},
         "sources": corpus.describe(),
-        "text_field": corpus.text_field,
+        "text_field": corpus.question.text_field,
         "text": {
             "documents": facts.documents,
             "bytes_read": facts.text_bytes,

@@ -56,11 +56,19 @@ class DataWork:
     check_stop: Callable[[], None]
 
 
+def corpus_of(section: DataSection) -> Corpus:
+    """The text that the section names, before anything is left out. Raises DataError."""
+    return resolve_sources(
+        section.sources,
+        text_field=section.text_field,
+        include=section.include,
+        exclude=section.exclude,
+    )
+
+
 def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Dataset:
     """Token shards of the profile's sources, and their tokenizer. Raises DataError."""
-    cleaned = cleaned_corpus(
-        resolve_sources(section.sources, text_field=section.text_field), section, work
-    )
+    cleaned = cleaned_corpus(corpus_of(section), section, work)
     corpus = cleaned.corpus
     facts = corpus.measure(work.check_stop)
     if facts.repeated_bytes > _TOLD_SHARE * facts.text_bytes:
