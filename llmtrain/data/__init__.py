@@ -2,9 +2,12 @@
 
 sources   specs → corpus           which files there are
 reading   file → documents         strict UTF-8, JSON lines, gzip
+cleaning  corpus → corpus          filters, copies, near copies (signatures, near_copies)
 split     documents → train and validation
 shards    corpus + tokenizer → token shards in the cache
 stream    shards → tokens at any position
 order     position → window        a stateless permutation
 batches   positions → inputs and targets
+
+leakage and survey look at a corpus, and change nothing.
 """

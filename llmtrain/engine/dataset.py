@@ -101,7 +101,10 @@ def _told_repeats(facts: CorpusFacts) -> Note:
 
 def cleaned_corpus(corpus: Corpus, section: DataSection, work: DataWork) -> Cleaned:
     """The corpus without what the section's rules leave out, of which everybody is told."""
-    cleaned = clean(corpus, filters_of(section.filters), section.duplicates, work.check_stop)
+    filters = filters_of(section.filters)
+    if filters or section.duplicates != "keep":
+        work.observe(Note("reading the text once, to decide what to leave out"))
+    cleaned = clean(corpus, filters, section.duplicates, work.check_stop)
     for tally in cleaned.left_out:
         work.observe(Note(f"left out {tally.describe()}"))
     return cleaned
