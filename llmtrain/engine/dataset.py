@@ -52,9 +52,7 @@ class DataWork:
 
 def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Dataset:
     """Token shards of the profile's sources, and their tokenizer. Raises DataError."""
-    cleaned = cleaned_corpus(
-        resolve_sources(section.sources, text_field=section.text_field), section, work
-    )
+    cleaned = cleaned_corpus(found_corpus(section), section, work)
     corpus = cleaned.corpus
     facts = corpus.measure(work.check_stop)
     if facts.repeated_bytes > _TOLD_SHARE * facts.text_bytes:
@@ -97,6 +95,11 @@ def _told_repeats(facts: CorpusFacts) -> Note:
         f"{facts.repeated_documents} of {facts.documents} documents are equal to an earlier one, "
         f"{share:.1%} of the text; --set data.duplicates=drop_exact leaves them out"
     )
+
+
+def found_corpus(section: DataSection) -> Corpus:
+    """All that the section's sources name. Raises DataError."""
+    return resolve_sources(section.sources, text_field=section.text_field)
 
 
 def cleaned_corpus(corpus: Corpus, section: DataSection, work: DataWork) -> Cleaned:
