@@ -8,6 +8,8 @@ shards    corpus + tokenizer → token shards in the cache
 stream    shards → tokens at any position
 order     position → window        a stateless permutation
 batches   positions → inputs and targets
+packing   documents whole in windows, instead of the text cut into them
+prefetch  the same, read ahead in a thread
 
 leakage and survey look at a corpus, and change nothing.
 """

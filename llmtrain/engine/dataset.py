@@ -21,13 +21,14 @@ from llmtrain.engine.leaking import known_leakage, leakage_warning
 from llmtrain.errors import DataError
 from llmtrain.files import cache_directory
 from llmtrain.profile.schema import DataSection
-from llmtrain.tokenizer import Tokenizer, train_tokenizer
+from llmtrain.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
+from llmtrain.tokenizer.codec import NAMING_FILES
 from llmtrain.tokenizer.learner import learn_apart
 from llmtrain.train.events import Note, Observer, Progress
 from llmtrain.units import format_bytes
 
 _TOLD_SHARE = 0.01  # of the text; less than that is not worth a line
-_TOKENIZER_RECIPE = 1  # raised when training a tokenizer from the same text gives another
+_TOKENIZER_RECIPE = 2  # raised when training a tokenizer from the same text gives another
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,12 +144,15 @@ def open_dataset(
     return Dataset(tokenizer, tokenizer_directory, shards, [])
 
 
-def load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer in `directory`. Raises DataError where the model has too few rows for it."""
-    tokenizer = Tokenizer.load(directory)
+def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a directory or a file of another's, where the model has rows for it.
+
+    Raises DataError.
+    """
+    tokenizer = open_tokenizer(path)
     if tokenizer.vocab_size > vocab_size:
         raise DataError(
-            f"tokenizer {directory} has {tokenizer.vocab_size} pieces, the model "
+            f"tokenizer {path} has {tokenizer.vocab_size} pieces, the model "
             f"{vocab_size} embedding rows",
             hint=f"--set model.vocab_size={tokenizer.vocab_size}",
         )
@@ -159,9 +163,9 @@ def _trained_tokenizer(
     corpus: Corpus, facts: CorpusFacts, section: DataSection, vocab_size: int, work: DataWork
 ) -> Path:
     """A cached tokenizer of the corpus's training side, trained now if there is none."""
-    key = _tokenizer_key(facts.fingerprint, section.validation_fraction, vocab_size)
+    key = _tokenizer_key(facts.fingerprint, section, vocab_size)
     directory = cache_directory() / "tokenizers" / key
-    if (directory / "tokenizer.model").is_file():
+    if any((directory / name).is_file() for name in NAMING_FILES):
         return directory
     work.observe(
         Note(f"training a tokenizer of {vocab_size} pieces on {format_bytes(facts.text_bytes)}")
@@ -170,6 +174,7 @@ def _trained_tokenizer(
     trained = train_tokenizer(
         _training_texts(corpus, facts, section, work),
         vocab_size=vocab_size,
+        kind=section.tokenizer_kind,
         learn=partial(learn_apart, check_stop=work.check_stop),
     )
     pieces = trained.tokenizer.vocab_size
@@ -195,8 +200,10 @@ def _training_texts(
             yield piece.document.text
 
 
-def _tokenizer_key(fingerprint: str, validation_fraction: float, vocab_size: int) -> str:
-    recipe = [_TOKENIZER_RECIPE, fingerprint, validation_fraction, vocab_size]
+def _tokenizer_key(fingerprint: str, section: DataSection, vocab_size: int) -> str:
+    recipe = [_TOKENIZER_RECIPE, fingerprint, section.validation_fraction, vocab_size]
+    if section.tokenizer_kind != "bpe":
+        recipe.append(section.tokenizer_kind)
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
 
 

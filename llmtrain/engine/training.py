@@ -8,13 +8,18 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from llmtrain.data.packing import Packing
+from llmtrain.data.packing_file import kept_packing
+from llmtrain.data.prefetch import Prefetch
 from llmtrain.device.allocator import return_free_memory
+from llmtrain.device.decisions import may_use_gpu
 from llmtrain.device.exhaustion import memory_errors_mapped
 from llmtrain.device.held import checkpoint_bytes
 from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.calibration import keep_run, kept_run
 from llmtrain.engine.dataset import Dataset, DataWork, open_dataset, prepare_dataset
+from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.explaining import explain_run
 from llmtrain.engine.forecast import Forecast, forecast
 from llmtrain.engine.outcome import nothing_trained, result_of
@@ -123,7 +128,10 @@ def _shared_place(request: TrainRequest, sitting: Sitting, held: ExitStack) -> P
 def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
     """Rank 0's plan, on every rank; and whether it is the one that the run was begun with."""
     world, profile = sitting.world, target.loaded.profile
-    facts = read_facts(cuda_index=world.local_rank if world.size > 1 else None)
+    facts = read_facts(
+        cuda_index=world.local_rank if world.size > 1 else None,
+        tries_gpus=may_use_gpu(profile.device),
+    )
     planned_here: list[Planned] = []
 
     def decide() -> str:
@@ -171,12 +179,20 @@ def _shared_dataset(target: Target, profile: Profile, plan: Plan, sitting: Sitti
     def make() -> str:
         prepared.append(_dataset(target, profile, work))
         dataset = prepared[0]
+        _packing(profile, dataset, sitting)  # kept, for the others to find
         return json.dumps([dataset.shards.index.key, str(dataset.tokenizer_directory)])
 
     key, directory = json.loads(sitting.world.from_main("data", make, sitting.stop.check))
     if prepared:
         return prepared[0]
     return open_dataset(profile.data, profile.model.vocab_size, key, Path(directory), work)
+
+
+def _packing(profile: Profile, dataset: Dataset, sitting: Sitting) -> Packing | None:
+    """How documents are in windows, where the profile does not have them concatenated."""
+    if profile.data.packing == "concatenate":
+        return None
+    return kept_packing(dataset.shards, profile.model.context, sitting.stop.check)
 
 
 def _dataset(target: Target, profile: Profile, work: DataWork) -> Dataset:
@@ -197,7 +213,10 @@ def _train(
     is_same_plan: bool,
 ) -> TrainResult:
     profile, world = target.loaded.profile, sitting.world
-    run = build_run(profile, planned.plan, world, dataset.shards.train, resumed)
+    shards = dataset.shards
+    separator_id = shards.index.separator_id
+    packing = _packing(profile, dataset, sitting)
+    run = build_run(profile, planned.plan, world, shards.train, resumed, separator_id, packing)
     horizon = target.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
     _set_horizon(run.position, target, horizon)
     if resumed is not None and resumed.state.numerics != planned.plan.numerics():
@@ -229,7 +248,8 @@ def _train(
         used_before_s=_used_before_s(target, resumed),
         starting_s=sitting.elapsed_s,
     )
-    result = session.train()
+    with Prefetch(run.batches.read) as run.prefetch:
+        result = trained_with_energy(session)
     if world.is_main:
         result = _beside_forecast(result, target, foreseen)
         keep_run(planned.facts, planned.needs, session.run.plan, result)

@@ -114,7 +114,10 @@ class DataSection(Section):
     sources: Annotated[tuple[str, ...], Field(min_length=1)] = ("builtin:python",)
     text_field: Annotated[str, Field(min_length=1)] = "text"
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
-    tokenizer: Annotated[str, Field(min_length=1)] = "auto"  # or a tokenizer directory
+    mask_documents: bool = False  # attention within documents, though windows hold several
+    packing: Literal["concatenate", "best_fit"] = "concatenate"  # of documents into windows
+    tokenizer: Annotated[str, Field(min_length=1)] = "auto"  # or a tokenizer's directory or file
+    tokenizer_kind: Literal["bpe", "unigram"] = "bpe"  # what `auto` trains
     duplicates: Duplicates = "keep"  # of equal or similar documents the first always stays
     filters: FiltersSection = FiltersSection()
 

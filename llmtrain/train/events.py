@@ -115,6 +115,7 @@ class TrainResult:
     step_s: float | None = None  # the median of its last ones
     predicted_tokens_per_s: float | None = None
     predicted_seconds: float | None = None
+    energy_joules: float | None = None  # of this sitting; None: nothing here counts them
 
 
 Event = Note | Progress | Started | Step | Evaluated | Sampled | Saved

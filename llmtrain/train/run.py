@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from llmtrain.data.batches import BatchReader
+from llmtrain.data.batches import BatchReader, WindowReader
+from llmtrain.data.packing import PackedReader, Packing
 from llmtrain.data.stream import TokenStream
 from llmtrain.device.plan import InferencePlan, Plan
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.huggingface import weight_shapes
 from llmtrain.ops.precision import WeightCasts, half_dtype
-from llmtrain.profile.schema import Profile
+from llmtrain.profile.schema import DataSection, Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.train.checkpoint import Checkpoint
 from llmtrain.train.loop import Position, Run
@@ -43,10 +44,18 @@ def build_run(
     world: World,
     stream: TokenStream,
     resumed: Checkpoint | None,
+    separator_id: int | None = None,
+    packing: Packing | None = None,
 ) -> Run:
-    """A run at its first step, or where `resumed` stands. Device settings are made."""
+    """A run at its first step, or where `resumed` stands. Device settings are made.
+
+    `separator_id`: what documents of the stream begin with. `packing`: how they are in windows,
+    where they are not concatenated.
+    """
     device = set_up_device(plan, world)
     model = build_model(profile, resumed).to(device)
+    model.separator_id = masking_separator(profile.data, separator_id)
+    model.has_padding = packing is not None
     products = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
     tokens_per_step = profile.train.chosen_tokens_per_step
     optimizer = build_optimizer(
@@ -68,7 +77,7 @@ def build_run(
         optimizer=optimizer,
         scaler=scaler,
         schedule=schedule_of(profile),
-        batches=BatchReader(stream, profile.model.context, profile.train.seed),
+        batches=_reader(profile, stream, separator_id, packing),
         plan=plan,
         world=world,
         device=device,
@@ -124,6 +133,25 @@ def _compute_as_planned(model: Decoder, plan: Plan, optimizer: torch.optim.Optim
         casts=casts,
         compiled=plan.compile.value,
     )
+
+
+def _reader(
+    profile: Profile, stream: TokenStream, separator_id: int | None, packing: Packing | None
+) -> WindowReader:
+    context, seed = profile.model.context, profile.train.seed
+    assert (packing is None) == (profile.data.packing == "concatenate"), "as the profile has it"
+    if packing is None:
+        return BatchReader(stream, context, seed)
+    assert separator_id is not None, "what is packed is known by what it begins with"
+    return PackedReader(stream, packing, separator_id, context, seed)
+
+
+def masking_separator(section: DataSection, separator_id: int | None) -> int | None:
+    """What attention stops at: the separator where documents are masked, else nothing."""
+    if not section.mask_documents:
+        return None
+    assert separator_id is not None, "documents are masked by what they begin with"
+    return separator_id
 
 
 def schedule_of(profile: Profile) -> Schedule:

@@ -28,6 +28,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "runs-verify": results.RunsVerify,
     "runs-prove-resume": results.RunsProveResume,
     "tokenizer-train": results.TokenizerTrain,
+    "tokenizer-import": results.TokenizerImport,
     "tokenizer-encode": results.TokenizerEncode,
     "tokenizer-decode": results.TokenizerDecode,
     "tokenizer-inspect": results.TokenizerInspect,
