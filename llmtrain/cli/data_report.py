@@ -24,6 +24,7 @@ _MOST_ROWS = 14
 _SAMPLE_LINES = 4
 _MOST_LANGUAGES = 8
 _EIGHTHS = "▏▎▍▌▋▊▉█"
+_SIMPLE = str.maketrans({"–": "-", "…": "~", **dict.fromkeys(_EIGHTHS, "#")})
 _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # obeyed by terminals, or not to be seen
 
 
@@ -43,8 +44,20 @@ def show_report(voice: Voice, report: DataReport) -> None:
         lines += [Text()] if lines else []
         lines += block
     for line in lines:
+        line.rstrip()
         line.truncate(columns, overflow="ellipsis")
-    voice.show(Group(*lines))
+    voice.show(Group(*(_writable(line, columns) for line in lines)))
+
+
+def _writable(line: Text, columns: int) -> Text:
+    """The line, or what comes nearest to it in an encoding that has not all of its characters."""
+    encoding = sys.stdout.encoding or "ascii"
+    try:
+        line.plain.encode(encoding)
+    except UnicodeEncodeError:
+        simple = line.plain.translate(_SIMPLE)
+        return Text(simple.encode(encoding, "backslashreplace").decode(encoding)[:columns])
+    return line
 
 
 def _fact_lines(report: DataReport, columns: int) -> Iterator[Text]:
@@ -152,12 +165,7 @@ def _rows(bins: Sequence[LengthBin]) -> Iterator[tuple[int, int, int, int]]:
 def _bar(share: float, columns: int) -> str:
     """A bar to an eighth of a column; whatever is there is to be seen."""
     eighths = max(1 if share else 0, round(share * columns * 8))
-    bar = _EIGHTHS[-1] * (eighths // 8) + (_EIGHTHS[eighths % 8 - 1] if eighths % 8 else "")
-    try:
-        bar.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return "#" * -(-eighths // 8)
-    return bar
+    return _EIGHTHS[-1] * (eighths // 8) + (_EIGHTHS[eighths % 8 - 1] if eighths % 8 else "")
 
 
 def _left_out_lines(tallies: Sequence[Tally]) -> Iterator[Text]:

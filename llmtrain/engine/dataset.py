@@ -56,19 +56,9 @@ class DataWork:
     check_stop: Callable[[], None]
 
 
-def corpus_of(section: DataSection) -> Corpus:
-    """The text that the section names, before anything is left out. Raises DataError."""
-    return resolve_sources(
-        section.sources,
-        text_field=section.text_field,
-        include=section.include,
-        exclude=section.exclude,
-    )
-
-
 def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Dataset:
     """Token shards of the profile's sources, and their tokenizer. Raises DataError."""
-    cleaned = cleaned_corpus(corpus_of(section), section, work)
+    cleaned = cleaned_corpus(found_corpus(section), section, work)
     corpus = cleaned.corpus
     facts = corpus.measure(work.check_stop)
     if facts.repeated_bytes > _TOLD_SHARE * facts.text_bytes:
@@ -117,9 +107,22 @@ def _told_repeats(facts: CorpusFacts) -> Note:
     )
 
 
+def found_corpus(section: DataSection) -> Corpus:
+    """All that the section's sources name. Raises DataError."""
+    return resolve_sources(
+        section.sources,
+        text_field=section.text_field,
+        include=section.include,
+        exclude=section.exclude,
+    )
+
+
 def cleaned_corpus(corpus: Corpus, section: DataSection, work: DataWork) -> Cleaned:
     """The corpus without what the section's rules leave out, of which everybody is told."""
-    cleaned = clean(corpus, filters_of(section.filters), section.duplicates, work.check_stop)
+    filters = filters_of(section.filters)
+    if filters or section.duplicates != "keep":
+        work.observe(Note("reading the text once, to decide what to leave out"))
+    cleaned = clean(corpus, filters, section.duplicates, work.check_stop)
     for tally in cleaned.left_out:
         work.observe(Note(f"left out {tally.describe()}"))
     return cleaned

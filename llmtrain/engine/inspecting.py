@@ -14,7 +14,7 @@ from llmtrain.data.sources import Corpus
 from llmtrain.data.survey import Drawn, Survey, survey
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.choosing import choose_tokens_per_step
-from llmtrain.engine.dataset import DataWork, cleaned_corpus, corpus_of, tokenizer_of
+from llmtrain.engine.dataset import DataWork, cleaned_corpus, found_corpus, tokenizer_of
 from llmtrain.engine.leaking import known_leakage
 from llmtrain.profile.schema import Profile
 from llmtrain.tokenizer import open_tokenizer
@@ -63,7 +63,7 @@ def inspect_data(
     documents are looked at.
     """
     section = profile.data
-    whole = corpus_of(section)
+    whole = found_corpus(section)
     cleaned = cleaned_corpus(replace(whole, first=only_first), section, work)
     tokenizer = _tokenizer(cleaned.corpus, profile, work, only_first, is_for_profile)
     found = survey(

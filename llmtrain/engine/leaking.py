@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from llmtrain.data.leakage import Leakage, find_leakage
 from llmtrain.data.near_copies import NEAR
@@ -59,9 +59,11 @@ def leakage_warning(leakage: Leakage) -> Note | None:
 
 def _read(path: Path) -> Leakage | None:
     try:
-        return TypeAdapter(Leakage).validate_python(read_json(path))
-    except (OSError, UsageError, ValueError, ValidationError):
+        kept = TypeAdapter(Leakage).validate_python(read_json(path))
+    except (OSError, UsageError, ValueError):  # pydantic's errors are ValueErrors
         return None
+    is_possible = 0 < kept.train_share <= 1 and 0 <= kept.copies <= kept.held_out
+    return kept if is_possible else None
 
 
 def _keep(path: Path, leakage: Leakage) -> None:

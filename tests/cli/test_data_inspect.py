@@ -117,6 +117,20 @@ def test_what_is_shown_fits(
     assert not set(outcome.out) & set("\x00\x07\x1b\x9b\u202e\u2028")
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
+def test_what_an_encoding_lacks_is_spelt(
+    encoding: str, process: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    write(place / "some.jsonl", "数据清理很重要" * 10, "été", "abc" * 300)
+    done = process("data", "inspect", "--data", "some.jsonl")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode(encoding).splitlines()
+    assert any(line.endswith("####") for line in lines)
+    assert any("\\u6570" in line for line in lines)
+    assert all(len(line) <= 80 for line in lines)
+
+
 def test_a_terminal_never_sees_what_it_obeys() -> None:
     assert shown("a\tb\x1b[0m\u200d\u2029\U000e0001é数") == (
         "a  b\\u001b[0m\\u200d\\u2029\\U000e0001é数"

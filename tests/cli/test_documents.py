@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -107,15 +108,32 @@ def test_profiles(llmtrain: Any) -> None:
         assert (valid["valid"], valid["parameters"]) == (True, row["parameters"])
 
 
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key
+
+
+def test_a_section_within_a_section_is_shown_as_it_is_read(llmtrain: Any, place: Path) -> None:
+    text = "data:\n  filters:\n    min_bytes: 20\n    languages: [en, de]\n"
+    (place / "filters.yaml").write_text(text)
+    shown = llmtrain("profiles", "show", "filters.yaml").out
+    assert "    min_bytes: 20                         # filters.yaml:3\n" in shown
+    (place / "again.yaml").write_text(shown)
+    first, again = (
+        llmtrain("profiles", "show", name, "--json").document["profile"]
+        for name in ("filters.yaml", "again.yaml")
+    )
+    assert first == again
+    assert first["data"]["filters"] == {"min_bytes": 20, "languages": ["en", "de"]}
+
+
 def test_every_value_of_a_shown_profile_has_an_origin(llmtrain: Any) -> None:
     document = llmtrain("profiles", "show", "tiny.yaml", "--set", "train.seed=5", "--json").document
 
-    leaves = {
-        f"{section}.{key}" if isinstance(values, dict) else section
-        for section, values in document["profile"].items()
-        for key in (values if isinstance(values, dict) else [""])
-    }
-    assert set(document["origins"]) == leaves
+    assert set(document["origins"]) == set(leaves(document["profile"]))
     assert document["origins"]["train.seed"] == "--set train.seed=5"
     assert document["origins"]["model.context"].startswith("tiny.yaml:")
     assert document["origins"]["optim.beta1"] == "default"

@@ -63,6 +63,9 @@ def test_a_sample_says_about_the_same(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sample.copies < whole.copies
     assert abs(sample.share - whole.share) < 0.25
 
+    monkeypatch.setattr(leaking, "_MOST_UNITS", 50)  # of either side
+    assert 25 < leakage_of(corpus).held_out < 75 < whole.held_out
+
 
 def test_few_documents_are_compared_by_blocks(tmp_path: Path) -> None:
     lines = "\n".join(invented(150, seed=3)).splitlines(keepends=True)

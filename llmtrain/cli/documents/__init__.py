@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from llmtrain.cli.documents import data, files, inspected, memory, plans, results
+from llmtrain.cli.documents import data, files, inspection, memory, plans, results
 from llmtrain.cli.documents.base import schema_of
 
 # By the words of the command, or the name of the file.
@@ -35,7 +35,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "tokenizer-encode": results.TokenizerEncode,
     "tokenizer-decode": results.TokenizerDecode,
     "tokenizer-inspect": results.TokenizerInspect,
-    "data-inspect": inspected.DataInspect,
+    "data-inspect": inspection.DataInspect,
     "schema": results.SchemaList,
     "error": results.Error,
     "metrics.jsonl": files.MetricsLine,

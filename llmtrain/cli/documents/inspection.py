@@ -1,4 +1,4 @@
-"""Documents about text that is to be trained on."""
+"""The document about what is in a text."""
 
 from __future__ import annotations
 
