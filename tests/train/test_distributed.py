@@ -80,6 +80,20 @@ def test_two_processes_train_the_function_that_one_does(
     assert_trained_as_alone(files(place / "run"), alone)
 
 
+def test_two_processes_share_packed_and_masked_documents(
+    start: Any, place: Path, files: Any, run_alone: Any
+) -> None:
+    """Each divides by the targets of both, though padding differs."""
+    packed = {"data.packing": "best_fit", "data.mask_documents": "true"}
+    settings = [word for name, value in packed.items() for word in ("--set", f"{name}={value}")]
+    process = start(*TRAIN, "--nproc", 2, *settings)
+    _, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 0, err
+    alone = run_alone(device__precision="fp32", data__packing="best_fit", data__mask_documents=True)
+    assert_trained_as_alone(files(place / "run"), alone)
+
+
 def test_torchrun_starts_it_too(start: Any, place: Path, files: Any, alone: Any) -> None:
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "llmtrain")
     process = start(*TRAIN, "--json", module=torchrun)
