@@ -79,7 +79,7 @@ def train(
     seed: Annotated[int | None, typer.Option("--seed", help="Of weights and order.")] = None,
     tokenizer: Annotated[
         str | None,
-        typer.Option("--tokenizer", help="A tokenizer directory; default: train one."),
+        typer.Option("--tokenizer", help="A tokenizer's directory or file; default: train one."),
     ] = None,
     text_field: Annotated[
         str | None,

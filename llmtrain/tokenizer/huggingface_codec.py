@@ -11,6 +11,7 @@ from llmtrain.errors import DataError
 from llmtrain.tokenizer.byte_letters import bytes_of
 from llmtrain.tokenizer.piece import UNKNOWN, Piece, PieceKind
 
+_MOST_PIECES = 1 << 20
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -31,6 +32,9 @@ class HuggingFaceCodec:
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True
         self._vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+        if self._vocab_size > _MOST_PIECES:
+            highest = self._vocab_size - 1
+            raise DataError(f"it has an id {highest}, and {_MOST_PIECES - 1} is the highest")
         added = self._tokenizer.get_added_tokens_decoder()
         self._controls = {token: each.content for token, each in added.items() if each.special}
 
@@ -64,7 +68,8 @@ class HuggingFaceCodec:
 
     def pieces(self) -> list[Piece]:
         """The vocabulary, in the order of ids. Earlier ids have higher scores."""
-        in_letters = b'"ByteLevel"' in self._tokenizer.decoder.__getstate__()
+        decoder = self._tokenizer.decoder
+        in_letters = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
         texts = map(self.piece, range(self.vocab_size))
         return [
             Piece(text, -float(token), self._kind(token, text, in_letters))

@@ -129,6 +129,7 @@ def _of_ranks(file: Path, options: ImportOptions) -> Imported:
 
 def _of_json(file: Path, data: bytes, options: ImportOptions) -> Imported:
     document = parse_json(data)
+    _refuse_affixes(document)
     codec = HuggingFaceCodec(data)  # which also knows that the document has its form
     document.setdefault("added_tokens", [])
     _require_supported(document)
@@ -143,6 +144,17 @@ def _of_json(file: Path, data: bytes, options: ImportOptions) -> Imported:
         data = json.dumps(document, ensure_ascii=False).encode()
     kind = Kind("huggingface", names[separator], escaped=False)
     return _checked(file, data, kind, options, tuple(names), separator, added)
+
+
+def _refuse_affixes(document: object) -> None:
+    """Byte pairs that mark the inside or the end of words lose the spaces between them.
+
+    Some of them make the library panic: they are looked for before it reads the file.
+    """
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        match document:
+            case {"model": {**model}} if model.get(key):
+                raise DataError(f"its model has a {key}, and loses where spaces are")
 
 
 def _require_supported(document: Any) -> None:

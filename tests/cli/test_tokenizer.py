@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +264,22 @@ def test_inspect_without_text_has_no_rates(tokenizer: Path, llmtrain: Any) -> No
     document = llmtrain("tokenizer", "inspect", "--tokenizer", tokenizer, "--json").document
     assert document["bytes_per_token"] is document["unused_share"] is None
     assert document["sources"] == document["beside"] == []
+
+
+@pytest.mark.parametrize("verb", ["encode", "decode"])
+def test_a_reader_that_leaves_is_no_failure(
+    verb: str, tokenizer: Path, process: Any, place: Path
+) -> None:
+    (place / "text").write_text("12 13 14 " * 300_000)
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = process(
+            *("tokenizer", verb, "--tokenizer", tokenizer, "text"),
+            capture_output=False,
+            stdout=writer,
+            stderr=subprocess.PIPE,
+        )
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")

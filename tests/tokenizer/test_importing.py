@@ -314,6 +314,8 @@ def test_the_separator_is_found_or_made(
         b"\xff",
         b'{"model": {"type": "WordPiece", "vocab": {}}}',
         b"{" * 10_000,
+        b'{"model": {"type": "BPE", "continuing_subword_prefix": "##", "vocab": {}, "merges": []}}',
+        b'{"model": {"type": "BPE", "vocab": {"a": 2147483648}, "merges": []}}',
         json.dumps({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}).encode(),
     ],
 )
@@ -322,6 +324,14 @@ def test_what_is_no_tokenizer_json_is_told(content: bytes, tmp_path: Path) -> No
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"tokenizer\.json"):
         open_tokenizer(path)
+
+
+def test_one_without_a_decoder_can_be_looked_at(bytes_json: str, tmp_path: Path) -> None:
+    document = json.loads(bytes_json) | {"decoder": None}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match="comes back as"):
+        open_tokenizer(tmp_path)
+    assert open_with(tmp_path, allow_lossy=True).pieces()
 
 
 @pytest.mark.parametrize("name", ["nowhere.json", "note.txt", "empty", "no.model"])
