@@ -37,7 +37,7 @@ from llmtrain.tokenizer.encoders import encode_alone, encode_apart
 from tests.checkout import import_path
 from tests.data.fixed import TOKENIZER, fixed_texts
 
-_ROUNDS = 12  # of the fixed texts: 1.2 MB
+_ROUNDS = 6  # of the fixed texts: 600 kB
 _SHARD_BYTES = 200_000
 _BATCH_BYTES = 20_000
 _JOURNAL_BYTES = 60_000
