@@ -50,7 +50,7 @@ def _model_of_words(tokenizer: Tokenizer, directory: Path) -> bytes | None:
     except OSError:
         return None
     is_own = hashlib.sha256(model).hexdigest() == tokenizer.fingerprint
-    has_ranks = all(piece.score == int(piece.score) for piece in tokenizer.pieces())
+    has_ranks = all(piece.score.is_integer() for piece in tokenizer.pieces())
     return model if is_own and has_ranks else None
 
 
