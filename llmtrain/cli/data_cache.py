@@ -70,8 +70,12 @@ def clear(
 
     chosen = _chosen(cache_entries(cache_directory()), keys or [], older_than, is_all=all_)
     size = format_bytes(sum(entry.size_bytes for entry in chosen))
-    is_asked = chosen and not yes and sys.stdin.isatty()
-    if is_asked and not typer.confirm(f"Remove {len(chosen)} entries, {size}?", err=True):
+    if (
+        chosen
+        and not yes
+        and _is_terminal()
+        and not typer.confirm(f"Remove {len(chosen)} entries, {size}?", err=True)
+    ):
         return 130
     removed, kept = _remove(chosen)
     freed_bytes = sum(entry.size_bytes for entry in removed)
@@ -90,6 +94,10 @@ def clear(
         voice.warning(f"{entry.directory} is in use by a process, and stays")
     voice.note(f"{len(removed)} entries removed, {format_bytes(freed_bytes)}")
     return 0
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
 
 
 def _chosen(

@@ -37,7 +37,7 @@ def quickest_encoder(tokenizer: Tokenizer) -> EncodeToBytes:
 def _has_words(tokenizer: Tokenizer) -> bool:
     """Whether no piece goes on into the next word, as in own ones, and pieces have ranks, as
     merges do."""
-    has_ranks = all(piece.score == int(piece.score) for piece in tokenizer.pieces())
+    has_ranks = all(piece.score.is_integer() for piece in tokenizer.pieces())
     return tokenizer.kind.name == "own" and has_ranks
 
 

@@ -44,6 +44,7 @@ class Outcome:
     text_bytes: int
     tokens: int
     seconds: float
+    cpu_s: float  # of all processes; on a machine that does nothing else, seconds times cores
     mb_per_s: float
     encoding_mb_per_s: float  # without the pass that measures
     peak_bytes: int
@@ -51,7 +52,7 @@ class Outcome:
 
 
 _CHILD = """
-import json, sys, time
+import json, os, sys, time
 from llmtrain.engine.dataset import DataWork, prepare_dataset
 from llmtrain.profile.schema import DataSection
 
@@ -59,12 +60,13 @@ corpus, tokenizer, workers = sys.argv[1:]
 section = DataSection(sources=(corpus,), tokenizer=tokenizer)
 told = []
 work = DataWork(int(workers), lambda event: told.append(time.monotonic()), lambda: None)
-begun_s = time.monotonic()
+begun_s, cpu_before = time.monotonic(), sum(os.times()[:4])
 data = prepare_dataset(section, 2**31, work).shards
 seconds = time.monotonic() - begun_s
 manifest = json.loads((data.directory / "manifest.json").read_text())
 print(json.dumps({
-    "directory": str(data.directory), "seconds": seconds, "making_s": manifest["made"]["seconds"],
+    "directory": str(data.directory), "seconds": seconds,
+    "cpu_s": sum(os.times()[:4]) - cpu_before, "making_s": manifest["made"]["seconds"],
     "text_bytes": manifest["text"]["bytes_encoded"],
     "tokens": data.index.train.tokens + data.index.validation.tokens,
 }))
@@ -142,6 +144,7 @@ def _prepare(corpus: Path, tokenizer: Path, workers: int, cache: Path) -> Outcom
         text_bytes=said["text_bytes"],
         tokens=said["tokens"],
         seconds=round(said["seconds"], 2),
+        cpu_s=round(said["cpu_s"], 2),
         mb_per_s=round(size / said["seconds"], 2),
         encoding_mb_per_s=round(size / said["making_s"], 2),
         peak_bytes=peak_bytes,

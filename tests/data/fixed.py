@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-TOKENIZER = Path(__file__).parent / "fixed"  # the directory of a tokenizer of 500 pieces
+TOKENIZER = Path(__file__).parent / "fixed_tokenizer"  # the directory of a tokenizer of 500 pieces
 _RARE = (
     *("\r\n", "\n\n", "    ", "\t", "▁", "<s>", "é😀", "\x00", "e\u0301", "中文", " ", "\ufeff"),
     *("12345 ", "\u2585", "  ", " ▁ ▁"),

@@ -189,7 +189,12 @@ def test_what_is_not_as_it_was_written_is_written_again(
 
 
 def test_what_came_after_the_journal_is_cut_off(
-    corpus: Path, prepare_data: Any, cache: Path, interrupt: Interrupt, whole: str
+    corpus: Path,
+    prepare_data: Any,
+    encoder: Any,
+    cache: Path,
+    interrupt: Interrupt,
+    whole: str,
 ) -> None:
     interrupt(corpus, 9)
     new = building(cache) / "new"
@@ -197,9 +202,12 @@ def test_what_came_after_the_journal_is_cut_off(
         with path.open("ab") as file:
             file.write(b"xx" * 99)
     (new / "train-00099.bin").write_bytes(b"xx")
-    with prepare_data(corpus, **UNITS) as data:
+    rest = Stopping(encoder, None, KeyboardInterrupt())
+    with prepare_data(corpus, encoder, **UNITS, encode=rest) as data:
         shards = {shard.name for shard in data.index.train.shards}
         data.verify()
+        size = data.index.train.text_bytes + data.index.validation.text_bytes
+    assert rest.bytes <= size - UNITS["journal_bytes"]
     (data.directory / "train-00099.bin").unlink(missing_ok=True)
     assert contents(data) == whole
     assert "train-00099.bin" not in shards
