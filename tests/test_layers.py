@@ -66,7 +66,7 @@ RUNS_ITS_ARGUMENT = {
 # What these read was written by this process, by the kernel, or is bounded there.
 READS_WHAT_IT_TRUSTS = {
     "untrusted",  # the bounds
-    "data/reading",  # lines of a corpus, bounded there
+    "data/formats/json_text",  # lines of a corpus, bounded there
     "train/tensor_files",  # after the header was held to its format
     "device/cpuinfo",
     "device/cgroup",

@@ -20,7 +20,8 @@ DataOption = Annotated[
     list[str] | None,
     typer.Option(
         "--data",
-        help="Text: a file, directory, glob, .jsonl, .gz, or builtin:python. Repeatable.",
+        help="Text: a file (.txt, .jsonl, .csv, .parquet, .zip …), a directory, a glob, - for "
+        "stdin, or builtin:python. Repeatable.",
     ),
 ]
 DeviceOption = Annotated[
@@ -68,6 +69,7 @@ def flag_settings(**flags: Any) -> dict[str, Setting]:
         "device_kind": "--device",
         "device_force_cpu": "--force-cpu",
         "device_processes": "--nproc",
+        "device_workers": "--workers",
     }
     return {
         key.replace("_", ".", 1): Setting(value, names[key])

@@ -82,7 +82,8 @@ def train(
         typer.Option("--tokenizer", help="A tokenizer directory; default: train one."),
     ] = None,
     text_field: Annotated[
-        str | None, typer.Option("--text-field", help="The field of a .jsonl; default: text.")
+        str | None,
+        typer.Option("--text-field", help="Of a record: .jsonl, .csv, .parquet …; default: text."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")

@@ -47,7 +47,7 @@ def evaluate(
     device: DeviceOption = None,
     force_cpu: ForceCpuOption = False,
     text_field: Annotated[
-        str, typer.Option("--text-field", help="The field of a .jsonl.")
+        str, typer.Option("--text-field", help="Of a record: .jsonl, .csv, .parquet …")
     ] = "text",
     max_bpb: Annotated[
         float | None,

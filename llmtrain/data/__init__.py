@@ -1,7 +1,8 @@
 """From text on disk to batches of token ids.
 
 sources   specs → corpus           which files there are
-reading   file → documents         strict UTF-8, JSON lines, gzip
+finding   directory → files        globs; selection has .gitignore, include and exclude
+reading   file → documents         strict UTF-8; formats has archives, compressions and formats
 cleaning  corpus → corpus          filters, copies, near copies (signatures, near_copies)
 split     documents → train and validation
 shards    corpus + tokenizer → token shards in the cache

@@ -5,50 +5,69 @@ from __future__ import annotations
 import os
 import sysconfig
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from llmtrain.data.reading import SourceFile, read_head, readable
+from llmtrain.data.document import Skipped
+from llmtrain.data.formats.streams import readable
+from llmtrain.data.reading import SourceFile
+from llmtrain.data.selection import Ignored, Selection, Sieve, ignored_in, is_ignored
 
-# Suffixes of things that are not text although they may begin without a NUL byte.
-_BINARY_SUFFIXES = frozenset(
-    f".{name}"
-    for names in (
-        "7z a bz2 jar rar tar tgz whl xz zip",
-        "avi bmp flac gif ico jpeg jpg mkv mov mp3 mp4 ogg png tif tiff wav webm webp",
-        "bin class db dll dylib exe o obj pyc pyd pyo so sqlite sqlite3 wasm",
-        "ckpt gguf h5 hdf5 npy npz onnx pickle pkl pt pth safetensors",
-        "doc docx eot otf pdf ppt pptx ttf woff woff2 xls xlsx",
-    )
-    for name in names.split()
-)
-_UNSUPPORTED_SUFFIXES = frozenset({".arrow", ".parquet", ".zst"})
 _GLOB_CHARACTERS = frozenset("*?[")
 _NOT_THE_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
+Found = Path | Skipped
 
 
-def source_file(path: Path) -> SourceFile:
-    """How `path` is to be read, judged by its name."""
-    is_gzip = path.suffix.lower() == ".gz"
-    is_json_lines = _inner_suffix(path) == ".jsonl"
-    return SourceFile(path, str(path), "jsonl" if is_json_lines else "text", is_gzip)
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """What is passed over on the way; where `sieve` is None, nothing but what is hidden."""
 
+    sieve: Sieve | None
 
-def reason_to_skip(file: SourceFile) -> str | None:
-    """Why `file` holds no text that can be read; None if it does."""
-    suffix = _inner_suffix(file.path)
-    if not file.path.is_file():
-        return "not a regular file"
-    if suffix in _UNSUPPORTED_SUFFIXES:
-        return "unsupported format"
-    if suffix in _BINARY_SUFFIXES or b"\0" in read_head(file):
-        return "binary"
-    return None
+    def below(
+        self, directory: Path, prefix: str, ignored: tuple[Ignored, ...] = ()
+    ) -> Iterator[Found]:
+        """Every file below `directory`, which is `prefix` to the sieve."""
+        own = ignored_in(directory, prefix) if self.sieve is not None else None
+        ignored = (*ignored, own) if own is not None else ignored
+        for entry in _visible(directory):
+            if entry.is_dir(follow_symlinks=False):
+                path = f"{prefix}{entry.name}/"
+                reason = self._reason_against(path, ignored)
+                if reason is None:
+                    yield from self.below(Path(entry.path), path, ignored)
+                else:
+                    yield Skipped(f"{entry.path}{os.sep}", reason)
+            elif not _leads_to_directory(entry):
+                reason = self._reason_against(f"{prefix}{entry.name}", ignored)
+                yield Path(entry.path) if reason is None else Skipped(entry.path, reason)
 
+    def _reason_against(self, path: str, ignored: Sequence[Ignored]) -> str | None:
+        if self.sieve is None:
+            return None
+        if is_ignored(path, ignored):
+            return "in .gitignore"
+        return self.sieve.reason_against(path)
 
-def _inner_suffix(path: Path) -> str:
-    """The suffix without a final `.gz`, in lower case."""
-    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
+    def matching(self, directory: Path, prefix: str, segments: Sequence[str]) -> Iterator[Found]:
+        """Every file below `directory` that the rest of a glob names."""
+        if not segments:
+            yield from self.below(directory, prefix)
+            return
+        head, rest = segments[0], segments[1:]
+        if head == "**":
+            yield from self.matching(directory, prefix, rest)
+        for entry in _visible(directory, even_hidden=head.startswith(".")):
+            path = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                if head == "**":
+                    yield from self.matching(Path(entry.path), f"{path}/", segments)
+                elif fnmatchcase(entry.name, head):
+                    yield from self.matching(Path(entry.path), f"{path}/", rest)
+            elif not rest and not _leads_to_directory(entry) and fnmatchcase(entry.name, head):
+                reason = self._reason_against(path, ())
+                yield Path(entry.path) if reason is None else Skipped(entry.path, reason)
 
 
 def is_glob(spec: str) -> bool:
@@ -56,47 +75,41 @@ def is_glob(spec: str) -> bool:
     return not _GLOB_CHARACTERS.isdisjoint(spec)
 
 
-def files_below(directory: Path) -> Iterator[Path]:
-    """Every file that is not hidden, ordered by the parts of its name.
+def found_below(directory: Path, selection: Selection) -> Iterator[Found]:
+    """Every wanted file that is not hidden, ordered by the parts of its name, and what is not.
 
-    Links to directories are not followed, so a cycle of links ends.
+    A directory that is not wanted is one that is skipped, and is not looked into. Links to
+    directories are not followed, so a cycle of links ends.
     """
-    for entry in _visible(directory):
-        if entry.is_dir(follow_symlinks=False):
-            yield from files_below(Path(entry.path))
-        elif not _leads_to_directory(entry):
-            yield Path(entry.path)
+    return _Walk(Sieve(selection)).below(directory, "")
 
 
-def files_matching(pattern: Path) -> list[Path]:
-    """Every file that the glob names, in order.
+def files_below(directory: Path) -> Iterator[Path]:
+    """Every file that is not hidden, whatever a .gitignore says, in the same order."""
+    return (found for found in _Walk(None).below(directory, "") if isinstance(found, Path))
+
+
+def found_matching(pattern: Path, selection: Selection) -> list[Found]:
+    """Every wanted file that the glob names, in order, and what is not wanted.
 
     `**` stands for any number of directories. A directory that matches stands for all files below
-    it, as it does when a shell expands the glob.
+    it, as it does when a shell expands the glob. A .gitignore counts only in there: a file whose
+    own name matches was asked for.
     """
     # A second `**` in a row adds nothing but ways to find the same file, exponentially many.
     before = ("", *pattern.parts)
     parts = [p for p, last in zip(pattern.parts, before, strict=False) if (p, last) != ("**", "**")]
     fixed = next(index for index, part in enumerate(parts) if is_glob(part))
-    found = set(_matches(Path(*parts[:fixed]), parts[fixed:]))
-    return sorted(found, key=lambda path: path.parts)
+    found = set(_Walk(Sieve(selection)).matching(Path(*parts[:fixed]), "", parts[fixed:]))
+    files = {each for each in found if isinstance(each, Path)}
+    # What one way through a `**` passes over may be, or lead to, what another one names.
+    named = files.union(*(file.parents for file in files))
+    skipped = (e for e in found if isinstance(e, Skipped) and Path(e.origin) not in named)
+    return sorted([*files, *skipped], key=_path_parts)
 
 
-def _matches(directory: Path, segments: Sequence[str]) -> Iterator[Path]:
-    if not segments:
-        yield from files_below(directory)
-        return
-    head, rest = segments[0], segments[1:]
-    if head == "**":
-        yield from _matches(directory, rest)
-    for entry in _visible(directory, even_hidden=head.startswith(".")):
-        if entry.is_dir(follow_symlinks=False):
-            if head == "**":
-                yield from _matches(Path(entry.path), segments)
-            elif fnmatchcase(entry.name, head):
-                yield from _matches(Path(entry.path), rest)
-        elif not rest and not _leads_to_directory(entry) and fnmatchcase(entry.name, head):
-            yield Path(entry.path)
+def _path_parts(found: Found) -> tuple[str, ...]:
+    return found.parts if isinstance(found, Path) else Path(found.origin).parts
 
 
 def _leads_to_directory(entry: os.DirEntry[str]) -> bool:
@@ -107,11 +120,18 @@ def _leads_to_directory(entry: os.DirEntry[str]) -> bool:
 
 
 def _visible(directory: Path, *, even_hidden: bool = False) -> list[os.DirEntry[str]]:
-    """Sorted by code point: a locale or a case-blind file system must not change the order."""
+    """Sorted by code point: a locale or a case-blind file system must not change the order.
+
+    What git keeps for itself is never among them.
+    """
     if not directory.is_dir():
         return []
     with readable(str(directory)), os.scandir(directory) as entries:
-        chosen = [entry for entry in entries if even_hidden or not entry.name.startswith(".")]
+        chosen = [
+            entry
+            for entry in entries
+            if (even_hidden or not entry.name.startswith(".")) and entry.name != ".git"
+        ]
     return sorted(chosen, key=lambda entry: entry.name)
 
 

@@ -9,36 +9,34 @@ import platform
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from llmtrain.data.finding import (
-    files_below,
-    files_matching,
-    is_glob,
-    library_files,
-    reason_to_skip,
+from llmtrain.data.document import Document, Limits, Skipped
+from llmtrain.data.finding import Found, found_below, found_matching, is_glob, library_files
+from llmtrain.data.formats.streams import readable
+from llmtrain.data.left_out import LeftOut
+from llmtrain.data.reading import (
+    Question,
+    SourceFile,
+    look_at,
+    read_documents,
+    read_python,
     source_file,
 )
-from llmtrain.data.left_out import LeftOut
-from llmtrain.data.reading import Document, SourceFile, read_documents, read_python, readable
 from llmtrain.data.repeats import Repeats
+from llmtrain.data.selection import Selection, Sieve
+from llmtrain.data.stdin import is_stdin, stdin_file
 from llmtrain.errors import DataError, UsageError
 
 BUILTIN_PYTHON = "builtin:python"
 _SUPPORTED = (
-    "data can be a text file, .jsonl, either as .gz, a directory, a glob, or builtin:python"
+    "data can be a text file, .jsonl, .json, .csv, .tsv, .parquet, .arrow or .feather, packed as "
+    ".gz, .bz2, .xz or .zst, a .zip or .tar of such, a directory, a glob, - for standard input "
+    "(-.jsonl where it is not plain text), or builtin:python"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A file that was found and is not read."""
-
-    origin: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,7 @@ class Source:
     """The files that one spec stands for, without those that an earlier spec already named."""
 
     spec: str
-    kind: Literal["file", "directory", "glob", "builtin"]
+    kind: Literal["file", "directory", "glob", "stdin", "builtin"]
     files: tuple[SourceFile, ...]
     skipped: tuple[Skipped, ...] = ()
     library: PythonLibrary | None = None
@@ -83,7 +81,7 @@ class Corpus:
     """Documents in a fixed order. Holds names of files, never their text."""
 
     sources: tuple[Source, ...]
-    text_field: str = "text"
+    question: Question = field(default_factory=Question)
     first: int | None = None  # only so many documents, counted with those that are left out
     left_out: LeftOut | None = None  # by `llmtrain.data.cleaning`
 
@@ -102,7 +100,7 @@ class Corpus:
     def _all_documents(self) -> Iterator[Document]:
         for source in self.sources:
             for file in source.files:
-                yield from read_documents(file, self.text_field)
+                yield from read_documents(file, self.question)
 
     def fingerprint(self) -> str:
         """See `FingerprintBuilder`. Reads the whole corpus."""
@@ -200,17 +198,28 @@ def _describe(source: Source) -> dict[str, object]:
     return record
 
 
-def resolve_sources(specs: Sequence[str], *, text_field: str = "text") -> Corpus:
+def resolve_sources(
+    specs: Sequence[str],
+    *,
+    text_field: str = "text",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    limits: Limits | None = None,
+) -> Corpus:
     """The corpus that `specs` name, in that order; a file named twice counts once.
 
-    Every file is known to exist and to look like text. Raises DataError for a spec that stands for
-    no text, UsageError where there is no spec.
+    Every file is known to exist and to look like text. `include` and `exclude` are patterns as in
+    .gitignore, of what is found in directories, globs and archives. Raises DataError for a spec
+    that stands for no text, UsageError where there is no spec, or for what is no pattern.
     """
     if not specs or not all(specs):
         raise UsageError("no data is given", hint="--data FILE, or --data builtin:python")
+    selection = Selection(tuple(include), tuple(exclude))
+    Sieve(selection)  # what is no pattern is told before anything is looked for
+    question = Question(text_field, selection, limits or Limits())
     seen: set[str] = set()
-    sources = tuple(_without_repeats(_resolve(spec), seen) for spec in specs)
-    return Corpus(sources, text_field)
+    sources = tuple(_without_repeats(_resolve(spec, question), seen) for spec in specs)
+    return Corpus(sources, question)
 
 
 def _without_repeats(source: Source, seen: set[str]) -> Source:
@@ -223,19 +232,21 @@ def _without_repeats(source: Source, seen: set[str]) -> Source:
     return replace(source, files=tuple(files))
 
 
-def _resolve(spec: str) -> Source:
+def _resolve(spec: str, question: Question) -> Source:
     if spec == BUILTIN_PYTHON:
         return _python_library()
+    if is_stdin(spec):
+        return _named(spec, "stdin", stdin_file(spec), question)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|builtin:", spec):
         raise DataError(f"{spec} is not a kind of data that is supported", hint=_SUPPORTED)
     path = _expanded(spec)
     with readable(spec):
         if path.is_dir():
-            return _found(spec, "directory", files_below(path))
+            return _found(spec, "directory", found_below(path, question.selection), question)
         if path.exists():
-            return Source(spec, "file", (_named_file(path),))
+            return _named(spec, "file", source_file(path), question)
         if is_glob(spec):
-            return _found(spec, "glob", files_matching(path))
+            return _found(spec, "glob", found_matching(path, question.selection), question)
     raise _missing(spec, path)
 
 
@@ -246,33 +257,45 @@ def _expanded(spec: str) -> Path:
         return Path(spec)
 
 
-def _named_file(path: Path) -> SourceFile:
+def _named(
+    spec: str, kind: Literal["file", "stdin"], file: SourceFile, question: Question
+) -> Source:
     """A file that the user named outright, where skipping it silently would be wrong."""
-    file = source_file(path)
-    reason = reason_to_skip(file)
+    look = look_at(file, question, is_named=True)
+    if look.has_text:
+        return Source(spec, kind, (file,), look.skipped)
+    if file.reading.is_archive and not any(each.origin == file.origin for each in look.skipped):
+        raise DataError(f"archive {file.origin} has {_no_text(look.skipped)}", hint=_SUPPORTED)
+    reason = look.skipped[0].reason
     if reason == "binary":
         hint = "text has to be UTF-8; for UTF-16: iconv -f UTF-16 -t UTF-8 OLD > NEW"
-        raise DataError(f"{path} is binary, not text", hint=hint)
-    if reason is not None:
-        raise DataError(f"{path} cannot be used as text: {reason}", hint=_SUPPORTED)
-    return file
+        raise DataError(f"{file.origin} is binary, not text", hint=hint)
+    raise DataError(f"{file.origin} cannot be used as text: {reason}", hint=_SUPPORTED)
 
 
-def _found(spec: str, kind: Literal["directory", "glob"], paths: Iterable[Path]) -> Source:
-    files, skipped = [], []
-    for file in map(source_file, paths):
-        reason = reason_to_skip(file)
-        if reason is None:
+def _found(
+    spec: str, kind: Literal["directory", "glob"], found: Iterable[Found], question: Question
+) -> Source:
+    files: list[SourceFile] = []
+    skipped: list[Skipped] = []
+    for each in found:
+        if isinstance(each, Skipped):
+            skipped.append(each)
+            continue
+        file = source_file(each)
+        look = look_at(file, question, is_named=False)
+        skipped.extend(look.skipped)
+        if look.has_text:
             files.append(file)
-        else:
-            skipped.append(Skipped(file.origin, reason))
     if not files:
-        counts = Counter(each.reason for each in skipped)
-        why = "; ".join(f"{count} skipped: {reason}" for reason, count in counts.items())
-        raise DataError(
-            f"{kind} {spec} has no text file" + (f" ({why})" if why else ""), hint=_SUPPORTED
-        )
+        raise DataError(f"{kind} {spec} has {_no_text(skipped)}", hint=_SUPPORTED)
     return Source(spec, kind, tuple(files), tuple(skipped))
+
+
+def _no_text(skipped: Iterable[Skipped]) -> str:
+    counts = Counter(each.reason for each in skipped)
+    why = "; ".join(f"{count} skipped: {reason}" for reason, count in counts.items())
+    return "no text file" + (f" ({why})" if why else "")
 
 
 def _missing(spec: str, path: Path) -> DataError:

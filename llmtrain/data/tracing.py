@@ -6,21 +6,36 @@ import time
 from collections.abc import Sequence
 
 from llmtrain.data.sources import resolve_sources
+from llmtrain.data.stdin import is_stdin
 from llmtrain.errors import DataError
 
 
 def trace_passages(
-    passages: Sequence[str], specs: Sequence[str], text_field: str, *, limit_s: float
+    passages: Sequence[str],
+    specs: Sequence[str],
+    text_field: str,
+    *,
+    limit_s: float,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
 ) -> list[str]:
     """Where the passages are in the sources, as `file` or `file:line` and a position in it.
 
     The first place of each that is found in time; none where the sources are no longer what they
-    were, or cannot be read.
+    were, or cannot be read. Standard input is not waited for again.
     """
     end_s = time.monotonic() + limit_s
     found: dict[str, str] = {}
+    documents = (
+        document
+        for spec in specs
+        if not is_stdin(spec)
+        for document in resolve_sources(
+            [spec], text_field=text_field, include=include, exclude=exclude
+        ).documents()
+    )
     try:
-        for document in resolve_sources(specs, text_field=text_field).documents():
+        for document in documents:
             for passage in set(passages) - found.keys():
                 start = document.text.find(passage)
                 if start >= 0:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from llmtrain.data.cleaning import Cleaned, clean
+from llmtrain.data.encoding import Encode
 from llmtrain.data.filters import filters_of
+from llmtrain.data.manifest import now_utc, versions, write_record
 from llmtrain.data.shards import PreparedData, entry_directory, open_prepared, prepare
 from llmtrain.data.sources import Corpus, CorpusFacts, resolve_sources
 from llmtrain.data.split import plan_split
@@ -23,12 +26,14 @@ from llmtrain.files import cache_directory
 from llmtrain.profile.schema import DataSection
 from llmtrain.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
 from llmtrain.tokenizer.codec import NAMING_FILES
+from llmtrain.tokenizer.encoders import encode_alone, encode_apart
 from llmtrain.tokenizer.learner import learn_apart
 from llmtrain.train.events import Note, Observer, Progress
 from llmtrain.units import format_bytes
 
 _TOLD_SHARE = 0.01  # of the text; less than that is not worth a line
 _TOKENIZER_RECIPE = 2  # raised when training a tokenizer from the same text gives another
+_WORTH_PROCESSES_BYTES = 16 << 20  # of text: each process takes a second to start
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +51,24 @@ class Dataset:
 class DataWork:
     """How data is prepared, and who is told."""
 
-    threads: int
+    workers: int  # processes that tokenize
     observe: Observer
     check_stop: Callable[[], None]
 
 
+def corpus_of(section: DataSection) -> Corpus:
+    """The text that the section names, before anything is left out. Raises DataError."""
+    return resolve_sources(
+        section.sources,
+        text_field=section.text_field,
+        include=section.include,
+        exclude=section.exclude,
+    )
+
+
 def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Dataset:
     """Token shards of the profile's sources, and their tokenizer. Raises DataError."""
-    cleaned = cleaned_corpus(found_corpus(section), section, work)
+    cleaned = cleaned_corpus(corpus_of(section), section, work)
     corpus = cleaned.corpus
     facts = corpus.measure(work.check_stop)
     if facts.repeated_bytes > _TOLD_SHARE * facts.text_bytes:
@@ -69,10 +84,14 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Da
         corpus,
         tokenizer,
         validation_fraction=section.validation_fraction,
-        threads=work.threads,
+        threads=work.workers,
         cache_directory=cache_directory(),
-        on_progress=lambda done, total: work.observe(Progress("tokenizing", done, total)),
+        on_progress=TimedProgress("tokenizing", work.observe),
         check_stop=work.check_stop,
+        facts=facts,
+        encode=_encode_with(directory, tokenizer, facts, work),
+        on_wait=lambda: work.observe(Note("another process prepares this text; waiting for it")),
+        made_from={"tokenizer_directory": str(directory)},
     )
     checked: dict[str, object] = {
         "left_out": [tally.document() for tally in cleaned.left_out],
@@ -98,11 +117,6 @@ def _told_repeats(facts: CorpusFacts) -> Note:
     )
 
 
-def found_corpus(section: DataSection) -> Corpus:
-    """All that the section's sources name. Raises DataError."""
-    return resolve_sources(section.sources, text_field=section.text_field)
-
-
 def cleaned_corpus(corpus: Corpus, section: DataSection, work: DataWork) -> Cleaned:
     """The corpus without what the section's rules leave out, of which everybody is told."""
     filters = filters_of(section.filters)
@@ -112,6 +126,35 @@ def cleaned_corpus(corpus: Corpus, section: DataSection, work: DataWork) -> Clea
     for tally in cleaned.left_out:
         work.observe(Note(f"left out {tally.describe()}"))
     return cleaned
+
+
+def _encode_with(
+    directory: Path, tokenizer: Tokenizer, facts: CorpusFacts, work: DataWork
+) -> Encode:
+    """Processes of their own encode, or this one where starting them takes longer than that."""
+    if work.workers == 1 or facts.text_bytes < _WORTH_PROCESSES_BYTES:
+        return partial(encode_alone, tokenizer)
+    return partial(encode_apart, directory, tokenizer.fingerprint, work.workers, work.check_stop)
+
+
+class TimedProgress:
+    """Tells an observer how far a work is, and when it will be done by how fast it went."""
+
+    def __init__(self, phase: str, observe: Observer) -> None:
+        self._phase = phase
+        self._observe = observe
+        self._begun: tuple[float, int] | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """So much is done of so much."""
+        now_s = time.monotonic()
+        if self._begun is None:
+            self._begun = (now_s, done)
+        begun_s, begun_at = self._begun
+        remaining_s = None
+        if done > begun_at:
+            remaining_s = (now_s - begun_s) / (done - begun_at) * (total - done)
+        self._observe(Progress(self._phase, done, total, remaining_s))
 
 
 def open_dataset(
@@ -187,6 +230,8 @@ def _trained_tokenizer(
             )
         )
     _save_atomically(trained.tokenizer, directory)
+    made = {"at": now_utc(), "versions": versions()}
+    write_record(directory, {"key": key, "made": made, "sources": corpus.describe()})
     return directory
 
 

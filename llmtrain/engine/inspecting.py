@@ -14,10 +14,10 @@ from llmtrain.data.sources import Corpus
 from llmtrain.data.survey import Drawn, Survey, survey
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.choosing import choose_tokens_per_step
-from llmtrain.engine.dataset import DataWork, cleaned_corpus, found_corpus, tokenizer_of
+from llmtrain.engine.dataset import DataWork, cleaned_corpus, corpus_of, tokenizer_of
 from llmtrain.engine.leaking import known_leakage
 from llmtrain.profile.schema import Profile
-from llmtrain.tokenizer import Tokenizer
+from llmtrain.tokenizer import open_tokenizer
 
 _SAMPLES = 3
 _SAMPLE_CHARACTERS = 1000
@@ -63,13 +63,13 @@ def inspect_data(
     documents are looked at.
     """
     section = profile.data
-    whole = found_corpus(section)
+    whole = corpus_of(section)
     cleaned = cleaned_corpus(replace(whole, first=only_first), section, work)
     tokenizer = _tokenizer(cleaned.corpus, profile, work, only_first, is_for_profile)
     found = survey(
         cleaned.corpus,
-        encoder=Tokenizer.load(tokenizer) if tokenizer is not None else None,
-        threads=work.threads,
+        encoder=open_tokenizer(tokenizer) if tokenizer is not None else None,
+        threads=work.workers,
         signer=Signer() if can_sign() else None,
         detector=LanguageDetector() if can_tell_languages() else None,
         check_stop=work.check_stop,

@@ -112,6 +112,8 @@ class DataSection(Section):
     """What is learned from."""
 
     sources: Annotated[tuple[str, ...], Field(min_length=1)] = ("builtin:python",)
+    include: tuple[str, ...] = ()  # patterns as in .gitignore, of what is found; none: all
+    exclude: tuple[str, ...] = ()
     text_field: Annotated[str, Field(min_length=1)] = "text"
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
     mask_documents: bool = False  # attention within documents, though windows hold several
@@ -193,7 +195,7 @@ class DeviceSection(Section):
     attention: Literal["auto", "sdpa", "blocks"] = "auto"
     activation_checkpointing: Literal["auto", "off", "selective", "full"] = "auto"
     compile: bool | Auto = "auto"
-    workers: Threads | Auto = "auto"  # threads that tokenize
+    workers: Threads | Auto = "auto"  # processes that tokenize
     pin_memory: bool | Auto = "auto"
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     processes: Threads | Auto = "auto"

@@ -30,6 +30,7 @@ class Progress:
     phase: str
     done: int
     total: int
+    remaining_s: float | None = None  # where it can be said
 
 
 @dataclass(frozen=True, slots=True)

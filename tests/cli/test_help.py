@@ -19,6 +19,7 @@ CONTRACT = {
     *("tokenizer train", "tokenizer encode", "tokenizer decode", "tokenizer inspect"),
     "data inspect",
     *("profiles list", "profiles show", "profiles validate", "profiles schema"),
+    *("data prepare", "data cache list", "data cache clear"),
     *("runs list", "runs show", "runs verify", "runs prove-resume"),
 }
 
@@ -59,7 +60,8 @@ def test_every_command_can_be_quiet_loud_and_debugged(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("device",), ("profiles",), ("runs",), ("tokenizer",), ("data",)]
+    "arguments",
+    [(), ("data",), ("data", "cache"), ("device",), ("profiles",), ("runs",), ("tokenizer",)],
 )
 def test_group_alone_shows_its_help(arguments: tuple[str, ...], llmtrain: Any) -> None:
     outcome = llmtrain(*arguments)

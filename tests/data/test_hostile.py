@@ -14,32 +14,27 @@ from typing import Any
 
 import pytest
 
-from llmtrain.data import reading
+from llmtrain.data.document import Limits
 from llmtrain.data.sources import resolve_sources
 from llmtrain.data.split import plan_split
 from llmtrain.errors import DataError
 
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
 PART_BYTES = 1000
+SHORT_PARTS = Limits(longest_bytes=PART_BYTES)  # a text of 1,000 bytes is a long one
 
 
-def texts(*specs: Path) -> list[str]:
-    corpus = resolve_sources([str(spec) for spec in specs])
+def texts(*specs: Path, limits: Limits | None = None) -> list[str]:
+    corpus = resolve_sources([str(spec) for spec in specs], limits=limits)
     return [document.text for document in corpus.documents()]
 
 
-def refusal(*specs: Path) -> DataError:
+def refusal(*specs: Path, limits: Limits | None = None) -> DataError:
     with pytest.raises(DataError) as caught:
-        texts(*specs)
+        texts(*specs, limits=limits)
     assert caught.value.exit_code == 5
     assert "\n" not in caught.value.message
     return caught.value
-
-
-@pytest.fixture
-def short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A text of 1,000 bytes is a long one."""
-    monkeypatch.setattr(reading, "LONGEST_BYTES", PART_BYTES)
 
 
 BAD: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
@@ -78,13 +73,13 @@ def test_a_late_nul_is_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ["x", "é😀", "word " * 30 + "\n", "\n"], ids=repr)
 @pytest.mark.parametrize("size", [999, 1000, 1001, 2000, 9876])
 def test_a_long_text_is_read_in_parts_that_join_to_it(
-    tmp_path: Path, short_parts: None, line: str, size: int, suffix: str
+    tmp_path: Path, line: str, size: int, suffix: str
 ) -> None:
     whole = (line * size).encode()[:size].decode(errors="ignore")
     data = whole.encode()
     path = tmp_path / f"a.txt{suffix}"
     path.write_bytes(gzip.compress(data) if suffix else data)
-    documents = list(resolve_sources([str(path)]).documents())
+    documents = list(resolve_sources([str(path)], limits=SHORT_PARTS).documents())
     assert "".join(document.text for document in documents) == whole
     offsets = [document.part_at for document in documents]
     if len(data) < PART_BYTES:
@@ -98,26 +93,22 @@ def test_a_long_text_is_read_in_parts_that_join_to_it(
         assert all(document.text.endswith("\n") for document in documents[:-1])
 
 
-def test_the_offset_of_what_is_no_utf8_counts_from_the_front(
-    tmp_path: Path, short_parts: None
-) -> None:
+def test_the_offset_of_what_is_no_utf8_counts_from_the_front(tmp_path: Path) -> None:
     for place in (0, 999, 1000, 2500, 4999):
         data = bytearray(b"x" * 5000)
         data[place] = 0xE9
         (tmp_path / "a.txt").write_bytes(data)
-        assert f"0xe9 at offset {place}" in refusal(tmp_path / "a.txt").message
+        assert f"0xe9 at offset {place}" in refusal(tmp_path / "a.txt", limits=SHORT_PARTS).message
         (tmp_path / "a.txt").write_bytes(b"\x80" * 5000)
-        assert "0x80 at offset 0" in refusal(tmp_path / "a.txt").message
+        assert "0x80 at offset 0" in refusal(tmp_path / "a.txt", limits=SHORT_PARTS).message
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.25, 0.5])
 @pytest.mark.parametrize("parts", [1, 3, 31, 65, 90, 500])
-def test_parts_are_split_as_evenly_as_a_whole(
-    tmp_path: Path, short_parts: None, parts: int, fraction: float
-) -> None:
+def test_parts_are_split_as_evenly_as_a_whole(tmp_path: Path, parts: int, fraction: float) -> None:
     lines = [f"{number:09d}\n" for number in range(parts * PART_BYTES // 10 + 7)]
     (tmp_path / "a.txt").write_text("".join(lines))
-    corpus = resolve_sources([str(tmp_path / "a.txt")])
+    corpus = resolve_sources([str(tmp_path / "a.txt")], limits=SHORT_PARTS)
     split = plan_split(corpus, corpus.measure(), fraction)
     pieces = list(split.assign(corpus.documents()))
     assert "".join(piece.document.text for piece in pieces) == "".join(lines)
@@ -125,10 +116,10 @@ def test_parts_are_split_as_evenly_as_a_whole(
     assert held_out / (10 * len(lines)) == pytest.approx(fraction, rel=0.35)
 
 
-def test_a_line_of_json_that_is_too_long_is_refused(tmp_path: Path, short_parts: None) -> None:
+def test_a_line_of_json_that_is_too_long_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "x" * 900}) + "\n" + json.dumps({"text": "x" * 1000}))
-    error = refusal(path)
+    error = refusal(path, limits=SHORT_PARTS)
     assert "a.jsonl:2 is longer than 0.977 KiB" in error.message
     assert ".txt" in str(error.hint)
 
@@ -137,15 +128,15 @@ CHILD = """
 import resource, sys
 from pathlib import Path
 from typing import Any
-from llmtrain.data import reading
+from llmtrain.data.document import Limits
 from llmtrain.data.sources import resolve_sources
 from llmtrain.data.split import plan_split
 from llmtrain.errors import DataError
-reading.LONGEST_BYTES = 1 << 20
+limits = Limits(longest_bytes=1 << 20)
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
-corpus = resolve_sources([sys.argv[1]])
 try:
+    corpus = resolve_sources([sys.argv[1]], limits=limits)
     facts = corpus.measure()
     for piece in plan_split(corpus, facts, 0.1).assign(corpus.documents()): pass
 except DataError as error: print(error.message)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.data.finding import source_file
-from llmtrain.data.reading import Document, decode_python, read_documents
+from llmtrain.data.formats.text import decode_python
+from llmtrain.data.reading import Document, Question, read_documents, source_file
 from llmtrain.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
@@ -18,7 +18,7 @@ _BOM = b"\xef\xbb\xbf"
 def documents(path: Path, data: bytes, *, text_field: str = "text") -> list[Document]:
     """What a file at `path` that holds `data` is read as."""
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return list(read_documents(source_file(path), text_field))
+    return list(read_documents(source_file(path), Question(text_field)))
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def test_another_text_field(tmp_path: Path) -> None:
     [
         (b"{broken", ["not JSON"]),
         (b"[1, 2]", ["not an object"]),
-        (b'{"body": "x", "id": 1}', ["'text'", "'body', 'id'", "data.text_field=body"]),
+        (b'{"body": "x", "id": 1}', ["'text'", "'body', 'id'", "data.text_field="]),
         (b"{}", ["no fields"]),
         (b'{"text": 5}', ["not a string", "5"]),
         (b'{"text": null}', ["not a string", "null"]),
@@ -81,7 +81,7 @@ def test_damaged_gzip_is_named(tmp_path: Path, name: str) -> None:
     for bad in (data[: len(data) // 2], data[:-4], bytes(flipped), b"not gzip at all"):
         path.write_bytes(bad)
         with data_error(name, "gzip"):
-            list(read_documents(source_file(path), "text"))
+            list(read_documents(source_file(path), Question()))
 
 
 def test_python_sources_are_decoded_as_they_declare() -> None:

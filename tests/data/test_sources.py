@@ -50,16 +50,16 @@ def test_directory_is_sorted_and_skips_what_is_no_text(tmp_path: Path) -> None:
     write(tmp_path / ".git/config", "no")
     write(tmp_path / "data.txt", b"text\0binary")
     write(tmp_path / "image.png", b"no NUL")
-    write(tmp_path / "table.parquet", b"PAR1")
+    write(tmp_path / "table.xlsx", b"no NUL")
     corpus = resolve_sources([str(tmp_path)])
     if not sys.platform.startswith(("win", "darwin")):
         assert texts(corpus) == ["B.txt", "a/b/c.py", "a/z.md", "a.txt", "b.txt"]
     assert {(Path(s.origin).name, s.reason) for s in corpus.skipped} == {
         ("data.txt", "binary"),
         ("image.png", "binary"),
-        ("table.parquet", "unsupported format"),
+        ("table.xlsx", "binary"),
     }
-    assert corpus.describe()[0]["skipped"] == {"binary": 2, "unsupported format": 1}
+    assert corpus.describe()[0]["skipped"] == {"binary": 3}
 
 
 @pytest.mark.skipif(os.name == "nt", reason="symlinks need a privilege")
@@ -164,9 +164,10 @@ def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
         ("a.txt", "text".encode("utf-16"), "UTF-16"),
         ("a.pdf", b"%PDF", "binary"),
         ("a.txt.gz", gzip.compress(b"a\0b"), "binary"),
-        ("a.tar.gz", gzip.compress(b"ab"), "binary"),
-        ("a.parquet", b"PAR1", "unsupported format"),
-        ("a.jsonl.zst", b"zst", ".jsonl, either as .gz"),
+        ("a.tar.gz", gzip.compress(b"ab"), "not a complete tar file"),
+        ("a.parquet", b"PAR1", "not a complete parquet file"),
+        ("a.parquet.gz", b"PAR1", "unpack it first"),
+        ("a.jsonl.zst", b"zst", "not a complete zstd file"),
     ],
 )
 def test_a_named_file_that_is_no_text_is_an_error(

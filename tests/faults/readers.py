@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.stability import Course, Jump
 from llmtrain.train.tensor_files import read_tensors, write_tensors
 from llmtrain.untrusted import parse_json, read_json
+from tests.data.making import FORMATS
 from tests.device.machines import CPU
 from tests.faults import mutations
 from tests.faults.mutations import Reader
@@ -107,6 +109,18 @@ def readers(place: Path) -> dict[str, Callable[[], Reader]]:
             mutations.compressed(mutations.json_lines),
             _corpus("a.jsonl.gz"),
         ),
+        **{
+            name: partial(_made, name, mutate)
+            for name, mutate in {
+                ".json-array": mutations.json_file,
+                ".csv": mutations.any_bytes,
+                ".parquet": mutations.any_bytes,
+                ".feather": mutations.any_bytes,
+                ".arrow-stream": mutations.any_bytes,
+                ".zip": mutations.any_bytes,
+                ".tar": mutations.any_bytes,
+            }.items()
+        },
         "text": lambda: Reader("some\n é😀\n".encode() * 9, mutations.any_bytes, _corpus("a.txt")),
         "index": lambda: _index(place),
         "shards": lambda: _shards(place),
@@ -220,6 +234,11 @@ def _corpus(name: str) -> Callable[[bytes, Path], None]:
             piece.document.text.encode()
 
     return read
+
+
+def _made(kind: str, mutate: mutations.Mutator) -> Reader:
+    texts = ["a line\n", "", "é😀", "the last"]
+    return Reader(FORMATS[kind](texts), mutate, _corpus(f"a{kind.partition('-')[0]}"))
 
 
 class _Bytes:

@@ -1,4 +1,4 @@
-"""The document about what is in a text."""
+"""Documents about text that is to be trained on."""
 
 from __future__ import annotations
 

@@ -1,0 +1,68 @@
+"""A text, what is asked of files that hold texts, and what may be made of them at most."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from llmtrain.errors import DataError
+
+# Of one document in memory, which takes several times as much while it is worked on.
+LONGEST_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text that stands for itself, and where it came from."""
+
+    text: str
+    origin: str
+    part_at: int | None = None  # the byte of a very long text at which this part of it begins
+
+    def place(self, offset: int) -> str:
+        """Where in its file a byte of this text is."""
+        return f"{self.origin}@{(self.part_at or 0) + offset}"
+
+    def digest(self) -> bytes:
+        """sha256 of the text as UTF-8."""
+        return hashlib.sha256(self.text.encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that was found and is not read."""
+
+    origin: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a file may make of itself. Text packs 2 to 50 times, a bomb a thousand times and more.
+
+    A file is refused that unpacks to more than `unpacked_bytes` and to more than `unpacked_ratio`
+    times its own size.
+    """
+
+    longest_bytes: int = LONGEST_BYTES
+    unpacked_bytes: int = 1 << 30
+    unpacked_ratio: int = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a format is asked for: which field of a record is the text, and how long it may be."""
+
+    text_field: str = "text"
+    longest_bytes: int = LONGEST_BYTES
+
+
+class NoRecordsError(DataError):
+    """A file of a format that holds records has none with the text field.
+
+    `reason`: the same in a few words, for where the file was found and not named.
+    """
+
+    def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reason = reason

@@ -1,0 +1,152 @@
+"""The members of a .zip or a .tar, in its order, read where they lie: nothing is ever extracted."""
+
+from __future__ import annotations
+
+import io
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import cast
+
+from llmtrain.data.formats.streams import CheckedStream, UnpackedMeter, damage_told
+from llmtrain.errors import DataError
+
+try:
+    from lzma import LZMAError
+except ImportError:  # a Python that was built without it
+    LZMAError = EOFError  # type: ignore[misc, assignment]
+
+_ZIP_FAILURES = (
+    *(zipfile.BadZipFile, zlib.error, LZMAError, EOFError),
+    *(NotImplementedError, RuntimeError, struct.error, ValueError),
+)
+_TAR_FAILURES = (tarfile.TarError, EOFError)
+# Names and attributes of a member that do not fit its header; the library reads them at once.
+_EXTENSIONS = frozenset(
+    (
+        *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+        *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    )
+)
+_LONGEST_EXTENSION_BYTES = 1 << 20
+_ENCRYPTED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in an archive. `problem`: why it is not read, whatever its name.
+
+    It can be opened until the next member is asked for.
+    """
+
+    name: str
+    problem: str | None
+    open: Callable[[], AbstractContextManager[io.BufferedReader]]
+
+
+Members = Callable[[io.BufferedReader, str, UnpackedMeter], Iterator[Member]]
+
+
+def zip_members(stream: io.BufferedReader, origin: str, meter: UnpackedMeter) -> Iterator[Member]:
+    """Every file in a .zip. Raises DataError where it is damaged, or one is encrypted."""
+    with damage_told(origin, "zip file", _ZIP_FAILURES):
+        archive = zipfile.ZipFile(stream)
+    for info in archive.infolist():
+        if not info.filename.endswith("/"):
+            place = f"{origin}!{info.filename}"
+            if info.flag_bits & _ENCRYPTED:
+                raise DataError(f"{place} is encrypted", hint="unpack it, and name the directory")
+            is_link = stat.S_ISLNK(info.external_attr >> 16)
+            problem = "a link" if is_link else _unsafe(info.filename)
+            yield Member(info.filename, problem, _zip_opener(archive, info, place, meter))
+
+
+def _zip_opener(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: str, meter: UnpackedMeter
+) -> Callable[[], AbstractContextManager[io.BufferedReader]]:
+    @contextmanager
+    def opened() -> Iterator[io.BufferedReader]:
+        with damage_told(place, "member of a zip file", _ZIP_FAILURES):
+            member = archive.open(info)
+        with member:
+            yield CheckedStream(
+                cast("io.BufferedReader", member),
+                place,
+                what="member of a zip file",
+                failures=_ZIP_FAILURES,
+                meter=meter,
+            ).buffered()
+
+    return opened
+
+
+class _BoundedHeader(tarfile.TarInfo):
+    """A header whose extensions fit in memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _BoundedHeader:
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if buf and not any(buf):
+                raise  # the mark of the end; the library takes whatever else it is for one too
+            said = str(error) if buf else "there is no mark of the end"
+            raise tarfile.ReadError(said) from error
+        if header.type in _EXTENSIONS and header.size > _LONGEST_EXTENSION_BYTES:
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
+        return header
+
+
+def tar_members(stream: io.BufferedReader, origin: str, meter: UnpackedMeter) -> Iterator[Member]:
+    """Every file in a .tar, from one pass over it. Raises DataError where it is damaged."""
+    with damage_told(origin, "tar file", _TAR_FAILURES):
+        # Never closed: it holds nothing but the stream, which is not its own.
+        archive = tarfile.open(fileobj=stream, mode="r|", tarinfo=_BoundedHeader)  # noqa: SIM115
+    while (info := _next(archive, origin)) is not None:
+        archive.members.clear()  # type: ignore[attr-defined] # it would keep every header
+        if not info.isdir():
+            place = f"{origin}!{info.name}"
+            yield Member(info.name, _tar_problem(info), _tar_opener(archive, info, place))
+
+
+def _next(archive: tarfile.TarFile, origin: str) -> tarfile.TarInfo | None:
+    with damage_told(origin, "tar file", _TAR_FAILURES, lambda: f"at byte {archive.offset}"):
+        return archive.next()
+
+
+def _tar_problem(info: tarfile.TarInfo) -> str | None:
+    if info.issym() or info.islnk():
+        return "a link"
+    if not info.isfile() or info.issparse():
+        return "not a regular file"
+    return _unsafe(info.name)
+
+
+def _tar_opener(
+    archive: tarfile.TarFile, info: tarfile.TarInfo, place: str
+) -> Callable[[], AbstractContextManager[io.BufferedReader]]:
+    @contextmanager
+    def opened() -> Iterator[io.BufferedReader]:
+        member = archive.extractfile(info)
+        assert member is not None, "only files are opened"
+        with member:
+            yield CheckedStream(
+                cast("io.BufferedReader", member),
+                place,
+                what="member of a tar file",
+                failures=_TAR_FAILURES,
+            ).buffered()
+
+    return opened
+
+
+def _unsafe(name: str) -> str | None:
+    """A name that leads out of the archive: as nothing is extracted harmless, but no good sign."""
+    parts = name.replace("\\", "/").split("/")
+    leads_out = ".." in parts or not parts[0] or ":" in parts[0]
+    return "an unsafe name" if leads_out else None

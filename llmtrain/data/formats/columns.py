@@ -1,0 +1,116 @@
+"""Texts in a column of a .parquet, .arrow or .feather, a batch of rows in memory at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
+
+from llmtrain.data.document import Document, Wanted
+from llmtrain.data.formats.records import document, require_field
+from llmtrain.data.formats.streams import damage_told, library_missing
+from llmtrain.errors import DataError
+from llmtrain.units import format_bytes
+
+_BATCH_BYTES = 8 << 20
+_MOST_ROWS = 4096
+_ARROW_FILE = b"ARROW1"
+# A row group that unpacks to more than this, and to so many times the file, is none of text.
+_GROUP_BYTES = 1 << 30
+_GROUP_RATIO = 300
+
+
+def parquet_rows(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Document]:
+    """A document for every row; `file[row]` is its origin."""
+    with _arrow(origin, "parquet file") as pa:
+        import pyarrow.parquet
+
+        known = pyarrow.parquet.ParquetFile(stream)
+        _require_text_column(pa, known.schema_arrow, origin, wanted)
+        file = pyarrow.parquet.ParquetFile(
+            stream,
+            metadata=known.metadata,
+            # A value that many rows share stays one in memory until its row is read.
+            read_dictionary=[wanted.text_field],
+            buffer_size=1 << 20,
+            pre_buffer=False,
+        )
+        batches = file.iter_batches(
+            _rows_in_batch(file.metadata, stream.seek(0, os.SEEK_END), origin),
+            columns=[wanted.text_field],
+            use_threads=False,
+        )
+        yield from _documents((batch.column(0) for batch in batches), origin, wanted)
+
+
+def arrow_rows(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Document]:
+    """A document for every row of an Arrow file (Feather too) or of a stream written to a file."""
+    with _arrow(origin, "arrow file") as pa:
+        is_file = stream.read(len(_ARROW_FILE)) == _ARROW_FILE
+        stream.seek(0)
+        reader = pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream)
+        _require_text_column(pa, reader.schema, origin, wanted)
+        column = reader.schema.get_field_index(wanted.text_field)
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+        yield from _documents((batch.column(column) for batch in batches), origin, wanted)
+
+
+@contextmanager
+def _arrow(origin: str, what: str) -> Iterator[Any]:
+    """The library; what it raises inside the block is a DataError that names `origin`."""
+    try:
+        import pyarrow as pa
+    except ImportError as error:
+        raise library_missing(origin, "parquet") from error
+    # A size that is no size may be more than there is memory, and a name no text.
+    with damage_told(origin, what, (pa.ArrowException, UnicodeDecodeError, EOFError, MemoryError)):
+        yield pa
+
+
+def _require_text_column(pa: Any, schema: Any, origin: str, wanted: Wanted) -> None:
+    require_field(schema.names, origin, wanted)
+    if schema.names.count(wanted.text_field) > 1:
+        raise DataError(f"{origin} names the column {wanted.text_field!r} twice")
+    kind = schema.field(wanted.text_field).type
+    held = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(held) or pa.types.is_large_string(held) or _is_view(pa, held)):
+        message = f"{origin}: column {wanted.text_field!r} is {kind}, not text"
+        texts = [
+            field.name
+            for field in schema
+            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        ]
+        there = f"of text there is: {', '.join(texts[:20])}" if texts else "no column is text"
+        raise DataError(message, hint=f"--text-field NAME; {there}")
+
+
+def _is_view(pa: Any, kind: Any) -> bool:
+    return bool(pa.types.is_string_view(kind))
+
+
+def _rows_in_batch(metadata: Any, file_bytes: int, origin: str) -> int:
+    """So many rows that they take a few megabytes. Raises DataError for a bomb.
+
+    Nothing is asked of single columns: the library ends the process where those are damaged.
+    """
+    longest_bytes = 1.0
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        if group.total_byte_size > max(_GROUP_BYTES, _GROUP_RATIO * file_bytes):
+            raise DataError(
+                f"{origin} has {format_bytes(file_bytes)} and a row group that unpacks to "
+                f"{format_bytes(group.total_byte_size)}, as no text does"
+            )
+        longest_bytes = max(longest_bytes, group.total_byte_size / max(1, group.num_rows))
+    return max(1, min(_MOST_ROWS, int(_BATCH_BYTES / longest_bytes)))
+
+
+def _documents(columns: Iterator[Any], origin: str, wanted: Wanted) -> Iterator[Document]:
+    row = 0
+    for column in columns:
+        column.validate(full=True)  # where it lies about its sizes, reading it ends the process
+        for cell in column:
+            place = f"{origin}[{row}]"
+            yield document(cell.as_py(), place, wanted)
+            row += 1

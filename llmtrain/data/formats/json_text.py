@@ -1,0 +1,156 @@
+"""Texts in JSON: an object a line, or an array, or objects one after the other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from llmtrain.data.document import Document, NoRecordsError, Wanted
+from llmtrain.data.formats.records import document, document_of
+from llmtrain.data.formats.streams import how_to_leave_out
+from llmtrain.data.formats.text import decoded, lines_of, not_utf8
+from llmtrain.errors import DataError
+from llmtrain.units import format_bytes
+
+_BOM = b"\xef\xbb\xbf"
+_READ_BYTES = 1 << 20
+_WHITESPACE = " \t\n\r"
+# Where the decoder stops nearer to the end than this, what follows may be what it misses.
+_LONGEST_PIECE = 16
+
+
+def json_lines(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Document]:
+    """A document a line; `file:line` is its origin. Empty lines are passed over."""
+    offset = 0
+    for number, line in enumerate(lines_of(stream, origin, wanted.longest_bytes), start=1):
+        content = line.removeprefix(_BOM) if number == 1 else line
+        if content.strip():
+            place = f"{origin}:{number}"
+            text = decoded(content, place, offset + len(line) - len(content))
+            yield document_of(_parsed(text, place), place, wanted)
+        offset += len(line)
+
+
+def _parsed(line: str, place: str) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place} is not JSON: {error}") from error
+
+
+def json_values(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Document]:
+    """A document for every element of an array (an object or a string) or for every object.
+
+    `file[index]` is its origin. One element is in memory at a time, and not the file.
+    """
+    values = _top_values(_Window(stream, origin, wanted.longest_bytes))
+    for index, value in enumerate(values):
+        place = f"{origin}[{index}]"
+        if isinstance(value, str):
+            yield document(value, place, wanted)
+        else:
+            yield document_of(value, place, wanted)
+
+
+def _top_values(window: _Window) -> Iterator[object]:
+    if window.take("["):
+        if not window.take("]"):
+            yield window.value()
+            while window.take(","):
+                yield window.value()
+            window.require("]")
+        window.require("")
+        return
+    while window.next_character():
+        yield window.value()
+
+
+class _Window:
+    """The part of a JSON text that is looked at: a value, and what was read along with it."""
+
+    def __init__(self, stream: BinaryIO, origin: str, longest_bytes: int) -> None:
+        self._stream = stream
+        self._origin = origin
+        self._longest_bytes = longest_bytes
+        self._decoder = json.JSONDecoder()
+        self._text, self._at = "", 0
+        self._before_bytes = 0  # in the file, before `_text`
+        self._undecoded = b""  # the first bytes of a character
+        self._values = 0
+        while not self._text and self._refill():
+            pass
+        self._at = int(self._text.startswith("\ufeff"))
+
+    def next_character(self) -> str:
+        """What comes after white space, which is passed over; empty at the end."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in _WHITESPACE:
+                self._at += 1
+            if self._at < len(self._text) or not self._refill():
+                return self._text[self._at : self._at + 1]
+
+    def take(self, character: str) -> bool:
+        """Whether `character` came next; then it is passed over."""
+        found = self.next_character() == character
+        self._at += found
+        return found
+
+    def require(self, character: str) -> None:
+        """`character` came next, or the end where it is empty. Raises DataError."""
+        if self.next_character() != character:
+            raise self._failure(f"no {character or 'end'!r} after the last value", self._at)
+        self._at += len(character)
+
+    def value(self) -> object:
+        """The object, array or string that comes next. Raises DataError."""
+        first = self.next_character()
+        if first and first not in '{["':
+            raise self._failure("neither an object nor a string", self._at)
+        while True:
+            try:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                failure = self._failure(error.msg, error.pos)
+                if not (self._may_be_cut(error) and self._refill()):
+                    raise failure from error
+            except (ValueError, RecursionError) as error:
+                raise self._failure(str(error), self._at) from error
+            else:
+                self._at = end
+                self._values += 1
+                return value
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        near_end = error.pos >= len(self._text) - _LONGEST_PIECE
+        return near_end or error.msg.startswith("Unterminated string")
+
+    def _refill(self) -> bool:
+        """Whether there is more text now, as much again as was not yet passed over."""
+        passed = self._text[: self._at]
+        self._before_bytes += len(passed.encode())
+        self._text, self._at = self._text[self._at :], 0
+        size = len(self._text)
+        if size > self._longest_bytes:
+            raise self._failure(f"a value is longer than {format_bytes(self._longest_bytes)}", 0)
+        data = self._undecoded + self._stream.read(max(size, _READ_BYTES))
+        is_end = len(data) == len(self._undecoded)
+        try:
+            more = data.decode()
+            self._undecoded = b""
+        except UnicodeDecodeError as error:
+            if is_end or error.end < len(data) or error.reason != "unexpected end of data":
+                offset = self._before_bytes + len(self._text.encode()) + error.start
+                raise not_utf8(self._origin, data[error.start], offset) from error
+            more, self._undecoded = data[: error.start].decode(), data[error.start :]
+        self._text += more
+        return not is_end
+
+    def _failure(self, said: str, position: int) -> DataError:
+        offset = self._before_bytes + len(self._text[:position].encode())
+        said = said.removesuffix(" at").removesuffix(" starting")
+        message = f"{self._origin} is not JSON at byte {offset}: {said}"
+        hint = how_to_leave_out(self._origin)
+        if self._values:
+            return DataError(message, hint=hint)
+        return NoRecordsError(message, reason="no JSON of objects or strings", hint=hint)

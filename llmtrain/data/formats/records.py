@@ -1,0 +1,56 @@
+"""The text of a record, and what is said of one that has none; alike for every format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+from llmtrain.data.document import Document, NoRecordsError, Wanted
+from llmtrain.errors import DataError
+from llmtrain.units import format_bytes
+
+_MOST_NAMES = 20
+_MOST_CHARACTERS = 40
+
+
+def document_of(record: object, place: str, wanted: Wanted) -> Document:
+    """The document that a record holds under the text field. Raises DataError."""
+    if not isinstance(record, dict):
+        message = f"{place} is JSON, but not an object: {shown(record)}"
+        raise NoRecordsError(message, reason="no objects")
+    require_field(record, place, wanted)
+    return document(record[wanted.text_field], place, wanted)
+
+
+def document(text: object, place: str, wanted: Wanted) -> Document:
+    """`text`, which has to be a string that UTF-8 can hold, and not a giant. Raises DataError."""
+    field = f"{place}: field {wanted.text_field!r}"
+    if not isinstance(text, str):
+        raise DataError(f"{field} is not a string: {shown(text)}")
+    try:
+        size_bytes = len(text.encode())
+    except UnicodeEncodeError as error:  # JSON can escape half of one
+        raise DataError(f"{field} has half a surrogate pair at {error.start}") from error
+    if size_bytes > wanted.longest_bytes:
+        message = f"{field} is longer than {format_bytes(wanted.longest_bytes)}"
+        raise DataError(message, hint="a text of that length can be a .txt file of its own")
+    return Document(text, place)
+
+
+def require_field(names: Iterable[str], place: str, wanted: Wanted) -> None:
+    """The text field is one of `names`. Raises NoRecordsError, which says what there is."""
+    names = list(names)
+    if wanted.text_field in names:
+        return
+    there = ", ".join(repr(name[:_MOST_CHARACTERS]) for name in names[:_MOST_NAMES]) or "no fields"
+    more = ", …" if len(names) > _MOST_NAMES else ""
+    raise NoRecordsError(
+        f"{place} has no field {wanted.text_field!r}; it has {there}{more}",
+        reason=f"no field {wanted.text_field!r}",
+        hint="name the field that holds the text: --text-field NAME, or --set data.text_field=NAME",
+    )
+
+
+def shown(value: object) -> str:
+    """The beginning of a value, as JSON has it."""
+    return json.dumps(value)[:_MOST_CHARACTERS]

@@ -1,0 +1,163 @@
+"""Byte streams that turn what is wrong with them into a DataError with its place."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from llmtrain.data.document import Limits
+from llmtrain.errors import DataError
+from llmtrain.units import format_bytes
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+HEAD_BYTES = 8192
+BUFFER_BYTES = 1 << 16
+
+
+class UnpackedMeter:
+    """Counts what one file unpacks to, in all layers and members together."""
+
+    def __init__(self, origin: str, packed_bytes: int, limits: Limits) -> None:
+        self._origin = origin
+        self._packed_bytes = packed_bytes
+        self._most_bytes = max(limits.unpacked_bytes, limits.unpacked_ratio * packed_bytes)
+        self._bytes = 0
+
+    def add(self, count: int) -> None:
+        """`count` more bytes were unpacked. Raises DataError for a bomb."""
+        self._bytes += count
+        if self._bytes > self._most_bytes:
+            raise DataError(
+                f"{self._origin} has {format_bytes(self._packed_bytes)} and unpacks to more than "
+                f"{format_bytes(self._most_bytes)}, as no text does",
+                hint="if it is text, unpack it and name what comes out",
+            )
+
+
+class OneRead(Protocol):
+    """What can be read so that what came before a failure is not lost."""
+
+    def read1(self, size: int, /) -> bytes: ...
+
+
+class CheckedStream(io.RawIOBase):
+    """Reads `inner` to its end. Each of its ways to fail is a DataError that names `origin`.
+
+    `failures`: what `inner` raises where it is damaged, as against not readable.
+    `size_bytes`: what it has to hold at least.
+    """
+
+    def __init__(
+        self,
+        inner: OneRead,
+        origin: str,
+        *,
+        what: str = "file",
+        failures: tuple[type[Exception], ...] = (),
+        meter: UnpackedMeter | None = None,
+        size_bytes: int = 0,
+    ) -> None:
+        self._inner = inner
+        self._origin = origin
+        self._what = what
+        self._failures = failures
+        self._meter = meter
+        self._size_bytes = size_bytes
+        self.position_bytes = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """Fills all of `buffer` but at the end, so that what a reader sees never varies."""
+        view = memoryview(buffer).cast("B")
+        filled = 0
+        while filled < len(view) and (data := self._read(len(view) - filled)):
+            view[filled : filled + len(data)] = data
+            filled += len(data)
+        if not filled and len(view) and self.position_bytes < self._size_bytes:
+            raise DataError(
+                f"{self._origin} shrank while it was read: "
+                f"{self._size_bytes} bytes before, {self.position_bytes} now",
+                hint="read it when nobody writes it",
+            )
+        return filled
+
+    def _read(self, size: int) -> bytes:
+        with damage_told(self._origin, self._what, self._failures, self._place):
+            data = self._inner.read1(size)
+        self.position_bytes += len(data)
+        if self._meter is not None:
+            self._meter.add(len(data))
+        return data
+
+    def _place(self) -> str:
+        return f"after {self.position_bytes} bytes"
+
+    def buffered(self) -> io.BufferedReader:
+        """The same, with lines and a look ahead of at least `HEAD_BYTES`."""
+        return io.BufferedReader(self, BUFFER_BYTES)
+
+
+def head_of(stream: io.BufferedReader) -> bytes:
+    """The first bytes of a stream of which nothing was read yet, and which stay to be read."""
+    return stream.peek(HEAD_BYTES)[:HEAD_BYTES]
+
+
+@contextmanager
+def readable(origin: str) -> Iterator[None]:
+    """Failures to read inside the block are DataErrors that name `origin`."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"cannot read {origin}: {error.strerror or error}") from error
+
+
+@contextmanager
+def damage_told(
+    origin: str,
+    what: str,
+    failures: tuple[type[Exception], ...],
+    place: Callable[[], str] = str,
+) -> Iterator[None]:
+    """`failures` inside the block are DataErrors: `origin` is not a complete `what`.
+
+    So is an OSError without a number: it is a library that says it, and not the system.
+    """
+    try:
+        yield
+    except failures as error:
+        raise _damage(origin, what, error, place()) from error
+    except OSError as error:
+        if error.errno is None:
+            raise _damage(origin, what, error, place()) from error
+        raise DataError(f"cannot read {origin}: {error.strerror or error}") from error
+
+
+def _damage(origin: str, what: str, error: Exception, place: str) -> DataError:
+    said = [" ".join(str(error).split()) or type(error).__name__, place]
+    message = f"{origin} is not a complete {what}: {', '.join(filter(None, said))}"
+    return DataError(message, hint=how_to_leave_out(origin))
+
+
+def library_missing(origin: str, extra: str) -> DataError:
+    """What is said where reading `origin` takes what comes with an extra of this package."""
+    message = f"reading {origin} takes a library that is not installed"
+    install = f"pip install 'llmtrain[{extra}]'" if extra else "take a Python that has it"
+    hint = f"{install}, or --set 'data.exclude=[\"{_name_of(origin)}\"]'"
+    return DataError(message, hint=hint)
+
+
+def how_to_leave_out(origin: str) -> str:
+    """A hint about a file that is damaged, and of an archive about all of it."""
+    name = _name_of(origin)
+    return f"make it again; in a directory it can be left out: --set 'data.exclude=[\"{name}\"]'"
+
+
+def _name_of(origin: str) -> str:
+    return re.split(r"[/\\]", origin.partition("!")[0])[-1]

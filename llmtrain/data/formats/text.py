@@ -1,0 +1,85 @@
+"""Plain text, decoded strictly: every byte of it is in a document, or the file is refused."""
+
+from __future__ import annotations
+
+import io
+import tokenize
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from llmtrain.data.document import Document, Wanted
+from llmtrain.errors import DataError
+from llmtrain.units import format_bytes
+
+
+def text_parts(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Document]:
+    """The whole text, or the parts of a long one, each of at most `wanted.longest_bytes`."""
+    longest_bytes = wanted.longest_bytes
+    data, offset = stream.read(longest_bytes), 0
+    if len(data) < longest_bytes:
+        yield Document(decoded(data, origin, 0), origin)
+        return
+    while data:
+        end = _end_of_part(data, longest_bytes)
+        yield Document(decoded(data[:end], origin, offset), origin, offset)
+        data, offset = data[end:] + stream.read(end), offset + end
+
+
+def _end_of_part(data: bytes, longest_bytes: int) -> int:
+    """After the last line, or character where a line is very long; the end of the last part."""
+    if len(data) < longest_bytes:
+        return len(data)
+    line_end = data.rfind(b"\n", longest_bytes // 2) + 1
+    return line_end or next(
+        (end for end in range(len(data) - 1, len(data) - 5, -1) if data[end] & 0xC0 != 0x80),
+        len(data),  # no UTF-8, as decoding it will say
+    )
+
+
+def decoded(data: bytes, origin: str, first_byte: int) -> str:
+    """`data` as UTF-8. Raises DataError with the offset in the file, where `data` is at one."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise not_utf8(origin, data[error.start], first_byte + error.start) from error
+
+
+def not_utf8(origin: str, byte: int, offset: int) -> DataError:
+    """What is said of a byte that no text has at that place."""
+    message = f"{origin} is not UTF-8: byte 0x{byte:02x} at offset {offset}"
+    hint = "convert it first, for example: iconv -f LATIN1 -t UTF-8 OLD > NEW"
+    return DataError(message, hint=hint)
+
+
+def lines_of(stream: BinaryIO, origin: str, longest_bytes: int) -> Iterator[bytes]:
+    """Lines with their ends. Raises DataError for one that is too long to be held in memory."""
+    number = 0
+    while line := stream.readline(longest_bytes + 1):
+        number += 1
+        if len(line) > longest_bytes:
+            message = f"{origin}:{number} is longer than {format_bytes(longest_bytes)}"
+            raise DataError(message, hint="a text of that length can be a .txt file of its own")
+        yield line
+
+
+def python_source(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Document]:
+    """A Python source file, in the encoding that it declares."""
+    data = stream.read(wanted.longest_bytes + 1)
+    if len(data) > wanted.longest_bytes:
+        raise DataError(f"{origin} is longer than {format_bytes(wanted.longest_bytes)}")
+    try:
+        text = decode_python(data)
+    except (SyntaxError, LookupError, UnicodeError) as error:
+        raise DataError(f"{origin} cannot be decoded: {error}") from error
+    yield Document(text, origin)
+
+
+def decode_python(data: bytes) -> str:
+    """The text of a Python source file, in the encoding that it declares (PEP 263).
+
+    Raises SyntaxError, LookupError or UnicodeError where that cannot be done.
+    """
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+    text = data.decode(encoding)
+    text.encode()  # some codecs decode to lone surrogates, which are not text
+    return text
