@@ -87,8 +87,12 @@ class Corpus:
     def documents(self) -> Iterator[Document]:
         """Every document that is not empty, one file in memory at a time. Raises DataError."""
         for source in self.sources:
-            for file in source.files:
-                yield from read_documents(file, self.text_field)
+            yield from self.documents_of(source)
+
+    def documents_of(self, source: Source) -> Iterator[Document]:
+        """Those of one source. Raises DataError."""
+        for file in source.files:
+            yield from read_documents(file, self.text_field)
 
     def fingerprint(self) -> str:
         """See `FingerprintBuilder`. Reads the whole corpus."""

@@ -7,11 +7,12 @@ import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from llmtrain.data.mixture import MixedSource, locate_sources
 from llmtrain.data.shards import PreparedData, entry_directory, open_prepared, prepare
 from llmtrain.data.sources import Corpus, CorpusFacts, resolve_sources
 from llmtrain.data.split import plan_split
@@ -34,6 +35,7 @@ class Dataset:
     tokenizer_directory: Path
     shards: PreparedData
     sources: list[dict[str, object]]
+    mixture: tuple[MixedSource, ...] = ()  # where sources have weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class DataWork:
 
 def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Dataset:
     """Token shards of the profile's sources, and their tokenizer. Raises DataError."""
-    corpus = resolve_sources(section.sources, text_field=section.text_field)
+    corpus = resolve_sources(section.specs, text_field=section.text_field)
     facts = corpus.measure(work.check_stop)
     for reason, count in Counter(skipped.reason for skipped in corpus.skipped).items():
         work.observe(Note(f"skipped {count} files: {reason}"))
@@ -65,7 +67,21 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Da
         on_progress=lambda done, total: work.observe(Progress("tokenizing", done, total)),
         check_stop=work.check_stop,
     )
-    return Dataset(tokenizer, directory, shards, corpus.describe())
+    dataset = Dataset(tokenizer, directory, shards, corpus.describe())
+    return dataset if section.weights is None else _mixed(dataset, corpus, facts, section)
+
+
+def _mixed(dataset: Dataset, corpus: Corpus, facts: CorpusFacts, section: DataSection) -> Dataset:
+    shards = dataset.shards
+    try:
+        split = plan_split(corpus, facts, section.validation_fraction)
+        mixture = locate_sources(
+            corpus, split, shards.train, shards.index.separator_id, section.weights or ()
+        )
+    except BaseException:
+        shards.close()
+        raise
+    return replace(dataset, mixture=mixture)
 
 
 def open_dataset(
@@ -84,7 +100,7 @@ def open_dataset(
         dataset = prepare_dataset(again, vocab_size, work)
         if dataset.shards.index.key != key:
             raise DataError(
-                f"the text of {', '.join(section.sources)} is no longer what the run was begun "
+                f"the text of {', '.join(section.specs)} is no longer what the run was begun "
                 "with, and its token shards are not in the cache",
                 hint="restore the text, or start a new run",
             ) from None
@@ -96,6 +112,25 @@ def open_dataset(
             hint="start a new run with another --out",
         )
     return Dataset(tokenizer, tokenizer_directory, shards, [])
+
+
+def with_recorded_mixture(
+    dataset: Dataset, section: DataSection, ranges: Sequence[tuple[int, int]]
+) -> Dataset:
+    """The dataset with the tokens of each source where they were when the run was begun.
+
+    Raises DataError where they are not those of the profile's sources.
+    """
+    weights = section.weights or ()
+    if len(ranges) != len(weights):
+        dataset.shards.close()
+        raise DataError(
+            f"run.yaml says where {len(ranges)} sources with weights lie, and the run has "
+            f"{len(weights)}",
+            hint="start a new run with another --out",
+        )
+    sources = zip(section.specs, weights, ranges, strict=False)
+    return replace(dataset, mixture=tuple(MixedSource(s, w, *place) for s, w, place in sources))
 
 
 def load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:

@@ -68,6 +68,7 @@ def begin_record(
             "train_tokens": index.train.tokens,
             "validation_tokens": index.validation.tokens,
             "sources": dataset.sources or (before.get("data") or {}).get("sources", []),
+            "mixture": [asdict(source) for source in dataset.mixture],
         },
         "sittings": [*before.get("sittings", []), sitting],
     }

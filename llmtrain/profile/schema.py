@@ -9,7 +9,16 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    Tag,
+    model_validator,
+)
 from pydantic.json_schema import WithJsonSchema
 
 from llmtrain.units import parse_count, parse_duration_s
@@ -90,13 +99,51 @@ class ModelSection(Section):
         return self
 
 
+class SourceSection(Section):
+    """A source with the share of the training tokens that is drawn from it: weight / all weights.
+
+    Whatever its size: where that is more than it has, it is read again, in another order.
+    """
+
+    spec: Annotated[str, Field(min_length=1)]
+    weight: PositiveFloat | None = None  # shares as sizes are
+
+
+def _source_form(value: object) -> str:
+    return "mapping" if isinstance(value, (dict, SourceSection)) else "text"
+
+
+Source = Annotated[
+    Annotated[str, Tag("text")] | Annotated[SourceSection, Tag("mapping")],
+    Discriminator(_source_form),
+]
+
+
 class DataSection(Section):
     """What is learned from."""
 
-    sources: Annotated[tuple[str, ...], Field(min_length=1)] = ("builtin:python",)
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)] = ("builtin:python",)
     text_field: Annotated[str, Field(min_length=1)] = "text"
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
     tokenizer: Annotated[str, Field(min_length=1)] = "auto"  # or a tokenizer directory
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """The sources without their weights."""
+        return tuple(s.spec if isinstance(s, SourceSection) else s for s in self.sources)
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """One a source; None where text is read in proportion to its size."""
+        found = [s.weight for s in self.sources if isinstance(s, SourceSection)]
+        given = tuple(weight for weight in found if weight is not None)
+        return given or None
+
+    @model_validator(mode="after")
+    def _all_have_weights_or_none(self) -> DataSection:
+        if self.weights is not None and len(self.weights) < len(self.sources):
+            raise ValueError("some sources have a weight and others none; give one to each")
+        return self
 
 
 class TrainSection(Section):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from llmtrain.data.batches import BatchReader
+from llmtrain.data.mixture import MixedBatches
 from llmtrain.device.plan import Plan
 from llmtrain.model.decoder import Decoder
 from llmtrain.ops.precision import autocast_as
@@ -61,7 +62,7 @@ class Run:
     optimizer: RoleOptimizer
     scaler: torch.amp.GradScaler
     schedule: Schedule
-    batches: BatchReader
+    batches: BatchReader | MixedBatches
     plan: Plan
     world: World
     device: torch.device

@@ -124,7 +124,7 @@ class Recovery:
         def find() -> str:
             return " and ".join(
                 trace_passages(
-                    self._passages, data.sources, data.text_field, limit_s=_TRACING_LIMIT_S
+                    self._passages, data.specs, data.text_field, limit_s=_TRACING_LIMIT_S
                 )
             )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from llmtrain.data.batches import BatchReader
+from llmtrain.data.mixture import MixedBatches, MixedSource
 from llmtrain.data.stream import TokenStream
 from llmtrain.device.plan import InferencePlan, Plan
 from llmtrain.errors import LlmtrainError
@@ -43,8 +45,12 @@ def build_run(
     world: World,
     stream: TokenStream,
     resumed: Checkpoint | None,
+    mixture: Sequence[MixedSource] = (),
 ) -> Run:
-    """A run at its first step, or where `resumed` stands. Device settings are made."""
+    """A run at its first step, or where `resumed` stands. Device settings are made.
+
+    `mixture`: the parts of the stream that are read by weight; without any it is read as a whole.
+    """
     device = set_up_device(plan, world)
     model = build_model(profile, resumed).to(device)
     products = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
@@ -68,7 +74,7 @@ def build_run(
         optimizer=optimizer,
         scaler=scaler,
         schedule=schedule_of(profile),
-        batches=BatchReader(stream, profile.model.context, profile.train.seed),
+        batches=_batches(profile, stream, mixture),
         plan=plan,
         world=world,
         device=device,
@@ -81,6 +87,15 @@ def build_run(
         skips_spikes=profile.train.skip_loss_spikes,
         course=course,
     )
+
+
+def _batches(
+    profile: Profile, stream: TokenStream, mixture: Sequence[MixedSource]
+) -> BatchReader | MixedBatches:
+    context, seed = profile.model.context, profile.train.seed
+    if mixture:
+        return MixedBatches(stream, mixture, context, seed)
+    return BatchReader(stream, context, seed)
 
 
 def rewind_run(run: Run, seed: int, checkpoint: Checkpoint | None) -> None:
