@@ -8,8 +8,8 @@ import os
 import platform
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,12 +21,16 @@ from llmtrain.data.finding import (
     reason_to_skip,
     source_file,
 )
+from llmtrain.data.hub import fetch_dataset, is_dataset
 from llmtrain.data.reading import Document, SourceFile, read_documents, read_python, readable
+from llmtrain.data.remote import Fetched, Fetching, fetch, is_remote, shown
 from llmtrain.errors import DataError, UsageError
+from llmtrain.files import cache_directory
 
 BUILTIN_PYTHON = "builtin:python"
 _SUPPORTED = (
-    "data can be a text file, .jsonl, either as .gz, a directory, a glob, or builtin:python"
+    "data can be a text file, .jsonl, either as .gz, a directory, a glob, one of these at s3:// or "
+    "https://, hf://OWNER/NAME, or builtin:python"
 )
 
 
@@ -49,13 +53,17 @@ class PythonLibrary:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The files that one spec stands for, without those that an earlier spec already named."""
+    """The files that one spec stands for, without those that an earlier spec already named.
+
+    `provenance`: of what was brought from elsewhere, which version it is, ready for JSON.
+    """
 
     spec: str
     kind: Literal["file", "directory", "glob", "builtin"]
     files: tuple[SourceFile, ...]
     skipped: tuple[Skipped, ...] = ()
     library: PythonLibrary | None = None
+    provenance: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,37 +158,69 @@ def _describe(source: Source) -> dict[str, object]:
         record["python_version"] = source.library.version
         record["text_bytes"] = source.library.text_bytes
         record["sha256"] = source.library.sha256
-    return record
+    return record | dict(source.provenance)
 
 
-def resolve_sources(specs: Sequence[str], *, text_field: str = "text") -> Corpus:
+def resolve_sources(
+    specs: Sequence[str], *, text_field: str = "text", fetching: Fetching | None = None
+) -> Corpus:
     """The corpus that `specs` name, in that order; a file named twice counts once.
 
-    Every file is known to exist and to look like text. Raises DataError for a spec that stands for
-    no text, UsageError where there is no spec.
+    What lies elsewhere is in the cache afterwards. Every file is known to exist and to look like
+    text. Raises DataError for a spec that stands for no text, UsageError where there is no spec.
     """
     if not specs or not all(specs):
         raise UsageError("no data is given", hint="--data FILE, or --data builtin:python")
     seen: set[str] = set()
-    sources = tuple(_without_repeats(_resolve(spec), seen) for spec in specs)
+    fetching = fetching or Fetching(cache_directory(), text_field)
+    sources = tuple(_without_repeats(_resolve(spec, fetching), seen) for spec in specs)
     return Corpus(sources, text_field)
 
 
 def _without_repeats(source: Source, seen: set[str]) -> Source:
     files = []
     for file in source.files:
-        identity = os.path.normcase(file.path.resolve())
+        is_here = "://" not in file.origin
+        identity = os.path.normcase(file.path.resolve()) if is_here else file.origin
         if identity not in seen:
             seen.add(identity)
             files.append(file)
     return replace(source, files=tuple(files))
 
 
-def _resolve(spec: str) -> Source:
+def _resolve(spec: str, fetching: Fetching) -> Source:
     if spec == BUILTIN_PYTHON:
         return _python_library()
+    if is_remote(spec):
+        return _fetched(fetch(spec, fetching), spec)
+    if is_dataset(spec):
+        return _fetched(fetch_dataset(spec, fetching), spec)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|builtin:", spec):
-        raise DataError(f"{spec} is not a kind of data that is supported", hint=_SUPPORTED)
+        raise DataError(f"{shown(spec)} is not a kind of data that is supported", hint=_SUPPORTED)
+    return _resolve_here(spec)
+
+
+def _fetched(fetched: Fetched, spec: str) -> Source:
+    """What was brought here, read as files are and named as it was where it came from."""
+    here = str(fetched.path)
+
+    def named(origin: str) -> str:
+        return origin.replace(here, fetched.address, 1).replace(os.sep, "/")
+
+    try:
+        source = _resolve_here(here)
+    except DataError as error:
+        raise DataError(error.message.replace(here, fetched.address), hint=error.hint) from None
+    return replace(
+        source,
+        spec=shown(spec),
+        files=tuple(replace(file, origin=named(file.origin)) for file in source.files),
+        skipped=tuple(Skipped(named(each.origin), each.reason) for each in source.skipped),
+        provenance=fetched.provenance,
+    )
+
+
+def _resolve_here(spec: str) -> Source:
     path = _expanded(spec)
     with readable(spec):
         if path.is_dir():

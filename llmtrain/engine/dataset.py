@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from llmtrain.data.mixture import MixedSource, locate_sources
+from llmtrain.data.remote import Fetching, shown
 from llmtrain.data.shards import PreparedData, entry_directory, open_prepared, prepare
 from llmtrain.data.sources import Corpus, CorpusFacts, resolve_sources
 from llmtrain.data.split import plan_split
@@ -49,7 +50,13 @@ class DataWork:
 
 def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Dataset:
     """Token shards of the profile's sources, and their tokenizer. Raises DataError."""
-    corpus = resolve_sources(section.specs, text_field=section.text_field)
+    fetching = Fetching(
+        cache_directory(),
+        section.text_field,
+        lambda done, total: work.observe(Progress("fetching", done, total)),
+        work.check_stop,
+    )
+    corpus = resolve_sources(section.specs, text_field=section.text_field, fetching=fetching)
     facts = corpus.measure(work.check_stop)
     for reason, count in Counter(skipped.reason for skipped in corpus.skipped).items():
         work.observe(Note(f"skipped {count} files: {reason}"))
@@ -100,8 +107,8 @@ def open_dataset(
         dataset = prepare_dataset(again, vocab_size, work)
         if dataset.shards.index.key != key:
             raise DataError(
-                f"the text of {', '.join(section.specs)} is no longer what the run was begun "
-                "with, and its token shards are not in the cache",
+                f"the text of {', '.join(map(shown, section.specs))} is no longer what the run "
+                "was begun with, and its token shards are not in the cache",
                 hint="restore the text, or start a new run",
             ) from None
         return dataset
@@ -129,7 +136,7 @@ def with_recorded_mixture(
             f"{len(weights)}",
             hint="start a new run with another --out",
         )
-    sources = zip(section.specs, weights, ranges, strict=False)
+    sources = zip(map(shown, section.specs), weights, ranges, strict=False)
     return replace(dataset, mixture=tuple(MixedSource(s, w, *place) for s, w, place in sources))
 
 
