@@ -20,7 +20,8 @@ DataOption = Annotated[
     list[str] | None,
     typer.Option(
         "--data",
-        help="Text: a file, directory, glob, .jsonl, .gz, or builtin:python. Repeatable.",
+        help="Text: a file, directory, glob, .jsonl, .gz, one at s3:// or https://, "
+        "hf://OWNER/NAME[/CONFIG][:SPLIT][#COLUMN], or builtin:python. Repeatable.",
     ),
 ]
 WeightOption = Annotated[
@@ -29,7 +30,8 @@ WeightOption = Annotated[
         "--weight",
         help="Of the --data in the same place: the first --weight is the first --data's, and so "
         "on, one each. A source's share of the training tokens is its weight over the sum of all, "
-        "whatever its size; without weights it is by size.",
+        "whatever its size; without weights it is by size. In a profile: "
+        "data.sources: [{spec: a.jsonl, weight: 2}, …].",
     ),
 ]
 DeviceOption = Annotated[

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmtrain.data.remote import Fetched, Fetching
+from llmtrain.data.remote import Fetched, Fetching, shown
 from llmtrain.data.scratch import publish, scratch_beside
 from llmtrain.errors import DataError
 from llmtrain.files import sync_file
-from llmtrain.untrusted import read_json
+from llmtrain.untrusted import problem_of, read_json
 
 _SCHEME = "hf://"
 _NAMES = re.compile(r"[\w.-]+(/[\w.-]+){0,2}")
@@ -71,7 +71,7 @@ def parse_dataset_spec(spec: str) -> DatasetSpec:
     if _HERE.match(dataset):
         return DatasetSpec(dataset, None, split, column or None)
     if _NAMES.fullmatch(dataset) is None or (mark and not column):
-        raise DataError(f"{spec} does not name a dataset", hint=_NOTATION)
+        raise DataError(f"{shown(spec)} does not name a dataset", hint=_NOTATION)
     owner, _, rest = dataset.partition("/")
     name, _, config = rest.partition("/")
     return DatasetSpec(f"{owner}/{name}" if name else owner, config or None, split, column or None)
@@ -101,9 +101,19 @@ def fetch_dataset(spec: str, work: Fetching) -> Fetched:
         "split": asked.split,
         "column": column,
         "revision": revision,
-        **read_json(entry / "facts.json"),
+        **_facts(entry),
     }
     return Fetched(entry / "documents.jsonl", spec.partition("#")[0], provenance)
+
+
+def _facts(entry: Path) -> dict[str, object]:
+    """How many rows there were. Raises DataError where the entry is damaged."""
+    try:
+        return dict(read_json(entry / "facts.json"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{entry} is damaged: {problem_of(error)}", hint="remove it, and run the command again"
+        ) from error
 
 
 def _require_library(spec: str) -> None:

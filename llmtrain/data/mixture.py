@@ -13,7 +13,7 @@ it is every window once before any comes again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import accumulate
@@ -22,7 +22,6 @@ from math import lcm
 import numpy as np
 
 from llmtrain.data.batches import BatchReader, Tokens
-from llmtrain.data.reading import Document
 from llmtrain.data.sources import Corpus
 from llmtrain.data.split import Split
 from llmtrain.data.stream import TokenArray
@@ -94,13 +93,20 @@ class MixedBatches:
     """Windows of several sources, as a BatchReader has them of one: the position is everything."""
 
     def __init__(
-        self, stream: Tokens, sources: Sequence[MixedSource], context: int, seed: int
+        self,
+        stream: Tokens,
+        sources: Sequence[MixedSource],
+        seed: int,
+        reader_of: Callable[[Tokens, int], BatchReader],
     ) -> None:
-        """Raises DataError for a source that is shorter than a window."""
+        """`reader_of` reads the windows of one source, with a seed of its own.
+
+        Raises DataError for a source that is shorter than a window.
+        """
         self._first_tokens = [source.first_token for source in sources]
         self._interleaving = Interleaving([source.weight for source in sources])
         self._readers = [
-            _reader(stream, source, context, _own_seed(seed, index))
+            _reader(stream, source, _own_seed(seed, index), reader_of)
             for index, source in enumerate(sources)
         ]
         # An epoch is as many windows as all sources have, whichever of them are then read.
@@ -122,10 +128,15 @@ class MixedBatches:
         return self._first_tokens[source] + self._readers[source].first_token(turn)
 
 
-def _reader(stream: Tokens, source: MixedSource, context: int, seed: int) -> BatchReader:
+def _reader(
+    stream: Tokens,
+    source: MixedSource,
+    seed: int,
+    reader_of: Callable[[Tokens, int], BatchReader],
+) -> BatchReader:
     tokens = TokenRange(stream, source.first_token, source.tokens)
     try:
-        return BatchReader(tokens, context, seed)
+        return reader_of(tokens, seed)
     except DataError as error:
         raise DataError(f"{source.spec}: {error.message}", hint=error.hint) from None
 
@@ -163,12 +174,10 @@ def _first_pieces(corpus: Corpus, split: Split) -> list[int]:
     firsts: list[int] = []
     pieces = 0
 
-    def documents() -> Iterator[Document]:
-        for source in corpus.sources:
-            firsts.append(pieces)
-            yield from corpus.documents_of(source)
+    def source_begins() -> None:
+        firsts.append(pieces)
 
-    for piece in split.assign(documents()):
+    for piece in split.assign(corpus.documents(source_begins)):
         pieces += piece.side == "train"
     return [*firsts, pieces]
 

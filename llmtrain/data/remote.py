@@ -32,6 +32,7 @@ from llmtrain.files import sha256_file, sync_file
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "http", "https", "memory"})
 _WEB = frozenset({"http", "https"})
+_WITH_CONTAINERS = frozenset({"az", "abfs"})
 _PACKAGES = {
     **dict.fromkeys(("s3", "s3a"), "s3fs"),
     **dict.fromkeys(("http", "https"), "aiohttp"),
@@ -54,24 +55,28 @@ class Fetching:
     """How what lies elsewhere is brought here. Whatever `check_stop` raises ends it.
 
     `on_progress` is told bytes done and in all; `text_field` is where text goes in `.jsonl`.
+    `reason_against` says of a name below an address why its file can stay where it is.
     """
 
     cache: Path
     text_field: str
     on_progress: Callable[[int, int], None] = lambda done, total: None
     check_stop: Callable[[], None] = lambda: None
+    reason_against: Callable[[str], str | None] = lambda name: None
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """What a spec stands for, as it is here: `path` holds what was at `address`.
 
-    `provenance` says which version of it, ready for JSON.
+    `provenance` says which version of it, ready for JSON; `left_there` the addresses of files that
+    were not wanted, and why.
     """
 
     path: Path
     address: str
     provenance: dict[str, object]
+    left_there: tuple[tuple[str, str], ...] = ()
 
 
 class _Store(Protocol):
@@ -110,12 +115,17 @@ def shown(spec: str) -> str:
     if match is None:
         return spec
     host, slash, path = spec[match.end() :].partition("/")
-    user, _, place = host.rpartition("@")
     is_web = scheme_of(spec) in _WEB
-    if is_web or ":" in user:
-        host = place
+    if _has_secret(spec, host):
+        host = host.rpartition("@")[2]
     address = match[0] + host + slash + path
     return re.sub(r"[?#].*", "?…", address, flags=re.DOTALL) if is_web else address
+
+
+def _has_secret(spec: str, host: str) -> bool:
+    """Whether `host` begins with a user's name or password, and not a container as Azure's do."""
+    user, at, _ = host.rpartition("@")
+    return bool(at) and (":" in user or scheme_of(spec) not in _WITH_CONTAINERS)
 
 
 def fetch(spec: str, work: Fetching) -> Fetched:
@@ -126,9 +136,14 @@ def fetch(spec: str, work: Fetching) -> Fetched:
     _require_no_password(spec)
     store, path = _store_of(spec)
     with _told(spec):
-        root, files = _listed(spec, store, path)
+        root, found = _listed(spec, store, path)
+    only = found[0] if len(found) == 1 and found[0].path == root else None
+    reasons = {} if only else {f.path: work.reason_against(f.name) for f in found}
+    files = [file for file in found if reasons.get(file.path) is None]
+    left_there = tuple((_address(spec, p), why) for p, why in reasons.items() if why is not None)
     if not files:
-        raise DataError(f"{shown(spec)} has no files", hint="names that begin with . do not count")
+        hint = "names that begin with . do not count"
+        raise DataError(f"{shown(spec)} has no files that can be text", hint=hint)
     directory = work.cache / "remote"
     with scratch_beside(directory / "files", f"what {shown(spec)} is") as scratch:
         keys = _bring(spec, store, files, work, scratch)
@@ -137,20 +152,16 @@ def fetch(spec: str, work: Fetching) -> Fetched:
         with scratch_beside(tree.parent, "links to files") as scratch:
             _link(spec, files, keys, directory / "files", scratch / "new")
             publish(scratch / "new", tree)
-    only = files[0] if len(files) == 1 and files[0].path == root else None
-    base = shown(spec).rpartition("/")[0] if only or _has_pattern(spec) else shown(spec)
-    return Fetched(
-        tree / _local_name(only.name) if only else tree,
-        shown(spec) if only else base.rstrip("/"),
-        _provenance(files, keys, directory / "files"),
-    )
+    provenance = _provenance(files, keys, directory / "files")
+    if only:
+        return Fetched(tree / _local_name(only.name), shown(spec), provenance)
+    return Fetched(tree, _address(spec, root).rstrip("/"), provenance, left_there)
 
 
 def _require_no_password(spec: str) -> None:
     match = _SCHEME.match(spec)
     host = spec[match.end() :].partition("/")[0] if match else ""
-    user, at, _ = host.rpartition("@")
-    if at and (scheme_of(spec) in _WEB or ":" in user):
+    if _has_secret(spec, host):
         raise DataError(
             f"{shown(spec)} was written with a user's name or password, which would be saved with "
             "the run",
@@ -273,8 +284,7 @@ def _bring(
 
 def _download(spec: str, store: _Store, file: _File, target: Path) -> Iterator[int]:
     """`target` holds the file, on disk; the sizes of its parts as they come."""
-    is_whole = scheme_of(file.path) is not None
-    address = shown(file.path if is_whole else f"{scheme_of(spec)}://{file.path.lstrip('/')}")
+    address = _address(spec, file.path)
     # A web server need not know how to send parts.
     options = {"block_size": 0} if scheme_of(spec) in _WEB else {}
     size_bytes = 0
@@ -292,6 +302,11 @@ def _download(spec: str, store: _Store, file: _File, target: Path) -> Iterator[i
             hint="run the command again; what has come whole is kept",
         )
     sync_file(target)
+
+
+def _address(spec: str, path: str) -> str:
+    """Where a path of the spec's store is, as it may be shown; web stores have whole addresses."""
+    return shown(path if scheme_of(path) else f"{scheme_of(spec)}://{path.lstrip('/')}")
 
 
 def _next_chunk(source: Any, address: str) -> bytes:

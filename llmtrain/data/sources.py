@@ -92,15 +92,15 @@ class Corpus:
     def skipped(self) -> tuple[Skipped, ...]:
         return tuple(skipped for source in self.sources for skipped in source.skipped)
 
-    def documents(self) -> Iterator[Document]:
-        """Every document that is not empty, one file in memory at a time. Raises DataError."""
-        for source in self.sources:
-            yield from self.documents_of(source)
+    def documents(self, on_source: Callable[[], None] = _go_on) -> Iterator[Document]:
+        """Every document that is not empty, one file in memory at a time. Raises DataError.
 
-    def documents_of(self, source: Source) -> Iterator[Document]:
-        """Those of one source. Raises DataError."""
-        for file in source.files:
-            yield from read_documents(file, self.text_field)
+        `on_source` is called where each source begins, when all before it are taken.
+        """
+        for source in self.sources:
+            on_source()
+            for file in source.files:
+                yield from read_documents(file, self.text_field)
 
     def fingerprint(self) -> str:
         """See `FingerprintBuilder`. Reads the whole corpus."""
@@ -215,7 +215,10 @@ def _fetched(fetched: Fetched, spec: str) -> Source:
         source,
         spec=shown(spec),
         files=tuple(replace(file, origin=named(file.origin)) for file in source.files),
-        skipped=tuple(Skipped(named(each.origin), each.reason) for each in source.skipped),
+        skipped=(
+            *(Skipped(named(each.origin), each.reason) for each in source.skipped),
+            *(Skipped(origin, reason) for origin, reason in fetched.left_there),
+        ),
         provenance=fetched.provenance,
     )
 

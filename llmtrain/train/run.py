@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from llmtrain.data.batches import BatchReader
+from llmtrain.data.batches import BatchReader, Tokens
 from llmtrain.data.mixture import MixedBatches, MixedSource
 from llmtrain.data.stream import TokenStream
 from llmtrain.device.plan import InferencePlan, Plan
@@ -92,10 +92,12 @@ def build_run(
 def _batches(
     profile: Profile, stream: TokenStream, mixture: Sequence[MixedSource]
 ) -> BatchReader | MixedBatches:
-    context, seed = profile.model.context, profile.train.seed
+    def reader_of(tokens: Tokens, seed: int) -> BatchReader:
+        return BatchReader(tokens, profile.model.context, seed)
+
     if mixture:
-        return MixedBatches(stream, mixture, context, seed)
-    return BatchReader(stream, context, seed)
+        return MixedBatches(stream, mixture, profile.train.seed, reader_of)
+    return reader_of(stream, profile.train.seed)
 
 
 def rewind_run(run: Run, seed: int, checkpoint: Checkpoint | None) -> None:

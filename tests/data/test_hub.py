@@ -138,6 +138,13 @@ def test_the_commit_is_asked_for_and_pinned(
     assert [revision for _, _, revision in asked] == ["0123abcd", "4567"]
 
 
+def test_a_damaged_entry_is_named(directory: Path, resolve: Any, cache: Path) -> None:
+    resolve(f"hf://{directory}")
+    (entry,) = entries(cache)
+    (entry / "facts.json").write_text("{")
+    assert_data_error(partial(resolve, f"hf://{directory}"), str(entry), "damaged", "remove it")
+
+
 def test_rows_without_text_are_counted(directory: Path, resolve: Any) -> None:
     write(directory / "train.jsonl", [{"text": "a"}, {"text": None}, {"text": ""}, {"text": "b"}])
     corpus = resolve(f"hf://{directory}")

@@ -49,7 +49,8 @@ def mixed(sizes: Sequence[int], weights: Sequence[float], seed: int = 0) -> Mixe
         MixedSource(f"{index}", weight, start, size + 1)
         for index, (size, weight, start) in enumerate(zip(sizes, weights, starts, strict=False))
     ]
-    return MixedBatches(Counting(sum(sizes) + 1), sources, CONTEXT, seed)
+    stream = Counting(sum(sizes) + 1)
+    return MixedBatches(stream, sources, seed, lambda part, own: BatchReader(part, CONTEXT, own))
 
 
 @settings(max_examples=50)

@@ -91,6 +91,26 @@ def test_directories_and_globs_are_what_they_are_here(memory: Any, resolve: Any)
     ]
 
 
+def test_what_is_not_wanted_stays_there(memory: Any, resolve: Any, cache: Path) -> None:
+    for name in ("a.txt", "b.bin", "deep/c.bin"):
+        memory(f"/want/{name}", name.encode())
+
+    def against(name: str) -> str | None:
+        return "binary" if name.endswith(".bin") else None
+
+    corpus = resolve("memory://want", reason_against=against)
+    assert texts(corpus) == ["a.txt"]
+    assert [(s.origin, s.reason) for s in corpus.skipped] == [
+        ("memory://want/b.bin", "binary"),
+        ("memory://want/deep/c.bin", "binary"),
+    ]
+    assert len(list((cache / "remote" / "files").iterdir())) == 1
+    call = partial(resolve, "memory://want/deep", reason_against=against)
+    assert_data_error(call, "memory://want/deep", "no files")
+    named = resolve("memory://want/a.txt", reason_against=lambda name: "any")
+    assert texts(named) == ["a.txt"]
+
+
 def test_a_file_is_brought_once_for_each_version(
     memory: Any, resolve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +205,9 @@ def test_an_address_with_no_text_is_said(resolve: Any, memory: Any) -> None:
         ("http://host/a.txt?X-Amz-Signature=s3cr3t", "http://host/a.txt?…"),
         ("http://host?token=s3cr3t", "http://host?…"),
         ("https://host/a@b.txt", "https://host/a@b.txt"),
+        ("ftp://s3cr3t@host/a.txt", "ftp://host/a.txt"),
+        ("hf://me:s3cr3t@owner/name", "hf://owner/name"),
+        ("abfs://box:s3cr3t@account.dfs/a", "abfs://account.dfs/a"),
         ("abfs://box@account.dfs/a.txt", "abfs://box@account.dfs/a.txt"),
         ("s3://bucket/what?.txt", "s3://bucket/what?.txt"),
         ("plain@file:name?.txt", "plain@file:name?.txt"),
