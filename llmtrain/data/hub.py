@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmtrain.data.remote import Fetched, Fetching, shown
+from llmtrain.data.addresses import shown
+from llmtrain.data.remote import Fetched, Fetching
 from llmtrain.data.scratch import publish, scratch_beside
 from llmtrain.errors import DataError
 from llmtrain.files import sync_file

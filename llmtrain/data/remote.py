@@ -1,53 +1,34 @@
 """Files elsewhere, `s3://…`, `https://…`: copied into the cache, and then files like all others.
 
-    <cache>/remote/files/<key>          one file; the key is of its address and of its version
-    <cache>/remote/trees/<key>/…        what one source was, as links to these, by their names
-
-A version is what the store says of a file: a checksum, a tag or a time, and its size. Who may read
-it is known to the libraries (environment, their own files), never to a spec.
+<cache>/remote/files/<key>          one file; the key is of its address and of its version
+<cache>/remote/trees/<key>/…        what one source was, as links to these, by their names
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
 import re
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
-from itertools import islice
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
-from urllib.parse import quote, unquote
+from typing import Any, cast
+from urllib.parse import quote
 
+from llmtrain.data.addresses import WEB, address_of, require_no_secret, scheme_of, shown, told
 from llmtrain.data.scratch import publish, scratch_beside
+from llmtrain.data.stores import Store, StoredFile, listed, store_of
 from llmtrain.errors import DataError
 from llmtrain.files import sha256_file, sync_file
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "http", "https", "memory"})
-_WEB = frozenset({"http", "https"})
-_WITH_CONTAINERS = frozenset({"az", "abfs"})
-_PACKAGES = {
-    **dict.fromkeys(("s3", "s3a"), "s3fs"),
-    **dict.fromkeys(("http", "https"), "aiohttp"),
-    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
-    **dict.fromkeys(("az", "abfs"), "adlfs"),
-}
-_OF_THE_EXTRA = frozenset({"s3fs", "aiohttp", "fsspec"})
-# The first of these that a store says, beside the size, tells two versions of a file apart.
-_VERSION_KEYS = (
-    *("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "Digest", "checksum", "crc32c"),
-    *("VersionId", "generation", "Last-Modified", "LastModified", "last_modified", "updated"),
-    *("mtime", "modified", "created"),
-)
 _PLAIN_NAME = re.compile(r"\w[\w .,+=@~-]*")  # the same file name on every platform
 _CHUNK_BYTES = 4 << 20
+_AT_ONCE = 8  # small files are waited for more than they are read
+_LOOK_EVERY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,74 +60,25 @@ class Fetched:
     left_there: tuple[tuple[str, str], ...] = ()
 
 
-class _Store(Protocol):
-    """What is used of fsspec's file systems."""
-
-    def info(self, path: str) -> dict[str, Any]: ...
-    def find(self, path: str, *, detail: bool) -> dict[str, dict[str, Any]]: ...
-    def glob(self, path: str, *, detail: bool) -> dict[str, dict[str, Any]]: ...
-    def open(self, path: str, mode: str, **options: object) -> Any: ...
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    """One file of a store; `name` is below what the spec names, `version` may be unknown."""
-
-    path: str
-    name: str
-    size_bytes: int | None
-    version: Mapping[str, str]
-
-
-def scheme_of(spec: str) -> str | None:
-    """`s3` of `s3://…`, in lower case; None of what is no address."""
-    match = _SCHEME.match(spec)
-    return match[1].lower() if match else None
-
-
-def is_remote(spec: str) -> bool:
-    """`spec` is an address that `fetch` knows to read."""
-    return scheme_of(spec) in _SCHEMES
-
-
-def shown(spec: str) -> str:
-    """The spec as it may be seen by anybody: without a password, and without a query."""
-    match = _SCHEME.match(spec)
-    if match is None:
-        return spec
-    host, slash, path = spec[match.end() :].partition("/")
-    is_web = scheme_of(spec) in _WEB
-    if _has_secret(spec, host):
-        host = host.rpartition("@")[2]
-    address = match[0] + host + slash + path
-    return re.sub(r"[?#].*", "?…", address, flags=re.DOTALL) if is_web else address
-
-
-def _has_secret(spec: str, host: str) -> bool:
-    """Whether `host` begins with a user's name or password, and not a container as Azure's do."""
-    user, at, _ = host.rpartition("@")
-    return bool(at) and (":" in user or scheme_of(spec) not in _WITH_CONTAINERS)
-
-
 def fetch(spec: str, work: Fetching) -> Fetched:
     """What is at an address, in the cache: a file, or a directory with the files of one.
 
     What the cache has in that version is not brought again. Raises DataError.
     """
-    _require_no_password(spec)
-    store, path = _store_of(spec)
-    with _told(spec):
-        root, found = _listed(spec, store, path)
+    require_no_secret(spec)
+    store, path = store_of(spec)
+    with told(spec):
+        root, found = listed(spec, store, path)
     only = found[0] if len(found) == 1 and found[0].path == root else None
     reasons = {} if only else {f.path: work.reason_against(f.name) for f in found}
     files = [file for file in found if reasons.get(file.path) is None]
-    left_there = tuple((_address(spec, p), why) for p, why in reasons.items() if why is not None)
+    left_there = tuple((address_of(spec, p), why) for p, why in reasons.items() if why is not None)
     if not files:
         hint = "names that begin with . do not count"
         raise DataError(f"{shown(spec)} has no files that can be text", hint=hint)
     directory = work.cache / "remote"
     with scratch_beside(directory / "files", f"what {shown(spec)} is") as scratch:
-        keys = _bring(spec, store, files, work, scratch)
+        keys = _bring(_Download(spec, store, scratch), files, work)
     tree = directory / "trees" / _key([[file.name, keys[file.path]] for file in files])
     if not tree.is_dir():
         with scratch_beside(tree.parent, "links to files") as scratch:
@@ -155,167 +87,92 @@ def fetch(spec: str, work: Fetching) -> Fetched:
     provenance = _provenance(files, keys, directory / "files")
     if only:
         return Fetched(tree / _local_name(only.name), shown(spec), provenance)
-    return Fetched(tree, _address(spec, root).rstrip("/"), provenance, left_there)
+    return Fetched(tree, address_of(spec, root).rstrip("/"), provenance, left_there)
 
 
-def _require_no_password(spec: str) -> None:
-    match = _SCHEME.match(spec)
-    host = spec[match.end() :].partition("/")[0] if match else ""
-    if _has_secret(spec, host):
-        raise DataError(
-            f"{shown(spec)} was written with a user's name or password, which would be saved with "
-            "the run",
-            hint="leave them out: https reads ~/.netrc, s3:// the environment and ~/.aws",
-        )
+def _bring(download: _Download, files: Sequence[StoredFile], work: Fetching) -> dict[str, str]:
+    """The name in the cache of every file, by its path; each is there now."""
+    keys = {file.path: key for file in files if (key := download.key_of(file)) is not None}
+    kept = download.scratch.parent
+    missing = [f for f in files if f.path not in keys or not (kept / keys[f.path]).is_file()]
+    total = sum(file.size_bytes or 0 for file in missing)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        try:
+            coming = {pool.submit(download.bring, file): file for file in missing}
+            waiting = set(coming)
+            while waiting:
+                done, waiting = wait(waiting, timeout=_LOOK_EVERY_S)
+                keys |= {coming[each].path: each.result() for each in done}
+                work.check_stop()
+                work.on_progress(download.done_bytes, max(download.done_bytes, total))
+        except BaseException:
+            download.is_given_up.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return keys
 
 
-def _store_of(spec: str) -> tuple[_Store, str]:
-    try:
-        import fsspec
-    except ImportError:
-        raise _missing_extra(spec) from None
-    if "::" in spec:
-        raise DataError(f"{shown(spec)} has ::, which is not used here", hint="name one address")
-    # Otherwise what was listed once in a process would be what it knows for ever.
-    options: dict[str, Any] = {"skip_instance_cache": True}
-    if scheme_of(spec) in _WEB:
-        options["client_kwargs"] = {"trust_env": True}  # proxies, and ~/.netrc
-    try:
-        store, path = fsspec.core.url_to_fs(spec, **options)
-    except ImportError:
-        raise _missing_extra(spec) from None
-    except ValueError as error:
-        raise _data_error(spec, error) from None
-    return cast("_Store", store), path
+@dataclass(slots=True)
+class _Download:
+    """Files of one source on their way into the directory above `scratch`, several at once."""
+
+    spec: str
+    store: Store
+    scratch: Path
+    done_bytes: int = 0
+    is_given_up: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def key_of(self, file: StoredFile) -> str | None:
+        """The name in the cache; None where only its content tells its versions apart."""
+        if not file.version:
+            return None
+        return _key([scheme_of(self.spec), file.path, file.size_bytes, dict(file.version)])
+
+    def bring(self, file: StoredFile) -> str:
+        """The name in the cache of the file, which is there now. Raises DataError."""
+        part = self.scratch / _key(file.path)
+        self._write(file, part)
+        key = self.key_of(file) or _key(sha256_file(part))
+        if not self.is_given_up.is_set():
+            publish(part, self.scratch.parent / key)
+        return key
+
+    def _write(self, file: StoredFile, part: Path) -> None:
+        """`part` holds the file, on disk; or some of it, where that is given up."""
+        address, size_bytes = address_of(self.spec, file.path), 0
+        # A web server need not know how to send parts; 0 asks for the whole.
+        block_bytes = 0 if scheme_of(self.spec) in WEB else _CHUNK_BYTES
+        with part.open("wb") as out:
+            with told(address):
+                source = self.store.open(file.path, "rb", block_size=block_bytes)
+            with source:
+                while not self.is_given_up.is_set() and (chunk := _next_chunk(source, address)):
+                    out.write(chunk)
+                    size_bytes += len(chunk)
+                    with self.lock:
+                        self.done_bytes += len(chunk)
+        if self.is_given_up.is_set():
+            return
+        if file.size_bytes is not None and size_bytes != file.size_bytes:
+            raise DataError(
+                f"{address} ended after {size_bytes} of {file.size_bytes} bytes",
+                hint="run the command again; what has come whole is kept",
+            )
+        sync_file(part)
 
 
-def _missing_extra(spec: str) -> DataError:
-    package = _PACKAGES.get(scheme_of(spec) or "", "fsspec")
-    more = "" if package in _OF_THE_EXTRA else f" {package}"
-    return DataError(
-        f"{shown(spec)} needs the package {package}, which is not installed",
-        hint=f"pip install 'llmtrain[remote]'{more}",
-    )
-
-
-def _has_pattern(spec: str) -> bool:
-    """Whether the spec stands for several names; `?` begins the query of a web address."""
-    characters = "*[" if scheme_of(spec) in _WEB else "*?["
-    return any(character in spec for character in characters)
-
-
-def _listed(spec: str, store: _Store, path: str) -> tuple[str, list[_File]]:
-    """Where names begin, and every file, in the order of its name; hidden ones are left out."""
-    if _has_pattern(spec):
-        fixed = re.split(r"[*?\[]", path)[0]
-        root, found = fixed.rpartition("/")[0], store.glob(path, detail=True)
-        if not found:
-            raise FileNotFoundError(path)
-    else:
-        # A page of the web is a file or, where its name ends so, a list of files.
-        is_list = scheme_of(spec) in _WEB and spec.endswith("/")
-        info = {} if is_list else store.info(path)
-        if info.get("type") == "file":
-            return path, [_file(store, path, _last_name(path), info)]
-        root, found = path.rstrip("/"), store.find(path, detail=True)
-    named = ((p, p.removeprefix(root).lstrip("/"), info) for p, info in sorted(found.items()))
-    files = [
-        _file(store, p, name, info)
-        for p, name, info in named
-        if info.get("type") == "file" and not name.endswith("/") and not _is_hidden(name)
-    ]
-    return root, files
-
-
-def _last_name(path: str) -> str:
-    return unquote(re.split(r"[?#]", path)[0].rstrip("/").rpartition("/")[2]) or "page"
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
-
-
-def _file(store: _Store, path: str, name: str, info: Mapping[str, Any]) -> _File:
-    version = _version(info)
-    if not version:  # a list on the web says nothing but names
-        info = store.info(path)
-        version = _version(info)
-    size = info.get("size")
-    return _File(path, name, size if isinstance(size, int) else None, version)
-
-
-def _version(info: Mapping[str, Any]) -> dict[str, str]:
-    said = (key for key in _VERSION_KEYS if info.get(key))
-    return {key: _as_text(info[key]) for key in islice(said, 1)}
-
-
-def _as_text(value: object) -> str:
-    """A list and a question about one file may say a time in two forms."""
-    return str(value.timestamp() if isinstance(value, datetime) else value)
+def _next_chunk(source: Any, address: str) -> bytes:
+    with told(address):
+        return cast("bytes", source.read(_CHUNK_BYTES))
 
 
 def _key(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _bring(
-    spec: str, store: _Store, files: list[_File], work: Fetching, scratch: Path
-) -> dict[str, str]:
-    """The name in the cache of every file, by its path; each is there now."""
-    kept = scratch.parent
-    keys = {
-        file.path: _key([scheme_of(spec), file.path, file.size_bytes, dict(file.version)])
-        for file in files
-        if file.version
-    }
-    missing = [f for f in files if f.path not in keys or not (kept / keys[f.path]).is_file()]
-    total = sum(file.size_bytes or 0 for file in missing)
-    done = 0
-    for file in missing:
-        for chunk_bytes in _download(spec, store, file, scratch / "new"):
-            work.check_stop()
-            done += chunk_bytes
-            work.on_progress(done, max(done, total))
-        if file.path not in keys:  # nothing but its content tells its versions apart
-            keys[file.path] = _key(sha256_file(scratch / "new"))
-        publish(scratch / "new", kept / keys[file.path])
-    return keys
-
-
-def _download(spec: str, store: _Store, file: _File, target: Path) -> Iterator[int]:
-    """`target` holds the file, on disk; the sizes of its parts as they come."""
-    address = _address(spec, file.path)
-    # A web server need not know how to send parts.
-    options = {"block_size": 0} if scheme_of(spec) in _WEB else {}
-    size_bytes = 0
-    with target.open("wb") as out:
-        with _told(address):
-            source = store.open(file.path, "rb", **options)
-        with source:
-            while chunk := _next_chunk(source, address):
-                out.write(chunk)
-                size_bytes += len(chunk)
-                yield len(chunk)
-    if file.size_bytes is not None and size_bytes != file.size_bytes:
-        raise DataError(
-            f"{address} ended after {size_bytes} of {file.size_bytes} bytes",
-            hint="run the command again; what has come whole is kept",
-        )
-    sync_file(target)
-
-
-def _address(spec: str, path: str) -> str:
-    """Where a path of the spec's store is, as it may be shown; web stores have whole addresses."""
-    return shown(path if scheme_of(path) else f"{scheme_of(spec)}://{path.lstrip('/')}")
-
-
-def _next_chunk(source: Any, address: str) -> bytes:
-    with _told(address):
-        return cast("bytes", source.read(_CHUNK_BYTES))
-
-
 def _link(
-    spec: str, files: list[_File], keys: Mapping[str, str], kept: Path, directory: Path
+    spec: str, files: list[StoredFile], keys: Mapping[str, str], kept: Path, directory: Path
 ) -> None:
     """`directory` has the files by their names: links, which take no room, or copies."""
     directory.mkdir()
@@ -346,7 +203,7 @@ def _local_name(name: str) -> str:
     )
 
 
-def _provenance(files: list[_File], keys: Mapping[str, str], kept: Path) -> dict[str, object]:
+def _provenance(files: list[StoredFile], keys: Mapping[str, str], kept: Path) -> dict[str, object]:
     """Which files they were; of one also what its store says of its version."""
     record: dict[str, object] = {
         "fetched_files": len(files),
@@ -356,59 +213,3 @@ def _provenance(files: list[_File], keys: Mapping[str, str], kept: Path) -> dict
         ).hexdigest(),
     }
     return record | ({"version": dict(files[0].version)} if len(files) == 1 else {})
-
-
-@contextmanager
-def _told(spec: str) -> Iterator[None]:
-    """What libraries raise inside the block is a DataError that says what can be done."""
-    failures = _failures()
-    try:
-        yield
-    except failures as error:
-        raise _data_error(spec, error) from None  # what it says may have the whole address
-
-
-def _failures() -> tuple[type[BaseException], ...]:
-    """What a store raises where it cannot be read, of the libraries that it has loaded."""
-    found: list[type[BaseException]] = [OSError, ValueError, asyncio.TimeoutError]
-    if "aiohttp" in sys.modules:
-        import aiohttp
-
-        found.append(aiohttp.ClientError)
-    if "botocore" in sys.modules:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        found += [BotoCoreError, ClientError]
-    return tuple(found)
-
-
-def _data_error(spec: str, error: BaseException) -> DataError:
-    """By what is behind it: a web address that cannot be had for any reason is "not found"."""
-    place, cause = shown(spec), error.__cause__
-    if "aiohttp" in sys.modules and isinstance(cause, sys.modules["aiohttp"].ClientError):
-        error = cause
-    status = error.__dict__.get("status")
-    if status in (401, 403) or type(error).__name__ in _NO_PERMISSION:
-        return DataError(
-            f"{place} may not be read: {_problem(error)}",
-            hint="credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.aws, "
-            "~/.netrc); for a public bucket: FSSPEC_S3_ANON=true",
-        )
-    if status in (404, 410) or isinstance(error, FileNotFoundError):
-        hint = "check how it is written; a directory of the web ends in /"
-        return DataError(f"{place} does not exist", hint=hint)
-    return DataError(
-        f"{place} cannot be read: {_problem(error)}",
-        hint="check the network and run the command again, or bring the files here and name them",
-    )
-
-
-_NO_PERMISSION = frozenset(
-    {"PermissionError", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
-)
-
-
-def _problem(error: BaseException) -> str:
-    """What the library says, in one line, with addresses as they may be shown."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\")]+", lambda m: shown(m[0]), text)[:300]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from llmtrain.data.addresses import is_remote, shown
 from llmtrain.data.finding import (
     files_below,
     files_matching,
@@ -23,7 +24,7 @@ from llmtrain.data.finding import (
 )
 from llmtrain.data.hub import fetch_dataset, is_dataset
 from llmtrain.data.reading import Document, SourceFile, read_documents, read_python, readable
-from llmtrain.data.remote import Fetched, Fetching, fetch, is_remote, shown
+from llmtrain.data.remote import Fetched, Fetching, fetch
 from llmtrain.errors import DataError, UsageError
 from llmtrain.files import cache_directory
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from llmtrain.data.addresses import shown
 from llmtrain.data.mixture import MixedSource, locate_sources
-from llmtrain.data.remote import Fetching, shown
+from llmtrain.data.remote import Fetching
 from llmtrain.data.shards import PreparedData, entry_directory, open_prepared, prepare
 from llmtrain.data.sources import Corpus, CorpusFacts, resolve_sources
 from llmtrain.data.split import plan_split

@@ -16,8 +16,11 @@ from typing import Any
 
 import pytest
 
-from llmtrain.data.remote import Fetching, fetch, is_remote, shown
+from llmtrain.data import remote
+from llmtrain.data.addresses import is_remote, shown
+from llmtrain.data.remote import Fetching, fetch
 from llmtrain.data.sources import Corpus, resolve_sources
+from llmtrain.data.stores import store_of
 from llmtrain.errors import DataError, InterruptedRunError
 
 fsspec = pytest.importorskip("fsspec", reason="needs the extra: pip install 'llmtrain[remote]'")
@@ -148,17 +151,36 @@ def test_names_stay_where_they_are_put(memory: Any, resolve: Any, cache: Path) -
     assert not list(cache.parent.parent.glob("escaped*"))
 
 
-def test_an_interrupted_download_leaves_nothing(memory: Any, resolve: Any, cache: Path) -> None:
+def test_an_interrupted_download_leaves_nothing(
+    memory: Any, resolve: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     memory("/big/a.txt", b"x" * 10)
     memory("/big/b.txt", b"y" * 20_000_000)
     seen: list[tuple[int, int]] = []
+    downloads: list[Any] = []
+    bring, read = remote._Download.bring, remote._next_chunk
+
+    def watched(self: Any, file: Any) -> str:
+        downloads.append(self)
+        return bring(self, file)
+
+    def slow(source: Any, address: str) -> bytes:
+        if source.tell() > 4_000_000:  # the rest comes when it is no longer wanted
+            assert downloads[0].is_given_up.wait(60)
+        return read(source, address)
 
     def stop() -> None:
         if seen and seen[-1][0] > 4_000_000:
             raise InterruptedRunError("stop")
 
-    with pytest.raises(InterruptedRunError):
-        resolve("memory://big", on_progress=lambda *at: seen.append(at), check_stop=stop)
+    def tell(done: int, total: int) -> None:
+        seen.append((done, total))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote._Download, "bring", watched)
+        patch.setattr(remote, "_next_chunk", slow)
+        with pytest.raises(InterruptedRunError):
+            resolve("memory://big", on_progress=tell, check_stop=stop)
     assert len(kept(cache)) == 1  # the small one was whole
     assert [p.stat().st_size for p in cache.rglob("*") if p.is_file()] == [10]
     assert [len(text) for text in texts(resolve("memory://big"))] == [10, 20_000_000]
@@ -316,6 +338,15 @@ def test_a_list_of_the_web_and_a_glob(pages: Any, resolve: Any) -> None:
     assert texts(resolve(f"{address}/*.txt")) == ["b.txt"]
 
 
+def test_a_long_file_may_take_long() -> None:
+    """The library's own limit is five minutes for a file, however large it is."""
+    pytest.importorskip("aiohttp", reason="needs the extra: pip install 'llmtrain[remote]'")
+    store, _ = store_of("https://127.0.0.1:1/a.txt")
+    timeout = store.client_kwargs["timeout"]  # type: ignore[attr-defined]
+    assert timeout.total is None
+    assert timeout.sock_read
+
+
 def test_a_changed_page_is_read_anew(pages: Any, resolve: Any) -> None:
     address, directory = pages
     for text, time_s in (("one", 1e9), ("two", 1e9 + 10)):
@@ -358,7 +389,7 @@ def test_a_killed_download_leaves_no_entry(pages: Any, resolve: Any, cache: Path
     scratch: list[Path] = []
     while not scratch and time.monotonic() < end_s:
         assert process.poll() is None, process.communicate()
-        found = cache.glob("remote/files/.building-*/new")
+        found = cache.glob("remote/files/.building-*/*")
         scratch = [path for path in found if path.stat().st_size]
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
