@@ -25,7 +25,7 @@ from llmtrain.data.stores import Store, StoredFile, listed, store_of
 from llmtrain.errors import DataError
 from llmtrain.files import sha256_file, sync_file
 
-_PLAIN_NAME = re.compile(r"\w[\w .,+=@~-]*")  # the same file name on every platform
+_PLAIN_NAME = re.compile(r"\w([\w .,+=@~-]*[\w+=@~-])?")  # the same file name on every platform
 _CHUNK_BYTES = 4 << 20
 _AT_ONCE = 8  # small files are waited for more than they are read
 _LOOK_EVERY_S = 0.2
@@ -195,12 +195,14 @@ def _link(
 
 
 def _local_name(name: str) -> str:
-    """A relative path that stays below where it is put, on every platform."""
-    return "/".join(
-        part if _PLAIN_NAME.fullmatch(part) else quote(part, safe="").replace(".", "%2E")
-        for part in name.split("/")
-        if part
-    )
+    """A relative path that stays below where it is put, on every platform; suffixes are kept."""
+    return "/".join(_local_part(part) for part in name.split("/") if part)
+
+
+def _local_part(part: str) -> str:
+    if _PLAIN_NAME.fullmatch(part):
+        return part
+    return re.sub(r"^\.|\.$", "%2E", quote(part, safe=""))
 
 
 def _provenance(files: list[StoredFile], keys: Mapping[str, str], kept: Path) -> dict[str, object]:

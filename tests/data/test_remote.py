@@ -448,6 +448,28 @@ def test_s3_of_several_parts_is_whole(s3: Any, resolve: Any) -> None:
     assert "".join(texts(resolve("s3://box/long.txt"))).encode() == data
 
 
+def test_a_strange_name_keeps_its_suffix(memory: Any, resolve: Any) -> None:
+    memory("/odd/x:y.jsonl", b'{"text": "one"}\n')
+    assert texts(resolve("memory://odd/x:y.jsonl")) == texts(resolve("memory://odd")) == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("name", "here"),
+    [
+        ("a b/é.txt", "a b/é.txt"),
+        ("..", "%2E%2E"),
+        ("../a/./b", "%2E%2E/a/%2E/b"),
+        ("/a//b.txt", "a/b.txt"),
+        ("c:d\\..\\e", "c%3Ad%5C..%5Ce"),
+        ("nul\x00.txt", "nul%00.txt"),
+        ("end. ", "end.%20"),
+        ("end.", "end%2E"),
+    ],
+)
+def test_a_name_stays_below_where_it_is_put(name: str, here: str) -> None:
+    assert remote._local_name(name) == here
+
+
 def test_names_that_cannot_be_here_together(s3: Any, resolve: Any, cache: Path) -> None:
     for key in ("both/x/y.txt", "both/x//y.txt"):
         s3.put_object(Bucket="box", Key=key, Body=key.encode())
