@@ -35,7 +35,7 @@ PURE_PLANS = ("device/assume", "device/plan", "device/memory", "device/pressure"
 PURE_MODULES = (*PURE, *PURE_PLANS, "errors", "units", "files", "untrusted")
 ASKS_THE_HARDWARE = {
     *("probe", "cpuinfo", "cgroup", "rlimits", "timing", "usage", "readers", "windows"),
-    *("startup", "allocator", "nvidia", "live"),
+    *("startup", "allocator", "nvidia", "live", "energy"),
 }
 
 
@@ -70,6 +70,7 @@ READS_WHAT_IT_TRUSTS = {
     "train/tensor_files",  # after the header was held to its format
     "device/cpuinfo",
     "device/cgroup",
+    "device/energy",
     "device/readers",
     "device/rlimits",
     "device/probe_cache",  # a key of its own making
@@ -82,7 +83,6 @@ READS_WHAT_IT_TRUSTS = {
     "engine/calibration",
     "train/launch",
     "train/launched",  # what another rank says
-    "cli/tokenizer",  # the text that the user names, however large
 }
 Finding = tuple[str, int, str]
 Law = Callable[[Source], Iterator[tuple[ast.AST, str]]]

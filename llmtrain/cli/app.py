@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 import llmtrain
-from llmtrain.cli import device, memory, profiles, runs, schema, tokenizer, train, use
+from llmtrain.cli import data, device, memory, profiles, runs, schema, tokenizer, train, use
 from llmtrain.cli.streams import hold_standard_streams
 from llmtrain.cli.voice import Voice
 from llmtrain.device.allocator import begin_without_thread_cache
@@ -37,6 +37,7 @@ device.register(app)
 memory.register(app)
 profiles.register(app)
 tokenizer.register(app)
+data.register(app)
 runs.register(app)
 schema.register(app)
 

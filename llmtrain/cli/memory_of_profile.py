@@ -15,6 +15,7 @@ from llmtrain.cli.thresholds import (
     thresholds_document,
 )
 from llmtrain.cli.voice import Voice
+from llmtrain.units import format_bytes
 
 if TYPE_CHECKING:
     from llmtrain.engine.explaining import Explained
@@ -45,10 +46,14 @@ def show_memory_of_profile(
     if as_json:
         # What is in use here and now is no part of a machine that is not here.
         now = memory_now() if request.assumed is None else {}
-        voice.document(explained_document(explained) | now | thresholds_document(thresholds))
+        uses = {name: use.items() for name, use in explained.uses().items()}
+        document = explained_document(explained) | {"uses": uses}
+        voice.document(document | now | thresholds_document(thresholds))
     else:
         show_assumed(voice, request.assumed)
         show_prediction(voice, explained)
+        for name, use in explained.uses().items():
+            voice.result(f"{name} of the trained model: {format_bytes(use.total_bytes)}")
         voice.result("")
         show_decisions(voice, explained)
     less = max(1, explained.planned.plan.micro_batch.value // 2)

@@ -94,6 +94,7 @@ def flag_settings(**flags: Any) -> dict[str, Setting]:
         "device_kind": "--device",
         "device_force_cpu": "--force-cpu",
         "device_processes": "--nproc",
+        "device_workers": "--workers",
     }
     return {
         key.replace("_", ".", 1): Setting(value, names[key])

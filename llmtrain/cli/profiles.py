@@ -193,14 +193,15 @@ def _yaml_lines(
         value = f"{choice.value:.4g}" if isinstance(choice.value, float) else _scalar(choice.value)
         return f"{origin}; here {value}: {choice.reason}"
 
-    lines: list[str] = []
-    for key, value in loaded.profile.values().items():
-        if isinstance(value, dict):
-            lines.append(f"{key}:")
-            lines += [line(f"{key}.{inner}", content, "  ") for inner, content in value.items()]
-        else:
-            lines.append(line(key, value, ""))
-    return lines
+    def section(values: Mapping[str, Any], prefix: str, indent: str) -> Iterator[str]:
+        for key, value in values.items():
+            if isinstance(value, dict) and value:
+                yield f"{indent}{key}:"
+                yield from section(value, f"{prefix}{key}.", indent + "  ")
+            else:
+                yield line(prefix + key, value, indent)
+
+    return list(section(loaded.profile.values(), "", ""))
 
 
 def _scalar(value: object) -> str:

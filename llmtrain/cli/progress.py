@@ -90,9 +90,10 @@ class LiveProgress(PlainProgress):
 
 
 def progress_line(event: Progress) -> str:
-    """`tokenizing 40% of 31.5 MiB`."""
+    """`tokenizing 40% of 31.5 MiB, left 12s`."""
     percent = 100 * event.done // max(1, event.total)
-    return f"{event.phase} {percent}% of {format_bytes(event.total)}"
+    left = f", left {format_duration(event.remaining_s)}" if event.remaining_s else ""
+    return f"{event.phase} {percent}% of {format_bytes(event.total)}{left}"
 
 
 def step_line(event: Step) -> str:

@@ -263,6 +263,8 @@ def summary_lines(result: TrainResult) -> list[str]:
         lines.append(
             f"validation loss {result.val_loss:.4f} nats/token, {result.val_bpb:.4f} bits/byte"
         )
+    if result.energy_joules is not None:
+        lines.append(f"energy {result.energy_joules / 3.6e6:.3g} kWh in this sitting")
     lines.extend(_beside_predictions(result))
     return [*lines, *_next_commands(result)]
 

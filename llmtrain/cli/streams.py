@@ -67,9 +67,22 @@ def hold_standard_streams() -> None:
 
 def write_line(text: str) -> None:
     """A line of stdout is with whoever reads it. Raises BrokenPipeError where nobody does."""
-    try:
+    with _a_reader_that_left_told():
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
+
+
+def write_bytes(data: bytes) -> None:
+    """`data`, as it is, is with whoever reads stdout. Raises BrokenPipeError where nobody does."""
+    with _a_reader_that_left_told():
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+
+
+@contextmanager
+def _a_reader_that_left_told() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         if error.errno not in _READER_GONE:
             raise

@@ -264,6 +264,7 @@ def train_document(result: TrainResult) -> dict[str, Any]:
         "val_loss": result.val_loss,
         "val_bpb": result.val_bpb,
         "peak_memory_bytes": result.peak_memory_bytes,
+        "energy_joules": result.energy_joules,
         "predicted": _predicted(result),
         "stopped": result.stopped,
     }

@@ -7,4 +7,6 @@ shards    corpus + tokenizer → token shards in the cache
 stream    shards → tokens at any position
 order     position → window        a stateless permutation
 batches   positions → inputs and targets
+packing   documents whole in windows, instead of the text cut into them
+prefetch  the same, read ahead in a thread
 """

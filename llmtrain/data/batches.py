@@ -21,6 +21,19 @@ class Tokens(Protocol):
     def read(self, start: int, count: int) -> TokenArray: ...
 
 
+class WindowReader(Protocol):
+    """Windows at positions of training, whatever they hold."""
+
+    @property
+    def num_windows(self) -> int: ...
+
+    def read(self, first_position: int, count: int) -> tuple[TokenArray, TokenArray]: ...
+
+    def place(self, position: int) -> str: ...
+
+    def count_targets(self, first_position: int, count: int) -> int: ...
+
+
 class BatchReader:
     """Windows in permuted order. Nothing is remembered between calls: the position is everything.
 
@@ -47,6 +60,15 @@ class BatchReader:
         """Where in the text the window at `position` begins."""
         _, window = permuted_index(position, self.num_windows, self._seed)
         return window * self._context
+
+    def place(self, position: int) -> str:
+        """The same in words."""
+        start = self.first_token(position)
+        return f"tokens {start} to {start + self._context} of the training text"
+
+    def count_targets(self, first_position: int, count: int) -> int:
+        """Targets of so many windows: all that they have."""
+        return count * self._context
 
 
 def sequential_windows(stream: Tokens, context: int) -> Iterator[tuple[TokenArray, TokenArray]]:

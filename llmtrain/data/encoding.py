@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import chain
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from llmtrain.data.split import Piece, Side, cut_at_line_ends
 from llmtrain.data.stream import TokenArray
 from llmtrain.errors import DataError
+
+# The ids of several texts, one after the other, and how many each text has.
+Encoded: TypeAlias = tuple[TokenArray, TokenArray]
+# Batches of texts as UTF-8, encoded in their order by whoever it is.
+Encode: TypeAlias = Callable[[Iterable[Sequence[bytes]]], Generator[Encoded, None, None]]
 
 
 class TextEncoder(Protocol):
@@ -32,67 +40,117 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of a piece that is encoded at once."""
+    """A stretch of a piece that is encoded at once. `data` is its text as UTF-8."""
 
     side: Side
-    text: str
-    text_bytes: int
+    data: bytes
     origin: str
     begins_piece: bool
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedPart:
-    """The part, and its ids with the separator before them if it begins a piece."""
+class EncodedBatch:
+    """Parts, and their ids one after the other: a separator before each that begins a piece."""
 
-    part: Part
+    parts: Sequence[Part]
     ids: TokenArray
+    counts: TokenArray  # ids of each part
+
+    @property
+    def text_bytes(self) -> int:
+        """Of all parts."""
+        return sum(len(part.data) for part in self.parts)
+
+    def of_side(self, side: Side) -> EncodedBatch:
+        """The parts that are on one side, in order."""
+        mine = np.array([part.side == side for part in self.parts], dtype=bool)
+        ids = self.ids[np.repeat(mine, self.counts)]
+        return EncodedBatch(
+            [part for part in self.parts if part.side == side], ids, self.counts[mine]
+        )
 
 
-def encode_pieces(
-    pieces: Iterable[Piece],
-    encoder: TextEncoder,
-    *,
-    threads: int,
-    batch_bytes: int,
-    check_stop: Callable[[], None],
-) -> Iterator[list[EncodedPart]]:
-    """Batches of encoded parts, in order. Raises DataError for an id outside the vocabulary."""
-    for batch in _batches(pieces, batch_bytes):
-        check_stop()
-        lists = encoder.encode_batch([part.text for part in batch], threads)
-        yield [_encoded(part, ids, encoder) for part, ids in zip(batch, lists, strict=True)]
+def encode_here(encoder: TextEncoder, threads: int) -> Encode:
+    """Encodes in this process."""
+
+    def encode(batches: Iterable[Sequence[bytes]]) -> Generator[Encoded, None, None]:
+        for batch in batches:
+            lists = encoder.encode_batch([data.decode() for data in batch], threads)
+            counts = np.array([len(ids) for ids in lists], dtype=np.int64)
+            ids = np.fromiter(chain.from_iterable(lists), np.int64, int(counts.sum()))
+            yield ids, counts
+
+    return encode
 
 
-def _batches(pieces: Iterable[Piece], batch_bytes: int) -> Iterator[list[Part]]:
+def cut_into_parts(pieces: Iterable[Piece], batch_bytes: int) -> Iterator[Part]:
+    """Every piece, cut at line ends if it is too long for the memory that a batch may take."""
+    for piece in pieces:
+        data = piece.document.text.encode()
+        begins_piece = True
+        for stretch in cut_at_line_ends(data, batch_bytes, 2 * batch_bytes):
+            yield Part(piece.side, stretch, piece.document.origin, begins_piece)
+            begins_piece = False
+
+
+def encode_parts(
+    parts: Iterable[Part], encode: Encode, encoder: TextEncoder, batch_bytes: int
+) -> Generator[EncodedBatch, None, None]:
+    """Batches of encoded parts, in order.
+
+    Raises DataError for an id outside the vocabulary, or for the separator within a text.
+    """
+    waiting: deque[list[Part]] = deque()
+
+    def texts() -> Iterator[list[bytes]]:
+        for batch in _batches(parts, batch_bytes):
+            waiting.append(batch)
+            yield [part.data for part in batch]
+
+    with closing(encode(texts())) as encoded:
+        for ids, counts in encoded:
+            batch = waiting.popleft()
+            _require_sound(ids, counts, batch, encoder)
+            yield _with_separators(ids, counts, batch, encoder.separator_id)
+
+
+def _batches(parts: Iterable[Part], batch_bytes: int) -> Iterator[list[Part]]:
     batch: list[Part] = []
     room_bytes = batch_bytes
-    for piece in pieces:
-        for part in _parts(piece, batch_bytes):
-            batch.append(part)
-            room_bytes -= part.text_bytes
-            if room_bytes <= 0:
-                yield batch
-                batch, room_bytes = [], batch_bytes
+    for part in parts:
+        batch.append(part)
+        room_bytes -= len(part.data)
+        if room_bytes <= 0:
+            yield batch
+            batch, room_bytes = [], batch_bytes
     if batch:
         yield batch
 
 
-def _parts(piece: Piece, batch_bytes: int) -> Iterator[Part]:
-    """The piece, cut at line ends if it is too long for the memory that a batch may take."""
-    data = piece.document.text.encode()
-    origin = piece.document.origin
-    begins_piece = True
-    for stretch in cut_at_line_ends(data, batch_bytes, 2 * batch_bytes):
-        yield Part(piece.side, stretch.decode(), len(stretch), origin, begins_piece)
-        begins_piece = False
+def _require_sound(
+    ids: TokenArray, counts: TokenArray, batch: Sequence[Part], encoder: TextEncoder
+) -> None:
+    """Every id has an embedding row, and none of them ends a document within it."""
+    wrong = (ids < 0) | (ids >= encoder.vocab_size) | (ids == encoder.separator_id)
+    if not wrong.any():
+        return
+    first = int(wrong.argmax())
+    part = int(np.searchsorted(np.cumsum(counts), first, side="right"))
+    require_in_vocabulary(ids[first : first + 1], encoder.vocab_size, batch[part].origin)
+    raise DataError(
+        f"the tokenizer gave the separator, id {encoder.separator_id}, for text of "
+        f"{batch[part].origin}: it would end the document there",
+        hint="train the tokenizer again: llmtrain tokenizer train --help",
+    )
 
 
-def _encoded(part: Part, ids: list[int], encoder: TextEncoder) -> EncodedPart:
-    separator = [encoder.separator_id] if part.begins_piece else []
-    array = np.array([*separator, *ids], dtype=np.int64)
-    require_in_vocabulary(array, encoder.vocab_size, part.origin)
-    return EncodedPart(part, array)
+def _with_separators(
+    ids: TokenArray, counts: TokenArray, batch: Sequence[Part], separator_id: int
+) -> EncodedBatch:
+    begins = np.array([part.begins_piece for part in batch], dtype=np.int64)
+    starts = np.cumsum(counts) - counts
+    with_separators = np.insert(ids, starts[begins == 1], separator_id)
+    return EncodedBatch(batch, with_separators, counts + begins)
 
 
 def require_in_vocabulary(ids: TokenArray, vocab_size: int, origin: str) -> None:

@@ -97,32 +97,37 @@ def read_index(directory: Path) -> ShardIndex:
 
 
 def _index_from(value: object) -> ShardIndex:
-    record = _mapping(value)
+    record = as_mapping(value)
     version = record.get("format_version")
     if version != FORMAT_VERSION:
         message = f"format_version is {version}, and this version reads {FORMAT_VERSION}"
         raise ValueError(message)
-    sides = {side: _split_from(record.get(side)) for side in ("train", "validation")}
-    return _exactly(ShardIndex, {**record, **sides})
+    sides = {side: split_from(record.get(side)) for side in ("train", "validation")}
+    return exactly(ShardIndex, {**record, **sides})
 
 
-def _split_from(value: object) -> SplitFacts:
-    record = _mapping(value)
+def split_from(value: object) -> SplitFacts:
+    """One side of the split, as JSON holds it. Raises ValueError."""
+    record = as_mapping(value)
     shards = record.get("shards")
     if not isinstance(shards, list):
         raise ValueError("shards is not a list")
-    parsed = tuple(_exactly(ShardFacts, _mapping(shard)) for shard in shards)
-    return _exactly(SplitFacts, {**record, "shards": parsed})
+    parsed = tuple(exactly(ShardFacts, as_mapping(shard)) for shard in shards)
+    return exactly(SplitFacts, {**record, "shards": parsed})
 
 
-def _mapping(value: object) -> Mapping[str, Any]:
+def as_mapping(value: object) -> Mapping[str, Any]:
+    """`value`, which is an object of JSON. Raises ValueError."""
     if not isinstance(value, dict):
         raise ValueError("an object is missing")
     return value
 
 
-def _exactly(kind: type[T], record: Mapping[str, Any]) -> T:
-    """`kind` made of `record`, which has its fields, no others, and of its types."""
+def exactly(kind: type[T], record: Mapping[str, Any]) -> T:
+    """`kind` made of `record`, which has its fields, no others, and of its types.
+
+    Raises ValueError.
+    """
     expected = {field.name: str(field.type) for field in fields(kind)}  # type: ignore[arg-type]
     if record.keys() != expected.keys():
         wrong = ", ".join(sorted(record.keys() ^ expected.keys()))

@@ -21,7 +21,7 @@ from math import lcm
 
 import numpy as np
 
-from llmtrain.data.batches import BatchReader, Tokens
+from llmtrain.data.batches import Tokens, WindowReader
 from llmtrain.data.sources import Corpus
 from llmtrain.data.split import Split
 from llmtrain.data.stream import TokenArray
@@ -97,13 +97,13 @@ class MixedBatches:
         stream: Tokens,
         sources: Sequence[MixedSource],
         seed: int,
-        reader_of: Callable[[Tokens, int], BatchReader],
+        reader_of: Callable[[Tokens, int], WindowReader],
     ) -> None:
         """`reader_of` reads the windows of one source, with a seed of its own.
 
         Raises DataError for a source that is shorter than a window.
         """
-        self._first_tokens = [source.first_token for source in sources]
+        self._specs = [source.spec for source in sources]
         self._interleaving = Interleaving([source.weight for source in sources])
         self._readers = [
             _reader(stream, source, _own_seed(seed, index), reader_of)
@@ -122,18 +122,23 @@ class MixedBatches:
         source, turn = self._interleaving.locate(position)
         return self._readers[source].read(turn, 1)
 
-    def first_token(self, position: int) -> int:
-        """Where in the text the window at `position` begins."""
+    def place(self, position: int) -> str:
+        """Where in the text the window at `position` is from, in words."""
         source, turn = self._interleaving.locate(position)
-        return self._first_tokens[source] + self._readers[source].first_token(turn)
+        return f"{self._specs[source]}: {self._readers[source].place(turn)}"
+
+    def count_targets(self, first_position: int, count: int) -> int:
+        """Targets of so many windows."""
+        turns = (self._interleaving.locate(first_position + row) for row in range(count))
+        return sum(self._readers[source].count_targets(turn, 1) for source, turn in turns)
 
 
 def _reader(
     stream: Tokens,
     source: MixedSource,
     seed: int,
-    reader_of: Callable[[Tokens, int], BatchReader],
-) -> BatchReader:
+    reader_of: Callable[[Tokens, int], WindowReader],
+) -> WindowReader:
     tokens = TokenRange(stream, source.first_token, source.tokens)
     try:
         return reader_of(tokens, seed)

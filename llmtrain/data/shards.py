@@ -3,50 +3,39 @@
     <cache>/shards/<key>/
       train-00000.bin …         token ids, uint16 or uint32, little-endian
       validation-00000.bin …
+      manifest.json             what they were made from, for people
       index.json                written last
 
-Each document is a separator and its tokens, and each side ends with one more separator.
+Each document is a separator and its tokens, and each side ends with one more separator. An entry
+is built in `llmtrain.data.building`'s directory, and an interrupted preparation goes on there.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
-from llmtrain.data.encoding import TextEncoder, encode_pieces, require_in_vocabulary
-from llmtrain.data.index import (
-    FORMAT_VERSION,
-    ShardIndex,
-    read_index,
-    require_sha256,
-    token_dtype,
-    write_index,
-)
-from llmtrain.data.reading import Document, readable
-from llmtrain.data.sources import Corpus, CorpusFacts, FingerprintBuilder
-from llmtrain.data.split import DocumentSplit, Split, plan_split
-from llmtrain.data.stream import TokenArray, TokenStream
-from llmtrain.data.writer import SplitWriter
-from llmtrain.errors import DataError, LlmtrainError
-from llmtrain.files import sha256_file, sync_directory
+from llmtrain.data.building import claimed, publish, scratch_directory, writing_errors_told
+from llmtrain.data.encoding import Encode, TextEncoder, encode_here, require_in_vocabulary
+from llmtrain.data.index import ShardIndex, read_index, require_sha256, token_dtype
+from llmtrain.data.preparing import Effort, Recipe, build
+from llmtrain.data.reading import readable
+from llmtrain.data.sources import Corpus, CorpusFacts
+from llmtrain.data.stream import TokenStream
+from llmtrain.errors import DataError
+from llmtrain.files import sha256_file
 
 SHARD_BYTES = 256 * 2**20
 # Ids as Python lists take about 25 times the text: 2 MiB cost 50 MB, 8 MiB 250 MB and no less time.
 # A longer document is cut here, which can move a token border: change it with FORMAT_VERSION.
 BATCH_BYTES = 2 * 2**20
-_BUILDING = ".building-"
-_ABANDONED_AFTER_S = 24 * 3600
+# Of text; what a killed preparation has to do again at most, with what was under way.
+JOURNAL_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,37 +71,8 @@ class PreparedData:
         self.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Recipe:
-    """Everything that decides what the shards hold."""
-
-    corpus: Corpus
-    facts: CorpusFacts
-    encoder: TextEncoder
-    validation_fraction: float
-
-    @property
-    def key(self) -> str:
-        parts = {
-            "format_version": FORMAT_VERSION,
-            "corpus": self.facts.fingerprint,
-            "encoder": self.encoder.fingerprint,
-            "vocab_size": self.encoder.vocab_size,
-            "separator_id": self.encoder.separator_id,
-            "validation_fraction": float(self.validation_fraction),
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-
-@dataclass(frozen=True, slots=True)
-class _Effort:
-    """How the work is done, as against what comes out of it."""
-
-    threads: int
-    on_progress: Callable[[int, int], None]
-    check_stop: Callable[[], None]
-    shard_bytes: int
-    batch_bytes: int
+def _nothing() -> None:
+    """Nobody has to be told."""
 
 
 def prepare(
@@ -124,26 +84,49 @@ def prepare(
     cache_directory: Path,
     on_progress: Callable[[int, int], None],
     check_stop: Callable[[], None],
+    facts: CorpusFacts | None = None,
+    encode: Encode | None = None,
+    on_wait: Callable[[], None] = _nothing,
+    made_from: Mapping[str, object] | None = None,
     shard_bytes: int = SHARD_BYTES,
     batch_bytes: int = BATCH_BYTES,
+    journal_bytes: int = JOURNAL_BYTES,
 ) -> PreparedData:
     """The corpus as intact shards: verified ones from the cache, or new ones.
 
-    `on_progress` is told bytes of text done and in all. Whatever `check_stop` raises ends the work
-    and leaves the cache as it was. Raises DataError for text or tokens that cannot be used.
+    `facts` are the corpus's, where it is measured already. `encode` has to give the ids of
+    `encoder`, which otherwise encodes here with so many `threads`. `on_progress` is told bytes of
+    text done and in all, `on_wait` that another process prepares the same. `made_from` is written
+    into the manifest. Whatever `check_stop` raises ends the work; from the first `journal_bytes` of
+    text on the next call goes on where this one stopped, however it did. Raises DataError for text
+    or tokens that cannot be used.
     """
-    recipe = _Recipe(corpus, corpus.measure(check_stop), encoder, validation_fraction)
+    measured = facts or corpus.measure(check_stop)
+    recipe = Recipe(corpus, measured, encoder, validation_fraction)
     directory = entry_directory(cache_directory, recipe.key)
     found = _open_intact(directory)
     if found is not None:
         return found
     separator = np.array([encoder.separator_id], dtype=np.int64)
     require_in_vocabulary(separator, encoder.vocab_size, "the separator")
-    effort = _Effort(threads, on_progress, check_stop, shard_bytes, batch_bytes)
-    with _writing_to(directory.parent) as scratch:
-        (scratch / "new").mkdir()
-        _build(recipe, effort, scratch / "new")
-        _publish(directory, scratch)
+    effort = Effort(
+        encode=encode or encode_here(encoder, threads),
+        on_progress=on_progress,
+        check_stop=check_stop,
+        shard_bytes=shard_bytes,
+        batch_bytes=batch_bytes,
+        journal_bytes=journal_bytes,
+    )
+    with (
+        writing_errors_told(directory.parent),
+        claimed(cache_directory, recipe.key, check_stop, on_wait),
+    ):
+        found = _open_intact(directory)
+        if found is not None:  # whom this process waited for has made it
+            return found
+        with scratch_directory(directory.parent, recipe.key) as scratch:
+            build(recipe, effort, scratch, made_from or {})
+            publish(scratch, directory)
     return open_prepared(directory)
 
 
@@ -183,113 +166,3 @@ def _open_intact(directory: Path) -> PreparedData | None:
         prepared.close()
         return None
     return prepared
-
-
-@contextmanager
-def _writing_to(shards: Path) -> Iterator[Path]:
-    """A scratch directory beside the entries, gone afterwards whatever happens."""
-    try:
-        shards.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(shards)
-        with tempfile.TemporaryDirectory(
-            dir=shards, prefix=_BUILDING, ignore_cleanup_errors=True
-        ) as scratch:
-            yield Path(scratch)
-    except OSError as error:
-        message = f"cannot write token shards to {shards}: {error.strerror or error}"
-        hint = "make room there, or choose another place with LLMTRAIN_CACHE_DIR"
-        raise LlmtrainError(message, hint=hint) from error
-
-
-def _remove_abandoned(shards: Path) -> None:
-    """What a killed process left behind, and nobody wrote to for a day, is gone."""
-    for scratch in shards.glob(_BUILDING + "*"):
-        with suppress(OSError):  # its owner may be alive, and removing files meanwhile
-            times = [path.stat().st_mtime for path in (scratch, *scratch.rglob("*"))]
-            if time.time() - max(times) > _ABANDONED_AFTER_S:
-                shutil.rmtree(scratch)
-
-
-def _publish(directory: Path, scratch: Path) -> None:
-    """`directory` is the new entry, or an intact one that another process finished first."""
-    try:
-        (scratch / "new").rename(directory)
-    except OSError:
-        other = _open_intact(directory)
-        if other is not None:
-            other.close()
-            return
-        directory.rename(scratch / "damaged")
-        (scratch / "new").rename(directory)
-    sync_directory(directory.parent)
-
-
-def _build(recipe: _Recipe, effort: _Effort, directory: Path) -> None:
-    """`directory` holds every shard and the index, all on disk."""
-    encoder = recipe.encoder
-    split = plan_split(recipe.corpus, recipe.facts, recipe.validation_fraction)
-    with (
-        SplitWriter(directory, "train", encoder.vocab_size, effort.shard_bytes) as train,
-        SplitWriter(directory, "validation", encoder.vocab_size, effort.shard_bytes) as validation,
-    ):
-        _encode_corpus(recipe, effort, split, (train, validation))
-        write_index(directory, _finished_index(recipe, split, train, validation))
-
-
-def _encode_corpus(
-    recipe: _Recipe, effort: _Effort, split: Split, writers: tuple[SplitWriter, SplitWriter]
-) -> None:
-    """Both sides are written. Raises DataError if the text is not the text that was measured."""
-    builder = FingerprintBuilder()
-    batches = encode_pieces(
-        split.assign(_fingerprinted(recipe.corpus.documents(), builder)),
-        recipe.encoder,
-        threads=effort.threads,
-        batch_bytes=effort.batch_bytes,
-        check_stop=effort.check_stop,
-    )
-    done_bytes = 0
-    for batch in batches:
-        for writer in writers:
-            writer.append_batch(batch)
-        done_bytes += sum(encoded.part.text_bytes for encoded in batch)
-        effort.on_progress(done_bytes, recipe.facts.text_bytes)
-    if builder.hexdigest() != recipe.facts.fingerprint:
-        raise DataError("the text changed while it was being read", hint="run the command again")
-    for writer in writers:
-        writer.append(np.array([recipe.encoder.separator_id], dtype=np.int64))
-
-
-def _fingerprinted(
-    documents: Iterator[Document], builder: FingerprintBuilder
-) -> Iterator[Document]:
-    for document in documents:
-        builder.add(document)
-        yield document
-
-
-def _finished_index(
-    recipe: _Recipe, split: Split, train: SplitWriter, validation: SplitWriter
-) -> ShardIndex:
-    return ShardIndex(
-        format_version=FORMAT_VERSION,
-        key=recipe.key,
-        dtype=token_dtype(recipe.encoder.vocab_size).name,
-        vocab_size=recipe.encoder.vocab_size,
-        separator_id=recipe.encoder.separator_id,
-        encoder_fingerprint=recipe.encoder.fingerprint,
-        corpus_fingerprint=recipe.facts.fingerprint,
-        validation_fraction=float(recipe.validation_fraction),
-        split_by="documents" if isinstance(split, DocumentSplit) else "blocks",
-        unigram_cross_entropy_nats=unigram_cross_entropy_nats(train.counts, validation.counts),
-        train=train.finish(),
-        validation=validation.finish(),
-    )
-
-
-def unigram_cross_entropy_nats(train_counts: TokenArray, validation_counts: TokenArray) -> float:
-    """Nats per validation token under the add-one-smoothed frequencies of train."""
-    total = int(train_counts.sum()) + len(train_counts)
-    log_counts = np.log(train_counts + 1.0)
-    mean_log_count = float(validation_counts @ log_counts) / int(validation_counts.sum())
-    return math.log(total) - mean_log_count

@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -23,8 +24,10 @@ from llmtrain.data.finding import (
     source_file,
 )
 from llmtrain.data.hub import fetch_dataset, is_dataset
+from llmtrain.data.left_out import LeftOut
 from llmtrain.data.reading import Document, SourceFile, read_documents, read_python, readable
 from llmtrain.data.remote import Fetched, Fetching, fetch
+from llmtrain.data.repeats import Repeats
 from llmtrain.errors import DataError, UsageError
 from llmtrain.files import cache_directory
 
@@ -76,6 +79,8 @@ class CorpusFacts:
     fingerprint: str
     lowest_digest: bytes
     highest_digest: bytes
+    repeated_documents: int = 0  # that are equal to an earlier one
+    repeated_bytes: int = 0  # of their text
 
 
 def _go_on() -> None:
@@ -88,16 +93,23 @@ class Corpus:
 
     sources: tuple[Source, ...]
     text_field: str = "text"
+    first: int | None = None  # only so many documents, counted with those that are left out
+    left_out: LeftOut | None = None  # by `llmtrain.data.cleaning`
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
         return tuple(skipped for source in self.sources for skipped in source.skipped)
 
     def documents(self, on_source: Callable[[], None] = _go_on) -> Iterator[Document]:
-        """Every document that is not empty, one file in memory at a time. Raises DataError.
+        """Every document that is not empty or left out, one file in memory at a time.
 
-        `on_source` is called where each source begins, when all before it are taken.
+        `on_source` is called where each source begins, when all before it are taken. Raises
+        DataError.
         """
+        documents = islice(self._all_documents(on_source), self.first)
+        return documents if self.left_out is None else self.left_out.without(documents)
+
+    def _all_documents(self, on_source: Callable[[], None]) -> Iterator[Document]:
         for source in self.sources:
             on_source()
             for file in source.files:
@@ -109,17 +121,18 @@ class Corpus:
 
     def measure(self, check_stop: Callable[[], None] = _go_on) -> CorpusFacts:
         """Sizes and fingerprint, from reading all of it. Raises DataError if there is no text."""
-        builder = FingerprintBuilder()
-        text_bytes, lowest, highest = 0, b"\xff" * 32, b""
+        gauge = Gauge()
         for document in self.documents():
             check_stop()
-            digest = builder.add(document)
-            text_bytes += len(document.text.encode())
-            lowest, highest = min(lowest, digest), max(highest, digest)
-        if not builder.documents:
+            gauge.add(document)
+        return self.facts(gauge)
+
+    def facts(self, gauge: Gauge) -> CorpusFacts:
+        """What a gauge that saw every document tells. Raises DataError if there was no text."""
+        if not gauge.documents:
             specs = ", ".join(source.spec for source in self.sources)
             raise DataError(f"there is no text in {specs}: every file is empty", hint=_SUPPORTED)
-        return CorpusFacts(builder.documents, text_bytes, builder.hexdigest(), lowest, highest)
+        return gauge.facts()
 
     def describe(self) -> list[dict[str, object]]:
         """One record a source, ready for JSON, without reading the text again."""
@@ -146,6 +159,42 @@ class FingerprintBuilder:
 
     def hexdigest(self) -> str:
         return self._digest.hexdigest()
+
+
+class Gauge:
+    """Measures documents as they pass."""
+
+    def __init__(self) -> None:
+        self.text_bytes = 0
+        self.repeats = Repeats()
+        self._fingerprint = FingerprintBuilder()
+        self._lowest, self._highest = b"\xff" * 32, b""
+
+    @property
+    def documents(self) -> int:
+        return self._fingerprint.documents
+
+    def add(self, document: Document) -> int:
+        """The size of its text in bytes; it is measured."""
+        digest = self._fingerprint.add(document)
+        size_bytes = len(document.text.encode())
+        self.repeats.add(digest, size_bytes)
+        self.text_bytes += size_bytes
+        self._lowest, self._highest = min(self._lowest, digest), max(self._highest, digest)
+        return size_bytes
+
+    def facts(self) -> CorpusFacts:
+        """Of all that passed."""
+        repeated = self.repeats.flags()
+        return CorpusFacts(
+            documents=self.documents,
+            text_bytes=self.text_bytes,
+            fingerprint=self._fingerprint.hexdigest(),
+            lowest_digest=self._lowest,
+            highest_digest=self._highest,
+            repeated_documents=int(repeated.sum()),
+            repeated_bytes=int(self.repeats.sizes_bytes()[repeated].sum()),
+        )
 
 
 def _describe(source: Source) -> dict[str, object]:

@@ -153,8 +153,9 @@ def _eager_run_s(needs: Needs, times: MatmulTimes) -> float:
 
 
 def attention(
-    wishes: DeviceSection, kind: DeviceKind, times: CpuTimes | None
+    wishes: DeviceSection, kind: DeviceKind, times: CpuTimes | None, *, masked: bool = False
 ) -> Choice[AttentionKernel]:
+    """`masked`: attention stays within documents; the times are of attention that does."""
     if wishes.attention == "blocks" and kind != "cpu":
         raise UsageError(
             f"device.attention blocks: made for a CPU, and the device is {kind}",
@@ -163,7 +164,8 @@ def attention(
     if wishes.attention != "auto":
         return Choice(wishes.attention, "asked for")
     if kind != "cpu":
-        return Choice("sdpa", "the device's own kernel")
+        how = ", by a mask of all pairs of tokens" if masked else ""
+        return Choice("sdpa", f"the device's own kernel{how}")
     if times is None or times.attention is None:
         return Choice("sdpa", "not measured on this CPU")
     blocks_s, sdpa_s = times.attention.blocks_s, times.attention.sdpa_s

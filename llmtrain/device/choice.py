@@ -37,3 +37,8 @@ class Needs:
     optimizer: OptimizerName = "adamw"
     tokens: int | None = None  # that the run trains on, where it is that which ends it
     time_s: float | None = None  # that the run lasts, where it is that
+    mask_documents: bool = False  # attention stays within documents
+
+    def masks_pairs(self, attention: AttentionKernel) -> bool:
+        """Whether that takes a mask of all pairs of tokens: torch's kernels want one."""
+        return self.mask_documents and attention == "sdpa"

@@ -145,5 +145,5 @@ def allowed_cores() -> Collection[int] | None:
     elif sys.platform == "win32":
         import psutil
 
-        affinity = psutil.Process().cpuallowed_cores()
+        affinity = psutil.Process().cpu_affinity()
     return affinity

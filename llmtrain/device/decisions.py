@@ -8,6 +8,7 @@ from typing import Literal
 
 from llmtrain.device.choice import (
     ActivationCheckpointing,
+    AttentionKernel,
     Backend,
     Choice,
     DeviceKind,
@@ -45,6 +46,11 @@ def memory_limit_origin(facts: Facts, kind: DeviceKind) -> str:
         whose, all_bytes = "the GPU", min(a.memory_total_bytes for a in facts.of_kind(kind))
     share = f"{100 * _USABLE_MEMORY[kind]:.0f}%"
     return f"{share} of {whose or 'the machine'}'s {format_bytes(all_bytes)}"
+
+
+def may_use_gpu(wishes: DeviceSection) -> bool:
+    """Whether the device can come out as another than the CPU."""
+    return not wishes.force_cpu and wishes.kind != "cpu"
 
 
 def choose_device(facts: Facts, wishes: DeviceSection) -> Choice[DeviceKind]:
@@ -160,6 +166,7 @@ def activations(
     compiled: bool,
     processes: int,
     local: int,
+    attention: AttentionKernel,
 ) -> tuple[Choice[ActivationCheckpointing], Choice[int]]:
     """How much the forward keeps, and of how many sequences: the least recomputation that fits."""
     wish = wishes.activation_checkpointing
@@ -178,6 +185,7 @@ def activations(
                 compiled=compiled,
                 optimizer=needs.optimizer,
                 processes=processes,
+                masks_pairs=needs.masks_pairs(attention),
             )
             chosen = _micro_batch(facts, needs, kind, how, local)
         except DoesNotFitError:

@@ -34,6 +34,7 @@ class Computing:
     accumulates: bool = False  # gradients over several micro-batches
     optimizer: OptimizerName = "adamw"
     processes: int = 1
+    masks_pairs: bool = False  # attention by a mask of all pairs of tokens
 
     @property
     def element_bytes(self) -> int:
@@ -57,6 +58,13 @@ def saved_bytes_per_token(shape: ModelShape, how: Computing) -> int:
     return shape.num_layers * kept + final
 
 
+def mask_bytes(shape: ModelShape, how: Computing) -> int:
+    """One for all layers: whether a token sees another, for every pair in each sequence."""
+    if not how.masks_pairs:
+        return 0
+    return how.micro_batch * shape.context**2 * how.element_bytes
+
+
 def product_bytes_per_token(shape: ModelShape, how: Computing) -> int:
     """What the products and the attention of a block give.
 
@@ -73,9 +81,11 @@ def block_bytes_per_token(shape: ModelShape, how: Computing) -> int:
     size = how.element_bytes
     queries, keys = shape.attention_width, shape.kv_width
     normed_heads = queries + keys if shape.qk_norm else 0
+    # a GPU's kernels that take a mask want keys and values for every query head
+    met = queries if how.masks_pairs and how.device_kind != "cpu" else keys
     common = (
         FP32_BYTES * normed_heads // shape.head_dim  # the rms of each head
-        + size * (queries + 2 * keys)  # query, key and value, rotated
+        + size * (queries + 2 * met)  # query, key and value, rotated
         + FP32_BYTES * shape.num_heads  # the softmax's normaliser
     )
     if how.device_kind != "cpu" and how.compiled:

@@ -7,6 +7,10 @@ from llmtrain.device.memory import MemoryPrediction, libraries_bytes
 from llmtrain.profile.shape import ModelShape
 
 EVALUATION_TOKENS = 4096  # of one forward
+# Beside what a training imports: the baselines of an evaluation; what generation leaves out.
+_BASELINES_BYTES = 20 << 20
+_UNUSED_BYTES = {"cpu": 110 << 20}
+_CPU_SLACK = 0.5  # of what the forward holds: it is freed in other sizes than the next takes
 
 
 def predict_evaluation(
@@ -18,12 +22,14 @@ def predict_evaluation(
     tokens = sequences * shape.context
     chunk = even_chunk(tokens, loss_chunk_tokens(shape.vocab_size, device_kind, size))
     head = HALF_BYTES * shape.vocab_size * shape.hidden_size if half_precision else 0
+    forward_bytes, loss_bytes = _forward_bytes(shape, tokens, size), chunk * shape.vocab_size * size
     return MemoryPrediction(
         parameters_bytes=FP32_BYTES * shape.parameters,
         weight_casts_bytes=_casts_bytes(shape, half_precision=half_precision),
-        activations_bytes=_forward_bytes(shape, tokens, size),
-        loss_bytes=chunk * shape.vocab_size * size + head,
-        libraries_bytes=libraries_bytes(device_kind),
+        activations_bytes=forward_bytes,
+        loss_bytes=loss_bytes + head,
+        libraries_bytes=libraries_bytes(device_kind) + _BASELINES_BYTES,
+        slack_bytes=_slack_bytes(device_kind, forward_bytes + loss_bytes),
     )
 
 
@@ -33,13 +39,19 @@ def predict_generation(
     """The peak of `llmtrain generate` with a full context: its keys and values are kept."""
     size = HALF_BYTES if half_precision else FP32_BYTES
     head = HALF_BYTES * shape.vocab_size * shape.hidden_size if half_precision else 0
+    forward_bytes = _forward_bytes(shape, shape.context, size)
     return MemoryPrediction(
         parameters_bytes=FP32_BYTES * shape.parameters,
         weight_casts_bytes=_casts_bytes(shape, half_precision=half_precision) + head,
-        activations_bytes=_forward_bytes(shape, shape.context, size),
+        activations_bytes=forward_bytes,
         caches_bytes=2 * size * shape.num_layers * shape.kv_width * shape.context,
-        libraries_bytes=libraries_bytes(device_kind),
+        libraries_bytes=libraries_bytes(device_kind) - _UNUSED_BYTES.get(device_kind, 0),
+        slack_bytes=_slack_bytes(device_kind, forward_bytes),
     )
+
+
+def _slack_bytes(device_kind: str, held_bytes: int) -> int:
+    return int(_CPU_SLACK * held_bytes) if device_kind == "cpu" else 0
 
 
 def _casts_bytes(shape: ModelShape, *, half_precision: bool) -> int:

@@ -23,6 +23,7 @@ from llmtrain.device.held import (
     block_bytes_per_token,
     cast_parameters,
     loss_bytes,
+    mask_bytes,
     optimizer_bytes,
     product_bytes_per_token,
     saved_bytes_per_token,
@@ -129,7 +130,7 @@ def _cpu_moments(shape: ModelShape, how: Computing) -> tuple[_Moment, ...]:
     state, head = FP32_BYTES * shape.parameters, shape.vocab_size * shape.hidden_size
     gradients = state if how.accumulates else 0
     casts = HALF_BYTES * cast_parameters(shape, how) if how.half_precision else 0
-    kept = tokens * saved_bytes_per_token(shape, how)
+    kept = tokens * saved_bytes_per_token(shape, how) + mask_bytes(shape, how)
     hidden_gradients = 2 * tokens * shape.hidden_size * how.element_bytes
     share = _COMPILED_BACKWARD_SHARE if how.compiled else _BACKWARD_SHARE[how.checkpointing]
     again = int(share * tokens * block_bytes_per_token(shape, how))
@@ -153,8 +154,10 @@ def _accelerator_moments(shape: ModelShape, how: Computing) -> tuple[_Moment, ..
     head = FP32_BYTES * shape.vocab_size * shape.hidden_size
     gradients = state if how.accumulates else 0
     in_forward, in_first, in_last = _accelerator_casts(shape, how)
-    kept = tokens * saved_bytes_per_token(shape, how)
-    first_kept = FP32_BYTES * hidden if how.checkpointing == "full" else kept // shape.num_layers
+    activations, mask = tokens * saved_bytes_per_token(shape, how), mask_bytes(shape, how)
+    kept, first_kept = activations + mask, activations // shape.num_layers + mask
+    if how.checkpointing == "full":
+        first_kept = FP32_BYTES * hidden + mask
     working = _accelerator_working_bytes(shape, how)
     room = _ACCELERATOR_WORKSPACE_BYTES
     return (

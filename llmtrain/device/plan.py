@@ -119,8 +119,17 @@ def make_plan(
     products = times.matmul if times is not None else None
     precision = arithmetic.precision(facts, wishes, kind, products)
     compilation = arithmetic.compilation(facts, wishes, kind, needs, times)
+    attention = arithmetic.attention(wishes, kind, times, masked=needs.mask_documents)
     checkpointing, micro_batch = decide.activations(
-        facts, wishes, needs, kind, precision.value, compilation.value, processes.value, local
+        facts,
+        wishes,
+        needs,
+        kind,
+        precision.value,
+        compilation.value,
+        processes.value,
+        local,
+        attention.value,
     )
     windows = decide.windows_per_process(needs, processes.value)
     micro_batches = windows // micro_batch.value
@@ -136,7 +145,7 @@ def make_plan(
             f"{needs.tokens_per_step} tokens a step = {micro_batch.value} × {needs.shape.context} "
             f"tokens × {micro_batches} × {processes.value} processes",
         ),
-        attention=arithmetic.attention(wishes, kind, times),
+        attention=attention,
         compile=compilation,
         activation_checkpointing=checkpointing,
         keep_weight_casts=arithmetic.keep_weight_casts(precision.value, micro_batches),
@@ -179,6 +188,7 @@ def predict(needs: Needs, plan: Plan) -> MemoryPrediction:
             accumulates=plan.accumulation.value > 1,
             optimizer=needs.optimizer,
             processes=plan.processes.value,
+            masks_pairs=needs.masks_pairs(plan.attention.value),
         ),
     )
     local = needs.launched_local_processes or plan.processes.value

@@ -40,13 +40,14 @@ _TORCH_ISA = {"AVX2": ("avx2",), "AVX512": ("avx2", "avx512f"), "SVE256": ("neon
 _DEVICE_ERRORS = (RuntimeError, AssertionError, OSError, torch.cuda.DeferredCudaCallError)
 
 
-def read_facts(cuda_index: int | None = None) -> Facts:
+def read_facts(cuda_index: int | None = None, *, tries_gpus: bool = True) -> Facts:
     """This machine's facts. A GPU is among them if it could allocate and compute.
 
     Trying that opens a CUDA context of some hundred MB on each device. With `cuda_index` (a
-    rank's own device) the other CUDA devices are taken at torch's word.
+    rank's own device) the other CUDA devices are taken at torch's word, as all are where nothing
+    will run on a GPU: not `tries_gpus`.
     """
-    found = [*_cuda(cuda_index), *_mps()]
+    found = [*_cuda(cuda_index, tries=tries_gpus), *_mps()]
     return Facts(
         system=platform.system(),
         python_version=platform.python_version(),
@@ -126,7 +127,7 @@ def _torch_build() -> str:
     return "cpu"
 
 
-def _cuda(only_index: int | None) -> Iterator[Accelerator | Failure]:
+def _cuda(only_index: int | None, *, tries: bool) -> Iterator[Accelerator | Failure]:
     """Every CUDA or ROCm device, or why there is none although torch looked for one."""
     with warnings.catch_warnings(record=True) as caught:  # how torch says "driver too old"
         warnings.simplefilter("always")
@@ -134,7 +135,7 @@ def _cuda(only_index: int | None) -> Iterator[Accelerator | Failure]:
     if count == 0 and caught:
         yield "cuda", _first_line(caught[0].message)
     for index in range(count):
-        yield _cuda_device(index, compute=only_index in (None, index))
+        yield _cuda_device(index, compute=tries and only_index in (None, index))
 
 
 def _cuda_device(index: int, *, compute: bool) -> Accelerator | Failure:

@@ -83,6 +83,8 @@ def _key(facts: Facts, needs: Needs, plan: Plan) -> ProbeKey:
     decided = {name: str(value) for name, value in plan.numerics().items() if name != "threads"}
     shape = {name: str(value) for name, value in asdict(needs.shape).items()}
     names = ",".join(gpu.name for gpu in facts.accelerators)
+    if needs.mask_documents:
+        decided["documents"] = "masked"
     return probe_key(
         facts,
         "run",

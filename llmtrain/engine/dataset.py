@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,20 +14,29 @@ from functools import partial
 from pathlib import Path
 
 from llmtrain.data.addresses import shown
+from llmtrain.data.cleaning import Cleaned, clean
+from llmtrain.data.encoding import Encode
+from llmtrain.data.filters import filters_of
+from llmtrain.data.manifest import now_utc, versions, write_record
 from llmtrain.data.mixture import MixedSource, locate_sources
 from llmtrain.data.remote import Fetching
 from llmtrain.data.shards import PreparedData, entry_directory, open_prepared, prepare
 from llmtrain.data.sources import Corpus, CorpusFacts, resolve_sources
 from llmtrain.data.split import plan_split
+from llmtrain.engine.leaking import known_leakage, leakage_warning
 from llmtrain.errors import DataError
 from llmtrain.files import cache_directory
 from llmtrain.profile.schema import DataSection
-from llmtrain.tokenizer import Tokenizer, train_tokenizer
+from llmtrain.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
+from llmtrain.tokenizer.codec import NAMING_FILES
+from llmtrain.tokenizer.encoders import encode_alone, encode_apart
 from llmtrain.tokenizer.learner import learn_apart
 from llmtrain.train.events import Note, Observer, Progress
 from llmtrain.units import format_bytes
 
-_TOKENIZER_RECIPE = 1  # raised when training a tokenizer from the same text gives another
+_TOLD_SHARE = 0.01  # of the text; less than that is not worth a line
+_TOKENIZER_RECIPE = 2  # raised when training a tokenizer from the same text gives another
+_WORTH_PROCESSES_BYTES = 16 << 20  # of text: each process takes a second to start
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +47,7 @@ class Dataset:
     tokenizer_directory: Path
     shards: PreparedData
     sources: list[dict[str, object]]
+    checked: dict[str, object] | None = None  # left out, leakage; None: not known any more
     mixture: tuple[MixedSource, ...] = ()  # where sources have weights
 
 
@@ -44,7 +55,7 @@ class Dataset:
 class DataWork:
     """How data is prepared, and who is told."""
 
-    threads: int
+    workers: int  # processes that tokenize
     observe: Observer
     check_stop: Callable[[], None]
 
@@ -54,28 +65,40 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Da
     fetching = Fetching(
         cache_directory(),
         section.text_field,
-        lambda done, total: work.observe(Progress("fetching", done, total)),
+        TimedProgress("fetching", work.observe),
         work.check_stop,
     )
-    corpus = resolve_sources(section.specs, text_field=section.text_field, fetching=fetching)
+    whole = resolve_sources(section.specs, text_field=section.text_field, fetching=fetching)
+    cleaned = cleaned_corpus(whole, section, work)
+    corpus = cleaned.corpus
     facts = corpus.measure(work.check_stop)
+    if facts.repeated_bytes > _TOLD_SHARE * facts.text_bytes:
+        work.observe(_told_repeats(facts))
     for reason, count in Counter(skipped.reason for skipped in corpus.skipped).items():
         work.observe(Note(f"skipped {count} files: {reason}"))
-    if section.tokenizer == "auto":
-        directory = _trained_tokenizer(corpus, facts, section, vocab_size, work)
-    else:
-        directory = Path(section.tokenizer)
+    leakage = known_leakage(corpus, facts, section.validation_fraction, work.check_stop)
+    if leakage is not None and (warning := leakage_warning(leakage)):
+        work.observe(warning)
+    directory = tokenizer_of(corpus, facts, section, vocab_size, work)
     tokenizer = load_tokenizer(directory, vocab_size)
     shards = prepare(
         corpus,
         tokenizer,
         validation_fraction=section.validation_fraction,
-        threads=work.threads,
+        threads=work.workers,
         cache_directory=cache_directory(),
-        on_progress=lambda done, total: work.observe(Progress("tokenizing", done, total)),
+        on_progress=TimedProgress("tokenizing", work.observe),
         check_stop=work.check_stop,
+        facts=facts,
+        encode=_encode_with(directory, tokenizer, facts, work),
+        on_wait=lambda: work.observe(Note("another process prepares this text; waiting for it")),
+        made_from={"tokenizer_directory": str(directory)},
     )
-    dataset = Dataset(tokenizer, directory, shards, corpus.describe())
+    checked: dict[str, object] = {
+        "left_out": [tally.document() for tally in cleaned.left_out],
+        "leakage": leakage.document() if leakage is not None else None,
+    }
+    dataset = Dataset(tokenizer, directory, shards, corpus.describe(), checked)
     return dataset if section.weights is None else _mixed(dataset, corpus, facts, section)
 
 
@@ -90,6 +113,60 @@ def _mixed(dataset: Dataset, corpus: Corpus, facts: CorpusFacts, section: DataSe
         shards.close()
         raise
     return replace(dataset, mixture=mixture)
+
+
+def tokenizer_of(
+    corpus: Corpus, facts: CorpusFacts, section: DataSection, vocab_size: int, work: DataWork
+) -> Path:
+    """The directory of the tokenizer that the section names, or of the one trained for it."""
+    if section.tokenizer == "auto":
+        return _trained_tokenizer(corpus, facts, section, vocab_size, work)
+    return Path(section.tokenizer)
+
+
+def _told_repeats(facts: CorpusFacts) -> Note:
+    share = facts.repeated_bytes / facts.text_bytes
+    return Note(
+        f"{facts.repeated_documents} of {facts.documents} documents are equal to an earlier one, "
+        f"{share:.1%} of the text; --set data.duplicates=drop_exact leaves them out"
+    )
+
+
+def cleaned_corpus(corpus: Corpus, section: DataSection, work: DataWork) -> Cleaned:
+    """The corpus without what the section's rules leave out, of which everybody is told."""
+    cleaned = clean(corpus, filters_of(section.filters), section.duplicates, work.check_stop)
+    for tally in cleaned.left_out:
+        work.observe(Note(f"left out {tally.describe()}"))
+    return cleaned
+
+
+def _encode_with(
+    directory: Path, tokenizer: Tokenizer, facts: CorpusFacts, work: DataWork
+) -> Encode:
+    """Processes of their own encode, or this one where starting them takes longer than that."""
+    if work.workers == 1 or facts.text_bytes < _WORTH_PROCESSES_BYTES:
+        return partial(encode_alone, tokenizer)
+    return partial(encode_apart, directory, tokenizer.fingerprint, work.workers, work.check_stop)
+
+
+class TimedProgress:
+    """Tells an observer how far a work is, and when it will be done by how fast it went."""
+
+    def __init__(self, phase: str, observe: Observer) -> None:
+        self._phase = phase
+        self._observe = observe
+        self._begun: tuple[float, int] | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """So much is done of so much."""
+        now_s = time.monotonic()
+        if self._begun is None:
+            self._begun = (now_s, done)
+        begun_s, begun_at = self._begun
+        remaining_s = None
+        if done > begun_at:
+            remaining_s = (now_s - begun_s) / (done - begun_at) * (total - done)
+        self._observe(Progress(self._phase, done, total, remaining_s))
 
 
 def open_dataset(
@@ -141,12 +218,15 @@ def with_recorded_mixture(
     return replace(dataset, mixture=tuple(MixedSource(s, w, *place) for s, w, place in sources))
 
 
-def load_tokenizer(directory: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer in `directory`. Raises DataError where the model has too few rows for it."""
-    tokenizer = Tokenizer.load(directory)
+def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a directory or a file of another's, where the model has rows for it.
+
+    Raises DataError.
+    """
+    tokenizer = open_tokenizer(path)
     if tokenizer.vocab_size > vocab_size:
         raise DataError(
-            f"tokenizer {directory} has {tokenizer.vocab_size} pieces, the model "
+            f"tokenizer {path} has {tokenizer.vocab_size} pieces, the model "
             f"{vocab_size} embedding rows",
             hint=f"--set model.vocab_size={tokenizer.vocab_size}",
         )
@@ -157,9 +237,9 @@ def _trained_tokenizer(
     corpus: Corpus, facts: CorpusFacts, section: DataSection, vocab_size: int, work: DataWork
 ) -> Path:
     """A cached tokenizer of the corpus's training side, trained now if there is none."""
-    key = _tokenizer_key(facts.fingerprint, section.validation_fraction, vocab_size)
+    key = _tokenizer_key(facts.fingerprint, section, vocab_size)
     directory = cache_directory() / "tokenizers" / key
-    if (directory / "tokenizer.model").is_file():
+    if any((directory / name).is_file() for name in NAMING_FILES):
         return directory
     work.observe(
         Note(f"training a tokenizer of {vocab_size} pieces on {format_bytes(facts.text_bytes)}")
@@ -168,6 +248,7 @@ def _trained_tokenizer(
     trained = train_tokenizer(
         _training_texts(corpus, facts, section, work),
         vocab_size=vocab_size,
+        kind=section.tokenizer_kind,
         learn=partial(learn_apart, check_stop=work.check_stop),
     )
     pieces = trained.tokenizer.vocab_size
@@ -180,6 +261,8 @@ def _trained_tokenizer(
             )
         )
     _save_atomically(trained.tokenizer, directory)
+    made = {"at": now_utc(), "versions": versions()}
+    write_record(directory, {"key": key, "made": made, "sources": corpus.describe()})
     return directory
 
 
@@ -193,8 +276,10 @@ def _training_texts(
             yield piece.document.text
 
 
-def _tokenizer_key(fingerprint: str, validation_fraction: float, vocab_size: int) -> str:
-    recipe = [_TOKENIZER_RECIPE, fingerprint, validation_fraction, vocab_size]
+def _tokenizer_key(fingerprint: str, section: DataSection, vocab_size: int) -> str:
+    recipe = [_TOKENIZER_RECIPE, fingerprint, section.validation_fraction, vocab_size]
+    if section.tokenizer_kind != "bpe":
+        recipe.append(section.tokenizer_kind)
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
 
 

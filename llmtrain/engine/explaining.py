@@ -10,6 +10,8 @@ from typing import Any
 from llmtrain.device.assume import AssumedMachine
 from llmtrain.device.choice import Choice
 from llmtrain.device.exhaustion import memory_errors_mapped
+from llmtrain.device.inference_memory import predict_evaluation, predict_generation
+from llmtrain.device.memory import MemoryPrediction
 from llmtrain.engine.calibration import kept_run
 from llmtrain.engine.forecast import Forecast, forecast
 from llmtrain.engine.planning import Planned, needs_of, plan_run, planned_with
@@ -51,6 +53,16 @@ class Explained:
     def forecast(self) -> Forecast:
         """What the run will take and come to."""
         return forecast(self.loaded.profile, self.planned)
+
+    def uses(self) -> dict[str, MemoryPrediction]:
+        """The peak memory of what comes after training, by its name."""
+        shape, plan = self.planned.needs.shape, self.planned.plan
+        predictions = {"evaluation": predict_evaluation, "generation": predict_generation}
+        is_half = plan.precision.value != "fp32"
+        return {
+            name: predict(shape, plan.device.value, half_precision=is_half)
+            for name, predict in predictions.items()
+        }
 
     def settings(self) -> Iterator[tuple[str, Any, str]]:
         """Every value of the profile: its dotted key, the value, and who said it."""

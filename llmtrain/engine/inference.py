@@ -26,7 +26,7 @@ from llmtrain.model.decoder import Decoder
 from llmtrain.model.generate import Sampling, generate_tokens
 from llmtrain.ops.precision import autocast_as
 from llmtrain.profile.load import profile_from_values
-from llmtrain.profile.schema import DeviceSection
+from llmtrain.profile.schema import DataSection, DeviceSection
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.checkpoint import (
     Checkpoint,
@@ -35,7 +35,7 @@ from llmtrain.train.checkpoint import (
     step_of,
 )
 from llmtrain.train.events import Note, Observer
-from llmtrain.train.run import set_up_device, trained_model
+from llmtrain.train.run import masking_separator, set_up_device, trained_model
 from llmtrain.train.run_file import data_key
 from llmtrain.train.rundir import RunDirectory, find_checkpoints
 from llmtrain.train.world import World
@@ -88,22 +88,36 @@ def evaluate_run(
     check_stop: Callable[[], None],
     text_field: str = "text",
 ) -> Evaluation:
-    """The loss on all of the run's validation text, or on all of `data`."""
+    """The loss on all of the run's validation text, or on all of `data`.
+
+    Documents are masked where the run was trained so.
+    """
     trained = load_trained(run, device, observe)
     work = DataWork(trained.plan.workers.value, observe, check_stop)
+    profile = None
+    if trained.record is not None:
+        profile = profile_from_values(trained.record["profile"], "run.yaml")
+        _mask_as_trained(trained, profile.data)
     if data:
         corpus = resolve_sources(data, text_field=text_field)
         return _evaluate_corpus(trained, corpus, work)
-    if trained.record is None:
+    if trained.record is None or profile is None:
         raise UsageError(
             f"{trained.checkpoint} lies in no run directory, so its validation text is not known",
             hint=f"llmtrain eval {run} --data FILE",
         )
-    profile = profile_from_values(trained.record["profile"], "run.yaml")
     key = data_key(trained.record, run)
     dataset = open_dataset(profile.data, profile.model.vocab_size, key, trained.checkpoint, work)
     with closing(dataset.shards):
         return _evaluate_shards(trained, dataset.shards, work)
+
+
+def _mask_as_trained(trained: Trained, section: DataSection) -> None:
+    """The model's loss is of documents apart, where that is what it was trained on."""
+    model = trained.model
+    model.separator_id = masking_separator(section, trained.tokenizer.separator_id)
+    if model.separator_id is not None and trained.plan.device.value == "cpu":
+        model.compute_with(attention="blocks")  # torch's kernel wants a mask of all pairs
 
 
 def _evaluate_shards(trained: Trained, shards: PreparedData, work: DataWork) -> Evaluation:

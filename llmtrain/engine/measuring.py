@@ -71,10 +71,10 @@ def attention_probe(
 
     def measure() -> AttentionTimes:
         with _multiplying(passes):
-            return time_attention(shape, precision, threads)
+            return time_attention(shape, precision, threads, needs.mask_documents)
 
     key = _shape_key(
-        facts, "attention", threads, shape, precision=precision, matmul_precision=passes
+        facts, "attention", threads, needs, precision=precision, matmul_precision=passes
     )
     return Probe(key, AttentionTimes, measure)
 
@@ -92,6 +92,7 @@ def block_probe(facts: Facts, needs: Needs, plan: Plan) -> Probe[BlockTimes]:
                 checkpointing=plan.activation_checkpointing.value,
                 keep_casts=plan.keep_weight_casts.value,
                 threads=plan.threads.value,
+                masked=needs.mask_documents,
             )
 
     return Probe(_block_key(facts, needs, plan), BlockTimes, measure)
@@ -145,7 +146,7 @@ def _block_key(facts: Facts, needs: Needs, plan: Plan) -> ProbeKey:
         facts,
         "block",
         plan.threads.value,
-        needs.shape,
+        needs,
         micro_batch=plan.micro_batch.value,
         precision=plan.precision.value,
         matmul_precision=plan.matmul_precision.value,
@@ -157,8 +158,11 @@ def _block_key(facts: Facts, needs: Needs, plan: Plan) -> ProbeKey:
 
 
 def _shape_key(
-    facts: Facts, what: str, threads: int, shape: ModelShape, **others: int | str
+    facts: Facts, what: str, threads: int, needs: Needs, **others: int | str
 ) -> ProbeKey:
+    shape = needs.shape
+    if needs.mask_documents:
+        others["documents"] = "masked"
     return probe_key(
         facts,
         what,

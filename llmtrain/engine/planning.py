@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from llmtrain.device.choice import Needs
 from llmtrain.device.decisions import (
     choose_device,
+    may_use_gpu,
     memory_limit_bytes,
     refuse_model_that_does_not_fit,
 )
@@ -59,7 +60,7 @@ def plan_run(
     False: then nothing is timed. With `announce` a run is about to begin, and what takes long
     may be measured.
     """
-    found = read_facts() if facts is None else facts
+    found = read_facts(tries_gpus=may_use_gpu(profile.device)) if facts is None else facts
     needs = needs_of(profile, world, found, measure=measure)
     on_cpu = choose_device(found, profile.device).value == "cpu"
     try:
@@ -89,7 +90,7 @@ def _with_ways_out(
 
 def plan_inference(device: DeviceSection, shape: ModelShape) -> InferencePlan:
     """How this machine would use a model of `shape`. Raises UsageError and DoesNotFitError."""
-    facts = read_facts()
+    facts = read_facts(tries_gpus=may_use_gpu(device))
     threads = decide_threads(facts, device, 1).value
     kind = choose_device(facts, device).value
     refuse_model_that_does_not_fit(facts, shape, kind)
@@ -132,6 +133,7 @@ def needs_of(profile: Profile, world: World | None, facts: Facts, *, measure: bo
         optimizer=profile.optim.name,
         tokens=tokens,
         time_s=train.time,
+        mask_documents=profile.data.mask_documents,
     )
 
 

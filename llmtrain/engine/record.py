@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
@@ -69,6 +70,7 @@ def begin_record(
             "validation_tokens": index.validation.tokens,
             "sources": dataset.sources or (before.get("data") or {}).get("sources", []),
             "mixture": [asdict(source) for source in dataset.mixture],
+            **_checked(dataset, before),
         },
         "sittings": [*before.get("sittings", []), sitting],
     }
@@ -81,6 +83,14 @@ def end_record(directory: RunDirectory, result: TrainResult) -> None:
     record = directory.read_record()
     values = asdict(result) | {"run": str(result.run), "checkpoint": str(result.checkpoint)}
     directory.write_record(record | {"result": values})
+
+
+def _checked(dataset: Dataset, before: Mapping[str, Any]) -> dict[str, Any]:
+    """What was left out, and what leaks; of shards from the cache, what was known at first."""
+    if dataset.checked is not None:
+        return dataset.checked
+    data = before.get("data") or {}
+    return {name: data[name] for name in ("left_out", "leakage") if name in data}
 
 
 def _versions() -> dict[str, str]:

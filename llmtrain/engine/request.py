@@ -10,6 +10,7 @@ from typing import Any
 
 from llmtrain.device.assume import AssumedMachine
 from llmtrain.device.choice import Choice
+from llmtrain.device.decisions import may_use_gpu
 from llmtrain.device.facts import Facts
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.choosing import choose_profile, choose_tokens_per_step, with_chosen_step
@@ -49,7 +50,9 @@ class TrainRequest:
 
     def facts(self) -> Facts:
         """The machine that is planned for."""
-        return read_facts() if self.assumed is None else self.assumed.facts
+        if self.assumed is not None:
+            return self.assumed.facts
+        return read_facts(tries_gpus=may_use_gpu(self.load(self.profile).profile.device))
 
     def load(self, profile: str | None, used_s: float = 0.0) -> LoadedProfile:
         """All layers of this request over `profile`."""

@@ -8,7 +8,11 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from llmtrain.data.packing import Packing
+from llmtrain.data.packing_file import kept_packing
+from llmtrain.data.prefetch import Prefetch
 from llmtrain.device.allocator import return_free_memory
+from llmtrain.device.decisions import may_use_gpu
 from llmtrain.device.exhaustion import memory_errors_mapped
 from llmtrain.device.held import checkpoint_bytes
 from llmtrain.device.plan import Plan, plan_from_document
@@ -21,6 +25,7 @@ from llmtrain.engine.dataset import (
     prepare_dataset,
     with_recorded_mixture,
 )
+from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.explaining import explain_run
 from llmtrain.engine.forecast import Forecast, forecast
 from llmtrain.engine.outcome import nothing_trained, result_of
@@ -130,7 +135,10 @@ def _shared_place(request: TrainRequest, sitting: Sitting, held: ExitStack) -> P
 def _agreed_plan(target: Target, sitting: Sitting) -> tuple[Planned, bool]:
     """Rank 0's plan, on every rank; and whether it is the one that the run was begun with."""
     world, profile = sitting.world, target.loaded.profile
-    facts = read_facts(cuda_index=world.local_rank if world.size > 1 else None)
+    facts = read_facts(
+        cuda_index=world.local_rank if world.size > 1 else None,
+        tries_gpus=may_use_gpu(profile.device),
+    )
     planned_here: list[Planned] = []
 
     def decide() -> str:
@@ -178,6 +186,7 @@ def _shared_dataset(target: Target, profile: Profile, plan: Plan, sitting: Sitti
     def make() -> str:
         prepared.append(_dataset(target, profile, work))
         dataset = prepared[0]
+        _packing(profile, dataset, sitting)  # kept, for the others to find
         ranges = [(source.first_token, source.tokens) for source in dataset.mixture]
         return json.dumps([dataset.shards.index.key, str(dataset.tokenizer_directory), ranges])
 
@@ -186,6 +195,16 @@ def _shared_dataset(target: Target, profile: Profile, plan: Plan, sitting: Sitti
         return prepared[0]
     dataset = open_dataset(profile.data, profile.model.vocab_size, key, Path(directory), work)
     return with_recorded_mixture(dataset, profile.data, ranges)
+
+
+def _packing(profile: Profile, dataset: Dataset, sitting: Sitting) -> Packing | None:
+    """How documents are in windows, where the profile does not have them concatenated.
+
+    None of a mixture, whose sources are packed each by itself.
+    """
+    if profile.data.packing == "concatenate" or dataset.mixture:
+        return None
+    return kept_packing(dataset.shards, profile.model.context, sitting.stop.check)
 
 
 def _dataset(target: Target, profile: Profile, work: DataWork) -> Dataset:
@@ -207,7 +226,19 @@ def _train(
     is_same_plan: bool,
 ) -> TrainResult:
     profile, world = target.loaded.profile, sitting.world
-    run = build_run(profile, planned.plan, world, dataset.shards.train, resumed, dataset.mixture)
+    shards = dataset.shards
+    separator_id = shards.index.separator_id
+    packing = _packing(profile, dataset, sitting)
+    run = build_run(
+        profile,
+        planned.plan,
+        world,
+        shards.train,
+        resumed,
+        separator_id,
+        packing,
+        dataset.mixture,
+    )
     horizon = target.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
     _set_horizon(run.position, target, horizon)
     if resumed is not None and resumed.state.numerics != planned.plan.numerics():
@@ -242,7 +273,8 @@ def _train(
         used_before_s=_used_before_s(target, resumed),
         starting_s=sitting.elapsed_s,
     )
-    result = session.train()
+    with Prefetch(run.batches.read) as run.prefetch:
+        result = trained_with_energy(session)
     if world.is_main:
         result = _beside_forecast(result, target, foreseen)
         keep_run(planned.facts, planned.needs, session.run.plan, result)

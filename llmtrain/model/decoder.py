@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from llmtrain.device.choice import ActivationCheckpointing, AttentionKernel
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.checkpointing import checkpointed, silence_compiler_warning
+from llmtrain.ops.documents import first_of_document, seen_by
 from llmtrain.ops.loss import (
     Exponentiate,
     compiled_exponentiate,
@@ -85,9 +86,17 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(shape.head_dim, shape.norm_epsilon) if shape.qk_norm else None
 
     def forward(
-        self, x_btc: Tensor, cos_td: Tensor, sin_td: Tensor, cache: LayerCache | None = None
+        self,
+        x_btc: Tensor,
+        cos_td: Tensor,
+        sin_td: Tensor,
+        documents: Tensor | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
-        """What each token gathers from itself and those before it, (B, T, C)."""
+        """What each token gathers from itself and those before it, (B, T, C).
+
+        With `documents`, from `seen_by`: those of its own document.
+        """
         q, k, v = (
             self._heads(projection(x_btc)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -96,7 +105,7 @@ class Attention(nn.Module):
         q, k = rotate(q, cos_td, sin_td, v.dtype), rotate(k, cos_td, sin_td, v.dtype)
         if cache is not None:
             k, v = cache.extend(k, v)
-        y_btc: Tensor = self.o_proj(causal_attention(q, k, v, self.kernel))
+        y_btc: Tensor = self.o_proj(causal_attention(q, k, v, self.kernel, documents))
         return y_btc
 
     def _heads(self, x_btc: Tensor) -> Tensor:
@@ -131,15 +140,27 @@ class Block(nn.Module):
         self.checkpointing: ActivationCheckpointing = "off"
 
     def forward(
-        self, x_btc: Tensor, cos_td: Tensor, sin_td: Tensor, cache: LayerCache | None = None
+        self,
+        x_btc: Tensor,
+        cos_td: Tensor,
+        sin_td: Tensor,
+        documents: Tensor | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
         """The residual stream after this block, (B, T, C)."""
-        return checkpointed(self.checkpointing, self._mixed, x_btc, cos_td, sin_td, cache)
+        how = cos_td, sin_td, documents, cache
+        return checkpointed(self.checkpointing, self._mixed, x_btc, *how)
 
     def _mixed(
-        self, x_btc: Tensor, cos_td: Tensor, sin_td: Tensor, cache: LayerCache | None
+        self,
+        x_btc: Tensor,
+        cos_td: Tensor,
+        sin_td: Tensor,
+        documents: Tensor | None,
+        cache: LayerCache | None,
     ) -> Tensor:
-        x_btc = x_btc + self.self_attn(self.input_layernorm(x_btc), cos_td, sin_td, cache)
+        normed = self.input_layernorm(x_btc)
+        x_btc = x_btc + self.self_attn(normed, cos_td, sin_td, documents, cache)
         mixed: Tensor = self.mlp(self.post_attention_layernorm(x_btc))
         return x_btc + mixed
 
@@ -177,16 +198,31 @@ class Backbone(nn.Module):
         """The blocks, first to last."""
         return (block for block in self.layers if isinstance(block, Block))
 
-    def forward(self, tokens_bt: Tensor, casts: WeightCasts | None = None) -> Tensor:
-        """Final hidden states, (B, T, C)."""
+    def forward(
+        self,
+        tokens_bt: Tensor,
+        casts: WeightCasts | None = None,
+        first_bt: Tensor | None = None,
+    ) -> Tensor:
+        """Final hidden states, (B, T, C).
+
+        `first_bt`: for each token the first one that it sees, where that is not the window's.
+        """
         length = tokens_bt.shape[1]
         x_btc = self.embed_tokens(tokens_bt)
+        documents = None
+        if first_bt is not None:
+            documents = seen_by(self._attention, first_bt, compute_dtype(x_btc))
         for block in self.layers:
             call = block if casts is None else partial(casts.call, block)
             rotations = self.cos_td[:length], self.sin_td[:length]
-            x_btc = checkpointed(self.checkpointing, call, x_btc, *rotations)
+            x_btc = checkpointed(self.checkpointing, call, x_btc, *rotations, documents)
         hidden: Tensor = self.norm(x_btc)
         return hidden
+
+    @property
+    def _attention(self) -> AttentionKernel:
+        return next(self.blocks()).self_attn.kernel
 
     def extend(self, tokens_bt: Tensor, caches: list[LayerCache]) -> Tensor:
         """Final hidden states of tokens that follow those in `caches`, which grow by them."""
@@ -195,7 +231,7 @@ class Backbone(nn.Module):
         x_btc = self.embed_tokens(tokens_bt)
         for block, cache in zip(self.layers, caches, strict=True):
             # .forward: a compiled block has static shapes, and these are not they.
-            x_btc = block.forward(x_btc, self.cos_td[now], self.sin_td[now], cache)
+            x_btc = block.forward(x_btc, self.cos_td[now], self.sin_td[now], cache=cache)
         hidden: Tensor = self.norm(x_btc)
         return hidden
 
@@ -208,6 +244,9 @@ class Decoder(nn.Module):
         self.shape = shape
         self.exponentiate: Exponentiate = exponentiate
         self.casts: WeightCasts | None = None
+        # Where it is set, tokens see nothing before the separator that begins their document.
+        self.separator_id: int | None = None
+        self.has_padding = False  # where it is True, targets below 0 are none
         self.model = Backbone(shape)
         self.lm_head = (
             None
@@ -225,7 +264,10 @@ class Decoder(nn.Module):
         """Sum over all targets of the negative log-likelihood, in nats."""
         is_training = torch.is_grad_enabled()
         casts = self.casts if is_training else None
-        hidden_btc = self.model(tokens_bt, casts)
+        first_bt = None
+        if self.separator_id is not None:
+            first_bt = first_of_document(targets_bt, self.separator_id)
+        hidden_btc = self.model(tokens_bt, casts, first_bt)
         return linear_cross_entropy(
             hidden_btc.flatten(0, 1),
             self.head_weight,
@@ -233,6 +275,7 @@ class Decoder(nn.Module):
             weight_cast_vd=None if casts is None else casts.plain(self.head_weight),
             # Compiled for training's shapes; run eagerly, its passes would each make a copy.
             exponentiate=self.exponentiate if is_training else exponentiate,
+            has_padding=self.has_padding,
         )
 
     def compute_with(

@@ -15,7 +15,8 @@ from llmtrain.device.facts import AttentionTimes, BlockTimes
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Block, compile_block
 from llmtrain.ops.attention import causal_attention
-from llmtrain.ops.precision import WeightCasts, autocast_as
+from llmtrain.ops.documents import seen_by
+from llmtrain.ops.precision import WeightCasts, autocast_as, compute_dtype
 from llmtrain.ops.rotary import rotary_table
 from llmtrain.profile.shape import ModelShape
 
@@ -32,8 +33,12 @@ class CompileError(LlmtrainError):
     """torch.compile does not work here; the message is the compiler's first words."""
 
 
-def time_attention(shape: ModelShape, precision: Precision, threads: int) -> AttentionTimes:
+def time_attention(
+    shape: ModelShape, precision: Precision, threads: int, masked: bool = False
+) -> AttentionTimes:
     """Seconds for attention forward and backward over some sequences, by each kernel.
+
+    `masked`: within documents, of which each sequence has two.
 
     As many sequences as a micro-batch has, or fewer where they are long: how well a kernel fares
     depends on how many heads it has at once. The kernels take turns, and the best of several
@@ -50,12 +55,17 @@ def time_attention(shape: ModelShape, precision: Precision, threads: int) -> Att
         for heads in (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
     )
 
+    kernels: tuple[AttentionKernel, ...] = get_args(AttentionKernel)
+    seen = {
+        name: _documents(name, sequences, context, dtype) if masked else None for name in kernels
+    }
+
     def run(kernel: AttentionKernel) -> None:
-        y = causal_attention(q, k, v, kernel)
+        y = causal_attention(q, k, v, kernel, seen[kernel])
         torch.autograd.grad(y, (q, k, v), y)
 
     with _threads(threads):
-        best = _best_s({kernel: _bound(run, kernel) for kernel in get_args(AttentionKernel)})
+        best = _best_s({kernel: _bound(run, kernel) for kernel in kernels})
     return AttentionTimes(sdpa_s=best["sdpa"], blocks_s=best["blocks"])
 
 
@@ -68,6 +78,7 @@ def time_block(
     checkpointing: ActivationCheckpointing,
     keep_casts: bool,
     threads: int,
+    masked: bool = False,
 ) -> BlockTimes:
     """Seconds for one block forward and backward on a micro-batch: eager, compiled, and to compile.
 
@@ -81,10 +92,14 @@ def time_block(
     blocks["compiled"].checkpointing = checkpointing
     compile_block(blocks["compiled"])
     casts = WeightCasts(torch.bfloat16) if keep_casts else None
+    with autocast_as(precision, x.device):
+        dtype = compute_dtype(x)
+    documents = _documents(attention, micro_batch, shape.context, dtype) if masked else None
 
     def run(block: nn.Module) -> None:
+        inputs = x, cos, sin, documents
         with autocast_as(precision, x.device):
-            y: Tensor = block(x, cos, sin) if casts is None else casts.call(block, x, cos, sin)
+            y: Tensor = block(*inputs) if casts is None else casts.call(block, *inputs)
         torch.autograd.backward(y, y.detach())
         block.zero_grad(set_to_none=False)
 
@@ -92,6 +107,15 @@ def time_block(
         compile_s = _compile_s(_bound(run, blocks["compiled"]))
         best = _best_s({name: _bound(run, block) for name, block in blocks.items()})
     return BlockTimes(eager_s=best["eager"], compiled_s=best["compiled"], compile_s=compile_s)
+
+
+def _documents(
+    attention: AttentionKernel, sequences: int, tokens: int, dtype: torch.dtype
+) -> Tensor:
+    """Two documents a sequence, the second of which begins in each somewhere else."""
+    begins_b1 = torch.arange(1, sequences + 1)[:, None] * tokens // (sequences + 1)
+    first_bt = torch.where(torch.arange(tokens) < begins_b1, 0, begins_b1)
+    return seen_by(attention, first_bt.to(torch.int32), dtype)
 
 
 def _block(shape: ModelShape, attention: AttentionKernel) -> Block:

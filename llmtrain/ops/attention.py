@@ -13,19 +13,30 @@ from llmtrain.ops.blocked_attention import blocked_attention
 
 
 def causal_attention(
-    q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, kernel: AttentionKernel = "sdpa"
+    q_bhtd: Tensor,
+    k_bgtd: Tensor,
+    v_bgtd: Tensor,
+    kernel: AttentionKernel = "sdpa",
+    documents: Tensor | None = None,
 ) -> Tensor:
     """What each token gathers from itself and those before it, heads side by side: (B, T, H · D).
 
     Fewer queries than keys means that the queries are the newest tokens: then there is exactly
-    one, which sees all keys.
+    one, which sees all keys. With `documents`, from `ops.documents.seen_by`, each token gathers
+    from its own document alone.
     """
     is_prefix = q_bhtd.shape[2] == k_bgtd.shape[2]
     assert is_prefix or q_bhtd.shape[2] == 1, "one new token at a time"
     if kernel == "blocks" and is_prefix:
-        return blocked_attention(q_bhtd, k_bgtd, v_bgtd)
+        return blocked_attention(q_bhtd, k_bgtd, v_bgtd, documents)
     grouped = q_bhtd.shape[1] != k_bgtd.shape[1]
+    if grouped and documents is not None and q_bhtd.device.type != "cpu":
+        # A GPU's kernels that take a mask know no grouped queries: all scores would be made.
+        share = q_bhtd.shape[1] // k_bgtd.shape[1]
+        k_bgtd, v_bgtd = (x.repeat_interleave(share, dim=1) for x in (k_bgtd, v_bgtd))
+        grouped = False
+    is_causal = is_prefix and documents is None  # else the mask is
     y_bhtd = F.scaled_dot_product_attention(
-        q_bhtd, k_bgtd, v_bgtd, is_causal=is_prefix, enable_gqa=grouped
+        q_bhtd, k_bgtd, v_bgtd, attn_mask=documents, is_causal=is_causal, enable_gqa=grouped
     )
     return y_bhtd.transpose(1, 2).flatten(2)

@@ -4,6 +4,9 @@ Each block of queries meets all keys up to its last row: a product, a softmax, a
 backward computes the probabilities again, so that nothing is kept but queries, keys and values.
 The tiles of flash attention are too small for a CPU's matrix units; these are not.
 
+Where tokens see their own document alone, blocks of keys that lie before every document of the
+queries are left out, and the rest are masked.
+
 Shapes: B sequences, H query heads, G key heads, M = H / G query heads a key head, T tokens,
 D features a head; N = B · G matrices in a batched product, R = M · rows of a block, E keys.
 """
@@ -24,19 +27,27 @@ _LONG_CONTEXT, _LONG_BLOCK_ROWS = 2048, 256  # fewer sums of the keys' gradients
 _softmax_backward = torch.ops.aten._softmax_backward_data  # noqa: SLF001 (autograd calls the same)
 
 
-def blocked_attention(q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor) -> Tensor:
+def blocked_attention(
+    q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None = None
+) -> Tensor:
     """What each token gathers from itself and those before it, with its heads side by side.
 
     (B, T, H · D), in the inputs' type. Scores are rounded to that type, sums are kept in fp32.
+    `first_bt`: int32, the first token that each one sees, never falling along T; without it that
+    is the first of all.
     """
-    gathered: Tensor = _forward(q_bhtd.contiguous(), k_bgtd.contiguous(), v_bgtd.contiguous())
+    q_bhtd, k_bgtd, v_bgtd = q_bhtd.contiguous(), k_bgtd.contiguous(), v_bgtd.contiguous()
+    gathered: Tensor = _forward(q_bhtd, k_bgtd, v_bgtd, first_bt)
     return gathered
 
 
 class _Heads:
     """Queries, keys and values of some sequences, and room for one block's scores."""
 
-    def __init__(self, q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor) -> None:
+    def __init__(
+        self, q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None
+    ) -> None:
+        self.first_bt = first_bt
         self.key_heads = k_bgtd.shape[1]
         self.tokens, self.size = q_bhtd.shape[2:]
         self.scale = self.size**-0.5
@@ -48,10 +59,20 @@ class _Heads:
         hidden = torch.full((self.block_rows, self.block_rows), -torch.inf, dtype=q_bhtd.dtype)
         self.mask = hidden.triu_(1)
 
-    def blocks(self) -> Iterator[tuple[int, int]]:
-        """First row and end of every block."""
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
+        """The rows of every block, and the keys that any of them may see."""
         for start in range(0, self.tokens, self.block_rows):
-            yield start, min(start + self.block_rows, self.tokens)
+            end = min(start + self.block_rows, self.tokens)
+            yield slice(start, end), slice(self._first_key(start), end)
+
+    def _first_key(self, row: int) -> int:
+        """The beginning of the block with the first key that `row` and those after it see.
+
+        Of a block, so that products have few shapes: the libraries prepare for each.
+        """
+        if self.first_bt is None:
+            return 0
+        return int(self.first_bt[:, row].min()) // self.block_rows * self.block_rows
 
     def grouped(self, x_bhtd: Tensor) -> Tensor:
         """A view with each key head's query heads together, (B, G, M, T, D)."""
@@ -62,25 +83,39 @@ class _Heads:
         shape = (len(x_btc), self.tokens, self.key_heads, -1, self.size)
         return x_btc.view(shape).permute(0, 2, 3, 1, 4)
 
-    def rows(self, x_bgmtd: Tensor, start: int, end: int) -> Tensor:
+    def rows(self, x_bgmtd: Tensor, rows: slice) -> Tensor:
         """A block of rows as a dense batch of matrices, (N, R, D)."""
-        return x_bgmtd[:, :, :, start:end].reshape(len(self.k_ntd), -1, self.size)
+        return x_bgmtd[:, :, :, rows].reshape(len(self.k_ntd), -1, self.size)
 
-    def probabilities_of(self, q_nrd: Tensor, start: int, end: int) -> Tensor:
+    def probabilities_of(self, q_nrd: Tensor, rows: slice, keys: slice) -> Tensor:
         """Softmax over the keys that each row of the block sees, (N, R, E)."""
-        shape = (*q_nrd.shape[:2], end)
+        count, width = rows.stop - rows.start, keys.stop - keys.start
+        shape = (*q_nrd.shape[:2], width)
         scores = _view(self.scores, shape)
-        keys = self.k_ntd[:, :end].contiguous().transpose(1, 2)
-        torch.baddbmm(scores, q_nrd, keys, beta=0, alpha=self.scale, out=scores)
-        rows = end - start
-        diagonal = scores.view(len(scores), -1, rows, end)[..., start:]
-        diagonal.add_(self.mask[:rows, :rows])
+        k_nde = self.k_ntd[:, keys].contiguous().transpose(1, 2)
+        torch.baddbmm(scores, q_nrd, k_nde, beta=0, alpha=self.scale, out=scores)
+        diagonal = scores.view(len(scores), -1, count, width)[..., rows.start - keys.start :]
+        diagonal.add_(self.mask[:count, :count])
+        if self.first_bt is not None:
+            self._hide_documents_before(scores, self.first_bt[:, rows], keys.start)
         return torch.softmax(scores, -1, out=_view(self.probabilities, shape))
 
-    def score_gradients(self, p_nre: Tensor, d_y_nrd: Tensor, end: int) -> Tensor:
+    def _hide_documents_before(self, scores_nre: Tensor, first_br: Tensor, first_key: int) -> None:
+        """Each row's scores of keys before its document's first are −∞."""
+        width = int(first_br[:, -1].max()) - first_key
+        if width <= 0:
+            return  # every row sees all of these keys
+        keys = torch.arange(first_key, first_key + width, dtype=first_br.dtype)
+        hidden = keys < first_br[:, :, None]
+        mask = torch.zeros(hidden.shape, dtype=scores_nre.dtype).masked_fill_(hidden, -torch.inf)
+        sequences, rows = first_br.shape
+        scores = scores_nre.view(sequences, -1, rows, scores_nre.shape[2])
+        scores[..., :width].add_(mask[:, None])
+
+    def score_gradients(self, p_nre: Tensor, d_y_nrd: Tensor, keys: slice) -> Tensor:
         """The gradient of the scaled scores, where the scores themselves were, (N, R, E)."""
         d_p_nre = _view(self.scores, tuple(p_nre.shape))
-        torch.bmm(d_y_nrd, self.v_ntd[:, :end].contiguous().transpose(1, 2), out=d_p_nre)
+        torch.bmm(d_y_nrd, self.v_ntd[:, keys].contiguous().transpose(1, 2), out=d_p_nre)
         _softmax_backward(d_p_nre, p_nre, -1, p_nre.dtype, grad_input=d_p_nre)
         return d_p_nre
 
@@ -94,47 +129,53 @@ class _Sum:
         self._share = x_ntd.new_empty(x_ntd.numel())
         self._wide_share = torch.empty(x_ntd.numel(), dtype=wide)
 
-    def add_product(self, left_ner: Tensor, right_nrd: Tensor) -> None:
-        """`left · right` is added for the first E keys."""
-        end = left_ner.shape[1]
-        shape = (len(left_ner), end, right_nrd.shape[2])
+    def add_product(self, keys: slice, left_ner: Tensor, right_nrd: Tensor) -> None:
+        """`left · right` is added for E of the keys."""
+        shape = (*left_ner.shape[:2], right_nrd.shape[2])
         share = torch.bmm(left_ner, right_nrd, out=_view(self._share, shape))
-        self.total_ntd[:, :end].add_(_view(self._wide_share, shape).copy_(share))
+        self.total_ntd[:, keys].add_(_view(self._wide_share, shape).copy_(share))
 
 
 @torch.library.custom_op("llmtrain::blocked_attention", mutates_args=())
-def _forward(q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor) -> Tensor:
+def _forward(
+    q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None = None
+) -> Tensor:
     y_btc = _room_for_output(q_bhtd)
     for some in _cuts(q_bhtd):
-        heads = _Heads(q_bhtd[some], k_bgtd[some], v_bgtd[some])
+        first = None if first_bt is None else first_bt[some]
+        heads = _Heads(q_bhtd[some], k_bgtd[some], v_bgtd[some], first)
         y_bgmtd = heads.joined(y_btc[some])
-        for start, end in heads.blocks():
-            p_nre = heads.probabilities_of(heads.rows(heads.q_bgmtd, start, end), start, end)
-            y_nrd = torch.bmm(p_nre, heads.v_ntd[:, :end].contiguous())
-            block = y_bgmtd[:, :, :, start:end]
+        for rows, keys in heads.blocks():
+            p_nre = heads.probabilities_of(heads.rows(heads.q_bgmtd, rows), rows, keys)
+            y_nrd = torch.bmm(p_nre, heads.v_ntd[:, keys].contiguous())
+            block = y_bgmtd[:, :, :, rows]
             block.copy_(y_nrd.view(block.shape))
     return y_btc
 
 
 @torch.library.custom_op("llmtrain::blocked_attention_backward", mutates_args=())
 def _backward(
-    d_y_btc: Tensor, q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor
+    d_y_btc: Tensor,
+    q_bhtd: Tensor,
+    k_bgtd: Tensor,
+    v_bgtd: Tensor,
+    first_bt: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     d_q_bhtd, d_k_bgtd, d_v_bgtd = (torch.empty_like(x) for x in (q_bhtd, k_bgtd, v_bgtd))
     d_y_btc = d_y_btc.contiguous()
     for some in _cuts(q_bhtd):
-        heads = _Heads(q_bhtd[some], k_bgtd[some], v_bgtd[some])
+        first = None if first_bt is None else first_bt[some]
+        heads = _Heads(q_bhtd[some], k_bgtd[some], v_bgtd[some], first)
         d_k, d_v = _Sum(heads.k_ntd), _Sum(heads.v_ntd)
         d_y_bgmtd, d_q_bgmtd = heads.joined(d_y_btc[some]), heads.grouped(d_q_bhtd[some])
-        for start, end in heads.blocks():
-            q_nrd = heads.rows(heads.q_bgmtd, start, end)
-            d_y_nrd = heads.rows(d_y_bgmtd, start, end)
-            p_nre = heads.probabilities_of(q_nrd, start, end)
-            d_v.add_product(p_nre.transpose(1, 2), d_y_nrd)
-            d_s_nre = heads.score_gradients(p_nre, d_y_nrd, end)
-            d_k.add_product(d_s_nre.transpose(1, 2), q_nrd)
-            d_q_nrd = torch.bmm(d_s_nre, heads.k_ntd[:, :end].contiguous())
-            block = d_q_bgmtd[:, :, :, start:end]
+        for rows, keys in heads.blocks():
+            q_nrd, d_y_nrd = heads.rows(heads.q_bgmtd, rows), heads.rows(d_y_bgmtd, rows)
+            p_nre = heads.probabilities_of(q_nrd, rows, keys)
+            d_v.add_product(keys, p_nre.transpose(1, 2), d_y_nrd)
+            d_s_nre = heads.score_gradients(p_nre, d_y_nrd, keys)
+            d_k.add_product(keys, d_s_nre.transpose(1, 2), q_nrd)
+            d_q_nrd = torch.bmm(d_s_nre, heads.k_ntd[:, keys].contiguous())
+            block = d_q_bgmtd[:, :, :, rows]
             torch.mul(d_q_nrd.view(block.shape), heads.scale, out=block)
         d_k_bgtd[some].copy_(d_k.total_ntd.mul_(heads.scale).view(d_k_bgtd[some].shape))
         d_v_bgtd[some].copy_(d_v.total_ntd.view(d_v_bgtd[some].shape))
@@ -142,24 +183,28 @@ def _backward(
 
 
 @_forward.register_fake
-def _(q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor) -> Tensor:
+def _(q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None = None) -> Tensor:
     return _room_for_output(q_bhtd)
 
 
 @_backward.register_fake
 def _(
-    d_y_btc: Tensor, q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor
+    d_y_btc: Tensor,
+    q_bhtd: Tensor,
+    k_bgtd: Tensor,
+    v_bgtd: Tensor,
+    first_bt: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q_bhtd), torch.empty_like(k_bgtd), torch.empty_like(v_bgtd)
 
 
-def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx: Any, d_y_btc: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _differentiate(ctx: Any, d_y_btc: Tensor) -> tuple[Tensor | None, ...]:
     gradients: tuple[Tensor, Tensor, Tensor] = _backward(d_y_btc, *ctx.saved_tensors)
-    return gradients
+    return *gradients, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

@@ -69,6 +69,7 @@ def linear_cross_entropy(
     *,
     weight_cast_vd: Tensor | None = None,
     exponentiate: Exponentiate = exponentiate,
+    has_padding: bool = False,
 ) -> Tensor:
     """Sum over tokens of −log softmax(hidden · weightᵀ)[target], in nats: an fp32 scalar.
 
@@ -76,7 +77,7 @@ def linear_cross_entropy(
     kept in fp32 (fp64 for fp64 inputs). Memory is that of one chunk's logits, plus one gradient
     each of the hidden states and the weight, which the forward already computes: the softmax is
     at hand there, and the backward only scales. `weight_cast_vd` is the weight in the autocast
-    type, for who has it already.
+    type, for who has it already. With `has_padding` tokens with a target below 0 count for nothing.
     """
     if not torch.is_grad_enabled():  # a Function is told who could want one, not if
         hidden_nd, weight_vd = hidden_nd.detach(), weight_vd.detach()
@@ -84,7 +85,7 @@ def linear_cross_entropy(
     limit = loss_chunk_tokens(weight_vd.shape[0], hidden_nd.device.type, dtype.itemsize)
     rows = even_chunk(hidden_nd.shape[0], limit)
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_nd, weight_vd, targets_n, weight_cast_vd, rows, dtype, exponentiate
+        hidden_nd, weight_vd, targets_n, weight_cast_vd, rows, dtype, exponentiate, has_padding
     )
     return loss
 
@@ -100,6 +101,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows: int,
         dtype: torch.dtype,
         exponentiate: Exponentiate,
+        has_padding: bool,
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         wide = torch.promote_types(dtype, torch.float32)
@@ -114,7 +116,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk = slice(start, start + rows)
                 h, y = hidden[chunk], targets_n[chunk]
                 logits = torch.mm(h, weight.t(), out=room[: h.shape[0]])
-                loss, sums = _differentiate(logits, y, exponentiate)
+                is_target = y >= 0 if has_padding else None
+                loss, sums = _differentiate(logits, y, exponentiate, is_target)
                 total += loss
                 if d_hidden is not None:
                     d_hidden[chunk] = (logits @ weight).to(wide) / sums
@@ -134,22 +137,32 @@ class _LinearCrossEntropy(torch.autograd.Function):
             d_hidden = d_hidden.mul_(d_total)
         if d_weight is not None:
             d_weight = d_weight.mul_(d_total)
-        return d_hidden, d_weight, None, None, None, None, None
+        return d_hidden, d_weight, None, None, None, None, None, None
 
 
 def _differentiate(
-    logits_cv: Tensor, targets_c: Tensor, exponentiate: Exponentiate
+    logits_cv: Tensor,
+    targets_c: Tensor,
+    exponentiate: Exponentiate,
+    is_target_c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Summed loss, and what the rows have to be divided by: logits become the gradient times it.
 
-    Leaving the division to the small operands of the products saves a pass over the logits.
+    Leaving the division to the small operands of the products saves a pass over the logits. Rows
+    that have no target are divided by infinity.
     """
+    if is_target_c is not None:
+        targets_c = targets_c.clamp(min=0)
     target_logits = logits_cv.gather(1, targets_c[:, None])
     largest, sums = exponentiate(logits_cv)
     target_above = target_logits.to(sums.dtype) - largest
     rows = torch.arange(len(targets_c), device=targets_c.device)
     logits_cv[rows, targets_c] = (target_above.exp() - sums).to(logits_cv.dtype)[:, 0]
-    return (sums.log() - target_above).sum(), sums
+    losses = sums.log() - target_above
+    if is_target_c is not None:
+        losses = torch.where(is_target_c[:, None], losses, 0.0)
+        sums = torch.where(is_target_c[:, None], sums, torch.inf)
+    return losses.sum(), sums
 
 
 def _add_product(total_vd: Tensor, logits_cv: Tensor, hidden_cd: Tensor) -> None:

@@ -94,7 +94,7 @@ def profile_layer(profile: str) -> Layer:
     except (OSError, ValueError) as error:
         raise UsageError(f"profile {path}: {problem_of(error)}") from None
     label = path.name if profile in shipped_profiles() else str(path)
-    sections = {known.split(".")[0] for known in known_paths() if "." in known}
+    sections = known_sections()
     layer = {
         entry.path: Setting(entry.value, f"{label}:{entry.line}")
         for entry in parse_entries(text, label)
@@ -123,6 +123,12 @@ def known_paths(section: type[BaseModel] = Profile, prefix: str = "") -> list[st
         else:
             paths.append(prefix + name)
     return paths
+
+
+def known_sections() -> set[str]:
+    """Every key of a profile, dotted, that holds others."""
+    words = [path.split(".")[:-1] for path in known_paths()]
+    return {".".join(each[: n + 1]) for each in words for n in range(len(each))}
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
@@ -195,8 +201,7 @@ def _merge(layers: Sequence[Layer]) -> dict[str, Setting]:
 
 
 def _refuse_unknown(merged: Mapping[str, Setting]) -> None:
-    known = known_paths()
-    sections = {path.split(".")[0] for path in known}
+    known, sections = known_paths(), known_sections()
     for path, setting in merged.items():
         if path not in known and path not in sections:
             close = _meant(path, known)

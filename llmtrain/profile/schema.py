@@ -24,6 +24,7 @@ from pydantic.json_schema import WithJsonSchema
 from llmtrain.units import parse_count, parse_duration_s
 
 Auto = Literal["auto"]
+Duplicates = Literal["keep", "drop_exact", "drop_near"]
 
 
 def _duration_s(value: object) -> object:
@@ -58,6 +59,7 @@ PositiveCount = Annotated[Count, Field(ge=1, lt=2**63)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 MOST_THREADS = 4096  # a system gives out more only to those who ask for trouble
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
+LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]  # ISO 639
 
 
 class Section(BaseModel):
@@ -119,13 +121,34 @@ Source = Annotated[
 ]
 
 
+class FiltersSection(Section):
+    """Which documents are left out for what they are; all that is not set lets all pass."""
+
+    min_bytes: PositiveInt | None = None
+    max_bytes: Annotated[int, Field(ge=1, lt=2**25)] | None = None  # longer texts come in parts
+    languages: Annotated[tuple[LanguageCode, ...], Field(min_length=1)] | None = None
+    max_repetition: Annotated[float, Field(ge=0, lt=1)] | None = None  # Gopher's are 0.16 to 0.3
+
+    @model_validator(mode="after")
+    def _some_length_passes(self) -> FiltersSection:
+        least, most = self.min_bytes, self.max_bytes
+        if least is not None and most is not None and least > most:
+            raise ValueError(f"min_bytes {least} is above max_bytes {most}: nothing would be left")
+        return self
+
+
 class DataSection(Section):
     """What is learned from."""
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1)] = ("builtin:python",)
     text_field: Annotated[str, Field(min_length=1)] = "text"
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
-    tokenizer: Annotated[str, Field(min_length=1)] = "auto"  # or a tokenizer directory
+    mask_documents: bool = False  # attention within documents, though windows hold several
+    packing: Literal["concatenate", "best_fit"] = "concatenate"  # of documents into windows
+    tokenizer: Annotated[str, Field(min_length=1)] = "auto"  # or a tokenizer's directory or file
+    tokenizer_kind: Literal["bpe", "unigram"] = "bpe"  # what `auto` trains
+    duplicates: Duplicates = "keep"  # of equal or similar documents the first always stays
+    filters: FiltersSection = FiltersSection()
 
     @property
     def specs(self) -> tuple[str, ...]:
@@ -217,7 +240,7 @@ class DeviceSection(Section):
     attention: Literal["auto", "sdpa", "blocks"] = "auto"
     activation_checkpointing: Literal["auto", "off", "selective", "full"] = "auto"
     compile: bool | Auto = "auto"
-    workers: Threads | Auto = "auto"  # threads that tokenize
+    workers: Threads | Auto = "auto"  # processes that tokenize
     pin_memory: bool | Auto = "auto"
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     processes: Threads | Auto = "auto"

@@ -20,11 +20,8 @@ ESCAPE = "\U000f2581"  # private use; digits follow it because no piece joins a 
 REPLACEMENTS = ((ESCAPE, ESCAPE + "0"), (SPACE_MARK, ESCAPE + "1"))
 
 
-def escape(text: str) -> str:
-    """`text` without "▁": a different string for every string, and nearly always `text` itself.
-
-    Raises DataError where `text` holds half a surrogate pair, which no UTF-8 file can.
-    """
+def require_unicode(text: str) -> None:
+    """Raises DataError where `text` holds half a surrogate pair, which no UTF-8 file can."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -33,6 +30,14 @@ def escape(text: str) -> str:
             f"text holds a lone surrogate, {found}, which is not Unicode text",
             hint=r"JSON can spell half a character (\ud83d alone): repair the file that does",
         ) from None
+
+
+def escape(text: str) -> str:
+    """`text` without "▁": a different string for every string, and nearly always `text` itself.
+
+    Raises DataError where `text` is not Unicode.
+    """
+    require_unicode(text)
     for plain, code in REPLACEMENTS:
         text = text.replace(plain, code)
     return text

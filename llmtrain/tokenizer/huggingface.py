@@ -6,14 +6,18 @@ import json
 from collections.abc import Sequence
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from llmtrain.tokenizer.escape import REPLACEMENTS, SPACE_MARK
 from llmtrain.tokenizer.piece import SEPARATOR, UNKNOWN, Piece
 
+# A word with the spaces before it: no piece goes on into the next.
+_WORD = f"{SPACE_MARK}+[^{SPACE_MARK}]*|[^{SPACE_MARK}]+"
+_NO_TEXT_SCORE = -1e4  # so low that a name in a text is spelt in any other way
 
-def tokenizer_json(pieces: Sequence[Piece]) -> str:
-    """Contents of tokenizer.json, the same for the same pieces."""
+
+def bpe_json(pieces: Sequence[Piece]) -> str:
+    """tokenizer.json of pieces that are merged in the order of their scores."""
     model = models.BPE(
         {piece.text: token for token, piece in enumerate(pieces)},
         _merges(pieces),
@@ -21,7 +25,43 @@ def tokenizer_json(pieces: Sequence[Piece]) -> str:
         fuse_unk=True,
         byte_fallback=True,
     )
-    tokenizer = tokenizers.Tokenizer(model)
+    return _around(tokenizers.Tokenizer(model), pieces)
+
+
+def unigram_json(pieces: Sequence[Piece]) -> str:
+    """tokenizer.json of pieces of which the likeliest are chosen, word by word.
+
+    The pieces have to have one for each character that the name of another piece is spelt in.
+    """
+    scores = [
+        (piece.text, piece.score if piece.kind == "text" else _NO_TEXT_SCORE) for piece in pieces
+    ]
+    unknown = next(token for token, piece in enumerate(pieces) if piece.kind == "unknown")
+    tokenizer = tokenizers.Tokenizer(models.Unigram(scores, unk_id=unknown, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD), "isolated")
+    return _around(tokenizer, pieces)
+
+
+def tokenizer_config(
+    model_max_length: int | None, separator: str = SEPARATOR, unknown: str | None = UNKNOWN
+) -> str:
+    """Contents of tokenizer_config.json; no limit is named where there is none."""
+    config: dict[str, object] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": separator,
+        "eos_token": separator,
+        **({} if unknown is None else {"unk_token": unknown}),
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,  # the name of a token in a text is text
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    if model_max_length is not None:
+        config["model_max_length"] = model_max_length
+    return json.dumps(config, indent=2) + "\n"
+
+
+def _around(tokenizer: tokenizers.Tokenizer, pieces: Sequence[Piece]) -> str:
+    """tokenizer.json, the same for the same pieces: escapes, and names that no text becomes."""
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Replace(plain, code) for plain, code in (*REPLACEMENTS, (" ", SPACE_MARK))]
     )
@@ -34,26 +74,11 @@ def tokenizer_json(pieces: Sequence[Piece]) -> str:
             *(decoders.Replace(code, plain) for plain, code in reversed(REPLACEMENTS)),
         ]
     )
+    names = [piece.text for piece in pieces if piece.kind in ("unknown", "separator", "control")]
     tokenizer.add_special_tokens(
-        [AddedToken(name, special=True, normalized=False) for name in (UNKNOWN, SEPARATOR)]
+        [AddedToken(name, special=True, normalized=False) for name in names]
     )
     return tokenizer.to_str(pretty=True) + "\n"
-
-
-def tokenizer_config(model_max_length: int | None) -> str:
-    """Contents of tokenizer_config.json; no limit is named where there is none."""
-    config: dict[str, object] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": SEPARATOR,
-        "eos_token": SEPARATOR,
-        "unk_token": UNKNOWN,
-        "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # the name of a token in a text is text
-        "model_input_names": ["input_ids", "attention_mask"],
-    }
-    if model_max_length is not None:
-        config["model_max_length"] = model_max_length
-    return json.dumps(config, indent=2) + "\n"
 
 
 def _merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:

@@ -11,17 +11,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import BinaryIO
 
 from llmtrain.errors import DataError, LlmtrainError, UsageError, told_by_exit_code
-from llmtrain.tokenizer.training import Learned, learn_vocabulary
+from llmtrain.tokenizer.training import Learned, ModelKind, Recipe, learn_vocabulary
 
 _LOOK_EVERY_S = 0.2
 _REFUSALS: tuple[type[LlmtrainError], ...] = (UsageError, DataError)
 
 
-def learn_apart(texts: Sequence[str], vocab_size: int, check_stop: Callable[[], None]) -> Learned:
+def learn_apart(texts: Iterable[str], recipe: Recipe, check_stop: Callable[[], None]) -> Learned:
     """What `learn_vocabulary` returns and raises. Whatever `check_stop` raises ends the process.
 
     Raises LlmtrainError that says how the process ended, where it ended without an answer.
@@ -30,8 +30,10 @@ def learn_apart(texts: Sequence[str], vocab_size: int, check_stop: Callable[[], 
         sys.executable,
         "-m",
         "llmtrain.tokenizer.learner",
-        str(vocab_size),
         str(os.getpid()),
+        str(recipe.vocab_size),
+        recipe.kind,
+        str(recipe.reserved),
     ]
     with subprocess.Popen(
         command,
@@ -53,7 +55,7 @@ def learn_apart(texts: Sequence[str], vocab_size: int, check_stop: Callable[[], 
 
 
 def _answer(
-    process: subprocess.Popen[bytes], texts: Sequence[str], check_stop: Callable[[], None]
+    process: subprocess.Popen[bytes], texts: Iterable[str], check_stop: Callable[[], None]
 ) -> bytes:
     assert process.stdin is not None
     try:
@@ -81,12 +83,11 @@ def _parsed(answer: bytes) -> Learned:
     return Learned(model, said["character_coverage"])
 
 
-def main(vocab_size: int, parent_pid: int, read: BinaryIO, write: BinaryIO) -> None:
+def main(parent_pid: int, recipe: Recipe, read: BinaryIO, write: BinaryIO) -> None:
     """The answer to the texts in `read` is in `write`."""
     threading.Thread(target=_end_with, args=(parent_pid,), daemon=True).start()
-    texts = [json.loads(line) for line in read]
     try:
-        learned = learn_vocabulary(texts, vocab_size)
+        learned = learn_vocabulary(map(json.loads, read), recipe)
     except _REFUSALS as error:
         refusal = {"refused": type(error).__name__, "message": error.message, "hint": error.hint}
         write.write(json.dumps(refusal).encode("ascii"))
@@ -106,4 +107,6 @@ def _end_with(parent_pid: int) -> None:
 
 if __name__ == "__main__":
     with os.fdopen(0, "rb") as texts_in, os.fdopen(1, "wb") as answer_out:
-        main(int(sys.argv[1]), int(sys.argv[2]), texts_in, answer_out)
+        kind: ModelKind = "unigram" if sys.argv[3] == "unigram" else "bpe"
+        wanted = Recipe(int(sys.argv[2]), kind, int(sys.argv[4]))
+        main(int(sys.argv[1]), wanted, texts_in, answer_out)

@@ -26,7 +26,7 @@ class ByteSample:
         self._max_bytes = max_bytes
         self._random = random.Random(_SEED)
         self._threshold = 1.0  # drawing this much or more is too much: the sample is full
-        self._kept: list[tuple[float, int, int, str]] = []  # heap, the largest draw in front
+        self._kept: list[tuple[float, int, bytes]] = []  # heap, the largest draw in front
         self._drawn = 0
 
     def add(self, document: str) -> None:
@@ -37,23 +37,24 @@ class ByteSample:
         for segment in _segments(document, max(1, self._max_bytes // _SEGMENTS)):
             self._draw(segment)
 
-    def texts(self) -> list[str]:
-        """The sample, in the order in which it was added."""
-        return [text for _, _, text in sorted(entry[1:] for entry in self._kept)]
+    def __iter__(self) -> Iterator[str]:
+        """The texts of the sample, in the order in which they were added."""
+        for _, _, data in sorted(self._kept, key=lambda entry: entry[1]):
+            yield data.decode()
 
     def _draw(self, segment: str) -> None:
-        size_bytes = len(segment.encode())
-        self.bytes_seen += size_bytes
+        data = segment.encode()  # which takes no more than it says, whatever the script
+        self.bytes_seen += len(data)
         self._drawn += 1
         draw = self._random.random()
         if draw >= self._threshold:
             return
-        heapq.heappush(self._kept, (-draw, self._drawn, size_bytes, segment))
-        self.bytes_used += size_bytes
+        heapq.heappush(self._kept, (-draw, self._drawn, data))
+        self.bytes_used += len(data)
         while self.bytes_used > self._max_bytes:
-            negative_draw, _, dropped_bytes, _ = heapq.heappop(self._kept)
+            negative_draw, _, dropped = heapq.heappop(self._kept)
             self._threshold = -negative_draw
-            self.bytes_used -= dropped_bytes
+            self.bytes_used -= len(dropped)
 
 
 def _segments(document: str, max_bytes: int) -> Iterator[str]:

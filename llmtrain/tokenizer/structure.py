@@ -13,6 +13,7 @@ from llmtrain.errors import DataError
 _PIECES, _TRAINER, _NORMALIZER, _SELF_TEST, _DENORMALIZER = 1, 2, 3, 4, 5
 _BYTES = 2  # the wire type of everything at the top level
 _CHARACTER_MAP = 2  # of the normalizer: a compiled table
+_PIECE_TEXT, _PIECE_KIND, _CONTROL = 1, 3, 3  # of a piece
 _MOST_PIECES = 1 << 20
 _LONGEST_PIECE_BYTES = 1024
 _LONGEST_SETTINGS_BYTES = 1 << 16
@@ -77,3 +78,37 @@ def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, start + offset + 1
     raise DataError("it is cut off")
+
+
+def with_control_piece(model: bytes, name: str) -> bytes:
+    """`model` with one more piece, behind the others, that no text becomes.
+
+    Messages that follow each other are merged, and lists joined.
+    """
+    piece = _field(_PIECE_TEXT, name.encode()) + bytes([_PIECE_KIND << 3, _CONTROL])
+    return model + _field(_PIECES, piece)
+
+
+def with_pieces_respelt(model: bytes, old: bytes, new: bytes) -> bytes:
+    """`model` with `new` for each `old` in the text of a piece."""
+    parts = []
+    for field, _, start, end in _fields(model, 0, len(model)):
+        content = model[start:end]
+        if field == _PIECES and old in content:
+            content = b"".join(
+                _field(inner, content[first:after].replace(old, new))
+                if inner == _PIECE_TEXT
+                else bytes([inner << 3 | wire_type]) + content[first:after]
+                for inner, wire_type, first, after in _fields(content, 0, len(content))
+            )
+        parts.append(_field(field, content))
+    return b"".join(parts)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """A field of bytes."""
+    length, rest = [], len(content)
+    while rest >= 0x80:
+        length.append(rest & 0x7F | 0x80)
+        rest >>= 7
+    return bytes([number << 3 | _BYTES, *length, rest]) + content

@@ -3,61 +3,69 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterator, Sequence
-from itertools import chain, islice
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-
-from sentencepiece import SentencePieceProcessor
+from typing import Any
 
 from llmtrain.errors import DataError
-from llmtrain.tokenizer.escape import SPACE_MARK, escape, unescape
-from llmtrain.tokenizer.huggingface import tokenizer_config, tokenizer_json
-from llmtrain.tokenizer.piece import SEPARATOR, UNKNOWN, Piece, PieceKind
-from llmtrain.tokenizer.structure import require_sound
-from llmtrain.untrusted import problem_of, read_bytes
+from llmtrain.tokenizer.codec import JSON_FILE, KIND_FILE, MODEL_FILE, Codec, Kind
+from llmtrain.tokenizer.escape import escape, require_unicode, unescape
+from llmtrain.tokenizer.huggingface import bpe_json, tokenizer_config
+from llmtrain.tokenizer.huggingface_codec import HuggingFaceCodec
+from llmtrain.tokenizer.piece import Piece
+from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
+from llmtrain.untrusted import problem_of, read_bytes, read_json
 
-MODEL_FILE = "tokenizer.model"
-
-_MAX_MODEL_BYTES = 16 << 20  # a vocabulary of 256,000 pieces takes under 5 MiB
+MAX_MODEL_BYTES = 16 << 20  # a vocabulary of 256,000 pieces takes under 5 MiB
+MAX_JSON_BYTES = 64 << 20  # and 35 MiB here
+_FORMAT_VERSION = 1
 _HINT = "make one: llmtrain tokenizer train --data SPEC --vocab-size N --out DIR"
-
-_PART_CHARACTERS = 1 << 14
-_WORD_START = re.compile(f"(?<![ {SPACE_MARK}])[ {SPACE_MARK}]")
-
-# What a model made with other settings changes: outer and double spaces, line ends, composition,
-# compatibility forms and characters that were never seen.
-_PROBE = "  a  b\t\r\n\n\x00 e\u0301 \ufb01 \uff21 \ufeff \U0010fffd ▁ <unk> "
 
 
 class Tokenizer:
-    """A lossless vocabulary with one separator token, which begins and ends documents.
+    """A vocabulary with one separator token, which begins and ends documents.
 
-    Every string of Unicode text is encoded, and decodes to itself. Nothing in a text becomes the
-    separator, not even its name.
+    Nothing in a text becomes the separator, not even its name. Every string of Unicode text
+    decodes to itself: an own tokenizer is held to that when it is loaded, another one when it is
+    imported.
     """
 
-    __slots__ = ("_fingerprint", "_model_proto", "_processor", "_separator_id")
+    __slots__ = ("_codec", "_fingerprint", "_kind")
 
-    def __init__(self, model_proto: bytes) -> None:
-        """Read a serialized sentencepiece model. Raises DataError if it is not a lossless one."""
-        require_sound(model_proto)
-        self._processor = SentencePieceProcessor()
-        self._model_proto = model_proto
-        self._fingerprint = hashlib.sha256(model_proto).hexdigest()
-        try:
-            self._processor.LoadFromSerializedProto(model_proto)
-            self._separator_id = self._processor.piece_to_id(SEPARATOR)
-            self._require_own_settings()
-        except (RuntimeError, UnicodeDecodeError):
-            raise DataError("it is not a sentencepiece model") from None
+    def __init__(self, codec: Codec, kind: Kind) -> None:
+        self._codec = codec
+        self._kind = kind
+        read_as = b"" if kind.name == "own" else json.dumps(asdict(kind)).encode()
+        self._fingerprint = hashlib.sha256(read_as + codec.model).hexdigest()
+
+    @classmethod
+    def of_model(cls, model: bytes) -> Tokenizer:
+        """The own one of a serialized sentencepiece model. Raises DataError if it is another's."""
+        codec = SentencePieceCodec(model)
+        return cls(codec, Kind("own", codec.require_own_settings(), escaped=True))
+
+    @classmethod
+    def read_as(cls, kind: Kind, model: bytes) -> Tokenizer:
+        """What `kind` makes of the contents of its file. Raises DataError."""
+        if kind.name == "own":
+            return cls.of_model(model)
+        codec = HuggingFaceCodec(model) if kind.name == "huggingface" else SentencePieceCodec(model)
+        if not 0 <= kind.separator_id < codec.vocab_size:
+            raise DataError(f"its separator, {kind.separator_id}, is not in the vocabulary")
+        return cls(codec, kind)
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
         """The tokenizer saved in `directory`. Raises DataError that names the file."""
-        path = directory / MODEL_FILE
+        kind = _kind_in(directory)
+        is_json = kind is not None and kind.name == "huggingface"
+        path = directory / (JSON_FILE if is_json else MODEL_FILE)
+        limit_bytes = MAX_JSON_BYTES if is_json else MAX_MODEL_BYTES
         try:
-            return cls(read_bytes(path, _MAX_MODEL_BYTES, follow_links=True))
+            model = read_bytes(path, limit_bytes, follow_links=True)
+            return cls.of_model(model) if kind is None else cls.read_as(kind, model)
         except FileNotFoundError:
             raise DataError(f"{path} does not exist", hint=_HINT) from None
         except (OSError, ValueError) as error:
@@ -65,18 +73,28 @@ class Tokenizer:
         except DataError as error:
             raise DataError(f"{path} cannot be used: {error.message}", hint=_HINT) from None
 
-    def __reduce__(self) -> tuple[type[Tokenizer], tuple[bytes]]:
-        return Tokenizer, (self._model_proto,)
+    def __reduce__(self) -> tuple[Any, tuple[Kind, bytes]]:
+        return Tokenizer.read_as, (self._kind, self._codec.model)
 
     @property
     def vocab_size(self) -> int:
         """Number of pieces; ids are 0 to `vocab_size` - 1."""
-        return int(self._processor.get_piece_size())
+        return self._codec.vocab_size
 
     @property
     def separator_id(self) -> int:
         """The token between documents: the beginning and the end of each."""
-        return self._separator_id
+        return self._kind.separator_id
+
+    @property
+    def kind(self) -> Kind:
+        """How its file is read."""
+        return self._kind
+
+    @property
+    def model(self) -> bytes:
+        """The contents of its file."""
+        return self._codec.model
 
     @property
     def fingerprint(self) -> str:
@@ -85,14 +103,11 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids that decode to `text`, never the separator. Raises DataError on lone surrogates."""
-        parts = (self._processor.encode(part) for part in _parts(escape(text)))
-        return list(chain.from_iterable(parts))
+        return self._codec.encode(self._prepared(text))
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
         """`encode` of each text, in order."""
-        parts = [list(_parts(escape(text))) for text in texts]
-        encoded = iter(self._processor.encode(list(chain(*parts)), num_threads=threads))
-        return [list(chain.from_iterable(islice(encoded, len(own)))) for own in parts]
+        return self._codec.encode_batch([self._prepared(text) for text in texts], threads)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The exact text; separators are nothing, bytes that are not UTF-8 become U+FFFD.
@@ -106,69 +121,64 @@ class Tokenizer:
                     f"token id {token} at position {position} is not in the vocabulary: "
                     f"ids go from 0 to {limit - 1}"
                 )
-        text: str = self._processor.decode([int(token) for token in ids])
-        return unescape(text)
+        text = self._codec.decode([int(token) for token in ids])
+        return unescape(text) if self._kind.escaped else text
 
     def piece(self, token: int) -> str:
         """How the model spells an id from 0 to `vocab_size` - 1."""
-        text: str = self._processor.id_to_piece(token)
-        return text
+        return self._codec.piece(token)
 
     def pieces(self) -> list[Piece]:
         """The vocabulary, in the order of ids."""
-        return [
-            Piece(self.piece(token), self._processor.get_score(token), self._kind(token))
-            for token in range(self.vocab_size)
-        ]
+        pieces = self._codec.pieces()
+        pieces[self.separator_id] = replace(pieces[self.separator_id], kind="separator")
+        return pieces
 
     def save(self, directory: Path, *, model_max_length: int | None = None) -> None:
-        """`directory` holds the model and what Hugging Face reads for the same ids.
+        """`directory` holds the model and, where there is such a form, what Hugging Face reads.
 
         `model_max_length` is the context, in tokens, that Hugging Face warns beyond.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / MODEL_FILE).write_bytes(self._model_proto)
-        files = {
-            "tokenizer.json": tokenizer_json(self.pieces()),
-            "tokenizer_config.json": tokenizer_config(model_max_length),
-        }
-        for name, text in files.items():
-            (directory / name).write_bytes(text.encode())
+        for name, content in self._files(model_max_length).items():
+            (directory / name).write_bytes(content)
 
-    def _kind(self, token: int) -> PieceKind:
-        if self._processor.is_byte(token):
-            return "byte"
-        if self._processor.is_unknown(token):
-            return "unknown"
-        return "separator" if token == self._separator_id else "text"
-
-    def _require_own_settings(self) -> None:
-        """Every text round-trips, none becomes a control token, and no piece crosses words."""
+    def _files(self, model_max_length: int | None) -> dict[str, bytes]:
         pieces = self.pieces()
-        self.decode(range(self.vocab_size))  # what stands for the unknown may be no text
-        controls = [i for i in range(self.vocab_size) if self._processor.is_control(i)]
-        if controls != [self._separator_id]:
-            raise DataError(f"its control tokens are not {SEPARATOR} alone")
-        if [piece.text for piece in pieces if piece.kind == "unknown"] != [UNKNOWN]:
-            raise DataError(f"its unknown token is not {UNKNOWN}")
-        if sum(piece.kind == "byte" for piece in pieces) != 256:
-            raise DataError("it does not spell unknown characters in bytes")
-        # Twice, for a model that puts a space before each text takes only the first away again.
-        if self.decode(self.encode(_PROBE) * 2) != _PROBE * 2:
-            raise DataError("it does not keep text exactly")
-        if any(_WORD_START.search(piece.text, 1) for piece in pieces):
-            raise DataError("it has pieces that go on into the next word")
+        unknown = next((piece.text for piece in pieces if piece.kind == "unknown"), None)
+        separator = pieces[self.separator_id].text
+        config = tokenizer_config(model_max_length, separator, unknown)
+        files = {"tokenizer_config.json": config.encode()}
+        if self._kind.name == "own":
+            files |= {MODEL_FILE: self._codec.model, JSON_FILE: bpe_json(pieces).encode()}
+            return files
+        said = {"format_version": _FORMAT_VERSION, **asdict(self._kind)}
+        files[KIND_FILE] = (json.dumps(said, indent=2) + "\n").encode()
+        files[JSON_FILE if self._kind.name == "huggingface" else MODEL_FILE] = self._codec.model
+        return files
+
+    def _prepared(self, text: str) -> str:
+        if self._kind.escaped:
+            return escape(text)
+        require_unicode(text)
+        return text
 
 
-def _parts(escaped: str) -> Iterator[str]:
-    """`escaped` cut between words, so that the parts have the ids of the whole.
-
-    No piece goes on into the next word, so no merge crosses a cut. sentencepiece takes 70 bytes of
-    memory for each character of a string, and is slower on long ones.
-    """
-    start = 0
-    while start < len(escaped):
-        cut = _WORD_START.search(escaped, start + _PART_CHARACTERS)
-        end = cut.start() if cut else len(escaped)
-        yield escaped[start:end]
-        start = end
+def _kind_in(directory: Path) -> Kind | None:
+    """What the directory says of its tokenizer; None where it is silent. Raises DataError."""
+    path = directory / KIND_FILE
+    try:
+        said = read_json(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {problem_of(error)}", hint=_HINT) from None
+    match said:
+        case {
+            "format_version": 1,
+            "name": "sentencepiece" | "huggingface" as name,
+            "separator_id": int(separator_id),
+            "escaped": bool(escaped),
+        }:
+            return Kind(name, separator_id, escaped)
+    raise DataError(f"{path} does not say how a tokenizer is read", hint=_HINT)

@@ -21,6 +21,7 @@ from llmtrain.files import sha256_file
 from llmtrain.model.huggingface import shape_from_config
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
+from llmtrain.tokenizer.codec import NAMING_FILES
 from llmtrain.train.stability import Course
 from llmtrain.train.tensor_files import read_tensors
 from llmtrain.untrusted import problem_of, read_json, refuse_link
@@ -234,8 +235,9 @@ def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
         raise DamagedCheckpointError(f"{file} cannot be read: {problem_of(error)}") from None
     except (LookupError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{file} cannot be read: {error}") from None
-    required = {MODEL, OPTIMIZER, STATE, "config.json", "tokenizer.model"}
-    if not names_are_plain or not complete or not required <= set(files):
+    required = {MODEL, OPTIMIZER, STATE, "config.json"}
+    has_all = required <= set(files) and any(name in files for name in NAMING_FILES)
+    if not names_are_plain or not complete or not has_all:
         raise DamagedCheckpointError(f"{file} is not the manifest of a checkpoint")
     checked: dict[str, dict[str, Any]] = files
     return checked

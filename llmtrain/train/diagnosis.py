@@ -95,10 +95,9 @@ def passages(run: Run, tokenizer: Tokenizer, first_window: int, found: Finding |
 
 def _window(run: Run, tokenizer: Tokenizer, position: int) -> str:
     """Which text a window is: where it lies in what is trained on, and how it begins."""
-    start = run.batches.first_token(position)
     inputs, _ = run.batches.read(position, 1)
     snippet = tokenizer.decode(inputs[0].tolist())[:_SNIPPET_CHARACTERS]
-    return f"tokens {start} to {start + run.context} of the training text, {snippet!r}"
+    return f"{run.batches.place(position)}, {snippet!r}"
 
 
 def _of_this_rank(run: Run, first_window: int) -> Finding | None:

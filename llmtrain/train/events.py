@@ -30,6 +30,7 @@ class Progress:
     phase: str
     done: int
     total: int
+    remaining_s: float | None = None  # where it can be said
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +116,7 @@ class TrainResult:
     step_s: float | None = None  # the median of its last ones
     predicted_tokens_per_s: float | None = None
     predicted_seconds: float | None = None
+    energy_joules: float | None = None  # of this sitting; None: nothing here counts them
 
 
 Event = Note | Progress | Started | Step | Evaluated | Sampled | Saved

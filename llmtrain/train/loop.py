@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from llmtrain.data.batches import BatchReader
-from llmtrain.data.mixture import MixedBatches
+from llmtrain.data.batches import WindowReader
+from llmtrain.data.prefetch import Prefetch, Windows
 from llmtrain.device.plan import Plan
 from llmtrain.model.decoder import Decoder
 from llmtrain.ops.precision import autocast_as
@@ -62,7 +62,7 @@ class Run:
     optimizer: RoleOptimizer
     scaler: torch.amp.GradScaler
     schedule: Schedule
-    batches: BatchReader | MixedBatches
+    batches: WindowReader
     plan: Plan
     world: World
     device: torch.device
@@ -72,6 +72,7 @@ class Run:
     gradient_clip: float | None
     skips_spikes: bool = True
     course: Course = field(default_factory=Course)
+    prefetch: Prefetch | None = None  # of `batches`
 
     @property
     def windows_per_step(self) -> int:
@@ -88,8 +89,11 @@ class Run:
         micro_batch, count = self.plan.micro_batch.value, self.plan.accumulation.value
         first = self.position.windows + self.world.rank * micro_batch * count
         for i in range(count):
-            inputs, targets = self.batches.read(first + i * micro_batch, micro_batch)
-            yield self._moved(inputs), self._moved(targets), i == count - 1
+            is_last = i == count - 1
+            here = first + i * micro_batch
+            then = first + self.windows_per_step if is_last else here + micro_batch
+            inputs, targets = self._read(here, micro_batch, then)
+            yield self._moved(inputs), self._moved(targets), is_last
 
     def advance(self, tokens: int) -> None:
         """Another step is done, or skipped: what it read is not read again."""
@@ -105,6 +109,11 @@ class Run:
             return self.objective.no_sync()
         return nullcontext()
 
+    def _read(self, first: int, count: int, then: int) -> Windows:
+        if self.prefetch is None:
+            return self.batches.read(first, count)
+        return self.prefetch.read(first, count, then)
+
     def _moved(self, array: object) -> Tensor:
         tensor = torch.as_tensor(array)
         if self.plan.pin_memory.value:
@@ -119,28 +128,29 @@ def training_steps(run: Run) -> Iterator[StepReport]:
     beyond the step is in `run.course`, and for others to heed.
     """
     parameters = list(run.model.parameters())
-    targets_per_step = run.windows_per_step * run.context
+    tokens_per_step = run.windows_per_step * run.context
     while True:
         position = run.position
+        targets = run.batches.count_targets(position.windows, run.windows_per_step)
         factor = run.schedule.factor(position.step, position.progress)
         set_learning_rate(run.optimizer, factor)
         nats = torch.zeros((), dtype=_sum_dtype(run.device), device=run.device)
-        for inputs, targets, is_last in run.micro_batches():
+        for inputs_bt, targets_bt, is_last in run.micro_batches():
             with run.synchronising(is_last):
                 with run.autocast():
-                    loss = run.objective(inputs, targets)
+                    loss = run.objective(inputs_bt, targets_bt)
                 # DDP averages over ranks; the loss is a sum over all of them
-                run.scaler.scale(loss * (run.world.size / targets_per_step)).backward()
+                run.scaler.scale(loss * (run.world.size / targets)).backward()
             nats += loss.detach()
         run.scaler.unscale_(run.optimizer)
         norm = _clipped_norm(parameters, run.gradient_clip)
         total_nats, norm = _agreed(run.world, nats, norm)
-        mean_loss = total_nats / targets_per_step
+        mean_loss = total_nats / targets
         verdict = _judged(run, mean_loss, norm)
         _update(run, verdict)
         run.optimizer.zero_grad()  # no gradients in memory while activations are
         first_window = position.windows
-        run.advance(targets_per_step)
+        run.advance(tokens_per_step)
         lr = factor * run.peak_learning_rate
         yield StepReport(position.step, mean_loss, norm, lr, verdict, first_window)
 

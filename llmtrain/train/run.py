@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from llmtrain.data.batches import BatchReader, Tokens
+from llmtrain.data.batches import BatchReader, Tokens, WindowReader
 from llmtrain.data.mixture import MixedBatches, MixedSource
+from llmtrain.data.packing import PackedReader, Packing, pack
 from llmtrain.data.stream import TokenStream
 from llmtrain.device.plan import InferencePlan, Plan
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.huggingface import weight_shapes
 from llmtrain.ops.precision import WeightCasts, half_dtype
-from llmtrain.profile.schema import Profile
+from llmtrain.profile.schema import DataSection, Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.train.checkpoint import Checkpoint
 from llmtrain.train.loop import Position, Run
@@ -45,14 +46,20 @@ def build_run(
     world: World,
     stream: TokenStream,
     resumed: Checkpoint | None,
+    separator_id: int | None = None,
+    packing: Packing | None = None,
     mixture: Sequence[MixedSource] = (),
 ) -> Run:
     """A run at its first step, or where `resumed` stands. Device settings are made.
 
-    `mixture`: the parts of the stream that are read by weight; without any it is read as a whole.
+    `separator_id`: what documents of the stream begin with. `packing`: how they are in windows,
+    where they are not concatenated. `mixture`: the parts of the stream that are read by weight,
+    each packed by itself; without any it is read as a whole.
     """
     device = set_up_device(plan, world)
     model = build_model(profile, resumed).to(device)
+    model.separator_id = masking_separator(profile.data, separator_id)
+    model.has_padding = profile.data.packing != "concatenate"
     products = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
     tokens_per_step = profile.train.chosen_tokens_per_step
     optimizer = build_optimizer(
@@ -74,7 +81,7 @@ def build_run(
         optimizer=optimizer,
         scaler=scaler,
         schedule=schedule_of(profile),
-        batches=_batches(profile, stream, mixture),
+        batches=_reader(profile, stream, separator_id, packing, mixture),
         plan=plan,
         world=world,
         device=device,
@@ -87,17 +94,6 @@ def build_run(
         skips_spikes=profile.train.skip_loss_spikes,
         course=course,
     )
-
-
-def _batches(
-    profile: Profile, stream: TokenStream, mixture: Sequence[MixedSource]
-) -> BatchReader | MixedBatches:
-    def reader_of(tokens: Tokens, seed: int) -> BatchReader:
-        return BatchReader(tokens, profile.model.context, seed)
-
-    if mixture:
-        return MixedBatches(stream, mixture, profile.train.seed, reader_of)
-    return reader_of(stream, profile.train.seed)
 
 
 def rewind_run(run: Run, seed: int, checkpoint: Checkpoint | None) -> None:
@@ -141,6 +137,35 @@ def _compute_as_planned(model: Decoder, plan: Plan, optimizer: torch.optim.Optim
         casts=casts,
         compiled=plan.compile.value,
     )
+
+
+def _reader(
+    profile: Profile,
+    stream: TokenStream,
+    separator_id: int | None,
+    packing: Packing | None,
+    mixture: Sequence[MixedSource],
+) -> WindowReader:
+    context, seed = profile.model.context, profile.train.seed
+
+    def reader_of(tokens: Tokens, seed: int, packing: Packing | None = None) -> WindowReader:
+        if profile.data.packing == "concatenate":
+            return BatchReader(tokens, context, seed)
+        assert separator_id is not None, "what is packed is known by what it begins with"
+        packed = packing or pack(tokens, separator_id, context)
+        return PackedReader(tokens, packed, separator_id, context, seed)
+
+    if mixture:
+        return MixedBatches(stream, mixture, seed, reader_of)
+    return reader_of(stream, seed, packing)
+
+
+def masking_separator(section: DataSection, separator_id: int | None) -> int | None:
+    """What attention stops at: the separator where documents are masked, else nothing."""
+    if not section.mask_documents:
+        return None
+    assert separator_id is not None, "documents are masked by what they begin with"
+    return separator_id
 
 
 def schedule_of(profile: Profile) -> Schedule:

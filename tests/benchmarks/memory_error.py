@@ -137,11 +137,11 @@ def main(arguments: Sequence[str]) -> int:
     """The cases that are not there yet are run, then the table is printed."""
     values = _parser().parse_args(arguments)
     if not values.table:
-        done = {_name(line["profile"], line["settings"]) for line in _lines(values.results)}
+        done = {case_name(line["profile"], line["settings"]) for line in lines(values.results)}
         left = [
             (profile, settings)
             for profile, settings in cases(values.device)
-            if (name := _name(profile, settings)) not in done and values.only in name
+            if (name := case_name(profile, settings)) not in done and values.only in name
         ]
         with tempfile.TemporaryDirectory(prefix="llmtrain-memory-") as scratch:
             _measure(left, values, Path(scratch))
@@ -190,13 +190,15 @@ def _llmtrain(*arguments: object) -> dict[str, Any]:
     return document
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def lines(path: Path) -> list[dict[str, Any]]:
+    """What was measured so far."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def _name(profile: str, settings: dict[str, Any]) -> str:
+def case_name(profile: str, settings: dict[str, Any]) -> str:
+    """The profile and what differs from it."""
     told = (f"{name.partition('.')[2]}={value}" for name, value in sorted(settings.items()))
     return " ".join([profile, *told])
 
@@ -205,10 +207,10 @@ def _table(path: Path) -> Iterator[str]:
     """Markdown, and what the errors come to: positive is more than was measured."""
     errors = []
     yield "| case | predicted | measured | error |\n| --- | --- | --- | --- |\n"
-    for line in _lines(path):
+    for line in lines(path):
         predicted, measured = line["predicted_bytes"] / 2**20, line["measured_bytes"] / 2**20
         errors.append(predicted / measured - 1)
-        name = _name(line["profile"], line["settings"])
+        name = case_name(line["profile"], line["settings"])
         yield f"| {name} | {predicted:.0f} MiB | {measured:.0f} MiB | {100 * errors[-1]:+.1f}% |\n"
     if errors:
         within = sum(abs(error) <= 0.05 for error in errors)

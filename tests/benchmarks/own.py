@@ -49,7 +49,7 @@ def read_own(comparison: Comparison, prepared: Prepared, run: Path) -> Trained:
         details={
             "plan": record["plan"],
             "peak_memory_bytes": record["result"]["peak_memory_bytes"],
-            "predicted_peak_memory_bytes": record["result"]["predicted"],
+            "predicted_peak_memory_bytes": record["result"]["predicted_peak_bytes"],
         },
     )
 

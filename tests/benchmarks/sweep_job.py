@@ -147,7 +147,7 @@ def _naive(
 
 def _ours(job: SweepJob, profile: Profile, data: PreparedData) -> tuple[Quality, int]:
     plan = plan_run(profile).plan
-    run = build_run(profile, plan, World(), data.train, None)
+    run = build_run(profile, plan, World(), data.train, None, data.index.separator_id)
     phases = job.growth or ((0.0, profile.train.chosen_tokens_per_step),)
     curve: list[CurvePoint] = []
     begun_s, examined_s = time.monotonic(), 0.0

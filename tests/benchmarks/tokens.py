@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from llmtrain.data.index import SplitFacts, token_dtype, write_index
-from llmtrain.data.shards import SHARD_BYTES, PreparedData, unigram_cross_entropy_nats
+from llmtrain.data.preparing import unigram_cross_entropy_nats
+from llmtrain.data.shards import SHARD_BYTES, PreparedData
 from llmtrain.data.split import Side
 from llmtrain.data.writer import SplitWriter
 from llmtrain.device.probe import read_cpu

@@ -54,8 +54,8 @@ class Outcome:
 
 def published_name(arguments: tuple[str, ...]) -> str:
     """Under which name the document of a command line is published."""
-    words = "-".join(arguments[:2])
-    name = words if words in PUBLISHED else arguments[0]
+    candidates = ("-".join(arguments[:count]) for count in (3, 2, 1))
+    name = next(words for words in candidates if words in PUBLISHED)
     if name == "train" and "--dry-run" in arguments:
         return "train-dry-run"
     if name == "memory" and {"-p", "--profile"} & set(arguments):

@@ -32,8 +32,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def invented(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are invented, on a machine with a compiler."""
     facts = replace(read_facts(), accelerators=(), cxx_compiler="/usr/bin/g++")
-    monkeypatch.setattr(probe, "read_facts", lambda: facts)
-    monkeypatch.setattr(request, "read_facts", lambda: facts)
+    monkeypatch.setattr(probe, "read_facts", lambda **_: facts)
+    monkeypatch.setattr(request, "read_facts", lambda **_: facts)
     monkeypatch.setattr(measuring, "time_matmuls", lambda *_: PRODUCTS)
     monkeypatch.setattr(measuring, "time_attention", lambda *_: ATTENTION)
     monkeypatch.setattr(measuring, "time_block", lambda *_, **__: BLOCK)
@@ -153,7 +153,7 @@ def test_failure_to_compile_is_one_line(llmtrain: Any, monkeypatch: pytest.Monke
 def test_gpu_is_refused(llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Accelerator("cuda", 0, "H100", 80 << 30, supports_bf16=True)
     facts = replace(probe.read_facts(), accelerators=(gpu,))
-    monkeypatch.setattr(probe, "read_facts", lambda: facts)
+    monkeypatch.setattr(probe, "read_facts", lambda **_: facts)
 
     refused = llmtrain("device", "bench")
     assert (refused.code, refused.out) == (2, "")

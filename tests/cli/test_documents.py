@@ -16,7 +16,7 @@ def test_train(llmtrain: Any, place: Path) -> None:
 
     assert set(document) - {"schema_version", "llmtrain"} == {
         *("run", "checkpoint", "steps", "tokens", "seconds", "tokens_per_s", "train_loss"),
-        *("val_loss", "val_bpb", "peak_memory_bytes", "predicted", "stopped"),
+        *("val_loss", "val_bpb", "peak_memory_bytes", "energy_joules", "predicted", "stopped"),
     }
     assert (document["run"], document["stopped"]) == ("run", "done")
     assert (document["steps"], document["tokens"]) == (20, 5120)

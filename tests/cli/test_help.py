@@ -17,7 +17,9 @@ from llmtrain.cli.app import app
 CONTRACT = {
     *("train", "eval", "generate", "memory", "device info", "device bench", "schema"),
     *("tokenizer train", "tokenizer encode", "tokenizer decode", "tokenizer inspect"),
+    "data inspect",
     *("profiles list", "profiles show", "profiles validate", "profiles schema"),
+    *("data prepare", "data cache list", "data cache clear"),
     *("runs list", "runs show", "runs verify", "runs prove-resume"),
 }
 
@@ -57,7 +59,10 @@ def test_every_command_can_be_quiet_loud_and_debugged(path: str) -> None:
     assert {"--quiet", "-q", "--verbose", "-v", "--debug"} <= names
 
 
-@pytest.mark.parametrize("arguments", [(), ("device",), ("profiles",), ("runs",), ("tokenizer",)])
+@pytest.mark.parametrize(
+    "arguments",
+    [(), ("data",), ("data", "cache"), ("device",), ("profiles",), ("runs",), ("tokenizer",)],
+)
 def test_group_alone_shows_its_help(arguments: tuple[str, ...], llmtrain: Any) -> None:
     outcome = llmtrain(*arguments)
     assert outcome.code == 0

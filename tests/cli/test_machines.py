@@ -28,7 +28,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def machine(name: str, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """What is found and measured here is this machine's."""
     machine = MACHINES[name]
-    monkeypatch.setattr("llmtrain.engine.request.read_facts", lambda: machine.facts)
+    monkeypatch.setattr("llmtrain.engine.request.read_facts", lambda **_: machine.facts)
     monkeypatch.setattr("llmtrain.engine.planning.read_facts", pytest.fail)
     monkeypatch.setattr("llmtrain.engine.planning.measured_cpu", lambda *_: machine.times)
     monkeypatch.setattr("llmtrain.engine.choosing.measured_products", pytest.fail)

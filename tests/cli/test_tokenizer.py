@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 AWKWARD = (
     b"line\r\nline\rline\n",
@@ -108,3 +112,153 @@ def test_unwritable_place_is_a_usage_error(llmtrain: Any) -> None:
     )
     assert outcome.code == 2
     assert "corpus.txt" in outcome.err
+
+
+def test_kind_and_reserved_pieces_are_as_asked(llmtrain: Any, place: Path) -> None:
+    flags = ("--data", "corpus.txt", "--vocab-size", 360, "--kind", "unigram", "--reserve", 5)
+    document = llmtrain("tokenizer", "train", *flags, "--out", "u", "--json").document
+    assert (document["kind"], document["reserved"]) == ("unigram", 5)
+    assert document["vocab_size_reason"] is None
+    assert sorted(path.name for path in (place / "u").iterdir()) == [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "tokenizer_kind.json",
+    ]
+    text = b"<|reserved_4|> is  text \xe2\x96\x81\r\n"
+    encoded = llmtrain("tokenizer", "encode", "--tokenizer", "u", stdin=text).out
+    decoded = llmtrain("tokenizer", "decode", "--tokenizer", "u", stdin=encoded.encode())
+    assert decoded.out.encode() == text
+
+
+def test_the_size_is_chosen_with_its_reason(llmtrain: Any) -> None:
+    flags = ("--data", "builtin:python", "--max-bytes", "200KB", "--vocab-size", "auto")
+    outcome = llmtrain("tokenizer", "train", *flags, "--parameters", "2M", "--out", "a", "--json")
+    assert outcome.document["requested_vocab_size"] == 1088
+    assert "Tao et al. 2024" in outcome.document["vocab_size_reason"]
+    assert "1088 pieces" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--vocab-size", "many"),
+        ("--vocab-size", "auto", "--parameters", "some"),
+        ("--vocab-size", 400, "--max-bytes", "lots"),
+        ("--vocab-size", 400, "--reserve", 2000),
+        ("--vocab-size", 400, "--reserve", -1),
+        ("--vocab-size", 12),
+    ],
+)
+def test_wishes_that_cannot_be_met_are_usage_errors(flags: Any, llmtrain: Any) -> None:
+    outcome = llmtrain("tokenizer", "train", "--data", "corpus.txt", *flags, "--out", "t")
+    assert outcome.code == 2
+    assert str(flags[-1]) in outcome.err
+
+
+@pytest.fixture
+def foreign(place: Path) -> Path:
+    """A tokenizer.json of bytes, as others make them."""
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator([(place / "corpus.txt").read_text()], trainer)
+    made.save(str(place / "foreign.json"))
+    return place / "foreign.json"
+
+
+def test_a_foreign_tokenizer_is_imported_and_trained_with(
+    foreign: Path, llmtrain: Any, place: Path
+) -> None:
+    imported = llmtrain("tokenizer", "import", foreign, "--out", "t", "--json").document
+    assert imported["vocab_size"] == 321
+    assert (imported["separator"], imported["added_separator"]) == ("<|endoftext|>", True)
+
+    text = b"".join(AWKWARD)
+    encoded = llmtrain("tokenizer", "encode", "--tokenizer", "t", stdin=text).out
+    theirs = tokenizers.Tokenizer.from_file(str(foreign))
+    assert encoded.split() == [str(token) for token in theirs.encode(text.decode()).ids]
+
+    train = ("train", "--profile", "tiny.yaml", "--out", "run", "--tokenizer", "t", "-q")
+    assert llmtrain(*train).code == 0
+    checkpoint = place / "run" / "checkpoints" / "step-00000020"
+    assert (checkpoint / "tokenizer.json").read_bytes() == (place / "t/tokenizer.json").read_bytes()
+    again = llmtrain("tokenizer", "encode", "--tokenizer", checkpoint, stdin=text).out
+    assert again == encoded
+    assert llmtrain("eval", "run").code == 0
+    assert llmtrain("generate", "run", "--max-tokens", 5).code == 0
+    assert llmtrain("train", "--resume", "run", "--steps", 25).code == 0
+
+
+def test_a_foreign_file_is_trained_with_as_it_is(foreign: Path, llmtrain: Any) -> None:
+    train = ("train", "--profile", "tiny.yaml", "--out", "run", "--tokenizer", foreign, "-q")
+    assert llmtrain(*train).code == 0
+    assert llmtrain("generate", "run", "--max-tokens", 5).code == 0
+
+
+def test_a_profile_names_the_kind(llmtrain: Any, place: Path) -> None:
+    kind = ("--set", "data.tokenizer_kind=unigram", "--set", "model.vocab_size=360")
+    assert llmtrain("train", "-p", "tiny.yaml", "--out", "run", "-q", *kind).code == 0
+    checkpoint = place / "run" / "checkpoints" / "step-00000020"
+    said = json.loads((checkpoint / "tokenizer_kind.json").read_text())
+    assert said["name"] == "huggingface"
+    assert '"type": "Unigram"' in (checkpoint / "tokenizer.json").read_text()
+    assert llmtrain("generate", "run", "--max-tokens", 5).code == 0
+
+
+def test_ids_are_written_raw(tokenizer: Path, llmtrain: Any, place: Path) -> None:
+    told = llmtrain("tokenizer", "encode", "--tokenizer", tokenizer, "corpus.txt", "--json")
+    outcome = llmtrain(
+        *("tokenizer", "encode", "--tokenizer", tokenizer, "corpus.txt", "--out", "ids.bin"),
+        "--json",
+    )
+    ids = np.fromfile(place / "ids.bin", dtype="<u2").tolist()
+    assert ids == told.document["ids"]
+    assert outcome.document["tokens"] == len(ids)
+    (place / "corpus.txt").write_bytes(b"a\xff")
+    failed = llmtrain(
+        *("tokenizer", "encode", "--tokenizer", tokenizer, "corpus.txt", "--out", "new.bin")
+    )
+    assert failed.code == 5
+    assert not (place / "new.bin").exists()
+
+
+def test_megabytes_go_through_pipes(tokenizer: Path, process: Any, place: Path) -> None:
+    text = (b"".join(AWKWARD) + "wörter und Zahlen 123 \U0001f600".encode()) * 12_000
+    (place / "text").write_bytes(text)
+    encoded = process("tokenizer", "encode", "--tokenizer", tokenizer, "text")
+    decoded = process(
+        "tokenizer", "decode", "--tokenizer", tokenizer, stdin=None, input=encoded.stdout
+    )
+    assert decoded.stdout == text
+
+
+@pytest.mark.parametrize("at", [5, (1 << 20) - 1, 1 << 20])
+def test_what_is_not_utf8_has_an_offset_wherever_it_is(
+    at: int, tokenizer: Path, llmtrain: Any
+) -> None:
+    text = b"a " * (at // 2) + b"a" * (at % 2) + b"\xf0\x9f\x98"
+    for rest in (b"", b" and more"):
+        outcome = llmtrain("tokenizer", "encode", "--tokenizer", tokenizer, stdin=text + rest)
+        assert outcome.code == 5
+        assert f"byte {at}" in outcome.err
+
+
+def test_inspect_shows_sources_and_others(tokenizer: Path, llmtrain: Any, place: Path) -> None:
+    (place / "second.txt").write_text("a second text\n" * 9)
+    flags = ("--data", "corpus.txt", "--data", "second.txt", "--beside", tokenizer)
+    command = ("tokenizer", "inspect", "--tokenizer", tokenizer, *flags)
+    document = llmtrain(*command, "--json").document
+    assert [fit["name"] for fit in document["sources"]] == ["corpus.txt", "second.txt"]
+    assert document["beside"][0]["tokens"] == document["sample_tokens"]
+    plain = llmtrain(*command)
+    assert plain.code == 0
+    assert plain.out.count("bytes per token") == 3
+    assert "rarest_pieces" in plain.out
+
+
+def test_inspect_without_text_has_no_rates(tokenizer: Path, llmtrain: Any) -> None:
+    document = llmtrain("tokenizer", "inspect", "--tokenizer", tokenizer, "--json").document
+    assert document["bytes_per_token"] is document["unused_share"] is None
+    assert document["sources"] == document["beside"] == []

@@ -3,7 +3,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -43,6 +43,7 @@ class Prepare(Protocol):
         batch_bytes: int = 1 << 16,
         on_progress: Callable[[int, int], None] = ...,
         check_stop: Callable[[], None] = ...,
+        **options: Any,
     ) -> PreparedData: ...
 
 
@@ -89,6 +90,7 @@ def prepare_data(cache: Path) -> Prepare:
         batch_bytes: int = 1 << 16,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
         check_stop: Callable[[], None] = lambda: None,
+        **options: Any,
     ) -> PreparedData:
         return prepare(
             resolve_sources([str(data)]),
@@ -100,6 +102,7 @@ def prepare_data(cache: Path) -> Prepare:
             check_stop=check_stop,
             shard_bytes=shard_bytes,
             batch_bytes=batch_bytes,
+            **options,
         )
 
     return run

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmtrain.data import shards
+from llmtrain.data import preparing
 from llmtrain.data.index import INDEX_NAME, write_index
 from llmtrain.data.shards import open_prepared
 from llmtrain.errors import DataError, LlmtrainError
@@ -25,7 +25,7 @@ def test_a_failing_disk_leaves_nothing(
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    owner = {"fsync": os, "rename": Path, "write_index": shards}[name]
+    owner = {"fsync": os, "rename": Path, "write_index": preparing}[name]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fail)
         with pytest.raises(LlmtrainError, match="No space left") as caught:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmtrain.data.batches import BatchReader
+from llmtrain.data.batches import BatchReader, Tokens, WindowReader
 from llmtrain.data.mixture import (
     Interleaving,
     MixedBatches,
@@ -21,10 +21,12 @@ from llmtrain.data.mixture import (
     TokenRange,
     locate_sources,
 )
+from llmtrain.data.packing import IGNORED, PackedReader, pack
 from llmtrain.data.shards import PreparedData, prepare
 from llmtrain.data.sources import Corpus, resolve_sources
 from llmtrain.data.split import plan_split
 from llmtrain.data.stream import TokenArray
+from llmtrain.engine.inference import TokensInMemory
 from llmtrain.errors import DataError
 
 CONTEXT = 8
@@ -51,6 +53,11 @@ def mixed(sizes: Sequence[int], weights: Sequence[float], seed: int = 0) -> Mixe
     ]
     stream = Counting(sum(sizes) + 1)
     return MixedBatches(stream, sources, seed, lambda part, own: BatchReader(part, CONTEXT, own))
+
+
+def first_token(reader: WindowReader, position: int) -> int:
+    """Where in the text the window at `position` begins."""
+    return int(reader.read(position, 1)[0][0, 0])
 
 
 @settings(max_examples=50)
@@ -94,7 +101,7 @@ def test_a_source_is_read_whole_before_it_is_read_again() -> None:
     starts = list(accumulate(sizes, initial=0))
     read: dict[int, list[int]] = {0: [], 1: [], 2: []}
     for position in range(1500):
-        first = reader.first_token(position)
+        first = first_token(reader, position)
         source = sum(first >= start for start in starts[1:])
         assert first + CONTEXT <= starts[source + 1]
         read[source].append((first - starts[source]) // CONTEXT)
@@ -108,22 +115,47 @@ def test_a_source_is_read_whole_before_it_is_read_again() -> None:
 
 def test_sources_of_one_length_are_not_read_in_step() -> None:
     reader = mixed([800, 800], [1, 1])
-    first = [reader.first_token(position) for position in range(0, 200, 2)]
-    second = [reader.first_token(position) - 800 for position in range(1, 201, 2)]
+    first = [first_token(reader, position) for position in range(0, 200, 2)]
+    second = [first_token(reader, position) - 800 for position in range(1, 201, 2)]
     assert sorted(first) == sorted(second)
     assert sum(a == b for a, b in zip(first, second, strict=True)) < 10
 
 
-def test_a_window_is_where_it_says() -> None:
+def test_several_windows_are_those_that_each_is() -> None:
     reader = mixed([80, 160], [1, 2], seed=3)
     inputs, targets = reader.read(7, 50)
     assert (targets == inputs + 1).all()
-    assert [reader.first_token(7 + row) for row in range(50)] == inputs[:, 0].tolist()
+    assert [first_token(reader, 7 + row) for row in range(50)] == inputs[:, 0].tolist()
+    assert reader.count_targets(7, 50) == targets.size
     for array in (inputs, targets):
         assert array.shape == (50, CONTEXT)
         assert array.dtype == np.int64
         assert array.flags.c_contiguous
         assert array.flags.writeable
+
+
+def test_a_window_is_told_by_its_source() -> None:
+    reader = mixed([80, 160], [1, 2])
+    for position in range(30):
+        start = first_token(reader, position)
+        source, own = (0, start) if start < 80 else (1, start - 80)
+        assert reader.place(position).startswith(f"{source}: tokens {own} to {own + CONTEXT} of")
+
+
+def test_sources_are_packed_each_by_itself() -> None:
+    """What is padded is no target, and no window has documents of two sources."""
+    ids = np.array([9, 1, 1, 1, 1, 1] * 20 + [9, 2, 2] * 30 + [9])
+    stream = TokensInMemory(ids)
+    sources = [MixedSource("one", 1, 0, 121), MixedSource("two", 1, 120, 91)]
+
+    def packed(tokens: Tokens, seed: int) -> WindowReader:
+        return PackedReader(tokens, pack(tokens, 9, CONTEXT), 9, CONTEXT, seed)
+
+    reader = MixedBatches(stream, sources, 0, packed)
+    inputs, targets = reader.read(0, reader.num_windows)
+    for row in inputs:
+        assert len(set(row.tolist()) - {9}) == 1
+    assert reader.count_targets(0, reader.num_windows) == (targets != IGNORED).sum() < targets.size
 
 
 def test_ranks_together_read_what_one_reads() -> None:
@@ -140,7 +172,7 @@ def test_an_epoch_has_as_many_windows_as_all_sources() -> None:
 def test_the_order_is_fixed_for_ever() -> None:
     """A resumed run depends on these numbers: a change here breaks every run under way."""
     reader = mixed([80, 160], [1, 2], seed=42)
-    assert [reader.first_token(position) for position in range(9)] == [
+    assert [first_token(reader, position) for position in range(9)] == [
         80,
         24,
         144,
@@ -152,7 +184,7 @@ def test_the_order_is_fixed_for_ever() -> None:
         184,
     ]
     whole = BatchReader(Counting(241), CONTEXT, seed=42)
-    assert [whole.first_token(position) for position in range(9)] == [
+    assert [first_token(whole, position) for position in range(9)] == [
         152,
         88,
         64,

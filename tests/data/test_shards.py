@@ -4,8 +4,10 @@ import json
 import math
 import os
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llmtrain.data.building import lock_of
 from llmtrain.data.encoding import TextEncoder
 from llmtrain.data.shards import PreparedData, open_prepared
 from llmtrain.data.stream import TokenStream
@@ -206,20 +209,43 @@ def test_text_that_changes_meanwhile_is_noticed(
     assert entries() == []
 
 
-def test_another_process_that_finished_first_is_used(
-    book: Path, prepare_data: Any, entries: Entries
+def test_what_another_process_prepares_is_waited_for(
+    book: Path, prepare_data: Any, encoder: Any, entries: Entries
 ) -> None:
-    finished: list[PreparedData] = []
+    is_waiting = threading.Event()
+    second: list[Future[PreparedData]] = []
 
     def race(done: int, total: int) -> None:
-        if not finished:
-            finished.append(prepare_data(book))
+        if not second:
+            second.append(
+                threads.submit(prepare_data, book, encoder, on_wait=lambda: is_waiting.set())
+            )
+            assert is_waiting.wait(timeout=60)
 
-    with prepare_data(book, on_progress=race) as data:
-        data.verify()
-        assert data.directory == finished[0].directory
-    finished[0].close()
+    with (
+        ThreadPoolExecutor(1) as threads,
+        prepare_data(book, on_progress=race) as data,
+        second[0].result(timeout=60) as other,
+    ):
+        other.verify()
+        assert other.directory == data.directory
+    assert encoder.calls == 0
     assert entries() == [data.index.key]
+
+
+def test_waiting_can_be_stopped(book: Path, prepare_data: Any, cache: Path) -> None:
+    prepared = prepare_data(book)
+    prepared.close()
+    shutil.rmtree(prepared.directory)
+    told: list[bool] = []
+
+    def stop() -> None:
+        if told:
+            raise InterruptedRunError("stop")
+
+    with lock_of(cache, prepared.index.key), pytest.raises(InterruptedRunError):
+        prepare_data(book, check_stop=stop, on_wait=lambda: told.append(True))
+    assert told == [True]
 
 
 def test_unigram_baseline_is_the_cross_entropy(book: Path, prepare_data: Any) -> None:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-from llmtrain.device.cpuinfo import CpuDescription, parse_cpuinfo, parse_sysctl, read_linux_cpu
+import psutil
+import pytest
+
+from llmtrain.device.cpuinfo import (
+    CpuDescription,
+    allowed_cores,
+    parse_cpuinfo,
+    parse_sysctl,
+    read_linux_cpu,
+)
 
 
 def x86_processor(number: int, socket: int, core: int, model: str, flags: str) -> str:
@@ -114,3 +124,9 @@ def test_intel_mac() -> None:
     )
     assert cpu.model == "Intel(R) Core(TM) i7-8569U CPU @ 2.80GHz"
     assert cpu.isa == ("avx2",)
+
+
+def test_windows_is_asked_through_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda _: [0, 2], raising=False)
+    assert allowed_cores() == [0, 2]

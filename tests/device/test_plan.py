@@ -368,6 +368,25 @@ def test_the_hint_for_a_step_that_does_not_divide_works(
     assert share * context == proposed
 
 
+def test_masked_documents_are_planned_for() -> None:
+    """A mask of all pairs takes memory, which a micro-batch then has less of; blocks take none."""
+    profile = profile_of("cpu-tiny", "model.context=16384", "train.tokens_per_step=1048576")
+    plain = needs_of(profile)
+    masked = replace(plain, mask_documents=True)
+    small = replace(CONTAINER, cpu=replace(CONTAINER.cpu, memory_limit_bytes=6 * GIB))
+    gpu = replace(T4, accelerators=gpus(1, "Tesla T4", 4))
+    for facts, wishes in ((small, {"kind": "cpu"}), (gpu, {})):
+        how = DeviceSection.model_validate(wishes)
+        found = [make_plan(facts, how, needs) for needs in (plain, masked)]
+        sizes = [predict(masked, made).total_bytes for made in found]
+        assert sizes[0] - predict(plain, found[0]).total_bytes >= 16384**2 * 2
+        assert found[0].micro_batch.value >= found[1].micro_batch.value
+        assert found[1].attention.value == "sdpa"
+    assert "mask of all pairs" in found[1].attention.reason
+    blocks = DeviceSection(kind="cpu", attention="blocks")
+    assert make_plan(small, blocks, masked) == make_plan(small, blocks, plain)
+
+
 @pytest.mark.parametrize("facts", MACHINES)
 def test_a_plan_is_read_back_as_it_was_written(facts: Facts) -> None:
     made = plan(facts, "cpu-tiny", times=BF16_PAYS if facts is XEON else None)

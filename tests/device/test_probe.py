@@ -107,6 +107,15 @@ def test_a_rank_initialises_only_its_own_device(monkeypatch: pytest.MonkeyPatch)
     assert facts.failures == ()
 
 
+def test_no_device_is_initialised_where_the_cpu_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend_cuda(monkeypatch, (9, 0))
+    monkeypatch.setattr(torch, "ones", pytest.fail)
+    facts = read_facts(tries_gpus=False)
+    assert [gpu.index for gpu in facts.of_kind("cuda")] == [0, 1]
+
+
 @pytest.mark.parametrize(("capability", "native"), [((7, 5), False), ((8, 0), True)])
 def test_emulated_bf16_does_not_count(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], native: bool

@@ -13,6 +13,7 @@ from llmtrain.device.cgroup import CgroupLimits
 from llmtrain.device.startup import prepare_for_torch
 from llmtrain.files import cache_directory
 
+ALLOCATORS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 SET = ("TORCHINDUCTOR_CACHE_DIR", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
@@ -20,7 +21,7 @@ SET = ("TORCHINDUCTOR_CACHE_DIR", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 def unset(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variable is set, and the allocator of this process is told nothing."""
     monkeypatch.setattr(startup, "keep_freed_memory", lambda: None)
-    for name in SET:
+    for name in (*SET, *ALLOCATORS):
         monkeypatch.setenv(name, "")  # so that what the test sets is undone
         monkeypatch.delenv(name)
 
@@ -76,3 +77,24 @@ def test_it_comes_before_torch() -> None:
     code = "import sys, llmtrain.device.startup; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+@pytest.mark.parametrize("name", ALLOCATORS)
+def test_a_gpus_allocator_grows_its_segments_unless_it_was_set_up(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    prepare_for_torch()
+    assert [os.environ.get(each) for each in ALLOCATORS] == ["expandable_segments:True", None]
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    monkeypatch.setenv(name, "backend:native")
+    prepare_for_torch()
+    assert [os.environ.get(each) for each in ALLOCATORS if each != name] == [None]
+    assert os.environ[name] == "backend:native"
+
+
+def test_other_systems_have_no_segments_that_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(startup, "allowed_cores", lambda: None)
+    prepare_for_torch()
+    assert not [name for name in ALLOCATORS if name in os.environ]

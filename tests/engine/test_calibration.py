@@ -39,7 +39,7 @@ def result(**changes: Any) -> TrainResult:
         "val_loss": 1.0,
         "val_bpb": 1.0,
         "peak_memory_bytes": 123_456_789,
-        "predicted": None,
+        "predicted_peak_bytes": None,
         "stopped": "done",
         "trained_steps": 9,
         "step_s": 0.5,

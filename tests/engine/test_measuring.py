@@ -144,6 +144,27 @@ def test_another_compiler_or_another_micro_batch_is_measured_anew(
     assert clock.asked.count("block") == 3
 
 
+def test_masked_documents_are_measured_as_such(
+    clock: Clock, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside what was measured without, and in both: attention, and the block that compiles."""
+    told: list[object] = []
+
+    def attention(*args: object) -> AttentionTimes:
+        told.append(args[3])
+        return AttentionTimes(sdpa_s=0.4, blocks_s=0.3)
+
+    def block(*_: object, **how: object) -> BlockTimes:
+        told.append(how["masked"])
+        return clock.block
+
+    monkeypatch.setattr(measuring, "time_attention", attention)
+    monkeypatch.setattr(measuring, "time_block", block)
+    for masked in (False, True, False, True):
+        plan(facts, [], data__mask_documents=masked)
+    assert told == [False, False, True, True]
+
+
 def test_a_failure_is_told_and_tried_again(clock: Clock, facts: Facts) -> None:
     """The next run may find a compiler that works."""
     clock.failure = "fatal error: omp.h: No such file or directory"
@@ -182,5 +203,5 @@ def test_training_goes_on_eagerly_where_compiling_fails(
     assert recorded == {"value": False, "reason": f"eager: compiling failed: {clock.failure}"}
 
 
-def with_compiler(cuda_index: int | None = None) -> Facts:
-    return replace(read_facts(cuda_index=cuda_index), cxx_compiler="/usr/bin/g++")
+def with_compiler(cuda_index: int | None = None, *, tries_gpus: bool = True) -> Facts:
+    return replace(read_facts(cuda_index, tries_gpus=tries_gpus), cxx_compiler="/usr/bin/g++")

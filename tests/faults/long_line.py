@@ -27,7 +27,7 @@ _PIECE_BYTES = 1 << 20
 _CHILD = """
 import resource, sys, tempfile, time
 from pathlib import Path
-from llmtrain.data.encoding import encode_pieces
+from llmtrain.data.encoding import cut_into_parts, encode_here, encode_parts
 from llmtrain.data.shards import BATCH_BYTES
 from llmtrain.data.sources import resolve_sources
 from llmtrain.data.split import plan_split
@@ -45,12 +45,10 @@ before, begun_s, tokens = peak(), time.process_time(), 0
 try:
     corpus = resolve_sources([sys.argv[1]])
     split = plan_split(corpus, corpus.measure(), 0.05)
-    pieces = split.assign(corpus.documents())
-    batches = encode_pieces(
-        pieces, Bytes(), threads=1, batch_bytes=BATCH_BYTES, check_stop=lambda: None
-    )
-    for batch in batches:
-        tokens += sum(len(part.ids) for part in batch)
+    parts = cut_into_parts(split.assign(corpus.documents()), BATCH_BYTES)
+    encoder = Bytes()
+    for batch in encode_parts(parts, encode_here(encoder, 1), encoder, BATCH_BYTES):
+        tokens += len(batch.ids)
     print(f"{tokens} tokens")
 except DataError as error:
     print(error.message.rpartition("/")[2])

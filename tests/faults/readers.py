@@ -302,7 +302,7 @@ def _tensors(place: Path) -> Reader:
 
 def _tokenizer_model() -> bytes:
     texts = ["def f(x):\n    return x + 1\nclass A: pass hello world of text\n" * 50]
-    return train_tokenizer(texts, vocab_size=330).tokenizer._model_proto
+    return train_tokenizer(texts, vocab_size=330).tokenizer.model
 
 
 def _tokenizer(data: bytes, place: Path) -> None:

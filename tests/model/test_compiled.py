@@ -1,9 +1,10 @@
-"""Compiled, the decoder computes what it does eagerly. One compilation for the file: it is slow."""
+"""Compiled, the decoder computes what it does eagerly. Few compilations: each is slow."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,13 +24,13 @@ pytestmark = [
 SEQUENCES = 3
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def _compiled_here(tmp_path: Path) -> Iterator[None]:
     """What is compiled is compiled anew, into a directory of its own."""
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
         yield
     torch.compiler.reset()
 
@@ -74,3 +75,22 @@ def test_compiled_equals_eager_and_keeps_what_is_predicted(model: Decoder) -> No
     )
     hidden = count * shape.hidden_size * 4  # the loss holds it, which autograd does not save
     assert saved + hidden == pytest.approx(predicted, rel=0.01)
+
+
+def test_masked_documents_are_compiled_once_wherever_they_begin(model: Decoder) -> None:
+    """Shapes are those of the window, whatever documents it holds."""
+    model.separator_id = 7
+    parameters = list(model.parameters())
+
+    def loss_and_gradients(seed: int) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        tokens = torch.randint(0, 30, (SEQUENCES, model.shape.context + 1), generator=generator)
+        loss = model(tokens[:, :-1], tokens[:, 1:])
+        return [loss.detach(), *torch.autograd.grad(loss, parameters)]
+
+    expected = [loss_and_gradients(seed) for seed in (0, 1)]
+    model.compute_with(attention="blocks", checkpointing="selective", compiled=True)
+    for seed in (0, 1):
+        pairs = zip(loss_and_gradients(seed), expected[seed], strict=True)
+        assert all((a - b).norm() <= 1e-5 * b.norm() for a, b in pairs)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4

@@ -29,10 +29,11 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("context", [48, 5000])
+@pytest.mark.parametrize("masked", [False, True])
 def test_attention_times_are_positive_and_finite(
-    small_shape: ModelShape, context: int, precision: Precision
+    small_shape: ModelShape, masked: bool, context: int, precision: Precision
 ) -> None:
-    times = time_attention(dataclasses.replace(small_shape, context=context), precision, 1)
+    times = time_attention(dataclasses.replace(small_shape, context=context), precision, 1, masked)
     seconds = dataclasses.astuple(times)
     assert len(seconds) == 2
     assert all(math.isfinite(s) and s > 0 for s in seconds)
@@ -42,7 +43,9 @@ def eager(block: Block) -> None:
     """In place of compiling, which takes ten seconds."""
 
 
-def block_times(shape: ModelShape, threads: int = 1, *, keep_casts: bool = True) -> BlockTimes:
+def block_times(
+    shape: ModelShape, threads: int = 1, *, keep_casts: bool = True, masked: bool = False
+) -> BlockTimes:
     return time_block(
         shape,
         micro_batch=2,
@@ -51,15 +54,17 @@ def block_times(shape: ModelShape, threads: int = 1, *, keep_casts: bool = True)
         checkpointing="off",  # only what is compiled can be told more while casts are kept
         keep_casts=keep_casts,
         threads=threads,
+        masked=masked,
     )
 
 
 @pytest.mark.parametrize("keep_casts", [True, False])
+@pytest.mark.parametrize("masked", [True, False])
 def test_block_times_are_positive_and_finite(
-    small_shape: ModelShape, monkeypatch: pytest.MonkeyPatch, keep_casts: bool
+    small_shape: ModelShape, monkeypatch: pytest.MonkeyPatch, keep_casts: bool, masked: bool
 ) -> None:
     monkeypatch.setattr(timing, "compile_block", eager)
-    times = block_times(small_shape, keep_casts=keep_casts)
+    times = block_times(small_shape, keep_casts=keep_casts, masked=masked)
     assert all(math.isfinite(s) and s > 0 for s in dataclasses.astuple(times))
 
 

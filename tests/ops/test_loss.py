@@ -239,3 +239,41 @@ def test_logits_become_what_the_softmax_divides(dtype: torch.dtype) -> None:
 )
 def test_chunks_are_equal_where_they_can_be(rows: int, limit: int, chunk: int) -> None:
     assert even_chunk(rows, limit) == chunk
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)],
+)
+def test_padding_counts_for_nothing(chunk_rows: int, dtype: torch.dtype, tolerance: float) -> None:
+    """Loss and gradients are those of the other rows, and its own gradient is zero."""
+    hidden, weight, targets = draw(dtype)
+    is_target = torch.rand(ROWS, generator=torch.Generator().manual_seed(1)) < 0.7
+    is_target[-8:] = False
+    padded = torch.where(is_target, targets, -1)
+    total = linear_cross_entropy(hidden, weight, padded, has_padding=True)
+    found = [total.detach(), *torch.autograd.grad(total, [hidden, weight])]
+    assert not found[1][~is_target].any()
+    exact = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    expected = plain(exact[0][is_target], exact[1], targets[is_target])
+    gradients = [expected.detach(), *torch.autograd.grad(expected, exact)]
+    assert all(relative(a, b) <= tolerance for a, b in zip(found, gradients, strict=True))
+
+
+def test_what_padding_is_made_of_makes_no_difference() -> None:
+    hidden, weight, targets = draw(torch.float32)
+    padded = torch.where(torch.arange(ROWS) < 30, targets, -1)
+    other = torch.where(torch.arange(ROWS)[:, None] < 30, hidden, 1e4 * hidden).detach()
+    found = []
+    for values in (hidden, other.requires_grad_()):
+        total = linear_cross_entropy(values, weight, padded, has_padding=True)
+        found.append([total.detach(), *torch.autograd.grad(total, [values, weight])])
+    assert all(map(torch.equal, *found))
+
+
+def test_without_padding_its_absence_changes_nothing() -> None:
+    with_it = partial(linear_cross_entropy, has_padding=True)
+    found, expected = (
+        value_and_gradients(loss, torch.float32) for loss in (with_it, linear_cross_entropy)
+    )
+    assert all(map(torch.equal, found, expected))

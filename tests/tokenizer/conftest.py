@@ -1,5 +1,6 @@
 """Real text from the interpreter's own library, and one tokenizer learnt from a part of it."""
 
+import os
 import sysconfig
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
 from llmtrain.tokenizer.escape import ESCAPE, SPACE_MARK
 
-_DOCUMENTS = 600
+# How many documents have their ids compared with others': LLMTRAIN_TEST_DOCUMENTS=2000 for all.
+_COMPARED = int(os.environ.get("LLMTRAIN_TEST_DOCUMENTS", "100"))
+_DOCUMENTS = max(600, _COMPARED)
 _DOCUMENT_CHARACTERS = 8_000
 
 
@@ -27,13 +30,19 @@ def _library_texts() -> list[str]:
 
 @pytest.fixture(scope="session")
 def documents() -> list[str]:
-    """Six hundred pieces of the standard library, from all over it."""
+    """Pieces of the standard library, from all over it."""
     parts = [
         text[start : start + _DOCUMENT_CHARACTERS]
         for text in _library_texts()
         for start in range(0, len(text), _DOCUMENT_CHARACTERS)
     ]
     return parts[:: len(parts) // _DOCUMENTS][:_DOCUMENTS]
+
+
+@pytest.fixture(scope="session")
+def compared(documents: list[str]) -> list[str]:
+    """Documents from all over, on which ids are compared."""
+    return documents[:: len(documents) // _COMPARED][:_COMPARED]
 
 
 @pytest.fixture(scope="session")

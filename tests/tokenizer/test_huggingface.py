@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
 from llmtrain.tokenizer.escape import ESCAPE, SPACE_MARK
-from llmtrain.tokenizer.huggingface import tokenizer_json
+from llmtrain.tokenizer.huggingface import bpe_json
 from llmtrain.tokenizer.piece import SEPARATOR, UNKNOWN, Piece
 
 
@@ -68,7 +68,7 @@ def test_no_merge_makes_a_control_token() -> None:
     controls = [Piece(UNKNOWN, 0, "unknown"), Piece(SEPARATOR, 0, "separator")]
     texts = ["<|", SEPARATOR[2:], "<", "|", "<unk", ">"]
     pieces = controls + [Piece(text, -score, "text") for score, text in enumerate(texts)]
-    assert json.loads(tokenizer_json(pieces))["model"]["merges"] == [["<", "|"]]
+    assert json.loads(bpe_json(pieces))["model"]["merges"] == [["<", "|"]]
 
 
 def test_the_special_tokens_are_ours(

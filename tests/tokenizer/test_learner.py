@@ -10,7 +10,7 @@ import pytest
 
 from llmtrain.errors import DataError, LlmtrainError, UsageError
 from llmtrain.tokenizer.learner import learn_apart
-from llmtrain.tokenizer.training import learn_vocabulary
+from llmtrain.tokenizer.training import Recipe, learn_vocabulary
 
 
 def texts(words: int) -> list[str]:
@@ -26,15 +26,17 @@ def learners() -> list[psutil.Process]:
 
 
 def test_the_vocabulary_is_the_same() -> None:
-    assert learn_apart(texts(500), 400, lambda: None) == learn_vocabulary(texts(500), 400)
+    assert learn_apart(texts(500), Recipe(400), lambda: None) == learn_vocabulary(
+        texts(500), Recipe(400)
+    )
     assert learners() == []
 
 
 def test_refusals_come_through() -> None:
     with pytest.raises(UsageError) as apart:
-        learn_apart(["".join(map(chr, range(0x4E00, 0x4F00)))], 300, lambda: None)
+        learn_apart(["".join(map(chr, range(0x4E00, 0x4F00)))], Recipe(300), lambda: None)
     with pytest.raises(UsageError) as here:
-        learn_vocabulary(["".join(map(chr, range(0x4E00, 0x4F00)))], 300)
+        learn_vocabulary(["".join(map(chr, range(0x4E00, 0x4F00)))], Recipe(300))
     assert (apart.value.message, apart.value.hint) == (here.value.message, here.value.hint)
 
 
@@ -47,7 +49,7 @@ def test_a_stop_ends_it_at_once() -> None:
             raise DataError("enough")
 
     with pytest.raises(DataError, match="enough"):
-        learn_apart(texts(300_000), 8000, stop)
+        learn_apart(texts(300_000), Recipe(8000), stop)
     assert learners() == []
 
 
@@ -59,4 +61,4 @@ def test_a_learner_that_dies_is_named() -> None:
             learners()[0].kill()
 
     with pytest.raises(LlmtrainError, match=r"learns the tokenizer (was killed|ended)"):
-        learn_apart(texts(300_000), 8000, kill)
+        learn_apart(texts(300_000), Recipe(8000), kill)

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 
 from llmtrain.errors import DataError
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.tokenizer.structure import require_sound
+from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
+from llmtrain.tokenizer.structure import (
+    require_sound,
+    with_control_piece,
+    with_pieces_respelt,
+)
 
 
 def varint(number: int) -> bytes:
@@ -29,7 +34,7 @@ def piece(text: bytes, score: float = 0.0) -> bytes:
 
 
 def test_a_trained_model_is_sound(tokenizer: Tokenizer) -> None:
-    require_sound(tokenizer._model_proto)
+    require_sound(tokenizer.model)
 
 
 def test_a_small_model_is_sound() -> None:
@@ -64,7 +69,7 @@ def test_what_is_not_sound_is_refused(model: bytes, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         require_sound(model)
     with pytest.raises(DataError, match=reason):
-        Tokenizer(model)
+        Tokenizer.of_model(model)
 
 
 @given(st.binary())
@@ -79,7 +84,7 @@ def test_any_bytes_are_sound_or_refused(data: bytes) -> None:
 def test_a_model_whose_unknown_token_is_no_text_is_refused(tokenizer: Tokenizer) -> None:
     surface = field(2, varint(44 << 3 | 2) + b"\x01\xc0")  # trainer_spec.unk_surface
     with pytest.raises(DataError, match="not a sentencepiece model"):
-        Tokenizer(tokenizer._model_proto + surface)  # messages that follow are merged
+        Tokenizer.of_model(tokenizer.model + surface)  # messages that follow are merged
 
 
 def test_damaged_models_do_not_end_the_process(tokenizer: Tokenizer) -> None:
@@ -97,17 +102,33 @@ for seed in range(300):
         place = draw.choice([draw.randrange(len(damaged)), -1 - draw.randrange(300)])
         damaged[place] = draw.choice([0, 0x7F, 0x80, 0xFF, draw.randrange(256)])
     try:
-        Tokenizer(bytes(damaged)).encode("some text")
+        Tokenizer.of_model(bytes(damaged)).encode("some text")
     except DataError:
         refused += 1
 print(refused)
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
-        input=tokenizer._model_proto,
+        input=tokenizer.model,
         capture_output=True,
         check=False,
         timeout=250,
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 100
+
+
+def test_respelling_touches_the_text_of_pieces_alone() -> None:
+    model = piece(b"a-b", 1.5) + field(2, b"-" * 300) + piece(b"-" * 200) + piece(b"c")
+    expected = piece(b"a+++b", 1.5) + field(2, b"-" * 300) + piece(b"+++" * 200) + piece(b"c")
+    assert with_pieces_respelt(model, b"-", b"+++") == expected
+    assert with_pieces_respelt(model, b"x", b"y") == model
+
+
+def test_a_control_piece_comes_last(tokenizer: Tokenizer) -> None:
+    for name in ("<end>", "x" * 300):
+        codec = SentencePieceCodec(with_control_piece(tokenizer.model, name))
+        *before, last = codec.pieces()
+        assert (last.text, last.kind) == (name, "control")
+        assert len(before) == tokenizer.vocab_size
+        assert codec.encode("some text") == tokenizer.encode("some text")

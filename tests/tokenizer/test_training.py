@@ -1,10 +1,15 @@
 """A vocabulary of the size that was asked for, or as large as the text allows, or a clear error."""
 
+import io
+
 import pytest
+from sentencepiece import SentencePieceTrainer
 
 from llmtrain.errors import DataError, UsageError
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
 from llmtrain.tokenizer.piece import SEPARATOR, UNKNOWN
+from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
+from llmtrain.tokenizer.training import Recipe, learn_vocabulary
 
 
 def test_the_vocabulary_has_the_size_that_was_asked_for(tokenizer: Tokenizer) -> None:
@@ -114,3 +119,45 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UsageError):
         train_tokenizer(["hello world\n" * 100], vocab_size=262)
     assert capfd.readouterr() == ("", "")
+
+
+def learnt_from_documents(texts: list[str]) -> SentencePieceCodec:
+    """As sentencepiece learns where it splits documents into words and counts them itself."""
+    model = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=1_500,
+        hard_vocab_limit=False,
+        character_coverage=0.9999,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=False,
+        allow_whitespace_only_pieces=True,
+        byte_fallback=True,
+        split_digits=True,
+        required_chars="▁",
+        max_sentence_length=1 << 30,
+        unk_surface="",
+        bos_piece=SEPARATOR,
+        eos_id=-1,
+        minloglevel=3,
+    )
+    return SentencePieceCodec(model.getvalue())
+
+
+def test_counted_words_teach_what_documents_teach(documents: list[str]) -> None:
+    # sentencepiece itself loses the line end that a document ends with.
+    texts = [text.replace("\t", "    ").rstrip("\r\n") for text in documents[::6]]
+    ours = SentencePieceCodec(learn_vocabulary(texts, Recipe(1_500)).model_proto)
+    assert ours.pieces() == learnt_from_documents(texts).pieces()
+
+
+def test_tabs_are_learnt_like_any_character() -> None:
+    line = "\t\tname\tvalue\t\n"
+    tokenizer = train_tokenizer([line * 200, "\u2409"], vocab_size=400).tokenizer
+    assert "\t\t" in [piece.text for piece in tokenizer.pieces()]
+    assert len(tokenizer.encode(line)) < 8
+    assert not any("\u2409" in piece.text for piece in tokenizer.pieces())
+    assert tokenizer.decode(tokenizer.encode(line + "\u2409")) == line + "\u2409"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llmtrain.data.batches import BatchReader
+from llmtrain.data.order import permuted_index
+from llmtrain.data.packing import PackedReader, pack
+from llmtrain.data.prefetch import Prefetch
 from llmtrain.device.choice import Choice
 from llmtrain.device.plan import Plan
 from llmtrain.model.decoder import Decoder
@@ -28,6 +32,7 @@ SECTION = ModelSection(
 )
 PEAK = 1e-2
 WINDOWS = 8
+SEPARATOR = 0
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -50,6 +55,20 @@ class Ids:
 
     def read(self, start: int, count: int) -> NDArray[np.int64]:
         return self.ids[start : start + count]
+
+
+class Documents(Ids):
+    """Of 1 to 13 tokens: some windows are not full."""
+
+    ids = np.random.default_rng(0).integers(1, 300, 4000)
+    ids[np.cumsum(np.random.default_rng(1).integers(1, 14, 280))] = SEPARATOR
+    ids[[0, -1]] = SEPARATOR
+
+
+def packed_documents() -> PackedReader:
+    text, context = Documents(), SECTION.context
+    packing = pack(text, SEPARATOR, context, horizon_chunks=20)
+    return PackedReader(text, packing, SEPARATOR, context, seed=0)
 
 
 def choice(value: Any) -> Choice[Any]:
@@ -85,9 +104,12 @@ def make_run(
     clip: float | None = None,
     horizon_steps: int | None = 10,
     schedule: Schedule | None = None,
+    packed: bool = False,
 ) -> Run:
     """A run of 8 windows a step, cut into so many micro-batches."""
     model = Decoder(shape_of(SECTION))
+    model.has_padding = packed
+    model.separator_id = SEPARATOR if packed else None
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -106,7 +128,7 @@ def make_run(
         optimizer=optimizer,
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         schedule=schedule or Schedule("linear", 0, 0.5, 0.0),
-        batches=BatchReader(Ids(), SECTION.context, seed=0),
+        batches=packed_documents() if packed else BatchReader(Ids(), SECTION.context, seed=0),
         plan=make_plan(WINDOWS // accumulation, accumulation),
         world=World(),
         device=torch.device("cpu"),
@@ -136,10 +158,11 @@ def snapshot(run: Run) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("accumulation", [2, 4, 8])
+@pytest.mark.parametrize("packed", [False, True])
 def test_micro_batches_are_one_batch(
-    accumulation: int, dtype: torch.dtype, tolerance: float
+    packed: bool, accumulation: int, dtype: torch.dtype, tolerance: float
 ) -> None:
-    whole, cut = make_run(dtype=dtype), make_run(accumulation, dtype=dtype)
+    whole, cut = (make_run(n, dtype=dtype, packed=packed) for n in (1, accumulation))
     expected, found = watch_gradients(whole), watch_gradients(cut)
     reports = [next(training_steps(run)) for run in (whole, cut)]
     assert (found[0] - expected[0]).norm() / expected[0].norm() <= tolerance
@@ -162,6 +185,53 @@ def test_gradients_are_those_of_the_mean_loss() -> None:
     torch.testing.assert_close(seen[0], gradient, rtol=1e-9, atol=1e-12)
     assert report.loss == pytest.approx(loss.item(), rel=1e-12)
     assert report.grad_norm == pytest.approx(gradient.norm().item(), rel=1e-9)
+
+
+def test_padding_is_no_part_of_the_mean() -> None:
+    """The loss of a step is that of its documents, each alone, by the number of their targets."""
+    run, context = make_run(4, dtype=torch.float64, packed=True), SECTION.context
+    seen = watch_gradients(run)
+    report = next(training_steps(run))
+    other = make_run(dtype=torch.float64)  # no padding, no mask
+    text, packing = Documents(), pack(Documents(), SEPARATOR, context, horizon_chunks=20)
+    losses, number = [], 0
+    for position in range(WINDOWS):
+        _, window = permuted_index(position, packing.num_windows, 0)
+        for start, length in packing.chunks_of(window):
+            tokens = torch.from_numpy(text.read(start, length + 1))
+            losses.append(other.model(tokens[None, :-1], tokens[None, 1:]))
+            number += length
+    assert number < WINDOWS * context
+    mean = torch.stack(losses).sum() / number
+    gradients = torch.autograd.grad(mean, list(other.model.parameters()))
+    gradient = torch.cat([g.flatten() for g in gradients])
+    # angles are in fp32: differences of positions count up to their rounding
+    assert report.loss == pytest.approx(mean.item(), rel=1e-9)
+    assert (seen[0] - gradient).norm() <= 1e-7 * gradient.norm()
+    assert run.position.tokens == WINDOWS * context  # places in windows, as the schedule counts
+
+
+def test_ranks_divide_by_the_targets_of_all() -> None:
+    """Each knows them without reading what the others read."""
+    whole = make_run(dtype=torch.float64, packed=True)
+    expected = watch_gradients(whole)
+    next(training_steps(whole))
+    gradients = []
+    for rank in range(2):
+        run = make_run(2, dtype=torch.float64, packed=True)
+        run.plan = make_plan(WINDOWS // 4, 2)
+        run.world = OneOf(rank=rank, size=2)
+        gradients.append(watch_gradients(run))
+        next(training_steps(run))
+    mean = (gradients[0][0] + gradients[1][0]) / 2  # as DDP has it
+    torch.testing.assert_close(mean, expected[0], rtol=1e-9, atol=1e-12)
+
+
+class OneOf(World):
+    """A rank whose others are not here."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values
 
 
 def test_steps_do_not_add_up_gradients_of_the_step_before() -> None:
@@ -196,6 +266,60 @@ def test_each_step_reads_on() -> None:
         assert run.position.windows == number * WINDOWS
         assert run.position.tokens == number * WINDOWS * SECTION.context
     assert read == list(range(3 * WINDOWS))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("ranks", "accumulation"), [(1, 1), (2, 2), (4, 1), (8, 1), (2, 4)])
+def test_ranks_never_read_the_same_and_leave_nothing_out(
+    ranks: int, accumulation: int, packed: bool
+) -> None:
+    """Over three steps: their slices are, one after the other, what one process reads."""
+    run = make_run(packed=packed)
+    expected, _ = run.batches.read(0, 3 * WINDOWS)
+    run.plan = make_plan(WINDOWS // ranks // accumulation, accumulation)
+    found: list[Tensor] = []
+    for _ in range(3):
+        for rank in range(ranks):
+            run.world = World(rank=rank, size=ranks)
+            found.extend(inputs for inputs, _, _ in run.micro_batches())
+        run.advance(0)
+    assert torch.equal(torch.cat(found), torch.from_numpy(expected))
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_what_is_read_ahead_is_what_comes(accumulation: int, ranks: int) -> None:
+    """All but the first batch was foreseen, over the end of a step too, and changes nothing."""
+    here, read_here = threading.get_ident(), list[int]()
+    run, plain = make_run(accumulation), make_run(accumulation)
+    run.world = plain.world = World(rank=ranks - 1, size=ranks)
+
+    def read(first: int, count: int) -> Any:
+        if threading.get_ident() == here:
+            read_here.append(first)
+        return plain.batches.read(first, count)
+
+    with Prefetch(read) as run.prefetch:
+        for _ in range(4):
+            pairs = zip(run.micro_batches(), plain.micro_batches(), strict=True)
+            assert all(
+                torch.equal(a, b) for x, y in pairs for a, b in zip(x[:2], y[:2], strict=True)
+            )
+            run.advance(0)
+            plain.advance(0)
+    assert read_here == [(ranks - 1) * WINDOWS]
+
+
+def test_a_plan_that_changes_is_no_trouble_for_what_was_read_ahead() -> None:
+    run, plain = make_run(2), make_run(2)
+    with Prefetch(run.batches.read) as run.prefetch:
+        steps, others = training_steps(run), training_steps(plain)
+        for accumulation in (2, 8, 1):
+            run.plan = plain.plan = make_plan(WINDOWS // accumulation, accumulation)
+            for _ in range(2):
+                assert next(steps) == next(others)
+    ours, theirs = snapshot(run), snapshot(plain)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_the_loss_falls() -> None:

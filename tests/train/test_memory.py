@@ -177,7 +177,7 @@ def test_it_says_why_in_a_warning_in_the_record_and_in_the_state(
     (change,) = found["sittings"][-1]["changes"]
     assert (change["after_step"], change["reason"]) == (5, why)
     assert change["numerics"]["micro_batch"] == 4
-    assert found["predicted"]["total_bytes"] == result.predicted.total_bytes
+    assert found["predicted"]["total_bytes"] == result.predicted_peak_bytes
     state = load_checkpoint(files(place / "run").newest).state
     assert state.not_bitwise_from_step == 5
     assert state.numerics["micro_batch"] == 4

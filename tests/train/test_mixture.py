@@ -26,16 +26,18 @@ def recorded(run: Path) -> dict[str, Any]:
     return record
 
 
-def test_resumed_is_uninterrupted(train: Any, place: Path, files: Any) -> None:
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
+def test_resumed_is_uninterrupted(train: Any, place: Path, files: Any, packing: str) -> None:
     """Also where the text is gone: what the run needs of it, it has recorded."""
-    train(place / "whole", data__sources=MIXTURE)
+    said = {"data__sources": MIXTURE, "data__packing": packing}
+    train(place / "whole", **said)
     train(
         place / "run",
         stop_at=lambda event: isinstance(event, Step) and event.step == 7,
-        data__sources=MIXTURE,
+        **said,
     )
     (place / "digits.txt").unlink()
-    train(place / "run", resume="auto", data__sources=MIXTURE)
+    train(place / "run", resume="auto", **said)
     assert files(place / "run").digests() == files(place / "whole").digests()
     assert files(place / "run").course() == files(place / "whole").course()
     assert recorded(place / "run")["data"] | {"sources": []} == recorded(place / "whole")[

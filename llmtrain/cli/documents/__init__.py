@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from llmtrain.cli.documents import files, memory, plans, results
+from llmtrain.cli.documents import data, files, inspected, memory, plans, results
 from llmtrain.cli.documents.base import schema_of
 
 # By the words of the command, or the name of the file.
@@ -27,10 +27,15 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "runs-show": results.RunsShow,
     "runs-verify": results.RunsVerify,
     "runs-prove-resume": results.RunsProveResume,
+    "data-prepare": data.DataPrepare,
+    "data-cache-list": data.DataCacheList,
+    "data-cache-clear": data.DataCacheClear,
     "tokenizer-train": results.TokenizerTrain,
+    "tokenizer-import": results.TokenizerImport,
     "tokenizer-encode": results.TokenizerEncode,
     "tokenizer-decode": results.TokenizerDecode,
     "tokenizer-inspect": results.TokenizerInspect,
+    "data-inspect": inspected.DataInspect,
     "schema": results.SchemaList,
     "error": results.Error,
     "metrics.jsonl": files.MetricsLine,

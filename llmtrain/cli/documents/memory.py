@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from llmtrain.cli.documents.base import Document, Part, Threshold, key, optional, thresholds
 from llmtrain.cli.documents.files import StepLine
-from llmtrain.cli.documents.plans import Explained
+from llmtrain.cli.documents.plans import Explained, Prediction
 from llmtrain.device.facts import AcceleratorKind
 
 
@@ -85,6 +87,9 @@ class Memory(Document):
 class MemoryProfile(Explained, Document):
     """`llmtrain memory --profile`: what training takes, and what is in use now."""
 
+    uses: dict[Literal["evaluation", "generation"], Prediction] = key(
+        "the predicted peak of one process that uses the trained model"
+    )
     system: SystemMemory = optional("the machine's; missing with `--assume`")
     cgroup: GroupMemory | None = optional(
         "the control group's; null: none limits the memory; missing with `--assume`"

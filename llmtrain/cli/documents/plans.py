@@ -66,7 +66,7 @@ class Plan(Part):
     backend: Decision[Backend] = key("what several processes talk through")
     grad_scaler: Decision[bool] = key("whether gradients are scaled")
     optimizer_kernel: Decision[Literal["fused", "foreach"]] = key("AdamW's")
-    workers: Decision[int] = key("threads that tokenize")
+    workers: Decision[int] = key("processes that tokenize")
     loader_processes: Decision[int] = key("processes that read batches")
     pin_memory: Decision[bool] = key("whether batches are copied from pinned memory")
 
@@ -80,8 +80,8 @@ class Measured(Part):
 
 
 class Prediction(Part):
-    """Predicted memory at the peak of a training step, in bytes: of all this machine's processes
-    on a CPU, of one process on a GPU."""
+    """Predicted memory at the peak, in bytes: of all this machine's processes on a CPU, of one
+    process on a GPU."""
 
     parameters_bytes: int = key("the weights, in fp32")
     gradients_bytes: int = key("their gradients")
@@ -89,7 +89,8 @@ class Prediction(Part):
     weight_casts_bytes: int = key("weights rounded to half precision")
     activations_bytes: int = key("what the forward keeps for the backward")
     loss_bytes: int = key("a chunk of logits and what the loss needs beside it")
-    working_bytes: int = key("what the last block's backward, or Muon, works with")
+    working_bytes: int = key("what a block's backward, Muon, or a GPU's libraries work with")
+    caches_bytes: int = key("keys and values of the text so far, where a model generates")
     communication_bytes: int = key("buffers of several processes")
     libraries_bytes: int = key("what a process holds without a model")
     slack_bytes: int = key("what the allocator holds beyond live tensors")

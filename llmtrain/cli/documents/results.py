@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from llmtrain.cli.documents.base import (
     NOT_FINITE,
@@ -21,6 +21,7 @@ from llmtrain.device.choice import (
     MatmulPrecision,
     Precision,
 )
+from llmtrain.tokenizer.codec import KindName
 from llmtrain.train.events import Stopped
 
 
@@ -66,6 +67,10 @@ class Train(Document):
     peak_memory_bytes: int = key(
         "the most bytes of the device's memory: resident in all processes, or reserved by torch "
         "on the GPU that holds most"
+    )
+    energy_joules: Number = key(
+        "what this machine's CPU packages and the run's GPUs used in this sitting, whoever used "
+        "them; null: nothing here counts it"
     )
     predicted: Predicted = key("what was predicted of this")
     stopped: Stopped = key("why it ended: all steps done, the time is up, or by a signal")
@@ -260,17 +265,36 @@ class TokenizerTrain(Document):
     """`llmtrain tokenizer train`."""
 
     out: str = key("the directory")
+    kind: Literal["bpe", "unigram"] = key("of model")
     vocab_size: int = key("pieces learnt")
     requested_vocab_size: int = key("pieces asked for")
+    vocab_size_reason: str | None = key("why so many; null unless `--vocab-size auto`")
+    reserved: int = key("control pieces among them that wait for a use")
     documents: int = key("that were learnt from")
+    bytes_seen: int = key("of text that a sample was drawn from")
     bytes_used: int = key("of text that was learnt from")
+    sha256: str = key("of the tokenizer")
+
+
+class TokenizerImport(Document):
+    """`llmtrain tokenizer import`."""
+
+    out: str = key("the directory")
+    source: str = key("the file")
+    kind: KindName = key("own: as `tokenizer train` makes them; or the library that reads it")
+    vocab_size: int = key("pieces")
+    separator: str = key("the piece between documents")
+    separator_id: int = key("its id")
+    added_separator: bool = key("whether it is new")
+    warnings: list[str] = key("text that it changes, or gives other ids than elsewhere")
     sha256: str = key("of the tokenizer")
 
 
 class TokenizerEncode(Document):
     """`llmtrain tokenizer encode`."""
 
-    ids: list[int] = key("token ids, in the order of the text")
+    ids: list[int] = optional("token ids, in the order of the text; missing with `--out`")
+    out: str = optional("the file of ids; missing without `--out`")
     tokens: int = key("how many they are")
 
 
@@ -280,19 +304,48 @@ class TokenizerDecode(Document):
     text: str = key("the exact text")
 
 
+class Fit(Part):
+    """How a text becomes tokens."""
+
+    name: str = key("of the text, or of the tokenizer")
+    bytes: int = key("of the text")
+    tokens: int = key("that it becomes")
+    bytes_per_token: Number = key("null: there was no text")
+
+
+class UsedPiece(Part):
+    """A piece, and its use."""
+
+    piece: str = key("as the model spells it")
+    times: int = key("how often the text needed it")
+
+
+class Spelling(Part):
+    """A text in pieces."""
+
+    text: str = key("with digits, indentation or spaces")
+    pieces: list[str] = key("as the model spells them")
+
+
 class TokenizerInspect(Document):
     """`llmtrain tokenizer inspect`. Rates are null without `--data`."""
 
+    kind: KindName = key("own: as `tokenizer train` makes them; or the library that reads it")
     vocab_size: int = key("pieces")
     separator: str = key("the piece between documents")
     separator_id: int = key("its id")
     fingerprint: str = key("sha256 of the tokenizer")
     longest_pieces: list[str] = key("longest first, as the model spells them")
+    spellings: list[Spelling] = key("of text in which vocabularies differ most")
     sample_bytes: int = key("of the text of `--data`")
     sample_tokens: int = key("that it becomes")
     bytes_per_token: Number = key("of that text")
-    byte_fallback_rate: Number = key("share of tokens that are single bytes, 0 to 1")
+    byte_fallback_rate: Number = key("share of tokens that are parts of a character, 0 to 1")
     unused_text_pieces: int = key("pieces that the text never needed")
+    unused_share: Number = key("of all pieces of text, 0 to 1")
+    rarest_pieces: list[UsedPiece] = key("of those that were needed, the rarest first")
+    sources: list[Fit] = key("one a `--data`")
+    beside: list[Fit] = key("other tokenizers on all of that text")
 
 
 class Listed(Part):

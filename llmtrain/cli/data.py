@@ -1,0 +1,103 @@
+"""`llmtrain data prepare`, and the group that the other commands about text are in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmtrain.cli import data_cache, data_inspect
+from llmtrain.cli.command import command, group
+from llmtrain.cli.options import DataOption, JsonOption, ProfileOption, SetOption, flag_settings
+from llmtrain.cli.voice import Voice
+
+if TYPE_CHECKING:
+    from llmtrain.engine.preparing import PreparedAhead
+
+
+def register(app: typer.Typer) -> None:
+    """`data` is a group of `app`."""
+    data = group("Text: look at it, prepare it ahead of training, and what the cache holds of it.")
+    app.add_typer(data, name="data")
+    command(data, "prepare")(prepare)
+    data_inspect.register(data)
+    data_cache.register(data)
+
+
+def prepare(
+    voice: Voice,
+    profile: ProfileOption = None,
+    data: DataOption = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", help="A tokenizer directory; default: train one."),
+    ] = None,
+    text_field: Annotated[
+        str | None, typer.Option("--text-field", help="The field of a .jsonl; default: text.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Processes that tokenize; default: one a core."),
+    ] = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Turn text into token shards in the cache, where `train` with the same options finds them.
+
+    Interrupted, it goes on where it stopped when it is called again.
+    """
+    from llmtrain.train.signals import stop_on_signals
+
+    flags = flag_settings(
+        data_sources=data or None,
+        data_text_field=text_field,
+        data_tokenizer=tokenizer,
+        device_workers=workers,
+    )
+    with stop_on_signals() as stop:
+        from llmtrain.cli.progress import watching
+        from llmtrain.engine.preparing import prepare_ahead
+        from llmtrain.engine.request import TrainRequest
+
+        request = TrainRequest(profile=profile, assignments=set_ or [], flags=flags)
+        with watching(voice) as observe:
+            prepared = prepare_ahead(request, observe, stop.check)
+    if json:
+        voice.document(_document(prepared))
+    else:
+        _show(voice, prepared)
+    return 0
+
+
+def _document(prepared: PreparedAhead) -> dict[str, Any]:
+    index = prepared.index
+    return {
+        "directory": str(prepared.directory),
+        "key": index.key,
+        "tokenizer": str(prepared.tokenizer),
+        "vocab_size": index.vocab_size,
+        "documents": index.train.documents + index.validation.documents,
+        "text_bytes": prepared.text_bytes,
+        "tokens": prepared.tokens,
+        "train_tokens": index.train.tokens,
+        "validation_tokens": index.validation.tokens,
+        "bytes_per_token": prepared.text_bytes / prepared.tokens,
+        "seconds": prepared.seconds,
+    }
+
+
+def _show(voice: Voice, prepared: PreparedAhead) -> None:
+    from llmtrain.units import format_bytes, format_count, format_duration
+
+    index = prepared.index
+    train, validation = format_count(index.train.tokens), format_count(index.validation.tokens)
+    rows = {
+        "shards": prepared.directory,
+        "tokenizer": f"{prepared.tokenizer} ({index.vocab_size} pieces)",
+        "text": format_bytes(prepared.text_bytes),
+        "tokens": f"{train} to train on, {validation} to validate",
+        "bytes per token": f"{prepared.text_bytes / prepared.tokens:.3f}",
+        "time": format_duration(prepared.seconds),
+    }
+    for name, value in rows.items():
+        voice.result(f"{name:<18}{value}")

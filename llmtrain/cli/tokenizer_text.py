@@ -1,0 +1,157 @@
+"""`llmtrain tokenizer encode|decode`: text and ids, from files and pipes of any size."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+
+from llmtrain.cli.options import JsonOption
+from llmtrain.cli.streams import write_bytes
+from llmtrain.cli.voice import Voice
+
+TokenizerOption = Annotated[
+    Path, typer.Option("--tokenizer", help="A tokenizer's or a checkpoint's directory, or a file.")
+]
+FileArgument = Annotated[
+    Path | None, typer.Argument(metavar="FILE", help="What to read; default: stdin.")
+]
+_BLOCK_BYTES = 1 << 20
+
+
+def encode(
+    voice: Voice,
+    tokenizer: TokenizerOption,
+    file: FileArgument = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write raw little-endian uint16 or uint32 to this file."),
+    ] = None,
+    json: JsonOption = False,
+) -> int:
+    """Text to ids, separated by spaces."""
+    from llmtrain.tokenizer import open_tokenizer
+    from llmtrain.tokenizer.streams import encoded_parts
+
+    model = open_tokenizer(tokenizer)
+    parts = encoded_parts(model, _text_blocks(file))
+    if out is not None:
+        tokens = _write_ids(out, parts, model.vocab_size)
+        if json:
+            voice.document({"out": str(out), "tokens": tokens})
+        else:
+            voice.note(f"{out}: {tokens} ids of {_id_bytes(model.vocab_size)} bytes each")
+    elif json:
+        ids = [token for part in parts for token in part]
+        voice.document({"ids": ids, "tokens": len(ids)})
+    else:
+        before = ""
+        for part in parts:
+            if part:
+                write_bytes((before + " ".join(map(str, part))).encode())
+                before = " "
+        write_bytes(b"\n")
+    return 0
+
+
+def decode(
+    voice: Voice,
+    tokenizer: TokenizerOption,
+    file: FileArgument = None,
+    json: JsonOption = False,
+) -> int:
+    """Ids to the exact text."""
+    from llmtrain.tokenizer import open_tokenizer
+    from llmtrain.tokenizer.streams import decoded_parts
+
+    parts = decoded_parts(open_tokenizer(tokenizer), _id_batches(file))
+    if json:
+        voice.document({"text": "".join(parts)})
+        return 0
+    for part in parts:
+        write_bytes(part.encode("utf-8"))
+    return 0
+
+
+def _write_ids(path: Path, parts: Iterator[list[int]], vocab_size: int) -> int:
+    """How many ids the file holds. Raises UsageError where it cannot be written."""
+    import numpy as np
+
+    from llmtrain.errors import UsageError
+    from llmtrain.files import write_pieces_atomically
+
+    kind = f"<u{_id_bytes(vocab_size)}"
+    tokens = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal tokens
+        for part in parts:
+            tokens += len(part)
+            yield np.array(part, dtype=kind).tobytes()
+
+    try:
+        write_pieces_atomically(path, pieces())
+    except OSError as error:
+        raise UsageError(
+            f"--out {path} cannot be written: {error.strerror}", hint="--out ids.bin"
+        ) from None
+    return tokens
+
+
+def _id_bytes(vocab_size: int) -> int:
+    return 2 if vocab_size <= 1 << 16 else 4
+
+
+def _id_batches(file: Path | None) -> Iterator[list[int]]:
+    """Ids, a block of the file at a time. Raises DataError that names what is none."""
+    rest = ""
+    for block in _text_blocks(file):
+        words = (rest + block).split()
+        rest = words.pop() if words and not block[-1:].isspace() else ""
+        yield _ids_of(words)
+    yield _ids_of(rest.split())
+
+
+def _ids_of(words: list[str]) -> list[int]:
+    from llmtrain.errors import DataError
+
+    wrong = next((word for word in words if not word.isascii() or not word.isdigit()), None)
+    if wrong is not None:
+        raise DataError(
+            f"{wrong[:40]!r} is not a token id", hint="llmtrain tokenizer encode prints ids"
+        )
+    return [int(word) if len(word) < 20 else 1 << 64 for word in words]
+
+
+def _text_blocks(file: Path | None) -> Iterator[str]:
+    """All of a file or of stdin, exactly. Raises DataError with the offset of what is not UTF-8."""
+    from llmtrain.errors import DataError
+
+    name = str(file) if file is not None else "stdin"
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    read_bytes = 0
+    try:
+        with _opened(file) as source:
+            while block := source.read(_BLOCK_BYTES):
+                read_bytes += len(block)
+                yield decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        at = read_bytes - len(error.object) + error.start
+        raise DataError(f"{name}: not UTF-8 at byte {at}") from None
+    except OSError as error:
+        raise DataError(f"{name} cannot be read: {error.strerror}") from None
+
+
+@contextmanager
+def _opened(file: Path | None) -> Iterator[BinaryIO]:
+    if file is None:
+        yield sys.stdin.buffer
+        return
+    with file.open("rb") as source:
+        yield source

@@ -1,0 +1,112 @@
+"""Where an entry of the cache is built, and how it gets its place: one process at a time.
+
+<cache>/locks/<key>.lock            held by the process that builds
+<cache>/shards/.building-<key>/
+  new/                              becomes <cache>/shards/<key>
+  journal.json                      from the first megabytes on: the next process goes on there
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from llmtrain.data.journal import forget_journal, is_journaled
+from llmtrain.errors import LlmtrainError
+from llmtrain.files import sync_directory
+
+BUILDING = ".building-"
+_ABANDONED_AFTER_S = 24 * 3600
+_LOOK_EVERY_S = 0.2
+
+
+@contextmanager
+def writing_errors_told(shards: Path) -> Iterator[None]:
+    """What the disk refuses within the block is an LlmtrainError with a way out."""
+    try:
+        yield
+    except OSError as error:
+        message = f"cannot write token shards to {shards}: {error.strerror or error}"
+        hint = "make room there, or choose another place with LLMTRAIN_CACHE_DIR"
+        raise LlmtrainError(message, hint=hint) from error
+
+
+def lock_of(cache_directory: Path, key: str) -> FileLock:
+    """The lock of the entry that `key` names. The system gives it back when its holder ends."""
+    locks = cache_directory / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    return FileLock(locks / f"{key}.lock")
+
+
+@contextmanager
+def claimed(
+    cache_directory: Path, key: str, check_stop: Callable[[], None], on_wait: Callable[[], None]
+) -> Iterator[None]:
+    """Within the block no other process builds the entry `key`. Waits for one that does.
+
+    `on_wait` is called once if it has to. Whatever `check_stop` raises ends the waiting.
+    """
+    lock, is_waiting = lock_of(cache_directory, key), False
+    while True:
+        try:
+            lock.acquire(timeout=_LOOK_EVERY_S)
+            break
+        except Timeout:
+            check_stop()
+            if not is_waiting:
+                on_wait()
+            is_waiting = True
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def scratch_directory(shards: Path, key: str) -> Iterator[Path]:
+    """`.building-<key>`, with what an earlier process left in it to go on from.
+
+    Afterwards it is gone, unless there is something to go on from again.
+    """
+    remove_abandoned(shards)
+    scratch = shards / (BUILDING + key)
+    try:
+        if not is_journaled(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
+        (scratch / "new").mkdir(parents=True, exist_ok=True)
+        yield scratch
+    finally:
+        if not is_journaled(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def start_over(scratch: Path) -> None:
+    """Nothing is left in `scratch` of what an earlier process wrote."""
+    forget_journal(scratch)
+    shutil.rmtree(scratch / "new")
+    (scratch / "new").mkdir()
+
+
+def publish(scratch: Path, directory: Path) -> None:
+    """`directory` is the new entry. What was there before, which is damaged, is not any more."""
+    if directory.exists():
+        directory.rename(scratch / f"damaged-{time.time_ns()}")
+    (scratch / "new").rename(directory)
+    sync_directory(directory.parent)
+    forget_journal(scratch)
+
+
+def remove_abandoned(shards: Path) -> None:
+    """What a killed process left behind, and nobody wrote to for a day, is gone."""
+    for scratch in shards.glob(BUILDING + "*"):
+        with suppress(OSError, Timeout):  # its owner may be alive, and removing files meanwhile
+            times = [path.stat().st_mtime for path in (scratch, *scratch.rglob("*"))]
+            if time.time() - max(times) > _ABANDONED_AFTER_S:
+                key = scratch.name.removeprefix(BUILDING)
+                with lock_of(shards.parent, key).acquire(timeout=0):
+                    shutil.rmtree(scratch)

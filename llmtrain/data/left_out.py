@@ -1,0 +1,100 @@
+"""Which documents of a corpus are not read, and what is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+from llmtrain.data.reading import Document
+from llmtrain.errors import DataError
+from llmtrain.units import format_bytes
+
+_EXAMPLES = 3
+_EXAMPLE_CHARACTERS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Places of documents in a corpus, a bit each. Decided once, so that every pass is alike."""
+
+    documents: int  # of the corpus, with those that are left out
+    characters: int  # as well; a text that has changed has other ones
+    bits: bytes
+
+    def without(self, documents: Iterator[Document]) -> Iterator[Document]:
+        """The rest, in order. Raises DataError where the documents are not those decided on."""
+        read = characters = 0
+        for document in documents:
+            read, characters = read + 1, characters + len(document.text)
+            if read > self.documents:
+                break
+            if not self.bits[(read - 1) >> 3] >> ((read - 1) & 7) & 1:
+                yield document
+        if (read, characters) != (self.documents, self.characters):
+            raise DataError(
+                "the text changed while it was being read", hint="run the command again"
+            )
+
+
+class Marks:
+    """Bits that grow one by one."""
+
+    def __init__(self) -> None:
+        self._bits = bytearray()
+        self.count = 0
+
+    def append(self, mark: bool) -> None:
+        """One more place."""
+        if self.count & 7 == 0:
+            self._bits.append(0)
+        if mark:
+            self.set(self.count)
+        self.count += 1
+
+    def set(self, place: int) -> None:
+        """The bit of `place` is set."""
+        self._bits[place >> 3] |= 1 << (place & 7)
+
+    def __getitem__(self, place: int) -> bool:
+        return bool(self._bits[place >> 3] >> (place & 7) & 1)
+
+    def to_bytes(self) -> bytes:
+        """Eight places a byte, the first in its lowest bit."""
+        return bytes(self._bits)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A document that was left out."""
+
+    origin: str
+    beginning: str  # its first characters
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was left out for one reason."""
+
+    reason: str
+    documents: int = 0
+    text_bytes: int = 0
+    examples: list[Example] = field(default_factory=list)  # the first few
+
+    def add(self, document: Document) -> None:
+        """`document` is left out for this reason."""
+        self.documents += 1
+        self.text_bytes += len(document.text.encode())
+        if len(self.examples) < _EXAMPLES:
+            beginning = document.text[:_EXAMPLE_CHARACTERS]
+            self.examples.append(Example(document.origin, beginning))
+
+    def describe(self) -> str:
+        """In a line: how many, how much, and the examples."""
+        some = "; ".join(f"{e.origin} ({' '.join(e.beginning.split())}…)" for e in self.examples)
+        kind = "document" if self.documents == 1 else "documents"
+        size = format_bytes(self.text_bytes)
+        return f"{self.documents} {kind} ({size}) {self.reason}, for example {some}"
+
+    def document(self) -> dict[str, object]:
+        """The same as JSON holds it."""
+        return asdict(self)

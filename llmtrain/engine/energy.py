@@ -1,0 +1,27 @@
+"""What a training's joules were, where the machine counts them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llmtrain.device.energy import Counter, EnergyMeter, gpu_counters, package_counters
+from llmtrain.train.events import TrainResult
+from llmtrain.train.session import Session
+
+
+def trained_with_energy(session: Session) -> TrainResult:
+    """The session's result, with what this machine's CPU packages and the run's GPUs here used.
+
+    Whatever else ran on them is in it.
+    """
+    with EnergyMeter(_counters(session)).watching() as meter:
+        result = session.train()
+        return replace(result, energy_joules=meter.joules())
+
+
+def _counters(session: Session) -> list[Counter]:
+    world, kind = session.run.world, session.run.device.type
+    if not world.is_main:
+        return []
+    gpus = range(world.local_size) if kind == "cuda" else ()
+    return [*package_counters(), *gpu_counters(gpus)]

@@ -1,0 +1,90 @@
+"""Text to ids by Hugging Face's `tokenizers`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+from llmtrain.errors import DataError
+from llmtrain.tokenizer.byte_letters import bytes_of
+from llmtrain.tokenizer.piece import UNKNOWN, Piece, PieceKind
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+
+
+class HuggingFaceCodec:
+    """A tokenizer.json as the library reads it, without what it puts around a text.
+
+    The name of a special token in a text is text, as with `split_special_tokens` of transformers.
+    """
+
+    def __init__(self, model: bytes) -> None:
+        """Read the contents of a tokenizer.json. Raises DataError if the library cannot."""
+        self.model = model
+        try:
+            self._tokenizer = HuggingFaceTokenizer.from_buffer(model)
+        except ValueError as error:
+            raise DataError(f"it is not a tokenizer.json: {str(error)[:200]}") from None
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._tokenizer.encode_special_tokens = True
+        self._vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._controls = {token: each.content for token, each in added.items() if each.special}
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id."""
+        return self._vocab_size
+
+    def encode(self, text: str) -> list[int]:
+        """Ids, without those of a template."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+        """`encode` of each text, in order; with several threads as many as the library likes."""
+        if threads == 1:
+            return [self.encode(text) for text in texts]
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [each.ids for each in encoded]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text; control tokens are nothing."""
+        text: str = self._tokenizer.decode(
+            [token for token in ids if token not in self._controls], skip_special_tokens=False
+        )
+        return text
+
+    def piece(self, token: int) -> str:
+        """How the model spells an id; empty for one that it leaves out."""
+        return self._tokenizer.id_to_token(token) or ""
+
+    def pieces(self) -> list[Piece]:
+        """The vocabulary, in the order of ids. Earlier ids have higher scores."""
+        in_letters = b'"ByteLevel"' in self._tokenizer.decoder.__getstate__()
+        texts = map(self.piece, range(self.vocab_size))
+        return [
+            Piece(text, -float(token), self._kind(token, text, in_letters))
+            for token, text in enumerate(texts)
+        ]
+
+    def _kind(self, token: int, text: str, in_letters: bool) -> PieceKind:
+        if token in self._controls or not text:
+            return "unknown" if text == UNKNOWN else "control"
+        if in_letters:
+            return "byte" if _is_part_of_a_character(text) else "text"
+        return "byte" if _BYTE.fullmatch(text) else "text"
+
+
+def _is_part_of_a_character(text: str) -> bool:
+    """Whether letters of bytes spell what is no UTF-8 by itself."""
+    try:
+        bytes_of(text).decode()
+    except KeyError:
+        return False
+    except UnicodeDecodeError:
+        return True
+    return False

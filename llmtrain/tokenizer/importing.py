@@ -1,0 +1,227 @@
+"""Tokenizers made elsewhere: a sentencepiece model, a tokenizer.json, or tiktoken's ranks.
+
+Each keeps its ids. What makes it one to train with is found or added: a separator that no text
+becomes. What makes it exact is checked, not believed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llmtrain.errors import DataError
+from llmtrain.tokenizer.codec import JSON_FILE, MODEL_FILE, NAMING_FILES, Kind
+from llmtrain.tokenizer.huggingface_codec import HuggingFaceCodec
+from llmtrain.tokenizer.piece import SEPARATOR
+from llmtrain.tokenizer.probes import PROBES
+from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
+from llmtrain.tokenizer.structure import with_control_piece
+from llmtrain.tokenizer.tiktoken_ranks import ranks_json
+from llmtrain.tokenizer.tokenizer import MAX_JSON_BYTES, MAX_MODEL_BYTES, Tokenizer
+from llmtrain.untrusted import parse_json, problem_of, read_bytes
+
+CONFIG_FILE = "tokenizer_config.json"
+_KINDS = "a sentencepiece .model, a tokenizer.json, a .tiktoken, or a directory with one"
+_MODELS = ("BPE", "Unigram")  # the others of Hugging Face's lose spaces or words
+
+# What well-known tokenizers call the end of a text, where nothing beside them says it.
+_ENDS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<s>", "<bos>")
+
+
+@dataclass(frozen=True, slots=True)
+class ImportOptions:
+    """What the file itself does not say."""
+
+    pattern: str | None = None  # how ranks split text: a name or a regular expression
+    separator: str | None = None  # the control token between documents
+    allow_lossy: bool = False  # also one that changes some text
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """A tokenizer, and what there is to know of its import."""
+
+    tokenizer: Tokenizer
+    path: Path  # the file
+    separator: str
+    added_separator: bool
+    warnings: tuple[str, ...]
+
+
+def open_tokenizer(path: Path) -> Tokenizer:
+    """What is saved in the directory `path`, or what importing `path` gives. Raises DataError."""
+    is_saved = any((path / name).is_file() for name in NAMING_FILES)
+    if path.is_file() or (not is_saved and (path / JSON_FILE).is_file()):
+        return import_tokenizer(path, ImportOptions()).tokenizer
+    return Tokenizer.load(path)
+
+
+def import_tokenizer(path: Path, options: ImportOptions) -> Imported:
+    """The tokenizer in a file, or in the one that a directory has, with the ids that it has there.
+
+    Raises DataError that names the file, also where text does not come back as it was, unless
+    that is allowed.
+    """
+    file = _file_of(path, options)
+    try:
+        if options.pattern is None and file.suffix == ".model":
+            return _of_model(file, options)
+        if options.pattern is None and file.suffix == ".json":
+            return _of_json(file, read_bytes(file, MAX_JSON_BYTES, follow_links=True), options)
+        return _of_ranks(file, options)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read: {problem_of(error)}") from None
+    except DataError as error:
+        raise DataError(f"{file} cannot be used: {error.message}", hint=error.hint) from None
+
+
+def _file_of(path: Path, options: ImportOptions) -> Path:
+    """The file that is meant; one with a pattern has ranks, whatever its name. Raises DataError."""
+    if path.is_dir():
+        found = [path / name for name in (JSON_FILE, MODEL_FILE) if (path / name).is_file()]
+        if not found:
+            raise DataError(f"{path} has no {JSON_FILE} and no {MODEL_FILE}", hint=f"name {_KINDS}")
+        return found[0]
+    if not path.exists():
+        raise DataError(f"{path} does not exist", hint=f"name {_KINDS}")
+    if options.pattern is None and path.suffix not in (".model", ".json", ".tiktoken"):
+        raise DataError(f"{path} is no kind of tokenizer that is known", hint=f"name {_KINDS}")
+    return path
+
+
+def _of_model(file: Path, options: ImportOptions) -> Imported:
+    model = read_bytes(file, MAX_MODEL_BYTES, follow_links=True)
+    try:
+        own = Tokenizer.of_model(model)
+    except DataError:
+        return _of_foreign_model(file, model, options)
+    return Imported(own, file, SEPARATOR, False, ())
+
+
+def _of_foreign_model(file: Path, model: bytes, options: ImportOptions) -> Imported:
+    codec = SentencePieceCodec(model)
+    names = {
+        piece.text: token for token, piece in enumerate(codec.pieces()) if piece.kind == "control"
+    }
+    end_id = codec.end_id()
+    stated = codec.piece(end_id) if end_id is not None else _stated_end(file)
+    separator = _chosen(options.separator, stated, names)
+    added = separator not in names
+    if added:
+        names[separator] = codec.vocab_size
+        model = with_control_piece(model, separator)
+    kind = Kind("sentencepiece", names[separator], escaped=False)
+    return _checked(file, model, kind, options, tuple(names), separator, added)
+
+
+def _of_ranks(file: Path, options: ImportOptions) -> Imported:
+    if options.pattern is None:
+        raise DataError(
+            "ranks do not say how text is split before it is merged",
+            hint="--pattern gpt2, cl100k_base, o200k_base or a regular expression",
+        )
+    data = read_bytes(file, MAX_MODEL_BYTES, follow_links=True)
+    return _of_json(file, ranks_json(data, options.pattern), options)
+
+
+def _of_json(file: Path, data: bytes, options: ImportOptions) -> Imported:
+    document = parse_json(data)
+    codec = HuggingFaceCodec(data)  # which also knows that the document has its form
+    document.setdefault("added_tokens", [])
+    _require_supported(document)
+    names = {
+        each["content"]: each["id"] for each in document["added_tokens"] if each.get("special")
+    }
+    separator = _chosen(options.separator, _stated_end(file), names)
+    added = separator not in names
+    if added:
+        names[separator] = codec.vocab_size
+        document["added_tokens"].append(_added_token(separator, codec.vocab_size))
+        data = json.dumps(document, ensure_ascii=False).encode()
+    kind = Kind("huggingface", names[separator], escaped=False)
+    return _checked(file, data, kind, options, tuple(names), separator, added)
+
+
+def _require_supported(document: Any) -> None:
+    """Byte pairs or unigrams that have an id for whatever they meet."""
+    model = document["model"]
+    kind = model.get("type", "BPE" if "merges" in model else None)
+    if kind not in _MODELS:
+        raise DataError(f"its model is a {kind}; {' and '.join(_MODELS)} can be used")
+    names = {each["content"] for each in document["added_tokens"]}
+    unknown = model.get("unk_token")
+    if kind == "BPE" and unknown is not None and unknown not in {*names, *model["vocab"]}:
+        raise DataError(f"its unknown token {unknown!r} is not in its vocabulary")
+    if kind == "Unigram" and model.get("unk_id") is None:
+        raise DataError("it has no unknown token")
+
+
+def _added_token(name: str, token: int) -> dict[str, object]:
+    flags = ("single_word", "lstrip", "rstrip", "normalized")
+    return {"id": token, "content": name, **dict.fromkeys(flags, False), "special": True}
+
+
+def _stated_end(file: Path) -> str | None:
+    """What the tokenizer_config.json beside the file says ends a text."""
+    try:
+        config = parse_json(read_bytes(file.with_name(CONFIG_FILE), 4 << 20, follow_links=True))
+    except (OSError, ValueError):
+        return None
+    match config:
+        case {"eos_token": str(name)} | {"eos_token": {"content": str(name)}}:
+            return name
+    return None
+
+
+def _chosen(wished: str | None, stated: str | None, names: dict[str, int]) -> str:
+    """The separator: as wished, as stated, or what is usual; a new one where there is none."""
+    if wished is not None:
+        return wished
+    candidates = (stated, *_ENDS)
+    return next((name for name in candidates if name is not None and name in names), SEPARATOR)
+
+
+def _checked(
+    file: Path,
+    model: bytes,
+    kind: Kind,
+    options: ImportOptions,
+    controls: Sequence[str],
+    separator: str,
+    added: bool,
+) -> Imported:
+    """It keeps text as it is; or with "▁" escaped; or it is said which text it does not."""
+    probes = (*PROBES, *controls)
+    warnings: list[str] = []
+    tokenizer = Tokenizer.read_as(kind, model)
+    lost = next(_lost(tokenizer, probes), None)
+    if lost is not None:
+        escaped = Tokenizer.read_as(replace(kind, escaped=True), model)
+        if next(_lost(escaped, probes), None) is None:
+            tokenizer, lost = escaped, None
+            warnings.append(
+                "it reads a literal ▁ (U+2581) as a space; text with one is escaped, and has "
+                "other ids than elsewhere"
+            )
+    if lost is not None:
+        text, back = lost
+        problem = f"it does not keep text exactly: {text!r} comes back as {back!r}"
+        if not options.allow_lossy:
+            raise DataError(
+                problem,
+                hint="llmtrain tokenizer import FILE --out DIR --allow-lossy takes it all the "
+                "same; bits per byte then count bytes that the model was never shown",
+            )
+        warnings.append(f"{problem}; bits per byte count bytes that the model is never shown")
+    return Imported(tokenizer, file, separator, added, tuple(warnings))
+
+
+def _lost(tokenizer: Tokenizer, probes: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each text that does not come back, and what comes instead."""
+    for text in probes:
+        back = tokenizer.decode(tokenizer.encode(text))
+        if back != text:
+            yield text, back

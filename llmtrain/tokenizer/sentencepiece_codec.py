@@ -1,0 +1,120 @@
+"""Text to ids by sentencepiece."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+
+from sentencepiece import SentencePieceProcessor
+
+from llmtrain.errors import DataError
+from llmtrain.tokenizer.escape import SPACE_MARK, escape, unescape
+from llmtrain.tokenizer.piece import SEPARATOR, UNKNOWN, Piece, PieceKind, reserved_names
+from llmtrain.tokenizer.structure import require_sound
+
+_PART_CHARACTERS = 1 << 14
+_WORD_START = re.compile(f"(?<![ {SPACE_MARK}])[ {SPACE_MARK}]")
+
+# What a model made with other settings changes: outer and double spaces, line ends, composition,
+# compatibility forms and characters that were never seen.
+_PROBE = "  a  b\t\r\n\n\x00 e\u0301 \ufb01 \uff21 \ufeff \U0010fffd ▁ <unk> "
+
+
+class SentencePieceCodec:
+    """A sentencepiece model as the library reads it."""
+
+    def __init__(self, model: bytes) -> None:
+        """Read a serialized model. Raises DataError if it is none, or not a sound one."""
+        require_sound(model)
+        self.model = model
+        self._processor = SentencePieceProcessor()
+        try:
+            self._processor.LoadFromSerializedProto(model)
+            pieces = self.pieces()
+            self.decode(list(range(self.vocab_size)))  # what stands for the unknown may be no text
+        except (RuntimeError, UnicodeDecodeError):
+            raise DataError("it is not a sentencepiece model") from None
+        self._is_cut = self._keeps_words_apart(pieces)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of pieces."""
+        return int(self._processor.get_piece_size())
+
+    def encode(self, text: str) -> list[int]:
+        """Ids as sentencepiece has them of the whole text."""
+        return list(chain.from_iterable(map(self._processor.encode, self._parts(text))))
+
+    def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
+        """`encode` of each text, in order."""
+        parts = [list(self._parts(text)) for text in texts]
+        encoded = iter(self._processor.encode(list(chain(*parts)), num_threads=threads))
+        return [list(chain.from_iterable(islice(encoded, len(own)))) for own in parts]
+
+    def decode(self, ids: list[int]) -> str:
+        """Text; control tokens are nothing."""
+        text: str = self._processor.decode(ids)
+        return text
+
+    def piece(self, token: int) -> str:
+        """How the model spells an id."""
+        text: str = self._processor.id_to_piece(token)
+        return text
+
+    def pieces(self) -> list[Piece]:
+        """The vocabulary, in the order of ids."""
+        return [
+            Piece(self.piece(token), self._processor.get_score(token), self._kind(token))
+            for token in range(self.vocab_size)
+        ]
+
+    def end_id(self) -> int | None:
+        """The control token that the model itself says ends a text, or begins one."""
+        stated = (self._processor.eos_id(), self._processor.bos_id())
+        return next((int(token) for token in stated if token >= 0), None)
+
+    def require_own_settings(self) -> int:
+        """The separator's id: every text round-trips escaped, and none becomes a control token.
+
+        Raises DataError for a model made with other settings than this package's.
+        """
+        pieces = self.pieces()
+        controls = [piece.text for piece in pieces if piece.kind == "control"]
+        if controls != [SEPARATOR, *reserved_names(len(controls) - 1)]:
+            raise DataError(f"its control tokens are not {SEPARATOR} alone")
+        if [piece.text for piece in pieces if piece.kind == "unknown"] != [UNKNOWN]:
+            raise DataError(f"its unknown token is not {UNKNOWN}")
+        if sum(piece.kind == "byte" for piece in pieces) != 256:
+            raise DataError("it does not spell unknown characters in bytes")
+        # Twice, for a model that puts a space before each text takes only the first away again.
+        if unescape(self.decode(self.encode(escape(_PROBE)) * 2)) != _PROBE * 2:
+            raise DataError("it does not keep text exactly")
+        if not self._is_cut:
+            raise DataError("it has pieces that go on into the next word")
+        return next(token for token, piece in enumerate(pieces) if piece.kind == "control")
+
+    def _kind(self, token: int) -> PieceKind:
+        if self._processor.is_byte(token):
+            return "byte"
+        if self._processor.is_unknown(token):
+            return "unknown"
+        return "control" if self._processor.is_control(token) else "text"
+
+    def _keeps_words_apart(self, pieces: Sequence[Piece]) -> bool:
+        """No piece goes on into the next word, and nothing is put before a text."""
+        crosses = any(_WORD_START.search(piece.text, 1) for piece in pieces)
+        return not crosses and not self.decode(self._processor.encode("a") * 2).count(" ")
+
+    def _parts(self, text: str) -> Iterator[str]:
+        """`text` cut between words, so that the parts have the ids of the whole.
+
+        No merge crosses a cut where no piece crosses words. sentencepiece takes 70 bytes of memory
+        for each character of a string, and is slower on long ones.
+        """
+        start = 0
+        while start < len(text):
+            cut = _WORD_START.search(text, start + _PART_CHARACTERS) if self._is_cut else None
+            end = cut.start() if cut else len(text)
+            yield text[start:end]
+            start = end

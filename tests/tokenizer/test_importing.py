@@ -1,0 +1,383 @@
+"""Tokenizers made elsewhere keep their ids, and what changes text is told by example."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiktoken
+import tokenizers
+from hypothesis import given
+from hypothesis import strategies as st
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from llmtrain.errors import DataError, LlmtrainError, UsageError
+from llmtrain.tokenizer import (
+    ImportOptions,
+    Tokenizer,
+    import_tokenizer,
+    open_tokenizer,
+    streams,
+)
+from llmtrain.tokenizer.byte_letters import bytes_of
+from llmtrain.tokenizer.escape import SPACE_MARK
+from llmtrain.tokenizer.tiktoken_ranks import PATTERNS
+
+any_text = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cn"])
+    | st.sampled_from("\r\n\t  aZé0'\u2019s<|>_\u0301\u0130\u017f")
+)
+TIKTOKEN_PATTERNS = {
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+    "cl100k_base": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+"
+    r"| ?[^\s\p{L}\p{N}]++[\r\n]*+|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
+    "o200k_base": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
+    r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
+
+
+@pytest.fixture(scope="session")
+def bytes_json(documents: list[str]) -> str:
+    """A tokenizer.json of byte pairs as many models have it, without any special token."""
+    made = tokenizers.Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2_000, initial_alphabet=alphabet, show_progress=False, special_tokens=[]
+    )
+    made.train_from_iterator(documents[:200], trainer)
+    return str(made.to_str())
+
+
+@pytest.fixture(scope="session")
+def ranks(bytes_json: str) -> dict[bytes, int]:
+    vocabulary = json.loads(bytes_json)["model"]["vocab"]
+    return {bytes_of(text): rank for text, rank in vocabulary.items()}
+
+
+@pytest.fixture(scope="session")
+def ranks_file(ranks: dict[bytes, int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("ranks") / "small.tiktoken"
+    lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()]
+    path.write_bytes(b"".join(lines))
+    return path
+
+
+def require_same(
+    ours: Tokenizer, theirs: Callable[[str], list[int]], documents: list[str], texts: list[str]
+) -> None:
+    for text in (*documents, *texts):
+        ids = ours.encode(text)
+        assert ids == theirs(text)
+        assert ours.decode(ids) == text
+
+
+def require_saved(tokenizer: Tokenizer, directory: Path) -> None:
+    """It is the same after it was saved, as a checkpoint saves it."""
+    tokenizer.save(directory, model_max_length=64)
+    loaded = Tokenizer.load(directory)
+    assert loaded.fingerprint == tokenizer.fingerprint
+    assert loaded.separator_id == tokenizer.separator_id
+    assert loaded.encode(" a b▁\r\n") == tokenizer.encode(" a b▁\r\n")
+    assert open_tokenizer(directory).fingerprint == tokenizer.fingerprint
+
+
+def test_a_tokenizer_json_keeps_its_ids(
+    bytes_json: str, compared: list[str], adversarial: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(bytes_json)
+    imported = import_tokenizer(tmp_path, ImportOptions())
+    theirs = tokenizers.Tokenizer.from_str(bytes_json)
+    require_same(imported.tokenizer, lambda text: theirs.encode(text).ids, compared, adversarial)
+    assert imported.added_separator
+    assert imported.tokenizer.separator_id == theirs.get_vocab_size()
+    assert imported.tokenizer.vocab_size == theirs.get_vocab_size() + 1
+    assert imported.warnings == ()
+    require_saved(imported.tokenizer, tmp_path / "saved")
+    assert open_tokenizer(tmp_path / "tokenizer.json").fingerprint == imported.tokenizer.fingerprint
+
+
+@pytest.mark.parametrize("name", TIKTOKEN_PATTERNS)
+def test_ranks_keep_their_ids(
+    name: str,
+    ranks: dict[bytes, int],
+    ranks_file: Path,
+    compared: list[str],
+    adversarial: list[str],
+    tmp_path: Path,
+) -> None:
+    imported = import_tokenizer(ranks_file, ImportOptions(pattern=name))
+    ours = imported.tokenizer
+    theirs = tiktoken.Encoding(
+        name, pat_str=TIKTOKEN_PATTERNS[name], mergeable_ranks=ranks, special_tokens={}
+    )
+    require_same(ours, theirs.encode_ordinary, compared, adversarial)
+
+    @given(any_text)
+    def law(text: str) -> None:
+        assert ours.encode(text) == theirs.encode_ordinary(text)
+        assert ours.decode(ours.encode(text)) == text
+
+    law()
+    assert ours.separator_id == len(ranks)
+    require_saved(ours, tmp_path / "saved")
+
+
+def test_ranks_with_a_gap_keep_their_ids(ranks_file: Path, tmp_path: Path) -> None:
+    lines = ranks_file.read_bytes().splitlines()
+    gap = [line for line in lines if not line.endswith(b" 1500")]
+    (tmp_path / "gap.tiktoken").write_bytes(b"\n".join(gap))
+    ours = open_with(tmp_path / "gap.tiktoken", pattern="gpt2")
+    assert ours.separator_id == ours.vocab_size - 1 == len(lines)
+    text = "<|no token 1500|> ordinary"
+    assert 1500 not in ours.encode(text)
+    assert ours.decode(ours.encode(text)) == text
+
+
+def open_with(path: Path, **options: object) -> Tokenizer:
+    return import_tokenizer(path, ImportOptions(**options)).tokenizer  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"YQ== 0\n!!!! 1\n", "line 2"),
+        (b"YQ== 0\nYg== one\n", "line 2"),
+        (b"YQ== 0\nYQ== 1\n", "line 2"),
+        (b"YQ== 0\nYg== 0\n", "one rank"),
+        (b"YQ== 0\n", "byte 0x00 has no rank"),
+        (b"", "byte 0x00 has no rank"),
+    ],
+)
+def test_what_are_no_ranks_is_told(content: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "x.tiktoken").write_bytes(content)
+    with pytest.raises(DataError, match=rf"x\.tiktoken cannot be used: .*{reason}"):
+        open_with(tmp_path / "x.tiktoken", pattern="gpt2")
+
+
+@pytest.mark.parametrize("pattern", ["", "gpt5", r"\s++$|\s", r"\p{N}{1,3}+|\s", "^a"])
+def test_a_pattern_that_means_something_else_is_refused(pattern: str, ranks_file: Path) -> None:
+    with pytest.raises(UsageError):
+        open_with(ranks_file, pattern=pattern)
+
+
+def test_a_pattern_of_ones_own_splits(ranks_file: Path) -> None:
+    assert open_with(ranks_file, pattern=r"[^$\n]+|\p{L}+|[$]|\n").encode("a$b")
+    with pytest.raises(DataError, match="do not say how") as caught:
+        open_with(ranks_file)
+    assert "--pattern" in str(caught.value.hint)
+    assert set(PATTERNS) == set(TIKTOKEN_PATTERNS)
+
+
+def sentencepiece_model(documents: list[str], **options: object) -> bytes:
+    model = io.BytesIO()
+    settings: dict[str, object] = {
+        "model_type": "bpe",
+        "vocab_size": 1_500,
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "required_chars": SPACE_MARK,
+    }
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(line for text in documents[:60] for line in text.splitlines()),
+        model_writer=model,
+        minloglevel=3,
+        hard_vocab_limit=False,
+        **settings | options,
+    )
+    return model.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("options", "added"),
+    [
+        ({}, False),  # as Llama 2's: a space before each text, <s> and </s>
+        ({"add_dummy_prefix": False, "model_type": "unigram"}, False),
+        ({"split_by_whitespace": False, "add_dummy_prefix": False}, False),
+        ({"bos_id": -1, "eos_id": -1, "user_defined_symbols": ["<x>"]}, True),
+    ],
+)
+def test_a_sentencepiece_model_keeps_its_ids(
+    options: dict[str, object],
+    added: bool,
+    documents: list[str],
+    compared: list[str],
+    adversarial: list[str],
+    tmp_path: Path,
+) -> None:
+    model = sentencepiece_model(documents, **options)
+    path = tmp_path / "theirs.model"
+    path.write_bytes(model)
+    imported = import_tokenizer(path, ImportOptions())
+    ours, theirs = imported.tokenizer, SentencePieceProcessor(model_proto=model)
+    texts = [text for text in adversarial if SPACE_MARK not in text and "\U000f2581" not in text]
+    require_same(ours, theirs.encode, compared, texts)
+    assert [ours.decode(ours.encode(text)) for text in adversarial] == adversarial
+    assert imported.added_separator is added
+    assert ours.separator_id == (theirs.get_piece_size() if added else theirs.eos_id())
+    assert ours.separator_id not in ours.encode("</s><|endoftext|>")
+    (warning,) = imported.warnings
+    assert "U+2581" in warning
+    require_saved(ours, tmp_path / "saved")
+
+
+def test_an_own_model_is_what_it_was(saved: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    imported = import_tokenizer(saved / "tokenizer.model", ImportOptions())
+    assert imported.tokenizer.fingerprint == tokenizer.fingerprint
+    assert imported.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"normalization_rule_name": "nmt_nfkc"}, "table of replacements"),
+        ({"byte_fallback": False}, "keep text exactly"),
+        ({"remove_extra_whitespaces": True}, "keep text exactly"),
+    ],
+)
+def test_a_lossy_model_is_refused(
+    options: dict[str, object], reason: str, documents: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "lossy.model"
+    path.write_bytes(sentencepiece_model(documents, **options))
+    with pytest.raises(DataError, match=reason):
+        open_tokenizer(path)
+
+
+def test_a_lossy_one_is_told_by_example(bytes_json: str, tmp_path: Path) -> None:
+    lossy = tokenizers.Tokenizer.from_str(bytes_json)
+    lossy.normalizer = normalizers.NFC()
+    lossy.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match="comes back as") as caught:
+        open_tokenizer(tmp_path / "tokenizer.json")
+    assert "--allow-lossy" in str(caught.value.hint)
+    imported = import_tokenizer(tmp_path, ImportOptions(allow_lossy=True))
+    (warning,) = imported.warnings
+    assert "e\\u0301" in warning.encode("unicode_escape").decode()
+    require_saved(imported.tokenizer, tmp_path / "saved")
+
+
+def with_tokens(bytes_json: str, *names: str) -> tokenizers.Tokenizer:
+    made = tokenizers.Tokenizer.from_str(bytes_json)
+    made.add_special_tokens(list(names))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("config", "wished", "expected"),
+    [
+        (None, None, "</s>"),
+        ({"eos_token": "<end>"}, None, "<end>"),
+        ({"eos_token": {"content": "<end>"}}, None, "<end>"),
+        ({"eos_token": "<nowhere>"}, None, "</s>"),
+        ({"eos_token": "<end>"}, "</s>", "</s>"),
+        (None, "<new>", "<new>"),
+    ],
+)
+def test_the_separator_is_found_or_made(
+    bytes_json: str,
+    config: dict[str, object] | None,
+    wished: str | None,
+    expected: str,
+    tmp_path: Path,
+) -> None:
+    with_tokens(bytes_json, "<end>", "</s>").save(str(tmp_path / "tokenizer.json"))
+    if config is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours = open_with(tmp_path, separator=wished)
+    assert ours.piece(ours.separator_id) == expected
+    assert ours.separator_id not in ours.encode(expected)
+    assert ours.decode([ours.separator_id, *ours.encode(" a"), ours.separator_id]) == " a"
+    ours.save(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text()) | {
+        "bos_token": expected,
+        "eos_token": expected,
+        "split_special_tokens": True,
+    } == json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"\xff",
+        b'{"model": {"type": "WordPiece", "vocab": {}}}',
+        b"{" * 10_000,
+        json.dumps({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}).encode(),
+    ],
+)
+def test_what_is_no_tokenizer_json_is_told(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"tokenizer\.json"):
+        open_tokenizer(path)
+
+
+@pytest.mark.parametrize("name", ["nowhere.json", "note.txt", "empty", "no.model"])
+def test_what_is_no_tokenizer_is_told(name: str, tmp_path: Path) -> None:
+    (tmp_path / "note.txt").write_text("a note")
+    (tmp_path / "no.model").write_text("a note")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(LlmtrainError, match=name) as caught:
+        import_tokenizer(tmp_path / name, ImportOptions())
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{}",
+        '{"format_version": 2, "name": "huggingface", "separator_id": 1, "escaped": false}',
+        '{"format_version": 1, "name": "own", "separator_id": 1, "escaped": false}',
+        '{"format_version": 1, "name": "huggingface", "separator_id": 1e9, "escaped": false}',
+        '{"format_version": 1, "name": "huggingface", "separator_id": 999999, "escaped": false}',
+        "junk",
+    ],
+)
+def test_a_damaged_directory_is_told(said: str, bytes_json: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(bytes_json)
+    (tmp_path / "tokenizer_kind.json").write_text(said)
+    with pytest.raises(DataError, match="tokenizer"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", TIKTOKEN_PATTERNS)
+def test_parts_of_a_stream_have_the_ids_of_the_whole(
+    name: str, ranks_file: Path, documents: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_PART_CHARACTERS", 40)
+    monkeypatch.setattr(streams, "_PART_IDS", 20)
+    tokenizer = open_with(ranks_file, pattern=name)
+    text = "".join(documents[:5]) + "  naïve éa 12  \n\n \U0001f469\u200d\U0001f467 中文" * 9
+    whole = tokenizer.encode(text)
+    blocks = [text[start : start + 23] for start in range(0, len(text), 23)]
+    parts = list(streams.encoded_parts(tokenizer, blocks))
+    assert len(parts) > 50
+    assert [token for part in parts for token in part] == whole
+    batches = [whole[start : start + 7] for start in range(0, len(whole), 7)]
+    texts = list(streams.decoded_parts(tokenizer, batches))
+    assert len(texts) > 50
+    assert "".join(texts) == text
+
+
+def test_one_that_begins_each_text_with_a_space_gets_it_whole(
+    documents: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_PART_CHARACTERS", 40)
+    (tmp_path / "x.model").write_bytes(sentencepiece_model(documents))
+    tokenizer = open_tokenizer(tmp_path / "x.model")
+    text = documents[0][:500]
+    (ids,) = streams.encoded_parts(tokenizer, [text[:100], text[100:]])
+    assert ids == tokenizer.encode(text)
+    assert list(streams.decoded_parts(tokenizer, [ids[:9], ids[9:]])) == [text]

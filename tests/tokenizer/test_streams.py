@@ -1,0 +1,66 @@
+"""Parts of a stream have the ids and the text of the whole."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from llmtrain.tokenizer import Tokenizer, streams
+from llmtrain.tokenizer.streams import decoded_parts, encoded_parts, joins
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_PART_CHARACTERS", 500)
+    monkeypatch.setattr(streams, "_LONGEST_CHARACTERS", 8_000)
+    monkeypatch.setattr(streams, "_PART_IDS", 100)
+    monkeypatch.setattr(streams, "_LONGEST_IDS", 1_000)
+
+
+def blocks(text: str, size: int) -> Iterator[str]:
+    return (text[start : start + size] for start in range(0, len(text), size))
+
+
+def batches(ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    return (ids[start : start + size] for start in range(0, len(ids), size))
+
+
+@pytest.mark.parametrize("size", [1, 97, 10_000])
+def test_parts_are_the_whole(
+    size: int, tokenizer: Tokenizer, documents: list[str], adversarial: list[str]
+) -> None:
+    text = "".join([*documents[:3], *adversarial, *documents[3:5]])
+    whole = tokenizer.encode(text)
+    parts = list(encoded_parts(tokenizer, blocks(text, size)))
+    assert [token for part in parts for token in part] == whole
+    assert size > 1_000 or len(parts) > 5
+    pieces = list(decoded_parts(tokenizer, batches(whole, size)))
+    assert "".join(pieces) == text
+    assert size > 1_000 or len(pieces) > 5
+
+
+def test_no_text_has_no_ids(tokenizer: Tokenizer) -> None:
+    assert list(encoded_parts(tokenizer, [])) == []
+    assert "".join(decoded_parts(tokenizer, [])) == ""
+
+
+def test_text_without_words_is_cut_and_comes_back(tokenizer: Tokenizer) -> None:
+    draw = random.Random(0)
+    text = "".join(chr(draw.randrange(0x4E00, 0x9F00)) for _ in range(20_000)) + "01" * 100
+    parts = list(encoded_parts(tokenizer, blocks(text, 300)))
+    assert len(parts) > 1
+    ids = [token for part in parts for token in part]
+    assert tokenizer.decode(ids) == text
+    assert "".join(decoded_parts(tokenizer, batches(ids, 50))) == text
+
+
+def test_ids_that_no_text_has_decode_alike(tokenizer: Tokenizer) -> None:
+    draw = random.Random(1)
+    ids = [draw.randrange(tokenizer.vocab_size) for _ in range(2_000)]
+    assert "".join(decoded_parts(tokenizer, batches(ids, 30))) == tokenizer.decode(ids)
+
+
+def test_own_tokenizers_join(tokenizer: Tokenizer) -> None:
+    assert joins(tokenizer)
