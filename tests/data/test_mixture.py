@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmtrain.data.batches import BatchReader, Tokens, WindowReader
+from llmtrain.data.cleaning import clean
 from llmtrain.data.mixture import (
     Interleaving,
     MixedBatches,
@@ -221,7 +222,12 @@ def located(
     paths: Sequence[Path], cache: Path, encoder: Any
 ) -> tuple[PreparedData, tuple[MixedSource, ...]]:
     corpus = resolve_sources([str(path) for path in paths])
-    data = prepare(
+    data = prepared(corpus, cache, encoder)
+    return data, found_in(data, corpus)
+
+
+def prepared(corpus: Corpus, cache: Path, encoder: Any) -> PreparedData:
+    return prepare(
         corpus,
         encoder,
         validation_fraction=0.1,
@@ -230,7 +236,6 @@ def located(
         on_progress=lambda done, total: None,
         check_stop=lambda: None,
     )
-    return data, found_in(data, corpus)
 
 
 def found_in(data: PreparedData, corpus: Corpus) -> tuple[MixedSource, ...]:
@@ -282,6 +287,21 @@ def test_shards_that_others_made_can_be_mixed(tmp_path: Path, cache: Path, encod
 def _texts(ids: TokenArray, encoder: Any) -> list[str]:
     borders = np.flatnonzero(ids == encoder.separator_id)
     return [encoder.decode(ids[a + 1 : b].tolist()) for a, b in pairwise(borders)]
+
+
+def test_what_is_left_out_is_of_no_source(tmp_path: Path, cache: Path, encoder: Any) -> None:
+    """Where a source begins is seen though its first documents are those of an earlier one."""
+    first = write_lines(tmp_path / "a.jsonl", [f"a {number}" for number in range(150)])
+    again = [f"a {number}" for number in range(0, 150, 2)]
+    second = write_lines(tmp_path / "b.jsonl", [*again, *(f"b {number}" for number in range(150))])
+    whole = resolve_sources([str(first), str(second)])
+    corpus = clean(whole, [], "drop_exact", lambda: None).corpus
+    data = prepared(corpus, cache, encoder)
+    with data:
+        for name, source in zip("ab", found_in(data, corpus), strict=True):
+            found = _texts(data.train.read(source.first_token, source.tokens), encoder)
+            assert len(found) > 100
+            assert {text[0] for text in found} == {name}
 
 
 def test_a_source_without_text_of_its_own_is_refused(
