@@ -20,8 +20,19 @@ DataOption = Annotated[
     list[str] | None,
     typer.Option(
         "--data",
-        help="Text: a file (.txt, .jsonl, .csv, .parquet, .zip …), a directory, a glob, - for "
-        "stdin, or builtin:python. Repeatable.",
+        help="Text: a file (.txt, .jsonl, .csv, .parquet, .zip …), a directory, a glob, one of "
+        "these at s3:// or https://, hf://OWNER/NAME[/CONFIG][:SPLIT][#COLUMN], - for stdin, or "
+        "builtin:python. Repeatable.",
+    ),
+]
+WeightOption = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--weight",
+        help="Of the --data in the same place: the first --weight is the first --data's, and so "
+        "on, one each. A source's share of the training tokens is its weight over the sum of all, "
+        "whatever its size; without weights it is by size. In a profile: "
+        "data.sources: [{spec: a.jsonl, weight: 2}, …].",
     ),
 ]
 DeviceOption = Annotated[
@@ -48,6 +59,21 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 NprocOption = Annotated[
     int | None, typer.Option("--nproc", min=1, help="Processes on this machine.")
 ]
+
+
+def weighted_sources(data: list[str] | None, weights: list[float] | None) -> list[Any] | None:
+    """What `--data` and `--weight` say that data.sources is; None: nothing. Raises UsageError."""
+    from llmtrain.errors import UsageError
+
+    if not weights:
+        return data or None
+    specs = data or []
+    if len(specs) != len(weights):
+        raise UsageError(
+            f"there are {len(specs)} --data and {len(weights)} --weight",
+            hint="--data a.jsonl --weight 2 --data b.jsonl --weight 1: one weight for each",
+        )
+    return [{"spec": s, "weight": w} for s, w in zip(specs, weights, strict=True)]
 
 
 def flag_settings(**flags: Any) -> dict[str, Setting]:

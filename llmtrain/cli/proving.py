@@ -14,7 +14,9 @@ from llmtrain.cli.options import (
     NprocOption,
     ProfileOption,
     SetOption,
+    WeightOption,
     flag_settings,
+    weighted_sources,
 )
 from llmtrain.cli.use import RunArgument
 from llmtrain.cli.voice import Voice
@@ -34,6 +36,7 @@ def prove_resume(
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds strike alike.")] = 0,
     set_: SetOption = None,
     data: DataOption = None,
+    weight: WeightOption = None,
     json: JsonOption = False,
 ) -> int:
     """Train a little twice, once killed at random, and compare bit for bit.
@@ -53,7 +56,7 @@ def prove_resume(
         from llmtrain.engine.proving import prove_resume as prove
         from llmtrain.engine.request import TrainRequest
 
-        flags = flag_settings(data_sources=data or None, device_processes=nproc)
+        flags = flag_settings(data_sources=weighted_sources(data, weight), device_processes=nproc)
         request = TrainRequest(profile=profile, assignments=set_ or [], flags=flags)
         with watching(voice) as observe:
             proof = prove(request, Trial(kills, steps, seed), observe, stop.check)

@@ -23,8 +23,10 @@ from llmtrain.cli.options import (
     NprocOption,
     ProfileOption,
     SetOption,
+    WeightOption,
     assumed_machine,
     flag_settings,
+    weighted_sources,
 )
 from llmtrain.cli.streams import unread_output_lost
 from llmtrain.cli.thresholds import (
@@ -55,6 +57,7 @@ def train(
     voice: Voice,
     profile: ProfileOption = None,
     data: DataOption = None,
+    weight: WeightOption = None,
     device: DeviceOption = None,
     force_cpu: ForceCpuOption = False,
     time: Annotated[
@@ -111,7 +114,7 @@ def train(
     if assume is not None and not dry_run:
         raise UsageError("--assume: nothing can be trained there", hint="add --dry-run")
     flags = flag_settings(
-        data_sources=data or None,
+        data_sources=weighted_sources(data, weight),
         data_text_field=text_field,
         data_tokenizer=tokenizer,
         train_steps=steps,

@@ -8,15 +8,18 @@ import os
 import platform
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from llmtrain.data.addresses import is_remote, shown
 from llmtrain.data.document import Document, Limits, Skipped
 from llmtrain.data.finding import Found, found_below, found_matching, is_glob, library_files
+from llmtrain.data.formats.naming import reason_not_to_read
 from llmtrain.data.formats.streams import readable
+from llmtrain.data.hub import fetch_dataset, is_dataset
 from llmtrain.data.left_out import LeftOut
 from llmtrain.data.reading import (
     Question,
@@ -26,16 +29,19 @@ from llmtrain.data.reading import (
     read_python,
     source_file,
 )
+from llmtrain.data.remote import Fetched, Fetching, fetch
 from llmtrain.data.repeats import Repeats
 from llmtrain.data.selection import Selection, Sieve
 from llmtrain.data.stdin import is_stdin, stdin_file
 from llmtrain.errors import DataError, UsageError
+from llmtrain.files import cache_directory
 
 BUILTIN_PYTHON = "builtin:python"
 _SUPPORTED = (
     "data can be a text file, .jsonl, .json, .csv, .tsv, .parquet, .arrow or .feather, packed as "
-    ".gz, .bz2, .xz or .zst, a .zip or .tar of such, a directory, a glob, - for standard input "
-    "(-.jsonl where it is not plain text), or builtin:python"
+    ".gz, .bz2, .xz or .zst, a .zip or .tar of such, a directory, a glob, one of these at s3:// or "
+    "https://, hf://OWNER/NAME, - for standard input (-.jsonl where it is not plain text), or "
+    "builtin:python"
 )
 
 
@@ -50,13 +56,17 @@ class PythonLibrary:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The files that one spec stands for, without those that an earlier spec already named."""
+    """The files that one spec stands for, without those that an earlier spec already named.
+
+    `provenance`: of what was brought from elsewhere, which version it is, ready for JSON.
+    """
 
     spec: str
     kind: Literal["file", "directory", "glob", "stdin", "builtin"]
     files: tuple[SourceFile, ...]
     skipped: tuple[Skipped, ...] = ()
     library: PythonLibrary | None = None
+    provenance: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +99,18 @@ class Corpus:
     def skipped(self) -> tuple[Skipped, ...]:
         return tuple(skipped for source in self.sources for skipped in source.skipped)
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self, on_source: Callable[[], None] = _go_on) -> Iterator[Document]:
         """Every document that is not empty or left out, one file in memory at a time.
 
-        Raises DataError.
+        `on_source` is called where each source begins, when all before it are taken. Raises
+        DataError.
         """
-        documents = islice(self._all_documents(), self.first)
+        documents = islice(self._all_documents(on_source), self.first)
         return documents if self.left_out is None else self.left_out.without(documents)
 
-    def _all_documents(self) -> Iterator[Document]:
+    def _all_documents(self, on_source: Callable[[], None]) -> Iterator[Document]:
         for source in self.sources:
+            on_source()
             for file in source.files:
                 yield from read_documents(file, self.question)
 
@@ -195,7 +207,7 @@ def _describe(source: Source) -> dict[str, object]:
         record["python_version"] = source.library.version
         record["text_bytes"] = source.library.text_bytes
         record["sha256"] = source.library.sha256
-    return record
+    return record | dict(source.provenance)
 
 
 def resolve_sources(
@@ -205,12 +217,14 @@ def resolve_sources(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     limits: Limits | None = None,
+    fetching: Fetching | None = None,
 ) -> Corpus:
     """The corpus that `specs` name, in that order; a file named twice counts once.
 
-    Every file is known to exist and to look like text. `include` and `exclude` are patterns as in
-    .gitignore, of what is found in directories, globs and archives. Raises DataError for a spec
-    that stands for no text, UsageError where there is no spec, or for what is no pattern.
+    What lies elsewhere is in the cache afterwards. Every file is known to exist and to look like
+    text. `include` and `exclude` are patterns as in .gitignore, of what is found in directories,
+    globs and archives. Raises DataError for a spec that stands for no text, UsageError where there
+    is no spec, or for what is no pattern.
     """
     if not specs or not all(specs):
         raise UsageError("no data is given", hint="--data FILE, or --data builtin:python")
@@ -218,27 +232,69 @@ def resolve_sources(
     Sieve(selection)  # what is no pattern is told before anything is looked for
     question = Question(text_field, selection, limits or Limits())
     seen: set[str] = set()
-    sources = tuple(_without_repeats(_resolve(spec, question), seen) for spec in specs)
+    fetching = _only_wanted(fetching or Fetching(cache_directory(), text_field), selection)
+    sources = tuple(_without_repeats(_resolve(spec, question, fetching), seen) for spec in specs)
     return Corpus(sources, question)
+
+
+def _only_wanted(fetching: Fetching, selection: Selection) -> Fetching:
+    """The same, for files whose names do not say already that they would not be read."""
+    sieve = Sieve(selection)
+    return replace(
+        fetching,
+        reason_against=lambda name: sieve.reason_against(name) or reason_not_to_read(name),
+    )
 
 
 def _without_repeats(source: Source, seen: set[str]) -> Source:
     files = []
     for file in source.files:
-        identity = os.path.normcase(file.path.resolve())
+        is_here = "://" not in file.origin
+        identity = os.path.normcase(file.path.resolve()) if is_here else file.origin
         if identity not in seen:
             seen.add(identity)
             files.append(file)
     return replace(source, files=tuple(files))
 
 
-def _resolve(spec: str, question: Question) -> Source:
+def _resolve(spec: str, question: Question, fetching: Fetching) -> Source:
     if spec == BUILTIN_PYTHON:
         return _python_library()
     if is_stdin(spec):
         return _named(spec, "stdin", stdin_file(spec), question)
+    if is_remote(spec):
+        return _fetched(fetch(spec, fetching), spec, question)
+    if is_dataset(spec):
+        return _fetched(fetch_dataset(spec, fetching), spec, question)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|builtin:", spec):
-        raise DataError(f"{spec} is not a kind of data that is supported", hint=_SUPPORTED)
+        raise DataError(f"{shown(spec)} is not a kind of data that is supported", hint=_SUPPORTED)
+    return _resolve_here(spec, question)
+
+
+def _fetched(fetched: Fetched, spec: str, question: Question) -> Source:
+    """What was brought here, read as files are and named as it was where it came from."""
+    here = str(fetched.path)
+
+    def named(origin: str) -> str:
+        return origin.replace(here, fetched.address, 1).replace(os.sep, "/")
+
+    try:
+        source = _resolve_here(here, question)
+    except DataError as error:
+        raise DataError(error.message.replace(here, fetched.address), hint=error.hint) from None
+    return replace(
+        source,
+        spec=shown(spec),
+        files=tuple(replace(file, origin=named(file.origin)) for file in source.files),
+        skipped=(
+            *(Skipped(named(each.origin), each.reason) for each in source.skipped),
+            *(Skipped(origin, reason) for origin, reason in fetched.left_there),
+        ),
+        provenance=fetched.provenance,
+    )
+
+
+def _resolve_here(spec: str, question: Question) -> Source:
     path = _expanded(spec)
     with readable(spec):
         if path.is_dir():

@@ -8,15 +8,18 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from llmtrain.data.addresses import shown
 from llmtrain.data.cleaning import Cleaned, clean
 from llmtrain.data.encoding import Encode
 from llmtrain.data.filters import filters_of
 from llmtrain.data.manifest import now_utc, versions, write_record
+from llmtrain.data.mixture import MixedSource, locate_sources
+from llmtrain.data.remote import Fetching
 from llmtrain.data.shards import PreparedData, entry_directory, open_prepared, prepare
 from llmtrain.data.sources import Corpus, CorpusFacts, resolve_sources
 from llmtrain.data.split import plan_split
@@ -45,6 +48,7 @@ class Dataset:
     shards: PreparedData
     sources: list[dict[str, object]]
     checked: dict[str, object] | None = None  # left out, leakage; None: not known any more
+    mixture: tuple[MixedSource, ...] = ()  # where sources have weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,7 @@ class DataWork:
 
 def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Dataset:
     """Token shards of the profile's sources, and their tokenizer. Raises DataError."""
-    cleaned = cleaned_corpus(found_corpus(section), section, work)
+    cleaned = cleaned_corpus(found_corpus(section, work), section, work)
     corpus = cleaned.corpus
     facts = corpus.measure(work.check_stop)
     if facts.repeated_bytes > _TOLD_SHARE * facts.text_bytes:
@@ -87,7 +91,21 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Da
         "left_out": [tally.document() for tally in cleaned.left_out],
         "leakage": leakage.document() if leakage is not None else None,
     }
-    return Dataset(tokenizer, directory, shards, corpus.describe(), checked)
+    dataset = Dataset(tokenizer, directory, shards, corpus.describe(), checked)
+    return dataset if section.weights is None else _mixed(dataset, corpus, facts, section)
+
+
+def _mixed(dataset: Dataset, corpus: Corpus, facts: CorpusFacts, section: DataSection) -> Dataset:
+    shards = dataset.shards
+    try:
+        split = plan_split(corpus, facts, section.validation_fraction)
+        mixture = locate_sources(
+            corpus, split, shards.train, shards.index.separator_id, section.weights or ()
+        )
+    except BaseException:
+        shards.close()
+        raise
+    return replace(dataset, mixture=mixture)
 
 
 def tokenizer_of(
@@ -107,13 +125,20 @@ def _told_repeats(facts: CorpusFacts) -> Note:
     )
 
 
-def found_corpus(section: DataSection) -> Corpus:
-    """All that the section's sources name. Raises DataError."""
+def found_corpus(section: DataSection, work: DataWork) -> Corpus:
+    """All that the section's sources name, brought here where it is elsewhere. Raises DataError."""
+    fetching = Fetching(
+        cache_directory(),
+        section.text_field,
+        TimedProgress("fetching", work.observe),
+        work.check_stop,
+    )
     return resolve_sources(
-        section.sources,
+        section.specs,
         text_field=section.text_field,
         include=section.include,
         exclude=section.exclude,
+        fetching=fetching,
     )
 
 
@@ -173,8 +198,8 @@ def open_dataset(
         dataset = prepare_dataset(again, vocab_size, work)
         if dataset.shards.index.key != key:
             raise DataError(
-                f"the text of {', '.join(section.sources)} is no longer what the run was begun "
-                "with, and its token shards are not in the cache",
+                f"the text of {', '.join(map(shown, section.specs))} is no longer what the run "
+                "was begun with, and its token shards are not in the cache",
                 hint="restore the text, or start a new run",
             ) from None
         return dataset
@@ -185,6 +210,25 @@ def open_dataset(
             hint="start a new run with another --out",
         )
     return Dataset(tokenizer, tokenizer_directory, shards, [])
+
+
+def with_recorded_mixture(
+    dataset: Dataset, section: DataSection, ranges: Sequence[tuple[int, int]]
+) -> Dataset:
+    """The dataset with the tokens of each source where they were when the run was begun.
+
+    Raises DataError where they are not those of the profile's sources.
+    """
+    weights = section.weights or ()
+    if len(ranges) != len(weights):
+        dataset.shards.close()
+        raise DataError(
+            f"run.yaml says where {len(ranges)} sources with weights lie, and the run has "
+            f"{len(weights)}",
+            hint="start a new run with another --out",
+        )
+    sources = zip(map(shown, section.specs), weights, ranges, strict=False)
+    return replace(dataset, mixture=tuple(MixedSource(s, w, *place) for s, w, place in sources))
 
 
 def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:

@@ -63,7 +63,7 @@ def inspect_data(
     documents are looked at.
     """
     section = profile.data
-    whole = found_corpus(section)
+    whole = found_corpus(section, work)
     cleaned = cleaned_corpus(replace(whole, first=only_first), section, work)
     tokenizer = _tokenizer(cleaned.corpus, profile, work, only_first, is_for_profile)
     found = survey(

@@ -69,6 +69,7 @@ def begin_record(
             "train_tokens": index.train.tokens,
             "validation_tokens": index.validation.tokens,
             "sources": dataset.sources or (before.get("data") or {}).get("sources", []),
+            "mixture": [asdict(source) for source in dataset.mixture],
             **_checked(dataset, before),
         },
         "sittings": [*before.get("sittings", []), sitting],

@@ -18,7 +18,13 @@ from llmtrain.device.held import checkpoint_bytes
 from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.calibration import keep_run, kept_run
-from llmtrain.engine.dataset import Dataset, DataWork, open_dataset, prepare_dataset
+from llmtrain.engine.dataset import (
+    Dataset,
+    DataWork,
+    open_dataset,
+    prepare_dataset,
+    with_recorded_mixture,
+)
 from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.explaining import explain_run
 from llmtrain.engine.forecast import Forecast, forecast
@@ -41,8 +47,9 @@ from llmtrain.train.checkpoint import (
 from llmtrain.train.events import Note, Observer, Started, TrainResult
 from llmtrain.train.horizon import Horizon
 from llmtrain.train.loop import Position
+from llmtrain.train.repetition import mixture_lines
 from llmtrain.train.run import RandomState, build_run, set_up_device
-from llmtrain.train.run_file import data_key
+from llmtrain.train.run_file import data_key, data_ranges
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.saving import require_room
 from llmtrain.train.session import Session
@@ -180,17 +187,22 @@ def _shared_dataset(target: Target, profile: Profile, plan: Plan, sitting: Sitti
         prepared.append(_dataset(target, profile, work))
         dataset = prepared[0]
         _packing(profile, dataset, sitting)  # kept, for the others to find
-        return json.dumps([dataset.shards.index.key, str(dataset.tokenizer_directory)])
+        ranges = [(source.first_token, source.tokens) for source in dataset.mixture]
+        return json.dumps([dataset.shards.index.key, str(dataset.tokenizer_directory), ranges])
 
-    key, directory = json.loads(sitting.world.from_main("data", make, sitting.stop.check))
+    key, directory, ranges = json.loads(sitting.world.from_main("data", make, sitting.stop.check))
     if prepared:
         return prepared[0]
-    return open_dataset(profile.data, profile.model.vocab_size, key, Path(directory), work)
+    dataset = open_dataset(profile.data, profile.model.vocab_size, key, Path(directory), work)
+    return with_recorded_mixture(dataset, profile.data, ranges)
 
 
 def _packing(profile: Profile, dataset: Dataset, sitting: Sitting) -> Packing | None:
-    """How documents are in windows, where the profile does not have them concatenated."""
-    if profile.data.packing == "concatenate":
+    """How documents are in windows, where the profile does not have them concatenated.
+
+    None of a mixture, whose sources are packed each by itself.
+    """
+    if profile.data.packing == "concatenate" or dataset.mixture:
         return None
     return kept_packing(dataset.shards, profile.model.context, sitting.stop.check)
 
@@ -200,7 +212,8 @@ def _dataset(target: Target, profile: Profile, work: DataWork) -> Dataset:
     if target.record is None or target.checkpoint is None:
         return prepare_dataset(profile.data, vocab_size, work)
     key = data_key(target.record, str(target.directory.path))
-    return open_dataset(profile.data, vocab_size, key, target.checkpoint, work)
+    dataset = open_dataset(profile.data, vocab_size, key, target.checkpoint, work)
+    return with_recorded_mixture(dataset, profile.data, data_ranges(target.record))
 
 
 def _train(
@@ -216,7 +229,16 @@ def _train(
     shards = dataset.shards
     separator_id = shards.index.separator_id
     packing = _packing(profile, dataset, sitting)
-    run = build_run(profile, planned.plan, world, shards.train, resumed, separator_id, packing)
+    run = build_run(
+        profile,
+        planned.plan,
+        world,
+        shards.train,
+        resumed,
+        separator_id,
+        packing,
+        dataset.mixture,
+    )
     horizon = target.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
     _set_horizon(run.position, target, horizon)
     if resumed is not None and resumed.state.numerics != planned.plan.numerics():
@@ -232,6 +254,8 @@ def _train(
     foreseen = forecast(profile, planned)
     if world.is_main:
         begin_record(request, target, planned, foreseen, dataset, run.position.step)
+    for line in mixture_lines(dataset.mixture, horizon.steps, planned.needs.tokens_per_step):
+        sitting.observe(Note(line))
     sitting.observe(_started(target, planned, dataset, run.position.step, horizon))
     session = Session(
         run,
@@ -241,6 +265,7 @@ def _train(
         dataset.shards,
         dataset.tokenizer,
         state,
+        mixture=dataset.mixture,
         needs=planned.needs,
         peak_flops=planned.peak_flops,
         stop=sitting.stop,

@@ -9,7 +9,16 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    Tag,
+    model_validator,
+)
 from pydantic.json_schema import WithJsonSchema
 
 from llmtrain.units import parse_count, parse_duration_s
@@ -92,6 +101,26 @@ class ModelSection(Section):
         return self
 
 
+class SourceSection(Section):
+    """A source with the share of the training tokens that is drawn from it: weight / all weights.
+
+    Whatever its size: where that is more than it has, it is read again, in another order.
+    """
+
+    spec: Annotated[str, Field(min_length=1)]
+    weight: PositiveFloat | None = None  # shares as sizes are
+
+
+def _source_form(value: object) -> str:
+    return "mapping" if isinstance(value, (dict, SourceSection)) else "text"
+
+
+Source = Annotated[
+    Annotated[str, Tag("text")] | Annotated[SourceSection, Tag("mapping")],
+    Discriminator(_source_form),
+]
+
+
 class FiltersSection(Section):
     """Which documents are left out for what they are; all that is not set lets all pass."""
 
@@ -111,7 +140,7 @@ class FiltersSection(Section):
 class DataSection(Section):
     """What is learned from."""
 
-    sources: Annotated[tuple[str, ...], Field(min_length=1)] = ("builtin:python",)
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)] = ("builtin:python",)
     include: tuple[str, ...] = ()  # patterns as in .gitignore, of what is found; none: all
     exclude: tuple[str, ...] = ()
     text_field: Annotated[str, Field(min_length=1)] = "text"
@@ -122,6 +151,24 @@ class DataSection(Section):
     tokenizer_kind: Literal["bpe", "unigram"] = "bpe"  # what `auto` trains
     duplicates: Duplicates = "keep"  # of equal or similar documents the first always stays
     filters: FiltersSection = FiltersSection()
+
+    @property
+    def specs(self) -> tuple[str, ...]:
+        """The sources without their weights."""
+        return tuple(s.spec if isinstance(s, SourceSection) else s for s in self.sources)
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        """One a source; None where text is read in proportion to its size."""
+        found = [s.weight for s in self.sources if isinstance(s, SourceSection)]
+        given = tuple(weight for weight in found if weight is not None)
+        return given or None
+
+    @model_validator(mode="after")
+    def _all_have_weights_or_none(self) -> DataSection:
+        if self.weights is not None and len(self.weights) < len(self.sources):
+            raise ValueError("some sources have a weight and others none; give one to each")
+        return self
 
 
 class TrainSection(Section):

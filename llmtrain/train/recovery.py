@@ -125,7 +125,7 @@ class Recovery:
             return " and ".join(
                 trace_passages(
                     self._passages,
-                    data.sources,
+                    data.specs,
                     data.text_field,
                     limit_s=_TRACING_LIMIT_S,
                     include=data.include,

@@ -6,6 +6,9 @@ sixteen nothing is left of it (Muennighoff et al. 2023, "Scaling Data-Constraine
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+from llmtrain.data.mixture import MixedSource
 from llmtrain.units import format_count
 
 MANY_EPOCHS = 4.0
@@ -22,6 +25,39 @@ def repetition_warning(steps: int, tokens_per_step: int, text_tokens: int) -> st
         "is read again teaches little; more text (--data) or a shorter run would serve better. "
         "The best checkpoint by validation loss is kept"
     )
+
+
+def repetition_warnings(
+    steps: int, tokens_per_step: int, text_tokens: int, mixture: Sequence[MixedSource]
+) -> Iterator[str]:
+    """What to know of each source that will be read often, or of the text as a whole."""
+    if not mixture:
+        warning = repetition_warning(steps, tokens_per_step, text_tokens)
+        yield from [] if warning is None else [warning]
+    for source, share in _shares(mixture):
+        epochs = steps * tokens_per_step * share / source.tokens
+        if epochs > MANY_EPOCHS:
+            yield (
+                f"{source.spec}: {epochs:.3g} epochs over {format_count(source.tokens)} tokens: "
+                "after about four, text that is read again teaches little; a smaller weight, more "
+                "text or a shorter run would serve better"
+            )
+
+
+def mixture_lines(
+    mixture: Sequence[MixedSource], steps: int | None, tokens_per_step: int
+) -> Iterator[str]:
+    """A line a source: its share, its tokens, and how often they will be read where known."""
+    for source, share in _shares(mixture):
+        line = f"{source.spec}: {share:.1%} of what is read, {format_count(source.tokens)} tokens"
+        if steps is not None:
+            line += f", {steps * tokens_per_step * share / source.tokens:.3g} epochs"
+        yield line
+
+
+def _shares(mixture: Sequence[MixedSource]) -> Iterator[tuple[MixedSource, float]]:
+    of_all = sum(source.weight for source in mixture)
+    return ((source, source.weight / of_all) for source in mixture)
 
 
 def overfitting_note(val_loss: float | None, best: float | None, step: int | None) -> str | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+from llmtrain.data.mixture import MixedSource
 from llmtrain.device.live import MemoryMeter
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
@@ -13,7 +14,7 @@ from llmtrain.train.events import Evaluated, Note, Observer, Sampled, Step, metr
 from llmtrain.train.horizon import Horizon
 from llmtrain.train.loop import Run, StepReport
 from llmtrain.train.pace import Pace
-from llmtrain.train.repetition import overfitting_note, repetition_warning
+from llmtrain.train.repetition import overfitting_note, repetition_warnings
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.stability import Jump
 from llmtrain.train.world import is_launched
@@ -33,6 +34,7 @@ class Reporter:
         text_tokens: int,
         peak_flops: float | None,
         observe: Observer,
+        mixture: Sequence[MixedSource] = (),
     ) -> None:
         self._run = run
         self._profile = profile
@@ -40,6 +42,7 @@ class Reporter:
         self._directory = directory
         self._pace = pace
         self._text_tokens = text_tokens
+        self._mixture = mixture
         self._peak_flops = peak_flops
         self.observe = observe
         self._first_step = self._logged_step = run.position.step
@@ -123,8 +126,9 @@ class Reporter:
             return
         self._is_length_known = True
         tokens_per_step = self._profile.train.chosen_tokens_per_step
-        warning = repetition_warning(steps, tokens_per_step, self._text_tokens)
-        if warning is not None:
+        for warning in repetition_warnings(
+            steps, tokens_per_step, self._text_tokens, self._mixture
+        ):
             self.observe(Note(warning, is_warning=True))
 
     def _step_event(self, report: StepReport, *, is_logged: bool) -> Step:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from llmtrain.data.batches import BatchReader, WindowReader
-from llmtrain.data.packing import PackedReader, Packing
+from llmtrain.data.batches import BatchReader, Tokens, WindowReader
+from llmtrain.data.mixture import MixedBatches, MixedSource
+from llmtrain.data.packing import PackedReader, Packing, pack
 from llmtrain.data.stream import TokenStream
 from llmtrain.device.plan import InferencePlan, Plan
 from llmtrain.errors import LlmtrainError
@@ -46,16 +48,18 @@ def build_run(
     resumed: Checkpoint | None,
     separator_id: int | None = None,
     packing: Packing | None = None,
+    mixture: Sequence[MixedSource] = (),
 ) -> Run:
     """A run at its first step, or where `resumed` stands. Device settings are made.
 
     `separator_id`: what documents of the stream begin with. `packing`: how they are in windows,
-    where they are not concatenated.
+    where they are not concatenated. `mixture`: the parts of the stream that are read by weight,
+    each packed by itself; without any it is read as a whole.
     """
     device = set_up_device(plan, world)
     model = build_model(profile, resumed).to(device)
     model.separator_id = masking_separator(profile.data, separator_id)
-    model.has_padding = packing is not None
+    model.has_padding = profile.data.packing != "concatenate"
     products = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
     tokens_per_step = profile.train.chosen_tokens_per_step
     optimizer = build_optimizer(
@@ -77,7 +81,7 @@ def build_run(
         optimizer=optimizer,
         scaler=scaler,
         schedule=schedule_of(profile),
-        batches=_reader(profile, stream, separator_id, packing),
+        batches=_reader(profile, stream, separator_id, packing, mixture),
         plan=plan,
         world=world,
         device=device,
@@ -136,14 +140,24 @@ def _compute_as_planned(model: Decoder, plan: Plan, optimizer: torch.optim.Optim
 
 
 def _reader(
-    profile: Profile, stream: TokenStream, separator_id: int | None, packing: Packing | None
+    profile: Profile,
+    stream: TokenStream,
+    separator_id: int | None,
+    packing: Packing | None,
+    mixture: Sequence[MixedSource],
 ) -> WindowReader:
     context, seed = profile.model.context, profile.train.seed
-    assert (packing is None) == (profile.data.packing == "concatenate"), "as the profile has it"
-    if packing is None:
-        return BatchReader(stream, context, seed)
-    assert separator_id is not None, "what is packed is known by what it begins with"
-    return PackedReader(stream, packing, separator_id, context, seed)
+
+    def reader_of(tokens: Tokens, seed: int, packing: Packing | None = None) -> WindowReader:
+        if profile.data.packing == "concatenate":
+            return BatchReader(tokens, context, seed)
+        assert separator_id is not None, "what is packed is known by what it begins with"
+        packed = packing or pack(tokens, separator_id, context)
+        return PackedReader(tokens, packed, separator_id, context, seed)
+
+    if mixture:
+        return MixedBatches(stream, mixture, seed, reader_of)
+    return reader_of(stream, seed, packing)
 
 
 def masking_separator(section: DataSection, separator_id: int | None) -> int | None:

@@ -39,11 +39,19 @@ class _Choice(_Part):
     reason: _Shown
 
 
+class _Range(_Part):
+    """Where the tokens of a source with a weight lie."""
+
+    first_token: Annotated[int, Field(ge=0)]
+    tokens: Annotated[int, Field(ge=1)]
+
+
 class _Data(_Part):
     """What the run reads. The key names a directory of the cache."""
 
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     sources: list[Any] = []
+    mixture: list[_Range] = []
 
 
 class _Result(_Part):
@@ -113,3 +121,9 @@ def data_key(record: Mapping[str, Any], origin: str) -> str:
     if data is None:
         raise UsageError(f"{origin} does not say which data the run was begun with")
     return str(data["key"])
+
+
+def data_ranges(record: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """First token and number of tokens of each source; none where sources have no weights."""
+    mixture = (record.get("data") or {}).get("mixture", [])
+    return [(source["first_token"], source["tokens"]) for source in mixture]

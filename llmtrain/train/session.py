@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import chain
 from pathlib import Path
 
+from llmtrain.data.mixture import MixedSource
 from llmtrain.data.shards import PreparedData
 from llmtrain.device.choice import Needs
 from llmtrain.device.exhaustion import memory_errors_mapped
@@ -51,6 +52,7 @@ class Session:
         tokenizer: Tokenizer,
         state: SavedState,
         *,
+        mixture: Sequence[MixedSource],
         needs: Needs,
         peak_flops: float | None,
         stop: StopRequest,
@@ -80,6 +82,7 @@ class Session:
             directory,
             self.pace,
             text_tokens=data.index.train.tokens,
+            mixture=mixture,
             peak_flops=peak_flops,
             observe=observe,
         )

@@ -177,7 +177,7 @@ def test_a_named_file_that_is_no_text_is_an_error(
         resolve_sources([str(write(tmp_path / name, data))])
 
 
-@pytest.mark.parametrize("spec", ["hf://owner/name", "s3://bucket/key", "builtin:ruby"])
+@pytest.mark.parametrize("spec", ["ftp://host/key", "file:///a.txt", "builtin:ruby"])
 def test_other_schemes_say_what_is_supported(spec: str) -> None:
     with data_error(spec, ".jsonl", "directory", "glob", "builtin:python"):
         resolve_sources([spec])

@@ -130,7 +130,7 @@ def _prepare(directory: Path, workers: int) -> None:
         cache_directory=cache,
         on_progress=lambda done, total: _say(done),
         check_stop=lambda: None,
-        encode=apart if workers > 1 else partial(encode_alone, TOKENIZER, tokenizer),
+        encode=apart if workers > 1 else partial(encode_alone, tokenizer),
         shard_bytes=_SHARD_BYTES,
         batch_bytes=_BATCH_BYTES,
         journal_bytes=_JOURNAL_BYTES,
