@@ -131,6 +131,18 @@ def test_ranks_keep_their_ids(
     require_saved(ours, tmp_path / "saved")
 
 
+def test_letters_that_fold_to_a_contraction_are_one(tmp_path: Path) -> None:
+    ranks = {bytes([n]): n for n in range(256)} | {b"\xc5\xbf": 256, b"\xc5\xbfa": 257}
+    lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()]
+    (tmp_path / "x.tiktoken").write_bytes(b"".join(lines))
+    pattern = TIKTOKEN_PATTERNS["cl100k_base"]
+    theirs = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    ours = open_with(tmp_path / "x.tiktoken", pattern="cl100k_base")
+    assert 257 in ours.encode("\u017fa")
+    assert 257 not in ours.encode("it'\u017fa")
+    assert ours.encode("it'\u017fa") == theirs.encode_ordinary("it'\u017fa")
+
+
 def test_ranks_with_a_gap_keep_their_ids(ranks_file: Path, tmp_path: Path) -> None:
     lines = ranks_file.read_bytes().splitlines()
     gap = [line for line in lines if not line.endswith(b" 1500")]
