@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -75,7 +76,10 @@ def fetch(spec: str, work: Fetching) -> Fetched:
     left_there = tuple((address_of(spec, p), why) for p, why in reasons.items() if why is not None)
     if not files:
         hint = "names that begin with . do not count"
-        raise DataError(f"{shown(spec)} has no files that can be text", hint=hint)
+        counts = Counter(why for why in reasons.values() if why is not None)
+        told_why = "; ".join(f"{count} skipped: {why}" for why, count in counts.items())
+        why = f" ({told_why})" if told_why else ""
+        raise DataError(f"{shown(spec)} has no text file{why}", hint=hint)
     directory = work.cache / "remote"
     with scratch_beside(directory / "files", f"what {shown(spec)} is") as scratch:
         keys = _bring(_Download(spec, store, scratch), files, work)

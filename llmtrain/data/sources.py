@@ -239,11 +239,12 @@ def resolve_sources(
 
 def _only_wanted(fetching: Fetching, selection: Selection) -> Fetching:
     """The same, for files whose names do not say already that they would not be read."""
-    sieve = Sieve(selection)
-    return replace(
-        fetching,
-        reason_against=lambda name: sieve.reason_against(name) or reason_not_to_read(name),
-    )
+    sieve, before = Sieve(selection), fetching.reason_against
+
+    def reason_against(name: str) -> str | None:
+        return before(name) or sieve.reason_against(name) or reason_not_to_read(name)
+
+    return replace(fetching, reason_against=reason_against)
 
 
 def _without_repeats(source: Source, seen: set[str]) -> Source:

@@ -109,7 +109,7 @@ def test_what_is_not_wanted_stays_there(memory: Any, resolve: Any, cache: Path) 
     ]
     assert len(list((cache / "remote" / "files").iterdir())) == 1
     call = partial(resolve, "memory://want/deep", reason_against=against)
-    assert_data_error(call, "memory://want/deep", "no files")
+    assert_data_error(call, "memory://want/deep", "no text file (1 skipped: binary)")
     named = resolve("memory://want/a.txt", reason_against=lambda name: "any")
     assert texts(named) == ["a.txt"]
 
@@ -214,7 +214,7 @@ def test_an_address_with_no_text_is_said(resolve: Any, memory: Any) -> None:
     memory("/hid/.a.txt", b"x")
     assert_data_error(partial(resolve, "memory://img"), "memory://img", "no text file")
     assert_data_error(partial(resolve, "memory://img/a.png"), "memory://img/a.png", "binary")
-    assert_data_error(partial(resolve, "memory://hid"), "memory://hid", "no files")
+    assert_data_error(partial(resolve, "memory://hid"), "memory://hid", "no text file")
     assert_data_error(partial(resolve, "s3://a/b::file:///etc/passwd"), "::")
 
 
