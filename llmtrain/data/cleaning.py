@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.filters import Filter
 from llmtrain.data.left_out import LeftOut, Marks, Tally
 from llmtrain.data.near_copies import repeats
 from llmtrain.data.reading import Document
 from llmtrain.data.signatures import Signer, require_signing
-from llmtrain.data.sources import Corpus
 from llmtrain.errors import DataError
 from llmtrain.profile.schema import Duplicates
 

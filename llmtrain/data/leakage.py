@@ -13,10 +13,11 @@ from typing import Literal
 
 import numpy as np
 
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.gauge import CorpusFacts
 from llmtrain.data.near_copies import Flags, copied_from
 from llmtrain.data.reading import Document
 from llmtrain.data.signatures import Signer
-from llmtrain.data.sources import Corpus, CorpusFacts
 from llmtrain.data.split import BlockSplit, DocumentSplit, Side, Split, cut_at_line_ends, plan_split
 
 _MOST_UNITS = 100_000  # of a side that are compared

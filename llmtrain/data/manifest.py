@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import llmtrain
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.gauge import CorpusFacts
 from llmtrain.data.index import ShardIndex
-from llmtrain.data.sources import Corpus, CorpusFacts
 from llmtrain.files import write_pieces_atomically
 from llmtrain.untrusted import read_json
 

@@ -22,7 +22,7 @@ from math import lcm
 import numpy as np
 
 from llmtrain.data.batches import Tokens, WindowReader
-from llmtrain.data.sources import Corpus
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.split import Split
 from llmtrain.data.stream import TokenArray
 from llmtrain.errors import DataError

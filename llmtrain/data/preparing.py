@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from llmtrain.data.building import start_over
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.encoding import Encode, TextEncoder, cut_into_parts, encode_parts
+from llmtrain.data.gauge import CorpusFacts, FingerprintBuilder
 from llmtrain.data.index import FORMAT_VERSION, ShardIndex, token_dtype, write_index
 from llmtrain.data.journal import (
     Journal,
@@ -27,7 +29,6 @@ from llmtrain.data.journal import (
 )
 from llmtrain.data.manifest import write_manifest
 from llmtrain.data.reading import Document
-from llmtrain.data.sources import Corpus, CorpusFacts, FingerprintBuilder
 from llmtrain.data.split import DocumentSplit, Split, plan_split
 from llmtrain.data.stream import TokenArray
 from llmtrain.data.writer import SplitWriter

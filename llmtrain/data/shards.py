@@ -21,11 +21,12 @@ from types import TracebackType
 import numpy as np
 
 from llmtrain.data.building import claimed, publish, scratch_directory, writing_errors_told
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.encoding import Encode, TextEncoder, encode_here, require_in_vocabulary
+from llmtrain.data.gauge import CorpusFacts
 from llmtrain.data.index import ShardIndex, read_index, require_sha256, token_dtype
 from llmtrain.data.preparing import Effort, Recipe, build
 from llmtrain.data.reading import readable
-from llmtrain.data.sources import Corpus, CorpusFacts
 from llmtrain.data.stream import TokenStream
 from llmtrain.errors import DataError
 from llmtrain.files import sha256_file

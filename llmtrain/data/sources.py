@@ -3,211 +3,37 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 import platform
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from llmtrain.data.addresses import is_remote, shown
+from llmtrain.data.corpus import SUPPORTED, Corpus, PythonLibrary, Source
 from llmtrain.data.document import Document, Limits, Skipped
 from llmtrain.data.finding import Found, found_below, found_matching, is_glob, library_files
 from llmtrain.data.formats.naming import reason_not_to_read
 from llmtrain.data.formats.streams import readable
+from llmtrain.data.gauge import FingerprintBuilder
 from llmtrain.data.hub import fetch_dataset, is_dataset
-from llmtrain.data.left_out import LeftOut
 from llmtrain.data.reading import (
     Question,
     SourceFile,
     look_at,
-    read_documents,
     read_python,
     source_file,
 )
 from llmtrain.data.remote import Fetched, Fetching, fetch
-from llmtrain.data.repeats import Repeats
 from llmtrain.data.selection import Selection, Sieve
 from llmtrain.data.stdin import is_stdin, stdin_file
 from llmtrain.errors import DataError, UsageError
 from llmtrain.files import cache_directory
 
 BUILTIN_PYTHON = "builtin:python"
-_SUPPORTED = (
-    "data can be a text file, .jsonl, .json, .csv, .tsv, .parquet, .arrow or .feather, packed as "
-    ".gz, .bz2, .xz or .zst, a .zip or .tar of such, a directory, a glob, one of these at s3:// or "
-    "https://, hf://OWNER/NAME, - for standard input (-.jsonl where it is not plain text), or "
-    "builtin:python"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class PythonLibrary:
-    """Which standard library it was: enough to tell two of them apart."""
-
-    version: str
-    text_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """The files that one spec stands for, without those that an earlier spec already named.
-
-    `provenance`: of what was brought from elsewhere, which version it is, ready for JSON.
-    """
-
-    spec: str
-    kind: Literal["file", "directory", "glob", "stdin", "builtin"]
-    files: tuple[SourceFile, ...]
-    skipped: tuple[Skipped, ...] = ()
-    library: PythonLibrary | None = None
-    provenance: Mapping[str, object] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class CorpusFacts:
-    """What one pass over a corpus tells. The digests are of single documents."""
-
-    documents: int
-    text_bytes: int
-    fingerprint: str
-    lowest_digest: bytes
-    highest_digest: bytes
-    repeated_documents: int = 0  # that are equal to an earlier one
-    repeated_bytes: int = 0  # of their text
-
-
-def _go_on() -> None:
-    """Never asks to stop."""
-
-
-@dataclass(frozen=True, slots=True)
-class Corpus:
-    """Documents in a fixed order. Holds names of files, never their text."""
-
-    sources: tuple[Source, ...]
-    question: Question = field(default_factory=Question)
-    first: int | None = None  # only so many documents, counted with those that are left out
-    left_out: LeftOut | None = None  # by `llmtrain.data.cleaning`
-
-    @property
-    def skipped(self) -> tuple[Skipped, ...]:
-        return tuple(skipped for source in self.sources for skipped in source.skipped)
-
-    def documents(self, on_source: Callable[[], None] = _go_on) -> Iterator[Document]:
-        """Every document that is not empty or left out, one file in memory at a time.
-
-        `on_source` is called where each source begins, when all before it are taken. Raises
-        DataError.
-        """
-        documents = islice(self._all_documents(on_source), self.first)
-        return documents if self.left_out is None else self.left_out.without(documents)
-
-    def _all_documents(self, on_source: Callable[[], None]) -> Iterator[Document]:
-        for source in self.sources:
-            on_source()
-            for file in source.files:
-                yield from read_documents(file, self.question)
-
-    def fingerprint(self) -> str:
-        """See `FingerprintBuilder`. Reads the whole corpus."""
-        return self.measure().fingerprint
-
-    def measure(self, check_stop: Callable[[], None] = _go_on) -> CorpusFacts:
-        """Sizes and fingerprint, from reading all of it. Raises DataError if there is no text."""
-        gauge = Gauge()
-        for document in self.documents():
-            check_stop()
-            gauge.add(document)
-        return self.facts(gauge)
-
-    def facts(self, gauge: Gauge) -> CorpusFacts:
-        """What a gauge that saw every document tells. Raises DataError if there was no text."""
-        if not gauge.documents:
-            specs = ", ".join(source.spec for source in self.sources)
-            raise DataError(f"there is no text in {specs}: every file is empty", hint=_SUPPORTED)
-        return gauge.facts()
-
-    def describe(self) -> list[dict[str, object]]:
-        """One record a source, ready for JSON, without reading the text again."""
-        return [_describe(source) for source in self.sources]
-
-
-class FingerprintBuilder:
-    """sha256 over the sha256 of every document, in order.
-
-    It depends on the text and where documents end, not on paths, times or compression, so the
-    same text has the same fingerprint on every machine.
-    """
-
-    def __init__(self) -> None:
-        self.documents = 0
-        self._digest = hashlib.sha256()
-
-    def add(self, document: Document) -> bytes:
-        """The document's own digest, which is now part of the fingerprint."""
-        digest = document.digest()
-        self._digest.update(digest)
-        self.documents += 1
-        return digest
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
-
-
-class Gauge:
-    """Measures documents as they pass."""
-
-    def __init__(self) -> None:
-        self.text_bytes = 0
-        self.repeats = Repeats()
-        self._fingerprint = FingerprintBuilder()
-        self._lowest, self._highest = b"\xff" * 32, b""
-
-    @property
-    def documents(self) -> int:
-        return self._fingerprint.documents
-
-    def add(self, document: Document) -> int:
-        """The size of its text in bytes; it is measured."""
-        digest = self._fingerprint.add(document)
-        size_bytes = len(document.text.encode())
-        self.repeats.add(digest, size_bytes)
-        self.text_bytes += size_bytes
-        self._lowest, self._highest = min(self._lowest, digest), max(self._highest, digest)
-        return size_bytes
-
-    def facts(self) -> CorpusFacts:
-        """Of all that passed."""
-        repeated = self.repeats.flags()
-        return CorpusFacts(
-            documents=self.documents,
-            text_bytes=self.text_bytes,
-            fingerprint=self._fingerprint.hexdigest(),
-            lowest_digest=self._lowest,
-            highest_digest=self._highest,
-            repeated_documents=int(repeated.sum()),
-            repeated_bytes=int(self.repeats.sizes_bytes()[repeated].sum()),
-        )
-
-
-def _describe(source: Source) -> dict[str, object]:
-    record: dict[str, object] = {
-        "spec": source.spec,
-        "kind": source.kind,
-        "files": len(source.files),
-        "skipped": dict(sorted(Counter(skipped.reason for skipped in source.skipped).items())),
-    }
-    if source.library is not None:
-        record["python_version"] = source.library.version
-        record["text_bytes"] = source.library.text_bytes
-        record["sha256"] = source.library.sha256
-    return record | dict(source.provenance)
 
 
 def resolve_sources(
@@ -268,7 +94,7 @@ def _resolve(spec: str, question: Question, fetching: Fetching) -> Source:
     if is_dataset(spec):
         return _fetched(fetch_dataset(spec, fetching), spec, question)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|builtin:", spec):
-        raise DataError(f"{shown(spec)} is not a kind of data that is supported", hint=_SUPPORTED)
+        raise DataError(f"{shown(spec)} is not a kind of data that is supported", hint=SUPPORTED)
     return _resolve_here(spec, question)
 
 
@@ -322,12 +148,12 @@ def _named(
     if look.has_text:
         return Source(spec, kind, (file,), look.skipped)
     if file.reading.is_archive and not any(each.origin == file.origin for each in look.skipped):
-        raise DataError(f"archive {file.origin} has {_no_text(look.skipped)}", hint=_SUPPORTED)
+        raise DataError(f"archive {file.origin} has {_no_text(look.skipped)}", hint=SUPPORTED)
     reason = look.skipped[0].reason
     if reason == "binary":
         hint = "text has to be UTF-8; for UTF-16: iconv -f UTF-16 -t UTF-8 OLD > NEW"
         raise DataError(f"{file.origin} is binary, not text", hint=hint)
-    raise DataError(f"{file.origin} cannot be used as text: {reason}", hint=_SUPPORTED)
+    raise DataError(f"{file.origin} cannot be used as text: {reason}", hint=SUPPORTED)
 
 
 def _found(
@@ -345,7 +171,7 @@ def _found(
         if look.has_text:
             files.append(file)
     if not files:
-        raise DataError(f"{kind} {spec} has {_no_text(skipped)}", hint=_SUPPORTED)
+        raise DataError(f"{kind} {spec} has {_no_text(skipped)}", hint=SUPPORTED)
     return Source(spec, kind, tuple(files), tuple(skipped))
 
 
@@ -359,9 +185,9 @@ def _missing(spec: str, path: Path) -> DataError:
     try:
         neighbours = [neighbour.name for neighbour in path.parent.iterdir()]
     except OSError:
-        return DataError(f"{spec} does not exist, and neither does its directory", hint=_SUPPORTED)
+        return DataError(f"{spec} does not exist, and neither does its directory", hint=SUPPORTED)
     close = difflib.get_close_matches(path.name, neighbours, n=1)
-    hint = f"did you mean {path.parent / close[0]}?" if close else _SUPPORTED
+    hint = f"did you mean {path.parent / close[0]}?" if close else SUPPORTED
     return DataError(f"{spec} does not exist", hint=hint)
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.gauge import CorpusFacts
 from llmtrain.data.reading import Document
-from llmtrain.data.sources import Corpus, CorpusFacts
 from llmtrain.errors import DataError, UsageError
 
 Side = Literal["train", "validation"]

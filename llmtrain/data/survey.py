@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.encoding import TextEncoder
+from llmtrain.data.gauge import CorpusFacts, Gauge
 from llmtrain.data.languages import LanguageDetector
 from llmtrain.data.near_copies import repeats
 from llmtrain.data.reading import Document
 from llmtrain.data.signatures import Signer
-from llmtrain.data.sources import Corpus, CorpusFacts, Gauge
 from llmtrain.data.split import cut_at_line_ends
 
 _SEED = 20_240_601  # any number does, as long as it never changes

@@ -15,13 +15,15 @@ from pathlib import Path
 
 from llmtrain.data.addresses import shown
 from llmtrain.data.cleaning import Cleaned, clean
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.encoding import Encode
 from llmtrain.data.filters import filters_of
+from llmtrain.data.gauge import CorpusFacts
 from llmtrain.data.manifest import now_utc, versions, write_record
 from llmtrain.data.mixture import MixedSource, locate_sources
 from llmtrain.data.remote import Fetching
 from llmtrain.data.shards import PreparedData, entry_directory, open_prepared, prepare
-from llmtrain.data.sources import Corpus, CorpusFacts, resolve_sources
+from llmtrain.data.sources import resolve_sources
 from llmtrain.data.split import plan_split
 from llmtrain.engine.leaking import known_leakage, leakage_warning
 from llmtrain.errors import DataError

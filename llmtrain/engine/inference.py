@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmtrain.data.batches import Tokens, sequential_windows
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.shards import PreparedData
-from llmtrain.data.sources import Corpus, resolve_sources
+from llmtrain.data.sources import resolve_sources
 from llmtrain.device.inference_memory import EVALUATION_TOKENS
 from llmtrain.device.plan import InferencePlan
 from llmtrain.engine.dataset import DataWork, open_dataset

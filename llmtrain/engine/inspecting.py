@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.languages import LanguageDetector, can_tell_languages
 from llmtrain.data.leakage import Leakage
 from llmtrain.data.left_out import Tally
 from llmtrain.data.signatures import Signer, can_sign
-from llmtrain.data.sources import Corpus
 from llmtrain.data.survey import Drawn, Survey, survey
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.choosing import choose_tokens_per_step

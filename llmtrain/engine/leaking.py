@@ -13,10 +13,11 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.gauge import CorpusFacts
 from llmtrain.data.leakage import Leakage, find_leakage
 from llmtrain.data.near_copies import NEAR
 from llmtrain.data.signatures import SHINGLE, can_sign
-from llmtrain.data.sources import Corpus, CorpusFacts
 from llmtrain.errors import UsageError
 from llmtrain.files import cache_directory, write_text_atomically
 from llmtrain.train.events import Note

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from llmtrain.data.cleaning import EXACT, NEAR_COPY, clean
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.filters import Filter, filters_of
 from llmtrain.data.left_out import LeftOut
 from llmtrain.data.reading import Document
-from llmtrain.data.sources import Corpus, resolve_sources
+from llmtrain.data.sources import resolve_sources
 from llmtrain.errors import DataError, UsageError
 from llmtrain.profile.schema import FiltersSection
 from tests.benchmarks.near_duplicates import invented

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.hub import DatasetSpec, parse_dataset_spec
 from llmtrain.data.remote import Fetching
-from llmtrain.data.sources import Corpus, resolve_sources
+from llmtrain.data.sources import resolve_sources
 from llmtrain.errors import DataError, InterruptedRunError
 
 datasets = pytest.importorskip("datasets", reason="needs the extra: pip install 'llmtrain[hf]'")

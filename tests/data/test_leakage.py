@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from llmtrain.data import leakage as leaking
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.leakage import Leakage, find_leakage
-from llmtrain.data.sources import Corpus, resolve_sources
+from llmtrain.data.sources import resolve_sources
 from llmtrain.data.split import plan_split
 from tests.benchmarks.near_duplicates import invented
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from llmtrain.data.batches import BatchReader, Tokens, WindowReader
 from llmtrain.data.cleaning import clean
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.mixture import (
     Interleaving,
     MixedBatches,
@@ -24,7 +25,7 @@ from llmtrain.data.mixture import (
 )
 from llmtrain.data.packing import IGNORED, PackedReader, pack
 from llmtrain.data.shards import PreparedData, prepare
-from llmtrain.data.sources import Corpus, resolve_sources
+from llmtrain.data.sources import resolve_sources
 from llmtrain.data.split import plan_split
 from llmtrain.data.stream import TokenArray
 from llmtrain.engine.inference import TokensInMemory

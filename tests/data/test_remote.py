@@ -18,8 +18,9 @@ import pytest
 
 from llmtrain.data import remote
 from llmtrain.data.addresses import is_remote, shown
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.remote import Fetching, fetch
-from llmtrain.data.sources import Corpus, resolve_sources
+from llmtrain.data.sources import resolve_sources
 from llmtrain.data.stores import store_of
 from llmtrain.errors import DataError, InterruptedRunError
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.selection import Selection, Sieve
-from llmtrain.data.sources import Corpus, resolve_sources
+from llmtrain.data.sources import resolve_sources
 from llmtrain.errors import DataError, UsageError
 
 TREE = ("a.txt", "b.md", "build/c.txt", "docs/build/e.txt", "docs/d.md", "docs/f.log", "keep.log")

@@ -11,7 +11,8 @@ from typing import BinaryIO
 import pytest
 
 from llmtrain.data import reading
-from llmtrain.data.sources import Corpus, resolve_sources
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.sources import resolve_sources
 from llmtrain.errors import DataError, UsageError
 
 

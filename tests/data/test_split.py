@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.reading import Document
-from llmtrain.data.sources import Corpus, resolve_sources
+from llmtrain.data.sources import resolve_sources
 from llmtrain.data.split import BlockSplit, DocumentSplit, Piece, cut_at_line_ends, plan_split
 from llmtrain.errors import DataError, UsageError
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from llmtrain.data import stdin
-from llmtrain.data.sources import Corpus, resolve_sources
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.sources import resolve_sources
 from llmtrain.data.tracing import trace_passages
 from llmtrain.errors import DataError, UsageError
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.leakage import Leakage
-from llmtrain.data.sources import Corpus, resolve_sources
+from llmtrain.data.sources import resolve_sources
 from llmtrain.engine import leaking
 from llmtrain.engine.leaking import known_leakage, leakage_warning
 from tests.benchmarks.near_duplicates import invented

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llmtrain.data.sources import Corpus, resolve_sources
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.sources import resolve_sources
 from tests.data.making import FORMATS, PACKINGS, SEEKING, tar_of, zip_of
 
 NASTY = [

@@ -1,0 +1,116 @@
+"""Text that can be read any number of times."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Literal
+
+from llmtrain.data.document import Document, Skipped
+from llmtrain.data.gauge import CorpusFacts, Gauge
+from llmtrain.data.left_out import LeftOut
+from llmtrain.data.reading import Question, SourceFile, read_documents
+from llmtrain.errors import DataError
+
+SUPPORTED = (
+    "data can be a text file, .jsonl, .json, .csv, .tsv, .parquet, .arrow or .feather, packed as "
+    ".gz, .bz2, .xz or .zst, a .zip or .tar of such, a directory, a glob, one of these at s3:// or "
+    "https://, hf://OWNER/NAME, - for standard input (-.jsonl where it is not plain text), or "
+    "builtin:python"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PythonLibrary:
+    """Which standard library it was: enough to tell two of them apart."""
+
+    version: str
+    text_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The files that one spec stands for, without those that an earlier spec already named.
+
+    `provenance`: of what was brought from elsewhere, which version it is, ready for JSON.
+    """
+
+    spec: str
+    kind: Literal["file", "directory", "glob", "stdin", "builtin"]
+    files: tuple[SourceFile, ...]
+    skipped: tuple[Skipped, ...] = ()
+    library: PythonLibrary | None = None
+    provenance: Mapping[str, object] = field(default_factory=dict)
+
+
+def _go_on() -> None:
+    """Never asks to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Documents in a fixed order. Holds names of files, never their text."""
+
+    sources: tuple[Source, ...]
+    question: Question = field(default_factory=Question)
+    first: int | None = None  # only so many documents, counted with those that are left out
+    left_out: LeftOut | None = None  # by `llmtrain.data.cleaning`
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        return tuple(skipped for source in self.sources for skipped in source.skipped)
+
+    def documents(self, on_source: Callable[[], None] = _go_on) -> Iterator[Document]:
+        """Every document that is not empty or left out, one file in memory at a time.
+
+        `on_source` is called where each source begins, when all before it are taken. Raises
+        DataError.
+        """
+        documents = islice(self._all_documents(on_source), self.first)
+        return documents if self.left_out is None else self.left_out.without(documents)
+
+    def _all_documents(self, on_source: Callable[[], None]) -> Iterator[Document]:
+        for source in self.sources:
+            on_source()
+            for file in source.files:
+                yield from read_documents(file, self.question)
+
+    def fingerprint(self) -> str:
+        """See `FingerprintBuilder`. Reads the whole corpus."""
+        return self.measure().fingerprint
+
+    def measure(self, check_stop: Callable[[], None] = _go_on) -> CorpusFacts:
+        """Sizes and fingerprint, from reading all of it. Raises DataError if there is no text."""
+        gauge = Gauge()
+        for document in self.documents():
+            check_stop()
+            gauge.add(document)
+        return self.facts(gauge)
+
+    def facts(self, gauge: Gauge) -> CorpusFacts:
+        """What a gauge that saw every document tells. Raises DataError if there was no text."""
+        if not gauge.documents:
+            specs = ", ".join(source.spec for source in self.sources)
+            raise DataError(f"there is no text in {specs}: every file is empty", hint=SUPPORTED)
+        return gauge.facts()
+
+    def describe(self) -> list[dict[str, object]]:
+        """One record a source, ready for JSON, without reading the text again."""
+        return [_describe(source) for source in self.sources]
+
+
+def _describe(source: Source) -> dict[str, object]:
+    record: dict[str, object] = {
+        "spec": source.spec,
+        "kind": source.kind,
+        "files": len(source.files),
+        "skipped": dict(sorted(Counter(skipped.reason for skipped in source.skipped).items())),
+    }
+    if source.library is not None:
+        record["python_version"] = source.library.version
+        record["text_bytes"] = source.library.text_bytes
+        record["sha256"] = source.library.sha256
+    return record | dict(source.provenance)
