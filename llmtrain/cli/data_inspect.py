@@ -43,7 +43,7 @@ def inspect(
     Copies are looked for in 0.6 GB of memory a million documents.
     """
     from llmtrain.cli.progress import watching
-    from llmtrain.engine.dataset import DataWork
+    from llmtrain.engine.data_work import DataWork
     from llmtrain.engine.inspecting import inspect_data
     from llmtrain.profile.load import load_profile
     from llmtrain.train.signals import stop_on_signals

@@ -18,7 +18,8 @@ from llmtrain.data.shards import PreparedData
 from llmtrain.data.sources import resolve_sources
 from llmtrain.device.inference_memory import EVALUATION_TOKENS
 from llmtrain.device.plan import InferencePlan
-from llmtrain.engine.dataset import DataWork, open_dataset
+from llmtrain.engine.data_work import DataWork
+from llmtrain.engine.dataset import open_dataset
 from llmtrain.engine.planning import plan_inference
 from llmtrain.errors import DataError, UsageError
 from llmtrain.eval.baselines import Baselines, measure_baselines

@@ -14,8 +14,10 @@ from llmtrain.data.signatures import Signer, can_sign
 from llmtrain.data.survey import Drawn, Survey, survey
 from llmtrain.device.probe import read_facts
 from llmtrain.engine.choosing import choose_tokens_per_step
-from llmtrain.engine.dataset import DataWork, cleaned_corpus, found_corpus, tokenizer_of
+from llmtrain.engine.data_work import DataWork
+from llmtrain.engine.dataset import cleaned_corpus, found_corpus
 from llmtrain.engine.leaking import known_leakage
+from llmtrain.engine.tokenizing import tokenizer_of
 from llmtrain.profile.schema import Profile
 from llmtrain.tokenizer import open_tokenizer
 

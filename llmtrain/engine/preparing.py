@@ -10,7 +10,8 @@ from pathlib import Path
 
 from llmtrain.data.index import ShardIndex
 from llmtrain.device.decisions import workers as decide_workers
-from llmtrain.engine.dataset import DataWork, prepare_dataset
+from llmtrain.engine.data_work import DataWork
+from llmtrain.engine.dataset import prepare_dataset
 from llmtrain.engine.request import TrainRequest, choose
 from llmtrain.train.events import Observer
 

@@ -17,14 +17,15 @@ from llmtrain.device.exhaustion import memory_errors_mapped
 from llmtrain.device.held import checkpoint_bytes
 from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.device.probe import read_facts
-from llmtrain.engine.calibration import keep_run, kept_run
-from llmtrain.engine.dataset import (
-    Dataset,
-    DataWork,
-    open_dataset,
-    prepare_dataset,
-    with_recorded_mixture,
+from llmtrain.engine.beginning import (
+    set_horizon,
+    started_event,
+    state_to_begin_with,
+    used_before_s,
 )
+from llmtrain.engine.calibration import keep_run, kept_run
+from llmtrain.engine.data_work import DataWork
+from llmtrain.engine.dataset import Dataset, open_dataset, prepare_dataset, with_recorded_mixture
 from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.explaining import explain_run
 from llmtrain.engine.forecast import Forecast, forecast
@@ -40,25 +41,19 @@ from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.train.checkpoint import (
     Checkpoint,
-    SavedState,
     list_checkpoints,
     load_checkpoint,
 )
-from llmtrain.train.events import Note, Observer, Started, TrainResult
-from llmtrain.train.horizon import Horizon
-from llmtrain.train.loop import Position
+from llmtrain.train.events import Note, Observer, TrainResult
 from llmtrain.train.repetition import mixture_lines
-from llmtrain.train.run import RandomState, build_run, set_up_device
+from llmtrain.train.run import build_run, set_up_device
 from llmtrain.train.run_file import data_key, data_ranges
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.saving import require_room
 from llmtrain.train.session import Session
 from llmtrain.train.signals import StopRequest
-from llmtrain.train.stability import Course
 from llmtrain.train.world import World
 from llmtrain.units import format_bytes
-
-_AFTER_THE_CLOCK_S = 2.0  # a checkpoint is written and the process exits
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +235,10 @@ def _train(
         dataset.mixture,
     )
     horizon = target.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
-    _set_horizon(run.position, target, horizon)
+    set_horizon(run.position, target, horizon)
     if resumed is not None and resumed.state.numerics != planned.plan.numerics():
         is_same_plan = False  # it changed after this checkpoint: see run.yaml's sittings
-    state = _state(resumed, planned.plan, is_same_plan)
+    state = state_to_begin_with(resumed, planned.plan, is_same_plan)
     if resumed is not None and not is_same_plan:
         sitting.observe(
             Note(
@@ -256,7 +251,7 @@ def _train(
         begin_record(request, target, planned, foreseen, dataset, run.position.step)
     for line in mixture_lines(dataset.mixture, horizon.steps, planned.needs.tokens_per_step):
         sitting.observe(Note(line))
-    sitting.observe(_started(target, planned, dataset, run.position.step, horizon))
+    sitting.observe(started_event(target, planned, dataset, run.position.step, horizon))
     session = Session(
         run,
         profile,
@@ -270,7 +265,7 @@ def _train(
         peak_flops=planned.peak_flops,
         stop=sitting.stop,
         observe=sitting.observe,
-        used_before_s=_used_before_s(target, resumed),
+        used_before_s=used_before_s(target, resumed),
         starting_s=sitting.elapsed_s,
     )
     with Prefetch(run.batches.read) as run.prefetch:
@@ -287,66 +282,6 @@ def _beside_forecast(result: TrainResult, target: Target, foreseen: Forecast) ->
     said = (target.record or {}).get("forecast") or foreseen.document()
     rate, seconds = ((said.get(name) or {}).get("value") for name in ("tokens_per_s", "seconds"))
     return replace(result, predicted_tokens_per_s=rate, predicted_seconds=seconds)
-
-
-def _used_before_s(target: Target, resumed: Checkpoint | None) -> float:
-    """What the sittings before this one used, with what the last did after it read the clock.
-
-    A sitting that ended by itself has said what it used when its checkpoint was durable, which
-    a slow disk may put long after the checkpoint's own time.
-    """
-    if resumed is None:
-        return 0.0
-    ended = (target.record or {}).get("result") or {}
-    ended_s = ended.get("seconds", 0.0) if ended.get("checkpoint") == str(target.checkpoint) else 0
-    return max(resumed.state.elapsed_s, ended_s) + _AFTER_THE_CLOCK_S
-
-
-def _set_horizon(position: Position, target: Target, horizon: Horizon) -> None:
-    """The position knows its horizon. Under a new time what was known of the old one is void."""
-    if horizon.time_s is None:
-        position.horizon_steps, position.time_progress = horizon.steps, None
-    elif position.time_progress is None or has_new_horizon(target):
-        position.horizon_steps, position.time_progress = None, 0.0
-
-
-def _state(resumed: Checkpoint | None, plan: Plan, is_same_plan: bool) -> SavedState:
-    if resumed is None:
-        return SavedState(
-            step=0,
-            tokens=0,
-            windows=0,
-            elapsed_s=0.0,
-            horizon_steps=None,
-            torch_rng=RandomState.now().text,
-            course=Course(),
-            numerics=plan.numerics(),
-        )
-    before = resumed.state
-    drifted = before.not_bitwise_from_step
-    if drifted is None and not is_same_plan:
-        drifted = before.step
-    return before.model_copy(
-        update={"numerics": plan.numerics(), "not_bitwise_from_step": drifted, "finished": False}
-    )
-
-
-def _started(
-    target: Target, planned: Planned, dataset: Dataset, step: int, horizon: Horizon
-) -> Started:
-    index = dataset.shards.index
-    return Started(
-        run=target.directory.path,
-        plan=planned.plan,
-        prediction=planned.prediction,
-        parameters=planned.needs.shape.parameters,
-        train_tokens=index.train.tokens,
-        validation_tokens=index.validation.tokens,
-        tokens_per_step=planned.needs.tokens_per_step,
-        from_step=step,
-        horizon_steps=horizon.steps,
-        horizon_s=horizon.time_s,
-    )
 
 
 def _finished(target: Target, resumed: Checkpoint | None) -> TrainResult | None:

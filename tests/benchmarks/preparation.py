@@ -53,7 +53,8 @@ class Outcome:
 
 _CHILD = """
 import json, os, sys, time
-from llmtrain.engine.dataset import DataWork, prepare_dataset
+from llmtrain.engine.data_work import DataWork
+from llmtrain.engine.dataset import prepare_dataset
 from llmtrain.profile.schema import DataSection
 
 corpus, tokenizer, workers = sys.argv[1:]

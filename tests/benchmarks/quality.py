@@ -21,7 +21,8 @@ from llmtrain.data.batches import BatchReader
 from llmtrain.data.shards import PreparedData
 from llmtrain.device.choice import Choice
 from llmtrain.engine.choosing import with_chosen_step
-from llmtrain.engine.dataset import DataWork, prepare_dataset
+from llmtrain.engine.data_work import DataWork
+from llmtrain.engine.dataset import prepare_dataset
 from llmtrain.eval.evaluate import bits_per_byte
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import Profile

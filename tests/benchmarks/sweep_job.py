@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict
 from llmtrain.data.batches import BatchReader
 from llmtrain.data.shards import PreparedData
 from llmtrain.device.choice import Choice
-from llmtrain.engine.dataset import DataWork, prepare_dataset
+from llmtrain.engine.data_work import DataWork
+from llmtrain.engine.dataset import prepare_dataset
 from llmtrain.engine.planning import plan_run
 from llmtrain.eval.evaluate import bits_per_byte, sum_loss
 from llmtrain.profile.load import load_profile

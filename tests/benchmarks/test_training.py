@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from llmtrain.data.shards import open_prepared
-from llmtrain.engine.dataset import DataWork, prepare_dataset
+from llmtrain.engine.data_work import DataWork
+from llmtrain.engine.dataset import prepare_dataset
 from llmtrain.profile.load import load_profile
 from tests.benchmarks.comparison import Comparison
 from tests.benchmarks.documents import PeakJob, Prepared, PrepareJob, TrainJob

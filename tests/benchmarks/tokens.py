@@ -15,7 +15,8 @@ from llmtrain.data.shards import SHARD_BYTES, PreparedData
 from llmtrain.data.split import Side
 from llmtrain.data.writer import SplitWriter
 from llmtrain.device.probe import read_cpu
-from llmtrain.engine.dataset import Dataset, DataWork, prepare_dataset
+from llmtrain.engine.data_work import DataWork
+from llmtrain.engine.dataset import Dataset, prepare_dataset
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import Profile
 from llmtrain.tokenizer import train_tokenizer

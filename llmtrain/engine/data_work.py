@@ -1,0 +1,38 @@
+"""How data is prepared, and who is told of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llmtrain.train.events import Observer, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class DataWork:
+    """How data is prepared, and who is told."""
+
+    workers: int  # processes that tokenize
+    observe: Observer
+    check_stop: Callable[[], None]
+
+
+class TimedProgress:
+    """Tells an observer how far a work is, and when it will be done by how fast it went."""
+
+    def __init__(self, phase: str, observe: Observer) -> None:
+        self._phase = phase
+        self._observe = observe
+        self._begun: tuple[float, int] | None = None
+
+    def __call__(self, done: int, total: int) -> None:
+        """So much is done of so much."""
+        now_s = time.monotonic()
+        if self._begun is None:
+            self._begun = (now_s, done)
+        begun_s, begun_at = self._begun
+        remaining_s = None
+        if done > begun_at:
+            remaining_s = (now_s - begun_s) / (done - begun_at) * (total - done)
+        self._observe(Progress(self._phase, done, total, remaining_s))

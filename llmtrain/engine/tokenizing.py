@@ -1,0 +1,111 @@
+"""The tokenizer of a run: the one that its profile names, or one trained for its text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.gauge import CorpusFacts
+from llmtrain.data.manifest import now_utc, versions, write_record
+from llmtrain.data.split import plan_split
+from llmtrain.engine.data_work import DataWork
+from llmtrain.errors import DataError
+from llmtrain.files import cache_directory
+from llmtrain.profile.schema import DataSection
+from llmtrain.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
+from llmtrain.tokenizer.codec import NAMING_FILES
+from llmtrain.tokenizer.learner import learn_apart
+from llmtrain.train.events import Note
+from llmtrain.units import format_bytes
+
+_TOKENIZER_RECIPE = 2  # raised when training a tokenizer from the same text gives another
+
+
+def tokenizer_of(
+    corpus: Corpus, facts: CorpusFacts, section: DataSection, vocab_size: int, work: DataWork
+) -> Path:
+    """The directory of the tokenizer that the section names, or of the one trained for it."""
+    if section.tokenizer == "auto":
+        return _trained_tokenizer(corpus, facts, section, vocab_size, work)
+    return Path(section.tokenizer)
+
+
+def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a directory or a file of another's, where the model has rows for it.
+
+    Raises DataError.
+    """
+    tokenizer = open_tokenizer(path)
+    if tokenizer.vocab_size > vocab_size:
+        raise DataError(
+            f"tokenizer {path} has {tokenizer.vocab_size} pieces, the model "
+            f"{vocab_size} embedding rows",
+            hint=f"--set model.vocab_size={tokenizer.vocab_size}",
+        )
+    return tokenizer
+
+
+def _trained_tokenizer(
+    corpus: Corpus, facts: CorpusFacts, section: DataSection, vocab_size: int, work: DataWork
+) -> Path:
+    """A cached tokenizer of the corpus's training side, trained now if there is none."""
+    key = _tokenizer_key(facts.fingerprint, section, vocab_size)
+    directory = cache_directory() / "tokenizers" / key
+    if any((directory / name).is_file() for name in NAMING_FILES):
+        return directory
+    work.observe(
+        Note(f"training a tokenizer of {vocab_size} pieces on {format_bytes(facts.text_bytes)}")
+    )
+    directory.parent.mkdir(parents=True, exist_ok=True)  # it fails before the work, not after
+    trained = train_tokenizer(
+        _training_texts(corpus, facts, section, work),
+        vocab_size=vocab_size,
+        kind=section.tokenizer_kind,
+        learn=partial(learn_apart, check_stop=work.check_stop),
+    )
+    pieces = trained.tokenizer.vocab_size
+    if pieces < vocab_size:
+        work.observe(
+            Note(
+                f"the text gives only {pieces} pieces of {vocab_size}; the rest of the embedding "
+                f"stays unused (--set model.vocab_size={pieces})",
+                is_warning=True,
+            )
+        )
+    _save_atomically(trained.tokenizer, directory)
+    made = {"at": now_utc(), "versions": versions()}
+    write_record(directory, {"key": key, "made": made, "sources": corpus.describe()})
+    return directory
+
+
+def _training_texts(
+    corpus: Corpus, facts: CorpusFacts, section: DataSection, work: DataWork
+) -> Iterator[str]:
+    split = plan_split(corpus, facts, section.validation_fraction)
+    for piece in split.assign(corpus.documents()):
+        work.check_stop()
+        if piece.side == "train":
+            yield piece.document.text
+
+
+def _tokenizer_key(fingerprint: str, section: DataSection, vocab_size: int) -> str:
+    recipe = [_TOKENIZER_RECIPE, fingerprint, section.validation_fraction, vocab_size]
+    if section.tokenizer_kind != "bpe":
+        recipe.append(section.tokenizer_kind)
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
+
+
+def _save_atomically(tokenizer: Tokenizer, directory: Path) -> None:
+    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".building-"))
+    try:
+        tokenizer.save(temporary)
+        if not directory.exists():
+            temporary.replace(directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
