@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from llmtrain.cli.train import _deadline
+from llmtrain.engine.beginning import _AFTER_THE_CLOCK_S
 from llmtrain.engine.request import Deadline, TrainRequest
-from llmtrain.engine.training import _AFTER_THE_CLOCK_S, Sitting, run_training
+from llmtrain.engine.training import Sitting, run_training
 from llmtrain.errors import UsageError
 from llmtrain.train import saving
 from llmtrain.train.checkpoint import load_checkpoint
