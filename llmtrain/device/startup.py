@@ -17,7 +17,7 @@ _CUDA_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the secon
 def prepare_for_torch() -> None:
     """Freed memory stays here, compiled kernels survive a reboot, and waiting threads sleep.
 
-    On a GPU freed blocks join instead of leaving holes: up to a sixth of the memory otherwise.
+    On a GPU freed blocks join instead of leaving holes, which took up to a seventh of the memory.
 
     Threads that wait for each other spin by default, which saves a tenth of the time on sixteen
     cores. On few cores it saves nothing, and whenever another program wants one of them it costs
