@@ -18,6 +18,7 @@ from llmtrain.profile.schema import DeviceSection
 
 _WORTHWHILE = 0.9  # a choice that changes the numerics must save at least a tenth of the time
 _WORTH_COMPILING_S = 120.0  # of eager training: compiling saves a fifth of it and takes up to 20 s
+_LEAST_FLEX_HEAD_DIM = 16  # its kernels multiply tiles of 16 features
 _EAGER_MFU = 0.6  # of the measured products' rate, over a whole eager step
 
 
@@ -152,10 +153,30 @@ def _eager_run_s(needs: Needs, times: MatmulTimes) -> float:
     )
 
 
+def takes_flex(needs: Needs, kind: DeviceKind, precision: Precision, compiled: bool) -> bool:
+    """Whether FlexAttention is of use: where nothing is masked, torch's own kernel is faster."""
+    compiles = kind == "cuda" and compiled and precision == "bf16"
+    return needs.mask_documents and compiles and needs.shape.head_dim >= _LEAST_FLEX_HEAD_DIM
+
+
 def attention(
-    wishes: DeviceSection, kind: DeviceKind, times: CpuTimes | None, *, masked: bool = False
+    wishes: DeviceSection,
+    kind: DeviceKind,
+    times: CpuTimes | None,
+    *,
+    masked: bool = False,
+    flexible: bool = False,
 ) -> Choice[AttentionKernel]:
-    """`masked`: attention stays within documents; the times are of attention that does."""
+    """`masked`: attention stays within documents; the times are of attention that does.
+
+    `flexible`: see `takes_flex`.
+    """
+    if wishes.attention == "flex" and not flexible:
+        raise UsageError(
+            "device.attention flex: made for data.mask_documents, compiled, in bf16, on CUDA, "
+            f"with a head_dim of {_LEAST_FLEX_HEAD_DIM} or more",
+            hint="--set device.attention=auto",
+        )
     if wishes.attention == "blocks" and kind != "cpu":
         raise UsageError(
             f"device.attention blocks: made for a CPU, and the device is {kind}",
@@ -163,6 +184,8 @@ def attention(
         )
     if wishes.attention != "auto":
         return Choice(wishes.attention, "asked for")
+    if flexible:
+        return Choice("flex", "compiled for documents: what no token may see is not computed")
     if kind != "cpu":
         how = ", by a mask of all pairs of tokens" if masked else ""
         return Choice("sdpa", f"the device's own kernel{how}")

@@ -12,7 +12,7 @@ DeviceKind = Literal["cpu", "cuda", "mps"]
 Precision = Literal["fp32", "bf16", "fp16"]
 MatmulPrecision = Literal["highest", "high", "medium"]
 Backend = Literal["gloo", "nccl"]
-AttentionKernel = Literal["sdpa", "blocks"]
+AttentionKernel = Literal["sdpa", "blocks", "flex"]
 ActivationCheckpointing = Literal["off", "selective", "full"]
 OptimizerName = Literal["muon", "adamw"]
 

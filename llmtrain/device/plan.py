@@ -119,7 +119,10 @@ def make_plan(
     products = times.matmul if times is not None else None
     precision = arithmetic.precision(facts, wishes, kind, products)
     compilation = arithmetic.compilation(facts, wishes, kind, needs, times)
-    attention = arithmetic.attention(wishes, kind, times, masked=needs.mask_documents)
+    flexible = arithmetic.takes_flex(needs, kind, precision.value, compilation.value)
+    attention = arithmetic.attention(
+        wishes, kind, times, masked=needs.mask_documents, flexible=flexible
+    )
     checkpointing, micro_batch = decide.activations(
         facts,
         wishes,

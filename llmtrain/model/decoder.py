@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from llmtrain.device.choice import ActivationCheckpointing, AttentionKernel
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.checkpointing import checkpointed, silence_compiler_warning
-from llmtrain.ops.documents import first_of_document, seen_by
+from llmtrain.ops.documents import Seen, first_of_document, seen_by
 from llmtrain.ops.loss import (
     Exponentiate,
     compiled_exponentiate,
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         x_btc: Tensor,
         cos_td: Tensor,
         sin_td: Tensor,
-        documents: Tensor | None = None,
+        documents: Seen | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """What each token gathers from itself and those before it, (B, T, C).
@@ -144,7 +144,7 @@ class Block(nn.Module):
         x_btc: Tensor,
         cos_td: Tensor,
         sin_td: Tensor,
-        documents: Tensor | None = None,
+        documents: Seen | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
         """The residual stream after this block, (B, T, C)."""
@@ -156,7 +156,7 @@ class Block(nn.Module):
         x_btc: Tensor,
         cos_td: Tensor,
         sin_td: Tensor,
-        documents: Tensor | None,
+        documents: Seen | None,
         cache: LayerCache | None,
     ) -> Tensor:
         normed = self.input_layernorm(x_btc)
@@ -210,7 +210,7 @@ class Backbone(nn.Module):
         """
         length = tokens_bt.shape[1]
         x_btc = self.embed_tokens(tokens_bt)
-        documents = None
+        documents: Seen | None = None
         if first_bt is not None:
             documents = seen_by(self._attention, first_bt, compute_dtype(x_btc))
         for block in self.layers:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from llmtrain.device.facts import AttentionTimes, BlockTimes
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Block, compile_block
 from llmtrain.ops.attention import causal_attention
-from llmtrain.ops.documents import seen_by
+from llmtrain.ops.documents import Seen, seen_by
 from llmtrain.ops.precision import WeightCasts, autocast_as, compute_dtype
 from llmtrain.ops.rotary import rotary_table
 from llmtrain.profile.shape import ModelShape
@@ -55,7 +54,7 @@ def time_attention(
         for heads in (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
     )
 
-    kernels: tuple[AttentionKernel, ...] = get_args(AttentionKernel)
+    kernels: tuple[AttentionKernel, ...] = ("sdpa", "blocks")
     seen = {
         name: _documents(name, sequences, context, dtype) if masked else None for name in kernels
     }
@@ -109,9 +108,7 @@ def time_block(
     return BlockTimes(eager_s=best["eager"], compiled_s=best["compiled"], compile_s=compile_s)
 
 
-def _documents(
-    attention: AttentionKernel, sequences: int, tokens: int, dtype: torch.dtype
-) -> Tensor:
+def _documents(attention: AttentionKernel, sequences: int, tokens: int, dtype: torch.dtype) -> Seen:
     """Two documents a sequence, the second of which begins in each somewhere else."""
     begins_b1 = torch.arange(1, sequences + 1)[:, None] * tokens // (sequences + 1)
     first_bt = torch.where(torch.arange(tokens) < begins_b1, 0, begins_b1)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from llmtrain.device.choice import AttentionKernel
 from llmtrain.ops.blocked_attention import blocked_attention
+from llmtrain.ops.documents import Seen
 
 
 def causal_attention(
@@ -17,19 +19,25 @@ def causal_attention(
     k_bgtd: Tensor,
     v_bgtd: Tensor,
     kernel: AttentionKernel = "sdpa",
-    documents: Tensor | None = None,
+    documents: Seen | None = None,
 ) -> Tensor:
     """What each token gathers from itself and those before it, heads side by side: (B, T, H · D).
 
     Fewer queries than keys means that the queries are the newest tokens: then there is exactly
     one, which sees all keys. With `documents`, from `ops.documents.seen_by`, each token gathers
-    from its own document alone.
+    from its own document alone; `flex` is for that, and for code that is compiled: otherwise it
+    makes all scores.
     """
     is_prefix = q_bhtd.shape[2] == k_bgtd.shape[2]
     assert is_prefix or q_bhtd.shape[2] == 1, "one new token at a time"
     if kernel == "blocks" and is_prefix:
+        assert not isinstance(documents, BlockMask)
         return blocked_attention(q_bhtd, k_bgtd, v_bgtd, documents)
     grouped = q_bhtd.shape[1] != k_bgtd.shape[1]
+    if isinstance(documents, BlockMask):
+        found = flex_attention(q_bhtd, k_bgtd, v_bgtd, block_mask=documents, enable_gqa=grouped)
+        assert isinstance(found, Tensor)
+        return found.transpose(1, 2).flatten(2)
     if grouped and documents is not None and q_bhtd.device.type != "cpu":
         # A GPU's kernels that take a mask know no grouped queries: all scores would be made.
         share = q_bhtd.shape[1] // k_bgtd.shape[1]

@@ -19,7 +19,7 @@ from llmtrain.device.choice import ActivationCheckpointing
 from llmtrain.ops import blocked_attention  # registers the operator named below
 
 # What takes long to compute again; all else in a block is a pass over memory. Attention is what
-# scaled_dot_product_attention becomes on one device or another.
+# scaled_dot_product_attention becomes on one device or another, or FlexAttention's operator.
 _SDPA = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention",
@@ -30,6 +30,7 @@ _KEPT = {
     torch.ops.aten.mm.default,
     *(getattr(torch.ops.aten, name).default for name in _SDPA),
     blocked_attention.OPERATOR,
+    torch.ops.higher_order.flex_attention,
 }
 
 

@@ -10,10 +10,17 @@ Shapes: B sequences, T tokens.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 
 from llmtrain.device.choice import AttentionKernel
+from llmtrain.ops.document_blocks import document_blocks
+
+# What an attention kernel is told of documents.
+Seen: TypeAlias = "Tensor | BlockMask"
 
 
 def first_of_document(targets_bt: Tensor, separator_id: int) -> Tensor:
@@ -26,14 +33,18 @@ def first_of_document(targets_bt: Tensor, separator_id: int) -> Tensor:
     return first_bt.cummax(dim=1).values
 
 
-def seen_by(kernel: AttentionKernel, first_bt: Tensor, dtype: torch.dtype) -> Tensor:
+def seen_by(kernel: AttentionKernel, first_bt: Tensor, dtype: torch.dtype) -> Seen:
     """What `causal_attention` by `kernel`, on queries of `dtype`, wants to know of documents.
 
-    Blocks of rows take `first_bt` as it is. torch's kernels take a mask of all pairs of tokens,
-    (B, 1, T, T): made once for all layers, of the queries' type, as they would convert another.
+    Blocks of rows take `first_bt` as it is, and FlexAttention the blocks of pairs that it needs.
+    torch's other kernels take a mask of all pairs of tokens, (B, 1, T, T): made once for all
+    layers, of the queries' type, as they would convert another. So do evaluations, which are eager:
+    FlexAttention that is not compiled makes all scores.
     """
     if kernel == "blocks":
         return first_bt
+    if kernel == "flex" and torch.is_grad_enabled():
+        return document_blocks(first_bt)
     tokens, device = first_bt.shape[1], first_bt.device
     keys = torch.arange(tokens, dtype=torch.int32, device=device)
     before = keys < first_bt[:, None, :, None]

@@ -239,7 +239,7 @@ class DeviceSection(Section):
     force_cpu: bool = False
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: Threads | Auto = "auto"  # of one process
-    attention: Literal["auto", "sdpa", "blocks"] = "auto"
+    attention: Literal["auto", "sdpa", "blocks", "flex"] = "auto"
     activation_checkpointing: Literal["auto", "off", "selective", "full"] = "auto"
     compile: bool | Auto = "auto"
     workers: Threads | Auto = "auto"  # processes that tokenize

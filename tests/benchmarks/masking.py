@@ -62,9 +62,8 @@ class Result:
 def main(arguments: Sequence[str]) -> int:
     """Every training, and what each way comes to beside the first, as a line of JSON."""
     values = _parser().parse_args(arguments)
-    results = {
-        way: [_trained(values, seed, way) for seed in range(values.seeds)] for way in values.ways
-    }
+    seeds = range(values.first_seed, values.first_seed + values.seeds)
+    results = {way: [_trained(values, seed, way) for seed in seeds] for way in values.ways}
     document = {
         "profile": values.profile,
         "steps": values.steps,
@@ -138,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", default="cpu-tiny", help="what is trained")
     parser.add_argument("--steps", type=int, default=400, help="of each training")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each way")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--ways", nargs="+", choices=_WAYS, default=list(_WAYS), help="compared")
     parser.add_argument("--device", default="cpu", help="where they are evaluated")
     parser.add_argument("--data", action="append", default=[], help="text, if not the profile's")

@@ -11,6 +11,7 @@ from llmtrain.device import arithmetic
 from llmtrain.device.choice import AttentionKernel, Choice, Precision
 from llmtrain.device.facts import AttentionTimes, BlockTimes, CpuTimes, Facts
 from llmtrain.device.plan import make_plan
+from llmtrain.errors import UsageError
 from tests.device.machines import (
     CPU,
     CUDA,
@@ -115,6 +116,25 @@ def test_attention_that_was_not_measured_is_torchs() -> None:
 def test_a_gpu_has_its_own_kernel(kind: Literal["cuda", "mps"]) -> None:
     choice = arithmetic.attention(wish(), kind, None)
     assert choice == Choice("sdpa", "the device's own kernel")
+
+
+def test_documents_have_a_kernel_that_is_compiled_for_them() -> None:
+    """Where it can be compiled and something is masked; asked for elsewhere, it is refused."""
+    masked = replace(NEEDS, mask_documents=True)
+    assert arithmetic.takes_flex(masked, "cuda", "bf16", compiled=True)
+    chosen = arithmetic.attention(wish(), "cuda", None, masked=True, flexible=True)
+    assert chosen.value == "flex"
+    narrow = replace(masked, shape=replace(NEEDS.shape, head_dim=8))
+    for needs, kind, precision, compiled in (
+        (NEEDS, "cuda", "bf16", True),
+        (masked, "cpu", "bf16", True),
+        (masked, "cuda", "fp16", True),
+        (masked, "cuda", "bf16", False),
+        (narrow, "cuda", "bf16", True),
+    ):
+        assert not arithmetic.takes_flex(needs, kind, precision, compiled)
+    with pytest.raises(UsageError, match=r"data\.mask_documents, compiled, in bf16, on CUDA"):
+        arithmetic.attention(wish(attention="flex"), "cpu", None, masked=True)
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "blocks"])

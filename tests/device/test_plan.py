@@ -369,13 +369,16 @@ def test_the_hint_for_a_step_that_does_not_divide_works(
 
 
 def test_masked_documents_are_planned_for() -> None:
-    """A mask of all pairs takes memory, which a micro-batch then has less of; blocks take none."""
+    """A mask of all pairs takes memory, which a micro-batch then has less of.
+
+    Blocks take none, neither a CPU's nor a compiled GPU's.
+    """
     profile = profile_of("cpu-tiny", "model.context=16384", "train.tokens_per_step=1048576")
     plain = needs_of(profile)
     masked = replace(plain, mask_documents=True)
     small = replace(CONTAINER, cpu=replace(CONTAINER.cpu, memory_limit_bytes=6 * GIB))
     gpu = replace(T4, accelerators=gpus(1, "Tesla T4", 4))
-    for facts, wishes in ((small, {"kind": "cpu"}), (gpu, {})):
+    for facts, wishes in ((small, {"kind": "cpu"}), (gpu, {"compile": False})):
         how = DeviceSection.model_validate(wishes)
         found = [make_plan(facts, how, needs) for needs in (plain, masked)]
         sizes = [predict(masked, made).total_bytes for made in found]
@@ -385,6 +388,9 @@ def test_masked_documents_are_planned_for() -> None:
     assert "mask of all pairs" in found[1].attention.reason
     blocks = DeviceSection(kind="cpu", attention="blocks")
     assert make_plan(small, blocks, masked) == make_plan(small, blocks, plain)
+    compiled = [make_plan(gpu, DeviceSection(), needs) for needs in (plain, masked)]
+    assert compiled[1].attention.value == "flex"
+    assert compiled[0].micro_batch == compiled[1].micro_batch
 
 
 @pytest.mark.parametrize("facts", MACHINES)

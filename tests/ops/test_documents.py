@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 
 from llmtrain.device.choice import AttentionKernel
 from llmtrain.ops import blocked_attention as module
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.blocked_attention import blocked_attention
+from llmtrain.ops.document_blocks import document_blocks
 from llmtrain.ops.documents import first_of_document, seen_by
 
 SEPARATOR = 7
@@ -47,7 +51,7 @@ def document_by_document(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def value_and_gradients(y: Tensor, inputs: list[Tensor]) -> list[Tensor]:
-    d_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    d_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
     return [y.detach(), *torch.autograd.grad(y, inputs, d_y)]
 
 
@@ -184,3 +188,72 @@ def test_a_mask_shows_each_token_itself_and_its_document_before_it(dtype: torch.
     assert torch.equal(mask == 0, visible)
     assert torch.equal(mask == -torch.inf, ~visible)
     assert seen_by("blocks", first, dtype) is first
+    with torch.no_grad():
+        assert torch.equal(seen_by("flex", first, dtype), mask)
+
+
+@pytest.mark.parametrize("tokens", [1, 127, 128, 129, TOKENS])
+def test_blocks_of_pairs_are_those_that_documents_have(tokens: int) -> None:
+    """Whole where every token sees every key, so that these need no mask; no others are named."""
+    first = firsts()[:, :tokens]
+    blocks = document_blocks(first)
+    at = torch.arange(tokens)
+    visible = (at <= at[:, None]) & (at >= first[:, :, None])
+    shown = torch.zeros_like(visible)
+    for sequence, row, column, whole in named_blocks(blocks):
+        place = sequence, slice(128 * row, 128 * row + 128), slice(128 * column, 128 * column + 128)
+        assert not shown[place].any()
+        assert visible[place].any()
+        if whole:
+            assert visible[place].shape == (128, 128)
+            assert visible[place].all()
+        shown[place] = visible[place]
+    assert torch.equal(shown, visible)
+    mask = create_mask(blocks.mask_mod, len(first), 1, tokens, tokens, device="cpu")
+    assert torch.equal(mask[:, 0], visible)
+
+
+def named_blocks(blocks: BlockMask) -> Iterator[tuple[int, int, int, bool]]:
+    assert blocks.full_kv_num_blocks is not None
+    assert blocks.full_kv_indices is not None
+    for whole, counts, indices in (
+        (False, blocks.kv_num_blocks, blocks.kv_indices),
+        (True, blocks.full_kv_num_blocks, blocks.full_kv_indices),
+    ):
+        for sequence, rows in enumerate(counts[:, 0].tolist()):
+            for row, count in enumerate(rows):
+                for column in indices[sequence, 0, row, :count].tolist():
+                    yield sequence, row, column, whole
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("key_heads", [1, 4])
+def test_flex_attention_gathers_what_documents_gather_alone(key_heads: int) -> None:
+    """As it is written. Compiled for a GPU it is compared by tests that need one."""
+    inputs = [x.detach().float() for x in draw(key_heads=key_heads)]
+    found = causal_attention(*inputs, "flex", seen_by("flex", firsts(), torch.float32))
+    assert relative(found, document_by_document(*inputs)) <= 1e-6
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="compiles for a GPU")
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+@pytest.mark.parametrize("tokens", [128, 256, TOKENS])
+def test_flex_attention_on_a_gpu(key_heads: int, tokens: int) -> None:
+    """In value and in gradient; compiled once for all documents of a shape."""
+    inputs = [
+        x.detach()[:, :, :tokens].repeat(1, 1, 1, 8).to("cuda", torch.bfloat16).requires_grad_()
+        for x in draw(key_heads=key_heads)
+    ]
+    torch.compiler.reset()  # of one function no more than eight compilations are kept
+    compiled = torch.compile(causal_attention, dynamic=False)
+    stance = "default"
+    for first in (firsts(), torch.zeros_like(firsts())):
+        first = first[:, :tokens].contiguous().to("cuda")
+        exact = [x.detach().float().requires_grad_() for x in inputs]
+        mask = seen_by("sdpa", first, torch.float32)
+        expected = value_and_gradients(causal_attention(*exact, "sdpa", mask), exact)
+        with torch.compiler.set_stance(stance):
+            flex = compiled(*inputs, "flex", seen_by("flex", first, torch.bfloat16))
+        stance = "fail_on_recompile"
+        found = value_and_gradients(flex, inputs)
+        assert max(map(relative, found, expected)) <= 2e-2
