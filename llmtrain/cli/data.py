@@ -33,7 +33,8 @@ def prepare(
         typer.Option("--tokenizer", help="A tokenizer directory; default: train one."),
     ] = None,
     text_field: Annotated[
-        str | None, typer.Option("--text-field", help="The field of a .jsonl; default: text.")
+        str | None,
+        typer.Option("--text-field", help="The field or column that is the text; default: text."),
     ] = None,
     workers: Annotated[
         int | None,

@@ -70,14 +70,13 @@ def clear(
 
     chosen = _chosen(cache_entries(cache_directory()), keys or [], older_than, is_all=all_)
     size = format_bytes(sum(entry.size_bytes for entry in chosen))
-    if (
-        chosen
+    is_declined = (
+        bool(chosen)
         and not yes
         and _is_terminal()
         and not typer.confirm(f"Remove {len(chosen)} entries, {size}?", err=True)
-    ):
-        return 130
-    removed, kept = _remove(chosen)
+    )
+    removed, kept = _remove([] if is_declined else chosen)
     freed_bytes = sum(entry.size_bytes for entry in removed)
     if json:
         voice.document(
@@ -87,13 +86,13 @@ def clear(
                 "freed_bytes": freed_bytes,
             }
         )
-        return 0
+        return 130 if is_declined else 0
     for entry in removed:
         voice.result(_line(entry))
     for entry in kept:
         voice.warning(f"{entry.directory} is in use by a process, and stays")
     voice.note(f"{len(removed)} entries removed, {format_bytes(freed_bytes)}")
-    return 0
+    return 130 if is_declined else 0
 
 
 def _is_terminal() -> bool:

@@ -29,7 +29,8 @@ def inspect(
         typer.Option("--tokenizer", help="Count tokens with it; default: the profile's."),
     ] = None,
     text_field: Annotated[
-        str | None, typer.Option("--text-field", help="The field of a .jsonl; default: text.")
+        str | None,
+        typer.Option("--text-field", help="The field or column that is the text; default: text."),
     ] = None,
     set_: SetOption = None,
     sample: Annotated[

@@ -55,6 +55,9 @@ AssumeOption = Annotated[
         ":no-compiler.",
     ),
 ]
+TextFieldOption = Annotated[
+    str, typer.Option("--text-field", help="The field or column that is the text.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 NprocOption = Annotated[
     int | None, typer.Option("--nproc", min=1, help="Processes on this machine.")

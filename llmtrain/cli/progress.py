@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,6 +24,8 @@ from llmtrain.train.events import (
 )
 from llmtrain.units import format_bytes, format_count, format_duration
 
+_TOLD_EVERY_S = 5.0
+
 
 @contextmanager
 def watching(voice: Voice) -> Iterator[Observer]:
@@ -39,7 +42,7 @@ class PlainProgress:
 
     def __init__(self, voice: Voice) -> None:
         self.voice = voice
-        self.told_tenths = 0
+        self.phase, self.told_tenths, self.told_s = "", 0, 0.0
         self.best = ""
 
     def __call__(self, event: Event) -> None:
@@ -59,10 +62,13 @@ class PlainProgress:
             self.best = f"  best {event.val_loss:.3f}"
 
     def progress(self, event: Progress) -> None:
-        """A line each tenth."""
+        """A line each tenth, but not every moment: of what takes seconds there is none."""
+        now_s = time.monotonic()
+        if event.phase != self.phase:
+            self.phase, self.told_tenths, self.told_s = event.phase, 0, now_s
         tenths = 10 * event.done // max(1, event.total)
-        if tenths != self.told_tenths:
-            self.told_tenths = tenths
+        if tenths != self.told_tenths and now_s - self.told_s >= _TOLD_EVERY_S:
+            self.told_tenths, self.told_s = tenths, now_s
             self.voice.note(progress_line(event))
 
     def step(self, event: Step) -> None:

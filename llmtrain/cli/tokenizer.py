@@ -1,21 +1,18 @@
-"""`llmtrain tokenizer train|import|inspect`, and the group with `encode` and `decode`."""
+"""`llmtrain tokenizer import|inspect`, and the group that the other commands are in."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from llmtrain.cli.command import command, group
-from llmtrain.cli.options import DataOption, JsonOption
+from llmtrain.cli.options import DataOption, JsonOption, TextFieldOption
 from llmtrain.cli.tokenizer_text import TokenizerOption, decode, encode
+from llmtrain.cli.tokenizer_train import require_directory, train
 from llmtrain.cli.voice import Voice
-
-TextFieldOption = Annotated[str, typer.Option("--text-field", help="The field of a .jsonl.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -27,77 +24,6 @@ def register(app: typer.Typer) -> None:
     command(tokenizer, "encode")(encode)
     command(tokenizer, "decode")(decode)
     command(tokenizer, "inspect")(inspect)
-
-
-def train(
-    voice: Voice,
-    vocab_size: Annotated[
-        str, typer.Option("--vocab-size", help="Pieces to learn, or auto: by model and text.")
-    ],
-    out: Annotated[Path, typer.Option("--out", help="The directory to write.")],
-    data: DataOption = None,
-    text_field: TextFieldOption = "text",
-    kind: Annotated[
-        Literal["bpe", "unigram"],
-        typer.Option("--kind", help="Byte pairs merged in order, or the likeliest pieces."),
-    ] = "bpe",
-    reserve: Annotated[
-        int, typer.Option("--reserve", help="Control pieces to keep for later use.")
-    ] = 0,
-    parameters: Annotated[
-        str | None,
-        typer.Option("--parameters", help="Of the model beside its embeddings; for auto."),
-    ] = None,
-    max_bytes: Annotated[
-        str | None,
-        typer.Option(
-            "--max-bytes",
-            help="Learn from a sample of at most this size. Default: 64MiB; unigram 16MiB.",
-        ),
-    ] = None,
-    json: JsonOption = False,
-) -> int:
-    """Learn a lossless vocabulary from text."""
-    from llmtrain.data.sources import resolve_sources
-    from llmtrain.tokenizer import train_tokenizer
-    from llmtrain.tokenizer.learner import learn_apart
-    from llmtrain.units import format_bytes, parse_bytes, parse_count
-
-    wished = _Vocabulary(voice, vocab_size, _amount("--parameters", parameters, parse_count))
-    sample_bytes = _amount("--max-bytes", max_bytes, parse_bytes)
-    corpus = resolve_sources(data or ["builtin:python"], text_field=text_field)
-    _require_writable(out)
-    trained = train_tokenizer(
-        (document.text for document in corpus.documents()),
-        vocab_size=wished.size,
-        kind=kind,
-        reserved=reserve,
-        max_bytes=sample_bytes,
-        learn=partial(learn_apart, check_stop=lambda: None),
-    )
-    trained.tokenizer.save(out)
-    pieces = trained.tokenizer.vocab_size
-    if pieces < trained.requested_vocab_size:
-        voice.warning(f"the text gives only {pieces} pieces of {trained.requested_vocab_size}")
-    if json:
-        voice.document(
-            {
-                "out": str(out),
-                "kind": kind,
-                "vocab_size": pieces,
-                "requested_vocab_size": trained.requested_vocab_size,
-                "vocab_size_reason": wished.reason,
-                "reserved": reserve,
-                "documents": trained.documents,
-                "bytes_seen": trained.bytes_seen,
-                "bytes_used": trained.bytes_used,
-                "sha256": trained.tokenizer.fingerprint,
-            }
-        )
-    else:
-        learnt = format_bytes(trained.bytes_used)
-        voice.result(f"{out}: {pieces} pieces from {learnt} of {trained.documents} documents")
-    return 0
 
 
 def import_(
@@ -130,7 +56,7 @@ def import_(
     from llmtrain.tokenizer import ImportOptions, import_tokenizer
 
     imported = import_tokenizer(file, ImportOptions(pattern, separator, allow_lossy))
-    _require_writable(out)
+    require_directory(out)
     tokenizer = imported.tokenizer
     tokenizer.save(out)
     for warning in imported.warnings:
@@ -213,45 +139,3 @@ def _shown(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return "  ".join(repr(item) for item in value)
     return str(value)
-
-
-class _Vocabulary:
-    """Said by the user, or by model and text once there is a text; then it is told."""
-
-    def __init__(self, voice: Voice, wished: str, parameters: int | None) -> None:
-        from llmtrain.units import parse_count
-
-        self.reason: str | None = None
-        self._voice = voice
-        self._parameters = parameters
-        count = None if wished == "auto" else _amount("--vocab-size", wished, parse_count)
-        self.size: int | Callable[[int], int] = self._chosen if count is None else count
-
-    def _chosen(self, text_bytes: int) -> int:
-        from llmtrain.tokenizer.vocabulary import vocabulary_size
-
-        choice = vocabulary_size(text_bytes, self._parameters)
-        self.reason = choice.reason
-        self._voice.note(f"vocabulary of {choice.value} pieces: {choice.reason}")
-        return choice.value
-
-
-def _amount(option: str, text: str | None, parse: Callable[[str], int]) -> int | None:
-    """What the option says; None where it was not given. Raises UsageError."""
-    from llmtrain.errors import UsageError
-
-    try:
-        return None if text is None else parse(text)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from None
-
-
-def _require_writable(directory: Path) -> None:
-    from llmtrain.errors import UsageError
-
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(
-            f"--out {directory} cannot be written: {error.strerror}", hint="--out tokenizer"
-        ) from None

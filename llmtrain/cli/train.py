@@ -86,7 +86,7 @@ def train(
     ] = None,
     text_field: Annotated[
         str | None,
-        typer.Option("--text-field", help="Of a record: .jsonl, .csv, .parquet …; default: text."),
+        typer.Option("--text-field", help="The field or column that is the text; default: text."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")

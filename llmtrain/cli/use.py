@@ -14,6 +14,7 @@ from llmtrain.cli.options import (
     DeviceOption,
     ForceCpuOption,
     JsonOption,
+    TextFieldOption,
     device_section,
 )
 from llmtrain.cli.thresholds import (
@@ -46,9 +47,7 @@ def evaluate(
     data: DataOption = None,
     device: DeviceOption = None,
     force_cpu: ForceCpuOption = False,
-    text_field: Annotated[
-        str, typer.Option("--text-field", help="Of a record: .jsonl, .csv, .parquet …")
-    ] = "text",
+    text_field: TextFieldOption = "text",
     max_bpb: Annotated[
         float | None,
         typer.Option(

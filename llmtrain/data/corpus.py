@@ -11,6 +11,7 @@ from typing import Literal
 from llmtrain.data.document import Document, Skipped
 from llmtrain.data.gauge import CorpusFacts, Gauge
 from llmtrain.data.left_out import LeftOut
+from llmtrain.data.odometer import Odometer, OnRead
 from llmtrain.data.reading import Question, SourceFile, read_documents
 from llmtrain.errors import DataError
 
@@ -58,10 +59,16 @@ class Corpus:
     question: Question = field(default_factory=Question)
     first: int | None = None  # only so many documents, counted with those that are left out
     left_out: LeftOut | None = None  # by `llmtrain.data.cleaning`
+    on_read: OnRead | None = field(default=None, compare=False)
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
         return tuple(skipped for source in self.sources for skipped in source.skipped)
+
+    @property
+    def skipped_by_reason(self) -> dict[str, int]:
+        """How many files were found and are not read, the most frequent reason first."""
+        return dict(Counter(skipped.reason for skipped in self.skipped).most_common())
 
     def documents(self, on_source: Callable[[], None] = _go_on) -> Iterator[Document]:
         """Every document that is not empty or left out, one file in memory at a time.
@@ -73,10 +80,13 @@ class Corpus:
         return documents if self.left_out is None else self.left_out.without(documents)
 
     def _all_documents(self, on_source: Callable[[], None]) -> Iterator[Document]:
+        paths = [file.path for source in self.sources for file in source.files]
+        odometer = Odometer(paths, self.on_read)
         for source in self.sources:
             on_source()
             for file in source.files:
-                yield from read_documents(file, self.question)
+                yield from read_documents(file, self.question, odometer.at)
+                odometer.next_file()
 
     def fingerprint(self) -> str:
         """See `FingerprintBuilder`. Reads the whole corpus."""

@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from llmtrain.data.signatures import PLACES, Signatures
 
-# Texts of at least this similarity are near copies. A text of which 5% of the characters changed has
-# 0.5 with what it was, a little less where shingles repeat, and the estimate errs by 0.03.
+# Texts of at least this similarity are near copies. Where 5% of its characters changed, a text has
+# 0.5 with what it was, a little less where shingles repeat; the estimate errs by 0.03.
 NEAR = 0.42
 _BAND_PLACES = 4  # 16 bits each: a band is a 64-bit number
 _BANDS = PLACES // _BAND_PLACES

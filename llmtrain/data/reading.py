@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +82,7 @@ class _Entry:
     origin: str
     format: Format
     stream: io.BufferedReader
+    file: io.BufferedReader  # in which it is
 
     def documents(self, wanted: Wanted) -> Iterator[Document]:
         """All of them, of which the first is read now. Raises NoRecordsError at once, or never."""
@@ -102,15 +103,21 @@ def source_file(path: Path, origin: str | None = None) -> SourceFile:
     return SourceFile(path, origin or str(path), reading.kind, reading.packing)
 
 
-def read_documents(file: SourceFile, question: Question) -> Iterator[Document]:
+def read_documents(
+    file: SourceFile, question: Question, at: Callable[[int], None]
+) -> Iterator[Document]:
     """The documents in `file`, in order. Those without a single character are left out.
 
-    A text of 32 MiB or more is several documents, each a part of it.
+    A text of 32 MiB or more is several documents, each a part of it. `at` is told before each how
+    far into the file reading has come, in bytes.
     """
     for entry in _entries(file, question):
         if isinstance(entry, _Entry):
             documents = _documents(entry, question, is_member=file.reading.is_archive)
-            yield from (document for document in documents if document.text)
+            for document in documents:
+                at(entry.file.tell())
+                if document.text:
+                    yield document
         elif entry.origin == file.origin:
             raise DataError(f"{file.origin} cannot be used as text any more: {entry.reason}")
 
@@ -166,11 +173,11 @@ def _entries(file: SourceFile, question: Question) -> Iterator[_Entry | Skipped]
         meter = UnpackedMeter(file.origin, packed_bytes, question.limits)
         with _content(raw, file, packed_bytes, meter) as stream:
             if not file.reading.is_archive:
-                yield _entry(stream, file.origin, file.kind)
+                yield _entry(stream, file.origin, file.kind, raw)
                 return
             sieve = Sieve(question.selection)
             for member in ARCHIVES[file.kind].members(stream, file.origin, meter):
-                yield from _member(member, file.origin, sieve, meter)
+                yield from _member(member, file.origin, sieve, meter, raw)
 
 
 @contextmanager
@@ -187,7 +194,7 @@ def _content(
 
 
 def _member(
-    member: Member, archive: str, sieve: Sieve, meter: UnpackedMeter
+    member: Member, archive: str, sieve: Sieve, meter: UnpackedMeter, file: io.BufferedReader
 ) -> Iterator[_Entry | Skipped]:
     name = member.name.removeprefix("./")
     origin = f"{archive}!{name}"
@@ -199,14 +206,16 @@ def _member(
         return
     reading = reading_of(name)
     with member.open() as packed, unpacked(packed, reading.packing, origin, meter) as stream:
-        yield _entry(stream, origin, reading.kind)
+        yield _entry(stream, origin, reading.kind, file)
 
 
-def _entry(stream: io.BufferedReader, origin: str, kind: str) -> _Entry | Skipped:
+def _entry(
+    stream: io.BufferedReader, origin: str, kind: str, file: io.BufferedReader
+) -> _Entry | Skipped:
     form = FORMATS[kind]
     if form.refuses_nul and b"\0" in head_of(stream):
         return Skipped(origin, "binary")
-    return _Entry(origin, form, stream)
+    return _Entry(origin, form, stream, file)
 
 
 def read_python(path: Path) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from llmtrain.data.corpus import Corpus
 from llmtrain.train.events import Observer, Progress
 
 
@@ -16,6 +17,10 @@ class DataWork:
     workers: int  # processes that tokenize
     observe: Observer
     check_stop: Callable[[], None]
+
+    def telling(self, phase: str, corpus: Corpus) -> Corpus:
+        """The corpus; whoever reads it to the end tells how far that is."""
+        return replace(corpus, on_read=TimedProgress(phase, self.observe))
 
 
 class TimedProgress:

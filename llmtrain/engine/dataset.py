@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -49,12 +48,16 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Da
     """Token shards of the profile's sources, and their tokenizer. Raises DataError."""
     cleaned = cleaned_corpus(found_corpus(section, work), section, work)
     corpus = cleaned.corpus
-    facts = corpus.measure(work.check_stop)
+    facts = work.telling("reading", corpus).measure(work.check_stop)
     if facts.repeated_bytes > _TOLD_SHARE * facts.text_bytes:
         work.observe(_told_repeats(facts))
-    for reason, count in Counter(skipped.reason for skipped in corpus.skipped).items():
-        work.observe(Note(f"skipped {count} file{'s' if count > 1 else ''}: {reason}"))
-    leakage = known_leakage(corpus, facts, section.validation_fraction, work.check_stop)
+    tell_skipped(corpus, work)
+    leakage = known_leakage(
+        work.telling("looking for leakage", corpus),
+        facts,
+        section.validation_fraction,
+        work.check_stop,
+    )
     if leakage is not None and (warning := leakage_warning(leakage)):
         work.observe(warning)
     directory = tokenizer_of(corpus, facts, section, vocab_size, work)
@@ -118,15 +121,20 @@ def found_corpus(section: DataSection, work: DataWork) -> Corpus:
     )
 
 
+def tell_skipped(corpus: Corpus, work: DataWork) -> None:
+    """A line for each reason not to read a file."""
+    for reason, count in corpus.skipped_by_reason.items():
+        work.observe(Note(f"skipped {count} file{'s' if count > 1 else ''}: {reason}"))
+
+
 def cleaned_corpus(corpus: Corpus, section: DataSection, work: DataWork) -> Cleaned:
     """The corpus without what the section's rules leave out, of which everybody is told."""
     filters = filters_of(section.filters)
-    if filters or section.duplicates != "keep":
-        work.observe(Note("reading the text once, to decide what to leave out"))
-    cleaned = clean(corpus, filters, section.duplicates, work.check_stop)
+    told = work.telling("deciding what to leave out", corpus)
+    cleaned = clean(told, filters, section.duplicates, work.check_stop)
     for tally in cleaned.left_out:
         work.observe(Note(f"left out {tally.describe()}"))
-    return cleaned
+    return replace(cleaned, corpus=replace(cleaned.corpus, on_read=None))
 
 
 def _encode_with(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def inspect_data(
     cleaned = cleaned_corpus(replace(whole, first=only_first), section, work)
     tokenizer = _tokenizer(cleaned.corpus, profile, work, only_first, is_for_profile)
     found = survey(
-        cleaned.corpus,
+        work.telling("reading", cleaned.corpus),
         encoder=open_tokenizer(tokenizer) if tokenizer is not None else None,
         threads=work.workers,
         signer=Signer() if can_sign() else None,
@@ -78,12 +77,15 @@ def inspect_data(
     )
     return DataReport(
         sources=whole.describe(),
-        skipped=dict(Counter(skipped.reason for skipped in whole.skipped).most_common()),
+        skipped=whole.skipped_by_reason,
         only_first=only_first,
         left_out=cleaned.left_out,
         found=found,
         leakage=known_leakage(
-            cleaned.corpus, found.facts, section.validation_fraction, work.check_stop
+            work.telling("looking for leakage", cleaned.corpus),
+            found.facts,
+            section.validation_fraction,
+            work.check_stop,
         ),
         tokenizer=tokenizer,
         epochs=_epochs(profile, found.tokens) if is_for_profile else None,
@@ -98,7 +100,7 @@ def _tokenizer(
         return Path(section.tokenizer)
     if not is_for_profile or only_first is not None:
         return None
-    facts = corpus.measure(work.check_stop)
+    facts = work.telling("reading", corpus).measure(work.check_stop)
     return tokenizer_of(corpus, facts, section, profile.model.vocab_size, work)
 
 

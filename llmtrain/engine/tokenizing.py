@@ -88,7 +88,7 @@ def _training_texts(
     corpus: Corpus, facts: CorpusFacts, section: DataSection, work: DataWork
 ) -> Iterator[str]:
     split = plan_split(corpus, facts, section.validation_fraction)
-    for piece in split.assign(corpus.documents()):
+    for piece in split.assign(work.telling("sampling text", corpus).documents()):
         work.check_stop()
         if piece.side == "train":
             yield piece.document.text

@@ -65,7 +65,7 @@ def test_results_for_people(llmtrain: Any) -> None:
     assert outcome.code == 0
     names = [line.split("  ")[0] for line in outcome.out.splitlines()]
     assert names == ["shards", "tokenizer", "text", "tokens", "bytes per token", "time"]
-    assert "tokenizing" in outcome.err
+    assert "training a tokenizer" in outcome.err
 
 
 def test_no_text_is_a_data_error(llmtrain: Any) -> None:
@@ -174,3 +174,14 @@ def test_a_terminal_is_asked(
     assert outcome.code == code
     assert "Remove 2 entries" in outcome.err
     assert len(list(keys(llmtrain))) == left
+
+
+def test_a_program_is_told_that_nothing_was_removed(
+    llmtrain: Any, prepared: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmtrain.cli.data_cache._is_terminal", lambda: True)
+    outcome = llmtrain("data", "cache", "clear", "--all", "--json", stdin=b"n\n")
+    assert outcome.code == 130
+    told = outcome.document
+    assert (told["removed"], told["in_use"], told["freed_bytes"]) == ([], [], 0)
+    assert len(list(keys(llmtrain))) == 2

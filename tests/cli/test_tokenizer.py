@@ -116,6 +116,30 @@ def test_unwritable_place_is_a_usage_error(llmtrain: Any) -> None:
     assert "corpus.txt" in outcome.err
 
 
+def test_what_is_not_read_is_counted(llmtrain: Any, place: Path) -> None:
+    notes = place / "notes"
+    (notes / "old").mkdir(parents=True)
+    (notes / "a.txt").write_text("some words " * 300, encoding="utf-8")
+    (notes / "old" / "b.txt").write_text("other words " * 300, encoding="utf-8")
+    (notes / "c.bin").write_bytes(b"\0" * 100)
+    flags = ("--data", notes, "--vocab-size", "300", "--out", "tok", "--exclude", "old/")
+    outcome = llmtrain("tokenizer", "train", *flags, "--json")
+    assert outcome.code == 0
+    assert outcome.document["documents"] == 1
+    assert outcome.document["skipped"]["binary"] == 1
+    assert "skipped 1 file: binary" in outcome.err
+
+
+def test_a_failure_leaves_no_empty_directory(llmtrain: Any, place: Path) -> None:
+    for out in ("new", "there"):
+        (place / "there").mkdir(exist_ok=True)
+        (place / "there" / "kept").touch()
+        command = ("tokenizer", "train", "--data", "absent.txt", "--vocab-size", "300")
+        assert llmtrain(*command, "--out", out).code == 5
+    assert not (place / "new").exists()
+    assert (place / "there" / "kept").exists()
+
+
 def test_kind_and_reserved_pieces_are_as_asked(llmtrain: Any, place: Path) -> None:
     flags = ("--data", "corpus.txt", "--vocab-size", 360, "--kind", "unigram", "--reserve", 5)
     document = llmtrain("tokenizer", "train", *flags, "--out", "u", "--json").document

@@ -273,6 +273,7 @@ class TokenizerTrain(Document):
     documents: int = key("that were learnt from")
     bytes_seen: int = key("of text that a sample was drawn from")
     bytes_used: int = key("of text that was learnt from")
+    skipped: dict[str, int] = key("files that were not read, by reason")
     sha256: str = key("of the tokenizer")
 
 

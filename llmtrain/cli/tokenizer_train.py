@@ -1,0 +1,148 @@
+"""`llmtrain tokenizer train`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from llmtrain.cli.options import DataOption, JsonOption, TextFieldOption
+from llmtrain.cli.voice import Voice
+
+if TYPE_CHECKING:
+    from llmtrain.engine.learning import LearntTokenizer
+
+
+def train(
+    voice: Voice,
+    vocab_size: Annotated[
+        str, typer.Option("--vocab-size", help="Pieces to learn, or auto: by model and text.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The directory to write.")],
+    data: DataOption = None,
+    text_field: TextFieldOption = "text",
+    include: Annotated[
+        list[str] | None,
+        typer.Option("--include", help="A pattern as in .gitignore, of what is read. Repeatable."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option("--exclude", help="A pattern of what is not read. Repeatable."),
+    ] = None,
+    kind: Annotated[
+        Literal["bpe", "unigram"],
+        typer.Option("--kind", help="Byte pairs merged in order, or the likeliest pieces."),
+    ] = "bpe",
+    reserve: Annotated[
+        int, typer.Option("--reserve", help="Control pieces to keep for later use.")
+    ] = 0,
+    parameters: Annotated[
+        str | None,
+        typer.Option("--parameters", help="Of the model beside its embeddings; for auto."),
+    ] = None,
+    max_bytes: Annotated[
+        str | None,
+        typer.Option(
+            "--max-bytes",
+            help="Learn from a sample of at most this size. Default: 64MiB; unigram 16MiB.",
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> int:
+    """Learn a lossless vocabulary from text."""
+    from llmtrain.train.signals import stop_on_signals
+    from llmtrain.units import parse_bytes, parse_count
+
+    with stop_on_signals() as stop:
+        from llmtrain.cli.progress import watching
+        from llmtrain.engine.data_work import DataWork
+        from llmtrain.engine.learning import VocabularyWish, learn_tokenizer
+        from llmtrain.profile.schema import DataSection
+
+        section = DataSection(
+            sources=tuple(data or ["builtin:python"]),
+            text_field=text_field,
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
+        )
+        pieces = None if vocab_size == "auto" else vocab_size
+        wish = VocabularyWish(
+            pieces=_amount("--vocab-size", pieces, parse_count),
+            kind=kind,
+            reserved=reserve,
+            parameters=_amount("--parameters", parameters, parse_count),
+            max_bytes=_amount("--max-bytes", max_bytes, parse_bytes),
+        )
+        with _written(out), watching(voice) as observe:
+            learnt = learn_tokenizer(section, wish, DataWork(1, observe, stop.check))
+            learnt.trained.tokenizer.save(out)
+    if json:
+        voice.document(_document(out, wish.kind, wish.reserved, learnt))
+    else:
+        voice.result(_line(out, learnt))
+    return 0
+
+
+def _document(out: Path, kind: str, reserved: int, learnt: LearntTokenizer) -> dict[str, Any]:
+    trained = learnt.trained
+    return {
+        "out": str(out),
+        "kind": kind,
+        "vocab_size": trained.tokenizer.vocab_size,
+        "requested_vocab_size": trained.requested_vocab_size,
+        "vocab_size_reason": learnt.pieces_reason,
+        "reserved": reserved,
+        "documents": trained.documents,
+        "bytes_seen": trained.bytes_seen,
+        "bytes_used": trained.bytes_used,
+        "skipped": learnt.skipped,
+        "sha256": trained.tokenizer.fingerprint,
+    }
+
+
+def _line(out: Path, learnt: LearntTokenizer) -> str:
+    from llmtrain.units import format_bytes
+
+    trained = learnt.trained
+    read = f"{format_bytes(trained.bytes_used)} of {trained.documents} documents"
+    return f"{out}: {trained.tokenizer.vocab_size} pieces from {read}"
+
+
+def _amount(option: str, text: str | None, parse: Callable[[str], int]) -> int | None:
+    """What the option says; None where it was not given. Raises UsageError."""
+    from llmtrain.errors import UsageError
+
+    try:
+        return None if text is None else parse(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None
+
+
+@contextmanager
+def _written(directory: Path) -> Iterator[None]:
+    """Within the block the directory is there; one that is new stays only if the block succeeds.
+
+    Raises UsageError.
+    """
+    require_directory(directory)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # what has something in it stays
+            directory.rmdir()
+        raise
+
+
+def require_directory(directory: Path) -> None:
+    """It is there, made now if need be. Raises UsageError."""
+    from llmtrain.errors import UsageError
+
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"--out {directory} cannot be written: {error.strerror}", hint="--out tokenizer"
+        ) from None
