@@ -1,0 +1,87 @@
+"""docs/data.md does what it says: every command in it runs, on a text of the kind it names."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+BLOCKS: list[str] = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
+# A run of seconds; the environment is a lower layer than what the commands say.
+SMALL = {
+    "LLMTRAIN_MODEL__VOCAB_SIZE": "400",
+    "LLMTRAIN_MODEL__HIDDEN_SIZE": "32",
+    "LLMTRAIN_MODEL__INTERMEDIATE_SIZE": "64",
+    "LLMTRAIN_MODEL__NUM_HEADS": "2",
+    "LLMTRAIN_MODEL__NUM_KV_HEADS": "2",
+    "LLMTRAIN_MODEL__HEAD_DIM": "16",
+    "LLMTRAIN_MODEL__NUM_LAYERS": "1",
+    "LLMTRAIN_MODEL__CONTEXT": "32",
+    "LLMTRAIN_TRAIN__TOKENS_PER_STEP": "256",
+    "LLMTRAIN_TRAIN__STEPS": "2",
+    "LLMTRAIN_EVAL__TOKENS": "512",
+    "LLMTRAIN_EVAL__SAMPLE_TOKENS": "4",
+    "LLMTRAIN_DEVICE__PRECISION": "fp32",  # and nothing is measured
+    "LLMTRAIN_DEVICE__ATTENTION": "blocks",
+}
+
+
+def pages() -> list[str]:
+    """English of some length: parts of the documentation."""
+    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
+    return [text[i : i + 3000] for text in texts for i in range(0, len(text) - 3000, 3000)]
+
+
+@pytest.fixture
+def furnished(place: Path, llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The texts that the page names."""
+    first, second, *rest = pages()
+    files = {
+        "notes/a.md": first + second,
+        "notes/archive/old.md": second[:200],
+        "my-repo/main.py": Path(__file__).read_text(encoding="utf-8"),
+        "books/one.txt": "".join(rest[:4]),
+        "scrape.jsonl": "".join(json.dumps({"body": text}) + "\n" for text in rest[4:]),
+    }
+    for name, text in files.items():
+        path = place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    for name, value in SMALL.items():
+        monkeypatch.setenv(name, value)
+    flags = ("--data", "books/one.txt", "--vocab-size", "400", "--out", "llama")
+    assert llmtrain("tokenizer", "train", *flags).code == 0
+    return place
+
+
+def test_every_command_runs(furnished: Path, llmtrain: Any) -> None:
+    """But the one that needs the network."""
+    ran = []
+    for line in COMMANDS:
+        words = shlex.split(line, comments=True)
+        if words[0] == "llmtrain" and "hf://" not in line:
+            outcome = llmtrain(*words[1:], *(["--out", f"run-{len(ran)}"] * (words[1] == "train")))
+            assert outcome.code == 0, f"{line}: {outcome.err}"
+            ran.append(words[1])
+    assert len(ran) == len(COMMANDS) - 2
+    assert ran.count("train") >= 6
+
+
+def test_text_goes_through_the_pipe(furnished: Path, llmtrain: Any) -> None:
+    (line,) = (line for line in COMMANDS if "|" in line)
+    assert line.startswith("cat notes/*.md | ")
+    text = (furnished / "notes" / "a.md").read_bytes()
+    shutil.copytree(furnished / "llama", furnished / "tok")
+    for command in line.split(" | ")[1:]:
+        outcome = llmtrain(*shlex.split(command)[1:], stdin=text)
+        assert outcome.code == 0
+        text = outcome.out.encode()
+    assert text == (furnished / "notes" / "a.md").read_bytes()
