@@ -96,7 +96,9 @@ class LiveProgress(PlainProgress):
 
 
 def progress_line(event: Progress) -> str:
-    """`tokenizing 40% of 31.5 MiB, left 12s`."""
+    """`tokenizing 40% of 31.5 MiB, left 12s`; only what it is, where nobody can say how far."""
+    if not event.total:
+        return event.phase
     percent = 100 * event.done // max(1, event.total)
     left = f", left {format_duration(event.remaining_s)}" if event.remaining_s else ""
     return f"{event.phase} {percent}% of {format_bytes(event.total)}{left}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from llmtrain.data.corpus import Corpus
+from llmtrain.data.document import Document
 from llmtrain.train.events import Observer, Progress
 
 
@@ -21,6 +22,13 @@ class DataWork:
     def telling(self, phase: str, corpus: Corpus) -> Corpus:
         """The corpus; whoever reads it to the end tells how far that is."""
         return replace(corpus, on_read=TimedProgress(phase, self.observe))
+
+    def texts_to_learn(self, documents: Iterable[Document]) -> Iterator[str]:
+        """Of a sample, and what comes after its last one takes long and tells nothing."""
+        for document in documents:
+            self.check_stop()
+            yield document.text
+        self.observe(Progress("learning pieces", 0, 0))
 
 
 class TimedProgress:

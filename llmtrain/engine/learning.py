@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,13 +48,8 @@ def learn_tokenizer(section: DataSection, wish: VocabularyWish, work: DataWork) 
         work.observe(Note(f"vocabulary of {choice.value} pieces: {reason}"))
         return choice.value
 
-    def texts() -> Iterator[str]:
-        for document in work.telling("reading", corpus).documents():
-            work.check_stop()
-            yield document.text
-
     trained = train_tokenizer(
-        texts(),
+        work.texts_to_learn(work.telling("sampling text", corpus).documents()),
         vocab_size=chosen if wish.pieces is None else wish.pieces,
         kind=wish.kind,
         reserved=wish.reserved,

@@ -88,10 +88,8 @@ def _training_texts(
     corpus: Corpus, facts: CorpusFacts, section: DataSection, work: DataWork
 ) -> Iterator[str]:
     split = plan_split(corpus, facts, section.validation_fraction)
-    for piece in split.assign(work.telling("sampling text", corpus).documents()):
-        work.check_stop()
-        if piece.side == "train":
-            yield piece.document.text
+    pieces = split.assign(work.telling("sampling text", corpus).documents())
+    return work.texts_to_learn(piece.document for piece in pieces if piece.side == "train")
 
 
 def _tokenizer_key(fingerprint: str, section: DataSection, vocab_size: int) -> str:

@@ -25,7 +25,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Work before or after training: `done` of `total` bytes."""
+    """Work before or after training: `done` of `total` bytes; of 0 where nobody can say."""
 
     phase: str
     done: int
