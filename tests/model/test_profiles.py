@@ -13,11 +13,12 @@ from llmtrain.profile.shape import shape_of
 from llmtrain.train.optim import build_optimizer
 
 # What a test machine can hold; the smallest two are trained as they are.
+_CUT = ["model.context=32", "model.num_layers=1", "model.vocab_size=2048"]
 _CUTS = {
     "cpu-tiny": ["model.context=64"],
     "cpu-small": ["model.context=32"],
+    "gpu-large": [*_CUT, "model.hidden_size=768", "model.intermediate_size=2048"],
 }
-_CUT = ["model.context=32", "model.num_layers=1", "model.vocab_size=2048"]
 
 
 def cut_profile(name: str) -> Profile:
