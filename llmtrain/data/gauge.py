@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from llmtrain.data.document import Document
 from llmtrain.data.repeats import Repeats
 
+_PART = b"part"
+
 
 @dataclass(frozen=True, slots=True)
 class CorpusFacts:
@@ -26,7 +28,8 @@ class FingerprintBuilder:
     """sha256 over the sha256 of every document, in order.
 
     It depends on the text and where documents end, not on paths, times or compression, so the
-    same text has the same fingerprint on every machine.
+    same text has the same fingerprint on every machine. Parts of a text that is too long for one
+    document are told from documents: they are split into train and validation in another way.
     """
 
     def __init__(self) -> None:
@@ -37,6 +40,8 @@ class FingerprintBuilder:
         """The document's own digest, which is now part of the fingerprint."""
         digest = document.digest()
         self._digest.update(digest)
+        if document.part_at is not None:
+            self._digest.update(_PART)
         self.documents += 1
         return digest
 

@@ -76,12 +76,23 @@ def _only_wanted(fetching: Fetching, selection: Selection) -> Fetching:
 def _without_repeats(source: Source, seen: set[str]) -> Source:
     files = []
     for file in source.files:
-        is_here = "://" not in file.origin
-        identity = os.path.normcase(file.path.resolve()) if is_here else file.origin
+        identity = _identity(file)
         if identity not in seen:
             seen.add(identity)
             files.append(file)
     return replace(source, files=tuple(files))
+
+
+def _identity(file: SourceFile) -> str:
+    """The same of one file, however it was named.
+
+    What was brought here is a link to the same file of the cache. Its address alone does not tell:
+    it is shown without its query, and without the column of a dataset.
+    """
+    if "://" not in file.origin:
+        return os.path.normcase(file.path.resolve())
+    facts = file.path.stat()
+    return f"{file.origin} {facts.st_dev} {facts.st_ino}"
 
 
 def _resolve(spec: str, question: Question, fetching: Fetching) -> Source:
@@ -186,6 +197,8 @@ def _missing(spec: str, path: Path) -> DataError:
         neighbours = [neighbour.name for neighbour in path.parent.iterdir()]
     except OSError:
         return DataError(f"{spec} does not exist, and neither does its directory", hint=SUPPORTED)
+    if path.name in neighbours:
+        return DataError(f"{spec} is a link that leads nowhere", hint="name what it was to lead to")
     close = difflib.get_close_matches(path.name, neighbours, n=1)
     hint = f"did you mean {path.parent / close[0]}?" if close else SUPPORTED
     return DataError(f"{spec} does not exist", hint=hint)

@@ -318,10 +318,24 @@ def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str
         thread.join()
 
 
+def test_addresses_that_differ_in_what_is_not_shown_are_two(pages: Any, resolve: Any) -> None:
+    address, directory = pages
+    (directory / "a.txt").write_text("text")
+    twice = resolve(f"{address}/a.txt?page=1", f"{address}/a.txt?page=2", f"{address}/a.txt?page=1")
+    assert texts(twice) == ["text", "text"]
+    assert [len(source.files) for source in twice.sources] == [1, 1, 0]
+
+
+@pytest.mark.parametrize("key", ["X-Amz-Signature", "sig", "token", "api_key", "Signature"])
+def test_a_signed_address_is_refused_before_anything_is_asked(key: str, resolve: Any) -> None:
+    spec = f"https://127.0.0.1:1/a.txt?page=1&{key}={SECRET}"
+    assert_data_error(partial(resolve, spec), "/a.txt?…", key, "saved with the run", "curl")
+
+
 def test_a_web_page_is_a_file(pages: Any, resolve: Any) -> None:
     address, directory = pages
     (directory / "a b.jsonl").write_bytes(b'{"text": "one"}\n')
-    spec = f"{address}/a%20b.jsonl?token={SECRET}"
+    spec = f"{address}/a%20b.jsonl?id={SECRET}"
     assert texts(resolve(spec)) == ["one"]
     assert texts(resolve(spec)) == ["one"]
     assert len([path for path in Pages.requests if path.startswith("/a%20b")]) == 1
@@ -358,7 +372,7 @@ def test_a_changed_page_is_read_anew(pages: Any, resolve: Any) -> None:
 
 def test_pages_that_cannot_be_had(pages: Any, resolve: Any, cache: Path) -> None:
     address, _ = pages
-    query = f"?token={SECRET}"
+    query = f"?id={SECRET}"
     assert_data_error(partial(resolve, f"{address}/none.txt{query}"), "/none.txt?…", "not exist")
     call = partial(resolve, f"{address}/forbidden.txt{query}")
     assert_data_error(call, "/forbidden.txt?…", "may not be read", "~/.netrc")

@@ -9,10 +9,12 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from llmtrain.data.formats.streams import CheckedStream, UnpackedMeter, library_missing
 from llmtrain.errors import DataError
+
+_PACKED_BYTES = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +33,13 @@ class Codec:
 def _bz2_file(stream: BinaryIO) -> Any:
     import bz2  # a Python can be built without it, and without lzma
 
-    return bz2.BZ2File(stream)
+    return _Parts(stream, bz2.BZ2Decompressor, OSError)
 
 
 def _xz_file(stream: BinaryIO) -> Any:
     import lzma
 
-    return _OwnError(lzma.LZMAFile(stream), lzma.LZMAError)
+    return _Parts(stream, lzma.LZMADecompressor, lzma.LZMAError, pads=True)
 
 
 def _zstd_file(stream: BinaryIO) -> Any:
@@ -46,6 +48,77 @@ def _zstd_file(stream: BinaryIO) -> Any:
     else:
         from backports import zstd
     return _OwnError(zstd.ZstdFile(stream), zstd.ZstdError)
+
+
+class _Decompressor(Protocol):
+    """Of one packed part."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+
+
+class _Parts:
+    """Packed parts in a row, unpacked. What follows the last one and is none is an EOFError.
+
+    Python's own files take it for the end, and a damaged part with all after it would be lost.
+    """
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        new: Callable[[], _Decompressor],
+        error: type[Exception],
+        *,
+        pads: bool = False,
+    ) -> None:
+        """`pads`: between parts there may be zeros, by fours."""
+        self._stream = stream
+        self._new = new
+        self._error = error
+        self._pads = pads
+        self._part = new()
+        self._packed = b""
+        self._is_over = False
+
+    def read1(self, size: int) -> bytes:
+        """Up to so many bytes, none at the end."""
+        while True:
+            if self._is_over or (self._part.eof and not self._begin_next()):
+                return b""
+            packed = b""
+            if self._part.needs_input:
+                packed, self._packed = self._packed or self._stream.read(_PACKED_BYTES), b""
+                if not packed:
+                    raise EOFError("it ends before its end-of-stream marker")
+            try:
+                data = self._part.decompress(packed, size)
+            except self._error as error:
+                raise EOFError(str(error)) from error
+            if data:
+                return data
+
+    def _begin_next(self) -> bool:
+        """Whether another part follows."""
+        rest, padding = self._part.unused_data or self._stream.read(_PACKED_BYTES), 0
+        while self._pads and rest and not rest.strip(b"\0"):
+            padding += len(rest)
+            rest = self._stream.read(_PACKED_BYTES)
+        bare = rest.lstrip(b"\0") if self._pads else rest
+        padding += len(rest) - len(bare)
+        if padding % 4:
+            raise EOFError(f"{padding} zeros follow a packed part")
+        self._is_over = not bare
+        if bare:
+            self._part, self._packed = self._new(), bare
+        return bool(bare)
+
+    def close(self) -> None:
+        """What it reads from stays open."""
 
 
 class _OwnError:

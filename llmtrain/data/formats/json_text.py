@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from llmtrain.data.document import Document, NoRecordsError, Wanted
-from llmtrain.data.formats.records import document, document_of
+from llmtrain.data.formats.records import RepeatingRecord, document, document_of
 from llmtrain.data.formats.streams import how_to_leave_out
 from llmtrain.data.formats.text import decoded, lines_of, not_utf8
 from llmtrain.errors import DataError
@@ -18,6 +19,18 @@ _READ_BYTES = 1 << 20
 _WHITESPACE = " \t\n\r"
 # Where the decoder stops nearer to the end than this, what follows may be what it misses.
 _LONGEST_PIECE = 16
+
+
+def _record(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """The object; one that names a field twice remembers which."""
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    names = Counter(name for name, _ in pairs)
+    return RepeatingRecord(found, frozenset(name for name, times in names.items() if times > 1))
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_record)
 
 
 def json_lines(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Document]:
@@ -34,7 +47,7 @@ def json_lines(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Docume
 
 def _parsed(line: str, place: str) -> object:
     try:
-        return json.loads(line)
+        return _DECODER.decode(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place} is not JSON: {error}") from error
 
@@ -73,7 +86,7 @@ class _Window:
         self._stream = stream
         self._origin = origin
         self._longest_bytes = longest_bytes
-        self._decoder = json.JSONDecoder()
+        self._decoder = _DECODER
         self._text, self._at = "", 0
         self._before_bytes = 0  # in the file, before `_text`
         self._undecoded = b""  # the first bytes of a character

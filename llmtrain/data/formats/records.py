@@ -9,8 +9,17 @@ from llmtrain.data.document import Document, NoRecordsError, Wanted
 from llmtrain.errors import DataError
 from llmtrain.units import format_bytes
 
+_MEND = "mend that record, or take it out; nothing is left out silently"
 _MOST_NAMES = 20
 _MOST_CHARACTERS = 40
+
+
+class RepeatingRecord(dict[str, object]):
+    """A record that says more than one thing under some names, of which it holds the last."""
+
+    def __init__(self, values: dict[str, object], repeated: frozenset[str]) -> None:
+        super().__init__(values)
+        self.repeated = repeated
 
 
 def document_of(record: object, place: str, wanted: Wanted) -> Document:
@@ -19,6 +28,9 @@ def document_of(record: object, place: str, wanted: Wanted) -> Document:
         message = f"{place} is JSON, but not an object: {shown(record)}"
         raise NoRecordsError(message, reason="no objects")
     require_field(record, place, wanted)
+    if isinstance(record, RepeatingRecord) and wanted.text_field in record.repeated:
+        message = f"{place} has field {wanted.text_field!r} more than once"
+        raise DataError(message, hint=_MEND)
     return document(record[wanted.text_field], place, wanted)
 
 
@@ -26,7 +38,7 @@ def document(text: object, place: str, wanted: Wanted) -> Document:
     """`text`, which has to be a string that UTF-8 can hold, and not a giant. Raises DataError."""
     field = f"{place}: field {wanted.text_field!r}"
     if not isinstance(text, str):
-        raise DataError(f"{field} is not a string: {shown(text)}")
+        raise DataError(f"{field} is not a string: {shown(text)}", hint=_MEND)
     try:
         size_bytes = len(text.encode())
     except UnicodeEncodeError as error:  # JSON can escape half of one
@@ -44,10 +56,13 @@ def require_field(names: Iterable[str], place: str, wanted: Wanted) -> None:
         return
     there = ", ".join(repr(name[:_MOST_CHARACTERS]) for name in names[:_MOST_NAMES]) or "no fields"
     more = ", …" if len(names) > _MOST_NAMES else ""
+    hint = "name the field that holds the text: --text-field NAME, or --set data.text_field=NAME"
+    if len(names) == 1 and (mark := next((m for m in ";\t|" if m in names[0]), None)) is not None:
+        hint = f"are its columns apart by {mark!r}? .csv has commas, .tsv has tabs"
     raise NoRecordsError(
         f"{place} has no field {wanted.text_field!r}; it has {there}{more}",
         reason=f"no field {wanted.text_field!r}",
-        hint="name the field that holds the text: --text-field NAME, or --set data.text_field=NAME",
+        hint=hint,
     )
 
 

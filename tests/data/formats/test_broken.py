@@ -394,3 +394,14 @@ def test_records_without_the_field_are_skipped_in_a_directory_and_counted(tmp_pa
     (tmp_path / "main.py").unlink()
     (tmp_path / "a.zip").unlink()
     assert "3 skipped: no field 'text'" in refusal(tmp_path).message
+
+
+def test_a_field_that_is_there_twice_is_no_text(tmp_path: Path) -> None:
+    """Python would keep the last; another field may be."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"id": 1, "id": 2, "text": "one"}\n{"text": "two", "text": "three"}\n')
+    corpus = resolve_sources([str(path)])
+    documents = corpus.documents()
+    assert next(documents).text == "one"
+    with pytest.raises(DataError, match=r"a\.jsonl:2 has field 'text' more than once"):
+        next(documents)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import multiprocessing
 import tempfile
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.sources import resolve_sources
+from llmtrain.errors import DataError
 from tests.data.making import FORMATS, PACKINGS, SEEKING, tar_of, zip_of
 
 NASTY = [
@@ -80,6 +82,32 @@ def test_packed_parts_in_a_row_are_one_text(tmp_path: Path, packing: str) -> Non
     path = tmp_path / f"a.txt{packing}"
     path.write_bytes(PACKINGS[packing](b"one ") + PACKINGS[packing](b"two"))
     assert [document.text for document in resolve_sources([str(path)]).documents()] == ["one two"]
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_damaged_part_is_not_taken_for_the_end(tmp_path: Path, packing: str, at: int) -> None:
+    """Python's own readers of .bz2 and .xz would leave out all that follows, silently."""
+    path, second = tmp_path / f"a.txt{packing}", bytearray(PACKINGS[packing](b"two"))
+    second[at] ^= 0x55
+    path.write_bytes(PACKINGS[packing](b"one ") + second)
+    with pytest.raises(DataError, match="not a complete"):
+        list(resolve_sources([str(path)]).documents())
+
+
+@pytest.mark.parametrize(("zeros", "is_right"), [(0, True), (4, True), (400_000, True), (6, False)])
+def test_parts_of_xz_are_apart_by_fours_of_zeros(
+    tmp_path: Path, zeros: int, is_right: bool
+) -> None:
+    path = tmp_path / "a.txt.xz"
+    padding = bytes(zeros)
+    path.write_bytes(lzma.compress(b"one ") + padding + lzma.compress(b"two") + padding)
+    if is_right:
+        corpus = resolve_sources([str(path)])
+        assert [document.text for document in corpus.documents()] == ["one two"]
+        return
+    with pytest.raises(DataError, match="6 zeros follow"):
+        list(resolve_sources([str(path)]).documents())
 
 
 @pytest.mark.parametrize("read_bytes", [1, 2, 3, 7, 1 << 20])
