@@ -17,7 +17,7 @@ import llmtrain
 ROOT = Path(llmtrain.__file__).parent
 # From the bottom. Of one row nobody imports a neighbour.
 LAYERS = (
-    {"", "errors", "units", "files"},
+    {"", "errors", "units", "files", "children"},
     {"untrusted"},
     {"profile"},
     {"device"},

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from llmtrain.children import MAIN, python_command
 from llmtrain.device.choice import Needs
 from llmtrain.device.facts import Facts, RunFigures
 from llmtrain.device.plan import Plan
@@ -48,7 +48,7 @@ def calibrate(options: list[str], facts: Facts, needs: Needs, plan: Plan) -> Run
     """
     with tempfile.TemporaryDirectory(prefix="llmtrain-calibrate-") as scratch:
         out = ("--steps", str(_STEPS), "--out", str(Path(scratch) / "run"), "--json", "--quiet")
-        command = [sys.executable, "-m", "llmtrain", "train", *options, *_as_planned(needs, plan)]
+        command = python_command(MAIN, "train", *options, *_as_planned(needs, plan))
         done = subprocess.run([*command, *out], capture_output=True, text=True)
     if done.returncode != 0:
         raise _failure(done)

@@ -16,6 +16,7 @@ from statistics import median
 
 import psutil
 
+from llmtrain.children import MAIN, python_command
 from llmtrain.engine.phases import Phase, Watch
 from llmtrain.errors import LlmtrainError, told_by_exit_code
 
@@ -194,4 +195,4 @@ def started(command: Sequence[str], cache: Path, log: Path) -> Trainee:
     """`llmtrain COMMAND` runs, with a cache of its own and no setting from the environment."""
     own = {n: v for n, v in os.environ.items() if not n.startswith("LLMTRAIN_")}
     environment = own | {"LLMTRAIN_CACHE_DIR": str(cache)}
-    return Trainee([sys.executable, "-m", "llmtrain", *command], environment, log)
+    return Trainee(python_command(MAIN, *command), environment, log)

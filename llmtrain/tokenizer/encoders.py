@@ -27,6 +27,7 @@ from typing import IO, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from llmtrain.children import python_command
 from llmtrain.errors import DataError, LlmtrainError, told_by_exit_code
 from llmtrain.tokenizer.importing import open_tokenizer
 from llmtrain.tokenizer.tokenizer import Tokenizer
@@ -104,8 +105,8 @@ class _Process:
     """A process that encodes, seen from its parent. One thread asks it at a time."""
 
     def __init__(self, directory: Path, fingerprint: str) -> None:
-        module = ["-m", "llmtrain.tokenizer.encoders"]
-        self._process = _started([sys.executable, *module, str(directory), fingerprint])
+        entry = "llmtrain.tokenizer.encoders:serve"
+        self._process = _started(python_command(entry, str(directory), fingerprint))
 
     def encode(self, batch: Sequence[bytes]) -> Encoded:
         """What it answers. Raises what it refuses, and LlmtrainError where it has ended."""
@@ -224,7 +225,8 @@ def _loaded(directory: Path, fingerprint: str) -> EncodeToBytes:
     return quickest_encoder(tokenizer)
 
 
-if __name__ == "__main__":
+def serve() -> None:
+    """What this process was started for."""
     try:
         with os.fdopen(0, "rb") as requests, os.fdopen(1, "wb") as answers:
             main(Path(sys.argv[1]), sys.argv[2], requests, answers)

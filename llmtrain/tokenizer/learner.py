@@ -12,8 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import BinaryIO
 
+from llmtrain.children import python_command
 from llmtrain.errors import DataError, LlmtrainError, UsageError, told_by_exit_code
 from llmtrain.tokenizer.training import Learned, ModelKind, Recipe, learn_vocabulary
 
@@ -26,15 +28,13 @@ def learn_apart(texts: Iterable[str], recipe: Recipe, check_stop: Callable[[], N
 
     Raises LlmtrainError that says how the process ended, where it ended without an answer.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "llmtrain.tokenizer.learner",
+    command = python_command(
+        "llmtrain.tokenizer.learner:serve",
         str(os.getpid()),
         str(recipe.vocab_size),
         recipe.kind,
         str(recipe.reserved),
-    ]
+    )
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
@@ -45,6 +45,9 @@ def learn_apart(texts: Iterable[str], recipe: Recipe, check_stop: Callable[[], N
             answer = _answer(process, texts, check_stop)
         finally:
             process.kill()
+            if process.stdin is not None:
+                with suppress(OSError):  # what was not sent is lost
+                    process.stdin.close()
     check_stop()
     if process.returncode or not answer:
         raise LlmtrainError(
@@ -105,7 +108,8 @@ def _end_with(parent_pid: int) -> None:
     os._exit(1)
 
 
-if __name__ == "__main__":
+def serve() -> None:
+    """What this process was started for."""
     with os.fdopen(0, "rb") as texts_in, os.fdopen(1, "wb") as answer_out:
         kind: ModelKind = "unigram" if sys.argv[3] == "unigram" else "bpe"
         wanted = Recipe(int(sys.argv[2]), kind, int(sys.argv[4]))

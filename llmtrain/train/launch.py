@@ -13,6 +13,7 @@ from types import FrameType
 
 from torch.distributed.distributed_c10d import Store
 
+from llmtrain.children import MAIN, python_command
 from llmtrain.errors import (
     InterruptedRunError,
     LlmtrainError,
@@ -70,7 +71,7 @@ class _Ranks:
         with _unready_for(save_signals()):
             for rank in range(count):
                 place = place_of(rank, count, port)
-                command = [sys.executable, "-m", "llmtrain", *arguments]
+                command = python_command(MAIN, *arguments)
                 self._processes.append(_started(command, environment | place))
 
     def wait(self) -> None:

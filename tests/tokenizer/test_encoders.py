@@ -40,7 +40,7 @@ def never() -> None:
 def encoders() -> list[psutil.Process]:
     """Processes that encode for this one, and live."""
     children = psutil.Process().children()
-    return [c for c in children if "llmtrain.tokenizer.encoders" in c.cmdline()]
+    return [c for c in children if "tokenizer.encoders" in " ".join(c.cmdline())]
 
 
 def ids_of(tokenizer: Tokenizer, batch: Sequence[bytes]) -> list[list[int]]:
