@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,10 +31,10 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 def write_pieces_atomically(path: Path, pieces: Iterable[bytes]) -> None:
     """`path` holds all of `pieces` on disk, one after the other, or what it held before."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
+    # With the rights that the user's other files have, unlike mkstemp's.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())

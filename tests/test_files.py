@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,15 @@ def test_the_variable_names_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert cache_directory() == Path.home() / "llm"
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", "")
     assert cache_directory().name == "llmtrain"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such rights")
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_what_is_written_has_the_rights_of_other_files(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_text_atomically(tmp_path / "a", "text")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~mask
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from llmtrain.data.journal import forget_journal, is_journaled
-from llmtrain.errors import LlmtrainError
+from llmtrain.errors import DataError, LlmtrainError
 from llmtrain.files import sync_directory
 
 BUILDING = ".building-"
@@ -26,14 +27,31 @@ _LOOK_EVERY_S = 0.2
 
 
 @contextmanager
-def writing_errors_told(shards: Path) -> Iterator[None]:
+def writing_errors_told(place: Path, what: str = "token shards") -> Iterator[None]:
     """What the disk refuses within the block is an LlmtrainError with a way out."""
     try:
         yield
     except OSError as error:
-        message = f"cannot write token shards to {shards}: {error.strerror or error}"
+        message = f"cannot write {what} to {place}: {error.strerror or error}"
         hint = "make room there, or choose another place with LLMTRAIN_CACHE_DIR"
         raise LlmtrainError(message, hint=hint) from error
+
+
+def require_own(entry: Path) -> None:
+    """This user may read what is in the entry, if it is there. Raises DataError.
+
+    What another user made and keeps to himself is not damaged, and is not to be made again.
+    """
+    try:
+        paths = [entry, *entry.iterdir()] if entry.exists() else []
+    except PermissionError:
+        paths = [entry]
+    closed = next((path for path in paths if not os.access(path, os.R_OK)), None)
+    if closed is not None:
+        raise DataError(
+            f"{closed} was made by another user and may not be read by this one",
+            hint="let its owner allow it, or have a cache of your own: LLMTRAIN_CACHE_DIR",
+        )
 
 
 def lock_of(cache_directory: Path, key: str) -> FileLock:

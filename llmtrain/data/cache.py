@@ -1,4 +1,8 @@
-"""What the cache holds of text: token shards, tokenizers, and shards that are not finished."""
+"""What the cache holds of text: shards, tokenizers, what was fetched, and what is not finished.
+
+Files that were fetched are in `remote/files`, each once; an entry of `remote/trees` has links to
+those of one source. Where there are no links, and where a tree is gone, a file is an entry.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +21,17 @@ from filelock import Timeout
 from llmtrain.data.building import BUILDING, lock_of
 from llmtrain.data.manifest import read_manifest
 
-EntryKind = Literal["shards", "tokenizer", "unfinished"]
+EntryKind = Literal["shards", "tokenizer", "fetched", "unfinished"]
+
+_NAMED_FILES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """A directory of the cache. What it was made from is unknown where earlier versions made it."""
+    """A directory of the cache, or a file.
+
+    What it was made from is unknown where earlier versions made it.
+    """
 
     kind: EntryKind
     key: str
@@ -42,6 +51,9 @@ def cache_entries(cache_directory: Path) -> list[CacheEntry]:
     found = [
         *_entries("shards", cache_directory / "shards"),
         *_entries("tokenizer", cache_directory / "tokenizers"),
+        *_entries("fetched", cache_directory / "remote" / "datasets"),
+        *_entries("fetched", cache_directory / "remote" / "trees"),
+        *_entries("fetched", cache_directory / "remote" / "files"),
     ]
     return sorted(found, key=lambda entry: (-entry.changed_s, entry.key))
 
@@ -51,13 +63,14 @@ def _entries(kind: EntryKind, parent: Path) -> Iterator[CacheEntry]:
         return
     for directory in sorted(parent.iterdir()):
         with suppress(FileNotFoundError):  # another process removes it, or gives it its place
-            if directory.is_dir():
+            if directory.is_dir() or directory.stat().st_nlink == 1:
                 yield _entry(kind, directory)
 
 
 def _entry(kind: EntryKind, directory: Path) -> CacheEntry:
     is_unfinished = directory.name.startswith(BUILDING)
-    facts = [path.stat() for path in (directory, *directory.rglob("*"))]
+    below = list(directory.rglob("*")) if directory.is_dir() else [directory]
+    facts = [path.stat() for path in (directory, *below)]
     manifest = read_manifest(directory) or {}
     return CacheEntry(
         kind="unfinished" if is_unfinished else kind,
@@ -65,7 +78,7 @@ def _entry(kind: EntryKind, directory: Path) -> CacheEntry:
         directory=directory,
         size_bytes=sum(each.st_size for each in facts[1:]),
         changed_s=max(each.st_mtime for each in facts),
-        made_from=_specs(manifest.get("sources")),
+        made_from=_specs(manifest.get("sources")) or _names(kind, directory, below),
         tokens=_tokens(manifest.get("tokens")),
     )
 
@@ -74,6 +87,13 @@ def _specs(sources: object) -> tuple[str, ...]:
     if not isinstance(sources, list):
         return ()
     return tuple(str(each["spec"]) for each in sources if isinstance(each, dict) and "spec" in each)
+
+
+def _names(kind: EntryKind, directory: Path, below: Sequence[Path]) -> tuple[str, ...]:
+    """Of files that were fetched; they say more than nothing."""
+    files = [path for path in below if path.is_file()] if kind == "fetched" else []
+    names = tuple(path.relative_to(directory).as_posix() for path in files[:_NAMED_FILES])
+    return (*names, "…") if len(files) > _NAMED_FILES else names
 
 
 def _tokens(counts: object) -> int | None:
@@ -105,11 +125,32 @@ def remove_entry(cache_directory: Path, entry: CacheEntry) -> bool:
     It is gone at once or not at all: nobody finds half of it.
     """
     parent = entry.directory.parent
+    linked = _linked_files(entry)
     doomed = parent / f"{BUILDING}removed-{entry.key}-{time.time_ns()}"
     try:
         with lock_of(cache_directory, entry.key).acquire(timeout=0):
             entry.directory.rename(doomed)
     except (Timeout, OSError):
         return False
-    shutil.rmtree(doomed, ignore_errors=True)
+    if doomed.is_dir():
+        shutil.rmtree(doomed, ignore_errors=True)
+    else:
+        doomed.unlink(missing_ok=True)
+    _remove_unlinked(parent.parent / "files", linked)
     return True
+
+
+def _linked_files(entry: CacheEntry) -> set[int]:
+    """The numbers by which the file system knows the files of an entry that is links."""
+    if entry.kind != "fetched" or not entry.directory.is_dir():
+        return set()
+    return {path.stat().st_ino for path in entry.directory.rglob("*") if path.is_file()}
+
+
+def _remove_unlinked(files: Path, numbers: set[int]) -> None:
+    """Those of the files that no tree has a link to any more are gone."""
+    for path in files.iterdir() if numbers and files.is_dir() else ():
+        with suppress(OSError):
+            facts = path.stat()
+            if facts.st_ino in numbers and facts.st_nlink == 1:
+                path.unlink()

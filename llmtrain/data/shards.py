@@ -20,7 +20,13 @@ from types import TracebackType
 
 import numpy as np
 
-from llmtrain.data.building import claimed, publish, scratch_directory, writing_errors_told
+from llmtrain.data.building import (
+    claimed,
+    publish,
+    require_own,
+    scratch_directory,
+    writing_errors_told,
+)
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.encoding import Encode, TextEncoder, encode_here, require_in_vocabulary
 from llmtrain.data.gauge import CorpusFacts
@@ -156,7 +162,11 @@ def open_prepared(directory: Path) -> PreparedData:
 
 
 def _open_intact(directory: Path) -> PreparedData | None:
-    """The shards in `directory`, verified; None if there are none or they are damaged."""
+    """The shards in `directory`, verified; None if there are none or they are damaged.
+
+    Raises DataError where this user may not read them.
+    """
+    require_own(directory)
     try:
         prepared = open_prepared(directory)
     except DataError:

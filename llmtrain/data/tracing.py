@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from llmtrain.data.addresses import is_remote
+from llmtrain.data.hub import is_dataset
 from llmtrain.data.sources import resolve_sources
 from llmtrain.data.stdin import is_stdin
-from llmtrain.errors import DataError
+from llmtrain.errors import LlmtrainError
 
 
 def trace_passages(
@@ -22,14 +24,15 @@ def trace_passages(
     """Where the passages are in the sources, as `file` or `file:line` and a position in it.
 
     The first place of each that is found in time; none where the sources are no longer what they
-    were, or cannot be read. Standard input is not waited for again.
+    were, or cannot be read. Standard input is not waited for again, and nothing is brought here.
     """
     end_s = time.monotonic() + limit_s
     found: dict[str, str] = {}
+    here = [spec for spec in specs if not (is_stdin(spec) or is_remote(spec) or is_dataset(spec))]
     documents = (
         document
-        for spec in specs
-        if not is_stdin(spec)
+        for spec in here
+        if time.monotonic() < end_s
         for document in resolve_sources(
             [spec], text_field=text_field, include=include, exclude=exclude
         ).documents()
@@ -42,6 +45,6 @@ def trace_passages(
                     found[passage] = f"{document.origin} from character {start} on"
             if len(found) == len(set(passages)) or time.monotonic() > end_s:
                 break
-    except DataError:
+    except (LlmtrainError, OSError):
         pass  # what was found before counts
     return [found[passage] for passage in dict.fromkeys(passages) if passage in found]

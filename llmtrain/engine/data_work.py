@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.document import Document
-from llmtrain.train.events import Observer, Progress
+from llmtrain.train.events import Note, Observer, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,10 @@ class DataWork:
     workers: int  # processes that tokenize
     observe: Observer
     check_stop: Callable[[], None]
+
+    def tell_waiting(self) -> None:
+        """Somebody else does the same."""
+        self.observe(Note("another process prepares this text; waiting for it"))
 
     def telling(self, phase: str, corpus: Corpus) -> Corpus:
         """The corpus; whoever reads it to the end tells how far that is."""

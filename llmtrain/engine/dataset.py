@@ -13,6 +13,7 @@ from llmtrain.data.corpus import Corpus
 from llmtrain.data.encoding import Encode
 from llmtrain.data.filters import filters_of
 from llmtrain.data.gauge import CorpusFacts
+from llmtrain.data.left_out import Tally
 from llmtrain.data.mixture import MixedSource, locate_sources
 from llmtrain.data.remote import Fetching
 from llmtrain.data.shards import PreparedData, entry_directory, open_prepared, prepare
@@ -42,6 +43,7 @@ class Dataset:
     sources: list[dict[str, object]]
     checked: dict[str, object] | None = None  # left out, leakage; None: not known any more
     mixture: tuple[MixedSource, ...] = ()  # where sources have weights
+    left_out: tuple[Tally, ...] = ()  # where they were read now
 
 
 def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Dataset:
@@ -58,7 +60,9 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Da
         section.validation_fraction,
         work.check_stop,
     )
-    if leakage is not None and (warning := leakage_warning(leakage)):
+    if leakage is not None and (
+        warning := leakage_warning(leakage, is_without_copies=section.duplicates == "drop_near")
+    ):
         work.observe(warning)
     directory = tokenizer_of(corpus, facts, section, vocab_size, work)
     tokenizer = load_tokenizer(directory, vocab_size)
@@ -72,14 +76,15 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: DataWork) -> Da
         check_stop=work.check_stop,
         facts=facts,
         encode=_encode_with(directory, tokenizer, facts, work),
-        on_wait=lambda: work.observe(Note("another process prepares this text; waiting for it")),
+        on_wait=work.tell_waiting,
         made_from={"tokenizer_directory": str(directory)},
     )
     checked: dict[str, object] = {
         "left_out": [tally.document() for tally in cleaned.left_out],
         "leakage": leakage.document() if leakage is not None else None,
     }
-    dataset = Dataset(tokenizer, directory, shards, corpus.describe(), checked)
+    sources = corpus.describe()
+    dataset = Dataset(tokenizer, directory, shards, sources, checked, left_out=cleaned.left_out)
     return dataset if section.weights is None else _mixed(dataset, corpus, facts, section)
 
 

@@ -44,7 +44,7 @@ def known_leakage(
     return found
 
 
-def leakage_warning(leakage: Leakage) -> Note | None:
+def leakage_warning(leakage: Leakage, *, is_without_copies: bool) -> Note | None:
     """What is to be told where it is more than a little."""
     if leakage.share <= _WORTH_A_WARNING:
         return None
@@ -52,8 +52,8 @@ def leakage_warning(leakage: Leakage) -> Note | None:
     if leakage.train_share < 1:
         seen = f"about {leakage.share:.1%} of the validation {leakage.units} have"
     return Note(
-        f"{seen} a near copy among those trained on: the validation loss will come out too low; "
-        "--set data.duplicates=drop_near leaves copies out",
+        f"{seen} a near copy among those trained on: the validation loss will come out too low"
+        + ("" if is_without_copies else "; --set data.duplicates=drop_near leaves copies out"),
         is_warning=True,
     )
 

@@ -33,6 +33,7 @@ class LearntTokenizer:
     trained: TrainedTokenizer
     pieces_reason: str | None
     skipped: dict[str, int]  # files by reason
+    sources: tuple[str, ...]  # what the text was named as
 
 
 def learn_tokenizer(section: DataSection, wish: VocabularyWish, work: DataWork) -> LearntTokenizer:
@@ -60,4 +61,5 @@ def learn_tokenizer(section: DataSection, wish: VocabularyWish, work: DataWork) 
     if pieces < trained.requested_vocab_size:
         told = f"the text gives only {pieces} pieces of {trained.requested_vocab_size}"
         work.observe(Note(told, is_warning=True))
-    return LearntTokenizer(trained, reason, corpus.skipped_by_reason)
+    sources = tuple(source.spec for source in corpus.sources)
+    return LearntTokenizer(trained, reason, corpus.skipped_by_reason, sources)

@@ -24,6 +24,8 @@ class PreparedAhead:
     tokenizer: Path
     index: ShardIndex
     seconds: float
+    sources: list[dict[str, object]]  # with what was skipped of each
+    left_out: list[dict[str, object]]  # by the profile's rules
 
     @property
     def tokens(self) -> int:
@@ -52,4 +54,6 @@ def prepare_ahead(
             tokenizer=dataset.tokenizer_directory,
             index=shards.index,
             seconds=time.monotonic() - begun_s,
+            sources=dataset.sources,
+            left_out=[tally.document() for tally in dataset.left_out],
         )

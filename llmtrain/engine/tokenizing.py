@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
+from llmtrain.data.building import claimed, require_own, writing_errors_told
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.gauge import CorpusFacts
 from llmtrain.data.manifest import now_utc, versions, write_record
+from llmtrain.data.scratch import publish, scratch_beside
 from llmtrain.data.split import plan_split
 from llmtrain.engine.data_work import DataWork
 from llmtrain.errors import DataError
 from llmtrain.files import cache_directory
 from llmtrain.profile.schema import DataSection
-from llmtrain.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
-from llmtrain.tokenizer.codec import NAMING_FILES
+from llmtrain.tokenizer import Tokenizer, TrainedTokenizer, open_tokenizer, train_tokenizer
 from llmtrain.tokenizer.learner import learn_apart
 from llmtrain.train.events import Note
 from llmtrain.units import format_bytes
@@ -57,12 +56,34 @@ def _trained_tokenizer(
     """A cached tokenizer of the corpus's training side, trained now if there is none."""
     key = _tokenizer_key(facts.fingerprint, section, vocab_size)
     directory = cache_directory() / "tokenizers" / key
-    if any((directory / name).is_file() for name in NAMING_FILES):
+    if _is_intact(directory):
         return directory
+    with (
+        writing_errors_told(directory.parent, "a tokenizer"),
+        claimed(cache_directory(), key, work.check_stop, work.tell_waiting),
+    ):
+        if not _is_intact(directory):  # whom this process waited for may have made it
+            trained = _learnt(corpus, facts, section, vocab_size, work)
+            _publish(trained.tokenizer, directory, {"key": key, "sources": corpus.describe()})
+    return directory
+
+
+def _is_intact(directory: Path) -> bool:
+    """Raises DataError where this user may not read what is there."""
+    require_own(directory)
+    try:
+        Tokenizer.load(directory)
+    except DataError:
+        return False
+    return True
+
+
+def _learnt(
+    corpus: Corpus, facts: CorpusFacts, section: DataSection, vocab_size: int, work: DataWork
+) -> TrainedTokenizer:
     work.observe(
         Note(f"training a tokenizer of {vocab_size} pieces on {format_bytes(facts.text_bytes)}")
     )
-    directory.parent.mkdir(parents=True, exist_ok=True)  # it fails before the work, not after
     trained = train_tokenizer(
         _training_texts(corpus, facts, section, work),
         vocab_size=vocab_size,
@@ -78,10 +99,7 @@ def _trained_tokenizer(
                 is_warning=True,
             )
         )
-    _save_atomically(trained.tokenizer, directory)
-    made = {"at": now_utc(), "versions": versions()}
-    write_record(directory, {"key": key, "made": made, "sources": corpus.describe()})
-    return directory
+    return trained
 
 
 def _training_texts(
@@ -99,11 +117,13 @@ def _tokenizer_key(fingerprint: str, section: DataSection, vocab_size: int) -> s
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
 
 
-def _save_atomically(tokenizer: Tokenizer, directory: Path) -> None:
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=".building-"))
-    try:
-        tokenizer.save(temporary)
-        if not directory.exists():
-            temporary.replace(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _publish(tokenizer: Tokenizer, directory: Path, record: Mapping[str, object]) -> None:
+    """`directory` holds the tokenizer and its record, on disk, whatever was there before."""
+    with scratch_beside(directory.parent, "a tokenizer") as scratch:
+        new = scratch / "new"
+        tokenizer.save(new)
+        made = {"at": now_utc(), "versions": versions()}
+        write_record(new, {**record, "made": made})
+        if directory.exists():
+            directory.rename(scratch / "damaged")
+        publish(new, directory)

@@ -10,6 +10,7 @@ from llmtrain.tokenizer.piece import Piece
 
 MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"  # for Hugging Face; nothing of it is read here
 KIND_FILE = "tokenizer_kind.json"  # not there for an own model, which says all by itself
 
 # A directory with one of these has a tokenizer that was saved by this package.

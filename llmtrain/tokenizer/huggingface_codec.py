@@ -28,6 +28,10 @@ class HuggingFaceCodec:
             self._tokenizer = HuggingFaceTokenizer.from_buffer(model)
         except ValueError as error:
             raise DataError(f"it is not a tokenizer.json: {str(error)[:200]}") from None
+        if getattr(self._tokenizer.model, "dropout", None):
+            raise DataError(
+                "its model drops merges by chance: a text would have other ids each time"
+            )
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.errors import DataError
-from llmtrain.tokenizer.codec import JSON_FILE, MODEL_FILE, NAMING_FILES, Kind
+from llmtrain.tokenizer.codec import CONFIG_FILE, JSON_FILE, MODEL_FILE, NAMING_FILES, Kind
 from llmtrain.tokenizer.huggingface_codec import HuggingFaceCodec
 from llmtrain.tokenizer.piece import SEPARATOR
 from llmtrain.tokenizer.probes import PROBES
@@ -23,7 +23,6 @@ from llmtrain.tokenizer.tiktoken_ranks import ranks_json
 from llmtrain.tokenizer.tokenizer import MAX_JSON_BYTES, MAX_MODEL_BYTES, Tokenizer
 from llmtrain.untrusted import parse_json, problem_of, read_bytes
 
-CONFIG_FILE = "tokenizer_config.json"
 _KINDS = "a sentencepiece .model, a tokenizer.json, a .tiktoken, or a directory with one"
 _MODELS = ("BPE", "Unigram")  # the others of Hugging Face's lose spaces or words
 

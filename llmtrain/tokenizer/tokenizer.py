@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.errors import DataError
-from llmtrain.tokenizer.codec import JSON_FILE, KIND_FILE, MODEL_FILE, Codec, Kind
+from llmtrain.files import write_pieces_atomically
+from llmtrain.tokenizer.codec import (
+    CONFIG_FILE,
+    JSON_FILE,
+    KIND_FILE,
+    MODEL_FILE,
+    Codec,
+    Kind,
+)
 from llmtrain.tokenizer.escape import escape, require_unicode, unescape
 from llmtrain.tokenizer.huggingface import bpe_json, tokenizer_config
 from llmtrain.tokenizer.huggingface_codec import HuggingFaceCodec
@@ -20,6 +28,7 @@ from llmtrain.untrusted import problem_of, read_bytes, read_json
 
 MAX_MODEL_BYTES = 16 << 20  # a vocabulary of 256,000 pieces takes under 5 MiB
 MAX_JSON_BYTES = 64 << 20  # and 35 MiB here
+_ALL_FILES = (MODEL_FILE, JSON_FILE, KIND_FILE, CONFIG_FILE)
 _FORMAT_VERSION = 1
 _HINT = "make one: llmtrain tokenizer train --data SPEC --vocab-size N --out DIR"
 
@@ -137,18 +146,22 @@ class Tokenizer:
     def save(self, directory: Path, *, model_max_length: int | None = None) -> None:
         """`directory` holds the model and, where there is such a form, what Hugging Face reads.
 
-        `model_max_length` is the context, in tokens, that Hugging Face warns beyond.
+        Each file is on disk, and nothing is left there of another tokenizer. `model_max_length` is
+        the context, in tokens, that Hugging Face warns beyond.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        for name, content in self._files(model_max_length).items():
-            (directory / name).write_bytes(content)
+        files = self._files(model_max_length)
+        for name in {*_ALL_FILES} - files.keys():
+            (directory / name).unlink(missing_ok=True)
+        for name, content in files.items():
+            write_pieces_atomically(directory / name, [content])
 
     def _files(self, model_max_length: int | None) -> dict[str, bytes]:
         pieces = self.pieces()
         unknown = next((piece.text for piece in pieces if piece.kind == "unknown"), None)
         separator = pieces[self.separator_id].text
         config = tokenizer_config(model_max_length, separator, unknown)
-        files = {"tokenizer_config.json": config.encode()}
+        files = {CONFIG_FILE: config.encode()}
         if self._kind.name == "own":
             files |= {MODEL_FILE: self._codec.model, JSON_FILE: bpe_json(pieces).encode()}
             return files

@@ -236,5 +236,5 @@ def _too_small(recipe: Recipe, needed: int) -> UsageError:
         f"a vocabulary of {recipe.vocab_size} pieces is too small: this text needs at least "
         f"{needed}, {recipe.fixed_pieces} for bytes and special tokens and {characters} for "
         "characters",
-        hint=f"--vocab-size {needed + 1000} or more, or --set model.vocab_size={needed + 1000}",
+        hint=f"--vocab-size {needed} or more; --set model.vocab_size={needed} where a run asks it",
     )

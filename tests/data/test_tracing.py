@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NoReturn
 
+import pytest
+
+from llmtrain.data import tracing
 from llmtrain.data.tracing import trace_passages
 
 
@@ -39,3 +43,12 @@ def test_it_gives_up_in_time(tmp_path: Path) -> None:
     lines = tmp_path / "lines.jsonl"
     lines.write_text('{"text": "one"}\n{"text": "two"}\n')
     assert trace(["two"], lines, limit_s=-1.0) == []
+
+
+def test_nothing_is_brought_here_to_find_a_passage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(*_args: object, **_options: object) -> NoReturn:
+        raise AssertionError("asked for")
+
+    monkeypatch.setattr(tracing, "resolve_sources", resolve)
+    specs = ["s3://box/a.txt", "https://host/b.txt", "hf://owner/name", "-"]
+    assert tracing.trace_passages(["text"], specs, "text", limit_s=60) == []

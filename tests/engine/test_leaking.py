@@ -80,7 +80,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(corpus: Corpus, tmp_path
     ],
 )
 def test_more_than_a_hundredth_is_worth_a_warning(leakage: Leakage, said: str | None) -> None:
-    warning = leakage_warning(leakage)
+    warning = leakage_warning(leakage, is_without_copies=False)
     if said is None:
         assert warning is None
     else:
