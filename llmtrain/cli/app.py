@@ -20,7 +20,7 @@ from llmtrain.cli import data, device, memory, profiles, runs, schema, tokenizer
 from llmtrain.cli.streams import hold_standard_streams
 from llmtrain.cli.voice import Voice
 from llmtrain.device.allocator import begin_without_thread_cache
-from llmtrain.errors import DoesNotFitError, LlmtrainError, ThresholdError, UsageError
+from llmtrain.errors import AbortedError, DoesNotFitError, LlmtrainError, ThresholdError, UsageError
 from llmtrain.files import LAUNCHED_VARIABLE
 
 _RANK_0_SPEAKS_FIRST_S = 5.0
@@ -72,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
     except typer.TyperException as error:
         return _fail(UsageError(error.format_message()), arguments)
     except typer.Abort:
-        return 130
+        return _fail(AbortedError("interrupted", hint="run the same command again"), arguments)
     except LlmtrainError as error:
         return _fail(error, arguments)
     except OSError as error:

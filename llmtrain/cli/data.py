@@ -84,6 +84,8 @@ def _document(prepared: PreparedAhead) -> dict[str, Any]:
         "validation_tokens": index.validation.tokens,
         "bytes_per_token": prepared.text_bytes / prepared.tokens,
         "seconds": prepared.seconds,
+        "sources": prepared.sources,
+        "left_out": prepared.left_out,
     }
 
 

@@ -20,7 +20,7 @@ _SHORTEST_KEY = 6  # characters of it that are enough, where only one entry begi
 
 def register(data: typer.Typer) -> None:
     """`cache` is a group of `data`."""
-    cache = group("What the cache holds of text: token shards and tokenizers.")
+    cache = group("What the cache holds of text: token shards, tokenizers, and what was fetched.")
     data.add_typer(cache, name="cache")
     command(cache, "list")(list_entries)
     command(cache, "clear")(clear)

@@ -22,7 +22,7 @@ DataOption = Annotated[
         "--data",
         help="Text: a file (.txt, .jsonl, .csv, .parquet, .zip …), a directory, a glob, one of "
         "these at s3:// or https://, hf://OWNER/NAME[/CONFIG][:SPLIT][#COLUMN], - for stdin, or "
-        "builtin:python. Repeatable.",
+        "builtin:python, the default where no profile names text. Repeatable.",
     ),
 ]
 WeightOption = Annotated[
@@ -55,6 +55,9 @@ AssumeOption = Annotated[
         ":no-compiler.",
     ),
 ]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace the tokenizer that is in --out.")
+]
 TextFieldOption = Annotated[
     str, typer.Option("--text-field", help="The field or column that is the text.")
 ]
@@ -76,6 +79,12 @@ def weighted_sources(data: list[str] | None, weights: list[float] | None) -> lis
             f"there are {len(specs)} --data and {len(weights)} --weight",
             hint="--data a.jsonl --weight 2 --data b.jsonl --weight 1: one weight for each",
         )
+    for spec, weight in zip(specs, weights, strict=True):
+        if not 0 < weight < float("inf"):
+            raise UsageError(
+                f"--weight {weight:g} of --data {spec}: it has to be above 0",
+                hint="leave that --data out, or give it a share: --weight 0.1",
+            )
     return [{"spec": s, "weight": w} for s, w in zip(specs, weights, strict=True)]
 
 
@@ -90,6 +99,8 @@ def flag_settings(**flags: Any) -> dict[str, Setting]:
         "data_sources": "--data",
         "data_text_field": "--text-field",
         "data_tokenizer": "--tokenizer",
+        "data_include": "--include",
+        "data_exclude": "--exclude",
         "train_steps": "--steps",
         "train_tokens": "--tokens",
         "train_epochs": "--epochs",

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from llmtrain.cli.command import command, group
-from llmtrain.cli.options import DataOption, JsonOption, TextFieldOption
+from llmtrain.cli.options import DataOption, JsonOption, OverwriteOption, TextFieldOption
 from llmtrain.cli.tokenizer_text import TokenizerOption, decode, encode
 from llmtrain.cli.tokenizer_train import require_directory, train
 from llmtrain.cli.voice import Voice
@@ -36,6 +36,7 @@ def import_(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The directory to write.")],
+    overwrite: OverwriteOption = False,
     pattern: Annotated[
         str | None,
         typer.Option(
@@ -56,7 +57,7 @@ def import_(
     from llmtrain.tokenizer import ImportOptions, import_tokenizer
 
     imported = import_tokenizer(file, ImportOptions(pattern, separator, allow_lossy))
-    require_directory(out)
+    require_directory(out, overwrite=overwrite)
     tokenizer = imported.tokenizer
     tokenizer.save(out)
     for warning in imported.warnings:

@@ -95,7 +95,12 @@ def _write_ids(path: Path, parts: Iterator[list[int]], vocab_size: int) -> int:
             yield np.array(part, dtype=kind).tobytes()
 
     try:
-        write_pieces_atomically(path, pieces())
+        target = path.resolve()  # a link stays one
+        if target.exists() and not target.is_file():
+            with target.open("wb") as device:
+                device.writelines(pieces())
+        else:
+            write_pieces_atomically(target, pieces())
     except OSError as error:
         raise UsageError(
             f"--out {path} cannot be written: {error.strerror}", hint="--out ids.bin"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llmtrain.cli.options import DataOption, JsonOption, TextFieldOption
+from llmtrain.cli.options import DataOption, JsonOption, OverwriteOption, flag_settings
 from llmtrain.cli.voice import Voice
 
 if TYPE_CHECKING:
@@ -22,8 +22,12 @@ def train(
         str, typer.Option("--vocab-size", help="Pieces to learn, or auto: by model and text.")
     ],
     out: Annotated[Path, typer.Option("--out", help="The directory to write.")],
+    overwrite: OverwriteOption = False,
     data: DataOption = None,
-    text_field: TextFieldOption = "text",
+    text_field: Annotated[
+        str | None,
+        typer.Option("--text-field", help="The field or column that is the text; default: text."),
+    ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option("--include", help="A pattern as in .gitignore, of what is read. Repeatable."),
@@ -60,13 +64,13 @@ def train(
         from llmtrain.cli.progress import watching
         from llmtrain.engine.data_work import DataWork
         from llmtrain.engine.learning import VocabularyWish, learn_tokenizer
-        from llmtrain.profile.schema import DataSection
+        from llmtrain.profile.load import load_profile
 
-        section = DataSection(
-            sources=tuple(data or ["builtin:python"]),
-            text_field=text_field,
-            include=tuple(include or ()),
-            exclude=tuple(exclude or ()),
+        flags = flag_settings(
+            data_sources=data or None,
+            data_text_field=text_field,
+            data_include=include or None,
+            data_exclude=exclude or None,
         )
         pieces = None if vocab_size == "auto" else vocab_size
         wish = VocabularyWish(
@@ -76,7 +80,8 @@ def train(
             parameters=_amount("--parameters", parameters, parse_count),
             max_bytes=_amount("--max-bytes", max_bytes, parse_bytes),
         )
-        with _written(out), watching(voice) as observe:
+        with _written(out, overwrite=overwrite), watching(voice) as observe:
+            section = load_profile(flags=flags).profile.data
             learnt = learn_tokenizer(section, wish, DataWork(1, observe, stop.check))
             learnt.trained.tokenizer.save(out)
     if json:
@@ -107,8 +112,10 @@ def _line(out: Path, learnt: LearntTokenizer) -> str:
     from llmtrain.units import format_bytes
 
     trained = learnt.trained
-    read = f"{format_bytes(trained.bytes_used)} of {trained.documents} documents"
-    return f"{out}: {trained.tokenizer.vocab_size} pieces from {read}"
+    documents = "1 document" if trained.documents == 1 else f"{trained.documents} documents"
+    read = f"{format_bytes(trained.bytes_used)} of {documents}"
+    sources = ", ".join(learnt.sources)
+    return f"{out}: {trained.tokenizer.vocab_size} pieces from {read} of {sources}"
 
 
 def _amount(option: str, text: str | None, parse: Callable[[str], int]) -> int | None:
@@ -122,12 +129,12 @@ def _amount(option: str, text: str | None, parse: Callable[[str], int]) -> int |
 
 
 @contextmanager
-def _written(directory: Path) -> Iterator[None]:
+def _written(directory: Path, *, overwrite: bool) -> Iterator[None]:
     """Within the block the directory is there; one that is new stays only if the block succeeds.
 
     Raises UsageError.
     """
-    require_directory(directory)
+    require_directory(directory, overwrite=overwrite)
     try:
         yield
     except BaseException:
@@ -136,12 +143,21 @@ def _written(directory: Path) -> Iterator[None]:
         raise
 
 
-def require_directory(directory: Path) -> None:
-    """It is there, made now if need be. Raises UsageError."""
+def require_directory(directory: Path, *, overwrite: bool) -> None:
+    """It is there, made now if need be, and empty unless its tokenizer may be replaced.
+
+    Raises UsageError.
+    """
     from llmtrain.errors import UsageError
 
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        there = next(directory.iterdir(), None)
+        if there is not None and not overwrite:
+            raise UsageError(
+                f"--out {directory} is not empty: it has {there.name}",
+                hint="another --out; --overwrite replaces the tokenizer that is in it",
+            )
     except OSError as error:
         raise UsageError(
             f"--out {directory} cannot be written: {error.strerror}", hint="--out tokenizer"

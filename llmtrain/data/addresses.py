@@ -7,11 +7,17 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import parse_qsl, urlsplit
 
 from llmtrain.errors import DataError
 
 WEB = frozenset({"http", "https"})
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SECRET_KEY = re.compile(  # of a query: signed addresses of the large stores, and usual names
+    r"x-(amz|goog)-(signature|credential|security-token)|awsaccesskeyid|googleaccessid|sig|"
+    r"(key-pair-id|policy)|signature|(access_|auth_)?token|(api_?)?key|secret|password",
+    re.IGNORECASE,
+)
 _SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "http", "https", "memory"})
 _WITH_CONTAINERS = frozenset({"az", "abfs"})
 _NO_PERMISSION = frozenset(
@@ -55,7 +61,7 @@ def address_of(spec: str, path: str) -> str:
 
 
 def require_no_secret(spec: str) -> None:
-    """The spec names no user and no password. Raises DataError."""
+    """The spec names no user, no password, and nothing that is signed. Raises DataError."""
     match = _SCHEME.match(spec)
     host = spec[match.end() :].partition("/")[0] if match else ""
     if _has_secret(spec, host):
@@ -64,6 +70,16 @@ def require_no_secret(spec: str) -> None:
             "the run",
             hint="leave them out: https reads ~/.netrc, s3:// the environment and ~/.aws",
         )
+    secret = next(filter(_SECRET_KEY.fullmatch, _query_keys(spec)), None)
+    if secret is not None:
+        raise DataError(
+            f"{shown(spec)} was written with {secret}=…, which would be saved with the run",
+            hint="bring the file here first (curl --output FILE ADDRESS), then --data FILE",
+        )
+
+
+def _query_keys(spec: str) -> list[str]:
+    return [key for key, _ in parse_qsl(urlsplit(spec).query, keep_blank_values=True)]
 
 
 @contextmanager

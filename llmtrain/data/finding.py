@@ -15,6 +15,7 @@ from llmtrain.data.reading import SourceFile
 from llmtrain.data.selection import Ignored, Selection, Sieve, ignored_in, is_ignored
 
 _GLOB_CHARACTERS = frozenset("*?[")
+_LINKED = "a link to a directory"
 _NOT_THE_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
 Found = Path | Skipped
 
@@ -39,7 +40,9 @@ class _Walk:
                     yield from self.below(Path(entry.path), path, ignored)
                 else:
                     yield Skipped(f"{entry.path}{os.sep}", reason)
-            elif not _leads_to_directory(entry):
+            elif _leads_to_directory(entry):
+                yield Skipped(entry.path, _LINKED)
+            else:
                 reason = self._reason_against(f"{prefix}{entry.name}", ignored)
                 yield Path(entry.path) if reason is None else Skipped(entry.path, reason)
 
@@ -65,8 +68,8 @@ class _Walk:
                     yield from self.matching(Path(entry.path), f"{path}/", segments)
                 elif fnmatchcase(entry.name, head):
                     yield from self.matching(Path(entry.path), f"{path}/", rest)
-            elif not rest and not _leads_to_directory(entry) and fnmatchcase(entry.name, head):
-                reason = self._reason_against(path, ())
+            elif not rest and fnmatchcase(entry.name, head):
+                reason = _LINKED if _leads_to_directory(entry) else self._reason_against(path, ())
                 yield Path(entry.path) if reason is None else Skipped(entry.path, reason)
 
 

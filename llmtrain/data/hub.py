@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -233,7 +234,10 @@ def _told(spec: str) -> Iterator[None]:
 def _failures() -> tuple[type[BaseException], ...]:
     from datasets.exceptions import DatasetsError
 
-    return (OSError, ValueError, asyncio.TimeoutError, DatasetsError)
+    found: list[type[BaseException]] = [OSError, ValueError, asyncio.TimeoutError, DatasetsError]
+    if "httpx" in sys.modules:  # what huggingface_hub asks the network with
+        found.append(sys.modules["httpx"].HTTPError)
+    return tuple(found)
 
 
 def _data_error(spec: str, error: BaseException) -> DataError:

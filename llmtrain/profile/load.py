@@ -180,7 +180,11 @@ def _assignment_layer(assignments: Sequence[str]) -> Layer:
 
 def _said(path: str, text: str, origin: str) -> Layer:
     """One setting, or one a key where `text` is a mapping: what it leaves out is untouched."""
-    value = parse_scalar(text)
+    try:
+        value = parse_scalar(text)
+    except UsageError as error:
+        hint = f"in YAML a text with signs is quoted: --set '{path}=\"{text[:40]}\"'"
+        raise UsageError(f"{path}: {error.message} ({origin})", hint=hint) from None
     if not isinstance(value, Mapping):
         return {path: Setting(value, origin)}
     return {inner: Setting(v, origin) for inner, v in flat_values(value, f"{path}.")}
@@ -256,4 +260,26 @@ def _usage_error(error: ErrorDetails, merged: Mapping[str, Setting]) -> UsageErr
     if setting is None:
         origins = sorted({s.origin for p, s in merged.items() if p.startswith(path + ".")})
         return UsageError(f"{path}: {message}" + (f" ({', '.join(origins)})" if origins else ""))
-    return UsageError(f"{'.'.join(words)}: {message}, not {setting.value!r} ({setting.origin})")
+    key, origin = ".".join(words), setting.origin
+    within = _place(setting.value, error["loc"][len(words) :])
+    if any(isinstance(part, str) for part in within):  # not all of a list of mappings
+        place = ".".join(map(str, within))
+        return UsageError(f"{key}: {message}: {place} is {error['input']!r} ({origin})")
+    hint = None
+    if error["type"] in ("tuple_type", "list_type"):
+        hint = f"a list is written in brackets: --set '{key}=[{json.dumps(setting.value)}]'"
+    return UsageError(f"{key}: {message}, not {setting.value!r} ({origin})", hint=hint)
+
+
+def _place(value: object, parts: Sequence[int | str]) -> list[int | str]:
+    """Those parts of a place that lead into the value; the others name branches of unions."""
+    place: list[int | str] = []
+    for part in parts:
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            continue
+        place.append(part)
+    return place

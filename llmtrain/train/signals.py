@@ -47,7 +47,7 @@ class StopRequest:
         """Nothing, or InterruptedRunError once a signal has come: for work that can be redone."""
         if self.signal_name is not None:
             raise InterruptedRunError(
-                f"stopped by {self.signal_name}", hint="the same command again does what is left"
+                f"stopped by {self.signal_name}", hint="run the same command again"
             )
 
     @contextmanager

@@ -50,7 +50,8 @@ def test_the_same_text_is_the_same_wherever_it_lies(llmtrain: Any, place: Path) 
     ("address", "problem"),
     [
         ("http://me:s3cr3t@127.0.0.1:1/a.txt", "saved with the run"),
-        ("http://127.0.0.1:1/a.txt?key=s3cr3t", "check the network"),
+        ("http://127.0.0.1:1/a.txt?id=s3cr3t", "check the network"),
+        ("http://127.0.0.1:1/a.txt?a=b&X-Amz-Signature=s3cr3t", "saved with the run"),
     ],
 )
 def test_no_message_has_a_secret(llmtrain: Any, place: Path, address: str, problem: str) -> None:

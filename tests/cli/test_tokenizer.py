@@ -135,9 +135,40 @@ def test_a_failure_leaves_no_empty_directory(llmtrain: Any, place: Path) -> None
         (place / "there").mkdir(exist_ok=True)
         (place / "there" / "kept").touch()
         command = ("tokenizer", "train", "--data", "absent.txt", "--vocab-size", "300")
-        assert llmtrain(*command, "--out", out).code == 5
+        assert llmtrain(*command, "--out", out, "--overwrite").code == 5
     assert not (place / "new").exists()
     assert (place / "there" / "kept").exists()
+
+
+def test_what_is_there_is_replaced_only_on_request(llmtrain: Any, place: Path) -> None:
+    """And then nothing is left of it: a tokenizer of one kind is not read as one of another."""
+    command = ("tokenizer", "train", "--data", "corpus.txt", "--vocab-size", "300", "--out", "tok")
+    assert llmtrain(*command, "--kind", "unigram").code == 0
+    refused = llmtrain(*command)
+    assert refused.code == 2
+    assert "--out tok is not empty" in refused.err
+    assert "--overwrite" in refused.err
+    assert llmtrain(*command, "--overwrite").code == 0
+    assert llmtrain(*command[:-1], "new").code == 0
+    for name in {path.name for path in (place / "tok").iterdir()} | {"tokenizer.model"}:
+        assert (place / "tok" / name).read_bytes() == (place / "new" / name).read_bytes()
+
+
+def test_an_empty_name_of_a_field_is_a_usage_error(llmtrain: Any) -> None:
+    flags = ("--text-field", "", "--vocab-size", "300", "--out", "tok")
+    outcome = llmtrain("tokenizer", "train", "--data", "corpus.txt", *flags)
+    assert outcome.code == 2
+    assert "--text-field" in outcome.err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right on Windows")
+def test_ids_are_written_through_a_link(tokenizer: Path, llmtrain: Any, place: Path) -> None:
+    (place / "real.bin").write_bytes(b"old")
+    (place / "link.bin").symlink_to(place / "real.bin")
+    flags = ("--tokenizer", tokenizer, "corpus.txt", "--out", "link.bin")
+    assert llmtrain("tokenizer", "encode", *flags).code == 0
+    assert (place / "link.bin").is_symlink()
+    assert len((place / "real.bin").read_bytes()) > 100
 
 
 def test_kind_and_reserved_pieces_are_as_asked(llmtrain: Any, place: Path) -> None:

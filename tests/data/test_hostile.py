@@ -231,11 +231,12 @@ def test_what_is_no_file_is_skipped_in_a_directory_and_refused_by_name(tmp_path:
     (tmp_path / "f.txt").symlink_to("nowhere")
     corpus = resolve_sources([str(tmp_path)])
     assert [document.text for document in corpus.documents()] == ["a"]
-    assert [skipped.reason for skipped in corpus.skipped] == ["not a regular file"] * 4
+    reasons = [skipped.reason for skipped in corpus.skipped]
+    assert reasons == [*["not a regular file"] * 3, "a link to a directory", "not a regular file"]
     for name in ("b.txt", "c.txt"):
         assert "not a regular file" in refusal(tmp_path / name).message
     for name in ("d.txt", "f.txt"):
-        assert "does not exist" in refusal(tmp_path / name).message
+        assert "is a link that leads nowhere" in refusal(tmp_path / name).message
 
 
 @pytest.fixture

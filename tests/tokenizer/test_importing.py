@@ -43,6 +43,15 @@ TIKTOKEN_PATTERNS = {
 }
 
 
+def test_chance_has_no_part_in_ids(bytes_json: str, tmp_path: Path) -> None:
+    document = json.loads(bytes_json)
+    document["model"]["dropout"] = 0.3
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(DataError, match="drops merges by chance"):
+        import_tokenizer(path, ImportOptions())
+
+
 @pytest.fixture(scope="session")
 def bytes_json(documents: list[str]) -> str:
     """A tokenizer.json of byte pairs as many models have it, without any special token."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from llmtrain.cli.documents.base import Document, Part
 from llmtrain.cli.documents.base import key as said
@@ -22,12 +22,14 @@ class DataPrepare(Document):
     validation_tokens: int = said("held out")
     bytes_per_token: float = said("of text, on average")
     seconds: float = said("that it took, reading and verifying included")
+    sources: list[dict[str, Any]] = said("by spec: its kind, files, and files skipped by reason")
+    left_out: list[dict[str, Any]] = said("by the profile's rules: how many, how much, examples")
 
 
 class CacheEntry(Part):
     """A directory of the cache."""
 
-    kind: Literal["shards", "tokenizer", "unfinished"] = said(
+    kind: Literal["shards", "tokenizer", "fetched", "unfinished"] = said(
         "unfinished: shards that the same preparation goes on with"
     )
     key: str = said("names it")
