@@ -63,13 +63,18 @@ def decode(
     voice: Voice,
     tokenizer: TokenizerOption,
     file: FileArgument = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="The ids are as `tokenizer encode --out` writes them.")
+    ] = False,
     json: JsonOption = False,
 ) -> int:
     """Ids to the exact text."""
     from llmtrain.tokenizer import open_tokenizer
     from llmtrain.tokenizer.streams import decoded_parts
 
-    parts = decoded_parts(open_tokenizer(tokenizer), _id_batches(file))
+    model = open_tokenizer(tokenizer)
+    batches = _raw_batches(file, model.vocab_size) if raw else _id_batches(file)
+    parts = decoded_parts(model, batches)
     if json:
         voice.document({"text": "".join(parts)})
         return 0
@@ -122,13 +127,31 @@ def _id_batches(file: Path | None) -> Iterator[list[int]]:
     yield _ids_of(rest.split())
 
 
+def _raw_batches(file: Path | None, vocab_size: int) -> Iterator[list[int]]:
+    """The same of a file of raw ids. Raises DataError where it ends within one."""
+    import numpy as np
+
+    from llmtrain.errors import DataError
+
+    size, rest = _id_bytes(vocab_size), b""
+    for block in _blocks(file):
+        data = rest + block
+        whole = len(data) // size * size
+        rest = data[whole:]
+        yield np.frombuffer(data[:whole], dtype=f"<u{size}").tolist()
+    if rest:
+        hint = f"with this vocabulary an id has {size} bytes"
+        raise DataError(f"{_name(file)} ends within an id", hint=hint)
+
+
 def _ids_of(words: list[str]) -> list[int]:
     from llmtrain.errors import DataError
 
     wrong = next((word for word in words if not word.isascii() or not word.isdigit()), None)
     if wrong is not None:
         raise DataError(
-            f"{wrong[:40]!r} is not a token id", hint="llmtrain tokenizer encode prints ids"
+            f"{wrong[:40]!r} is not a token id",
+            hint="tokenizer encode prints ids; those of encode --out are read by decode --raw",
         )
     return [int(word) if len(word) < 20 else 1 << 64 for word in words]
 
@@ -137,20 +160,32 @@ def _text_blocks(file: Path | None) -> Iterator[str]:
     """All of a file or of stdin, exactly. Raises DataError with the offset of what is not UTF-8."""
     from llmtrain.errors import DataError
 
-    name = str(file) if file is not None else "stdin"
     decoder = codecs.getincrementaldecoder("utf-8")()
     read_bytes = 0
     try:
-        with _opened(file) as source:
-            while block := source.read(_BLOCK_BYTES):
-                read_bytes += len(block)
-                yield decoder.decode(block)
+        for block in _blocks(file):
+            read_bytes += len(block)
+            yield decoder.decode(block)
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         at = read_bytes - len(error.object) + error.start
-        raise DataError(f"{name}: not UTF-8 at byte {at}") from None
+        hint = "text has to be UTF-8; ids that encode --out wrote are read by decode --raw"
+        raise DataError(f"{_name(file)}: not UTF-8 at byte {at}", hint=hint) from None
+
+
+def _blocks(file: Path | None) -> Iterator[bytes]:
+    from llmtrain.errors import DataError
+
+    try:
+        with _opened(file) as source:
+            while block := source.read(_BLOCK_BYTES):
+                yield block
     except OSError as error:
-        raise DataError(f"{name} cannot be read: {error.strerror}") from None
+        raise DataError(f"{_name(file)} cannot be read: {error.strerror}") from None
+
+
+def _name(file: Path | None) -> str:
+    return str(file) if file is not None else "stdin"
 
 
 @contextmanager

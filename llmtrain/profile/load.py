@@ -275,11 +275,9 @@ def _place(value: object, parts: Sequence[int | str]) -> list[int | str]:
     """Those parts of a place that lead into the value; the others name branches of unions."""
     place: list[int | str] = []
     for part in parts:
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
-        elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
-            value = value[part]
-        else:
+        try:
+            value = value[part]  # type: ignore[index]
+        except (LookupError, TypeError):
             continue
         place.append(part)
     return place

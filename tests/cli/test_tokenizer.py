@@ -281,6 +281,17 @@ def test_ids_are_written_raw(tokenizer: Path, llmtrain: Any, place: Path) -> Non
     assert not (place / "new.bin").exists()
 
 
+def test_raw_ids_are_read_back(tokenizer: Path, llmtrain: Any, place: Path) -> None:
+    flags = ("--tokenizer", tokenizer)
+    assert llmtrain("tokenizer", "encode", *flags, "corpus.txt", "--out", "ids.bin").code == 0
+    decoded = llmtrain("tokenizer", "decode", *flags, "ids.bin", "--raw")
+    assert decoded.out == (place / "corpus.txt").read_text(encoding="utf-8")
+    unread = llmtrain("tokenizer", "decode", *flags, "ids.bin")
+    assert (unread.code, "--raw" in unread.err) == (5, True)
+    cut = llmtrain("tokenizer", "decode", *flags, "--raw", stdin=b"\x20\x01\x20")
+    assert (cut.code, "stdin ends within an id" in cut.err) == (5, True)
+
+
 def test_megabytes_go_through_pipes(tokenizer: Path, process: Any, place: Path) -> None:
     text = (b"".join(AWKWARD) + "wörter und Zahlen 123 \U0001f600".encode()) * 12_000
     (place / "text").write_bytes(text)
