@@ -153,8 +153,8 @@ def test_weights_on_the_command_line(llmtrain: Any, place: Path) -> None:
     [
         (("--data", "corpus.txt", "--weight", 1, "--weight", 2), "1 --data and 2 --weight"),
         (("--weight", 1), "0 --data and 1 --weight"),
-        (("--data", "corpus.txt", "--weight", 0), "greater than 0"),
-        (("--data", "corpus.txt", "--weight", "nan"), "finite number"),
+        (("--data", "corpus.txt", "--weight", 0), "above 0"),
+        (("--data", "corpus.txt", "--weight", "nan"), "above 0"),
         (("--set", 'data.sources=[{"spec": "a", "weight": 1}, "b"]'), "give one to each"),
         (("--set", 'data.sources=[{"spec": "a", "wait": 1}]'), "Extra inputs"),
         (("--set", 'data.sources=[{"weight": 1}]'), "required"),

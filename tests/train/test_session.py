@@ -206,7 +206,7 @@ def test_interruption_while_tokenizing_is_no_failure_and_leaves_nothing(
 
     result = train(
         place / "run",
-        stop_at=lambda event: isinstance(event, Progress),
+        stop_at=lambda event: isinstance(event, Progress) and event.phase == "tokenizing",
         data__tokenizer=str(tokenizer),
     )
 
