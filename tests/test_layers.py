@@ -331,6 +331,12 @@ def test_profiles_and_plans_need_no_torch() -> None:
     assert not loaded & {"torch", "numpy", "psutil"}
 
 
+def test_text_is_read_without_torch() -> None:
+    loaded = loaded_after("import llmtrain.engine.learning, llmtrain.engine.dataset")
+    assert "sentencepiece" in loaded
+    assert "torch" not in loaded
+
+
 def test_nothing_is_compiled_by_importing() -> None:
     # torch's compiler takes as long to import as all the rest, and 60 MB.
     compiler = {"torch._dynamo", "torch._inductor", "sympy"} - loaded_after("import torch")
