@@ -96,7 +96,10 @@ def scratch_directory(shards: Path, key: str) -> Iterator[Path]:
     try:
         if not is_journaled(scratch):
             shutil.rmtree(scratch, ignore_errors=True)
-        (scratch / "new").mkdir(parents=True, exist_ok=True)
+        new = scratch / "new"
+        new.mkdir(parents=True, exist_ok=True)
+        for path in new.glob(".*"):  # an index or a manifest in the middle of which it was killed
+            path.unlink()
         yield scratch
     finally:
         if not is_journaled(scratch):
@@ -125,6 +128,19 @@ def remove_abandoned(shards: Path) -> None:
         with suppress(OSError, Timeout):  # its owner may be alive, and removing files meanwhile
             times = [path.stat().st_mtime for path in (scratch, *scratch.rglob("*"))]
             if time.time() - max(times) > _ABANDONED_AFTER_S:
-                key = scratch.name.removeprefix(BUILDING)
-                with lock_of(shards.parent, key).acquire(timeout=0):
-                    shutil.rmtree(scratch)
+                _remove(scratch)
+
+
+def remove_leftover(shards: Path, key: str) -> None:
+    """What a process killed just after it had published the entry did not come to remove."""
+    scratch = shards / (BUILDING + key)
+    if scratch.is_dir():
+        with suppress(OSError, Timeout):  # another process is at it, or makes the entry again
+            _remove(scratch)
+
+
+def _remove(scratch: Path) -> None:
+    """Raises OSError, and Timeout where a process works in it."""
+    key = scratch.name.removeprefix(BUILDING)
+    with lock_of(scratch.parent.parent, key).acquire(timeout=0):
+        shutil.rmtree(scratch)

@@ -23,6 +23,7 @@ import numpy as np
 from llmtrain.data.building import (
     claimed,
     publish,
+    remove_leftover,
     require_own,
     scratch_directory,
     writing_errors_told,
@@ -113,6 +114,7 @@ def prepare(
     directory = entry_directory(cache_directory, recipe.key)
     found = _open_intact(directory)
     if found is not None:
+        remove_leftover(directory.parent, recipe.key)
         return found
     separator = np.array([encoder.separator_id], dtype=np.int64)
     require_in_vocabulary(separator, encoder.vocab_size, "the separator")

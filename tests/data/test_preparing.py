@@ -289,3 +289,28 @@ def test_bytes_that_were_not_encoded_are_noticed(
     monkeypatch.setattr(preparing, "cut_into_parts", losing)
     with pytest.raises(DataError, match="bytes of text were encoded, and"):
         prepare_data(corpus)
+
+
+def test_half_an_index_of_a_killed_process_is_no_part_of_the_entry(
+    corpus: Path, prepare_data: Any, encoder: Any, interrupt: Interrupt, cache: Path
+) -> None:
+    interrupt(corpus, 6)
+    (new,) = (cache / "shards").glob(".building-*/new")
+    (new / ".index.json.0123456789abcdef").write_text("{")
+    with prepare_data(corpus, encoder, **UNITS) as data:
+        assert not list(data.directory.glob(".*"))
+
+
+def test_what_a_process_left_that_was_killed_at_the_very_end_is_removed(
+    corpus: Path, prepare_data: Any
+) -> None:
+    """After it had given the entry its place, and before it had cleared up."""
+    tokenizer = Tokenizer.load(TOKENIZER)
+    with prepare_data(corpus, tokenizer) as data:
+        before, shards = contents(data), data.directory.parent
+        left = shards / f".building-{data.directory.name}"
+    left.mkdir()
+    (left / JOURNAL_NAME).write_text("{}")
+    with prepare_data(corpus, tokenizer) as data:
+        assert contents(data) == before
+    assert list(shards.iterdir()) == [data.directory]

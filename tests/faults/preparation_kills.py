@@ -84,14 +84,13 @@ class Place:
         for path in sorted(self.shards.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
 
-    def contents(self) -> str:
-        """sha256 of what the one entry holds, but for its manifest, and of what is beside it."""
-        digest = hashlib.sha256()
-        for path in sorted(self.shards.rglob("*")):
-            if path.is_file() and path.name != MANIFEST_NAME:
-                content = hashlib.sha256(path.read_bytes()).hexdigest()
-                digest.update(f"{path.relative_to(self.shards).as_posix()} {content}\n".encode())
-        return digest.hexdigest()
+    def contents(self) -> dict[str, str]:
+        """sha256 by file of what the one entry holds, but for its manifest, and is beside it."""
+        return {
+            path.relative_to(self.shards).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(self.shards.rglob("*"))
+            if path.is_file() and path.name != MANIFEST_NAME
+        }
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -153,8 +152,10 @@ def strike(directory: Path, kills: int, workers: int, seed: int) -> Tally:
             told, is_killed = _run(place, after_s)
             _note(tally, lost_at, told, is_killed=is_killed)
             lost_at = told[-1] if told else lost_at
-        if place.contents() != whole:
-            tally.broken.append(f"preparation {tally.preparations} has other contents")
+        others = sorted({*place.contents().items()} ^ {*whole.items()})
+        if others:
+            names = ", ".join(dict.fromkeys(name for name, _ in others))
+            tally.broken.append(f"preparation {tally.preparations} has other contents: {names}")
     return tally
 
 
