@@ -6,32 +6,18 @@ import json
 import re
 import shlex
 import shutil
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.small import ENVIRONMENT
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 BLOCKS: list[str] = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
-# A run of seconds; the environment is a lower layer than what the commands say.
-SMALL = {
-    "LLMTRAIN_MODEL__VOCAB_SIZE": "400",
-    "LLMTRAIN_MODEL__HIDDEN_SIZE": "32",
-    "LLMTRAIN_MODEL__INTERMEDIATE_SIZE": "64",
-    "LLMTRAIN_MODEL__NUM_HEADS": "2",
-    "LLMTRAIN_MODEL__NUM_KV_HEADS": "2",
-    "LLMTRAIN_MODEL__HEAD_DIM": "16",
-    "LLMTRAIN_MODEL__NUM_LAYERS": "1",
-    "LLMTRAIN_MODEL__CONTEXT": "32",
-    "LLMTRAIN_TRAIN__TOKENS_PER_STEP": "256",
-    "LLMTRAIN_TRAIN__STEPS": "2",
-    "LLMTRAIN_EVAL__TOKENS": "512",
-    "LLMTRAIN_EVAL__SAMPLE_TOKENS": "4",
-    "LLMTRAIN_DEVICE__PRECISION": "fp32",  # and nothing is measured
-    "LLMTRAIN_DEVICE__ATTENTION": "blocks",
-}
 
 
 def pages() -> list[str]:
@@ -47,7 +33,7 @@ def furnished(place: Path, llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> Pa
     files = {
         "notes/a.md": first + second,
         "notes/archive/old.md": second[:200],
-        "my-repo/main.py": Path(__file__).read_text(encoding="utf-8"),
+        "my-repo/main.py": Path(textwrap.__file__).read_text(encoding="utf-8"),
         "books/one.txt": "".join(rest[:4]),
         "scrape.jsonl": "".join(json.dumps({"body": text}) + "\n" for text in rest[4:]),
     }
@@ -55,7 +41,7 @@ def furnished(place: Path, llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> Pa
         path = place / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    for name, value in SMALL.items():
+    for name, value in {**ENVIRONMENT, "LLMTRAIN_TRAIN__STEPS": "2"}.items():
         monkeypatch.setenv(name, value)
     flags = ("--data", "books/one.txt", "--vocab-size", "400", "--out", "llama")
     assert llmtrain("tokenizer", "train", *flags).code == 0

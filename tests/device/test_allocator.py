@@ -83,6 +83,7 @@ def test_another_c_library_is_passed_over(
     monkeypatch.setattr(ctypes, "CDLL", missing)
     keep_freed_memory()
     return_free_memory()
+    assert library.told == []
 
 
 WATCH = """

@@ -18,26 +18,14 @@ import yaml
 from llmtrain.train.checkpoint import list_checkpoints, load_state
 from llmtrain.train.rundir import RunDirectory
 from llmtrain.train.world import running_process
+from tests.small import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
-# Small enough for a test; the environment is a lower layer than what the blocks say.
 SMALL = {
-    "LLMTRAIN_MODEL__VOCAB_SIZE": "400",
-    "LLMTRAIN_MODEL__HIDDEN_SIZE": "32",
-    "LLMTRAIN_MODEL__INTERMEDIATE_SIZE": "64",
-    "LLMTRAIN_MODEL__NUM_HEADS": "2",
-    "LLMTRAIN_MODEL__NUM_KV_HEADS": "2",
-    "LLMTRAIN_MODEL__HEAD_DIM": "16",
-    "LLMTRAIN_MODEL__NUM_LAYERS": "1",
-    "LLMTRAIN_MODEL__CONTEXT": "32",
-    "LLMTRAIN_TRAIN__TOKENS_PER_STEP": "256",
-    "LLMTRAIN_EVAL__TOKENS": "512",
-    "LLMTRAIN_EVAL__SAMPLE_TOKENS": "4",
+    **ENVIRONMENT,
     "LLMTRAIN_EVAL__EVERY_STEPS": "9999",
     "LLMTRAIN_EVAL__SAMPLE_EVERY_STEPS": "9999",
-    "LLMTRAIN_DEVICE__PRECISION": "fp32",  # and nothing is measured
-    "LLMTRAIN_DEVICE__ATTENTION": "blocks",
     "OMP_NUM_THREADS": "1",
 }
 STEPS = "250"  # enough that the run can be interrupted in mid-way

@@ -1,0 +1,17 @@
+"""A run of seconds, whatever profile it names: the environment is a lower layer than options."""
+
+ENVIRONMENT = {
+    "LLMTRAIN_MODEL__VOCAB_SIZE": "400",
+    "LLMTRAIN_MODEL__HIDDEN_SIZE": "32",
+    "LLMTRAIN_MODEL__INTERMEDIATE_SIZE": "64",
+    "LLMTRAIN_MODEL__NUM_HEADS": "2",
+    "LLMTRAIN_MODEL__NUM_KV_HEADS": "2",
+    "LLMTRAIN_MODEL__HEAD_DIM": "16",
+    "LLMTRAIN_MODEL__NUM_LAYERS": "1",
+    "LLMTRAIN_MODEL__CONTEXT": "32",
+    "LLMTRAIN_TRAIN__TOKENS_PER_STEP": "256",
+    "LLMTRAIN_EVAL__TOKENS": "512",
+    "LLMTRAIN_EVAL__SAMPLE_TOKENS": "4",
+    "LLMTRAIN_DEVICE__PRECISION": "fp32",  # and nothing is measured
+    "LLMTRAIN_DEVICE__ATTENTION": "blocks",
+}
