@@ -8,7 +8,14 @@ import typer
 
 from llmtrain.cli import data_cache, data_inspect
 from llmtrain.cli.command import command, group
-from llmtrain.cli.options import DataOption, JsonOption, ProfileOption, SetOption, flag_settings
+from llmtrain.cli.options import (
+    DataOption,
+    JsonOption,
+    ProfileOption,
+    ProfileTextFieldOption,
+    SetOption,
+    flag_settings,
+)
 from llmtrain.cli.voice import Voice
 
 if TYPE_CHECKING:
@@ -32,10 +39,7 @@ def prepare(
         str | None,
         typer.Option("--tokenizer", help="A tokenizer directory; default: train one."),
     ] = None,
-    text_field: Annotated[
-        str | None,
-        typer.Option("--text-field", help="The field or column that is the text; default: text."),
-    ] = None,
+    text_field: ProfileTextFieldOption = None,
     workers: Annotated[
         int | None,
         typer.Option("--workers", min=1, help="Processes that tokenize; default: one a core."),

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from llmtrain.cli.command import command
-from llmtrain.cli.options import DataOption, JsonOption, ProfileOption, SetOption, flag_settings
+from llmtrain.cli.options import (
+    DataOption,
+    JsonOption,
+    ProfileOption,
+    ProfileTextFieldOption,
+    SetOption,
+    flag_settings,
+)
 from llmtrain.cli.voice import Voice
 
 if TYPE_CHECKING:
@@ -28,10 +35,7 @@ def inspect(
         str | None,
         typer.Option("--tokenizer", help="Count tokens with it; default: the profile's."),
     ] = None,
-    text_field: Annotated[
-        str | None,
-        typer.Option("--text-field", help="The field or column that is the text; default: text."),
-    ] = None,
+    text_field: ProfileTextFieldOption = None,
     set_: SetOption = None,
     sample: Annotated[
         int | None,

@@ -61,6 +61,10 @@ OverwriteOption = Annotated[
 TextFieldOption = Annotated[
     str, typer.Option("--text-field", help="The field or column that is the text.")
 ]
+ProfileTextFieldOption = Annotated[  # None: what the profile says
+    str | None,
+    typer.Option("--text-field", help="The field or column that is the text; default: text."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 NprocOption = Annotated[
     int | None, typer.Option("--nproc", min=1, help="Processes on this machine.")

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from llmtrain.cli.options import DataOption, JsonOption, OverwriteOption, flag_settings
+from llmtrain.cli.options import (
+    DataOption,
+    JsonOption,
+    OverwriteOption,
+    ProfileTextFieldOption,
+    flag_settings,
+)
 from llmtrain.cli.voice import Voice
 
 if TYPE_CHECKING:
@@ -24,10 +30,7 @@ def train(
     out: Annotated[Path, typer.Option("--out", help="The directory to write.")],
     overwrite: OverwriteOption = False,
     data: DataOption = None,
-    text_field: Annotated[
-        str | None,
-        typer.Option("--text-field", help="The field or column that is the text; default: text."),
-    ] = None,
+    text_field: ProfileTextFieldOption = None,
     include: Annotated[
         list[str] | None,
         typer.Option("--include", help="A pattern as in .gitignore, of what is read. Repeatable."),

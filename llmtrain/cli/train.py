@@ -22,6 +22,7 @@ from llmtrain.cli.options import (
     JsonOption,
     NprocOption,
     ProfileOption,
+    ProfileTextFieldOption,
     SetOption,
     WeightOption,
     assumed_machine,
@@ -84,10 +85,7 @@ def train(
         str | None,
         typer.Option("--tokenizer", help="A tokenizer's directory or file; default: train one."),
     ] = None,
-    text_field: Annotated[
-        str | None,
-        typer.Option("--text-field", help="The field or column that is the text; default: text."),
-    ] = None,
+    text_field: ProfileTextFieldOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
     ] = False,

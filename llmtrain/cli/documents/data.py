@@ -27,10 +27,10 @@ class DataPrepare(Document):
 
 
 class CacheEntry(Part):
-    """A directory of the cache."""
+    """A directory of the cache, or a file that was fetched."""
 
     kind: Literal["shards", "tokenizer", "fetched", "unfinished"] = said(
-        "unfinished: shards that the same preparation goes on with"
+        "fetched: from another place; unfinished: shards that the same preparation goes on with"
     )
     key: str = said("names it")
     directory: str = said("where it is")
@@ -45,7 +45,7 @@ class DataCacheList(Document):
 
     cache: str = said("the cache's directory")
     size_bytes: int = said("of all entries")
-    entries: list[CacheEntry] = said("token shards and tokenizers")
+    entries: list[CacheEntry] = said("token shards, tokenizers, what was fetched")
 
 
 class DataCacheClear(Document):
