@@ -63,3 +63,28 @@ def test_no_message_has_a_secret(llmtrain: Any, place: Path, address: str, probl
         assert problem in outcome.out + outcome.err
         assert "s3cr3t" not in outcome.out + outcome.err
     assert not (place / "run" / "run.yaml").exists()
+
+
+def test_what_was_fetched_is_listed_and_removed(
+    llmtrain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The links of a source, and the files that no other source has links to."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(cache))
+    store = fsspec.filesystem("memory")
+    store.pipe_file("/box/more.txt", b"more text " * 500)
+    for spec in ("memory://box", "memory://box/corpus.txt"):
+        flags = ("--data", spec, "--vocab-size", 300, "--out", f"tok-{len(spec)}")
+        assert llmtrain("tokenizer", "train", *flags).code == 0
+    entries = llmtrain("data", "cache", "list", "--json").document["entries"]
+    assert {tuple(each["made_from"]): each["kind"] for each in entries} == {
+        ("corpus.txt", "more.txt"): "fetched",
+        ("corpus.txt",): "fetched",
+    }
+    both = next(each for each in entries if len(each["made_from"]) == 2)
+    assert llmtrain("data", "cache", "clear", both["key"], "--yes").code == 0
+    (kept,) = (cache / "remote" / "files").iterdir()
+    assert kept.stat().st_size == store.size("/box/corpus.txt")
+    assert llmtrain("data", "cache", "clear", "--all", "--yes").code == 0
+    assert list((cache / "remote" / "files").iterdir()) == []
+    assert llmtrain("data", "cache", "list", "--json").document["entries"] == []

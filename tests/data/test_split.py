@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmtrain.data.corpus import Corpus
+from llmtrain.data.gauge import FingerprintBuilder
 from llmtrain.data.reading import Document
 from llmtrain.data.sources import resolve_sources
 from llmtrain.data.split import BlockSplit, DocumentSplit, Piece, cut_at_line_ends, plan_split
@@ -144,3 +145,13 @@ def test_cutting_loses_nothing(text: str, target_bytes: int, more_bytes: int) ->
 
 def test_digest_is_of_the_text_alone() -> None:
     assert Document("x", "here").digest() == Document("x", "there").digest()
+
+
+def test_parts_of_a_text_are_told_from_documents() -> None:
+    """They are split in another way, and so have shards of their own."""
+    found = []
+    for part_at in (None, 0):
+        builder = FingerprintBuilder()
+        builder.add(Document("some text", "a.txt", part_at))
+        found.append(builder.hexdigest())
+    assert found[0] != found[1]

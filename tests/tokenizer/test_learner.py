@@ -62,3 +62,20 @@ def test_a_learner_that_dies_is_named() -> None:
 
     with pytest.raises(LlmtrainError, match=r"learns the tokenizer (was killed|ended)"):
         learn_apart(texts(300_000), Recipe(8000), kill)
+
+
+def test_a_stop_while_text_is_sent_is_that_stop() -> None:
+    """What is still in the pipe's buffer cannot be sent to a process that is ended."""
+    some = [f"{number} words" for number in range(30)]
+    for at in range(0, 30, 3):
+        calls: Iterator[int] = iter(range(10**6))
+
+        def stop(calls: Iterator[int] = calls, at: int = at) -> None:
+            if next(calls) == at:
+                for learner in learners():
+                    learner.kill()
+                    learner.wait(10)
+                raise DataError("enough")
+
+        with pytest.raises(DataError, match="enough"):
+            learn_apart(some, Recipe(300), stop)
