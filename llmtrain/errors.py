@@ -44,7 +44,7 @@ class UsageError(LlmtrainError):
 
 
 @dataclass(frozen=True, slots=True)
-class WayOut:
+class Alternative:
     """Options that, added to the command that failed, would make it work.
 
     `in_place_of`: options of that command that they stand for, and that have to go.
@@ -62,7 +62,7 @@ class DoesNotFitError(LlmtrainError):
     exit_code = 3
 
     def __init__(
-        self, message: str, *, hint: str | None = None, ways_out: Sequence[WayOut] = ()
+        self, message: str, *, hint: str | None = None, ways_out: Sequence[Alternative] = ()
     ) -> None:
         """`ways_out`: what would make it fit, the cheapest change first."""
         super().__init__(message, hint=hint)
@@ -99,7 +99,7 @@ class AbortedError(LlmtrainError):
     exit_code = 130
 
 
-def told_by_exit_code(code: int) -> str:
+def describe_exit_code(code: int) -> str:
     """How a process ended, to be said of it: `ended with code 3`, `was killed by SIGKILL`."""
     if code >= 0:
         return f"ended with code {code}"

@@ -6,7 +6,7 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,26 +17,30 @@ import llmtrain
 ROOT = Path(llmtrain.__file__).parent
 # From the bottom. Of one row nobody imports a neighbour.
 LAYERS = (
-    {"", "errors", "units", "files", "children"},
+    {"", "errors", "units", "files", "children", "choice", "progress"},
     {"untrusted"},
     {"profile"},
-    {"device"},
+    {"machine"},
     {"ops"},
-    {"model", "data", "tokenizer"},
+    {"model", "data", "tokenizer", "recipe"},
+    {"plan"},
     {"eval", "export"},
     {"train"},
+    {"prepare"},
     {"engine"},
+    {"documents"},
     {"cli"},
     {"__main__"},
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
-PURE = ("profile", "device/choice", "device/facts", "device/arithmetic", "device/decisions")
-PURE_PLANS = ("device/assume", "device/plan", "device/memory", "device/pressure", "device/smaller")
-PURE_MODULES = (*PURE, *PURE_PLANS, "errors", "units", "files", "untrusted")
-ASKS_THE_HARDWARE = {
-    *("probe", "cpuinfo", "cgroup", "rlimits", "timing", "usage", "readers", "windows"),
-    *("startup", "allocator", "nvidia", "live", "energy"),
-}
+PURE = (
+    *("profile", "recipe", "plan", "choice", "progress", "errors", "units", "files", "untrusted"),
+    *("machine/facts", "machine/assume", "machine/memory_pressure", "ops/chunk_sizes"),
+)
+# Of plans: what measures, remembers and watches.
+IMPURE = {"plan/cpu_benchmarks", "plan/past_runs", "plan/auto_profile", "plan/memory_watch"}
+# What is built out of values alone, though it lies in `machine`.
+VALUES = {"facts", "assume", "memory_pressure", "memory_readings", "out_of_memory"}
 
 
 @dataclass(frozen=True)
@@ -67,22 +71,22 @@ RUNS_ITS_ARGUMENT = {
 READS_WHAT_IT_TRUSTS = {
     "untrusted",  # the bounds
     "data/formats/json_text",  # lines of a corpus, bounded there
-    "train/tensor_files",  # after the header was held to its format
-    "device/cpuinfo",
-    "device/cgroup",
-    "device/energy",
-    "device/readers",
-    "device/rlimits",
-    "device/probe_cache",  # a key of its own making
-    "engine/training",  # what rank 0 says
-    "train/recovery",
-    "train/world",
-    "engine/phases",  # what trials of its own leave behind
-    "engine/striking",
-    "tokenizer/learner",  # what its own child says
-    "engine/calibration",
-    "train/launch",
-    "train/launched",  # what another rank says
+    "train/checkpoint/tensors",  # after the header was held to its format
+    "machine/cpu",
+    "machine/cgroup",
+    "machine/energy",
+    "machine/memory_readers",
+    "machine/rlimits",
+    "machine/measurement_cache",  # a key of its own making
+    "engine/train",  # what rank 0 says
+    "train/divergence/rewind",
+    "train/distributed/world",
+    "engine/verify_resume/observe",  # what trials of its own leave behind
+    "engine/verify_resume/kill",
+    "tokenizer/train_process",  # what its own child says
+    "engine/calibrate",
+    "train/distributed/launch",
+    "train/distributed/failures",  # what another rank says
 }
 Finding = tuple[str, int, str]
 Law = Callable[[Source], Iterator[tuple[ast.AST, str]]]
@@ -135,12 +139,12 @@ def imports_that_point_up(source: Source) -> Iterator[tuple[ast.AST, str]]:
 
 def impure_imports(source: Source) -> Iterator[tuple[ast.AST, str]]:
     """Of what is a function of plain values: profiles and plans."""
-    if not source.name.startswith(PURE_MODULES):
+    if source.name in IMPURE or not f"{source.name}/".startswith(tuple(f"{p}/" for p in PURE)):
         return
     for node, module in imported(source):
         words = module.split(".")
         heavy = words[0] in {"torch", "numpy", "psutil", "subprocess", "platform"}
-        hardware = words[:2] == ["llmtrain", "device"] and bool(ASKS_THE_HARDWARE & set(words))
+        hardware = words[:2] == ["llmtrain", "machine"] and not VALUES & set(words)
         if heavy or hardware:
             yield node, f"imports {module}"
 
@@ -191,7 +195,7 @@ def printing(source: Source) -> Iterator[tuple[ast.AST, str]]:
 
 
 def asking_the_hardware(source: Source) -> Iterator[tuple[ast.AST, str]]:
-    if source.part == "device" and source.name.split("/")[1] in ASKS_THE_HARDWARE:
+    if source.part == "machine":
         return
     for node in ast.walk(source.tree):
         name = dotted(node) if isinstance(node, ast.Attribute) else ""
@@ -226,6 +230,48 @@ def broad_excepts(source: Source) -> Iterator[tuple[ast.AST, str]]:
             yield node, "catches everything"
 
 
+def imported_modules(source: Source, names: Collection[str]) -> set[str]:
+    """Files of the package that importing or running `source` imports; not those only for types."""
+    only_for_types = {
+        id(inner)
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.If) and dotted(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node, module in imported(source):
+        path = module.removeprefix("llmtrain.").replace(".", "/")
+        candidates = (path, path.rpartition("/")[0])
+        target = next((name for name in candidates if name in names), None)
+        if target is not None and id(node) not in only_for_types:
+            found.add(target)
+    return found - {source.name}
+
+
+def cycles(sources: Iterable[Source]) -> list[tuple[str, ...]]:
+    """Groups of files that import each other, however far around."""
+    named = {source.name.removesuffix("/__init__"): source for source in sources}
+    imports = {name: imported_modules(source, named) for name, source in named.items()}
+    reached = {name: _reachable(name, imports) for name in imports}
+    groups = {
+        tuple(sorted(other for other in reached[name] if name in reached[other]))
+        for name in imports
+        if name in reached[name]
+    }
+    return sorted(groups)
+
+
+def _reachable(start: str, imports: Mapping[str, set[str]]) -> set[str]:
+    reached: set[str] = set()
+    waiting = list(imports[start])
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting.extend(imports[name])
+    return reached
+
+
 LAWS: tuple[Law, ...] = (
     imports_that_point_up,
     impure_imports,
@@ -240,6 +286,21 @@ LAWS: tuple[Law, ...] = (
 def test_every_part_has_a_layer() -> None:
     assert {source.part for source in SOURCES} <= set(RANK)
     assert len(SOURCES) > 50
+
+
+def test_no_files_import_each_other() -> None:
+    assert cycles(SOURCES) == []
+
+
+def test_a_cycle_is_seen_also_within_functions() -> None:
+    texts = {
+        "cli/a": "def f():\n    from llmtrain.cli.b import g",
+        "cli/b": "import llmtrain.cli.c",
+        "cli/c": "from llmtrain.cli import a",
+        "cli/d": "if TYPE_CHECKING:\n    from llmtrain.cli.e import E",
+        "cli/e": "from llmtrain.cli.d import D",
+    }
+    assert cycles(parse(*item) for item in texts.items()) == [("cli/a", "cli/b", "cli/c")]
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
@@ -257,12 +318,16 @@ def test_no_file_breaks_the_law(law: Law) -> None:
     [
         (imports_that_point_up, "model/a", "import llmtrain.tokenizer.piece"),
         (imports_that_point_up, "data/a", "def f():\n    from llmtrain.tokenizer import Tokenizer"),
-        (imports_that_point_up, "profile/a", "from llmtrain import device"),
+        (imports_that_point_up, "profile/a", "from llmtrain import machine"),
         (imports_that_point_up, "units", "from llmtrain.errors import UsageError"),
-        (imports_that_point_up, "engine/a", "from llmtrain.cli.voice import Voice"),
+        (imports_that_point_up, "engine/a", "from llmtrain.cli.output import Output"),
         (impure_imports, "profile/a", "def f():\n    import torch"),
-        (impure_imports, "device/plan", "from llmtrain.device.usage import resident_bytes"),
-        (impure_imports, "device/memory", "from llmtrain.device import probe"),
+        (
+            impure_imports,
+            "plan/planner",
+            "from llmtrain.machine.memory_usage import resident_bytes",
+        ),
+        (impure_imports, "plan/memory", "from llmtrain.machine import probe"),
         (unsafe_loading, "train/a", "import pickle"),
         (unsafe_loading, "train/a", "torch.load(path)"),
         (unsafe_loading, "cli/a", "eval('1')"),
@@ -273,7 +338,7 @@ def test_no_file_breaks_the_law(law: Law) -> None:
         (unsafe_loading, "train/a", "def f():\n    from marshal import loads"),
         (unsafe_loading, "train/a", "dist.broadcast_object_list(values)"),
         (unsafe_loading, "profile/a", "importlib.import_module(profile.model.name)"),
-        (unsafe_loading, "device/a", "subprocess.run(command, shell=True)"),
+        (unsafe_loading, "machine/a", "subprocess.run(command, shell=True)"),
         (unbounded_reading, "train/a", "json.loads(text)"),
         (unbounded_reading, "train/a", "(directory / 'state.json').read_text()"),
         (unbounded_reading, "train/a", "safetensors.torch.load_file(path)"),
@@ -283,7 +348,7 @@ def test_no_file_breaks_the_law(law: Law) -> None:
         (asking_beyond_choosing, "ops/a", "torch.cuda.is_available()"),
         (asking_beyond_choosing, "train/a", "torch.cuda.device_count()"),
         (asking_beyond_choosing, "model/a", "torch.cuda.set_device(0)"),
-        (asking_beyond_choosing, "device/plan", "os.cpu_count()"),
+        (asking_beyond_choosing, "plan/planner", "os.cpu_count()"),
         (broad_excepts, "train/a", "try:\n    f()\nexcept:\n    raise"),
         (broad_excepts, "train/a", "try:\n    f()\nexcept (OSError, Exception):\n    raise"),
         (broad_excepts, "train/a", "try:\n    f()\nexcept BaseException:\n    pass"),
@@ -300,7 +365,7 @@ def test_a_law_sees_what_breaks_it(law: Law, name: str, text: str) -> None:
         (imports_that_point_up, "model/a", "from llmtrain.model.decoder import Decoder"),
         (unsafe_loading, "eval/a", "model.eval()"),
         (unsafe_loading, "model/a", "block.compile(dynamic=False)"),
-        (unsafe_loading, "device/a", "importlib.util.find_spec('triton')"),
+        (unsafe_loading, "machine/a", "importlib.util.find_spec('triton')"),
         (unbounded_reading, "train/a", "json.dumps(value)"),
         (printing, "cli/a", "sys.stdout.write('a')"),
         (asking_beyond_choosing, "train/a", "torch.cuda.set_device(device)"),
@@ -326,13 +391,13 @@ def test_the_command_line_starts_without_heavy_modules() -> None:
 
 
 def test_profiles_and_plans_need_no_torch() -> None:
-    loaded = loaded_after("import llmtrain.profile.load, llmtrain.device.plan")
+    loaded = loaded_after("import llmtrain.profile.load, llmtrain.plan.planner")
     assert "pydantic" in loaded
     assert not loaded & {"torch", "numpy", "psutil"}
 
 
 def test_text_is_read_without_torch() -> None:
-    loaded = loaded_after("import llmtrain.engine.learning, llmtrain.engine.dataset")
+    loaded = loaded_after("import llmtrain.prepare.train_tokenizer, llmtrain.prepare.dataset")
     assert "sentencepiece" in loaded
     assert "torch" not in loaded
 
@@ -340,6 +405,6 @@ def test_text_is_read_without_torch() -> None:
 def test_nothing_is_compiled_by_importing() -> None:
     # torch's compiler takes as long to import as all the rest, and 60 MB.
     compiler = {"torch._dynamo", "torch._inductor", "sympy"} - loaded_after("import torch")
-    loaded = loaded_after("import llmtrain.engine.training, llmtrain.engine.api")
+    loaded = loaded_after("import llmtrain.engine.train, llmtrain.engine.api")
     assert "llmtrain.model.timing" in loaded
     assert not loaded & compiler

@@ -16,12 +16,14 @@ import typer
 from typer.core import TyperGroup
 
 import llmtrain
-from llmtrain.cli import data, device, memory, profiles, runs, schema, tokenizer, train, use
+from llmtrain.cli import data, device, generate, profiles, runs, schema, tokenizer, train
+from llmtrain.cli import eval as eval_command
+from llmtrain.cli.memory import command as memory
+from llmtrain.cli.output import Output
 from llmtrain.cli.streams import hold_standard_streams
-from llmtrain.cli.voice import Voice
-from llmtrain.device.allocator import begin_without_thread_cache
 from llmtrain.errors import AbortedError, DoesNotFitError, LlmtrainError, ThresholdError, UsageError
 from llmtrain.files import LAUNCHED_VARIABLE
+from llmtrain.machine.allocator import begin_without_thread_cache
 
 _RANK_0_SPEAKS_FIRST_S = 5.0
 
@@ -31,15 +33,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-train.register(app)
-use.register(app)
-device.register(app)
-memory.register(app)
-profiles.register(app)
-tokenizer.register(app)
-data.register(app)
-runs.register(app)
-schema.register(app)
+for _commands in (
+    *(train, eval_command, generate, device, memory, profiles, tokenizer, data, runs, schema),
+):
+    _commands.register(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -100,16 +97,16 @@ def _fail(error: LlmtrainError, arguments: Sequence[str]) -> int:
     if not is_main:
         # Most failures are rank 0's too: it tells them, and torchrun then ends this rank.
         time.sleep(_RANK_0_SPEAKS_FIRST_S)
-    voice = Voice()
+    output = Output()
     ways = _ways_out(error, arguments)
     hint = next(iter(ways), None) or error.hint or f"{_command_path(arguments)} --help"
     is_shown = isinstance(error, ThresholdError)  # the document says it, with all results
     if "--json" in arguments and is_main and not is_shown:
         failure = {"code": error.exit_code, "message": error.message, "hint": hint}
-        voice.document({"error": failure | ({"ways_out": list(ways)} if ways else {})})
-    voice.error(error.message, None if ways else hint)
+        output.document({"error": failure | ({"ways_out": list(ways)} if ways else {})})
+    output.error(error.message, None if ways else hint)
     for command, outcome in ways.items():
-        voice.hint(f"{command}   # {outcome}")
+        output.hint(f"{command}   # {outcome}")
     return error.exit_code
 
 
@@ -146,9 +143,9 @@ def _command_path(arguments: Sequence[str]) -> str:
 
 
 def _launcher_tells(error: LlmtrainError) -> bool:
-    from llmtrain.train.launched import tell_failure
+    from llmtrain.train.distributed.failures import report_failure
 
-    return tell_failure(error)
+    return report_failure(error)
 
 
 def _explain_unexpected(

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from llmtrain.cli.output import Output
 from llmtrain.cli.streams import discard_stdout, unread_output_lost
-from llmtrain.cli.voice import Voice
 
 Function = Callable[..., int | None]
 
@@ -52,7 +52,7 @@ def _with_common_options(function: Function) -> Function:
     def run(*, quiet: bool, verbose: bool, debug: bool, **arguments: Any) -> int | None:
         code: int | None = 0
         try:
-            code = function(Voice(quiet, verbose, debug), **arguments)
+            code = function(Output(quiet, verbose, debug), **arguments)
         except BrokenPipeError:
             discard_stdout()  # whoever read the output has gone, and has what was wanted
         with unread_output_lost():

@@ -18,12 +18,12 @@ from llmtrain.cli.options import (
     assumed_machine,
     flag_settings,
 )
+from llmtrain.cli.output import Output
 from llmtrain.cli.thresholds import Threshold, require_met, thresholds_document
-from llmtrain.cli.voice import Voice
 from llmtrain.units import format_bytes
 
 if TYPE_CHECKING:
-    from llmtrain.device.require import Finding
+    from llmtrain.plan.require import Finding
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 
 def info(
-    voice: Voice,
+    output: Output,
     profile: ProfileOption = None,
     device: DeviceOption = None,
     force_cpu: ForceCpuOption = False,
@@ -56,9 +56,9 @@ def info(
     """What was found, what will be used, and why."""
     from llmtrain.cli.explain import explained_document, show_assumed, show_explained
     from llmtrain.cli.render import facts_document, facts_table
-    from llmtrain.device.require import find, parse_requirements
-    from llmtrain.engine.explaining import explain
+    from llmtrain.engine.explain import explain
     from llmtrain.engine.request import TrainRequest
+    from llmtrain.plan.require import find, parse_requirements
 
     requirements = [] if require is None else parse_requirements(require)
     flags = flag_settings(device_kind=device, device_force_cpu=force_cpu, device_processes=nproc)
@@ -69,12 +69,12 @@ def info(
     thresholds = [_threshold(find(each, facts, device_kind)) for each in requirements]
     if json:
         found = facts_document(facts) | thresholds_document(thresholds)
-        voice.document(explained_document(explained) | found)
+        output.document(explained_document(explained) | found)
     else:
-        show_assumed(voice, assumed)
-        voice.show(facts_table(facts))
-        voice.result("")
-        show_explained(voice, explained)
+        show_assumed(output, assumed)
+        output.show(facts_table(facts))
+        output.result("")
+        show_explained(output, explained)
     require_met(thresholds, hint="run this where there is one, or leave it out of --require")
     return 0
 
@@ -95,7 +95,7 @@ def _threshold(finding: Finding) -> Threshold:
 
 
 def bench(
-    voice: Voice,
+    output: Output,
     profile: ProfileOption = None,
     device: DeviceOption = None,
     force_cpu: ForceCpuOption = False,
@@ -106,32 +106,32 @@ def bench(
     json: JsonOption = False,
 ) -> int:
     """Measure this CPU anew at a profile's work; the next run plans with these times."""
-    from llmtrain.device.startup import prepare_for_torch
+    from llmtrain.machine.startup import prepare_for_torch
 
     prepare_for_torch()  # as a run does, so that the times are a run's
     from llmtrain.cli.render import bench_document, bench_line, bench_plan_table, bench_table
-    from llmtrain.device.probe import read_facts
     from llmtrain.engine.bench import bench_cpu
     from llmtrain.engine.request import TrainRequest
+    from llmtrain.machine.probe import read_facts
 
     flags = flag_settings(device_kind=device, device_force_cpu=force_cpu)
     facts = read_facts()
     request = TrainRequest(profile=profile, assignments=set_ or [], flags=flags)
     loaded = request.load(profile or "cpu-tiny").profile
-    result = bench_cpu(loaded, facts, block=not no_compile, announce=voice.note)
+    result = bench_cpu(loaded, facts, block=not no_compile, announce=output.note)
     if result.times.compile_failure is not None:
-        voice.warning(f"a block cannot be compiled: {result.times.compile_failure}")
+        output.warning(f"a block cannot be compiled: {result.times.compile_failure}")
     reason = "asked for" if profile else "the smallest one for a CPU"
     if json:
         named = {"profile": {"value": loaded.name, "reason": reason}}
-        voice.document({**named, **bench_document(result)})
+        output.document({**named, **bench_document(result)})
         return 0
-    voice.result(f"profile {loaded.name}: {reason}")
-    voice.result(f"cpu {facts.cpu.model or 'unknown'}, {facts.cpu.usable_cores} usable cores")
-    voice.result("")
-    voice.show(bench_table(result))
-    voice.result("")
-    voice.show(bench_plan_table(result))
-    voice.result("")
-    voice.result(bench_line(result))
+    output.result(f"profile {loaded.name}: {reason}")
+    output.result(f"cpu {facts.cpu.model or 'unknown'}, {facts.cpu.usable_cores} usable cores")
+    output.result("")
+    output.show(bench_table(result))
+    output.result("")
+    output.show(bench_plan_table(result))
+    output.result("")
+    output.result(bench_line(result))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from llmtrain.cli.output import Output
 from llmtrain.cli.render import (
     measured_line,
     plain_value,
@@ -12,37 +13,36 @@ from llmtrain.cli.render import (
     prediction_table,
     rows_table,
 )
-from llmtrain.cli.voice import Voice
-from llmtrain.device.assume import AssumedMachine
-from llmtrain.engine.explaining import Explained
-from llmtrain.engine.forecast import Figure
-from llmtrain.engine.planning import Planned
+from llmtrain.engine.explain import Explained
+from llmtrain.machine.assume import AssumedMachine
+from llmtrain.plan.forecast import Figure
+from llmtrain.plan.planned import Planned
 from llmtrain.units import format_bytes, format_count, format_duration
 
 # How origins begin that are neither the schema nor the profile's file.
 _SAID = ("--", "argument ", "environment ", "chosen: ")
 
 
-def show_explained(voice: Voice, explained: Explained) -> None:
+def show_explained(output: Output, explained: Explained) -> None:
     """The profile, what was said of it, the plan, its memory and its course, as the result."""
-    voice.result(f"profile {explained.profile.value}: {explained.profile.reason}")
-    voice.result("")
-    show_decisions(voice, explained)
-    voice.result("")
-    show_prediction(voice, explained)
-    voice.result("")
-    show_forecast(voice, explained)
+    output.result(f"profile {explained.profile.value}: {explained.profile.reason}")
+    output.result("")
+    show_decisions(output, explained)
+    output.result("")
+    show_prediction(output, explained)
+    output.result("")
+    show_forecast(output, explained)
 
 
-def show_assumed(voice: Voice, assumed: AssumedMachine | None) -> None:
+def show_assumed(output: Output, assumed: AssumedMachine | None) -> None:
     """Where the machine is assumed: that it is, and all that was not said of it."""
     if assumed is not None:
         for line in assumed_lines(assumed):
-            voice.result(line)
-        voice.result("")
+            output.result(line)
+        output.result("")
 
 
-def show_decisions(voice: Voice, explained: Explained) -> None:
+def show_decisions(output: Output, explained: Explained) -> None:
     """What was said of the profile, where anything was, and the plan."""
     said = [
         (path, plain_value(value), origin)
@@ -50,24 +50,24 @@ def show_decisions(voice: Voice, explained: Explained) -> None:
         if origin.startswith(_SAID)
     ]
     if said:
-        voice.show(rows_table("said", ("key", "value", "from"), said))
-        voice.result("")
-    voice.show(rows_table("plan", ("decision", "value", "from", "why"), plan_rows(explained)))
+        output.show(rows_table("said", ("key", "value", "from"), said))
+        output.result("")
+    output.show(rows_table("plan", ("decision", "value", "from", "why"), plan_rows(explained)))
 
 
-def show_prediction(voice: Voice, explained: Explained) -> None:
+def show_prediction(output: Output, explained: Explained) -> None:
     """Where the memory goes, and that it suffices."""
     planned = explained.planned
-    voice.show(prediction_table(planned.prediction, planned.limit_bytes))
-    voice.result(fits_line(planned))
+    output.show(prediction_table(planned.prediction, planned.limit_bytes))
+    output.result(fits_line(planned))
     if (measured := measured_line(planned)) is not None:
-        voice.result(measured)
+        output.result(measured)
 
 
-def show_forecast(voice: Voice, explained: Explained) -> None:
+def show_forecast(output: Output, explained: Explained) -> None:
     """What the run will take and come to, and how each figure is known."""
     columns = ("figure", "value", "is", "from")
-    voice.show(rows_table("expected", columns, forecast_rows(explained)))
+    output.show(rows_table("expected", columns, forecast_rows(explained)))
 
 
 def forecast_rows(explained: Explained) -> Iterator[tuple[str, str, str, str]]:
@@ -108,8 +108,9 @@ def fits_line(planned: Planned) -> str:
     verdict = "fits" if planned.prediction.total_bytes <= planned.limit_bytes else "does not fit"
     return (
         f"{verdict}: {format_bytes(planned.prediction.total_bytes)} of "
-        f"{format_bytes(planned.limit_bytes)} on {plan.device.value}, micro-batch "
-        f"{plan.micro_batch.value} × {planned.needs.shape.context} tokens in {plan.precision.value}"
+        f"{format_bytes(planned.limit_bytes)} on {plan.device.value}, "
+        f"micro-batch {plan.micro_batch.value} × {planned.workload.shape.context} tokens "
+        f"in {plan.precision.value}"
     )
 
 

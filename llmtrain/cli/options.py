@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
-    from llmtrain.device.assume import AssumedMachine
+    from llmtrain.machine.assume import AssumedMachine
     from llmtrain.profile.load import Setting
     from llmtrain.profile.schema import DeviceSection
 
@@ -15,6 +15,10 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", "-p", help="A shipped profile's name, or a YAML file.")
+]
+RunArgument = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="A run directory, a checkpoint, or a name under runs/."),
 ]
 DataOption = Annotated[
     list[str] | None,
@@ -136,7 +140,7 @@ def assumed_machine(spec: str | None) -> AssumedMachine | None:
     import platform
     from importlib.metadata import version
 
-    from llmtrain.device.assume import assume_machine
+    from llmtrain.machine.assume import assume_machine
 
     return assume_machine(
         spec,

@@ -20,11 +20,11 @@ from llmtrain.cli.options import (
     assumed_machine,
     flag_settings,
 )
-from llmtrain.cli.voice import Voice
+from llmtrain.cli.output import Output
 
 if TYPE_CHECKING:
-    from llmtrain.device.choice import Choice
-    from llmtrain.engine.explaining import Explained
+    from llmtrain.choice import Choice
+    from llmtrain.engine.explain import Explained
     from llmtrain.engine.request import TrainRequest
     from llmtrain.profile.load import LoadedProfile
 
@@ -47,7 +47,7 @@ def register(app: typer.Typer) -> None:
     command(profiles, "schema")(schema)
 
 
-def list_profiles(voice: Voice, json: JsonOption = False) -> int:
+def list_profiles(output: Output, json: JsonOption = False) -> int:
     """The shipped profiles with their sizes."""
     from llmtrain.profile.load import load_profile, shipped_profiles
     from llmtrain.profile.shape import shape_of
@@ -67,10 +67,10 @@ def list_profiles(voice: Voice, json: JsonOption = False) -> int:
             }
         )
     if json:
-        voice.document({"profiles": rows})
+        output.document({"profiles": rows})
         return 0
     for row in sorted(rows, key=lambda row: int(str(row["parameters"]))):
-        voice.result(
+        output.result(
             f"{row['name']:<12}{format_count(int(str(row['parameters']))):>7} parameters   "
             f"context {row['context']:<5} vocabulary {row['vocab_size']:<6} "
             f"{row['tokens_per_step']} tokens/step"
@@ -79,7 +79,7 @@ def list_profiles(voice: Voice, json: JsonOption = False) -> int:
 
 
 def show(
-    voice: Voice,
+    output: Output,
     profile: NameArgument,
     device: DeviceOption = None,
     force_cpu: ForceCpuOption = False,
@@ -101,28 +101,28 @@ def show(
 
         assumed = assumed_machine(assume)
         request = TrainRequest(profile, assignments=set_ or [], flags=flags, assumed=assumed)
-        return _show_resolved(voice, request, as_json=json)
+        return _show_resolved(output, request, as_json=json)
     loaded = load_profile(profile, assignments=set_ or [], flags=flags)
     if json:
-        voice.document(_values_document(loaded))
+        output.document(_values_document(loaded))
         return 0
     for line in _yaml_lines(loaded):
-        voice.result(line)
+        output.result(line)
     return 0
 
 
-def _show_resolved(voice: Voice, request: TrainRequest, *, as_json: bool) -> int:
+def _show_resolved(output: Output, request: TrainRequest, *, as_json: bool) -> int:
     from llmtrain.cli.explain import assumed_document, decisions_document
-    from llmtrain.engine.explaining import explain
+    from llmtrain.engine.explain import explain
 
     explained = explain(request)
     if as_json:
         whose = {"assumed": assumed_document(request.assumed)}
         values = _values_document(explained.loaded)
-        voice.document(whose | values | decisions_document(explained))
+        output.document(whose | values | decisions_document(explained))
         return 0
     for line in _resolved_lines(explained):
-        voice.result(line)
+        output.result(line)
     return 0
 
 
@@ -150,7 +150,7 @@ def _values_document(loaded: LoadedProfile) -> dict[str, Any]:
     return {"profile": values, "origins": origins}
 
 
-def validate(voice: Voice, profile: NameArgument, json: JsonOption = False) -> int:
+def validate(output: Output, profile: NameArgument, json: JsonOption = False) -> int:
     """Check a profile file; what is wrong is told with its line."""
     from llmtrain.profile.load import load_profile
     from llmtrain.profile.shape import shape_of
@@ -159,17 +159,17 @@ def validate(voice: Voice, profile: NameArgument, json: JsonOption = False) -> i
     loaded = load_profile(profile, environment={})
     parameters = shape_of(loaded.profile.model).parameters
     if json:
-        voice.document({"valid": True, "name": loaded.profile.name, "parameters": parameters})
+        output.document({"valid": True, "name": loaded.profile.name, "parameters": parameters})
     else:
-        voice.result(f"{profile} is valid: {format_count(parameters)} parameters")
+        output.result(f"{profile} is valid: {format_count(parameters)} parameters")
     return 0
 
 
-def schema(voice: Voice) -> int:
+def schema(output: Output) -> int:
     """The JSON Schema of profile files."""
     from llmtrain.profile.schema import Profile
 
-    voice.result(json_text.dumps(Profile.model_json_schema(), indent=2))
+    output.result(json_text.dumps(Profile.model_json_schema(), indent=2))
     return 0
 
 

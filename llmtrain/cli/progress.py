@@ -9,39 +9,30 @@ from contextlib import contextmanager
 from rich.live import Live
 from rich.text import Text
 
-from llmtrain.cli.voice import Voice
-from llmtrain.device.live import LiveMemory
-from llmtrain.train.events import (
-    Evaluated,
-    Event,
-    Note,
-    Observer,
-    Progress,
-    Sampled,
-    Saved,
-    Started,
-    Step,
-)
+from llmtrain.cli.output import Output
+from llmtrain.machine.live_memory import LiveMemory
+from llmtrain.progress import Note, Progress
+from llmtrain.train.events import Evaluated, Event, Observer, Sampled, Saved, Started, Step
 from llmtrain.units import format_bytes, format_count, format_duration
 
 _TOLD_EVERY_S = 5.0
 
 
 @contextmanager
-def watching(voice: Voice) -> Iterator[Observer]:
+def watching(output: Output) -> Iterator[Observer]:
     """An observer that tells `voice` of every event while the block runs."""
-    if not voice.is_live:
-        yield PlainProgress(voice)
+    if not output.is_live:
+        yield PlainProgress(output)
         return
-    with Live(console=voice.stderr, transient=True, refresh_per_second=8) as live:
-        yield LiveProgress(voice, live)
+    with Live(console=output.stderr, transient=True, refresh_per_second=8) as live:
+        yield LiveProgress(output, live)
 
 
 class PlainProgress:
     """A line an event, for files and pipes."""
 
-    def __init__(self, voice: Voice) -> None:
-        self.voice = voice
+    def __init__(self, output: Output) -> None:
+        self.output = output
         self.phase, self.told_tenths, self.told_s = "", 0, 0.0
         self.best = ""
 
@@ -51,13 +42,13 @@ class PlainProgress:
         elif isinstance(event, Step):
             self.step(event)
         elif isinstance(event, Note) and event.is_warning:
-            self.voice.warning(event.text)
+            self.output.warning(event.text)
         else:
             for line in lines(event):
-                self.voice.note(line)
+                self.output.note(line)
         if isinstance(event, Started):
             for name, choice in event.plan.choices():
-                self.voice.detail(f"  {name}: {choice.value} ({choice.reason})")
+                self.output.detail(f"  {name}: {choice.value} ({choice.reason})")
         if isinstance(event, Evaluated) and event.is_best:
             self.best = f"  best {event.val_loss:.3f}"
 
@@ -69,19 +60,19 @@ class PlainProgress:
         tenths = 10 * event.done // max(1, event.total)
         if tenths != self.told_tenths and now_s - self.told_s >= _TOLD_EVERY_S:
             self.told_tenths, self.told_s = tenths, now_s
-            self.voice.note(progress_line(event))
+            self.output.note(progress_line(event))
 
     def step(self, event: Step) -> None:
         """A line for each logged step."""
         if event.is_logged:
-            self.voice.note(step_line(event))
+            self.output.note(step_line(event))
 
 
 class LiveProgress(PlainProgress):
     """One line that is redrawn, with what is worth keeping above it."""
 
-    def __init__(self, voice: Voice, live: Live) -> None:
-        super().__init__(voice)
+    def __init__(self, output: Output, live: Live) -> None:
+        super().__init__(output)
         self.live = live
 
     def progress(self, event: Progress) -> None:
@@ -92,7 +83,7 @@ class LiveProgress(PlainProgress):
         """The line shows the newest step; logged ones stay with -v."""
         self.live.update(Text(step_line(event) + self.best, overflow="ellipsis", no_wrap=True))
         if event.is_logged:
-            self.voice.detail(step_line(event))
+            self.output.detail(step_line(event))
 
 
 def progress_line(event: Progress) -> str:

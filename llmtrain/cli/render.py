@@ -8,15 +8,15 @@ from typing import Any
 
 from rich.table import Table
 
-from llmtrain.device.choice import Choice
-from llmtrain.device.facts import Facts
-from llmtrain.device.memory import MemoryPrediction
-from llmtrain.device.plan import Plan
-from llmtrain.device.speed import product_kind, seconds_by_kind
+from llmtrain.choice import Choice
 from llmtrain.engine.bench import Bench
-from llmtrain.engine.planning import Planned
+from llmtrain.machine.facts import Facts
+from llmtrain.plan.memory import MemoryPrediction
+from llmtrain.plan.planned import Planned
+from llmtrain.plan.planner import Plan
+from llmtrain.plan.throughput import product_kind, seconds_by_kind
 from llmtrain.train.events import TrainResult
-from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.units import format_bytes, format_count, format_duration
 
 _MEASURED_DECISIONS = (

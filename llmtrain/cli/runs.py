@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmtrain.cli import proving
+from llmtrain.cli import prove_resume
 from llmtrain.cli.command import command, group
-from llmtrain.cli.options import JsonOption
-from llmtrain.cli.use import RunArgument
-from llmtrain.cli.voice import Voice
+from llmtrain.cli.options import JsonOption, RunArgument
+from llmtrain.cli.output import Output
 
 if TYPE_CHECKING:
-    from llmtrain.train.rundir import RunDirectory
+    from llmtrain.train.run_directory.directory import RunDirectory
 
 Numbers = dict[str, float]
 
@@ -25,12 +24,12 @@ def register(app: typer.Typer) -> None:
     app.add_typer(runs, name="runs")
     command(runs, "list")(list_runs)
     command(runs, "show")(show)
-    command(runs, "verify")(proving.verify)
-    command(runs, "prove-resume")(proving.prove_resume)
+    command(runs, "verify")(prove_resume.verify)
+    command(runs, "prove-resume")(prove_resume.prove_resume)
 
 
 def list_runs(
-    voice: Voice,
+    output: Output,
     directory: Annotated[
         Path, typer.Argument(metavar="DIRECTORY", help="Where the runs are.")
     ] = Path("runs"),
@@ -38,47 +37,47 @@ def list_runs(
 ) -> int:
     """Every run, with where it stands."""
     from llmtrain.errors import UsageError
-    from llmtrain.train.rundir import all_runs
+    from llmtrain.train.run_directory.directory import all_runs
 
     rows = []
     for run in all_runs(directory):
         try:
             rows.append(run_summary(run))
         except UsageError as error:
-            voice.warning(error.message)
+            output.warning(error.message)
     if json:
-        voice.document({"runs": rows})
+        output.document({"runs": rows})
         return 0
     for row in rows:
         loss = f"{row['val_bpb']:.4f} bits/byte" if row["val_bpb"] is not None else "not evaluated"
-        voice.result(f"{row['run']:<44}{row['step']:>8} steps   {loss:<20} {row['status']}")
+        output.result(f"{row['run']:<44}{row['step']:>8} steps   {loss:<20} {row['status']}")
     if not rows:
-        voice.note(f"no runs under {directory}; start one with: llmtrain train")
+        output.note(f"no runs under {directory}; start one with: llmtrain train")
     return 0
 
 
-def show(voice: Voice, run: RunArgument, json: JsonOption = False) -> int:
+def show(output: Output, run: RunArgument, json: JsonOption = False) -> int:
     """One run: what was asked, what was decided, what came out."""
-    from llmtrain.train.rundir import find_run
+    from llmtrain.train.run_directory.directory import find_run
 
     directory = find_run(run)
     record = directory.read_record()
     summary = run_summary(directory)
     if json:
-        voice.document({**summary, "record": record})
+        output.document({**summary, "record": record})
         return 0
     for name, value in summary.items():
         if value is not None:
-            voice.result(f"{name:<18}{value}")
-    voice.result("")
+            output.result(f"{name:<18}{value}")
+    output.result("")
     for name, choice in record.get("plan", {}).items():
-        voice.result(f"{name:<18}{choice['value']!s:<9} {choice['reason']}")
+        output.result(f"{name:<18}{choice['value']!s:<9} {choice['reason']}")
     return 0
 
 
 def run_summary(run: RunDirectory) -> dict[str, Any]:
     """Where a run stands, from its own files."""
-    from llmtrain.train.checkpoint import list_checkpoints
+    from llmtrain.train.checkpoint.format import list_checkpoints
 
     record = run.read_record()
     step, evaluation, best = _last_lines(run)

@@ -9,7 +9,7 @@ import typer
 
 from llmtrain.cli.command import command
 from llmtrain.cli.options import JsonOption
-from llmtrain.cli.voice import Voice
+from llmtrain.cli.output import Output
 from llmtrain.errors import UsageError
 
 
@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def schema(
-    voice: Voice,
+    output: Output,
     name: Annotated[
         str | None,
         typer.Argument(metavar="NAME", help="A command, as in device-info, or a file of a run."),
@@ -30,16 +30,16 @@ def schema(
 
     That of profile files is printed by `llmtrain profiles schema`.
     """
-    from llmtrain.cli.documents import PUBLISHED, describes, published_schema
+    from llmtrain.documents import PUBLISHED, describes, published_schema
     from llmtrain.profile.load import did_you_mean
 
     if name is None:
         rows = [{"name": each, "describes": describes(each)} for each in PUBLISHED]
         if json:
-            voice.document({"schemas": rows})
+            output.document({"schemas": rows})
             return 0
         for row in rows:
-            voice.result(f"{row['name']:<24}{row['describes']}")
+            output.result(f"{row['name']:<24}{row['describes']}")
         return 0
     if name not in PUBLISHED:
         close = did_you_mean(name, PUBLISHED)
@@ -47,5 +47,5 @@ def schema(
             f"no document is called {name!r}",
             hint=f"llmtrain schema {close}" if close else "llmtrain schema",
         )
-    voice.result(json_text.dumps(published_schema(name), indent=2, ensure_ascii=False))
+    output.result(json_text.dumps(published_schema(name), indent=2, ensure_ascii=False))
     return 0

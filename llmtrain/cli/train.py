@@ -29,6 +29,7 @@ from llmtrain.cli.options import (
     flag_settings,
     weighted_sources,
 )
+from llmtrain.cli.output import Output
 from llmtrain.cli.streams import unread_output_lost
 from llmtrain.cli.thresholds import (
     Threshold,
@@ -37,13 +38,12 @@ from llmtrain.cli.thresholds import (
     require_met,
     thresholds_document,
 )
-from llmtrain.cli.voice import Voice
 from llmtrain.errors import UsageError
 
 if TYPE_CHECKING:
     from llmtrain.engine.request import Deadline, TrainRequest
+    from llmtrain.train.distributed.signals import StopRequest
     from llmtrain.train.events import TrainResult
-    from llmtrain.train.signals import StopRequest
 
 
 _UNTIL = "until="
@@ -55,7 +55,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    voice: Voice,
+    output: Output,
     profile: ProfileOption = None,
     data: DataOption = None,
     weight: WeightOption = None,
@@ -101,7 +101,7 @@ def train(
     json: JsonOption = False,
 ) -> int:
     """Train a model. With no profile, picks one for the machine and the time."""
-    from llmtrain.train.signals import stop_on_signals
+    from llmtrain.train.distributed.signals import stop_on_signals
 
     positive("--max-loss", max_loss)
     if dry_run and max_loss is not None:
@@ -125,7 +125,7 @@ def train(
         device_processes=nproc,
     )
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
-        from llmtrain.device.startup import prepare_for_torch
+        from llmtrain.machine.startup import prepare_for_torch
 
         prepare_for_torch()
         from llmtrain.engine.request import TrainRequest
@@ -142,12 +142,12 @@ def train(
         )
         if dry_run:
             stop.check()
-            return _dry_run(voice, request, as_json=json)
+            return _dry_run(output, request, as_json=json)
         if "RANK" not in os.environ and (processes := _processes(request)) > 1:
-            from llmtrain.train.launch import launch
+            from llmtrain.train.distributed.launch import launch
 
             return launch(processes, sys.argv[1:], stop)
-        return _train(voice, request, stop, max_loss, as_json=json)
+        return _train(output, request, stop, max_loss, as_json=json)
 
 
 def _is_deadline(time: str | None) -> bool:
@@ -159,7 +159,7 @@ def _deadline(time: str | None) -> Deadline | None:
     if time is None or not _is_deadline(time):
         return None
     from llmtrain.engine.request import Deadline
-    from llmtrain.train.signals import process_age_s
+    from llmtrain.train.distributed.signals import process_age_s
 
     now = datetime.now().astimezone()
     try:
@@ -177,45 +177,50 @@ def _deadline(time: str | None) -> Deadline | None:
 
 
 def _processes(request: TrainRequest) -> int:
-    from llmtrain.engine.training import launch_size
+    from llmtrain.engine.train import launch_size
 
     return launch_size(request)
 
 
-def _dry_run(voice: Voice, request: TrainRequest, *, as_json: bool) -> int:
+def _dry_run(output: Output, request: TrainRequest, *, as_json: bool) -> int:
     from llmtrain.cli.explain import explained_document, show_assumed, show_explained
-    from llmtrain.engine.explaining import explain_run
+    from llmtrain.engine.explain import explain_run
 
     explained = explain_run(request)
     if as_json:
-        voice.document(explained_document(explained))
+        output.document(explained_document(explained))
     else:
-        show_assumed(voice, request.assumed)
-        show_explained(voice, explained)
+        show_assumed(output, request.assumed)
+        show_explained(output, explained)
     return 0
 
 
 def _train(
-    voice: Voice, request: TrainRequest, stop: StopRequest, max_loss: float | None, *, as_json: bool
+    output: Output,
+    request: TrainRequest,
+    stop: StopRequest,
+    max_loss: float | None,
+    *,
+    as_json: bool,
 ) -> int:
     from llmtrain.cli.progress import watching
-    from llmtrain.engine.training import Sitting, run_training
-    from llmtrain.train.signals import process_age_s, stop_with_parent
-    from llmtrain.train.world import is_launched, world_from_environment
+    from llmtrain.engine.train import TrainSession, run_training
+    from llmtrain.train.distributed.signals import process_age_s, stop_with_parent
+    from llmtrain.train.distributed.world import is_launched, world_from_environment
 
     if is_launched():
         stop_with_parent(stop)
     world, started_s = world_from_environment(), monotonic() - process_age_s()
     if not world.is_main:
-        run_training(request, Sitting(world, lambda event: None, stop, started_s))
+        run_training(request, TrainSession(world, lambda event: None, stop, started_s))
         return 0  # a launcher would end rank 0 in its last words if another rank failed first
-    with watching(voice) as observe:
-        result = run_training(request, Sitting(world, observe, stop, started_s))
+    with watching(output) as observe:
+        result = run_training(request, TrainSession(world, observe, stop, started_s))
     is_over = result.stopped != "interrupted"
     thresholds = _thresholds(result, max_loss) if is_over else []
     if as_json:
-        voice.document({**train_document(result), **thresholds_document(thresholds)})
-    _tell(voice, result)
+        output.document({**train_document(result), **thresholds_document(thresholds)})
+    _tell(output, result)
     if stop.has_given_up:
         _leave_at_once()
     hint = f"llmtrain runs show {result.run} tells how it went; all is saved, to go on from too"
@@ -280,9 +285,9 @@ def _predicted(result: TrainResult) -> dict[str, Any]:
     }
 
 
-def _tell(voice: Voice, result: TrainResult) -> None:
+def _tell(output: Output, result: TrainResult) -> None:
     """A closing summary with the next command to type."""
     from llmtrain.cli.render import summary_lines
 
     for line in summary_lines(result):
-        voice.note(line)
+        output.note(line)

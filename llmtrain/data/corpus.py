@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Literal
 
+from llmtrain.data.corpus_stats import CorpusStats, CorpusStatsBuilder
 from llmtrain.data.document import Document, Skipped
-from llmtrain.data.gauge import CorpusFacts, Gauge
-from llmtrain.data.left_out import LeftOut
-from llmtrain.data.odometer import Odometer, OnRead
-from llmtrain.data.reading import Question, SourceFile, read_documents
+from llmtrain.data.quality.dropped import LeftOut
+from llmtrain.data.read_progress import Odometer, OnRead
+from llmtrain.data.reading import ReadOptions, SourceFile, read_documents
 from llmtrain.errors import DataError
 
 SUPPORTED = (
@@ -56,9 +56,9 @@ class Corpus:
     """Documents in a fixed order. Holds names of files, never their text."""
 
     sources: tuple[Source, ...]
-    question: Question = field(default_factory=Question)
+    question: ReadOptions = field(default_factory=ReadOptions)
     first: int | None = None  # only so many documents, counted with those that are left out
-    left_out: LeftOut | None = None  # by `llmtrain.data.cleaning`
+    left_out: LeftOut | None = None  # by `llmtrain.data.quality.clean`
     on_read: OnRead | None = field(default=None, compare=False)
 
     @property
@@ -92,15 +92,15 @@ class Corpus:
         """See `FingerprintBuilder`. Reads the whole corpus."""
         return self.measure().fingerprint
 
-    def measure(self, check_stop: Callable[[], None] = _go_on) -> CorpusFacts:
+    def measure(self, check_stop: Callable[[], None] = _go_on) -> CorpusStats:
         """Sizes and fingerprint, from reading all of it. Raises DataError if there is no text."""
-        gauge = Gauge()
+        gauge = CorpusStatsBuilder()
         for document in self.documents():
             check_stop()
             gauge.add(document)
         return self.facts(gauge)
 
-    def facts(self, gauge: Gauge) -> CorpusFacts:
+    def facts(self, gauge: CorpusStatsBuilder) -> CorpusStats:
         """What a gauge that saw every document tells. Raises DataError if there was no text."""
         if not gauge.documents:
             specs = ", ".join(source.spec for source in self.sources)

@@ -50,7 +50,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class RecordOptions:
     """What a format is asked for: which field of a record is the text, and how long it may be."""
 
     text_field: str = "text"

@@ -15,8 +15,8 @@ from llmtrain.data.document import (
     Document,
     Limits,
     NoRecordsError,
+    RecordOptions,
     Skipped,
-    Wanted,
 )
 from llmtrain.data.formats.archives import Member
 from llmtrain.data.formats.compression import unpacked
@@ -30,7 +30,7 @@ from llmtrain.data.formats.naming import (
 )
 from llmtrain.data.formats.streams import CheckedStream, UnpackedMeter, head_of, readable
 from llmtrain.data.formats.text import decode_python
-from llmtrain.data.selection import Selection, Sieve
+from llmtrain.data.sources.gitignore import PathFilter, Selection
 from llmtrain.errors import DataError
 from llmtrain.untrusted import open_regular, read_bytes
 
@@ -55,7 +55,7 @@ class SourceFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ReadOptions:
     """What is asked of every file of a corpus."""
 
     text_field: str = "text"
@@ -63,12 +63,12 @@ class Question:
     limits: Limits = field(default_factory=Limits)
 
     @property
-    def wanted(self) -> Wanted:
-        return Wanted(self.text_field, self.limits.longest_bytes)
+    def wanted(self) -> RecordOptions:
+        return RecordOptions(self.text_field, self.limits.longest_bytes)
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class FileCheck:
     """What is known of a file before its text is read."""
 
     has_text: bool
@@ -84,7 +84,7 @@ class _Entry:
     stream: io.BufferedReader
     file: io.BufferedReader  # in which it is
 
-    def documents(self, wanted: Wanted) -> Iterator[Document]:
+    def documents(self, wanted: RecordOptions) -> Iterator[Document]:
         """All of them, of which the first is read now. Raises NoRecordsError at once, or never."""
         documents = self.format.read(self.stream, self.origin, wanted)
         first = next(documents, None)
@@ -104,7 +104,7 @@ def source_file(path: Path, origin: str | None = None) -> SourceFile:
 
 
 def read_documents(
-    file: SourceFile, question: Question, at: Callable[[int], None]
+    file: SourceFile, question: ReadOptions, at: Callable[[int], None]
 ) -> Iterator[Document]:
     """The documents in `file`, in order. Those without a single character are left out.
 
@@ -122,7 +122,7 @@ def read_documents(
             raise DataError(f"{file.origin} cannot be used as text any more: {entry.reason}")
 
 
-def _documents(entry: _Entry, question: Question, *, is_member: bool) -> Iterator[Document]:
+def _documents(entry: _Entry, question: ReadOptions, *, is_member: bool) -> Iterator[Document]:
     try:
         return entry.documents(question.wanted)
     except NoRecordsError:
@@ -131,7 +131,7 @@ def _documents(entry: _Entry, question: Question, *, is_member: bool) -> Iterato
         raise
 
 
-def look_at(file: SourceFile, question: Question, *, is_named: bool) -> Look:
+def look_at(file: SourceFile, question: ReadOptions, *, is_named: bool) -> FileCheck:
     """Whether `file` holds text, and what in it does not. Raises DataError where it is damaged.
 
     Where it `is_named`, records without the text field are an error; else they are skipped.
@@ -140,7 +140,7 @@ def look_at(file: SourceFile, question: Question, *, is_named: bool) -> Look:
     if not file.path.is_file():
         reason = "not a regular file"
     if reason is not None:
-        return Look(has_text=False, skipped=(Skipped(file.origin, reason),))
+        return FileCheck(has_text=False, skipped=(Skipped(file.origin, reason),))
     has_text, skipped = False, []
     for entry in _entries(file, question):
         is_strict = is_named and not file.reading.is_archive
@@ -149,10 +149,12 @@ def look_at(file: SourceFile, question: Question, *, is_named: bool) -> Look:
             skipped.append(looked_at)
         else:
             has_text = True
-    return Look(has_text, tuple(skipped))
+    return FileCheck(has_text, tuple(skipped))
 
 
-def _looked_at(entry: _Entry | Skipped, question: Question, *, is_strict: bool) -> _Entry | Skipped:
+def _looked_at(
+    entry: _Entry | Skipped, question: ReadOptions, *, is_strict: bool
+) -> _Entry | Skipped:
     if isinstance(entry, Skipped) or not entry.format.has_records:
         return entry
     try:
@@ -164,7 +166,7 @@ def _looked_at(entry: _Entry | Skipped, question: Question, *, is_strict: bool) 
     return entry
 
 
-def _entries(file: SourceFile, question: Question) -> Iterator[_Entry | Skipped]:
+def _entries(file: SourceFile, question: ReadOptions) -> Iterator[_Entry | Skipped]:
     """What is in the file, each open until the next is asked for."""
     with readable(file.origin):
         raw = cast("io.BufferedReader", open_regular(file.path, follow_links=True))
@@ -175,7 +177,7 @@ def _entries(file: SourceFile, question: Question) -> Iterator[_Entry | Skipped]
             if not file.reading.is_archive:
                 yield _entry(stream, file.origin, file.kind, raw)
                 return
-            sieve = Sieve(question.selection)
+            sieve = PathFilter(question.selection)
             for member in ARCHIVES[file.kind].members(stream, file.origin, meter):
                 yield from _member(member, file.origin, sieve, meter, raw)
 
@@ -194,7 +196,7 @@ def _content(
 
 
 def _member(
-    member: Member, archive: str, sieve: Sieve, meter: UnpackedMeter, file: io.BufferedReader
+    member: Member, archive: str, sieve: PathFilter, meter: UnpackedMeter, file: io.BufferedReader
 ) -> Iterator[_Entry | Skipped]:
     name = member.name.removeprefix("./")
     origin = f"{archive}!{name}"

@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Literal
 
 from llmtrain.data.corpus import Corpus
-from llmtrain.data.gauge import CorpusFacts
+from llmtrain.data.corpus_stats import CorpusStats
 from llmtrain.data.reading import Document
 from llmtrain.errors import DataError, UsageError
 
@@ -84,7 +84,7 @@ class BlockSplit:
 Split = DocumentSplit | BlockSplit
 
 
-def plan_split(corpus: Corpus, facts: CorpusFacts, fraction: float) -> Split:
+def plan_split(corpus: Corpus, facts: CorpusStats, fraction: float) -> Split:
     """The split that holds out about `fraction` of the corpus; neither side is empty.
 
     From 100 documents on, by document: the share of documents is the fraction but for chance.
@@ -99,13 +99,13 @@ def plan_split(corpus: Corpus, facts: CorpusFacts, fraction: float) -> Split:
     return _block_split(corpus, facts, fraction)
 
 
-def _document_split(facts: CorpusFacts, fraction: float) -> DocumentSplit:
+def _document_split(facts: CorpusStats, fraction: float) -> DocumentSplit:
     """The lowest digest is held out and the highest is not, whatever the fraction."""
     lowest, highest = _number(facts.lowest_digest), _number(facts.highest_digest)
     return DocumentSplit(min(max(int(fraction * _DIGEST_VALUES), lowest + 1), highest))
 
 
-def _block_split(corpus: Corpus, facts: CorpusFacts, fraction: float) -> BlockSplit:
+def _block_split(corpus: Corpus, facts: CorpusStats, fraction: float) -> BlockSplit:
     block_bytes = math.ceil(facts.text_bytes / BLOCKS)
     longest_bytes = max(block_bytes, facts.text_bytes // 10)
     documents = corpus.documents()

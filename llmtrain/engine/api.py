@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.engine.inference import Evaluation, evaluate_run, generate_text, load_trained
-from llmtrain.engine.planning import Planned, plan_run
+from llmtrain.engine.plan_run import plan_run
 from llmtrain.engine.request import TrainRequest, loaded_profile
-from llmtrain.engine.training import Sitting, run_training
+from llmtrain.engine.train import TrainSession, run_training
 from llmtrain.model.generate import Sampling
+from llmtrain.plan.planned import Planned
 from llmtrain.profile.load import Setting, load_profile
 from llmtrain.profile.schema import DeviceSection
+from llmtrain.train.distributed.signals import StopRequest, stop_on_signals
+from llmtrain.train.distributed.world import world_from_environment
 from llmtrain.train.events import Event, Observer, TrainResult
-from llmtrain.train.signals import StopRequest, stop_on_signals
-from llmtrain.train.world import world_from_environment
 
 
 def _ignore(event: Event) -> None:
@@ -54,7 +55,7 @@ def train(
         resume=resume,
     )
     with stop_on_signals() as stop:
-        return run_training(request, Sitting(world_from_environment(), observe, stop))
+        return run_training(request, TrainSession(world_from_environment(), observe, stop))
 
 
 def evaluate(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from llmtrain.device.plan import Plan
-from llmtrain.engine.dataset import Dataset
-from llmtrain.engine.planning import Planned
-from llmtrain.engine.target import Target, has_new_horizon
-from llmtrain.train.checkpoint import Checkpoint, SavedState
+from llmtrain.engine.resume import Target, has_new_horizon
+from llmtrain.plan.planned import Planned
+from llmtrain.plan.planner import Plan
+from llmtrain.prepare.dataset import Dataset
+from llmtrain.profile.horizon import Horizon
+from llmtrain.train.build import RandomState
+from llmtrain.train.checkpoint.format import Checkpoint, SavedState
+from llmtrain.train.divergence.policy import DivergenceState
 from llmtrain.train.events import Started
-from llmtrain.train.horizon import Horizon
 from llmtrain.train.loop import Position
-from llmtrain.train.run import RandomState
-from llmtrain.train.stability import Course
 
 _AFTER_THE_CLOCK_S = 2.0  # a checkpoint is written and the process exits
 
@@ -47,7 +47,7 @@ def state_to_begin_with(resumed: Checkpoint | None, plan: Plan, is_same_plan: bo
             elapsed_s=0.0,
             horizon_steps=None,
             torch_rng=RandomState.now().text,
-            course=Course(),
+            course=DivergenceState(),
             numerics=plan.numerics(),
         )
     before = resumed.state
@@ -68,10 +68,10 @@ def started_event(
         run=target.directory.path,
         plan=planned.plan,
         prediction=planned.prediction,
-        parameters=planned.needs.shape.parameters,
+        parameters=planned.workload.shape.parameters,
         train_tokens=index.train.tokens,
         validation_tokens=index.validation.tokens,
-        tokens_per_step=planned.needs.tokens_per_step,
+        tokens_per_step=planned.workload.tokens_per_step,
         from_step=step,
         horizon_steps=horizon.steps,
         horizon_s=horizon.time_s,

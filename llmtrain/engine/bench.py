@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from llmtrain.device.choice import Needs
-from llmtrain.device.decisions import choose_device
-from llmtrain.device.facts import CpuTimes, Facts
-from llmtrain.device.plan import Plan, make_plan
-from llmtrain.device.speed import predicted_step_s, predicted_tokens_per_s, step_work
-from llmtrain.engine.measuring import (
+from llmtrain.engine.plan_run import workload_of
+from llmtrain.errors import UsageError
+from llmtrain.machine.facts import CpuTimes, Facts
+from llmtrain.plan.cpu_benchmarks import (
     Announce,
     attention_probe,
     block_probe,
@@ -17,8 +15,10 @@ from llmtrain.engine.measuring import (
     products_probe,
     with_fresh_block,
 )
-from llmtrain.engine.planning import needs_of
-from llmtrain.errors import UsageError
+from llmtrain.plan.decisions import choose_device
+from llmtrain.plan.planner import Plan, make_plan
+from llmtrain.plan.throughput import predicted_step_s, predicted_tokens_per_s, step_work
+from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection, Profile
 
 
@@ -40,32 +40,34 @@ def bench_cpu(profile: Profile, facts: Facts, *, block: bool, announce: Announce
     compiled is part of the times. Raises UsageError where the plan is for a GPU, and
     DoesNotFitError.
     """
-    wishes, needs = profile.device, needs_of(profile, None, facts)
-    _refuse_gpu(facts, wishes)
-    times = _kernels(facts, wishes, needs, announce)
+    options, workload = profile.device, workload_of(profile, None, facts)
+    _refuse_gpu(facts, options)
+    times = _kernels(facts, options, workload, announce)
     if not block or facts.cxx_compiler is None:
-        return _bench(facts, needs, times, make_plan(facts, wishes, needs, times))
+        return _bench(facts, workload, times, make_plan(facts, options, workload, times))
     # The block of a run that compiles, also where this one would be too short to.
-    compiling = make_plan(facts, wishes.model_copy(update={"compile": True}), needs, times)
+    compiling = make_plan(facts, options.model_copy(update={"compile": True}), workload, times)
     announce("compiling one block…")
-    times = with_fresh_block(times, block_probe(facts, needs, compiling), announce)
-    plan = make_plan(facts, wishes, needs, times)
-    return _bench(facts, needs, times, plan, block_applies=_same_block(plan, compiling))
+    times = with_fresh_block(times, block_probe(facts, workload, compiling), announce)
+    plan = make_plan(facts, options, workload, times)
+    return _bench(facts, workload, times, plan, block_applies=_same_block(plan, compiling))
 
 
-def _refuse_gpu(facts: Facts, wishes: DeviceSection) -> None:
-    device = choose_device(facts, wishes).value
+def _refuse_gpu(facts: Facts, options: DeviceSection) -> None:
+    device = choose_device(facts, options).value
     if device != "cpu":
         raise UsageError(
             f"only the CPU is measured, and the plan is for {device}", hint="--force-cpu"
         )
 
 
-def _kernels(facts: Facts, wishes: DeviceSection, needs: Needs, announce: Announce) -> CpuTimes:
+def _kernels(
+    facts: Facts, options: DeviceSection, workload: Workload, announce: Announce
+) -> CpuTimes:
     announce("timing products…")
-    products = products_probe(facts, needs.shape, cpu_threads(facts, wishes, needs)).fresh()
+    products = products_probe(facts, workload.shape, cpu_threads(facts, options, workload)).fresh()
     announce("timing attention…")
-    return CpuTimes(products, attention_probe(facts, wishes, needs, products).fresh())
+    return CpuTimes(products, attention_probe(facts, options, workload, products).fresh())
 
 
 def _same_block(plan: Plan, timed: Plan) -> bool:
@@ -78,14 +80,14 @@ def _same_block(plan: Plan, timed: Plan) -> bool:
 
 
 def _bench(
-    facts: Facts, needs: Needs, times: CpuTimes, plan: Plan, *, block_applies: bool = True
+    facts: Facts, workload: Workload, times: CpuTimes, plan: Plan, *, block_applies: bool = True
 ) -> Bench:
-    work = step_work(plan, needs.optimizer)
+    work = step_work(plan, workload.optimizer)
     applying = times if block_applies else replace(times, block=None)
     return Bench(
         facts=facts,
         times=times,
         plan=plan,
-        step_s=predicted_step_s(needs.shape, work, applying),
-        tokens_per_s=predicted_tokens_per_s(needs.shape, work, applying),
+        step_s=predicted_step_s(workload.shape, work, applying),
+        tokens_per_s=predicted_tokens_per_s(workload.shape, work, applying),
     )

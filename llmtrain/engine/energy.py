@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmtrain.device.energy import Counter, EnergyMeter, gpu_counters, package_counters
+from llmtrain.machine.energy import Counter, EnergyMeter, gpu_counters, package_counters
 from llmtrain.train.events import TrainResult
-from llmtrain.train.session import Session
+from llmtrain.train.trainer import Session
 
 
 def trained_with_energy(session: Session) -> TrainResult:

@@ -12,35 +12,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtrain.data.batches import Tokens, sequential_windows
+from llmtrain.data.batches.windows import Tokens, sequential_windows
 from llmtrain.data.corpus import Corpus
-from llmtrain.data.shards import PreparedData
-from llmtrain.data.sources import resolve_sources
-from llmtrain.device.inference_memory import EVALUATION_TOKENS
-from llmtrain.device.plan import InferencePlan
-from llmtrain.engine.data_work import DataWork
-from llmtrain.engine.dataset import open_dataset
-from llmtrain.engine.planning import plan_inference
+from llmtrain.data.shards.prepared import PreparedData
+from llmtrain.data.sources.resolve import resolve_sources
+from llmtrain.engine.plan_run import plan_inference
 from llmtrain.errors import DataError, UsageError
 from llmtrain.eval.baselines import Baselines, measure_baselines
 from llmtrain.eval.evaluate import bits_per_byte, sum_loss
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.generate import Sampling, generate_tokens
 from llmtrain.ops.precision import autocast_as
+from llmtrain.plan.inference_memory import EVALUATION_TOKENS
+from llmtrain.plan.planner import InferencePlan
+from llmtrain.prepare.context import PrepareContext
+from llmtrain.prepare.dataset import open_dataset
 from llmtrain.profile.load import profile_from_values
 from llmtrain.profile.schema import DataSection, DeviceSection
+from llmtrain.progress import Note
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.train.checkpoint import (
+from llmtrain.train.build import masking_separator, set_up_device, trained_model
+from llmtrain.train.checkpoint.format import (
     Checkpoint,
     DamagedCheckpointError,
     load_checkpoint,
     step_of,
 )
-from llmtrain.train.events import Note, Observer
-from llmtrain.train.run import masking_separator, set_up_device, trained_model
-from llmtrain.train.run_file import data_key
-from llmtrain.train.rundir import RunDirectory, find_checkpoints
-from llmtrain.train.world import World
+from llmtrain.train.distributed.world import World
+from llmtrain.train.events import Observer
+from llmtrain.train.run_directory.directory import RunDirectory, find_checkpoints
+from llmtrain.train.run_directory.record import data_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ def evaluate_run(
     Documents are masked where the run was trained so.
     """
     trained = load_trained(run, device, observe)
-    work = DataWork(trained.plan.workers.value, observe, check_stop)
+    work = PrepareContext(trained.plan.workers.value, observe, check_stop)
     profile = None
     if trained.record is not None:
         profile = profile_from_values(trained.record["profile"], "run.yaml")
@@ -122,7 +123,7 @@ def _mask_as_trained(trained: Trained, section: DataSection) -> None:
         model.compute_with(attention="blocks")  # torch's kernel wants a mask of all pairs
 
 
-def _evaluate_shards(trained: Trained, shards: PreparedData, work: DataWork) -> Evaluation:
+def _evaluate_shards(trained: Trained, shards: PreparedData, work: PrepareContext) -> Evaluation:
     facts = shards.index.validation
     return _evaluation(
         trained,
@@ -133,7 +134,7 @@ def _evaluate_shards(trained: Trained, shards: PreparedData, work: DataWork) -> 
     )
 
 
-def _evaluate_corpus(trained: Trained, corpus: Corpus, work: DataWork) -> Evaluation:
+def _evaluate_corpus(trained: Trained, corpus: Corpus, work: PrepareContext) -> Evaluation:
     """All of a text that the run did not come with, tokenized for the occasion."""
     encode, separator = trained.tokenizer.encode, trained.tokenizer.separator_id
     ids, text_bytes = array("q", [separator]), 0

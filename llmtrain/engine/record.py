@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 import llmtrain
-from llmtrain.device.facts import Facts
-from llmtrain.engine.dataset import Dataset
-from llmtrain.engine.forecast import Forecast
-from llmtrain.engine.planning import Planned
 from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.target import Target
+from llmtrain.engine.resume import Target
+from llmtrain.machine.facts import Facts
+from llmtrain.plan.forecast import Forecast
+from llmtrain.plan.planned import Planned
+from llmtrain.prepare.dataset import Dataset
+from llmtrain.train.distributed.world import launcher_identity, run_process_identity
 from llmtrain.train.events import TrainResult
-from llmtrain.train.rundir import RunDirectory
-from llmtrain.train.world import launcher_identity, run_process_identity
+from llmtrain.train.run_directory.directory import RunDirectory
 
 
 def machine_signature(facts: Facts) -> dict[str, Any]:

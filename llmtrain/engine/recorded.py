@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from llmtrain.device.facts import Facts
-from llmtrain.device.plan import Plan, plan_from_document
 from llmtrain.engine.record import machine_signature
-from llmtrain.engine.target import Target
+from llmtrain.engine.resume import Target
+from llmtrain.machine.facts import Facts
+from llmtrain.plan.planner import Plan, plan_from_document
 from llmtrain.profile.load import profile_from_values
 from llmtrain.profile.schema import DeviceSection, Profile
-from llmtrain.train.world import World
+from llmtrain.train.distributed.world import World
 
 
 def recorded_plan(target: Target, facts: Facts, world: World) -> Plan | None:
@@ -19,8 +19,8 @@ def recorded_plan(target: Target, facts: Facts, world: World) -> Plan | None:
     record = target.record
     if record is None or record.get("machine") != machine_signature(facts):
         return None
-    recorded, wishes = profile_from_values(record["profile"], "run.yaml"), target.loaded.profile
-    if _planned_by(recorded) != _planned_by(wishes):
+    recorded, options = profile_from_values(record["profile"], "run.yaml"), target.loaded.profile
+    if _planned_by(recorded) != _planned_by(options):
         return None
     plan = _plan_in(record)
     if plan is None:
@@ -37,8 +37,8 @@ def recorded_numerics(record: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _planned_by(profile: Profile) -> tuple[DeviceSection, int | str]:
     """The wishes that a plan follows."""
-    wishes = profile.device.model_copy(update={"collective_timeout": 0.0})
-    return wishes, profile.train.micro_batch
+    options = profile.device.model_copy(update={"collective_timeout": 0.0})
+    return options, profile.train.micro_batch
 
 
 def _plan_in(record: Mapping[str, Any]) -> Plan | None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmtrain.device.assume import AssumedMachine
-from llmtrain.device.choice import Choice
-from llmtrain.device.decisions import may_use_gpu
-from llmtrain.device.facts import Facts
-from llmtrain.device.probe import read_facts
-from llmtrain.engine.choosing import choose_profile, choose_tokens_per_step, with_chosen_step
+from llmtrain.choice import Choice
+from llmtrain.machine.assume import AssumedMachine
+from llmtrain.machine.facts import Facts
+from llmtrain.machine.probe import read_facts
+from llmtrain.plan.auto_profile import choose_profile, choose_tokens_per_step, with_chosen_step
+from llmtrain.plan.decisions import may_use_gpu
 from llmtrain.profile.load import (
     LoadedProfile,
     Setting,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmtrain.device.choice import ActivationCheckpointing, AttentionKernel
+from llmtrain.choice import ActivationCheckpointing, AttentionKernel
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.checkpointing import checkpointed, silence_compiler_warning
 from llmtrain.ops.documents import Seen, first_of_document, seen_by

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from llmtrain.device.choice import ActivationCheckpointing, AttentionKernel, Precision
-from llmtrain.device.facts import AttentionTimes, BlockTimes
+from llmtrain.choice import ActivationCheckpointing, AttentionKernel, Precision
 from llmtrain.errors import LlmtrainError
+from llmtrain.machine.facts import AttentionTimes, BlockTimes
 from llmtrain.model.decoder import Block, compile_block
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.documents import Seen, seen_by

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from llmtrain.device.choice import AttentionKernel
+from llmtrain.choice import AttentionKernel
 from llmtrain.ops.blocked_attention import blocked_attention
 from llmtrain.ops.documents import Seen
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from llmtrain.device.choice import ActivationCheckpointing
+from llmtrain.choice import ActivationCheckpointing
 from llmtrain.ops import blocked_attention  # registers the operator named below
 
 # What takes long to compute again; all else in a block is a pass over memory. Attention is what

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from llmtrain.device.choice import AttentionKernel
+from llmtrain.choice import AttentionKernel
 from llmtrain.ops.document_blocks import document_blocks
 
 # What an attention kernel is told of documents.

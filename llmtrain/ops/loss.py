@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from llmtrain.device.held import even_chunk, loss_chunk_tokens
+from llmtrain.ops.chunk_sizes import even_chunk, loss_chunk_tokens
 from llmtrain.ops.precision import compute_dtype
 
 # Turns logits in place into exp(logit − largest); gives the largest and the sum of each row.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from llmtrain.device.choice import Precision
+from llmtrain.choice import Precision
 
 
 def half_dtype(precision: Precision) -> torch.dtype | None:

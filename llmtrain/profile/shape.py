@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from llmtrain.profile.schema import ModelSection
 
+_MUON_ITERATIONS = 5  # of Newton and Schulz, three products each
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
@@ -80,3 +82,18 @@ def shape_of(section: ModelSection) -> ModelShape:
     if section.head_dim == "auto":
         values["head_dim"] = section.hidden_size // section.num_heads
     return ModelShape(**values)
+
+
+def muon_flops(shape: ModelShape) -> int:
+    """Operations of one step of Muon: the products that orthogonalise every hidden matrix."""
+    width, inner = shape.hidden_size, shape.intermediate_size
+    flops = 2 * orthogonalization_flops(width, shape.attention_width)
+    flops += 2 * orthogonalization_flops(width, shape.kv_width)
+    flops += 3 * orthogonalization_flops(width, inner)
+    return shape.num_layers * flops
+
+
+def orthogonalization_flops(rows: int, columns: int) -> int:
+    """Of one matrix: X·Xᵀ, its square, and their polynomial times X, in every iteration."""
+    short, long = sorted((rows, columns))
+    return _MUON_ITERATIONS * (2 * 2 * short * short * long + 2 * short**3)

@@ -50,7 +50,7 @@ VocabularySize = int | Callable[[int], int]
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class VocabularySpec:
     """What is to be learnt of a text."""
 
     vocab_size: int  # with all that is not learnt
@@ -94,7 +94,7 @@ class Learned:
     character_coverage: float  # the highest that fits into the vocabulary
 
 
-Learn = Callable[[Iterable[str], Recipe], Learned]
+Learn = Callable[[Iterable[str], VocabularySpec], Learned]
 
 
 def train_tokenizer(
@@ -115,7 +115,7 @@ def train_tokenizer(
     """
     sample = ByteSample(SAMPLE_BYTES[kind] if max_bytes is None else max_bytes)
     if isinstance(vocab_size, int):
-        _require_room(Recipe(vocab_size, kind, reserved))  # before the text is read
+        _require_room(VocabularySpec(vocab_size, kind, reserved))  # before the text is read
     for document in documents:
         sample.add(escape(document).replace(_RARE_MARK, " "))
     if not any(text.strip("\r\n\x00") for text in sample):
@@ -124,7 +124,7 @@ def train_tokenizer(
             hint="name files that have text in them: --data FILE",
         )
     pieces = vocab_size if isinstance(vocab_size, int) else vocab_size(sample.bytes_seen)
-    recipe = Recipe(pieces, kind, reserved)
+    recipe = VocabularySpec(pieces, kind, reserved)
     _require_room(recipe)
     learned = (learn or learn_vocabulary)(sample, recipe)
     return TrainedTokenizer(
@@ -137,7 +137,7 @@ def train_tokenizer(
     )
 
 
-def learn_vocabulary(texts: Iterable[str], recipe: Recipe) -> Learned:
+def learn_vocabulary(texts: Iterable[str], recipe: VocabularySpec) -> Learned:
     """Pieces for the texts, which are read once. Raises UsageError and DataError."""
     learn = _merged(texts, recipe) if recipe.kind == "bpe" else _likeliest(texts, recipe)
     needed = recipe.fewest_pieces
@@ -165,7 +165,7 @@ def _tokenizer_of(model: bytes, kind: ModelKind) -> Tokenizer:
     return Tokenizer.read_as(read_as, unigram_json(pieces).encode())
 
 
-def _merged(texts: Iterable[str], recipe: Recipe) -> Callable[[float], bytes]:
+def _merged(texts: Iterable[str], recipe: VocabularySpec) -> Callable[[float], bytes]:
     """By character coverage: the model that byte pairs give."""
     times: Counter[str] = Counter()
     for text in texts:
@@ -179,14 +179,14 @@ def _merged(texts: Iterable[str], recipe: Recipe) -> Callable[[float], bytes]:
     return learn
 
 
-def _likeliest(texts: Iterable[str], recipe: Recipe) -> Callable[[float], bytes]:
+def _likeliest(texts: Iterable[str], recipe: VocabularySpec) -> Callable[[float], bytes]:
     """By character coverage: the unigram model, whose first pieces come from whole texts."""
     kept = list(texts)
     return lambda coverage: _sentencepiece_model(iter(kept), "text", recipe, coverage)
 
 
 def _sentencepiece_model(
-    lines: Iterator[str], form: Literal["text", "tsv"], recipe: Recipe, coverage: float
+    lines: Iterator[str], form: Literal["text", "tsv"], recipe: VocabularySpec, coverage: float
 ) -> bytes:
     model = io.BytesIO()
     SentencePieceTrainer.train(
@@ -220,7 +220,7 @@ def _sentencepiece_model(
     return model.getvalue()
 
 
-def _require_room(recipe: Recipe) -> None:
+def _require_room(recipe: VocabularySpec) -> None:
     if not 0 <= recipe.reserved <= MOST_RESERVED:
         raise UsageError(
             f"{recipe.reserved} reserved pieces; there can be 0 to {MOST_RESERVED}",
@@ -230,7 +230,7 @@ def _require_room(recipe: Recipe) -> None:
         raise _too_small(recipe, recipe.fewest_pieces)
 
 
-def _too_small(recipe: Recipe, needed: int) -> UsageError:
+def _too_small(recipe: VocabularySpec, needed: int) -> UsageError:
     characters = needed - recipe.fixed_pieces
     return UsageError(
         f"a vocabulary of {recipe.vocab_size} pieces is too small: this text needs at least "

@@ -8,29 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from llmtrain.device.live import LiveMemory
-from llmtrain.device.memory import MemoryPrediction
-from llmtrain.device.plan import Plan
+from llmtrain.machine.live_memory import LiveMemory
+from llmtrain.plan.memory import MemoryPrediction
+from llmtrain.plan.planner import Plan
+from llmtrain.progress import Note, Progress
 
 Stopped = Literal["done", "time", "interrupted"]
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something the user should know."""
-
-    text: str
-    is_warning: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Work before or after training: `done` of `total` bytes; of 0 where nobody can say."""
-
-    phase: str
-    done: int
-    total: int
-    remaining_s: float | None = None  # where it can be said
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,19 +9,19 @@ from dataclasses import replace
 
 import torch
 
-from llmtrain.data.batches import BatchReader
-from llmtrain.data.shards import PreparedData
+from llmtrain.data.batches.windows import BatchReader
+from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.eval.evaluate import LossSum, sum_loss
 from llmtrain.model.generate import Sampling, generate_tokens
 from llmtrain.profile.schema import Profile
 from llmtrain.tokenizer import Tokenizer
+from llmtrain.train.distributed.signals import StopRequest
 from llmtrain.train.loop import Run
-from llmtrain.train.signals import StopRequest
 
 _SAMPLING = Sampling(temperature=0.8)
 
 
-class Examiner:
+class Evaluator:
     """Always asks the same questions: the same windows of validation text, the same prompts."""
 
     def __init__(

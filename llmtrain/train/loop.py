@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from llmtrain.data.batches import WindowReader
-from llmtrain.data.prefetch import Prefetch, Windows
-from llmtrain.device.plan import Plan
+from llmtrain.data.batches.prefetch import Prefetch, Windows
+from llmtrain.data.batches.windows import WindowReader
 from llmtrain.model.decoder import Decoder
 from llmtrain.ops.precision import autocast_as
+from llmtrain.plan.planner import Plan
+from llmtrain.train.distributed.world import World
+from llmtrain.train.divergence.policy import DivergenceState, StepVerdict, judge
 from llmtrain.train.muon import RoleOptimizer
 from llmtrain.train.optim import set_learning_rate
 from llmtrain.train.schedule import Schedule
-from llmtrain.train.stability import Course, Verdict, judge
-from llmtrain.train.world import World
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class StepReport:
     loss: float  # mean nats per token over all ranks, before the update
     grad_norm: float  # before clipping
     lr: float  # of the hidden matrices
-    verdict: Verdict = field(default_factory=Verdict)
+    verdict: StepVerdict = field(default_factory=StepVerdict)
     first_window: int = 0  # of the step's batch, in the run's order
 
 
@@ -71,7 +71,7 @@ class Run:
     peak_learning_rate: float
     gradient_clip: float | None
     skips_spikes: bool = True
-    course: Course = field(default_factory=Course)
+    course: DivergenceState = field(default_factory=DivergenceState)
     prefetch: Prefetch | None = None  # of `batches`
 
     @property
@@ -177,7 +177,7 @@ def _agreed(world: World, nats: Tensor, grad_norm: float) -> tuple[float, float]
     return total_nats, math.nan if bad_ranks and math.isfinite(grad_norm) else grad_norm
 
 
-def _judged(run: Run, loss: float, grad_norm: float) -> Verdict:
+def _judged(run: Run, loss: float, grad_norm: float) -> StepVerdict:
     """Whether the step may update the weights; the run's course knows of it."""
     verdict, run.course = judge(
         run.course,
@@ -190,7 +190,7 @@ def _judged(run: Run, loss: float, grad_norm: float) -> Verdict:
     return verdict
 
 
-def _update(run: Run, verdict: Verdict) -> None:
+def _update(run: Run, verdict: StepVerdict) -> None:
     """The optimizer has stepped, or nothing of it has changed."""
     if verdict.skipped is None:
         run.scaler.step(run.optimizer)

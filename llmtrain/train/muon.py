@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from llmtrain.device.held import MUON_STACK_BYTES
+from llmtrain.choice import Algorithm
 from llmtrain.ops.orthogonal import orthogonalize
+from llmtrain.plan.activation_bytes import MUON_STACK_BYTES
 
-Algorithm = Literal["muon", "adamw"]
 # What each keeps for a parameter.
 STATE: dict[Algorithm, tuple[str, ...]] = {
     "muon": ("momentum",),

@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from llmtrain.choice import Algorithm
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
 from llmtrain.profile.schema import OptimSection
-from llmtrain.train.muon import STATE, Algorithm, RoleOptimizer
-from llmtrain.train.rates import Role, algorithm_of, peak_learning_rates
+from llmtrain.recipe.learning_rate import Role, algorithm_of, peak_learning_rates
+from llmtrain.train.muon import STATE, RoleOptimizer
 
 
 def role_of(name: str, parameter: nn.Parameter) -> Role:

@@ -131,10 +131,10 @@ def _median(values: Iterable[float]) -> float:
 
 def expected_steps(profile: Profile) -> dict[str, float]:
     """What the end of a run costs, in steps, before any of it is measured."""
-    wishes = profile.eval
-    sampled = len(wishes.prompts) * wishes.sample_tokens if wishes.sample_every_steps else 0
+    options = profile.eval
+    sampled = len(options.prompts) * options.sample_tokens if options.sample_every_steps else 0
     return {
-        "evaluation": wishes.tokens / profile.train.chosen_tokens_per_step * _EVALUATION_STEPS,
+        "evaluation": options.tokens / profile.train.chosen_tokens_per_step * _EVALUATION_STEPS,
         "samples": sampled * _SAMPLED_TOKEN_STEPS,
         "save": _SAVE_STEPS,
     }

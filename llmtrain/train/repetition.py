@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from llmtrain.data.mixture import MixedSource
+from llmtrain.data.batches.mixture import MixedSource
 from llmtrain.units import format_count
 
 MANY_EPOCHS = 4.0

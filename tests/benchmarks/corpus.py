@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llmtrain.data.finding import files_below, library_files
+from llmtrain.data.sources.discover import files_below, library_files
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -25,11 +25,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from llmtrain.data.batches import BatchReader
-from llmtrain.data.index import token_dtype
-from llmtrain.data.prefetch import Prefetch
-from llmtrain.data.stream import TokenStream
-from llmtrain.data.writer import SplitWriter
+from llmtrain.data.batches.prefetch import Prefetch
+from llmtrain.data.batches.windows import BatchReader
+from llmtrain.data.shards.index import token_dtype
+from llmtrain.data.shards.token_stream import TokenStream
+from llmtrain.data.shards.writer import SplitWriter
 from llmtrain.files import forget_cached
 from llmtrain.units import parse_count
 

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import yaml
 
-from llmtrain.data.batches import sequential_windows
-from llmtrain.data.shards import entry_directory, open_prepared
+from llmtrain.data.batches.windows import sequential_windows
+from llmtrain.data.shards.prepared import entry_directory, open_prepared
 from llmtrain.engine.api import train
 from llmtrain.engine.inference import Trained, load_trained
 from llmtrain.eval.evaluate import bits_per_byte, sum_loss

@@ -23,9 +23,9 @@ from typing import Literal
 
 import psutil
 
-from llmtrain.data.near_copies import repeats
-from llmtrain.data.signatures import SIGNATURE_BYTES, Signer, shingle_hashes
-from llmtrain.data.sources import resolve_sources
+from llmtrain.data.quality.minhash import SIGNATURE_BYTES, Signer, shingle_hashes
+from llmtrain.data.quality.near_duplicates import repeats
+from llmtrain.data.sources.resolve import resolve_sources
 
 Kind = Literal["exact", "whitespace", "words", "characters"]
 KINDS: tuple[Kind, ...] = ("exact", "whitespace", "words", "characters")

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import psutil
 
-from llmtrain.data.sources import resolve_sources
+from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.tokenizer import train_tokenizer
 from llmtrain.units import parse_bytes
 from tests.checkout import import_path
@@ -53,8 +53,8 @@ class Outcome:
 
 _CHILD = """
 import json, os, sys, time
-from llmtrain.engine.data_work import DataWork
-from llmtrain.engine.dataset import prepare_dataset
+from llmtrain.prepare.context import DataWork
+from llmtrain.prepare.dataset import prepare_dataset
 from llmtrain.profile.schema import DataSection
 
 corpus, tokenizer, workers = sys.argv[1:]

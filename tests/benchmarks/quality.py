@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llmtrain.data.batches import BatchReader
-from llmtrain.data.shards import PreparedData
-from llmtrain.device.choice import Choice
-from llmtrain.engine.choosing import with_chosen_step
-from llmtrain.engine.data_work import DataWork
-from llmtrain.engine.dataset import prepare_dataset
+from llmtrain.choice import Choice
+from llmtrain.data.batches.windows import BatchReader
+from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.eval.evaluate import bits_per_byte
+from llmtrain.plan.auto_profile import with_chosen_step
+from llmtrain.prepare.context import PrepareContext
+from llmtrain.prepare.dataset import prepare_dataset
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import Profile
 from tests.benchmarks.documents import CurvePoint, Quality, QualityJob
@@ -67,7 +67,7 @@ def train_for_quality(job: QualityJob) -> Quality:
     torch.set_num_threads(job.threads)
     loaded = load_profile(job.profile, environment=os.environ, assignments=job.assignments)
     profile = with_chosen_step(loaded, _TOKENS_PER_STEP).profile
-    work = DataWork(job.threads, observe=lambda event: None, check_stop=lambda: None)
+    work = PrepareContext(job.threads, observe=lambda event: None, check_stop=lambda: None)
     with closing(prepare_dataset(profile.data, profile.model.vocab_size, work).shards) as data:
         return train_on(job, profile, data)
 

@@ -15,18 +15,18 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from llmtrain.data.batches import BatchReader
-from llmtrain.data.shards import PreparedData
-from llmtrain.device.choice import Choice
-from llmtrain.engine.data_work import DataWork
-from llmtrain.engine.dataset import prepare_dataset
-from llmtrain.engine.planning import plan_run
+from llmtrain.choice import Choice
+from llmtrain.data.batches.windows import BatchReader
+from llmtrain.data.shards.prepared import PreparedData
+from llmtrain.engine.plan_run import plan_run
 from llmtrain.eval.evaluate import bits_per_byte, sum_loss
+from llmtrain.prepare.context import PrepareContext
+from llmtrain.prepare.dataset import prepare_dataset
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import DataSection, Profile
+from llmtrain.train.build import build_run
+from llmtrain.train.distributed.world import World
 from llmtrain.train.loop import Run, training_steps
-from llmtrain.train.run import build_run
-from llmtrain.train.world import World
 from tests.benchmarks.documents import CurvePoint, Quality, QualityJob
 from tests.benchmarks.quality import train_on
 from tests.benchmarks.variants import VARIANTS
@@ -114,7 +114,7 @@ def profile_of(job: SweepJob, corpora: Mapping[str, str]) -> Profile:
 
 @lru_cache(maxsize=8)
 def _data(section: DataSection, vocab_size: int, threads: int) -> PreparedData:
-    work = DataWork(threads, observe=lambda event: None, check_stop=lambda: None)
+    work = PrepareContext(threads, observe=lambda event: None, check_stop=lambda: None)
     return prepare_dataset(section, vocab_size, work).shards
 
 

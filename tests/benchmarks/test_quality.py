@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmtrain.data.shards import PreparedData
+from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.profile.load import load_profile
 from tests.benchmarks.documents import CurvePoint, Quality, QualityJob
 from tests.benchmarks.quality import Work, _factor, train_for_quality

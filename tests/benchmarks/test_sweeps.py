@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.profile.load import load_profile
-from llmtrain.train.rates import muon_rate
+from llmtrain.recipe.learning_rate import muon_rate
 from tests.benchmarks.sweep import read_plan
 from tests.benchmarks.sweep_job import SweepJob, SweepResult, read_results
 

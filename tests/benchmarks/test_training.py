@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from llmtrain.data.shards import open_prepared
-from llmtrain.engine.data_work import DataWork
-from llmtrain.engine.dataset import prepare_dataset
+from llmtrain.data.shards.prepared import open_prepared
+from llmtrain.prepare.context import PrepareContext
+from llmtrain.prepare.dataset import prepare_dataset
 from llmtrain.profile.load import load_profile
 from tests.benchmarks.comparison import Comparison
 from tests.benchmarks.documents import PeakJob, Prepared, PrepareJob, TrainJob
@@ -91,7 +91,7 @@ def test_llmtrain_trains_on_the_random_tokens(
     found = prepare_dataset(
         section.model_copy(update={"sources": (source,), "tokenizer": tokenizer}),
         comparison.shape.model.vocab_size,
-        DataWork(1, lambda event: None, lambda: None),
+        PrepareContext(1, lambda event: None, lambda: None),
     ).shards
     with found:
         assert found.index.key == prepared.key

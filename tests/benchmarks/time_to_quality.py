@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
-from llmtrain.device.probe import read_cpu
+from llmtrain.machine.probe import read_cpu
 from llmtrain.units import format_count, format_duration, parse_duration_s
 from tests.benchmarks.documents import Quality, QualityJob
 from tests.checkout import ROOT

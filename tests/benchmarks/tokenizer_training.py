@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from llmtrain.data.sources import resolve_sources
+from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.tokenizer import open_tokenizer
 from llmtrain.units import format_bytes, parse_bytes
 from tests.benchmarks.process import run_measured, tail

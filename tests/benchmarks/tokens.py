@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from llmtrain.data.index import SplitFacts, token_dtype, write_index
-from llmtrain.data.preparing import unigram_cross_entropy_nats
-from llmtrain.data.shards import SHARD_BYTES, PreparedData
+from llmtrain.data.shards.build import unigram_cross_entropy_nats
+from llmtrain.data.shards.index import SplitFacts, token_dtype, write_index
+from llmtrain.data.shards.prepared import SHARD_BYTES, PreparedData
+from llmtrain.data.shards.writer import SplitWriter
 from llmtrain.data.split import Side
-from llmtrain.data.writer import SplitWriter
-from llmtrain.device.probe import read_cpu
-from llmtrain.engine.data_work import DataWork
-from llmtrain.engine.dataset import Dataset, prepare_dataset
+from llmtrain.machine.probe import read_cpu
+from llmtrain.prepare.context import PrepareContext
+from llmtrain.prepare.dataset import Dataset, prepare_dataset
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import Profile
 from llmtrain.tokenizer import train_tokenizer
@@ -54,7 +54,7 @@ def prepare_tokens(job: PrepareJob) -> Prepared:
 
 def _dataset(job: PrepareJob, profile: Profile, sources: tuple[str, ...], threads: int) -> Dataset:
     section = profile.data.model_copy(update={"sources": sources})
-    work = DataWork(threads, observe=lambda event: None, check_stop=lambda: None)
+    work = PrepareContext(threads, observe=lambda event: None, check_stop=lambda: None)
     if job.random_tokens is None:
         return prepare_dataset(section, profile.model.vocab_size, work)
     texts = [Path(source).read_text(encoding="utf-8") for source in sources]

@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 
 import llmtrain as package
 from llmtrain.cli.app import run
-from llmtrain.cli.documents import PUBLISHED, published_schema
+from llmtrain.documents import PUBLISHED, published_schema
 
 PROFILE = """\
 name: tiny

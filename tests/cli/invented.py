@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from llmtrain.device.facts import (
+from llmtrain.machine.facts import (
     Accelerator,
     AttentionTimes,
     BlockTimes,

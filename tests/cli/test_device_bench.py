@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from llmtrain.device import probe
-from llmtrain.device.facts import Accelerator, AttentionTimes, BlockTimes, MatmulTimes
-from llmtrain.device.probe import read_facts
-from llmtrain.engine import measuring, request
+from llmtrain.engine import request
+from llmtrain.machine import probe
+from llmtrain.machine.facts import Accelerator, AttentionTimes, BlockTimes, MatmulTimes
+from llmtrain.machine.probe import read_facts
 from llmtrain.model.timing import CompileError
+from llmtrain.plan import cpu_benchmarks
 
 BENCH = ("device", "bench", "-p", "tiny.yaml")
 # Two layers of 2,048 × 32 × 64 forward and backward: 0.05 GFLOP.
@@ -34,9 +35,9 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = replace(read_facts(), accelerators=(), cxx_compiler="/usr/bin/g++")
     monkeypatch.setattr(probe, "read_facts", lambda **_: facts)
     monkeypatch.setattr(request, "read_facts", lambda **_: facts)
-    monkeypatch.setattr(measuring, "time_matmuls", lambda *_: PRODUCTS)
-    monkeypatch.setattr(measuring, "time_attention", lambda *_: ATTENTION)
-    monkeypatch.setattr(measuring, "time_block", lambda *_, **__: BLOCK)
+    monkeypatch.setattr(cpu_benchmarks, "time_matmuls", lambda *_: PRODUCTS)
+    monkeypatch.setattr(cpu_benchmarks, "time_attention", lambda *_: ATTENTION)
+    monkeypatch.setattr(cpu_benchmarks, "time_block", lambda *_, **__: BLOCK)
 
 
 @pytest.mark.usefixtures("invented")
@@ -108,7 +109,7 @@ def test_next_plan_uses_the_times(llmtrain: Any, monkeypatch: pytest.MonkeyPatch
 
     shown = llmtrain(*BENCH, "--json").document["plan"]
     for name in ("time_matmuls", "time_attention", "time_block"):
-        monkeypatch.setattr(measuring, name, measured_again)
+        monkeypatch.setattr(cpu_benchmarks, name, measured_again)
 
     short = llmtrain("device", "info", "-p", "tiny.yaml", "--json").document["plan"]
     assert {name: short[name] | {"origin": None} for name in shown} == {
@@ -122,7 +123,7 @@ def test_next_plan_uses_the_times(llmtrain: Any, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("invented")
 def test_no_compile_measures_no_block(llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "time_block", lambda *_, **__: pytest.fail("compiled"))
+    monkeypatch.setattr(cpu_benchmarks, "time_block", lambda *_, **__: pytest.fail("compiled"))
 
     outcome = llmtrain(*BENCH, "--no-compile", "--json")
 
@@ -138,7 +139,7 @@ def test_failure_to_compile_is_one_line(llmtrain: Any, monkeypatch: pytest.Monke
     def fail(*_: Any, **__: Any) -> BlockTimes:
         raise CompileError("g++: fatal error: no space left")
 
-    monkeypatch.setattr(measuring, "time_block", fail)
+    monkeypatch.setattr(cpu_benchmarks, "time_block", fail)
 
     outcome = llmtrain(*BENCH, "--json")
 

@@ -29,9 +29,9 @@ def machine(name: str, monkeypatch: pytest.MonkeyPatch) -> Machine:
     """What is found and measured here is this machine's."""
     machine = MACHINES[name]
     monkeypatch.setattr("llmtrain.engine.request.read_facts", lambda **_: machine.facts)
-    monkeypatch.setattr("llmtrain.engine.planning.read_facts", pytest.fail)
-    monkeypatch.setattr("llmtrain.engine.planning.measured_cpu", lambda *_: machine.times)
-    monkeypatch.setattr("llmtrain.engine.choosing.measured_products", pytest.fail)
+    monkeypatch.setattr("llmtrain.engine.plan_run.read_facts", pytest.fail)
+    monkeypatch.setattr("llmtrain.engine.plan_run.measured_cpu", lambda *_: machine.times)
+    monkeypatch.setattr("llmtrain.plan.auto_profile.measured_products", pytest.fail)
     return machine
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from llmtrain.cli import progress
 from llmtrain.cli.progress import PlainProgress
-from llmtrain.train.events import Progress
+from llmtrain.progress import Progress
 
 
 class Notes:

@@ -21,21 +21,21 @@ import yaml
 from jsonschema import Draft202012Validator, ValidationError
 
 import llmtrain as package
-from llmtrain.cli.documents import PUBLISHED, plans, published_schema
-from llmtrain.cli.voice import Voice
-from llmtrain.device.live import LiveMemory
-from llmtrain.device.memory import MemoryPrediction
-from llmtrain.device.plan import Plan
-from llmtrain.device.readings import AcceleratorMemory
+from llmtrain.cli.output import Output
+from llmtrain.documents import PUBLISHED, plans, published_schema
+from llmtrain.machine.live_memory import LiveMemory
+from llmtrain.machine.memory_readings import AcceleratorMemory
+from llmtrain.plan.memory import MemoryPrediction
+from llmtrain.plan.planner import Plan
+from llmtrain.profile.horizon import Horizon
 from llmtrain.profile.load import load_profile
+from llmtrain.train.distributed.world import World
+from llmtrain.train.divergence.policy import Jump
 from llmtrain.train.events import Step, metrics_line
-from llmtrain.train.horizon import Horizon
+from llmtrain.train.logger import Reporter
 from llmtrain.train.loop import Run
 from llmtrain.train.pace import Pace
-from llmtrain.train.reporting import Reporter
-from llmtrain.train.rundir import RunDirectory
-from llmtrain.train.stability import Jump
-from llmtrain.train.world import World
+from llmtrain.train.run_directory.directory import RunDirectory
 from tests.cli.conftest import complaints
 from tests.cli.json_page import page
 from tests.cli.test_help import COMMANDS
@@ -146,14 +146,14 @@ def test_the_pages_program_validates(
     program.write_text(text, encoding="utf-8")
     monkeypatch.setattr("subprocess.run", run)
     runpy.run_path(str(program))
-    monkeypatch.setattr("llmtrain.cli.memory.memory_now", lambda *_: {"system": None})
+    monkeypatch.setattr("llmtrain.cli.memory.now.memory_now", lambda *_: {"system": None})
     with pytest.raises(ValidationError):
         runpy.run_path(str(program))
 
 
 def test_schemas_need_no_torch() -> None:
-    loaded = loaded_after("import llmtrain.cli.schema, llmtrain.cli.documents")
-    assert "llmtrain.cli.documents.results" in loaded
+    loaded = loaded_after("import llmtrain.cli.schema, llmtrain.documents")
+    assert "llmtrain.documents.results" in loaded
     assert not loaded & {"torch", "numpy"}
 
 
@@ -186,7 +186,7 @@ def test_an_unknown_schema_is_refused(llmtrain: Any) -> None:
 
 
 def test_no_document_has_what_json_has_no_word_for(capsys: pytest.CaptureFixture[str]) -> None:
-    Voice().document({"a": float("nan"), "b": [float("inf"), {"c": (1.5, -float("inf"))}]})
+    Output().document({"a": float("nan"), "b": [float("inf"), {"c": (1.5, -float("inf"))}]})
     document = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert (document["a"], document["b"]) == (None, [None, {"c": [1.5, None]}])
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from llmtrain.cli.streams import UnfailingStream
-from llmtrain.train.checkpoint import list_checkpoints, load_state
+from llmtrain.train.checkpoint.format import list_checkpoints, load_state
 
 
 def command(*arguments: str) -> list[str]:

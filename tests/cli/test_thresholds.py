@@ -15,7 +15,7 @@ import pytest
 
 from llmtrain.cli.thresholds import at_most, require_met
 from llmtrain.errors import ThresholdError
-from llmtrain.train.checkpoint import list_checkpoints, load_state
+from llmtrain.train.checkpoint.format import list_checkpoints, load_state
 
 TRAIN = ("train", "-p", "tiny.yaml", "--out", "run")
 

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from llmtrain.data.shards import PreparedData, prepare
-from llmtrain.data.sources import resolve_sources
+from llmtrain.data.shards.prepared import PreparedData, prepare
+from llmtrain.data.sources.resolve import resolve_sources
 
 
 @dataclasses.dataclass

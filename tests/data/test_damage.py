@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from llmtrain.data import preparing
-from llmtrain.data.index import INDEX_NAME, write_index
-from llmtrain.data.shards import open_prepared
+from llmtrain.data.shards import build
+from llmtrain.data.shards.index import INDEX_NAME, write_index
+from llmtrain.data.shards.prepared import open_prepared
 from llmtrain.errors import DataError, LlmtrainError
 
 Entries = Callable[[], list[str]]
@@ -25,7 +25,7 @@ def test_a_failing_disk_leaves_nothing(
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    owner = {"fsync": os, "rename": Path, "write_index": preparing}[name]
+    owner = {"fsync": os, "rename": Path, "write_index": build}[name]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, fail)
         with pytest.raises(LlmtrainError, match="No space left") as caught:

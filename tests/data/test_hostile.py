@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from llmtrain.data.document import Limits
-from llmtrain.data.sources import resolve_sources
+from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.data.split import plan_split
 from llmtrain.errors import DataError
 
@@ -129,7 +129,7 @@ import resource, sys
 from pathlib import Path
 from typing import Any
 from llmtrain.data.document import Limits
-from llmtrain.data.sources import resolve_sources
+from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.data.split import plan_split
 from llmtrain.errors import DataError
 limits = Limits(longest_bytes=1 << 20)

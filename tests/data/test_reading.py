@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.data.formats.text import decode_python
-from llmtrain.data.reading import Document, Question, read_documents, source_file
+from llmtrain.data.reading import Document, ReadOptions, read_documents, source_file
 from llmtrain.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"
@@ -18,7 +18,7 @@ _BOM = b"\xef\xbb\xbf"
 def documents(path: Path, data: bytes, *, text_field: str = "text") -> list[Document]:
     """What a file at `path` that holds `data` is read as."""
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return list(read_documents(source_file(path), Question(text_field), nobody))
+    return list(read_documents(source_file(path), ReadOptions(text_field), nobody))
 
 
 def nobody(_position: int) -> None:
@@ -85,7 +85,7 @@ def test_damaged_gzip_is_named(tmp_path: Path, name: str) -> None:
     for bad in (data[: len(data) // 2], data[:-4], bytes(flipped), b"not gzip at all"):
         path.write_bytes(bad)
         with data_error(name, "gzip"):
-            list(read_documents(source_file(path), Question(), nobody))
+            list(read_documents(source_file(path), ReadOptions(), nobody))
 
 
 def test_python_sources_are_decoded_as_they_declare() -> None:

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmtrain.data.corpus import Corpus
-from llmtrain.data.gauge import FingerprintBuilder
+from llmtrain.data.corpus_stats import FingerprintBuilder
 from llmtrain.data.reading import Document
-from llmtrain.data.sources import resolve_sources
+from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.data.split import BlockSplit, DocumentSplit, Piece, cut_at_line_ends, plan_split
 from llmtrain.errors import DataError, UsageError
 

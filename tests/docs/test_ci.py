@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmtrain.train.checkpoint import list_checkpoints, load_state
-from llmtrain.train.rundir import RunDirectory
-from llmtrain.train.world import running_process
+from llmtrain.train.checkpoint.format import list_checkpoints, load_state
+from llmtrain.train.distributed.world import running_process
+from llmtrain.train.run_directory.directory import RunDirectory
 from tests.small import ENVIRONMENT
 
 ROOT = Path(__file__).parents[2]

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from llmtrain.device.facts import Accelerator, AttentionTimes, BlockTimes, Facts, MatmulTimes
-from llmtrain.device.probe import read_facts
-from llmtrain.engine import measuring
 from llmtrain.engine.bench import Bench, bench_cpu
-from llmtrain.engine.measuring import cpu_threads
-from llmtrain.engine.planning import needs_of, plan_run
+from llmtrain.engine.plan_run import plan_run, workload_of
 from llmtrain.errors import UsageError
+from llmtrain.machine.facts import Accelerator, AttentionTimes, BlockTimes, Facts, MatmulTimes
+from llmtrain.machine.probe import read_facts
 from llmtrain.model.timing import CompileError
+from llmtrain.plan import cpu_benchmarks
+from llmtrain.plan.cpu_benchmarks import cpu_threads
 from llmtrain.profile.load import Setting, load_profile
 from llmtrain.profile.schema import Profile
 
@@ -82,7 +82,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     clock = Clock()
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / "cache"))
     for name in ("time_matmuls", "time_attention", "time_block"):
-        monkeypatch.setattr(measuring, name, getattr(clock, name))
+        monkeypatch.setattr(cpu_benchmarks, name, getattr(clock, name))
     return clock
 
 
@@ -170,7 +170,7 @@ def test_failure_to_compile_is_part_of_the_times(
     def fail(_: Any, **settings: Any) -> BlockTimes:
         raise CompileError("g++: fatal error")
 
-    monkeypatch.setattr(measuring, "time_block", fail)
+    monkeypatch.setattr(cpu_benchmarks, "time_block", fail)
     clock.products = MEDIUM_PAYS
 
     benched = bench(profile(), facts)
@@ -196,7 +196,7 @@ def test_processes_share_the_cores(facts: Facts) -> None:
     )
     for processes, threads in (("auto", 8), (1, 8), (2, 4), (8, 1)):
         asked = profile(device__processes=processes, device__threads="auto")
-        assert cpu_threads(eight, asked.device, needs_of(asked, None, eight)) == threads
+        assert cpu_threads(eight, asked.device, workload_of(asked, None, eight)) == threads
 
 
 def test_plan_for_a_gpu_is_refused(clock: Clock, facts: Facts) -> None:

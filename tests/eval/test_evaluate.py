@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from llmtrain.data.batches import sequential_windows
+from llmtrain.data.batches.windows import sequential_windows
 from llmtrain.eval import baselines
 from llmtrain.eval.baselines import Baselines, measure_baselines
 from llmtrain.eval.evaluate import LossSum, bits_per_byte, sum_loss

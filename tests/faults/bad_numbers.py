@@ -27,18 +27,19 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from llmtrain.engine import training
+from llmtrain.engine import train
 from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.training import Sitting, run_training
+from llmtrain.engine.train import TrainSession, run_training
 from llmtrain.errors import DivergedError
 from llmtrain.profile.load import Setting
-from llmtrain.train import stability
-from llmtrain.train.checkpoint import list_checkpoints, load_checkpoint
-from llmtrain.train.events import Event, Note, Step
+from llmtrain.progress import Note
+from llmtrain.train.build import build_run
+from llmtrain.train.checkpoint.format import list_checkpoints, load_checkpoint
+from llmtrain.train.distributed.signals import StopRequest
+from llmtrain.train.distributed.world import World
+from llmtrain.train.divergence import policy
+from llmtrain.train.events import Event, Step
 from llmtrain.train.loop import Run
-from llmtrain.train.run import build_run
-from llmtrain.train.signals import StopRequest
-from llmtrain.train.world import World
 
 STEPS, PER_STEP = 40, 8
 PROFILE = f"""\
@@ -139,7 +140,7 @@ def trained(out: Path, fault: Fault, settings: dict[str, Any], stops: list[str])
         return run
 
     flags = {key: Setting(value, f"argument {key}") for key, value in settings.items()}
-    with mock.patch.object(training, "build_run", build):
+    with mock.patch.object(train, "build_run", build):
         for moment in [*stops, ""]:
             stop = StopRequest()
 
@@ -149,7 +150,7 @@ def trained(out: Path, fault: Fault, settings: dict[str, Any], stops: list[str])
 
             request = TrainRequest(profile="tiny.yaml", flags=flags, out=out, resume="auto")
             try:
-                run_training(request, Sitting(World(), observe, stop))
+                run_training(request, TrainSession(World(), observe, stop))
             except DivergedError as error:
                 return End(error.message, ())
     newest = list_checkpoints(out / "checkpoints")[-1]
@@ -183,7 +184,7 @@ def trial(seed: int, directory: Path) -> str:
     bad = fault.first_window // PER_STEP + 1
     moments += [f"step {bad + draw.randint(0, 5)} is skipped"]
     draw.shuffle(moments)
-    with mock.patch.object(stability, "REWIND_STEPS", back):
+    with mock.patch.object(policy, "REWIND_STEPS", back):
         whole = trained(directory / "whole", fault, settings, [])
         other = trained(directory / "other", fault, settings, moments)
     end = whole.message or "done"

@@ -25,15 +25,16 @@ from typing import Any
 
 import torch
 
-from llmtrain.device.startup import prepare_for_torch
 from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.training import Sitting, run_training
+from llmtrain.engine.train import TrainSession, run_training
 from llmtrain.errors import DoesNotFitError
+from llmtrain.machine.startup import prepare_for_torch
 from llmtrain.profile.load import Setting
-from llmtrain.train.events import Event, Note, Started, Step
-from llmtrain.train.rundir import RunDirectory
-from llmtrain.train.signals import StopRequest
-from llmtrain.train.world import World
+from llmtrain.progress import Note
+from llmtrain.train.distributed.signals import StopRequest
+from llmtrain.train.distributed.world import World
+from llmtrain.train.events import Event, Started, Step
+from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.units import format_bytes
 
 _TOLERANCE = 0.02  # of a loss: bf16 products, summed in another order
@@ -107,7 +108,7 @@ def train(
     }
     flags = {key: Setting(value, f"argument {key}") for key, value in settings.items()}
     request = TrainRequest(profile=options.profile, flags=flags, out=out, resume=resume)
-    run_training(request, Sitting(World(), observe, StopRequest()))
+    run_training(request, TrainSession(World(), observe, StopRequest()))
     return losses(out)
 
 

@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 from llmtrain.errors import LlmtrainError
-from llmtrain.train.checkpoint import Checkpoint, load_checkpoint
-from llmtrain.train.checkpoint_writing import save_checkpoint
+from llmtrain.train.checkpoint.format import Checkpoint, load_checkpoint
+from llmtrain.train.checkpoint.writing import save_checkpoint
 from tests.faults.saves import small_checkpoint
 
 _PAGE_BYTES = 4096

@@ -13,10 +13,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from llmtrain.engine.proving import Proof, Trial, prove_resume
 from llmtrain.engine.request import TrainRequest
+from llmtrain.engine.verify_resume.verify import Proof, Trial, prove_resume
 from llmtrain.profile.load import Setting
-from llmtrain.train.events import Event, Note
+from llmtrain.progress import Note
+from llmtrain.train.events import Event
 from tests.faults.tiny import furnish
 
 
@@ -63,15 +64,15 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--steps", type=int, default=0, help="default: 4 a kill")
     parser.add_argument("--seed", type=int, default=0)
-    wishes = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="llmtrain-kills-") as directory:
         furnish(Path(directory))
         os.chdir(directory)
-        steps = wishes.steps or 4 * wishes.kills
-        proof = prove(wishes.kills, steps, wishes.ranks, wishes.seed)
+        steps = options.steps or 4 * options.kills
+        proof = prove(options.kills, steps, options.ranks, options.seed)
         os.chdir("/")
     sys.stdout.write(report(proof))
-    return 0 if proof.is_equal and len(proof.kills) == wishes.kills else 1
+    return 0 if proof.is_equal and len(proof.kills) == options.kills else 1
 
 
 if __name__ == "__main__":

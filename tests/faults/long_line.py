@@ -27,9 +27,9 @@ _PIECE_BYTES = 1 << 20
 _CHILD = """
 import resource, sys, tempfile, time
 from pathlib import Path
-from llmtrain.data.encoding import cut_into_parts, encode_here, encode_parts
-from llmtrain.data.shards import BATCH_BYTES
-from llmtrain.data.sources import resolve_sources
+from llmtrain.data.shards.encode import cut_into_parts, encode_here, encode_parts
+from llmtrain.data.shards.prepared import BATCH_BYTES
+from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.data.split import plan_split
 from llmtrain.errors import DataError
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.units import format_bytes, parse_bytes
 from tests.checkout import import_path
 from tests.faults.confinement import Confinement, Means, confined

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.run_directory.directory import RunDirectory
 from tests.checkout import import_path
 
 _RUN_LIMIT_S = 300

@@ -29,11 +29,11 @@ from pathlib import Path
 
 import psutil
 
-from llmtrain.data.manifest import MANIFEST_NAME
-from llmtrain.data.shards import prepare
-from llmtrain.data.sources import resolve_sources
+from llmtrain.data.shards.manifest import MANIFEST_NAME
+from llmtrain.data.shards.prepared import prepare
+from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.tokenizer.encoders import encode_alone, encode_apart
+from llmtrain.tokenizer.encode_processes import encode_in_processes, encode_in_this_process
 from tests.checkout import import_path
 from tests.data.fixed import TOKENIZER, fixed_texts
 
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str]) -> int:
         _prepare(Path(values.prepare[0]), int(values.prepare[1]))
         return 0
     with tempfile.TemporaryDirectory(prefix="llmtrain-kills-") as directory:
-        tally = strike(Path(directory), values.kills, values.workers, values.seed)
+        tally = kill_at(Path(directory), values.kills, values.workers, values.seed)
     _say(vars(tally) | {"workers": values.workers})
     return 1 if tally.broken else 0
 
@@ -119,7 +119,7 @@ def _prepare(directory: Path, workers: int) -> None:
     """What is killed."""
     tokenizer, cache = Tokenizer.load(TOKENIZER), directory / "cache"
     fingerprint = tokenizer.fingerprint
-    apart = partial(encode_apart, TOKENIZER, fingerprint, workers, lambda: None)
+    apart = partial(encode_in_processes, TOKENIZER, fingerprint, workers, lambda: None)
     _say(0)
     prepare(
         resolve_sources([str(directory / "corpus.jsonl")]),
@@ -129,14 +129,14 @@ def _prepare(directory: Path, workers: int) -> None:
         cache_directory=cache,
         on_progress=lambda done, total: _say(done),
         check_stop=lambda: None,
-        encode=apart if workers > 1 else partial(encode_alone, tokenizer),
+        encode=apart if workers > 1 else partial(encode_in_this_process, tokenizer),
         shard_bytes=_SHARD_BYTES,
         batch_bytes=_BATCH_BYTES,
         journal_bytes=_JOURNAL_BYTES,
     ).close()
 
 
-def strike(directory: Path, kills: int, workers: int, seed: int) -> Tally:
+def kill_at(directory: Path, kills: int, workers: int, seed: int) -> Tally:
     """So many kills in as many preparations as it takes."""
     place, draw, tally = Place(directory, workers), random.Random(seed), Tally()
     _write_corpus(directory / "corpus.jsonl")

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.units import format_bytes
 from tests.checkout import ROOT
 from tests.faults.confinement import Means, confined

@@ -13,33 +13,33 @@ from pathlib import Path
 import torch
 
 from llmtrain.cli.runs import _last_lines
-from llmtrain.data.index import INDEX_NAME
-from llmtrain.data.shards import open_prepared, prepare
-from llmtrain.data.sources import resolve_sources
+from llmtrain.data.shards.index import INDEX_NAME
+from llmtrain.data.shards.prepared import open_prepared, prepare
+from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.data.split import plan_split
-from llmtrain.device.choice import Needs
-from llmtrain.device.facts import MatmulTimes
-from llmtrain.device.inference_memory import predict_generation
-from llmtrain.device.plan import make_plan
-from llmtrain.device.probe_cache import ProbeKey, keep_times, kept_times
 from llmtrain.engine.recorded import _plan_in
 from llmtrain.errors import DataError
+from llmtrain.machine.facts import MatmulTimes
+from llmtrain.machine.measurement_cache import MeasurementKey, load_measurement, save_measurement
 from llmtrain.model.huggingface import config_of, shape_from_config, weight_shapes
+from llmtrain.plan.inference_memory import predict_generation
+from llmtrain.plan.planner import make_plan
+from llmtrain.plan.workload import Workload
 from llmtrain.profile.load import load_profile, profile_from_values
 from llmtrain.profile.schema import DeviceSection, ModelSection
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
-from llmtrain.train.checkpoint import SavedState, load_state, verify_checkpoint
-from llmtrain.train.run import RandomState
-from llmtrain.train.run_file import data_key
-from llmtrain.train.rundir import RunDirectory
-from llmtrain.train.stability import Course, Jump
-from llmtrain.train.tensor_files import read_tensors, write_tensors
+from llmtrain.train.build import RandomState
+from llmtrain.train.checkpoint.format import SavedState, load_state, verify_checkpoint
+from llmtrain.train.checkpoint.tensors import read_tensors, write_tensors
+from llmtrain.train.divergence.policy import DivergenceState, Jump
+from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.run_directory.record import data_key
 from llmtrain.untrusted import parse_json, read_json
 from tests.data.making import FORMATS
-from tests.device.machines import CPU
 from tests.faults import mutations
 from tests.faults.mutations import Reader
+from tests.machines import CPU
 
 PROFILE = """\
 name: mine  # a comment
@@ -87,7 +87,7 @@ _SHAPE = shape_of(
         vocab_size=300, hidden_size=8, intermediate_size=12, num_layers=2, num_heads=2, context=8
     )
 )
-_KEY = ProbeKey("matmul", "cpu", ("avx2",), 2, "2.13", (("hidden_size", 32),))
+_KEY = MeasurementKey("matmul", "cpu", ("avx2",), 2, "2.13", (("hidden_size", 32),))
 
 
 def readers(place: Path) -> dict[str, Callable[[], Reader]]:
@@ -142,7 +142,7 @@ def _assignment(data: bytes, _: Path) -> None:
 
 
 def _plan() -> bytes:
-    plan = make_plan(CPU, DeviceSection(), Needs(_SHAPE, tokens_per_step=256))
+    plan = make_plan(CPU, DeviceSection(), Workload(_SHAPE, tokens_per_step=256))
     return json.dumps(plan.document()).encode()
 
 
@@ -191,7 +191,7 @@ def _state() -> bytes:
         best_val_loss=1.5,
         torch_rng="c2VlZA==",
         grad_scaler={"scale": 2.0},
-        course=Course(losses=(5.5, 5.4), jumps=(Jump(step=1, windows=16, from_step=2),)),
+        course=DivergenceState(losses=(5.5, 5.4), jumps=(Jump(step=1, windows=16, from_step=2),)),
         numerics={"threads": 1},
     )
     return json.dumps(state.model_dump(mode="json")).encode()
@@ -339,12 +339,12 @@ def _tokenizer(data: bytes, place: Path) -> None:
 
 def _probe(place: Path) -> Reader:
     names = list(MatmulTimes.__dataclass_fields__)
-    keep_times(place, _KEY, MatmulTimes(**dict.fromkeys(names, 0.5)))
+    save_measurement(place, _KEY, MatmulTimes(**dict.fromkeys(names, 0.5)))
     (path,) = (place / "probe").iterdir()
 
     def read(data: bytes, place: Path) -> None:
         path.write_bytes(data)
-        if kept_times(place, _KEY, MatmulTimes) is None:
+        if load_measurement(place, _KEY, MatmulTimes) is None:
             raise DataError("passed over")
 
     return Reader(path.read_bytes(), mutations.json_file, read)

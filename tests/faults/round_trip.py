@@ -28,10 +28,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from llmtrain.data.corpus import Corpus
-from llmtrain.data.sources import resolve_sources
-from llmtrain.data.stream import TokenStream
-from llmtrain.engine.data_work import DataWork
-from llmtrain.engine.dataset import prepare_dataset
+from llmtrain.data.shards.token_stream import TokenStream
+from llmtrain.data.sources.resolve import resolve_sources
+from llmtrain.prepare.context import PrepareContext
+from llmtrain.prepare.dataset import prepare_dataset
 from llmtrain.profile.schema import DataSection
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
 from llmtrain.tokenizer.escape import ESCAPE, SPACE_MARK
@@ -145,7 +145,7 @@ def _prepared(specs: tuple[str, ...], scratch: Path, tokenizer: Tokenizer) -> Co
     section = DataSection.model_validate(
         {"sources": specs, "tokenizer": str(scratch / "tokenizer")}
     )
-    work = DataWork(2, lambda event: None, lambda: None)
+    work = PrepareContext(2, lambda event: None, lambda: None)
     counts = np.zeros(256, np.int64)
     with patch.dict(os.environ, {"LLMTRAIN_CACHE_DIR": str(scratch / "cache")}):
         shards = prepare_dataset(section, tokenizer.vocab_size, work).shards

@@ -30,10 +30,16 @@ from llmtrain.errors import LlmtrainError
 from llmtrain.profile.schema import CheckpointSection, ModelSection
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import train_tokenizer
-from llmtrain.train.checkpoint import Checkpoint, SavedState, load_checkpoint, newest_good, step_of
-from llmtrain.train.checkpoint_writing import recover
-from llmtrain.train.saving import Saver
-from llmtrain.train.stability import Course
+from llmtrain.train.checkpoint.format import (
+    Checkpoint,
+    SavedState,
+    load_checkpoint,
+    newest_good,
+    step_of,
+)
+from llmtrain.train.checkpoint.saver import Saver
+from llmtrain.train.checkpoint.writing import recover
+from llmtrain.train.divergence.policy import DivergenceState
 from tests.faults import shim
 from tests.faults.shim import Kind
 
@@ -162,7 +168,7 @@ def _state(step: int, *, finished: bool = True) -> SavedState:
         elapsed_s=1.0,
         horizon_steps=None,
         torch_rng="c2VlZA==",
-        course=Course(),
+        course=DivergenceState(),
         numerics={},
         finished=finished,
     )

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from llmtrain.cli.app import main
-from llmtrain.device.pressure import Answer
-from llmtrain.device.watch import MemoryWatch
+from llmtrain.machine.memory_pressure import MemoryAction
 from llmtrain.model.decoder import Decoder
+from llmtrain.plan.memory_watch import MemoryWatch
 
-_ANSWERS = {"smaller": Answer(smaller=1, reason="short"), "stop": Answer(stop=True, reason="short")}
+_ANSWERS = {
+    "smaller": MemoryAction(smaller=1, reason="short"),
+    "stop": MemoryAction(stop=True, reason="short"),
+}
 
 
 def run_out() -> None:
@@ -35,14 +38,14 @@ def run_out() -> None:
     Decoder.forward = short_forward  # type: ignore[assignment,method-assign]
 
 
-def find(answer: Answer) -> None:
+def find(answer: MemoryAction) -> None:
     """The look after the second step, the third of all, gives `answer`."""
     looks = 0
 
-    def look(self: MemoryWatch, plan: Any, step: int) -> Answer:
+    def look(self: MemoryWatch, plan: Any, step: int) -> MemoryAction:
         nonlocal looks
         looks += 1
-        return answer if looks == 3 else Answer()
+        return answer if looks == 3 else MemoryAction()
 
     MemoryWatch.look = look  # type: ignore[method-assign]
 

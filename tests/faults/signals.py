@@ -22,10 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmtrain.engine.phases import Watch
+from llmtrain.engine.verify_resume.observe import Watch
 from llmtrain.profile.schema import EvalSection
-from llmtrain.train.checkpoint import list_checkpoints, load_checkpoint
-from llmtrain.train.rundir import RunDirectory
+from llmtrain.train.checkpoint.format import list_checkpoints, load_checkpoint
+from llmtrain.train.run_directory.directory import RunDirectory
 from tests.faults.tiny import furnish
 
 LIMIT_S = 10.0  # beside one step
@@ -117,17 +117,17 @@ class Outcome:
     problem: str | None
 
 
-def strike(moment: Moment, number: int, draw: random.Random) -> Outcome:
+def kill_at(moment: Moment, number: int, draw: random.Random) -> Outcome:
     """A run in the current directory that gets the signal at that moment."""
     cache = Path("prepared" if moment.is_prepared else "fresh")
     for left in ("run", "fresh", "kernels"):
         shutil.rmtree(left, ignore_errors=True)
     settings = _SETTINGS | moment.settings
-    wishes = EvalSection(
+    options = EvalSection(
         every_steps=settings["eval.every_steps"],
         sample_every_steps=settings["eval.sample_every_steps"],
     )
-    scene = Scene(Path("log"), cache, Watch(RunDirectory(Path("run")), cache, wishes, 10**6))
+    scene = Scene(Path("log"), cache, Watch(RunDirectory(Path("run")), cache, options, 10**6))
     flags = [f"--set={name}={value}" for name, value in settings.items()]
     command = ["train", "-p", "tiny.yaml", "--data", moment.data, "--out", "run", "--json", *flags]
     with scene.log.open("wb") as words, Path("answer").open("wb") as answer:
@@ -207,14 +207,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=10)
     parser.add_argument("--phase", choices=list(MOMENTS), action="append")
-    wishes = parser.parse_args()
+    options = parser.parse_args()
     failed = 0
     with tempfile.TemporaryDirectory(prefix="llmtrain-signals-") as directory:
         os.chdir(directory)
         prepare(big=True)
-        for name in wishes.phase or MOMENTS:
+        for name in options.phase or MOMENTS:
             draw = random.Random(name)
-            found = [strike(MOMENTS[name], _STOPPING[i % 2], draw) for i in range(wishes.times)]
+            found = [kill_at(MOMENTS[name], _STOPPING[i % 2], draw) for i in range(options.times)]
             problems = [outcome.problem for outcome in found if outcome.problem]
             failed += len(problems)
             sys.stdout.write(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults import signals
-from tests.faults.signals import MOMENTS, prepare, strike
+from tests.faults.signals import MOMENTS, kill_at, prepare
 
 if sys.platform == "win32":
     pytest.skip("there are no such signals", allow_module_level=True)
@@ -22,6 +22,6 @@ def test_a_signal_in_a_save_is_heeded_after_it(
     monkeypatch.setattr(signals, "LIMIT_S", 120.0)  # a busy machine is not what this is about
     monkeypatch.chdir(tmp_path)
     prepare(big=False)
-    outcome = strike(MOMENTS["save"], signal.SIGTERM, random.Random(0))
+    outcome = kill_at(MOMENTS["save"], signal.SIGTERM, random.Random(0))
     assert outcome.problem is None
     assert outcome.steps >= 1

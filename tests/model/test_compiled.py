@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmtrain.device.held import Computing, saved_bytes_per_token
-from llmtrain.device.probe import read_facts
+from llmtrain.machine.probe import read_facts
 from llmtrain.model.decoder import Decoder
+from llmtrain.plan.activation_bytes import TrainingSetup, saved_bytes_per_token
 from llmtrain.profile.shape import ModelShape
 
 pytestmark = [
@@ -71,7 +71,7 @@ def test_compiled_equals_eager_and_keeps_what_is_predicted(model: Decoder) -> No
     count = SEQUENCES * shape.context
     saved = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     predicted = count * saved_bytes_per_token(
-        shape, Computing(1, False, "cpu", checkpointing="selective", compiled=True)
+        shape, TrainingSetup(1, False, "cpu", checkpointing="selective", compiled=True)
     )
     hidden = count * shape.hidden_size * 4  # the loss holds it, which autograd does not save
     assert saved + hidden == pytest.approx(predicted, rel=0.01)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from llmtrain.device.choice import ActivationCheckpointing, AttentionKernel
+from llmtrain.choice import ActivationCheckpointing, AttentionKernel
 from llmtrain.model.decoder import Decoder
 from llmtrain.ops.precision import WeightCasts
 from llmtrain.profile.load import load_profile, shipped_profiles

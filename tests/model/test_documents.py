@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmtrain.device.choice import ActivationCheckpointing, AttentionKernel
+from llmtrain.choice import ActivationCheckpointing, AttentionKernel
 from llmtrain.model.decoder import Decoder
 from llmtrain.ops.documents import first_of_document
 from llmtrain.ops.precision import WeightCasts, autocast_as

@@ -16,9 +16,9 @@ from llmtrain.model.generate import Sampling, generate_tokens
 from llmtrain.model.huggingface import config_of, shape_from_config
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.train.checkpoint import Checkpoint, SavedState
-from llmtrain.train.checkpoint_writing import save_checkpoint
-from llmtrain.train.stability import Course
+from llmtrain.train.checkpoint.format import Checkpoint, SavedState
+from llmtrain.train.checkpoint.writing import save_checkpoint
+from llmtrain.train.divergence.policy import DivergenceState
 
 STATE = SavedState(
     step=1,
@@ -28,7 +28,7 @@ STATE = SavedState(
     horizon_steps=None,
     torch_rng="",
     numerics={},
-    course=Course(),
+    course=DivergenceState(),
 )
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
-from llmtrain.device.choice import Precision
-from llmtrain.device.facts import BlockTimes
+from llmtrain.choice import Precision
+from llmtrain.machine.facts import BlockTimes
 from llmtrain.model import timing
 from llmtrain.model.decoder import Block
 from llmtrain.model.timing import CompileError, time_attention, time_block

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmtrain.device.choice import AttentionKernel
+from llmtrain.choice import AttentionKernel
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.norm import rms_norm
 from llmtrain.ops.rotary import rotary_table, rotate

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llmtrain.device.choice import ActivationCheckpointing, AttentionKernel
+from llmtrain.choice import ActivationCheckpointing, AttentionKernel
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.checkpointing import checkpointed
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 
-from llmtrain.device.choice import AttentionKernel
+from llmtrain.choice import AttentionKernel
 from llmtrain.ops import blocked_attention as module
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.blocked_attention import blocked_attention

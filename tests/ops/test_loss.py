@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llmtrain.device.held import even_chunk, loss_chunk_tokens
 from llmtrain.ops import loss as loss_module
+from llmtrain.ops.chunk_sizes import even_chunk, loss_chunk_tokens
 from llmtrain.ops.loss import (
     exponentiate,
     linear_cross_entropy,

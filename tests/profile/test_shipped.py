@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from llmtrain.cli.app import run
-from llmtrain.device.choice import Needs
-from llmtrain.device.facts import CpuFacts, Facts
-from llmtrain.device.plan import make_plan
-from llmtrain.engine.choosing import choose_tokens_per_step
+from llmtrain.machine.facts import CpuFacts, Facts
 from llmtrain.model.decoder import Decoder
+from llmtrain.plan.auto_profile import choose_tokens_per_step
+from llmtrain.plan.planner import make_plan
+from llmtrain.plan.workload import Workload
 from llmtrain.profile.load import known_paths, load_profile, profile_from_values, shipped_profiles
 from llmtrain.profile.schema import ModelSection, Profile
 from llmtrain.profile.shape import ModelShape, shape_of
@@ -73,8 +73,8 @@ def test_a_large_cpu_plans_it(name: str) -> None:
     profile = load_profile(name, environment={}).profile
     assert profile.name == name
     tokens_per_step = choose_tokens_per_step(profile, LARGE_BOX).value
-    needs = Needs(shape_of(profile.model), tokens_per_step)
-    plan = make_plan(LARGE_BOX, profile.device, needs)
+    workload = Workload(shape_of(profile.model), tokens_per_step)
+    plan = make_plan(LARGE_BOX, profile.device, workload)
     assert (plan.device.value, plan.precision.value, plan.processes.value) == ("cpu", "fp32", 1)
     tokens = plan.micro_batch.value * plan.accumulation.value * profile.model.context
     assert tokens == tokens_per_step

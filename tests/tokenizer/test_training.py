@@ -9,7 +9,7 @@ from llmtrain.errors import DataError, UsageError
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
 from llmtrain.tokenizer.piece import SEPARATOR, UNKNOWN
 from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
-from llmtrain.tokenizer.training import Recipe, learn_vocabulary
+from llmtrain.tokenizer.training import VocabularySpec, learn_vocabulary
 
 
 def test_the_vocabulary_has_the_size_that_was_asked_for(tokenizer: Tokenizer) -> None:
@@ -150,7 +150,7 @@ def learnt_from_documents(texts: list[str]) -> SentencePieceCodec:
 def test_counted_words_teach_what_documents_teach(documents: list[str]) -> None:
     # sentencepiece itself loses the line end that a document ends with.
     texts = [text.replace("\t", "    ").rstrip("\r\n") for text in documents[::6]]
-    ours = SentencePieceCodec(learn_vocabulary(texts, Recipe(1_500)).model_proto)
+    ours = SentencePieceCodec(learn_vocabulary(texts, VocabularySpec(1_500)).model_proto)
     assert ours.pieces() == learnt_from_documents(texts).pieces()
 
 

@@ -17,11 +17,11 @@ import pytest
 
 from llmtrain.cli.app import run
 from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.training import Sitting, run_training
+from llmtrain.engine.train import TrainSession, run_training
 from llmtrain.profile.load import Setting
+from llmtrain.train.distributed.signals import StopRequest
+from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Event, TrainResult
-from llmtrain.train.signals import StopRequest
-from llmtrain.train.world import World
 
 PROFILE = """\
 name: tiny
@@ -104,7 +104,7 @@ class Trainer:
             for key, value in settings.items()
         }
         request = TrainRequest(profile=str(self.profile), flags=flags, out=out, resume=resume)
-        return run_training(request, Sitting(World(), observe, stop))
+        return run_training(request, TrainSession(World(), observe, stop))
 
 
 @pytest.fixture(scope="session")

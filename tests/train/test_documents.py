@@ -11,16 +11,16 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
-from llmtrain.data.batches import BatchReader, sequential_windows
-from llmtrain.data.shards import PreparedData, entry_directory, open_prepared
+from llmtrain.data.batches.windows import BatchReader, sequential_windows
+from llmtrain.data.shards.prepared import PreparedData, entry_directory, open_prepared
 from llmtrain.engine.inference import evaluate_run
 from llmtrain.eval.evaluate import LossSum, sum_loss
 from llmtrain.files import cache_directory
 from llmtrain.model.decoder import Decoder
 from llmtrain.profile.schema import DeviceSection
-from llmtrain.train.checkpoint import load_checkpoint
+from llmtrain.train.build import trained_model
+from llmtrain.train.checkpoint.format import load_checkpoint
 from llmtrain.train.events import Started
-from llmtrain.train.run import trained_model
 
 CONTEXT, EVALUATED = 32, 512
 SETTINGS: dict[str, Any] = {"data__mask_documents": True, "device__precision": "fp32"}

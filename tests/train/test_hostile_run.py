@@ -16,7 +16,8 @@ import yaml
 from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.files import sha256_file
 from llmtrain.tokenizer import train_tokenizer
-from llmtrain.train.checkpoint import (
+from llmtrain.train.build import trained_model
+from llmtrain.train.checkpoint.format import (
     DamagedCheckpointError,
     list_checkpoints,
     load_checkpoint,
@@ -24,8 +25,7 @@ from llmtrain.train.checkpoint import (
     newest_good,
     verify_checkpoint,
 )
-from llmtrain.train.run import trained_model
-from llmtrain.train.rundir import RunDirectory, find_checkpoints, find_run
+from llmtrain.train.run_directory.directory import RunDirectory, find_checkpoints, find_run
 
 needs_links = pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 
@@ -289,7 +289,7 @@ CONFIGS: dict[str, object] = {
 def test_a_config_that_is_not_of_the_weights_takes_no_memory(
     checkpoint: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmtrain.train.run.Decoder", None)
+    monkeypatch.setattr("llmtrain.train.build.Decoder", None)
     change_json(checkpoint / "config.json", **{name: CONFIGS[name]})
     with pytest.raises(LlmtrainError, match=r"config\.json"):
         trained_model(load_checkpoint(checkpoint))

@@ -12,20 +12,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llmtrain.data.batches import BatchReader
-from llmtrain.data.order import permuted_index
-from llmtrain.data.packing import PackedReader, pack
-from llmtrain.data.prefetch import Prefetch
-from llmtrain.device.choice import Choice
-from llmtrain.device.plan import Plan
+from llmtrain.choice import Choice
+from llmtrain.data.batches.packing import PackedReader, pack
+from llmtrain.data.batches.permutation import permuted_index
+from llmtrain.data.batches.prefetch import Prefetch
+from llmtrain.data.batches.windows import BatchReader
 from llmtrain.model.decoder import Decoder
+from llmtrain.plan.planner import Plan
 from llmtrain.profile.schema import ModelSection, OptimSection
 from llmtrain.profile.shape import shape_of
+from llmtrain.train.distributed.world import World
+from llmtrain.train.divergence.policy import DivergenceState
 from llmtrain.train.loop import Position, Run, training_steps
 from llmtrain.train.optim import build_optimizer, named_state
 from llmtrain.train.schedule import Schedule
-from llmtrain.train.stability import Course
-from llmtrain.train.world import World
 
 SECTION = ModelSection(
     vocab_size=300, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, context=16
@@ -418,7 +418,7 @@ def test_training_goes_on_after_a_skipped_step_as_if_its_batch_had_not_been() ->
 def test_a_leap_of_the_loss_is_skipped_where_the_run_wants_that(skips: bool) -> None:
     run = make_run()
     run.skips_spikes = skips
-    run.course = Course(losses=(6.0, 6.1, 5.9) * 20)
+    run.course = DivergenceState(losses=(6.0, 6.1, 5.9) * 20)
     before = snapshot(run)
     run.model.register_forward_hook(lambda _m, _a, nats: nats * 3)
     report = next(training_steps(run))

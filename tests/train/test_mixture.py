@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from llmtrain.data.mixture import MixedSource
+from llmtrain.data.batches.mixture import MixedSource
 from llmtrain.errors import DataError
-from llmtrain.train.events import Note, Started, Step
+from llmtrain.progress import Note
+from llmtrain.train.events import Started, Step
 from llmtrain.train.repetition import mixture_lines, repetition_warnings
 
 MIXTURE = [{"spec": "corpus.txt", "weight": 1}, {"spec": "digits.txt", "weight": 0.5}]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from llmtrain.train.events import Evaluated, Event, Note, Saved, Step
+from llmtrain.progress import Note
+from llmtrain.train.events import Evaluated, Event, Saved, Step
 
 Moment = Callable[[Event], bool]
 

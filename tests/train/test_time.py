@@ -12,16 +12,17 @@ import pytest
 from llmtrain.cli.train import _deadline
 from llmtrain.engine.beginning import _AFTER_THE_CLOCK_S
 from llmtrain.engine.request import Deadline, TrainRequest
-from llmtrain.engine.training import Sitting, run_training
+from llmtrain.engine.train import TrainSession, run_training
 from llmtrain.errors import UsageError
-from llmtrain.train import saving
-from llmtrain.train.checkpoint import load_checkpoint
-from llmtrain.train.events import Event, Note, Started, Step
-from llmtrain.train.horizon import Horizon
+from llmtrain.profile.horizon import Horizon
+from llmtrain.progress import Note
+from llmtrain.train.checkpoint import saver
+from llmtrain.train.checkpoint.format import load_checkpoint
+from llmtrain.train.distributed.signals import StopRequest
+from llmtrain.train.distributed.world import World
+from llmtrain.train.events import Event, Started, Step
 from llmtrain.train.pace import Pace
 from llmtrain.train.repetition import overfitting_note, repetition_warning
-from llmtrain.train.signals import StopRequest
-from llmtrain.train.world import World
 
 
 def after_step(step: int) -> Callable[[Event], bool]:
@@ -61,13 +62,13 @@ def test_the_last_step_has_the_last_rate_however_slow_it_might_have_been(
 def test_time_that_the_last_save_took_counts(
     train: Any, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seal = saving.seal_checkpoint
+    seal = saver.seal_checkpoint
 
     def slowly(written: Any) -> Path:
         time.sleep(2.5)
         return seal(written)
 
-    monkeypatch.setattr(saving, "seal_checkpoint", slowly)
+    monkeypatch.setattr(saver, "seal_checkpoint", slowly)
     first = train(place / "run", stop_at=after_step(3), train__time="1h")
     saved_s = load_checkpoint(first.checkpoint).state.elapsed_s
     assert first.seconds >= saved_s + 2.5
@@ -79,7 +80,7 @@ def test_time_that_the_last_save_took_counts(
 
 def test_what_comes_before_training_counts_too(place: Path) -> None:
     request = TrainRequest(profile="tiny.yaml", assignments=["train.time=6s"], out=place / "run")
-    sitting = Sitting(World(), lambda event: None, StopRequest(), time.monotonic() - 3.0)
+    sitting = TrainSession(World(), lambda event: None, StopRequest(), time.monotonic() - 3.0)
     begun_s = time.monotonic()
     result = run_training(request, sitting)
     assert time.monotonic() - begun_s < 3.0
@@ -107,7 +108,7 @@ def test_a_run_ends_at_its_deadline_also_where_it_was_interrupted(place: Path) -
         request = TrainRequest(
             profile="tiny.yaml", out=place / "run", resume=resume, deadline=deadline
         )
-        return run_training(request, Sitting(World(), observe, stop))
+        return run_training(request, TrainSession(World(), observe, stop))
 
     stop, now_s = StopRequest(), time.time()
 

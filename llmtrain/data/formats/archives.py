@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import cast
 
-from llmtrain.data.formats.streams import CheckedStream, UnpackedMeter, damage_told
+from llmtrain.data.formats.streams import CheckedStream, UnpackedMeter, map_damage
 from llmtrain.errors import DataError
 
 try:
@@ -54,7 +54,7 @@ Members = Callable[[io.BufferedReader, str, UnpackedMeter], Iterator[Member]]
 
 def zip_members(stream: io.BufferedReader, origin: str, meter: UnpackedMeter) -> Iterator[Member]:
     """Every file in a .zip. Raises DataError where it is damaged, or one is encrypted."""
-    with damage_told(origin, "zip file", _ZIP_FAILURES):
+    with map_damage(origin, "zip file", _ZIP_FAILURES):
         archive = zipfile.ZipFile(stream)
     for info in archive.infolist():
         if not info.filename.endswith("/"):
@@ -71,7 +71,7 @@ def _zip_opener(
 ) -> Callable[[], AbstractContextManager[io.BufferedReader]]:
     @contextmanager
     def opened() -> Iterator[io.BufferedReader]:
-        with damage_told(place, "member of a zip file", _ZIP_FAILURES):
+        with map_damage(place, "member of a zip file", _ZIP_FAILURES):
             member = archive.open(info)
         with member:
             yield CheckedStream(
@@ -104,7 +104,7 @@ class _BoundedHeader(tarfile.TarInfo):
 
 def tar_members(stream: io.BufferedReader, origin: str, meter: UnpackedMeter) -> Iterator[Member]:
     """Every file in a .tar, from one pass over it. Raises DataError where it is damaged."""
-    with damage_told(origin, "tar file", _TAR_FAILURES):
+    with map_damage(origin, "tar file", _TAR_FAILURES):
         # Never closed: it holds nothing but the stream, which is not its own.
         archive = tarfile.open(fileobj=stream, mode="r|", tarinfo=_BoundedHeader)  # noqa: SIM115
     while (info := _next(archive, origin)) is not None:
@@ -115,7 +115,7 @@ def tar_members(stream: io.BufferedReader, origin: str, meter: UnpackedMeter) ->
 
 
 def _next(archive: tarfile.TarFile, origin: str) -> tarfile.TarInfo | None:
-    with damage_told(origin, "tar file", _TAR_FAILURES, lambda: f"at byte {archive.offset}"):
+    with map_damage(origin, "tar file", _TAR_FAILURES, lambda: f"at byte {archive.offset}"):
         return archive.next()
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
 
-from llmtrain.data.document import Document, Wanted
+from llmtrain.data.document import Document, RecordOptions
 from llmtrain.data.formats.records import document, require_field
-from llmtrain.data.formats.streams import damage_told, library_missing
+from llmtrain.data.formats.streams import library_missing, map_damage
 from llmtrain.errors import DataError
 from llmtrain.units import format_bytes
 
@@ -21,7 +21,7 @@ _GROUP_BYTES = 1 << 30
 _GROUP_RATIO = 300
 
 
-def parquet_rows(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Document]:
+def parquet_rows(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Iterator[Document]:
     """A document for every row; `file[row]` is its origin."""
     with _arrow(origin, "parquet file") as pa:
         import pyarrow.parquet
@@ -44,7 +44,7 @@ def parquet_rows(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Docu
         yield from _documents((batch.column(0) for batch in batches), origin, wanted)
 
 
-def arrow_rows(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Document]:
+def arrow_rows(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Iterator[Document]:
     """A document for every row of an Arrow file (Feather too) or of a stream written to a file."""
     with _arrow(origin, "arrow file") as pa:
         is_file = stream.read(len(_ARROW_FILE)) == _ARROW_FILE
@@ -64,11 +64,11 @@ def _arrow(origin: str, what: str) -> Iterator[Any]:
     except ImportError as error:
         raise library_missing(origin, "parquet") from error
     # A size that is no size may be more than there is memory, and a name no text.
-    with damage_told(origin, what, (pa.ArrowException, UnicodeDecodeError, EOFError, MemoryError)):
+    with map_damage(origin, what, (pa.ArrowException, UnicodeDecodeError, EOFError, MemoryError)):
         yield pa
 
 
-def _require_text_column(pa: Any, schema: Any, origin: str, wanted: Wanted) -> None:
+def _require_text_column(pa: Any, schema: Any, origin: str, wanted: RecordOptions) -> None:
     require_field(schema.names, origin, wanted)
     if schema.names.count(wanted.text_field) > 1:
         raise DataError(f"{origin} names the column {wanted.text_field!r} twice")
@@ -106,7 +106,7 @@ def _rows_in_batch(metadata: Any, file_bytes: int, origin: str) -> int:
     return max(1, min(_MOST_ROWS, int(_BATCH_BYTES / longest_bytes)))
 
 
-def _documents(columns: Iterator[Any], origin: str, wanted: Wanted) -> Iterator[Document]:
+def _documents(columns: Iterator[Any], origin: str, wanted: RecordOptions) -> Iterator[Document]:
     row = 0
     for column in columns:
         column.validate(full=True)  # where it lies about its sizes, reading it ends the process

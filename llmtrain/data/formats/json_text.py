@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from llmtrain.data.document import Document, NoRecordsError, Wanted
+from llmtrain.data.document import Document, NoRecordsError, RecordOptions
 from llmtrain.data.formats.records import RepeatingRecord, document, document_of
 from llmtrain.data.formats.streams import how_to_leave_out
 from llmtrain.data.formats.text import decoded, lines_of, not_utf8
@@ -33,7 +33,7 @@ def _record(pairs: list[tuple[str, object]]) -> dict[str, object]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_record)
 
 
-def json_lines(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Document]:
+def json_lines(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Iterator[Document]:
     """A document a line; `file:line` is its origin. Empty lines are passed over."""
     offset = 0
     for number, line in enumerate(lines_of(stream, origin, wanted.longest_bytes), start=1):
@@ -52,7 +52,7 @@ def _parsed(line: str, place: str) -> object:
         raise DataError(f"{place} is not JSON: {error}") from error
 
 
-def json_values(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Document]:
+def json_values(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Iterator[Document]:
     """A document for every element of an array (an object or a string) or for every object.
 
     `file[index]` is its origin. One element is in memory at a time, and not the file.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from posixpath import splitext
 
-from llmtrain.data.document import Document, Wanted
+from llmtrain.data.document import Document, RecordOptions
 from llmtrain.data.formats.archives import Members, tar_members, zip_members
 from llmtrain.data.formats.columns import arrow_rows, parquet_rows
 from llmtrain.data.formats.compression import CODECS
@@ -15,7 +15,7 @@ from llmtrain.data.formats.json_text import json_lines, json_values
 from llmtrain.data.formats.table import comma_rows, tab_rows
 from llmtrain.data.formats.text import python_source, text_parts
 
-Reader = Callable[[io.BufferedReader, str, Wanted], Iterator[Document]]
+Reader = Callable[[io.BufferedReader, str, RecordOptions], Iterator[Document]]
 
 
 @dataclass(frozen=True, slots=True)

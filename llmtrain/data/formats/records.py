@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from llmtrain.data.document import Document, NoRecordsError, Wanted
+from llmtrain.data.document import Document, NoRecordsError, RecordOptions
 from llmtrain.errors import DataError
 from llmtrain.units import format_bytes
 
@@ -22,7 +22,7 @@ class RepeatingRecord(dict[str, object]):
         self.repeated = repeated
 
 
-def document_of(record: object, place: str, wanted: Wanted) -> Document:
+def document_of(record: object, place: str, wanted: RecordOptions) -> Document:
     """The document that a record holds under the text field. Raises DataError."""
     if not isinstance(record, dict):
         message = f"{place} is JSON, but not an object: {shown(record)}"
@@ -34,7 +34,7 @@ def document_of(record: object, place: str, wanted: Wanted) -> Document:
     return document(record[wanted.text_field], place, wanted)
 
 
-def document(text: object, place: str, wanted: Wanted) -> Document:
+def document(text: object, place: str, wanted: RecordOptions) -> Document:
     """`text`, which has to be a string that UTF-8 can hold, and not a giant. Raises DataError."""
     field = f"{place}: field {wanted.text_field!r}"
     if not isinstance(text, str):
@@ -49,7 +49,7 @@ def document(text: object, place: str, wanted: Wanted) -> Document:
     return Document(text, place)
 
 
-def require_field(names: Iterable[str], place: str, wanted: Wanted) -> None:
+def require_field(names: Iterable[str], place: str, wanted: RecordOptions) -> None:
     """The text field is one of `names`. Raises NoRecordsError, which says what there is."""
     names = list(names)
     if wanted.text_field in names:

@@ -89,7 +89,7 @@ class CheckedStream(io.RawIOBase):
         return filled
 
     def _read(self, size: int) -> bytes:
-        with damage_told(self._origin, self._what, self._failures, self._place):
+        with map_damage(self._origin, self._what, self._failures, self._place):
             data = self._inner.read1(size)
         self.position_bytes += len(data)
         if self._meter is not None:
@@ -119,7 +119,7 @@ def readable(origin: str) -> Iterator[None]:
 
 
 @contextmanager
-def damage_told(
+def map_damage(
     origin: str,
     what: str,
     failures: tuple[type[Exception], ...],

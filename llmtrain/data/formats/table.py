@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator
 from typing import BinaryIO, Literal
 
-from llmtrain.data.document import Document, Wanted
+from llmtrain.data.document import Document, RecordOptions
 from llmtrain.data.formats.records import document, require_field
 from llmtrain.data.formats.text import decoded
 from llmtrain.errors import DataError
@@ -16,18 +16,18 @@ _BOM = b"\xef\xbb\xbf"
 _QUOTE_HINT = 'a quote inside a quoted field is written twice: "as ""here"" "'
 
 
-def comma_rows(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Document]:
+def comma_rows(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Iterator[Document]:
     """A document for every row of a .csv."""
     return _documents(stream, origin, wanted, ",")
 
 
-def tab_rows(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Document]:
+def tab_rows(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Iterator[Document]:
     """A document for every row of a .tsv, which may have quotes as a .csv has them."""
     return _documents(stream, origin, wanted, "\t")
 
 
 def _documents(
-    stream: BinaryIO, origin: str, wanted: Wanted, delimiter: Literal[",", "\t"]
+    stream: BinaryIO, origin: str, wanted: RecordOptions, delimiter: Literal[",", "\t"]
 ) -> Iterator[Document]:
     """`file:line` is the origin of the row that begins there; empty lines are passed over."""
     rows = _rows(stream, origin, wanted.longest_bytes, delimiter)

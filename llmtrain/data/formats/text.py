@@ -7,12 +7,12 @@ import tokenize
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from llmtrain.data.document import Document, Wanted
+from llmtrain.data.document import Document, RecordOptions
 from llmtrain.errors import DataError
 from llmtrain.units import format_bytes
 
 
-def text_parts(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Document]:
+def text_parts(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Iterator[Document]:
     """The whole text, or the parts of a long one, each of at most `wanted.longest_bytes`."""
     longest_bytes = wanted.longest_bytes
     data, offset = stream.read(longest_bytes), 0
@@ -62,7 +62,7 @@ def lines_of(stream: BinaryIO, origin: str, longest_bytes: int) -> Iterator[byte
         yield line
 
 
-def python_source(stream: BinaryIO, origin: str, wanted: Wanted) -> Iterator[Document]:
+def python_source(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Iterator[Document]:
     """A Python source file, in the encoding that it declares."""
     data = stream.read(wanted.longest_bytes + 1)
     if len(data) > wanted.longest_bytes:

@@ -13,7 +13,7 @@ import pytest
 
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.document import Limits
-from llmtrain.data.sources import resolve_sources
+from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.errors import DataError
 from tests.data.making import parquet, tar_of, zip_of
 

@@ -23,7 +23,7 @@ import pyarrow.parquet
 import pytest
 
 from llmtrain.data.document import Limits
-from llmtrain.data.sources import resolve_sources
+from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.errors import DataError
 from tests.data.making import FORMATS, PACKINGS, parquet, tar_of, zip_of, zstd
 

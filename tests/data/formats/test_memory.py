@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 import pyarrow.ipc, pyarrow.parquet
 from llmtrain.data.document import Limits
-from llmtrain.data.sources import resolve_sources
+from llmtrain.data.sources.resolve import resolve_sources
 def peak():  # not ru_maxrss, which begins with what the parent had
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.partition("VmHWM:")[2].split()[0])

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmtrain.data.corpus import Corpus
-from llmtrain.data.sources import resolve_sources
+from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.errors import DataError
 from tests.data.making import FORMATS, PACKINGS, SEEKING, tar_of, zip_of
 

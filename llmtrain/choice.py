@@ -1,0 +1,24 @@
+"""A decision with its reason, and the names that decisions choose from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
+
+T = TypeVar("T")
+DeviceKind = Literal["cpu", "cuda", "mps"]
+Precision = Literal["fp32", "bf16", "fp16"]
+MatmulPrecision = Literal["highest", "high", "medium"]
+Backend = Literal["gloo", "nccl"]
+AttentionKernel = Literal["sdpa", "blocks", "flex"]
+ActivationCheckpointing = Literal["off", "selective", "full"]
+OptimizerName = Literal["muon", "adamw"]
+Algorithm = Literal["muon", "adamw"]  # that steps a parameter group
+
+
+@dataclass(frozen=True, slots=True)
+class Choice(Generic[T]):
+    """A decision and why it was made; shown by `device info`, saved with the run."""
+
+    value: T
+    reason: str

@@ -1,0 +1,168 @@
+"""`llmtrain data cache list|clear`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmtrain.cli.command import command, group
+from llmtrain.cli.options import JsonOption
+from llmtrain.cli.output import Output
+
+if TYPE_CHECKING:
+    from llmtrain.data.shards.cache import CacheEntry
+
+_SHORTEST_KEY = 6  # characters of it that are enough, where only one entry begins with them
+
+
+def register(data: typer.Typer) -> None:
+    """`cache` is a group of `data`."""
+    cache = group("What the cache holds of text: token shards, tokenizers, and what was fetched.")
+    data.add_typer(cache, name="cache")
+    command(cache, "list")(list_entries)
+    command(cache, "clear")(clear)
+
+
+def list_entries(output: Output, json: JsonOption = False) -> int:
+    """Every entry with its size, its age and what it was made from, the newest first."""
+    from llmtrain.data.shards.cache import cache_entries
+    from llmtrain.files import cache_directory
+    from llmtrain.units import format_bytes
+
+    entries = cache_entries(cache_directory())
+    total_bytes = sum(entry.size_bytes for entry in entries)
+    if json:
+        output.document(
+            {
+                "cache": str(cache_directory()),
+                "size_bytes": total_bytes,
+                "entries": [_document(entry) for entry in entries],
+            }
+        )
+        return 0
+    for entry in entries:
+        output.result(_line(entry))
+    output.note(f"{len(entries)} entries, {format_bytes(total_bytes)}, in {cache_directory()}")
+    return 0
+
+
+def clear(
+    output: Output,
+    keys: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY…", help="Entries by key, or by the beginning of one."),
+    ] = None,
+    older_than: Annotated[
+        str | None,
+        typer.Option("--older-than", metavar="30d", help="Those that are older than this."),
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every entry.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, on a terminal either.")] = False,
+    json: JsonOption = False,
+) -> int:
+    """Remove entries. What a process has open or is making stays; what is needed is made again."""
+    from llmtrain.data.shards.cache import cache_entries
+    from llmtrain.files import cache_directory
+    from llmtrain.units import format_bytes
+
+    chosen = _chosen(cache_entries(cache_directory()), keys or [], older_than, is_all=all_)
+    size = format_bytes(sum(entry.size_bytes for entry in chosen))
+    is_declined = (
+        bool(chosen)
+        and not yes
+        and _is_terminal()
+        and not typer.confirm(f"Remove {len(chosen)} entries, {size}?", err=True)
+    )
+    removed, kept = _remove([] if is_declined else chosen)
+    freed_bytes = sum(entry.size_bytes for entry in removed)
+    if json:
+        output.document(
+            {
+                "removed": [_document(entry) for entry in removed],
+                "in_use": [_document(entry) for entry in kept],
+                "freed_bytes": freed_bytes,
+            }
+        )
+        return 130 if is_declined else 0
+    for entry in removed:
+        output.result(_line(entry))
+    for entry in kept:
+        output.warning(f"{entry.directory} is in use by a process, and stays")
+    output.note(f"{len(removed)} entries removed, {format_bytes(freed_bytes)}")
+    return 130 if is_declined else 0
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _chosen(
+    entries: Sequence[CacheEntry], keys: Sequence[str], older_than: str | None, *, is_all: bool
+) -> list[CacheEntry]:
+    """Entries that all of these name. Raises UsageError where none does, or a key is unknown."""
+    from llmtrain.errors import UsageError
+    from llmtrain.units import parse_duration_s
+
+    if not keys and older_than is None and not is_all:
+        raise UsageError(
+            "nothing says what to remove", hint="name keys, or --older-than 30d, or --all"
+        )
+    try:
+        least_age_s = parse_duration_s(older_than) if older_than is not None else 0.0
+    except ValueError as error:
+        raise UsageError(f"--older-than: {error}") from None
+    named = {entry.directory for key in keys for entry in _named(entries, key)}
+    return [
+        entry
+        for entry in entries
+        if (not keys or entry.directory in named) and entry.age_s() >= least_age_s
+    ]
+
+
+def _named(entries: Sequence[CacheEntry], key: str) -> list[CacheEntry]:
+    from llmtrain.errors import UsageError
+
+    found = [entry for entry in entries if entry.key.startswith(key)]
+    if len(key) < _SHORTEST_KEY or len({entry.key for entry in found}) != 1:
+        beginning = f"{len(found)} entries begin with it" if found else "no entry has it"
+        raise UsageError(f"key {key!r}: {beginning}", hint="llmtrain data cache list")
+    return found
+
+
+def _remove(entries: Sequence[CacheEntry]) -> tuple[list[CacheEntry], list[CacheEntry]]:
+    """Those that are removed, and those that stay because they are in use."""
+    from llmtrain.data.shards.cache import open_directories, remove_entry
+    from llmtrain.files import cache_directory
+
+    in_use = open_directories(entries)
+    removed: list[CacheEntry] = []
+    kept: list[CacheEntry] = []
+    for entry in entries:
+        is_removed = entry.directory not in in_use and remove_entry(cache_directory(), entry)
+        (removed if is_removed else kept).append(entry)
+    return removed, kept
+
+
+def _document(entry: CacheEntry) -> dict[str, Any]:
+    return {
+        "kind": entry.kind,
+        "key": entry.key,
+        "directory": str(entry.directory),
+        "size_bytes": entry.size_bytes,
+        "age_s": entry.age_s(),
+        "made_from": list(entry.made_from),
+        "tokens": entry.tokens,
+    }
+
+
+def _line(entry: CacheEntry) -> str:
+    from llmtrain.units import format_bytes, format_count, format_duration
+
+    tokens = f"{format_count(entry.tokens)} tokens" if entry.tokens is not None else ""
+    return (
+        f"{entry.key:<34}{entry.kind:<12}{format_bytes(entry.size_bytes):>9}  "
+        f"{format_duration(entry.age_s()) + ' old':<14}{tokens:<14}{', '.join(entry.made_from)}"
+    ).rstrip()

@@ -1,0 +1,99 @@
+"""`llmtrain data prepare`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmtrain.cli.options import (
+    DataOption,
+    JsonOption,
+    ProfileOption,
+    ProfileTextFieldOption,
+    SetOption,
+    flag_settings,
+)
+from llmtrain.cli.output import Output
+
+if TYPE_CHECKING:
+    from llmtrain.engine.prepare_data import PreparedAhead
+
+
+def prepare(
+    output: Output,
+    profile: ProfileOption = None,
+    data: DataOption = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", help="A tokenizer directory; default: train one."),
+    ] = None,
+    text_field: ProfileTextFieldOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option("--workers", min=1, help="Processes that tokenize; default: one a core."),
+    ] = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Turn text into token shards in the cache, where `train` with the same options finds them.
+
+    Interrupted, it goes on where it stopped when it is called again.
+    """
+    from llmtrain.train.distributed.signals import stop_on_signals
+
+    flags = flag_settings(
+        data_sources=data or None,
+        data_text_field=text_field,
+        data_tokenizer=tokenizer,
+        device_workers=workers,
+    )
+    with stop_on_signals() as stop:
+        from llmtrain.cli.progress import watching
+        from llmtrain.engine.prepare_data import prepare_ahead
+        from llmtrain.engine.request import TrainRequest
+
+        request = TrainRequest(profile=profile, assignments=set_ or [], flags=flags)
+        with watching(output) as observe:
+            prepared = prepare_ahead(request, observe, stop.check)
+    if json:
+        output.document(_document(prepared))
+    else:
+        _show(output, prepared)
+    return 0
+
+
+def _document(prepared: PreparedAhead) -> dict[str, Any]:
+    index = prepared.index
+    return {
+        "directory": str(prepared.directory),
+        "key": index.key,
+        "tokenizer": str(prepared.tokenizer),
+        "vocab_size": index.vocab_size,
+        "documents": index.train.documents + index.validation.documents,
+        "text_bytes": prepared.text_bytes,
+        "tokens": prepared.tokens,
+        "train_tokens": index.train.tokens,
+        "validation_tokens": index.validation.tokens,
+        "bytes_per_token": prepared.text_bytes / prepared.tokens,
+        "seconds": prepared.seconds,
+        "sources": prepared.sources,
+        "left_out": prepared.left_out,
+    }
+
+
+def _show(output: Output, prepared: PreparedAhead) -> None:
+    from llmtrain.units import format_bytes, format_count, format_duration
+
+    index = prepared.index
+    train, validation = format_count(index.train.tokens), format_count(index.validation.tokens)
+    rows = {
+        "shards": prepared.directory,
+        "tokenizer": f"{prepared.tokenizer} ({index.vocab_size} pieces)",
+        "text": format_bytes(prepared.text_bytes),
+        "tokens": f"{train} to train on, {validation} to validate",
+        "bytes per token": f"{prepared.text_bytes / prepared.tokens:.3f}",
+        "time": format_duration(prepared.seconds),
+    }
+    for name, value in rows.items():
+        output.result(f"{name:<18}{value}")

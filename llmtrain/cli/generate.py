@@ -1,0 +1,73 @@
+"""`llmtrain generate`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from llmtrain.cli.command import command
+from llmtrain.cli.options import (
+    DeviceOption,
+    ForceCpuOption,
+    JsonOption,
+    RunArgument,
+    device_section,
+)
+from llmtrain.cli.output import Output
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command `generate` to `app`."""
+    command(app, "generate")(generate)
+
+
+def generate(
+    output: Output,
+    run: RunArgument,
+    prompt: Annotated[str, typer.Option("--prompt", help="The text to continue.")] = "",
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="At most so many new tokens.")
+    ] = 200,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, help="0 is greedy.")
+    ] = 0.8,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", min=1, help="Only the k likeliest tokens.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", min=0.0, max=1.0, help="Only this much probability.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option("--repetition-penalty", min=1.0, help="Above 1 repeats less.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal texts.")] = 0,
+    device: DeviceOption = None,
+    force_cpu: ForceCpuOption = False,
+    json: JsonOption = False,
+) -> int:
+    """Stream text from a trained model; the prompt is printed too."""
+    from llmtrain.cli.progress import watching
+    from llmtrain.engine.inference import generate_text, load_trained
+    from llmtrain.errors import UsageError
+    from llmtrain.model.generate import Sampling
+    from llmtrain.train.distributed.signals import stop_on_signals
+
+    if top_p == 0:
+        raise UsageError("--top-p 0 leaves no token to choose", hint="--temperature 0 is greedy")
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    with stop_on_signals() as stop:
+        with watching(output) as observe:
+            trained = load_trained(run, device_section(device, force_cpu), observe)
+        texts = generate_text(trained, prompt, sampling, max_tokens, stop.check)
+        if json:
+            said = {"checkpoint": str(trained.checkpoint), "prompt": prompt}
+            output.document({**said, "text": "".join(texts), "seed": seed})
+            return 0
+        sys.stdout.write(prompt)
+        for text in texts:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        sys.stdout.write("\n")
+    return 0

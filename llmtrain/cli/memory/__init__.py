@@ -1,0 +1,1 @@
+"""`llmtrain memory`: in use now, watched, or predicted for a profile."""

@@ -1,0 +1,131 @@
+"""`llmtrain memory`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from llmtrain.cli.command import command
+from llmtrain.cli.memory.now import show_memory_now
+from llmtrain.cli.memory.predict import show_memory_of_profile
+from llmtrain.cli.memory.watch import watch_memory
+from llmtrain.cli.options import (
+    AssumeOption,
+    DeviceOption,
+    ForceCpuOption,
+    JsonOption,
+    NprocOption,
+    ProfileOption,
+    SetOption,
+    assumed_machine,
+    flag_settings,
+)
+from llmtrain.cli.output import Output
+from llmtrain.cli.thresholds import (
+    FAIL_OVER,
+    positive_bytes,
+)
+from llmtrain.errors import UsageError
+
+_EVERY = "2s"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command `memory` to `app`."""
+    command(app, "memory")(memory)
+
+
+def memory(
+    output: Output,
+    run: Annotated[
+        str | None,
+        typer.Argument(metavar="[RUN]", help="A run that is being trained: its processes."),
+    ] = None,
+    pid: Annotated[
+        int | None,
+        typer.Option("--pid", min=1, help="This process and its descendants, whatever it is."),
+    ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Look again and again, at the run that is being trained where none is named: "
+            "a live view, or a JSON line a look off a terminal.",
+        ),
+    ] = False,
+    every: Annotated[
+        str | None, typer.Option("--every", help=f"How often --watch looks; default: {_EVERY}.")
+    ] = None,
+    profile: ProfileOption = None,
+    device: DeviceOption = None,
+    force_cpu: ForceCpuOption = False,
+    nproc: NprocOption = None,
+    set_: SetOption = None,
+    fail_over: Annotated[
+        str | None,
+        typer.Option(
+            FAIL_OVER,
+            metavar="SIZE",
+            help="Exit with 6 where the predicted peak, or without a profile what is in use now, "
+            "is above 8GiB, 500MB …",
+        ),
+    ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="Train a few steps as planned, and set what they took beside it."
+        ),
+    ] = False,
+    assume: AssumeOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Memory in use now; with a profile, what training it will take and whether it fits."""
+    limit_bytes = positive_bytes(FAIL_OVER, fail_over)
+    planning = {
+        "--profile": profile,
+        "--device": device,
+        "--force-cpu": force_cpu or None,
+        "--nproc": nproc,
+        "--set": set_,
+        "--assume": assume,
+        "--calibrate": calibrate or None,
+    }
+    now = {"RUN": run, "--pid": pid, "--watch": watch or None, "--every": every}
+    _refuse_together(now, planning)
+    _refuse_together({"RUN": run}, {"--pid": pid})
+    _refuse_together({"--watch": watch or None}, {FAIL_OVER: fail_over})
+    _refuse_together({"--calibrate": calibrate or None}, {"--assume": assume})
+    if every is not None and not watch:
+        raise UsageError(f"--every {every} is for --watch", hint="add --watch")
+    if profile is not None:
+        from llmtrain.engine.request import TrainRequest
+
+        flags = flag_settings(
+            device_kind=device, device_force_cpu=force_cpu, device_processes=nproc
+        )
+        assumed = assumed_machine(assume)
+        request = TrainRequest(profile, assignments=set_ or [], flags=flags, assumed=assumed)
+        return show_memory_of_profile(
+            output, request, limit_bytes, calibrates=calibrate, as_json=json
+        )
+    if calibrate:
+        raise UsageError(
+            "--calibrate measures a profile, and none is named",
+            hint="llmtrain memory --profile cpu-tiny --calibrate",
+        )
+    if assume is not None:
+        raise UsageError(
+            "--assume plans for a profile, and none is named",
+            hint=f"llmtrain memory --profile gpu-small --assume {assume}",
+        )
+    if watch:
+        return watch_memory(output, run, pid, every or _EVERY, as_lines=json)
+    return show_memory_now(output, run, pid, limit_bytes, as_json=json)
+
+
+def _refuse_together(some: dict[str, Any], others: dict[str, Any]) -> None:
+    """Of two groups of options only one was given. Raises UsageError."""
+    given = [next((n for n, v in group.items() if v is not None), "") for group in (some, others)]
+    if all(given):
+        raise UsageError(f"{given[0]} and {given[1]} do not go together", hint="leave one out")

@@ -1,0 +1,71 @@
+"""`llmtrain tokenizer import`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llmtrain.cli.options import JsonOption, OverwriteOption
+from llmtrain.cli.output import Output
+from llmtrain.cli.tokenizer.train import require_directory
+
+
+def import_(
+    output: Output,
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE",
+            help="A sentencepiece .model, a tokenizer.json, a .tiktoken, or a directory with one.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The directory to write.")],
+    overwrite: OverwriteOption = False,
+    pattern: Annotated[
+        str | None,
+        typer.Option(
+            "--pattern",
+            help="How a .tiktoken splits text: gpt2, cl100k_base, o200k_base, or a regex.",
+        ),
+    ] = None,
+    separator: Annotated[
+        str | None,
+        typer.Option("--separator", help="The token between documents; default: its own end."),
+    ] = None,
+    allow_lossy: Annotated[
+        bool, typer.Option("--allow-lossy", help="Take one that changes some text.")
+    ] = False,
+    json: JsonOption = False,
+) -> int:
+    """Make a tokenizer of another's file, with the ids that it has there."""
+    from llmtrain.tokenizer import ImportOptions, import_tokenizer
+
+    imported = import_tokenizer(file, ImportOptions(pattern, separator, allow_lossy))
+    require_directory(out, overwrite=overwrite)
+    tokenizer = imported.tokenizer
+    tokenizer.save(out)
+    for warning in imported.warnings:
+        output.warning(warning)
+    if json:
+        output.document(
+            {
+                "out": str(out),
+                "source": str(imported.path),
+                "kind": tokenizer.kind.name,
+                "vocab_size": tokenizer.vocab_size,
+                "separator": imported.separator,
+                "separator_id": tokenizer.separator_id,
+                "added_separator": imported.added_separator,
+                "warnings": list(imported.warnings),
+                "sha256": tokenizer.fingerprint,
+            }
+        )
+    else:
+        how = ", added" if imported.added_separator else ""
+        output.result(
+            f"{out}: {tokenizer.vocab_size} pieces of {imported.path}; separator "
+            f"{imported.separator} ({tokenizer.separator_id}{how})"
+        )
+    return 0

@@ -1,0 +1,197 @@
+"""`llmtrain tokenizer encode|decode`: text and ids, from files and pipes of any size."""
+
+from __future__ import annotations
+
+import codecs
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import typer
+
+from llmtrain.cli.options import JsonOption
+from llmtrain.cli.output import Output
+from llmtrain.cli.streams import write_bytes
+
+TokenizerOption = Annotated[
+    Path, typer.Option("--tokenizer", help="A tokenizer's or a checkpoint's directory, or a file.")
+]
+FileArgument = Annotated[
+    Path | None, typer.Argument(metavar="FILE", help="What to read; default: stdin.")
+]
+_BLOCK_BYTES = 1 << 20
+
+
+def encode(
+    output: Output,
+    tokenizer: TokenizerOption,
+    file: FileArgument = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write raw little-endian uint16 or uint32 to this file."),
+    ] = None,
+    json: JsonOption = False,
+) -> int:
+    """Text to ids, separated by spaces."""
+    from llmtrain.tokenizer import open_tokenizer
+    from llmtrain.tokenizer.streams import encoded_parts
+
+    model = open_tokenizer(tokenizer)
+    parts = encoded_parts(model, _text_blocks(file))
+    if out is not None:
+        tokens = _write_ids(out, parts, model.vocab_size)
+        if json:
+            output.document({"out": str(out), "tokens": tokens})
+        else:
+            output.note(f"{out}: {tokens} ids of {_id_bytes(model.vocab_size)} bytes each")
+    elif json:
+        ids = [token for part in parts for token in part]
+        output.document({"ids": ids, "tokens": len(ids)})
+    else:
+        before = ""
+        for part in parts:
+            if part:
+                write_bytes((before + " ".join(map(str, part))).encode())
+                before = " "
+        write_bytes(b"\n")
+    return 0
+
+
+def decode(
+    output: Output,
+    tokenizer: TokenizerOption,
+    file: FileArgument = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="The ids are as `tokenizer encode --out` writes them.")
+    ] = False,
+    json: JsonOption = False,
+) -> int:
+    """Ids to the exact text."""
+    from llmtrain.tokenizer import open_tokenizer
+    from llmtrain.tokenizer.streams import decoded_parts
+
+    model = open_tokenizer(tokenizer)
+    batches = _raw_batches(file, model.vocab_size) if raw else _id_batches(file)
+    parts = decoded_parts(model, batches)
+    if json:
+        output.document({"text": "".join(parts)})
+        return 0
+    for part in parts:
+        write_bytes(part.encode("utf-8"))
+    return 0
+
+
+def _write_ids(path: Path, parts: Iterator[list[int]], vocab_size: int) -> int:
+    """How many ids the file holds. Raises UsageError where it cannot be written."""
+    import numpy as np
+
+    from llmtrain.errors import UsageError
+    from llmtrain.files import write_pieces_atomically
+
+    kind = f"<u{_id_bytes(vocab_size)}"
+    tokens = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal tokens
+        for part in parts:
+            tokens += len(part)
+            yield np.array(part, dtype=kind).tobytes()
+
+    try:
+        target = path.resolve()  # a link stays one
+        if target.exists() and not target.is_file():
+            with target.open("wb") as device:
+                device.writelines(pieces())
+        else:
+            write_pieces_atomically(target, pieces())
+    except OSError as error:
+        raise UsageError(
+            f"--out {path} cannot be written: {error.strerror}", hint="--out ids.bin"
+        ) from None
+    return tokens
+
+
+def _id_bytes(vocab_size: int) -> int:
+    return 2 if vocab_size <= 1 << 16 else 4
+
+
+def _id_batches(file: Path | None) -> Iterator[list[int]]:
+    """Ids, a block of the file at a time. Raises DataError that names what is none."""
+    rest = ""
+    for block in _text_blocks(file):
+        words = (rest + block).split()
+        rest = words.pop() if words and not block[-1:].isspace() else ""
+        yield _ids_of(words)
+    yield _ids_of(rest.split())
+
+
+def _raw_batches(file: Path | None, vocab_size: int) -> Iterator[list[int]]:
+    """The same of a file of raw ids. Raises DataError where it ends within one."""
+    import numpy as np
+
+    from llmtrain.errors import DataError
+
+    size, rest = _id_bytes(vocab_size), b""
+    for block in _blocks(file):
+        data = rest + block
+        whole = len(data) // size * size
+        rest = data[whole:]
+        yield np.frombuffer(data[:whole], dtype=f"<u{size}").tolist()
+    if rest:
+        hint = f"with this vocabulary an id has {size} bytes"
+        raise DataError(f"{_name(file)} ends within an id", hint=hint)
+
+
+def _ids_of(words: list[str]) -> list[int]:
+    from llmtrain.errors import DataError
+
+    wrong = next((word for word in words if not word.isascii() or not word.isdigit()), None)
+    if wrong is not None:
+        raise DataError(
+            f"{wrong[:40]!r} is not a token id",
+            hint="tokenizer encode prints ids; those of encode --out are read by decode --raw",
+        )
+    return [int(word) if len(word) < 20 else 1 << 64 for word in words]
+
+
+def _text_blocks(file: Path | None) -> Iterator[str]:
+    """All of a file or of stdin, exactly. Raises DataError with the offset of what is not UTF-8."""
+    from llmtrain.errors import DataError
+
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    read_bytes = 0
+    try:
+        for block in _blocks(file):
+            read_bytes += len(block)
+            yield decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        at = read_bytes - len(error.object) + error.start
+        hint = "text has to be UTF-8; ids that encode --out wrote are read by decode --raw"
+        raise DataError(f"{_name(file)}: not UTF-8 at byte {at}", hint=hint) from None
+
+
+def _blocks(file: Path | None) -> Iterator[bytes]:
+    from llmtrain.errors import DataError
+
+    try:
+        with _opened(file) as source:
+            while block := source.read(_BLOCK_BYTES):
+                yield block
+    except OSError as error:
+        raise DataError(f"{_name(file)} cannot be read: {error.strerror}") from None
+
+
+def _name(file: Path | None) -> str:
+    return str(file) if file is not None else "stdin"
+
+
+@contextmanager
+def _opened(file: Path | None) -> Iterator[BinaryIO]:
+    if file is None:
+        yield sys.stdin.buffer
+        return
+    with file.open("rb") as source:
+        yield source

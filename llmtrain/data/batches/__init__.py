@@ -1,0 +1,1 @@
+"""From shards to batches: windows, permutation, packing, mixtures."""

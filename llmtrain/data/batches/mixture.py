@@ -1,0 +1,205 @@
+"""Several sources in given shares: which window of which source comes at which position.
+
+Of any N positions the first source has ⌊N·w/W + 1/2⌋, where w is its weight and W the sum of all;
+the others share what it leaves in the same way, each with W of those from it on, and the last has
+what is left. Such a count grows by 0 or 1 with N, so a position belongs to one source and is its
+n-th, which is arithmetic alone: nothing is drawn, and there is no state. What N positions hold of
+a source differs from its share of N by at most half the number of sources, whatever N is.
+
+The n-th window of a source is the n-th of an order of its own, as if there were no other source:
+it is every window once before any comes again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
+from math import lcm
+
+import numpy as np
+
+from llmtrain.data.batches.windows import Tokens, WindowReader
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.shards.token_stream import TokenArray
+from llmtrain.data.split import Split
+from llmtrain.errors import DataError
+
+_SCANNED_TOKENS = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MixedSource:
+    """A source, its weight in what is read, and the tokens it has in what is trained on.
+
+    They begin with a separator and end with the one that follows its last document, which the
+    next source begins with.
+    """
+
+    spec: str
+    weight: float
+    first_token: int
+    tokens: int
+
+
+class Interleaving:
+    """Positions shared out among sources by weight, evenly and exactly: see the module."""
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        exact = [Fraction(repr(weight)) for weight in weights]  # 0.1 is a tenth
+        scale = lcm(*(weight.denominator for weight in exact))
+        self._weights = [int(weight * scale) for weight in exact]
+        self._sums = list(accumulate(reversed(self._weights)))[::-1]
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """The source whose turn it is at `position`, and how many turns it has had before."""
+        for source, (weight, of_all) in enumerate(zip(self._weights, self._sums, strict=True)):
+            before = _rounded_share(position, weight, of_all)
+            if _rounded_share(position + 1, weight, of_all) > before:
+                return source, before
+            position -= before
+        raise AssertionError("the last source has all that the others leave")
+
+
+def _rounded_share(count: int, weight: int, of_all: int) -> int:
+    return (2 * count * weight + of_all) // (2 * of_all)
+
+
+class TokenRange:
+    """A contiguous part of a stream, as a stream of its own."""
+
+    def __init__(self, stream: Tokens, first_token: int, num_tokens: int) -> None:
+        """Raises DataError where the stream does not have that part."""
+        if first_token < 0 or num_tokens < 0 or first_token + num_tokens > stream.num_tokens:
+            raise DataError(
+                f"a source has the tokens from {first_token} to {first_token + num_tokens}, and "
+                f"there are {stream.num_tokens} in all",
+                hint="run.yaml was changed; start a new run",
+            )
+        self._stream = stream
+        self._first_token = first_token
+        self.num_tokens = num_tokens
+
+    def read(self, start: int, count: int) -> TokenArray:
+        """`count` ids from the `start`-th of this part on. Raises IndexError beyond either end."""
+        if start < 0 or count < 0 or start + count > self.num_tokens:
+            raise IndexError(f"tokens {start}..{start + count} of {self.num_tokens}")
+        return self._stream.read(self._first_token + start, count)
+
+
+class MixedBatches:
+    """Windows of several sources, as a BatchReader has them of one: the position is everything."""
+
+    def __init__(
+        self,
+        stream: Tokens,
+        sources: Sequence[MixedSource],
+        seed: int,
+        reader_of: Callable[[Tokens, int], WindowReader],
+    ) -> None:
+        """`reader_of` reads the windows of one source, with a seed of its own.
+
+        Raises DataError for a source that is shorter than a window.
+        """
+        self._specs = [source.spec for source in sources]
+        self._interleaving = Interleaving([source.weight for source in sources])
+        self._readers = [
+            _reader(stream, source, _own_seed(seed, index), reader_of)
+            for index, source in enumerate(sources)
+        ]
+        # An epoch is as many windows as all sources have, whichever of them are then read.
+        self.num_windows = sum(reader.num_windows for reader in self._readers)
+
+    def read(self, first_position: int, count: int) -> tuple[TokenArray, TokenArray]:
+        """Inputs and targets of `count` windows, each int64 of shape (count, context)."""
+        rows = [self._row(first_position + row) for row in range(count)]
+        inputs, targets = zip(*rows, strict=True)
+        return np.concatenate(inputs), np.concatenate(targets)
+
+    def _row(self, position: int) -> tuple[TokenArray, TokenArray]:
+        source, turn = self._interleaving.locate(position)
+        return self._readers[source].read(turn, 1)
+
+    def place(self, position: int) -> str:
+        """Where in the text the window at `position` is from, in words."""
+        source, turn = self._interleaving.locate(position)
+        return f"{self._specs[source]}: {self._readers[source].place(turn)}"
+
+    def count_targets(self, first_position: int, count: int) -> int:
+        """Targets of so many windows."""
+        turns = (self._interleaving.locate(first_position + row) for row in range(count))
+        return sum(self._readers[source].count_targets(turn, 1) for source, turn in turns)
+
+
+def _reader(
+    stream: Tokens,
+    source: MixedSource,
+    seed: int,
+    reader_of: Callable[[Tokens, int], WindowReader],
+) -> WindowReader:
+    tokens = TokenRange(stream, source.first_token, source.tokens)
+    try:
+        return reader_of(tokens, seed)
+    except DataError as error:
+        raise DataError(f"{source.spec}: {error.message}", hint=error.hint) from None
+
+
+def _own_seed(seed: int, source: int) -> int:
+    """Of the order of one source: sources that are equally long are not read in step."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{source}".encode()).digest()[:8], "big")
+
+
+def locate_sources(
+    corpus: Corpus, split: Split, train: Tokens, separator_id: int, weights: Sequence[float]
+) -> tuple[MixedSource, ...]:
+    """Where the sources of `corpus` lie in the tokens that were made of it.
+
+    Reads the text once more, since equal tokens may be those of other sources. Raises DataError
+    for a source that has no text to train on.
+    """
+    firsts = _first_pieces(corpus, split)
+    starts = _nth_separators(train, separator_id, firsts)
+    found = []
+    for index, (source, weight) in enumerate(zip(corpus.sources, weights, strict=True)):
+        if firsts[index] == firsts[index + 1]:
+            raise DataError(
+                f"{source.spec} has a weight and no text to train on: it is empty, held out, or "
+                "what an earlier source has already",
+                hint="leave it out of data.sources",
+            )
+        tokens = starts[index + 1] - starts[index] + 1
+        found.append(MixedSource(source.spec, weight, starts[index], tokens))
+    return tuple(found)
+
+
+def _first_pieces(corpus: Corpus, split: Split) -> list[int]:
+    """How many pieces that are trained on come before each source, and in all."""
+    firsts: list[int] = []
+    pieces = 0
+
+    def source_begins() -> None:
+        firsts.append(pieces)
+
+    for piece in split.assign(corpus.documents(source_begins)):
+        pieces += piece.side == "train"
+    return [*firsts, pieces]
+
+
+def _nth_separators(stream: Tokens, separator_id: int, ordinals: Sequence[int]) -> list[int]:
+    """Where the separators with these numbers, from 0 and ascending, are.
+
+    The last one has to end the stream: DataError where it does not.
+    """
+    found: list[int] = []
+    seen = 0
+    for start in range(0, stream.num_tokens, _SCANNED_TOKENS):
+        ids = stream.read(start, min(_SCANNED_TOKENS, stream.num_tokens - start))
+        places = np.flatnonzero(ids == separator_id)
+        while len(found) < len(ordinals) and ordinals[len(found)] < seen + len(places):
+            found.append(start + int(places[ordinals[len(found)] - seen]))
+        seen += len(places)
+    if len(found) < len(ordinals) or found[-1] != stream.num_tokens - 1:
+        raise DataError("the text changed while it was being read", hint="run the command again")
+    return found

@@ -1,0 +1,53 @@
+"""The next windows, read while those before them are worked on.
+
+Windows lie all over the text, and from a disk each takes its time: a thread waits for them instead
+of the training. It decides nothing, so what is read is the same without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+from llmtrain.data.shards.token_stream import TokenArray
+
+Windows = tuple[TokenArray, TokenArray]
+
+
+class Prefetch:
+    """Has read what it was told would be asked for next. Whoever asks for something else waits."""
+
+    def __init__(self, read: Callable[[int, int], Windows]) -> None:
+        """`read(first_position, count)` is called in both threads, and keeps no state."""
+        self._read = read
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
+        self._coming: tuple[tuple[int, int], Future[Windows]] | None = None
+
+    def read(self, first_position: int, count: int, then: int) -> Windows:
+        """`count` windows; as many from position `then` on are read from now on.
+
+        Raises what reading raised.
+        """
+        coming, self._coming = self._coming, None
+        if coming is not None and coming[0] == (first_position, count):
+            windows = coming[1].result()
+        else:
+            windows = self._read(first_position, count)
+        self._coming = (then, count), self._thread.submit(self._read, then, count)
+        return windows
+
+    def close(self) -> None:
+        """Nothing is read any more: the files may be closed."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Prefetch:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

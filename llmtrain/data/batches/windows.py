@@ -1,0 +1,89 @@
+"""Inputs and targets for positions of training, and for evaluation in order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from llmtrain.data.batches.permutation import count_windows, permuted_index
+from llmtrain.data.shards.token_stream import TokenArray
+from llmtrain.errors import DataError
+
+
+class Tokens(Protocol):
+    """What a batch is cut from; a TokenStream is one."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    def read(self, start: int, count: int) -> TokenArray: ...
+
+
+class WindowReader(Protocol):
+    """Windows at positions of training, whatever they hold."""
+
+    @property
+    def num_windows(self) -> int: ...
+
+    def read(self, first_position: int, count: int) -> tuple[TokenArray, TokenArray]: ...
+
+    def place(self, position: int) -> str: ...
+
+    def count_targets(self, first_position: int, count: int) -> int: ...
+
+
+class BatchReader:
+    """Windows in permuted order. Nothing is remembered between calls: the position is everything.
+
+    A rank's share is arithmetic on positions. With R ranks and m windows per micro-batch, step s of
+    rank r reads from s·R·m + r·m; all ranks together then read what one rank with R·m would.
+    """
+
+    def __init__(self, stream: Tokens, context: int, seed: int) -> None:
+        self._stream = stream
+        self._context = context
+        self._seed = seed
+        self.num_windows = count_windows(stream.num_tokens, context)
+
+    def read(self, first_position: int, count: int) -> tuple[TokenArray, TokenArray]:
+        """Inputs and targets of `count` windows, each int64 of shape (count, context)."""
+        inputs = np.empty((count, self._context), dtype=np.int64)
+        targets = np.empty_like(inputs)
+        for row in range(count):
+            tokens = self._stream.read(self.first_token(first_position + row), self._context + 1)
+            inputs[row], targets[row] = tokens[:-1], tokens[1:]
+        return inputs, targets
+
+    def first_token(self, position: int) -> int:
+        """Where in the text the window at `position` begins."""
+        _, window = permuted_index(position, self.num_windows, self._seed)
+        return window * self._context
+
+    def place(self, position: int) -> str:
+        """The same in words."""
+        start = self.first_token(position)
+        return f"tokens {start} to {start + self._context} of the training text"
+
+    def count_targets(self, first_position: int, count: int) -> int:
+        """Targets of so many windows: all that they have."""
+        return count * self._context
+
+
+def sequential_windows(stream: Tokens, context: int) -> Iterator[tuple[TokenArray, TokenArray]]:
+    """Inputs and targets, one-dimensional, of every window in order; the last may be shorter.
+
+    Every token but the first is a target exactly once. Raises DataError if there is no target.
+    """
+    last = stream.num_tokens - 1
+    if last < 1:
+        message = f"a split of {stream.num_tokens} tokens has nothing to predict"
+        raise DataError(message, hint="add text with --data")
+    return _sequential(stream, context, last)
+
+
+def _sequential(stream: Tokens, context: int, last: int) -> Iterator[tuple[TokenArray, TokenArray]]:
+    for start in range(0, last, context):
+        tokens = stream.read(start, min(context, last - start) + 1)
+        yield tokens[:-1], tokens[1:]

@@ -1,0 +1,85 @@
+"""What one pass over documents tells: how many there are, their sizes, which text it is."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from llmtrain.data.document import Document
+from llmtrain.data.repeats import Repeats
+
+_PART = b"part"
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusStats:
+    """What one pass over a corpus tells. The digests are of single documents."""
+
+    documents: int
+    text_bytes: int
+    fingerprint: str
+    lowest_digest: bytes
+    highest_digest: bytes
+    repeated_documents: int = 0  # that are equal to an earlier one
+    repeated_bytes: int = 0  # of their text
+
+
+class FingerprintBuilder:
+    """sha256 over the sha256 of every document, in order.
+
+    It depends on the text and where documents end, not on paths, times or compression, so the
+    same text has the same fingerprint on every machine. Parts of a text that is too long for one
+    document are told from documents: they are split into train and validation in another way.
+    """
+
+    def __init__(self) -> None:
+        self.documents = 0
+        self._digest = hashlib.sha256()
+
+    def add(self, document: Document) -> bytes:
+        """The document's own digest, which is now part of the fingerprint."""
+        digest = document.digest()
+        self._digest.update(digest)
+        if document.part_at is not None:
+            self._digest.update(_PART)
+        self.documents += 1
+        return digest
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+
+class CorpusStatsBuilder:
+    """Measures documents as they pass."""
+
+    def __init__(self) -> None:
+        self.text_bytes = 0
+        self.repeats = Repeats()
+        self._fingerprint = FingerprintBuilder()
+        self._lowest, self._highest = b"\xff" * 32, b""
+
+    @property
+    def documents(self) -> int:
+        return self._fingerprint.documents
+
+    def add(self, document: Document) -> int:
+        """The size of its text in bytes; it is measured."""
+        digest = self._fingerprint.add(document)
+        size_bytes = len(document.text.encode())
+        self.repeats.add(digest, size_bytes)
+        self.text_bytes += size_bytes
+        self._lowest, self._highest = min(self._lowest, digest), max(self._highest, digest)
+        return size_bytes
+
+    def facts(self) -> CorpusStats:
+        """Of all that passed."""
+        repeated = self.repeats.flags()
+        return CorpusStats(
+            documents=self.documents,
+            text_bytes=self.text_bytes,
+            fingerprint=self._fingerprint.hexdigest(),
+            lowest_digest=self._lowest,
+            highest_digest=self._highest,
+            repeated_documents=int(repeated.sum()),
+            repeated_bytes=int(self.repeats.sizes_bytes()[repeated].sum()),
+        )

@@ -1,0 +1,109 @@
+"""How much of the held-out text can be learned by heart, because it is trained on as well.
+
+Looked for among whole documents, or among the blocks into which few documents are split. Of a large
+corpus in a sample of both sides, chosen by digest, which takes at most 110 MB: a copy is then found
+as often as its original is in the sample, and the count is scaled up by that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.corpus_stats import CorpusStats
+from llmtrain.data.quality.minhash import Signer
+from llmtrain.data.quality.near_duplicates import Flags, copied_from
+from llmtrain.data.reading import Document
+from llmtrain.data.split import BlockSplit, DocumentSplit, Side, Split, cut_at_line_ends, plan_split
+
+_MOST_UNITS = 100_000  # of a side that are compared
+_MOST_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Leakage:
+    """Held-out documents or blocks that are near copies of what is trained on, equal ones too."""
+
+    units: Literal["documents", "blocks"]
+    held_out: int  # that were compared
+    copies: int  # of those, that a copy was found of
+    train_share: float  # of what is trained on, that they were compared with
+
+    @property
+    def share(self) -> float:
+        """Of what is held out, 0 to 1: an estimate where not all was compared."""
+        found = self.copies / max(1, self.held_out)
+        return min(1.0, found / self.train_share)
+
+    def document(self) -> dict[str, object]:
+        """As JSON holds it."""
+        return {**asdict(self), "share": self.share}
+
+
+def find_leakage(
+    corpus: Corpus,
+    facts: CorpusStats,
+    validation_fraction: float,
+    check_stop: Callable[[], None],
+) -> Leakage:
+    """Compares the two sides of the split. Reads all of the corpus. Raises DataError."""
+    split = plan_split(corpus, facts, validation_fraction)
+    rates: dict[Side, float] = {
+        "train": _rate(facts, 1 - validation_fraction),
+        "validation": _rate(facts, validation_fraction),
+    }
+    signer, is_source = Signer(), []
+    for side, unit in _units(split, corpus.documents()):
+        check_stop()
+        if _is_chosen(unit, rates[side]):
+            signer.add(unit.text)
+            is_source.append(side == "train")
+    sources: Flags = np.array(is_source, np.bool_)
+    copies = copied_from(signer.signatures(), sources, check_stop)
+    return Leakage(
+        units="documents" if isinstance(split, DocumentSplit) else "blocks",
+        held_out=int((~sources).sum()),
+        copies=int(copies.sum()),
+        train_share=rates["train"],
+    )
+
+
+def _rate(facts: CorpusStats, share: float) -> float:
+    """How much of a side that is so large a share of the corpus is compared, 0 to 1."""
+    return min(
+        1.0,
+        _MOST_UNITS / max(1.0, share * facts.documents),
+        _MOST_BYTES / max(1.0, share * facts.text_bytes),
+    )
+
+
+def _is_chosen(unit: Document, rate: float) -> bool:
+    """By the end of the digest: its beginning says on which side a document is."""
+    return rate >= 1 or int.from_bytes(unit.digest()[-8:], "big") < rate * 2**64
+
+
+def _units(split: Split, documents: Iterator[Document]) -> Iterator[tuple[Side, Document]]:
+    """What is compared: documents, or blocks of equal size where documents are cut.
+
+    A copy is cut elsewhere than its original. Train is cut twice, half a block apart, so that some
+    block of it has three quarters of the copy or more.
+    """
+    for piece in split.assign(documents):
+        if isinstance(split, DocumentSplit):
+            yield piece.side, piece.document
+            continue
+        data, origin = piece.document.text.encode(), piece.document.origin
+        yield from ((piece.side, Document(b.decode(), origin)) for b in _blocks(split, data))
+        if piece.side == "train":
+            half = split.block_bytes // 2 + 1
+            skipped = next(cut_at_line_ends(data, half, max(half, split.longest_bytes)))
+            rest = data[len(skipped) :]
+            yield from ((piece.side, Document(b.decode(), origin)) for b in _blocks(split, rest))
+
+
+def _blocks(split: BlockSplit, data: bytes) -> Iterator[bytes]:
+    return cut_at_line_ends(data, split.block_bytes, split.longest_bytes)

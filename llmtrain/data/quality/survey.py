@@ -1,0 +1,180 @@
+"""What one pass over documents tells of them, in bounded memory beside 16 bytes a document, and 512
+more where near copies are looked for."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.corpus_stats import CorpusStats, CorpusStatsBuilder
+from llmtrain.data.quality.languages import LanguageDetector
+from llmtrain.data.quality.minhash import Signer
+from llmtrain.data.quality.near_duplicates import repeats
+from llmtrain.data.reading import Document
+from llmtrain.data.shards.encode import TextEncoder
+from llmtrain.data.split import cut_at_line_ends
+
+_SEED = 20_240_601  # any number does, as long as it never changes
+_DRAWN = 1000  # documents of which languages are told, and some are shown
+_DRAWN_CHARACTERS = 4000  # of each
+_BATCH_BYTES = 2 << 20  # ids take many times the text
+
+
+@dataclass(frozen=True, slots=True)
+class LengthBin:
+    """Documents whose text has from so many bytes on, and fewer than twice as many."""
+
+    from_bytes: int
+    documents: int
+    text_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Documents that repeat an earlier one, and the bytes of their text."""
+
+    documents: int
+    text_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A document that was drawn by chance."""
+
+    origin: str
+    beginning: str
+    text_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the documents are like."""
+
+    facts: CorpusStats
+    characters: int
+    lengths: tuple[LengthBin, ...]  # without gaps, the shortest first
+    longest: Drawn
+    equal: Copies
+    near: Copies | None  # without the equal ones; None: not looked for
+    tokens: int | None  # with a separator a document; None: not counted
+    drawn: tuple[Drawn, ...]  # in no order
+    languages: dict[str, int] | None  # of those drawn, the most frequent first
+
+
+def survey(
+    corpus: Corpus,
+    *,
+    encoder: TextEncoder | None,
+    threads: int,
+    signer: Signer | None,
+    detector: LanguageDetector | None,
+    check_stop: Callable[[], None],
+) -> Survey:
+    """All that can be told with what is at hand. Raises DataError if there is no text."""
+    gauge, lengths, lottery = CorpusStatsBuilder(), _Lengths(), _Lottery()
+    counter = _TokenCounter(encoder, threads) if encoder is not None else None
+    characters = 0
+    for document in corpus.documents():
+        check_stop()
+        size_bytes = gauge.add(document)
+        characters += len(document.text)
+        lengths.add(document, size_bytes)
+        lottery.add(document, size_bytes)
+        if counter is not None:
+            counter.add(document.text)
+        if signer is not None:
+            signer.add(document.text)
+    facts = corpus.facts(gauge)
+    languages = Counter(detector.language(d.beginning) for d in lottery.drawn) if detector else None
+    return Survey(
+        facts=facts,
+        characters=characters,
+        lengths=lengths.bins(),
+        longest=lengths.longest,
+        equal=Copies(facts.repeated_documents, facts.repeated_bytes),
+        near=_near(gauge, signer, check_stop) if signer is not None else None,
+        tokens=counter.total() if counter is not None else None,
+        drawn=tuple(lottery.drawn),
+        languages=dict(languages.most_common()) if languages is not None else None,
+    )
+
+
+def _near(gauge: CorpusStatsBuilder, signer: Signer, check_stop: Callable[[], None]) -> Copies:
+    flags = repeats(signer.signatures(), check_stop) & ~gauge.repeats.flags()
+    return Copies(int(flags.sum()), int(gauge.repeats.sizes_bytes()[flags].sum()))
+
+
+class _Lengths:
+    """A histogram with bins of doubling width."""
+
+    def __init__(self) -> None:
+        self._documents: Counter[int] = Counter()  # by the number of bits of the size
+        self._bytes: Counter[int] = Counter()
+        self.longest = Drawn("", "", 0)
+
+    def add(self, document: Document, size_bytes: int) -> None:
+        bits = size_bytes.bit_length()
+        self._documents[bits] += 1
+        self._bytes[bits] += size_bytes
+        if size_bytes > self.longest.text_bytes:
+            self.longest = _beginning_of(document, size_bytes)
+
+    def bins(self) -> tuple[LengthBin, ...]:
+        if not self._documents:
+            return ()
+        every = range(min(self._documents), max(self._documents) + 1)
+        return tuple(
+            LengthBin(1 << (bits - 1), self._documents[bits], self._bytes[bits]) for bits in every
+        )
+
+
+class _Lottery:
+    """Each document is among those drawn with the same chance (Vitter 1985, algorithm R)."""
+
+    def __init__(self) -> None:
+        self.drawn: list[Drawn] = []
+        self._random = random.Random(_SEED)
+        self._seen = 0
+
+    def add(self, document: Document, size_bytes: int) -> None:
+        self._seen += 1
+        if len(self.drawn) < _DRAWN:
+            self.drawn.append(_beginning_of(document, size_bytes))
+            return
+        place = self._random.randrange(self._seen)
+        if place < _DRAWN:
+            self.drawn[place] = _beginning_of(document, size_bytes)
+
+
+def _beginning_of(document: Document, size_bytes: int) -> Drawn:
+    return Drawn(document.origin, document.text[:_DRAWN_CHARACTERS], size_bytes)
+
+
+class _TokenCounter:
+    """Encodes a batch at a time, and forgets it."""
+
+    def __init__(self, encoder: TextEncoder, threads: int) -> None:
+        self._encoder = encoder
+        self._threads = threads
+        self._tokens = 0
+        self._batch: list[str] = []
+        self._room_bytes = _BATCH_BYTES
+
+    def add(self, text: str) -> None:
+        self._tokens += 1  # the separator
+        for part in cut_at_line_ends(text.encode(), _BATCH_BYTES, 2 * _BATCH_BYTES):
+            self._batch.append(part.decode())
+            self._room_bytes -= len(part)
+            if self._room_bytes <= 0:
+                self._count(self._batch)
+
+    def total(self) -> int:
+        self._count(self._batch)
+        return self._tokens
+
+    def _count(self, texts: Sequence[str]) -> None:
+        self._tokens += sum(map(len, self._encoder.encode_batch(texts, self._threads)))
+        self._batch, self._room_bytes = [], _BATCH_BYTES

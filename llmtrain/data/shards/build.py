@@ -1,0 +1,195 @@
+"""From a corpus to shards in a directory, or the rest of them where an earlier process stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.corpus_stats import CorpusStats, FingerprintBuilder
+from llmtrain.data.reading import Document
+from llmtrain.data.shards.cache_entry import start_over
+from llmtrain.data.shards.encode import Encode, TextEncoder, cut_into_parts, encode_parts
+from llmtrain.data.shards.index import FORMAT_VERSION, ShardIndex, token_dtype, write_index
+from llmtrain.data.shards.journal import (
+    Journal,
+    NotAsWrittenError,
+    PartsRead,
+    forget_journal,
+    read_journal,
+    write_journal,
+)
+from llmtrain.data.shards.manifest import write_manifest
+from llmtrain.data.shards.token_stream import TokenArray
+from llmtrain.data.shards.writer import SplitWriter
+from llmtrain.data.split import DocumentSplit, Split, plan_split
+from llmtrain.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSpec:
+    """Everything that decides what the shards hold."""
+
+    corpus: Corpus
+    facts: CorpusStats
+    encoder: TextEncoder
+    validation_fraction: float
+
+    @property
+    def key(self) -> str:
+        """Names the shards in the cache."""
+        parts = {
+            "format_version": FORMAT_VERSION,
+            "corpus": self.facts.fingerprint,
+            "encoder": self.encoder.fingerprint,
+            "vocab_size": self.encoder.vocab_size,
+            "separator_id": self.encoder.separator_id,
+            "validation_fraction": float(self.validation_fraction),
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How the work is done, as against what comes out of it."""
+
+    encode: Encode
+    on_progress: Callable[[int, int], None]
+    check_stop: Callable[[], None]
+    shard_bytes: int
+    batch_bytes: int
+    journal_bytes: int
+
+
+def build(
+    recipe: ShardSpec, effort: BuildOptions, scratch: Path, made_from: Mapping[str, object]
+) -> None:
+    """`new` in `scratch` holds every shard, the manifest and the index, all on disk.
+
+    Goes on where the journal in `scratch` says that an earlier process stopped. Raises DataError.
+    """
+    begun_s = time.monotonic()
+    split = plan_split(recipe.corpus, recipe.facts, recipe.validation_fraction)
+    journal = read_journal(scratch, batch_bytes=effort.batch_bytes, shard_bytes=effort.shard_bytes)
+    try:
+        index = _write_shards(recipe, effort, split, scratch, journal)
+    except NotAsWrittenError:
+        start_over(scratch)
+        index = _write_shards(recipe, effort, split, scratch, None)
+    seconds = time.monotonic() - begun_s
+    write_manifest(scratch / "new", index, recipe.corpus, recipe.facts, seconds, made_from)
+    write_index(scratch / "new", index)
+
+
+def _write_shards(
+    recipe: ShardSpec, effort: BuildOptions, split: Split, scratch: Path, journal: Journal | None
+) -> ShardIndex:
+    """Every shard is on disk. Raises NotAsWrittenError where the journal does not hold."""
+    sides = (journal.train, journal.validation) if journal is not None else (None, None)
+    vocab_size, new = recipe.encoder.vocab_size, scratch / "new"
+    with (
+        SplitWriter(new, "train", vocab_size, effort.shard_bytes, sides[0]) as train,
+        SplitWriter(new, "validation", vocab_size, effort.shard_bytes, sides[1]) as validation,
+    ):
+        _encode_corpus(recipe, effort, split, scratch, (train, validation), journal)
+        return _finished_index(recipe, split, train, validation)
+
+
+def _encode_corpus(
+    recipe: ShardSpec,
+    effort: BuildOptions,
+    split: Split,
+    scratch: Path,
+    writers: tuple[SplitWriter, SplitWriter],
+    journal: Journal | None,
+) -> None:
+    """Both sides are written. Raises DataError if the text is not the text that was measured."""
+    builder, read = FingerprintBuilder(), PartsRead()
+    documents = _fingerprinted(recipe.corpus.documents(), builder, effort.check_stop)
+    parts = cut_into_parts(split.assign(documents), effort.batch_bytes)
+    if journal is not None:
+        read.add(islice(parts, journal.parts))
+        read.require(journal)
+        effort.on_progress(read.text_bytes, recipe.facts.text_bytes)
+    journaled_bytes = read.text_bytes
+    encoded = encode_parts(parts, effort.encode, recipe.encoder, effort.batch_bytes)
+    with closing(encoded) as batches:
+        for batch in batches:
+            effort.check_stop()
+            for writer in writers:
+                writer.append_batch(batch)
+            read.add(batch.parts)
+            if read.text_bytes - journaled_bytes >= effort.journal_bytes:
+                write_journal(scratch, _journal_of(read, effort, writers))
+                journaled_bytes = read.text_bytes
+            effort.on_progress(read.text_bytes, recipe.facts.text_bytes)
+    if builder.hexdigest() != recipe.facts.fingerprint:
+        forget_journal(scratch)
+        raise DataError("the text changed while it was being read", hint="run the command again")
+    for writer in writers:
+        writer.append(np.array([recipe.encoder.separator_id], dtype=np.int64))
+
+
+def _journal_of(
+    read: PartsRead, effort: BuildOptions, writers: tuple[SplitWriter, SplitWriter]
+) -> Journal:
+    train, validation = (writer.written() for writer in writers)
+    return Journal(
+        parts=read.count,
+        text_sha256=read.hexdigest(),
+        batch_bytes=effort.batch_bytes,
+        shard_bytes=effort.shard_bytes,
+        train=train,
+        validation=validation,
+    )
+
+
+def _fingerprinted(
+    documents: Iterator[Document], builder: FingerprintBuilder, check_stop: Callable[[], None]
+) -> Iterator[Document]:
+    for document in documents:
+        check_stop()
+        builder.add(document)
+        yield document
+
+
+def _finished_index(
+    recipe: ShardSpec, split: Split, train: SplitWriter, validation: SplitWriter
+) -> ShardIndex:
+    """Raises DataError if not every byte of text was encoded."""
+    sides = train.finish(), validation.finish()
+    encoded_bytes = sum(side.text_bytes for side in sides)
+    if encoded_bytes != recipe.facts.text_bytes:
+        counted = f"{encoded_bytes} bytes of text were encoded, and {recipe.facts.text_bytes} read"
+        raise DataError(counted, hint="run the command again, and report it if this comes again")
+    return ShardIndex(
+        format_version=FORMAT_VERSION,
+        key=recipe.key,
+        dtype=token_dtype(recipe.encoder.vocab_size).name,
+        vocab_size=recipe.encoder.vocab_size,
+        separator_id=recipe.encoder.separator_id,
+        encoder_fingerprint=recipe.encoder.fingerprint,
+        corpus_fingerprint=recipe.facts.fingerprint,
+        validation_fraction=float(recipe.validation_fraction),
+        split_by="documents" if isinstance(split, DocumentSplit) else "blocks",
+        unigram_cross_entropy_nats=unigram_cross_entropy_nats(train.counts, validation.counts),
+        train=sides[0],
+        validation=sides[1],
+    )
+
+
+def unigram_cross_entropy_nats(train_counts: TokenArray, validation_counts: TokenArray) -> float:
+    """Nats per validation token under the add-one-smoothed frequencies of train."""
+    total = int(train_counts.sum()) + len(train_counts)
+    log_counts = np.log(train_counts + 1.0)
+    mean_log_count = float(validation_counts @ log_counts) / int(validation_counts.sum())
+    return math.log(total) - mean_log_count

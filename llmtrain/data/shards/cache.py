@@ -1,0 +1,156 @@
+"""What the cache holds of text: shards, tokenizers, what was fetched, and what is not finished.
+
+Files that were fetched are in `remote/files`, each once; an entry of `remote/trees` has links to
+those of one source. Where there are no links, and where a tree is gone, a file is an entry.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+from filelock import Timeout
+
+from llmtrain.data.shards.cache_entry import BUILDING, lock_of
+from llmtrain.data.shards.manifest import read_manifest
+
+EntryKind = Literal["shards", "tokenizer", "fetched", "unfinished"]
+
+_NAMED_FILES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """A directory of the cache, or a file.
+
+    What it was made from is unknown where earlier versions made it.
+    """
+
+    kind: EntryKind
+    key: str
+    directory: Path
+    size_bytes: int
+    changed_s: float  # by the system's clock, when a file of it was last written
+    made_from: tuple[str, ...]
+    tokens: int | None
+
+    def age_s(self) -> float:
+        """Seconds since it was last written to."""
+        return max(0.0, time.time() - self.changed_s)
+
+
+def cache_entries(cache_directory: Path) -> list[CacheEntry]:
+    """Every entry, the one that was written last first."""
+    found = [
+        *_entries("shards", cache_directory / "shards"),
+        *_entries("tokenizer", cache_directory / "tokenizers"),
+        *_entries("fetched", cache_directory / "remote" / "datasets"),
+        *_entries("fetched", cache_directory / "remote" / "trees"),
+        *_entries("fetched", cache_directory / "remote" / "files"),
+    ]
+    return sorted(found, key=lambda entry: (-entry.changed_s, entry.key))
+
+
+def _entries(kind: EntryKind, parent: Path) -> Iterator[CacheEntry]:
+    if not parent.is_dir():
+        return
+    for directory in sorted(parent.iterdir()):
+        with suppress(FileNotFoundError):  # another process removes it, or gives it its place
+            if directory.is_dir() or directory.stat().st_nlink == 1:
+                yield _entry(kind, directory)
+
+
+def _entry(kind: EntryKind, directory: Path) -> CacheEntry:
+    is_unfinished = directory.name.startswith(BUILDING)
+    below = list(directory.rglob("*")) if directory.is_dir() else [directory]
+    facts = [path.stat() for path in (directory, *below)]
+    manifest = read_manifest(directory) or {}
+    return CacheEntry(
+        kind="unfinished" if is_unfinished else kind,
+        key=directory.name.removeprefix(BUILDING),
+        directory=directory,
+        size_bytes=sum(each.st_size for each in facts[1:]),
+        changed_s=max(each.st_mtime for each in facts),
+        made_from=_specs(manifest.get("sources")) or _names(kind, directory, below),
+        tokens=_tokens(manifest.get("tokens")),
+    )
+
+
+def _specs(sources: object) -> tuple[str, ...]:
+    if not isinstance(sources, list):
+        return ()
+    return tuple(str(each["spec"]) for each in sources if isinstance(each, dict) and "spec" in each)
+
+
+def _names(kind: EntryKind, directory: Path, below: Sequence[Path]) -> tuple[str, ...]:
+    """Of files that were fetched; they say more than nothing."""
+    files = [path for path in below if path.is_file()] if kind == "fetched" else []
+    names = tuple(path.relative_to(directory).as_posix() for path in files[:_NAMED_FILES])
+    return (*names, "…") if len(files) > _NAMED_FILES else names
+
+
+def _tokens(counts: object) -> int | None:
+    sides = (
+        [counts.get(side) for side in ("train", "validation")] if isinstance(counts, dict) else []
+    )
+    numbers = [number for number in sides if isinstance(number, int)]
+    return sum(numbers) if numbers else None
+
+
+def open_directories(entries: Sequence[CacheEntry]) -> set[Path]:
+    """Directories of entries of which a process that this user can see has a file open.
+
+    Whoever trains or evaluates has its shards open. On Windows they cannot be removed meanwhile.
+    """
+    directories = {os.path.realpath(entry.directory): entry.directory for entry in entries}
+    found: set[Path] = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            for file in process.open_files():
+                parents = (str(parent) for parent in Path(os.path.realpath(file.path)).parents)
+                found.update(directories[each] for each in parents if each in directories)
+    return found
+
+
+def remove_entry(cache_directory: Path, entry: CacheEntry) -> bool:
+    """The entry is gone; False where a process builds it, or the system does not let it go.
+
+    It is gone at once or not at all: nobody finds half of it.
+    """
+    parent = entry.directory.parent
+    linked = _linked_files(entry)
+    doomed = parent / f"{BUILDING}removed-{entry.key}-{time.time_ns()}"
+    try:
+        with lock_of(cache_directory, entry.key).acquire(timeout=0):
+            entry.directory.rename(doomed)
+    except (Timeout, OSError):
+        return False
+    if doomed.is_dir():
+        shutil.rmtree(doomed, ignore_errors=True)
+    else:
+        doomed.unlink(missing_ok=True)
+    _remove_unlinked(parent.parent / "files", linked)
+    return True
+
+
+def _linked_files(entry: CacheEntry) -> set[int]:
+    """The numbers by which the file system knows the files of an entry that is links."""
+    if entry.kind != "fetched" or not entry.directory.is_dir():
+        return set()
+    return {path.stat().st_ino for path in entry.directory.rglob("*") if path.is_file()}
+
+
+def _remove_unlinked(files: Path, numbers: set[int]) -> None:
+    """Those of the files that no tree has a link to any more are gone."""
+    for path in files.iterdir() if numbers and files.is_dir() else ():
+        with suppress(OSError):
+            facts = path.stat()
+            if facts.st_ino in numbers and facts.st_nlink == 1:
+                path.unlink()

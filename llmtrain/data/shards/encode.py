@@ -1,0 +1,161 @@
+"""From pieces of text to checked token ids, a few megabytes at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol, TypeAlias
+
+import numpy as np
+
+from llmtrain.data.shards.token_stream import TokenArray
+from llmtrain.data.split import Piece, Side, cut_at_line_ends
+from llmtrain.errors import DataError
+
+# The ids of several texts, one after the other, and how many each text has.
+Encoded: TypeAlias = tuple[TokenArray, TokenArray]
+# Batches of texts as UTF-8, encoded in their order by whoever it is.
+Encode: TypeAlias = Callable[[Iterable[Sequence[bytes]]], Generator[Encoded, None, None]]
+
+
+class TextEncoder(Protocol):
+    """What a tokenizer has to offer. `encode_batch` adds no separators of its own."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def separator_id(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of a piece that is encoded at once. `data` is its text as UTF-8."""
+
+    side: Side
+    data: bytes
+    origin: str
+    begins_piece: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """Parts, and their ids one after the other: a separator before each that begins a piece."""
+
+    parts: Sequence[Part]
+    ids: TokenArray
+    counts: TokenArray  # ids of each part
+
+    @property
+    def text_bytes(self) -> int:
+        """Of all parts."""
+        return sum(len(part.data) for part in self.parts)
+
+    def of_side(self, side: Side) -> EncodedBatch:
+        """The parts that are on one side, in order."""
+        mine = np.array([part.side == side for part in self.parts], dtype=bool)
+        ids = self.ids[np.repeat(mine, self.counts)]
+        return EncodedBatch(
+            [part for part in self.parts if part.side == side], ids, self.counts[mine]
+        )
+
+
+def encode_here(encoder: TextEncoder, threads: int) -> Encode:
+    """Encodes in this process."""
+
+    def encode(batches: Iterable[Sequence[bytes]]) -> Generator[Encoded, None, None]:
+        for batch in batches:
+            lists = encoder.encode_batch([data.decode() for data in batch], threads)
+            counts = np.array([len(ids) for ids in lists], dtype=np.int64)
+            ids = np.fromiter(chain.from_iterable(lists), np.int64, int(counts.sum()))
+            yield ids, counts
+
+    return encode
+
+
+def cut_into_parts(pieces: Iterable[Piece], batch_bytes: int) -> Iterator[Part]:
+    """Every piece, cut at line ends if it is too long for the memory that a batch may take."""
+    for piece in pieces:
+        data = piece.document.text.encode()
+        begins_piece = True
+        for stretch in cut_at_line_ends(data, batch_bytes, 2 * batch_bytes):
+            yield Part(piece.side, stretch, piece.document.origin, begins_piece)
+            begins_piece = False
+
+
+def encode_parts(
+    parts: Iterable[Part], encode: Encode, encoder: TextEncoder, batch_bytes: int
+) -> Generator[EncodedBatch, None, None]:
+    """Batches of encoded parts, in order.
+
+    Raises DataError for an id outside the vocabulary, or for the separator within a text.
+    """
+    waiting: deque[list[Part]] = deque()
+
+    def texts() -> Iterator[list[bytes]]:
+        for batch in _batches(parts, batch_bytes):
+            waiting.append(batch)
+            yield [part.data for part in batch]
+
+    with closing(encode(texts())) as encoded:
+        for ids, counts in encoded:
+            batch = waiting.popleft()
+            _require_sound(ids, counts, batch, encoder)
+            yield _with_separators(ids, counts, batch, encoder.separator_id)
+
+
+def _batches(parts: Iterable[Part], batch_bytes: int) -> Iterator[list[Part]]:
+    batch: list[Part] = []
+    room_bytes = batch_bytes
+    for part in parts:
+        batch.append(part)
+        room_bytes -= len(part.data)
+        if room_bytes <= 0:
+            yield batch
+            batch, room_bytes = [], batch_bytes
+    if batch:
+        yield batch
+
+
+def _require_sound(
+    ids: TokenArray, counts: TokenArray, batch: Sequence[Part], encoder: TextEncoder
+) -> None:
+    """Every id has an embedding row, and none of them ends a document within it."""
+    wrong = (ids < 0) | (ids >= encoder.vocab_size) | (ids == encoder.separator_id)
+    if not wrong.any():
+        return
+    first = int(wrong.argmax())
+    part = int(np.searchsorted(np.cumsum(counts), first, side="right"))
+    require_in_vocabulary(ids[first : first + 1], encoder.vocab_size, batch[part].origin)
+    raise DataError(
+        f"the tokenizer gave the separator, id {encoder.separator_id}, for text of "
+        f"{batch[part].origin}: it would end the document there",
+        hint="train the tokenizer again: llmtrain tokenizer train --help",
+    )
+
+
+def _with_separators(
+    ids: TokenArray, counts: TokenArray, batch: Sequence[Part], separator_id: int
+) -> EncodedBatch:
+    begins = np.array([part.begins_piece for part in batch], dtype=np.int64)
+    starts = np.cumsum(counts) - counts
+    with_separators = np.insert(ids, starts[begins == 1], separator_id)
+    return EncodedBatch(batch, with_separators, counts + begins)
+
+
+def require_in_vocabulary(ids: TokenArray, vocab_size: int, origin: str) -> None:
+    """Every id is one that a model with `vocab_size` embedding rows can look up."""
+    outside = ids[(ids < 0) | (ids >= vocab_size)]
+    if outside.size:
+        message = f"the tokenizer gave id {outside[0]} for {origin}; its vocabulary is {vocab_size}"
+        raise DataError(message, hint="train the tokenizer again: llmtrain tokenizer train --help")

@@ -1,0 +1,91 @@
+"""`journal.json`: how far an unfinished preparation got, so that the next one goes on from there.
+
+Both sides are written at the same time, so the journal is about both at the end of one batch. What
+came after it on disk is cut off again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llmtrain.data.shards.encode import Part
+from llmtrain.data.shards.index import SplitFacts, as_mapping, exactly, split_from
+from llmtrain.files import write_text_atomically
+from llmtrain.untrusted import read_json
+
+JOURNAL_NAME = "journal.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Journal:
+    """What is on disk of both sides. The last shard of each may have room left.
+
+    `text_sha256` is of all text up to there, and of how it was cut into `parts`.
+    """
+
+    parts: int
+    text_sha256: str
+    batch_bytes: int
+    shard_bytes: int
+    train: SplitFacts
+    validation: SplitFacts
+
+
+class NotAsWrittenError(Exception):
+    """What an earlier process left is not what its journal says, or is of another text."""
+
+
+class PartsRead:
+    """Counts and hashes parts in their order."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.text_bytes = 0
+        self._digest = hashlib.sha256()
+
+    def add(self, parts: Iterable[Part]) -> None:
+        """They follow what was added before."""
+        for part in parts:
+            self._digest.update(f"{part.side} {part.begins_piece} {len(part.data)}\n".encode())
+            self._digest.update(part.data)
+            self.count += 1
+            self.text_bytes += len(part.data)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()
+
+    def require(self, journal: Journal) -> None:
+        """They are the parts that the journal is about. Raises NotAsWrittenError."""
+        if (self.count, self.hexdigest()) != (journal.parts, journal.text_sha256):
+            raise NotAsWrittenError("it is of another text")
+
+
+def write_journal(directory: Path, journal: Journal) -> None:
+    """The journal is on disk in `directory`."""
+    write_text_atomically(directory / JOURNAL_NAME, json.dumps(asdict(journal)) + "\n")
+
+
+def read_journal(directory: Path, *, batch_bytes: int, shard_bytes: int) -> Journal | None:
+    """The journal in `directory`; None where there is none, or none of work in these units."""
+    try:
+        record = as_mapping(read_json(directory / JOURNAL_NAME))
+        sides = {side: split_from(record.get(side)) for side in ("train", "validation")}
+        journal = exactly(Journal, {**record, **sides})
+    except (OSError, ValueError):
+        return None
+    is_same = (journal.batch_bytes, journal.shard_bytes) == (batch_bytes, shard_bytes)
+    return journal if is_same else None
+
+
+def is_journaled(directory: Path) -> bool:
+    """There is work in `directory` to go on from."""
+    return (directory / JOURNAL_NAME).is_file()
+
+
+def forget_journal(directory: Path) -> None:
+    """Nobody goes on from what is in `directory`."""
+    (directory / JOURNAL_NAME).unlink(missing_ok=True)

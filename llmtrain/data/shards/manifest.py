@@ -1,0 +1,90 @@
+"""`manifest.json`: what token shards were made from, by what and when. For people and lists.
+
+Nothing depends on it: an entry without one, as earlier versions made them, is as good.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import llmtrain
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.corpus_stats import CorpusStats
+from llmtrain.data.shards.index import ShardIndex
+from llmtrain.files import write_pieces_atomically
+from llmtrain.untrusted import read_json
+
+MANIFEST_NAME = "manifest.json"
+_LIBRARIES = ("sentencepiece", "numpy")
+
+
+def write_manifest(
+    directory: Path,
+    index: ShardIndex,
+    corpus: Corpus,
+    facts: CorpusStats,
+    seconds: float,
+    made_from: Mapping[str, object],
+) -> None:
+    """The manifest of the entry is on disk in `directory`, with what `made_from` adds."""
+    sides = (index.train, index.validation)
+    tokens = sum(side.tokens for side in sides)
+    encoded_bytes = sum(side.text_bytes for side in sides)
+    record = {
+        "key": index.key,
+        "made": {"at": now_utc(), "seconds": round(seconds, 3), "versions": versions()},
+        "sources": corpus.describe(),
+        "text_field": corpus.question.text_field,
+        "text": {
+            "documents": facts.documents,
+            "bytes_read": facts.text_bytes,
+            "bytes_encoded": encoded_bytes,
+            "sha256": facts.fingerprint,
+        },
+        "tokenizer": {
+            "sha256": index.encoder_fingerprint,
+            "vocab_size": index.vocab_size,
+            "separator_id": index.separator_id,
+        },
+        "split": {"by": index.split_by, "validation_fraction": index.validation_fraction},
+        "tokens": {
+            "train": index.train.tokens,
+            "validation": index.validation.tokens,
+            "bytes_per_token": round(encoded_bytes / tokens, 4),
+        },
+        **made_from,
+    }
+    write_record(directory, record)
+
+
+def write_record(directory: Path, record: Mapping[str, object]) -> None:
+    """The record is on disk in `directory` as its manifest."""
+    text = json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n"
+    data = text.encode(errors="backslashreplace")  # names of files need not be Unicode
+    write_pieces_atomically(directory / MANIFEST_NAME, [data])
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest in `directory`; None where there is none that can be read."""
+    try:
+        record = read_json(directory / MANIFEST_NAME)
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def now_utc() -> str:
+    """The time, as ISO 8601 has it, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def versions() -> dict[str, str]:
+    """Of what decides which tokens come out."""
+    found = {name: version(name) for name in _LIBRARIES}
+    return {"llmtrain": llmtrain.__version__, "python": platform.python_version(), **found}

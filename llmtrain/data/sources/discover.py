@@ -1,0 +1,149 @@
+"""Which files a directory, a glob or the standard library stands for, alike on every platform."""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from llmtrain.data.document import Skipped
+from llmtrain.data.formats.streams import readable
+from llmtrain.data.reading import SourceFile
+from llmtrain.data.sources.gitignore import Ignored, PathFilter, Selection, ignored_in, is_ignored
+
+_GLOB_CHARACTERS = frozenset("*?[")
+_LINKED = "a link to a directory"
+_NOT_THE_LIBRARY = frozenset({"site-packages", "dist-packages", "__pycache__"})
+Found = Path | Skipped
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """What is passed over on the way; where `sieve` is None, nothing but what is hidden."""
+
+    sieve: PathFilter | None
+
+    def below(
+        self, directory: Path, prefix: str, ignored: tuple[Ignored, ...] = ()
+    ) -> Iterator[Found]:
+        """Every file below `directory`, which is `prefix` to the sieve."""
+        own = ignored_in(directory, prefix) if self.sieve is not None else None
+        ignored = (*ignored, own) if own is not None else ignored
+        for entry in _visible(directory):
+            if entry.is_dir(follow_symlinks=False):
+                path = f"{prefix}{entry.name}/"
+                reason = self._reason_against(path, ignored)
+                if reason is None:
+                    yield from self.below(Path(entry.path), path, ignored)
+                else:
+                    yield Skipped(f"{entry.path}{os.sep}", reason)
+            elif _leads_to_directory(entry):
+                yield Skipped(entry.path, _LINKED)
+            else:
+                reason = self._reason_against(f"{prefix}{entry.name}", ignored)
+                yield Path(entry.path) if reason is None else Skipped(entry.path, reason)
+
+    def _reason_against(self, path: str, ignored: Sequence[Ignored]) -> str | None:
+        if self.sieve is None:
+            return None
+        if is_ignored(path, ignored):
+            return "in .gitignore"
+        return self.sieve.reason_against(path)
+
+    def matching(self, directory: Path, prefix: str, segments: Sequence[str]) -> Iterator[Found]:
+        """Every file below `directory` that the rest of a glob names."""
+        if not segments:
+            yield from self.below(directory, prefix)
+            return
+        head, rest = segments[0], segments[1:]
+        if head == "**":
+            yield from self.matching(directory, prefix, rest)
+        for entry in _visible(directory, even_hidden=head.startswith(".")):
+            path = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                if head == "**":
+                    yield from self.matching(Path(entry.path), f"{path}/", segments)
+                elif fnmatchcase(entry.name, head):
+                    yield from self.matching(Path(entry.path), f"{path}/", rest)
+            elif not rest and fnmatchcase(entry.name, head):
+                reason = _LINKED if _leads_to_directory(entry) else self._reason_against(path, ())
+                yield Path(entry.path) if reason is None else Skipped(entry.path, reason)
+
+
+def is_glob(spec: str) -> bool:
+    """`spec` has a character that stands for others."""
+    return not _GLOB_CHARACTERS.isdisjoint(spec)
+
+
+def found_below(directory: Path, selection: Selection) -> Iterator[Found]:
+    """Every wanted file that is not hidden, ordered by the parts of its name, and what is not.
+
+    A directory that is not wanted is one that is skipped, and is not looked into. Links to
+    directories are not followed, so a cycle of links ends.
+    """
+    return _Walk(PathFilter(selection)).below(directory, "")
+
+
+def files_below(directory: Path) -> Iterator[Path]:
+    """Every file that is not hidden, whatever a .gitignore says, in the same order."""
+    return (found for found in _Walk(None).below(directory, "") if isinstance(found, Path))
+
+
+def found_matching(pattern: Path, selection: Selection) -> list[Found]:
+    """Every wanted file that the glob names, in order, and what is not wanted.
+
+    `**` stands for any number of directories. A directory that matches stands for all files below
+    it, as it does when a shell expands the glob. A .gitignore counts only in there: a file whose
+    own name matches was asked for.
+    """
+    # A second `**` in a row adds nothing but ways to find the same file, exponentially many.
+    before = ("", *pattern.parts)
+    parts = [p for p, last in zip(pattern.parts, before, strict=False) if (p, last) != ("**", "**")]
+    fixed = next(index for index, part in enumerate(parts) if is_glob(part))
+    found = set(_Walk(PathFilter(selection)).matching(Path(*parts[:fixed]), "", parts[fixed:]))
+    files = {each for each in found if isinstance(each, Path)}
+    # What one way through a `**` passes over may be, or lead to, what another one names.
+    named = files.union(*(file.parents for file in files))
+    skipped = (e for e in found if isinstance(e, Skipped) and Path(e.origin) not in named)
+    return sorted([*files, *skipped], key=_path_parts)
+
+
+def _path_parts(found: Found) -> tuple[str, ...]:
+    return found.parts if isinstance(found, Path) else Path(found.origin).parts
+
+
+def _leads_to_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, which is no regular file either
+        return False
+
+
+def _visible(directory: Path, *, even_hidden: bool = False) -> list[os.DirEntry[str]]:
+    """Sorted by code point: a locale or a case-blind file system must not change the order.
+
+    What git keeps for itself is never among them.
+    """
+    if not directory.is_dir():
+        return []
+    with readable(str(directory)), os.scandir(directory) as entries:
+        chosen = [
+            entry
+            for entry in entries
+            if (even_hidden or not entry.name.startswith(".")) and entry.name != ".git"
+        ]
+    return sorted(chosen, key=lambda entry: entry.name)
+
+
+def library_files() -> list[SourceFile]:
+    """The `.py` files of the running interpreter's own standard library, in order."""
+    root = Path(sysconfig.get_path("stdlib"))
+    names = (path.relative_to(root) for path in files_below(root) if path.suffix == ".py")
+    return [
+        SourceFile(root / name, f"builtin:python/{name.as_posix()}", "python")
+        for name in names
+        if _NOT_THE_LIBRARY.isdisjoint(name.parts)
+    ]

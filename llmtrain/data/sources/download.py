@@ -1,0 +1,228 @@
+"""Files elsewhere, `s3://…`, `https://…`: copied into the cache, and then files like all others.
+
+<cache>/remote/files/<key>          one file; the key is of its address and of its version
+<cache>/remote/trees/<key>/…        what one source was, as links to these, by their names
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import quote
+
+from llmtrain.data.shards.scratch import publish, scratch_beside
+from llmtrain.data.sources.object_stores import Store, StoredFile, listed, store_of
+from llmtrain.data.sources.urls import (
+    WEB,
+    address_of,
+    map_errors,
+    require_no_secret,
+    scheme_of,
+    shown,
+)
+from llmtrain.errors import DataError
+from llmtrain.files import sha256_file, sync_file
+
+_PLAIN_NAME = re.compile(r"\w([\w .,+=@~-]*[\w+=@~-])?")  # the same file name on every platform
+_CHUNK_BYTES = 4 << 20
+_AT_ONCE = 8  # small files are waited for more than they are read
+_LOOK_EVERY_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Fetching:
+    """How what lies elsewhere is brought here. Whatever `check_stop` raises ends it.
+
+    `on_progress` is told bytes done and in all; `text_field` is where text goes in `.jsonl`.
+    `reason_against` says of a name below an address why its file can stay where it is.
+    """
+
+    cache: Path
+    text_field: str
+    on_progress: Callable[[int, int], None] = lambda done, total: None
+    check_stop: Callable[[], None] = lambda: None
+    reason_against: Callable[[str], str | None] = lambda name: None
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What a spec stands for, as it is here: `path` holds what was at `address`.
+
+    `provenance` says which version of it, ready for JSON; `left_there` the addresses of files that
+    were not wanted, and why.
+    """
+
+    path: Path
+    address: str
+    provenance: dict[str, object]
+    left_there: tuple[tuple[str, str], ...] = ()
+
+
+def fetch(spec: str, work: Fetching) -> Fetched:
+    """What is at an address, in the cache: a file, or a directory with the files of one.
+
+    What the cache has in that version is not brought again. Raises DataError.
+    """
+    require_no_secret(spec)
+    store, path = store_of(spec)
+    with map_errors(spec):
+        root, found = listed(spec, store, path)
+    only = found[0] if len(found) == 1 and found[0].path == root else None
+    reasons = {} if only else {f.path: work.reason_against(f.name) for f in found}
+    files = [file for file in found if reasons.get(file.path) is None]
+    left_there = tuple((address_of(spec, p), why) for p, why in reasons.items() if why is not None)
+    if not files:
+        hint = "names that begin with . do not count"
+        counts = Counter(why for why in reasons.values() if why is not None)
+        told_why = "; ".join(f"{count} skipped: {why}" for why, count in counts.items())
+        why = f" ({told_why})" if told_why else ""
+        raise DataError(f"{shown(spec)} has no text file{why}", hint=hint)
+    directory = work.cache / "remote"
+    with scratch_beside(directory / "files", f"what {shown(spec)} is") as scratch:
+        keys = _bring(_Download(spec, store, scratch), files, work)
+    tree = directory / "trees" / _key([[file.name, keys[file.path]] for file in files])
+    if not tree.is_dir():
+        with scratch_beside(tree.parent, "links to files") as scratch:
+            _link(spec, files, keys, directory / "files", scratch / "new")
+            publish(scratch / "new", tree)
+    provenance = _provenance(files, keys, directory / "files")
+    if only:
+        return Fetched(tree / _local_name(only.name), shown(spec), provenance)
+    return Fetched(tree, address_of(spec, root).rstrip("/"), provenance, left_there)
+
+
+def _bring(download: _Download, files: Sequence[StoredFile], work: Fetching) -> dict[str, str]:
+    """The name in the cache of every file, by its path; each is there now."""
+    keys = {file.path: key for file in files if (key := download.key_of(file)) is not None}
+    kept = download.scratch.parent
+    missing = [f for f in files if f.path not in keys or not (kept / keys[f.path]).is_file()]
+    total = sum(file.size_bytes or 0 for file in missing)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        try:
+            coming = {pool.submit(download.bring, file): file for file in missing}
+            waiting = set(coming)
+            while waiting:
+                done, waiting = wait(waiting, timeout=_LOOK_EVERY_S)
+                keys |= {coming[each].path: each.result() for each in done}
+                work.check_stop()
+                work.on_progress(download.done_bytes, max(download.done_bytes, total))
+        except BaseException:
+            download.is_given_up.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return keys
+
+
+@dataclass(slots=True)
+class _Download:
+    """Files of one source on their way into the directory above `scratch`, several at once."""
+
+    spec: str
+    store: Store
+    scratch: Path
+    done_bytes: int = 0
+    is_given_up: threading.Event = field(default_factory=threading.Event)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def key_of(self, file: StoredFile) -> str | None:
+        """The name in the cache; None where only its content tells its versions apart."""
+        if not file.version:
+            return None
+        return _key([scheme_of(self.spec), file.path, file.size_bytes, dict(file.version)])
+
+    def bring(self, file: StoredFile) -> str:
+        """The name in the cache of the file, which is there now. Raises DataError."""
+        part = self.scratch / _key(file.path)
+        self._write(file, part)
+        key = self.key_of(file) or _key(sha256_file(part))
+        if not self.is_given_up.is_set():
+            publish(part, self.scratch.parent / key)
+        return key
+
+    def _write(self, file: StoredFile, part: Path) -> None:
+        """`part` holds the file, on disk; or some of it, where that is given up."""
+        address, size_bytes = address_of(self.spec, file.path), 0
+        # A web server need not know how to send parts; 0 asks for the whole.
+        block_bytes = 0 if scheme_of(self.spec) in WEB else _CHUNK_BYTES
+        with part.open("wb") as out:
+            with map_errors(address):
+                source = self.store.open(file.path, "rb", block_size=block_bytes)
+            with source:
+                while not self.is_given_up.is_set() and (chunk := _next_chunk(source, address)):
+                    out.write(chunk)
+                    size_bytes += len(chunk)
+                    with self.lock:
+                        self.done_bytes += len(chunk)
+        if self.is_given_up.is_set():
+            return
+        if file.size_bytes is not None and size_bytes != file.size_bytes:
+            raise DataError(
+                f"{address} ended after {size_bytes} of {file.size_bytes} bytes",
+                hint="run the command again; what has come whole is kept",
+            )
+        sync_file(part)
+
+
+def _next_chunk(source: Any, address: str) -> bytes:
+    with map_errors(address):
+        return cast("bytes", source.read(_CHUNK_BYTES))
+
+
+def _key(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _link(
+    spec: str, files: list[StoredFile], keys: Mapping[str, str], kept: Path, directory: Path
+) -> None:
+    """`directory` has the files by their names: links, which take no room, or copies."""
+    directory.mkdir()
+    for file in files:
+        path = directory / _local_name(file.name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                raise FileExistsError
+        except (FileExistsError, NotADirectoryError):
+            raise DataError(
+                f"{shown(spec)} has {file.name} and a name that is the same to this file system",
+                hint="name its parts apart from each other",
+            ) from None
+        source = kept / keys[file.path]
+        try:
+            os.link(source, path)
+        except OSError:  # a file system without links
+            shutil.copyfile(source, path)
+
+
+def _local_name(name: str) -> str:
+    """A relative path that stays below where it is put, on every platform; suffixes are kept."""
+    return "/".join(_local_part(part) for part in name.split("/") if part)
+
+
+def _local_part(part: str) -> str:
+    if _PLAIN_NAME.fullmatch(part):
+        return part
+    return re.sub(r"^\.|\.$", "%2E", quote(part, safe=""))
+
+
+def _provenance(files: list[StoredFile], keys: Mapping[str, str], kept: Path) -> dict[str, object]:
+    """Which files they were; of one also what its store says of its version."""
+    record: dict[str, object] = {
+        "fetched_files": len(files),
+        "fetched_bytes": sum((kept / keys[file.path]).stat().st_size for file in files),
+        "versions_sha256": hashlib.sha256(
+            json.dumps([[f.name, f.size_bytes, dict(f.version)] for f in files]).encode()
+        ).hexdigest(),
+    }
+    return record | ({"version": dict(files[0].version)} if len(files) == 1 else {})

@@ -1,0 +1,256 @@
+"""`hf://DATASET[/CONFIG][:SPLIT][#COLUMN]`: a dataset's texts, in a `.jsonl` of the cache.
+
+    <cache>/remote/datasets/<key>/documents.jsonl    one row a line, with nothing but its text
+                                  facts.json         how many rows there were, and without text
+
+DATASET is `owner/name`, `name`, or a directory that begins with `/`, `.` or `~`. The key has the
+dataset's revision, so another one is read anew and the same one never again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from llmtrain.data.shards.scratch import publish, scratch_beside
+from llmtrain.data.sources.download import Fetched, Fetching
+from llmtrain.data.sources.urls import shown
+from llmtrain.errors import DataError
+from llmtrain.files import sync_file
+from llmtrain.untrusted import problem_of, read_json
+
+_SCHEME = "hf://"
+_NAMES = re.compile(r"[\w.-]+(/[\w.-]+){0,2}")
+_SPLIT = re.compile(r":([\w.-]+)$")
+_HERE = re.compile(r"[/.~\\]|[A-Za-z]:[/\\]")
+_NOTATION = "write hf://OWNER/NAME, hf://OWNER/NAME/CONFIG:SPLIT#COLUMN, or hf:///a/directory"
+_ROWS_BETWEEN_LOOKS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetSpec:
+    """What a spec says; `column` None: the field that holds text everywhere else."""
+
+    dataset: str
+    config: str | None
+    split: str
+    column: str | None
+
+    @property
+    def is_here(self) -> bool:
+        """The dataset is a directory of this machine."""
+        return _HERE.match(self.dataset) is not None
+
+
+class _Rows(Protocol):
+    """What is used of a dataset that streams."""
+
+    column_names: list[str] | None
+
+    def select_columns(self, column_names: str) -> _Rows: ...
+    def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
+
+
+def is_dataset(spec: str) -> bool:
+    """`spec` is one of `hf://`."""
+    return spec.lower().startswith(_SCHEME)
+
+
+def parse_dataset_spec(spec: str) -> DatasetSpec:
+    """The parts of a spec. Raises DataError."""
+    rest, mark, column = spec[len(_SCHEME) :].partition("#")
+    match = _SPLIT.search(rest)
+    dataset, split = (rest[: match.start()], match[1]) if match else (rest, "train")
+    if _HERE.match(dataset):
+        return DatasetSpec(dataset, None, split, column or None)
+    if _NAMES.fullmatch(dataset) is None or (mark and not column):
+        raise DataError(f"{shown(spec)} does not name a dataset", hint=_NOTATION)
+    owner, _, rest = dataset.partition("/")
+    name, _, config = rest.partition("/")
+    return DatasetSpec(f"{owner}/{name}" if name else owner, config or None, split, column or None)
+
+
+def fetch_dataset(spec: str, work: Fetching) -> Fetched:
+    """The texts of a dataset, in the cache. Raises DataError.
+
+    Rows are read one at a time; those without a text are counted.
+    """
+    asked = parse_dataset_spec(spec)
+    column = asked.column or work.text_field
+    _require_library(spec)
+    with _told(spec):
+        revision = _revision(asked)
+    parts = [asked.dataset, asked.config, asked.split, column, work.text_field, revision]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    entry = work.cache / "remote" / "datasets" / key
+    if not entry.is_dir():
+        with scratch_beside(entry.parent, f"the texts of {spec}") as scratch:
+            (scratch / "new").mkdir()
+            _write(spec, asked, column, revision, work, scratch / "new")
+            publish(scratch / "new", entry)
+    provenance = {
+        "dataset": asked.dataset,
+        "config": asked.config,
+        "split": asked.split,
+        "column": column,
+        "revision": revision,
+        **_facts(entry),
+    }
+    return Fetched(entry / "documents.jsonl", spec.partition("#")[0], provenance)
+
+
+def _facts(entry: Path) -> dict[str, object]:
+    """How many rows there were. Raises DataError where the entry is damaged."""
+    try:
+        return dict(read_json(entry / "facts.json"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{entry} is damaged: {problem_of(error)}", hint="remove it, and run the command again"
+        ) from error
+
+
+def _require_library(spec: str) -> None:
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            f"{spec} needs the package datasets, which is not installed",
+            hint="pip install 'llmtrain[hf]'",
+        ) from None
+    datasets.disable_progress_bars()
+
+
+def _revision(asked: DatasetSpec) -> str:
+    """The commit that the dataset is at, or the names, sizes and times of files that are here."""
+    if asked.is_here:
+        return _listing(Path(asked.dataset).expanduser())
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(asked.dataset).sha)
+
+
+def _listing(directory: Path) -> str:
+    if not directory.is_dir():
+        raise FileNotFoundError(str(directory))
+    digest = hashlib.sha256()
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            facts = path.stat()
+            line = [path.relative_to(directory).as_posix(), facts.st_size, facts.st_mtime_ns]
+            digest.update(json.dumps(line).encode())
+    return digest.hexdigest()
+
+
+def _rows(asked: DatasetSpec, revision: str) -> _Rows:
+    import datasets
+
+    path = str(Path(asked.dataset).expanduser()) if asked.is_here else asked.dataset
+    rows: _Rows = datasets.load_dataset(
+        path,
+        asked.config,
+        split=asked.split,
+        revision=None if asked.is_here else revision,
+        streaming=True,
+    )
+    return rows
+
+
+def _write(
+    spec: str, asked: DatasetSpec, column: str, revision: str, work: Fetching, directory: Path
+) -> None:
+    """`directory` has every text and the facts, all on disk."""
+    facts = {"rows": 0, "rows_without_text": 0}
+    done_bytes = 0
+    with (directory / "documents.jsonl").open("wb") as out:
+        for text in _texts(spec, asked, column, revision):
+            facts["rows"] += 1
+            if not text:
+                facts["rows_without_text"] += 1
+                continue
+            line = json.dumps({work.text_field: text}, ensure_ascii=False).encode()
+            out.write(line + b"\n")
+            done_bytes += len(line)
+            if facts["rows"] % _ROWS_BETWEEN_LOOKS == 0:
+                work.check_stop()
+                work.on_progress(done_bytes, done_bytes)
+    sync_file(directory / "documents.jsonl")
+    (directory / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    sync_file(directory / "facts.json")
+
+
+def _texts(spec: str, asked: DatasetSpec, column: str, revision: str) -> Iterator[str | None]:
+    """The column of every row in order; None where it is empty."""
+    with _told(spec):
+        rows = _rows(asked, revision)
+        if rows.column_names is not None:
+            _require_column(spec, rows.column_names, column)
+            rows = rows.select_columns(column)
+        following = iter(rows)
+    number = 0
+    while (row := _next_row(spec, following)) is not None:
+        number += 1
+        _require_column(spec, row, column)
+        text = row[column]
+        if text is not None and not isinstance(text, str):
+            message = f"{spec}: column {column!r} of row {number} is not text: {str(text)[:40]}"
+            raise DataError(message, hint=f"name another one: {spec.partition('#')[0]}#COLUMN")
+        yield text
+
+
+def _next_row(spec: str, rows: Iterator[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    with _told(spec):
+        return next(rows, None)
+
+
+def _require_column(spec: str, columns: list[str] | Mapping[str, Any], column: str) -> None:
+    if column not in columns:
+        there = ", ".join(map(repr, list(columns)[:20]))
+        first = next(iter(columns), "COLUMN")
+        raise DataError(
+            f"{spec} has no column {column!r}; it has {there}",
+            hint=f"name the one that holds the text: {spec.partition('#')[0]}#{first}",
+        )
+
+
+@contextmanager
+def _told(spec: str) -> Iterator[None]:
+    """What the libraries raise inside the block is a DataError that says what can be done."""
+    failures = _failures()
+    try:
+        yield
+    except failures as error:
+        raise _data_error(spec, error) from error
+
+
+def _failures() -> tuple[type[BaseException], ...]:
+    from datasets.exceptions import DatasetsError
+
+    found: list[type[BaseException]] = [OSError, ValueError, asyncio.TimeoutError, DatasetsError]
+    if "httpx" in sys.modules:  # what huggingface_hub asks the network with
+        found.append(sys.modules["httpx"].HTTPError)
+    return tuple(found)
+
+
+def _data_error(spec: str, error: BaseException) -> DataError:
+    why = " ".join(str(error).split())[:300]
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{spec} does not exist, or has no data: {why}", hint=_NOTATION)
+    if isinstance(error, ValueError) and not isinstance(error, OSError):
+        return DataError(f"{spec} cannot be read: {why}", hint=_NOTATION)
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"GatedRepoError", "RepositoryNotFoundError"}:
+        hint = "where it is private or gated: HF_TOKEN=… or hf auth login, and accept its terms"
+        return DataError(f"{spec} does not exist, or may not be read", hint=hint)
+    if os.environ.get("HF_HUB_OFFLINE"):
+        return DataError(f"{spec} cannot be read offline: {why}", hint="unset HF_HUB_OFFLINE")
+    hint = "check the network and run the command again, or name a directory: hf:///a/directory"
+    return DataError(f"{spec} cannot be reached: {why}", hint=hint)

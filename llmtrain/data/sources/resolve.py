@@ -1,0 +1,231 @@
+"""From what the user names as data to a corpus that can be read any number of times."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import platform
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from llmtrain.data.corpus import SUPPORTED, Corpus, PythonLibrary, Source
+from llmtrain.data.corpus_stats import FingerprintBuilder
+from llmtrain.data.document import Document, Limits, Skipped
+from llmtrain.data.formats.naming import reason_not_to_read
+from llmtrain.data.formats.streams import readable
+from llmtrain.data.reading import (
+    ReadOptions,
+    SourceFile,
+    look_at,
+    read_python,
+    source_file,
+)
+from llmtrain.data.sources.discover import (
+    Found,
+    found_below,
+    found_matching,
+    is_glob,
+    library_files,
+)
+from llmtrain.data.sources.download import Fetched, Fetching, fetch
+from llmtrain.data.sources.gitignore import PathFilter, Selection
+from llmtrain.data.sources.huggingface import fetch_dataset, is_dataset
+from llmtrain.data.sources.stdin import is_stdin, stdin_file
+from llmtrain.data.sources.urls import is_remote, shown
+from llmtrain.errors import DataError, UsageError
+from llmtrain.files import cache_directory
+
+BUILTIN_PYTHON = "builtin:python"
+
+
+def resolve_sources(
+    specs: Sequence[str],
+    *,
+    text_field: str = "text",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    limits: Limits | None = None,
+    fetching: Fetching | None = None,
+) -> Corpus:
+    """The corpus that `specs` name, in that order; a file named twice counts once.
+
+    What lies elsewhere is in the cache afterwards. Every file is known to exist and to look like
+    text. `include` and `exclude` are patterns as in .gitignore, of what is found in directories,
+    globs and archives. Raises DataError for a spec that stands for no text, UsageError where there
+    is no spec, or for what is no pattern.
+    """
+    if not specs or not all(specs):
+        raise UsageError("no data is given", hint="--data FILE, or --data builtin:python")
+    selection = Selection(tuple(include), tuple(exclude))
+    PathFilter(selection)  # what is no pattern is told before anything is looked for
+    question = ReadOptions(text_field, selection, limits or Limits())
+    seen: set[str] = set()
+    fetching = _only_wanted(fetching or Fetching(cache_directory(), text_field), selection)
+    sources = tuple(_without_repeats(_resolve(spec, question, fetching), seen) for spec in specs)
+    return Corpus(sources, question)
+
+
+def _only_wanted(fetching: Fetching, selection: Selection) -> Fetching:
+    """The same, for files whose names do not say already that they would not be read."""
+    sieve, before = PathFilter(selection), fetching.reason_against
+
+    def reason_against(name: str) -> str | None:
+        return before(name) or sieve.reason_against(name) or reason_not_to_read(name)
+
+    return replace(fetching, reason_against=reason_against)
+
+
+def _without_repeats(source: Source, seen: set[str]) -> Source:
+    files = []
+    for file in source.files:
+        identity = _identity(file)
+        if identity not in seen:
+            seen.add(identity)
+            files.append(file)
+    return replace(source, files=tuple(files))
+
+
+def _identity(file: SourceFile) -> str:
+    """The same of one file, however it was named.
+
+    What was brought here is a link to the same file of the cache. Its address alone does not tell:
+    it is shown without its query, and without the column of a dataset.
+    """
+    if "://" not in file.origin:
+        return os.path.normcase(file.path.resolve())
+    facts = file.path.stat()
+    return f"{file.origin} {facts.st_dev} {facts.st_ino}"
+
+
+def _resolve(spec: str, question: ReadOptions, fetching: Fetching) -> Source:
+    if spec == BUILTIN_PYTHON:
+        return _python_library()
+    if is_stdin(spec):
+        return _named(spec, "stdin", stdin_file(spec), question)
+    if is_remote(spec):
+        return _fetched(fetch(spec, fetching), spec, question)
+    if is_dataset(spec):
+        return _fetched(fetch_dataset(spec, fetching), spec, question)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|builtin:", spec):
+        raise DataError(f"{shown(spec)} is not a kind of data that is supported", hint=SUPPORTED)
+    return _resolve_here(spec, question)
+
+
+def _fetched(fetched: Fetched, spec: str, question: ReadOptions) -> Source:
+    """What was brought here, read as files are and named as it was where it came from."""
+    here = str(fetched.path)
+
+    def named(origin: str) -> str:
+        return origin.replace(here, fetched.address, 1).replace(os.sep, "/")
+
+    try:
+        source = _resolve_here(here, question)
+    except DataError as error:
+        raise DataError(error.message.replace(here, fetched.address), hint=error.hint) from None
+    return replace(
+        source,
+        spec=shown(spec),
+        files=tuple(replace(file, origin=named(file.origin)) for file in source.files),
+        skipped=(
+            *(Skipped(named(each.origin), each.reason) for each in source.skipped),
+            *(Skipped(origin, reason) for origin, reason in fetched.left_there),
+        ),
+        provenance=fetched.provenance,
+    )
+
+
+def _resolve_here(spec: str, question: ReadOptions) -> Source:
+    path = _expanded(spec)
+    with readable(spec):
+        if path.is_dir():
+            return _found(spec, "directory", found_below(path, question.selection), question)
+        if path.exists():
+            return _named(spec, "file", source_file(path), question)
+        if is_glob(spec):
+            return _found(spec, "glob", found_matching(path, question.selection), question)
+    raise _missing(spec, path)
+
+
+def _expanded(spec: str) -> Path:
+    try:
+        return Path(spec).expanduser()
+    except RuntimeError:  # `~name` where there is no such user: a file may be called that
+        return Path(spec)
+
+
+def _named(
+    spec: str, kind: Literal["file", "stdin"], file: SourceFile, question: ReadOptions
+) -> Source:
+    """A file that the user named outright, where skipping it silently would be wrong."""
+    look = look_at(file, question, is_named=True)
+    if look.has_text:
+        return Source(spec, kind, (file,), look.skipped)
+    if file.reading.is_archive and not any(each.origin == file.origin for each in look.skipped):
+        raise DataError(f"archive {file.origin} has {_no_text(look.skipped)}", hint=SUPPORTED)
+    reason = look.skipped[0].reason
+    if reason == "binary":
+        hint = "text has to be UTF-8; for UTF-16: iconv -f UTF-16 -t UTF-8 OLD > NEW"
+        raise DataError(f"{file.origin} is binary, not text", hint=hint)
+    raise DataError(f"{file.origin} cannot be used as text: {reason}", hint=SUPPORTED)
+
+
+def _found(
+    spec: str, kind: Literal["directory", "glob"], found: Iterable[Found], question: ReadOptions
+) -> Source:
+    files: list[SourceFile] = []
+    skipped: list[Skipped] = []
+    for each in found:
+        if isinstance(each, Skipped):
+            skipped.append(each)
+            continue
+        file = source_file(each)
+        look = look_at(file, question, is_named=False)
+        skipped.extend(look.skipped)
+        if look.has_text:
+            files.append(file)
+    if not files:
+        raise DataError(f"{kind} {spec} has {_no_text(skipped)}", hint=SUPPORTED)
+    return Source(spec, kind, tuple(files), tuple(skipped))
+
+
+def _no_text(skipped: Iterable[Skipped]) -> str:
+    counts = Counter(each.reason for each in skipped)
+    why = "; ".join(f"{count} skipped: {reason}" for reason, count in counts.items())
+    return "no text file" + (f" ({why})" if why else "")
+
+
+def _missing(spec: str, path: Path) -> DataError:
+    try:
+        neighbours = [neighbour.name for neighbour in path.parent.iterdir()]
+    except OSError:
+        return DataError(f"{spec} does not exist, and neither does its directory", hint=SUPPORTED)
+    if path.name in neighbours:
+        return DataError(f"{spec} is a link that leads nowhere", hint="name what it was to lead to")
+    close = difflib.get_close_matches(path.name, neighbours, n=1)
+    hint = f"did you mean {path.parent / close[0]}?" if close else SUPPORTED
+    return DataError(f"{spec} does not exist", hint=hint)
+
+
+def _python_library() -> Source:
+    files, skipped = [], []
+    builder, text_bytes = FingerprintBuilder(), 0
+    for file in library_files():
+        try:
+            with readable(file.origin):
+                text = read_python(file.path)
+        except (SyntaxError, LookupError, UnicodeError):
+            skipped.append(Skipped(file.origin, "undecodable"))
+            continue
+        files.append(file)
+        if text:
+            builder.add(Document(text, file.origin))
+            text_bytes += len(text.encode())
+    if not files:
+        message = "this Python has no standard library sources on disk"
+        raise DataError(message, hint="name a text file instead: --data FILE")
+    library = PythonLibrary(platform.python_version(), text_bytes, builder.hexdigest())
+    return Source(BUILTIN_PYTHON, "builtin", tuple(files), tuple(skipped), library)

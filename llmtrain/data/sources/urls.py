@@ -1,0 +1,133 @@
+"""Where data lies that is not here: what an address says, and what may be shown of it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import parse_qsl, urlsplit
+
+from llmtrain.errors import DataError
+
+WEB = frozenset({"http", "https"})
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SECRET_KEY = re.compile(  # of a query: signed addresses of the large stores, and usual names
+    r"x-(amz|goog)-(signature|credential|security-token)|awsaccesskeyid|googleaccessid|sig|"
+    r"(key-pair-id|policy)|signature|(access_|auth_)?token|(api_?)?key|secret|password",
+    re.IGNORECASE,
+)
+_SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "http", "https", "memory"})
+_WITH_CONTAINERS = frozenset({"az", "abfs"})
+_NO_PERMISSION = frozenset(
+    {"PermissionError", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
+)
+
+
+def scheme_of(spec: str) -> str | None:
+    """`s3` of `s3://…`, in lower case; None of what is no address."""
+    match = _SCHEME.match(spec)
+    return match[1].lower() if match else None
+
+
+def is_remote(spec: str) -> bool:
+    """`spec` is an address that `fetch` knows to read."""
+    return scheme_of(spec) in _SCHEMES
+
+
+def shown(spec: str) -> str:
+    """The spec as it may be seen by anybody: without a password, and without a query."""
+    match = _SCHEME.match(spec)
+    if match is None:
+        return spec
+    host, slash, path = spec[match.end() :].partition("/")
+    is_web = scheme_of(spec) in WEB
+    if _has_secret(spec, host):
+        host = host.rpartition("@")[2]
+    address = match[0] + host + slash + path
+    return re.sub(r"[?#].*", "?…", address, flags=re.DOTALL) if is_web else address
+
+
+def _has_secret(spec: str, host: str) -> bool:
+    """Whether `host` begins with a user's name or password, and not a container as Azure's do."""
+    user, at, _ = host.rpartition("@")
+    return bool(at) and (":" in user or scheme_of(spec) not in _WITH_CONTAINERS)
+
+
+def address_of(spec: str, path: str) -> str:
+    """Where a path of the spec's store is, as it may be shown; web stores have whole addresses."""
+    return shown(path if scheme_of(path) else f"{scheme_of(spec)}://{path.lstrip('/')}")
+
+
+def require_no_secret(spec: str) -> None:
+    """The spec names no user, no password, and nothing that is signed. Raises DataError."""
+    match = _SCHEME.match(spec)
+    host = spec[match.end() :].partition("/")[0] if match else ""
+    if _has_secret(spec, host):
+        raise DataError(
+            f"{shown(spec)} was written with a user's name or password, which would be saved with "
+            "the run",
+            hint="leave them out: https reads ~/.netrc, s3:// the environment and ~/.aws",
+        )
+    secret = next(filter(_SECRET_KEY.fullmatch, _query_keys(spec)), None)
+    if secret is not None:
+        raise DataError(
+            f"{shown(spec)} was written with {secret}=…, which would be saved with the run",
+            hint="bring the file here first (curl --output FILE ADDRESS), then --data FILE",
+        )
+
+
+def _query_keys(spec: str) -> list[str]:
+    return [key for key, _ in parse_qsl(urlsplit(spec).query, keep_blank_values=True)]
+
+
+@contextmanager
+def map_errors(spec: str) -> Iterator[None]:
+    """What libraries raise inside the block is a DataError that says what can be done."""
+    failures = _failures()
+    try:
+        yield
+    except failures as error:
+        raise _data_error(spec, error) from None  # what it says may have the whole address
+
+
+def _failures() -> tuple[type[BaseException], ...]:
+    """What a store raises where it cannot be read, of the libraries that it has loaded."""
+    found: list[type[BaseException]] = [OSError, ValueError, asyncio.TimeoutError]
+    if "aiohttp" in sys.modules:
+        import aiohttp
+
+        found.append(aiohttp.ClientError)
+    if "botocore" in sys.modules:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        found += [BotoCoreError, ClientError]
+    return tuple(found)
+
+
+def _data_error(spec: str, error: BaseException) -> DataError:
+    """By what is behind it: a web address that cannot be had for any reason is "not found"."""
+    place, cause = shown(spec), error.__cause__
+    if "aiohttp" in sys.modules and isinstance(cause, sys.modules["aiohttp"].ClientError):
+        error = cause
+    status = error.__dict__.get("status")
+    if status in (401, 403) or type(error).__name__ in _NO_PERMISSION:
+        return DataError(
+            f"{place} may not be read: {_problem(error)}",
+            hint="credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.aws, "
+            "~/.netrc); for a public bucket: FSSPEC_S3_ANON=true",
+        )
+    if status in (404, 410) or isinstance(error, FileNotFoundError):
+        hint = "check how it is written; a directory of the web ends in /"
+        return DataError(f"{place} does not exist", hint=hint)
+    return DataError(
+        f"{place} cannot be read: {_problem(error)}",
+        hint="check the network and run the command again, or bring the files here and name them",
+    )
+
+
+def _problem(error: BaseException) -> str:
+    """What the library says, in one line, with addresses as they may be shown."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\")]+", lambda m: shown(m[0]), text)[:300]

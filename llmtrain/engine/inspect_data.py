@@ -1,0 +1,125 @@
+"""Looking at data before training on it: what `llmtrain data inspect` shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.quality.dropped import Tally
+from llmtrain.data.quality.languages import LanguageDetector, can_tell_languages
+from llmtrain.data.quality.leakage import Leakage
+from llmtrain.data.quality.minhash import Signer, can_sign
+from llmtrain.data.quality.survey import Drawn, Survey, survey
+from llmtrain.machine.probe import read_facts
+from llmtrain.plan.auto_profile import choose_tokens_per_step
+from llmtrain.prepare.context import PrepareContext
+from llmtrain.prepare.dataset import cleaned_corpus, found_corpus
+from llmtrain.prepare.leakage_cache import known_leakage
+from llmtrain.prepare.tokenizer import tokenizer_of
+from llmtrain.profile.schema import Profile
+from llmtrain.tokenizer import open_tokenizer
+
+_SAMPLES = 3
+_SAMPLE_CHARACTERS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Epochs:
+    """How often a run of a profile would read the text; None where the profile does not say."""
+
+    profile: str
+    trained_tokens: int | None  # in all; None under a time or a number of epochs
+    epochs: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class DataReport:
+    """What there is to know of data. What a library that is missing would tell is None."""
+
+    sources: list[dict[str, object]]
+    skipped: dict[str, int]  # files by reason
+    only_first: int | None  # documents; None: all
+    left_out: tuple[Tally, ...]
+    found: Survey
+    leakage: Leakage | None
+    tokenizer: Path | None
+    epochs: Epochs | None
+
+    @property
+    def samples(self) -> tuple[Drawn, ...]:
+        """A few of the documents that were drawn, with no more than a page of each."""
+        few = self.found.drawn[:: max(1, len(self.found.drawn) // _SAMPLES)][:_SAMPLES]
+        return tuple(replace(each, beginning=each.beginning[:_SAMPLE_CHARACTERS]) for each in few)
+
+
+def inspect_data(
+    profile: Profile, work: PrepareContext, *, only_first: int | None, is_for_profile: bool
+) -> DataReport:
+    """The profile's data, as training would see it. Raises DataError and UsageError.
+
+    Tokens are counted by the tokenizer that the profile names. Where it names none, by the one that
+    training would use if `is_for_profile`, which is trained now if need be, unless only the first
+    documents are looked at.
+    """
+    section = profile.data
+    whole = found_corpus(section, work)
+    cleaned = cleaned_corpus(replace(whole, first=only_first), section, work)
+    tokenizer = _tokenizer(cleaned.corpus, profile, work, only_first, is_for_profile)
+    found = survey(
+        work.telling("reading", cleaned.corpus),
+        encoder=open_tokenizer(tokenizer) if tokenizer is not None else None,
+        threads=work.workers,
+        signer=Signer() if can_sign() else None,
+        detector=LanguageDetector() if can_tell_languages() else None,
+        check_stop=work.check_stop,
+    )
+    return DataReport(
+        sources=whole.describe(),
+        skipped=whole.skipped_by_reason,
+        only_first=only_first,
+        left_out=cleaned.left_out,
+        found=found,
+        leakage=known_leakage(
+            work.telling("looking for leakage", cleaned.corpus),
+            found.facts,
+            section.validation_fraction,
+            work.check_stop,
+        ),
+        tokenizer=tokenizer,
+        epochs=_epochs(profile, found.tokens) if is_for_profile else None,
+    )
+
+
+def _tokenizer(
+    corpus: Corpus,
+    profile: Profile,
+    work: PrepareContext,
+    only_first: int | None,
+    is_for_profile: bool,
+) -> Path | None:
+    section = profile.data
+    if section.tokenizer != "auto":
+        return Path(section.tokenizer)
+    if not is_for_profile or only_first is not None:
+        return None
+    facts = work.telling("reading", corpus).measure(work.check_stop)
+    return tokenizer_of(corpus, facts, section, profile.model.vocab_size, work)
+
+
+def _epochs(profile: Profile, tokens: int | None) -> Epochs:
+    train, name = profile.train, profile.name
+    if train.epochs is not None:
+        return Epochs(name, None, train.epochs, "asked for")
+    if train.time is not None:
+        return Epochs(name, None, None, "under train.time it is the machine that decides")
+    trained = train.tokens
+    if train.steps is not None:
+        trained = train.steps * choose_tokens_per_step(profile, read_facts(), measure=False).value
+    if trained is None:
+        return Epochs(name, None, None, "the profile says nothing of how long it trains")
+    if tokens is None:
+        return Epochs(name, trained, None, "the tokens of the text are not counted")
+    share = 1 - profile.data.validation_fraction
+    return Epochs(name, trained, trained / (tokens * share), "without what is held out")

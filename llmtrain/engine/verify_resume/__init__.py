@@ -1,0 +1,1 @@
+"""Kill a training many times, and compare its end with an undisturbed one."""

@@ -1,0 +1,114 @@
+"""What a training process is doing, as its files tell: for whoever wants to strike at a moment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from llmtrain.profile.schema import EvalSection
+from llmtrain.train.checkpoint.format import list_checkpoints, step_of
+from llmtrain.train.run_directory.directory import RUN_FILE, RunDirectory
+
+Phase = Literal[
+    "start-up",
+    "data preparation",
+    "resume",
+    "step",
+    "evaluation",
+    "sampling",
+    "save",
+    "retention",
+]
+_TAIL_BYTES = 1 << 16
+
+
+class Watch:
+    """One sitting of a run, seen from outside. The run logs every step."""
+
+    def __init__(self, run: RunDirectory, cache: Path, options: EvalSection, steps: int) -> None:
+        """To be made before the process is started: what is there now, it has not made."""
+        self._run = run
+        self._cache = cache
+        self._wishes = options
+        self._steps = steps
+        self._is_resumed = run.exists
+        self._record_before = _stamp(run.path / RUN_FILE)
+        self._hidden_before = self._hidden()
+        self._data_before = self._data()
+
+    @property
+    def step(self) -> int:
+        """The last step that is logged or saved."""
+        logged = _last_line(self._run.metrics).get("step", 0)
+        saved = [step_of(path) for path in list_checkpoints(self._run.checkpoints)]
+        return max([int(logged), *saved])
+
+    def phase(self) -> Phase:
+        """What the process does now; of one that was killed, what it was doing."""
+        if _stamp(self._run.path / RUN_FILE) == self._record_before:
+            if self._is_resumed:
+                return "resume"
+            return "start-up" if self._data() == self._data_before else "data preparation"
+        hidden = self._hidden() - self._hidden_before
+        if hidden:
+            is_removal = any(name.endswith(".removed") for name in hidden)
+            return "retention" if is_removal else "save"
+        return self._phase_of_training()
+
+    def _phase_of_training(self) -> Phase:
+        last = _last_line(self._run.metrics)
+        step, options = int(last.get("step", 0)), self._wishes
+        if step == 0:
+            return "step"
+        is_end = step == self._steps
+        if "val_loss" not in last:
+            return "evaluation" if is_end or step % options.every_steps == 0 else "step"
+        every = options.sample_every_steps
+        is_sampled = every is not None and (is_end or step % every == 0)
+        if is_sampled and _last_line(self._run.samples).get("step", 0) != step:
+            return "sampling"
+        return "step"
+
+    def _hidden(self) -> set[str]:
+        """What is being written or removed, or was when a process was killed."""
+        return {name for name in _names(self._run.checkpoints) if name.startswith(".")}
+
+    def _data(self) -> set[tuple[str, str]]:
+        parts = ("tokenizers", "shards")
+        found = {(part, name) for part in parts for name in _names(self._cache / part)}
+        return found | {(part, "") for part in parts if (self._cache / part).is_dir()}
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return [path.name for path in directory.iterdir()]
+    except OSError:
+        return []
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """What changes when the file is written anew."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    """The last whole line of a file of JSON lines; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            lines = file.read().split(b"\n")
+    except OSError:
+        return {}
+    for line in reversed(lines[:-1]):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            return value
+    return {}

@@ -1,0 +1,180 @@
+"""The bytes that training holds, from shapes: what is saved a token, the loss, the optimizer.
+
+The activation counts are those of what autograd saves in `llmtrain.model.decoder`: on a CPU a
+test compares them with the tensors that are really saved; a GPU's norm keeps less, and its
+compiler keeps what no product gives only where that is cheaper than computing it again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from llmtrain.choice import ActivationCheckpointing, OptimizerName
+from llmtrain.ops.chunk_sizes import even_chunk, loss_chunk_tokens
+from llmtrain.profile.shape import ModelShape
+
+FP32_BYTES = 4
+HALF_BYTES = 2
+MUON_STACK_BYTES = 64 << 20  # of matrices that are made orthogonal at once
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSetup:
+    """How a process trains, as far as its memory depends on it."""
+
+    micro_batch: int
+    half_precision: bool
+    device_kind: str
+    checkpointing: ActivationCheckpointing = "off"
+    compiled: bool = False
+    accumulates: bool = False  # gradients over several micro-batches
+    optimizer: OptimizerName = "adamw"
+    processes: int = 1
+    masks_pairs: bool = False  # attention by a mask of all pairs of tokens
+
+    @property
+    def element_bytes(self) -> int:
+        """Of a number that a product reads."""
+        return HALF_BYTES if self.half_precision else FP32_BYTES
+
+    @property
+    def keeps_casts(self) -> bool:
+        """Whether half-precision copies of the weights live from one micro-batch to the next."""
+        return self.half_precision and self.accumulates
+
+
+def saved_bytes_per_token(shape: ModelShape, how: TrainingSetup) -> int:
+    """Bytes kept from the forward to the backward, a token, over all blocks and the final norm."""
+    final = _norm_bytes(shape.hidden_size, how)
+    if how.checkpointing == "off":
+        return shape.num_layers * block_bytes_per_token(shape, how) + final
+    kept = FP32_BYTES * shape.hidden_size
+    if how.checkpointing == "selective":
+        kept += product_bytes_per_token(shape, how)
+    return shape.num_layers * kept + final
+
+
+def mask_bytes(shape: ModelShape, how: TrainingSetup) -> int:
+    """One for all layers: whether a token sees another, for every pair in each sequence."""
+    if not how.masks_pairs:
+        return 0
+    return how.micro_batch * shape.context**2 * how.element_bytes
+
+
+def product_bytes_per_token(shape: ModelShape, how: TrainingSetup) -> int:
+    """What the products and the attention of a block give.
+
+    Its last product's result no backward asks for: compiled it is not kept.
+    """
+    widths = 2 * shape.attention_width + 2 * shape.kv_width + shape.hidden_size
+    widths += 2 * shape.intermediate_size + (0 if how.compiled else shape.hidden_size)
+    normaliser = FP32_BYTES * shape.num_heads if how.device_kind != "cpu" else 0
+    return how.element_bytes * widths + normaliser
+
+
+def block_bytes_per_token(shape: ModelShape, how: TrainingSetup) -> int:
+    """What the forward of one block leaves for its backward, where nothing is computed again."""
+    size = how.element_bytes
+    queries, keys = shape.attention_width, shape.kv_width
+    normed_heads = queries + keys if shape.qk_norm else 0
+    # a GPU's kernels that take a mask want keys and values for every query head
+    met = queries if how.masks_pairs and how.device_kind != "cpu" else keys
+    common = (
+        FP32_BYTES * normed_heads // shape.head_dim  # the rms of each head
+        + size * (queries + 2 * met)  # query, key and value, rotated
+        + FP32_BYTES * shape.num_heads  # the softmax's normaliser
+    )
+    if how.device_kind != "cpu" and how.compiled:
+        return common + _compiled_bytes(shape, size, normed_heads)
+    # before their gains and after; a GPU's norm keeps its input alone
+    head_copies = 2 if how.device_kind == "cpu" else 1
+    # attention's output, and a copy with the heads side by side, which a GPU's fp32 kernel gives
+    outputs = 2 if how.device_kind == "cpu" or how.half_precision else 1
+    return (
+        common
+        + 2 * _norm_bytes(shape.hidden_size, how)
+        + head_copies * FP32_BYTES * normed_heads
+        + outputs * size * queries
+        + 4 * size * shape.intermediate_size  # gate, silu(gate), up, and their product
+    )
+
+
+def _compiled_bytes(shape: ModelShape, size: int, normed_heads: int) -> int:
+    """What a GPU's compiler keeps: operands of products, and what norms read."""
+    streams = 2 * (FP32_BYTES + size) * shape.hidden_size  # before the norms and after
+    roots = 2 * FP32_BYTES
+    heads = size * normed_heads  # as the products gave them
+    return streams + roots + heads + size * (shape.attention_width + 3 * shape.intermediate_size)
+
+
+def _norm_bytes(width: int, how: TrainingSetup) -> int:
+    """Input and rms in fp32, and the output that the next matrix reads.
+
+    A CPU's keeps its input normalised, too.
+    """
+    copies = 2 if how.device_kind == "cpu" else 1
+    return width * (copies * FP32_BYTES + how.element_bytes) + FP32_BYTES
+
+
+def cast_parameters(shape: ModelShape, how: TrainingSetup) -> int:
+    """Weights whose cast lives from the forward to the backward, or on."""
+    if not how.keeps_casts and how.checkpointing != "off":
+        return shape.block_matrix_parameters
+    head = shape.vocab_size * shape.hidden_size if how.keeps_casts else 0
+    return shape.num_layers * shape.block_matrix_parameters + head
+
+
+def loss_bytes(shape: ModelShape, how: TrainingSetup) -> int:
+    """What the loss holds where it holds most: it computes its own gradients on the way."""
+    size, head = how.element_bytes, shape.vocab_size * shape.hidden_size
+    tokens = how.micro_batch * shape.context
+    limit = loss_chunk_tokens(shape.vocab_size, how.device_kind, size)
+    chunk = even_chunk(tokens, limit)
+    if how.device_kind == "cpu":  # one chunk's share of the head's gradient; the cast weight
+        beside = head * size * (2 if how.half_precision else 1)
+    else:
+        hidden = chunk * shape.hidden_size
+        beside = max(head * size + hidden * size, hidden * 2 * FP32_BYTES)
+        beside += head * size if how.half_precision and not how.keeps_casts else 0
+    return (
+        chunk * shape.vocab_size * size  # logits, overwritten by their own gradient
+        + tokens * shape.hidden_size * size  # gradient of the hidden states
+        + head * FP32_BYTES  # gradient of the head, added to the embedding's at the end
+        + beside
+    )
+
+
+def optimizer_bytes(shape: ModelShape, optimizer: OptimizerName) -> int:
+    """AdamW's two moments of everything, or Muon's one of a hidden matrix."""
+    one_moment = shape.num_layers * shape.block_matrix_parameters if optimizer == "muon" else 0
+    return FP32_BYTES * (2 * shape.parameters - one_moment)
+
+
+def update_bytes(shape: ModelShape, how: TrainingSetup) -> int:
+    """Muon's: a stack of matrices, the same before and after an iteration, and two products."""
+    if how.optimizer != "muon":
+        return 0
+    return max(_stack_bytes(*form, how.element_bytes) for form in _matrix_forms(shape))
+
+
+def _matrix_forms(shape: ModelShape) -> list[tuple[int, int, int]]:
+    """Rows and columns of a block's matrices, the rows the fewer, and how many the model has."""
+    counts: Counter[tuple[int, int]] = Counter()
+    widths = {2: (shape.attention_width, shape.kv_width), 3: (shape.intermediate_size,)}
+    for number, some in widths.items():
+        for width in some:
+            rows, columns = sorted((shape.hidden_size, width))
+            counts[rows, columns] += number * shape.num_layers
+    return [(*form, number) for form, number in counts.items()]
+
+
+def _stack_bytes(rows: int, columns: int, number: int, element_bytes: int) -> int:
+    matrix = rows * columns * element_bytes
+    stacked = min(number, max(1, MUON_STACK_BYTES // matrix))
+    return stacked * (3 * matrix + 2 * rows * rows * element_bytes)
+
+
+def checkpoint_bytes(shape: ModelShape, optimizer: OptimizerName) -> int:
+    """What the tensors of a checkpoint take: weights and optimizer state."""
+    return FP32_BYTES * shape.parameters + optimizer_bytes(shape, optimizer)

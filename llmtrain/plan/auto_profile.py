@@ -1,0 +1,81 @@
+"""What a run is where its profile leaves it open: which profile, and how long a step.
+
+The rules are in `llmtrain.recipe`; here they meet what the machine was measured to do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llmtrain.choice import Choice
+from llmtrain.machine.facts import Facts
+from llmtrain.plan.cpu_benchmarks import measured_products
+from llmtrain.plan.decisions import choose_device
+from llmtrain.plan.decisions import threads as decide_threads
+from llmtrain.profile.load import LoadedProfile, load_profile
+from llmtrain.profile.schema import DeviceSection, Profile
+from llmtrain.profile.shape import ModelShape, shape_of
+from llmtrain.recipe.batch_size import best_tokens_per_step
+from llmtrain.recipe.model_size import best_for_time, expected_tokens
+from llmtrain.units import format_count
+
+_CPU_PROFILES = ("cpu-tiny", "cpu-mini", "cpu-small", "cpu-medium")
+_ACCELERATOR_TOKENS_PER_STEP = 65_536  # what keeps a GPU busy; what it will do is not measured
+
+
+def choose_profile(
+    facts: Facts, options: DeviceSection, time_s: float | None, *, measure: bool = True
+) -> Choice[str]:
+    """The profile for the device that will train, and the time there is.
+
+    `measure`: whether the facts are of this machine, and it may be timed. Raises UsageError.
+    """
+    device = choose_device(facts, options).value
+    if device == "cuda":
+        return Choice("gpu-small", "a CUDA GPU is here")
+    if device == "mps":
+        return Choice("mps-small", "an Apple GPU is here")
+    if time_s is None:
+        return Choice("cpu-tiny", "a CPU: done in minutes")
+    if not measure:
+        return Choice("cpu-tiny", "a CPU whose speed is not known: the smallest")
+    shapes = {
+        name: shape_of(load_profile(name, environment={}).profile.model) for name in _CPU_PROFILES
+    }
+    return best_for_time(shapes, time_s, _flops_per_s(facts, options, shapes["cpu-tiny"]))
+
+
+def choose_tokens_per_step(profile: Profile, facts: Facts, *, measure: bool = True) -> Choice[int]:
+    """The profile's number, or the rule's for as many tokens as the run is expected to have.
+
+    `measure`: whether the facts are of this machine, and it may be timed. Raises UsageError.
+    """
+    train, shape = profile.train, shape_of(profile.model)
+    if train.tokens_per_step != "auto":
+        return Choice(train.tokens_per_step, "asked for")
+    tokens: float | None = train.tokens
+    if tokens is None and choose_device(facts, profile.device).value != "cpu":
+        number = max(1, _ACCELERATOR_TOKENS_PER_STEP // shape.context) * shape.context
+        return Choice(number, "keeps a GPU busy")
+    if train.time is not None and measure:
+        flops_per_s = _flops_per_s(facts, profile.device, shape)
+        tokens = expected_tokens(shape, train.time, flops_per_s)
+    number = best_tokens_per_step(shape, tokens, uses_muon=profile.optim.name == "muon")
+    if tokens is None:
+        return Choice(number, "long enough for the optimizer to cost little")
+    return Choice(number, f"for about {format_count(round(tokens))} tokens in all")
+
+
+def with_chosen_step(loaded: LoadedProfile, choice: Choice[int]) -> LoadedProfile:
+    """The profile with a number of tokens a step, and where it comes from."""
+    if loaded.profile.train.tokens_per_step != "auto":
+        return loaded
+    train = loaded.profile.train.model_copy(update={"tokens_per_step": choice.value})
+    profile = loaded.profile.model_copy(update={"train": train})
+    origins = {**loaded.origins, "train.tokens_per_step": f"chosen: {choice.reason}"}
+    return replace(loaded, profile=profile, origins=origins)
+
+
+def _flops_per_s(facts: Facts, options: DeviceSection, shape: ModelShape) -> float:
+    threads = decide_threads(facts, options, 1).value
+    return measured_products(facts, shape, threads).fastest_flops_per_s

@@ -1,0 +1,196 @@
+"""What this CPU does the profile's own work at: measured once, then remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Generic
+
+import torch
+
+from llmtrain.choice import MatmulPrecision, Precision
+from llmtrain.files import cache_directory
+from llmtrain.machine.facts import AttentionTimes, BlockTimes, CpuTimes, Facts, MatmulTimes
+from llmtrain.machine.matmul_timing import time_matmuls
+from llmtrain.machine.measurement_cache import (
+    MeasurementKey,
+    T,
+    load_measurement,
+    measurement_key,
+    save_measurement,
+)
+from llmtrain.model.timing import CompileError, time_attention, time_block
+from llmtrain.plan import decisions as decide
+from llmtrain.plan import numerics as arithmetic
+from llmtrain.plan.planner import Plan, make_plan
+from llmtrain.plan.workload import Workload
+from llmtrain.profile.schema import DeviceSection
+from llmtrain.profile.shape import ModelShape
+
+PROBE_TOKENS = 2048
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe(Generic[T]):
+    """Something to measure, and what its times are kept under."""
+
+    key: MeasurementKey
+    kind: type[T]
+    measure: Callable[[], T]
+
+    def kept(self) -> T | None:
+        """The times that were kept; None where there are none."""
+        return load_measurement(cache_directory(), self.key, self.kind)
+
+    def fresh(self) -> T:
+        """Times measured now, and kept."""
+        times = self.measure()
+        save_measurement(cache_directory(), self.key, times)
+        return times
+
+    def times(self) -> T:
+        """The times that were kept, or fresh ones."""
+        kept = self.kept()
+        return self.fresh() if kept is None else kept
+
+
+def products_probe(facts: Facts, shape: ModelShape, threads: int) -> Probe[MatmulTimes]:
+    """The profile's matrix products in each precision; about a second."""
+    hidden, intermediate = shape.hidden_size, shape.intermediate_size
+    key = measurement_key(
+        facts, "products", threads, hidden=hidden, intermediate=intermediate, tokens=PROBE_TOKENS
+    )
+    return Probe(
+        key, MatmulTimes, lambda: time_matmuls(hidden, intermediate, PROBE_TOKENS, threads)
+    )
+
+
+def attention_probe(
+    facts: Facts, options: DeviceSection, workload: Workload, products: MatmulTimes
+) -> Probe[AttentionTimes]:
+    """Attention by each kernel, in the precision that `products` decide; about a second."""
+    shape, threads = workload.shape, cpu_threads(facts, options, workload)
+    precision: Precision = arithmetic.precision(facts, options, "cpu", products).value
+    passes = arithmetic.matmul_precision("cpu", precision, products).value
+
+    def measure() -> AttentionTimes:
+        with _multiplying(passes):
+            return time_attention(shape, precision, threads, workload.mask_documents)
+
+    key = _shape_key(
+        facts, "attention", threads, workload, precision=precision, matmul_precision=passes
+    )
+    return Probe(key, AttentionTimes, measure)
+
+
+def block_probe(facts: Facts, workload: Workload, plan: Plan) -> Probe[BlockTimes]:
+    """One block, as the plan computes it, eager and compiled. Measuring raises CompileError."""
+
+    def measure() -> BlockTimes:
+        with _multiplying(plan.matmul_precision.value):
+            return time_block(
+                workload.shape,
+                micro_batch=plan.micro_batch.value,
+                precision=plan.precision.value,
+                attention=plan.attention.value,
+                checkpointing=plan.activation_checkpointing.value,
+                keep_casts=plan.keep_weight_casts.value,
+                threads=plan.threads.value,
+                masked=workload.mask_documents,
+            )
+
+    return Probe(_block_key(facts, workload, plan), BlockTimes, measure)
+
+
+def measured_products(facts: Facts, shape: ModelShape, threads: int) -> MatmulTimes:
+    """The profile's matrix products in each precision, kept or fresh."""
+    return products_probe(facts, shape, threads).times()
+
+
+def measured_cpu(
+    facts: Facts, options: DeviceSection, workload: Workload, announce: Announce | None = None
+) -> CpuTimes:
+    """All that a plan for this CPU asks to be measured.
+
+    Compiling a block takes seconds to tens of seconds: that is done, and `announce` told, only
+    where there is an `announce` and the run is long enough to gain by it.
+    """
+    products = measured_products(facts, workload.shape, cpu_threads(facts, options, workload))
+    attention = attention_probe(facts, options, workload, products).times()
+    times = CpuTimes(products, attention)
+    plan = make_plan(facts, options, workload, times)
+    if options.compile != "auto" or not plan.compile.value:
+        return times
+    probe = block_probe(facts, workload, plan)
+    kept = probe.kept()
+    if kept is not None or announce is None:
+        return replace(times, block=kept)
+    announce("compiling one block, once for this machine and shape")
+    return with_fresh_block(times, probe, announce)
+
+
+def with_fresh_block(times: CpuTimes, probe: Probe[BlockTimes], announce: Announce) -> CpuTimes:
+    """`times` with a block that was measured now, or with why it could not be compiled."""
+    try:
+        block = probe.fresh()
+    except CompileError as error:
+        return replace(times, compile_failure=error.message)
+    announce(f"compiled in {block.compile_s:.0f} s")
+    return replace(times, block=block)
+
+
+def cpu_threads(facts: Facts, options: DeviceSection, workload: Workload) -> int:
+    """The threads of one process, as the plan decides them. Raises UsageError."""
+    processes = decide.processes(facts, options, workload, "cpu").value
+    return decide.threads(facts, options, workload.launched_local_processes or processes).value
+
+
+def _block_key(facts: Facts, workload: Workload, plan: Plan) -> MeasurementKey:
+    return _shape_key(
+        facts,
+        "block",
+        plan.threads.value,
+        workload,
+        micro_batch=plan.micro_batch.value,
+        precision=plan.precision.value,
+        matmul_precision=plan.matmul_precision.value,
+        attention=plan.attention.value,
+        checkpointing=plan.activation_checkpointing.value,
+        keep_casts=str(plan.keep_weight_casts.value),
+        compiler=str(facts.cxx_compiler),
+    )
+
+
+def _shape_key(
+    facts: Facts, what: str, threads: int, workload: Workload, **others: int | str
+) -> MeasurementKey:
+    shape = workload.shape
+    if workload.mask_documents:
+        others["documents"] = "masked"
+    return measurement_key(
+        facts,
+        what,
+        threads,
+        hidden=shape.hidden_size,
+        intermediate=shape.intermediate_size,
+        heads=shape.num_heads,
+        key_heads=shape.num_kv_heads,
+        head_dim=shape.head_dim,
+        qk_norm=str(shape.qk_norm),
+        context=shape.context,
+        **others,
+    )
+
+
+@contextmanager
+def _multiplying(precision: MatmulPrecision) -> Iterator[None]:
+    """fp32 products are as the plan has them; afterwards as they were."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

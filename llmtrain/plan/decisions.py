@@ -1,0 +1,307 @@
+"""Each decision of a plan, as a pure function of facts, wishes and needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+from llmtrain.choice import (
+    ActivationCheckpointing,
+    AttentionKernel,
+    Backend,
+    Choice,
+    DeviceKind,
+    Precision,
+)
+from llmtrain.errors import DoesNotFitError, UsageError
+from llmtrain.machine.facts import Accelerator, Facts
+from llmtrain.plan.activation_bytes import TrainingSetup
+from llmtrain.plan.inference_memory import predict_generation
+from llmtrain.plan.memory import predict_training
+from llmtrain.plan.workload import Workload
+from llmtrain.profile.schema import DeviceSection
+from llmtrain.profile.shape import ModelShape
+from llmtrain.units import format_bytes
+
+# Small micro-batches are as fast as large ones on a CPU, on two cores and on sixteen, and much
+# leaner; an accelerator wants enough tokens that its products fill it.
+_MICRO_BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
+_USABLE_MEMORY = {"cpu": 0.85, "mps": 0.8, "cuda": 0.92}
+
+
+def memory_limit_bytes(facts: Facts, kind: DeviceKind) -> int:
+    """What one process tree may use of the device's memory; the rest is the system's."""
+    if kind == "cpu":
+        return int(facts.cpu.usable_memory_bytes * _USABLE_MEMORY["cpu"])
+    smallest = min(a.memory_total_bytes for a in facts.of_kind(kind))
+    return int(smallest * _USABLE_MEMORY[kind])
+
+
+def memory_limit_origin(facts: Facts, kind: DeviceKind) -> str:
+    """Where that limit comes from: `85% of RLIMIT_DATA's 2 GiB`."""
+    if kind == "cpu":
+        whose, all_bytes = facts.cpu.memory_limited_by, facts.cpu.usable_memory_bytes
+    else:
+        whose, all_bytes = "the GPU", min(a.memory_total_bytes for a in facts.of_kind(kind))
+    share = f"{100 * _USABLE_MEMORY[kind]:.0f}%"
+    return f"{share} of {whose or 'the machine'}'s {format_bytes(all_bytes)}"
+
+
+def may_use_gpu(options: DeviceSection) -> bool:
+    """Whether the device can come out as another than the CPU."""
+    return not options.force_cpu and options.kind != "cpu"
+
+
+def choose_device(facts: Facts, options: DeviceSection) -> Choice[DeviceKind]:
+    """CUDA, else MPS, else the CPU; a device that was named has to be there."""
+    if options.force_cpu:
+        return Choice("cpu", "device.force_cpu is set")
+    if options.kind == "cpu":
+        return Choice("cpu", "asked for")
+    if options.kind != "auto":
+        return _named_accelerator(facts, options.kind)
+    for kind in ("cuda", "mps"):
+        found = facts.of_kind(kind)
+        if found:
+            return Choice(kind, _found(found))
+    return Choice("cpu", _why_cpu(facts))
+
+
+def _named_accelerator(facts: Facts, kind: Literal["cuda", "mps"]) -> Choice[DeviceKind]:
+    found = facts.of_kind(kind)
+    if found:
+        return Choice(kind, f"asked for; {_found(found)}")
+    failures = [reason for failed, reason in facts.failures if failed == kind]
+    because = failures[0] if failures else f"torch {facts.torch_version} finds none here"
+    if kind == "cuda" and facts.unusable_gpu and not failures:
+        because = facts.unusable_gpu
+    raise UsageError(f"device {kind} was asked for: {because}", hint="llmtrain device info")
+
+
+def _found(accelerators: tuple[Accelerator, ...]) -> str:
+    first = accelerators[0]
+    number = f"{len(accelerators)} × " if len(accelerators) > 1 else ""
+    return f"{number}{first.name}, {format_bytes(first.memory_total_bytes)}"
+
+
+def _why_cpu(facts: Facts) -> str:
+    reasons = [f"{kind} failed to initialise: {reason}" for kind, reason in facts.failures]
+    if facts.unusable_gpu:
+        reasons.append(facts.unusable_gpu)
+    return "; ".join(reasons) if reasons else "no accelerator found"
+
+
+def processes(
+    facts: Facts, options: DeviceSection, workload: Workload, kind: DeviceKind
+) -> Choice[int]:
+    if workload.launched_processes is not None:
+        choice = Choice(workload.launched_processes, "as launched")
+    elif options.processes != "auto":
+        choice = Choice(options.processes, "asked for")
+    elif kind == "cuda":
+        return _gpus_that_divide(len(facts.of_kind("cuda")), workload)
+    elif kind == "mps":
+        return Choice(1, "one GPU")
+    else:
+        return Choice(1, "threads share one model; a second process would hold a second copy")
+    here = workload.launched_local_processes or choice.value
+    gpus = len(facts.of_kind("cuda"))
+    if kind == "cuda" and here > gpus:
+        raise UsageError(
+            f"{here} processes need as many GPUs; there are {gpus}", hint=f"--nproc {gpus}"
+        )
+    if kind == "mps" and choice.value > 1:
+        raise UsageError("mps has one GPU and no collective backend", hint="--nproc 1")
+    windows_per_process(workload, choice.value)
+    return choice
+
+
+def _gpus_that_divide(gpus: int, workload: Workload) -> Choice[int]:
+    windows = workload.tokens_per_step // workload.shape.context
+    used = max(n for n in range(1, gpus + 1) if windows % n == 0 or n == 1)
+    if used == gpus:
+        return Choice(used, "one a GPU")
+    return Choice(used, f"of {gpus} GPUs: {windows} windows a step divide evenly by {used}")
+
+
+def windows_per_process(workload: Workload, processes: int) -> int:
+    """Full contexts that one process reads in one step. Raises UsageError if not a whole number."""
+    share = workload.shape.context * processes
+    if workload.tokens_per_step % share:
+        nearest = max(1, (2 * workload.tokens_per_step + share) // (2 * share)) * share
+        raise UsageError(
+            f"train.tokens_per_step {workload.tokens_per_step} is not a multiple of context "
+            f"{workload.shape.context} × {processes} processes",
+            hint=f"--set train.tokens_per_step={nearest}",
+        )
+    return workload.tokens_per_step // share
+
+
+def threads(facts: Facts, options: DeviceSection, local_processes: int) -> Choice[int]:
+    if options.threads != "auto":
+        return Choice(options.threads, "asked for")
+    usable = facts.cpu.usable_cores
+    share = max(1, usable // local_processes)
+    reason = f"{usable} usable cores ({_core_limits(facts)})"
+    return Choice(
+        share, reason + (f" ÷ {local_processes} processes" if local_processes > 1 else "")
+    )
+
+
+def _core_limits(facts: Facts) -> str:
+    cpu = facts.cpu
+    limits = [f"{cpu.physical_cores or '?'} physical, {cpu.logical_cores} logical"]
+    if cpu.affinity_cores is not None and cpu.affinity_cores < cpu.logical_cores:
+        limits.append(f"affinity {cpu.affinity_cores}")
+    if cpu.quota_cores is not None:
+        limits.append(f"quota {cpu.quota_cores:g}")
+    return ", ".join(limits)
+
+
+def activations(
+    facts: Facts,
+    options: DeviceSection,
+    workload: Workload,
+    kind: DeviceKind,
+    precision: Precision,
+    compiled: bool,
+    processes: int,
+    local: int,
+    attention: AttentionKernel,
+) -> tuple[Choice[ActivationCheckpointing], Choice[int]]:
+    """How much the forward keeps, and of how many sequences: the least recomputation that fits."""
+    wish = options.activation_checkpointing
+    modes: list[Choice[ActivationCheckpointing]] = list(
+        _ways_to_fit(kind, compiled, workload.micro_batch)
+    )
+    if wish != "auto":
+        modes = [Choice(wish, "asked for")]
+    for mode in modes:
+        try:
+            how = TrainingSetup(
+                micro_batch=1,
+                half_precision=precision != "fp32",
+                device_kind=kind,
+                checkpointing=mode.value,
+                compiled=compiled,
+                optimizer=workload.optimizer,
+                processes=processes,
+                masks_pairs=workload.masks_pairs(attention),
+            )
+            chosen = _micro_batch(facts, workload, kind, how, local)
+        except DoesNotFitError:
+            if mode is modes[-1]:
+                raise
+        else:
+            return mode, chosen
+    raise AssertionError("the last mode is tried")
+
+
+def _ways_to_fit(
+    kind: DeviceKind, compiled: bool, micro_batch: int | Literal["auto"]
+) -> Iterator[Choice[ActivationCheckpointing]]:
+    at_once = "even one sequence does" if micro_batch == "auto" else f"{micro_batch} sequences do"
+    needed = f"without it {at_once} not fit"
+    if kind == "cpu" and compiled:
+        why = "products and attention are kept; the compiled backward computes the rest on its way"
+        yield Choice("selective", why)
+    else:
+        yield Choice("off", "everything fits")
+        yield Choice("selective", needed)
+    yield Choice("full", needed)
+
+
+def _micro_batch(
+    facts: Facts, workload: Workload, kind: DeviceKind, how: TrainingSetup, local: int
+) -> Choice[int]:
+    """`how`: with a micro-batch still to be chosen."""
+    windows = windows_per_process(workload, how.processes)
+    limit = memory_limit_bytes(facts, kind) // (local if kind == "cpu" else 1)
+    origin = memory_limit_origin(facts, kind)
+    if kind == "cpu" and local > 1:
+        origin += f" ÷ {local} processes"
+
+    def predicted(micro_batch: int) -> int:
+        at_once = replace(how, micro_batch=micro_batch, accumulates=micro_batch < windows)
+        return predict_training(workload.shape, at_once).total_bytes
+
+    if workload.micro_batch != "auto":
+        if windows % workload.micro_batch:
+            raise UsageError(
+                f"train.micro_batch {workload.micro_batch} does not divide the {windows} windows "
+                f"that a process reads in a step",
+                hint="--set train.micro_batch=auto",
+            )
+        _refuse_what_does_not_fit(
+            predicted(workload.micro_batch), limit, origin, workload, workload.micro_batch
+        )
+        return Choice(workload.micro_batch, "asked for")
+    _refuse_what_does_not_fit(predicted(1), limit, origin, workload, 1)
+    enough = max(1, _MICRO_BATCH_TOKENS[kind] // workload.shape.context)
+    divisors = [n for n in range(1, min(windows, enough) + 1) if windows % n == 0]
+    chosen = max(n for n in divisors if predicted(n) <= limit)
+    if chosen < divisors[-1]:
+        why = "the most that fits"
+    else:
+        why = "the whole step" if chosen == windows else "a divisor of the step; more is no faster"
+    size = f"{format_bytes(predicted(chosen))} of {format_bytes(limit)} predicted ({origin})"
+    return Choice(chosen, f"{chosen * workload.shape.context} tokens; {size}; {why}")
+
+
+def _refuse_what_does_not_fit(
+    predicted_bytes: int, limit_bytes: int, origin: str, workload: Workload, micro_batch: int
+) -> None:
+    if predicted_bytes <= limit_bytes:
+        return
+    raise DoesNotFitError(
+        f"{workload.shape.parameters / 1e6:.1f}M parameters with micro-batch {micro_batch} × "
+        f"{workload.shape.context} tokens need {format_bytes(predicted_bytes)}; "
+        f"the limit is {format_bytes(limit_bytes)}, {origin}",
+        hint="--set train.micro_batch=auto"
+        if workload.micro_batch not in ("auto", 1)
+        else "a smaller profile (llmtrain profiles list), or "
+        f"--set model.context={max(8, workload.shape.context // 2)}",
+    )
+
+
+def refuse_model_that_does_not_fit(facts: Facts, shape: ModelShape, kind: DeviceKind) -> None:
+    """A model of this shape can be used on this machine. Raises DoesNotFitError."""
+    needed_bytes = predict_generation(shape, kind, half_precision=False).total_bytes
+    limit_bytes = memory_limit_bytes(facts, kind)
+    if needed_bytes > limit_bytes:
+        raise DoesNotFitError(
+            f"using {shape.parameters / 1e6:.1f}M parameters with a context of {shape.context} "
+            f"needs {format_bytes(needed_bytes)}; the limit is {format_bytes(limit_bytes)}",
+            hint="a machine with more memory",
+        )
+
+
+def backend(facts: Facts, options: DeviceSection, kind: DeviceKind) -> Choice[Backend]:
+    if options.backend == "nccl" and kind != "cuda":
+        raise UsageError("device.backend nccl needs CUDA", hint="--set device.backend=gloo")
+    if options.backend == "nccl" and "nccl" not in facts.backends:
+        raise UsageError(
+            "device.backend nccl: this torch build has none", hint="--set device.backend=gloo"
+        )
+    if options.backend != "auto":
+        return Choice(options.backend, "asked for")
+    if kind == "cuda" and "nccl" in facts.backends:
+        return Choice("nccl", "several GPUs would talk to each other directly")
+    if kind == "cuda":
+        return Choice("gloo", "this torch build has no nccl")
+    return Choice("gloo", "what several processes without CUDA talk through")
+
+
+def workers(facts: Facts, options: DeviceSection) -> Choice[int]:
+    if options.workers != "auto":
+        return Choice(options.workers, "asked for")
+    return Choice(facts.cpu.usable_cores, "usable cores; tokenization ends before training starts")
+
+
+def pin_memory(options: DeviceSection, kind: DeviceKind) -> Choice[bool]:
+    if options.pin_memory != "auto":
+        return Choice(options.pin_memory, "asked for")
+    if kind == "cuda":
+        return Choice(True, "copies to the GPU overlap with computing")
+    return Choice(False, "nothing is copied to another device")

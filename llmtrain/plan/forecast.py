@@ -1,0 +1,165 @@
+"""What a run will take and come to, said before it begins; each figure with where it is from.
+
+    seconds  = starting + tokens / rate + evaluations · tokens of one / (3 · rate) + saving
+    tokens   = the run's, or under a time: rate · what the rest leaves of it
+    bits/byte as in `llmtrain.plan.auto_profile`: the fit to trainings on Python source
+
+The rate is that of an earlier run of the same plan on this machine where there was one, else
+what a measured block gives (`llmtrain.plan.throughput`), else 0.55 of the measured products' rate.
+Of a machine that was not measured nothing is said about time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from llmtrain.machine.facts import RunFigures
+from llmtrain.plan.activation_bytes import checkpoint_bytes
+from llmtrain.plan.planned import Planned
+from llmtrain.plan.throughput import predicted_tokens_per_s, product_flops_per_s, step_work
+from llmtrain.profile.horizon import horizon_of
+from llmtrain.profile.schema import Profile
+from llmtrain.recipe.model_size import UTILISATION, expected_loss
+
+Source = Literal["asked for", "measured", "estimated"]
+
+_STARTING_S = 6.0  # imports and reading the data
+_SAVED_BYTES_PER_S = 170e6
+# Against it: what text it is. Python's library came out 17% below the fit, prose far above.
+_LOSS_RANGE = (0.8, 1.15)
+_FITTED_PARAMETERS, _FITTED_TOKENS = (2e6, 150e6), (5e5, 100e6)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number, or a range of it, and how it is known."""
+
+    value: float
+    source: Source
+    how: str
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is known of a run before it begins; None where nothing is."""
+
+    steps: Figure | None
+    tokens: Figure | None
+    tokens_per_s: Figure | None
+    seconds: Figure | None
+    checkpoints_bytes: Figure
+    val_bpb: Figure | None
+
+    def figures(self) -> dict[str, Figure]:
+        """Those that there are, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: figure for name, figure in named.items() if figure is not None}
+
+    def document(self) -> dict[str, dict[str, Any] | None]:
+        """As `--json` and run.yaml hold it."""
+        return asdict(self)
+
+
+def forecast(profile: Profile, planned: Planned) -> Forecast:
+    """What a run of `profile` by this plan will take and come to, from its first step on."""
+    rate = _rate(planned)
+    steps, tokens = _length(profile, planned, rate)
+    return Forecast(
+        steps=steps,
+        tokens=tokens,
+        tokens_per_s=rate,
+        seconds=_seconds(profile, planned, tokens, rate),
+        checkpoints_bytes=_checkpoints(profile, planned),
+        val_bpb=_loss(planned, tokens),
+    )
+
+
+def _rate(planned: Planned) -> Figure | None:
+    kept, times, plan, shape = planned.kept, planned.times, planned.plan, planned.workload.shape
+    if kept is not None:
+        return Figure(kept.tokens_per_s, "measured", _of_a_run(kept))
+    if times is None:
+        return None
+    work = step_work(plan, planned.workload.optimizer)
+    by_block = predicted_tokens_per_s(shape, work, times)
+    if by_block is not None:
+        return Figure(by_block, "estimated", "from a block and the products, as measured here")
+    flops_per_s = plan.processes.value * product_flops_per_s(times.matmul, work)
+    by_products = UTILISATION * flops_per_s / shape.training_flops_per_token
+    return Figure(by_products, "estimated", f"{UTILISATION} of the products' rate, measured here")
+
+
+def _of_a_run(kept: RunFigures) -> str:
+    return f"in a run of {kept.steps:.0f} steps by this plan on this machine"
+
+
+def _length(
+    profile: Profile, planned: Planned, rate: Figure | None
+) -> tuple[Figure | None, Figure | None]:
+    """Steps and tokens. Epochs are known when the text is tokenized, and not before."""
+    per_step, horizon = planned.workload.tokens_per_step, horizon_of(profile.train)
+    if horizon is None:
+        return None, None
+    if horizon.steps is not None:
+        asked = "train.steps" if profile.train.steps is not None else "train.tokens"
+        tokens = Figure(horizon.steps * per_step, "asked for", asked)
+        return Figure(horizon.steps, "asked for", asked), tokens
+    if horizon.time_s is None or rate is None:
+        return None, None
+    aside_s = _starting_s(planned) + _ending_s(profile, planned, rate, evaluations=1)
+    steps = max(0, int((horizon.time_s - aside_s) * rate.value / per_step))
+    return (
+        Figure(steps, rate.source, "what the time leaves room for"),
+        Figure(steps * per_step, rate.source, "what the time leaves room for"),
+    )
+
+
+def _seconds(
+    profile: Profile, planned: Planned, tokens: Figure | None, rate: Figure | None
+) -> Figure | None:
+    if profile.train.time is not None:
+        return Figure(profile.train.time, "asked for", "train.time")
+    if tokens is None or rate is None:
+        return None
+    steps = tokens.value / planned.workload.tokens_per_step
+    evaluations = max(1, int(steps // profile.eval.every_steps))
+    ending_s = _ending_s(profile, planned, rate, evaluations)
+    total_s = _starting_s(planned) + tokens.value / rate.value + ending_s
+    return Figure(total_s, rate.source, "its tokens at that rate, with starting and evaluating")
+
+
+def _starting_s(planned: Planned) -> float:
+    block = planned.times.block if planned.times is not None else None
+    return _STARTING_S + (block.compile_s if block and planned.plan.compile.value else 0.0)
+
+
+def _ending_s(profile: Profile, planned: Planned, rate: Figure, evaluations: int) -> float:
+    evaluating_s = evaluations * profile.eval.tokens / (3 * rate.value)
+    return evaluating_s + _checkpoint_bytes(planned) / _SAVED_BYTES_PER_S
+
+
+def _checkpoints(profile: Profile, planned: Planned) -> Figure:
+    options, each = profile.checkpoint, _checkpoint_bytes(planned)
+    count = options.keep_last + options.keep_best + 1
+    how = f"{count} checkpoints: those that are kept, and one being written"
+    return Figure(count * each, "estimated", how)
+
+
+def _checkpoint_bytes(planned: Planned) -> int:
+    return checkpoint_bytes(planned.workload.shape, planned.workload.optimizer)
+
+
+def _loss(planned: Planned, tokens: Figure | None) -> Figure | None:
+    """Nothing far from what the fit was made of."""
+    parameters = planned.workload.shape.parameters
+    if tokens is None or not _FITTED_PARAMETERS[0] <= parameters <= _FITTED_PARAMETERS[1]:
+        return None
+    if not _FITTED_TOKENS[0] <= tokens.value <= _FITTED_TOKENS[1]:
+        return None
+    fitted = expected_loss(parameters, tokens.value)
+    low, high = (share * fitted for share in _LOSS_RANGE)
+    how = "the fit to trainings on Python source; other text differs"
+    return Figure(fitted, "estimated", how, low, high)

@@ -1,0 +1,201 @@
+"""Predicted peak memory of a process, itemised, from shapes alone.
+
+A training step has moments at which its memory may be at its peak, each a sum of what is alive
+then; the largest counts:
+
+    in the loss             activations of all layers, one chunk of logits, the head's gradients
+    in the first backward   activations of all layers, and what the last block's backward works with
+    in the last backward    all gradients, and what the first block's backward works with
+    in the update           all gradients, and the stack of matrices that Muon works with
+
+On a CPU the C library's allocator needs more than what is alive, as freed blocks do not fit the
+next tensors: a share that was measured. torch's allocator for CUDA needs next to nothing more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from llmtrain.plan.activation_bytes import (
+    FP32_BYTES,
+    HALF_BYTES,
+    TrainingSetup,
+    block_bytes_per_token,
+    cast_parameters,
+    loss_bytes,
+    mask_bytes,
+    optimizer_bytes,
+    product_bytes_per_token,
+    saved_bytes_per_token,
+    update_bytes,
+)
+from llmtrain.profile.shape import ModelShape
+
+# What a process holds beside its model: measured for torch 2.13 with the libraries that a
+# run imports and what an evaluation leaves, and for CUDA its context.
+_LIBRARIES_BYTES = {"cpu": 381 << 20, "mps": 450 << 20, "cuda": 700 << 20}
+_COMPILER_BYTES = 44 << 20  # what compiling leaves in this process
+# Of what is alive at the peak: `python -m tests.benchmarks.memory_error` shows how well it holds.
+# fp32 products also pack their operands, in memory that is not torch's.
+_CPU_SLACK = {"half": 0.30, "fp32": 0.48}
+_CPU_UPDATE_SLACK = 0.625  # of what Muon works with, which leaves holes of other sizes
+_ACCELERATOR_SLACK = {"cuda": 0.012, "mps": 0.06}
+_ACCELERATOR_WORKSPACE_BYTES = 70 << 20  # of the libraries that multiply matrices
+# What a block's backward works with on a CPU, as a share of all that its forward could keep: what
+# it computes again, and gradients of activations. Measured.
+_BACKWARD_SHARE = {"off": 0.2, "selective": 0.9, "full": 1.15}
+_COMPILED_BACKWARD_SHARE = 0.75
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPrediction:
+    """Where the bytes of one process go at its peak."""
+
+    parameters_bytes: int = 0
+    gradients_bytes: int = 0
+    optimizer_bytes: int = 0
+    weight_casts_bytes: int = 0
+    activations_bytes: int = 0
+    loss_bytes: int = 0
+    working_bytes: int = 0
+    caches_bytes: int = 0
+    communication_bytes: int = 0
+    libraries_bytes: int = 0
+    slack_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """The predicted peak."""
+        return sum(asdict(self).values())
+
+    def measured_on(self, device_kind: str) -> int:
+        """What of it a run measures: on a GPU what torch reserves, and not the driver's context."""
+        return self.total_bytes - (0 if device_kind == "cpu" else self.libraries_bytes)
+
+    def of_processes(self, processes: int) -> MemoryPrediction:
+        """The same for so many equal processes together."""
+        return MemoryPrediction(**{name: processes * n for name, n in asdict(self).items()})
+
+    def items(self) -> dict[str, int]:
+        """Every part by name, the total last."""
+        return asdict(self) | {"total_bytes": self.total_bytes}
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """What is alive beside weights and optimizer state."""
+
+    gradients_bytes: int = 0
+    weight_casts_bytes: int = 0
+    activations_bytes: int = 0
+    loss_bytes: int = 0
+    working_bytes: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(asdict(self).values())
+
+
+def predict_training(shape: ModelShape, how: TrainingSetup) -> MemoryPrediction:
+    """The peak of one process that trains `shape` on micro-batches of full contexts."""
+    on_cpu = how.device_kind == "cpu"
+    moments = _cpu_moments(shape, how) if on_cpu else _accelerator_moments(shape, how)
+    peak = max(moments, key=lambda moment: moment.total_bytes)
+    state = FP32_BYTES * shape.parameters
+    moving = optimizer_bytes(shape, how.optimizer)
+    communication = state if how.processes > 1 else 0
+    if on_cpu:
+        slack = _cpu_slack_bytes(shape, peak, how)
+    else:
+        torchs = state + moving + communication + peak.total_bytes
+        slack = int(_ACCELERATOR_SLACK[how.device_kind] * torchs)
+    return MemoryPrediction(
+        **asdict(peak),
+        parameters_bytes=state,
+        optimizer_bytes=moving,
+        communication_bytes=communication,
+        libraries_bytes=libraries_bytes(how.device_kind)
+        + (_COMPILER_BYTES if how.compiled and on_cpu else 0),
+        slack_bytes=slack,
+    )
+
+
+def libraries_bytes(device_kind: str) -> int:
+    """What a process holds of the device's memory without a model."""
+    return _LIBRARIES_BYTES[device_kind]
+
+
+def _cpu_moments(shape: ModelShape, how: TrainingSetup) -> tuple[_Moment, ...]:
+    tokens = how.micro_batch * shape.context
+    state, head = FP32_BYTES * shape.parameters, shape.vocab_size * shape.hidden_size
+    gradients = state if how.accumulates else 0
+    casts = HALF_BYTES * cast_parameters(shape, how) if how.half_precision else 0
+    kept = tokens * saved_bytes_per_token(shape, how) + mask_bytes(shape, how)
+    hidden_gradients = 2 * tokens * shape.hidden_size * how.element_bytes
+    share = _COMPILED_BACKWARD_SHARE if how.compiled else _BACKWARD_SHARE[how.checkpointing]
+    again = int(share * tokens * block_bytes_per_token(shape, how))
+    update = update_bytes(shape, how)
+    return (
+        _Moment(gradients, casts, kept, loss_bytes(shape, how)),
+        _Moment(gradients, casts, kept, hidden_gradients + FP32_BYTES * head, again),
+        _Moment(state, casts if how.keeps_casts else 0, working_bytes=update),
+    )
+
+
+def _cpu_slack_bytes(shape: ModelShape, peak: _Moment, how: TrainingSetup) -> int:
+    share = _CPU_SLACK["half" if how.half_precision else "fp32"]
+    return int(share * peak.total_bytes + _CPU_UPDATE_SLACK * update_bytes(shape, how))
+
+
+def _accelerator_moments(shape: ModelShape, how: TrainingSetup) -> tuple[_Moment, ...]:
+    """What torch holds of the device's memory."""
+    tokens = how.micro_batch * shape.context
+    state, hidden = FP32_BYTES * shape.parameters, tokens * shape.hidden_size
+    head = FP32_BYTES * shape.vocab_size * shape.hidden_size
+    gradients = state if how.accumulates else 0
+    in_forward, in_first, in_last = _accelerator_casts(shape, how)
+    activations, mask = tokens * saved_bytes_per_token(shape, how), mask_bytes(shape, how)
+    kept, first_kept = activations + mask, activations // shape.num_layers + mask
+    if how.checkpointing == "full":
+        first_kept = FP32_BYTES * hidden + mask
+    working = _accelerator_working_bytes(shape, how)
+    room = _ACCELERATOR_WORKSPACE_BYTES
+    return (
+        _Moment(gradients, in_forward, kept, loss_bytes(shape, how), room),
+        _Moment(gradients, in_first, kept, head + how.element_bytes * hidden, room + working),
+        _Moment(state, in_last, first_kept, working_bytes=room + working),
+        _Moment(state, in_last if how.keeps_casts else 0, 0, 0, room + update_bytes(shape, how)),
+    )
+
+
+def _accelerator_casts(shape: ModelShape, how: TrainingSetup) -> tuple[int, int, int]:
+    """Bytes of weights in half precision at the end of the forward and in the first backward; in
+    the last one those of its block and their gradients.
+
+    Until the forward ends autocast keeps all that it made, but not in what is compiled.
+    """
+    if not how.half_precision:
+        return 0, 0, 0
+    block = HALF_BYTES * shape.block_matrix_parameters
+    every = HALF_BYTES * cast_parameters(shape, how)
+    if how.keeps_casts:
+        return every, every, every
+    if how.checkpointing == "off":
+        return every, every, 2 * block
+    return (block if how.compiled else shape.num_layers * block), block, 2 * block
+
+
+def _accelerator_working_bytes(shape: ModelShape, how: TrainingSetup) -> int:
+    """Of the backward of one block: what it computes again, and gradients of activations."""
+    size, hidden = how.element_bytes, shape.hidden_size
+    again = {
+        "off": 0,
+        "selective": block_bytes_per_token(shape, how) - product_bytes_per_token(shape, how),
+        "full": block_bytes_per_token(shape, how),
+    }[how.checkpointing]
+    widest = (FP32_BYTES + size) * hidden
+    if not how.compiled:
+        widest = size * (2 * hidden + shape.intermediate_size)
+    if how.checkpointing == "full":
+        widest += FP32_BYTES * hidden  # what the block gives, a second time
+    return how.micro_batch * shape.context * (again + widest)

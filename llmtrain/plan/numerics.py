@@ -1,0 +1,211 @@
+"""Each decision about arithmetic: precision, kernels, compiling. Pure, from facts and timings."""
+
+from __future__ import annotations
+
+import math
+
+from llmtrain.choice import AttentionKernel, Choice, DeviceKind, MatmulPrecision, Precision
+from llmtrain.errors import UsageError
+from llmtrain.machine.facts import CpuTimes, Facts, MatmulTimes
+from llmtrain.plan.workload import Workload
+from llmtrain.profile.schema import DeviceSection
+
+_WORTHWHILE = 0.9  # a choice that changes the numerics must save at least a tenth of the time
+_WORTH_COMPILING_S = 120.0  # of eager training: compiling saves a fifth of it and takes up to 20 s
+_LEAST_FLEX_HEAD_DIM = 16  # its kernels multiply tiles of 16 features
+_EAGER_MFU = 0.6  # of the measured products' rate, over a whole eager step
+
+
+def precision(
+    facts: Facts, options: DeviceSection, kind: DeviceKind, times: MatmulTimes | None
+) -> Choice[Precision]:
+    if options.precision != "auto":
+        return _asked_precision(facts, options.precision, kind)
+    if kind == "cuda":
+        if all(gpu.supports_bf16 for gpu in facts.of_kind("cuda")):
+            return Choice("bf16", "the GPU multiplies bf16 natively")
+        return Choice("fp16", "the GPU has no bf16; gradients are scaled")
+    if kind == "mps":
+        return Choice("fp32", "half precision is no faster on MPS and less tested")
+    if times is None:
+        return Choice("fp32", "not measured on this CPU")
+    figures = _figures(times)
+    if times.bf16_s < _WORTHWHILE * times.fp32_s and times.bf16_s <= times.medium_s:
+        return Choice("bf16", f"fastest: {figures}; weights stay fp32")
+    return Choice("fp32", f"bf16 does not pay: {figures}")
+
+
+def _figures(times: MatmulTimes) -> str:
+    milliseconds = {
+        "bf16": times.bf16_s,
+        "fp32 by bf16 passes": times.medium_s,
+        "fp32": times.fp32_s,
+    }
+    timed = ", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in milliseconds.items())
+    return f"{timed} (two layers forward and backward, measured here)"
+
+
+def _asked_precision(facts: Facts, precision: Precision, kind: DeviceKind) -> Choice[Precision]:
+    if precision == "fp16" and kind == "cpu":
+        raise UsageError(
+            "device.precision fp16: a CPU computes fp16 20 to 100 times slower than fp32",
+            hint="--set device.precision=auto",
+        )
+    if precision == "fp16" and kind == "mps":
+        raise UsageError(
+            "device.precision fp16: gradients cannot be scaled on MPS",
+            hint="--set device.precision=auto",
+        )
+    gpus = facts.of_kind(kind) if kind != "cpu" else ()
+    if precision == "bf16" and not all(gpu.supports_bf16 for gpu in gpus):
+        raise UsageError(
+            "device.precision bf16: this GPU has none", hint="--set device.precision=auto"
+        )
+    return Choice(precision, "asked for")
+
+
+def matmul_precision(
+    kind: DeviceKind, precision: str, times: MatmulTimes | None
+) -> Choice[MatmulPrecision]:
+    if kind == "cuda":
+        return Choice("high", "what stays fp32 is multiplied in TF32")
+    if kind == "cpu" and precision == "fp32" and times is not None:
+        figures = f"{1e3 * times.medium_s:.1f} ms against {1e3 * times.fp32_s:.1f} ms, measured"
+        if times.medium_s < _WORTHWHILE * times.fp32_s:
+            return Choice("medium", f"faster fp32 products: {figures} here")
+        return Choice("highest", f"medium does not pay: {figures} here")
+    return Choice("highest", "full fp32 products")
+
+
+def compilation(
+    facts: Facts,
+    options: DeviceSection,
+    kind: DeviceKind,
+    workload: Workload,
+    times: CpuTimes | None,
+) -> Choice[bool]:
+    if options.compile != "auto":
+        return _asked_compilation(facts, options.compile, kind)
+    if kind == "cuda":
+        if facts.has_triton:
+            return Choice(True, "fused kernels; Triton is installed")
+        return Choice(False, "Triton is not installed")
+    if kind == "mps":
+        return Choice(False, "eager: torch.compile is young on MPS")
+    if facts.cxx_compiler is None:
+        return Choice(False, "eager: no C++ compiler was found")
+    if times is None:
+        return Choice(False, "eager: not measured on this CPU")
+    return _measured_compilation(workload, times)
+
+
+def missing_to_compile(facts: Facts, kind: DeviceKind) -> str | None:
+    """What torch.compile needs on that device and does not find; None: it can be used."""
+    if kind == "cpu" and facts.cxx_compiler is None:
+        return "a C++ compiler"
+    return "Triton" if kind == "cuda" and not facts.has_triton else None
+
+
+def _asked_compilation(facts: Facts, wish: bool, kind: DeviceKind) -> Choice[bool]:
+    missing = missing_to_compile(facts, kind)
+    if wish and missing:
+        raise UsageError(
+            f"device.compile true: needs {missing}, and there is none",
+            hint="--set device.compile=auto",
+        )
+    return Choice(wish, "asked for")
+
+
+def _measured_compilation(workload: Workload, times: CpuTimes) -> Choice[bool]:
+    if times.compile_failure is not None:
+        return Choice(False, f"eager: compiling failed: {times.compile_failure}")
+    run_s = _eager_run_s(workload, times.matmul)
+    if run_s < _WORTH_COMPILING_S:
+        return Choice(False, f"eager: the run takes about {run_s:.0f} s, and compiling up to 20")
+    block = times.block
+    if block is None:
+        return Choice(True, "long enough a run; measured against eager when one starts")
+    figures = (
+        f"one block takes {1e3 * block.compiled_s:.0f} ms against {1e3 * block.eager_s:.0f} ms "
+        "eager, measured here"
+    )
+    if block.compiled_s <= block.eager_s:  # half the activations come with it
+        return Choice(True, f"{figures}; it took {block.compile_s:.0f} s to compile")
+    return Choice(False, f"eager: {figures}")
+
+
+def _eager_run_s(workload: Workload, times: MatmulTimes) -> float:
+    """About how long the run lasts; without end where nobody said."""
+    if workload.time_s is not None:
+        return workload.time_s
+    if workload.tokens is None:
+        return math.inf
+    return (
+        workload.tokens
+        * workload.shape.training_flops_per_token
+        / (_EAGER_MFU * times.fastest_flops_per_s)
+    )
+
+
+def takes_flex(workload: Workload, kind: DeviceKind, precision: Precision, compiled: bool) -> bool:
+    """Whether FlexAttention is of use: where nothing is masked, torch's own kernel is faster."""
+    compiles = kind == "cuda" and compiled and precision == "bf16"
+    return workload.mask_documents and compiles and workload.shape.head_dim >= _LEAST_FLEX_HEAD_DIM
+
+
+def attention(
+    options: DeviceSection,
+    kind: DeviceKind,
+    times: CpuTimes | None,
+    *,
+    masked: bool = False,
+    flexible: bool = False,
+) -> Choice[AttentionKernel]:
+    """`masked`: attention stays within documents; the times are of attention that does.
+
+    `flexible`: see `takes_flex`.
+    """
+    if options.attention == "flex" and not flexible:
+        raise UsageError(
+            "device.attention flex: made for data.mask_documents, compiled, in bf16, on CUDA, "
+            f"with a head_dim of {_LEAST_FLEX_HEAD_DIM} or more",
+            hint="--set device.attention=auto",
+        )
+    if options.attention == "blocks" and kind != "cpu":
+        raise UsageError(
+            f"device.attention blocks: made for a CPU, and the device is {kind}",
+            hint="--set device.attention=auto",
+        )
+    if options.attention != "auto":
+        return Choice(options.attention, "asked for")
+    if flexible:
+        return Choice("flex", "compiled for documents: what no token may see is not computed")
+    if kind != "cpu":
+        how = ", by a mask of all pairs of tokens" if masked else ""
+        return Choice("sdpa", f"the device's own kernel{how}")
+    if times is None or times.attention is None:
+        return Choice("sdpa", "not measured on this CPU")
+    blocks_s, sdpa_s = times.attention.blocks_s, times.attention.sdpa_s
+    figures = (
+        f"products over blocks {1e3 * blocks_s:.1f} ms, torch's kernel {1e3 * sdpa_s:.1f} ms, "
+        "measured here"
+    )
+    if blocks_s < _WORTHWHILE * sdpa_s:
+        return Choice("blocks", f"faster: {figures}")
+    return Choice("sdpa", f"blocks do not pay: {figures}")
+
+
+def keep_weight_casts(precision: str, micro_batches: int) -> Choice[bool]:
+    if precision == "fp32":
+        return Choice(False, "weights are multiplied as they are")
+    if micro_batches == 1:
+        return Choice(False, "one micro-batch a step: a kept copy would be used once")
+    return Choice(True, f"weights are rounded once a step, not in each of {micro_batches}")
+
+
+def grad_scaler(kind: DeviceKind, precision: str) -> Choice[bool]:
+    if precision == "fp16":
+        return Choice(True, "fp16 gradients would underflow")
+    if precision == "bf16":
+        return Choice(False, "bf16 has fp32's range")
+    return Choice(False, "fp32 gradients do not underflow")

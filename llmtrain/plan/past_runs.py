@@ -1,0 +1,58 @@
+"""What runs came to, kept so that the next one by the same plan is told it beforehand."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from llmtrain.files import cache_directory
+from llmtrain.machine.facts import Facts, RunFigures
+from llmtrain.machine.measurement_cache import (
+    MeasurementKey,
+    load_measurement,
+    measurement_key,
+    save_measurement,
+)
+from llmtrain.plan.planner import Plan
+from llmtrain.plan.workload import Workload
+
+_FEWEST_STEPS = 5  # from which on a rate says something of the next run
+
+
+def last_run(facts: Facts, workload: Workload, plan: Plan) -> RunFigures | None:
+    """The last run by this plan here; None where there was none."""
+    return load_measurement(cache_directory(), _key(facts, workload, plan), RunFigures)
+
+
+def record_run(
+    facts: Facts,
+    workload: Workload,
+    plan: Plan,
+    *,
+    step_s: float | None,
+    steps: int,
+    peak_memory_bytes: int,
+) -> None:
+    """Save what a run came to, unless it trained too few steps to say anything."""
+    if not step_s or steps < _FEWEST_STEPS:
+        return
+    figures = RunFigures(
+        tokens_per_s=workload.tokens_per_step / step_s,
+        peak_memory_bytes=float(peak_memory_bytes),
+        steps=float(steps),
+    )
+    save_measurement(cache_directory(), _key(facts, workload, plan), figures)
+
+
+def _key(facts: Facts, workload: Workload, plan: Plan) -> MeasurementKey:
+    decided = {name: str(value) for name, value in plan.numerics().items() if name != "threads"}
+    shape = {name: str(value) for name, value in asdict(workload.shape).items()}
+    names = ",".join(gpu.name for gpu in facts.accelerators)
+    if workload.mask_documents:
+        decided["documents"] = "masked"
+    return measurement_key(
+        facts,
+        "run",
+        plan.threads.value,
+        **{**shape, **decided, "optimizer": workload.optimizer, "accelerators": names},
+        tokens_per_step=workload.tokens_per_step,
+    )

@@ -1,0 +1,198 @@
+"""From facts and wishes to decisions, each with its reason. Pure: nothing is asked or changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from llmtrain.choice import (
+    ActivationCheckpointing,
+    AttentionKernel,
+    Backend,
+    Choice,
+    DeviceKind,
+    MatmulPrecision,
+    Precision,
+)
+from llmtrain.machine.facts import CpuTimes, Facts, MatmulTimes
+from llmtrain.plan import decisions as decide
+from llmtrain.plan import numerics as arithmetic
+from llmtrain.plan.activation_bytes import TrainingSetup
+from llmtrain.plan.memory import MemoryPrediction, predict_training
+from llmtrain.plan.workload import Workload
+from llmtrain.profile.schema import MOST_THREADS, DeviceSection
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a run uses the machine."""
+
+    device: Choice[DeviceKind]
+    precision: Choice[Precision]
+    matmul_precision: Choice[MatmulPrecision]
+    processes: Choice[int]
+    threads: Choice[int]
+    micro_batch: Choice[int]
+    accumulation: Choice[int]
+    attention: Choice[AttentionKernel]
+    compile: Choice[bool]
+    activation_checkpointing: Choice[ActivationCheckpointing]
+    keep_weight_casts: Choice[bool]
+    backend: Choice[Backend]
+    grad_scaler: Choice[bool]
+    optimizer_kernel: Choice[Literal["fused", "foreach"]]
+    workers: Choice[int]
+    loader_processes: Choice[int]
+    pin_memory: Choice[bool]
+
+    def choices(self) -> Iterator[tuple[str, Choice[Any]]]:
+        """Every decision by name."""
+        for field in fields(self):
+            yield field.name, getattr(self, field.name)
+
+    def document(self) -> dict[str, dict[str, Any]]:
+        """`{name: {value, reason}}`, as run.yaml and `--json` hold it."""
+        return {name: {"value": c.value, "reason": c.reason} for name, c in self.choices()}
+
+    def numerics(self) -> dict[str, Any]:
+        """The decisions that a bitwise equal continuation needs unchanged."""
+        return {name: getattr(self, name).value for name in _NUMERICS}
+
+
+@dataclass(frozen=True, slots=True)
+class InferencePlan:
+    """How evaluation and generation use the machine."""
+
+    device: Choice[DeviceKind]
+    precision: Choice[Precision]
+    matmul_precision: Choice[MatmulPrecision]
+    threads: Choice[int]
+    workers: Choice[int]
+
+
+_NUMERICS = (
+    "device",
+    "precision",
+    "matmul_precision",
+    "processes",
+    "threads",
+    "micro_batch",
+    "accumulation",
+    "attention",
+    "compile",
+    "activation_checkpointing",
+    "grad_scaler",
+    "optimizer_kernel",
+)
+
+# What a machine can start, not what it has: the rest of a plan is compared with the run.
+_LARGEST = dict.fromkeys(("processes", "threads", "workers", "loader_processes"), MOST_THREADS)
+
+
+def plan_from_document(document: Mapping[str, Mapping[str, Any]]) -> Plan:
+    """The plan that `Plan.document` wrote.
+
+    Raises KeyError where a decision is missing, ValueError where one is none that can be made.
+    """
+    wanted = {field.name: document[field.name] for field in fields(Plan)}
+    plan = TypeAdapter(Plan).validate_python(wanted)
+    for name, choice in plan.choices():
+        if type(choice.value) is int and not 0 <= choice.value <= _LARGEST.get(name, 2**31):
+            raise ValueError(f"{name} is {choice.value}")
+    return plan
+
+
+def make_plan(
+    facts: Facts, options: DeviceSection, workload: Workload, times: CpuTimes | None = None
+) -> Plan:
+    """Every decision for this machine. Raises UsageError and DoesNotFitError.
+
+    `times` is what the CPU was measured at; without it the CPU computes in fp32.
+    """
+    device = decide.choose_device(facts, options)
+    kind = device.value
+    processes = decide.processes(facts, options, workload, kind)
+    local = workload.launched_local_processes or processes.value
+    products = times.matmul if times is not None else None
+    precision = arithmetic.precision(facts, options, kind, products)
+    compilation = arithmetic.compilation(facts, options, kind, workload, times)
+    flexible = arithmetic.takes_flex(workload, kind, precision.value, compilation.value)
+    attention = arithmetic.attention(
+        options, kind, times, masked=workload.mask_documents, flexible=flexible
+    )
+    checkpointing, micro_batch = decide.activations(
+        facts,
+        options,
+        workload,
+        kind,
+        precision.value,
+        compilation.value,
+        processes.value,
+        local,
+        attention.value,
+    )
+    windows = decide.windows_per_process(workload, processes.value)
+    micro_batches = windows // micro_batch.value
+    return Plan(
+        device=device,
+        precision=precision,
+        matmul_precision=arithmetic.matmul_precision(kind, precision.value, products),
+        processes=processes,
+        threads=decide.threads(facts, options, local),
+        micro_batch=micro_batch,
+        accumulation=Choice(
+            micro_batches,
+            f"{workload.tokens_per_step} tokens a step = {micro_batch.value} × "
+            f"{workload.shape.context} tokens × {micro_batches} × {processes.value} processes",
+        ),
+        attention=attention,
+        compile=compilation,
+        activation_checkpointing=checkpointing,
+        keep_weight_casts=arithmetic.keep_weight_casts(precision.value, micro_batches),
+        backend=decide.backend(facts, options, kind),
+        grad_scaler=arithmetic.grad_scaler(kind, precision.value),
+        optimizer_kernel=Choice(
+            "fused", "one pass over all parameters instead of one an operation"
+        ),
+        workers=decide.workers(facts, options),
+        loader_processes=Choice(0, "windows are read from memory-mapped shards in microseconds"),
+        pin_memory=decide.pin_memory(options, kind),
+    )
+
+
+def make_inference_plan(
+    facts: Facts, options: DeviceSection, matmul_times: MatmulTimes | None = None
+) -> InferencePlan:
+    """The decisions that using a model needs. Raises UsageError."""
+    device = decide.choose_device(facts, options)
+    precision = arithmetic.precision(facts, options, device.value, matmul_times)
+    return InferencePlan(
+        device=device,
+        precision=precision,
+        matmul_precision=arithmetic.matmul_precision(device.value, precision.value, matmul_times),
+        threads=decide.threads(facts, options, 1),
+        workers=decide.workers(facts, options),
+    )
+
+
+def predict(workload: Workload, plan: Plan) -> MemoryPrediction:
+    """The peak memory on one device: of all this machine's processes on a CPU, of one on a GPU."""
+    one = predict_training(
+        workload.shape,
+        TrainingSetup(
+            micro_batch=plan.micro_batch.value,
+            half_precision=plan.precision.value != "fp32",
+            device_kind=plan.device.value,
+            checkpointing=plan.activation_checkpointing.value,
+            compiled=plan.compile.value,
+            accumulates=plan.accumulation.value > 1,
+            optimizer=workload.optimizer,
+            processes=plan.processes.value,
+            masks_pairs=workload.masks_pairs(plan.attention.value),
+        ),
+    )
+    local = workload.launched_local_processes or plan.processes.value
+    return one.of_processes(local) if plan.device.value == "cpu" else one

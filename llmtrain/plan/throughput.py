@@ -1,0 +1,105 @@
+"""How fast a CPU will train, from what was measured on it. Pure: nothing is timed here.
+
+    micro_batch_s = L · block_s + head_s
+    head_s        = 1.2 · 6·n·V·C / (FLOP/s of the measured products, in the plan's precision)
+    optimizer_s   = 30 bytes · parameters / 10 GB/s + (FLOPs of Muon's products) / (the same rate)
+    step_s        = accumulation · micro_batch_s + optimizer_s
+    tokens/s      = processes · accumulation · n / step_s
+
+of n tokens in a micro-batch, L blocks, V vocabulary rows and C hidden features; block_s is one
+block forward and backward on a micro-batch, compiled or eager as the run computes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llmtrain.choice import MatmulPrecision, OptimizerName, Precision
+from llmtrain.machine.facts import CpuTimes, MatmulTimes
+from llmtrain.plan.planner import Plan
+from llmtrain.profile.shape import ModelShape, muon_flops
+
+ProductKind = Literal["fp32", "medium", "bf16"]
+
+# The head's time over that of its products alone: the softmax over the vocabulary. An estimate.
+HEAD_OVERHEAD = 1.2
+# What clipping and AdamW move for a parameter, in fp32: the gradient is read twice, the weight and
+# both moments are read and written. About 32, some of it in cache.
+OPTIMIZER_BYTES_PER_PARAMETER = 30
+# What a few cores get from memory. An estimate: it is not measured.
+MEMORY_BYTES_PER_S = 10e9
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """What of a plan decides how long an optimizer step takes."""
+
+    micro_batch: int  # sequences
+    accumulation: int  # micro-batches that one process computes in a step
+    processes: int
+    precision: Precision
+    matmul_precision: MatmulPrecision
+    compiled: bool
+    optimizer: OptimizerName
+
+
+def step_work(plan: Plan, optimizer: OptimizerName) -> StepWork:
+    """What of the plan, and beside it, decides how long a step takes."""
+    return StepWork(
+        optimizer=optimizer,
+        micro_batch=plan.micro_batch.value,
+        accumulation=plan.accumulation.value,
+        processes=plan.processes.value,
+        precision=plan.precision.value,
+        matmul_precision=plan.matmul_precision.value,
+        compiled=plan.compile.value,
+    )
+
+
+def predicted_tokens_per_s(shape: ModelShape, work: StepWork, times: CpuTimes) -> float | None:
+    """Tokens that all processes train on in a second; None where no block was measured."""
+    step_s = predicted_step_s(shape, work, times)
+    if step_s is None:
+        return None
+    return work.processes * work.accumulation * work.micro_batch * shape.context / step_s
+
+
+def predicted_step_s(shape: ModelShape, work: StepWork, times: CpuTimes) -> float | None:
+    """Seconds for one optimizer step; None where no block was measured."""
+    if times.block is None:
+        return None
+    block_s = times.block.compiled_s if work.compiled else times.block.eager_s
+    rate = product_flops_per_s(times.matmul, work)
+    micro_batch_s = shape.num_layers * block_s + _head_s(shape, work.micro_batch, rate)
+    return work.accumulation * micro_batch_s + _optimizer_s(shape, work.optimizer, rate)
+
+
+def product_flops_per_s(products: MatmulTimes, work: StepWork) -> float:
+    """The rate of the measured products in the precision that the work is done in."""
+    return (
+        products.flops
+        / seconds_by_kind(products)[product_kind(work.precision, work.matmul_precision)]
+    )
+
+
+def product_kind(precision: Precision, matmul_precision: MatmulPrecision) -> ProductKind:
+    """Which of the measured products the work is done with."""
+    if precision == "bf16":
+        return "bf16"
+    return "medium" if matmul_precision == "medium" else "fp32"
+
+
+def seconds_by_kind(products: MatmulTimes) -> dict[ProductKind, float]:
+    """The products' seconds in each precision."""
+    return {"fp32": products.fp32_s, "medium": products.medium_s, "bf16": products.bf16_s}
+
+
+def _head_s(shape: ModelShape, micro_batch: int, flops_per_s: float) -> float:
+    tokens = micro_batch * shape.context
+    return HEAD_OVERHEAD * 6 * tokens * shape.vocab_size * shape.hidden_size / flops_per_s
+
+
+def _optimizer_s(shape: ModelShape, optimizer: OptimizerName, flops_per_s: float) -> float:
+    moved_s = OPTIMIZER_BYTES_PER_PARAMETER * shape.parameters / MEMORY_BYTES_PER_S
+    return moved_s + (muon_flops(shape) / flops_per_s if optimizer == "muon" else 0.0)

@@ -1,0 +1,202 @@
+"""The tokenizer and the shards of a run: from the cache, or made now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from llmtrain.data.batches.mixture import MixedSource, locate_sources
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.corpus_stats import CorpusStats
+from llmtrain.data.quality.clean import Cleaned, clean
+from llmtrain.data.quality.dropped import Tally
+from llmtrain.data.quality.filters import filters_of
+from llmtrain.data.shards.encode import Encode
+from llmtrain.data.shards.prepared import PreparedData, entry_directory, open_prepared, prepare
+from llmtrain.data.sources.download import Fetching
+from llmtrain.data.sources.resolve import resolve_sources
+from llmtrain.data.sources.urls import shown
+from llmtrain.data.split import plan_split
+from llmtrain.errors import DataError
+from llmtrain.files import cache_directory
+from llmtrain.prepare.context import PrepareContext, TimedProgress
+from llmtrain.prepare.leakage_cache import known_leakage, leakage_warning
+from llmtrain.prepare.tokenizer import load_tokenizer, tokenizer_of
+from llmtrain.profile.schema import DataSection
+from llmtrain.progress import Note
+from llmtrain.tokenizer import Tokenizer
+from llmtrain.tokenizer.encode_processes import encode_in_processes, encode_in_this_process
+
+_TOLD_SHARE = 0.01  # of the text; less than that is not worth a line
+_WORTH_PROCESSES_BYTES = 16 << 20  # of text: each process takes a second to start
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """What a run reads. `directory` is the cache entry that every rank opens."""
+
+    tokenizer: Tokenizer
+    tokenizer_directory: Path
+    shards: PreparedData
+    sources: list[dict[str, object]]
+    checked: dict[str, object] | None = None  # left out, leakage; None: not known any more
+    mixture: tuple[MixedSource, ...] = ()  # where sources have weights
+    left_out: tuple[Tally, ...] = ()  # where they were read now
+
+
+def prepare_dataset(section: DataSection, vocab_size: int, work: PrepareContext) -> Dataset:
+    """Token shards of the profile's sources, and their tokenizer. Raises DataError."""
+    cleaned = cleaned_corpus(found_corpus(section, work), section, work)
+    corpus = cleaned.corpus
+    facts = work.telling("reading", corpus).measure(work.check_stop)
+    if facts.repeated_bytes > _TOLD_SHARE * facts.text_bytes:
+        work.observe(_told_repeats(facts))
+    announce_skipped(corpus, work)
+    leakage = known_leakage(
+        work.telling("looking for leakage", corpus),
+        facts,
+        section.validation_fraction,
+        work.check_stop,
+    )
+    if leakage is not None and (
+        warning := leakage_warning(leakage, is_without_copies=section.duplicates == "drop_near")
+    ):
+        work.observe(warning)
+    directory = tokenizer_of(corpus, facts, section, vocab_size, work)
+    tokenizer = load_tokenizer(directory, vocab_size)
+    shards = prepare(
+        corpus,
+        tokenizer,
+        validation_fraction=section.validation_fraction,
+        threads=work.workers,
+        cache_directory=cache_directory(),
+        on_progress=TimedProgress("tokenizing", work.observe),
+        check_stop=work.check_stop,
+        facts=facts,
+        encode=_encode_with(directory, tokenizer, facts, work),
+        on_wait=work.announce_waiting,
+        made_from={"tokenizer_directory": str(directory)},
+    )
+    checked: dict[str, object] = {
+        "left_out": [tally.document() for tally in cleaned.left_out],
+        "leakage": leakage.document() if leakage is not None else None,
+    }
+    sources = corpus.describe()
+    dataset = Dataset(tokenizer, directory, shards, sources, checked, left_out=cleaned.left_out)
+    return dataset if section.weights is None else _mixed(dataset, corpus, facts, section)
+
+
+def _mixed(dataset: Dataset, corpus: Corpus, facts: CorpusStats, section: DataSection) -> Dataset:
+    shards = dataset.shards
+    try:
+        split = plan_split(corpus, facts, section.validation_fraction)
+        mixture = locate_sources(
+            corpus, split, shards.train, shards.index.separator_id, section.weights or ()
+        )
+    except BaseException:
+        shards.close()
+        raise
+    return replace(dataset, mixture=mixture)
+
+
+def _told_repeats(facts: CorpusStats) -> Note:
+    share = facts.repeated_bytes / facts.text_bytes
+    return Note(
+        f"{facts.repeated_documents} of {facts.documents} documents are equal to an earlier one, "
+        f"{share:.1%} of the text; --set data.duplicates=drop_exact leaves them out"
+    )
+
+
+def found_corpus(section: DataSection, work: PrepareContext) -> Corpus:
+    """All that the section's sources name, brought here where it is elsewhere. Raises DataError."""
+    fetching = Fetching(
+        cache_directory(),
+        section.text_field,
+        TimedProgress("fetching", work.observe),
+        work.check_stop,
+    )
+    return resolve_sources(
+        section.specs,
+        text_field=section.text_field,
+        include=section.include,
+        exclude=section.exclude,
+        fetching=fetching,
+    )
+
+
+def announce_skipped(corpus: Corpus, work: PrepareContext) -> None:
+    """A line for each reason not to read a file."""
+    for reason, count in corpus.skipped_by_reason.items():
+        work.observe(Note(f"skipped {count} file{'s' if count > 1 else ''}: {reason}"))
+
+
+def cleaned_corpus(corpus: Corpus, section: DataSection, work: PrepareContext) -> Cleaned:
+    """The corpus without what the section's rules leave out, of which everybody is told."""
+    filters = filters_of(section.filters)
+    told = work.telling("deciding what to leave out", corpus)
+    cleaned = clean(told, filters, section.duplicates, work.check_stop)
+    for tally in cleaned.left_out:
+        work.observe(Note(f"left out {tally.describe()}"))
+    return replace(cleaned, corpus=replace(cleaned.corpus, on_read=None))
+
+
+def _encode_with(
+    directory: Path, tokenizer: Tokenizer, facts: CorpusStats, work: PrepareContext
+) -> Encode:
+    """Processes of their own encode, or this one where starting them takes longer than that."""
+    if work.workers == 1 or facts.text_bytes < _WORTH_PROCESSES_BYTES:
+        return partial(encode_in_this_process, tokenizer)
+    return partial(
+        encode_in_processes, directory, tokenizer.fingerprint, work.workers, work.check_stop
+    )
+
+
+def open_dataset(
+    section: DataSection, vocab_size: int, key: str, tokenizer_directory: Path, work: PrepareContext
+) -> Dataset:
+    """The data that a run was begun with: cached shards, even if their sources have changed.
+
+    Where the cache is gone the shards are made again, and have to come out the same.
+    """
+    tokenizer = load_tokenizer(tokenizer_directory, vocab_size)
+    try:
+        shards = open_prepared(entry_directory(cache_directory(), key))
+    except DataError:
+        work.observe(Note("the token shards are no longer in the cache; making them again"))
+        again = section.model_copy(update={"tokenizer": str(tokenizer_directory)})
+        dataset = prepare_dataset(again, vocab_size, work)
+        if dataset.shards.index.key != key:
+            raise DataError(
+                f"the text of {', '.join(map(shown, section.specs))} is no longer what the run "
+                "was begun with, and its token shards are not in the cache",
+                hint="restore the text, or start a new run",
+            ) from None
+        return dataset
+    if shards.index.encoder_fingerprint != tokenizer.fingerprint:
+        shards.close()
+        raise DataError(
+            f"the token shards {key} were made with another tokenizer than {tokenizer_directory}",
+            hint="start a new run with another --out",
+        )
+    return Dataset(tokenizer, tokenizer_directory, shards, [])
+
+
+def with_recorded_mixture(
+    dataset: Dataset, section: DataSection, ranges: Sequence[tuple[int, int]]
+) -> Dataset:
+    """The dataset with the tokens of each source where they were when the run was begun.
+
+    Raises DataError where they are not those of the profile's sources.
+    """
+    weights = section.weights or ()
+    if len(ranges) != len(weights):
+        dataset.shards.close()
+        raise DataError(
+            f"run.yaml says where {len(ranges)} sources with weights lie, and the run has "
+            f"{len(weights)}",
+            hint="start a new run with another --out",
+        )
+    sources = zip(map(shown, section.specs), weights, ranges, strict=False)
+    return replace(dataset, mixture=tuple(MixedSource(s, w, *place) for s, w, place in sources))

@@ -1,0 +1,75 @@
+"""How much of a text's validation side is trained on too: looked for once, and kept in the cache.
+
+<cache>/leakage/<key>.json; the key is that of the text and the split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic import TypeAdapter
+
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.corpus_stats import CorpusStats
+from llmtrain.data.quality.leakage import Leakage, find_leakage
+from llmtrain.data.quality.minhash import SHINGLE, can_sign
+from llmtrain.data.quality.near_duplicates import NEAR
+from llmtrain.errors import UsageError
+from llmtrain.files import cache_directory, write_text_atomically
+from llmtrain.progress import Note
+from llmtrain.untrusted import read_json
+
+_WORTH_A_WARNING = 0.01  # of the validation side
+
+
+def known_leakage(
+    corpus: Corpus,
+    facts: CorpusStats,
+    validation_fraction: float,
+    check_stop: Callable[[], None],
+) -> Leakage | None:
+    """From the cache, or looked for now; None where the library for that is not installed."""
+    recipe = [SHINGLE, NEAR, facts.fingerprint, validation_fraction]
+    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
+    path = cache_directory() / "leakage" / f"{key}.json"
+    kept = _read(path)
+    if kept is not None or not can_sign():
+        return kept
+    found = find_leakage(corpus, facts, validation_fraction, check_stop)
+    _keep(path, found)
+    return found
+
+
+def leakage_warning(leakage: Leakage, *, is_without_copies: bool) -> Note | None:
+    """What is to be told where it is more than a little."""
+    if leakage.share <= _WORTH_A_WARNING:
+        return None
+    seen = f"{leakage.copies} of {leakage.held_out} validation {leakage.units} have"
+    if leakage.train_share < 1:
+        seen = f"about {leakage.share:.1%} of the validation {leakage.units} have"
+    return Note(
+        f"{seen} a near copy among those trained on: the validation loss will come out too low"
+        + ("" if is_without_copies else "; --set data.duplicates=drop_near leaves copies out"),
+        is_warning=True,
+    )
+
+
+def _read(path: Path) -> Leakage | None:
+    try:
+        kept = TypeAdapter(Leakage).validate_python(read_json(path))
+    except (OSError, UsageError, ValueError):  # pydantic's errors are ValueErrors
+        return None
+    is_possible = 0 < kept.train_share <= 1 and 0 <= kept.copies <= kept.held_out
+    return kept if is_possible else None
+
+
+def _keep(path: Path, leakage: Leakage) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(path, json.dumps(asdict(leakage)) + "\n")
+    except OSError:
+        return  # it is looked for again the next time

@@ -1,0 +1,129 @@
+"""The tokenizer of a run: the one that its profile names, or one trained for its text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.corpus_stats import CorpusStats
+from llmtrain.data.shards.cache_entry import claimed, map_write_errors, require_own
+from llmtrain.data.shards.manifest import now_utc, versions, write_record
+from llmtrain.data.shards.scratch import publish, scratch_beside
+from llmtrain.data.split import plan_split
+from llmtrain.errors import DataError
+from llmtrain.files import cache_directory
+from llmtrain.prepare.context import PrepareContext
+from llmtrain.profile.schema import DataSection
+from llmtrain.progress import Note
+from llmtrain.tokenizer import Tokenizer, TrainedTokenizer, open_tokenizer, train_tokenizer
+from llmtrain.tokenizer.train_process import train_in_process
+from llmtrain.units import format_bytes
+
+_TOKENIZER_RECIPE = 2  # raised when training a tokenizer from the same text gives another
+
+
+def tokenizer_of(
+    corpus: Corpus, facts: CorpusStats, section: DataSection, vocab_size: int, work: PrepareContext
+) -> Path:
+    """The directory of the tokenizer that the section names, or of the one trained for it."""
+    if section.tokenizer == "auto":
+        return _trained_tokenizer(corpus, facts, section, vocab_size, work)
+    return Path(section.tokenizer)
+
+
+def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a directory or a file of another's, where the model has rows for it.
+
+    Raises DataError.
+    """
+    tokenizer = open_tokenizer(path)
+    if tokenizer.vocab_size > vocab_size:
+        raise DataError(
+            f"tokenizer {path} has {tokenizer.vocab_size} pieces, the model "
+            f"{vocab_size} embedding rows",
+            hint=f"--set model.vocab_size={tokenizer.vocab_size}",
+        )
+    return tokenizer
+
+
+def _trained_tokenizer(
+    corpus: Corpus, facts: CorpusStats, section: DataSection, vocab_size: int, work: PrepareContext
+) -> Path:
+    """A cached tokenizer of the corpus's training side, trained now if there is none."""
+    key = _tokenizer_key(facts.fingerprint, section, vocab_size)
+    directory = cache_directory() / "tokenizers" / key
+    if _is_intact(directory):
+        return directory
+    with (
+        map_write_errors(directory.parent, "a tokenizer"),
+        claimed(cache_directory(), key, work.check_stop, work.announce_waiting),
+    ):
+        if not _is_intact(directory):  # whom this process waited for may have made it
+            trained = _learnt(corpus, facts, section, vocab_size, work)
+            _publish(trained.tokenizer, directory, {"key": key, "sources": corpus.describe()})
+    return directory
+
+
+def _is_intact(directory: Path) -> bool:
+    """Raises DataError where this user may not read what is there."""
+    require_own(directory)
+    try:
+        Tokenizer.load(directory)
+    except DataError:
+        return False
+    return True
+
+
+def _learnt(
+    corpus: Corpus, facts: CorpusStats, section: DataSection, vocab_size: int, work: PrepareContext
+) -> TrainedTokenizer:
+    work.observe(
+        Note(f"training a tokenizer of {vocab_size} pieces on {format_bytes(facts.text_bytes)}")
+    )
+    trained = train_tokenizer(
+        _training_texts(corpus, facts, section, work),
+        vocab_size=vocab_size,
+        kind=section.tokenizer_kind,
+        learn=partial(train_in_process, check_stop=work.check_stop),
+    )
+    pieces = trained.tokenizer.vocab_size
+    if pieces < vocab_size:
+        work.observe(
+            Note(
+                f"the text gives only {pieces} pieces of {vocab_size}; the rest of the embedding "
+                f"stays unused (--set model.vocab_size={pieces})",
+                is_warning=True,
+            )
+        )
+    return trained
+
+
+def _training_texts(
+    corpus: Corpus, facts: CorpusStats, section: DataSection, work: PrepareContext
+) -> Iterator[str]:
+    split = plan_split(corpus, facts, section.validation_fraction)
+    pieces = split.assign(work.telling("sampling text", corpus).documents())
+    return work.texts_to_learn(piece.document for piece in pieces if piece.side == "train")
+
+
+def _tokenizer_key(fingerprint: str, section: DataSection, vocab_size: int) -> str:
+    recipe = [_TOKENIZER_RECIPE, fingerprint, section.validation_fraction, vocab_size]
+    if section.tokenizer_kind != "bpe":
+        recipe.append(section.tokenizer_kind)
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
+
+
+def _publish(tokenizer: Tokenizer, directory: Path, record: Mapping[str, object]) -> None:
+    """`directory` holds the tokenizer and its record, on disk, whatever was there before."""
+    with scratch_beside(directory.parent, "a tokenizer") as scratch:
+        new = scratch / "new"
+        tokenizer.save(new)
+        made = {"at": now_utc(), "versions": versions()}
+        write_record(new, {**record, "made": made})
+        if directory.exists():
+            directory.rename(scratch / "damaged")
+        publish(new, directory)

@@ -1,0 +1,67 @@
+"""Learning a tokenizer from the text that sources name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from llmtrain.prepare.context import PrepareContext
+from llmtrain.prepare.dataset import announce_skipped, found_corpus
+from llmtrain.profile.schema import DataSection
+from llmtrain.progress import Note
+from llmtrain.recipe.vocab_size import vocabulary_size
+from llmtrain.tokenizer import TrainedTokenizer, train_tokenizer
+from llmtrain.tokenizer.train_process import train_in_process
+from llmtrain.tokenizer.training import ModelKind
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyWish:
+    """How many pieces of what kind. Without `pieces` the text and the model say how many."""
+
+    pieces: int | None
+    kind: ModelKind = "bpe"
+    reserved: int = 0
+    parameters: int | None = None  # of the model, beside its embeddings
+    max_bytes: int | None = None  # of text to learn from; None: as much as the kind takes
+
+
+@dataclass(frozen=True, slots=True)
+class LearntTokenizer:
+    """A tokenizer, why it has as many pieces as were asked for, and what was not read for it."""
+
+    trained: TrainedTokenizer
+    pieces_reason: str | None
+    skipped: dict[str, int]  # files by reason
+    sources: tuple[str, ...]  # what the text was named as
+
+
+def learn_tokenizer(
+    section: DataSection, wish: VocabularyWish, work: PrepareContext
+) -> LearntTokenizer:
+    """A vocabulary of the text of the section's sources. Raises DataError and UsageError."""
+    corpus = found_corpus(section, work)
+    announce_skipped(corpus, work)
+    reason: str | None = None
+
+    def chosen(text_bytes: int) -> int:
+        nonlocal reason
+        choice = vocabulary_size(text_bytes, wish.parameters)
+        reason = choice.reason
+        work.observe(Note(f"vocabulary of {choice.value} pieces: {reason}"))
+        return choice.value
+
+    trained = train_tokenizer(
+        work.texts_to_learn(work.telling("sampling text", corpus).documents()),
+        vocab_size=chosen if wish.pieces is None else wish.pieces,
+        kind=wish.kind,
+        reserved=wish.reserved,
+        max_bytes=wish.max_bytes,
+        learn=partial(train_in_process, check_stop=work.check_stop),
+    )
+    pieces = trained.tokenizer.vocab_size
+    if pieces < trained.requested_vocab_size:
+        told = f"the text gives only {pieces} pieces of {trained.requested_vocab_size}"
+        work.observe(Note(told, is_warning=True))
+    sources = tuple(source.spec for source in corpus.sources)
+    return LearntTokenizer(trained, reason, corpus.skipped_by_reason, sources)

@@ -1,0 +1,1 @@
+"""Scaling rules: vocabulary, model size, batch size, learning rate."""

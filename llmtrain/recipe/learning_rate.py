@@ -1,0 +1,62 @@
+"""Peak learning rates by role, where the profile says `auto`.
+
+1. Muon's rate for hidden matrices is 0.02 · (B / 16,384)^0.6 of B tokens a step, at most 0.03, and
+   the same at every width and depth: its steps are orthogonal, and how far they move an output
+   does not depend on the width (Jordan et al. 2024; Bernstein 2025). Fitted to 57 trainings of 3M
+   and 20M parameters on 1M to 8M tokens with 1,024 to 32,768 tokens a step
+   (`tests/benchmarks/sweeps/batch*.yaml`): the loss is 0.25% above the best rate's on average, and
+   0.6% at most. At three shapes that it was not fitted to it was the best of five rates
+   (`held_back.yaml`).
+2. AdamW's rate is 4e-3 · (B / 8,192)^0.6 · (384 / width)^0.6, the first factor at most 1.5 and
+   the rate at most 8e-3, the largest that was good. The loss is flat in it: a factor of two
+   changes it by about 1% (`recipe_*.yaml`, `momentum.yaml`, `against_baseline_117m.yaml`).
+3. Under Muon everything that is not a hidden matrix has AdamW's rate. Where AdamW steps all,
+   `optim.learning_rate` is everybody's unless embedding or head name their own.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from llmtrain.choice import Algorithm
+from llmtrain.profile.schema import OptimSection
+
+Role = Literal["matrix", "gain", "embedding", "head"]
+
+_EXPONENT = 0.6  # of tokens a step, and of the width
+_MUON_RATE, _MUON_TOKENS, _MUON_MOST = 0.02, 16_384, 0.03
+_ADAMW_RATE, _ADAMW_TOKENS, _ADAMW_WIDTH = 4e-3, 8_192, 384
+_ADAMW_MOST_BY_TOKENS, _ADAMW_MOST = 1.5, 8e-3
+
+
+def algorithm_of(section: OptimSection, role: Role) -> Algorithm:
+    """What steps a role: Muon only ever hidden matrices."""
+    return "muon" if section.name == "muon" and role == "matrix" else "adamw"
+
+
+def muon_rate(tokens_per_step: int) -> float:
+    """Rule 1."""
+    rate: float = _MUON_RATE * (tokens_per_step / _MUON_TOKENS) ** _EXPONENT
+    return min(_MUON_MOST, rate)
+
+
+def adamw_rate(tokens_per_step: int, hidden_size: int) -> float:
+    """Rule 2."""
+    by_tokens = min(_ADAMW_MOST_BY_TOKENS, (tokens_per_step / _ADAMW_TOKENS) ** _EXPONENT)
+    by_width = (_ADAMW_WIDTH / hidden_size) ** _EXPONENT
+    return float(min(_ADAMW_MOST, _ADAMW_RATE * by_tokens * by_width))
+
+
+def peak_learning_rates(
+    section: OptimSection, hidden_size: int, tokens_per_step: int
+) -> dict[Role, float]:
+    """Each role's rate before the schedule: the profile's, or the rules'."""
+    adamw = adamw_rate(tokens_per_step, hidden_size)
+    matrix, embedding = section.learning_rate, section.embedding_learning_rate
+    if matrix == "auto":
+        matrix = muon_rate(tokens_per_step) if section.name == "muon" else adamw
+    if embedding == "auto":
+        embedding = adamw if section.name == "muon" else matrix
+    head = embedding if section.head_learning_rate == "auto" else section.head_learning_rate
+    gain = embedding if section.name == "muon" else matrix
+    return {"matrix": matrix, "gain": gain, "embedding": embedding, "head": head}

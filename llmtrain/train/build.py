@@ -1,0 +1,251 @@
+"""The composition root: from a profile, a plan and data to a run that can step."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from llmtrain.data.batches.mixture import MixedBatches, MixedSource
+from llmtrain.data.batches.packing import PackedReader, Packing, pack
+from llmtrain.data.batches.windows import BatchReader, Tokens, WindowReader
+from llmtrain.data.shards.token_stream import TokenStream
+from llmtrain.errors import LlmtrainError
+from llmtrain.model.decoder import Decoder
+from llmtrain.model.huggingface import weight_shapes
+from llmtrain.ops.precision import WeightCasts, half_dtype
+from llmtrain.plan.planner import InferencePlan, Plan
+from llmtrain.profile.schema import DataSection, Profile
+from llmtrain.profile.shape import shape_of
+from llmtrain.recipe.learning_rate import peak_learning_rates
+from llmtrain.train.checkpoint.format import Checkpoint
+from llmtrain.train.distributed.world import World, device_of
+from llmtrain.train.divergence.policy import DivergenceState
+from llmtrain.train.loop import Position, Run
+from llmtrain.train.optim import build_optimizer, load_named_state
+from llmtrain.train.schedule import Schedule
+
+
+def set_up_device(plan: Plan | InferencePlan, world: World) -> torch.device:
+    """This process computes as the plan says: device, threads and product precision."""
+    device = device_of(plan.device.value, world)
+    torch.set_num_threads(plan.threads.value)
+    torch.set_float32_matmul_precision(plan.matmul_precision.value)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def build_run(
+    profile: Profile,
+    plan: Plan,
+    world: World,
+    stream: TokenStream,
+    resumed: Checkpoint | None,
+    separator_id: int | None = None,
+    packing: Packing | None = None,
+    mixture: Sequence[MixedSource] = (),
+) -> Run:
+    """A run at its first step, or where `resumed` stands. Device settings are made.
+
+    `separator_id`: what documents of the stream begin with. `packing`: how they are in windows,
+    where they are not concatenated. `mixture`: the parts of the stream that are read by weight,
+    each packed by itself; without any it is read as a whole.
+    """
+    device = set_up_device(plan, world)
+    model = build_model(profile, resumed).to(device)
+    model.separator_id = masking_separator(profile.data, separator_id)
+    model.has_padding = profile.data.packing != "concatenate"
+    products = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
+    tokens_per_step = profile.train.chosen_tokens_per_step
+    optimizer = build_optimizer(
+        model,
+        profile.optim,
+        plan.optimizer_kernel.value,
+        products,
+        tokens_per_step=tokens_per_step,
+    )
+    scaler = torch.amp.GradScaler(device.type, enabled=plan.grad_scaler.value)
+    position, course = Position(), DivergenceState()
+    if resumed is not None:
+        load_named_state(model, optimizer, resumed.optimizer)
+        position, course = _restore(resumed, scaler), resumed.state.course
+    _compute_as_planned(model, plan, optimizer)
+    return Run(
+        model=model,
+        objective=_distributed(model, world),
+        optimizer=optimizer,
+        scaler=scaler,
+        schedule=schedule_of(profile),
+        batches=_reader(profile, stream, separator_id, packing, mixture),
+        plan=plan,
+        world=world,
+        device=device,
+        position=position,
+        context=profile.model.context,
+        peak_learning_rate=peak_learning_rates(
+            profile.optim, model.shape.hidden_size, tokens_per_step
+        )["matrix"],
+        gradient_clip=profile.train.gradient_clip,
+        skips_spikes=profile.train.skip_loss_spikes,
+        course=course,
+    )
+
+
+def rewind_run(run: Run, seed: int, checkpoint: Checkpoint | None) -> None:
+    """The run stands where `checkpoint` does, or at its beginning, and computes as it did.
+
+    What it knows of its end stays, and so do the jumps of its course.
+    """
+    run.optimizer.state.clear()
+    run.scaler = torch.amp.GradScaler(run.device.type, enabled=run.scaler.is_enabled())
+    before, position = DivergenceState(), Position()
+    if checkpoint is None:
+        run.model.initialise(seed)
+    else:
+        load_weights(run.model, checkpoint)
+        load_named_state(run.model, run.optimizer, checkpoint.optimizer)
+        before, position = checkpoint.state.course, _restore(checkpoint, run.scaler)
+    if run.model.casts is not None:
+        run.model.casts.forget()
+    run.course = run.course.resumed_from(before)
+    run.position = replace(
+        run.position,
+        step=position.step,
+        tokens=position.tokens,
+        windows=run.course.cursor(position.step, position.windows),
+    )
+
+
+def _compute_as_planned(model: Decoder, plan: Plan, optimizer: torch.optim.Optimizer) -> None:
+    dtype = half_dtype(plan.precision.value)
+    casts = WeightCasts(dtype) if plan.keep_weight_casts.value and dtype is not None else None
+    if casts is not None:
+        kept = casts
+
+        def forget(*_: object) -> None:
+            kept.forget()
+
+        optimizer.register_step_post_hook(forget)
+    model.compute_with(
+        attention=plan.attention.value,
+        checkpointing=plan.activation_checkpointing.value,
+        casts=casts,
+        compiled=plan.compile.value,
+    )
+
+
+def _reader(
+    profile: Profile,
+    stream: TokenStream,
+    separator_id: int | None,
+    packing: Packing | None,
+    mixture: Sequence[MixedSource],
+) -> WindowReader:
+    context, seed = profile.model.context, profile.train.seed
+
+    def reader_of(tokens: Tokens, seed: int, packing: Packing | None = None) -> WindowReader:
+        if profile.data.packing == "concatenate":
+            return BatchReader(tokens, context, seed)
+        assert separator_id is not None, "what is packed is known by what it begins with"
+        packed = packing or pack(tokens, separator_id, context)
+        return PackedReader(tokens, packed, separator_id, context, seed)
+
+    if mixture:
+        return MixedBatches(stream, mixture, seed, reader_of)
+    return reader_of(stream, seed, packing)
+
+
+def masking_separator(section: DataSection, separator_id: int | None) -> int | None:
+    """What attention stops at: the separator where documents are masked, else nothing."""
+    if not section.mask_documents:
+        return None
+    assert separator_id is not None, "documents are masked by what they begin with"
+    return separator_id
+
+
+def schedule_of(profile: Profile) -> Schedule:
+    """The learning-rate schedule that a profile asks for."""
+    optim = profile.optim
+    return Schedule(
+        optim.schedule, optim.warmup_steps, optim.decay_fraction, optim.final_learning_rate_fraction
+    )
+
+
+def build_model(profile: Profile, resumed: Checkpoint | None) -> Decoder:
+    """The profile's model on the CPU, with fresh weights or those of a checkpoint."""
+    model = Decoder(shape_of(profile.model))
+    if resumed is None:
+        model.initialise(profile.train.seed)
+    else:
+        load_weights(model, resumed)
+    return model
+
+
+def trained_model(checkpoint: Checkpoint) -> Decoder:
+    """The checkpoint's own model, on the CPU.
+
+    Raises LlmtrainError where its weights are not those that its config.json describes, before
+    memory is taken for a model of that shape.
+    """
+    shape, weights = checkpoint.shape, checkpoint.weights
+    if sum(tensor.numel() for tensor in weights.values()) != shape.parameters or any(
+        name not in weights or weights[name].shape != dims for name, dims in weight_shapes(shape)
+    ):
+        raise LlmtrainError(
+            f"the weights are not the {shape.parameters} that config.json describes"
+        )
+    model = Decoder(shape)
+    load_weights(model, checkpoint)
+    return model
+
+
+def load_weights(model: Decoder, checkpoint: Checkpoint) -> None:
+    """The model computes what the checkpointed one did. Raises LlmtrainError where it cannot."""
+    try:
+        model.load_state_dict(dict(checkpoint.weights), strict=True)
+    except RuntimeError as error:
+        raise LlmtrainError(f"the weights do not fit the model: {error}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class RandomState:
+    """The state of torch's CPU generator as text."""
+
+    text: str
+
+    @classmethod
+    def now(cls) -> RandomState:
+        """The generator as it stands."""
+        return cls(base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode("ascii"))
+
+    def restore(self) -> None:
+        """The generator stands where it stood. Raises LlmtrainError where this is no state."""
+        try:
+            raw: Tensor = torch.frombuffer(
+                bytearray(base64.b64decode(self.text, validate=True)), dtype=torch.uint8
+            )
+            torch.set_rng_state(raw)
+        except (ValueError, RuntimeError) as error:
+            message = f"the checkpoint's random state cannot be restored: {error}"
+            raise LlmtrainError(message) from None
+
+
+def _restore(checkpoint: Checkpoint, scaler: torch.amp.GradScaler) -> Position:
+    state = checkpoint.state
+    if state.grad_scaler is not None and scaler.is_enabled():
+        scaler.load_state_dict(dict(state.grad_scaler))
+    RandomState(state.torch_rng).restore()
+    return Position(
+        state.step, state.tokens, state.windows, state.horizon_steps, state.time_progress
+    )
+
+
+def _distributed(model: Decoder, world: World) -> nn.Module:
+    if world.size == 1:
+        return model
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)

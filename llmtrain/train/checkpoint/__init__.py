@@ -1,0 +1,1 @@
+"""Checkpoints: their format, writing them, and saving beside training."""

@@ -1,0 +1,243 @@
+"""Checkpoints: a Hugging Face model directory, the state beside it, and a manifest of hashes.
+
+`llmtrain.train.checkpoint.writing` writes them, so that a directory with a checkpoint's name is
+whole. Loading compares sizes and sha256 with the manifest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+from torch import Tensor
+
+from llmtrain.errors import LlmtrainError, UsageError
+from llmtrain.files import sha256_file
+from llmtrain.model.huggingface import shape_from_config
+from llmtrain.profile.shape import ModelShape
+from llmtrain.tokenizer import Tokenizer
+from llmtrain.tokenizer.codec import NAMING_FILES
+from llmtrain.train.checkpoint.tensors import read_tensors
+from llmtrain.train.divergence.policy import DivergenceState
+from llmtrain.untrusted import problem_of, read_json, refuse_link
+
+FORMAT_VERSION = 2
+_NAME = re.compile(r"step-(\d{8,18})", re.ASCII)
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+MODEL, OPTIMIZER, STATE, MANIFEST = (
+    "model.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+    "manifest.json",
+)
+
+
+class DamagedCheckpointError(LlmtrainError):
+    """A checkpoint does not hold what its manifest says."""
+
+
+class SavedState(BaseModel):
+    """Where a run stands, beside its weights and its optimizer's state."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format_version: int = FORMAT_VERSION
+    step: NonNegativeInt
+    tokens: NonNegativeInt
+    windows: NonNegativeInt  # the data cursor: windows of the permuted order that were read
+    elapsed_s: float
+    begun_s: float | None = None  # of elapsed_s, spent on starting and compiling
+    horizon_steps: int | None
+    time_progress: float | None = None  # under a time: the share of it that is over
+    train_loss: float | None = None
+    val_loss: float | None = None
+    val_bpb: float | None = None
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    evaluations_without_best: int = 0
+    peak_memory_bytes: int = 0
+    finished: bool = False
+    torch_rng: str  # base64
+    grad_scaler: dict[str, float] | None = None
+    course: DivergenceState
+    numerics: dict[str, Any]
+    not_bitwise_from_step: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Everything that a checkpoint directory holds."""
+
+    state: SavedState
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+    shape: ModelShape
+    tokenizer: Tokenizer
+
+
+def checkpoint_name(step: int) -> str:
+    """The directory's name; names sort by step."""
+    return f"step-{step:08d}"
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Directories with a checkpoint's name, oldest step first."""
+    if not directory.is_dir():
+        return []
+    found = [p for p in directory.iterdir() if is_checkpoint_name(p) and p.is_dir()]
+    return sorted((p for p in found if not p.is_symlink()), key=lambda path: step_of(path))
+
+
+def is_checkpoint_name(path: Path) -> bool:
+    """Whether a directory of this name would be a checkpoint."""
+    return _NAME.fullmatch(path.name) is not None
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint directory's name."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None, path
+    return int(match[1])
+
+
+def is_of(course: DivergenceState, path: Path) -> bool:
+    """Whether the run that came by `course` was where this checkpoint is."""
+    try:
+        return course.went_through(step_of(path), load_state(path).course)
+    except (DamagedCheckpointError, UsageError):
+        return False
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Every file is as the manifest says. Raises DamagedCheckpointError naming the file.
+
+    Raises UsageError for a file that is a link.
+    """
+    for name, entry in _read_manifest(path).items():
+        file = path / name
+        try:
+            _verify_file(file, entry)
+        except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
+            raise DamagedCheckpointError(f"{file} cannot be read: {error}") from None
+
+
+def _verify_file(file: Path, entry: Mapping[str, Any]) -> None:
+    refuse_link(file)
+    if not file.is_file():
+        raise DamagedCheckpointError(f"{file} is missing")
+    if file.stat().st_size != entry["bytes"]:
+        raise DamagedCheckpointError(
+            f"{file} has {file.stat().st_size} bytes, the manifest says {entry['bytes']}"
+        )
+    if sha256_file(file) != entry["sha256"]:
+        raise DamagedCheckpointError(f"{file} is not what was written: its sha256 differs")
+
+
+def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
+    """The checkpoint at `path`, verified. Raises DamagedCheckpointError."""
+    verify_checkpoint(path)
+    state = load_state(path)
+    with _told_as_damage(path / "config.json") as file:
+        shape = shape_from_config(read_json(file), str(file))
+    with _told_as_damage(path / MODEL) as file:
+        weights = read_tensors(file)
+    with _told_as_damage(path / OPTIMIZER) as file:
+        optimizer = read_tensors(file) if with_optimizer else {}
+    return Checkpoint(state, weights, optimizer, shape, Tokenizer.load(path))
+
+
+@contextmanager
+def _told_as_damage(file: Path) -> Iterator[Path]:
+    """What goes wrong in reading `file` inside the block is a DamagedCheckpointError."""
+    try:
+        yield file
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"{file}: {_problem(error)}") from None
+
+
+def _problem(error: OSError | ValueError) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return problem_of(error)
+
+
+def load_state(path: Path) -> SavedState:
+    """Where the run stood at the checkpoint, unverified. Raises DamagedCheckpointError."""
+    with _told_as_damage(path / STATE) as file:
+        return SavedState.model_validate(_upgraded(path, read_json(file)))
+
+
+def _upgraded(path: Path, state: object) -> Mapping[str, Any]:
+    """The state as today's format has it. Raises UsageError for a format that nobody knows."""
+    found = state.get("format_version") if isinstance(state, dict) else None
+    if not isinstance(state, dict) or found not in (*_UPGRADES, FORMAT_VERSION):
+        known = ", ".join(str(version) for version in (*_UPGRADES, FORMAT_VERSION))
+        raise UsageError(
+            f"{path} has format {found}; this llmtrain reads {known}",
+            hint="a newer llmtrain wrote it: pipx upgrade llmtrain",
+        )
+    while (version := state["format_version"]) != FORMAT_VERSION:
+        state = _UPGRADES[version](state) | {"format_version": version + 1}
+    return state
+
+
+def _from_1(state: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 stopped at the first number that was not finite, and kept no course."""
+    return state | {"course": {}}
+
+
+# By the format that each leads on from.
+_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+
+
+def newest_good(directory: Path, on_damage: Callable[[Path, str], None]) -> Path | None:
+    """The newest checkpoint that verifies; `on_damage` is told of each newer one that does not.
+
+    Raises DamagedCheckpointError where there are checkpoints and none is whole.
+    """
+    candidates = list_checkpoints(directory)
+    for path in reversed(candidates):
+        try:
+            verify_checkpoint(path)
+        except DamagedCheckpointError as error:
+            on_damage(path, error.message)
+        else:
+            return path
+    if candidates:
+        raise DamagedCheckpointError(
+            f"none of the {len(candidates)} checkpoints in {directory} is whole",
+            hint="start anew with another --out",
+        )
+    return None
+
+
+def set_aside(path: Path, why: str) -> Path:
+    """The directory is renamed to end in `why`, so that it no longer counts as a checkpoint."""
+    number = 0
+    while (aside := path.with_name(f"{path.name}.{why}{number or ''}")).exists():
+        number += 1
+    return path.rename(aside)
+
+
+def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
+    file = path / MANIFEST
+    try:
+        files = read_json(file)["files"]
+        names_are_plain = all(_FILE_NAME.fullmatch(name) for name in files)
+        complete = all({"bytes", "sha256"} <= set(entry) for entry in files.values())
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"{file} cannot be read: {problem_of(error)}") from None
+    except (LookupError, TypeError, AttributeError) as error:
+        raise DamagedCheckpointError(f"{file} cannot be read: {error}") from None
+    required = {MODEL, OPTIMIZER, STATE, "config.json"}
+    has_all = required <= set(files) and any(name in files for name in NAMING_FILES)
+    if not names_are_plain or not complete or not has_all:
+        raise DamagedCheckpointError(f"{file} is not the manifest of a checkpoint")
+    checked: dict[str, dict[str, Any]] = files
+    return checked

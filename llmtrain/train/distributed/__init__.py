@@ -1,0 +1,1 @@
+"""Several processes: ranks, launching, failures, signals."""

@@ -1,0 +1,1 @@
+"""Bad numbers: which steps are withheld, and when a run is rewound."""

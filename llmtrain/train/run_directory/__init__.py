@@ -1,0 +1,1 @@
+"""The run directory: what is where, and what run.yaml says."""

@@ -1,0 +1,254 @@
+"""The run directory: what is where, and how a run is found by what a user types.
+
+runs/<name>/
+  run.yaml          what was asked, decided and used
+  metrics.jsonl     one line a logged step or evaluation
+  samples.jsonl     text drawn as the run went
+  checkpoints/      see `llmtrain.train.checkpoint.format`
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from llmtrain.errors import UsageError
+from llmtrain.files import write_pieces_atomically
+from llmtrain.train.checkpoint.format import is_checkpoint_name, list_checkpoints
+from llmtrain.train.run_directory.record import read_run_file, write_run_file
+from llmtrain.untrusted import open_regular, parse_json, problem_of, read_lines, refuse_link
+
+RUNS = Path("runs")
+RUN_FILE = "run.yaml"
+LOCK_FILE = ".lock"
+_TAIL_BYTES = 1 << 16
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # another --out may not help
+
+
+class RunDirectory:
+    """One run's files."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.metrics = path / "metrics.jsonl"
+        self.samples = path / "samples.jsonl"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.path / RUN_FILE).is_file()
+
+    def require_own_files(self) -> None:
+        """What the run reads and writes by name lies here and not elsewhere. Raises UsageError."""
+        files = (self.path / RUN_FILE, self.path / LOCK_FILE, self.metrics, self.samples)
+        for path in (*files, self.checkpoints):
+            refuse_link(path)
+        for path in files:
+            if path.exists() and not path.is_file():
+                raise UsageError(f"{path} is not an ordinary file", hint="choose another --out")
+        if self.checkpoints.is_dir():
+            for path in filter(is_checkpoint_name, self.checkpoints.iterdir()):
+                refuse_link(path)
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """The directory exists, can be written to, and is this process's alone. Raises UsageError.
+
+        Nothing in it is a link. The system gives the lock back when the process ends, however it
+        ends. A directory in which nothing was put is gone afterwards.
+        """
+        self.require_own_files()
+        lock = FileLock(self.path / LOCK_FILE, timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise UsageError(
+                f"{self.path} is being trained by another process",
+                hint="wait for it or stop it, or choose another --out",
+            ) from None
+        except OSError as error:
+            if error.errno in _OF_THE_DISK:
+                raise
+            raise UsageError(
+                f"--out {self.path} cannot be written: {error.strerror}", hint="--out runs/mine"
+            ) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # Windows leaves this to the release
+                (self.path / LOCK_FILE).unlink(missing_ok=True)
+            lock.release()
+            with suppress(OSError):
+                self.path.rmdir()
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """run.yaml holds `record`. Raises UsageError where it could not be read again."""
+        write_run_file(self.path / RUN_FILE, record)
+
+    def read_record(self) -> dict[str, Any]:
+        """What run.yaml holds. Raises UsageError."""
+        self.require_own_files()
+        return read_run_file(self.path / RUN_FILE)
+
+    def profile_name(self) -> str | None:
+        """Of the profile that is trained; None where run.yaml cannot be read."""
+        try:
+            name = self.read_record()["profile"].get("name")
+        except UsageError:
+            return None
+        return str(name)
+
+    def launcher(self) -> str | None:
+        """What started the ranks of the last sitting; None where that was not torchrun."""
+        return self._of_last_sitting("launcher")
+
+    def process(self) -> str | None:
+        """What names the process of the last sitting, which may have ended; None: unknown."""
+        return self._of_last_sitting("process")
+
+    def _of_last_sitting(self, name: str) -> str | None:
+        try:
+            found = self.read_record()["sittings"][-1].get(name)
+        except (UsageError, LookupError, TypeError, AttributeError):
+            return None
+        return None if found is None else str(found)
+
+    def append(self, path: Path, line: Mapping[str, Any]) -> None:
+        """One more line of JSON in `path`, handed to the system at once."""
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def cut_after(self, step: int) -> None:
+        """Metrics and samples of steps past the checkpoint that a resume goes on from are gone."""
+        for path in (self.metrics, self.samples):
+            if path.is_file():
+                kept = (line + b"\n" for line, value in _records(path) if value["step"] <= step)
+                write_pieces_atomically(path, kept)
+
+    def read_metrics(self) -> Iterator[dict[str, Any]]:
+        """Each line of metrics.jsonl that is whole; `step` is a number."""
+        return (value for _, value in _records(self.metrics))
+
+    def last_step_line(self) -> dict[str, Any] | None:
+        """The newest step in metrics.jsonl. Its end is read, however long it is."""
+        try:
+            with open_regular(self.metrics) as file:
+                file.seek(max(0, self.metrics.stat().st_size - _TAIL_BYTES))
+                lines = file.read(_TAIL_BYTES).split(b"\n")
+        except OSError:
+            return None
+        values = (_parsed(line) for line in reversed(lines[:-1]))  # the last is not yet whole
+        return next((v for v in values if isinstance(v, dict) and "loss" in v), None)
+
+    def read_samples(self) -> Iterator[dict[str, Any]]:
+        """Each line of samples.jsonl that is whole; `step` is a number."""
+        return (value for _, value in _records(self.samples))
+
+
+def new_run_path(profile_name: str, now: datetime, runs: Path = RUNS) -> Path:
+    """`runs/<profile>-<date>-<time>`, with a number behind where that is taken."""
+    base = runs / f"{profile_name}-{now:%Y%m%d-%H%M%S}"
+    path, number = base, 1
+    while path.exists():
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+    return path
+
+
+def newest_run(profile_name: str, runs: Path = RUNS) -> Path | None:
+    """The run of that profile that was written to last."""
+    own = [run.path for run in all_runs(runs) if run.profile_name() == profile_name]
+    return max(own, key=lambda path: (path / RUN_FILE).stat().st_mtime_ns, default=None)
+
+
+def all_runs(runs: Path = RUNS) -> list[RunDirectory]:
+    """Every run directly under `runs`, by name."""
+    if not runs.is_dir():
+        return []
+    return [run for path in sorted(runs.iterdir()) if (run := RunDirectory(path)).exists]
+
+
+def find_run(text: str) -> RunDirectory:
+    """The run that a directory or a name under runs/ means, which links nowhere.
+
+    Raises UsageError.
+    """
+    for path in (Path(text), RUNS / text):
+        if RunDirectory(path).exists:
+            return _own(RunDirectory(path))
+    checkpoint = named_checkpoint(text)
+    if checkpoint is None or not RunDirectory(checkpoint.parent.parent).exists:
+        raise _unknown_run(text)
+    return _own(RunDirectory(checkpoint.parent.parent))
+
+
+def _own(run: RunDirectory) -> RunDirectory:
+    run.require_own_files()
+    return run
+
+
+def named_checkpoint(text: str) -> Path | None:
+    """The checkpoint directory of a run that `text` names, if it names one; whole or not."""
+    for path in (Path(text), RUNS / text):
+        if path.parent.name == "checkpoints" and path.is_dir():
+            return path
+    return None
+
+
+def find_checkpoints(text: str) -> list[Path]:
+    """The checkpoints that RUN means, newest last: one directory's, or a run's.
+
+    Raises UsageError for an unknown run and for one without a checkpoint.
+    """
+    for path in (Path(text), RUNS / text):
+        if (path / "state.json").is_file() or (path / "manifest.json").is_file():
+            return [path]
+        if RunDirectory(path).exists or (path / "checkpoints").is_dir():
+            RunDirectory(path).require_own_files()
+            found = list_checkpoints(path / "checkpoints")
+            if not found:
+                raise UsageError(
+                    f"run {path} has no checkpoint yet",
+                    hint=f"llmtrain train --out {path} --resume auto",
+                )
+            return found
+    raise _unknown_run(text)
+
+
+def _unknown_run(text: str) -> UsageError:
+    import difflib
+
+    close = difflib.get_close_matches(text, [run.path.name for run in all_runs()], n=1)
+    return UsageError(
+        f"unknown run {text!r}: neither a run directory, nor a checkpoint, nor a name under runs/",
+        hint=f"did you mean {close[0]}?" if close else "llmtrain runs list",
+    )
+
+
+def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Every line that says something of a step, and what it says; none where there is no file."""
+    try:
+        for line in read_lines(path):
+            value = _parsed(line)
+            if isinstance(value, dict) and type(value.setdefault("step", 0)) is int:
+                yield line, value
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {problem_of(error)}") from None
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return parse_json(line, allow_nan=True)
+    except ValueError:
+        return None  # the line that was being written when the process was killed

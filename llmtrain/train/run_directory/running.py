@@ -1,0 +1,37 @@
+"""Which process trains a run, seen from another one."""
+
+from __future__ import annotations
+
+from llmtrain.errors import UsageError
+from llmtrain.train.distributed.world import running_process
+from llmtrain.train.run_directory.directory import RunDirectory, all_runs, find_run
+
+Training = tuple[RunDirectory, int]
+
+
+def run_in_training(text: str) -> Training:
+    """The run that `text` names and the process whose tree trains it.
+
+    Raises UsageError where nobody does, or not on this machine.
+    """
+    run = find_run(text)
+    identity = run.process()
+    pid = None if identity is None else running_process(identity)
+    if pid is None:
+        last = "its process" if identity is None else f"its last process, {identity.split()[0]},"
+        raise UsageError(
+            f"{run.path} is not being trained on this machine: {last} is not running",
+            hint="llmtrain memory --pid PID looks at any process",
+        )
+    return run, pid
+
+
+def newest_in_training() -> Training | None:
+    """Of the runs under runs/ that are being trained on this machine the one begun last."""
+    found = [
+        (run, pid)
+        for run in all_runs()
+        if (identity := run.process()) is not None
+        and (pid := running_process(identity)) is not None
+    ]
+    return max(found, key=lambda training: training[0].path.stat().st_mtime_ns, default=None)

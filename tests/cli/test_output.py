@@ -1,0 +1,63 @@
+"""What is said is what a terminal shows, whoever chose the words."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmtrain.cli.output import Output
+
+OBEYED = "a\x1b[2Jb\x07\x9b31m\x7f\r\ud800\tc"
+SHOWN = r"a\u001b[2Jb\u0007\u009b31m\u007f\u000d\ud800" + "\tc"
+
+
+def test_no_terminal_obeys_what_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output(verbose=True)
+    output.result(OBEYED)
+    assert capsys.readouterr().out == SHOWN + "\n"
+    for say in (output.note, output.detail, output.warning, lambda text: output.error(text, text)):
+        say(OBEYED.replace("\r", ""))
+        err = capsys.readouterr().err
+        assert SHOWN.replace(r"\u000d", "").partition("\t")[0] in err
+        assert not set("\x1b\x07\x9b\x7f\ud800") & set(err)
+
+
+def test_a_document_is_json_whatever_it_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    Output().document({OBEYED: OBEYED, "text": "é\n"})
+    out = capsys.readouterr().out
+    assert json.loads(out)[OBEYED] == OBEYED
+    assert json.loads(out)["text"] == "é\n"
+    assert not set("\x1b\x9b\ud800") & set(out)
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_a_key_of_a_profile_is_not_obeyed(
+    llmtrain: Any, place: Path, as_json: tuple[str, ...]
+) -> None:
+    (place / "bad.yaml").write_text('"\\e]0;owned\\a": 5\n')
+    outcome = llmtrain("train", "-p", "bad.yaml", *as_json)
+    assert outcome.code == 2
+    assert "\x1b" not in outcome.out + outcome.err
+    assert r"\u001b]0;owned\u0007" in outcome.err
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_a_name_that_is_not_unicode_is_told(
+    llmtrain: Any, place: Path, as_json: tuple[str, ...]
+) -> None:
+    name = os.fsdecode(b"caf\xe9.txt")
+    try:
+        (place / name).write_bytes(b"\xff")
+    except OSError:
+        pytest.skip("names are Unicode here")
+    outcome = llmtrain("train", "-p", "tiny.yaml", "--data", place, *as_json)
+    assert outcome.code == 5
+    assert r"caf\udce9.txt is not UTF-8" in outcome.err
+    if as_json:
+        assert outcome.out.isascii()
+        assert name in json.loads(outcome.out)["error"]["message"]

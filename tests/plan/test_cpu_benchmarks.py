@@ -1,0 +1,208 @@
+"""What takes long is measured once, when a run begins that gains by it, and may fail."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from llmtrain import engine
+from llmtrain.engine.plan_run import plan_run
+from llmtrain.machine.facts import AttentionTimes, BlockTimes, Facts, MatmulTimes
+from llmtrain.machine.probe import read_facts
+from llmtrain.model.timing import CompileError
+from llmtrain.plan import cpu_benchmarks
+from llmtrain.plan import numerics as arithmetic
+from llmtrain.plan.planner import Plan
+from llmtrain.profile.load import Setting, load_profile
+from llmtrain.progress import Note
+from llmtrain.train.events import Event, Started
+
+SETTINGS: dict[str, Any] = {
+    "model.vocab_size": 400,
+    "model.hidden_size": 32,
+    "model.intermediate_size": 64,
+    "model.num_layers": 2,
+    "model.num_heads": 2,
+    "model.context": 32,
+    "train.tokens_per_step": 256,
+    "train.steps": 3,
+    "optim.warmup_steps": 1,
+    "eval.every_steps": 3,
+    "eval.tokens": 512,
+    "eval.sample_every_steps": None,
+    "device.kind": "cpu",
+    "device.threads": 1,
+}
+ONCE = "compiling one block, once for this machine and shape"
+
+
+class Clock:
+    """Invented times; what was asked for, in order."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.block = BlockTimes(eager_s=0.04, compiled_s=0.03, compile_s=7.0)
+        self.failure: str | None = None
+
+    def time_matmuls(self, *_: object) -> MatmulTimes:
+        self.asked.append("products")
+        return MatmulTimes(fp32_s=0.1, medium_s=0.1, bf16_s=0.1, flops=1e9)
+
+    def time_attention(self, *_: object) -> AttentionTimes:
+        self.asked.append("attention")
+        return AttentionTimes(sdpa_s=0.4, blocks_s=0.3)
+
+    def time_block(self, *_: object, **__: object) -> BlockTimes:
+        self.asked.append("block")
+        if self.failure is not None:
+            raise CompileError(self.failure)
+        return self.block
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
+    """Nothing is really timed, and the cache is the test's own."""
+    clock = Clock()
+    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / "cache"))
+    for name in ("time_matmuls", "time_attention", "time_block"):
+        monkeypatch.setattr(cpu_benchmarks, name, getattr(clock, name))
+    return clock
+
+
+@pytest.fixture
+def facts() -> Facts:
+    """This machine, with a compiler and no GPU."""
+    return replace(read_facts(), accelerators=(), cxx_compiler="/usr/bin/g++")
+
+
+def plan(facts: Facts, told: list[str] | None, **settings: Any) -> Plan:
+    """The plan of a run that lasts an hour; where something listens, it is about to begin."""
+    hour = {"train.steps": None, "train.time": "1h"}
+    given = {name.replace("__", "."): value for name, value in settings.items()}
+    flags = {name: Setting(value, "test") for name, value in (SETTINGS | hour | given).items()}
+    profile = load_profile(environment={}, flags=flags).profile
+    announce = told.append if told is not None else None
+    return plan_run(profile, facts=facts, announce=announce).plan
+
+
+def test_a_run_that_begins_compiles_a_block_once(clock: Clock, facts: Facts) -> None:
+    told: list[str] = []
+    first, again = plan(facts, told), plan(facts, told)
+    assert first == again
+    assert first.compile.value is True
+    assert first.compile.reason.startswith("one block takes 30 ms against 40 ms eager")
+    assert clock.asked == ["products", "attention", "block"]
+    assert told == [ONCE, "compiled in 7 s"]
+
+
+def test_who_only_looks_waits_for_no_compiler(clock: Clock, facts: Facts) -> None:
+    looked = plan(facts, None)
+    assert looked.compile.value is True
+    assert looked.compile.reason == "long enough a run; measured against eager when one starts"
+    assert clock.asked == ["products", "attention"]
+    plan(facts, [])
+    assert "30 ms against 40 ms" in plan(facts, None).compile.reason
+
+
+def test_what_is_slower_compiled_runs_eagerly_and_keeps_all(clock: Clock, facts: Facts) -> None:
+    clock.block = BlockTimes(eager_s=0.03, compiled_s=0.04, compile_s=7.0)
+    made = plan(facts, [])
+    assert (made.compile.value, made.activation_checkpointing.value) == (False, "off")
+    assert "40 ms against 30 ms" in made.compile.reason
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"train__time": "60s"}, {"device__compile": False}, {"device__compile": True}],
+    ids=["short", "unwanted", "asked for"],
+)
+def test_a_block_is_not_timed_where_its_time_decides_nothing(
+    clock: Clock, facts: Facts, settings: dict[str, Any]
+) -> None:
+    told: list[str] = []
+    plan(facts, told, **settings)
+    assert "block" not in clock.asked
+    assert told == []
+
+
+def test_without_a_compiler_nothing_is_compiled(clock: Clock, facts: Facts) -> None:
+    made = plan(replace(facts, cxx_compiler=None), [])
+    assert made.compile.reason == "eager: no C++ compiler was found"
+    assert "block" not in clock.asked
+
+
+def test_another_compiler_or_another_micro_batch_is_measured_anew(
+    clock: Clock, facts: Facts
+) -> None:
+    plan(facts, [])
+    plan(replace(facts, cxx_compiler="/usr/bin/clang++"), [])
+    plan(facts, [], train__micro_batch=2)
+    assert clock.asked.count("block") == 3
+
+
+def test_masked_documents_are_measured_as_such(
+    clock: Clock, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside what was measured without, and in both: attention, and the block that compiles."""
+    told: list[object] = []
+
+    def attention(*args: object) -> AttentionTimes:
+        told.append(args[3])
+        return AttentionTimes(sdpa_s=0.4, blocks_s=0.3)
+
+    def block(*_: object, **how: object) -> BlockTimes:
+        told.append(how["masked"])
+        return clock.block
+
+    monkeypatch.setattr(cpu_benchmarks, "time_attention", attention)
+    monkeypatch.setattr(cpu_benchmarks, "time_block", block)
+    for masked in (False, True, False, True):
+        plan(facts, [], data__mask_documents=masked)
+    assert told == [False, False, True, True]
+
+
+def test_a_failure_is_told_and_tried_again(clock: Clock, facts: Facts) -> None:
+    """The next run may find a compiler that works."""
+    clock.failure = "fatal error: omp.h: No such file or directory"
+    failed = plan(facts, [])
+    assert failed.compile.value is False
+    assert failed.compile.reason == f"eager: compiling failed: {clock.failure}"
+    clock.failure = None
+    assert plan(facts, []).compile.value is True
+    assert clock.asked.count("block") == 2
+
+
+def test_training_goes_on_eagerly_where_compiling_fails(
+    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arithmetic, "_WORTH_COMPILING_S", 0.0)
+    clock.failure = "fatal error: omp.h: No such file or directory"
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 7))) for _ in range(300)]
+    text = "\n".join(" ".join(draw.choices(words, k=9)) for _ in range(800))
+    (tmp_path / "corpus.txt").write_text(text)
+    events: list[Event] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("llmtrain.engine.train.read_facts", with_compiler)
+        result = engine.train(
+            "cpu-tiny",
+            data=[str(tmp_path / "corpus.txt")],
+            settings=SETTINGS,
+            out=tmp_path / "run",
+            observe=events.append,
+        )
+    assert (result.steps, result.stopped) == (3, "done")
+    (started,) = [event for event in events if isinstance(event, Started)]
+    assert started.plan.compile.value is False
+    assert ONCE in [event.text for event in events if isinstance(event, Note)]
+    recorded = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())["plan"]["compile"]
+    assert recorded == {"value": False, "reason": f"eager: compiling failed: {clock.failure}"}
+
+
+def with_compiler(cuda_index: int | None = None, *, tries_gpus: bool = True) -> Facts:
+    return replace(read_facts(cuda_index, tries_gpus=tries_gpus), cxx_compiler="/usr/bin/g++")

@@ -1,0 +1,94 @@
+"""What is said before a run follows from its figures, and nothing is said without any."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llmtrain.engine.plan_run import plan_run
+from llmtrain.machine.facts import BlockTimes, CpuTimes, MatmulTimes, RunFigures
+from llmtrain.plan.activation_bytes import checkpoint_bytes
+from llmtrain.plan.forecast import forecast
+from llmtrain.plan.planned import Planned
+from llmtrain.profile.load import load_profile
+from llmtrain.profile.schema import Profile
+
+PRODUCTS = MatmulTimes(fp32_s=1.0, medium_s=0.5, bf16_s=0.25, flops=1e11)
+WISHES = ("device.kind=cpu", "device.threads=1", "device.precision=fp32", "device.compile=false")
+
+
+def profile(*assignments: str) -> Profile:
+    return load_profile("cpu-tiny", environment={}, assignments=[*WISHES, *assignments]).profile
+
+
+def planned(asked: Profile, **changes: Any) -> Planned:
+    return replace(plan_run(asked, measure=False), **changes)
+
+
+def test_a_run_that_was_measured_counts_more_than_estimates() -> None:
+    asked = profile("train.steps=100", "train.tokens_per_step=4096")
+    times = CpuTimes(PRODUCTS, block=BlockTimes(eager_s=0.1, compiled_s=0.05, compile_s=9.0))
+    by_products = forecast(asked, planned(asked, times=CpuTimes(PRODUCTS))).tokens_per_s
+    by_block = forecast(asked, planned(asked, times=times)).tokens_per_s
+    kept = RunFigures(tokens_per_s=1000.0, peak_memory_bytes=1.0, steps=7.0)
+    found = forecast(asked, planned(asked, times=times, kept=kept))
+    assert by_products is not None
+    assert by_block is not None
+    assert found.tokens_per_s is not None
+    assert (by_products.source, by_block.source) == ("estimated", "estimated")
+    assert by_products.value != by_block.value
+    assert (found.tokens_per_s.value, found.tokens_per_s.source) == (1000.0, "measured")
+    assert "a run of 7 steps" in found.tokens_per_s.how
+
+    assert found.seconds is not None
+    assert found.tokens is not None
+    trained_s = 100 * 4096 / 1000
+    assert trained_s < found.seconds.value < 1.2 * trained_s
+    assert (found.tokens.value, found.tokens.source) == (409_600, "asked for")
+
+
+def test_a_time_is_filled_with_the_tokens_that_it_leaves_room_for() -> None:
+    asked = profile("train.time=10m", "train.tokens_per_step=4096", "eval.tokens=3000")
+    kept = RunFigures(tokens_per_s=1000.0, peak_memory_bytes=1.0, steps=7.0)
+    found = forecast(asked, planned(asked, kept=kept))
+    assert found.seconds is not None
+    assert found.tokens is not None
+    assert found.steps is not None
+    assert (found.seconds.value, found.seconds.source) == (600, "asked for")
+    assert 0.95 * 600_000 < found.tokens.value < 595_000
+    assert found.steps.value == found.tokens.value / 4096
+
+
+def test_of_a_machine_that_was_not_measured_no_time_is_said() -> None:
+    asked = profile("train.steps=100", "train.tokens_per_step=4096")
+    found = forecast(asked, planned(asked))
+    assert (found.tokens_per_s, found.seconds) == (None, None)
+    assert found.tokens is not None
+    assert "seconds" not in found.figures()
+    assert found.document()["seconds"] is None
+
+
+def test_epochs_are_known_when_the_text_is() -> None:
+    asked = profile("train.epochs=2", "train.tokens_per_step=4096")
+    found = forecast(asked, planned(asked, times=CpuTimes(PRODUCTS)))
+    assert (found.steps, found.tokens, found.seconds, found.val_bpb) == (None, None, None, None)
+
+
+@pytest.mark.parametrize(("tokens", "is_known"), [("1M", True), ("100k", False), ("1000M", False)])
+def test_no_loss_is_said_far_from_what_was_fitted(tokens: str, is_known: bool) -> None:
+    asked = profile(f"train.tokens={tokens}", "train.tokens_per_step=4096")
+    found = forecast(asked, planned(asked)).val_bpb
+    assert (found is not None) == is_known
+    if found is not None:
+        assert found.low is not None
+        assert found.high is not None
+        assert 0 < found.low < found.value < found.high < 3
+
+
+def test_room_on_the_disk_is_that_of_the_checkpoints_that_are_kept() -> None:
+    asked = profile("train.tokens_per_step=4096", "checkpoint.keep_last=3")
+    plan = planned(asked)
+    each = checkpoint_bytes(plan.workload.shape, "muon")
+    assert forecast(asked, plan).checkpoints_bytes.value == 5 * each  # the best, and a new one

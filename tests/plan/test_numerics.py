@@ -1,0 +1,259 @@
+"""How numbers are computed: changed only where it pays, and with the figures it rests on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import pytest
+
+from llmtrain.choice import AttentionKernel, Choice, Precision
+from llmtrain.errors import UsageError
+from llmtrain.machine.facts import AttentionTimes, BlockTimes, CpuTimes, Facts
+from llmtrain.plan import numerics as arithmetic
+from llmtrain.plan.planner import make_plan
+from tests.machines import (
+    CPU,
+    CUDA,
+    CUDA_OLD,
+    MPS,
+    OLD_MPS,
+    WORKLOAD,
+    after_following,
+    decided,
+    products,
+    refused,
+    wish,
+)
+
+WITH_COMPILER = replace(CPU, cxx_compiler="/usr/bin/g++")
+LONG = replace(WORKLOAD, time_s=3600.0)
+
+
+@pytest.mark.parametrize(
+    ("facts", "wishes", "what"),
+    [
+        (CPU, {"precision": "fp16"}, "fp16: a CPU computes fp16"),
+        (CUDA, {"precision": "fp16", "kind": "cpu"}, "fp16: a CPU computes fp16"),
+        (MPS, {"precision": "fp16"}, "fp16: gradients cannot be scaled on MPS"),
+        (OLD_MPS, {"precision": "bf16"}, "bf16: this GPU has none"),
+        (CUDA_OLD, {"precision": "bf16"}, "bf16: this GPU has none"),
+        (CPU, {"compile": True}, "needs a C++ compiler"),
+        (replace(CUDA, has_triton=False), {"compile": True}, "needs Triton"),
+        (CUDA, {"attention": "blocks"}, "blocks: made for a CPU, and the device is cuda"),
+        (MPS, {"attention": "blocks"}, "blocks: made for a CPU, and the device is mps"),
+    ],
+)
+def test_what_cannot_be_is_refused_and_the_hint_helps(
+    facts: Facts, options: dict[str, Any], what: str
+) -> None:
+    error = refused(facts, **options)
+    assert what in error.message
+    assert decided(facts, **after_following(error.hint, options))
+
+
+def test_one_gpu_without_bf16_decides_for_all() -> None:
+    plan = decided(CUDA_OLD)
+    assert (plan["precision"], plan["grad_scaler"]) == ("fp16", True)
+
+
+@pytest.mark.parametrize(
+    ("times", "precision", "matmul"),
+    [
+        (None, "fp32", "highest"),
+        (products(1.0, 1.0, 0.25), "bf16", "highest"),
+        (products(1.0, 0.5, 0.25), "bf16", "highest"),
+        (products(1.0, 0.5, 0.49), "bf16", "highest"),  # half the memory comes with it
+        (products(1.0, 0.5, 0.51), "fp32", "medium"),
+        (products(1.0, 0.95, 0.95), "fp32", "highest"),
+        (products(1.0, 1.1, 5.0), "fp32", "highest"),
+    ],
+)
+def test_numerics_change_only_where_it_pays(
+    times: CpuTimes | None, precision: str, matmul: str
+) -> None:
+    plan = make_plan(CPU, wish(), WORKLOAD, times)
+    assert (plan.precision.value, plan.matmul_precision.value) == (precision, matmul)
+
+
+def test_times_of_the_cpu_say_nothing_of_a_gpu() -> None:
+    times = replace(
+        products(1.0, 0.1, 0.01),
+        attention=AttentionTimes(sdpa_s=1.0, blocks_s=0.1),
+        block=BlockTimes(eager_s=1.0, compiled_s=0.1, compile_s=9.0),
+    )
+    assert make_plan(MPS, wish(), WORKLOAD, times) == make_plan(MPS, wish(), WORKLOAD)
+    assert make_plan(CUDA, wish(), WORKLOAD, times) == make_plan(CUDA, wish(), WORKLOAD)
+
+
+def attention(
+    times: CpuTimes | None, wanted: Literal["auto", "sdpa", "blocks"] = "auto"
+) -> Choice[AttentionKernel]:
+    return arithmetic.attention(wish(attention=wanted), "cpu", times)
+
+
+@pytest.mark.parametrize(
+    ("sdpa_s", "blocks_s", "kernel"),
+    [(0.100, 0.040, "blocks"), (0.100, 0.091, "sdpa"), (0.100, 0.250, "sdpa")],
+)
+def test_blocks_must_save_a_tenth_and_the_reason_says_by_how_much(
+    sdpa_s: float, blocks_s: float, kernel: str
+) -> None:
+    times = replace(products(1.0, 1.0, 1.0), attention=AttentionTimes(sdpa_s, blocks_s))
+    choice = attention(times)
+    assert choice.value == kernel
+    assert f"products over blocks {1e3 * blocks_s:.1f} ms" in choice.reason
+    assert f"torch's kernel {1e3 * sdpa_s:.1f} ms" in choice.reason
+    assert ("do not pay" in choice.reason) == (kernel == "sdpa")
+
+
+def test_attention_that_was_not_measured_is_torchs() -> None:
+    for times in (None, products(1.0, 1.0, 1.0)):
+        assert attention(times) == Choice("sdpa", "not measured on this CPU")
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_gpu_has_its_own_kernel(kind: Literal["cuda", "mps"]) -> None:
+    choice = arithmetic.attention(wish(), kind, None)
+    assert choice == Choice("sdpa", "the device's own kernel")
+
+
+def test_documents_have_a_kernel_that_is_compiled_for_them() -> None:
+    """Where it can be compiled and something is masked; asked for elsewhere, it is refused."""
+    masked = replace(WORKLOAD, mask_documents=True)
+    assert arithmetic.takes_flex(masked, "cuda", "bf16", compiled=True)
+    chosen = arithmetic.attention(wish(), "cuda", None, masked=True, flexible=True)
+    assert chosen.value == "flex"
+    narrow = replace(masked, shape=replace(WORKLOAD.shape, head_dim=8))
+    for workload, kind, precision, compiled in (
+        (WORKLOAD, "cuda", "bf16", True),
+        (masked, "cpu", "bf16", True),
+        (masked, "cuda", "fp16", True),
+        (masked, "cuda", "bf16", False),
+        (narrow, "cuda", "bf16", True),
+    ):
+        assert not arithmetic.takes_flex(workload, kind, precision, compiled)
+    with pytest.raises(UsageError, match=r"data\.mask_documents, compiled, in bf16, on CUDA"):
+        arithmetic.attention(wish(attention="flex"), "cpu", None, masked=True)
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "blocks"])
+def test_a_kernel_that_was_asked_for_is_used_though_it_is_slow(
+    kernel: Literal["sdpa", "blocks"],
+) -> None:
+    slow = AttentionTimes(*((0.9, 0.1) if kernel == "sdpa" else (0.1, 0.9)))
+    times = replace(products(1.0, 1.0, 1.0), attention=slow)
+    assert attention(times, kernel) == Choice(kernel, "asked for")
+
+
+@pytest.mark.parametrize(
+    ("facts", "compiled", "why"),
+    [
+        (CPU, False, "no C++ compiler was found"),
+        (WITH_COMPILER, False, "not measured"),
+        (MPS, False, "young on MPS"),
+        (CUDA, True, "Triton is installed"),
+        (replace(CUDA, has_triton=False), False, "Triton is not installed"),
+    ],
+)
+def test_compiling_where_it_is_possible(facts: Facts, compiled: bool, why: str) -> None:
+    choice = make_plan(facts, wish(), WORKLOAD).compile
+    assert choice.value is compiled
+    assert why in choice.reason
+    assert decided(facts, compile=False)["compile"] is False
+
+
+FAST = replace(products(1.0, 1.0, 1.0), block=BlockTimes(0.400, 0.300, 12.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "compiled", "why"),
+    [
+        ({"block": None}, True, "long enough a run; measured against eager when one starts"),
+        ({}, True, "one block takes 300 ms against 400 ms eager, measured here; it took 12 s"),
+        ({"block": BlockTimes(0.4, 0.4, 12.0)}, True, "it took 12 s to compile"),
+        (
+            {"block": BlockTimes(0.4, 0.42, 12.0)},
+            False,
+            "eager: one block takes 420 ms against 400 ms",
+        ),
+        (
+            {"block": None, "compile_failure": "fatal error: omp.h: No such file"},
+            False,
+            "eager: compiling failed: fatal error: omp.h: No such file",
+        ),
+    ],
+)
+def test_compiling_is_decided_by_what_a_block_was_measured_at(
+    change: dict[str, Any], compiled: bool, why: str
+) -> None:
+    choice = make_plan(WITH_COMPILER, wish(), LONG, replace(FAST, **change)).compile
+    assert choice.value is compiled
+    assert why in choice.reason
+
+
+# At 0.6 of 10 GFLOP/s.
+FLOPS_PER_S = 0.6 * 1e10
+
+
+@pytest.mark.parametrize(
+    ("tokens_s", "time_s", "compiled"),
+    [
+        (60, None, False),
+        (119, None, False),
+        (121, None, True),
+        (None, 119, False),
+        (None, 121, True),
+        (None, None, True),
+    ],
+)
+def test_a_run_too_short_to_gain_by_it_is_not_compiled(
+    tokens_s: float | None, time_s: float | None, compiled: bool
+) -> None:
+    """The run is given as tokens that take so many seconds, or as a time, or has no end."""
+    per_token = WORKLOAD.shape.training_flops_per_token
+    tokens = None if tokens_s is None else round(tokens_s * FLOPS_PER_S / per_token)
+    workload = replace(WORKLOAD, tokens=tokens, time_s=time_s)
+    choice = make_plan(WITH_COMPILER, wish(), workload, FAST).compile
+    assert choice.value is compiled
+    if not compiled:
+        seconds = time_s if time_s is not None else tokens_s
+        assert choice.reason == f"eager: the run takes about {seconds} s, and compiling up to 20"
+
+
+def test_how_long_a_run_takes_is_told_by_the_fastest_products() -> None:
+    tokens = round(150 * FLOPS_PER_S / WORKLOAD.shape.training_flops_per_token)
+    workload = replace(WORKLOAD, tokens=tokens)
+    faster = replace(FAST, matmul=replace(FAST.matmul, bf16_s=0.5))
+    assert make_plan(WITH_COMPILER, wish(), workload, FAST).compile.value is True
+    assert make_plan(WITH_COMPILER, wish(), workload, faster).compile.value is False
+
+
+def test_compiling_that_was_asked_for_is_done_in_the_shortest_run() -> None:
+    workload = replace(WORKLOAD, time_s=1.0)
+    plan = make_plan(WITH_COMPILER, wish(compile=True), workload, FAST)
+    assert plan.compile == Choice(True, "asked for")
+
+
+@pytest.mark.parametrize(
+    ("precision", "micro_batches", "kept", "why"),
+    [
+        ("fp32", 8, False, "multiplied as they are"),
+        ("bf16", 1, False, "used once"),
+        ("bf16", 2, True, "not in each of 2"),
+        ("fp16", 6, True, "not in each of 6"),
+    ],
+)
+def test_casts_are_kept_where_they_are_used_again(
+    precision: str, micro_batches: int, kept: bool, why: str
+) -> None:
+    choice = arithmetic.keep_weight_casts(precision, micro_batches)
+    assert choice.value is kept
+    assert why in choice.reason
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
+def test_only_fp16_scales_gradients(kind: Literal["cpu", "cuda", "mps"]) -> None:
+    precisions: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+    scaled = {p: arithmetic.grad_scaler(kind, p).value for p in precisions}
+    assert scaled == {"fp32": False, "bf16": False, "fp16": True}

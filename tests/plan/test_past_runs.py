@@ -1,0 +1,73 @@
+"""What a run came to is kept for the next one by the same plan, and for no other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmtrain.choice import Choice
+from llmtrain.engine.calibrate import calibrate
+from llmtrain.engine.plan_run import plan_run
+from llmtrain.errors import LlmtrainError
+from llmtrain.machine.facts import RunFigures
+from llmtrain.plan.past_runs import last_run, record_run
+from llmtrain.plan.planned import Planned
+from llmtrain.profile.load import load_profile
+
+WISHES = ["device.kind=cpu", "device.threads=1", "device.precision=fp32", "device.compile=false"]
+
+
+@pytest.fixture
+def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planned:
+    """A plan of this machine; the cache is empty."""
+    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / "cache"))
+    profile = load_profile("cpu-tiny", environment={}, assignments=WISHES).profile
+    return plan_run(profile)
+
+
+FIGURES: dict[str, Any] = {"step_s": 0.5, "steps": 9, "peak_memory_bytes": 123_456_789}
+
+
+def test_the_next_run_by_the_same_plan_is_told(planned: Planned) -> None:
+    facts, workload, plan = planned.facts, planned.workload, planned.plan
+    assert last_run(facts, workload, plan) is None
+    record_run(facts, workload, plan, **FIGURES)
+    rate = workload.tokens_per_step / 0.5
+    assert last_run(facts, workload, plan) == RunFigures(rate, 123_456_789.0, 9.0)
+
+
+@pytest.mark.parametrize("change", ["plan", "needs", "shape", "machine"])
+def test_another_run_is_not(planned: Planned, change: str) -> None:
+    facts, workload, plan = planned.facts, planned.workload, planned.plan
+    record_run(facts, workload, plan, **FIGURES)
+    if change == "plan":
+        plan = replace(plan, micro_batch=Choice(2, "another"))
+    elif change == "needs":
+        workload = replace(workload, tokens_per_step=2 * workload.tokens_per_step)
+    elif change == "shape":
+        workload = replace(workload, shape=replace(workload.shape, tie_embeddings=False))
+    else:
+        facts = replace(facts, cpu=replace(facts.cpu, model="another"))
+    assert last_run(facts, workload, plan) is None
+
+
+@pytest.mark.parametrize("changes", [{"steps": 4}, {"step_s": None}])
+def test_what_says_nothing_of_the_next_is_not_kept(
+    planned: Planned, changes: dict[str, Any]
+) -> None:
+    record_run(planned.facts, planned.workload, planned.plan, **FIGURES | changes)
+    assert last_run(planned.facts, planned.workload, planned.plan) is None
+
+
+def test_why_a_measured_run_failed_is_told(planned: Planned) -> None:
+    with pytest.raises(LlmtrainError, match=r"no/such/text\.txt") as failed:
+        calibrate(
+            ["--profile=cpu-tiny", "--data=no/such/text.txt"],
+            planned.facts,
+            planned.workload,
+            planned.plan,
+        )
+    assert failed.value.hint

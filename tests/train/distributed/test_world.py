@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch.distributed as dist
+
+from llmtrain.errors import DataError, LlmtrainError, PeerLostError
+from llmtrain.train.checkpoint.format import (
+    list_checkpoints,
+    load_checkpoint,
+    verify_checkpoint,
+)
+from llmtrain.train.distributed.world import World, meet
+from llmtrain.train.run_directory.directory import RunDirectory
+
+LIMIT_S = 200
+TRAIN = ("train", "-p", "tiny.yaml", "--out", "run", "--set", "device.precision=fp32")
+LONG = ("--steps", 250, "--set", "eval.every_steps=500", "--set", "eval.sample_every_steps=500")
+
+
+def wait_until(is_true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end_s = time.monotonic() + LIMIT_S
+    while not is_true():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
+def steps_of(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return metrics.read_bytes().count(b'"loss"') if metrics.is_file() else 0
+
+
+def losses(course: list[dict[str, Any]]) -> list[float]:
+    return [line["loss"] for line in course if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def alone(run_alone: Any) -> Any:
+    return run_alone(device__precision="fp32")
+
+
+def assert_trained_as_alone(run: Any, alone: Any) -> None:
+    ours, theirs = losses(run.course()), losses(alone.course())
+    assert len(ours) == 20
+    assert all(math.isclose(a, b, abs_tol=1e-5) for a, b in zip(ours, theirs, strict=True))
+    ours, theirs = ([m["val_loss"] for m in f.course() if "val_loss" in m] for f in (run, alone))
+    assert all(math.isclose(a, b, abs_tol=1e-4) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_two_processes_train_the_function_that_one_does(
+    start: Any, place: Path, files: Any, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = place / "temporary"
+    temporary.mkdir()
+    for variable in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.setenv(variable, str(temporary))
+    process = start(*TRAIN, "--nproc", 2, "--json")
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert not list(temporary.glob("torchelastic_*")), "the launcher leaves nothing behind"
+    assert not list(temporary.glob("llmtrain-*"))
+
+    assert process.returncode == 0, err
+    document = json.loads(out)
+    assert (document["steps"], document["tokens"]) == (20, 20 * 256)
+    assert err.count("training run") == 1
+    assert_trained_as_alone(files(place / "run"), alone)
+
+
+def test_two_processes_share_packed_and_masked_documents(
+    start: Any, place: Path, files: Any, run_alone: Any
+) -> None:
+    """Each divides by the targets of both, though padding differs."""
+    packed = {"data.packing": "best_fit", "data.mask_documents": "true"}
+    settings = [word for name, value in packed.items() for word in ("--set", f"{name}={value}")]
+    process = start(*TRAIN, "--nproc", 2, *settings)
+    _, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 0, err
+    alone = run_alone(device__precision="fp32", data__packing="best_fit", data__mask_documents=True)
+    assert_trained_as_alone(files(place / "run"), alone)
+
+
+def test_torchrun_starts_it_too(start: Any, place: Path, files: Any, alone: Any) -> None:
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "llmtrain")
+    process = start(*TRAIN, "--json", module=torchrun)
+    out, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 0, err
+    assert json.loads(out)["stopped"] == "done"
+    assert_trained_as_alone(files(place / "run"), alone)
+
+
+FAULTY = """
+import hashlib, os, torch
+from llmtrain.cli.app import main
+from llmtrain.engine import train
+
+build, rank = train.build_run, int(os.environ["RANK"])
+
+def faulty(*args):
+    run = build(*args)
+    gain, unscale = run.model.model.norm.weight, run.scaler.unscale_
+    step = lambda: run.position.windows // 8 + 1  # of an undisturbed run
+
+    def before_ranks_add_up(gradient):
+        return gradient * float("nan") if rank == 1 and step() == 3 else gradient
+
+    def after_they_did(optimizer):
+        unscale(optimizer)
+        if rank == 1 and step() in range(6, 10):
+            gain.grad.fill_(float("inf"))
+
+    def record(*_):
+        weights = b"".join(p.detach().numpy().tobytes() for p in run.model.parameters())
+        with open(f"rank{rank}.txt", "a") as file:
+            print(run.position.step, hashlib.sha256(weights).hexdigest(), file=file)
+
+    gain.register_hook(before_ranks_add_up)
+    run.scaler.unscale_ = after_they_did
+    run.optimizer.register_step_post_hook(record)
+    return run
+
+train.build_run = faulty
+main()
+"""
+
+
+def test_a_fault_of_one_rank_is_skipped_and_rewound_by_all(
+    start: Any, place: Path, files: Any
+) -> None:
+    (place / "faulty.py").write_text(FAULTY)
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = start("faulty.py", *TRAIN, "--json", module=torchrun)
+    out, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 0, err
+    assert json.loads(out)["steps"] == 20
+    ranks = [(place / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    stepped = [int(line.split()[0]) for line in ranks[0].splitlines()]
+    assert stepped == [0, 1, 3, 4, *range(20)]
+    assert "step 3 is skipped: its gradient norm is nan" in err
+    assert "rewound from step 9 to step 0" in err
+    assert load_checkpoint(files(place / "run").newest).state.windows == (20 + 9) * 8
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
+def test_signal_to_the_launcher_saves_and_a_resume_goes_on(
+    start: Any, place: Path, files: Any
+) -> None:
+    process = start(*TRAIN, "--nproc", 2, "--json", *LONG)
+    wait_until(lambda: steps_of(place / "run") > 3, process)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 75, err
+    document = json.loads(out)
+    assert document["stopped"] == "interrupted"
+    assert Path(document["checkpoint"]) == files(Path("run")).newest
+
+    process = start("train", "--out", "run", "--resume", "auto", "--json")
+    out, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 0, err
+    assert "not bitwise" not in err  # two processes again, as the run was begun
+
+    whole = ("--out", "whole", "--nproc", 2)
+    assert start(*TRAIN, *LONG, *whole).wait(LIMIT_S) == 0
+    assert files(place / "run").course() == files(place / "whole").course()
+    assert files(place / "run").digests() == files(place / "whole").digests()
+
+
+def test_bad_data_ends_all_ranks_with_rank_0s_code(start: Any, place: Path) -> None:
+    (place / "latin1.txt").write_bytes(b"caf\xe9\n" * 100)
+    process = start(*TRAIN, "--nproc", 2, "--json", "--data", "latin1.txt")
+    out, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 5, err
+    assert json.loads(out)["error"]["code"] == 5
+    assert err.count("error:") == 1
+    assert "latin1.txt" in err
+    assert "Traceback" not in err
+    assert not (place / "run").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
+def test_a_save_on_request_and_then_a_rank_that_is_suspended(start: Any, place: Path) -> None:
+    process = start(*TRAIN, "--nproc", 2, *LONG, "--set", "device.collective_timeout=2s")
+    wait_until(lambda: steps_of(place / "run") > 1, process)
+    process.send_signal(signal.SIGUSR1)
+    checkpoints = place / "run" / "checkpoints"
+    wait_until(lambda: bool(list_checkpoints(checkpoints)), process)
+    seen = steps_of(place / "run")
+    wait_until(lambda: steps_of(place / "run") > seen, process)  # it goes on
+
+    family = psutil.Process(process.pid).children(recursive=True)
+    next(member for member in family if member.environ().get("RANK") == "1").suspend()
+    _, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 1
+    assert err.count("error:") == 1
+    assert "rank 0 waited 2s for rank 1, which is suspended (device.collective_timeout)" in err
+    assert not any(member.is_running() for member in family)
+    assert [verify_checkpoint(path) for path in list_checkpoints(checkpoints)] == [None]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kills as POSIX does")
+def test_ranks_that_torchrun_starts_again_go_on(start: Any, place: Path) -> None:
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    restarts = ("--max-restarts", "3", "-m", "llmtrain")
+    often = ("--set", "checkpoint.every_steps=1", "--steps", 40)
+    process = start(*TRAIN, *often, module=torchrun + restarts)
+    wait_until(lambda: steps_of(place / "run") > 3, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    next(member for member in family if member.environ().get("RANK") == "1").kill()
+    _, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 0, err
+    record = RunDirectory(place / "run").read_record()
+    first, second = (sitting["from_step"] for sitting in record["sittings"])
+    assert first == 0 < second
+    assert record["result"]["steps"] == 40
+
+
+def test_killed_rank_ends_the_others(start: Any, place: Path) -> None:
+    process = start(*TRAIN, "--nproc", 2, *LONG)
+    wait_until(lambda: steps_of(place / "run") > 1, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    victim = next(member for member in family if member.environ().get("RANK") == "1")
+    victim.kill()
+    _, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 1
+    assert err.count("error:") == 1
+    assert "error: rank 1 was killed by SIGKILL" in err
+    assert "Traceback" not in err
+    assert not any(member.is_running() for member in family)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("-p", "tinny.yaml"), 2),
+        (("-p", "tiny.yaml", "--set", "model.colour=red"), 2),
+        (("-p", "tiny.yaml", "--set", "train.tokens_per_step=32"), 2),  # half a window a process
+        (("-p", "tiny.yaml", "--set", "model.num_layers=100000"), 3),
+    ],
+)
+def test_what_can_be_known_before_is_known_before_launching(
+    arguments: tuple[str, ...], code: int, llmtrain: Any
+) -> None:
+    outcome = llmtrain("train", *arguments, "--nproc", 2)
+
+    assert outcome.code == code
+    assert outcome.err.startswith("error: ")
+    assert outcome.out == ""
+
+
+def test_ranks_learn_what_rank_0_found() -> None:
+    store = dist.HashStore()
+    first, second = (World(rank=rank, size=2, store=store) for rank in (0, 1))
+
+    assert first.from_main("key", lambda: "found it") == "found it"
+    assert second.from_main("key", lambda: "never asked") == "found it"
+
+
+def test_ranks_do_not_wait_for_a_rank_0_that_failed() -> None:
+    store = dist.HashStore()
+    failures: list[LlmtrainError] = []
+
+    def wait() -> None:
+        try:
+            World(rank=1, size=2, store=store).from_main("key", lambda: "never asked")
+        except LlmtrainError as error:
+            failures.append(error)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+
+    def fail() -> str:
+        raise DataError("no such text")
+
+    with pytest.raises(DataError, match="no such text"):
+        World(rank=0, size=2, store=store).from_main("key", fail)
+    waiting.join(LIMIT_S)
+    assert "rank 0" in failures[0].message
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]", "rank 0 lost"),
+        ("Timed out waiting 90000ms for recv operation to complete", "waited 1m 30s for another"),
+    ],
+)
+def test_a_peer_that_is_gone_is_no_riddle(words: str, told: str) -> None:
+    with pytest.raises(PeerLostError, match=told), World(size=2)._answering(90.0):
+        raise RuntimeError(words)
+
+
+def test_other_failures_are_not_blamed_on_a_peer() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), World(size=2)._answering(90.0):
+        raise RuntimeError("shapes do not fit")
+
+
+def test_ranks_that_are_started_again_do_not_meet_those_before_them() -> None:
+    store, limit = dist.HashStore(), timedelta(seconds=LIMIT_S)
+
+    def meeting(order: list[int]) -> list[str]:
+        """What each of three ranks, that start in this order, reads of what rank 0 left."""
+        with ThreadPoolExecutor(3) as threads:
+            waiting = {}
+            for rank in order:
+                waiting[rank] = threads.submit(meet, store, rank, 3, limit)
+                time.sleep(0.05)
+            parts = [waiting[rank].result(LIMIT_S) for rank in range(3)]
+        assert not parts[1].check(["place"])
+        parts[0].set("place", f"found in {order}")
+        return [part.get("place").decode() for part in parts]
+
+    for order in ([0, 1, 2], [2, 1, 0], [1, 0, 2]):
+        assert meeting(order) == [f"found in {order}"] * 3
+
+
+def test_a_rank_whose_others_never_come_says_so() -> None:
+    for rank in (0, 1):
+        with pytest.raises(PeerLostError, match=f"rank {rank} waited for others"):
+            meet(dist.HashStore(), rank, 2, timedelta(seconds=0.1))
