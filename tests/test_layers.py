@@ -78,7 +78,7 @@ READS_WHAT_IT_TRUSTS = {
     "machine/memory_readers",
     "machine/rlimits",
     "machine/measurement_cache",  # a key of its own making
-    "engine/train",  # what rank 0 says
+    "engine/train_run",  # what rank 0 says
     "train/divergence/rewind",
     "train/distributed/world",
     "engine/verify_resume/observe",  # what trials of its own leave behind
@@ -405,6 +405,6 @@ def test_text_is_read_without_torch() -> None:
 def test_nothing_is_compiled_by_importing() -> None:
     # torch's compiler takes as long to import as all the rest, and 60 MB.
     compiler = {"torch._dynamo", "torch._inductor", "sympy"} - loaded_after("import torch")
-    loaded = loaded_after("import llmtrain.engine.train, llmtrain.engine.api")
+    loaded = loaded_after("import llmtrain.engine.train_run, llmtrain.engine.api")
     assert "llmtrain.model.timing" in loaded
     assert not loaded & compiler

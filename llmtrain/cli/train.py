@@ -177,7 +177,7 @@ def _deadline(time: str | None) -> Deadline | None:
 
 
 def _processes(request: TrainRequest) -> int:
-    from llmtrain.engine.train import launch_size
+    from llmtrain.engine.train_run import launch_size
 
     return launch_size(request)
 
@@ -204,7 +204,7 @@ def _train(
     as_json: bool,
 ) -> int:
     from llmtrain.cli.progress import watching
-    from llmtrain.engine.train import TrainSession, run_training
+    from llmtrain.engine.train_run import TrainSession, run_training
     from llmtrain.train.distributed.signals import process_age_s, stop_with_parent
     from llmtrain.train.distributed.world import is_launched, world_from_environment
 

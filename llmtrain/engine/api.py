@@ -9,7 +9,7 @@ from typing import Any
 from llmtrain.engine.inference import Evaluation, evaluate_run, generate_text, load_trained
 from llmtrain.engine.plan_run import plan_run
 from llmtrain.engine.request import TrainRequest, loaded_profile
-from llmtrain.engine.train import TrainSession, run_training
+from llmtrain.engine.train_run import TrainSession, run_training
 from llmtrain.model.generate import Sampling
 from llmtrain.plan.planned import Planned
 from llmtrain.profile.load import Setting, load_profile
@@ -62,7 +62,7 @@ def evaluate(
     run: str | Path, *, data: Sequence[str] = (), device: str = "auto", observe: Observer = _ignore
 ) -> Evaluation:
     """How well the run's newest checkpoint predicts its validation text, or `data`."""
-    return evaluate_run(str(run), data, _wishes(device), observe, StopRequest().check)
+    return evaluate_run(str(run), data, _options(device), observe, StopRequest().check)
 
 
 def generate(
@@ -75,11 +75,11 @@ def generate(
     observe: Observer = _ignore,
 ) -> Iterator[str]:
     """Text that continues `prompt`, piece by piece as it is drawn."""
-    trained = load_trained(str(run), _wishes(device), observe)
+    trained = load_trained(str(run), _options(device), observe)
     return generate_text(trained, prompt, sampling or Sampling(), max_tokens, StopRequest().check)
 
 
-def _wishes(device: str) -> DeviceSection:
+def _options(device: str) -> DeviceSection:
     """A device by name. Raises UsageError."""
     kind = {"device.kind": Setting(device, "argument device")}
     return load_profile(environment={}, flags=kind).profile.device

@@ -26,7 +26,7 @@ from llmtrain.recipe.learning_rate import peak_learning_rates
 from llmtrain.train.distributed.world import World
 
 PLAN = "plan"  # the origin of what nobody asked for
-_WISHES = {  # the profile's key for a decision of the plan
+_OPTIONS = {  # the profile's key for a decision of the plan
     "device": "device.kind",
     "precision": "device.precision",
     "processes": "device.processes",
@@ -82,13 +82,13 @@ class Explained:
     def decided(self) -> dict[str, Choice[Any]]:
         """What becomes of every `auto` of the profile, by its dotted key."""
         plan = dict(self.planned.plan.choices())
-        by_plan = self._for_auto({path: plan[name] for name, path in _WISHES.items()})
+        by_plan = self._for_auto({path: plan[name] for name, path in _OPTIONS.items()})
         return by_plan | self.derived()
 
     def _who_asked(self, decision: str) -> str:
         if decision == "device" and self.loaded.profile.device.force_cpu:
             return self.loaded.origin_of("device.force_cpu")
-        path = _WISHES.get(decision)
+        path = _OPTIONS.get(decision)
         if path is None or self._values()[path] == "auto":
             return PLAN
         return self.loaded.origin_of(path)

@@ -22,7 +22,7 @@ from llmtrain.machine.measurement_cache import (
 )
 from llmtrain.model.timing import CompileError, time_attention, time_block
 from llmtrain.plan import decisions as decide
-from llmtrain.plan import numerics as arithmetic
+from llmtrain.plan import numerics
 from llmtrain.plan.planner import Plan, make_plan
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
@@ -73,8 +73,8 @@ def attention_probe(
 ) -> Probe[AttentionTimes]:
     """Attention by each kernel, in the precision that `products` decide; about a second."""
     shape, threads = workload.shape, cpu_threads(facts, options, workload)
-    precision: Precision = arithmetic.precision(facts, options, "cpu", products).value
-    passes = arithmetic.matmul_precision("cpu", precision, products).value
+    precision: Precision = numerics.precision(facts, options, "cpu", products).value
+    passes = numerics.matmul_precision("cpu", precision, products).value
 
     def measure() -> AttentionTimes:
         with _multiplying(passes):

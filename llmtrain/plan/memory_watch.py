@@ -43,7 +43,7 @@ class MemoryWatch:
     def __init__(
         self, workload: Workload, plan: Plan, read: Callable[[], MemorySample] = sample_memory
     ) -> None:
-        self._needs = workload
+        self._workload = workload
         self._read = read
         self._local = workload.launched_local_processes or plan.processes.value
         # A GPU's plan says nothing of this memory.
@@ -103,4 +103,4 @@ class MemoryWatch:
         return self._known_bytes + self._predicted(plan) - self._predicted(self._known_plan)
 
     def _predicted(self, plan: Plan) -> int:
-        return predict(self._needs, plan).total_bytes if self._is_on_cpu else 0
+        return predict(self._workload, plan).total_bytes if self._is_on_cpu else 0

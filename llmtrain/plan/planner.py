@@ -19,7 +19,7 @@ from llmtrain.choice import (
 )
 from llmtrain.machine.facts import CpuTimes, Facts, MatmulTimes
 from llmtrain.plan import decisions as decide
-from llmtrain.plan import numerics as arithmetic
+from llmtrain.plan import numerics
 from llmtrain.plan.activation_bytes import TrainingSetup
 from llmtrain.plan.memory import MemoryPrediction, predict_training
 from llmtrain.plan.workload import Workload
@@ -117,10 +117,10 @@ def make_plan(
     processes = decide.processes(facts, options, workload, kind)
     local = workload.launched_local_processes or processes.value
     products = times.matmul if times is not None else None
-    precision = arithmetic.precision(facts, options, kind, products)
-    compilation = arithmetic.compilation(facts, options, kind, workload, times)
-    flexible = arithmetic.takes_flex(workload, kind, precision.value, compilation.value)
-    attention = arithmetic.attention(
+    precision = numerics.precision(facts, options, kind, products)
+    compilation = numerics.compilation(facts, options, kind, workload, times)
+    flexible = numerics.takes_flex(workload, kind, precision.value, compilation.value)
+    attention = numerics.attention(
         options, kind, times, masked=workload.mask_documents, flexible=flexible
     )
     checkpointing, micro_batch = decide.activations(
@@ -139,7 +139,7 @@ def make_plan(
     return Plan(
         device=device,
         precision=precision,
-        matmul_precision=arithmetic.matmul_precision(kind, precision.value, products),
+        matmul_precision=numerics.matmul_precision(kind, precision.value, products),
         processes=processes,
         threads=decide.threads(facts, options, local),
         micro_batch=micro_batch,
@@ -151,9 +151,9 @@ def make_plan(
         attention=attention,
         compile=compilation,
         activation_checkpointing=checkpointing,
-        keep_weight_casts=arithmetic.keep_weight_casts(precision.value, micro_batches),
+        keep_weight_casts=numerics.keep_weight_casts(precision.value, micro_batches),
         backend=decide.backend(facts, options, kind),
-        grad_scaler=arithmetic.grad_scaler(kind, precision.value),
+        grad_scaler=numerics.grad_scaler(kind, precision.value),
         optimizer_kernel=Choice(
             "fused", "one pass over all parameters instead of one an operation"
         ),
@@ -168,11 +168,11 @@ def make_inference_plan(
 ) -> InferencePlan:
     """The decisions that using a model needs. Raises UsageError."""
     device = decide.choose_device(facts, options)
-    precision = arithmetic.precision(facts, options, device.value, matmul_times)
+    precision = numerics.precision(facts, options, device.value, matmul_times)
     return InferencePlan(
         device=device,
         precision=precision,
-        matmul_precision=arithmetic.matmul_precision(device.value, precision.value, matmul_times),
+        matmul_precision=numerics.matmul_precision(device.value, precision.value, matmul_times),
         threads=decide.threads(facts, options, 1),
         workers=decide.workers(facts, options),
     )

@@ -35,7 +35,7 @@ class Looks:
     ) -> None:
         """`facts` are those of the validation text."""
         self._run = run
-        self._wishes = options
+        self._options = options
         self._facts = facts
         self._directory = directory
         self._examiner = examiner
@@ -77,11 +77,11 @@ class Looks:
 
     def patience_is_over(self, state: SavedState) -> bool:
         """Whether so many evaluations were without a new best that the run ends."""
-        patience = self._wishes.patience
+        patience = self._options.patience
         return patience is not None and state.evaluations_without_best >= patience
 
     def _evaluation_is_due(self, step: int, is_over: bool) -> bool:
-        if not is_over and step % self._wishes.every_steps:
+        if not is_over and step % self._options.every_steps:
             return False
         was_done = self._run.world.sum_values([step == self._evaluated_step], self._run.device)
         return was_done[0] == 0
@@ -105,14 +105,14 @@ class Looks:
         return _with_loss(state, step, loss, bpb, is_best=is_best)
 
     def _sample_is_due(self, step: int, is_over: bool) -> bool:
-        every = self._wishes.sample_every_steps
+        every = self._options.sample_every_steps
         if not self._run.world.is_main or every is None or step == self._sampled_step:
             return False
         return is_over or step % every == 0
 
     def _sample(self, step: int) -> None:
         begun_s = time.monotonic()
-        for number, prompt in enumerate(self._wishes.prompts):
+        for number, prompt in enumerate(self._options.prompts):
             text = self._guard.within(partial(self._examiner.sample, prompt, seed=step + number))
             self._reporter.record(Sampled(step, prompt, text))
         self._sampled_step = step

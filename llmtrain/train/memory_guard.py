@@ -68,7 +68,7 @@ class MemoryGuard:
         rescue: Callable[[], Path | None],
     ) -> None:
         self._run = run
-        self._needs = workload
+        self._workload = workload
         self._directory = directory
         self._observe = observe
         self._changed = changed
@@ -85,7 +85,7 @@ class MemoryGuard:
     @property
     def predicted(self) -> MemoryPrediction:
         """The peak by the plan as it is now."""
-        return predict(self._needs, self._run.plan)
+        return predict(self._workload, self._run.plan)
 
     def look(self) -> MemoryAction:
         """What this process would do before the next step. The one before is done."""

@@ -51,4 +51,4 @@ def test_nothing_is_brought_here_to_find_a_passage(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(trace_module, "resolve_sources", resolve)
     specs = ["s3://box/a.txt", "https://host/b.txt", "hf://owner/name", "-"]
-    assert trace.trace_passages(["text"], specs, "text", limit_s=60) == []
+    assert trace_passages(["text"], specs, "text", limit_s=60) == []

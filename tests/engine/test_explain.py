@@ -84,8 +84,8 @@ def test_what_is_said_is_not_derived() -> None:
 
 
 def test_wishes_are_keys_of_a_profile_and_decisions_of_a_plan() -> None:
-    assert set(explain_module._WISHES.values()) <= set(known_paths())
-    assert set(explain_module._WISHES) <= {field.name for field in fields(Plan)}
+    assert set(explain_module._OPTIONS.values()) <= set(known_paths())
+    assert set(explain_module._OPTIONS) <= {field.name for field in fields(Plan)}
 
 
 def test_every_value_is_there_once() -> None:
@@ -100,9 +100,9 @@ def test_every_value_is_there_once() -> None:
 def test_nothing_here_is_read_or_timed_for_another_machine(
     call: Any, profile: str | None, horizon: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("request", "planning", "training"):
+    for module in ("request", "plan_run", "train_run"):
         monkeypatch.setattr(f"llmtrain.engine.{module}.read_facts", pytest.fail)
-    for name in ("time_matmuls", "time_attention", "time_block", "kept_times"):
+    for name in ("time_matmuls", "time_attention", "time_block", "load_measurement"):
         monkeypatch.setattr(cpu_benchmarks, name, pytest.fail)
     machine = assume_machine("cpu:6c:8GiB", python_version="3.12.3", torch_version="2.13.0")
     shown = call(TrainRequest(profile, [horizon], assumed=machine))

@@ -27,9 +27,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from llmtrain.engine import train
 from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.train import TrainSession, run_training
+from llmtrain.engine.train_run import TrainSession, run_training
 from llmtrain.errors import DivergedError
 from llmtrain.profile.load import Setting
 from llmtrain.progress import Note
@@ -140,7 +139,7 @@ def trained(out: Path, fault: Fault, settings: dict[str, Any], stops: list[str])
         return run
 
     flags = {key: Setting(value, f"argument {key}") for key, value in settings.items()}
-    with mock.patch.object(train, "build_run", build):
+    with mock.patch.object(train_run, "build_run", build):
         for moment in [*stops, ""]:
             stop = StopRequest()
 

@@ -48,7 +48,7 @@ _SHAPE = shape_of(
         vocab_size=300, hidden_size=8, intermediate_size=12, num_layers=1, num_heads=2, context=8
     )
 )
-_WISHES = CheckpointSection(keep_last=1, keep_best=False)
+_OPTIONS = CheckpointSection(keep_last=1, keep_best=False)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -129,7 +129,7 @@ def _is_new(found: Path, step: int) -> bool:
 
 
 def _save(place: Path, checkpoint: Checkpoint) -> None:
-    saver = Saver(place, _WISHES, lambda saved: None)
+    saver = Saver(place, _OPTIONS, lambda saved: None)
     try:
         saver.save(checkpoint, in_background=False)
     finally:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmtrain.errors import UsageError
-from llmtrain.machine import cpu as cpuinfo
+from llmtrain.machine import cpu
 from llmtrain.machine.assume import EXAMPLES, INSTRUCTION_SETS, AssumedMachine, assume_machine
 from llmtrain.machine.facts import AcceleratorKind
 
@@ -134,5 +134,5 @@ def test_any_words_are_a_machine_or_refused(text: str) -> None:
 
 
 def test_every_instruction_set_that_is_read_can_be_said() -> None:
-    read = {*cpuinfo._LINUX_ISA.values(), *cpuinfo._SYSCTL_ISA.values()}
+    read = {*cpu._LINUX_ISA.values(), *cpu._SYSCTL_ISA.values()}
     assert set(INSTRUCTION_SETS) == read

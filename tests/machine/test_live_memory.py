@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from llmtrain.machine import live_memory as live
+from llmtrain.machine import live_memory
 from llmtrain.machine.live_memory import LiveMemory, MemoryMeter
 from llmtrain.machine.memory_pressure import Bound
 from llmtrain.machine.memory_readings import AcceleratorMemory
@@ -69,9 +69,9 @@ def test_others_are_looked_at_now_and_then_and_oneself_always(
         now[0] += 0.5  # so long it takes
         return [Bound("the machine", 1000, 400), Bound("the control group", 500, 450)]
 
-    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(live, "read_bounds", read_bounds)
-    monkeypatch.setattr(live, "resident_bytes", lambda pid=None: next(own))
+    monkeypatch.setattr(live_memory.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(live_memory, "read_bounds", read_bounds)
+    monkeypatch.setattr(live_memory, "resident_bytes", lambda pid=None: next(own))
     watched = meter()
     first = watched.now()
     assert (first.available_bytes, first.percent) == (50, 90.0)
@@ -88,7 +88,7 @@ def test_a_system_that_refuses_leaves_figures_unknown(monkeypatch: pytest.Monkey
     def refuse() -> list[Bound]:
         raise OSError
 
-    monkeypatch.setattr(live, "read_bounds", refuse)
+    monkeypatch.setattr(live_memory, "read_bounds", refuse)
     told = meter().now()
     assert told.process_bytes > 0
     assert (told.available_bytes, told.percent) == (None, None)

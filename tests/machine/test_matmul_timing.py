@@ -11,7 +11,7 @@ from dataclasses import astuple
 import pytest
 import torch
 
-from llmtrain.machine import matmul_timing as timing
+from llmtrain.machine import matmul_timing
 from llmtrain.machine.facts import MatmulTimes
 from llmtrain.machine.probe import time_matmuls
 
@@ -43,7 +43,7 @@ def test_settings_are_restored_after_a_failure(monkeypatch: pytest.MonkeyPatch) 
         raise RuntimeError("could not create a primitive")
 
     before = torch.get_float32_matmul_precision(), torch.get_num_threads()
-    monkeypatch.setattr(timing, "_products_s", fail)
+    monkeypatch.setattr(matmul_timing, "_products_s", fail)
     with pytest.raises(RuntimeError, match="primitive"):
         time_matmuls(64, 96, 64, threads=1)
     assert (torch.get_float32_matmul_precision(), torch.get_num_threads()) == before
@@ -53,12 +53,12 @@ def row_seconds(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> list[tuple
     """Each candidate takes `seconds` per row of any layer. Returns what will have been timed."""
     timed: list[tuple[str, int]] = []
 
-    def round_s(name: str, operands: timing._Operands) -> list[float]:
+    def round_s(name: str, operands: matmul_timing._Operands) -> list[float]:
         rows = operands[torch.float32][0].shape[0]
         timed.append((name, rows))
         return [rows * seconds[name]]
 
-    monkeypatch.setattr(timing, "_round_s", round_s)
+    monkeypatch.setattr(matmul_timing, "_round_s", round_s)
     return timed
 
 
@@ -69,7 +69,7 @@ def seconds(times: MatmulTimes) -> tuple[float, float, float]:
 def test_a_hopeless_candidate_is_given_up_after_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
     timed = row_seconds(monkeypatch, fp32=1e-6, medium=1e-6, bf16=5e-5)
     times = time_matmuls(64, 96, 1000, threads=1)
-    assert {rows for name, rows in timed if name == "bf16"} == {timing._LOOK_SIZE}
+    assert {rows for name, rows in timed if name == "bf16"} == {matmul_timing._LOOK_SIZE}
     assert seconds(times) == pytest.approx((1e-3, 1e-3, 5e-2))
 
 
@@ -77,14 +77,14 @@ def test_fewer_rows_are_timed_where_they_take_long(monkeypatch: pytest.MonkeyPat
     timed = row_seconds(monkeypatch, fp32=1e-4, medium=1e-4, bf16=1e-4)
     times = time_matmuls(256, 256, 10**6, threads=1)
     rows = timed[-1][1]
-    assert rows * 3e-4 * timing._LEAST_ROUNDS <= timing._BUDGET_S < 10**6 * 3e-4
+    assert rows * 3e-4 * matmul_timing._LEAST_ROUNDS <= matmul_timing._BUDGET_S < 10**6 * 3e-4
     assert seconds(times) == pytest.approx((100.0, 100.0, 100.0))
 
 
 def test_each_product_counts_with_its_best_round(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = iter([[5.0, 1.0], [2.0, 3.0], [4.0, 4.0]])
-    monkeypatch.setattr(timing, "_round_s", lambda *_: next(rounds))
-    assert timing._best_s(["fp32"], {}, 3, 3) == {"fp32": 3.0}
+    monkeypatch.setattr(matmul_timing, "_round_s", lambda *_: next(rounds))
+    assert matmul_timing._best_s(["fp32"], {}, 3, 3) == {"fp32": 3.0}
 
 
 def test_bf16_loses_where_the_processor_has_no_instruction_for_it() -> None:

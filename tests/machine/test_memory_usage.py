@@ -308,7 +308,7 @@ def test_an_accelerators_figures_add_up() -> None:
 
 def test_reading_memory_does_not_import_torch() -> None:
     script = (
-        "import sys; from llmtrain.device import usage; memory_usage.read_process_memory();"
-        "usage.read_system_memory(); sys.exit('torch' in sys.modules)"
+        "import sys; from llmtrain.machine import memory_usage; memory_usage.read_process_memory();"
+        "memory_usage.read_system_memory(); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

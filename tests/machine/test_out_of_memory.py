@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llmtrain.errors import DataError, DoesNotFitError
-from llmtrain.machine import out_of_memory as exhaustion
+from llmtrain.machine import out_of_memory as module
 from llmtrain.machine.out_of_memory import memory_errors_mapped, out_of_memory
 
 CPU = (
@@ -68,7 +68,7 @@ def test_what_may_have_other_causes_is_believed_where_memory_cannot_be_had(
 ) -> None:
     error = RuntimeError(text)
     assert out_of_memory(error) is None
-    monkeypatch.setattr(exhaustion, "_PROBE_BYTES", 1 << 62)
+    monkeypatch.setattr(module, "_PROBE_BYTES", 1 << 62)
     assert out_of_memory(error) == "memory ran out"
     assert out_of_memory(RuntimeError("shapes")) is None
 

@@ -15,8 +15,7 @@ from llmtrain.engine.plan_run import plan_run
 from llmtrain.machine.facts import AttentionTimes, BlockTimes, Facts, MatmulTimes
 from llmtrain.machine.probe import read_facts
 from llmtrain.model.timing import CompileError
-from llmtrain.plan import cpu_benchmarks
-from llmtrain.plan import numerics as arithmetic
+from llmtrain.plan import cpu_benchmarks, numerics
 from llmtrain.plan.planner import Plan
 from llmtrain.profile.load import Setting, load_profile
 from llmtrain.progress import Note
@@ -180,7 +179,7 @@ def test_a_failure_is_told_and_tried_again(clock: Clock, facts: Facts) -> None:
 def test_training_goes_on_eagerly_where_compiling_fails(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arithmetic, "_WORTH_COMPILING_S", 0.0)
+    monkeypatch.setattr(numerics, "_WORTH_COMPILING_S", 0.0)
     clock.failure = "fatal error: omp.h: No such file or directory"
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 7))) for _ in range(300)]
@@ -188,7 +187,7 @@ def test_training_goes_on_eagerly_where_compiling_fails(
     (tmp_path / "corpus.txt").write_text(text)
     events: list[Event] = []
     with monkeypatch.context() as patch:
-        patch.setattr("llmtrain.engine.train.read_facts", with_compiler)
+        patch.setattr("llmtrain.engine.train_run.read_facts", with_compiler)
         result = engine.train(
             "cpu-tiny",
             data=[str(tmp_path / "corpus.txt")],

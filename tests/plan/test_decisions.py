@@ -78,7 +78,7 @@ def test_a_device_that_was_named_has_to_be_there(facts: Facts, kind: str, becaus
 
 
 @pytest.mark.parametrize(
-    ("facts", "wishes", "what"),
+    ("facts", "options", "what"),
     [
         (CPU, {"backend": "nccl"}, "nccl needs CUDA"),
         (CUDA, {"backend": "nccl", "force_cpu": True}, "nccl needs CUDA"),

@@ -39,13 +39,13 @@ def test_the_next_run_by_the_same_plan_is_told(planned: Planned) -> None:
     assert last_run(facts, workload, plan) == RunFigures(rate, 123_456_789.0, 9.0)
 
 
-@pytest.mark.parametrize("change", ["plan", "needs", "shape", "machine"])
+@pytest.mark.parametrize("change", ["plan", "workload", "shape", "machine"])
 def test_another_run_is_not(planned: Planned, change: str) -> None:
     facts, workload, plan = planned.facts, planned.workload, planned.plan
     record_run(facts, workload, plan, **FIGURES)
     if change == "plan":
         plan = replace(plan, micro_batch=Choice(2, "another"))
-    elif change == "needs":
+    elif change == "workload":
         workload = replace(workload, tokens_per_step=2 * workload.tokens_per_step)
     elif change == "shape":
         workload = replace(workload, shape=replace(workload.shape, tie_embeddings=False))

@@ -17,7 +17,7 @@ import pytest
 
 from llmtrain.cli.app import run
 from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.train import TrainSession, run_training
+from llmtrain.engine.train_run import TrainSession, run_training
 from llmtrain.profile.load import Setting
 from llmtrain.train.distributed.signals import StopRequest
 from llmtrain.train.distributed.world import World

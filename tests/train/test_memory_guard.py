@@ -16,7 +16,6 @@ import yaml
 from torch import Tensor
 from torch.distributed import HashStore
 
-from llmtrain.engine import train
 from llmtrain.errors import AbortedError, DoesNotFitError
 from llmtrain.machine.memory_pressure import MemoryAction
 from llmtrain.model.decoder import Decoder
@@ -314,7 +313,7 @@ def test_outside_of_a_step_it_is_no_surprise_either(
     def short_build(*_: object) -> None:
         raise ERRORS["cpu"]
 
-    monkeypatch.setattr(train, "build_run", short_build)
+    monkeypatch.setattr(train_run, "build_run", short_build)
     told = llmtrain("train", "-p", "tiny.yaml", "--out", "run")
 
     assert told.code == 3

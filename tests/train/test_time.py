@@ -12,7 +12,7 @@ import pytest
 from llmtrain.cli.train import _deadline
 from llmtrain.engine.beginning import _AFTER_THE_CLOCK_S
 from llmtrain.engine.request import Deadline, TrainRequest
-from llmtrain.engine.train import TrainSession, run_training
+from llmtrain.engine.train_run import TrainSession, run_training
 from llmtrain.errors import UsageError
 from llmtrain.profile.horizon import Horizon
 from llmtrain.progress import Note

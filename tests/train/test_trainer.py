@@ -224,7 +224,7 @@ def test_room_on_the_disk_is_looked_at_before_anything_is_prepared(
 
 
 def test_little_room_is_warned_of(train: Any, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "free_bytes", lambda directory: 1000)
+    monkeypatch.setattr(train_run, "free_bytes", lambda directory: 1000)
     train(place / "run", train__steps=1)
     warnings = [event.text for event in train.events if isinstance(event, Note)]
     assert any("4 more checkpoints are to be kept" in text for text in warnings)

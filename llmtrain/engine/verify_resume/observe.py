@@ -30,7 +30,7 @@ class Watch:
         """To be made before the process is started: what is there now, it has not made."""
         self._run = run
         self._cache = cache
-        self._wishes = options
+        self._options = options
         self._steps = steps
         self._is_resumed = run.exists
         self._record_before = _stamp(run.path / RUN_FILE)
@@ -58,7 +58,7 @@ class Watch:
 
     def _phase_of_training(self) -> Phase:
         last = _last_line(self._run.metrics)
-        step, options = int(last.get("step", 0)), self._wishes
+        step, options = int(last.get("step", 0)), self._options
         if step == 0:
             return "step"
         is_end = step == self._steps

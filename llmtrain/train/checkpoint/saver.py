@@ -44,7 +44,7 @@ class Saver:
         self, directory: Path, options: CheckpointSection, tell: Callable[[Saved], None]
     ) -> None:
         self._directory = directory
-        self._wishes = options
+        self._options = options
         self._tell = tell
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._sealing: Future[Path] | None = None
@@ -55,13 +55,13 @@ class Saver:
 
     def is_due(self, step: int) -> bool:
         """Whether to save after `step`: as the profile says, or so that little is lost or spent."""
-        if self._wishes.every_steps is not None:
-            return step % self._wishes.every_steps == 0
+        if self._options.every_steps is not None:
+            return step % self._options.every_steps == 0
         if self._sealing is not None:
             return False
         every_s = max(_LOST_S, self._paused_s / _SPENT_SHARE)
-        if self._wishes.every_minutes is not None:
-            every_s = 60 * self._wishes.every_minutes
+        if self._options.every_minutes is not None:
+            every_s = 60 * self._options.every_minutes
         return time.monotonic() - self._saved_at_s >= every_s
 
     def save(self, checkpoint: Checkpoint, *, in_background: bool) -> None:
@@ -99,11 +99,11 @@ class Saver:
         self._thread.shutdown(wait=True)
 
     def _seal(self, write: Callable[[], Written], state: SavedState, begun_s: float) -> Path:
-        keep_step = state.best_step if self._wishes.keep_best else None
+        keep_step = state.best_step if self._options.keep_best else None
         with _explained(state.step):
             path = seal_checkpoint(write())
             set_aside_given_up(self._directory, state)
-            remove_old(self._directory, self._wishes.keep_last, keep_step)
+            remove_old(self._directory, self._options.keep_last, keep_step)
         self.took_s = time.monotonic() - begun_s
         return path
 

@@ -141,8 +141,8 @@ def test_without_the_extras_the_rest_is_told(
     llmtrain: Any, planted: Path, monkeypatch: pytest.MonkeyPatch, place: Path
 ) -> None:
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(place / "cache"))
-    for module in ("signatures", "languages"):
-        monkeypatch.setattr(f"llmtrain.data.{module}.find_spec", lambda name: None)
+    for module in ("minhash", "languages"):
+        monkeypatch.setattr(f"llmtrain.data.quality.{module}.find_spec", lambda name: None)
     document = llmtrain("data", "inspect", "--data", planted, "--json").document
     assert (document["near"], document["leakage"], document["languages"]) == (None, None, None)
     assert document["equal"]["documents"] == 5

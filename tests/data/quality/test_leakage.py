@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.data import leakage as leaking
 from llmtrain.data.corpus import Corpus
+from llmtrain.data.quality import leakage as leakage_module
 from llmtrain.data.quality.leakage import Leakage, find_leakage
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.data.split import plan_split
@@ -58,13 +58,13 @@ def test_a_sample_says_about_the_same(tmp_path: Path, monkeypatch: pytest.Monkey
     originals = list(invented(600, seed=1))
     corpus = corpus_of(tmp_path, originals + [text.replace(" ", "\n") for text in originals])
     whole = leakage_of(corpus)
-    monkeypatch.setattr(leaking, "_MOST_UNITS", 400)
+    monkeypatch.setattr(leakage_module, "_MOST_UNITS", 400)
     sample = leakage_of(corpus)
     assert sample.train_share < 0.5
     assert sample.copies < whole.copies
     assert abs(sample.share - whole.share) < 0.25
 
-    monkeypatch.setattr(leaking, "_MOST_UNITS", 50)  # of either side
+    monkeypatch.setattr(leakage_module, "_MOST_UNITS", 50)  # of either side
     assert 25 < leakage_of(corpus).held_out < 75 < whole.held_out
 
 

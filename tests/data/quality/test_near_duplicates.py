@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from llmtrain.data import signatures as signing
+from llmtrain.data.quality import minhash
 from llmtrain.data.quality.minhash import PLACES, SIGNATURE_BYTES, Signatures, Signer
 from llmtrain.data.quality.near_duplicates import NEAR, copied_from, repeats
 from tests.benchmarks.near_duplicates import (
@@ -58,7 +58,7 @@ def test_signatures_do_not_depend_on_what_else_is_signed(monkeypatch: pytest.Mon
     at_once = signatures_of(*texts)
     assert (np.concatenate([signatures_of(text) for text in texts]) == at_once).all()
 
-    monkeypatch.setattr(signing, "_BATCH_CHARACTERS", 50)  # each text is many stretches
+    monkeypatch.setattr(minhash, "_BATCH_CHARACTERS", 50)  # each text is many stretches
     assert (signatures_of(*texts) == at_once).all()
 
 
@@ -87,7 +87,7 @@ def test_estimates_are_near_the_true_similarity() -> None:
     for kind in ("words", "characters"):
         other = edit(text, kind, draw)
         mine, others = (
-            set(signing.shingle_hashes("".join(t.lower().split())).tolist()) for t in (text, other)
+            set(minhash.shingle_hashes("".join(t.lower().split())).tolist()) for t in (text, other)
         )
         true = len(mine & others) / len(mine | others)
         a, b = signatures_of(text, other)

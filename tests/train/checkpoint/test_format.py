@@ -23,8 +23,8 @@ from llmtrain.model.decoder import Decoder
 from llmtrain.profile.schema import ModelSection, OptimSection
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
-from llmtrain.train import checkpoint as checkpoint_module
-from llmtrain.train import checkpoint_writing as writing_module
+from llmtrain.train.checkpoint import format as checkpoint_module
+from llmtrain.train.checkpoint import writing as writing_module
 from llmtrain.train.checkpoint.format import (
     MANIFEST,
     Checkpoint,

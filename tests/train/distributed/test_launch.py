@@ -16,7 +16,7 @@ import pytest
 
 from llmtrain.errors import DataError, InterruptedRunError, LlmtrainError, PeerLostError
 from llmtrain.files import LAUNCHED_VARIABLE
-from llmtrain.train import launch as launching
+from llmtrain.train.distributed import launch as launch_module
 from llmtrain.train.distributed.failures import (
     open_store,
     place_of,
@@ -36,7 +36,7 @@ Launched = Callable[..., int]
 @pytest.fixture
 def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launched:
     """Launches a line of Python a rank; each leaves its process id."""
-    begin = launching._started
+    begin = launch_module._started
 
     def started(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         line = command[3 + int(environment["RANK"])]
@@ -44,8 +44,8 @@ def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launched:
         script = f"import os, signal, sys, time; {leave}; {line}"
         return begin([sys.executable, "-c", script], environment)
 
-    monkeypatch.setattr(launching, "_started", started)
-    monkeypatch.setattr(launching, "_LAST_WORDS_S", 0.3)
+    monkeypatch.setattr(launch_module, "_started", started)
+    monkeypatch.setattr(launch_module, "_LAST_WORDS_S", 0.3)
 
     def run(*lines: str, stop: StopRequest | None = None) -> int:
         try:

@@ -107,9 +107,9 @@ def test_torchrun_starts_it_too(start: Any, place: Path, files: Any, alone: Any)
 FAULTY = """
 import hashlib, os, torch
 from llmtrain.cli.app import main
-from llmtrain.engine import train
+from llmtrain.engine import train_run
 
-build, rank = train.build_run, int(os.environ["RANK"])
+build, rank = train_run.build_run, int(os.environ["RANK"])
 
 def faulty(*args):
     run = build(*args)
@@ -134,7 +134,7 @@ def faulty(*args):
     run.optimizer.register_step_post_hook(record)
     return run
 
-train.build_run = faulty
+train_run.build_run = faulty
 main()
 """
 

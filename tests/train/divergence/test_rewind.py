@@ -15,7 +15,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmtrain.engine import train
 from llmtrain.errors import DivergedError
 from llmtrain.progress import Note
 from llmtrain.train.build import build_run
@@ -112,7 +111,7 @@ def inject(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fault], list[Run]]:
             runs.append(run)
             return run
 
-        monkeypatch.setattr(train, "build_run", build)
+        monkeypatch.setattr(train_run, "build_run", build)
         return runs
 
     return install
@@ -340,7 +339,7 @@ def rewound(run_alone: Any) -> Any:
             BREAKING["activation"](run)
             return run
 
-        patch.setattr(train, "build_run", build)
+        patch.setattr(train_run, "build_run", build)
         return run_alone(checkpoint__every_steps=100)
 
 
