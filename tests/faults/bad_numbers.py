@@ -27,6 +27,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
+from llmtrain.engine import train_run
 from llmtrain.engine.request import TrainRequest
 from llmtrain.engine.train_run import TrainSession, run_training
 from llmtrain.errors import DivergedError

@@ -16,6 +16,7 @@ import yaml
 from torch import Tensor
 from torch.distributed import HashStore
 
+from llmtrain.engine import train_run
 from llmtrain.errors import AbortedError, DoesNotFitError
 from llmtrain.machine.memory_pressure import MemoryAction
 from llmtrain.model.decoder import Decoder

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llmtrain.engine import train_run
 from llmtrain.errors import DivergedError, LlmtrainError
 from llmtrain.eval.evaluate import LossSum
 from llmtrain.progress import Note, Progress

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from llmtrain.engine import train_run
 from llmtrain.errors import DivergedError
 from llmtrain.progress import Note
 from llmtrain.train.build import build_run
