@@ -16,10 +16,12 @@ PAGES = sorted(
     ]
 )
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-PATH = re.compile(r"`((?:llmtrain|tests|docs|profiles)/[\w./*-]*|[A-Z]+\.md|\.[\w/.-]+)`")
+# Paths in the repository; Python files also relative to the package, as in `train/loop.py`.
+PATH = re.compile(
+    r"`((?:llmtrain|tests|docs|profiles)/[\w./*-]*|[A-Z]+\.md|\.[\w-]+/[\w/.-]+|[\w/]+/\w+\.py)`"
+)
 MODULE = re.compile(r"\b((?:llmtrain|tests)(?:\.[a-z_]\w*)+)(?:\.[A-Z]\w*)?")
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
-NOT_OURS = {"llmtrain.git", ".models", ".gitignore"}
 
 each_page = pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -44,8 +46,12 @@ def dead_links(path: Path) -> list[str]:
 
 
 def missing_paths(path: Path) -> list[str]:
-    names = PATH.findall(path.read_text(encoding="utf-8"))
-    return [name for name in names if name not in NOT_OURS and not any(ROOT.glob(name.strip("/")))]
+    names = {name.rstrip("/") for name in PATH.findall(path.read_text(encoding="utf-8"))}
+    return sorted(name for name in names if not _is_path(name))
+
+
+def _is_path(name: str) -> bool:
+    return any(ROOT.glob(name)) or (name.endswith(".py") and (ROOT / "llmtrain" / name).is_file())
 
 
 def missing_modules(path: Path) -> list[str]:
@@ -97,8 +103,9 @@ def test_a_dead_link_is_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "# A `b` c\n[x](no.md) [y](#no) [z](#a-b-c) `llmtrain/no.py` `llmtrain/units.py`\n"
+        "`train/loop.py` `train/no.py`\n"
         "`llmtrain.no.such` `llmtrain.units.parse_count` `llmtrain.units.parse_nothing`\n"
     )
     assert dead_links(page) == ["no.md", "#no"]
-    assert missing_paths(page) == ["llmtrain/no.py"]
+    assert missing_paths(page) == ["llmtrain/no.py", "train/no.py"]
     assert missing_modules(page) == ["llmtrain.no.such", "llmtrain.units.parse_nothing"]
