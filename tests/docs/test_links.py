@@ -92,6 +92,14 @@ def test_every_module_that_is_named_exists(path: Path) -> None:
     assert missing_modules(path) == []
 
 
+def test_every_page_that_the_code_names_exists() -> None:
+    sources = [*(ROOT / "llmtrain").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    for path in sources:
+        text = path.read_text(encoding="utf-8")
+        for name in re.findall(r"(?<![\w\"'/])docs/[\w/]+\.md", text):
+            assert (ROOT / name).is_file(), f"{path.relative_to(ROOT)} names {name}"
+
+
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
     pages = {page for page in (ROOT / "docs").rglob("*.md") if page.name != "README.md"}
