@@ -1,4 +1,4 @@
-"""docs/guides/data.md does what it says: every command in it runs, on a text of the kind it names."""
+"""docs/guides/data.md does what it says: its commands run, on a text of the kind they name."""
 
 from __future__ import annotations
 
