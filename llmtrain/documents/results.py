@@ -359,4 +359,4 @@ class Listed(Part):
 class SchemaList(Document):
     """`llmtrain schema`, without a name."""
 
-    schemas: list[Listed] = key("in the order of docs/json.md")
+    schemas: list[Listed] = key("in the order of docs/reference/json.md")

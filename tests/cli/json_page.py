@@ -1,4 +1,4 @@
-"""The part of docs/json.md that is written from the schemas: every key in a table."""
+"""The part of docs/reference/json.md that is written from the schemas: every key in a table."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ from tests.cli.json_page import page
 from tests.cli.test_help import COMMANDS
 from tests.test_layers import loaded_after
 
-DOCS = Path(__file__).parent.parent.parent / "docs" / "json.md"
+DOCS = Path(__file__).parent.parent.parent / "docs" / "reference" / "json.md"
 FILES = {"metrics.jsonl", "samples.jsonl", "run.yaml"}
 OF_AN_OPTION = {"train-dry-run", "memory-profile", "profiles-show-resolved"}
 

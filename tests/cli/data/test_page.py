@@ -1,4 +1,4 @@
-"""docs/data.md does what it says: every command in it runs, on a text of the kind it names."""
+"""docs/guides/data.md does what it says: its commands run, on a text of the kind they name."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import pytest
 from tests.small import ENVIRONMENT
 
 ROOT = Path(__file__).parents[3]
-PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "guides" / "data.md").read_text(encoding="utf-8")
 BLOCKS: list[str] = re.findall(r"^```sh\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
 COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines()]
 
 
 def pages() -> list[str]:
     """English of some length: parts of the documentation."""
-    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
+    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))]
     return [text[i : i + 3000] for text in texts for i in range(0, len(text) - 3000, 3000)]
 
 
