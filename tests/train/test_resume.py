@@ -3,12 +3,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llmtrain.progress import Note
 from llmtrain.train.events import Evaluated, Event, Saved, Step
+from tests.train.harness import Files, InProcessTrainer, Llmtrain
 
 Moment = Callable[[Event], bool]
 
@@ -35,7 +35,7 @@ MOMENTS = {
 
 @pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
 def test_interrupted_run_ends_as_an_uninterrupted_one(
-    moment: Moment, train: Any, place: Path, files: Any, reference: Any
+    moment: Moment, train: InProcessTrainer, place: Path, files: type[Files], reference: Files
 ) -> None:
     stopped = train(place / "run", stop_at=moment)
     assert stopped.stopped == "interrupted"
@@ -51,7 +51,7 @@ def test_interrupted_run_ends_as_an_uninterrupted_one(
 
 
 def test_run_interrupted_at_every_fifth_step_ends_the_same(
-    train: Any, place: Path, files: Any, reference: Any
+    train: InProcessTrainer, place: Path, files: type[Files], reference: Files
 ) -> None:
     for step in (4, 9, 14):
         train(place / "run", stop_at=after_step(step), resume="auto")
@@ -62,7 +62,7 @@ def test_run_interrupted_at_every_fifth_step_ends_the_same(
 
 
 def test_longer_constant_schedule_begins_as_the_shorter_run(
-    train: Any, place: Path, files: Any, reference: Any
+    train: InProcessTrainer, place: Path, files: type[Files], reference: Files
 ) -> None:
     # Under wsd the rate is constant until half of the horizon, so the first 10 steps are the same.
     train(place / "run", train__steps=20, optim__warmup_steps=2)
@@ -72,7 +72,9 @@ def test_longer_constant_schedule_begins_as_the_shorter_run(
     assert [line for line in files(place / "long").course() if "loss" in line][:10] == first
 
 
-def test_longer_horizon_goes_on(train: Any, llmtrain: Any, place: Path, files: Any) -> None:
+def test_longer_horizon_goes_on(
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path, files: type[Files]
+) -> None:
     train(place / "run")
 
     assert llmtrain("train", "--out", "run", "--resume", "auto", "--steps", 25).code == 0
@@ -82,7 +84,7 @@ def test_longer_horizon_goes_on(train: Any, llmtrain: Any, place: Path, files: A
     assert files(place / "run").newest.name == "step-00000025"
 
 
-def test_longer_time_goes_on_past_the_old_estimate(train: Any, place: Path) -> None:
+def test_longer_time_goes_on_past_the_old_estimate(train: InProcessTrainer, place: Path) -> None:
     short = train(place / "run", train__time="1s")
 
     longer = train(place / "run", train__time="9s", resume="auto")
@@ -91,7 +93,7 @@ def test_longer_time_goes_on_past_the_old_estimate(train: Any, place: Path) -> N
 
 
 def test_shorter_horizon_is_refused_with_both_values(
-    train: Any, llmtrain: Any, place: Path
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path
 ) -> None:
     train(place / "run", stop_at=after_step(3))
 
@@ -102,14 +104,18 @@ def test_shorter_horizon_is_refused_with_both_values(
     assert "15 steps" in outcome.err
 
 
-def test_resume_auto_starts_fresh_where_there_is_none(llmtrain: Any, files: Any) -> None:
+def test_resume_auto_starts_fresh_where_there_is_none(
+    llmtrain: Llmtrain, files: type[Files]
+) -> None:
     outcome = llmtrain("train", "-p", "tiny.yaml", "--out", "run", "--resume", "auto")
 
     assert outcome.code == 0
     assert files(Path("run")).newest.name == "step-00000020"
 
 
-def test_run_directory_is_not_overwritten(llmtrain: Any, train: Any, place: Path) -> None:
+def test_run_directory_is_not_overwritten(
+    llmtrain: Llmtrain, train: InProcessTrainer, place: Path
+) -> None:
     train(place / "run", stop_at=after_step(3))
     before = sorted((place / "run").rglob("*"))
 
@@ -122,7 +128,11 @@ def test_run_directory_is_not_overwritten(llmtrain: Any, train: Any, place: Path
 
 @pytest.mark.parametrize("eval_patience", [None, 1])
 def test_finished_run_says_so(
-    eval_patience: int | None, train: Any, llmtrain: Any, place: Path, files: Any
+    eval_patience: int | None,
+    train: InProcessTrainer,
+    llmtrain: Llmtrain,
+    place: Path,
+    files: type[Files],
 ) -> None:
     rate = 0.004 if eval_patience is None else 10.0  # the latter makes it worse at once
     train(
@@ -158,8 +168,8 @@ def test_what_a_run_is_made_of_cannot_change(
     before: str,
     now: str,
     profile: tuple[str, ...],
-    train: Any,
-    llmtrain: Any,
+    train: InProcessTrainer,
+    llmtrain: Llmtrain,
     place: Path,
 ) -> None:
     train(place / "run", stop_at=after_step(3))
@@ -173,7 +183,7 @@ def test_what_a_run_is_made_of_cannot_change(
 
 
 def test_device_logging_and_checkpoints_may_change(
-    train: Any, llmtrain: Any, place: Path, files: Any
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path, files: type[Files]
 ) -> None:
     train(place / "run", stop_at=after_step(3))
 
@@ -197,7 +207,7 @@ def test_device_logging_and_checkpoints_may_change(
 
 
 def test_resume_by_name_directory_and_checkpoint(
-    train: Any, llmtrain: Any, place: Path, files: Any, reference: Any
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path, files: type[Files], reference: Files
 ) -> None:
     run = place / "runs" / "mine"
     train(run, stop_at=after_step(6), checkpoint__every_steps=4, checkpoint__keep_last=9)
@@ -221,7 +231,7 @@ def test_resume_by_name_directory_and_checkpoint(
 
 
 def test_newest_run_of_the_profile_is_resumed(
-    train: Any, llmtrain: Any, place: Path, files: Any
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path, files: type[Files]
 ) -> None:
     train(place / "runs" / "older", stop_at=after_step(3))
     train(place / "runs" / "newer", stop_at=after_step(3))
@@ -233,7 +243,7 @@ def test_newest_run_of_the_profile_is_resumed(
 
 
 def test_metrics_past_the_checkpoint_are_cut(
-    train: Any, place: Path, files: Any, reference: Any
+    train: InProcessTrainer, place: Path, files: type[Files], reference: Files
 ) -> None:
     train(place / "run", stop_at=after_step(6))
     with (place / "run" / "metrics.jsonl").open("a") as metrics:
@@ -245,7 +255,7 @@ def test_metrics_past_the_checkpoint_are_cut(
 
 
 def test_run_that_was_killed_before_its_first_checkpoint_begins_again_as_it_was(
-    train: Any, llmtrain: Any, place: Path, files: Any, reference: Any
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path, files: type[Files], reference: Files
 ) -> None:
     train(place / "run", stop_at=after_step(6))
     shutil.rmtree(place / "run" / "checkpoints")
@@ -259,7 +269,7 @@ def test_run_that_was_killed_before_its_first_checkpoint_begins_again_as_it_was(
 
 
 def test_checkpoints_without_a_record_are_left_alone(
-    train: Any, llmtrain: Any, place: Path, files: Any
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path, files: type[Files]
 ) -> None:
     train(place / "run", stop_at=after_step(6))
     (place / "run" / "run.yaml").unlink()
@@ -277,9 +287,9 @@ def test_checkpoints_without_a_record_are_left_alone(
 def test_flag_of_the_first_call_survives_a_resume_that_does_not_repeat_it(
     first: tuple[str, ...],
     profile: tuple[str, ...],
-    llmtrain: Any,
+    llmtrain: Llmtrain,
     place: Path,
-    files: Any,
+    files: type[Files],
 ) -> None:
     assert llmtrain("train", "-p", "tiny.yaml", "--out", "whole", *first).code == 0
     assert llmtrain("train", "-p", "tiny.yaml", "--out", "run", *first).code == 0
@@ -293,7 +303,11 @@ def test_flag_of_the_first_call_survives_a_resume_that_does_not_repeat_it(
 
 
 def test_variable_of_the_first_call_survives_too(
-    llmtrain: Any, train: Any, place: Path, files: Any, monkeypatch: pytest.MonkeyPatch
+    llmtrain: Llmtrain,
+    train: InProcessTrainer,
+    place: Path,
+    files: type[Files],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("LLMTRAIN_TRAIN__STEPS", "24")
@@ -306,7 +320,7 @@ def test_variable_of_the_first_call_survives_too(
 
 
 def test_changed_text_does_not_matter_while_its_shards_are_cached(
-    train: Any, place: Path, files: Any, reference: Any
+    train: InProcessTrainer, place: Path, files: type[Files], reference: Files
 ) -> None:
     train(place / "run", stop_at=after_step(6))
     (place / "corpus.txt").write_text("nothing of what was there\n" * 500)
@@ -317,7 +331,7 @@ def test_changed_text_does_not_matter_while_its_shards_are_cached(
 
 
 def test_changed_text_without_cached_shards_is_refused(
-    train: Any, llmtrain: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(place / "run", stop_at=after_step(6))
     (place / "corpus.txt").write_text("nothing of what was there\n" * 500)
@@ -337,7 +351,7 @@ def damage(checkpoint: Path) -> None:
 
 
 def test_damaged_newest_checkpoint_is_set_aside(
-    train: Any, llmtrain: Any, place: Path, files: Any, reference: Any
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path, files: type[Files], reference: Files
 ) -> None:
     train(place / "run", stop_at=after_step(13), checkpoint__every_steps=4)
     assert files(place / "run").newest.name == "step-00000014"
@@ -355,7 +369,7 @@ def test_damaged_newest_checkpoint_is_set_aside(
 
 @pytest.mark.parametrize("resume", ["auto", "newest"])
 def test_no_whole_checkpoint_is_a_failure(
-    resume: str, train: Any, llmtrain: Any, place: Path, files: Any
+    resume: str, train: InProcessTrainer, llmtrain: Llmtrain, place: Path, files: type[Files]
 ) -> None:
     train(place / "run", stop_at=after_step(6))
     (files(place / "run").newest / "manifest.json").unlink()
@@ -367,7 +381,9 @@ def test_no_whole_checkpoint_is_a_failure(
     assert "manifest.json" in outcome.err
 
 
-def test_evaluation_is_due_once_where_the_run_is_resumed(train: Any, place: Path) -> None:
+def test_evaluation_is_due_once_where_the_run_is_resumed(
+    train: InProcessTrainer, place: Path
+) -> None:
     train(place / "run", stop_at=after_step(9))
     train.events.clear()
 
@@ -377,7 +393,7 @@ def test_evaluation_is_due_once_where_the_run_is_resumed(train: Any, place: Path
     assert evaluated == [10, 20]
 
 
-def test_checkpoints_of_a_resume_are_told(train: Any, place: Path) -> None:
+def test_checkpoints_of_a_resume_are_told(train: InProcessTrainer, place: Path) -> None:
     train(place / "run", stop_at=after_step(6))
     train.events.clear()
 

@@ -4,7 +4,6 @@ import json
 import math
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -15,11 +14,12 @@ from llmtrain.eval.evaluate import LossSum
 from llmtrain.progress import Note, Progress
 from llmtrain.train.checkpoint import saver
 from llmtrain.train.checkpoint.format import load_checkpoint
+from llmtrain.train.evaluation import Evaluator
 from llmtrain.train.events import Evaluated, Sampled, Saved, Started, Step, metrics_line
-from llmtrain.train.examine import Evaluator
+from tests.train.harness import Files, InProcessTrainer, Llmtrain
 
 
-def test_events_tell_the_run_in_order(train: Any, place: Path) -> None:
+def test_events_tell_the_run_in_order(train: InProcessTrainer, place: Path) -> None:
     result = train(place / "run", train__log_every_steps=5)
 
     events = [e for e in train.events if isinstance(e, (Started, Step, Evaluated, Sampled, Saved))]
@@ -32,14 +32,16 @@ def test_events_tell_the_run_in_order(train: Any, place: Path) -> None:
     assert result.train_loss < 5.5 < events[1].loss
 
 
-def test_first_and_last_steps_are_always_logged(train: Any, place: Path, files: Any) -> None:
+def test_first_and_last_steps_are_always_logged(
+    train: InProcessTrainer, place: Path, files: type[Files]
+) -> None:
     train(place / "run", train__log_every_steps=7, train__steps=20)
 
     steps = [line["step"] for line in files(place / "run").lines("metrics.jsonl") if "loss" in line]
     assert steps == [1, 7, 14, 20]
 
 
-def test_metrics_have_the_columns_of_the_contract(reference: Any) -> None:
+def test_metrics_have_the_columns_of_the_contract(reference: Files) -> None:
     first, last = reference.lines("metrics.jsonl")[0], reference.lines("metrics.jsonl")[-1]
     assert set(first) == {
         *("step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "mfu"),
@@ -48,7 +50,9 @@ def test_metrics_have_the_columns_of_the_contract(reference: Any) -> None:
     assert set(last) == {"step", "val_loss", "val_bpb"}
 
 
-def test_samples_hold_the_prompt_and_the_text(train: Any, place: Path, files: Any) -> None:
+def test_samples_hold_the_prompt_and_the_text(
+    train: InProcessTrainer, place: Path, files: type[Files]
+) -> None:
     train(place / "run", eval__prompts=["abc", ""], eval__sample_every_steps=20)
 
     samples = files(place / "run").lines("samples.jsonl")
@@ -57,14 +61,16 @@ def test_samples_hold_the_prompt_and_the_text(train: Any, place: Path, files: An
 
 
 def test_sampling_changes_nothing_of_the_training(
-    train: Any, place: Path, files: Any, reference: Any
+    train: InProcessTrainer, place: Path, files: type[Files], reference: Files
 ) -> None:
     train(place / "run", eval__sample_every_steps=None, eval__every_steps=7)
 
     assert files(place / "run").digests() == reference.digests()
 
 
-def test_only_the_newest_checkpoints_are_kept(train: Any, place: Path, files: Any) -> None:
+def test_only_the_newest_checkpoints_are_kept(
+    train: InProcessTrainer, place: Path, files: type[Files]
+) -> None:
     train(
         place / "run",
         checkpoint__every_steps=4,
@@ -75,7 +81,9 @@ def test_only_the_newest_checkpoints_are_kept(train: Any, place: Path, files: An
     assert files(place / "run").checkpoints == ["step-00000012", "step-00000016", "step-00000020"]
 
 
-def test_the_best_checkpoint_is_kept_though_it_is_old(train: Any, place: Path, files: Any) -> None:
+def test_the_best_checkpoint_is_kept_though_it_is_old(
+    train: InProcessTrainer, place: Path, files: type[Files]
+) -> None:
     train(
         place / "run",
         # it learns for a while, and is then taken apart
@@ -96,7 +104,7 @@ def test_the_best_checkpoint_is_kept_though_it_is_old(train: Any, place: Path, f
 
 @pytest.mark.parametrize("patience", [1, 3])
 def test_patience_ends_the_run_after_so_many_evaluations_without_a_best(
-    patience: int, train: Any, place: Path
+    patience: int, train: InProcessTrainer, place: Path
 ) -> None:
     result = train(
         place / "run",
@@ -116,7 +124,9 @@ def test_patience_ends_the_run_after_so_many_evaluations_without_a_best(
     assert load_checkpoint(result.checkpoint).state.finished
 
 
-def test_divergence_leaves_the_last_checkpoint(train: Any, place: Path, files: Any) -> None:
+def test_divergence_leaves_the_last_checkpoint(
+    train: InProcessTrainer, place: Path, files: type[Files]
+) -> None:
     with pytest.raises(DivergedError, match="learning rate") as failure:
         train(
             place / "run",
@@ -132,7 +142,11 @@ def test_divergence_leaves_the_last_checkpoint(train: Any, place: Path, files: A
 
 
 def test_validation_that_is_not_a_number_is_no_best_and_can_be_saved(
-    train: Any, place: Path, llmtrain: Any, files: Any, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer,
+    place: Path,
+    llmtrain: Llmtrain,
+    files: type[Files],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looks = iter([6.0, math.nan])
 
@@ -156,7 +170,7 @@ def test_numbers_that_json_does_not_have_are_null() -> None:
     assert values == {"step": 3, "val_loss": None, "val_bpb": None}
 
 
-def test_record_says_what_was_asked_decided_and_used(reference: Any) -> None:
+def test_record_says_what_was_asked_decided_and_used(reference: Files) -> None:
     record = yaml.safe_load((reference.path / "run.yaml").read_text())
 
     assert record["profile"]["model"]["hidden_size"] == 32
@@ -170,7 +184,7 @@ def test_record_says_what_was_asked_decided_and_used(reference: Any) -> None:
     assert len(record["sittings"]) == 1
 
 
-def test_state_says_where_the_run_stands(reference: Any) -> None:
+def test_state_says_where_the_run_stands(reference: Files) -> None:
     state = json.loads((reference.newest / "state.json").read_text())
 
     assert (state["step"], state["tokens"], state["windows"]) == (20, 20 * 256, 20 * 8)
@@ -180,7 +194,9 @@ def test_state_says_where_the_run_stands(reference: Any) -> None:
     assert state["not_bitwise_from_step"] is None
 
 
-def test_seed_decides_the_run(train: Any, place: Path, files: Any, reference: Any) -> None:
+def test_seed_decides_the_run(
+    train: InProcessTrainer, place: Path, files: type[Files], reference: Files
+) -> None:
     train(place / "same", train__seed=0)
     train(place / "other", train__seed=1)
 
@@ -189,7 +205,7 @@ def test_seed_decides_the_run(train: Any, place: Path, files: Any, reference: An
 
 
 def test_interruption_while_tokenizing_is_no_failure_and_leaves_nothing(
-    train: Any, place: Path, corpus_text: str, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, place: Path, corpus_text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(place / "first", train__steps=1)
     tokenizer = place / "first" / "checkpoints" / "step-00000001"
@@ -207,7 +223,7 @@ def test_interruption_while_tokenizing_is_no_failure_and_leaves_nothing(
     assert list((place / "cache" / "shards").iterdir()) == []
 
 
-def test_failure_before_training_leaves_no_directory(train: Any, place: Path) -> None:
+def test_failure_before_training_leaves_no_directory(train: InProcessTrainer, place: Path) -> None:
     with pytest.raises(LlmtrainError):
         train(place / "runs" / "run", data__sources=["nowhere.txt"])
 
@@ -215,7 +231,7 @@ def test_failure_before_training_leaves_no_directory(train: Any, place: Path) ->
 
 
 def test_room_on_the_disk_is_looked_at_before_anything_is_prepared(
-    train: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(saver, "free_bytes", lambda directory: 1000)
     with pytest.raises(LlmtrainError, match=r"a checkpoint of this run needs .*0.977 KiB are free"):
@@ -224,7 +240,9 @@ def test_room_on_the_disk_is_looked_at_before_anything_is_prepared(
     assert not (place / "run").exists()
 
 
-def test_little_room_is_warned_of(train: Any, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_room_is_warned_of(
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(train_run, "free_bytes", lambda directory: 1000)
     train(place / "run", train__steps=1)
     warnings = [event.text for event in train.events if isinstance(event, Note)]
@@ -232,7 +250,7 @@ def test_little_room_is_warned_of(train: Any, place: Path, monkeypatch: pytest.M
 
 
 def test_nothing_is_drawn_from_generators_that_a_checkpoint_does_not_hold(
-    train: Any, place: Path
+    train: InProcessTrainer, place: Path
 ) -> None:
     numpy = pytest.importorskip("numpy")
     before = random.getstate(), str(numpy.random.get_state())

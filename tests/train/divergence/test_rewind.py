@@ -23,10 +23,12 @@ from llmtrain.train.checkpoint.format import list_checkpoints, load_checkpoint
 from llmtrain.train.divergence import policy, rewind
 from llmtrain.train.events import Event, Step
 from llmtrain.train.loop import Run
+from tests.train.harness import Files, InProcessTrainer, Llmtrain, RunAlone
 
 PER_STEP = 8  # windows
 Fault = Callable[[Run], None]
 When = Callable[[Run], bool]
+Inject = Callable[[Fault], list[Run]]
 
 
 def at_steps(*steps: int) -> When:
@@ -101,7 +103,7 @@ def row_of_weights(step: int) -> Fault:
 
 
 @pytest.fixture
-def inject(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fault], list[Run]]:
+def inject(monkeypatch: pytest.MonkeyPatch) -> Inject:
     """Every run that is built has the fault; returns them as they come."""
     runs: list[Run] = []
 
@@ -124,7 +126,7 @@ def near(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy, "REWIND_STEPS", 6)
 
 
-def lines(files: Any, kind: str) -> list[dict[str, Any]]:
+def lines(files: Files, kind: str) -> list[dict[str, Any]]:
     return [line for line in files.lines("metrics.jsonl") if kind in line]
 
 
@@ -162,7 +164,7 @@ PASSING: dict[str, tuple[Fault, str, str]] = {
         "each window alone is finite",
     ),
     "loss": (loss(at_steps(7)), "its loss is inf", "each window alone is finite"),
-    "text": (text(7), "its loss is nan", "in the forward, what model.embed_tokens returns; of"),
+    "text": (text(7), "its loss is nan", "in the forward, the output of model.embed_tokens; of"),
 }
 
 
@@ -171,11 +173,11 @@ def test_a_fault_of_one_batch_costs_its_step_alone(
     fault: Fault,
     reason: str,
     where: str,
-    train: Any,
-    inject: Any,
+    train: InProcessTrainer,
+    inject: Inject,
     place: Path,
-    files: Any,
-    reference: Any,
+    files: type[Files],
+    reference: Files,
 ) -> None:
     inject(fault)
     result = train(place / "run", checkpoint__every_steps=5)
@@ -195,7 +197,11 @@ def test_a_fault_of_one_batch_costs_its_step_alone(
 
 
 def test_memory_that_does_not_last_for_looking_ends_no_run(
-    train: Any, inject: Any, place: Path, files: Any, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer,
+    inject: Inject,
+    place: Path,
+    files: type[Files],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     inject(PASSING["text"][0])
     diagnose, tries = rewind.diagnose, iter([True, False])
@@ -208,7 +214,7 @@ def test_memory_that_does_not_last_for_looking_ends_no_run(
     monkeypatch.setattr(rewind, "diagnose", short_of_memory)
     assert train(place / "run").stopped == "done"
     (line,) = lines(files(place / "run"), "skipped")
-    assert "what model.embed_tokens returns" in line["reason"]
+    assert "the output of model.embed_tokens" in line["reason"]
     assert [text for text in warnings(train.events) if "micro-batch 4 × 2" in text]
 
 
@@ -227,10 +233,10 @@ def test_a_fault_that_skipping_does_not_help_rewinds_the_run(
     kind: str,
     every: int,
     last_bad: int,
-    train: Any,
-    inject: Any,
+    train: InProcessTrainer,
+    inject: Inject,
     place: Path,
-    files: Any,
+    files: type[Files],
     near: None,
 ) -> None:
     inject(BREAKING[kind])
@@ -255,7 +261,7 @@ def test_a_fault_that_skipping_does_not_help_rewinds_the_run(
 LASTING: dict[str, tuple[Fault, str]] = {
     "activation": (
         activation("model.layers.1.mlp", from_step(12)),
-        "each window alone|in the forward, what model.layers.1.mlp returns",
+        "each window alone|in the forward, the output of model.layers.1.mlp",
     ),
     "gradient": (
         gradient("model.layers.0.mlp.up_proj.weight", from_step(12)),
@@ -263,14 +269,20 @@ LASTING: dict[str, tuple[Fault, str]] = {
     ),
     "from the first step": (
         activation("model.layers.0.self_attn.v_proj", from_step(1)),
-        "in the forward, what model.layers.0.self_attn.v_proj returns",
+        "in the forward, the output of model.layers.0.self_attn.v_proj",
     ),
 }
 
 
 @pytest.mark.parametrize(("fault", "place_named"), LASTING.values(), ids=LASTING)
 def test_a_fault_that_stays_ends_the_run_with_a_diagnosis(
-    fault: Fault, place_named: str, train: Any, inject: Any, place: Path, files: Any, near: None
+    fault: Fault,
+    place_named: str,
+    train: InProcessTrainer,
+    inject: Inject,
+    place: Path,
+    files: type[Files],
+    near: None,
 ) -> None:
     runs = inject(fault)
     with pytest.raises(DivergedError, match=place_named) as failure:
@@ -296,7 +308,7 @@ def test_a_fault_that_stays_ends_the_run_with_a_diagnosis(
 
 
 def test_the_command_line_ends_with_code_4_and_a_document(
-    llmtrain: Any, inject: Any, place: Path, files: Any
+    llmtrain: Llmtrain, inject: Inject, place: Path, files: type[Files]
 ) -> None:
     inject(activation("model.layers.1.mlp", from_step(8)))
     outcome = llmtrain(
@@ -330,7 +342,7 @@ INTERRUPTIONS: dict[str, list[Callable[[Event], bool]]] = {
 
 
 @pytest.fixture(scope="module")
-def rewound(run_alone: Any) -> Any:
+def rewound(run_alone: RunAlone) -> Files:
     """A run that was rewound, and that nothing interrupted."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(policy, "REWIND_STEPS", 6)
@@ -345,7 +357,7 @@ def rewound(run_alone: Any) -> Any:
 
 
 def test_a_rewound_run_is_the_run_that_read_the_other_text(
-    train: Any, inject: Any, place: Path, files: Any, rewound: Any
+    train: InProcessTrainer, inject: Inject, place: Path, files: type[Files], rewound: Files
 ) -> None:
     """What it did before the step that it is rewound to, it did as if nothing were to come."""
 
@@ -365,12 +377,12 @@ def test_a_rewound_run_is_the_run_that_read_the_other_text(
 @pytest.mark.parametrize("moments", INTERRUPTIONS.values(), ids=INTERRUPTIONS)
 def test_interrupted_and_rewound_is_as_only_rewound(
     moments: list[Callable[[Event], bool]],
-    train: Any,
-    inject: Any,
+    train: InProcessTrainer,
+    inject: Inject,
     place: Path,
-    files: Any,
+    files: type[Files],
     near: None,
-    rewound: Any,
+    rewound: Files,
 ) -> None:
     inject(BREAKING["activation"])
     for moment in moments:
@@ -383,7 +395,7 @@ def test_interrupted_and_rewound_is_as_only_rewound(
 
 
 def test_what_an_earlier_rewind_gave_up_is_not_gone_back_to(
-    train: Any, inject: Any, place: Path, files: Any, near: None
+    train: InProcessTrainer, inject: Inject, place: Path, files: type[Files], near: None
 ) -> None:
     """Nothing was saved between the two, so that it still looks like the newest state."""
     inject(activation("model.norm", at_steps(*range(12, 17), *range(31, 36))))
@@ -399,7 +411,7 @@ def test_what_an_earlier_rewind_gave_up_is_not_gone_back_to(
 
 
 def test_interrupted_around_a_skipped_step_is_as_uninterrupted(
-    train: Any, inject: Any, place: Path, files: Any
+    train: InProcessTrainer, inject: Inject, place: Path, files: type[Files]
 ) -> None:
     inject(PASSING["activation"][0])
     train(place / "whole")
@@ -411,7 +423,12 @@ def test_interrupted_around_a_skipped_step_is_as_uninterrupted(
 
 
 def test_killed_while_it_goes_on_from_a_rewind_is_as_not_killed(
-    train: Any, inject: Any, place: Path, files: Any, near: None, rewound: Any
+    train: InProcessTrainer,
+    inject: Inject,
+    place: Path,
+    files: type[Files],
+    near: None,
+    rewound: Files,
 ) -> None:
     """Without a word saved since the rewind, it finds the same fault and does the same again."""
     inject(BREAKING["activation"])
@@ -432,7 +449,7 @@ def test_killed_while_it_goes_on_from_a_rewind_is_as_not_killed(
 
 
 def test_what_a_rewind_gave_up_is_kept_aside_once_there_is_a_newer_state(
-    train: Any, inject: Any, place: Path, files: Any, near: None
+    train: InProcessTrainer, inject: Inject, place: Path, files: type[Files], near: None
 ) -> None:
     inject(BREAKING["activation"])
     train(
@@ -451,7 +468,12 @@ def test_what_a_rewind_gave_up_is_kept_aside_once_there_is_a_newer_state(
 
 
 def test_a_damaged_state_is_not_rewound_to(
-    train: Any, inject: Any, place: Path, files: Any, near: None, rewound: Any
+    train: InProcessTrainer,
+    inject: Inject,
+    place: Path,
+    files: type[Files],
+    near: None,
+    rewound: Files,
 ) -> None:
     inject(BREAKING["activation"])
 
@@ -465,10 +487,10 @@ def test_a_damaged_state_is_not_rewound_to(
 
 
 def test_a_later_state_is_taken_where_the_way_from_an_earlier_one_is_too_long(
-    train: Any,
-    inject: Any,
+    train: InProcessTrainer,
+    inject: Inject,
     place: Path,
-    files: Any,
+    files: type[Files],
     near: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -480,7 +502,7 @@ def test_a_later_state_is_taken_where_the_way_from_an_earlier_one_is_too_long(
 
 
 def test_a_run_that_ended_so_ends_so_again_and_keeps_what_it_has(
-    train: Any, llmtrain: Any, inject: Any, place: Path, near: None
+    train: InProcessTrainer, llmtrain: Llmtrain, inject: Inject, place: Path, near: None
 ) -> None:
     inject(activation("model.norm", from_step(12)))
     with pytest.raises(DivergedError):
@@ -489,12 +511,12 @@ def test_a_run_that_ended_so_ends_so_again_and_keeps_what_it_has(
     assert checkpoints[-1] == "step-00000015"  # with the weights of step 11
     outcome = llmtrain("train", "--out", "run", "--resume", "auto")
     assert outcome.code == 4
-    assert "what model.norm returns" in outcome.err
+    assert "the output of model.norm" in outcome.err
     assert [p.name for p in list_checkpoints(place / "run" / "checkpoints")] == checkpoints
 
 
 def test_weights_that_break_at_the_very_end_are_not_what_is_left(
-    train: Any, inject: Any, place: Path, files: Any
+    train: InProcessTrainer, inject: Inject, place: Path, files: type[Files]
 ) -> None:
     inject(row_of_weights(20))
     assert train(place / "run").stopped == "done"
@@ -503,7 +525,7 @@ def test_weights_that_break_at_the_very_end_are_not_what_is_left(
 
 
 def test_a_run_interrupted_where_it_was_to_end_ends_at_once(
-    train: Any, inject: Any, place: Path
+    train: InProcessTrainer, inject: Inject, place: Path
 ) -> None:
     inject(activation("model.norm", from_step(1)))
     is_third = iter([False, False, True])
@@ -514,7 +536,7 @@ def test_a_run_interrupted_where_it_was_to_end_ends_at_once(
     stopped = train(place / "run", stop_at=in_its_last_step)
     assert (stopped.stopped, stopped.steps, stopped.train_loss) == ("interrupted", 5, None)
     train.events.clear()
-    with pytest.raises(DivergedError, match=r"what model\.norm returns.*after 2 rewinds"):
+    with pytest.raises(DivergedError, match=r"the output of model\.norm.*after 2 rewinds"):
         train(place / "run", resume="auto")
     assert not [event for event in train.events if isinstance(event, Step)]
     assert warnings(train.events) == []
