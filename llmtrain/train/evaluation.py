@@ -15,7 +15,6 @@ from llmtrain.eval.evaluate import LossSum, bits_per_byte, sum_loss
 from llmtrain.model.generate import Sampling, generate_tokens
 from llmtrain.profile.schema import EvalSection
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.train.checkpoint.format import SavedState
 from llmtrain.train.distributed.signals import StopRequest
 from llmtrain.train.events import Evaluated
 from llmtrain.train.loop import Run
@@ -141,16 +140,3 @@ class Evaluator:
         """Raise InterruptedRunError after a stop signal; several ranks stop after the step."""
         if self._run.world.size == 1:
             self._stop.check()
-
-
-def with_evaluation(state: SavedState, evaluated: Evaluated) -> SavedState:
-    """Return `state` with the validation loss; None where it is not finite."""
-    is_finite = math.isfinite(evaluated.val_loss)
-    update: dict[str, object] = {
-        "val_loss": evaluated.val_loss if is_finite else None,
-        "val_bpb": evaluated.val_bpb if is_finite else None,
-        "evaluations_without_best": 0 if evaluated.is_best else state.evaluations_without_best + 1,
-    }
-    if evaluated.is_best:
-        update |= {"best_val_loss": evaluated.val_loss, "best_step": evaluated.step}
-    return state.model_copy(update=update)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -138,6 +139,13 @@ class TrainLogger:
     def exclude(self, seconds: float) -> None:
         """Exclude time that was not spent training from the token rate."""
         self._logged_at_s += seconds
+
+    @contextmanager
+    def excluded(self) -> Iterator[None]:
+        """Within the block, exclude the time from the token rate."""
+        started_s = time.monotonic()
+        yield
+        self.exclude(time.monotonic() - started_s)
 
     def _append_metrics(self, line: Mapping[str, object]) -> None:
         if self._world.is_main:

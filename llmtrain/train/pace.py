@@ -6,7 +6,8 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from llmtrain.profile.schema import Profile
 
@@ -74,6 +75,13 @@ class Pace:
         """Record what an activity costs; ignored before the first step, as its unit is unknown."""
         if self._step_times_s:
             self._costs[activity] = seconds / max(self.step_s, _SHORTEST_STEP_S)
+
+    @contextmanager
+    def measured(self, activity: str, times: float = 1.0) -> Iterator[None]:
+        """Record `times` the block's time as the activity's cost."""
+        started_s = time.monotonic()
+        yield
+        self.record_cost(activity, times * (time.monotonic() - started_s))
 
     @property
     def is_known(self) -> bool:

@@ -13,7 +13,6 @@ from pathlib import Path
 from llmtrain.data.batches.mixture import MixedSource
 from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
-from llmtrain.machine.memory_usage import read_accelerator_memory, read_process_memory
 from llmtrain.machine.out_of_memory import memory_errors_mapped
 from llmtrain.plan.activation_bytes import checkpoint_bytes
 from llmtrain.plan.workload import Workload
@@ -21,12 +20,11 @@ from llmtrain.profile.horizon import Horizon
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.train.build import RandomState
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
 from llmtrain.train.checkpoint.saver import Saver
 from llmtrain.train.distributed.signals import StopRequest
 from llmtrain.train.divergence.rewind import Rewinder
-from llmtrain.train.evaluation import Evaluator, with_evaluation
+from llmtrain.train.evaluation import Evaluator
 from llmtrain.train.events import Observer, Sampled, Stopped, TrainResult
 from llmtrain.train.logger import TrainLogger
 from llmtrain.train.loop import Run, StepReport
@@ -34,6 +32,7 @@ from llmtrain.train.memory_guard import MemoryGuard, MemoryStopError, agreed_act
 from llmtrain.train.optim import named_state
 from llmtrain.train.pace import Pace, expected_steps
 from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.state import current_state, with_evaluation, with_plan
 from llmtrain.train.stopping import StopDecision, StopPolicy
 
 # The assumed cost of a save before one is measured: write, hash, sync, read back.
@@ -181,22 +180,20 @@ class Trainer:
 
     def _measure_end_costs(self) -> None:
         """Evaluate a few windows and estimate a save, so that the run can end in time."""
-        started_s = time.monotonic()
         few = self.run.plan.micro_batch.value * self.run.world.size
-        for _ in range(2):  # the first call is slower
-            evaluation_started_s = time.monotonic()
-            self.guard.run_guarded(partial(self.evaluator.validation_loss, few))
-        share = self.evaluator.windows / min(few, self.evaluator.windows)
-        self.pace.record_cost("evaluation", share * (time.monotonic() - evaluation_started_s))
-        size_bytes = checkpoint_bytes(self.shape, self.setup.profile.optim.name)
-        self.pace.record_cost("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
-        self.logger.exclude(time.monotonic() - started_s)
+        times = self.evaluator.windows / min(few, self.evaluator.windows)
+        with self.logger.excluded():
+            for _ in range(2):  # the first call is slower; the second replaces its cost
+                with self.pace.measured("evaluation", times):
+                    self.guard.run_guarded(partial(self.evaluator.validation_loss, few))
+            size_bytes = checkpoint_bytes(self.shape, self.setup.profile.optim.name)
+            self.pace.record_cost("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
 
     def _decide(self, step: int) -> StopDecision:
         """Agree with all ranks on what to do after a step, and apply its memory action."""
         stop, changed_after = self.setup.stop, self.guard.confirm_changes()
         if changed_after is not None:
-            self._update_numerics(changed_after)
+            self.state = with_plan(self.state, self.run.plan, changed_after)
         decision = self.stopping.after_step(
             self.run.position,
             self.pace,
@@ -207,24 +204,13 @@ class Trainer:
         self.guard.apply(decision.memory)
         return decision
 
-    def _update_numerics(self, changed_after: int) -> None:
-        """Save with the state that another plan computes from here on, so other bits."""
-        drifted = self.state.not_bitwise_from_step
-        if drifted is None and changed_after > 0:
-            drifted = changed_after
-        numerics = self.run.plan.numerics()
-        self.state = self.state.model_copy(
-            update={"numerics": numerics, "not_bitwise_from_step": drifted}
-        )
-
     def _log(self, report: StepReport, *, is_last: bool) -> None:
         if report.verdict.skipped is None:
             self.state = self.state.model_copy(update={"train_loss": report.loss})
         else:
-            started_s = time.monotonic()
-            reason = self.guard.run_guarded(partial(self.rewinder.explain, report))
-            self.logger.log_skipped(report.step, reason)
-            self.logger.exclude(time.monotonic() - started_s)
+            with self.logger.excluded():
+                reason = self.guard.run_guarded(partial(self.rewinder.explain, report))
+                self.logger.log_skipped(report.step, reason)
         self._log_jumps()
         self.logger.log_step(
             report,
@@ -279,26 +265,22 @@ class Trainer:
         )
 
     def _evaluate(self, step: int) -> None:
-        started_s = time.monotonic()
-        loss = self.guard.run_guarded(self.evaluator.validation_loss)
-        evaluated = self.evaluator.evaluated(step, loss, self.state.best_val_loss)
-        self.pace.record_cost("evaluation", time.monotonic() - started_s)
-        self.logger.log_event(evaluated)
-        if loss.tokens < self.evaluator.tokens:
-            self.logger.log_warning(
-                f"the time is over: validated on {loss.tokens} of {self.evaluator.tokens} tokens"
-            )
-        self.logger.exclude(time.monotonic() - started_s)
+        with self.logger.excluded():
+            with self.pace.measured("evaluation"):
+                loss = self.guard.run_guarded(self.evaluator.validation_loss)
+            evaluated = self.evaluator.evaluated(step, loss, self.state.best_val_loss)
+            self.logger.log_event(evaluated)
+            if loss.tokens < self.evaluator.tokens:
+                of_all = f"{loss.tokens} of {self.evaluator.tokens} tokens"
+                self.logger.log_warning(f"the time is over: validated on {of_all}")
         self.state = with_evaluation(self.state, evaluated)
 
     def _sample(self, step: int) -> None:
-        started_s = time.monotonic()
-        for number, prompt in enumerate(self.setup.profile.eval.prompts):
-            sample = partial(self.evaluator.sample, prompt, seed=step + number)
-            self.logger.log_event(Sampled(step, prompt, self.guard.run_guarded(sample)))
+        with self.logger.excluded(), self.pace.measured("samples"):
+            for number, prompt in enumerate(self.setup.profile.eval.prompts):
+                sample = partial(self.evaluator.sample, prompt, seed=step + number)
+                self.logger.log_event(Sampled(step, prompt, self.guard.run_guarded(sample)))
         self.evaluator.sampled(step)
-        self.pace.record_cost("samples", time.monotonic() - started_s)
-        self.logger.exclude(time.monotonic() - started_s)
 
     def _save_if_due(self, decision: StopDecision) -> None:
         """Save: durably at the end, otherwise in the background.
@@ -312,20 +294,17 @@ class Trainer:
             self._save(in_background=not decision.ends_run)
 
     def _save(self, *, in_background: bool) -> None:
-        started_s = time.monotonic()
-        self.state = self._current_state()
-        if self.run.world.is_main:
-            checkpoint = Checkpoint(
-                state=self.state,
-                weights=self.run.model.state_dict(),
-                optimizer=named_state(self.run.model, self.run.optimizer),
-                shape=self.shape,
-                tokenizer=self.setup.tokenizer,
-            )
-            self.saver.save(checkpoint, in_background=in_background)
-            self._poll_saver()
-        self.run.all_reduce([0.0])  # a rank that ended now could interrupt rank 0's save
-        self.logger.exclude(time.monotonic() - started_s)
+        with self.logger.excluded():
+            self.state = current_state(self.state, self.run, self.pace)
+            if self.run.world.is_main:
+                weights = self.run.model.state_dict()
+                optimizer = named_state(self.run.model, self.run.optimizer)
+                checkpoint = Checkpoint(
+                    self.state, weights, optimizer, self.shape, self.setup.tokenizer
+                )
+                self.saver.save(checkpoint, in_background=in_background)
+                self._poll_saver()
+            self.run.all_reduce([0.0])  # a rank that ended now could interrupt rank 0's save
 
     def _save_before_exit(self) -> Path | None:
         """Save the last step if memory allows it; return the newest checkpoint."""
@@ -344,24 +323,6 @@ class Trainer:
         self.saver.poll()
         if self.saver.elapsed_s is not None:
             self.pace.record_cost("save", self.saver.elapsed_s)
-
-    def _current_state(self) -> SavedState:
-        run, position = self.run, self.run.position
-        return self.state.model_copy(
-            update={
-                "step": position.step,
-                "tokens": position.tokens,
-                "windows": position.windows,
-                "begun_s": self.pace.startup_s,
-                "horizon_steps": position.horizon_steps,
-                "time_progress": position.time_progress,
-                "elapsed_s": self.pace.elapsed_s,
-                "peak_memory_bytes": max(self.state.peak_memory_bytes, _peak_memory_bytes(run)),
-                "torch_rng": RandomState.now().text,
-                "course": run.divergence,
-                "grad_scaler": run.scaler.state_dict() if run.scaler.is_enabled() else None,
-            }
-        )
 
     def _result(self) -> TrainResult:
         state, tokens_per_step = self.state, self.setup.profile.train.chosen_tokens_per_step
@@ -391,13 +352,3 @@ class Trainer:
         return (
             "time" if has_time_limit and not self.stopping.patience_is_over(self.state) else "done"
         )
-
-
-def _peak_memory_bytes(run: Run) -> int:
-    """Return the peak of all ranks' processes together, or of the GPU that holds most."""
-    if run.device.type == "cpu":
-        return int(run.all_reduce([read_process_memory().peak_resident_bytes])[0])
-    readings = read_accelerator_memory(run.device.index)
-    own = sum(r.peak_reserved_bytes or r.reserved_bytes or 0 for r in readings)
-    ranks = range(run.world.size)
-    return int(max(run.all_reduce([own if rank == run.world.rank else 0 for rank in ranks])))

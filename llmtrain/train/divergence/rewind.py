@@ -28,9 +28,10 @@ from llmtrain.train.checkpoint.format import (
     step_of,
 )
 from llmtrain.train.divergence.diagnosis import describe, describe_batch, diagnose, passages
-from llmtrain.train.divergence.policy import BAD_STEPS_WITHIN, DivergenceState
+from llmtrain.train.divergence.policy import BAD_STEPS_WITHIN
 from llmtrain.train.loop import Run, StepReport
 from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.state import rewound_state
 
 # A later checkpoint is preferred to recomputing more steps than this.
 _LONGEST_REPLAY_STEPS = 1000
@@ -83,7 +84,7 @@ class Rewinder:
         if run.world.is_main:
             self._directory.cut_after(run.position.step)
         base_state = checkpoint.state if checkpoint is not None else None
-        return Rewind(from_step, target, _state_at(base_state, state))
+        return Rewind(from_step, target, rewound_state(state, base_state))
 
     def _cause(self, first_window: int, *, is_finite: bool) -> str:
         if is_finite:
@@ -166,25 +167,3 @@ def _first_finite(paths: Iterable[Path]) -> Path | None:
         if all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
             return path
     return None
-
-
-def _state_at(base: SavedState | None, now: SavedState) -> SavedState:
-    """Return the state of `base` (None: the beginning) with what stays true after a rewind."""
-    if base is None:
-        base = SavedState(
-            step=0,
-            tokens=0,
-            windows=0,
-            elapsed_s=now.elapsed_s,
-            horizon_steps=None,
-            torch_rng=now.torch_rng,
-            course=DivergenceState(),
-            numerics=now.numerics,
-        )
-    return base.model_copy(
-        update={
-            "numerics": now.numerics,
-            "not_bitwise_from_step": now.not_bitwise_from_step,
-            "peak_memory_bytes": now.peak_memory_bytes,
-        }
-    )
