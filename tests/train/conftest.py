@@ -78,11 +78,6 @@ def reference(run_alone: RunAlone) -> Files:
 
 
 @pytest.fixture
-def files() -> type[Files]:
-    return Files
-
-
-@pytest.fixture
 def llmtrain(place: Path, capsys: pytest.CaptureFixture[str]) -> Llmtrain:
     """Runs a command line in this process."""
 

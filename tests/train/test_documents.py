@@ -89,12 +89,12 @@ def test_packed_documents_are_trained_on(packed: Any, masked: Any) -> None:
 
 @pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
-    packing: str, masked: Any, packed: Any, train: InProcessTrainer, place: Path, files: type[Files]
+    packing: str, masked: Any, packed: Any, train: InProcessTrainer, place: Path
 ) -> None:
     settings = SETTINGS if packing == "concatenate" else SETTINGS | PACKED
     stops = lambda event: getattr(event, "step", 0) == 7  # noqa: E731
     train(place / "run", stop_at=stops, **settings)
     train(place / "run", resume="auto", **settings)
     expected = masked if packing == "concatenate" else packed
-    assert files(place / "run").digests() == expected.digests()
+    assert Files(place / "run").digests() == expected.digests()
     assert sum(isinstance(event, Started) for event in train.events) == 2

@@ -145,7 +145,6 @@ def test_it_goes_on_as_the_run_with_that_micro_batch(
     in_backward: bool,
     train: InProcessTrainer,
     place: Path,
-    files: type[Files],
     in_fours: Files,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -153,14 +152,13 @@ def test_it_goes_on_as_the_run_with_that_micro_batch(
         result = train(place / "run", **FP32)
 
     assert (result.stopped, result.steps) == ("done", 20)
-    assert_same_course(files(place / "run"), in_fours)
+    assert_same_course(Files(place / "run"), in_fours)
     assert (plan_of(place / "run", "micro_batch"), plan_of(place / "run", "accumulation")) == (4, 2)
 
 
 def test_what_a_micro_batch_of_the_failed_step_added_is_dropped(
     train: InProcessTrainer,
     place: Path,
-    files: type[Files],
     run_alone: RunAlone,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -168,11 +166,11 @@ def test_what_a_micro_batch_of_the_failed_step_added_is_dropped(
         train(place / "run", train__micro_batch=4, **FP32)
 
     assert plan_of(place / "run", "micro_batch") == 2
-    assert_same_course(files(place / "run"), run_alone(train__micro_batch=2, **FP32))
+    assert_same_course(Files(place / "run"), run_alone(train__micro_batch=2, **FP32))
 
 
 def test_it_says_why_in_a_warning_in_the_record_and_in_the_state(
-    train: InProcessTrainer, place: Path, files: type[Files], monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with little_memory(monkeypatch, most=4, from_step=6):
         result = train(place / "run", **FP32)
@@ -187,7 +185,7 @@ def test_it_says_why_in_a_warning_in_the_record_and_in_the_state(
     assert (change["after_step"], change["reason"]) == (5, why)
     assert change["numerics"]["micro_batch"] == 4
     assert found["predicted"]["total_bytes"] == result.predicted_peak_bytes
-    state = load_checkpoint(files(place / "run").newest).state
+    state = load_checkpoint(Files(place / "run").newest).state
     assert state.not_bitwise_from_step == 5
     assert state.numerics["micro_batch"] == 4
 
@@ -195,7 +193,6 @@ def test_it_says_why_in_a_warning_in_the_record_and_in_the_state(
 def test_a_resume_keeps_the_smaller_plan(
     train: InProcessTrainer,
     place: Path,
-    files: type[Files],
     in_fours: Files,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -208,12 +205,12 @@ def test_a_resume_keeps_the_smaller_plan(
     assert not warnings_of(train)
     assert plan_of(place / "run", "micro_batch") == 4
     assert "64 MiB" in record(place / "run")["plan"]["micro_batch"]["reason"]
-    assert load_checkpoint(files(place / "run").newest).state.not_bitwise_from_step == 5
-    assert_same_course(files(place / "run"), in_fours)
+    assert load_checkpoint(Files(place / "run").newest).state.not_bitwise_from_step == 5
+    assert_same_course(Files(place / "run"), in_fours)
 
 
 def test_a_resume_from_before_the_change_is_not_called_bitwise(
-    train: InProcessTrainer, place: Path, files: type[Files], monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dying(event: Event) -> bool:
         if isinstance(event, Step) and event.step == 7:
@@ -222,18 +219,17 @@ def test_a_resume_from_before_the_change_is_not_called_bitwise(
 
     with little_memory(monkeypatch, most=4, from_step=6), pytest.raises(KeyboardInterrupt):
         train(place / "run", stop_at=dying, checkpoint__every_steps=4, **FP32)
-    assert load_checkpoint(files(place / "run").newest).state.not_bitwise_from_step is None
+    assert load_checkpoint(Files(place / "run").newest).state.not_bitwise_from_step is None
 
     train(place / "run", resume="auto", checkpoint__every_steps=4, **FP32)
 
-    assert load_checkpoint(files(place / "run").newest).state.not_bitwise_from_step == 4
+    assert load_checkpoint(Files(place / "run").newest).state.not_bitwise_from_step == 4
     assert any("not bitwise from step 4" in text for text in warnings_of(train))
 
 
 def test_one_sequence_at_once_is_computed_again(
     train: InProcessTrainer,
     place: Path,
-    files: type[Files],
     in_fours: Files,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -250,14 +246,13 @@ def test_one_sequence_at_once_is_computed_again(
     assert plan_of(place / "run", "micro_batch") == 1
     assert plan_of(place / "run", "activation_checkpointing") == "full"
     assert len(record(place / "run")["sittings"][-1]["changes"]) == 4
-    assert_same_course(files(place / "run"), in_fours)
-    assert load_checkpoint(files(place / "run").newest).state.not_bitwise_from_step is None
+    assert_same_course(Files(place / "run"), in_fours)
+    assert load_checkpoint(Files(place / "run").newest).state.not_bitwise_from_step is None
 
 
 def test_where_nothing_smaller_is_left_the_last_step_is_saved(
     llmtrain: Llmtrain,
     place: Path,
-    files: type[Files],
     train: InProcessTrainer,
     run_alone: RunAlone,
     monkeypatch: pytest.MonkeyPatch,
@@ -270,13 +265,13 @@ def test_where_nothing_smaller_is_left_the_last_step_is_saved(
     assert told.code == 3
     assert "64 MiB could not be allocated in step 6, although the micro-batch is one" in told.err
     assert "--set model.context=16" in told.err
-    assert files(place / "run").checkpoints == ["step-00000005"]
-    state = load_checkpoint(files(place / "run").newest).state
+    assert Files(place / "run").checkpoints == ["step-00000005"]
+    state = load_checkpoint(Files(place / "run").newest).state
     assert (state.step, state.windows, state.finished) == (5, 5 * WINDOWS, False)
 
     train(place / "run", resume="auto", **FP32)  # there is room again, and the plan is as it was
     assert plan_of(place / "run", "micro_batch") == 8
-    assert files(place / "run").digests() == run_alone(**FP32).digests()
+    assert Files(place / "run").digests() == run_alone(**FP32).digests()
 
 
 @pytest.mark.parametrize(
@@ -288,7 +283,6 @@ def test_where_saving_fails_too_it_says_so_and_the_last_checkpoint_stays(
     why: str,
     llmtrain: Llmtrain,
     place: Path,
-    files: type[Files],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write = saver.write_checkpoint
@@ -307,7 +301,7 @@ def test_where_saving_fails_too_it_says_so_and_the_last_checkpoint_stays(
     assert "step 5 could not be saved: " in told.err
     assert why in told.err
     assert "in step 6, although the micro-batch is one sequence" in told.err
-    assert files(place / "run").checkpoints == ["step-00000004"]
+    assert Files(place / "run").checkpoints == ["step-00000004"]
 
 
 def test_a_second_signal_is_heeded_while_the_last_step_is_saved(
@@ -346,7 +340,7 @@ def test_before_a_first_step_there_is_nothing_to_save(
 
 
 def test_weights_that_were_being_changed_are_not_saved(
-    train: InProcessTrainer, place: Path, files: type[Files], monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     muon, steps = RoleOptimizer._adamw, 0
 
@@ -363,14 +357,13 @@ def test_weights_that_were_being_changed_are_not_saved(
 
     assert caught.value.exit_code == 3
     assert "--resume auto" in (caught.value.hint or "")
-    assert files(place / "run").newest.name == "step-00000004"
+    assert Files(place / "run").newest.name == "step-00000004"
     assert not warnings_of(train)
 
 
 def test_evaluation_that_runs_out_is_done_again_by_a_smaller_plan(
     train: InProcessTrainer,
     place: Path,
-    files: type[Files],
     run_alone: RunAlone,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -378,7 +371,7 @@ def test_evaluation_that_runs_out_is_done_again_by_a_smaller_plan(
         train(place / "run", **FP32)
 
     assert plan_of(place / "run", "micro_batch") == 4
-    ours, theirs = files(place / "run").course(), run_alone(**FP32).course()
+    ours, theirs = Files(place / "run").course(), run_alone(**FP32).course()
     found, expected = ([m["val_loss"] for m in c if "val_loss" in m] for c in (ours, theirs))
     assert len(found) == 2
     assert found == pytest.approx(expected, rel=1e-4)
@@ -387,7 +380,6 @@ def test_evaluation_that_runs_out_is_done_again_by_a_smaller_plan(
 def test_a_sample_that_runs_out_is_drawn_again_by_a_smaller_plan(
     train: InProcessTrainer,
     place: Path,
-    files: type[Files],
     run_alone: RunAlone,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -404,7 +396,7 @@ def test_a_sample_that_runs_out_is_drawn_again_by_a_smaller_plan(
     train(place / "run", **FP32)
 
     assert plan_of(place / "run", "micro_batch") == 4
-    samples = files(place / "run").lines("samples.jsonl")
+    samples = Files(place / "run").lines("samples.jsonl")
     assert samples[0] == run_alone(**FP32).lines("samples.jsonl")[0]
 
 
@@ -449,14 +441,13 @@ def test_shortage_takes_a_smaller_plan_and_says_why(
     look: int,
     train: InProcessTrainer,
     place: Path,
-    files: type[Files],
     in_fours: Files,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with answers(monkeypatch, look, MemoryAction(smaller=1, reason="1.9 GiB of 2 GiB are taken")):
         train(place / "run", **FP32)
 
-    assert_same_course(files(place / "run"), in_fours)
+    assert_same_course(Files(place / "run"), in_fours)
     assert plan_of(place / "run", "micro_batch") == 4
     (warning,) = warnings_of(train)
     assert warning.startswith("1.9 GiB of 2 GiB are taken; from here on micro-batch 4 × 2")
@@ -465,7 +456,6 @@ def test_shortage_takes_a_smaller_plan_and_says_why(
 def test_shortage_at_once_takes_as_many_smaller_plans_as_it_has_to(
     train: InProcessTrainer,
     place: Path,
-    files: type[Files],
     in_fours: Files,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -474,7 +464,7 @@ def test_shortage_at_once_takes_as_many_smaller_plans_as_it_has_to(
 
     assert plan_of(place / "run", "micro_batch") == 1
     assert len(warnings_of(train)) == 1
-    assert_same_course(files(place / "run"), in_fours)
+    assert_same_course(Files(place / "run"), in_fours)
 
 
 @pytest.mark.parametrize("look", [12, 13, 14], ids=["in a step", "after a step", "in the next"])
@@ -483,7 +473,6 @@ def test_before_the_kernel_would_kill_the_run_is_saved_and_a_resume_ends_it_the_
     llmtrain: Llmtrain,
     train: InProcessTrainer,
     place: Path,
-    files: type[Files],
     reference: Files,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -496,11 +485,11 @@ def test_before_the_kernel_would_kill_the_run_is_saved_and_a_resume_ends_it_the_
     assert reason in told.err
     assert f"saved {Path('run') / 'checkpoints' / f'step-{step:08d}'}" in told.err
     assert "--resume auto" in told.err
-    assert files(place / "run").checkpoints == [f"step-{step:08d}"]
+    assert Files(place / "run").checkpoints == [f"step-{step:08d}"]
 
     train(place / "run", resume="auto")
 
-    assert files(place / "run").digests() == reference.digests()
+    assert Files(place / "run").digests() == reference.digests()
 
 
 def test_no_step_is_begun_that_would_not_survive(

@@ -29,9 +29,7 @@ def recorded(run: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
-def test_resumed_is_uninterrupted(
-    train: InProcessTrainer, place: Path, files: type[Files], packing: str
-) -> None:
+def test_resumed_is_uninterrupted(train: InProcessTrainer, place: Path, packing: str) -> None:
     """Also where the text is gone: what the run needs of it, it has recorded."""
     said = {"data__sources": MIXTURE, "data__packing": packing}
     train(place / "whole", **said)
@@ -42,23 +40,21 @@ def test_resumed_is_uninterrupted(
     )
     (place / "digits.txt").unlink()
     train(place / "run", resume="auto", **said)
-    assert files(place / "run").digests() == files(place / "whole").digests()
-    assert files(place / "run").course() == files(place / "whole").course()
+    assert Files(place / "run").digests() == Files(place / "whole").digests()
+    assert Files(place / "run").course() == Files(place / "whole").course()
     assert recorded(place / "run")["data"] | {"sources": []} == recorded(place / "whole")[
         "data"
     ] | {"sources": []}
 
 
-def test_ranks_share_what_one_process_reads(
-    llmtrain: Llmtrain, start: Start, place: Path, files: type[Files]
-) -> None:
+def test_ranks_share_what_one_process_reads(llmtrain: Llmtrain, start: Start, place: Path) -> None:
     data = ("--data", "corpus.txt", "--weight", 1, "--data", "digits.txt", "--weight", 0.5)
     run = ("train", "-p", "tiny.yaml", "--steps", 4, *data)
     process = start(*run, "--nproc", 2, "--out", "two")
     assert llmtrain(*run, "--out", "one").code == 0
     assert process.wait(200) == 0, process.communicate()
     one, two = (
-        [line["loss"] for line in files(place / name).course() if "loss" in line]
+        [line["loss"] for line in Files(place / name).course() if "loss" in line]
         for name in ("one", "two")
     )
     assert len(one) == 4
@@ -66,7 +62,7 @@ def test_ranks_share_what_one_process_reads(
 
 
 def test_weights_change_what_is_read_and_not_what_is_prepared(
-    train: InProcessTrainer, place: Path, files: type[Files]
+    train: InProcessTrainer, place: Path
 ) -> None:
     plain = ["corpus.txt", "digits.txt"]
     runs = {"mixed": MIXTURE, "plain": plain, "again": [{"spec": spec} for spec in plain]}
@@ -74,13 +70,13 @@ def test_weights_change_what_is_read_and_not_what_is_prepared(
         train(place / name, data__sources=sources, train__steps=4)
     keys = {recorded(place / name)["data"]["key"] for name in runs}
     assert len(keys) == 1
-    courses = {name: files(place / name).course() for name in runs}
+    courses = {name: Files(place / name).course() for name in runs}
     assert courses["again"] == courses["plain"] != courses["mixed"]
     assert recorded(place / "plain")["data"]["mixture"] == []
 
 
 def test_a_run_without_weights_needs_no_record_of_a_mixture(
-    train: InProcessTrainer, place: Path, files: type[Files], reference: Files
+    train: InProcessTrainer, place: Path, reference: Files
 ) -> None:
     """Runs that were begun before there were mixtures go on."""
     train(place / "run", stop_at=lambda event: isinstance(event, Step) and event.step == 7)
@@ -88,7 +84,7 @@ def test_a_run_without_weights_needs_no_record_of_a_mixture(
     del record["data"]["mixture"]
     (place / "run" / "run.yaml").write_text(yaml.safe_dump(record))
     train(place / "run", resume="auto")
-    assert files(place / "run").digests() == reference.digests()
+    assert Files(place / "run").digests() == reference.digests()
 
 
 def test_a_record_that_lost_its_mixture_is_refused(train: InProcessTrainer, place: Path) -> None:

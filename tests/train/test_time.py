@@ -31,7 +31,7 @@ def after_step(step: int) -> Callable[[Event], bool]:
 
 
 def test_time_that_was_used_before_an_interruption_counts(
-    train: InProcessTrainer, place: Path, files: type[Files]
+    train: InProcessTrainer, place: Path
 ) -> None:
     first = train(place / "run", stop_at=after_step(10), train__time="12s")
     used_s = first.seconds
@@ -43,19 +43,19 @@ def test_time_that_was_used_before_an_interruption_counts(
     assert second.stopped == "time"
     assert second.seconds == pytest.approx(used_s + sitting_s + _AFTER_THE_CLOCK_S, abs=0.5)
     assert 4 < second.seconds <= 12
-    rates = [line["lr"] for line in files(place / "run").course() if "loss" in line]
+    rates = [line["lr"] for line in Files(place / "run").course() if "loss" in line]
     assert rates[-1] < 0.2 * max(rates)
     falling = rates[rates.index(max(rates)) :]
     assert falling == sorted(falling, reverse=True)
 
 
 def test_the_last_step_has_the_last_rate_however_slow_it_might_have_been(
-    train: InProcessTrainer, place: Path, files: type[Files], monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run ends before a step that might take 0.6 seconds: by the clock that is early."""
     monkeypatch.setattr(Pace, "slow_step_s", 0.6)
     result = train(place / "run", train__time="8s")
-    rates = [line["lr"] for line in files(place / "run").course() if "loss" in line]
+    rates = [line["lr"] for line in Files(place / "run").course() if "loss" in line]
     assert result.stopped == "time"
     assert rates[-1] == pytest.approx(max(rates) * 2 / len(rates), rel=0.01)  # it falls over half
 
@@ -183,7 +183,7 @@ def test_tokens_a_step_are_chosen_once(
 
 
 def test_the_last_look_at_a_run_ends_with_its_time(
-    train: InProcessTrainer, place: Path, files: type[Files], monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where everything has become many times slower since the end was timed."""
     rest_s = Pace.reserve_of_s
@@ -195,8 +195,8 @@ def test_the_last_look_at_a_run_ends_with_its_time(
     notes = [event.text for event in train.events if isinstance(event, Note)]
     assert "the time is over: validated on 256 of 384 tokens" in notes
     assert result.val_loss is not None
-    assert len(files(place / "run").checkpoints) == 1
-    assert load_checkpoint(files(place / "run").newest).state.finished
+    assert len(Files(place / "run").checkpoints) == 1
+    assert load_checkpoint(Files(place / "run").newest).state.finished
 
 
 def test_a_look_without_a_deadline_is_whole(train: InProcessTrainer, place: Path) -> None:

@@ -32,12 +32,10 @@ def test_events_tell_the_run_in_order(train: InProcessTrainer, place: Path) -> N
     assert result.train_loss < 5.5 < events[1].loss
 
 
-def test_first_and_last_steps_are_always_logged(
-    train: InProcessTrainer, place: Path, files: type[Files]
-) -> None:
+def test_first_and_last_steps_are_always_logged(train: InProcessTrainer, place: Path) -> None:
     train(place / "run", train__log_every_steps=7, train__steps=20)
 
-    steps = [line["step"] for line in files(place / "run").lines("metrics.jsonl") if "loss" in line]
+    steps = [line["step"] for line in Files(place / "run").lines("metrics.jsonl") if "loss" in line]
     assert steps == [1, 7, 14, 20]
 
 
@@ -50,27 +48,23 @@ def test_metrics_have_the_columns_of_the_contract(reference: Files) -> None:
     assert set(last) == {"step", "val_loss", "val_bpb"}
 
 
-def test_samples_hold_the_prompt_and_the_text(
-    train: InProcessTrainer, place: Path, files: type[Files]
-) -> None:
+def test_samples_hold_the_prompt_and_the_text(train: InProcessTrainer, place: Path) -> None:
     train(place / "run", eval__prompts=["abc", ""], eval__sample_every_steps=20)
 
-    samples = files(place / "run").lines("samples.jsonl")
+    samples = Files(place / "run").lines("samples.jsonl")
     assert [(line["step"], line["prompt"]) for line in samples] == [(20, "abc"), (20, "")]
     assert all(line["text"] for line in samples)
 
 
 def test_sampling_changes_nothing_of_the_training(
-    train: InProcessTrainer, place: Path, files: type[Files], reference: Files
+    train: InProcessTrainer, place: Path, reference: Files
 ) -> None:
     train(place / "run", eval__sample_every_steps=None, eval__every_steps=7)
 
-    assert files(place / "run").digests() == reference.digests()
+    assert Files(place / "run").digests() == reference.digests()
 
 
-def test_only_the_newest_checkpoints_are_kept(
-    train: InProcessTrainer, place: Path, files: type[Files]
-) -> None:
+def test_only_the_newest_checkpoints_are_kept(train: InProcessTrainer, place: Path) -> None:
     train(
         place / "run",
         checkpoint__every_steps=4,
@@ -78,12 +72,10 @@ def test_only_the_newest_checkpoints_are_kept(
         checkpoint__keep_best=False,
     )
 
-    assert files(place / "run").checkpoints == ["step-00000012", "step-00000016", "step-00000020"]
+    assert Files(place / "run").checkpoints == ["step-00000012", "step-00000016", "step-00000020"]
 
 
-def test_the_best_checkpoint_is_kept_though_it_is_old(
-    train: InProcessTrainer, place: Path, files: type[Files]
-) -> None:
+def test_the_best_checkpoint_is_kept_though_it_is_old(train: InProcessTrainer, place: Path) -> None:
     train(
         place / "run",
         # it learns for a while, and is then taken apart
@@ -98,8 +90,8 @@ def test_the_best_checkpoint_is_kept_though_it_is_old(
     evaluated = [e for e in train.events if isinstance(e, Evaluated)]
     best = min(evaluated, key=lambda e: e.val_loss).step
     assert best < 20
-    assert files(place / "run").checkpoints == [f"step-{best:08d}", "step-00000020"]
-    assert load_checkpoint(files(place / "run").newest).state.best_step == best
+    assert Files(place / "run").checkpoints == [f"step-{best:08d}", "step-00000020"]
+    assert load_checkpoint(Files(place / "run").newest).state.best_step == best
 
 
 @pytest.mark.parametrize("patience", [1, 3])
@@ -124,9 +116,7 @@ def test_patience_ends_the_run_after_so_many_evaluations_without_a_best(
     assert load_checkpoint(result.checkpoint).state.finished
 
 
-def test_divergence_leaves_the_last_checkpoint(
-    train: InProcessTrainer, place: Path, files: type[Files]
-) -> None:
+def test_divergence_leaves_the_last_checkpoint(train: InProcessTrainer, place: Path) -> None:
     with pytest.raises(DivergedError, match="learning rate") as failure:
         train(
             place / "run",
@@ -137,7 +127,7 @@ def test_divergence_leaves_the_last_checkpoint(
         )
 
     assert failure.value.exit_code == 4
-    state = load_checkpoint(files(place / "run").newest).state
+    state = load_checkpoint(Files(place / "run").newest).state
     assert not state.finished
 
 
@@ -145,7 +135,6 @@ def test_validation_that_is_not_a_number_is_no_best_and_can_be_saved(
     train: InProcessTrainer,
     place: Path,
     llmtrain: Llmtrain,
-    files: type[Files],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looks = iter([6.0, math.nan])
@@ -157,11 +146,11 @@ def test_validation_that_is_not_a_number_is_no_best_and_can_be_saved(
     result = train(place / "run", eval__every_steps=10)
 
     assert (result.val_loss, result.val_bpb) == (None, None)
-    state = load_checkpoint(files(place / "run").newest).state
+    state = load_checkpoint(Files(place / "run").newest).state
     assert (state.val_loss, state.best_val_loss, state.best_step) == (None, 6.0, 10)
     text = (place / "run" / "metrics.jsonl").read_text()
     assert "NaN" not in text
-    assert [m["val_loss"] for m in files(place / "run").course() if "val_loss" in m] == [6.0, None]
+    assert [m["val_loss"] for m in Files(place / "run").course() if "val_loss" in m] == [6.0, None]
     assert llmtrain("runs", "show", "run").code == 0
 
 
@@ -194,14 +183,12 @@ def test_state_says_where_the_run_stands(reference: Files) -> None:
     assert state["not_bitwise_from_step"] is None
 
 
-def test_seed_decides_the_run(
-    train: InProcessTrainer, place: Path, files: type[Files], reference: Files
-) -> None:
+def test_seed_decides_the_run(train: InProcessTrainer, place: Path, reference: Files) -> None:
     train(place / "same", train__seed=0)
     train(place / "other", train__seed=1)
 
-    assert files(place / "same").course() == reference.course()
-    assert files(place / "other").course()[0]["loss"] != reference.course()[0]["loss"]
+    assert Files(place / "same").course() == reference.course()
+    assert Files(place / "other").course()[0]["loss"] != reference.course()[0]["loss"]
 
 
 def test_interruption_while_tokenizing_is_no_failure_and_leaves_nothing(

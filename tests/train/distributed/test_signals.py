@@ -67,7 +67,6 @@ def test_signal_saves_and_a_resume_loses_nothing(
     train: InProcessTrainer,
     whole: Any,
     place: Path,
-    files: type[Files],
 ) -> None:
     if signal.getsignal(number) is signal.SIG_IGN:
         pytest.skip(f"{number.name} is ignored here, as under nohup, and stays so")
@@ -83,12 +82,12 @@ def test_signal_saves_and_a_resume_loses_nothing(
     document = json.loads(out)
     assert document["stopped"] == "interrupted"
     assert after_steps <= document["steps"] < STEPS
-    assert Path(document["checkpoint"]) == files(Path("run")).newest
+    assert Path(document["checkpoint"]) == Files(Path("run")).newest
     assert "--resume auto" in err
 
     train(place / "run", resume="auto")
-    assert files(place / "run").digests() == whole.digests()
-    assert files(place / "run").course() == whole.course()
+    assert Files(place / "run").digests() == whole.digests()
+    assert Files(place / "run").course() == whole.course()
 
 
 def test_second_signal_aborts_and_the_last_checkpoint_stands(start: Start, place: Path) -> None:
@@ -222,9 +221,7 @@ def test_a_save_is_asked_for_once_and_stops_nothing() -> None:
         assert (request.take_save_request(), request.take_save_request()) == (True, False)
 
 
-def test_a_save_that_is_asked_for_changes_nothing(
-    place: Path, reference: Files, files: type[Files]
-) -> None:
+def test_a_save_that_is_asked_for_changes_nothing(place: Path, reference: Files) -> None:
     stop = StopRequest()
     saved: list[int] = []
 
@@ -238,11 +235,11 @@ def test_a_save_that_is_asked_for_changes_nothing(
     result = run_training(request, TrainSession(World(), observe, stop))
     assert result.stopped == "done"
     assert saved == [4, 8, 10, 20]  # 10 and 20 are the best so far
-    assert files(place / "run").digests() == reference.digests()
+    assert Files(place / "run").digests() == reference.digests()
 
 
 def test_a_clock_that_is_set_changes_nothing(
-    place: Path, reference: Files, files: type[Files], monkeypatch: pytest.MonkeyPatch
+    place: Path, reference: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     days = iter(range(0, 10**6, 400))
     steps: list[Step] = []
@@ -255,7 +252,7 @@ def test_a_clock_that_is_set_changes_nothing(
 
     request = TrainRequest(profile="tiny.yaml", out=place / "run")
     run_training(request, TrainSession(World(), observe, StopRequest()))
-    assert files(place / "run").digests() == reference.digests()
+    assert Files(place / "run").digests() == reference.digests()
     assert all(0 < step.elapsed_s < LIMIT_S and step.tokens_per_s > 0 for step in steps)
     assert all(0 <= step.remaining_s < LIMIT_S for step in steps if step.remaining_s is not None)
 

@@ -63,7 +63,7 @@ def assert_trained_as_alone(run: Files, alone: Files) -> None:
 
 
 def test_two_processes_train_the_function_that_one_does(
-    start: Start, place: Path, files: type[Files], alone: Files, monkeypatch: pytest.MonkeyPatch
+    start: Start, place: Path, alone: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     temporary = place / "temporary"
     temporary.mkdir()
@@ -78,11 +78,11 @@ def test_two_processes_train_the_function_that_one_does(
     document = json.loads(out)
     assert (document["steps"], document["tokens"]) == (20, 20 * 256)
     assert err.count("training run") == 1
-    assert_trained_as_alone(files(place / "run"), alone)
+    assert_trained_as_alone(Files(place / "run"), alone)
 
 
 def test_two_processes_share_packed_and_masked_documents(
-    start: Start, place: Path, files: type[Files], run_alone: RunAlone
+    start: Start, place: Path, run_alone: RunAlone
 ) -> None:
     """Each divides by the targets of both, though padding differs."""
     packed = {"data.packing": "best_fit", "data.mask_documents": "true"}
@@ -92,19 +92,17 @@ def test_two_processes_share_packed_and_masked_documents(
 
     assert process.returncode == 0, err
     alone = run_alone(device__precision="fp32", data__packing="best_fit", data__mask_documents=True)
-    assert_trained_as_alone(files(place / "run"), alone)
+    assert_trained_as_alone(Files(place / "run"), alone)
 
 
-def test_torchrun_starts_it_too(
-    start: Start, place: Path, files: type[Files], alone: Files
-) -> None:
+def test_torchrun_starts_it_too(start: Start, place: Path, alone: Files) -> None:
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "llmtrain")
     process = start(*TRAIN, "--json", module=torchrun)
     out, err = process.communicate(timeout=LIMIT_S)
 
     assert process.returncode == 0, err
     assert json.loads(out)["stopped"] == "done"
-    assert_trained_as_alone(files(place / "run"), alone)
+    assert_trained_as_alone(Files(place / "run"), alone)
 
 
 FAULTY = """
@@ -142,9 +140,7 @@ main()
 """
 
 
-def test_a_fault_of_one_rank_is_skipped_and_rewound_by_all(
-    start: Start, place: Path, files: type[Files]
-) -> None:
+def test_a_fault_of_one_rank_is_skipped_and_rewound_by_all(start: Start, place: Path) -> None:
     (place / "faulty.py").write_text(FAULTY)
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     process = start("faulty.py", *TRAIN, "--json", module=torchrun)
@@ -158,7 +154,7 @@ def test_a_fault_of_one_rank_is_skipped_and_rewound_by_all(
     assert stepped == [0, 1, 3, 4, *range(20)]
     assert "step 3 is skipped: its gradient norm is nan" in err
     assert "rewound from step 9 to step 0" in err
-    assert load_checkpoint(files(place / "run").newest).state.windows == (20 + 9) * 8
+    assert load_checkpoint(Files(place / "run").newest).state.windows == (20 + 9) * 8
 
 
 OVERFLOWING = """
@@ -207,9 +203,7 @@ def test_an_overflow_on_one_rank_skips_the_update_on_all(start: Start, place: Pa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
-def test_signal_to_the_launcher_saves_and_a_resume_goes_on(
-    start: Start, place: Path, files: type[Files]
-) -> None:
+def test_signal_to_the_launcher_saves_and_a_resume_goes_on(start: Start, place: Path) -> None:
     process = start(*TRAIN, "--nproc", 2, "--json", *LONG)
     wait_until(lambda: steps_of(place / "run") > 3, process)
     process.send_signal(signal.SIGTERM)
@@ -218,7 +212,7 @@ def test_signal_to_the_launcher_saves_and_a_resume_goes_on(
     assert process.returncode == 75, err
     document = json.loads(out)
     assert document["stopped"] == "interrupted"
-    assert Path(document["checkpoint"]) == files(Path("run")).newest
+    assert Path(document["checkpoint"]) == Files(Path("run")).newest
 
     process = start("train", "--out", "run", "--resume", "auto", "--json")
     out, err = process.communicate(timeout=LIMIT_S)
@@ -228,8 +222,8 @@ def test_signal_to_the_launcher_saves_and_a_resume_goes_on(
 
     whole = ("--out", "whole", "--nproc", 2)
     assert start(*TRAIN, *LONG, *whole).wait(LIMIT_S) == 0
-    assert files(place / "run").course() == files(place / "whole").course()
-    assert files(place / "run").digests() == files(place / "whole").digests()
+    assert Files(place / "run").course() == Files(place / "whole").course()
+    assert Files(place / "run").digests() == Files(place / "whole").digests()
 
 
 def test_bad_data_ends_all_ranks_with_rank_0s_code(start: Start, place: Path) -> None:

@@ -176,7 +176,6 @@ def test_a_fault_of_one_batch_costs_its_step_alone(
     train: InProcessTrainer,
     inject: Inject,
     place: Path,
-    files: type[Files],
     reference: Files,
 ) -> None:
     inject(fault)
@@ -184,23 +183,22 @@ def test_a_fault_of_one_batch_costs_its_step_alone(
 
     assert (result.stopped, result.steps, result.tokens) == ("done", 20, 20 * 256)
     assert_finite(place / "run")
-    (line,) = lines(files(place / "run"), "skipped")
+    (line,) = lines(Files(place / "run"), "skipped")
     assert (line["step"], line["skipped"]) == (7, True)
     for part in (reason, "at learning rate 0.0", where, "of the training text, '"):
         assert part in line["reason"]
     assert warnings(train.events) == [f"step 7 is skipped: {line['reason']}"]
     assert [e.step for e in train.events if isinstance(e, Step)] == [*range(1, 7), *range(8, 21)]
-    course, whole = files(place / "run").course(), reference.course()
+    course, whole = Files(place / "run").course(), reference.course()
     assert course[:6] == whole[:6]
     assert course[-1] != whole[-1]
-    assert files(place / "run").newest.name == "step-00000020"
+    assert Files(place / "run").newest.name == "step-00000020"
 
 
 def test_memory_that_does_not_last_for_looking_ends_no_run(
     train: InProcessTrainer,
     inject: Inject,
     place: Path,
-    files: type[Files],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     inject(PASSING["text"][0])
@@ -213,7 +211,7 @@ def test_memory_that_does_not_last_for_looking_ends_no_run(
 
     monkeypatch.setattr(rewind, "diagnose", short_of_memory)
     assert train(place / "run").stopped == "done"
-    (line,) = lines(files(place / "run"), "skipped")
+    (line,) = lines(Files(place / "run"), "skipped")
     assert "the output of model.embed_tokens" in line["reason"]
     assert [text for text in warnings(train.events) if "micro-batch 4 × 2" in text]
 
@@ -236,7 +234,6 @@ def test_a_fault_that_skipping_does_not_help_rewinds_the_run(
     train: InProcessTrainer,
     inject: Inject,
     place: Path,
-    files: type[Files],
     near: None,
 ) -> None:
     inject(BREAKING[kind])
@@ -244,7 +241,7 @@ def test_a_fault_that_skipping_does_not_help_rewinds_the_run(
 
     assert (result.stopped, result.steps) == ("done", 20)
     assert_finite(place / "run")
-    run = files(place / "run")
+    run = Files(place / "run")
     assert lines(run, "skipped") == []  # of steps that are no longer the run's
     (jump,) = lines(run, "rewound_from")
     assert (jump["step"], jump["rewound_from"]) == (5, last_bad)
@@ -281,7 +278,6 @@ def test_a_fault_that_stays_ends_the_run_with_a_diagnosis(
     train: InProcessTrainer,
     inject: Inject,
     place: Path,
-    files: type[Files],
     near: None,
 ) -> None:
     runs = inject(fault)
@@ -302,13 +298,13 @@ def test_a_fault_that_stays_ends_the_run_with_a_diagnosis(
     assert failure.value.hint is not None
     assert all(bool(torch.isfinite(p).all()) for p in runs[0].model.parameters())
     assert_finite(place / "run")
-    newest = files(place / "run").newest
+    newest = Files(place / "run").newest
     assert str(newest) in message
     assert not load_checkpoint(newest).state.finished
 
 
 def test_the_command_line_ends_with_code_4_and_a_document(
-    llmtrain: Llmtrain, inject: Inject, place: Path, files: type[Files]
+    llmtrain: Llmtrain, inject: Inject, place: Path
 ) -> None:
     inject(activation("model.layers.1.mlp", from_step(8)))
     outcome = llmtrain(
@@ -323,7 +319,7 @@ def test_the_command_line_ends_with_code_4_and_a_document(
     assert outcome.err.splitlines()[-2].startswith("error: step ")
     assert "Traceback" not in outcome.err
     assert_finite(Path("run"))
-    assert files(Path("run")).newest.name.startswith("step-")
+    assert Files(Path("run")).newest.name.startswith("step-")
 
 
 def after_step(step: int) -> Callable[[Event], bool]:
@@ -357,7 +353,7 @@ def rewound(run_alone: RunAlone) -> Files:
 
 
 def test_a_rewound_run_is_the_run_that_read_the_other_text(
-    train: InProcessTrainer, inject: Inject, place: Path, files: type[Files], rewound: Files
+    train: InProcessTrainer, inject: Inject, place: Path, rewound: Files
 ) -> None:
     """What it did before the step that it is rewound to, it did as if nothing were to come."""
 
@@ -371,7 +367,7 @@ def test_a_rewound_run_is_the_run_that_read_the_other_text(
 
     inject(skip_on)
     train(place / "run")
-    assert files(place / "run").digests() == rewound.digests()
+    assert Files(place / "run").digests() == rewound.digests()
 
 
 @pytest.mark.parametrize("moments", INTERRUPTIONS.values(), ids=INTERRUPTIONS)
@@ -380,7 +376,6 @@ def test_interrupted_and_rewound_is_as_only_rewound(
     train: InProcessTrainer,
     inject: Inject,
     place: Path,
-    files: type[Files],
     near: None,
     rewound: Files,
 ) -> None:
@@ -390,43 +385,42 @@ def test_interrupted_and_rewound_is_as_only_rewound(
     result = train(place / "run", resume="auto", checkpoint__every_steps=100)
 
     assert result.stopped == "done"
-    assert files(place / "run").digests() == rewound.digests()
-    assert files(place / "run").course() == rewound.course()
+    assert Files(place / "run").digests() == rewound.digests()
+    assert Files(place / "run").course() == rewound.course()
 
 
 def test_what_an_earlier_rewind_gave_up_is_not_gone_back_to(
-    train: InProcessTrainer, inject: Inject, place: Path, files: type[Files], near: None
+    train: InProcessTrainer, inject: Inject, place: Path, near: None
 ) -> None:
     """Nothing was saved between the two, so that it still looks like the newest state."""
     inject(activation("model.norm", at_steps(*range(12, 17), *range(31, 36))))
     settings = {"train__steps": 30, "eval__every_steps": 100, "checkpoint__every_steps": 100}
     train(place / "whole", **settings)
     train(place / "run", stop_at=after_step(8), **settings)
-    assert files(place / "run").checkpoints == ["step-00000009"]
+    assert Files(place / "run").checkpoints == ["step-00000009"]
     train(place / "run", resume="auto", **settings)
 
-    jumps = lines(files(place / "run"), "rewound_from")
+    jumps = lines(Files(place / "run"), "rewound_from")
     assert [(jump["step"], jump["rewound_from"]) for jump in jumps] == [(5, 16), (13, 24)]
-    assert files(place / "run").digests() == files(place / "whole").digests()
+    assert Files(place / "run").digests() == Files(place / "whole").digests()
 
 
 def test_interrupted_around_a_skipped_step_is_as_uninterrupted(
-    train: InProcessTrainer, inject: Inject, place: Path, files: type[Files]
+    train: InProcessTrainer, inject: Inject, place: Path
 ) -> None:
     inject(PASSING["activation"][0])
     train(place / "whole")
     train(place / "run", stop_at=after_step(6))
     train(place / "run", stop_at=after_skip(7), resume="auto")
     train(place / "run", resume="auto")
-    assert files(place / "run").digests() == files(place / "whole").digests()
-    assert files(place / "run").course() == files(place / "whole").course()
+    assert Files(place / "run").digests() == Files(place / "whole").digests()
+    assert Files(place / "run").course() == Files(place / "whole").course()
 
 
 def test_killed_while_it_goes_on_from_a_rewind_is_as_not_killed(
     train: InProcessTrainer,
     inject: Inject,
     place: Path,
-    files: type[Files],
     near: None,
     rewound: Files,
 ) -> None:
@@ -444,12 +438,12 @@ def test_killed_while_it_goes_on_from_a_rewind_is_as_not_killed(
     with pytest.raises(Killed):
         train(place / "run", stop_at=die, checkpoint__every_steps=3)
     train(place / "run", resume="auto", checkpoint__every_steps=3)
-    assert files(place / "run").digests() == rewound.digests()
-    assert files(place / "run").course() == rewound.course()
+    assert Files(place / "run").digests() == rewound.digests()
+    assert Files(place / "run").course() == rewound.course()
 
 
 def test_what_a_rewind_gave_up_is_kept_aside_once_there_is_a_newer_state(
-    train: InProcessTrainer, inject: Inject, place: Path, files: type[Files], near: None
+    train: InProcessTrainer, inject: Inject, place: Path, near: None
 ) -> None:
     inject(BREAKING["activation"])
     train(
@@ -459,7 +453,7 @@ def test_what_a_rewind_gave_up_is_kept_aside_once_there_is_a_newer_state(
         checkpoint__keep_best=False,
         eval__every_steps=100,
     )
-    assert files(place / "run").checkpoints == [
+    assert Files(place / "run").checkpoints == [
         "step-00000007",  # of the course that was taken in the end
         "step-00000014",
         "step-00000014.superseded",
@@ -471,7 +465,6 @@ def test_a_damaged_state_is_not_rewound_to(
     train: InProcessTrainer,
     inject: Inject,
     place: Path,
-    files: type[Files],
     near: None,
     rewound: Files,
 ) -> None:
@@ -483,21 +476,20 @@ def test_a_damaged_state_is_not_rewound_to(
         return False
 
     train(place / "run", stop_at=damage, checkpoint__every_steps=4, checkpoint__keep_last=9)
-    assert files(place / "run").digests() == rewound.digests()
+    assert Files(place / "run").digests() == rewound.digests()
 
 
 def test_a_later_state_is_taken_where_the_way_from_an_earlier_one_is_too_long(
     train: InProcessTrainer,
     inject: Inject,
     place: Path,
-    files: type[Files],
     near: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rewind, "_LONGEST_REPLAY_STEPS", 2)
     inject(BREAKING["activation"])
     train(place / "run", checkpoint__every_steps=4, eval__every_steps=100)
-    (jump,) = lines(files(place / "run"), "rewound_from")
+    (jump,) = lines(Files(place / "run"), "rewound_from")
     assert jump["step"] == 8
 
 
@@ -516,12 +508,12 @@ def test_a_run_that_ended_so_ends_so_again_and_keeps_what_it_has(
 
 
 def test_weights_that_break_at_the_very_end_are_not_what_is_left(
-    train: InProcessTrainer, inject: Inject, place: Path, files: type[Files]
+    train: InProcessTrainer, inject: Inject, place: Path
 ) -> None:
     inject(row_of_weights(20))
     assert train(place / "run").stopped == "done"
     assert_finite(place / "run")
-    assert [line["rewound_from"] for line in lines(files(place / "run"), "rewound_from")] == [20]
+    assert [line["rewound_from"] for line in lines(Files(place / "run"), "rewound_from")] == [20]
 
 
 def test_a_run_interrupted_where_it_was_to_end_ends_at_once(
