@@ -6,21 +6,21 @@ from dataclasses import replace
 
 from llmtrain.machine.energy import Counter, EnergyMeter, gpu_counters, package_counters
 from llmtrain.train.events import TrainResult
-from llmtrain.train.trainer import Session
+from llmtrain.train.trainer import Trainer
 
 
-def trained_with_energy(session: Session) -> TrainResult:
-    """The session's result, with what this machine's CPU packages and the run's GPUs here used.
+def trained_with_energy(trainer: Trainer) -> TrainResult:
+    """The trainer's result, with what this machine's CPU packages and the run's GPUs here used.
 
     Whatever else ran on them is in it.
     """
-    with EnergyMeter(_counters(session)).watching() as meter:
-        result = session.train()
+    with EnergyMeter(_counters(trainer)).watching() as meter:
+        result = trainer.train()
         return replace(result, energy_joules=meter.joules())
 
 
-def _counters(session: Session) -> list[Counter]:
-    world, kind = session.run.world, session.run.device.type
+def _counters(trainer: Trainer) -> list[Counter]:
+    world, kind = trainer.run.world, trainer.run.device.type
     if not world.is_main:
         return []
     gpus = range(world.local_size) if kind == "cuda" else ()

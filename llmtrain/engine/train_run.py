@@ -54,7 +54,7 @@ from llmtrain.train.events import Observer, TrainResult
 from llmtrain.train.repetition import mixture_lines
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.train.run_directory.record import data_key, data_ranges
-from llmtrain.train.trainer import Session
+from llmtrain.train.trainer import Trainer, TrainSetup
 from llmtrain.units import format_bytes
 
 
@@ -96,7 +96,7 @@ def _run_at(place: Place, request: TrainRequest, sitting: TrainSession) -> Train
         dataset = _shared_dataset(target, profile, planned.plan, sitting)
         return_free_memory()  # tokenizing took more than training keeps
         timeout_s = profile.device.collective_timeout
-        with closing(dataset.shards), world.together(planned.plan.backend.value, timeout_s):
+        with closing(dataset.shards), world.process_group(planned.plan.backend.value, timeout_s):
             return _train(request, target, resumed, planned, dataset, sitting, is_same_plan)
     except InterruptedRunError:
         return nothing_trained(target, resumed)
@@ -143,7 +143,7 @@ def _agreed_plan(target: Target, sitting: TrainSession) -> tuple[Planned, bool]:
         if kept is not None:
             return json.dumps([kept.document(), True, None])
         tell = lambda text: sitting.observe(Note(text))  # noqa: E731
-        with sitting.stop.at_once():  # measuring and compiling take long, and have no checks
+        with sitting.stop.immediate():  # measuring and compiling take long, and have no checks
             made = plan_run(profile, world=world, facts=facts, announce=tell)
         planned_here.append(made)
         same = target.record is None or made.plan.numerics() == recorded_numerics(target.record)
@@ -254,14 +254,13 @@ def _train(
     for line in mixture_lines(dataset.mixture, horizon.steps, planned.workload.tokens_per_step):
         sitting.observe(Note(line))
     sitting.observe(started_event(target, planned, dataset, run.position.step, horizon))
-    session = Session(
-        run,
-        profile,
-        horizon,
-        target.directory,
-        dataset.shards,
-        dataset.tokenizer,
-        state,
+    setup = TrainSetup(
+        run=run,
+        profile=profile,
+        horizon=horizon,
+        directory=target.directory,
+        data=dataset.shards,
+        tokenizer=dataset.tokenizer,
         mixture=dataset.mixture,
         workload=planned.workload,
         peak_flops=planned.peak_flops,
@@ -271,13 +270,13 @@ def _train(
         starting_s=sitting.elapsed_s,
     )
     with Prefetch(run.batches.read) as run.prefetch:
-        result = trained_with_energy(session)
+        result = trained_with_energy(Trainer(setup, state))
     if world.is_main:
         result = _beside_forecast(result, target, foreseen)
         record_run(
             planned.facts,
             planned.workload,
-            session.run.plan,
+            run.plan,
             step_s=result.step_s,
             steps=result.trained_steps,
             peak_memory_bytes=result.peak_memory_bytes,

@@ -1,4 +1,4 @@
-"""What other ways of predicting the same text need, in bits per byte."""
+"""Bits per byte of simple predictors and of compressors on the same text, for comparison."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _LARGEST_SAMPLE_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Baselines:
-    """Bits per byte of the same text without a model."""
+    """Bits per byte of the same text without a language model."""
 
-    uniform_bpb: float  # every piece as likely as any other
-    unigram_bpb: float | None  # pieces by how often the training text has them
+    uniform_bpb: float  # all pieces equally likely
+    unigram_bpb: float | None  # pieces by their frequency in the training text
     gzip_bpb: float
     bzip2_bpb: float
     xz_bpb: float
@@ -33,7 +33,7 @@ def measure_baselines(
     text_bytes: int,
     unigram_nats_per_token: float | None,
 ) -> Baselines:
-    """Baselines for a text of `tokens` tokens; the compressors see at most its first 16 MiB."""
+    """Return the baselines of a text; the compressors read at most its first 16 MiB."""
     sample = _sample(texts)
     compressed = {
         "gzip_bpb": zlib.compress(sample, 9),

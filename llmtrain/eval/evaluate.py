@@ -1,4 +1,4 @@
-"""Loss on held-out text, and the units it is given in."""
+"""Loss on held-out text, and its units."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Window = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 @dataclass(frozen=True, slots=True)
 class LossSum:
-    """Negative log-likelihood of so many tokens."""
+    """Negative log-likelihood summed over tokens."""
 
     nats: float
     tokens: int
@@ -31,14 +31,14 @@ class LossSum:
 
     @property
     def perplexity(self) -> float:
-        """e to the mean loss; infinite where that overflows."""
+        """exp of the mean loss; infinite if that overflows."""
         return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
 
 
 def bits_per_byte(nats_per_token: float, tokens: int, text_bytes: int) -> float:
-    """Bits that the model needs for a byte of raw text of `tokens` tokens and `text_bytes` bytes.
+    """Return bits per byte of a text that has `tokens` tokens and `text_bytes` bytes.
 
-    Comparable between tokenizers, unlike a loss per token.
+    Comparable between tokenizers, unlike the loss per token.
     """
     return nats_per_token / math.log(2) * tokens / text_bytes
 
@@ -53,9 +53,9 @@ def sum_loss(
     check_stop: Callable[[], None],
     is_time_over: Callable[[], bool] = lambda: False,
 ) -> LossSum:
-    """The loss summed over all targets of `windows`, eager even where training is compiled.
+    """Return the loss summed over all targets of `windows`, computed eagerly.
 
-    Once `is_time_over` it is that of the windows looked at until then: of some, in any case.
+    Ends early once `is_time_over`, after at least one batch.
     """
     nats, tokens = 0.0, 0
     device = model.head_weight.device
@@ -74,7 +74,7 @@ def sum_loss(
 def _batched(
     windows: Iterable[Window], micro_batch: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Windows of one length stacked, at most `micro_batch` at once; a shorter last one alone."""
+    """Yield stacks of up to `micro_batch` consecutive windows of the same length."""
     for _, same_length in itertools.groupby(windows, key=lambda window: len(window[0])):
         iterator = iter(same_length)
         while rows := list(itertools.islice(iterator, micro_batch)):

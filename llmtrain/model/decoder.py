@@ -1,7 +1,7 @@
 """A decoder-only transformer in the Qwen3 form; without query and key norms it is Llama.
 
 Shapes: B sequences, T tokens, C hidden features, H query heads, G key heads, D features a head.
-Parameters carry their Hugging Face names, so that a checkpoint needs no conversion.
+Parameters have their Hugging Face names, so that a checkpoint needs no conversion.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from llmtrain.choice import ActivationCheckpointing, AttentionKernel
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.checkpointing import checkpointed, silence_compiler_warning
-from llmtrain.ops.documents import Seen, first_of_document, seen_by
+from llmtrain.ops.documents import DocumentMask, document_mask, first_of_document
 from llmtrain.ops.loss import (
     Exponentiate,
     compiled_exponentiate,
@@ -31,12 +31,12 @@ from llmtrain.profile.shape import ModelShape
 
 INITIAL_STD = 0.02  # Radford et al. 2019
 # While every block is the identity, a tied head gives each token's own logit std · hidden_size.
-# Left to grow with the width it would make a wide model begin far worse than guessing.
+# If that grew with the width, a wide model would start far worse than guessing.
 _LARGEST_TIED_LOGIT = 8.0
 
 
 def embedding_std(hidden_size: int) -> float:
-    """The standard deviation of fresh embeddings: 0.02, and less from a width of 400 on."""
+    """Return the initial standard deviation of embeddings: 0.02, less from a width of 400 on."""
     return min(INITIAL_STD, _LARGEST_TIED_LOGIT / hidden_size)
 
 
@@ -49,20 +49,20 @@ class RMSNorm(nn.Module):
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        """Same shape as `x`, in the type that matrices are multiplied in."""
+        """Return the normalised `x` in the type in which matrices are multiplied."""
         return rms_norm(x, self.weight, self.epsilon, compute_dtype(x))
 
 
 @dataclass(slots=True)
 class LayerCache:
-    """Keys and values of the tokens that one layer has seen; room for the whole context."""
+    """Keys and values of one layer's earlier tokens, in buffers for the whole context."""
 
     k_bgtd: Tensor
     v_bgtd: Tensor
     length: int = 0
 
     def extend(self, k_bgtd: Tensor, v_bgtd: Tensor) -> tuple[Tensor, Tensor]:
-        """All keys and values, the new ones last."""
+        """Append keys and values; return all of them."""
         end = self.length + k_bgtd.shape[2]
         self.k_bgtd[:, :, self.length : end] = k_bgtd
         self.v_bgtd[:, :, self.length : end] = v_bgtd
@@ -90,12 +90,12 @@ class Attention(nn.Module):
         x_btc: Tensor,
         cos_td: Tensor,
         sin_td: Tensor,
-        documents: Seen | None = None,
+        documents: DocumentMask | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """What each token gathers from itself and those before it, (B, T, C).
+        """Return the attention output, (B, T, C).
 
-        With `documents`, from `seen_by`: those of its own document.
+        With `documents`, from `document_mask`, tokens attend to their own document only.
         """
         q, k, v = (
             self._heads(projection(x_btc)) for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -123,13 +123,13 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
 
     def forward(self, x_btc: Tensor) -> Tensor:
-        """`down(silu(gate(x)) · up(x))`, (B, T, C)."""
+        """Return `down(silu(gate(x)) · up(x))`, (B, T, C)."""
         y_btc: Tensor = self.down_proj(F.silu(self.gate_proj(x_btc)) * self.up_proj(x_btc))
         return y_btc
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each on a normed input and added to the residual stream."""
+    """Attention, then feed-forward, each on a normalised input and added to the residual."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
@@ -144,19 +144,19 @@ class Block(nn.Module):
         x_btc: Tensor,
         cos_td: Tensor,
         sin_td: Tensor,
-        documents: Seen | None = None,
+        documents: DocumentMask | None = None,
         cache: LayerCache | None = None,
     ) -> Tensor:
-        """The residual stream after this block, (B, T, C)."""
-        how = cos_td, sin_td, documents, cache
-        return checkpointed(self.checkpointing, self._mixed, x_btc, *how)
+        """Return the residual stream after this block, (B, T, C)."""
+        rest = cos_td, sin_td, documents, cache
+        return checkpointed(self.checkpointing, self._forward, x_btc, *rest)
 
-    def _mixed(
+    def _forward(
         self,
         x_btc: Tensor,
         cos_td: Tensor,
         sin_td: Tensor,
-        documents: Seen | None,
+        documents: DocumentMask | None,
         cache: LayerCache | None,
     ) -> Tensor:
         normed = self.input_layernorm(x_btc)
@@ -166,16 +166,16 @@ class Block(nn.Module):
 
 
 def compile_block(block: Block) -> None:
-    """The block is compiled at its next call, for that call's shapes."""
+    """Compile the block at its next call, for that call's shapes."""
     silence_compiler_warning()
-    # Whether the C++ compiler knows this CPU's vectors shows at the first kernel: asking it
-    # beforehand compiles six programs.
+    # Whether the C++ compiler supports this CPU's vector instructions shows at the first kernel;
+    # testing it beforehand compiles six programs.
     block.compile(dynamic=False, options={"cpp.vec_isa_ok": True})
 
 
 def run_eagerly(block: Block) -> None:
-    """The block is called as it is written, also where it was compiled before."""
-    vars(block).pop("_compiled_call_impl", None)  # what nn.Module.compile left
+    """Call the block uncompiled from now on."""
+    vars(block).pop("_compiled_call_impl", None)  # set by nn.Module.compile
 
 
 class Backbone(nn.Module):
@@ -195,7 +195,7 @@ class Backbone(nn.Module):
         self.register_buffer("sin_td", sin_td, persistent=False)
 
     def blocks(self) -> Iterator[Block]:
-        """The blocks, first to last."""
+        """Yield the blocks in order."""
         return (block for block in self.layers if isinstance(block, Block))
 
     def forward(
@@ -204,15 +204,15 @@ class Backbone(nn.Module):
         casts: WeightCasts | None = None,
         first_bt: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states, (B, T, C).
+        """Return final hidden states, (B, T, C).
 
-        `first_bt`: for each token the first one that it sees, where that is not the window's.
+        `first_bt`: the first token that each attends to, unless that is the window's first.
         """
         length = tokens_bt.shape[1]
         x_btc = self.embed_tokens(tokens_bt)
-        documents: Seen | None = None
+        documents: DocumentMask | None = None
         if first_bt is not None:
-            documents = seen_by(self._attention, first_bt, compute_dtype(x_btc))
+            documents = document_mask(self._attention, first_bt, compute_dtype(x_btc))
         for block in self.layers:
             call = block if casts is None else partial(casts.call, block)
             rotations = self.cos_td[:length], self.sin_td[:length]
@@ -225,12 +225,12 @@ class Backbone(nn.Module):
         return next(self.blocks()).self_attn.kernel
 
     def extend(self, tokens_bt: Tensor, caches: list[LayerCache]) -> Tensor:
-        """Final hidden states of tokens that follow those in `caches`, which grow by them."""
+        """Return final hidden states of tokens that follow those in `caches`; extend the caches."""
         start = caches[0].length
         now = slice(start, start + tokens_bt.shape[1])
         x_btc = self.embed_tokens(tokens_bt)
         for block, cache in zip(self.layers, caches, strict=True):
-            # .forward: a compiled block has static shapes, and these are not they.
+            # .forward: a compiled block has static shapes, and these differ.
             x_btc = block.forward(x_btc, self.cos_td[now], self.sin_td[now], cache=cache)
         hidden: Tensor = self.norm(x_btc)
         return hidden
@@ -244,9 +244,9 @@ class Decoder(nn.Module):
         self.shape = shape
         self.exponentiate: Exponentiate = exponentiate
         self.casts: WeightCasts | None = None
-        # Where it is set, tokens see nothing before the separator that begins their document.
+        # If set, tokens do not attend to anything before their document's separator.
         self.separator_id: int | None = None
-        self.has_padding = False  # where it is True, targets below 0 are none
+        self.has_padding = False  # if True, targets below 0 do not count
         self.model = Backbone(shape)
         self.lm_head = (
             None
@@ -256,12 +256,12 @@ class Decoder(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The matrix that turns hidden states into logits, (vocabulary, C)."""
+        """The output projection from hidden states to logits, (vocabulary, C)."""
         embedding = self.model.embed_tokens
         return embedding.weight if self.lm_head is None else self.lm_head.weight
 
     def forward(self, tokens_bt: Tensor, targets_bt: Tensor) -> Tensor:
-        """Sum over all targets of the negative log-likelihood, in nats."""
+        """Return the negative log-likelihood summed over all targets, in nats."""
         is_training = torch.is_grad_enabled()
         casts = self.casts if is_training else None
         first_bt = None
@@ -273,7 +273,7 @@ class Decoder(nn.Module):
             self.head_weight,
             targets_bt.flatten(),
             weight_cast_vd=None if casts is None else casts.plain(self.head_weight),
-            # Compiled for training's shapes; run eagerly, its passes would each make a copy.
+            # It is compiled for training's shapes; run eagerly, each of its passes would copy.
             exponentiate=self.exponentiate if is_training else exponentiate,
             has_padding=self.has_padding,
         )
@@ -286,15 +286,14 @@ class Decoder(nn.Module):
         casts: WeightCasts | None = None,
         compiled: bool = False,
     ) -> None:
-        """The same function from now on, computed in this way.
+        """Choose how to compute from now on; the function stays the same.
 
-        With `casts` the training forward multiplies those copies: keeping them up to date is the
-        caller's.
-        Compiled are the block that repeats, once for all layers, and the loss's softmax, at
-        their next call and for that call's shapes.
+        With `casts` the training forward multiplies those copies, which the caller keeps up to
+        date. `compiled`: the block, once for all layers, and the softmax of the loss are compiled
+        at their next call, for that call's shapes.
         """
         self.casts = casts
-        # Compiled, a block computes again within; else around it, where the casts are the same.
+        # Compiled blocks checkpoint inside; eager ones around, so that casts are not repeated.
         self.model.checkpointing = "off" if compiled else checkpointing
         for block in self.model.blocks():
             block.self_attn.kernel = attention
@@ -312,15 +311,15 @@ class Decoder(nn.Module):
         *,
         of_last_only: bool = False,
     ) -> Tensor:
-        """Logits after every token, (B, T, vocabulary); with caches, of a continuation.
+        """Return logits after every token, (B, T, vocabulary).
 
-        `of_last_only`: after the last token, (B, 1, vocabulary).
+        With `caches`, the tokens continue those in them. `of_last_only`: (B, 1, vocabulary).
         """
         hidden = self.model(tokens_bt) if caches is None else self.model.extend(tokens_bt, caches)
         return F.linear(hidden[:, -1:] if of_last_only else hidden, self.head_weight)
 
     def new_caches(self, sequences: int = 1) -> list[LayerCache]:
-        """Empty caches with room for the context, one a layer."""
+        """Return empty caches for the whole context, one per layer."""
         shape, weight = self.shape, self.head_weight
         dtype = compute_dtype(weight)
         size = (sequences, shape.num_kv_heads, shape.context, shape.head_dim)
@@ -334,11 +333,11 @@ class Decoder(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Weights are drawn from `seed`, the same ones on every device.
+        """Initialise weights from `seed`, the same on every device.
 
-        Normal with 0.02, embeddings as `embedding_std` says. Projections that write to the
-        residual stream start at zero, so that every block starts as the identity (Zhang et al.
-        2019, "Fixup"; nanochat).
+        Normal with standard deviation 0.02, embeddings with `embedding_std`. Projections that write
+        to the residual stream start at zero, so that every block starts as the identity (Zhang et
+        al. 2019, "Fixup"; nanochat).
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():

@@ -1,4 +1,4 @@
-"""Sampling a continuation token by token."""
+"""Sample a continuation token by token."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmtrain.model.decoder import Decoder
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn. Temperature 0 is greedy."""
+    """How the next token is sampled. Temperature 0 is greedy."""
 
     temperature: float = 0.8
     top_k: int | None = None
@@ -26,9 +26,9 @@ class Sampling:
 def generate_tokens(
     model: Decoder, prompt: Sequence[int], sampling: Sampling, num_ids: int, limit: int
 ) -> Iterator[int]:
-    """At most `limit` ids below `num_ids` that continue `prompt`, as they are drawn.
+    """Yield up to `limit` ids below `num_ids` that continue `prompt`.
 
-    Past the context the newer half of the text is read again and goes on from there.
+    When the context is full, generation continues from its newer half.
     """
     context, device = model.shape.context, model.head_weight.device
     generator = torch.Generator().manual_seed(sampling.seed)
@@ -39,23 +39,23 @@ def generate_tokens(
             caches, pending = model.new_caches(), ids[-(context // 2) :]
         tokens = torch.tensor([pending], device=device)
         last_v = model.logits(tokens, caches, of_last_only=True)[0, -1, :num_ids].float().cpu()
-        chosen = draw(last_v, ids, sampling, generator)
-        ids.append(chosen)
-        pending = [chosen]
-        yield chosen
+        token = sample_token(last_v, ids, sampling, generator)
+        ids.append(token)
+        pending = [token]
+        yield token
 
 
-def draw(
+def sample_token(
     logits_v: Tensor, previous: Sequence[int], sampling: Sampling, generator: torch.Generator
 ) -> int:
-    """One token id drawn from the logits as `sampling` says."""
-    logits_v = _penalise(logits_v, previous, sampling.repetition_penalty)
+    """Return one token id sampled from the logits."""
+    logits_v = _penalize(logits_v, previous, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return int(logits_v.argmax())
     logits_v = logits_v / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < len(logits_v):
-        smallest_kept = logits_v.topk(sampling.top_k).values[-1]
-        logits_v = logits_v.masked_fill(logits_v < smallest_kept, -torch.inf)
+        threshold = logits_v.topk(sampling.top_k).values[-1]
+        logits_v = logits_v.masked_fill(logits_v < threshold, -torch.inf)
     probabilities = logits_v.softmax(-1)
     if sampling.top_p is not None:
         probabilities = nucleus(probabilities, sampling.top_p)
@@ -63,16 +63,16 @@ def draw(
 
 
 def nucleus(probabilities_v: Tensor, top_p: float) -> Tensor:
-    """The smallest set of likeliest tokens whose probabilities reach `top_p`; the rest zero."""
+    """Keep the likeliest tokens until their probabilities reach `top_p`; set the rest to 0."""
     ordered, order = probabilities_v.sort(descending=True)
-    reached_before = ordered.cumsum(-1) - ordered
-    dropped = reached_before >= top_p
+    cumulative_before = ordered.cumsum(-1) - ordered
+    dropped = cumulative_before >= top_p
     dropped[0] = False
     kept = ordered.masked_fill(dropped, 0.0)
     return torch.zeros_like(probabilities_v).scatter(0, order, kept)
 
 
-def _penalise(logits_v: Tensor, previous: Sequence[int], penalty: float) -> Tensor:
+def _penalize(logits_v: Tensor, previous: Sequence[int], penalty: float) -> Tensor:
     if penalty == 1.0 or not previous:
         return logits_v
     seen = torch.tensor(sorted({i for i in previous if i < len(logits_v)}), dtype=torch.long)

@@ -1,4 +1,4 @@
-"""A shape as Hugging Face's config.json says it, and back."""
+"""Convert a model shape to Hugging Face's config.json, and back."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _KEYS = {
 
 
 def config_of(shape: ModelShape, separator_id: int) -> dict[str, Any]:
-    """config.json of a Qwen3 model, or of a Llama model where queries are not normed."""
+    """Return the config.json of a Qwen3 model, or of a Llama model without query norms."""
     architecture, kind = (
         ("Qwen3ForCausalLM", "qwen3") if shape.qk_norm else ("LlamaForCausalLM", "llama")
     )
-    values = {theirs: getattr(shape, ours) for ours, theirs in _KEYS.items()}
+    values = {key: getattr(shape, field) for field, key in _KEYS.items()}
     return {
         "architectures": [architecture],
         "model_type": kind,
@@ -51,22 +51,22 @@ def config_of(shape: ModelShape, separator_id: int) -> dict[str, Any]:
 
 
 def generation_config_of(separator_id: int) -> dict[str, Any]:
-    """generation_config.json: sampling stops at the separator."""
+    """Return the generation_config.json; sampling stops at the separator."""
     return {"bos_token_id": separator_id, "eos_token_id": separator_id, "do_sample": True}
 
 
 def shape_from_config(config: object, origin: str) -> ModelShape:
-    """The shape that `config_of` wrote, and a profile could ask for. Raises UsageError."""
+    """Return the shape in a config.json written by `config_of`. Raises UsageError."""
     if not isinstance(config, Mapping):
         raise UsageError(f"{origin} is not an object")
     kind = config.get("model_type")
     if kind not in ("qwen3", "llama"):
         raise UsageError(f"{origin}: model_type {kind!r} is not one that llmtrain writes")
-    missing = [theirs for theirs in _KEYS.values() if theirs not in config]
+    missing = [key for key in _KEYS.values() if key not in config]
     if missing:
         raise UsageError(f"{origin}: {', '.join(missing)} missing")
-    values = {ours: config[theirs] for ours, theirs in _KEYS.items()}
-    auto = [_KEYS[name] for name, value in values.items() if value == "auto"]
+    values = {field: config[key] for field, key in _KEYS.items()}
+    auto = [_KEYS[field] for field, value in values.items() if value == "auto"]
     if auto:
         raise UsageError(f"{origin}: {auto[0]} is not a number")
     try:
@@ -78,7 +78,7 @@ def shape_from_config(config: object, origin: str) -> ModelShape:
 
 
 def weight_shapes(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Every weight of the model by its Hugging Face name, one at a time."""
+    """Yield the Hugging Face name and dimensions of every weight."""
     width, inner = shape.hidden_size, shape.intermediate_size
     yield "model.embed_tokens.weight", (shape.vocab_size, width)
     for layer in range(shape.num_layers):

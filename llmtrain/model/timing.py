@@ -1,4 +1,4 @@
-"""How fast this CPU computes the model's own parts in each way there is."""
+"""Benchmark the model's attention kernels and blocks on this CPU."""
 
 from __future__ import annotations
 
@@ -14,34 +14,32 @@ from llmtrain.errors import LlmtrainError
 from llmtrain.machine.facts import AttentionTimes, BlockTimes
 from llmtrain.model.decoder import Block, compile_block
 from llmtrain.ops.attention import causal_attention
-from llmtrain.ops.documents import Seen, seen_by
+from llmtrain.ops.documents import DocumentMask, document_mask
 from llmtrain.ops.precision import WeightCasts, autocast_as, compute_dtype
 from llmtrain.ops.rotary import rotary_table
 from llmtrain.profile.shape import ModelShape
 
 _BUDGET_S = 0.4
 _LEAST_ROUNDS, _MOST_ROUNDS = 2, 8
-# Of attention that is timed, where one sequence does not have more: up to 0.3 s on two cores.
+# Limits of the attention that is timed, unless one sequence exceeds them: up to 0.3 s on two cores.
 _SCORES, _TOKENS = 64 << 20, 4096
-_LONGEST_CONTEXT = 4096  # the squares of longer ones take long, and tell nothing else
+_LONGEST_CONTEXT = 4096  # longer ones take longer and give the same answer
 
 Run = Callable[[], None]
 
 
 class CompileError(LlmtrainError):
-    """torch.compile does not work here; the message is the compiler's first words."""
+    """torch.compile does not work here; the message is the compiler's first error line."""
 
 
 def time_attention(
     shape: ModelShape, precision: Precision, threads: int, masked: bool = False
 ) -> AttentionTimes:
-    """Seconds for attention forward and backward over some sequences, by each kernel.
+    """Return the seconds of attention forward and backward by each kernel.
 
+    The batch has as many sequences as a micro-batch, or fewer if they are long, because a kernel's
+    speed depends on the number of heads. Kernels take turns; the best of several rounds counts.
     `masked`: within documents, of which each sequence has two.
-
-    As many sequences as a micro-batch has, or fewer where they are long: how well a kernel fares
-    depends on how many heads it has at once. The kernels take turns, and the best of several
-    rounds counts.
     """
     context = min(shape.context, _LONGEST_CONTEXT)
     sequences = max(1, min(_TOKENS // context, _SCORES // (shape.num_heads * context**2)))
@@ -55,12 +53,12 @@ def time_attention(
     )
 
     kernels: tuple[AttentionKernel, ...] = ("sdpa", "blocks")
-    seen = {
+    masks = {
         name: _documents(name, sequences, context, dtype) if masked else None for name in kernels
     }
 
     def run(kernel: AttentionKernel) -> None:
-        y = causal_attention(q, k, v, kernel, seen[kernel])
+        y = causal_attention(q, k, v, kernel, masks[kernel])
         torch.autograd.grad(y, (q, k, v), y)
 
     with _threads(threads):
@@ -79,12 +77,12 @@ def time_block(
     threads: int,
     masked: bool = False,
 ) -> BlockTimes:
-    """Seconds for one block forward and backward on a micro-batch: eager, compiled, and to compile.
+    """Return the seconds of one block forward and backward, eager and compiled, and to compile.
 
-    What is compiled here is what a run with these values compiles: it finds it in the cache.
+    The kernels compiled here are those of a run with these values, which finds them in the cache.
     Raises CompileError.
     """
-    with torch.random.fork_rng(devices=()):  # a run draws the same whether it measured or not
+    with torch.random.fork_rng(devices=()):  # measuring must not change a run's random numbers
         x = torch.randn(micro_batch, shape.context, shape.hidden_size, requires_grad=True)
         blocks = {name: _block(shape, attention) for name in ("eager", "compiled")}
     cos, sin = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
@@ -108,11 +106,13 @@ def time_block(
     return BlockTimes(eager_s=best["eager"], compiled_s=best["compiled"], compile_s=compile_s)
 
 
-def _documents(attention: AttentionKernel, sequences: int, tokens: int, dtype: torch.dtype) -> Seen:
-    """Two documents a sequence, the second of which begins in each somewhere else."""
-    begins_b1 = torch.arange(1, sequences + 1)[:, None] * tokens // (sequences + 1)
-    first_bt = torch.where(torch.arange(tokens) < begins_b1, 0, begins_b1)
-    return seen_by(attention, first_bt.to(torch.int32), dtype)
+def _documents(
+    attention: AttentionKernel, sequences: int, tokens: int, dtype: torch.dtype
+) -> DocumentMask:
+    """Return a mask of two documents per sequence, with the boundary at different positions."""
+    starts_b1 = torch.arange(1, sequences + 1)[:, None] * tokens // (sequences + 1)
+    first_bt = torch.where(torch.arange(tokens) < starts_b1, 0, starts_b1)
+    return document_mask(attention, first_bt.to(torch.int32), dtype)
 
 
 def _block(shape: ModelShape, attention: AttentionKernel) -> Block:
@@ -122,7 +122,7 @@ def _block(shape: ModelShape, attention: AttentionKernel) -> Block:
 
 
 def _compile_s(run: Run) -> float:
-    # Half of the time that torch takes to import, and 60 MB, for those who compile anything.
+    # Importing it takes half as long as torch, and 60 MB; only those who compile need it.
     from torch._dynamo.exc import TorchDynamoException
 
     start_s = time.perf_counter()
@@ -130,8 +130,8 @@ def _compile_s(run: Run) -> float:
         run()
     except TorchDynamoException as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        telling = next((line for line in lines if "error:" in line), lines[0] if lines else "")
-        raise CompileError(telling or type(error).__name__) from error
+        first_error = next((line for line in lines if "error:" in line), lines[0] if lines else "")
+        raise CompileError(first_error or type(error).__name__) from error
     return time.perf_counter() - start_s
 
 
@@ -140,13 +140,13 @@ def _bound(run: Callable[..., None], argument: object) -> Run:
 
 
 def _best_s(runs: dict[str, Run]) -> dict[str, float]:
-    """Each one's best seconds, after a round that does not count. They take turns."""
+    """Return the best seconds of each, after a warm-up round. They take turns."""
     for run in runs.values():
         run()
     deadline_s = time.perf_counter() + _BUDGET_S
     best = dict.fromkeys(runs, float("inf"))
-    for done in range(_MOST_ROUNDS):
-        if done >= _LEAST_ROUNDS and time.perf_counter() > deadline_s:
+    for rounds in range(_MOST_ROUNDS):
+        if rounds >= _LEAST_ROUNDS and time.perf_counter() > deadline_s:
             break
         for name, run in runs.items():
             start_s = time.perf_counter()

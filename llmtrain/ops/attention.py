@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from llmtrain.choice import AttentionKernel
 from llmtrain.ops.blocked_attention import blocked_attention
-from llmtrain.ops.documents import Seen
+from llmtrain.ops.documents import DocumentMask
 
 
 def causal_attention(
@@ -19,14 +19,13 @@ def causal_attention(
     k_bgtd: Tensor,
     v_bgtd: Tensor,
     kernel: AttentionKernel = "sdpa",
-    documents: Seen | None = None,
+    documents: DocumentMask | None = None,
 ) -> Tensor:
-    """What each token gathers from itself and those before it, heads side by side: (B, T, H · D).
+    """Return softmax(q · kᵀ / √D) · v over each token and those before it, (B, T, H · D).
 
-    Fewer queries than keys means that the queries are the newest tokens: then there is exactly
-    one, which sees all keys. With `documents`, from `ops.documents.seen_by`, each token gathers
-    from its own document alone; `flex` is for that, and for code that is compiled: otherwise it
-    makes all scores.
+    With fewer queries than keys, the query is the newest token, of which there is exactly one.
+    With `documents`, from `ops.documents.document_mask`, tokens attend to their own document only;
+    the `flex` kernel is for that and for compiled code, because eagerly it computes all scores.
     """
     is_prefix = q_bhtd.shape[2] == k_bgtd.shape[2]
     assert is_prefix or q_bhtd.shape[2] == 1, "one new token at a time"
@@ -39,7 +38,7 @@ def causal_attention(
         assert isinstance(found, Tensor)
         return found.transpose(1, 2).flatten(2)
     if grouped and documents is not None and q_bhtd.device.type != "cpu":
-        # A GPU's kernels that take a mask know no grouped queries: all scores would be made.
+        # GPU kernels with a mask do not support grouped queries: all scores would be stored.
         share = q_bhtd.shape[1] // k_bgtd.shape[1]
         k_bgtd, v_bgtd = (x.repeat_interleave(share, dim=1) for x in (k_bgtd, v_bgtd))
         grouped = False

@@ -1,11 +1,11 @@
-"""Causal attention as batched products over blocks of rows: fast where a CPU multiplies bf16 fast.
+"""Causal attention as batched products over blocks of rows, for CPUs with fast bf16 products.
 
-Each block of queries meets all keys up to its last row: a product, a softmax, a product. The
-backward computes the probabilities again, so that nothing is kept but queries, keys and values.
-The tiles of flash attention are too small for a CPU's matrix units; these are not.
+Each block of queries attends to all keys up to its last row: a product, a softmax, a product. The
+backward recomputes the probabilities, so only queries, keys and values are saved. The tiles of
+flash attention are too small for a CPU's matrix units; these blocks are not.
 
-Where tokens see their own document alone, blocks of keys that lie before every document of the
-queries are left out, and the rest are masked.
+If tokens attend to their own document only, blocks of keys before every document of the queries
+are skipped, and the rest are masked.
 
 Shapes: B sequences, H query heads, G key heads, M = H / G query heads a key head, T tokens,
 D features a head; N = B · G matrices in a batched product, R = M · rows of a block, E keys.
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SCORES_BYTES = 16 << 20  # of one block's scores: what a last-level cache holds beside the rest
+_SCORES_BYTES = 16 << 20  # of one block's scores: what fits a last-level cache beside the rest
 _BLOCK_ROWS = 128
 _LONG_CONTEXT, _LONG_BLOCK_ROWS = 2048, 256  # fewer sums of the keys' gradients
 
@@ -30,19 +30,18 @@ _softmax_backward = torch.ops.aten._softmax_backward_data  # noqa: SLF001 (autog
 def blocked_attention(
     q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None = None
 ) -> Tensor:
-    """What each token gathers from itself and those before it, with its heads side by side.
+    """Return causal attention, (B, T, H · D), in the inputs' type.
 
-    (B, T, H · D), in the inputs' type. Scores are rounded to that type, sums are kept in fp32.
-    `first_bt`: int32, the first token that each one sees, never falling along T; without it that
-    is the first of all.
+    Scores are rounded to that type, sums are kept in fp32. `first_bt`: int32, the first token that
+    each one attends to, not decreasing along T; without it, the first of the window.
     """
     q_bhtd, k_bgtd, v_bgtd = q_bhtd.contiguous(), k_bgtd.contiguous(), v_bgtd.contiguous()
-    gathered: Tensor = _forward(q_bhtd, k_bgtd, v_bgtd, first_bt)
-    return gathered
+    y_btc: Tensor = _forward(q_bhtd, k_bgtd, v_bgtd, first_bt)
+    return y_btc
 
 
 class _Heads:
-    """Queries, keys and values of some sequences, and room for one block's scores."""
+    """Queries, keys and values of some sequences, and buffers for one block's scores."""
 
     def __init__(
         self, q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None
@@ -54,41 +53,41 @@ class _Heads:
         self.q_bgmtd = self.grouped(q_bhtd)
         self.k_ntd, self.v_ntd = k_bgtd.flatten(0, 1), v_bgtd.flatten(0, 1)
         self.block_rows = _block_rows(self.tokens)
-        room = q_bhtd.shape[0] * q_bhtd.shape[1] * self.block_rows * self.tokens
-        self.scores, self.probabilities = q_bhtd.new_empty(room), q_bhtd.new_empty(room)
+        size = q_bhtd.shape[0] * q_bhtd.shape[1] * self.block_rows * self.tokens
+        self.scores, self.probabilities = q_bhtd.new_empty(size), q_bhtd.new_empty(size)
         hidden = torch.full((self.block_rows, self.block_rows), -torch.inf, dtype=q_bhtd.dtype)
         self.mask = hidden.triu_(1)
 
     def blocks(self) -> Iterator[tuple[slice, slice]]:
-        """The rows of every block, and the keys that any of them may see."""
+        """Yield the rows of every block, and the keys that any of them attends to."""
         for start in range(0, self.tokens, self.block_rows):
             end = min(start + self.block_rows, self.tokens)
             yield slice(start, end), slice(self._first_key(start), end)
 
     def _first_key(self, row: int) -> int:
-        """The beginning of the block with the first key that `row` and those after it see.
+        """Return the first key that `row` and later rows attend to, rounded down to a block.
 
-        Of a block, so that products have few shapes: the libraries prepare for each.
+        Rounded, so that products have few shapes: the libraries prepare for each.
         """
         if self.first_bt is None:
             return 0
         return int(self.first_bt[:, row].min()) // self.block_rows * self.block_rows
 
     def grouped(self, x_bhtd: Tensor) -> Tensor:
-        """A view with each key head's query heads together, (B, G, M, T, D)."""
+        """Return a view with each key head's query heads together, (B, G, M, T, D)."""
         return x_bhtd.view(len(x_bhtd), self.key_heads, -1, self.tokens, self.size)
 
     def joined(self, x_btc: Tensor) -> Tensor:
-        """A view of heads side by side in that order, (B, G, M, T, D)."""
+        """Return a view of concatenated heads in that order, (B, G, M, T, D)."""
         shape = (len(x_btc), self.tokens, self.key_heads, -1, self.size)
         return x_btc.view(shape).permute(0, 2, 3, 1, 4)
 
     def rows(self, x_bgmtd: Tensor, rows: slice) -> Tensor:
-        """A block of rows as a dense batch of matrices, (N, R, D)."""
+        """Return a block of rows as a dense batch of matrices, (N, R, D)."""
         return x_bgmtd[:, :, :, rows].reshape(len(self.k_ntd), -1, self.size)
 
     def probabilities_of(self, q_nrd: Tensor, rows: slice, keys: slice) -> Tensor:
-        """Softmax over the keys that each row of the block sees, (N, R, E)."""
+        """Return the softmax over the keys that each row attends to, (N, R, E)."""
         count, width = rows.stop - rows.start, keys.stop - keys.start
         shape = (*q_nrd.shape[:2], width)
         scores = _view(self.scores, shape)
@@ -97,14 +96,14 @@ class _Heads:
         diagonal = scores.view(len(scores), -1, count, width)[..., rows.start - keys.start :]
         diagonal.add_(self.mask[:count, :count])
         if self.first_bt is not None:
-            self._hide_documents_before(scores, self.first_bt[:, rows], keys.start)
+            self._mask_earlier_documents(scores, self.first_bt[:, rows], keys.start)
         return torch.softmax(scores, -1, out=_view(self.probabilities, shape))
 
-    def _hide_documents_before(self, scores_nre: Tensor, first_br: Tensor, first_key: int) -> None:
-        """Each row's scores of keys before its document's first are −∞."""
+    def _mask_earlier_documents(self, scores_nre: Tensor, first_br: Tensor, first_key: int) -> None:
+        """Set each row's scores of keys before its document to −∞."""
         width = int(first_br[:, -1].max()) - first_key
         if width <= 0:
-            return  # every row sees all of these keys
+            return  # every row attends to all of these keys
         keys = torch.arange(first_key, first_key + width, dtype=first_br.dtype)
         hidden = keys < first_br[:, :, None]
         mask = torch.zeros(hidden.shape, dtype=scores_nre.dtype).masked_fill_(hidden, -torch.inf)
@@ -113,7 +112,7 @@ class _Heads:
         scores[..., :width].add_(mask[:, None])
 
     def score_gradients(self, p_nre: Tensor, d_y_nrd: Tensor, keys: slice) -> Tensor:
-        """The gradient of the scaled scores, where the scores themselves were, (N, R, E)."""
+        """Return the gradient of the scaled scores, in the buffer of the scores, (N, R, E)."""
         d_p_nre = _view(self.scores, tuple(p_nre.shape))
         torch.bmm(d_y_nrd, self.v_ntd[:, keys].contiguous().transpose(1, 2), out=d_p_nre)
         _softmax_backward(d_p_nre, p_nre, -1, p_nre.dtype, grad_input=d_p_nre)
@@ -121,7 +120,7 @@ class _Heads:
 
 
 class _Sum:
-    """The gradient of some keys or values, added up in fp32 over blocks of queries."""
+    """The gradient of some keys or values, summed in fp32 over blocks of queries."""
 
     def __init__(self, x_ntd: Tensor) -> None:
         wide = torch.promote_types(x_ntd.dtype, torch.float32)
@@ -130,7 +129,7 @@ class _Sum:
         self._wide_share = torch.empty(x_ntd.numel(), dtype=wide)
 
     def add_product(self, keys: slice, left_ner: Tensor, right_nrd: Tensor) -> None:
-        """`left · right` is added for E of the keys."""
+        """Add `left · right` for E of the keys."""
         shape = (*left_ner.shape[:2], right_nrd.shape[2])
         share = torch.bmm(left_ner, right_nrd, out=_view(self._share, shape))
         self.total_ntd[:, keys].add_(_view(self._wide_share, shape).copy_(share))
@@ -140,8 +139,8 @@ class _Sum:
 def _forward(
     q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None = None
 ) -> Tensor:
-    y_btc = _room_for_output(q_bhtd)
-    for some in _cuts(q_bhtd):
+    y_btc = _empty_output(q_bhtd)
+    for some in _splits(q_bhtd):
         first = None if first_bt is None else first_bt[some]
         heads = _Heads(q_bhtd[some], k_bgtd[some], v_bgtd[some], first)
         y_bgmtd = heads.joined(y_btc[some])
@@ -163,7 +162,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     d_q_bhtd, d_k_bgtd, d_v_bgtd = (torch.empty_like(x) for x in (q_bhtd, k_bgtd, v_bgtd))
     d_y_btc = d_y_btc.contiguous()
-    for some in _cuts(q_bhtd):
+    for some in _splits(q_bhtd):
         first = None if first_bt is None else first_bt[some]
         heads = _Heads(q_bhtd[some], k_bgtd[some], v_bgtd[some], first)
         d_k, d_v = _Sum(heads.k_ntd), _Sum(heads.v_ntd)
@@ -184,7 +183,7 @@ def _backward(
 
 @_forward.register_fake
 def _(q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None = None) -> Tensor:
-    return _room_for_output(q_bhtd)
+    return _empty_output(q_bhtd)
 
 
 @_backward.register_fake
@@ -216,19 +215,19 @@ def _block_rows(tokens: int) -> int:
     return min(tokens, _BLOCK_ROWS if tokens < _LONG_CONTEXT else _LONG_BLOCK_ROWS)
 
 
-def _cuts(q_bhtd: Tensor) -> Iterator[slice]:
-    """So many sequences at once that a block's scores stay within their bytes, at least one."""
+def _splits(q_bhtd: Tensor) -> Iterator[slice]:
+    """Split the sequences so that a block's scores stay within `_SCORES_BYTES` or are of one."""
     sequences, num_heads, tokens, _ = q_bhtd.shape
     one = num_heads * _block_rows(tokens) * tokens * q_bhtd.element_size()
     count = max(1, _SCORES_BYTES // one)
     return (slice(start, start + count) for start in range(0, sequences, count))
 
 
-def _room_for_output(q_bhtd: Tensor) -> Tensor:
+def _empty_output(q_bhtd: Tensor) -> Tensor:
     sequences, num_heads, tokens, size = q_bhtd.shape
     return q_bhtd.new_empty(sequences, tokens, num_heads * size)
 
 
-def _view(room: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The front of `room`, in `shape`."""
-    return room[: math.prod(shape)].view(shape)
+def _view(buffer: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the front of `buffer` as a tensor of `shape`."""
+    return buffer[: math.prod(shape)].view(shape)

@@ -1,15 +1,15 @@
-"""How many rows of logits the loss holds at once. Without torch, so that plans can count them."""
+"""How many rows of logits the loss computes at once. Without torch, so that plans can use it."""
 
 from __future__ import annotations
 
-# Of logits. In half precision about the last-level cache, where more is no faster; fp32 products
-# pack the whole head for every chunk, and with 32 MiB too the step takes 7% longer.
+# Bytes of logits by bytes per element. In half precision about the last-level cache: more is no
+# faster. fp32 products pack the whole head for every chunk: with 32 MiB a step takes 7% longer.
 _CPU_LOSS_CHUNK_BYTES = {2: 32 << 20, 4: 128 << 20}
 _ACCELERATOR_LOSS_CHUNK_BYTES = 1 << 30  # large enough that products fill the device
 
 
 def loss_chunk_tokens(vocab_size: int, device_kind: str, element_bytes: int) -> int:
-    """Most tokens whose logits, of so many bytes each, the loss holds at once."""
+    """Return the most tokens whose logits the loss computes at once."""
     budget = _ACCELERATOR_LOSS_CHUNK_BYTES
     if device_kind == "cpu":
         budget = _CPU_LOSS_CHUNK_BYTES.get(element_bytes, _CPU_LOSS_CHUNK_BYTES[4])
@@ -17,7 +17,7 @@ def loss_chunk_tokens(vocab_size: int, device_kind: str, element_bytes: int) -> 
 
 
 def even_chunk(rows: int, limit: int) -> int:
-    """A size of at most `limit` that cuts `rows` into equal chunks, where one is near it."""
+    """Return a chunk size up to `limit` that divides `rows` evenly if one is near; else `limit`."""
     fewest = -(-rows // limit)
     even = (rows // count for count in range(fewest, 2 * fewest + 1) if rows % count == 0)
     return max(1, next(even, limit))

@@ -1,9 +1,9 @@
-"""Where documents begin, and what keeps the attention of their tokens within them.
+"""Masks that keep attention within documents.
 
 A document is a separator and its tokens, so the last token of one is the one whose target is a
-separator. That target is kept: from it a model learns where a text ends. The tokens after it see
-nothing before themselves, which makes a window of several documents what the documents are alone:
-rotary positions enter attention by their differences only and need not begin anew.
+separator. That target counts in the loss: from it a model learns where a text ends. Later tokens
+do not attend to anything before it, so a window of several documents gives what each would give
+alone; rotary positions need no reset, because only their differences enter attention.
 
 Shapes: B sequences, T tokens.
 """
@@ -19,27 +19,27 @@ from torch.nn.attention.flex_attention import BlockMask
 from llmtrain.choice import AttentionKernel
 from llmtrain.ops.document_blocks import document_blocks
 
-# What an attention kernel is told of documents.
-Seen: TypeAlias = "Tensor | BlockMask"
+# In the form that the attention kernel takes.
+DocumentMask: TypeAlias = "Tensor | BlockMask"
 
 
 def first_of_document(targets_bt: Tensor, separator_id: int) -> Tensor:
-    """For each token the first one in its window that is of the same document, int32 (B, T)."""
+    """Return for each token the first one of its document in the window, int32 (B, T)."""
     sequences, tokens = targets_bt.shape
     positions = torch.arange(1, tokens, dtype=torch.int32, device=targets_bt.device)
     first_bt = positions.new_zeros((sequences, tokens))
-    begins = targets_bt[:, :-1] == separator_id
-    first_bt[:, 1:] = torch.where(begins, positions, 0)
+    ends = targets_bt[:, :-1] == separator_id
+    first_bt[:, 1:] = torch.where(ends, positions, 0)
     return first_bt.cummax(dim=1).values
 
 
-def seen_by(kernel: AttentionKernel, first_bt: Tensor, dtype: torch.dtype) -> Seen:
-    """What `causal_attention` by `kernel`, on queries of `dtype`, wants to know of documents.
+def document_mask(kernel: AttentionKernel, first_bt: Tensor, dtype: torch.dtype) -> DocumentMask:
+    """Return the `documents` of `causal_attention` by `kernel`, for queries of `dtype`.
 
-    Blocks of rows take `first_bt` as it is, and FlexAttention the blocks of pairs that it needs.
-    torch's other kernels take a mask of all pairs of tokens, (B, 1, T, T): made once for all
-    layers, of the queries' type, as they would convert another. So do evaluations, which are eager:
-    FlexAttention that is not compiled makes all scores.
+    `blocks` takes `first_bt` itself, and FlexAttention a block mask. torch's other kernels take an
+    additive mask of all pairs of tokens, (B, 1, T, T), shared by all layers and in the queries'
+    type, because they would convert any other. Evaluation uses it too: it is eager, and
+    FlexAttention computes all scores unless compiled.
     """
     if kernel == "blocks":
         return first_bt

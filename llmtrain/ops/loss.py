@@ -1,4 +1,4 @@
-"""Cross-entropy straight from hidden states, in chunks, so that full logits never exist.
+"""Cross-entropy from hidden states, in chunks, so that full logits are never stored.
 
 Shapes: N tokens, D hidden features, V vocabulary rows; C tokens in a chunk.
 """
@@ -15,14 +15,14 @@ from torch.autograd.function import once_differentiable
 from llmtrain.ops.chunk_sizes import even_chunk, loss_chunk_tokens
 from llmtrain.ops.precision import compute_dtype
 
-# Turns logits in place into exp(logit − largest); gives the largest and the sum of each row.
+# Replaces logits by exp(logit − largest); returns the largest and the sum of each row.
 Exponentiate = Callable[[Tensor], tuple[Tensor, Tensor]]
-_CPU_SHARE_BYTES = 4 << 20  # of the head's gradient, multiplied and added while it is in cache
-_CPU_SUMMED_BYTES = 4 << 20  # of logits in fp32, which a sum of half precision ones copies
+_CPU_SHARE_BYTES = 4 << 20  # of the head's gradient, multiplied and added while in cache
+_CPU_SUMMED_BYTES = 4 << 20  # of logits in fp32, to which a sum of half-precision ones copies
 
 
 def exponentiate(logits_cv: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits are exp(logit − largest of its row); returns the largest and the sum, (C, 1) each."""
+    """Replace logits by exp(logit − row maximum); return maxima and sums, (C, 1) each."""
     largest = logits_cv.amax(dim=-1, keepdim=True)
     logits_cv.sub_(largest).exp_()
     if logits_cv.device.type != "cpu":
@@ -32,9 +32,9 @@ def exponentiate(logits_cv: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def compiled_exponentiate() -> Exponentiate:
-    """The same as three compiled kernels, each of which reads the logits once.
+    """Return `exponentiate` as three compiled kernels, each of which reads the logits once.
 
-    One kernel for all would write the exponentials in fp32 beside the logits to sum them again.
+    One kernel for all would write the exponentials in fp32 to a second buffer to sum them.
     """
     row_maxima = torch.compile(_row_maxima, dynamic=False)
     subtract_and_exp = torch.compile(_subtract_and_exp, dynamic=False)
@@ -71,15 +71,15 @@ def linear_cross_entropy(
     exponentiate: Exponentiate = exponentiate,
     has_padding: bool = False,
 ) -> Tensor:
-    """Sum over tokens of −log softmax(hidden · weightᵀ)[target], in nats: an fp32 scalar.
+    """Return the sum over tokens of −log softmax(hidden · weightᵀ)[target], in nats, fp32.
 
-    Products run in the autocast type, and so are the logits; sums and the weight's gradient are
-    kept in fp32 (fp64 for fp64 inputs). Memory is that of one chunk's logits, plus one gradient
-    each of the hidden states and the weight, which the forward already computes: the softmax is
-    at hand there, and the backward only scales. `weight_cast_vd` is the weight in the autocast
-    type, for who has it already. With `has_padding` tokens with a target below 0 count for nothing.
+    Products and logits are in the autocast type; sums and the weight's gradient in fp32 (fp64 for
+    fp64 inputs). Memory: one chunk's logits, and one gradient each of hidden states and weight. The
+    forward computes both gradients, because it has the softmax; the backward only scales them.
+    `weight_cast_vd`: the weight in the autocast type, if the caller has it. With `has_padding`,
+    tokens with a target below 0 do not count.
     """
-    if not torch.is_grad_enabled():  # a Function is told who could want one, not if
+    if not torch.is_grad_enabled():  # needs_input_grad does not depend on grad mode
         hidden_nd, weight_vd = hidden_nd.detach(), weight_vd.detach()
     dtype = compute_dtype(hidden_nd)
     limit = loss_chunk_tokens(weight_vd.shape[0], hidden_nd.device.type, dtype.itemsize)
@@ -103,19 +103,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         exponentiate: Exponentiate,
         has_padding: bool,
     ) -> Tensor:
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         wide = torch.promote_types(dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden_nd.device)
-        d_hidden = torch.empty_like(hidden_nd) if wants_hidden else None
-        d_weight = torch.zeros_like(weight_vd, dtype=wide) if wants_weight else None
+        d_hidden = torch.empty_like(hidden_nd) if needs_hidden else None
+        d_weight = torch.zeros_like(weight_vd, dtype=wide) if needs_weight else None
         with torch.autocast(hidden_nd.device.type, enabled=False):
             weight = weight_vd.to(dtype) if weight_cast_vd is None else weight_cast_vd
             hidden = hidden_nd.to(dtype)
-            room = hidden.new_empty(rows, weight.shape[0])
+            buffer = hidden.new_empty(rows, weight.shape[0])
             for start in range(0, hidden.shape[0], rows):
                 chunk = slice(start, start + rows)
                 h, y = hidden[chunk], targets_n[chunk]
-                logits = torch.mm(h, weight.t(), out=room[: h.shape[0]])
+                logits = torch.mm(h, weight.t(), out=buffer[: h.shape[0]])
                 is_target = y >= 0 if has_padding else None
                 loss, sums = _differentiate(logits, y, exponentiate, is_target)
                 total += loss
@@ -130,7 +130,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError("the gradients were handed out in the backward before this one")
+            raise RuntimeError("backward was called twice; the gradients are not kept")
         d_hidden, d_weight = ctx.gradients
         ctx.gradients = None
         if d_hidden is not None:
@@ -146,10 +146,10 @@ def _differentiate(
     exponentiate: Exponentiate,
     is_target_c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Summed loss, and what the rows have to be divided by: logits become the gradient times it.
+    """Return the summed loss and a divisor per row; replace logits by their gradient times it.
 
-    Leaving the division to the small operands of the products saves a pass over the logits. Rows
-    that have no target are divided by infinity.
+    Dividing the small operands of later products instead saves a pass over the logits. Rows
+    without a target have the divisor infinity.
     """
     if is_target_c is not None:
         targets_c = targets_c.clamp(min=0)
@@ -166,14 +166,14 @@ def _differentiate(
 
 
 def _add_product(total_vd: Tensor, logits_cv: Tensor, hidden_cd: Tensor) -> None:
-    """`logitsᵀ · hidden` is added to the total, on a CPU in shares that its cache holds."""
+    """Add `logitsᵀ · hidden` to the total, on a CPU in shares that fit its cache."""
     for share in _shares(total_vd, hidden_cd.element_size()):
         total_vd[share].add_(logits_cv[:, share].t() @ hidden_cd)
 
 
 def _shares(total_vd: Tensor, element_bytes: int) -> Iterator[slice]:
     rows, width = total_vd.shape
-    at_once = rows
+    share = rows
     if total_vd.device.type == "cpu":
-        at_once = max(1, _CPU_SHARE_BYTES // (width * element_bytes))
-    return (slice(start, start + at_once) for start in range(0, rows, at_once))
+        share = max(1, _CPU_SHARE_BYTES // (width * element_bytes))
+    return (slice(start, start + share) for start in range(0, rows, share))

@@ -8,5 +8,5 @@ from torch.nn import functional as F
 
 
 def rms_norm(x: Tensor, gain: Tensor, epsilon: float, dtype: torch.dtype) -> Tensor:
-    """`gain · x / rms(x)` over the last dimension, computed in `gain`'s precision, as `dtype`."""
+    """Return `gain · x / rms(x)` over the last dimension as `dtype`, computed in `gain`'s type."""
     return F.rms_norm(x.to(gain.dtype), (x.shape[-1],), gain, epsilon).to(dtype)

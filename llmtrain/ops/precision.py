@@ -1,4 +1,4 @@
-"""In which type matrices are multiplied."""
+"""The type in which matrices are multiplied: autocast, and cached half-precision weights."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from llmtrain.choice import Precision
 
 
 def half_dtype(precision: Precision) -> torch.dtype | None:
-    """The 16-bit type of a precision; None for fp32."""
+    """Return the 16-bit type of a precision; None for fp32."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
 
 def autocast_as(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Within it matrices are multiplied in `precision`."""
+    """Return a context in which matrices are multiplied in `precision`."""
     dtype = half_dtype(precision)
     return torch.autocast(device.type, dtype=dtype) if dtype is not None else nullcontext()
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """The type in which matrices are multiplied here: autocast's where it is on, else `x`'s."""
+    """Return the type in which matrices are multiplied: autocast's if on, else that of `x`."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
@@ -32,8 +32,8 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 class WeightCasts:
     """Half-precision copies of matrices, rounded once a step instead of once a micro-batch.
 
-    Whoever changes a weight has to call `forget`: torch's fused optimizers leave no trace in a
-    tensor's version. Must not outlive the modules that it is asked about.
+    Call `forget` after every change of weights: torch's fused optimizers do not change a tensor's
+    version. Must not outlive the modules whose weights it copies.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -42,24 +42,24 @@ class WeightCasts:
         self._current: set[int] = set()
 
     def forget(self) -> None:
-        """Every copy is made again when it is next asked for."""
+        """Invalidate all copies."""
         self._current.clear()
 
     def of(self, weight: Tensor) -> Tensor:
-        """`weight` as `dtype`; its gradient flows on to `weight`, in that one's type."""
+        """Return `weight` as `dtype`; its gradient reaches `weight` in the weight's type."""
         return cast("Tensor", _Cast.apply(weight, self.plain(weight)))  # type: ignore[no-untyped-call]
 
     def plain(self, weight: Tensor) -> Tensor:
-        """`weight` as `dtype`, outside of autograd."""
+        """Return `weight` as `dtype`, without autograd."""
         key = id(weight)
         if key not in self._current:
-            room = self._copies.setdefault(key, torch.empty_like(weight, dtype=self.dtype))
-            self._copies[key] = room.detach().copy_(weight.detach())
+            copy = self._copies.setdefault(key, torch.empty_like(weight, dtype=self.dtype))
+            self._copies[key] = copy.detach().copy_(weight.detach())
             self._current.add(key)
         return self._copies[key]
 
     def call(self, module: nn.Module, *args: Any) -> Any:
-        """`module(*args)` with every matrix in it as `dtype`."""
+        """Return `module(*args)` with every matrix in it as `dtype`."""
         casts = {name: self.of(p) for name, p in module.named_parameters() if p.dim() == 2}
         return functional_call(module, casts, args)
 

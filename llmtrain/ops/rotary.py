@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def rotary_table(head_dim: int, positions: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines, fp32, of shape (positions, head_dim / 2)."""
+    """Return cosines and sines, fp32, of shape (positions, head_dim / 2)."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
     frequencies = 1.0 / theta**exponents
     angles = torch.outer(torch.arange(positions, dtype=torch.float32, device="cpu"), frequencies)
@@ -15,7 +15,7 @@ def rotary_table(head_dim: int, positions: int, theta: float) -> tuple[Tensor, T
 
 
 def rotate(x_bhtd: Tensor, cos_td: Tensor, sin_td: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` with the pair (i, i + D/2) of every head turned by its position's angle, as `dtype`."""
+    """Return `x` as `dtype`, each pair (i, i + D/2) rotated by the angle of its position."""
     first, second = x_bhtd.to(cos_td.dtype).chunk(2, dim=-1)
-    turned = (first * cos_td - second * sin_td, second * cos_td + first * sin_td)
-    return torch.cat(turned, dim=-1).to(dtype)
+    rotated = (first * cos_td - second * sin_td, second * cos_td + first * sin_td)
+    return torch.cat(rotated, dim=-1).to(dtype)

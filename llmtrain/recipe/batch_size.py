@@ -1,20 +1,21 @@
-"""How many tokens one optimizer step should have, where the profile says `auto`.
+"""Rule 3: the number of tokens B in one optimizer step.
 
-1. A run on T tokens learns best from about 1,024 steps: T / 1,024 tokens each up to T = 8.4M, and
-   from there √T as many more. Measured at 3M and 20M parameters on 1M, 2M, 4M and 8M tokens
-   (`tests/benchmarks/sweeps/batch*.yaml`): twice or half as many lose 1 to 3%. Beyond, the best
-   length grows more slowly than the run (Bi et al. 2024, "DeepSeek LLM"); √T is a guess.
-2. Muon's products are paid once a step whatever its length: as if a step had M more tokens. In a
-   given time S steps of B tokens then cost about 12 / S of the loss for being few, by eye from
-   those sweeps, and 0.3 · log(1 + M / B) for the tokens that Muon takes away. The sum is least
-   where
+3.1 A run on D tokens learns best in about 1,024 steps, up to D = 8.4M; beyond that B grows with √D:
 
-       B · (B + M) = M · T / 40.
+        B = D / 1,024    up to D = 8.4M,    then 8,192 · √(D / 8.4M).
 
-   Where T is not known, B = 4 · M: a fifth of the time is Muon's.
-3. Fewer than 4,096 tokens at once do not keep the products of a few cores busy: of `cpu-tiny`
-   `llmtrain device bench` gives 7.0k tokens/s with 2,048 and 8.4k with 4,096, without Muon.
-4. The number is the power of two nearest to the largest of these, in whole contexts.
+    Measured at 3M and 20M parameters on 1M, 2M, 4M and 8M tokens
+    (`tests/benchmarks/sweeps/batch*.yaml`): twice or half as many lose 1 to 3%. Beyond, the best B
+    grows more slowly than D (Bi et al. 2024, "DeepSeek LLM"); √D is a guess.
+3.2 Muon orthogonalises every hidden matrix once a step, whatever B is; that costs as much as M more
+    tokens. In a given time, steps of B tokens cost about 12 · (B + M) / D of the loss for being
+    few (by eye from those sweeps), and 0.3 · log(1 + M / B) for the tokens that Muon displaces. The
+    sum is lowest for
+
+        B · (B + M) = M · D / 40;    for unknown D, B = 4 · M: Muon takes a fifth of the time.
+3.3 Fewer than 4,096 tokens do not keep a few cores busy: `llmtrain device bench` measures 7.0k
+    tokens/s for `cpu-tiny` with 2,048 and 8.4k with 4,096, without Muon.
+3.4 B is the power of two nearest to the largest of these, in whole contexts.
 """
 
 from __future__ import annotations
@@ -31,28 +32,30 @@ _BUSY_TOKENS = 4096
 
 
 def best_tokens_per_step(shape: ModelShape, tokens: float | None, *, uses_muon: bool) -> int:
-    """For a run on so many tokens; for one of unknown length the shortest that costs little."""
-    wanted: list[float] = [shape.context, _BUSY_TOKENS]
+    """Return B by rule 3 for a run on `tokens` tokens (None: unknown)."""
+    candidates: list[float] = [shape.context, _BUSY_TOKENS]
     if tokens is not None:
-        wanted.append(_by_horizon(tokens))
+        candidates.append(_by_horizon(tokens))
     if uses_muon:
-        wanted.append(_beside_muon(muon_tokens(shape), tokens))
-    rounded: int = 2 ** round(math.log2(max(wanted)))
+        candidates.append(_beside_muon(muon_tokens(shape), tokens))
+    rounded: int = 2 ** round(math.log2(max(candidates)))
     return max(1, round(rounded / shape.context)) * shape.context
 
 
 def _by_horizon(tokens: float) -> float:
-    short = min(tokens, _PROPORTIONAL_UP_TO_TOKENS)
-    longer: float = (tokens / short) ** 0.5
-    return short / _STEPS * longer
+    """Return B by rule 3.1."""
+    proportional = min(tokens, _PROPORTIONAL_UP_TO_TOKENS)
+    root: float = (tokens / proportional) ** 0.5
+    return proportional / _STEPS * root
 
 
 def _beside_muon(muon: float, tokens: float | None) -> float:
+    """Return B by rule 3.2."""
     if tokens is None:
         return _MUON_SHARE * muon
     return math.sqrt(muon * tokens / _TOKENS_FOR_MUON + muon**2 / 4) - muon / 2
 
 
 def muon_tokens(shape: ModelShape) -> float:
-    """How many tokens could be trained with the operations of one step of Muon."""
+    """Return M: the tokens that could be trained with the FLOPs of one step of Muon."""
     return muon_flops(shape) / shape.training_flops_per_token

@@ -1,17 +1,23 @@
-"""Peak learning rates by role, where the profile says `auto`.
+"""Rule 4: peak learning rates by role, for B tokens a step.
 
-1. Muon's rate for hidden matrices is 0.02 · (B / 16,384)^0.6 of B tokens a step, at most 0.03, and
-   the same at every width and depth: its steps are orthogonal, and how far they move an output
-   does not depend on the width (Jordan et al. 2024; Bernstein 2025). Fitted to 57 trainings of 3M
-   and 20M parameters on 1M to 8M tokens with 1,024 to 32,768 tokens a step
-   (`tests/benchmarks/sweeps/batch*.yaml`): the loss is 0.25% above the best rate's on average, and
-   0.6% at most. At three shapes that it was not fitted to it was the best of five rates
-   (`held_back.yaml`).
-2. AdamW's rate is 4e-3 · (B / 8,192)^0.6 · (384 / width)^0.6, the first factor at most 1.5 and
-   the rate at most 8e-3, the largest that was good. The loss is flat in it: a factor of two
-   changes it by about 1% (`recipe_*.yaml`, `momentum.yaml`, `against_baseline_117m.yaml`).
-3. Under Muon everything that is not a hidden matrix has AdamW's rate. Where AdamW steps all,
-   `optim.learning_rate` is everybody's unless embedding or head name their own.
+4.1 Muon's rate for hidden matrices is
+
+        0.02 · (B / 16,384)^0.6,    at most 0.03,
+
+    at every width and depth: its updates are orthogonal, and how far they move an output does not
+    depend on the width (Jordan et al. 2024, "Muon"; Bernstein 2025). Fitted to 57 trainings of 3M
+    and 20M parameters on 1M to 8M tokens with B from 1,024 to 32,768
+    (`tests/benchmarks/sweeps/batch*.yaml`): the loss is 0.25% above that of the best rate on
+    average, and 0.6% at most. At three shapes that were held back it was the best of five rates
+    (`held_back.yaml`).
+4.2 AdamW's rate is
+
+        4e-3 · min(1.5, (B / 8,192)^0.6) · (384 / width)^0.6,    at most 8e-3,
+
+    the largest that was good. The loss is flat in it: a factor of two changes it by about 1%
+    (`recipe_*.yaml`, `momentum.yaml`, `against_baseline_117m.yaml`).
+4.3 With Muon, everything that is not a hidden matrix has AdamW's rate. With AdamW alone,
+    `optim.learning_rate` is the rate of all roles unless embedding or head have their own.
 """
 
 from __future__ import annotations
@@ -30,18 +36,18 @@ _ADAMW_MOST_BY_TOKENS, _ADAMW_MOST = 1.5, 8e-3
 
 
 def algorithm_of(section: OptimSection, role: Role) -> Algorithm:
-    """What steps a role: Muon only ever hidden matrices."""
+    """Return the optimizer of a role: Muon only ever for hidden matrices."""
     return "muon" if section.name == "muon" and role == "matrix" else "adamw"
 
 
 def muon_rate(tokens_per_step: int) -> float:
-    """Rule 1."""
+    """Return Muon's rate by rule 4.1."""
     rate: float = _MUON_RATE * (tokens_per_step / _MUON_TOKENS) ** _EXPONENT
     return min(_MUON_MOST, rate)
 
 
 def adamw_rate(tokens_per_step: int, hidden_size: int) -> float:
-    """Rule 2."""
+    """Return AdamW's rate by rule 4.2."""
     by_tokens = min(_ADAMW_MOST_BY_TOKENS, (tokens_per_step / _ADAMW_TOKENS) ** _EXPONENT)
     by_width = (_ADAMW_WIDTH / hidden_size) ** _EXPONENT
     return float(min(_ADAMW_MOST, _ADAMW_RATE * by_tokens * by_width))
@@ -50,7 +56,7 @@ def adamw_rate(tokens_per_step: int, hidden_size: int) -> float:
 def peak_learning_rates(
     section: OptimSection, hidden_size: int, tokens_per_step: int
 ) -> dict[Role, float]:
-    """Each role's rate before the schedule: the profile's, or the rules'."""
+    """Return each role's rate before the schedule: the profile's, or by rule 4."""
     adamw = adamw_rate(tokens_per_step, hidden_size)
     matrix, embedding = section.learning_rate, section.embedding_learning_rate
     if matrix == "auto":

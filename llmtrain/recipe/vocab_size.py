@@ -1,16 +1,21 @@
-"""How many pieces a vocabulary should have: by the size of the model and by the text there is.
+"""Rule 2: the number of pieces in a vocabulary, by the size of the model and of the text.
 
-1. The model. The best vocabulary of a model with N parameters beside its embeddings grows more
-   slowly than the model: parameters of the embedding go with N^0.83 (Tao et al. 2024, "Scaling
-   laws with vocabulary"), and its width with about N^(1/3), so that pieces go with √N. Their
-   43,000 pieces for 3 billion parameters fix the factor; for 70 billion it then says 208,000, and
-   they say 216,000.
+2.1 The model. The best vocabulary grows more slowly than N, the model's parameters without its
+    embeddings: embedding parameters grow with N^0.83 (Tao et al. 2024, "Scaling Laws with
+    Vocabulary"), the width with about N^(1/3), so the number of pieces with
 
-2. The text. A piece whose embedding is seldom trained is a wasted row: nearly all pieces should be
-   seen 100 times (Gowda and May 2020). With frequencies as Zipf's law has them, the rarest of V
-   pieces is seen T / (V ln V) times in T tokens.
+        V = 43,000 · √(N / 3e9) = 0.79 · √N.
 
-The smaller of the two is taken, in steps of 64.
+    Their 43,000 pieces for 3 billion parameters fix the factor; for 70 billion the rule gives
+    208,000, and they give 216,000.
+2.2 The text. The embedding of a piece that training rarely sees is a wasted row: nearly all pieces
+    should be seen 100 times (Gowda and May 2020, "Finding the Optimal Vocabulary Size"). By Zipf's
+    law the rarest of V pieces is seen T / (V · ln V) times in T tokens, so V is at most the
+    solution of
+
+        100 · V · ln V = T,    with 4 bytes a token.
+2.3 The smaller of both counts, in steps of 64, from 512 to 256,000 (32,000 for unknown N, which
+    most models have).
 """
 
 from __future__ import annotations
@@ -24,20 +29,20 @@ _PIECES_PER_ROOT = 43_000 / math.sqrt(3e9)
 _TIMES_SEEN = 100
 _BYTES_PER_TOKEN = 4
 _STEP = 64
-_FEWEST = 512
-_MOST_BY_TEXT = 32_000  # what most models of unknown size have
-_MOST = 256_000
+_FEWEST, _MOST = 512, 256_000
+_MOST_FOR_UNKNOWN_MODEL = 32_000
 
 
 def vocabulary_size(text_bytes: int, parameters: int | None) -> Choice[int]:
-    """Pieces for a text of so many bytes and a model of so many parameters beside its embeddings.
+    """Return the number of pieces by rule 2.
 
-    None: of unknown size.
+    `parameters` does not count embeddings; None: the model is unknown.
     """
     by_text = _by_text(text_bytes)
     text = f"{format_bytes(text_bytes)} of text, in which the rarest piece is seen 100 times"
     if parameters is None:
-        return Choice(min(by_text, _MOST_BY_TEXT), f"{text}; --parameters says more")
+        pieces = min(by_text, _MOST_FOR_UNKNOWN_MODEL)
+        return Choice(pieces, f"{text}; --parameters would consider the model")
     by_model = _rounded(_PIECES_PER_ROOT * math.sqrt(parameters))
     if by_text < by_model:
         return Choice(by_text, f"{text}; the model could use {by_model}")
@@ -45,10 +50,10 @@ def vocabulary_size(text_bytes: int, parameters: int | None) -> Choice[int]:
 
 
 def _by_text(text_bytes: int) -> int:
-    """The largest V with V ln V · 100 ≤ tokens."""
+    """Return the largest V with 100 · V · ln V ≤ tokens, by bisection."""
     tokens = text_bytes / _BYTES_PER_TOKEN
     low, high = 2.0, float(_MOST)
-    for _ in range(40):  # halves the distance each time
+    for _ in range(40):
         middle = (low + high) / 2
         if middle * math.log(middle) * _TIMES_SEEN <= tokens:
             low = middle

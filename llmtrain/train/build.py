@@ -1,4 +1,4 @@
-"""The composition root: from a profile, a plan and data to a run that can step."""
+"""Build a run that can step from a profile, a plan and data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from llmtrain.train.schedule import Schedule
 
 
 def set_up_device(plan: Plan | InferencePlan, world: World) -> torch.device:
-    """This process computes as the plan says: device, threads and product precision."""
+    """Set this process's device, threads and matmul precision as planned; return the device."""
     device = device_of(plan.device.value, world)
     torch.set_num_threads(plan.threads.value)
     torch.set_float32_matmul_precision(plan.matmul_precision.value)
@@ -50,11 +50,11 @@ def build_run(
     packing: Packing | None = None,
     mixture: Sequence[MixedSource] = (),
 ) -> Run:
-    """A run at its first step, or where `resumed` stands. Device settings are made.
+    """Return a run at its first step, or at the checkpoint `resumed`; sets up the device.
 
-    `separator_id`: what documents of the stream begin with. `packing`: how they are in windows,
-    where they are not concatenated. `mixture`: the parts of the stream that are read by weight,
-    each packed by itself; without any it is read as a whole.
+    `separator_id`: the token that documents of the stream begin with. `packing`: how documents
+    are packed into windows, unless they are concatenated. `mixture`: the parts of the stream that
+    are read by weight, each packed by itself; if empty, the stream is read as a whole.
     """
     device = set_up_device(plan, world)
     model = build_model(profile, resumed).to(device)
@@ -70,11 +70,11 @@ def build_run(
         tokens_per_step=tokens_per_step,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=plan.grad_scaler.value)
-    position, course = Position(), DivergenceState()
+    position, divergence = Position(), DivergenceState()
     if resumed is not None:
         load_named_state(model, optimizer, resumed.optimizer)
-        position, course = _restore(resumed, scaler), resumed.state.course
-    _compute_as_planned(model, plan, optimizer)
+        position, divergence = _restore(resumed, scaler), resumed.state.course
+    _apply_plan(model, plan, optimizer)
     return Run(
         model=model,
         objective=_distributed(model, world),
@@ -92,45 +92,41 @@ def build_run(
         )["matrix"],
         gradient_clip=profile.train.gradient_clip,
         skips_spikes=profile.train.skip_loss_spikes,
-        course=course,
+        divergence=divergence,
     )
 
 
 def rewind_run(run: Run, seed: int, checkpoint: Checkpoint | None) -> None:
-    """The run stands where `checkpoint` does, or at its beginning, and computes as it did.
+    """Restore the run to `checkpoint`, or to its beginning if None.
 
-    What it knows of its end stays, and so do the jumps of its course.
+    The horizon stays, and so does what is known of rewinds.
     """
     run.optimizer.state.clear()
     run.scaler = torch.amp.GradScaler(run.device.type, enabled=run.scaler.is_enabled())
-    before, position = DivergenceState(), Position()
+    earlier, position = DivergenceState(), Position()
     if checkpoint is None:
         run.model.initialise(seed)
     else:
         load_weights(run.model, checkpoint)
         load_named_state(run.model, run.optimizer, checkpoint.optimizer)
-        before, position = checkpoint.state.course, _restore(checkpoint, run.scaler)
+        earlier, position = checkpoint.state.course, _restore(checkpoint, run.scaler)
     if run.model.casts is not None:
         run.model.casts.forget()
-    run.course = run.course.resumed_from(before)
+    run.divergence = run.divergence.replayed_from(earlier)
     run.position = replace(
         run.position,
         step=position.step,
         tokens=position.tokens,
-        windows=run.course.cursor(position.step, position.windows),
+        windows=run.divergence.cursor_after(position.step, position.windows),
     )
 
 
-def _compute_as_planned(model: Decoder, plan: Plan, optimizer: torch.optim.Optimizer) -> None:
+def _apply_plan(model: Decoder, plan: Plan, optimizer: torch.optim.Optimizer) -> None:
     dtype = half_dtype(plan.precision.value)
     casts = WeightCasts(dtype) if plan.keep_weight_casts.value and dtype is not None else None
     if casts is not None:
-        kept = casts
-
-        def forget(*_: object) -> None:
-            kept.forget()
-
-        optimizer.register_step_post_hook(forget)
+        forget = casts.forget
+        optimizer.register_step_post_hook(lambda *_: forget())
     model.compute_with(
         attention=plan.attention.value,
         checkpointing=plan.activation_checkpointing.value,
@@ -151,7 +147,7 @@ def _reader(
     def reader_of(tokens: Tokens, seed: int, packing: Packing | None = None) -> WindowReader:
         if profile.data.packing == "concatenate":
             return BatchReader(tokens, context, seed)
-        assert separator_id is not None, "what is packed is known by what it begins with"
+        assert separator_id is not None, "packing needs the token that documents begin with"
         packed = packing or pack(tokens, separator_id, context)
         return PackedReader(tokens, packed, separator_id, context, seed)
 
@@ -161,15 +157,15 @@ def _reader(
 
 
 def masking_separator(section: DataSection, separator_id: int | None) -> int | None:
-    """What attention stops at: the separator where documents are masked, else nothing."""
+    """Return the token that attention does not look past; None unless documents are masked."""
     if not section.mask_documents:
         return None
-    assert separator_id is not None, "documents are masked by what they begin with"
+    assert separator_id is not None, "masking needs the token that documents begin with"
     return separator_id
 
 
 def schedule_of(profile: Profile) -> Schedule:
-    """The learning-rate schedule that a profile asks for."""
+    """Return the profile's learning-rate schedule."""
     optim = profile.optim
     return Schedule(
         optim.schedule, optim.warmup_steps, optim.decay_fraction, optim.final_learning_rate_fraction
@@ -177,7 +173,7 @@ def schedule_of(profile: Profile) -> Schedule:
 
 
 def build_model(profile: Profile, resumed: Checkpoint | None) -> Decoder:
-    """The profile's model on the CPU, with fresh weights or those of a checkpoint."""
+    """Return the profile's model on the CPU, with fresh weights or those of a checkpoint."""
     model = Decoder(shape_of(profile.model))
     if resumed is None:
         model.initialise(profile.train.seed)
@@ -187,17 +183,17 @@ def build_model(profile: Profile, resumed: Checkpoint | None) -> Decoder:
 
 
 def trained_model(checkpoint: Checkpoint) -> Decoder:
-    """The checkpoint's own model, on the CPU.
+    """Return the checkpoint's own model, on the CPU.
 
-    Raises LlmtrainError where its weights are not those that its config.json describes, before
-    memory is taken for a model of that shape.
+    Raises LlmtrainError if the weights do not match config.json, before memory is allocated for a
+    model of that shape.
     """
     shape, weights = checkpoint.shape, checkpoint.weights
     if sum(tensor.numel() for tensor in weights.values()) != shape.parameters or any(
         name not in weights or weights[name].shape != dims for name, dims in weight_shapes(shape)
     ):
         raise LlmtrainError(
-            f"the weights are not the {shape.parameters} that config.json describes"
+            f"the weights do not match config.json, which describes {shape.parameters} parameters"
         )
     model = Decoder(shape)
     load_weights(model, checkpoint)
@@ -205,7 +201,7 @@ def trained_model(checkpoint: Checkpoint) -> Decoder:
 
 
 def load_weights(model: Decoder, checkpoint: Checkpoint) -> None:
-    """The model computes what the checkpointed one did. Raises LlmtrainError where it cannot."""
+    """Load the checkpoint's weights. Raises LlmtrainError if they do not fit."""
     try:
         model.load_state_dict(dict(checkpoint.weights), strict=True)
     except RuntimeError as error:
@@ -214,17 +210,17 @@ def load_weights(model: Decoder, checkpoint: Checkpoint) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RandomState:
-    """The state of torch's CPU generator as text."""
+    """The state of torch's CPU random generator, in base64."""
 
     text: str
 
     @classmethod
     def now(cls) -> RandomState:
-        """The generator as it stands."""
+        """Return the generator's current state."""
         return cls(base64.b64encode(torch.get_rng_state().numpy().tobytes()).decode("ascii"))
 
     def restore(self) -> None:
-        """The generator stands where it stood. Raises LlmtrainError where this is no state."""
+        """Set the generator to this state. Raises LlmtrainError if it is none."""
         try:
             raw: Tensor = torch.frombuffer(
                 bytearray(base64.b64decode(self.text, validate=True)), dtype=torch.uint8

@@ -1,135 +1,142 @@
-"""When a run is looked at, and what is learnt: its validation loss, and text that it writes."""
+"""Evaluation during training: the loss on held-out text, and sampled text."""
 
 from __future__ import annotations
 
 import math
 import time
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import replace
 
-from llmtrain.data.shards.index import SplitFacts
-from llmtrain.eval.evaluate import bits_per_byte
+import torch
+
+from llmtrain.data.batches.windows import BatchReader
+from llmtrain.data.shards.prepared import PreparedData
+from llmtrain.eval.evaluate import LossSum, bits_per_byte, sum_loss
+from llmtrain.model.generate import Sampling, generate_tokens
 from llmtrain.profile.schema import EvalSection
-from llmtrain.train.checkpoint.format import SavedState
-from llmtrain.train.events import Evaluated, Sampled
-from llmtrain.train.examine import Evaluator
-from llmtrain.train.logger import Reporter
+from llmtrain.tokenizer import Tokenizer
+from llmtrain.train.distributed.signals import StopRequest
+from llmtrain.train.events import Evaluated
 from llmtrain.train.loop import Run
-from llmtrain.train.memory_guard import MemoryGuard
-from llmtrain.train.pace import Pace
 from llmtrain.train.run_directory.directory import RunDirectory
 
+_SAMPLING = Sampling(temperature=0.8)
 
-class Looks:
-    """Evaluations and samples of a run. All ranks evaluate together; rank 0 draws samples."""
+
+class Evaluator:
+    """Evaluates on the same validation windows and samples from the same prompts every time.
+
+    All ranks evaluate together; rank 0 samples.
+    """
 
     def __init__(
         self,
         run: Run,
         options: EvalSection,
-        facts: SplitFacts,
-        directory: RunDirectory,
-        examiner: Evaluator,
-        reporter: Reporter,
-        pace: Pace,
-        guard: MemoryGuard,
+        data: PreparedData,
+        tokenizer: Tokenizer,
+        stop: StopRequest,
     ) -> None:
-        """`facts` are those of the validation text."""
+        """Raise DataError if the validation text is shorter than one context."""
         self._run = run
         self._options = options
-        self._facts = facts
-        self._directory = directory
-        self._examiner = examiner
-        self._reporter = reporter
-        self._pace = pace
-        self._guard = guard
-        self.begin_anew()
+        self._facts = data.index.validation
+        self._reader = BatchReader(data.validation, run.context, seed=0)
+        self._tokenizer = tokenizer
+        self._stop = stop
+        self._evaluated_step = self._sampled_step = 0
+        self.deadline_s = math.inf  # by the monotonic clock; evaluation and samples end early
 
-    def begin_anew(self) -> None:
-        """What was looked at is what the run directory says: it was rewound, or goes on."""
+    @property
+    def windows(self) -> int:
+        """The number of validation windows."""
+        requested = max(1, self._options.tokens // self._run.context)
+        return min(requested, self._reader.num_windows)
+
+    @property
+    def tokens(self) -> int:
+        """The number of validation tokens."""
+        return self.windows * self._run.context
+
+    def restore(self, directory: RunDirectory) -> None:
+        """Read from the run directory which steps were evaluated and sampled last."""
         self._evaluated_step = self._sampled_step = 0
         if self._run.world.is_main and self._run.position.step > 0:
-            evaluated = [m["step"] for m in self._directory.read_metrics() if "val_loss" in m]
-            sampled = [line["step"] for line in self._directory.read_samples()]
+            evaluated = (line["step"] for line in directory.read_metrics() if "val_loss" in line)
             self._evaluated_step = max(evaluated, default=0)
+            sampled = (line["step"] for line in directory.read_samples())
             self._sampled_step = max(sampled, default=0)
 
-    def time_evaluation(self) -> None:
-        """A little of it is tried, so that its cost is known before the end."""
-        few = self._run.plan.micro_batch.value * self._run.world.size
-        for _ in range(2):  # the first call is a slow one
-            begun_s = time.monotonic()
-            self._guard.within(lambda: self._examiner.validation_loss(few))
-        share = self._examiner.windows / min(few, self._examiner.windows)
-        self._pace.took("evaluation", share * (time.monotonic() - begun_s))
-
-    def end_within(self, seconds: float) -> None:
-        """What is looked at from now on ends after so long."""
-        self._examiner.time_is_over_s = time.monotonic() + seconds
-
-    def evaluate_if_due(self, step: int, state: SavedState, *, is_over: bool) -> SavedState:
-        """The state, with the validation loss where it is due."""
-        return self._evaluate(step, state) if self._evaluation_is_due(step, is_over) else state
-
-    def sample_if_due(self, step: int, *, is_over: bool) -> None:
-        """Samples are drawn, recorded and told, where they are due."""
-        if self._sample_is_due(step, is_over):
-            self._sample(step)
-
-    def patience_is_over(self, state: SavedState) -> bool:
-        """Whether so many evaluations were without a new best that the run ends."""
-        patience = self._options.patience
-        return patience is not None and state.evaluations_without_best >= patience
-
-    def _evaluation_is_due(self, step: int, is_over: bool) -> bool:
-        if not is_over and step % self._options.every_steps:
+    def is_due(self, step: int, *, is_last: bool) -> bool:
+        """Return whether to evaluate after `step`. Every rank has to call it."""
+        if not is_last and step % self._options.every_steps:
             return False
-        was_done = self._run.world.sum_values([step == self._evaluated_step], self._run.device)
-        return was_done[0] == 0
+        return self._run.all_reduce([step == self._evaluated_step])[0] == 0
 
-    def _evaluate(self, step: int, state: SavedState) -> SavedState:
-        """The validation loss is told, and in the state; and whether it is the best so far."""
-        begun_s = time.monotonic()
-        found = self._guard.within(self._examiner.validation_loss)
-        loss = found.nats_per_token
-        bpb = bits_per_byte(loss, self._facts.tokens, self._facts.text_bytes)
-        best = math.inf if state.best_val_loss is None else state.best_val_loss
-        is_best = loss < best and math.isfinite(loss)
-        self._pace.took("evaluation", time.monotonic() - begun_s)
-        self._evaluated_step = step
-        self._reporter.record(Evaluated(step, loss, bpb, is_best))
-        if found.tokens < self._examiner.tokens:
-            self._reporter.note(
-                f"the time is over: validated on {found.tokens} of {self._examiner.tokens} tokens"
-            )
-        self._reporter.pause(time.monotonic() - begun_s)
-        return _with_loss(state, step, loss, bpb, is_best=is_best)
-
-    def _sample_is_due(self, step: int, is_over: bool) -> bool:
+    def sample_is_due(self, step: int, *, is_last: bool) -> bool:
+        """Return whether this rank samples after `step`."""
         every = self._options.sample_every_steps
         if not self._run.world.is_main or every is None or step == self._sampled_step:
             return False
-        return is_over or step % every == 0
+        return is_last or step % every == 0
 
-    def _sample(self, step: int) -> None:
-        begun_s = time.monotonic()
-        for number, prompt in enumerate(self._options.prompts):
-            text = self._guard.within(partial(self._examiner.sample, prompt, seed=step + number))
-            self._reporter.record(Sampled(step, prompt, text))
+    def validation_loss(self, windows: int | None = None) -> LossSum:
+        """Return the loss over the first `windows` validation windows (default: all).
+
+        The ranks share the windows and get the same sum.
+        """
+        world = self._run.world
+        windows = min(windows or self.windows, self.windows)
+        own = range(world.rank, windows, world.size)
+        if world.size > windows:  # fewer windows than ranks: the last one is computed repeatedly
+            own = range(min(world.rank, windows - 1), windows)
+        read = (self._reader.read(i, 1) for i in own)
+        loss = sum_loss(
+            self._run.model,
+            ((inputs[0], targets[0]) for inputs, targets in read),
+            micro_batch=self._run.plan.micro_batch.value,
+            autocast=self._run.autocast,
+            check_stop=self._check_stop,
+            is_time_over=self._is_time_over,
+        )
+        if world.size == 1:
+            return loss
+        nats, tokens = self._run.all_reduce([loss.nats, loss.tokens])
+        return LossSum(nats, int(tokens))
+
+    def evaluated(self, step: int, loss: LossSum, best: float | None) -> Evaluated:
+        """Return the evaluation of `step`, compared with the `best` loss of those before it."""
+        self._evaluated_step = step
+        mean = loss.nats_per_token
+        bpb = bits_per_byte(mean, self._facts.tokens, self._facts.text_bytes)
+        is_best = math.isfinite(mean) and (best is None or mean < best)
+        return Evaluated(step, mean, bpb, is_best)
+
+    def sample(self, prompt: str, seed: int) -> str:
+        """Return a continuation of `prompt`."""
+        ids = [self._tokenizer.separator_id, *self._tokenizer.encode(prompt)]
+        return self._tokenizer.decode(list(self._generated(ids, seed)))
+
+    def sampled(self, step: int) -> None:
+        """Record that the samples of `step` are complete."""
         self._sampled_step = step
-        self._pace.took("samples", time.monotonic() - begun_s)
-        self._reporter.pause(time.monotonic() - begun_s)
 
+    def _generated(self, prompt: list[int], seed: int) -> Iterator[int]:
+        run, sampling = self._run, replace(_SAMPLING, seed=seed)
+        vocab_size, limit = self._tokenizer.vocab_size, self._options.sample_tokens
+        with run.autocast(), torch.compiler.set_stance("force_eager"):
+            for token in generate_tokens(run.model, prompt, sampling, vocab_size, limit):
+                self._check_stop()
+                if token == self._tokenizer.separator_id:
+                    return
+                yield token
+                if self._is_time_over():
+                    return
 
-def _with_loss(
-    state: SavedState, step: int, loss: float, bpb: float, *, is_best: bool
-) -> SavedState:
-    """The state with a validation loss; none where it is no number."""
-    is_finite = math.isfinite(loss)
-    update: dict[str, object] = {
-        "val_loss": loss if is_finite else None,
-        "val_bpb": bpb if is_finite else None,
-        "evaluations_without_best": 0 if is_best else state.evaluations_without_best + 1,
-    }
-    if is_best:
-        update |= {"best_val_loss": loss, "best_step": step}
-    return state.model_copy(update=update)
+    def _is_time_over(self) -> bool:
+        return time.monotonic() > self.deadline_s
+
+    def _check_stop(self) -> None:
+        """Raise InterruptedRunError after a stop signal; several ranks stop after the step."""
+        if self._run.world.size == 1:
+            self._stop.check()

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches. Values only; who watches decides how to show them."""
+"""Events of a run for its observer, which decides how to show them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Stopped = Literal["done", "time", "interrupted"]
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """Everything is decided and training begins, or goes on."""
+    """Training starts or continues; everything is decided."""
 
     run: Path
     plan: Plan
@@ -34,7 +34,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step. Rates are since the last one that was logged in metrics.jsonl."""
+    """A step. `tokens_per_s` and `mfu` are since the last one logged in metrics.jsonl."""
 
     step: int
     tokens: int
@@ -52,7 +52,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """The loss on held-out text."""
+    """An evaluation on held-out text."""
 
     step: int
     val_loss: float
@@ -62,7 +62,7 @@ class Evaluated:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A text drawn from the model as it is."""
+    """A text sampled from the model."""
 
     step: int
     prompt: str
@@ -79,7 +79,7 @@ class Saved:
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What came out of a run."""
+    """The result of a run."""
 
     run: Path
     checkpoint: Path | None
@@ -94,12 +94,12 @@ class TrainResult:
     predicted_peak_bytes: int | None
     stopped: Stopped
     already_finished: bool = False
-    trained_steps: int = 0  # in this sitting
+    trained_steps: int = 0  # in this session
     trained_tokens_per_step: int = 0
-    step_s: float | None = None  # the median of its last ones
+    step_s: float | None = None  # the median of the last steps
     predicted_tokens_per_s: float | None = None
     predicted_seconds: float | None = None
-    energy_joules: float | None = None  # of this sitting; None: nothing here counts them
+    energy_joules: float | None = None  # of this session; None: the machine does not measure it
 
 
 Event = Note | Progress | Started | Step | Evaluated | Sampled | Saved
@@ -107,7 +107,7 @@ Observer = Callable[[Event], None]
 
 
 def metrics_line(event: Step | Evaluated | Sampled) -> dict[str, object]:
-    """The event as a line of metrics.jsonl or samples.jsonl."""
+    """Return the event as a line of metrics.jsonl or samples.jsonl."""
     hidden = {"horizon_steps", "remaining_s", "is_logged", "is_best", "memory"}
     names = [name for name in type(event).__dataclass_fields__ if name not in hidden]
     values = {name: getattr(event, name) for name in names}
@@ -116,7 +116,7 @@ def metrics_line(event: Step | Evaluated | Sampled) -> dict[str, object]:
 
 
 def _memory_values(memory: LiveMemory) -> dict[str, int | float]:
-    """What is known of a run's memory; `accelerator_bytes` is what its allocator has reserved."""
+    """Return the known memory figures; `accelerator_bytes` is reserved by torch's allocator."""
     values: dict[str, int | float | None] = {
         "memory_bytes": memory.process_bytes,
         "memory_available_bytes": memory.available_bytes,
@@ -136,5 +136,5 @@ def _memory_values(memory: LiveMemory) -> dict[str, int | float]:
 
 
 def _json_value(value: object) -> object:
-    """JSON has no infinity, which fp16's gradient norm is now and then."""
+    """Return None for numbers that JSON does not have; fp16's gradient norm can be infinite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,9 +1,9 @@
-"""The training loop, as the algorithm reads."""
+"""The training loop: one optimizer step after the other."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -25,17 +25,17 @@ from llmtrain.train.schedule import Schedule
 
 @dataclass(slots=True)
 class Position:
-    """Where training stands; all that changes besides weights and optimizer state."""
+    """Progress of a run: what changes besides weights, optimizer state and divergence state."""
 
     step: int = 0
     tokens: int = 0
     windows: int = 0
-    horizon_steps: int | None = None  # where known; under a time an estimate
-    time_progress: float | None = None  # the share of the time that is over; None: steps count
+    horizon_steps: int | None = None  # where known; with a time limit an estimate
+    time_progress: float | None = None  # share of the time limit used; None: steps count
 
     @property
     def progress(self) -> float | None:
-        """The share of the run that is over; None where nobody knows yet."""
+        """The share of the run that is done; None while unknown."""
         if self.time_progress is not None or self.horizon_steps is None:
             return self.time_progress
         return self.step / self.horizon_steps
@@ -43,19 +43,19 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One optimizer step, done or withheld."""
+    """One optimizer step, applied or skipped."""
 
     step: int
     loss: float  # mean nats per token over all ranks, before the update
     grad_norm: float  # before clipping
     lr: float  # of the hidden matrices
     verdict: StepVerdict = field(default_factory=StepVerdict)
-    first_window: int = 0  # of the step's batch, in the run's order
+    first_window: int = 0  # position of the batch in the run's order of windows
 
 
 @dataclass(slots=True)
 class Run:
-    """Everything that training steps on."""
+    """What a training step reads and changes."""
 
     model: Decoder
     objective: nn.Module  # the model, or the model in DDP
@@ -71,50 +71,54 @@ class Run:
     peak_learning_rate: float
     gradient_clip: float | None
     skips_spikes: bool = True
-    course: DivergenceState = field(default_factory=DivergenceState)
+    divergence: DivergenceState = field(default_factory=DivergenceState)
     prefetch: Prefetch | None = None  # of `batches`
 
     @property
     def windows_per_step(self) -> int:
-        """Windows that all ranks together read in one step."""
+        """The number of windows that all ranks together read in one step."""
         plan = self.plan
         return plan.micro_batch.value * plan.accumulation.value * self.world.size
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Matrices are multiplied in the plan's precision."""
+        """Return a context in which matrices are multiplied in the plan's precision."""
         return autocast_as(self.plan.precision.value, self.device)
 
     def micro_batches(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
-        """This rank's inputs and targets of the next step, and whether they are its last."""
+        """Yield this rank's inputs and targets of the next step, and whether they are the last."""
         micro_batch, count = self.plan.micro_batch.value, self.plan.accumulation.value
         first = self.position.windows + self.world.rank * micro_batch * count
         for i in range(count):
             is_last = i == count - 1
-            here = first + i * micro_batch
-            then = first + self.windows_per_step if is_last else here + micro_batch
-            inputs, targets = self._read(here, micro_batch, then)
-            yield self._moved(inputs), self._moved(targets), is_last
+            position = first + i * micro_batch
+            following = first + self.windows_per_step if is_last else position + micro_batch
+            inputs, targets = self._read(position, micro_batch, following)
+            yield self._to_device(inputs), self._to_device(targets), is_last
 
     def advance(self, tokens: int) -> None:
-        """Another step is done, or skipped: what it read is not read again."""
+        """Count a step that was applied or skipped, and move the data cursor past its batch."""
         position = self.position
         position.step += 1
         position.tokens += tokens
         position.windows += self.windows_per_step
-        position.windows = self.course.cursor(position.step, position.windows)
+        position.windows = self.divergence.cursor_after(position.step, position.windows)
 
-    def synchronising(self, is_last: bool) -> AbstractContextManager[object]:
-        """Gradients are summed over ranks in the backward of a step's last micro-batch only."""
+    def all_reduce(self, values: Sequence[float]) -> list[float]:
+        """Return each value's sum over all ranks."""
+        return self.world.sum_values(values, self.device)
+
+    def gradient_sync(self, is_last: bool) -> AbstractContextManager[object]:
+        """Return a context for a backward; DDP averages gradients in a step's last one only."""
         if isinstance(self.objective, DistributedDataParallel) and not is_last:
             return self.objective.no_sync()
         return nullcontext()
 
-    def _read(self, first: int, count: int, then: int) -> Windows:
+    def _read(self, first: int, count: int, following: int) -> Windows:
         if self.prefetch is None:
             return self.batches.read(first, count)
-        return self.prefetch.read(first, count, then)
+        return self.prefetch.read(first, count, following)
 
-    def _moved(self, array: object) -> Tensor:
+    def _to_device(self, array: object) -> Tensor:
         tensor = torch.as_tensor(array)
         if self.plan.pin_memory.value:
             return tensor.pin_memory().to(self.device, non_blocking=True)
@@ -122,10 +126,10 @@ class Run:
 
 
 def training_steps(run: Run) -> Iterator[StepReport]:
-    """One report per optimizer step, without end. Knows nothing of logs, files or evaluation.
+    """Yield one report per optimizer step, without end. Knows no logs, files or evaluation.
 
-    A loss or gradient that is not finite never reaches the weights; what that means for the run
-    beyond the step is in `run.course`, and for others to heed.
+    A loss or gradient that is not finite never reaches the weights; its consequences for the run
+    are in `run.divergence`.
     """
     parameters = list(run.model.parameters())
     tokens_per_step = run.windows_per_step * run.context
@@ -136,7 +140,7 @@ def training_steps(run: Run) -> Iterator[StepReport]:
         set_learning_rate(run.optimizer, factor)
         nats = torch.zeros((), dtype=_sum_dtype(run.device), device=run.device)
         for inputs_bt, targets_bt, is_last in run.micro_batches():
-            with run.synchronising(is_last):
+            with run.gradient_sync(is_last):
                 with run.autocast():
                     loss = run.objective(inputs_bt, targets_bt)
                 # DDP averages over ranks; the loss is a sum over all of them
@@ -144,10 +148,10 @@ def training_steps(run: Run) -> Iterator[StepReport]:
             nats += loss.detach()
         run.scaler.unscale_(run.optimizer)
         norm = _clipped_norm(parameters, run.gradient_clip)
-        total_nats, norm = _agreed(run.world, nats, norm)
+        total_nats, norm = _reduce(run.world, nats, norm)
         mean_loss = total_nats / targets
-        verdict = _judged(run, mean_loss, norm)
-        _update(run, verdict)
+        verdict = _judge(run, mean_loss, norm)
+        _update(run, verdict, norm)
         run.optimizer.zero_grad()  # no gradients in memory while activations are
         first_window = position.windows
         run.advance(tokens_per_step)
@@ -160,27 +164,28 @@ def _sum_dtype(device: torch.device) -> torch.dtype:
 
 
 def _clipped_norm(parameters: list[nn.Parameter], limit: float | None) -> float:
-    """The global gradient norm, and gradients scaled down to `limit` where it is above."""
+    """Scale gradients down to a global norm of `limit`; return the norm before that."""
     if limit is None:
         gradients = [p.grad for p in parameters if p.grad is not None]
         return float(nn.utils.get_total_norm(gradients, foreach=True))
     return float(nn.utils.clip_grad_norm_(parameters, limit, foreach=True))
 
 
-def _agreed(world: World, nats: Tensor, grad_norm: float) -> tuple[float, float]:
-    """The loss summed over all ranks, and this rank's norm: none where another's is none.
+def _reduce(world: World, nats: Tensor, grad_norm: float) -> tuple[float, float]:
+    """Return the loss summed over all ranks, and this rank's norm or NaN if any is not finite.
 
-    A fault of one machine, after gradients were summed, would let the others step without it.
+    Gradients are the same on all ranks after DDP; where one rank's became bad after that, no rank
+    may apply the update.
     """
     is_bad = nats.new_tensor(0.0 if math.isfinite(grad_norm) else 1.0)
     total_nats, bad_ranks = world.sum(torch.stack([nats, is_bad])).tolist()
     return total_nats, math.nan if bad_ranks and math.isfinite(grad_norm) else grad_norm
 
 
-def _judged(run: Run, loss: float, grad_norm: float) -> StepVerdict:
-    """Whether the step may update the weights; the run's course knows of it."""
-    verdict, run.course = judge(
-        run.course,
+def _judge(run: Run, loss: float, grad_norm: float) -> StepVerdict:
+    """Return whether the step may update the weights, and update the divergence state."""
+    verdict, run.divergence = judge(
+        run.divergence,
         run.position.step + 1,
         loss,
         grad_norm,
@@ -190,10 +195,17 @@ def _judged(run: Run, loss: float, grad_norm: float) -> StepVerdict:
     return verdict
 
 
-def _update(run: Run, verdict: StepVerdict) -> None:
-    """The optimizer has stepped, or nothing of it has changed."""
-    if verdict.skipped is None:
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-    else:  # the same scale on all ranks, whichever of them saw what was wrong
+def _update(run: Run, verdict: StepVerdict, grad_norm: float) -> None:
+    """Apply the optimizer step and adapt the loss scale; change nothing if the step is skipped.
+
+    `grad_norm` is not finite on any rank or on none, so all ranks' scalers see the same overflow
+    and keep the same scale.
+    """
+    if verdict.skipped is not None:
         run.scaler.update(run.scaler.get_scale())
+        return
+    if run.scaler.is_enabled() and not math.isfinite(grad_norm):
+        for found_inf in run.scaler._found_inf_per_device(run.optimizer).values():  # noqa: SLF001
+            found_inf.fill_(1.0)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()

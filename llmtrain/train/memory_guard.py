@@ -1,4 +1,7 @@
-"""Keeping a run within the memory there is: smaller plans while there are any, then the end."""
+"""Keep a run within memory: smaller plans while there are any, then stop before the kernel kills.
+
+Checked before each step and, in a single process, before each micro-batch.
+"""
 
 from __future__ import annotations
 
@@ -26,180 +29,190 @@ from llmtrain.train.loop import Run, StepReport, training_steps
 from llmtrain.train.run_directory.directory import RunDirectory
 
 T = TypeVar("T")
-_TOLD = "out of memory"  # the store's key for what a rank that ran out says
-_MAKE_ROOM = "close other programs or raise the limit"
+_STORE_KEY = "out of memory"  # where a rank that ran out leaves its message
+_FREE_MEMORY = "close other programs or raise the limit"
+
+
+class MemoryStopError(DoesNotFitError):
+    """Memory ends the run; the weights are those of the last step, which can still be saved."""
 
 
 class _ShortageError(Exception):
-    """Memory will not last for the rest of the step."""
+    """Memory will not suffice for the rest of the step."""
 
-    def __init__(self, answer: MemoryAction) -> None:
-        super().__init__(answer.reason)
-        self.answer = answer
+    def __init__(self, action: MemoryAction) -> None:
+        super().__init__(action.reason)
+        self.action = action
 
 
 @dataclass(frozen=True, slots=True)
-class _Change:
-    """Another plan, from after a step on."""
+class _PlanChange:
+    """Another plan, from after a step on; an entry of `changes` in run.yaml."""
 
     after_step: int
     reason: str
     numerics: dict[str, Any]
 
 
-_TROUBLE = (_ShortageError, *MEMORY_ERRORS)
+_CAUGHT = (_ShortageError, *MEMORY_ERRORS)
+
+
+def agreed_action(own: MemoryAction, smaller: float, stop: float, ranks: int) -> MemoryAction:
+    """Return what all ranks do, from the sums over ranks of `smaller` and `stop`.
+
+    The reason is this rank's own.
+    """
+    reason = own.reason or "another process is short of memory"
+    return MemoryAction(math.ceil(smaller / ranks), stop > 0, reason)
 
 
 class MemoryGuard:
-    """Looks whether memory lasts, before each step and each micro-batch, and answers if it ran out.
-
-    `changed` is told after which step the plan became another one, once a step by that is done;
-    `rescue` saves what there is, before a run ends that cannot do another, and says where it is.
-    """
+    """Replaces a run's plan by smaller ones while memory is short; `observe` gets the reasons."""
 
     def __init__(
-        self,
-        run: Run,
-        workload: Workload,
-        directory: RunDirectory,
-        observe: Observer,
-        *,
-        changed: Callable[[int], None],
-        rescue: Callable[[], Path | None],
+        self, run: Run, workload: Workload, directory: RunDirectory, observe: Observer
     ) -> None:
         self._run = run
         self._workload = workload
         self._directory = directory
         self._observe = observe
-        self._changed = changed
-        self._rescue = rescue
         self._watch = MemoryWatch(workload, run.plan)
-        self._answer = MemoryAction()
-        self._untried: list[_Change] = []
+        self._unconfirmed: list[_PlanChange] = []
         self._updated_after_step: int | None = None
-        self.is_over = False
+        self._stop_reason: str | None = None
         run.optimizer.register_step_pre_hook(self._note_update)
         if run.world.size == 1:  # several ranks have to agree, which they do once a step
-            run.model.register_forward_pre_hook(self._look_again)
+            run.model.register_forward_pre_hook(self._check_micro_batch)
 
     @property
     def predicted(self) -> MemoryPrediction:
-        """The peak by the plan as it is now."""
+        """The predicted peak by the current plan."""
         return predict(self._workload, self._run.plan)
 
-    def look(self) -> MemoryAction:
-        """What this process would do before the next step. The one before is done."""
-        self._settle()
-        self._answer = self._look_now()
-        return self._answer
+    def check(self) -> MemoryAction:
+        """Return what memory requires of this process before the next step."""
+        return self._watch.look(self._run.plan, self._run.position.step)
 
-    def heed(self, smaller: float, stop: float) -> None:
-        """What the ranks' answers, each summed over all of them, come to is done."""
-        reason = self._answer.reason or "another process is short of memory"
-        if stop > 0:
-            self.is_over, self._answer = True, MemoryAction(stop=True, reason=reason)
-            return_free_memory()  # saving takes some
-        elif smaller > 0:
-            self._take_smaller(math.ceil(smaller / self._run.world.size), reason)
+    def apply(self, action: MemoryAction) -> None:
+        """Apply what all ranks agreed on, between two steps."""
+        if action.stop:
+            self._stop_reason = action.reason
+            return_free_memory()  # saving needs some
+        elif action.smaller:
+            self._take_smaller_plan(action.smaller, action.reason)
+
+    def confirm_changes(self) -> int | None:
+        """Record the plan changes by which a step was now done; return the step before the first.
+
+        Returns None if there are none. A plan that completed no step is not recorded: a resume
+        with more memory starts with the largest again.
+        """
+        if not self._unconfirmed:
+            return None
+        changes, self._unconfirmed = self._unconfirmed, []
+        if self._run.world.is_main:
+            self._record(changes)
+        return changes[0].after_step
 
     def steps(self) -> Iterator[StepReport]:
-        """`training_steps`; one that ran out of memory is done again by a smaller plan.
+        """Yield from `training_steps`; repeat a step that ran out of memory by a smaller plan.
 
-        Raises DoesNotFitError where there is none, where the weights were already being changed,
-        and on every rank where there are several.
+        Raises MemoryStopError without a smaller plan, and DoesNotFitError if the update was
+        interrupted or there are several ranks.
         """
         while True:
             try:
                 yield from training_steps(self._run)
-            except _TROUBLE as error:
-                answer = self._answer_to(error)
+            except _CAUGHT as error:
+                action = self._action_after(error)
             else:
                 return
-            self._get_by(answer)  # not above: the error holds on to the tensors of the step
+            self._recover(action)  # not above: the error keeps the tensors of the step alive
 
-    def within(self, work: Callable[[], T]) -> T:
-        """What `work` gives, done again by a smaller plan where it ran out of memory."""
+    def run_guarded(self, work: Callable[[], T]) -> T:
+        """Return what `work` returns; repeat it by a smaller plan if it runs out of memory."""
         while True:
             try:
                 return work()
-            except _TROUBLE as error:
-                answer = self._answer_to(error)
-            self._get_by(answer)
+            except _CAUGHT as error:
+                action = self._action_after(error)
+            self._recover(action)
 
-    def begin_anew(self) -> None:
-        """The run is where it was before, with the weights of that step."""
+    def reset(self) -> None:
+        """Forget the last update: the run was rewound."""
         self._updated_after_step = None
 
-    def end(self, checkpoint: Path | None) -> None:
-        """Nothing; DoesNotFitError where memory ended the run, which `checkpoint` holds."""
-        if not self.is_over:
+    def raise_if_stopped(self, checkpoint: Path | None) -> None:
+        """Raise DoesNotFitError if memory ended the run, naming the last `checkpoint`."""
+        if self._stop_reason is None:
             return
-        what = f"stopped before memory ran out: {self._answer.reason}"
+        message = f"stopped before memory ran out: {self._stop_reason}"
         if checkpoint is None:
-            raise DoesNotFitError(f"{what}; no step was done", hint=self._what_to_change())
-        hint = f"{_MAKE_ROOM}, then --resume auto goes on"
-        raise DoesNotFitError(f"{what}; saved {checkpoint}", hint=hint)
+            raise DoesNotFitError(f"{message}; no step was done", hint=self._smaller_model())
+        hint = f"{_FREE_MEMORY}, then --resume auto continues"
+        raise DoesNotFitError(f"{message}; saved {checkpoint}", hint=hint)
 
-    def _look_again(self, *_: object) -> None:
-        """Before each micro-batch: in a long step others may take much."""
-        answer = self._look_now()
-        if answer.smaller or answer.stop:
-            raise _ShortageError(answer)
+    def _check_micro_batch(self, *_: object) -> None:
+        """Raise _ShortageError: during a long step other programs may take much."""
+        action = self.check()
+        if action.smaller or action.stop:
+            raise _ShortageError(action)
 
-    def _look_now(self) -> MemoryAction:
-        return self._watch.look(self._run.plan, self._run.position.step)
+    def _action_after(self, error: BaseException) -> MemoryAction:
+        """Return the action for a memory error.
 
-    def _answer_to(self, error: BaseException) -> MemoryAction:
-        """What this process does after it. Raises `error`, or DoesNotFitError for another rank."""
+        Raises any other error as it is, or DoesNotFitError if another rank ran out of memory.
+        """
         if isinstance(error, _ShortageError):
-            return error.answer
+            return error.action
         problem, store = out_of_memory(error), self._run.world.store
         if problem is not None:
-            return MemoryAction(
-                smaller=1, reason=f"{problem} in step {self._run.position.step + 1}"
-            )
-        if store is not None and store.check([_TOLD]):
-            raise DoesNotFitError(store.get(_TOLD).decode(), hint=self._what_to_set()) from error
+            reason = f"{problem} in step {self._run.position.step + 1}"
+            return MemoryAction(smaller=1, reason=reason)
+        if store is not None and store.check([_STORE_KEY]):
+            message = store.get(_STORE_KEY).decode()
+            raise DoesNotFitError(message, hint=self._smaller_settings()) from error
         raise error
 
-    def _get_by(self, answer: MemoryAction) -> None:
-        """The run is as before the step, and its plan is smaller. Raises DoesNotFitError."""
+    def _recover(self, action: MemoryAction) -> None:
+        """Restore the state before the step and take a smaller plan; raise if there is none."""
         run = self._run
-        self._forget_step()
+        self._discard_step()
         if run.world.store is not None:
-            with_what = f"with micro-batch {run.plan.micro_batch.value}"
-            message = f"rank {run.world.rank}: {answer.reason} {with_what}"
-            run.world.store.set(_TOLD, message)  # for ranks that will only see this one leave
-            raise DoesNotFitError(message, hint=self._what_to_set())
+            message = (
+                f"rank {run.world.rank}: {action.reason} "
+                f"with micro-batch {run.plan.micro_batch.value}"
+            )
+            run.world.store.set(_STORE_KEY, message)  # the others only see this rank leave
+            raise DoesNotFitError(message, hint=self._smaller_settings())
         if self._updated_after_step == run.position.step:
             raise DoesNotFitError(
-                f"{answer.reason}, while the weights were being changed: they are of no step",
-                hint=f"{_MAKE_ROOM}, then --resume auto goes on from the last checkpoint",
+                f"{action.reason}; the update was interrupted, so the weights are inconsistent",
+                hint=f"{_FREE_MEMORY}, then --resume auto continues from the last checkpoint",
             )
-        if answer.stop:
-            self.is_over, self._answer = True, answer
-            self.end(self._rescue())
-        if not self._take_smaller(answer.smaller, answer.reason):
-            self._rescue()
-            raise DoesNotFitError(
-                f"{answer.reason}, with one sequence of {run.context} tokens at once and "
-                "everything computed again that can be",
-                hint=self._what_to_change(),
+        if action.stop:
+            self._stop_reason = action.reason
+            raise MemoryStopError(action.reason)
+        if not self._take_smaller_plan(action.smaller, action.reason):
+            raise MemoryStopError(
+                f"{action.reason}, although the micro-batch is one sequence of {run.context} "
+                "tokens and activation checkpointing is full",
+                hint=self._smaller_model(),
             )
 
-    def _forget_step(self) -> None:
-        """No gradient is left, and what was freed is the system's."""
+    def _discard_step(self) -> None:
+        """Drop the gradients and return freed memory to the system."""
         run = self._run
         run.optimizer.zero_grad()
-        if run.scaler.is_enabled():  # one that unscaled gradients refuses to do it again
+        if run.scaler.is_enabled():  # it refuses to unscale a second time before an update
             fresh = torch.amp.GradScaler(run.device.type)
             fresh.load_state_dict(run.scaler.state_dict())
             run.scaler = fresh
         gc.collect()
         return_free_memory()
 
-    def _take_smaller(self, number: int, reason: str) -> bool:
-        """The run goes on by a plan so many times smaller, if there is one, and says why."""
+    def _take_smaller_plan(self, number: int, reason: str) -> bool:
+        """Make the plan `number` times smaller as far as possible; return whether it changed."""
         run = self._run
         before = plan = run.plan
         for _ in range(number):
@@ -207,7 +220,7 @@ class MemoryGuard:
         if plan is before:
             return False
         run.plan = plan
-        if _ways(plan) != _ways(before):
+        if _modes(plan) != _modes(before):
             run.model.compute_with(
                 attention=plan.attention.value,
                 checkpointing=plan.activation_checkpointing.value,
@@ -215,58 +228,45 @@ class MemoryGuard:
                 compiled=plan.compile.value,
             )
         return_free_memory()
-        self._untried.append(_Change(run.position.step, reason, plan.numerics()))
+        self._unconfirmed.append(_PlanChange(run.position.step, reason, plan.numerics()))
         if run.world.is_main:
-            self._observe(Note(f"{reason}; from here on {_told(plan)}", is_warning=True))
+            self._observe(Note(f"{reason}; from here on {_describe(plan)}", is_warning=True))
         return True
 
-    def _settle(self) -> None:
-        """A plan by which a step was done is the run's, for a resume too.
-
-        Where even the smallest did not get through one, a resume that has more room begins again
-        with the largest.
-        """
-        if not self._untried:
-            return
-        self._changed(self._untried[0].after_step)
-        if self._run.world.is_main:
-            self._record()
-        self._untried.clear()
-
-    def _record(self) -> None:
-        """run.yaml has the plan, and when and why it changed."""
+    def _record(self, changes: list[_PlanChange]) -> None:
+        """Write the plan to run.yaml, and when and why it changed."""
         record = self._directory.read_record()
-        *before, sitting = record["sittings"]
-        changes = [*sitting.get("changes", []), *(asdict(change) for change in self._untried)]
-        now = {
+        *earlier, session = record["sittings"]
+        recorded = [*session.get("changes", []), *(asdict(change) for change in changes)]
+        update = {
             "plan": self._run.plan.document(),
             "predicted": self.predicted.items(),
-            "sittings": [*before, sitting | {"changes": changes}],
+            "sittings": [*earlier, session | {"changes": recorded}],
         }
-        self._directory.write_record(record | now)
+        self._directory.write_record(record | update)
 
     def _note_update(self, *_: object) -> None:
         self._updated_after_step = self._run.position.step
 
-    def _what_to_set(self) -> str:
-        """The smaller plan as settings, for several ranks, which do not change it by themselves."""
-        now, plan = self._run.plan, smaller_plan(self._run.plan, "")
-        if plan is None:
-            return self._what_to_change()
-        if plan.micro_batch.value < now.micro_batch.value:
-            return f"--resume auto --set train.micro_batch={plan.micro_batch.value}"
+    def _smaller_settings(self) -> str:
+        """Return the next smaller plan as options: several ranks do not change theirs."""
+        plan, smaller = self._run.plan, smaller_plan(self._run.plan, "")
+        if smaller is None:
+            return self._smaller_model()
+        if smaller.micro_batch.value < plan.micro_batch.value:
+            return f"--resume auto --set train.micro_batch={smaller.micro_batch.value}"
         return "--resume auto --set device.activation_checkpointing=full"
 
-    def _what_to_change(self) -> str:
+    def _smaller_model(self) -> str:
         smaller = f"a smaller profile, or --set model.context={max(8, self._run.context // 2)}"
-        return f"{_MAKE_ROOM}, then --resume auto; or begin anew with {smaller}"
+        return f"{_FREE_MEMORY}, then --resume auto; or start a new run with {smaller}"
 
 
-def _ways(plan: Plan) -> tuple[object, object]:
+def _modes(plan: Plan) -> tuple[object, object]:
     return plan.activation_checkpointing.value, plan.compile.value
 
 
-def _told(plan: Plan) -> str:
+def _describe(plan: Plan) -> str:
     return (
         f"micro-batch {plan.micro_batch.value} × {plan.accumulation.value}, activation "
         f"checkpointing {plan.activation_checkpointing.value}"

@@ -14,7 +14,7 @@ from llmtrain.choice import Algorithm
 from llmtrain.ops.orthogonal import orthogonalize
 from llmtrain.plan.activation_bytes import MUON_STACK_BYTES
 
-# What each keeps for a parameter.
+# State tensors per parameter.
 STATE: dict[Algorithm, tuple[str, ...]] = {
     "muon": ("momentum",),
     "adamw": ("step", "exp_avg", "exp_avg_sq"),
@@ -22,14 +22,14 @@ STATE: dict[Algorithm, tuple[str, ...]] = {
 
 
 class RoleOptimizer(torch.optim.Optimizer):
-    """Each group is stepped by its own `algorithm`.
+    """An optimizer whose groups have their own `algorithm`.
 
-    Muon (Jordan et al. 2024): the Nesterov momentum of a matrix is made orthogonal, so that all
-    its directions move alike; the step is `lr · √max(1, rows / columns)` times that. AdamW
+    Muon (Jordan et al. 2024): the Nesterov momentum of a matrix is orthogonalised, so that all
+    directions move alike; the update is `lr · √max(1, rows / columns)` times that. AdamW
     (Loshchilov and Hutter 2019) is torch's. Both decay weights by `lr · weight_decay`.
 
     A group has `algorithm`, `lr`, `weight_decay`, and `momentum` for Muon or `betas` and `eps`
-    for AdamW. `product_dtype` is the type in which matrices are made orthogonal.
+    for AdamW. `product_dtype` is the type of the orthogonalisation's products.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class RoleOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Every parameter that has a gradient has moved."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if group["algorithm"] == "muon":
@@ -49,8 +49,8 @@ class RoleOptimizer(torch.optim.Optimizer):
                 self._adamw(group, parameters)
 
     def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        for some in _stacks(parameters, self.product_dtype.itemsize):
-            self._muon_stack(group, some)  # apart: one stack's room is the next one's
+        for stack in _stacks(parameters, self.product_dtype.itemsize):
+            self._muon_stack(group, stack)  # frees its memory for the next
 
     def _muon_stack(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         directions = orthogonalize(torch.stack([self._direction(group, p) for p in parameters]))
@@ -61,7 +61,7 @@ class RoleOptimizer(torch.optim.Optimizer):
             parameter.add_(wide, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
     def _direction(self, group: dict[str, Any], parameter: Tensor) -> Tensor:
-        """The momentum one step ahead, with no more rows than columns."""
+        """Update the momentum; return Nesterov's direction, transposed to rows ≤ columns."""
         gradient, state = parameter.grad, self.state[parameter]
         assert gradient is not None
         if "momentum" not in state:
@@ -101,7 +101,7 @@ class RoleOptimizer(torch.optim.Optimizer):
 
 
 def _stacks(parameters: list[Tensor], element_bytes: int) -> Iterator[list[Tensor]]:
-    """Matrices of one shape or its transpose, so many at once as their bytes allow."""
+    """Yield stacks of matrices of the same shape or its transpose, up to `MUON_STACK_BYTES`."""
     by_shape: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
     for parameter in parameters:
         by_shape[tuple(sorted(parameter.shape))].append(parameter)

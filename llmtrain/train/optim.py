@@ -1,4 +1,4 @@
-"""The optimizer: every parameter in exactly one group, its state under readable names."""
+"""Build the optimizer: every parameter in exactly one group, its state under readable names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llmtrain.train.muon import STATE, RoleOptimizer
 
 
 def role_of(name: str, parameter: nn.Parameter) -> Role:
-    """What a parameter is for. Raises ValueError for one that no group claims."""
+    """Return the role of a parameter. Raises ValueError for one that no group claims."""
     if name == "model.embed_tokens.weight":
         return "embedding"
     if name == "lm_head.weight":
@@ -37,7 +37,7 @@ def build_optimizer(
     *,
     tokens_per_step: int,
 ) -> RoleOptimizer:
-    """One group a role, each with its algorithm and rate. Only hidden matrices decay."""
+    """Build one group per role, with its algorithm and rate. Only hidden matrices decay."""
     by_role: dict[Role, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         by_role.setdefault(role_of(name, parameter), []).append(parameter)
@@ -59,13 +59,13 @@ def build_optimizer(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Every group's learning rate is its peak times `factor`."""
+    """Set every group's learning rate to its peak times `factor`."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
 
 
 def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's tensors, keyed `<parameter>.<state>`."""
+    """Return the optimizer's tensors, keyed `<parameter>.<state>`."""
     return {
         f"{name}.{key}": value
         for name, parameter in model.named_parameters()
@@ -76,9 +76,9 @@ def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
 def load_named_state(
     model: nn.Module, optimizer: RoleOptimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """The optimizer goes on from `tensors`. Raises LlmtrainError where they do not fit.
+    """Load the optimizer's state from `tensors`. Raises LlmtrainError if they do not fit.
 
-    There are none where no step has updated the weights yet.
+    Before the first update there are none.
     """
     if not tensors:
         return

@@ -1,4 +1,4 @@
-"""How fast a run goes and what its end will take, measured as it goes."""
+"""How fast a run trains and what its end will cost, measured while it trains."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from llmtrain.profile.schema import Profile
 
 _STEPS_BEFORE_AN_ESTIMATE = 3  # the first ones fill caches and may compile
 _RECENT = 3
-# A step that alone takes so many times the usual, and so much more, was suspended or stalled.
+# A single step that takes so many times the usual, and so much more, was suspended or stalled.
 _SUSPENDED_TIMES, _SUSPENDED_S = 5.0, 2.0
-_SHORTEST_STEP_S = 1e-6  # a coarse clock measures a short step as nothing
-_EXIT_S = 3.0  # of the process, after all is saved: it takes one to two where nothing else runs
-_EXIT_SLOWED, _LONGEST_EXIT = 2.0, 3.0  # times as slow it still does; at most so many times that
-_UNDERESTIMATED = 1.1  # what was tried a little of takes a little longer
-# What the end of a run costs, in steps, before it is measured: a forward is a third of a step's
-# work, and a token that is drawn reads all weights.
-_EVALUATION_STEPS = 0.4  # for a step's tokens
+_SHORTEST_STEP_S = 1e-6  # a coarse clock measures a short step as 0
+_EXIT_S = 3.0  # of the process, after the last save: one to two seconds on an idle machine
+_EXIT_SLOWED, _LONGEST_EXIT = 2.0, 3.0  # slowed so many times it still fits; the longest, in times
+_UNDERESTIMATED = 1.1  # extrapolated costs turn out a little higher
+# The cost of a run's end in steps, before it is measured: a forward is a third of a step's work,
+# and a sampled token reads all weights.
+_EVALUATION_STEPS = 0.4  # for the tokens of one step
 _SAMPLED_TOKEN_STEPS = 0.01
 _SAVE_STEPS = 1.2
 
@@ -28,63 +29,73 @@ _SAVE_STEPS = 1.2
 class Pace:
     """Step times, and the costs of what ends a run in units of steps.
 
-    In those units a cost that was measured while the machine was idle still holds when it is
-    busy, and everything takes longer.
+    In steps, a cost measured on an idle machine still holds when the machine is busy and
+    everything takes longer.
     """
 
     def __init__(
         self,
         used_before_s: float,
         starting_s: float,
-        begun_s: float,
+        startup_before_s: float,
         expected_steps: Mapping[str, float],
         *,
         first_step_counts: bool,
     ) -> None:
-        """`used_before_s` is what earlier sittings took, of which `begun_s` trained nothing, as in
-        this one `starting_s`. `expected_steps`: what each thing at the end costs, for as long as
-        it was not measured. A first step that compiles says nothing of the next."""
+        """Start the clock of a session that began `starting_s` ago.
+
+        Earlier sessions used `used_before_s`, of which `startup_before_s` were startup.
+        `expected_steps` are the costs until they are measured. A first step that compiles does
+        not count: it says nothing about the next.
+        """
         self._started_s = time.monotonic() - used_before_s - starting_s
         self._costs = dict(expected_steps)
         self._step_times_s: deque[float] = deque(maxlen=20)
         self._skip_next = not first_step_counts
-        self._fastest_s = math.inf  # the least that a median step took
-        self.begun_s = begun_s + starting_s
+        self._fastest_s = math.inf  # the lowest median
+        self.startup_s = startup_before_s + starting_s  # of elapsed_s: starting and compiling
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds that this run has used, in this sitting and those before."""
+        """Seconds that this run has used, in this session and those before."""
         return time.monotonic() - self._started_s
 
-    def step_took(self, seconds: float) -> float:
-        """Another step is done; of its time so much was trained, and not spent suspended."""
+    def record_step(self, seconds: float) -> float:
+        """Record a step's time; return how much of it was training and not suspension."""
         if self._skip_next:
             self._skip_next = False
-            self.begun_s += seconds  # it compiled; the schedule is for what trains
+            self.startup_s += seconds  # it compiled; the schedule covers what trains
             return seconds
         self._step_times_s.append(seconds)
         if self.is_known:
             self._fastest_s = min(self._fastest_s, self.step_s)
         return self.step_s if self._suspended == seconds else seconds
 
-    def took(self, what: str, seconds: float) -> None:
-        """`what` costs this from now on; before a first step nobody knows how many that is."""
+    def record_cost(self, activity: str, seconds: float) -> None:
+        """Record what an activity costs; ignored before the first step, as its unit is unknown."""
         if self._step_times_s:
-            self._costs[what] = seconds / max(self.step_s, _SHORTEST_STEP_S)
+            self._costs[activity] = seconds / max(self.step_s, _SHORTEST_STEP_S)
+
+    @contextmanager
+    def measured(self, activity: str, times: float = 1.0) -> Iterator[None]:
+        """Record `times` the block's time as the activity's cost."""
+        started_s = time.monotonic()
+        yield
+        self.record_cost(activity, times * (time.monotonic() - started_s))
 
     @property
     def is_known(self) -> bool:
-        """Whether enough steps were taken to say how long one takes."""
+        """Whether enough steps were measured for an estimate."""
         return len(self._step_times_s) >= _STEPS_BEFORE_AN_ESTIMATE
 
     @property
     def step_s(self) -> float:
-        """The median of the last steps; 0 while none is known."""
+        """The median of the last steps; 0 before the first."""
         return _median(self._step_times_s)
 
     @property
     def slow_step_s(self) -> float:
-        """What the next step is not likely to exceed; 0 while none is known."""
+        """The time that the next step is unlikely to exceed; 0 before the first."""
         recent, suspended = self._recent, self._suspended
         if suspended is not None:
             recent.remove(suspended)
@@ -92,17 +103,17 @@ class Pace:
 
     @property
     def reserve_s(self) -> float:
-        """What comes after the last step."""
-        return self.reserve_of_s(*self._costs)
+        """The time that the run needs after its last step."""
+        return self.reserve_for_s(*self._costs)
 
-    def reserve_of_s(self, *what: str) -> float:
-        """Of what comes after the last step this part, and the exit."""
-        steps = sum(self._costs[each] for each in what)
+    def reserve_for_s(self, *activities: str) -> float:
+        """Return the time that these activities and the exit need after the last step."""
+        steps = sum(self._costs[activity] for activity in activities)
         return self._exit_s + _UNDERESTIMATED * steps * _median(self._recent)
 
-    def cost_s(self, what: str) -> float:
-        """What doing it once is expected to take."""
-        return self._costs[what] * self.step_s
+    def cost_s(self, activity: str) -> float:
+        """Return the expected time of an activity."""
+        return self._costs[activity] * self.step_s
 
     @property
     def _exit_s(self) -> float:
@@ -111,9 +122,9 @@ class Pace:
 
     @property
     def _suspended(self) -> float | None:
-        """The one of the last step times that says nothing of the pace, if there is one.
+        """The recent step time that was an interruption, if there is exactly one.
 
-        Where two of them are as long, the machine has become as slow.
+        Two such times mean that the machine has become slower.
         """
         unusual_s = max(_SUSPENDED_TIMES * self.step_s, self.step_s + _SUSPENDED_S)
         unusual = [seconds for seconds in self._recent if seconds > unusual_s]
@@ -130,7 +141,7 @@ def _median(values: Iterable[float]) -> float:
 
 
 def expected_steps(profile: Profile) -> dict[str, float]:
-    """What the end of a run costs, in steps, before any of it is measured."""
+    """Return the cost of each activity at the end of a run, in steps, before it is measured."""
     options = profile.eval
     sampled = len(options.prompts) * options.sample_tokens if options.sample_every_steps else 0
     return {

@@ -1,7 +1,7 @@
-"""Several epochs over one text: when to warn, and what validation said in the end.
+"""Several epochs over one text: when to warn, and whether the run overfitted.
 
-Up to four epochs teach nearly as much as new text would; after that the gain decays, and by about
-sixteen nothing is left of it (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models").
+Up to four epochs teach nearly as much as new text would; then the gain decays, to nothing by about
+sixteen epochs (Muennighoff et al. 2023, "Scaling Data-Constrained Language Models").
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from llmtrain.data.batches.mixture import MixedSource
 from llmtrain.units import format_count
 
 MANY_EPOCHS = 4.0
-_CLEARLY_WORSE = 1.005  # evaluations of one model on one text differ by nothing; steps do
+_CLEARLY_WORSE = 1.005  # evaluation has no noise, but steps change the loss a little
 
 
 def repetition_warning(steps: int, tokens_per_step: int, text_tokens: int) -> str | None:
-    """What to know of a run that will read its text often; None where it will not."""
+    """Return the warning for a run with many epochs over its text, if it has them."""
     epochs = steps * tokens_per_step / max(1, text_tokens)
     if epochs <= MANY_EPOCHS:
         return None
     return (
-        f"{epochs:.3g} epochs over {format_count(text_tokens)} tokens: after about four, text that "
-        "is read again teaches little; more text (--data) or a shorter run would serve better. "
-        "The best checkpoint by validation loss is kept"
+        f"{epochs:.3g} epochs over {format_count(text_tokens)} tokens: after about four, repeated "
+        "text teaches little; more text (--data) or a shorter run would be better. "
+        "The checkpoint with the best validation loss is kept"
     )
 
 
 def repetition_warnings(
     steps: int, tokens_per_step: int, text_tokens: int, mixture: Sequence[MixedSource]
 ) -> Iterator[str]:
-    """What to know of each source that will be read often, or of the text as a whole."""
+    """Yield the warnings for each source with many epochs, or for the text as a whole."""
     if not mixture:
         warning = repetition_warning(steps, tokens_per_step, text_tokens)
         yield from [] if warning is None else [warning]
@@ -39,29 +39,29 @@ def repetition_warnings(
         if epochs > MANY_EPOCHS:
             yield (
                 f"{source.spec}: {epochs:.3g} epochs over {format_count(source.tokens)} tokens: "
-                "after about four, text that is read again teaches little; a smaller weight, more "
-                "text or a shorter run would serve better"
+                "after about four, repeated text teaches little; a smaller weight, more text or a "
+                "shorter run would be better"
             )
 
 
 def mixture_lines(
     mixture: Sequence[MixedSource], steps: int | None, tokens_per_step: int
 ) -> Iterator[str]:
-    """A line a source: its share, its tokens, and how often they will be read where known."""
+    """Yield a line per source: its share, its tokens, and its epochs if known."""
     for source, share in _shares(mixture):
-        line = f"{source.spec}: {share:.1%} of what is read, {format_count(source.tokens)} tokens"
+        line = f"{source.spec}: {share:.1%} of training, {format_count(source.tokens)} tokens"
         if steps is not None:
             line += f", {steps * tokens_per_step * share / source.tokens:.3g} epochs"
         yield line
 
 
 def _shares(mixture: Sequence[MixedSource]) -> Iterator[tuple[MixedSource, float]]:
-    of_all = sum(source.weight for source in mixture)
-    return ((source, source.weight / of_all) for source in mixture)
+    total = sum(source.weight for source in mixture)
+    return ((source, source.weight / total) for source in mixture)
 
 
 def overfitting_note(val_loss: float | None, best: float | None, step: int | None) -> str | None:
-    """What validation said at the end; None where the last model is about the best."""
+    """Return a note if the final validation loss is clearly above the best; else None."""
     if val_loss is None or best is None or val_loss <= best * _CLEARLY_WORSE:
         return None
     return (

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the step and of how much of the run is over."""
+"""Learning-rate schedules: pure functions of the step and of the share of the run that is done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LONGEST_WARMUP = 0.1  # of the run
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Warm-up, then a shape. The factor multiplies every group's peak learning rate."""
+    """Warm-up, then decay of a shape. The factor multiplies every group's peak learning rate."""
 
     shape: Literal["wsd", "cosine", "linear"]
     warmup_steps: int
@@ -19,15 +19,14 @@ class Schedule:
     final_fraction: float
 
     def factor(self, step: int, progress: float | None) -> float:
-        """The factor for the update that leads from `step` to `step + 1`.
+        """Return the factor for the update from `step` to `step + 1`.
 
-        `progress` is the share of the run that is over before it: of its steps, or of its time.
-        Warm-up is linear and reaches 1 with its last step, or after a tenth of a run that has
-        not many more. `wsd` (warm-up, stable, decay: Hu et
-        al. 2024) stays at 1 and falls linearly over the last `decay_fraction`; `linear` and
-        `cosine` (Loshchilov and Hutter 2017) fall all the way. The lower of warm-up and shape
-        counts. The last update is one step short of `final_fraction`, so that it still counts.
-        With no progress known nothing falls.
+        `progress` is the share of the run's steps or time before it; None: unknown, no decay.
+        Warm-up is linear and reaches 1 at its last step, or after a tenth of a shorter run. `wsd`
+        (warm-up, stable, decay: Hu et al. 2024) stays at 1 and decays linearly over the last
+        `decay_fraction`; `linear` and `cosine` (Loshchilov and Hutter 2017) decay all the way. The
+        lower of warm-up and decay applies. The last update is one step short of `final_fraction`,
+        so that it is not wasted if that is 0.
         """
         warmup = (step + 1) / self.warmup_steps if self.warmup_steps else 1.0
         if progress is None:
@@ -39,5 +38,5 @@ class Schedule:
         if progress <= start or start == 1.0:
             return 1.0
         done = min(1.0, (progress - start) / (1.0 - start))
-        left = 0.5 * (1.0 + math.cos(math.pi * done)) if self.shape == "cosine" else 1.0 - done
-        return self.final_fraction + (1.0 - self.final_fraction) * left
+        factor = 0.5 * (1.0 + math.cos(math.pi * done)) if self.shape == "cosine" else 1.0 - done
+        return self.final_fraction + (1.0 - self.final_fraction) * factor

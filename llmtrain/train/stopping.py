@@ -1,15 +1,23 @@
-"""What all ranks do after a step: by rank 0's clock, and by everybody's signals and memory."""
+"""When a run ends, saves or changes its plan: agreed by all ranks after every step.
+
+Time and schedule are rank 0's; a signal or a memory shortage on any rank counts for all.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
+import torch
+
+from llmtrain.machine.memory_pressure import MemoryAction
 from llmtrain.profile.horizon import Horizon
-from llmtrain.train.checkpoint.saver import Saver
-from llmtrain.train.distributed.signals import StopRequest
-from llmtrain.train.loop import Run
-from llmtrain.train.memory_guard import MemoryGuard
+from llmtrain.profile.schema import EvalSection
+from llmtrain.train.checkpoint.format import SavedState
+from llmtrain.train.distributed.world import World
+from llmtrain.train.loop import Position
+from llmtrain.train.memory_guard import agreed_action
 from llmtrain.train.pace import Pace
 
 _COUNTED_STEPS = 3  # as many of the last ones are likely to be slower than the median
@@ -22,80 +30,114 @@ class StopDecision:
     is_over: bool
     stop_requested: bool
     save_is_due: bool
+    memory: MemoryAction = field(default_factory=MemoryAction)
+
+    @property
+    def ends_run(self) -> bool:
+        """Whether no other step follows in this session."""
+        return self.is_over or self.stop_requested
 
 
 class StopPolicy:
-    """Decides after every step, with all ranks, and tells the run's position how far it is."""
+    """Decides with all ranks; every rank has to ask after the same steps."""
 
     def __init__(
-        self,
-        run: Run,
-        horizon: Horizon,
-        pace: Pace,
-        saver: Saver,
-        guard: MemoryGuard,
-        stop: StopRequest,
+        self, horizon: Horizon, options: EvalSection, world: World, device: torch.device
     ) -> None:
-        self.run, self.horizon, self.pace = run, horizon, pace
-        self.saver, self.guard, self.stop = saver, guard, stop
+        self._horizon, self._options = horizon, options
+        self._world, self._device = world, device
 
-    @property
-    def used_s(self) -> float:
-        """What of the horizon's time is used, in seconds."""
-        return self.horizon.used_s(self.pace.elapsed_s, time.time())
+    def after_step(
+        self,
+        position: Position,
+        pace: Pace,
+        *,
+        save_is_due: bool,
+        memory: MemoryAction,
+        stop_requested: bool,
+    ) -> StopDecision:
+        """Return what all ranks do after a step; the arguments are what this rank asks for.
 
-    def after_step(self) -> StopDecision:
-        """The decision after the step that was just done."""
-        position, pace, horizon = self.run.position, self.pace, self.horizon
-        used_s, reserve_s = self.used_s, pace.reserve_s
-        known = position.horizon_steps
-        progress = horizon.progress(elapsed_s=used_s, begun_s=pace.begun_s, reserve_s=reserve_s)
+        Updates the horizon and the progress in `position`.
+        """
+        horizon, used_s, reserve_s = self._horizon, self._used_s(pace), pace.reserve_s
+        steps = position.horizon_steps
+        progress = horizon.progress(elapsed_s=used_s, begun_s=pace.startup_s, reserve_s=reserve_s)
         if pace.is_known:
-            known, fewest = (
+            steps, fewest = (
                 horizon.estimate(
                     step=position.step, elapsed_s=used_s, step_s=step_s, reserve_s=reserve_s
                 )
                 for step_s in (pace.step_s, pace.slow_step_s)
             )
             if progress is not None and fewest is not None:
-                progress = max(progress, _counted(position.step, fewest))
+                progress = max(progress, _progress_by_steps(position.step, fewest))
         is_over = horizon.is_over(
             step=position.step, elapsed_s=used_s, step_s=pace.slow_step_s, reserve_s=reserve_s
         )
-        save_is_due = self.stop.take_save() or self.saver.is_due(position.step)
-        ours = [known or 0, progress or 0.0, is_over, save_is_due]
-        if not self.run.world.is_main:
-            ours = [0] * len(ours)
-        answer = self.guard.look()
-        agreed = self._sum([*ours, self.stop.is_made, answer.smaller, answer.stop])
-        self.guard.heed(agreed[5], agreed[6])
+        own = [steps or 0, progress or 0.0, is_over, save_is_due]
+        if not self._world.is_main:
+            own = [0] * len(own)
+        agreed = self._sum([*own, stop_requested, memory.smaller, memory.stop])
         position.horizon_steps = int(agreed[0]) or None
         if position.time_progress is not None:  # costs that turn out lower do not raise the rate
             position.time_progress = max(position.time_progress, agreed[1])
-        return StopDecision(agreed[2] > 0, agreed[4] > 0 or self.guard.is_over, agreed[3] > 0)
+        action = agreed_action(memory, agreed[5], agreed[6], self._world.size)
+        return StopDecision(agreed[2] > 0, agreed[4] > 0 or action.stop, agreed[3] > 0, action)
 
-    def before_steps(self) -> StopDecision:
-        """The decision on a resumed run: stopped after its last step, it has none left."""
-        step = self.run.position.step
-        is_over = self.horizon.is_over(step=step, elapsed_s=self.used_s, step_s=0.0, reserve_s=0.0)
-        agreed = self._sum([is_over and self.run.world.is_main])
+    def before_steps(self, step: int, pace: Pace) -> StopDecision:
+        """Return whether a run that was resumed after its last step is over."""
+        is_over = self._horizon.is_over(
+            step=step, elapsed_s=self._used_s(pace), step_s=0.0, reserve_s=0.0
+        )
+        agreed = self._sum([is_over and self._world.is_main])
         return StopDecision(agreed[0] > 0, stop_requested=False, save_is_due=False)
 
-    def left_to_look_s(self) -> float | None:
-        """How long the last evaluation and the samples may take; None: as long as they do."""
-        time_s = self.horizon.time_s
-        return None if time_s is None else time_s - self.used_s - self.pace.reserve_of_s("save")
+    def patience_is_over(self, state: SavedState) -> bool:
+        """Return whether `eval.patience` evaluations in a row were no new best."""
+        patience = self._options.patience
+        return patience is not None and state.evaluations_without_best >= patience
+
+    def evaluation_limit_s(self, pace: Pace) -> float | None:
+        """Return how long the last evaluation and samples may take; None without a time limit."""
+        time_s = self._horizon.time_s
+        return None if time_s is None else time_s - self._used_s(pace) - pace.reserve_for_s("save")
+
+    def remaining_s(self, position: Position, pace: Pace) -> float | None:
+        """Return the estimated time until the end of the run; None while nothing is measured."""
+        steps = position.horizon_steps
+        if not pace.is_known:
+            return None
+        if self._horizon.time_s is not None:
+            return max(0.0, self._horizon.time_s - self._used_s(pace))
+        if steps is None:
+            return None
+        between_steps_s = sum(
+            pace.cost_s(activity) * ((steps - 1) // every - position.step // every)
+            for activity, every in self._intervals()
+        )
+        return (steps - position.step) * pace.step_s + between_steps_s + pace.reserve_s
+
+    def _intervals(self) -> Iterator[tuple[str, int]]:
+        """Yield what happens between steps and every how many; the reserve counts the last."""
+        yield "evaluation", self._options.every_steps
+        if self._options.sample_every_steps is not None:
+            yield "samples", self._options.sample_every_steps
+
+    def _used_s(self, pace: Pace) -> float:
+        """Return how much of the horizon's time is used."""
+        return self._horizon.used_s(pace.elapsed_s, time.time())
 
     def _sum(self, values: list[float]) -> list[float]:
-        return self.run.world.sum_values(values, self.run.device)
+        return self._world.sum_values(values, self._device)
 
 
-def _counted(step: int, steps: int) -> float:
-    """The share of its steps that a run has done which is near its end; 0 before that.
+def _progress_by_steps(step: int, steps: int) -> float:
+    """Return the share of `steps` that is done, for the last few steps of a run; 0 before.
 
-    The last ones are counted: which of them ends the run depends on how slow one may be, and by
-    the clock alone it would still have the rate of one or two before it. One less is counted on
-    than fits, as the next may be slower still.
+    Near the end steps are counted: which one ends the run depends on how slow a step may be, and
+    by time alone the last would have the learning rate of one or two before it. One step fewer
+    than fits is assumed, because the next may be slower still.
     """
-    fitting = steps - step
-    return step / (step + max(1, fitting - 1)) if fitting <= _COUNTED_STEPS else 0.0
+    remaining = steps - step
+    return step / (step + max(1, remaining - 1)) if remaining <= _COUNTED_STEPS else 0.0

@@ -1,316 +1,354 @@
-"""One sitting of a run: steps, and around them logging, evaluation, samples and checkpoints."""
+"""One session of a run: training steps, and between them logs, evaluations and checkpoints."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
 from llmtrain.data.batches.mixture import MixedSource
 from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
-from llmtrain.machine.memory_usage import read_accelerator_memory, read_process_memory
 from llmtrain.machine.out_of_memory import memory_errors_mapped
 from llmtrain.plan.activation_bytes import checkpoint_bytes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.horizon import Horizon
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
-from llmtrain.progress import Note
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.train.build import RandomState
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
 from llmtrain.train.checkpoint.saver import Saver
 from llmtrain.train.distributed.signals import StopRequest
-from llmtrain.train.divergence.rewind import Recovery
-from llmtrain.train.evaluation import Looks
-from llmtrain.train.events import Observer, Stopped, TrainResult
-from llmtrain.train.examine import Evaluator
-from llmtrain.train.logger import Reporter
+from llmtrain.train.divergence.rewind import Rewinder
+from llmtrain.train.evaluation import Evaluator
+from llmtrain.train.events import Observer, Sampled, Stopped, TrainResult
+from llmtrain.train.logger import TrainLogger
 from llmtrain.train.loop import Run, StepReport
-from llmtrain.train.memory_guard import MemoryGuard
+from llmtrain.train.memory_guard import MemoryGuard, MemoryStopError, agreed_action
 from llmtrain.train.optim import named_state
 from llmtrain.train.pace import Pace, expected_steps
 from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.state import current_state, with_evaluation, with_plan
 from llmtrain.train.stopping import StopDecision, StopPolicy
 
-# What saving costs before it was measured: written, hashed, synced and read back.
+# The assumed cost of a save before one is measured: write, hash, sync, read back.
 _SAVE_S, _SAVED_BYTES_PER_S = 0.3, 170e6
 
 
-class Session:
-    """Trains `run` until its horizon, a stop request or patience ends it."""
+@dataclass(frozen=True, slots=True)
+class TrainSetup:
+    """What a session is given; `run` is what it changes."""
 
-    def __init__(
-        self,
-        run: Run,
-        profile: Profile,
-        horizon: Horizon,
-        directory: RunDirectory,
-        data: PreparedData,
-        tokenizer: Tokenizer,
-        state: SavedState,
-        *,
-        mixture: Sequence[MixedSource],
-        workload: Workload,
-        peak_flops: float | None,
-        stop: StopRequest,
-        observe: Observer,
-        used_before_s: float,
-        starting_s: float,
-    ) -> None:
-        self.run = run
-        self.profile = profile
-        self.horizon = horizon
-        self.directory = directory
-        self.data = data
-        self.tokenizer = tokenizer
-        self.state = state
-        self.stop = stop
+    run: Run
+    profile: Profile
+    horizon: Horizon
+    directory: RunDirectory
+    data: PreparedData
+    tokenizer: Tokenizer
+    mixture: Sequence[MixedSource]
+    workload: Workload
+    peak_flops: float | None  # of one process, where known
+    stop: StopRequest
+    observe: Observer
+    used_before_s: float  # by earlier sessions of the run
+    starting_s: float  # by this session before training
+
+
+class Trainer:
+    """Trains a run until its horizon, a stop request or patience ends it.
+
+    The loop is `_train`. The collaborators do not know each other: what one returns, the trainer
+    passes to the next.
+    """
+
+    def __init__(self, setup: TrainSetup, state: SavedState) -> None:
+        run, profile, directory = setup.run, setup.profile, setup.directory
+        self.setup, self.run, self.state = setup, run, state
+        self.shape = shape_of(profile.model)
         self.pace = Pace(
-            used_before_s,
-            starting_s,
+            setup.used_before_s,
+            setup.starting_s,
             state.begun_s or 0.0,
             expected_steps(profile),
             first_step_counts=not run.plan.compile.value,
         )
-        self.reporter = Reporter(
-            run,
-            profile,
-            horizon,
+        self.logger = TrainLogger(
             directory,
-            self.pace,
-            text_tokens=data.index.train.tokens,
-            mixture=mixture,
-            peak_flops=peak_flops,
-            observe=observe,
+            setup.observe,
+            profile.train,
+            run.world,
+            run.device,
+            first_step=run.position.step,
+            flops_per_token=self.shape.training_flops_per_token,
+            peak_flops=setup.peak_flops,
+            text_tokens=setup.data.index.train.tokens,
+            mixture=setup.mixture,
         )
-        self.saver = Saver(
-            directory.checkpoints, profile.checkpoint, lambda saved: self.reporter.observe(saved)
-        )
-        self.guard = MemoryGuard(
-            run, workload, directory, observe, changed=self._plan_changed, rescue=self._rescue
-        )
-        self.decider = StopPolicy(run, horizon, self.pace, self.saver, self.guard, stop)
-        self.recovery = Recovery(run, profile, directory, tokenizer, self.reporter)
-        self.first_step = run.position.step
+        self.saver = Saver(directory.checkpoints, profile.checkpoint, setup.observe)
+        self.guard = MemoryGuard(run, setup.workload, directory, setup.observe)
+        self.stopping = StopPolicy(setup.horizon, profile.eval, run.world, run.device)
+        self.rewinder = Rewinder(run, profile, directory, setup.tokenizer)
+        self.evaluator = Evaluator(run, profile.eval, setup.data, setup.tokenizer, setup.stop)
+        self.evaluator.restore(directory)
         self.trained_s, self.trained_steps = 0.0, 0
-        self.looks = Looks(
-            run,
-            profile.eval,
-            data.index.validation,
-            directory,
-            Evaluator(run, profile, data, tokenizer, stop),
-            self.reporter,
-            self.pace,
-            self.guard,
-        )
-        self.is_end_timed = horizon.time_s is None
+        self.end_costs_known = setup.horizon.time_s is None  # only a time limit needs them early
 
     def train(self) -> TrainResult:
-        """The run is trained to its end or to the stop request, and saved.
+        """Train to the end of the run or to the stop request, save, and return the result.
 
-        Raises DivergedError where neither skipping steps nor rewinding helps, and
-        InterruptedRunError where nothing was trained that could be saved.
+        Raises DivergedError if neither skipping steps nor rewinding helps, DoesNotFitError if
+        memory ends the run, and InterruptedRunError if stopped with nothing to save.
         """
         with closing(self.saver):
-            return self._trained()
+            try:
+                self._train()
+            except MemoryStopError:
+                self.guard.raise_if_stopped(self._save_before_exit())
+                raise
+            return self._result()
 
-    def _trained(self) -> TrainResult:
-        is_fresh = self.first_step == 0 or self._rewound()
-        if not is_fresh and self._look_and_save(self.first_step, self.decider.before_steps()):
-            return self._result(self._stopped())
-        answer = self.guard.look()
-        self.guard.heed(*self._sum([answer.smaller, answer.stop]))
-        self.guard.end(self.saver.newest)
-        begun_s = time.monotonic()
-        for report in self._steps():
-            took_s, begun_s = time.monotonic() - begun_s, time.monotonic()
-            trained_s = self.pace.step_took(took_s)
-            self.trained_s += trained_s
-            self.trained_steps += 1
-            self.reporter.pause(took_s - trained_s)
-            if self.pace.is_known and not self.is_end_timed:
-                with suppress(InterruptedRunError):  # the request is heeded when the step is told
-                    self._time_the_end()
-            self._look_after_saving()
-            decision = self.decider.after_step()
-            self._learn_of(report)
-            self.reporter.step(report, is_last=decision.is_over or decision.stop_requested)
-            if not decision.stop_requested and self._rewound():
-                begun_s = time.monotonic()
+    def _train(self) -> None:
+        if self._is_over_before_steps():
+            return
+        self._check_memory()
+        for report, step_s in self._timed_steps():
+            self._record_times(step_s)
+            decision = self._decide(report.step)
+            self._log(report, is_last=decision.ends_run)
+            if not decision.stop_requested and self._rewind():
                 continue
-            if self._look_and_save(report.step, decision):
+            decision = self._evaluate_and_sample(report.step, decision)
+            self._save_if_due(decision)
+            if decision.ends_run:
                 break
-            begun_s = time.monotonic()
-        self.guard.end(self.saver.newest)
+        self.guard.raise_if_stopped(self.saver.newest)
         if self.state.finished:
-            state = self.state
-            self.reporter.end(state.val_loss, state.best_val_loss, state.best_step)
-        return self._result(self._stopped())
+            self.logger.log_end(self.state.val_loss, self.state.best_val_loss, self.state.best_step)
 
-    def _plan_changed(self, after_step: int) -> None:
-        """The state says by what plan it goes on, and from where it is another run's bits."""
-        drifted = self.state.not_bitwise_from_step
-        if drifted is None and after_step > 0:
-            drifted = after_step
-        numerics = self.run.plan.numerics()
-        self.state = self.state.model_copy(
-            update={"numerics": numerics, "not_bitwise_from_step": drifted}
+    def _is_over_before_steps(self) -> bool:
+        """Evaluate and save a run that was resumed after its last step; return whether it was."""
+        step = self.run.position.step
+        if step == 0 or self._rewind():
+            return False
+        decision = self._evaluate_and_sample(step, self.stopping.before_steps(step, self.pace))
+        self._save_if_due(decision)
+        return decision.ends_run
+
+    def _check_memory(self) -> None:
+        """Take a smaller plan or raise DoesNotFitError if memory is short before the first step."""
+        action = self.guard.check()
+        smaller, stop = self.run.all_reduce([action.smaller, action.stop])
+        self.guard.apply(agreed_action(action, smaller, stop, self.run.world.size))
+        self.guard.raise_if_stopped(self.saver.newest)
+
+    def _timed_steps(self) -> Iterator[tuple[StepReport, float]]:
+        """Yield each step's report and the seconds it took."""
+        started_s = time.monotonic()
+        for report in self._steps():
+            yield report, time.monotonic() - started_s
+            started_s = time.monotonic()
+
+    def _steps(self) -> Iterator[StepReport]:
+        """Return the steps; a signal while the first one compiles raises InterruptedRunError.
+
+        Compiling takes up to minutes. Several ranks can only stop together, after a step.
+        """
+        steps = self.guard.steps()
+        if not self.run.plan.compile.value or self.run.world.size > 1:
+            return steps
+        stop = self.setup.stop
+        with stop.immediate():
+            hook = self.run.optimizer.register_step_pre_hook(lambda *_: stop.defer())
+            first = next(steps)
+        hook.remove()
+        return chain([first], steps)
+
+    def _record_times(self, step_s: float) -> None:
+        trained_s = self.pace.record_step(step_s)
+        self.trained_s += trained_s
+        self.trained_steps += 1
+        self.logger.exclude(step_s - trained_s)
+        if self.pace.is_known and not self.end_costs_known:
+            self.end_costs_known = True
+            with suppress(InterruptedRunError):  # `_decide` handles the request
+                self._measure_end_costs()
+        self._poll_saver()
+
+    def _measure_end_costs(self) -> None:
+        """Evaluate a few windows and estimate a save, so that the run can end in time."""
+        few = self.run.plan.micro_batch.value * self.run.world.size
+        times = self.evaluator.windows / min(few, self.evaluator.windows)
+        with self.logger.excluded():
+            for _ in range(2):  # the first call is slower; the second replaces its cost
+                with self.pace.measured("evaluation", times):
+                    self.guard.run_guarded(partial(self.evaluator.validation_loss, few))
+            size_bytes = checkpoint_bytes(self.shape, self.setup.profile.optim.name)
+            self.pace.record_cost("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
+
+    def _decide(self, step: int) -> StopDecision:
+        """Agree with all ranks on what to do after a step, and apply its memory action."""
+        stop, changed_after = self.setup.stop, self.guard.confirm_changes()
+        if changed_after is not None:
+            self.state = with_plan(self.state, self.run.plan, changed_after)
+        decision = self.stopping.after_step(
+            self.run.position,
+            self.pace,
+            save_is_due=stop.take_save_request() or self.saver.is_due(step),
+            memory=self.guard.check(),
+            stop_requested=stop.is_made,
+        )
+        self.guard.apply(decision.memory)
+        return decision
+
+    def _log(self, report: StepReport, *, is_last: bool) -> None:
+        if report.verdict.skipped is None:
+            self.state = self.state.model_copy(update={"train_loss": report.loss})
+        else:
+            with self.logger.excluded():
+                reason = self.guard.run_guarded(partial(self.rewinder.explain, report))
+                self.logger.log_skipped(report.step, reason)
+        self._log_jumps()
+        self.logger.log_step(
+            report,
+            self.run.position,
+            elapsed_s=self.pace.elapsed_s,
+            remaining_s=self.stopping.remaining_s(self.run.position, self.pace),
+            is_last=is_last,
         )
 
-    def _rescue(self) -> Path | None:
-        """The last step that was done is saved, if memory allows it; where the newest one is."""
-        if self.run.position.step > self.state.step:
+    def _log_jumps(self) -> None:
+        position = self.run.position
+        for jump in self.run.divergence.jumps:
+            if jump.step == position.step:
+                self.logger.log_jump(jump, position.windows)
+
+    def _rewind(self) -> bool:
+        """Rewind the run if skipping bad steps has not helped; return whether it was rewound."""
+        if self.run.divergence.action != "continue":
+            self.saver.finish()  # the rewind may need that checkpoint
+        rewind = self.rewinder.rewind_if_due(self.state)
+        if rewind is None:
+            return False
+        self.state = rewind.state
+        resumed_step = self.run.position.step
+        self.logger.log_rewind(rewind.from_step, rewind.to_step, resumed_step)
+        if resumed_step == rewind.to_step:
+            self._log_jumps()
+        self.guard.reset()
+        self.evaluator.restore(self.setup.directory)
+        return True
+
+    def _evaluate_and_sample(self, step: int, decision: StopDecision) -> StopDecision:
+        """Evaluate and sample where due; return the decision as it is after that."""
+        best_step = self.state.best_step
+        try:
+            if decision.is_over:
+                limit_s = self.stopping.evaluation_limit_s(self.pace)
+                if limit_s is not None:
+                    self.evaluator.deadline_s = time.monotonic() + limit_s
+            if not decision.stop_requested:
+                if self.evaluator.is_due(step, is_last=decision.is_over):
+                    self._evaluate(step)
+                if self.evaluator.sample_is_due(step, is_last=decision.is_over):
+                    self._sample(step)
+        except InterruptedRunError:
+            decision = replace(decision, is_over=False, stop_requested=True)
+        is_new_best = self.state.best_step != best_step and self.setup.profile.checkpoint.keep_best
+        return replace(
+            decision,
+            is_over=decision.is_over or self.stopping.patience_is_over(self.state),
+            save_is_due=decision.save_is_due or is_new_best,
+        )
+
+    def _evaluate(self, step: int) -> None:
+        with self.logger.excluded():
+            with self.pace.measured("evaluation"):
+                loss = self.guard.run_guarded(self.evaluator.validation_loss)
+            evaluated = self.evaluator.evaluated(step, loss, self.state.best_val_loss)
+            self.logger.log_event(evaluated)
+            if loss.tokens < self.evaluator.tokens:
+                of_all = f"{loss.tokens} of {self.evaluator.tokens} tokens"
+                self.logger.log_warning(f"the time is over: validated on {of_all}")
+        self.state = with_evaluation(self.state, evaluated)
+
+    def _sample(self, step: int) -> None:
+        with self.logger.excluded(), self.pace.measured("samples"):
+            for number, prompt in enumerate(self.setup.profile.eval.prompts):
+                sample = partial(self.evaluator.sample, prompt, seed=step + number)
+                self.logger.log_event(Sampled(step, prompt, self.guard.run_guarded(sample)))
+        self.evaluator.sampled(step)
+
+    def _save_if_due(self, decision: StopDecision) -> None:
+        """Save: durably at the end, otherwise in the background.
+
+        After a rewind the checkpoint before it is the better one until there is another update.
+        """
+        finished = decision.is_over and not decision.stop_requested
+        self.state = self.state.model_copy(update={"finished": finished})
+        is_due = decision.save_is_due and self.run.divergence.has_updated_since_rewind
+        if decision.ends_run or is_due:
+            self._save(in_background=not decision.ends_run)
+
+    def _save(self, *, in_background: bool) -> None:
+        with self.logger.excluded():
+            self.state = current_state(self.state, self.run, self.pace)
+            if self.run.world.is_main:
+                weights = self.run.model.state_dict()
+                optimizer = named_state(self.run.model, self.run.optimizer)
+                checkpoint = Checkpoint(
+                    self.state, weights, optimizer, self.shape, self.setup.tokenizer
+                )
+                self.saver.save(checkpoint, in_background=in_background)
+                self._poll_saver()
+            self.run.all_reduce([0.0])  # a rank that ended now could interrupt rank 0's save
+
+    def _save_before_exit(self) -> Path | None:
+        """Save the last step if memory allows it; return the newest checkpoint."""
+        step = self.run.position.step
+        if step > self.state.step:
             try:
                 with memory_errors_mapped():
                     self._save(in_background=False)
             except (AbortedError, InterruptedRunError):
                 raise
-            except LlmtrainError as error:  # why the run ends is told after it
-                text = f"step {self.run.position.step} could not be saved: {error.message}"
-                self.reporter.observe(Note(text, is_warning=True))
+            except LlmtrainError as error:  # the error that ends the run follows
+                self.logger.log_warning(f"step {step} could not be saved: {error.message}")
         return self.saver.newest
 
-    def _learn_of(self, report: StepReport) -> None:
-        """What became of the step is known; its loss is the run's unless it was skipped."""
-        if report.verdict.skipped is None:
-            self.state = self.state.model_copy(update={"train_loss": report.loss})
-        self.guard.within(lambda: self.recovery.look_at(report))
-
-    def _rewound(self) -> bool:
-        """Whether steps that were skipped brought the run back to a state before them."""
-        if self.run.course.answer != "go on":
-            self.saver.finish()  # it may be what the run goes back to
-        state = self.recovery.rewound(self.state)
-        if state is None:
-            return False
-        self.state = state
-        self.guard.begin_anew()
-        self.looks.begin_anew()
-        return True
-
-    def _steps(self) -> Iterator[StepReport]:
-        """The steps to come. Raises InterruptedRunError for a signal while the first one compiles.
-
-        That takes up to minutes. Several ranks have to stop together, after a step.
-        """
-        steps = self.guard.steps()
-        if not self.run.plan.compile.value or self.run.world.size > 1:
-            return steps
-        with self.stop.at_once():
-            hook = self.run.optimizer.register_step_pre_hook(lambda *_: self.stop.finish())
-            first = next(steps)
-        hook.remove()
-        return chain([first], steps)
-
-    def _time_the_end(self) -> None:
-        """A little of what ends the run is tried, so that its cost is known in time."""
-        self.is_end_timed = True
-        begun_s = time.monotonic()
-        self.looks.time_evaluation()
-        size_bytes = checkpoint_bytes(shape_of(self.profile.model), self.profile.optim.name)
-        self.pace.took("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
-        self.reporter.pause(time.monotonic() - begun_s)
-
-    def _stopped(self) -> Stopped:
-        if self.stop.is_made and not self.state.finished:
-            return "interrupted"
-        by_the_clock = self.horizon.time_s is not None
-        return "time" if by_the_clock and not self.looks.patience_is_over(self.state) else "done"
-
-    def _look_and_save(self, step: int, decision: StopDecision) -> bool:
-        """Evaluation, samples and a checkpoint where they are due; whether the run ends here."""
-        over, stop = decision.is_over, decision.stop_requested
-        best_before = self.state.best_step
-        try:
-            if over and (left_s := self.decider.left_to_look_s()) is not None:
-                self.looks.end_within(left_s)
-            if not stop:
-                self.state = self.looks.evaluate_if_due(step, self.state, is_over=over)
-                self.looks.sample_if_due(step, is_over=over)
-        except InterruptedRunError:
-            over, stop = False, True
-        if self.looks.patience_is_over(self.state):
-            over = True
-        is_new_best = self.state.best_step != best_before and self.profile.checkpoint.keep_best
-        self.state = self.state.model_copy(update={"finished": over and not stop})
-        # After a rewind what was saved before it is the better state until there is another.
-        is_due = (decision.save_is_due or is_new_best) and self.run.course.has_come_on
-        if over or stop or is_due:
-            self._save(in_background=not (over or stop))
-        return over or stop
-
-    def _save(self, *, in_background: bool) -> None:
-        """A checkpoint of this step; durable, unless that happens while training goes on."""
-        begun_s = time.monotonic()
-        self.state = self._state_now()
-        if self.run.world.is_main:
-            checkpoint = Checkpoint(
-                state=self.state,
-                weights=self.run.model.state_dict(),
-                optimizer=named_state(self.run.model, self.run.optimizer),
-                shape=shape_of(self.profile.model),
-                tokenizer=self.tokenizer,
-            )
-            self.saver.save(checkpoint, in_background=in_background)
-            self._look_after_saving()
-        self._sum([0.0])  # a rank that went on, or ended, could bring the others down in mid-save
-        self.reporter.pause(time.monotonic() - begun_s)
-
-    def _look_after_saving(self) -> None:
+    def _poll_saver(self) -> None:
         self.saver.poll()
-        if self.saver.took_s is not None:
-            self.pace.took("save", self.saver.took_s)
+        if self.saver.elapsed_s is not None:
+            self.pace.record_cost("save", self.saver.elapsed_s)
 
-    def _state_now(self) -> SavedState:
-        position, scaler = self.run.position, self.run.scaler
-        return self.state.model_copy(
-            update={
-                "step": position.step,
-                "tokens": position.tokens,
-                "windows": position.windows,
-                "begun_s": self.pace.begun_s,
-                "horizon_steps": position.horizon_steps,
-                "time_progress": position.time_progress,
-                "elapsed_s": self.pace.elapsed_s,
-                "peak_memory_bytes": max(self.state.peak_memory_bytes, self._peak_memory()),
-                "torch_rng": RandomState.now().text,
-                "course": self.run.course,
-                "grad_scaler": scaler.state_dict() if scaler.is_enabled() else None,
-            }
-        )
-
-    def _peak_memory(self) -> int:
-        """The peak of all ranks' processes together, or of the GPU that holds most."""
-        world = self.run.world
-        if self.run.device.type == "cpu":
-            return int(self._sum([read_process_memory().peak_resident_bytes])[0])
-        readings = read_accelerator_memory(self.run.device.index)
-        own = sum(r.peak_reserved_bytes or r.reserved_bytes or 0 for r in readings)
-        return int(max(self._sum([own if rank == world.rank else 0 for rank in range(world.size)])))
-
-    def _sum(self, values: list[float]) -> list[float]:
-        return self.run.world.sum_values(values, self.run.device)
-
-    def _result(self, stopped: Stopped) -> TrainResult:
-        tokens = self.trained_steps * self.profile.train.chosen_tokens_per_step
+    def _result(self) -> TrainResult:
+        state, tokens_per_step = self.state, self.setup.profile.train.chosen_tokens_per_step
+        tokens = self.trained_steps * tokens_per_step
         return TrainResult(
-            run=self.directory.path,
+            run=self.setup.directory.path,
             checkpoint=self.saver.newest,
             steps=self.run.position.step,
             tokens=self.run.position.tokens,
             seconds=self.pace.elapsed_s,
             tokens_per_s=tokens / self.trained_s if tokens else None,
-            train_loss=self.state.train_loss,
-            val_loss=self.state.val_loss,
-            val_bpb=self.state.val_bpb,
-            peak_memory_bytes=self.state.peak_memory_bytes,
+            train_loss=state.train_loss,
+            val_loss=state.val_loss,
+            val_bpb=state.val_bpb,
+            peak_memory_bytes=state.peak_memory_bytes,
             predicted_peak_bytes=self.guard.predicted.measured_on(self.run.plan.device.value),
-            stopped=stopped,
+            stopped=self._stopped(),
             trained_steps=self.trained_steps,
-            trained_tokens_per_step=self.profile.train.chosen_tokens_per_step,
+            trained_tokens_per_step=tokens_per_step,
             step_s=self.pace.step_s if self.pace.is_known else None,
+        )
+
+    def _stopped(self) -> Stopped:
+        if self.setup.stop.is_made and not self.state.finished:
+            return "interrupted"
+        has_time_limit = self.setup.horizon.time_s is not None
+        return (
+            "time" if has_time_limit and not self.stopping.patience_is_over(self.state) else "done"
         )

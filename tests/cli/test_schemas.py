@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -27,14 +27,11 @@ from llmtrain.machine.live_memory import LiveMemory
 from llmtrain.machine.memory_readings import AcceleratorMemory
 from llmtrain.plan.memory import MemoryPrediction
 from llmtrain.plan.planner import Plan
-from llmtrain.profile.horizon import Horizon
 from llmtrain.profile.load import load_profile
 from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence.policy import Jump
 from llmtrain.train.events import Step, metrics_line
-from llmtrain.train.logger import Reporter
-from llmtrain.train.loop import Run
-from llmtrain.train.pace import Pace
+from llmtrain.train.logger import TrainLogger
 from llmtrain.train.run_directory.directory import RunDirectory
 from tests.cli.conftest import complaints
 from tests.cli.json_page import page
@@ -229,22 +226,20 @@ def test_steps_on_a_gpu(peak_bytes: int | None, available_bytes: int | None) -> 
 
 def test_lines_about_trouble(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
-    position, device = SimpleNamespace(step=7, windows=70), torch.device("cpu")
-    run = cast("Run", SimpleNamespace(world=World(), position=position, device=device))
     profile = load_profile("cpu-tiny", environment={}).profile
-    pace = cast("Pace", SimpleNamespace())
-    reporter = Reporter(
-        run,
-        profile,
-        Horizon(steps=10),
+    logger = TrainLogger(
         directory,
-        pace,
-        text_tokens=100,
+        lambda event: None,
+        profile.train,
+        World(),
+        torch.device("cpu"),
+        first_step=7,
+        flops_per_token=1.0,
         peak_flops=None,
-        observe=lambda event: None,
+        text_tokens=100,
     )
-    reporter.skipped(7, "the loss is 9.1, the limit is 3.5")
-    reporter.jumped(Jump(step=5, windows=70, from_step=7))
+    logger.log_skipped(7, "the loss is 9.1, the limit is 3.5")
+    logger.log_jump(Jump(step=5, windows=70, from_step=7), windows=70)
 
     lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
     assert [sorted(line) for line in lines] == [

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmtrain.model.decoder import Decoder
-from llmtrain.model.generate import Sampling, draw, generate_tokens, nucleus
+from llmtrain.model.generate import Sampling, generate_tokens, nucleus, sample_token
 from llmtrain.profile.shape import ModelShape
 
 MakeModel = Callable[[ModelShape], Decoder]
@@ -26,7 +26,7 @@ def distribution(counts: list[int]) -> Tensor:
 
 def support(logits: Tensor, sampling: Sampling, draws: int = 300) -> set[int]:
     generator = torch.Generator().manual_seed(1)
-    return {draw(logits, [], sampling, generator) for _ in range(draws)}
+    return {sample_token(logits, [], sampling, generator) for _ in range(draws)}
 
 
 @given(st.lists(st.integers(-50, 50), min_size=1, max_size=20, unique=True), st.integers(1, 25))
@@ -41,7 +41,7 @@ def test_greedy_is_the_likeliest(values: list[int], top_k: int) -> None:
         Sampling(temperature=1.3, top_p=1e-9),
         Sampling(temperature=1.3, top_p=0.0),
     ):
-        assert draw(logits, [], sampling, generator) == likeliest
+        assert sample_token(logits, [], sampling, generator) == likeliest
 
 
 @given(shares, st.integers(1, 64))
@@ -94,7 +94,7 @@ def test_temperature_sharpens_and_flattens() -> None:
     assert support(logits, Sampling(temperature=0.01)) == {0}
     generator = torch.Generator().manual_seed(0)
     for temperature in (0.5, 1.0, 50.0):
-        drawn = [draw(logits, [], Sampling(temperature), generator) for _ in range(4000)]
+        drawn = [sample_token(logits, [], Sampling(temperature), generator) for _ in range(4000)]
         frequencies = torch.bincount(torch.tensor(drawn), minlength=3) / 4000
         expected = (logits / temperature).softmax(0)
         assert (frequencies - expected).abs().max() < 0.04
@@ -103,13 +103,15 @@ def test_temperature_sharpens_and_flattens() -> None:
 def test_repetition_is_penalised_on_either_side_of_zero() -> None:
     sampling = Sampling(temperature=0, repetition_penalty=2.0)
     generator = torch.Generator()
-    assert draw(torch.tensor([3.0, 2.0]), [0, 0], sampling, generator) == 1  # once, to 1.5
-    assert draw(torch.tensor([3.0, 1.0]), [0, 0, 0, 0], sampling, generator) == 0
-    assert draw(torch.tensor([-1.0, -1.5]), [0], sampling, generator) == 1  # to -2
-    assert draw(torch.tensor([-1.0, -2.5]), [0], sampling, generator) == 0
-    assert draw(torch.tensor([3.0, 2.0]), [7], sampling, generator) == 0  # of another vocabulary
+    assert sample_token(torch.tensor([3.0, 2.0]), [0, 0], sampling, generator) == 1  # once, to 1.5
+    assert sample_token(torch.tensor([3.0, 1.0]), [0, 0, 0, 0], sampling, generator) == 0
+    assert sample_token(torch.tensor([-1.0, -1.5]), [0], sampling, generator) == 1  # to -2
+    assert sample_token(torch.tensor([-1.0, -2.5]), [0], sampling, generator) == 0
+    assert (
+        sample_token(torch.tensor([3.0, 2.0]), [7], sampling, generator) == 0
+    )  # not in the logits
     logits = torch.tensor([3.0, 2.0])
-    draw(logits, [0], sampling, generator)
+    sample_token(logits, [0], sampling, generator)
     assert logits.tolist() == [3.0, 2.0]
 
 

@@ -16,7 +16,7 @@ from llmtrain.ops import blocked_attention as module
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.blocked_attention import blocked_attention
 from llmtrain.ops.document_blocks import document_blocks
-from llmtrain.ops.documents import first_of_document, seen_by
+from llmtrain.ops.documents import document_mask, first_of_document
 
 SEPARATOR = 7
 KERNELS: list[AttentionKernel] = ["sdpa", "blocks"]
@@ -73,7 +73,7 @@ def test_documents_side_by_side_gather_what_they_gather_alone(
     inputs = draw(key_heads=key_heads, dtype=dtype)
     exact = [x.detach().double().requires_grad_() for x in inputs]
     expected = value_and_gradients(document_by_document(*exact), exact)
-    seen = seen_by(kernel, firsts(), dtype)
+    seen = document_mask(kernel, firsts(), dtype)
     found = value_and_gradients(causal_attention(*inputs, kernel, seen), inputs)
     assert {x.dtype for x in found} == {dtype}
     assert max(map(relative, found, expected)) <= tolerance
@@ -97,7 +97,7 @@ def test_neither_blocks_nor_cuts_change_what_is_gathered(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_other_documents_are_not_seen(kernel: AttentionKernel, dtype: torch.dtype) -> None:
     """Bitwise, in value and in gradient: the third document of the first sequence, 101 to 129."""
-    inputs, seen = draw(dtype=dtype), seen_by(kernel, firsts(), dtype)
+    inputs, seen = draw(dtype=dtype), document_mask(kernel, firsts(), dtype)
     before = causal_attention(*inputs, kernel, seen)
     changed = [x.detach().clone() for x in inputs]
     for x in changed:
@@ -181,15 +181,15 @@ def test_a_document_begins_after_its_separator_was_the_target(rows: list[list[in
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_mask_shows_each_token_itself_and_its_document_before_it(dtype: torch.dtype) -> None:
     first = firsts()
-    mask = seen_by("sdpa", first, dtype)
+    mask = document_mask("sdpa", first, dtype)
     assert (mask.dtype, mask.shape) == (dtype, (len(LENGTHS), 1, TOKENS, TOKENS))
     at = torch.arange(TOKENS)
     visible = (at <= at[:, None]) & (at >= first[:, None, :, None])
     assert torch.equal(mask == 0, visible)
     assert torch.equal(mask == -torch.inf, ~visible)
-    assert seen_by("blocks", first, dtype) is first
+    assert document_mask("blocks", first, dtype) is first
     with torch.no_grad():
-        assert torch.equal(seen_by("flex", first, dtype), mask)
+        assert torch.equal(document_mask("flex", first, dtype), mask)
 
 
 @pytest.mark.parametrize("tokens", [1, 127, 128, 129, TOKENS])
@@ -231,7 +231,7 @@ def named_blocks(blocks: BlockMask) -> Iterator[tuple[int, int, int, bool]]:
 def test_flex_attention_gathers_what_documents_gather_alone(key_heads: int) -> None:
     """As it is written. Compiled for a GPU it is compared by tests that need one."""
     inputs = [x.detach().float() for x in draw(key_heads=key_heads)]
-    found = causal_attention(*inputs, "flex", seen_by("flex", firsts(), torch.float32))
+    found = causal_attention(*inputs, "flex", document_mask("flex", firsts(), torch.float32))
     assert relative(found, document_by_document(*inputs)) <= 1e-6
 
 
@@ -250,10 +250,10 @@ def test_flex_attention_on_a_gpu(key_heads: int, tokens: int) -> None:
     for first in (firsts(), torch.zeros_like(firsts())):
         first = first[:, :tokens].contiguous().to("cuda")
         exact = [x.detach().float().requires_grad_() for x in inputs]
-        mask = seen_by("sdpa", first, torch.float32)
+        mask = document_mask("sdpa", first, torch.float32)
         expected = value_and_gradients(causal_attention(*exact, "sdpa", mask), exact)
         with torch.compiler.set_stance(stance):
-            flex = compiled(*inputs, "flex", seen_by("flex", first, torch.bfloat16))
+            flex = compiled(*inputs, "flex", document_mask("flex", first, torch.bfloat16))
         stance = "fail_on_recompile"
         found = value_and_gradients(flex, inputs)
         assert max(map(relative, found, expected)) <= 2e-2

@@ -1,4 +1,4 @@
-"""Steps are as long as the run and its model make them."""
+"""Rule 3: tokens per step follow the length of the run and the cost of Muon."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from llmtrain.profile.load import load_profile
 from llmtrain.profile.shape import ModelShape, orthogonalization_flops, shape_of
 from llmtrain.recipe.batch_size import (
     _beside_muon,
+    _by_horizon,
     best_tokens_per_step,
     muon_tokens,
 )
@@ -36,6 +37,13 @@ def test_muon_needs_steps_that_it_does_not_slow_down() -> None:
     assert best_tokens_per_step(small, 3e6, uses_muon=True) == 8192
     assert best_tokens_per_step(small, None, uses_muon=True) == 8192
     assert best_tokens_per_step(small, 1e5, uses_muon=False) == 4096
+
+
+def test_the_length_of_the_run_gives_exact_numbers() -> None:
+    assert [_by_horizon(2.0**k) for k in (20, 23, 25, 27)] == [1024, 8192, 16384, 32768]
+    best = _beside_muon(1700.0, 3e6)
+    assert best * (best + 1700) == pytest.approx(1700 * 3e6 / 40)
+    assert _beside_muon(1700.0, None) == 4 * 1700
 
 
 def test_beside_muon_the_sum_of_both_losses_is_least() -> None:

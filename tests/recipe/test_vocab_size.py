@@ -17,8 +17,16 @@ amounts = st.integers(1, 10**13)
 @pytest.mark.parametrize(
     ("parameters", "pieces"), [(3_000_000_000, 43_000), (70_000_000_000, 207_700)]
 )
-def test_the_paper_says_as_many(parameters: int, pieces: int) -> None:
+def test_the_numbers_are_those_of_the_paper(parameters: int, pieces: int) -> None:
     assert vocabulary_size(PLENTY, parameters).value == pytest.approx(pieces, abs=64)
+
+
+@pytest.mark.parametrize(
+    ("text_bytes", "pieces"),
+    [(1, 512), (10**6, 512), (10**7, 3072), (10**8, 24_704), (10**9, 32_000), (PLENTY, 32_000)],
+)
+def test_for_an_unknown_model_the_text_decides(text_bytes: int, pieces: int) -> None:
+    assert vocabulary_size(text_bytes, None).value == pieces
 
 
 @given(amounts, amounts, amounts)
@@ -44,7 +52,7 @@ def test_the_rarest_piece_is_seen_often_enough(text_bytes: int, parameters: int 
     [
         (1_000_000, 10**9, "rarest piece is seen 100 times; the model could use"),
         (PLENTY, 10**9, "Tao et al. 2024"),
-        (PLENTY, None, "--parameters says more"),
+        (PLENTY, None, "--parameters would consider the model"),
     ],
 )
 def test_the_reason_is_the_bound_that_held(

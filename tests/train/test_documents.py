@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from llmtrain.profile.schema import DeviceSection
 from llmtrain.train.build import trained_model
 from llmtrain.train.checkpoint.format import load_checkpoint
 from llmtrain.train.events import Started
+from tests.train.harness import Files, InProcessTrainer
 
 CONTEXT, EVALUATED = 32, 512
 SETTINGS: dict[str, Any] = {"data__mask_documents": True, "device__precision": "fp32"}
@@ -87,12 +89,12 @@ def test_packed_documents_are_trained_on(packed: Any, masked: Any) -> None:
 
 @pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
-    packing: str, masked: Any, packed: Any, train: Any, place: Any, files: Any
+    packing: str, masked: Any, packed: Any, train: InProcessTrainer, place: Path
 ) -> None:
     settings = SETTINGS if packing == "concatenate" else SETTINGS | PACKED
     stops = lambda event: getattr(event, "step", 0) == 7  # noqa: E731
     train(place / "run", stop_at=stops, **settings)
     train(place / "run", resume="auto", **settings)
     expected = masked if packing == "concatenate" else packed
-    assert files(place / "run").digests() == expected.digests()
+    assert Files(place / "run").digests() == expected.digests()
     assert sum(isinstance(event, Started) for event in train.events) == 2

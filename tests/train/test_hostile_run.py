@@ -26,6 +26,7 @@ from llmtrain.train.checkpoint.format import (
     verify_checkpoint,
 )
 from llmtrain.train.run_directory.directory import RunDirectory, find_checkpoints, find_run
+from tests.train.harness import Files, Llmtrain
 
 needs_links = pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 
@@ -38,7 +39,7 @@ class Trap:
 
 
 @pytest.fixture
-def run(place: Path, reference: Any) -> RunDirectory:
+def run(place: Path, reference: Files) -> RunDirectory:
     """A copy of a finished run, in the working directory."""
     shutil.copytree(reference.path, place / "run")
     return RunDirectory(Path("run"))
@@ -77,7 +78,7 @@ def move_and_link(path: Path) -> None:
     ["run.yaml", "metrics.jsonl", "samples.jsonl", "checkpoints", "checkpoints/step-00000020"],
 )
 def test_a_link_in_a_run_directory_is_refused_by_every_command(
-    run: RunDirectory, llmtrain: Any, name: str
+    run: RunDirectory, llmtrain: Llmtrain, name: str
 ) -> None:
     move_and_link(run.path / name)
     before = sorted(Path("elsewhere").rglob("*"))
@@ -110,7 +111,7 @@ def test_a_link_in_a_checkpoint_is_refused(run: RunDirectory, checkpoint: Path, 
 
 
 @needs_links
-def test_the_run_directory_itself_may_be_a_link(run: RunDirectory, llmtrain: Any) -> None:
+def test_the_run_directory_itself_may_be_a_link(run: RunDirectory, llmtrain: Llmtrain) -> None:
     run.path.rename("elsewhere")
     run.path.symlink_to(Path("elsewhere").resolve())
     assert llmtrain("eval", "run").code == 0
@@ -128,7 +129,7 @@ def test_a_linked_checkpoint_is_neither_counted_nor_removed(run: RunDirectory) -
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 @pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
 def test_a_pipe_in_a_run_directory_is_not_waited_for(
-    run: RunDirectory, llmtrain: Any, name: str
+    run: RunDirectory, llmtrain: Llmtrain, name: str
 ) -> None:
     (run.path / name).unlink()
     os.mkfifo(run.path / name)
@@ -145,7 +146,7 @@ def test_a_pipe_in_a_checkpoint_is_damage(checkpoint: Path) -> None:
         verify_checkpoint(checkpoint)
 
 
-def test_nothing_is_unpickled(run: RunDirectory, checkpoint: Path, llmtrain: Any) -> None:
+def test_nothing_is_unpickled(run: RunDirectory, checkpoint: Path, llmtrain: Llmtrain) -> None:
     trap = pickle.dumps(Trap())
     pickle.loads(trap)  # noqa: S301
     Path("owned").unlink()  # the trap works
@@ -198,7 +199,9 @@ RECORDS: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_record_of_another_form_is_refused(run: RunDirectory, llmtrain: Any, name: str) -> None:
+def test_a_record_of_another_form_is_refused(
+    run: RunDirectory, llmtrain: Llmtrain, name: str
+) -> None:
     record_with(RECORDS[name])
     with pytest.raises(UsageError, match=r"run\.yaml is not the record of a run: "):
         run.read_record()
@@ -207,7 +210,7 @@ def test_a_record_of_another_form_is_refused(run: RunDirectory, llmtrain: Any, n
     assert "\x1b" not in outcome.err + outcome.out
 
 
-def test_no_command_uses_a_record_of_another_form(run: RunDirectory, llmtrain: Any) -> None:
+def test_no_command_uses_a_record_of_another_form(run: RunDirectory, llmtrain: Llmtrain) -> None:
     record_with(RECORDS["key escapes"])
     for command in (("eval", "run"), ("generate", "run"), ("train", "--resume", "run")):
         assert llmtrain(*command).code == 2
@@ -215,7 +218,7 @@ def test_no_command_uses_a_record_of_another_form(run: RunDirectory, llmtrain: A
 
 @pytest.mark.parametrize("what", ["data", "plan", "machine"])
 def test_a_record_that_says_less_is_used_or_refused(
-    run: RunDirectory, llmtrain: Any, what: str
+    run: RunDirectory, llmtrain: Llmtrain, what: str
 ) -> None:
     record_with(lambda record: record.pop(what))
     assert llmtrain("runs", "show", "run").code == 0
@@ -232,7 +235,9 @@ PLANS: dict[str, object] = {
 
 
 @pytest.mark.parametrize("name", PLANS)
-def test_a_plan_that_nobody_made_is_made_anew(run: RunDirectory, llmtrain: Any, name: str) -> None:
+def test_a_plan_that_nobody_made_is_made_anew(
+    run: RunDirectory, llmtrain: Llmtrain, name: str
+) -> None:
     record_with(lambda record: record["plan"][name].update(value=PLANS[name]))
     outcome = llmtrain("train", "--resume", "run", "--steps", "21")
     assert outcome.code == 0, outcome.err
@@ -254,7 +259,9 @@ SAY_NOTHING = (
 )
 
 
-def test_lines_that_say_nothing_of_a_step_are_passed_over(run: RunDirectory, llmtrain: Any) -> None:
+def test_lines_that_say_nothing_of_a_step_are_passed_over(
+    run: RunDirectory, llmtrain: Llmtrain
+) -> None:
     before = json.loads(llmtrain("runs", "show", "run", "--json").out)
     odd = b"\n".join(SAY_NOTHING)
     for path in (run.metrics, run.samples):
@@ -295,7 +302,7 @@ def test_a_config_that_is_not_of_the_weights_takes_no_memory(
         trained_model(load_checkpoint(checkpoint))
 
 
-def test_a_context_that_does_not_fit_is_refused(checkpoint: Path, llmtrain: Any) -> None:
+def test_a_context_that_does_not_fit_is_refused(checkpoint: Path, llmtrain: Llmtrain) -> None:
     change_json(checkpoint / "config.json", max_position_embeddings=2**31 - 1)
     outcome = llmtrain("generate", str(checkpoint))
     assert outcome.code == 3
@@ -332,7 +339,7 @@ def test_a_state_of_another_form_is_damage(checkpoint: Path, name: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "not base64", "AAAA", "é"])
 def test_a_random_state_that_is_none_is_an_error(
-    checkpoint: Path, llmtrain: Any, text: str
+    checkpoint: Path, llmtrain: Llmtrain, text: str
 ) -> None:
     change_json(checkpoint / "state.json", torch_rng=text)
     outcome = llmtrain("train", "--resume", "run", "--steps", "21")
@@ -340,7 +347,7 @@ def test_a_random_state_that_is_none_is_an_error(
     assert "random state cannot be restored" in outcome.err
 
 
-def test_a_profile_of_the_record_names_no_code(run: RunDirectory, llmtrain: Any) -> None:
+def test_a_profile_of_the_record_names_no_code(run: RunDirectory, llmtrain: Llmtrain) -> None:
     for path, value in (("optim", "os.system"), ("data", "__import__('os')")):
         record_with(lambda r, p=path, v=value: r["profile"][p].update(name=v))  # type: ignore[misc]
         outcome = llmtrain("train", "--resume", "run", "--steps", "30")
@@ -349,7 +356,7 @@ def test_a_profile_of_the_record_names_no_code(run: RunDirectory, llmtrain: Any)
 
 
 def test_another_tokenizer_in_the_checkpoint_is_noticed(
-    run: RunDirectory, checkpoint: Path, llmtrain: Any
+    run: RunDirectory, checkpoint: Path, llmtrain: Llmtrain
 ) -> None:
     other = train_tokenizer(["quite another text\n" * 50], vocab_size=290).tokenizer
     other.save(checkpoint)

@@ -418,7 +418,7 @@ def test_training_goes_on_after_a_skipped_step_as_if_its_batch_had_not_been() ->
 def test_a_leap_of_the_loss_is_skipped_where_the_run_wants_that(skips: bool) -> None:
     run = make_run()
     run.skips_spikes = skips
-    run.course = DivergenceState(losses=(6.0, 6.1, 5.9) * 20)
+    run.divergence = DivergenceState(losses=(6.0, 6.1, 5.9) * 20)
     before = snapshot(run)
     run.model.register_forward_hook(lambda _m, _a, nats: nats * 3)
     report = next(training_steps(run))
@@ -438,8 +438,8 @@ def test_overflows_of_a_scaled_gradient_are_the_scalers() -> None:
     overflown = [report for report in reports if not math.isfinite(report.grad_norm)]
     assert 2 <= len(overflown) < 12
     assert all(report.verdict.skipped is None for report in reports)
-    assert run.course.answer == "go on"
-    assert run.course.sound_step == 12
+    assert run.divergence.action == "continue"
+    assert run.divergence.sound_step == 12
     after = snapshot(run)
     assert not torch.equal(after["model.norm.weight"], before["model.norm.weight"])
 
@@ -451,6 +451,6 @@ def test_scaled_gradients_that_overflow_without_end_are_skipped() -> None:
     before, steps = snapshot(run), training_steps(run)
     verdicts = [next(steps).verdict for _ in range(25)]
     assert [v.is_finite for v in verdicts] == [True] * 20 + [False] * 5
-    assert run.course.answer == "rewind"
+    assert run.divergence.action == "rewind"
     after = snapshot(run)
     assert all(torch.equal(after[name], before[name]) for name in before)

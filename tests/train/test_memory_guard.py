@@ -28,11 +28,12 @@ from llmtrain.train.checkpoint import saver
 from llmtrain.train.checkpoint.format import Checkpoint, load_checkpoint
 from llmtrain.train.checkpoint.writing import Written
 from llmtrain.train.distributed.world import World
+from llmtrain.train.evaluation import Evaluator
 from llmtrain.train.events import Event, Step
-from llmtrain.train.examine import Evaluator
-from llmtrain.train.memory_guard import MemoryGuard
+from llmtrain.train.memory_guard import MemoryGuard, agreed_action
 from llmtrain.train.muon import RoleOptimizer
 from llmtrain.train.run_directory.directory import RunDirectory
+from tests.train.harness import Files, InProcessTrainer, Llmtrain, RunAlone
 from tests.train.test_loop import make_run
 
 WINDOWS = 8  # a step of the fixture's profile
@@ -113,17 +114,17 @@ def plan_of(run: Path, name: str) -> Any:
     return record(run)["plan"][name]["value"]
 
 
-def losses(run: Any) -> list[float]:
+def losses(run: Files) -> list[float]:
     return [line["loss"] for line in run.course() if "loss" in line]
 
 
-def assert_same_course(ours: Any, theirs: Any) -> None:
+def assert_same_course(ours: Files, theirs: Files) -> None:
     found, expected = losses(ours), losses(theirs)
     assert len(found) == len(expected) == 20
     assert all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(found, expected, strict=True))
 
 
-def warnings_of(train: Any) -> list[str]:
+def warnings_of(train: InProcessTrainer) -> list[str]:
     return [e.text for e in train.events if isinstance(e, Note) and e.is_warning]
 
 
@@ -132,7 +133,7 @@ def after_step(step: int) -> Callable[[Event], bool]:
 
 
 @pytest.fixture(scope="module")
-def in_fours(run_alone: Any) -> Any:
+def in_fours(run_alone: RunAlone) -> Files:
     """The same profile's run, planned with half the micro-batch."""
     return run_alone(train__micro_batch=4, **FP32)
 
@@ -142,32 +143,34 @@ def in_fours(run_alone: Any) -> Any:
 def test_it_goes_on_as_the_run_with_that_micro_batch(
     error: Exception,
     in_backward: bool,
-    train: Any,
+    train: InProcessTrainer,
     place: Path,
-    files: Any,
-    in_fours: Any,
+    in_fours: Files,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with little_memory(monkeypatch, most=4, from_step=6, error=error, in_backward=in_backward):
         result = train(place / "run", **FP32)
 
     assert (result.stopped, result.steps) == ("done", 20)
-    assert_same_course(files(place / "run"), in_fours)
+    assert_same_course(Files(place / "run"), in_fours)
     assert (plan_of(place / "run", "micro_batch"), plan_of(place / "run", "accumulation")) == (4, 2)
 
 
 def test_what_a_micro_batch_of_the_failed_step_added_is_dropped(
-    train: Any, place: Path, files: Any, run_alone: Any, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer,
+    place: Path,
+    run_alone: RunAlone,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with little_memory(monkeypatch, most=2, from_step=6):  # at the second of two micro-batches
         train(place / "run", train__micro_batch=4, **FP32)
 
     assert plan_of(place / "run", "micro_batch") == 2
-    assert_same_course(files(place / "run"), run_alone(train__micro_batch=2, **FP32))
+    assert_same_course(Files(place / "run"), run_alone(train__micro_batch=2, **FP32))
 
 
 def test_it_says_why_in_a_warning_in_the_record_and_in_the_state(
-    train: Any, place: Path, files: Any, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with little_memory(monkeypatch, most=4, from_step=6):
         result = train(place / "run", **FP32)
@@ -182,13 +185,16 @@ def test_it_says_why_in_a_warning_in_the_record_and_in_the_state(
     assert (change["after_step"], change["reason"]) == (5, why)
     assert change["numerics"]["micro_batch"] == 4
     assert found["predicted"]["total_bytes"] == result.predicted_peak_bytes
-    state = load_checkpoint(files(place / "run").newest).state
+    state = load_checkpoint(Files(place / "run").newest).state
     assert state.not_bitwise_from_step == 5
     assert state.numerics["micro_batch"] == 4
 
 
 def test_a_resume_keeps_the_smaller_plan(
-    train: Any, place: Path, files: Any, in_fours: Any, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer,
+    place: Path,
+    in_fours: Files,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with little_memory(monkeypatch, most=4, from_step=6):
         train(place / "run", stop_at=after_step(9), **FP32)
@@ -199,12 +205,12 @@ def test_a_resume_keeps_the_smaller_plan(
     assert not warnings_of(train)
     assert plan_of(place / "run", "micro_batch") == 4
     assert "64 MiB" in record(place / "run")["plan"]["micro_batch"]["reason"]
-    assert load_checkpoint(files(place / "run").newest).state.not_bitwise_from_step == 5
-    assert_same_course(files(place / "run"), in_fours)
+    assert load_checkpoint(Files(place / "run").newest).state.not_bitwise_from_step == 5
+    assert_same_course(Files(place / "run"), in_fours)
 
 
 def test_a_resume_from_before_the_change_is_not_called_bitwise(
-    train: Any, place: Path, files: Any, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def dying(event: Event) -> bool:
         if isinstance(event, Step) and event.step == 7:
@@ -213,16 +219,19 @@ def test_a_resume_from_before_the_change_is_not_called_bitwise(
 
     with little_memory(monkeypatch, most=4, from_step=6), pytest.raises(KeyboardInterrupt):
         train(place / "run", stop_at=dying, checkpoint__every_steps=4, **FP32)
-    assert load_checkpoint(files(place / "run").newest).state.not_bitwise_from_step is None
+    assert load_checkpoint(Files(place / "run").newest).state.not_bitwise_from_step is None
 
     train(place / "run", resume="auto", checkpoint__every_steps=4, **FP32)
 
-    assert load_checkpoint(files(place / "run").newest).state.not_bitwise_from_step == 4
+    assert load_checkpoint(Files(place / "run").newest).state.not_bitwise_from_step == 4
     assert any("not bitwise from step 4" in text for text in warnings_of(train))
 
 
 def test_one_sequence_at_once_is_computed_again(
-    train: Any, place: Path, files: Any, in_fours: Any, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer,
+    place: Path,
+    in_fours: Files,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     forward = Decoder.forward
 
@@ -237,16 +246,15 @@ def test_one_sequence_at_once_is_computed_again(
     assert plan_of(place / "run", "micro_batch") == 1
     assert plan_of(place / "run", "activation_checkpointing") == "full"
     assert len(record(place / "run")["sittings"][-1]["changes"]) == 4
-    assert_same_course(files(place / "run"), in_fours)
-    assert load_checkpoint(files(place / "run").newest).state.not_bitwise_from_step is None
+    assert_same_course(Files(place / "run"), in_fours)
+    assert load_checkpoint(Files(place / "run").newest).state.not_bitwise_from_step is None
 
 
 def test_where_nothing_smaller_is_left_the_last_step_is_saved(
-    llmtrain: Any,
+    llmtrain: Llmtrain,
     place: Path,
-    files: Any,
-    train: Any,
-    run_alone: Any,
+    train: InProcessTrainer,
+    run_alone: RunAlone,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with little_memory(monkeypatch, most=0, from_step=6):
@@ -255,15 +263,15 @@ def test_where_nothing_smaller_is_left_the_last_step_is_saved(
         )
 
     assert told.code == 3
-    assert "64 MiB could not be allocated in step 6, with one sequence of 32 tokens" in told.err
+    assert "64 MiB could not be allocated in step 6, although the micro-batch is one" in told.err
     assert "--set model.context=16" in told.err
-    assert files(place / "run").checkpoints == ["step-00000005"]
-    state = load_checkpoint(files(place / "run").newest).state
+    assert Files(place / "run").checkpoints == ["step-00000005"]
+    state = load_checkpoint(Files(place / "run").newest).state
     assert (state.step, state.windows, state.finished) == (5, 5 * WINDOWS, False)
 
     train(place / "run", resume="auto", **FP32)  # there is room again, and the plan is as it was
     assert plan_of(place / "run", "micro_batch") == 8
-    assert files(place / "run").digests() == run_alone(**FP32).digests()
+    assert Files(place / "run").digests() == run_alone(**FP32).digests()
 
 
 @pytest.mark.parametrize(
@@ -273,9 +281,8 @@ def test_where_nothing_smaller_is_left_the_last_step_is_saved(
 def test_where_saving_fails_too_it_says_so_and_the_last_checkpoint_stays(
     error: Exception,
     why: str,
-    llmtrain: Any,
+    llmtrain: Llmtrain,
     place: Path,
-    files: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write = saver.write_checkpoint
@@ -293,12 +300,12 @@ def test_where_saving_fails_too_it_says_so_and_the_last_checkpoint_stays(
     assert told.code == 3
     assert "step 5 could not be saved: " in told.err
     assert why in told.err
-    assert "in step 6, with one sequence" in told.err
-    assert files(place / "run").checkpoints == ["step-00000004"]
+    assert "in step 6, although the micro-batch is one sequence" in told.err
+    assert Files(place / "run").checkpoints == ["step-00000004"]
 
 
 def test_a_second_signal_is_heeded_while_the_last_step_is_saved(
-    llmtrain: Any, monkeypatch: pytest.MonkeyPatch
+    llmtrain: Llmtrain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def aborted_write(*_: object) -> None:
         raise AbortedError("aborted by a second signal (SIGINT)")
@@ -309,7 +316,7 @@ def test_a_second_signal_is_heeded_while_the_last_step_is_saved(
 
 
 def test_outside_of_a_step_it_is_no_surprise_either(
-    llmtrain: Any, monkeypatch: pytest.MonkeyPatch
+    llmtrain: Llmtrain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def short_build(*_: object) -> None:
         raise ERRORS["cpu"]
@@ -322,7 +329,7 @@ def test_outside_of_a_step_it_is_no_surprise_either(
 
 
 def test_before_a_first_step_there_is_nothing_to_save(
-    train: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
         little_memory(monkeypatch, most=0, from_step=1),
@@ -333,7 +340,7 @@ def test_before_a_first_step_there_is_nothing_to_save(
 
 
 def test_weights_that_were_being_changed_are_not_saved(
-    train: Any, place: Path, files: Any, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     muon, steps = RoleOptimizer._adamw, 0
 
@@ -345,30 +352,36 @@ def test_weights_that_were_being_changed_are_not_saved(
         muon(self, group, parameters)
 
     monkeypatch.setattr(RoleOptimizer, "_adamw", short_update)
-    with pytest.raises(DoesNotFitError, match="while the weights were being changed") as caught:
+    with pytest.raises(DoesNotFitError, match="the weights are inconsistent") as caught:
         train(place / "run", checkpoint__every_steps=2, **FP32)
 
     assert caught.value.exit_code == 3
     assert "--resume auto" in (caught.value.hint or "")
-    assert files(place / "run").newest.name == "step-00000004"
+    assert Files(place / "run").newest.name == "step-00000004"
     assert not warnings_of(train)
 
 
 def test_evaluation_that_runs_out_is_done_again_by_a_smaller_plan(
-    train: Any, place: Path, files: Any, run_alone: Any, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer,
+    place: Path,
+    run_alone: RunAlone,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with little_memory(monkeypatch, most=4, from_step=10, while_training=False):
         train(place / "run", **FP32)
 
     assert plan_of(place / "run", "micro_batch") == 4
-    ours, theirs = files(place / "run").course(), run_alone(**FP32).course()
+    ours, theirs = Files(place / "run").course(), run_alone(**FP32).course()
     found, expected = ([m["val_loss"] for m in c if "val_loss" in m] for c in (ours, theirs))
     assert len(found) == 2
     assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_sample_that_runs_out_is_drawn_again_by_a_smaller_plan(
-    train: Any, place: Path, files: Any, run_alone: Any, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer,
+    place: Path,
+    run_alone: RunAlone,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     draw, calls = Evaluator.sample, 0
 
@@ -383,7 +396,7 @@ def test_a_sample_that_runs_out_is_drawn_again_by_a_smaller_plan(
     train(place / "run", **FP32)
 
     assert plan_of(place / "run", "micro_batch") == 4
-    samples = files(place / "run").lines("samples.jsonl")
+    samples = Files(place / "run").lines("samples.jsonl")
     assert samples[0] == run_alone(**FP32).lines("samples.jsonl")[0]
 
 
@@ -405,14 +418,7 @@ def test_gradients_that_were_unscaled_are_scaled_anew(
         run.scaler = scaler or run.scaler
         RunDirectory(tmp_path).write_record({"profile": {}, "sittings": [{}]})
         workload = Workload(run.model.shape, WINDOWS * run.context)
-        guard = MemoryGuard(
-            run,
-            workload,
-            RunDirectory(tmp_path),
-            lambda _: None,
-            changed=_nothing,
-            rescue=lambda: None,
-        )
+        guard = MemoryGuard(run, workload, RunDirectory(tmp_path), lambda _: None)
         reports.append(next(guard.steps()))
         assert run.scaler.get_scale() == (1024.0 if scaler else 1.0)
     assert reports[0].loss == pytest.approx(reports[1].loss, rel=1e-5)
@@ -420,7 +426,7 @@ def test_gradients_that_were_unscaled_are_scaled_anew(
 
 
 def test_other_errors_are_not_taken_for_it(
-    train: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
         little_memory(monkeypatch, most=4, from_step=6, error=RuntimeError("shapes differ")),
@@ -433,40 +439,41 @@ def test_other_errors_are_not_taken_for_it(
 @pytest.mark.parametrize("look", [1, 12, 13], ids=["at first", "in a step", "after a step"])
 def test_shortage_takes_a_smaller_plan_and_says_why(
     look: int,
-    train: Any,
+    train: InProcessTrainer,
     place: Path,
-    files: Any,
-    in_fours: Any,
+    in_fours: Files,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with answers(monkeypatch, look, MemoryAction(smaller=1, reason="1.9 GiB of 2 GiB are taken")):
         train(place / "run", **FP32)
 
-    assert_same_course(files(place / "run"), in_fours)
+    assert_same_course(Files(place / "run"), in_fours)
     assert plan_of(place / "run", "micro_batch") == 4
     (warning,) = warnings_of(train)
     assert warning.startswith("1.9 GiB of 2 GiB are taken; from here on micro-batch 4 × 2")
 
 
 def test_shortage_at_once_takes_as_many_smaller_plans_as_it_has_to(
-    train: Any, place: Path, files: Any, in_fours: Any, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer,
+    place: Path,
+    in_fours: Files,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with answers(monkeypatch, 1, MemoryAction(smaller=3, reason="short")):
         train(place / "run", **FP32)
 
     assert plan_of(place / "run", "micro_batch") == 1
     assert len(warnings_of(train)) == 1
-    assert_same_course(files(place / "run"), in_fours)
+    assert_same_course(Files(place / "run"), in_fours)
 
 
 @pytest.mark.parametrize("look", [12, 13, 14], ids=["in a step", "after a step", "in the next"])
 def test_before_the_kernel_would_kill_the_run_is_saved_and_a_resume_ends_it_the_same(
     look: int,
-    llmtrain: Any,
-    train: Any,
+    llmtrain: Llmtrain,
+    train: InProcessTrainer,
     place: Path,
-    files: Any,
-    reference: Any,
+    reference: Files,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     reason = "1.99 GiB of the control group's 2 GiB are taken"
@@ -478,15 +485,15 @@ def test_before_the_kernel_would_kill_the_run_is_saved_and_a_resume_ends_it_the_
     assert reason in told.err
     assert f"saved {Path('run') / 'checkpoints' / f'step-{step:08d}'}" in told.err
     assert "--resume auto" in told.err
-    assert files(place / "run").checkpoints == [f"step-{step:08d}"]
+    assert Files(place / "run").checkpoints == [f"step-{step:08d}"]
 
     train(place / "run", resume="auto")
 
-    assert files(place / "run").digests() == reference.digests()
+    assert Files(place / "run").digests() == reference.digests()
 
 
 def test_no_step_is_begun_that_would_not_survive(
-    llmtrain: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+    llmtrain: Llmtrain, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with answers(monkeypatch, 1, MemoryAction(stop=True, reason="all is taken")):
         told = llmtrain("train", "-p", "tiny.yaml", "--out", "run", "--json")
@@ -505,7 +512,7 @@ class Ranks:
         monkeypatch.setattr(World, "sum", lambda self, tensor: tensor)
         store = HashStore()
         self.worlds = [World(rank, 2, rank, 2, store) for rank in (0, 1)]
-        self.told: list[Event] = []
+        self.events: list[Event] = []
         self.directory = RunDirectory(place)
         self.directory.write_record({"profile": {}, "sittings": [{}]})
 
@@ -516,13 +523,7 @@ class Ranks:
         run.objective = objective or run.model
         workload = Workload(run.model.shape, WINDOWS * run.context, launched_local_processes=2)
         self.run = run
-        return MemoryGuard(
-            run, workload, self.directory, self.told.append, changed=_nothing, rescue=lambda: None
-        )
-
-
-def _nothing(_: int) -> None:
-    """Nobody has to know."""
+        return MemoryGuard(run, workload, self.directory, self.events.append)
 
 
 @pytest.fixture
@@ -565,22 +566,21 @@ def test_ranks_agree_on_the_smaller_plan_though_only_one_is_short(ranks: Ranks) 
     plans = []
     for rank in (0, 1):
         guard = ranks.guard(rank)
-        guard.heed(smaller=1, stop=0)  # 1 + 0
+        guard.apply(agreed_action(MemoryAction(), smaller=1, stop=0, ranks=2))  # 1 + 0
         plans.append(ranks.run.plan)
     assert [plan.micro_batch.value for plan in plans] == [4, 4]
-    (note,) = ranks.told  # rank 0's
+    (note,) = ranks.events  # rank 0's
     assert isinstance(note, Note)
     assert note.text.startswith("another process is short of memory")
-    ranks.guard(0).heed(smaller=4, stop=0)  # 2 + 2
+    ranks.guard(0).apply(agreed_action(MemoryAction(), smaller=4, stop=0, ranks=2))  # 2 + 2
     assert ranks.run.plan.micro_batch.value == 2
 
 
 def test_ranks_end_together_though_only_one_has_to(ranks: Ranks) -> None:
     guard = ranks.guard(0)
-    guard.heed(smaller=0, stop=1)
-    assert guard.is_over
+    guard.apply(agreed_action(MemoryAction(), smaller=0, stop=1, ranks=2))
     with pytest.raises(DoesNotFitError, match="saved somewhere"):
-        guard.end(Path("somewhere"))
+        guard.raise_if_stopped(Path("somewhere"))
 
 
 def test_ranks_look_only_where_they_can_agree(

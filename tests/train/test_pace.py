@@ -17,31 +17,31 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def made(
-    expected: dict[str, float] | None = None, *, begun_s: float = 4.0, first: bool = True
+    expected: dict[str, float] | None = None, *, startup_s: float = 4.0, first: bool = True
 ) -> Pace:
-    return Pace(50.0, 6.0, begun_s, expected or {}, first_step_counts=first)
+    return Pace(50.0, 6.0, startup_s, expected or {}, first_step_counts=first)
 
 
 def test_time_before_this_sitting_counts(clock: list[float]) -> None:
     found = made()
     clock[0] += 7
     assert found.elapsed_s == 63
-    assert found.begun_s == 10
+    assert found.startup_s == 10
 
 
 def test_a_first_step_that_compiles_is_part_of_starting() -> None:
-    for first, begun_s in ((True, 10), (False, 64)):
+    for first, startup_s in ((True, 10), (False, 64)):
         found = made(first=first)
         for seconds in (54.0, 1.0, 1.0):
-            found.step_took(seconds)
-        assert found.begun_s == begun_s
+            found.record_step(seconds)
+        assert found.startup_s == startup_s
 
 
 def test_a_step_is_the_median_and_the_slow_one_is_recent() -> None:
     found = made()
     assert (found.step_s, found.slow_step_s) == (0, 0)
     for seconds in (9.0, 1.0, 1.0, 2.0, 1.0):
-        found.step_took(seconds)
+        found.record_step(seconds)
     assert (found.step_s, found.slow_step_s) == (1.0, 2.0)
 
 
@@ -50,7 +50,7 @@ def test_a_pace_is_known_after_three_steps_and_a_first_that_compiles_is_none() -
         found = made(first=first)
         known = []
         for seconds in (20.0, 1.0, 1.0, 1.0):
-            found.step_took(seconds)
+            found.record_step(seconds)
             known.append(found.is_known)
         assert known == [False, False, first, True]
         assert found.slow_step_s == 1.0
@@ -59,60 +59,60 @@ def test_a_pace_is_known_after_three_steps_and_a_first_that_compiles_is_none() -
 def test_costs_are_expected_until_they_are_measured() -> None:
     found = made({"evaluation": 4.0, "save": 1.0})
     assert found.reserve_s == pace._EXIT_S
-    found.took("save", 100.0)  # no step yet to measure it by
-    found.step_took(2.0)
+    found.record_cost("save", 100.0)  # no step yet to measure it by
+    found.record_step(2.0)
     assert found.reserve_s == pytest.approx(pace._EXIT_S + pace._UNDERESTIMATED * (10))
-    found.took("evaluation", 3.0)
+    found.record_cost("evaluation", 3.0)
     assert found.reserve_s == pytest.approx(pace._EXIT_S + pace._UNDERESTIMATED * (3 + 2))
 
 
 def test_a_machine_that_slows_down_slows_what_is_left_too() -> None:
     found = made()
     for _ in range(30):
-        found.step_took(1.0)
-    found.took("evaluation", 5.0)
+        found.record_step(1.0)
+    found.record_cost("evaluation", 5.0)
     for _ in range(2):
-        found.step_took(2.0)
+        found.record_step(2.0)
     assert found.reserve_s == pytest.approx(pace._EXIT_S + pace._UNDERESTIMATED * (10))
 
 
 def test_a_machine_that_slows_down_much_takes_longer_to_exit_too() -> None:
     found = made()
     for _ in range(20):
-        found.step_took(1.0)
+        found.record_step(1.0)
     for _ in range(20):
-        found.step_took(2.0)
-    assert found.reserve_of_s() == pace._EXIT_S
+        found.record_step(2.0)
+    assert found.reserve_for_s() == pace._EXIT_S
     for _ in range(20):
-        found.step_took(4.0)
-    assert found.reserve_of_s() == 2 * pace._EXIT_S
+        found.record_step(4.0)
+    assert found.reserve_for_s() == 2 * pace._EXIT_S
     for _ in range(20):
-        found.step_took(100.0)
-    assert found.reserve_of_s() == pace._LONGEST_EXIT * pace._EXIT_S
+        found.record_step(100.0)
+    assert found.reserve_for_s() == pace._LONGEST_EXIT * pace._EXIT_S
 
 
 def test_a_suspended_step_is_neither_the_pace_nor_trained_time() -> None:
     found = made()
     for _ in range(5):
-        assert found.step_took(1.0) == 1.0
-    assert found.step_took(600.0) == 1.0  # Ctrl-Z, or a laptop that was shut
+        assert found.record_step(1.0) == 1.0
+    assert found.record_step(600.0) == 1.0  # Ctrl-Z, or a laptop that was shut
     assert (found.step_s, found.slow_step_s) == (1.0, 1.0)
-    assert found.step_took(1.5) == 1.5
+    assert found.record_step(1.5) == 1.5
     assert found.slow_step_s == 1.5
 
 
 def test_a_machine_that_became_as_slow_is_believed() -> None:
     found = made()
     for _ in range(5):
-        found.step_took(1.0)
-    found.step_took(60.0)
-    assert found.step_took(60.0) == 60.0
+        found.record_step(1.0)
+    found.record_step(60.0)
+    assert found.record_step(60.0) == 60.0
     assert found.slow_step_s == 60.0
 
 
 def test_short_steps_may_vary() -> None:
     found = made()
     for _ in range(5):
-        found.step_took(0.01)
-    assert found.step_took(1.9) == 1.9
+        found.record_step(0.01)
+    assert found.record_step(1.9) == 1.9
     assert found.slow_step_s == 1.9

@@ -3,12 +3,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llmtrain.progress import Note
 from llmtrain.train.events import Evaluated, Event, Saved, Step
+from tests.train.harness import Files, InProcessTrainer, Llmtrain
 
 Moment = Callable[[Event], bool]
 
@@ -35,7 +35,7 @@ MOMENTS = {
 
 @pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
 def test_interrupted_run_ends_as_an_uninterrupted_one(
-    moment: Moment, train: Any, place: Path, files: Any, reference: Any
+    moment: Moment, train: InProcessTrainer, place: Path, reference: Files
 ) -> None:
     stopped = train(place / "run", stop_at=moment)
     assert stopped.stopped == "interrupted"
@@ -44,45 +44,45 @@ def test_interrupted_run_ends_as_an_uninterrupted_one(
     finished = train(place / "run", resume="auto")
 
     assert finished.stopped == "done"
-    assert files(place / "run").digests() == reference.digests()
-    assert files(place / "run").course() == reference.course()
-    samples = files(place / "run").lines("samples.jsonl")
+    assert Files(place / "run").digests() == reference.digests()
+    assert Files(place / "run").course() == reference.course()
+    samples = Files(place / "run").lines("samples.jsonl")
     assert samples == reference.lines("samples.jsonl")
 
 
 def test_run_interrupted_at_every_fifth_step_ends_the_same(
-    train: Any, place: Path, files: Any, reference: Any
+    train: InProcessTrainer, place: Path, reference: Files
 ) -> None:
     for step in (4, 9, 14):
         train(place / "run", stop_at=after_step(step), resume="auto")
     train(place / "run", resume="auto")
 
-    assert files(place / "run").digests() == reference.digests()
-    assert files(place / "run").course() == reference.course()
+    assert Files(place / "run").digests() == reference.digests()
+    assert Files(place / "run").course() == reference.course()
 
 
 def test_longer_constant_schedule_begins_as_the_shorter_run(
-    train: Any, place: Path, files: Any, reference: Any
+    train: InProcessTrainer, place: Path, reference: Files
 ) -> None:
     # Under wsd the rate is constant until half of the horizon, so the first 10 steps are the same.
     train(place / "run", train__steps=20, optim__warmup_steps=2)
     train(place / "long", train__steps=40, optim__warmup_steps=2, eval__every_steps=40)
 
-    first = [line for line in files(place / "run").course() if "loss" in line][:10]
-    assert [line for line in files(place / "long").course() if "loss" in line][:10] == first
+    first = [line for line in Files(place / "run").course() if "loss" in line][:10]
+    assert [line for line in Files(place / "long").course() if "loss" in line][:10] == first
 
 
-def test_longer_horizon_goes_on(train: Any, llmtrain: Any, place: Path, files: Any) -> None:
+def test_longer_horizon_goes_on(train: InProcessTrainer, llmtrain: Llmtrain, place: Path) -> None:
     train(place / "run")
 
     assert llmtrain("train", "--out", "run", "--resume", "auto", "--steps", 25).code == 0
 
-    steps = [line["step"] for line in files(place / "run").course() if "loss" in line]
+    steps = [line["step"] for line in Files(place / "run").course() if "loss" in line]
     assert steps == list(range(1, 26))
-    assert files(place / "run").newest.name == "step-00000025"
+    assert Files(place / "run").newest.name == "step-00000025"
 
 
-def test_longer_time_goes_on_past_the_old_estimate(train: Any, place: Path) -> None:
+def test_longer_time_goes_on_past_the_old_estimate(train: InProcessTrainer, place: Path) -> None:
     short = train(place / "run", train__time="1s")
 
     longer = train(place / "run", train__time="9s", resume="auto")
@@ -91,7 +91,7 @@ def test_longer_time_goes_on_past_the_old_estimate(train: Any, place: Path) -> N
 
 
 def test_shorter_horizon_is_refused_with_both_values(
-    train: Any, llmtrain: Any, place: Path
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path
 ) -> None:
     train(place / "run", stop_at=after_step(3))
 
@@ -102,14 +102,16 @@ def test_shorter_horizon_is_refused_with_both_values(
     assert "15 steps" in outcome.err
 
 
-def test_resume_auto_starts_fresh_where_there_is_none(llmtrain: Any, files: Any) -> None:
+def test_resume_auto_starts_fresh_where_there_is_none(llmtrain: Llmtrain) -> None:
     outcome = llmtrain("train", "-p", "tiny.yaml", "--out", "run", "--resume", "auto")
 
     assert outcome.code == 0
-    assert files(Path("run")).newest.name == "step-00000020"
+    assert Files(Path("run")).newest.name == "step-00000020"
 
 
-def test_run_directory_is_not_overwritten(llmtrain: Any, train: Any, place: Path) -> None:
+def test_run_directory_is_not_overwritten(
+    llmtrain: Llmtrain, train: InProcessTrainer, place: Path
+) -> None:
     train(place / "run", stop_at=after_step(3))
     before = sorted((place / "run").rglob("*"))
 
@@ -122,7 +124,10 @@ def test_run_directory_is_not_overwritten(llmtrain: Any, train: Any, place: Path
 
 @pytest.mark.parametrize("eval_patience", [None, 1])
 def test_finished_run_says_so(
-    eval_patience: int | None, train: Any, llmtrain: Any, place: Path, files: Any
+    eval_patience: int | None,
+    train: InProcessTrainer,
+    llmtrain: Llmtrain,
+    place: Path,
 ) -> None:
     rate = 0.004 if eval_patience is None else 10.0  # the latter makes it worse at once
     train(
@@ -132,13 +137,13 @@ def test_finished_run_says_so(
         eval__sample_every_steps=None,
         optim__learning_rate=rate,
     )
-    course = files(place / "run").course()
+    course = Files(place / "run").course()
 
     outcome = llmtrain("train", "--out", "run", "--resume", "auto")
 
     assert outcome.code == 0
     assert "already finished" in outcome.err
-    assert files(place / "run").course() == course
+    assert Files(place / "run").course() == course
     assert (course[-1]["step"] < 20) == (eval_patience is not None)
 
 
@@ -158,8 +163,8 @@ def test_what_a_run_is_made_of_cannot_change(
     before: str,
     now: str,
     profile: tuple[str, ...],
-    train: Any,
-    llmtrain: Any,
+    train: InProcessTrainer,
+    llmtrain: Llmtrain,
     place: Path,
 ) -> None:
     train(place / "run", stop_at=after_step(3))
@@ -173,7 +178,7 @@ def test_what_a_run_is_made_of_cannot_change(
 
 
 def test_device_logging_and_checkpoints_may_change(
-    train: Any, llmtrain: Any, place: Path, files: Any
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path
 ) -> None:
     train(place / "run", stop_at=after_step(3))
 
@@ -187,17 +192,17 @@ def test_device_logging_and_checkpoints_may_change(
 
     assert outcome.code == 0
     assert "not bitwise from step 4" in outcome.err
-    assert files(place / "run").checkpoints[-3:] == [
+    assert Files(place / "run").checkpoints[-3:] == [
         "step-00000010",  # the best at its time, or one of the five newest
         "step-00000016",
         "step-00000020",
     ]
-    steps = [line["step"] for line in files(place / "run").course() if "loss" in line]
+    steps = [line["step"] for line in Files(place / "run").course() if "loss" in line]
     assert steps == [1, 2, 3, 4, 5, 10, 20]
 
 
 def test_resume_by_name_directory_and_checkpoint(
-    train: Any, llmtrain: Any, place: Path, files: Any, reference: Any
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path, reference: Files
 ) -> None:
     run = place / "runs" / "mine"
     train(run, stop_at=after_step(6), checkpoint__every_steps=4, checkpoint__keep_last=9)
@@ -215,25 +220,25 @@ def test_resume_by_name_directory_and_checkpoint(
             patch.chdir(copy.parent.parent)
             outcome = llmtrain("train", "--resume", resume)
         assert outcome.code == 0, outcome.err
-        assert files(copy).digests() == reference.digests()
-        assert files(copy).course() == reference.course()
+        assert Files(copy).digests() == reference.digests()
+        assert Files(copy).course() == reference.course()
         assert ("superseded" in outcome.err) == ("step-00000004" in resume)
 
 
 def test_newest_run_of_the_profile_is_resumed(
-    train: Any, llmtrain: Any, place: Path, files: Any
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path
 ) -> None:
     train(place / "runs" / "older", stop_at=after_step(3))
     train(place / "runs" / "newer", stop_at=after_step(3))
 
     assert llmtrain("train", "-p", "tiny.yaml", "--resume", "auto").code == 0
 
-    assert files(place / "runs" / "newer").newest.name == "step-00000020"
-    assert files(place / "runs" / "older").newest.name == "step-00000004"
+    assert Files(place / "runs" / "newer").newest.name == "step-00000020"
+    assert Files(place / "runs" / "older").newest.name == "step-00000004"
 
 
 def test_metrics_past_the_checkpoint_are_cut(
-    train: Any, place: Path, files: Any, reference: Any
+    train: InProcessTrainer, place: Path, reference: Files
 ) -> None:
     train(place / "run", stop_at=after_step(6))
     with (place / "run" / "metrics.jsonl").open("a") as metrics:
@@ -241,11 +246,11 @@ def test_metrics_past_the_checkpoint_are_cut(
 
     train(place / "run", resume="auto")
 
-    assert files(place / "run").course() == reference.course()
+    assert Files(place / "run").course() == reference.course()
 
 
 def test_run_that_was_killed_before_its_first_checkpoint_begins_again_as_it_was(
-    train: Any, llmtrain: Any, place: Path, files: Any, reference: Any
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path, reference: Files
 ) -> None:
     train(place / "run", stop_at=after_step(6))
     shutil.rmtree(place / "run" / "checkpoints")
@@ -254,22 +259,22 @@ def test_run_that_was_killed_before_its_first_checkpoint_begins_again_as_it_was(
 
     assert outcome.code == 0
     assert "no checkpoint" in outcome.err
-    assert files(place / "run").digests() == reference.digests()
-    assert files(place / "run").course() == reference.course()
+    assert Files(place / "run").digests() == reference.digests()
+    assert Files(place / "run").course() == reference.course()
 
 
 def test_checkpoints_without_a_record_are_left_alone(
-    train: Any, llmtrain: Any, place: Path, files: Any
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path
 ) -> None:
     train(place / "run", stop_at=after_step(6))
     (place / "run" / "run.yaml").unlink()
-    before = files(place / "run").digests()
+    before = Files(place / "run").digests()
 
     for resume in ((), ("--resume", "auto")):
         outcome = llmtrain("train", "-p", "tiny.yaml", "--out", "run", *resume)
         assert outcome.code == 2
         assert "--out" in outcome.err
-    assert files(place / "run").digests() == before
+    assert Files(place / "run").digests() == before
 
 
 @pytest.mark.parametrize("first", [("--set", "optim.beta2=0.9"), ("--steps", "24")])
@@ -277,23 +282,25 @@ def test_checkpoints_without_a_record_are_left_alone(
 def test_flag_of_the_first_call_survives_a_resume_that_does_not_repeat_it(
     first: tuple[str, ...],
     profile: tuple[str, ...],
-    llmtrain: Any,
+    llmtrain: Llmtrain,
     place: Path,
-    files: Any,
 ) -> None:
     assert llmtrain("train", "-p", "tiny.yaml", "--out", "whole", *first).code == 0
     assert llmtrain("train", "-p", "tiny.yaml", "--out", "run", *first).code == 0
-    for path in files(place / "run").newest, place / "run" / "samples.jsonl":
+    for path in Files(place / "run").newest, place / "run" / "samples.jsonl":
         (shutil.rmtree if path.is_dir() else Path.unlink)(path)
 
     outcome = llmtrain("train", *profile, "--out", "run", "--resume", "auto")
 
     assert outcome.code == 0, outcome.err
-    assert files(place / "run").digests() == files(place / "whole").digests()
+    assert Files(place / "run").digests() == Files(place / "whole").digests()
 
 
 def test_variable_of_the_first_call_survives_too(
-    llmtrain: Any, train: Any, place: Path, files: Any, monkeypatch: pytest.MonkeyPatch
+    llmtrain: Llmtrain,
+    train: InProcessTrainer,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("LLMTRAIN_TRAIN__STEPS", "24")
@@ -302,22 +309,22 @@ def test_variable_of_the_first_call_survives_too(
     outcome = llmtrain("train", "-p", "tiny.yaml", "--out", "run", "--resume", "auto")
 
     assert outcome.code == 0, outcome.err
-    assert files(place / "run").newest.name == "step-00000024"
+    assert Files(place / "run").newest.name == "step-00000024"
 
 
 def test_changed_text_does_not_matter_while_its_shards_are_cached(
-    train: Any, place: Path, files: Any, reference: Any
+    train: InProcessTrainer, place: Path, reference: Files
 ) -> None:
     train(place / "run", stop_at=after_step(6))
     (place / "corpus.txt").write_text("nothing of what was there\n" * 500)
 
     train(place / "run", resume="auto")
 
-    assert files(place / "run").digests() == reference.digests()
+    assert Files(place / "run").digests() == reference.digests()
 
 
 def test_changed_text_without_cached_shards_is_refused(
-    train: Any, llmtrain: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(place / "run", stop_at=after_step(6))
     (place / "corpus.txt").write_text("nothing of what was there\n" * 500)
@@ -337,29 +344,29 @@ def damage(checkpoint: Path) -> None:
 
 
 def test_damaged_newest_checkpoint_is_set_aside(
-    train: Any, llmtrain: Any, place: Path, files: Any, reference: Any
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path, reference: Files
 ) -> None:
     train(place / "run", stop_at=after_step(13), checkpoint__every_steps=4)
-    assert files(place / "run").newest.name == "step-00000014"
-    damage(files(place / "run").newest)
+    assert Files(place / "run").newest.name == "step-00000014"
+    damage(Files(place / "run").newest)
 
     outcome = llmtrain("train", "--out", "run", "--resume", "auto")
 
     assert outcome.code == 0
     assert "warning: damaged checkpoint" in outcome.err
     assert "model.safetensors" in outcome.err
-    assert "step-00000014.damaged" in files(place / "run").checkpoints
-    assert files(place / "run").digests() == reference.digests()
-    assert files(place / "run").course() == reference.course()
+    assert "step-00000014.damaged" in Files(place / "run").checkpoints
+    assert Files(place / "run").digests() == reference.digests()
+    assert Files(place / "run").course() == reference.course()
 
 
 @pytest.mark.parametrize("resume", ["auto", "newest"])
 def test_no_whole_checkpoint_is_a_failure(
-    resume: str, train: Any, llmtrain: Any, place: Path, files: Any
+    resume: str, train: InProcessTrainer, llmtrain: Llmtrain, place: Path
 ) -> None:
     train(place / "run", stop_at=after_step(6))
-    (files(place / "run").newest / "manifest.json").unlink()
-    named = str(files(place / "run").newest) if resume == "newest" else resume
+    (Files(place / "run").newest / "manifest.json").unlink()
+    named = str(Files(place / "run").newest) if resume == "newest" else resume
 
     outcome = llmtrain("train", "--out", "run", "--resume", named)
 
@@ -367,7 +374,9 @@ def test_no_whole_checkpoint_is_a_failure(
     assert "manifest.json" in outcome.err
 
 
-def test_evaluation_is_due_once_where_the_run_is_resumed(train: Any, place: Path) -> None:
+def test_evaluation_is_due_once_where_the_run_is_resumed(
+    train: InProcessTrainer, place: Path
+) -> None:
     train(place / "run", stop_at=after_step(9))
     train.events.clear()
 
@@ -377,7 +386,7 @@ def test_evaluation_is_due_once_where_the_run_is_resumed(train: Any, place: Path
     assert evaluated == [10, 20]
 
 
-def test_checkpoints_of_a_resume_are_told(train: Any, place: Path) -> None:
+def test_checkpoints_of_a_resume_are_told(train: InProcessTrainer, place: Path) -> None:
     train(place / "run", stop_at=after_step(6))
     train.events.clear()
 

@@ -23,6 +23,7 @@ from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Event, Started, Step
 from llmtrain.train.pace import Pace
 from llmtrain.train.repetition import overfitting_note, repetition_warning
+from tests.train.harness import Files, InProcessTrainer, Llmtrain
 
 
 def after_step(step: int) -> Callable[[Event], bool]:
@@ -30,7 +31,7 @@ def after_step(step: int) -> Callable[[Event], bool]:
 
 
 def test_time_that_was_used_before_an_interruption_counts(
-    train: Any, place: Path, files: Any
+    train: InProcessTrainer, place: Path
 ) -> None:
     first = train(place / "run", stop_at=after_step(10), train__time="12s")
     used_s = first.seconds
@@ -42,25 +43,25 @@ def test_time_that_was_used_before_an_interruption_counts(
     assert second.stopped == "time"
     assert second.seconds == pytest.approx(used_s + sitting_s + _AFTER_THE_CLOCK_S, abs=0.5)
     assert 4 < second.seconds <= 12
-    rates = [line["lr"] for line in files(place / "run").course() if "loss" in line]
+    rates = [line["lr"] for line in Files(place / "run").course() if "loss" in line]
     assert rates[-1] < 0.2 * max(rates)
     falling = rates[rates.index(max(rates)) :]
     assert falling == sorted(falling, reverse=True)
 
 
 def test_the_last_step_has_the_last_rate_however_slow_it_might_have_been(
-    train: Any, place: Path, files: Any, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run ends before a step that might take 0.6 seconds: by the clock that is early."""
     monkeypatch.setattr(Pace, "slow_step_s", 0.6)
     result = train(place / "run", train__time="8s")
-    rates = [line["lr"] for line in files(place / "run").course() if "loss" in line]
+    rates = [line["lr"] for line in Files(place / "run").course() if "loss" in line]
     assert result.stopped == "time"
     assert rates[-1] == pytest.approx(max(rates) * 2 / len(rates), rel=0.01)  # it falls over half
 
 
 def test_time_that_the_last_save_took_counts(
-    train: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seal = saver.seal_checkpoint
 
@@ -132,7 +133,7 @@ def test_a_machine_that_slept_has_less_time_left() -> None:
     assert Horizon(time_s=100).used_s(elapsed_s=40, now_s=4980) == 40
 
 
-def test_an_epoch_is_every_window_once(train: Any, place: Path) -> None:
+def test_an_epoch_is_every_window_once(train: InProcessTrainer, place: Path) -> None:
     result = train(place / "run", train__epochs=2.0, eval__every_steps=1000)
     started = next(event for event in train.events if isinstance(event, Started))
     assert started.horizon_steps == result.steps
@@ -141,7 +142,7 @@ def test_an_epoch_is_every_window_once(train: Any, place: Path) -> None:
     assert Horizon(epochs=1e-9).in_steps(windows=100, windows_per_step=10) == Horizon(steps=1)
 
 
-def test_a_text_that_is_read_often_is_warned_of(train: Any, place: Path) -> None:
+def test_a_text_that_is_read_often_is_warned_of(train: InProcessTrainer, place: Path) -> None:
     train(place / "run", train__epochs=5.0, eval__every_steps=1000)
     warnings = [e.text for e in train.events if isinstance(e, Note) and e.is_warning]
     assert len([text for text in warnings if "epochs over" in text]) == 1
@@ -158,7 +159,9 @@ def test_a_model_that_was_better_before_is_told_of() -> None:
     assert overfitting_note(None, None, None) is None
 
 
-def test_tokens_a_step_are_chosen_once(train: Any, llmtrain: Any, place: Path) -> None:
+def test_tokens_a_step_are_chosen_once(
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path
+) -> None:
     """A run that chose its own goes on with them, whatever would be chosen now."""
     profile = place / "tiny.yaml"
     profile.write_text(profile.read_text().replace("tokens_per_step: 256, ", ""))
@@ -180,7 +183,7 @@ def test_tokens_a_step_are_chosen_once(train: Any, llmtrain: Any, place: Path) -
 
 
 def test_the_last_look_at_a_run_ends_with_its_time(
-    train: Any, place: Path, files: Any, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where everything has become many times slower since the end was timed."""
     rest_s = Pace.reserve_of_s
@@ -192,10 +195,10 @@ def test_the_last_look_at_a_run_ends_with_its_time(
     notes = [event.text for event in train.events if isinstance(event, Note)]
     assert "the time is over: validated on 256 of 384 tokens" in notes
     assert result.val_loss is not None
-    assert len(files(place / "run").checkpoints) == 1
-    assert load_checkpoint(files(place / "run").newest).state.finished
+    assert len(Files(place / "run").checkpoints) == 1
+    assert load_checkpoint(Files(place / "run").newest).state.finished
 
 
-def test_a_look_without_a_deadline_is_whole(train: Any, place: Path) -> None:
+def test_a_look_without_a_deadline_is_whole(train: InProcessTrainer, place: Path) -> None:
     train(place / "run", train__steps=3)
     assert not any("validated on" in e.text for e in train.events if isinstance(e, Note))

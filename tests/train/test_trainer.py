@@ -4,7 +4,6 @@ import json
 import math
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -15,11 +14,12 @@ from llmtrain.eval.evaluate import LossSum
 from llmtrain.progress import Note, Progress
 from llmtrain.train.checkpoint import saver
 from llmtrain.train.checkpoint.format import load_checkpoint
+from llmtrain.train.evaluation import Evaluator
 from llmtrain.train.events import Evaluated, Sampled, Saved, Started, Step, metrics_line
-from llmtrain.train.examine import Evaluator
+from tests.train.harness import Files, InProcessTrainer, Llmtrain
 
 
-def test_events_tell_the_run_in_order(train: Any, place: Path) -> None:
+def test_events_tell_the_run_in_order(train: InProcessTrainer, place: Path) -> None:
     result = train(place / "run", train__log_every_steps=5)
 
     events = [e for e in train.events if isinstance(e, (Started, Step, Evaluated, Sampled, Saved))]
@@ -32,14 +32,14 @@ def test_events_tell_the_run_in_order(train: Any, place: Path) -> None:
     assert result.train_loss < 5.5 < events[1].loss
 
 
-def test_first_and_last_steps_are_always_logged(train: Any, place: Path, files: Any) -> None:
+def test_first_and_last_steps_are_always_logged(train: InProcessTrainer, place: Path) -> None:
     train(place / "run", train__log_every_steps=7, train__steps=20)
 
-    steps = [line["step"] for line in files(place / "run").lines("metrics.jsonl") if "loss" in line]
+    steps = [line["step"] for line in Files(place / "run").lines("metrics.jsonl") if "loss" in line]
     assert steps == [1, 7, 14, 20]
 
 
-def test_metrics_have_the_columns_of_the_contract(reference: Any) -> None:
+def test_metrics_have_the_columns_of_the_contract(reference: Files) -> None:
     first, last = reference.lines("metrics.jsonl")[0], reference.lines("metrics.jsonl")[-1]
     assert set(first) == {
         *("step", "tokens", "loss", "lr", "grad_norm", "tokens_per_s", "mfu"),
@@ -48,23 +48,23 @@ def test_metrics_have_the_columns_of_the_contract(reference: Any) -> None:
     assert set(last) == {"step", "val_loss", "val_bpb"}
 
 
-def test_samples_hold_the_prompt_and_the_text(train: Any, place: Path, files: Any) -> None:
+def test_samples_hold_the_prompt_and_the_text(train: InProcessTrainer, place: Path) -> None:
     train(place / "run", eval__prompts=["abc", ""], eval__sample_every_steps=20)
 
-    samples = files(place / "run").lines("samples.jsonl")
+    samples = Files(place / "run").lines("samples.jsonl")
     assert [(line["step"], line["prompt"]) for line in samples] == [(20, "abc"), (20, "")]
     assert all(line["text"] for line in samples)
 
 
 def test_sampling_changes_nothing_of_the_training(
-    train: Any, place: Path, files: Any, reference: Any
+    train: InProcessTrainer, place: Path, reference: Files
 ) -> None:
     train(place / "run", eval__sample_every_steps=None, eval__every_steps=7)
 
-    assert files(place / "run").digests() == reference.digests()
+    assert Files(place / "run").digests() == reference.digests()
 
 
-def test_only_the_newest_checkpoints_are_kept(train: Any, place: Path, files: Any) -> None:
+def test_only_the_newest_checkpoints_are_kept(train: InProcessTrainer, place: Path) -> None:
     train(
         place / "run",
         checkpoint__every_steps=4,
@@ -72,10 +72,10 @@ def test_only_the_newest_checkpoints_are_kept(train: Any, place: Path, files: An
         checkpoint__keep_best=False,
     )
 
-    assert files(place / "run").checkpoints == ["step-00000012", "step-00000016", "step-00000020"]
+    assert Files(place / "run").checkpoints == ["step-00000012", "step-00000016", "step-00000020"]
 
 
-def test_the_best_checkpoint_is_kept_though_it_is_old(train: Any, place: Path, files: Any) -> None:
+def test_the_best_checkpoint_is_kept_though_it_is_old(train: InProcessTrainer, place: Path) -> None:
     train(
         place / "run",
         # it learns for a while, and is then taken apart
@@ -90,13 +90,13 @@ def test_the_best_checkpoint_is_kept_though_it_is_old(train: Any, place: Path, f
     evaluated = [e for e in train.events if isinstance(e, Evaluated)]
     best = min(evaluated, key=lambda e: e.val_loss).step
     assert best < 20
-    assert files(place / "run").checkpoints == [f"step-{best:08d}", "step-00000020"]
-    assert load_checkpoint(files(place / "run").newest).state.best_step == best
+    assert Files(place / "run").checkpoints == [f"step-{best:08d}", "step-00000020"]
+    assert load_checkpoint(Files(place / "run").newest).state.best_step == best
 
 
 @pytest.mark.parametrize("patience", [1, 3])
 def test_patience_ends_the_run_after_so_many_evaluations_without_a_best(
-    patience: int, train: Any, place: Path
+    patience: int, train: InProcessTrainer, place: Path
 ) -> None:
     result = train(
         place / "run",
@@ -116,7 +116,7 @@ def test_patience_ends_the_run_after_so_many_evaluations_without_a_best(
     assert load_checkpoint(result.checkpoint).state.finished
 
 
-def test_divergence_leaves_the_last_checkpoint(train: Any, place: Path, files: Any) -> None:
+def test_divergence_leaves_the_last_checkpoint(train: InProcessTrainer, place: Path) -> None:
     with pytest.raises(DivergedError, match="learning rate") as failure:
         train(
             place / "run",
@@ -127,12 +127,15 @@ def test_divergence_leaves_the_last_checkpoint(train: Any, place: Path, files: A
         )
 
     assert failure.value.exit_code == 4
-    state = load_checkpoint(files(place / "run").newest).state
+    state = load_checkpoint(Files(place / "run").newest).state
     assert not state.finished
 
 
 def test_validation_that_is_not_a_number_is_no_best_and_can_be_saved(
-    train: Any, place: Path, llmtrain: Any, files: Any, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer,
+    place: Path,
+    llmtrain: Llmtrain,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looks = iter([6.0, math.nan])
 
@@ -143,11 +146,11 @@ def test_validation_that_is_not_a_number_is_no_best_and_can_be_saved(
     result = train(place / "run", eval__every_steps=10)
 
     assert (result.val_loss, result.val_bpb) == (None, None)
-    state = load_checkpoint(files(place / "run").newest).state
+    state = load_checkpoint(Files(place / "run").newest).state
     assert (state.val_loss, state.best_val_loss, state.best_step) == (None, 6.0, 10)
     text = (place / "run" / "metrics.jsonl").read_text()
     assert "NaN" not in text
-    assert [m["val_loss"] for m in files(place / "run").course() if "val_loss" in m] == [6.0, None]
+    assert [m["val_loss"] for m in Files(place / "run").course() if "val_loss" in m] == [6.0, None]
     assert llmtrain("runs", "show", "run").code == 0
 
 
@@ -156,7 +159,7 @@ def test_numbers_that_json_does_not_have_are_null() -> None:
     assert values == {"step": 3, "val_loss": None, "val_bpb": None}
 
 
-def test_record_says_what_was_asked_decided_and_used(reference: Any) -> None:
+def test_record_says_what_was_asked_decided_and_used(reference: Files) -> None:
     record = yaml.safe_load((reference.path / "run.yaml").read_text())
 
     assert record["profile"]["model"]["hidden_size"] == 32
@@ -170,7 +173,7 @@ def test_record_says_what_was_asked_decided_and_used(reference: Any) -> None:
     assert len(record["sittings"]) == 1
 
 
-def test_state_says_where_the_run_stands(reference: Any) -> None:
+def test_state_says_where_the_run_stands(reference: Files) -> None:
     state = json.loads((reference.newest / "state.json").read_text())
 
     assert (state["step"], state["tokens"], state["windows"]) == (20, 20 * 256, 20 * 8)
@@ -180,16 +183,16 @@ def test_state_says_where_the_run_stands(reference: Any) -> None:
     assert state["not_bitwise_from_step"] is None
 
 
-def test_seed_decides_the_run(train: Any, place: Path, files: Any, reference: Any) -> None:
+def test_seed_decides_the_run(train: InProcessTrainer, place: Path, reference: Files) -> None:
     train(place / "same", train__seed=0)
     train(place / "other", train__seed=1)
 
-    assert files(place / "same").course() == reference.course()
-    assert files(place / "other").course()[0]["loss"] != reference.course()[0]["loss"]
+    assert Files(place / "same").course() == reference.course()
+    assert Files(place / "other").course()[0]["loss"] != reference.course()[0]["loss"]
 
 
 def test_interruption_while_tokenizing_is_no_failure_and_leaves_nothing(
-    train: Any, place: Path, corpus_text: str, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, place: Path, corpus_text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(place / "first", train__steps=1)
     tokenizer = place / "first" / "checkpoints" / "step-00000001"
@@ -207,7 +210,7 @@ def test_interruption_while_tokenizing_is_no_failure_and_leaves_nothing(
     assert list((place / "cache" / "shards").iterdir()) == []
 
 
-def test_failure_before_training_leaves_no_directory(train: Any, place: Path) -> None:
+def test_failure_before_training_leaves_no_directory(train: InProcessTrainer, place: Path) -> None:
     with pytest.raises(LlmtrainError):
         train(place / "runs" / "run", data__sources=["nowhere.txt"])
 
@@ -215,7 +218,7 @@ def test_failure_before_training_leaves_no_directory(train: Any, place: Path) ->
 
 
 def test_room_on_the_disk_is_looked_at_before_anything_is_prepared(
-    train: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(saver, "free_bytes", lambda directory: 1000)
     with pytest.raises(LlmtrainError, match=r"a checkpoint of this run needs .*0.977 KiB are free"):
@@ -224,7 +227,9 @@ def test_room_on_the_disk_is_looked_at_before_anything_is_prepared(
     assert not (place / "run").exists()
 
 
-def test_little_room_is_warned_of(train: Any, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_little_room_is_warned_of(
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(train_run, "free_bytes", lambda directory: 1000)
     train(place / "run", train__steps=1)
     warnings = [event.text for event in train.events if isinstance(event, Note)]
@@ -232,7 +237,7 @@ def test_little_room_is_warned_of(train: Any, place: Path, monkeypatch: pytest.M
 
 
 def test_nothing_is_drawn_from_generators_that_a_checkpoint_does_not_hold(
-    train: Any, place: Path
+    train: InProcessTrainer, place: Path
 ) -> None:
     numpy = pytest.importorskip("numpy")
     before = random.getstate(), str(numpy.random.get_state())

@@ -83,7 +83,7 @@ def _looks(target: Watched, every_s: float, stop: StopRequest) -> Iterator[Docum
             process["peak_resident_bytes"] = peak_bytes
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
             yield {"time": now, "elapsed_s": round(time.monotonic() - began_s, 3), **document}
-            with stop.at_once():  # a look or a line is not left half done
+            with stop.immediate():  # a look or a line is not left half done
                 time.sleep(every_s)
 
 

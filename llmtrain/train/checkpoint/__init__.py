@@ -1,1 +1,1 @@
-"""Checkpoints: their format, writing them, and saving beside training."""
+"""Checkpoints: their format, atomic writing, and saving in the background of training."""

@@ -1,7 +1,7 @@
 """Checkpoints: a Hugging Face model directory, the state beside it, and a manifest of hashes.
 
-`llmtrain.train.checkpoint.writing` writes them, so that a directory with a checkpoint's name is
-whole. Loading compares sizes and sha256 with the manifest.
+`llmtrain.train.checkpoint.writing` writes them atomically: a directory with a checkpoint's name is
+complete. Loading compares sizes and sha256 with the manifest.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ MODEL, OPTIMIZER, STATE, MANIFEST = (
 
 
 class DamagedCheckpointError(LlmtrainError):
-    """A checkpoint does not hold what its manifest says."""
+    """A checkpoint does not contain what its manifest says."""
 
 
 class SavedState(BaseModel):
-    """Where a run stands, beside its weights and its optimizer's state."""
+    """The state of a run besides weights and optimizer state; the fields of state.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format_version: int = FORMAT_VERSION
     step: NonNegativeInt
     tokens: NonNegativeInt
-    windows: NonNegativeInt  # the data cursor: windows of the permuted order that were read
+    windows: NonNegativeInt  # the data cursor: windows read of the permuted order
     elapsed_s: float
-    begun_s: float | None = None  # of elapsed_s, spent on starting and compiling
+    begun_s: float | None = None  # of elapsed_s: starting and compiling
     horizon_steps: int | None
-    time_progress: float | None = None  # under a time: the share of it that is over
+    time_progress: float | None = None  # share of the time limit used
     train_loss: float | None = None
     val_loss: float | None = None
     val_bpb: float | None = None
@@ -71,7 +71,7 @@ class SavedState(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything that a checkpoint directory holds."""
+    """Everything that a checkpoint directory contains."""
 
     state: SavedState
     weights: Mapping[str, Tensor]
@@ -81,12 +81,12 @@ class Checkpoint:
 
 
 def checkpoint_name(step: int) -> str:
-    """The directory's name; names sort by step."""
+    """Return the directory's name; names sort by step."""
     return f"step-{step:08d}"
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """Directories with a checkpoint's name, oldest step first."""
+    """Return the directories with a checkpoint's name, oldest step first."""
     if not directory.is_dir():
         return []
     found = [p for p in directory.iterdir() if is_checkpoint_name(p) and p.is_dir()]
@@ -94,27 +94,27 @@ def list_checkpoints(directory: Path) -> list[Path]:
 
 
 def is_checkpoint_name(path: Path) -> bool:
-    """Whether a directory of this name would be a checkpoint."""
+    """Return whether this is the name of a checkpoint directory."""
     return _NAME.fullmatch(path.name) is not None
 
 
 def step_of(path: Path) -> int:
-    """The step in a checkpoint directory's name."""
+    """Return the step in a checkpoint directory's name."""
     match = _NAME.fullmatch(path.name)
     assert match is not None, path
     return int(match[1])
 
 
-def is_of(course: DivergenceState, path: Path) -> bool:
-    """Whether the run that came by `course` was where this checkpoint is."""
+def is_of(divergence: DivergenceState, path: Path) -> bool:
+    """Return whether the checkpoint is on the run's path: no rewind has discarded it."""
     try:
-        return course.went_through(step_of(path), load_state(path).course)
+        return divergence.passed_through(step_of(path), load_state(path).course)
     except (DamagedCheckpointError, UsageError):
         return False
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Every file is as the manifest says. Raises DamagedCheckpointError naming the file.
+    """Compare every file with the manifest. Raises DamagedCheckpointError naming the file.
 
     Raises UsageError for a file that is a link.
     """
@@ -135,25 +135,25 @@ def _verify_file(file: Path, entry: Mapping[str, Any]) -> None:
             f"{file} has {file.stat().st_size} bytes, the manifest says {entry['bytes']}"
         )
     if sha256_file(file) != entry["sha256"]:
-        raise DamagedCheckpointError(f"{file} is not what was written: its sha256 differs")
+        raise DamagedCheckpointError(f"{file} was changed: its sha256 is not the manifest's")
 
 
 def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
-    """The checkpoint at `path`, verified. Raises DamagedCheckpointError."""
+    """Verify and load the checkpoint at `path`. Raises DamagedCheckpointError."""
     verify_checkpoint(path)
     state = load_state(path)
-    with _told_as_damage(path / "config.json") as file:
+    with _read_errors_mapped(path / "config.json") as file:
         shape = shape_from_config(read_json(file), str(file))
-    with _told_as_damage(path / MODEL) as file:
+    with _read_errors_mapped(path / MODEL) as file:
         weights = read_tensors(file)
-    with _told_as_damage(path / OPTIMIZER) as file:
+    with _read_errors_mapped(path / OPTIMIZER) as file:
         optimizer = read_tensors(file) if with_optimizer else {}
     return Checkpoint(state, weights, optimizer, shape, Tokenizer.load(path))
 
 
 @contextmanager
-def _told_as_damage(file: Path) -> Iterator[Path]:
-    """What goes wrong in reading `file` inside the block is a DamagedCheckpointError."""
+def _read_errors_mapped(file: Path) -> Iterator[Path]:
+    """Map errors of reading `file` to DamagedCheckpointError."""
     try:
         yield file
     except (OSError, ValueError) as error:
@@ -168,19 +168,19 @@ def _problem(error: OSError | ValueError) -> str:
 
 
 def load_state(path: Path) -> SavedState:
-    """Where the run stood at the checkpoint, unverified. Raises DamagedCheckpointError."""
-    with _told_as_damage(path / STATE) as file:
+    """Read state.json, unverified. Raises DamagedCheckpointError."""
+    with _read_errors_mapped(path / STATE) as file:
         return SavedState.model_validate(_upgraded(path, read_json(file)))
 
 
 def _upgraded(path: Path, state: object) -> Mapping[str, Any]:
-    """The state as today's format has it. Raises UsageError for a format that nobody knows."""
+    """Return the state in the current format. Raises UsageError for an unknown format."""
     found = state.get("format_version") if isinstance(state, dict) else None
     if not isinstance(state, dict) or found not in (*_UPGRADES, FORMAT_VERSION):
         known = ", ".join(str(version) for version in (*_UPGRADES, FORMAT_VERSION))
         raise UsageError(
             f"{path} has format {found}; this llmtrain reads {known}",
-            hint="a newer llmtrain wrote it: pipx upgrade llmtrain",
+            hint="it was written by a newer llmtrain: pipx upgrade llmtrain",
         )
     while (version := state["format_version"]) != FORMAT_VERSION:
         state = _UPGRADES[version](state) | {"format_version": version + 1}
@@ -188,18 +188,18 @@ def _upgraded(path: Path, state: object) -> Mapping[str, Any]:
 
 
 def _from_1(state: dict[str, Any]) -> dict[str, Any]:
-    """Format 1 stopped at the first number that was not finite, and kept no course."""
+    """Upgrade from format 1, which stopped at the first number that was not finite."""
     return state | {"course": {}}
 
 
-# By the format that each leads on from.
+# By the format that each upgrades.
 _UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
 
 
 def newest_good(directory: Path, on_damage: Callable[[Path, str], None]) -> Path | None:
-    """The newest checkpoint that verifies; `on_damage` is told of each newer one that does not.
+    """Return the newest checkpoint that verifies; call `on_damage` for each newer one.
 
-    Raises DamagedCheckpointError where there are checkpoints and none is whole.
+    Raises DamagedCheckpointError if there are checkpoints and none is intact.
     """
     candidates = list_checkpoints(directory)
     for path in reversed(candidates):
@@ -211,14 +211,14 @@ def newest_good(directory: Path, on_damage: Callable[[Path, str], None]) -> Path
             return path
     if candidates:
         raise DamagedCheckpointError(
-            f"none of the {len(candidates)} checkpoints in {directory} is whole",
-            hint="start anew with another --out",
+            f"none of the {len(candidates)} checkpoints in {directory} is intact",
+            hint="start a new run with another --out",
         )
     return None
 
 
 def set_aside(path: Path, why: str) -> Path:
-    """The directory is renamed to end in `why`, so that it no longer counts as a checkpoint."""
+    """Rename the directory to end in `why`, so that it no longer counts as a checkpoint."""
     number = 0
     while (aside := path.with_name(f"{path.name}.{why}{number or ''}")).exists():
         number += 1

@@ -1,7 +1,7 @@
-"""Tensors in safetensors files, whose header is read and held to its format before anything else.
+"""Tensors in safetensors files, whose header is validated before anything else is read.
 
     8 bytes              length of the header, little-endian
-    header               JSON: name → dtype, shape and place in the data
+    header               JSON: name → dtype, shape and offsets in the data
     data                 the tensors one after the other, without gaps
 
 Everything that llmtrain saves is fp32.
@@ -35,16 +35,16 @@ Shape = tuple[int, ...]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """`path` holds `tensors`. Raises ValueError for what `read_tensors` would refuse."""
+    """Write `tensors` to `path`. Raises ValueError for what `read_tensors` would refuse."""
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     for name, tensor in plain.items():
         if tensor.dtype != torch.float32 or not _NAME.fullmatch(name):
-            raise ValueError(f"{name} of {tensor.dtype} is not what a tensor file holds")
+            raise ValueError(f"{name} of {tensor.dtype} cannot be written: tensor files are fp32")
     save_file(plain, path, metadata={"format": "pt"})
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor in `path`, on the CPU. Raises OSError, ValueError, UsageError for links."""
+    """Read every tensor in `path` to the CPU. Raises OSError, ValueError, UsageError for links."""
     read_shapes(path)
     try:
         return load_file(path)
@@ -53,7 +53,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_shapes(path: Path) -> dict[str, Shape]:
-    """What `path` says that it holds, and is as long as that takes; no tensor is read.
+    """Read the shapes from the header of `path` and check the file size; read no tensor.
 
     Raises OSError, ValueError, UsageError for links.
     """
@@ -72,29 +72,29 @@ def read_shapes(path: Path) -> dict[str, Shape]:
 
 def _header_text(file: BinaryIO, size_bytes: int) -> bytes:
     if size_bytes < _LENGTH.size:
-        raise ValueError(f"{size_bytes} bytes are too few for a header")
+        raise ValueError(f"its {size_bytes} bytes are too few for a header")
     (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
     longest = min(_LONGEST_HEADER_BYTES, size_bytes - _LENGTH.size)
     if length > longest:
-        raise ValueError(f"its header is to have {length} bytes, and {longest} is the most")
+        raise ValueError(f"its header would have {length} bytes; at most {longest} are possible")
     return file.read(length)
 
 
 def _shape(name: str, entry: Any) -> Shape:
-    """The shape of one tensor, whose entry has all it needs, and whose place has its size."""
+    """Return the shape of one tensor after checking its entry and its size in bytes."""
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name[:80]!r} is not the name of a tensor")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{name} has other fields than a tensor")
+        raise ValueError(f"{name} has other fields than dtype, shape and data_offsets")
     if entry["dtype"] != "F32":
         raise ValueError(f"{name} has dtype {str(entry['dtype'])[:20]!r}, not 'F32'")
-    shape, place = entry["shape"], entry["data_offsets"]
+    shape, offsets = entry["shape"], entry["data_offsets"]
     if not _are_counts(shape) or len(shape) > _MOST_DIMENSIONS:
-        raise ValueError(f"{name} has no shape")
-    if not _are_counts(place) or len(place) != 2:
-        raise ValueError(f"{name} has no place")
-    if place[1] - place[0] != _FP32_BYTES * math.prod(shape):
-        raise ValueError(f"{name} has shape {shape} in {place[1] - place[0]} bytes")
+        raise ValueError(f"{name} has no valid shape")
+    if not _are_counts(offsets) or len(offsets) != 2:
+        raise ValueError(f"{name} has no valid data_offsets")
+    if offsets[1] - offsets[0] != _FP32_BYTES * math.prod(shape):
+        raise ValueError(f"{name} has shape {shape} in {offsets[1] - offsets[0]} bytes")
     return tuple(shape)
 
 
@@ -109,4 +109,4 @@ def _require_no_gaps(entries: Mapping[str, Any], data_bytes: int) -> None:
             raise ValueError(f"its tensors leave a gap or overlap at byte {end} of the data")
         end = after
     if end != data_bytes:
-        raise ValueError(f"its tensors have {end} bytes, and there are {data_bytes}")
+        raise ValueError(f"its tensors have {end} bytes, its data {data_bytes}")

@@ -1,12 +1,12 @@
-"""Writing checkpoints so that whatever happens in between, whole ones stay and only they show.
+"""Write checkpoints atomically: after a crash at any point only complete ones have their names.
 
 1. Every file is written into a hidden directory beside the others.
-2. Each is synced, its sha256 taken; the manifest is written and synced, and so is the directory.
-3. All is read back from the disk and compared with the manifest.
-4. The directory gets its name, and its parent is synced.
-5. Only then older checkpoints are removed: first renamed, so that none is seen half removed.
+2. Each is synced and hashed; the manifest is written and synced, and the directory is synced.
+3. All files are read back from the disk and compared with the manifest.
+4. The directory is renamed to its final name, and its parent is synced.
+5. Only then older checkpoints are removed: renamed first, so that none is visible half removed.
 
-After 1 the tensors may change. What a crash leaves is put right by `recover` before the next run.
+After 1 the tensors may change. `recover` cleans up after a crash, before the next session.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ _HIDDEN = re.compile(r"\.(step-\d{8,})\.[0-9a-f]{8}(\.old)?|\.step-\d{8,}\.remov
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The files of a checkpoint are in `hidden`, which is to be called `final`."""
+    """A checkpoint whose files are in `hidden`, to be renamed to `final`."""
 
     hidden: Path
     final: Path
 
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
-    """A durable, whole checkpoint under `directory`; an older one of the same step is replaced."""
+    """Save a checkpoint durably under `directory`; replace an older one of the same step."""
     return seal_checkpoint(write_checkpoint(directory, checkpoint))
 
 
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Written:
-    """The checkpoint's files, under `directory` and hidden; they may not be on the disk yet."""
+    """Write the checkpoint's files to a hidden directory, without syncing them."""
     directory.mkdir(parents=True, exist_ok=True)
     final = directory / checkpoint_name(checkpoint.state.step)
     hidden = directory / f".{final.name}.{secrets.token_hex(4)}"
-    hidden.mkdir()  # with the rights that the user's other files have, unlike mkdtemp's
+    hidden.mkdir()  # with the user's default permissions, unlike mkdtemp's
     try:
         _write_files(hidden, checkpoint)
     except BaseException:
@@ -72,12 +72,12 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Written:
 
 
 def seal_checkpoint(written: Written) -> Path:
-    """What was written is durable, was read back, and has its name; or it is gone, on an error."""
+    """Sync, verify and rename what was written; remove it on an error. Return its final path."""
     hidden, final = written.hidden, written.final
     try:
         _write_manifest(hidden)
         _read_back(hidden)
-        _put_in_place(hidden, final)
+        _rename(hidden, final)
         sync_directory(final.parent)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
@@ -85,23 +85,23 @@ def seal_checkpoint(written: Written) -> Path:
 
 
 def on_cpu(checkpoint: Checkpoint) -> Checkpoint:
-    """The same with its tensors in this process's memory: copies of those that lie on a device."""
+    """Return the checkpoint with its tensors in memory; those on a device are copied."""
     return replace(
         checkpoint, weights=_plain(checkpoint.weights), optimizer=_plain(checkpoint.optimizer)
     )
 
 
 def remove_old(directory: Path, keep_last: int, keep_step: int | None) -> None:
-    """Only the newest `keep_last` checkpoints and the one of `keep_step` are left."""
+    """Remove all checkpoints but the newest `keep_last` and the one of `keep_step`."""
     for path in list_checkpoints(directory)[:-keep_last]:
         if step_of(path) != keep_step:
-            doomed = path.with_name(f".{path.name}.removed")
-            shutil.rmtree(doomed, ignore_errors=True)  # of a removal that was cut short
-            shutil.rmtree(path.rename(doomed), ignore_errors=True)
+            removed = path.with_name(f".{path.name}.removed")
+            shutil.rmtree(removed, ignore_errors=True)  # of an interrupted removal
+            shutil.rmtree(path.rename(removed), ignore_errors=True)
 
 
-def set_aside_given_up(directory: Path, state: SavedState) -> None:
-    """What a rewound run gave up is not taken for its newest, now that there is a newer one."""
+def set_aside_superseded(directory: Path, state: SavedState) -> None:
+    """Rename the checkpoints that a rewind discarded, now that there is a newer one."""
     if not state.course.jumps:
         return
     for path in list_checkpoints(directory):
@@ -110,10 +110,10 @@ def set_aside_given_up(directory: Path, state: SavedState) -> None:
 
 
 def recover(directory: Path) -> None:
-    """What saves and removals left that were cut short is gone.
+    """Remove what interrupted saves and removals left.
 
-    Only for who has the run to himself. A checkpoint that was about to be replaced by another of
-    its step, and has lost its name, gets it back.
+    The caller must hold the run's lock. A checkpoint that lost its name while another of its step
+    was to replace it is renamed back.
     """
     if not directory.is_dir():
         return
@@ -127,8 +127,8 @@ def recover(directory: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _put_in_place(hidden: Path, final: Path) -> None:
-    """`hidden` is called `final`; what was called so is gone, or still there on an error."""
+def _rename(hidden: Path, final: Path) -> None:
+    """Rename `hidden` to `final` and remove an older `final`, which is restored on an error."""
     if not final.exists():
         hidden.replace(final)
         return
@@ -171,7 +171,7 @@ def _write_manifest(directory: Path) -> None:
 
 
 def _read_back(directory: Path) -> None:
-    """The disk gives back what the manifest says. Raises DamagedCheckpointError."""
+    """Verify the files as the disk returns them. Raises DamagedCheckpointError."""
     for path in directory.iterdir():
-        forget_cached(path)  # or the system would answer from memory what the disk may not have
+        forget_cached(path)  # otherwise the system would read from its cache, not from the disk
     verify_checkpoint(directory)

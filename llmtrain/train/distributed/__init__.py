@@ -1,1 +1,1 @@
-"""Several processes: ranks, launching, failures, signals."""
+"""Several processes: ranks, their launcher, failures and signals."""

@@ -1,4 +1,4 @@
-"""What a launcher and its ranks say to each other, through the launcher's store."""
+"""How ranks report failures to their launcher: through the launcher's store."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmtrain.errors import LlmtrainError, PeerLostError
 
 _HOST = "127.0.0.1"
 _HAS_LIBUV = sys.platform != "win32"  # Windows wheels are built without it
-_TELLING_LIMIT = timedelta(seconds=5)
+_REPORT_LIMIT = timedelta(seconds=5)
 _KINDS: tuple[type[LlmtrainError], ...] = (
     errors.PeerLostError,
     errors.UsageError,
@@ -31,13 +31,13 @@ _KINDS: tuple[type[LlmtrainError], ...] = (
 
 
 def open_store() -> tuple[Store, int]:
-    """The launcher's own store, and the port that the system chose for it."""
+    """Open the launcher's store; return it and the port that the system chose."""
     store = TCPStore(_HOST, 0, is_master=True, wait_for_workers=False, use_libuv=_HAS_LIBUV)
     return store, store.port
 
 
-def place_of(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """The variables that tell a rank where it stands, named as torchrun names them."""
+def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """Return a rank's environment variables, with torchrun's names."""
     return {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -48,28 +48,28 @@ def place_of(rank: int, ranks: int, port: int) -> dict[str, str]:
     }
 
 
-def launchers_store(limit: timedelta) -> Store:
-    """The launcher's store, for one of its ranks. Raises PeerLostError where it is gone."""
+def launcher_store(limit: timedelta) -> Store:
+    """Connect a rank to its launcher's store. Raises PeerLostError if the launcher has ended."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        found: Store = TCPStore(host, port, is_master=False, timeout=limit, use_libuv=_HAS_LIBUV)
+        store: Store = TCPStore(host, port, is_master=False, timeout=limit, use_libuv=_HAS_LIBUV)
     except DistError as error:
-        raise PeerLostError("the launcher is gone", hint="--resume auto goes on") from error
-    return found
+        raise PeerLostError("the launcher has ended", hint="--resume auto continues") from error
+    return store
 
 
 def report_failure(error: LlmtrainError) -> bool:
-    """Whether the launcher was told why this rank ends, and will say it."""
+    """Report why this rank ends; return whether the launcher received it and will print it."""
     kind = next(kind.__name__ for kind in _KINDS if isinstance(error, kind))
-    told = json.dumps([kind, error.message, error.hint])
+    report = json.dumps([kind, error.message, error.hint])
     with suppress(DistError, PeerLostError):
-        launchers_store(_TELLING_LIMIT).set(_key(int(os.environ["RANK"])), told)
+        launcher_store(_REPORT_LIMIT).set(_key(int(os.environ["RANK"])), report)
         return True
     return False
 
 
 def reported_failure(store: Store, rank: int) -> LlmtrainError | None:
-    """Why the rank ended, as it told; None where it did not."""
+    """Return the failure that the rank reported, if any."""
     if not store.check([_key(rank)]):
         return None
     name, message, hint = json.loads(store.get(_key(rank)))

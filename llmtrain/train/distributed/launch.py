@@ -1,4 +1,4 @@
-"""Several processes on this machine: started, watched, and ended together."""
+"""Launch several ranks on this machine, forward signals to them, and end them together."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from llmtrain.errors import (
     describe_exit_code,
 )
 from llmtrain.files import LAUNCHED_VARIABLE
-from llmtrain.train.distributed.failures import open_store, place_of, reported_failure
+from llmtrain.train.distributed.failures import open_store, rank_environment, reported_failure
 from llmtrain.train.distributed.signals import StopRequest, save_signals, stop_signals
 
-_LOOK_EVERY_S = 0.1
-_LAST_WORDS_S = 2.0  # after one rank failed, for the others to notice; then they are killed
-_GO_ON = "--resume auto goes on from the last checkpoint"
+_POLL_EVERY_S = 0.1
+_GRACE_S = 2.0  # for the other ranks to end after one failed; then they are killed
+_RESUME = "--resume auto continues from the last checkpoint"
 
 
 def launch(processes: int, arguments: Sequence[str], stop: StopRequest) -> int:
-    """The exit code of `llmtrain ARGUMENTS` run as so many ranks, all of which are gone.
+    """Run `llmtrain ARGUMENTS` as `processes` ranks until all have ended; return the exit code.
 
-    Signals are handed on to the ranks, which are in process groups of their own, so that a Ctrl-C
-    reaches them only once: through here. Raises what made the first rank fail, and
-    InterruptedRunError for a signal that came before they were started.
+    Signals are forwarded to the ranks, which have their own process groups, so that Ctrl-C reaches
+    them only once. Raises the failure of the first rank that failed, and InterruptedRunError for a
+    signal before they were started.
     """
     stop.check()
     store, port = open_store()
     ranks = _Ranks(store)
     try:
         ranks.start(processes, port, arguments)
-        with ranks.signalled(stop):
+        with ranks.signals_forwarded(stop):
             ranks.wait()
     finally:
         ranks.kill()
@@ -66,26 +66,26 @@ class _Ranks:
         return [process.poll() for process in self._processes]
 
     def start(self, count: int, port: int, arguments: Sequence[str]) -> None:
-        """So many ranks run."""
+        """Start `count` ranks."""
         environment = os.environ | {LAUNCHED_VARIABLE: "1"}
-        with _unready_for(save_signals()):
+        with _signals_ignored(save_signals()):
             for rank in range(count):
-                place = place_of(rank, count, port)
+                variables = rank_environment(rank, count, port)
                 command = python_command(MAIN, *arguments)
-                self._processes.append(_started(command, environment | place))
+                self._processes.append(_started(command, environment | variables))
 
     def wait(self) -> None:
-        """All have ended, or one has failed and the others had time to end."""
+        """Wait until all ranks have ended, or one has failed and the others had time to end."""
         until_s = None
         while None in (codes := self.codes):
             if until_s is None and any(codes):
-                until_s = time.monotonic() + _LAST_WORDS_S
+                until_s = time.monotonic() + _GRACE_S
             if until_s is not None and time.monotonic() > until_s:
                 return
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(_POLL_EVERY_S)
 
     def kill(self) -> None:
-        """None runs any more, suspended ones neither."""
+        """Kill the ranks that still run, also suspended ones."""
         for rank, process in enumerate(self._processes):
             if process.poll() is None:
                 self._killed.add(rank)
@@ -94,8 +94,8 @@ class _Ranks:
             process.wait()
 
     @contextmanager
-    def signalled(self, stop: StopRequest) -> Iterator[None]:
-        """Signals go to the ranks; one that came while they were started, too."""
+    def signals_forwarded(self, stop: StopRequest) -> Iterator[None]:
+        """Forward signals to the ranks, including one that arrived while they were started."""
         numbers = [*stop_signals(), *save_signals()]
         previous = {number: signal.signal(number, self._forward) for number in numbers}
         try:
@@ -110,50 +110,50 @@ class _Ranks:
         self._forwarded.add(number)
         for process in self._processes:
             if process.poll() is None:
-                process.send_signal(_sent_as(number))
+                process.send_signal(_group_signal(number))
 
     def failure(self) -> LlmtrainError | None:
-        """Why the first rank failed: as it told, or as its end tells. None where none failed."""
+        """Return the failure of the first rank that failed: reported, or known by its exit code."""
         if self.codes[0] in (0, InterruptedRunError.exit_code):
-            return None  # all is trained, or saved, and told
-        told = [reported_failure(self._store, rank) for rank in range(len(self._processes))]
-        found = [error for error in told if error is not None]
-        causes = [error for error in found if not isinstance(error, PeerLostError)]
+            return None  # trained or saved, and reported
+        reports = [reported_failure(self._store, rank) for rank in range(len(self._processes))]
+        reported = [error for error in reports if error is not None]
+        causes = [error for error in reported if not isinstance(error, PeerLostError)]
         causes += [
-            _unspoken(rank, code, was_forwarded=-code in self._forwarded)
+            _unreported_failure(rank, code, was_forwarded=-code in self._forwarded)
             for rank, code in enumerate(self.codes)
-            if code and told[rank] is None and rank not in self._killed and (rank or code < 0)
+            if code and reports[rank] is None and rank not in self._killed and (rank or code < 0)
         ]
-        # That others were lost is the consequence of another failure, where there is one.
-        return next(iter([*causes, *found]), None)
+        # A lost peer is the consequence of another failure, if there is one.
+        return next(iter([*causes, *reported]), None)
 
 
-def _unspoken(rank: int, code: int, *, was_forwarded: bool) -> LlmtrainError:
-    """What to tell of a rank that ended without a word."""
-    if was_forwarded:  # it has no handler before it begins and after it is done
+def _unreported_failure(rank: int, code: int, *, was_forwarded: bool) -> LlmtrainError:
+    """Return the error for a rank that ended without a report."""
+    if was_forwarded:  # a rank has no handler before it starts and after it has finished
         name = signal.Signals(-code).name
-        return InterruptedRunError(f"stopped by {name}", hint="--resume auto goes on")
-    return LlmtrainError(f"rank {rank} {describe_exit_code(code)}", hint=_GO_ON)
+        return InterruptedRunError(f"stopped by {name}", hint="--resume auto continues")
+    return LlmtrainError(f"rank {rank} {describe_exit_code(code)}", hint=_RESUME)
 
 
 def _started(command: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """The command runs in a process group of its own."""
+    """Start the command in its own process group."""
     if sys.platform == "win32":
         group = subprocess.CREATE_NEW_PROCESS_GROUP
         return subprocess.Popen(command, env=environment, creationflags=group)
     return subprocess.Popen(command, env=environment, start_new_session=True)
 
 
-def _sent_as(number: int) -> int:
-    """The signal that reaches another process group; Windows has one that does not kill."""
+def _group_signal(number: int) -> int:
+    """Return the signal to send to another process group; Windows has one that does not kill."""
     if sys.platform == "win32":
         return signal.CTRL_BREAK_EVENT
     return number
 
 
 @contextmanager
-def _unready_for(numbers: Sequence[int]) -> Iterator[None]:
-    """Processes that begin within the block ignore these signals until they handle them."""
+def _signals_ignored(numbers: Sequence[int]) -> Iterator[None]:
+    """Let processes started within the block ignore these signals until they handle them."""
     previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
         yield

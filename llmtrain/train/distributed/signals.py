@@ -1,4 +1,4 @@
-"""Stopping and saving when asked: the first signal to stop asks, the second insists."""
+"""Stop and save on signals: the first stop signal is a request, the second aborts."""
 
 from __future__ import annotations
 
@@ -17,101 +17,101 @@ from llmtrain.errors import AbortedError, InterruptedRunError
 
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 SAVE_SIGNAL = "SIGUSR1"
-_LOOK_FOR_PARENT_EVERY_S = 1.0
-_INSIST_EVERY_S = 0.5
-# timeout(1) signals the process and then its whole group, so that both arrive: that is one request.
+_CHECK_PARENT_EVERY_S = 1.0
+_REPEAT_EVERY_S = 0.5
+# timeout(1) signals the process and then its whole group; both signals are one request.
 _ONE_REQUEST_S = 0.5
 
 
-class _GivenUp(BaseException):
-    """What was under way is left where it stands; no `except Exception` on the way holds it."""
+class _Abandoned(BaseException):
+    """Leaves an `immediate` block; a BaseException, so that `except Exception` lets it pass."""
 
 
 @dataclass(slots=True)
 class StopRequest:
-    """Whether a signal asked to stop, or to save and go on."""
+    """Whether a signal requested to stop, or to save and continue."""
 
     signal_name: str | None = None
     made_s: float = -math.inf  # by the monotonic clock
-    gives_up: bool = False  # what is under way can be redone: the first signal ends it at once
-    has_given_up: bool = False  # something that others may still be at, in threads of theirs
-    save_is_asked: bool = False
-    is_insisting: bool = False
+    is_immediate: bool = False  # the work can be repeated: the first signal ends it immediately
+    has_abandoned_work: bool = False  # other threads may still be doing it
+    save_requested: bool = False
+    is_repeated: bool = False  # the next signal is the first one again
 
     @property
     def is_made(self) -> bool:
-        """A signal to stop has come."""
+        """Whether a stop signal has arrived."""
         return self.signal_name is not None
 
     def check(self) -> None:
-        """Nothing, or InterruptedRunError once a signal has come: for work that can be redone."""
+        """Raise InterruptedRunError after a stop signal, in work that can be repeated."""
         if self.signal_name is not None:
             raise InterruptedRunError(
                 f"stopped by {self.signal_name}", hint="run the same command again"
             )
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Within the block a signal does not wait for a check. Raises InterruptedRunError.
+    def immediate(self) -> Iterator[None]:
+        """Within the block, let a stop signal raise InterruptedRunError at any point.
 
-        For work that can be redone and that has no places to check: it ends where it stands.
+        For work that can be repeated and cannot call `check`.
         """
         self.check()
         try:
             try:
-                self.gives_up = True
+                self.is_immediate = True
                 yield
             finally:
-                self.gives_up = False
-        except _GivenUp:
-            self.has_given_up = True
+                self.is_immediate = False
+        except _Abandoned:
+            self.has_abandoned_work = True
             self.check()
 
-    def finish(self) -> None:
-        """What is under way in an `at_once` can no longer be left: it is finished first."""
-        self.gives_up = False
+    def defer(self) -> None:
+        """From here on in an `immediate` block, let a stop signal wait for the block's end."""
+        self.is_immediate = False
 
-    def take_save(self) -> bool:
-        """Whether a save was asked for since the last call."""
-        asked, self.save_is_asked = self.save_is_asked, False
-        return asked
+    def take_save_request(self) -> bool:
+        """Return whether a save was requested since the last call."""
+        requested, self.save_requested = self.save_requested, False
+        return requested
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """The first signal is noted; the second raises AbortedError where the program stands."""
+        """Note the first signal; raise AbortedError on the second."""
         name = signal.Signals(number).name
-        if self.is_insisting:
-            self.is_insisting = False
+        if self.is_repeated:
+            self.is_repeated = False
         elif name == self.signal_name and time.monotonic() - self.made_s < _ONE_REQUEST_S:
             return
         elif self.signal_name is not None:
             raise AbortedError(
                 f"aborted by a second signal ({name})",
-                hint="--resume auto goes on from the last checkpoint",
+                hint="--resume auto continues from the last checkpoint",
             )
-        elif self.gives_up:
-            threading.Thread(target=self._insist, args=(number,), daemon=True).start()
+        elif self.is_immediate:
+            threading.Thread(target=self._repeat, args=(number,), daemon=True).start()
         if self.signal_name is None:
             self.signal_name, self.made_s = name, time.monotonic()
-        if self.gives_up:
-            raise _GivenUp
+        if self.is_immediate:
+            raise _Abandoned
 
-    def _insist(self, number: int) -> None:
-        """What was to be given up is: an exception is lost where it strikes in a callback."""
-        while self.gives_up:
-            time.sleep(_INSIST_EVERY_S)
-            if self.gives_up:
-                self.is_insisting = True
+    def _repeat(self, number: int) -> None:
+        """Repeat the signal until the block is left: exceptions in some callbacks are swallowed."""
+        while self.is_immediate:
+            time.sleep(_REPEAT_EVERY_S)
+            if self.is_immediate:
+                self.is_repeated = True
                 _signal_main_thread(number)
 
     def on_save_signal(self, _number: int, _frame: FrameType | None) -> None:
-        """The next step is saved."""
-        self.save_is_asked = True
+        """Request a save after the next step."""
+        self.save_requested = True
 
 
 def _signal_main_thread(number: int) -> None:
-    """The main thread gets the signal, also where it waits for something in the system.
+    """Send the main thread a signal that also interrupts a system call.
 
-    Windows has no such call: there it gets it when the wait is over.
+    Windows has no such call: there the signal arrives after it.
     """
     if hasattr(signal, "pthread_kill"):
         main = threading.main_thread().ident
@@ -123,10 +123,10 @@ def _signal_main_thread(number: int) -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within the block signals that ask to stop or to save are noted and kill nothing.
+    """Within the block, turn stop and save signals into requests.
 
-    A signal to stop that was ignored before (nohup) stays ignored. Outside the main thread, where
-    Python has no handlers, nothing is caught.
+    A stop signal that was ignored before (nohup) stays ignored. Outside the main thread, where
+    Python runs no handlers, no signal is caught.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -142,20 +142,20 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 def stop_signals() -> list[int]:
-    """Those that this system has and that are not ignored."""
+    """Return the stop signals that exist on this system and are not ignored."""
     numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
     return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def save_signals() -> list[int]:
-    """The one that asks to save, where this system has it."""
+    """Return the signal that requests a save, if it exists on this system."""
     return [getattr(signal, SAVE_SIGNAL)] if hasattr(signal, SAVE_SIGNAL) else []
 
 
 def stop_with_parent(request: StopRequest) -> None:
-    """The request is made within a second of the end of the process that started this one.
+    """Make the stop request within a second of the end of the parent process.
 
-    A launcher that was killed leaves ranks that nobody can stop any more through it.
+    Nobody can stop ranks through a launcher that was killed.
     """
     import psutil
 
@@ -163,17 +163,17 @@ def stop_with_parent(request: StopRequest) -> None:
     parent = psutil.Process(parent_pid)
 
     def watch() -> None:
-        # POSIX gives an orphan another parent; on Windows the parent's end has to be looked for.
+        # POSIX gives an orphan another parent; on Windows the parent itself has to be checked.
         while os.getppid() == parent_pid and parent.is_running():
-            time.sleep(_LOOK_FOR_PARENT_EVERY_S)
+            time.sleep(_CHECK_PARENT_EVERY_S)
         if request.signal_name is None:
-            request.signal_name = "the end of its launcher"
+            request.signal_name = "the end of the launcher"
 
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
 
 
 def process_age_s() -> float:
-    """Seconds since this process was started, imports included."""
+    """Return the seconds since this process was started, imports included."""
     import psutil
 
     return max(0.0, time.time() - psutil.Process(os.getpid()).create_time())

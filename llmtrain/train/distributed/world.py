@@ -1,4 +1,4 @@
-"""The processes that train together: one alone, or the ranks that torchrun started."""
+"""The processes that train together: a single one, or the ranks started by a launcher."""
 
 from __future__ import annotations
 
@@ -22,21 +22,27 @@ from torch.distributed.rendezvous import rendezvous
 
 from llmtrain.errors import PeerLostError
 from llmtrain.files import LAUNCHED_VARIABLE
-from llmtrain.train.distributed.failures import launchers_store
+from llmtrain.train.distributed.failures import launcher_store
 from llmtrain.units import format_duration
 
-_LOOK_EVERY_S = 0.02
-_CLOCK_SLACK_S = 2.0  # a clock that was set moves all that started before
-_MEETING_LIMIT = datetime.timedelta(minutes=10)
-_READY, _FAILED = "ready", "failed"  # how a message of rank 0 begins
+_POLL_EVERY_S = 0.02
+_CLOCK_SLACK_S = 2.0  # setting the clock moves the start times of processes
+_RENDEZVOUS_LIMIT = datetime.timedelta(minutes=10)
+_READY, _FAILED = "ready", "failed"  # the first word of rank 0's messages
 _TIMED_OUT = "Timed out"
-# What gloo says, in a plain RuntimeError, where another process is gone or silent.
-_PEER_WORDS = (_TIMED_OUT, "gloo/transport", "Connection closed", "Connection reset", "Broken pipe")
+# Parts of gloo's messages, in a plain RuntimeError, when another process has ended or hangs.
+_PEER_ERRORS = (
+    _TIMED_OUT,
+    "gloo/transport",
+    "Connection closed",
+    "Connection reset",
+    "Broken pipe",
+)
 
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """This process's place among all. `store` is what ranks leave messages in."""
+    """This process's rank among all. Through `store` ranks exchange messages."""
 
     rank: int = 0
     size: int = 1
@@ -46,19 +52,19 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and speaks."""
+        """Whether this process writes files and reports."""
         return self.rank == 0
 
     @contextmanager
-    def together(self, backend: str, timeout_s: float) -> Iterator[None]:
-        """Within the block ranks can add up tensors. Alone there is nothing to do.
+    def process_group(self, backend: str, timeout_s: float) -> Iterator[None]:
+        """Within the block, make collectives available; does nothing for a single process.
 
-        Raises PeerLostError where another rank ended, or left one waiting for `timeout_s`.
+        Raises PeerLostError if another rank has ended or did not answer for `timeout_s`.
         """
         if self.store is None:
             yield
             return
-        with self._answering(timeout_s):
+        with self._peer_errors_mapped(timeout_s):
             try:
                 dist.init_process_group(
                     backend,
@@ -71,30 +77,30 @@ class World:
             finally:
                 if dist.is_initialized():
                     dist.destroy_process_group()
-                # DDP lies in reference cycles and holds the group; gloo's threads would outlive
-                # Python, and free their last tensors in it: the process then aborts at its end.
+                # DDP is in reference cycles that keep the group alive; gloo's threads would outlive
+                # Python and free their last tensors in it, which aborts the process at its end.
                 gc.collect()
 
     @contextmanager
-    def _answering(self, timeout_s: float) -> Iterator[None]:
-        """What torch raises where another rank does not answer is a PeerLostError."""
+    def _peer_errors_mapped(self, timeout_s: float) -> Iterator[None]:
+        """Map torch's errors about another rank to PeerLostError."""
         try:
             yield
         except RuntimeError as error:
             text = str(error)
-            if not isinstance(error, DistError) and not any(word in text for word in _PEER_WORDS):
+            if not isinstance(error, DistError) and not any(part in text for part in _PEER_ERRORS):
                 raise
             raise self._lost(text, timeout_s) from error
 
-    def _lost(self, words: str, timeout_s: float) -> PeerLostError:
-        """What this rank knows of the end of another."""
-        hint = "--resume auto goes on from the last checkpoint"
-        if _TIMED_OUT not in words:
+    def _lost(self, message: str, timeout_s: float) -> PeerLostError:
+        """Return the error for the loss of another rank."""
+        hint = "--resume auto continues from the last checkpoint"
+        if _TIMED_OUT not in message:
             return PeerLostError(f"rank {self.rank} lost another rank", hint=hint)
         stopped = [rank for rank in _stopped_ranks() if rank != self.rank]
-        whom = f"rank {stopped[0]}, which is suspended" if stopped else "another rank in vain"
+        peer = f"rank {stopped[0]}, which is suspended" if stopped else "another rank"
         return PeerLostError(
-            f"rank {self.rank} waited {format_duration(timeout_s)} for {whom} "
+            f"rank {self.rank} waited {format_duration(timeout_s)} for {peer} "
             "(device.collective_timeout)",
             hint=hint,
         )
@@ -102,22 +108,22 @@ class World:
     def from_main(
         self, key: str, produce: Callable[[], str], check: Callable[[], None] = lambda: None
     ) -> str:
-        """What `produce` returns on rank 0, on every rank; the others wait without a collective.
+        """Return what `produce` returns on rank 0; other ranks wait without a collective.
 
-        Where it raises, every rank fails: rank 0 with that error, the others with PeerLostError.
-        Those that wait are also ended by what `check` raises.
+        If it raises, every rank fails: rank 0 with that error, the others with PeerLostError. Ranks
+        that wait call `check` now and then, which may raise.
         """
         if self.store is None:
             return produce()
         if self.is_main:
             self._publish(key, produce)
-        with self._answering(0.0):
-            while not self.store.check([key]):  # wait() would hold signals off
+        with self._peer_errors_mapped(0.0):
+            while not self.store.check([key]):  # wait() would delay signals
                 check()
-                time.sleep(_LOOK_EVERY_S)
+                time.sleep(_POLL_EVERY_S)
             state, _, message = self.store.get(key).decode().partition(" ")
         if state != _READY:
-            raise PeerLostError("rank 0 failed, and says why", hint="see its messages")
+            raise PeerLostError("rank 0 failed", hint="see its error message")
         return message
 
     def _publish(self, key: str, produce: Callable[[], str]) -> None:
@@ -125,26 +131,26 @@ class World:
         try:
             self.store.set(key, f"{_READY} {produce()}")
         except BaseException:
-            self.store.set(key, _FAILED)  # or the others would wait for the limit
+            self.store.set(key, _FAILED)  # otherwise the others would wait until the limit
             raise
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
+        """Sum the tensor over all ranks, in place; return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def sum_values(self, values: Sequence[float], device: torch.device) -> list[float]:
-        """Each value's sum over all ranks; `device` is what the backend talks through."""
+        """Return each value's sum over all ranks; `device` is the backend's."""
         if self.size == 1:
             return [float(value) for value in values]
-        together = torch.tensor(values, dtype=torch.float64, device=device)
-        summed: list[float] = self.sum(together).tolist()
+        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        summed: list[float] = self.sum(tensor).tolist()
         return summed
 
 
 def world_from_environment() -> World:
-    """The place that torchrun's variables give this process, or a world of one."""
+    """Return the world by torchrun's environment variables, or a single process."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return World()
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -153,16 +159,18 @@ def world_from_environment() -> World:
         size=size,
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
         local_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(size))),
-        store=meet(_meeting_point(), rank, size),
+        store=rendezvous_store(_launch_store(), rank, size),
     )
 
 
-def meet(store: Store, rank: int, size: int, limit: datetime.timedelta = _MEETING_LIMIT) -> Store:
-    """The part of a store that belongs to the ranks that live now. Raises PeerLostError.
+def rendezvous_store(
+    store: Store, rank: int, size: int, limit: datetime.timedelta = _RENDEZVOUS_LIMIT
+) -> Store:
+    """Return a prefix of the store that only the current ranks use. Raises PeerLostError.
 
-    torchrun gives ranks that it starts again the store of those that failed, with all that they
-    left in it. Rank 0 names a part anew and waits there for all the others; each of these believes
-    the name only where rank 0 has seen it, and not one before it that had its number.
+    torchrun gives restarted ranks the store of those that failed, with all their messages. Rank 0
+    chooses a new prefix and waits there for the others; each accepts it only after rank 0 has seen
+    its token, and not that of an earlier process with the same rank.
     """
     own, end_s = secrets.token_hex(8), time.monotonic() + limit.total_seconds()
     if rank == 0:
@@ -178,41 +186,41 @@ def meet(store: Store, rank: int, size: int, limit: datetime.timedelta = _MEETIN
         if own in json.loads(_read(part, "seen") or "[]"):
             return part
         if time.monotonic() > end_s:
-            raise PeerLostError(f"rank {rank} waited for others to start, for {limit}")
-        time.sleep(_LOOK_EVERY_S)
+            raise PeerLostError(f"rank {rank} waited {limit} for other ranks to start")
+        time.sleep(_POLL_EVERY_S)
 
 
 def _read(store: Store, key: str) -> str | None:
     return store.get(key).decode() if store.check([key]) else None
 
 
-def _meeting_point() -> Store:
-    """The store that all ranks of this launch know. Raises PeerLostError."""
+def _launch_store() -> Store:
+    """Return the store that all ranks of this launch share. Raises PeerLostError."""
     if LAUNCHED_VARIABLE in os.environ:
-        return launchers_store(_MEETING_LIMIT)
-    found: Store = next(rendezvous("env://", timeout=_MEETING_LIMIT))[0]
-    return found
+        return launcher_store(_RENDEZVOUS_LIMIT)
+    store: Store = next(rendezvous("env://", timeout=_RENDEZVOUS_LIMIT))[0]
+    return store
 
 
 def is_launched() -> bool:
-    """Whether this process is a rank whose parent started all ranks of this machine."""
+    """Return whether this process is a rank whose parent launched this machine's ranks."""
     return LAUNCHED_VARIABLE in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def launcher_identity() -> str | None:
-    """What names the torchrun that started this process, on this machine; None without one."""
+    """Return the identity of the torchrun that started this process; None without one."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
     return _identity(os.getppid())
 
 
 def run_process_identity() -> str:
-    """What names the process whose tree is this machine's part of the run."""
+    """Return the identity of the process whose tree is this machine's part of the run."""
     return _identity(os.getppid() if is_launched() else os.getpid())
 
 
 def running_process(identity: str) -> int | None:
-    """The id of the process that `identity` names; None where it has ended."""
+    """Return the process id of an identity; None if the process has ended."""
     pid, _, created_s = identity.partition(" ")
     try:
         process = psutil.Process(int(pid))
@@ -227,12 +235,12 @@ def _identity(pid: int) -> str:
 
 
 def was_restarted() -> bool:
-    """Whether torchrun started these ranks again, after others had failed."""
+    """Return whether torchrun restarted these ranks after a failure."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def _stopped_ranks() -> list[int]:
-    """Ranks that the same launcher started and that are suspended now."""
+    """Return the ranks of the same launcher that are suspended now."""
     found = []
     for process in psutil.Process(os.getppid()).children():
         with suppress(psutil.Error, KeyError, ValueError):
@@ -242,5 +250,5 @@ def _stopped_ranks() -> list[int]:
 
 
 def device_of(kind: str, world: World) -> torch.device:
-    """The device that this rank computes on."""
+    """Return the device that this rank computes on."""
     return torch.device("cuda", world.local_rank) if kind == "cuda" else torch.device(kind)

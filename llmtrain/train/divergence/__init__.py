@@ -1,1 +1,1 @@
-"""Bad numbers: which steps are withheld, and when a run is rewound."""
+"""Divergence: which steps are skipped, and when a run is rewound."""

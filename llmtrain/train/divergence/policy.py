@@ -1,12 +1,13 @@
-"""What a step's numbers mean for the run: a verdict on the step, and an answer to many bad ones.
+"""What a step's numbers mean for the run: a verdict on it, and an action after many bad steps.
 
-A step whose loss or gradients are not finite, or whose loss leaps, leaves the weights alone; its
-batch was read and is not read again. Where skipping does not help the run is to be rewound: to the
-state that it had some steps ago, with the data cursor where it is now, so that other text comes.
-Where that has not helped either, it is to stop.
+A step whose loss or gradients are not finite, or whose loss spikes, does not update the weights;
+its batch is not read again. If skipping does not help, the run has to be rewound: to the state of
+some steps ago, with the data cursor where it is now, so that other text follows. If that has not
+helped either, it has to stop.
 
-Pure: numbers in, a decision and its reason out. All that later decisions depend on is `Course`,
-which is saved with the run; so a run that was interrupted decides as one that was not.
+Pure: numbers in, a decision and its reason out. Everything that later decisions depend on is in
+`DivergenceState`, which is saved with the run, so an interrupted run decides like an uninterrupted
+one.
 """
 
 from __future__ import annotations
@@ -19,30 +20,30 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
-RECENT_LOSSES = 64  # that say what is usual
-_FEWEST_LOSSES = 32  # to say so: before, nothing is a spike
-# A step's loss varies by the text it reads. In 17,800 steps of twelve small trainings, of 64 to
-# 4096 tokens a step, none came half the way from the median to this limit.
+RECENT_LOSSES = 64  # from which the usual loss is estimated
+_FEWEST_LOSSES = 32  # with fewer, nothing is a spike
+# A step's loss varies with its text. In 17,800 steps of twelve small trainings, of 64 to 4096
+# tokens a step, no loss came half the way from the median to this limit.
 _SPIKE_SPREADS = 10.0
 _SMALLEST_SPIKE_NATS = 0.5
 _SPREAD_OF_NORMAL = 1.4826  # standard deviations in a median absolute deviation
-# A leap that stays is where the run now is: its weights were harmed, or the text has become
-# another. Updates are what cures both, so after this many in a row they are no longer withheld
-# until the loss was usual again; and leaps are among the recent losses, so that they are usual
-# soon. For the same reason nothing is rewound for a loss that is finite.
+# A spike that persists is the new level: the weights were harmed, or the text has changed. Updates
+# cure both, so after this many in a row they are applied until the loss was usual again. Spikes
+# count among the recent losses, so they soon are usual. For the same reason a finite loss never
+# causes a rewind.
 _SPIKES_IN_A_ROW = 3
-# While fp16 finds its scale its gradients overflow, and the scaler withholds the update. From 2¹⁶
-# this many halvings lead far below any scale that helps.
+# While fp16 finds its loss scale, gradients overflow and the scaler skips the update. From 2¹⁶ this
+# many halvings lead far below any useful scale.
 _ORDINARY_OVERFLOWS = 20
 
 _BAD_STEPS = 5  # that were not finite, among …
 BAD_STEPS_WITHIN = 50  # … so many: skipping has not helped
-# Chowdhery et al. 2022 (PaLM) went back about 100 steps where the loss had leapt, and on with
-# other text.
+# Chowdhery et al. 2022 (PaLM) restarted about 100 steps before a spike and continued with other
+# text.
 REWIND_STEPS = 100
 _REWINDS = 2  # near one step, before the run stops
 
-MemoryAction = Literal["go on", "rewind", "stop"]
+DivergenceAction = Literal["continue", "rewind", "stop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class StepVerdict:
 
 
 class Jump(BaseModel):
-    """Where the data cursor is moved to as a step is done, since the run was rewound to it."""
+    """A jump of the data cursor to `windows` after `step`, which the run was rewound to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,17 +65,17 @@ class Jump(BaseModel):
 
 
 class DivergenceState(BaseModel):
-    """What became of the steps so far, as far as it matters for those to come.
+    """What later decisions depend on; saved as `course` in state.json.
 
-    `jumps` are in order of their steps: replaying the run from an earlier state takes them again.
+    `jumps` are ordered by step: replaying the run from an earlier state takes them again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     losses: tuple[float, ...] = ()  # finite ones of the last steps
     spikes: NonNegativeInt = 0  # skipped since the loss was last usual
-    overflows: NonNegativeInt = 0  # of fp16's gradients, in a row
-    bad_steps: tuple[NonNegativeInt, ...] = ()  # the latest that were not finite
+    overflows: NonNegativeInt = 0  # of fp16 gradients, in a row
+    bad_steps: tuple[NonNegativeInt, ...] = ()  # recent ones that were not finite
     is_lost: bool = False  # the weights themselves are not finite: skipping cannot help
     sound_step: NonNegativeInt = 0  # the last that updated the weights
     rewinds: NonNegativeInt = 0  # near `trouble_step`
@@ -82,58 +83,58 @@ class DivergenceState(BaseModel):
     jumps: tuple[Jump, ...] = ()
 
     @property
-    def answer(self) -> MemoryAction:
-        """What is to happen before the next step."""
+    def action(self) -> DivergenceAction:
+        """What to do before the next step."""
         if len(self.bad_steps) < _BAD_STEPS and not self.is_lost:
-            return "go on"
-        return "stop" if self._rewinds_near >= _REWINDS else "rewind"
+            return "continue"
+        return "stop" if self._rewinds_nearby >= _REWINDS else "rewind"
 
     @property
-    def has_come_on(self) -> bool:
-        """Whether the weights are others than those that a rewind led to, or is leading to."""
+    def has_updated_since_rewind(self) -> bool:
+        """Whether an update was applied after the last rewind and its replay."""
         return not self.jumps or self.sound_step > self.jumps[-1].step
 
     @property
     def rewind_step(self) -> int:
-        """Which step's state to go back to: arithmetic, and not what happens to be saved."""
+        """The step to rewind to: computed, so independent of which checkpoints exist."""
         return max(0, self.sound_step - REWIND_STEPS)
 
     @property
-    def _rewinds_near(self) -> int:
-        """Once a run has come this far past its trouble, it is another trouble."""
+    def _rewinds_nearby(self) -> int:
+        """The rewinds that count; 0 once the run has come `REWIND_STEPS` past the trouble."""
         return self.rewinds if self.sound_step <= self.trouble_step + REWIND_STEPS else 0
 
-    def cursor(self, step: int, windows: int) -> int:
-        """Where the data cursor stands after `step`, which left it at `windows`."""
+    def cursor_after(self, step: int, windows: int) -> int:
+        """Return the data cursor after `step`: a jump's, else `windows`."""
         return next((jump.windows for jump in self.jumps if jump.step == step), windows)
 
-    def went_through(self, step: int, before: DivergenceState) -> bool:
-        """Whether this course was at `step` where a run was that had come `before`.
+    def passed_through(self, step: int, earlier: DivergenceState) -> bool:
+        """Return whether this run was once at `step` in the state `earlier`.
 
-        Up to the cursor: a jump at that very step is taken again by whoever goes on from there.
+        A jump at that very step does not count: whoever resumes there takes it again.
         """
         taken = [jump for jump in self.jumps if jump.step < step]
-        return taken == [jump for jump in before.jumps if jump.step < step]
+        return taken == [jump for jump in earlier.jumps if jump.step < step]
 
-    def rewound(self, step: int, windows: int, from_step: int) -> DivergenceState:
-        """This course with a rewind to `step` decided: as it is done the cursor is at `windows`.
+    def with_rewind(self, step: int, windows: int, from_step: int) -> DivergenceState:
+        """Return the state with a rewind to `step`, after which the cursor jumps to `windows`.
 
-        Where a jump that is given up for it led further, it leads as far.
+        It jumps as far as any later jump that the rewind discards.
         """
-        near = self._rewinds_near
+        nearby = self._rewinds_nearby
         later = [jump.windows for jump in self.jumps if jump.step >= step]
         jump = Jump(step=step, windows=max([windows, *later]), from_step=from_step)
         return self.model_copy(
             update={
-                "rewinds": near + 1,
-                "trouble_step": max(self.sound_step, self.trouble_step if near else 0),
+                "rewinds": nearby + 1,
+                "trouble_step": max(self.sound_step, self.trouble_step if nearby else 0),
                 "jumps": (*(known for known in self.jumps if known.step < step), jump),
             }
         )
 
-    def resumed_from(self, before: DivergenceState) -> DivergenceState:
-        """This course from where `before` was saved: what it has learnt of rewinds is kept."""
-        return before.model_copy(
+    def replayed_from(self, earlier: DivergenceState) -> DivergenceState:
+        """Return the state at `earlier`, keeping what is known of rewinds."""
+        return earlier.model_copy(
             update={
                 "rewinds": self.rewinds,
                 "trouble_step": self.trouble_step,
@@ -143,7 +144,7 @@ class DivergenceState(BaseModel):
 
 
 def judge(
-    course: DivergenceState,
+    state: DivergenceState,
     step: int,
     loss: float,
     grad_norm: float,
@@ -151,43 +152,45 @@ def judge(
     is_scaled: bool,
     skips_spikes: bool,
 ) -> tuple[StepVerdict, DivergenceState]:
-    """Whether the step that would be number `step` may update the weights, and the course after it.
+    """Return whether step number `step` may update the weights, and the state after it.
 
-    `is_scaled` is for gradients of fp16, which overflow now and then in the ordinary course.
+    `is_scaled`: gradients are fp16 with a loss scale, and overflow now and then.
     """
     if not math.isfinite(loss):
-        return _bad(course, step, f"its loss is {loss:g}")
-    losses = (*course.losses, loss)[-RECENT_LOSSES:]
-    heard = course.model_copy(update={"losses": losses, "bad_steps": _recent(course, step)})
+        return _bad(state, step, f"its loss is {loss:g}")
+    losses = (*state.losses, loss)[-RECENT_LOSSES:]
+    updated = state.model_copy(update={"losses": losses, "bad_steps": _recent(state, step)})
     if not math.isfinite(grad_norm):
-        if is_scaled and course.overflows < _ORDINARY_OVERFLOWS:
-            return StepVerdict(), heard.model_copy(update={"overflows": course.overflows + 1})
-        return _bad(heard, step, f"its gradient norm is {grad_norm:g}")
-    limit = spike_limit(course.losses)
-    spikes = course.spikes if loss > limit else 0
+        if is_scaled and state.overflows < _ORDINARY_OVERFLOWS:
+            return StepVerdict(), updated.model_copy(update={"overflows": state.overflows + 1})
+        return _bad(updated, step, f"its gradient norm is {grad_norm:g}")
+    limit = spike_limit(state.losses)
+    spikes = state.spikes if loss > limit else 0
     if skips_spikes and loss > limit and spikes < _SPIKES_IN_A_ROW:
         reason = f"its loss of {loss:.3f} is a spike, above {limit:.3f}"
-        return StepVerdict(reason), heard.model_copy(update={"spikes": spikes + 1, "overflows": 0})
+        return StepVerdict(reason), updated.model_copy(
+            update={"spikes": spikes + 1, "overflows": 0}
+        )
     update = {"spikes": spikes, "overflows": 0, "sound_step": step}
-    return StepVerdict(), heard.model_copy(update=update)
+    return StepVerdict(), updated.model_copy(update=update)
 
 
 def spike_limit(losses: Sequence[float]) -> float:
-    """The highest loss that is usual after `losses`; infinite while they are few.
+    """Return the highest usual loss after `losses`; infinite while they are few.
 
-    Median and median absolute deviation, which a few leaps among them do not move.
+    By median and median absolute deviation, which a few spikes do not move.
     """
     if len(losses) < _FEWEST_LOSSES:
         return math.inf
-    usual = statistics.median(losses)
-    spread = _SPREAD_OF_NORMAL * statistics.median(abs(loss - usual) for loss in losses)
-    return usual + max(_SPIKE_SPREADS * spread, _SMALLEST_SPIKE_NATS)
+    median = statistics.median(losses)
+    spread = _SPREAD_OF_NORMAL * statistics.median(abs(loss - median) for loss in losses)
+    return median + max(_SPIKE_SPREADS * spread, _SMALLEST_SPIKE_NATS)
 
 
-def _bad(course: DivergenceState, step: int, reason: str) -> tuple[StepVerdict, DivergenceState]:
-    bad_steps = (*_recent(course, step), step)
-    return StepVerdict(reason, is_finite=False), course.model_copy(update={"bad_steps": bad_steps})
+def _bad(state: DivergenceState, step: int, reason: str) -> tuple[StepVerdict, DivergenceState]:
+    bad_steps = (*_recent(state, step), step)
+    return StepVerdict(reason, is_finite=False), state.model_copy(update={"bad_steps": bad_steps})
 
 
-def _recent(course: DivergenceState, step: int) -> tuple[int, ...]:
-    return tuple(bad for bad in course.bad_steps if bad > step - BAD_STEPS_WITHIN)
+def _recent(state: DivergenceState, step: int) -> tuple[int, ...]:
+    return tuple(bad for bad in state.bad_steps if bad > step - BAD_STEPS_WITHIN)

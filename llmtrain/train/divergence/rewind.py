@@ -1,16 +1,16 @@
-"""What a run does about steps that were skipped: it tells of them, is rewound, or ends.
+"""What a run does about skipped steps: it explains them, is rewound, or ends.
 
-A rewind goes to the step that `Course.rewind_step` says, wherever the run happens to be saved: from
-the nearest state before, the steps up to there are computed again, bit for bit where training is
-exact, and there the data cursor jumps to where it was. So a run that was interrupted, and has other
-checkpoints for it, is rewound as one that was not.
+A rewind goes to the step that `DivergenceState.rewind_step` names, whichever checkpoints exist.
+From the nearest checkpoint before it the steps are recomputed, bit for bit where training is
+deterministic, and at that step the data cursor jumps to where it was. So a run that was interrupted
+and has other checkpoints for it is rewound like one that was not.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,97 +28,87 @@ from llmtrain.train.checkpoint.format import (
     step_of,
 )
 from llmtrain.train.divergence.diagnosis import describe, describe_batch, diagnose, passages
-from llmtrain.train.divergence.policy import BAD_STEPS_WITHIN, DivergenceState
-from llmtrain.train.logger import Reporter
+from llmtrain.train.divergence.policy import BAD_STEPS_WITHIN
 from llmtrain.train.loop import Run, StepReport
 from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.state import rewound_state
 
-# Computing more than this again costs more than it is worth, where a later state is to be had.
+# A later checkpoint is preferred to recomputing more steps than this.
 _LONGEST_REPLAY_STEPS = 1000
-_TRACING_LIMIT_S = 20.0
+_TRACE_LIMIT_S = 20.0
 
 
-class Recovery:
-    """All ranks of a run ask for the same things at the same steps."""
+@dataclass(frozen=True, slots=True)
+class Rewind:
+    """A rewind that was done: the run now stands at `state`, on its way to `to_step`."""
+
+    from_step: int
+    to_step: int
+    state: SavedState
+
+
+class Rewinder:
+    """Explains and rewinds; all ranks have to ask for the same at the same steps."""
 
     def __init__(
-        self,
-        run: Run,
-        profile: Profile,
-        directory: RunDirectory,
-        tokenizer: Tokenizer,
-        reporter: Reporter,
+        self, run: Run, profile: Profile, directory: RunDirectory, tokenizer: Tokenizer
     ) -> None:
         self._run = run
         self._profile = profile
         self._directory = directory
         self._tokenizer = tokenizer
-        self._reporter = reporter
-        self._trouble: str | None = None
+        self._explanation: str | None = None
         self._passages: list[str] = []
-        self._rewinds = 0  # of this sitting
+        self._rewinds = 0  # of this session
 
-    def look_at(self, report: StepReport) -> None:
-        """A step that was skipped is told, and a cursor that has jumped."""
-        verdict, begun_s = report.verdict, time.monotonic()
-        if verdict.skipped is not None:
-            why = self._why(report.first_window, is_finite=verdict.is_finite)
-            self._trouble = f"{verdict.skipped} at learning rate {report.lr:g}; {why}"
-            self._reporter.skipped(report.step, self._trouble)
-            self._reporter.pause(time.monotonic() - begun_s)
-        self._tell_of_jump()
+    def explain(self, report: StepReport) -> str:
+        """Return why a step was skipped: its numbers, the module and the text that caused them."""
+        why = self._cause(report.first_window, is_finite=report.verdict.is_finite)
+        self._explanation = f"{report.verdict.skipped} at learning rate {report.lr:g}; {why}"
+        return self._explanation
 
-    def rewound(self, state: SavedState) -> SavedState | None:
-        """The state that the run now has if it had to be rewound; None if it goes on.
+    def rewind_if_due(self, state: SavedState) -> Rewind | None:
+        """Rewind the run if skipping has not helped.
 
-        Raises DivergedError where rewinding has not helped.
+        Raises DivergedError if rewinding has not helped either.
         """
-        run, begun_s = self._run, time.monotonic()
-        if run.course.answer == "go on":
+        run = self._run
+        if run.divergence.action == "continue":
             return None
-        if run.course.answer == "stop":
+        if run.divergence.action == "stop":
             raise self._diverged()
         from_step, (base, target) = run.position.step, self._agreed_base()
-        run.course = run.course.rewound(target, run.position.windows, from_step)
+        run.divergence = run.divergence.with_rewind(target, run.position.windows, from_step)
         checkpoint = load_checkpoint(base) if base is not None else None
         rewind_run(run, self._profile.train.seed, checkpoint)
         if run.world.is_main:
             self._directory.cut_after(run.position.step)
-        self._reporter.rewound(from_step, target)
-        if run.position.step == target:
-            self._tell_of_jump()
-        self._reporter.pause(time.monotonic() - begun_s)
-        return _state_at(checkpoint.state if checkpoint is not None else None, state)
+        base_state = checkpoint.state if checkpoint is not None else None
+        return Rewind(from_step, target, rewound_state(state, base_state))
 
-    def _why(self, first_window: int, *, is_finite: bool) -> str:
+    def _cause(self, first_window: int, *, is_finite: bool) -> str:
         if is_finite:
             return describe_batch(self._run, self._tokenizer, first_window)
         found = diagnose(self._run, first_window)
         self._passages = passages(self._run, self._tokenizer, first_window, found)
         if found is not None and found.place == "weight":
-            self._run.course = self._run.course.model_copy(update={"is_lost": True})
+            self._run.divergence = self._run.divergence.model_copy(update={"is_lost": True})
         return describe(self._run, self._tokenizer, first_window, found)
 
-    def _tell_of_jump(self) -> None:
-        position = self._run.position
-        for jump in self._run.course.jumps:
-            if jump.step == position.step:
-                self._reporter.jumped(jump)
-
     def _diverged(self) -> DivergedError:
-        run, course = self._run, self._run.course
-        trouble = (self._trouble or self._trouble_before()) + self._documents()
+        run, divergence = self._run, self._run.divergence
+        explanation = (self._explanation or self._explain_last_step()) + self._source_files()
         newest = next(reversed(list_checkpoints(self._directory.checkpoints)), None)
         saved = "nothing was saved" if newest is None else f"the last checkpoint is {newest}"
         return DivergedError(
-            f"step {run.position.step}: {trouble}; of the last {BAD_STEPS_WITHIN} steps "
-            f"{len(course.bad_steps)} were bad, after {course.rewinds} rewinds; {saved}",
-            hint=f"--set optim.learning_rate={run.peak_learning_rate / 2:g}, or see what was "
-            f"trained with: llmtrain runs show {self._directory.path}",
+            f"step {run.position.step}: {explanation}; of the last {BAD_STEPS_WITHIN} steps "
+            f"{len(divergence.bad_steps)} were bad, after {divergence.rewinds} rewinds; {saved}",
+            hint=f"--set optim.learning_rate={run.peak_learning_rate / 2:g}, or show the data and "
+            f"settings of the run: llmtrain runs show {self._directory.path}",
         )
 
-    def _documents(self) -> str:
-        """The files that the text is in; looked for by rank 0, and the others wait for it."""
+    def _source_files(self) -> str:
+        """Return the files that contain the text; rank 0 searches and the others wait."""
         data = self._profile.data
 
         def find() -> str:
@@ -127,7 +117,7 @@ class Recovery:
                     self._passages,
                     data.specs,
                     data.text_field,
-                    limit_s=_TRACING_LIMIT_S,
+                    limit_s=_TRACE_LIMIT_S,
                     include=data.include,
                     exclude=data.exclude,
                 )
@@ -136,15 +126,15 @@ class Recovery:
         origins = self._run.world.from_main("documents", find)
         return f", in {origins}" if origins else ""
 
-    def _trouble_before(self) -> str:
-        """Of the last step of the sitting before this one."""
+    def _explain_last_step(self) -> str:
+        """Explain the last step of the session before this one."""
         run, position = self._run, self._run.position
         lr = run.peak_learning_rate * run.schedule.factor(position.step - 1, position.progress)
-        why = self._why(position.windows - run.windows_per_step, is_finite=False)
+        why = self._cause(position.windows - run.windows_per_step, is_finite=False)
         return f"it was not finite at learning rate {lr:g}; {why}"
 
     def _agreed_base(self) -> tuple[Path | None, int]:
-        """The checkpoint to go on from, None for the beginning, and the step to rewind to."""
+        """Return rank 0's `_base` on every rank."""
         self._rewinds += 1
 
         def find() -> str:
@@ -155,19 +145,20 @@ class Recovery:
         return None if path is None else Path(path), target
 
     def _base(self) -> tuple[Path | None, int]:
-        course = self._run.course
-        target = course.rewind_step
-        own = [p for p in list_checkpoints(self._directory.checkpoints) if is_of(course, p)]
-        base = _first_whole(p for p in reversed(own) if step_of(p) <= target)
+        """Return the checkpoint to load (None: the run's beginning) and the step to rewind to."""
+        divergence = self._run.divergence
+        target = divergence.rewind_step
+        own = [p for p in list_checkpoints(self._directory.checkpoints) if is_of(divergence, p)]
+        base = _first_finite(p for p in reversed(own) if step_of(p) <= target)
         if target - (0 if base is None else step_of(base)) <= _LONGEST_REPLAY_STEPS:
             return base, target
-        # from a state before the last sound step a sound one was taken: it is a good one
-        later = _first_whole(p for p in own if target < step_of(p) < course.sound_step)
+        # A checkpoint before the last sound step is good: a sound step followed it.
+        later = _first_finite(p for p in own if target < step_of(p) < divergence.sound_step)
         return (base, target) if later is None else (later, step_of(later))
 
 
-def _first_whole(paths: Iterable[Path]) -> Path | None:
-    """The first checkpoint that verifies and whose weights are all finite."""
+def _first_finite(paths: Iterable[Path]) -> Path | None:
+    """Return the first checkpoint that verifies and whose weights are all finite."""
     for path in paths:
         try:
             weights = load_checkpoint(path, with_optimizer=False).weights
@@ -176,25 +167,3 @@ def _first_whole(paths: Iterable[Path]) -> Path | None:
         if all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
             return path
     return None
-
-
-def _state_at(base: SavedState | None, now: SavedState) -> SavedState:
-    """What was known of the run at `base`, or at its beginning, and is still so."""
-    if base is None:
-        base = SavedState(
-            step=0,
-            tokens=0,
-            windows=0,
-            elapsed_s=now.elapsed_s,
-            horizon_steps=None,
-            torch_rng=now.torch_rng,
-            course=DivergenceState(),
-            numerics=now.numerics,
-        )
-    return base.model_copy(
-        update={
-            "numerics": now.numerics,
-            "not_bitwise_from_step": now.not_bitwise_from_step,
-            "peak_memory_bytes": now.peak_memory_bytes,
-        }
-    )

@@ -1,1 +1,1 @@
-"""The run directory: what is where, and what run.yaml says."""
+"""The run directory: its files, and the contents of run.yaml."""

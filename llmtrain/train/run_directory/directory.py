@@ -1,9 +1,9 @@
-"""The run directory: what is where, and how a run is found by what a user types.
+"""The run directory: its files, and how a run is found by what a user types.
 
 runs/<name>/
-  run.yaml          what was asked, decided and used
-  metrics.jsonl     one line a logged step or evaluation
-  samples.jsonl     text drawn as the run went
+  run.yaml          request, decisions, machine and result
+  metrics.jsonl     one line per logged step or evaluation
+  samples.jsonl     text sampled during the run
   checkpoints/      see `llmtrain.train.checkpoint.format`
 """
 
@@ -29,7 +29,7 @@ RUNS = Path("runs")
 RUN_FILE = "run.yaml"
 LOCK_FILE = ".lock"
 _TAIL_BYTES = 1 << 16
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # another --out may not help
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # another --out may not help
 
 
 class RunDirectory:
@@ -43,11 +43,11 @@ class RunDirectory:
 
     @property
     def exists(self) -> bool:
-        """Whether a run was begun here."""
+        """Whether there is a run here."""
         return (self.path / RUN_FILE).is_file()
 
     def require_own_files(self) -> None:
-        """What the run reads and writes by name lies here and not elsewhere. Raises UsageError."""
+        """Refuse links and special files in place of the run's files. Raises UsageError."""
         files = (self.path / RUN_FILE, self.path / LOCK_FILE, self.metrics, self.samples)
         for path in (*files, self.checkpoints):
             refuse_link(path)
@@ -60,10 +60,10 @@ class RunDirectory:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """The directory exists, can be written to, and is this process's alone. Raises UsageError.
+        """Within the block, lock the directory for this process; create it. Raises UsageError.
 
-        Nothing in it is a link. The system gives the lock back when the process ends, however it
-        ends. A directory in which nothing was put is gone afterwards.
+        The system releases the lock when the process ends, however it ends. An empty directory is
+        removed afterwards.
         """
         self.require_own_files()
         lock = FileLock(self.path / LOCK_FILE, timeout=0)
@@ -73,10 +73,10 @@ class RunDirectory:
         except Timeout:
             raise UsageError(
                 f"{self.path} is being trained by another process",
-                hint="wait for it or stop it, or choose another --out",
+                hint="wait for it, stop it, or choose another --out",
             ) from None
         except OSError as error:
-            if error.errno in _OF_THE_DISK:
+            if error.errno in _DISK_ERRORS:
                 raise
             raise UsageError(
                 f"--out {self.path} cannot be written: {error.strerror}", hint="--out runs/mine"
@@ -84,23 +84,23 @@ class RunDirectory:
         try:
             yield
         finally:
-            with suppress(OSError):  # Windows leaves this to the release
+            with suppress(OSError):  # on Windows the release removes it
                 (self.path / LOCK_FILE).unlink(missing_ok=True)
             lock.release()
             with suppress(OSError):
                 self.path.rmdir()
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """run.yaml holds `record`. Raises UsageError where it could not be read again."""
+        """Write `record` to run.yaml. Raises UsageError if it could not be read again."""
         write_run_file(self.path / RUN_FILE, record)
 
     def read_record(self) -> dict[str, Any]:
-        """What run.yaml holds. Raises UsageError."""
+        """Read run.yaml. Raises UsageError."""
         self.require_own_files()
         return read_run_file(self.path / RUN_FILE)
 
     def profile_name(self) -> str | None:
-        """Of the profile that is trained; None where run.yaml cannot be read."""
+        """Return the name of the run's profile; None if run.yaml cannot be read."""
         try:
             name = self.read_record()["profile"].get("name")
         except UsageError:
@@ -108,14 +108,14 @@ class RunDirectory:
         return str(name)
 
     def launcher(self) -> str | None:
-        """What started the ranks of the last sitting; None where that was not torchrun."""
-        return self._of_last_sitting("launcher")
+        """Return the identity of the last session's torchrun; None without one."""
+        return self._from_last_session("launcher")
 
     def process(self) -> str | None:
-        """What names the process of the last sitting, which may have ended; None: unknown."""
-        return self._of_last_sitting("process")
+        """Return the identity of the last session's process, which may have ended, if known."""
+        return self._from_last_session("process")
 
-    def _of_last_sitting(self, name: str) -> str | None:
+    def _from_last_session(self, name: str) -> str | None:
         try:
             found = self.read_record()["sittings"][-1].get(name)
         except (UsageError, LookupError, TypeError, AttributeError):
@@ -123,39 +123,39 @@ class RunDirectory:
         return None if found is None else str(found)
 
     def append(self, path: Path, line: Mapping[str, Any]) -> None:
-        """One more line of JSON in `path`, handed to the system at once."""
+        """Append a line of JSON to `path`, without buffering."""
         with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def cut_after(self, step: int) -> None:
-        """Metrics and samples of steps past the checkpoint that a resume goes on from are gone."""
+        """Remove metrics and samples of later steps: the run continues from `step`."""
         for path in (self.metrics, self.samples):
             if path.is_file():
-                kept = (line + b"\n" for line, value in _records(path) if value["step"] <= step)
-                write_pieces_atomically(path, kept)
+                lines = (line + b"\n" for line, value in _records(path) if value["step"] <= step)
+                write_pieces_atomically(path, lines)
 
     def read_metrics(self) -> Iterator[dict[str, Any]]:
-        """Each line of metrics.jsonl that is whole; `step` is a number."""
+        """Yield each complete line of metrics.jsonl; `step` is a number."""
         return (value for _, value in _records(self.metrics))
 
     def last_step_line(self) -> dict[str, Any] | None:
-        """The newest step in metrics.jsonl. Its end is read, however long it is."""
+        """Return the newest step in metrics.jsonl, reading only the end of the file."""
         try:
             with open_regular(self.metrics) as file:
                 file.seek(max(0, self.metrics.stat().st_size - _TAIL_BYTES))
                 lines = file.read(_TAIL_BYTES).split(b"\n")
         except OSError:
             return None
-        values = (_parsed(line) for line in reversed(lines[:-1]))  # the last is not yet whole
+        values = (_parsed(line) for line in reversed(lines[:-1]))  # the last is incomplete
         return next((v for v in values if isinstance(v, dict) and "loss" in v), None)
 
     def read_samples(self) -> Iterator[dict[str, Any]]:
-        """Each line of samples.jsonl that is whole; `step` is a number."""
+        """Yield each complete line of samples.jsonl; `step` is a number."""
         return (value for _, value in _records(self.samples))
 
 
 def new_run_path(profile_name: str, now: datetime, runs: Path = RUNS) -> Path:
-    """`runs/<profile>-<date>-<time>`, with a number behind where that is taken."""
+    """Return `runs/<profile>-<date>-<time>`, with a number appended if that exists."""
     base = runs / f"{profile_name}-{now:%Y%m%d-%H%M%S}"
     path, number = base, 1
     while path.exists():
@@ -165,23 +165,20 @@ def new_run_path(profile_name: str, now: datetime, runs: Path = RUNS) -> Path:
 
 
 def newest_run(profile_name: str, runs: Path = RUNS) -> Path | None:
-    """The run of that profile that was written to last."""
+    """Return the run of that profile that was written to last."""
     own = [run.path for run in all_runs(runs) if run.profile_name() == profile_name]
     return max(own, key=lambda path: (path / RUN_FILE).stat().st_mtime_ns, default=None)
 
 
 def all_runs(runs: Path = RUNS) -> list[RunDirectory]:
-    """Every run directly under `runs`, by name."""
+    """Return every run directly under `runs`, by name."""
     if not runs.is_dir():
         return []
     return [run for path in sorted(runs.iterdir()) if (run := RunDirectory(path)).exists]
 
 
 def find_run(text: str) -> RunDirectory:
-    """The run that a directory or a name under runs/ means, which links nowhere.
-
-    Raises UsageError.
-    """
+    """Return the run with this directory, name under runs/ or checkpoint. Raises UsageError."""
     for path in (Path(text), RUNS / text):
         if RunDirectory(path).exists:
             return _own(RunDirectory(path))
@@ -197,7 +194,7 @@ def _own(run: RunDirectory) -> RunDirectory:
 
 
 def named_checkpoint(text: str) -> Path | None:
-    """The checkpoint directory of a run that `text` names, if it names one; whole or not."""
+    """Return the checkpoint directory that `text` names, if it names one; unverified."""
     for path in (Path(text), RUNS / text):
         if path.parent.name == "checkpoints" and path.is_dir():
             return path
@@ -205,7 +202,7 @@ def named_checkpoint(text: str) -> Path | None:
 
 
 def find_checkpoints(text: str) -> list[Path]:
-    """The checkpoints that RUN means, newest last: one directory's, or a run's.
+    """Return the checkpoint that `text` names, or all of the run that it names, newest last.
 
     Raises UsageError for an unknown run and for one without a checkpoint.
     """
@@ -235,7 +232,7 @@ def _unknown_run(text: str) -> UsageError:
 
 
 def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Every line that says something of a step, and what it says; none where there is no file."""
+    """Yield every valid line and its value; nothing if the file does not exist."""
     try:
         for line in read_lines(path):
             value = _parsed(line)
@@ -251,4 +248,4 @@ def _parsed(line: bytes) -> Any:
     try:
         return parse_json(line, allow_nan=True)
     except ValueError:
-        return None  # the line that was being written when the process was killed
+        return None  # the line that was written when the process was killed

@@ -1,4 +1,4 @@
-"""run.yaml: what a run was asked, what was decided and what came out, read as if by a stranger."""
+"""run.yaml: request, decisions and result of a run; validated when read, as untrusted input."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from llmtrain.files import write_text_atomically
 from llmtrain.profile.yaml_text import LARGEST_BYTES, dump_document, parse_document
 from llmtrain.untrusted import problem_of, read_bytes
 
-_FEW_SITTINGS = 3
+_FEW_SESSIONS = 3
 
 
 class _Part(BaseModel):
-    """A part of run.yaml. Whoever wrote it may have added more."""
+    """A part of run.yaml; unknown fields are allowed."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
-# What is shown is not what a terminal obeys.
+# Without control characters, which a terminal would interpret.
 _Shown = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 
 
 class _Profile(_Part):
-    """The part of the profile that is shown; the whole is validated by whoever needs it."""
+    """The displayed part of the profile; callers who need all of it validate it."""
 
     name: _Shown = ""
 
@@ -40,14 +40,14 @@ class _Choice(_Part):
 
 
 class _Range(_Part):
-    """Where the tokens of a source with a weight lie."""
+    """The token range of a source with a weight."""
 
     first_token: Annotated[int, Field(ge=0)]
     tokens: Annotated[int, Field(ge=1)]
 
 
 class _Data(_Part):
-    """What the run reads. The key names a directory of the cache."""
+    """The run's data. `key` names a directory of the cache."""
 
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     sources: list[Any] = []
@@ -55,7 +55,7 @@ class _Data(_Part):
 
 
 class _Result(_Part):
-    """How the last sitting ended."""
+    """How the last session ended."""
 
     stopped: Annotated[str, Field(pattern=r"^[a-z]{1,20}$")]
     checkpoint: str | None = None
@@ -63,13 +63,13 @@ class _Result(_Part):
 
 
 class _Figure(_Part):
-    """A number that was said before the run."""
+    """A number forecast before the run."""
 
     value: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Record(_Part):
-    """The parts of run.yaml that are read again, each of which may be missing but the profile."""
+    """The parts of run.yaml that are read again; only the profile is required."""
 
     profile: _Profile
     origins: dict[str, str] = {}
@@ -83,23 +83,20 @@ class _Record(_Part):
 
 
 def write_run_file(path: Path, record: Mapping[str, Any]) -> None:
-    """`path` holds `record`; where all its sittings are too much to be read, the last few.
+    """Write `record` to `path`; if it is too long to be read, with the last few sessions only.
 
-    Raises UsageError where it could not be read even so.
+    Raises UsageError if it still is too long.
     """
     try:
         text = dump_document(record, str(path))
     except UsageError:
-        few = {"sittings": record.get("sittings", [])[-_FEW_SITTINGS:]}
+        few = {"sittings": record.get("sittings", [])[-_FEW_SESSIONS:]}
         text = dump_document({**record, **few}, str(path))
     write_text_atomically(path, text)
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
-    """What `path` holds; what is read of it again has the form it is written in.
-
-    Raises UsageError. The profile is validated by whoever needs more of it than its name.
-    """
+    """Read and validate `path`; of the profile only the name is validated. Raises UsageError."""
     try:
         text = read_bytes(path, LARGEST_BYTES).decode()
     except (OSError, ValueError) as error:
@@ -116,14 +113,14 @@ def read_run_file(path: Path) -> dict[str, Any]:
 
 
 def data_key(record: Mapping[str, Any], origin: str) -> str:
-    """The name of the run's shards in the cache. Raises UsageError where run.yaml has none."""
+    """Return the cache key of the run's shards. Raises UsageError if run.yaml has none."""
     data = record.get("data")
     if data is None:
-        raise UsageError(f"{origin} does not say which data the run was begun with")
+        raise UsageError(f"{origin} does not record the data of the run")
     return str(data["key"])
 
 
 def data_ranges(record: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """First token and number of tokens of each source; none where sources have no weights."""
+    """Return first token and number of tokens of each source; empty without weights."""
     mixture = (record.get("data") or {}).get("mixture", [])
     return [(source["first_token"], source["tokens"]) for source in mixture]

@@ -1,4 +1,4 @@
-"""Which process trains a run, seen from another one."""
+"""Find the process that trains a run, from another process."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ Training = tuple[RunDirectory, int]
 
 
 def run_in_training(text: str) -> Training:
-    """The run that `text` names and the process whose tree trains it.
+    """Return the run that `text` names and the id of the root process that trains it.
 
-    Raises UsageError where nobody does, or not on this machine.
+    Raises UsageError if no process on this machine trains it.
     """
     run = find_run(text)
     identity = run.process()
@@ -21,13 +21,13 @@ def run_in_training(text: str) -> Training:
         last = "its process" if identity is None else f"its last process, {identity.split()[0]},"
         raise UsageError(
             f"{run.path} is not being trained on this machine: {last} is not running",
-            hint="llmtrain memory --pid PID looks at any process",
+            hint="llmtrain memory --pid PID shows any process",
         )
     return run, pid
 
 
 def newest_in_training() -> Training | None:
-    """Of the runs under runs/ that are being trained on this machine the one begun last."""
+    """Return the newest run under runs/ that a process on this machine trains."""
     found = [
         (run, pid)
         for run in all_runs()

@@ -59,7 +59,7 @@ def test_special_values_survive(tmp_path: Path) -> None:
     "tensors", [{"a": torch.ones(2).half()}, {"a": torch.arange(2)}, {"../a": torch.ones(2)}]
 )
 def test_what_could_not_be_read_is_not_written(tmp_path: Path, tensors: dict[str, Tensor]) -> None:
-    with pytest.raises(ValueError, match="is not what a tensor file holds"):
+    with pytest.raises(ValueError, match="tensor files are fp32"):
         write_tensors(tmp_path / "a", tensors)
     assert not (tmp_path / "a").exists()
 

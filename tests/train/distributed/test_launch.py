@@ -19,7 +19,7 @@ from llmtrain.files import LAUNCHED_VARIABLE
 from llmtrain.train.distributed import launch as launch_module
 from llmtrain.train.distributed.failures import (
     open_store,
-    place_of,
+    rank_environment,
     report_failure,
     reported_failure,
 )
@@ -45,7 +45,7 @@ def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launched:
         return begin([sys.executable, "-c", script], environment)
 
     monkeypatch.setattr(launch_module, "_started", started)
-    monkeypatch.setattr(launch_module, "_LAST_WORDS_S", 0.3)
+    monkeypatch.setattr(launch_module, "_GRACE_S", 0.3)
 
     def run(*lines: str, stop: StopRequest | None = None) -> int:
         try:
@@ -116,7 +116,7 @@ def test_ranks_are_not_killed_by_a_save_signal_that_comes_early(ranks: Launched)
 
 def test_a_failure_survives_the_way_to_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     store, port = open_store()
-    for name, value in (place_of(1, 2, port) | {LAUNCHED_VARIABLE: "1"}).items():
+    for name, value in (rank_environment(1, 2, port) | {LAUNCHED_VARIABLE: "1"}).items():
         monkeypatch.setenv(name, value)
     assert reported_failure(store, 1) is None
     assert report_failure(DataError("it is ümläut", hint="do"))

@@ -22,6 +22,7 @@ from llmtrain.train.checkpoint.format import list_checkpoints, load_checkpoint
 from llmtrain.train.distributed.signals import StopRequest, stop_on_signals
 from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Event, Saved, Step
+from tests.train.harness import Files, InProcessTrainer, RunAlone, Start
 
 STEPS = 400  # seconds of training, so that a signal comes in time on a busy machine too
 LIMIT_S = 200
@@ -46,7 +47,7 @@ def wait_for_steps(run: Path, steps: int, process: subprocess.Popen[str]) -> Non
 
 
 @pytest.fixture(scope="module")
-def whole(run_alone: Any) -> Any:
+def whole(run_alone: RunAlone) -> Any:
     """What an uninterrupted process ends with."""
     return run_alone(train__steps=STEPS, eval__every_steps=100, eval__sample_every_steps=100)
 
@@ -62,11 +63,10 @@ def test_a_training_of_some_hundred_steps_skips_none(whole: Any) -> None:
 def test_signal_saves_and_a_resume_loses_nothing(
     number: signal.Signals,
     after_steps: int,
-    start: Any,
-    train: Any,
+    start: Start,
+    train: InProcessTrainer,
     whole: Any,
     place: Path,
-    files: Any,
 ) -> None:
     if signal.getsignal(number) is signal.SIG_IGN:
         pytest.skip(f"{number.name} is ignored here, as under nohup, and stays so")
@@ -82,15 +82,15 @@ def test_signal_saves_and_a_resume_loses_nothing(
     document = json.loads(out)
     assert document["stopped"] == "interrupted"
     assert after_steps <= document["steps"] < STEPS
-    assert Path(document["checkpoint"]) == files(Path("run")).newest
+    assert Path(document["checkpoint"]) == Files(Path("run")).newest
     assert "--resume auto" in err
 
     train(place / "run", resume="auto")
-    assert files(place / "run").digests() == whole.digests()
-    assert files(place / "run").course() == whole.course()
+    assert Files(place / "run").digests() == whole.digests()
+    assert Files(place / "run").course() == whole.course()
 
 
-def test_second_signal_aborts_and_the_last_checkpoint_stands(start: Any, place: Path) -> None:
+def test_second_signal_aborts_and_the_last_checkpoint_stands(start: Start, place: Path) -> None:
     process = start(
         *("train", "-p", "tiny.yaml", "--out", "run", "--steps", 100),
         # steps of seconds, so that the second signal comes before the first one's checkpoint
@@ -111,7 +111,7 @@ def test_second_signal_aborts_and_the_last_checkpoint_stands(start: Any, place: 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_signal_while_torch_is_imported_is_an_interruption(start: Any, place: Path) -> None:
+def test_signal_while_torch_is_imported_is_an_interruption(start: Start, place: Path) -> None:
     process = start("train", "-p", "tiny.yaml", "--out", "run", "--json")
     maps = Path(f"/proc/{process.pid}/maps")
     wait_until(lambda: "libtorch" in maps.read_text(), process)
@@ -128,7 +128,7 @@ def test_signal_while_torch_is_imported_is_an_interruption(start: Any, place: Pa
 
 @pytest.mark.parametrize("phase", ["training a tokenizer", "tokenizing"])
 def test_signal_in_preparation_leaves_nothing_half_made(
-    phase: str, start: Any, place: Path, corpus_text: str, monkeypatch: pytest.MonkeyPatch
+    phase: str, start: Start, place: Path, corpus_text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(place / "cache"))
     (place / "texts").mkdir()
@@ -179,19 +179,19 @@ def test_what_can_be_redone_is_left_where_it_stands() -> None:
     reached = []
 
     def work(request: StopRequest) -> None:
-        with request.at_once():
+        with request.immediate():
             signal.raise_signal(signal.SIGTERM)
             reached.append("the next line")
 
     with stop_on_signals() as request, pytest.raises(InterruptedRunError, match="SIGTERM"):
         work(request)
     assert reached == []
-    assert request.has_given_up
+    assert request.has_abandoned_work
 
 
 def test_leaving_is_insisted_on_where_it_was_swallowed() -> None:
     def work(request: StopRequest) -> None:
-        with request.at_once():
+        with request.immediate():
             with suppress(BaseException):  # as a callback swallows it, and only tells stderr
                 signal.raise_signal(signal.SIGTERM)
             time.sleep(LIMIT_S)
@@ -199,18 +199,18 @@ def test_leaving_is_insisted_on_where_it_was_swallowed() -> None:
     begun_s = time.monotonic()
     with stop_on_signals() as request, pytest.raises(InterruptedRunError):
         work(request)
-    assert not request.gives_up
+    assert not request.is_immediate
     assert time.monotonic() - begun_s < LIMIT_S  # also where it waits for the system
 
 
 def test_what_can_no_longer_be_left_is_finished() -> None:
     with stop_on_signals() as request:
-        with request.at_once():
-            request.finish()
+        with request.immediate():
+            request.defer()
             signal.raise_signal(signal.SIGTERM)
         assert request.is_made
-        assert not request.has_given_up
-        with pytest.raises(InterruptedRunError), request.at_once():
+        assert not request.has_abandoned_work
+        with pytest.raises(InterruptedRunError), request.immediate():
             pytest.fail("a request that was made before is heeded first")
 
 
@@ -218,10 +218,10 @@ def test_a_save_is_asked_for_once_and_stops_nothing() -> None:
     with stop_on_signals() as request:
         signal.raise_signal(signal.SIGUSR1)
         assert not request.is_made
-        assert (request.take_save(), request.take_save()) == (True, False)
+        assert (request.take_save_request(), request.take_save_request()) == (True, False)
 
 
-def test_a_save_that_is_asked_for_changes_nothing(place: Path, reference: Any, files: Any) -> None:
+def test_a_save_that_is_asked_for_changes_nothing(place: Path, reference: Files) -> None:
     stop = StopRequest()
     saved: list[int] = []
 
@@ -235,11 +235,11 @@ def test_a_save_that_is_asked_for_changes_nothing(place: Path, reference: Any, f
     result = run_training(request, TrainSession(World(), observe, stop))
     assert result.stopped == "done"
     assert saved == [4, 8, 10, 20]  # 10 and 20 are the best so far
-    assert files(place / "run").digests() == reference.digests()
+    assert Files(place / "run").digests() == reference.digests()
 
 
 def test_a_clock_that_is_set_changes_nothing(
-    place: Path, reference: Any, files: Any, monkeypatch: pytest.MonkeyPatch
+    place: Path, reference: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     days = iter(range(0, 10**6, 400))
     steps: list[Step] = []
@@ -252,7 +252,7 @@ def test_a_clock_that_is_set_changes_nothing(
 
     request = TrainRequest(profile="tiny.yaml", out=place / "run")
     run_training(request, TrainSession(World(), observe, StopRequest()))
-    assert files(place / "run").digests() == reference.digests()
+    assert Files(place / "run").digests() == reference.digests()
     assert all(0 < step.elapsed_s < LIMIT_S and step.tokens_per_s > 0 for step in steps)
     assert all(0 <= step.remaining_s < LIMIT_S for step in steps if step.remaining_s is not None)
 

@@ -23,8 +23,9 @@ from llmtrain.train.checkpoint.format import (
     load_checkpoint,
     verify_checkpoint,
 )
-from llmtrain.train.distributed.world import World, meet
+from llmtrain.train.distributed.world import World, rendezvous_store
 from llmtrain.train.run_directory.directory import RunDirectory
+from tests.train.harness import Files, Llmtrain, RunAlone, Start
 
 LIMIT_S = 200
 TRAIN = ("train", "-p", "tiny.yaml", "--out", "run", "--set", "device.precision=fp32")
@@ -49,11 +50,11 @@ def losses(course: list[dict[str, Any]]) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def alone(run_alone: Any) -> Any:
+def alone(run_alone: RunAlone) -> Files:
     return run_alone(device__precision="fp32")
 
 
-def assert_trained_as_alone(run: Any, alone: Any) -> None:
+def assert_trained_as_alone(run: Files, alone: Files) -> None:
     ours, theirs = losses(run.course()), losses(alone.course())
     assert len(ours) == 20
     assert all(math.isclose(a, b, abs_tol=1e-5) for a, b in zip(ours, theirs, strict=True))
@@ -62,7 +63,7 @@ def assert_trained_as_alone(run: Any, alone: Any) -> None:
 
 
 def test_two_processes_train_the_function_that_one_does(
-    start: Any, place: Path, files: Any, alone: Any, monkeypatch: pytest.MonkeyPatch
+    start: Start, place: Path, alone: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     temporary = place / "temporary"
     temporary.mkdir()
@@ -77,11 +78,11 @@ def test_two_processes_train_the_function_that_one_does(
     document = json.loads(out)
     assert (document["steps"], document["tokens"]) == (20, 20 * 256)
     assert err.count("training run") == 1
-    assert_trained_as_alone(files(place / "run"), alone)
+    assert_trained_as_alone(Files(place / "run"), alone)
 
 
 def test_two_processes_share_packed_and_masked_documents(
-    start: Any, place: Path, files: Any, run_alone: Any
+    start: Start, place: Path, run_alone: RunAlone
 ) -> None:
     """Each divides by the targets of both, though padding differs."""
     packed = {"data.packing": "best_fit", "data.mask_documents": "true"}
@@ -91,17 +92,17 @@ def test_two_processes_share_packed_and_masked_documents(
 
     assert process.returncode == 0, err
     alone = run_alone(device__precision="fp32", data__packing="best_fit", data__mask_documents=True)
-    assert_trained_as_alone(files(place / "run"), alone)
+    assert_trained_as_alone(Files(place / "run"), alone)
 
 
-def test_torchrun_starts_it_too(start: Any, place: Path, files: Any, alone: Any) -> None:
+def test_torchrun_starts_it_too(start: Start, place: Path, alone: Files) -> None:
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "llmtrain")
     process = start(*TRAIN, "--json", module=torchrun)
     out, err = process.communicate(timeout=LIMIT_S)
 
     assert process.returncode == 0, err
     assert json.loads(out)["stopped"] == "done"
-    assert_trained_as_alone(files(place / "run"), alone)
+    assert_trained_as_alone(Files(place / "run"), alone)
 
 
 FAULTY = """
@@ -139,9 +140,7 @@ main()
 """
 
 
-def test_a_fault_of_one_rank_is_skipped_and_rewound_by_all(
-    start: Any, place: Path, files: Any
-) -> None:
+def test_a_fault_of_one_rank_is_skipped_and_rewound_by_all(start: Start, place: Path) -> None:
     (place / "faulty.py").write_text(FAULTY)
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     process = start("faulty.py", *TRAIN, "--json", module=torchrun)
@@ -155,13 +154,56 @@ def test_a_fault_of_one_rank_is_skipped_and_rewound_by_all(
     assert stepped == [0, 1, 3, 4, *range(20)]
     assert "step 3 is skipped: its gradient norm is nan" in err
     assert "rewound from step 9 to step 0" in err
-    assert load_checkpoint(files(place / "run").newest).state.windows == (20 + 9) * 8
+    assert load_checkpoint(Files(place / "run").newest).state.windows == (20 + 9) * 8
+
+
+OVERFLOWING = """
+import hashlib, math, os, torch
+from llmtrain.cli.app import main
+from llmtrain.engine import train_run
+build, rank = train_run.build_run, int(os.environ["RANK"])
+
+def overflowing(*args):
+    run = build(*args)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    gain, unscale, update = run.model.model.norm.weight, run.scaler.unscale_, run.scaler.update
+
+    def overflow_after_all_reduce(optimizer):
+        if rank == 1 and run.position.step == 2:
+            gain.grad.fill_(math.inf)
+        unscale(optimizer)
+
+    def update_and_record(*args):
+        update(*args)
+        weights = b"".join(p.detach().numpy().tobytes() for p in run.model.parameters())
+        with open(f"rank{rank}.txt", "a") as file:
+            print(run.scaler.get_scale(), hashlib.sha256(weights).hexdigest(), file=file)
+
+    run.scaler.unscale_, run.scaler.update = overflow_after_all_reduce, update_and_record
+    return run
+
+train_run.build_run = overflowing
+main()
+"""
+
+
+def test_an_overflow_on_one_rank_skips_the_update_on_all(start: Start, place: Path) -> None:
+    """It appears after the all-reduce of gradients; all ranks keep the same weights and scale."""
+    (place / "overflowing.py").write_text(OVERFLOWING)
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = start("overflowing.py", *TRAIN, "--steps", 5, module=torchrun)
+    _, err = process.communicate(timeout=LIMIT_S)
+
+    assert process.returncode == 0, err
+    ranks = [(place / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    scales, weights = zip(*(line.split() for line in ranks[0].splitlines()), strict=True)
+    assert scales == ("1024.0", "1024.0", "512.0", "512.0", "512.0")
+    assert weights[1] == weights[2] != weights[3]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
-def test_signal_to_the_launcher_saves_and_a_resume_goes_on(
-    start: Any, place: Path, files: Any
-) -> None:
+def test_signal_to_the_launcher_saves_and_a_resume_goes_on(start: Start, place: Path) -> None:
     process = start(*TRAIN, "--nproc", 2, "--json", *LONG)
     wait_until(lambda: steps_of(place / "run") > 3, process)
     process.send_signal(signal.SIGTERM)
@@ -170,7 +212,7 @@ def test_signal_to_the_launcher_saves_and_a_resume_goes_on(
     assert process.returncode == 75, err
     document = json.loads(out)
     assert document["stopped"] == "interrupted"
-    assert Path(document["checkpoint"]) == files(Path("run")).newest
+    assert Path(document["checkpoint"]) == Files(Path("run")).newest
 
     process = start("train", "--out", "run", "--resume", "auto", "--json")
     out, err = process.communicate(timeout=LIMIT_S)
@@ -180,11 +222,11 @@ def test_signal_to_the_launcher_saves_and_a_resume_goes_on(
 
     whole = ("--out", "whole", "--nproc", 2)
     assert start(*TRAIN, *LONG, *whole).wait(LIMIT_S) == 0
-    assert files(place / "run").course() == files(place / "whole").course()
-    assert files(place / "run").digests() == files(place / "whole").digests()
+    assert Files(place / "run").course() == Files(place / "whole").course()
+    assert Files(place / "run").digests() == Files(place / "whole").digests()
 
 
-def test_bad_data_ends_all_ranks_with_rank_0s_code(start: Any, place: Path) -> None:
+def test_bad_data_ends_all_ranks_with_rank_0s_code(start: Start, place: Path) -> None:
     (place / "latin1.txt").write_bytes(b"caf\xe9\n" * 100)
     process = start(*TRAIN, "--nproc", 2, "--json", "--data", "latin1.txt")
     out, err = process.communicate(timeout=LIMIT_S)
@@ -198,7 +240,7 @@ def test_bad_data_ends_all_ranks_with_rank_0s_code(start: Any, place: Path) -> N
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
-def test_a_save_on_request_and_then_a_rank_that_is_suspended(start: Any, place: Path) -> None:
+def test_a_save_on_request_and_then_a_rank_that_is_suspended(start: Start, place: Path) -> None:
     process = start(*TRAIN, "--nproc", 2, *LONG, "--set", "device.collective_timeout=2s")
     wait_until(lambda: steps_of(place / "run") > 1, process)
     process.send_signal(signal.SIGUSR1)
@@ -219,7 +261,7 @@ def test_a_save_on_request_and_then_a_rank_that_is_suspended(start: Any, place: 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills as POSIX does")
-def test_ranks_that_torchrun_starts_again_go_on(start: Any, place: Path) -> None:
+def test_ranks_that_torchrun_starts_again_go_on(start: Start, place: Path) -> None:
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     restarts = ("--max-restarts", "3", "-m", "llmtrain")
     often = ("--set", "checkpoint.every_steps=1", "--steps", 40)
@@ -236,7 +278,7 @@ def test_ranks_that_torchrun_starts_again_go_on(start: Any, place: Path) -> None
     assert record["result"]["steps"] == 40
 
 
-def test_killed_rank_ends_the_others(start: Any, place: Path) -> None:
+def test_killed_rank_ends_the_others(start: Start, place: Path) -> None:
     process = start(*TRAIN, "--nproc", 2, *LONG)
     wait_until(lambda: steps_of(place / "run") > 1, process)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -261,7 +303,7 @@ def test_killed_rank_ends_the_others(start: Any, place: Path) -> None:
     ],
 )
 def test_what_can_be_known_before_is_known_before_launching(
-    arguments: tuple[str, ...], code: int, llmtrain: Any
+    arguments: tuple[str, ...], code: int, llmtrain: Llmtrain
 ) -> None:
     outcome = llmtrain("train", *arguments, "--nproc", 2)
 
@@ -308,12 +350,12 @@ def test_ranks_do_not_wait_for_a_rank_0_that_failed() -> None:
     ],
 )
 def test_a_peer_that_is_gone_is_no_riddle(words: str, told: str) -> None:
-    with pytest.raises(PeerLostError, match=told), World(size=2)._answering(90.0):
+    with pytest.raises(PeerLostError, match=told), World(size=2)._peer_errors_mapped(90.0):
         raise RuntimeError(words)
 
 
 def test_other_failures_are_not_blamed_on_a_peer() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), World(size=2)._answering(90.0):
+    with pytest.raises(RuntimeError, match="shapes"), World(size=2)._peer_errors_mapped(90.0):
         raise RuntimeError("shapes do not fit")
 
 
@@ -325,7 +367,7 @@ def test_ranks_that_are_started_again_do_not_meet_those_before_them() -> None:
         with ThreadPoolExecutor(3) as threads:
             waiting = {}
             for rank in order:
-                waiting[rank] = threads.submit(meet, store, rank, 3, limit)
+                waiting[rank] = threads.submit(rendezvous_store, store, rank, 3, limit)
                 time.sleep(0.05)
             parts = [waiting[rank].result(LIMIT_S) for rank in range(3)]
         assert not parts[1].check(["place"])
@@ -338,5 +380,5 @@ def test_ranks_that_are_started_again_do_not_meet_those_before_them() -> None:
 
 def test_a_rank_whose_others_never_come_says_so() -> None:
     for rank in (0, 1):
-        with pytest.raises(PeerLostError, match=f"rank {rank} waited for others"):
-            meet(dist.HashStore(), rank, 2, timedelta(seconds=0.1))
+        with pytest.raises(PeerLostError, match=f"rank {rank} waited .* for other ranks to start"):
+            rendezvous_store(dist.HashStore(), rank, 2, timedelta(seconds=0.1))

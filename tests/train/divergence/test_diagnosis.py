@@ -238,7 +238,7 @@ def test_a_finding_is_told_with_its_text(tokenizer: Tokenizer) -> None:
     where = f"tokens {start} to {start + 16} of the training text, {begins}"
 
     told = describe(run, tokenizer, 0, Finding("output", "model.norm", 3))
-    assert told == f"first not finite: in the forward, what model.norm returns; of {where}"
+    assert told == f"first not finite: in the forward, the output of model.norm; of {where}"
     told = describe(run, tokenizer, 0, Finding("gradient", "model.norm.weight", 3))
     assert "in the backward, the gradient of model.norm.weight" in told
     told = describe(run, tokenizer, 3, Finding("weight", "model.norm.weight"))

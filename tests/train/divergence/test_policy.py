@@ -1,4 +1,4 @@
-"""The policy is arithmetic: exact limits, and a course that does not depend on what was saved."""
+"""The policy has exact limits, and its state does not depend on what was saved."""
 
 from __future__ import annotations
 
@@ -23,18 +23,20 @@ RECORDED = json.loads((Path(__file__).parent / "recorded_losses.json").read_text
 
 def after(
     losses: list[float],
-    course: DivergenceState | None = None,
+    divergence: DivergenceState | None = None,
     *,
     norm: float = 1.0,
     scaled: bool = False,
 ) -> tuple[list[StepVerdict], DivergenceState]:
-    """The verdicts on steps of these losses, the first after the course's last, and the course."""
-    course, verdicts = course or DivergenceState(), []
-    first = max([course.sound_step, *course.bad_steps]) + 1
+    """Return the verdicts on steps of these losses after `divergence`, and the new state."""
+    divergence, verdicts = divergence or DivergenceState(), []
+    first = max([divergence.sound_step, *divergence.bad_steps]) + 1
     for step, loss in enumerate(losses, first):
-        verdict, course = judge(course, step, loss, norm, is_scaled=scaled, skips_spikes=True)
+        verdict, divergence = judge(
+            divergence, step, loss, norm, is_scaled=scaled, skips_spikes=True
+        )
         verdicts.append(verdict)
-    return verdicts, course
+    return verdicts, divergence
 
 
 def skipped(verdicts: list[StepVerdict]) -> list[int]:
@@ -56,14 +58,14 @@ def test_the_limit_of_what_is_usual(losses: list[float], expected: float) -> Non
 
 
 def test_a_loss_above_the_limit_is_a_spike_and_one_at_it_is_none() -> None:
-    _, course = after([3.0] * 40)
-    assert skipped(after([3.5], course)[0]) == []
-    verdicts, course = after([3.6, 3.0], course)
+    _, divergence = after([3.0] * 40)
+    assert skipped(after([3.5], divergence)[0]) == []
+    verdicts, divergence = after([3.6, 3.0], divergence)
     assert skipped(verdicts) == [0]
     assert "3.600" in str(verdicts[0].skipped)
     assert "3.500" in str(verdicts[0].skipped)
     assert verdicts[0].is_finite
-    assert (course.sound_step, course.spikes) == (42, 0)
+    assert (divergence.sound_step, divergence.spikes) == (42, 0)
 
 
 def test_nothing_is_a_spike_while_nothing_is_usual() -> None:
@@ -72,69 +74,69 @@ def test_nothing_is_a_spike_while_nothing_is_usual() -> None:
 
 
 def test_spikes_are_not_looked_for_where_the_run_does_not_want_it() -> None:
-    _, course = after([3.0] * 40)
-    verdict, _ = judge(course, 41, 99.0, 1.0, is_scaled=False, skips_spikes=False)
+    _, divergence = after([3.0] * 40)
+    verdict, _ = judge(divergence, 41, 99.0, 1.0, is_scaled=False, skips_spikes=False)
     assert verdict.skipped is None
 
 
 def test_a_loss_that_stays_high_is_trained_on_and_becomes_usual() -> None:
-    verdicts, course = after([3.0] * 64 + [8.0] * 200)
+    verdicts, divergence = after([3.0] * 64 + [8.0] * 200)
     assert skipped(verdicts) == [64, 65, 66]
-    assert spike_limit(course.losses) == 8.5
-    assert skipped(after([8.0, 9.0, 8.0], course)[0]) == [1]
+    assert spike_limit(divergence.losses) == 8.5
+    assert skipped(after([8.0, 9.0, 8.0], divergence)[0]) == [1]
 
 
 def test_spikes_alone_never_rewind() -> None:
-    _, course = after([3.0] * 40)
+    _, divergence = after([3.0] * 40)
     for _ in range(100):
-        verdicts, course = after([50.0, 3.0, 3.0], course)
+        verdicts, divergence = after([50.0, 3.0, 3.0], divergence)
         assert skipped(verdicts) == [0]
-        assert course.answer == "go on"
+        assert divergence.action == "continue"
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_skipped_from_the_first_step_on(bad: float) -> None:
-    verdicts, course = after([bad])
+    verdicts, divergence = after([bad])
     assert [v.is_finite for v in verdicts] == [False]
     assert f"{bad:g}" in str(verdicts[0].skipped)
-    verdicts, course = after([3.0], course, norm=bad)
+    verdicts, divergence = after([3.0], divergence, norm=bad)
     assert [v.is_finite for v in verdicts] == [False]
-    assert (course.sound_step, course.bad_steps) == (0, (1, 2))
-    assert course.losses == (3.0,)  # what is not finite is not among them
+    assert (divergence.sound_step, divergence.bad_steps) == (0, (1, 2))
+    assert divergence.losses == (3.0,)  # what is not finite is not among them
 
 
 @pytest.mark.parametrize(
-    ("bad_steps", "answer"),
+    ("bad_steps", "action"),
     [
-        ((10, 11, 12, 13), "go on"),
+        ((10, 11, 12, 13), "continue"),
         ((10, 11, 12, 13, 14), "rewind"),
         ((1, 20, 30, 40, 50), "rewind"),  # within 50 steps
-        ((1, 20, 30, 40, 51), "go on"),
+        ((1, 20, 30, 40, 51), "continue"),
     ],
 )
-def test_five_bad_steps_of_fifty_are_too_many(bad_steps: tuple[int, ...], answer: str) -> None:
+def test_five_bad_steps_of_fifty_are_too_many(bad_steps: tuple[int, ...], action: str) -> None:
     losses = [math.nan if step in bad_steps else 3.0 for step in range(1, bad_steps[-1] + 1)]
-    course, answers = DivergenceState(), []
+    divergence, actions = DivergenceState(), []
     for step, loss in enumerate(losses, 1):
-        _, course = judge(course, step, loss, 1.0, is_scaled=False, skips_spikes=True)
-        answers.append(course.answer)
-    assert answers[-1] == answer
-    assert set(answers[:-1]) == {"go on"}
+        _, divergence = judge(divergence, step, loss, 1.0, is_scaled=False, skips_spikes=True)
+        actions.append(divergence.action)
+    assert actions[-1] == action
+    assert set(actions[:-1]) == {"continue"}
 
 
 def test_overflows_of_fp16_count_from_the_twenty_first_in_a_row_on() -> None:
-    verdicts, course = after([3.0] * 20, norm=math.inf, scaled=True)
+    verdicts, divergence = after([3.0] * 20, norm=math.inf, scaled=True)
     assert skipped(verdicts) == []
-    assert course.sound_step == 0  # the scaler withheld the updates
-    assert skipped(after([3.0], course, norm=math.inf, scaled=True)[0]) == [0]
-    _, course = after([3.0], course, scaled=True)
-    assert skipped(after([3.0] * 20, course, norm=math.inf, scaled=True)[0]) == []
-    assert skipped(after([math.nan], course, scaled=True)[0]) == [0]
+    assert divergence.sound_step == 0  # the scaler withheld the updates
+    assert skipped(after([3.0], divergence, norm=math.inf, scaled=True)[0]) == [0]
+    _, divergence = after([3.0], divergence, scaled=True)
+    assert skipped(after([3.0] * 20, divergence, norm=math.inf, scaled=True)[0]) == []
+    assert skipped(after([math.nan], divergence, scaled=True)[0]) == [0]
 
 
-def bad_after(sound_step: int, course: DivergenceState | None = None) -> DivergenceState:
-    """The course after five bad steps that follow a sound one."""
-    at = (course or DivergenceState()).model_copy(
+def bad_after(sound_step: int, divergence: DivergenceState | None = None) -> DivergenceState:
+    """The divergence after five bad steps that follow a sound one."""
+    at = (divergence or DivergenceState()).model_copy(
         update={"sound_step": sound_step, "bad_steps": ()}
     )
     for step in range(sound_step + 1, sound_step + 6):
@@ -149,52 +151,52 @@ def test_a_rewind_goes_a_hundred_steps_back_from_the_last_sound_one() -> None:
 
 
 def test_the_third_trouble_near_one_step_stops_the_run() -> None:
-    course = bad_after(250)
+    divergence = bad_after(250)
     for sound_step in (251, 340):
-        assert course.answer == "rewind"
-        course = bad_after(sound_step, course.rewound(course.rewind_step, 999, 0))
-    assert course.answer == "stop"
+        assert divergence.action == "rewind"
+        divergence = bad_after(sound_step, divergence.with_rewind(divergence.rewind_step, 999, 0))
+    assert divergence.action == "stop"
 
 
 def test_a_trouble_that_comes_nearer_stops_the_run_too() -> None:
-    course = bad_after(250)
+    divergence = bad_after(250)
     for sound_step in (150, 50):  # rewound, and not a step further
-        assert course.answer == "rewind"
-        course = bad_after(sound_step, course.rewound(course.rewind_step, 999, 0))
-    assert course.answer == "stop"
+        assert divergence.action == "rewind"
+        divergence = bad_after(sound_step, divergence.with_rewind(divergence.rewind_step, 999, 0))
+    assert divergence.action == "stop"
 
 
 def test_trouble_far_from_the_last_is_another() -> None:
-    course = bad_after(250)
+    divergence = bad_after(250)
     for sound_step in (351, 452, 553):
-        course = bad_after(sound_step, course.rewound(course.rewind_step, 999, 0))
-        assert course.answer == "rewind"
-    assert course.rewinds == 1
+        divergence = bad_after(sound_step, divergence.with_rewind(divergence.rewind_step, 999, 0))
+        assert divergence.action == "rewind"
+    assert divergence.rewinds == 1
 
 
 def test_jumps_are_taken_again_up_to_the_last_rewind_and_not_beyond() -> None:
-    course = DivergenceState().rewound(100, 2000, 205).rewound(180, 3000, 290)
-    assert [(jump.step, jump.windows) for jump in course.jumps] == [(100, 2000), (180, 3000)]
-    assert [course.cursor(step, 7) for step in (99, 100, 180, 181)] == [7, 2000, 3000, 7]
-    course = course.rewound(60, 2500, 170)  # while what led to 3000 was computed again
-    assert [(jump.step, jump.windows) for jump in course.jumps] == [(60, 3000)]
+    divergence = DivergenceState().with_rewind(100, 2000, 205).with_rewind(180, 3000, 290)
+    assert [(jump.step, jump.windows) for jump in divergence.jumps] == [(100, 2000), (180, 3000)]
+    assert [divergence.cursor_after(step, 7) for step in (99, 100, 180, 181)] == [7, 2000, 3000, 7]
+    divergence = divergence.with_rewind(60, 2500, 170)  # while what led to 3000 was computed again
+    assert [(jump.step, jump.windows) for jump in divergence.jumps] == [(60, 3000)]
 
 
 def test_a_state_is_of_the_course_up_to_where_that_turned_off() -> None:
-    before, now = DivergenceState(), DivergenceState().rewound(100, 2000, 205)
-    assert now.went_through(100, before)
-    assert not now.went_through(101, before)
-    assert now.went_through(101, now)
-    again = now.rewound(100, 3000, 206)
-    assert again.went_through(100, now)
-    assert not again.went_through(101, now)
+    before, now = DivergenceState(), DivergenceState().with_rewind(100, 2000, 205)
+    assert now.passed_through(100, before)
+    assert not now.passed_through(101, before)
+    assert now.passed_through(101, now)
+    again = now.with_rewind(100, 3000, 206)
+    assert again.passed_through(100, now)
+    assert not again.passed_through(101, now)
 
 
 def test_a_course_survives_being_saved() -> None:
-    course = bad_after(250, after([3.0] * 40 + [9.0])[1]).rewound(150, 2000, 255)
+    divergence = bad_after(250, after([3.0] * 40 + [9.0])[1]).with_rewind(150, 2000, 255)
     assert (
-        DivergenceState.model_validate(json.loads(json.dumps(course.model_dump(mode="json"))))
-        == course
+        DivergenceState.model_validate(json.loads(json.dumps(divergence.model_dump(mode="json"))))
+        == divergence
     )
 
 
@@ -204,7 +206,7 @@ class Toy:
 
     faults: frozenset[int]  # windows whose loss is not a number
     saved_at: frozenset[int]  # steps
-    course: DivergenceState = field(default_factory=DivergenceState)
+    divergence: DivergenceState = field(default_factory=DivergenceState)
     step: int = 0
     windows: int = 0
     weights: tuple[int, ...] = ()
@@ -214,31 +216,35 @@ class Toy:
         saved = {0: (DivergenceState(), 0, ())}
         while self.step < steps:
             loss = math.nan if self.windows in self.faults else 3.0
-            verdict, self.course = judge(
-                self.course, self.step + 1, loss, 1.0, is_scaled=False, skips_spikes=True
+            verdict, self.divergence = judge(
+                self.divergence, self.step + 1, loss, 1.0, is_scaled=False, skips_spikes=True
             )
             if verdict.skipped is None:
                 self.weights = (*self.weights, self.windows)
             self.step += 1
-            self.windows = self.course.cursor(self.step, self.windows + 1)
-            if self.course.answer == "stop":
+            self.windows = self.divergence.cursor_after(self.step, self.windows + 1)
+            if self.divergence.action == "stop":
                 return None
-            if self.course.answer == "rewind":
+            if self.divergence.action == "rewind":
                 self._rewind(saved)
             elif self.step in self.saved_at:
-                saved[self.step] = (self.course, self.windows, self.weights)
+                saved[self.step] = (self.divergence, self.windows, self.weights)
         return self.weights
 
     def _rewind(self, saved: dict[int, tuple[DivergenceState, int, tuple[int, ...]]]) -> None:
-        target = self.course.rewind_step
-        own = [s for s, (course, *_) in saved.items() if self.course.went_through(s, course)]
+        target = self.divergence.rewind_step
+        own = [
+            s
+            for s, (divergence, *_) in saved.items()
+            if self.divergence.passed_through(s, divergence)
+        ]
         base = max(step for step in own if step <= target)
         for later in [step for step in saved if step > base]:
             del saved[later]
-        self.course = self.course.rewound(target, self.windows, self.step)
+        self.divergence = self.divergence.with_rewind(target, self.windows, self.step)
         before, windows, self.weights = saved[base]
-        self.course = self.course.resumed_from(before)
-        self.step, self.windows = base, self.course.cursor(base, windows)
+        self.divergence = self.divergence.replayed_from(before)
+        self.step, self.windows = base, self.divergence.cursor_after(base, windows)
 
 
 @pytest.mark.parametrize("seed", range(20))

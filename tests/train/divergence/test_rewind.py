@@ -23,10 +23,12 @@ from llmtrain.train.checkpoint.format import list_checkpoints, load_checkpoint
 from llmtrain.train.divergence import policy, rewind
 from llmtrain.train.events import Event, Step
 from llmtrain.train.loop import Run
+from tests.train.harness import Files, InProcessTrainer, Llmtrain, RunAlone
 
 PER_STEP = 8  # windows
 Fault = Callable[[Run], None]
 When = Callable[[Run], bool]
+Inject = Callable[[Fault], list[Run]]
 
 
 def at_steps(*steps: int) -> When:
@@ -101,7 +103,7 @@ def row_of_weights(step: int) -> Fault:
 
 
 @pytest.fixture
-def inject(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fault], list[Run]]:
+def inject(monkeypatch: pytest.MonkeyPatch) -> Inject:
     """Every run that is built has the fault; returns them as they come."""
     runs: list[Run] = []
 
@@ -124,7 +126,7 @@ def near(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy, "REWIND_STEPS", 6)
 
 
-def lines(files: Any, kind: str) -> list[dict[str, Any]]:
+def lines(files: Files, kind: str) -> list[dict[str, Any]]:
     return [line for line in files.lines("metrics.jsonl") if kind in line]
 
 
@@ -162,7 +164,7 @@ PASSING: dict[str, tuple[Fault, str, str]] = {
         "each window alone is finite",
     ),
     "loss": (loss(at_steps(7)), "its loss is inf", "each window alone is finite"),
-    "text": (text(7), "its loss is nan", "in the forward, what model.embed_tokens returns; of"),
+    "text": (text(7), "its loss is nan", "in the forward, the output of model.embed_tokens; of"),
 }
 
 
@@ -171,31 +173,33 @@ def test_a_fault_of_one_batch_costs_its_step_alone(
     fault: Fault,
     reason: str,
     where: str,
-    train: Any,
-    inject: Any,
+    train: InProcessTrainer,
+    inject: Inject,
     place: Path,
-    files: Any,
-    reference: Any,
+    reference: Files,
 ) -> None:
     inject(fault)
     result = train(place / "run", checkpoint__every_steps=5)
 
     assert (result.stopped, result.steps, result.tokens) == ("done", 20, 20 * 256)
     assert_finite(place / "run")
-    (line,) = lines(files(place / "run"), "skipped")
+    (line,) = lines(Files(place / "run"), "skipped")
     assert (line["step"], line["skipped"]) == (7, True)
     for part in (reason, "at learning rate 0.0", where, "of the training text, '"):
         assert part in line["reason"]
     assert warnings(train.events) == [f"step 7 is skipped: {line['reason']}"]
     assert [e.step for e in train.events if isinstance(e, Step)] == [*range(1, 7), *range(8, 21)]
-    course, whole = files(place / "run").course(), reference.course()
+    course, whole = Files(place / "run").course(), reference.course()
     assert course[:6] == whole[:6]
     assert course[-1] != whole[-1]
-    assert files(place / "run").newest.name == "step-00000020"
+    assert Files(place / "run").newest.name == "step-00000020"
 
 
 def test_memory_that_does_not_last_for_looking_ends_no_run(
-    train: Any, inject: Any, place: Path, files: Any, monkeypatch: pytest.MonkeyPatch
+    train: InProcessTrainer,
+    inject: Inject,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     inject(PASSING["text"][0])
     diagnose, tries = rewind.diagnose, iter([True, False])
@@ -207,8 +211,8 @@ def test_memory_that_does_not_last_for_looking_ends_no_run(
 
     monkeypatch.setattr(rewind, "diagnose", short_of_memory)
     assert train(place / "run").stopped == "done"
-    (line,) = lines(files(place / "run"), "skipped")
-    assert "what model.embed_tokens returns" in line["reason"]
+    (line,) = lines(Files(place / "run"), "skipped")
+    assert "the output of model.embed_tokens" in line["reason"]
     assert [text for text in warnings(train.events) if "micro-batch 4 × 2" in text]
 
 
@@ -227,10 +231,9 @@ def test_a_fault_that_skipping_does_not_help_rewinds_the_run(
     kind: str,
     every: int,
     last_bad: int,
-    train: Any,
-    inject: Any,
+    train: InProcessTrainer,
+    inject: Inject,
     place: Path,
-    files: Any,
     near: None,
 ) -> None:
     inject(BREAKING[kind])
@@ -238,7 +241,7 @@ def test_a_fault_that_skipping_does_not_help_rewinds_the_run(
 
     assert (result.stopped, result.steps) == ("done", 20)
     assert_finite(place / "run")
-    run = files(place / "run")
+    run = Files(place / "run")
     assert lines(run, "skipped") == []  # of steps that are no longer the run's
     (jump,) = lines(run, "rewound_from")
     assert (jump["step"], jump["rewound_from"]) == (5, last_bad)
@@ -255,7 +258,7 @@ def test_a_fault_that_skipping_does_not_help_rewinds_the_run(
 LASTING: dict[str, tuple[Fault, str]] = {
     "activation": (
         activation("model.layers.1.mlp", from_step(12)),
-        "each window alone|in the forward, what model.layers.1.mlp returns",
+        "each window alone|in the forward, the output of model.layers.1.mlp",
     ),
     "gradient": (
         gradient("model.layers.0.mlp.up_proj.weight", from_step(12)),
@@ -263,14 +266,19 @@ LASTING: dict[str, tuple[Fault, str]] = {
     ),
     "from the first step": (
         activation("model.layers.0.self_attn.v_proj", from_step(1)),
-        "in the forward, what model.layers.0.self_attn.v_proj returns",
+        "in the forward, the output of model.layers.0.self_attn.v_proj",
     ),
 }
 
 
 @pytest.mark.parametrize(("fault", "place_named"), LASTING.values(), ids=LASTING)
 def test_a_fault_that_stays_ends_the_run_with_a_diagnosis(
-    fault: Fault, place_named: str, train: Any, inject: Any, place: Path, files: Any, near: None
+    fault: Fault,
+    place_named: str,
+    train: InProcessTrainer,
+    inject: Inject,
+    place: Path,
+    near: None,
 ) -> None:
     runs = inject(fault)
     with pytest.raises(DivergedError, match=place_named) as failure:
@@ -290,13 +298,13 @@ def test_a_fault_that_stays_ends_the_run_with_a_diagnosis(
     assert failure.value.hint is not None
     assert all(bool(torch.isfinite(p).all()) for p in runs[0].model.parameters())
     assert_finite(place / "run")
-    newest = files(place / "run").newest
+    newest = Files(place / "run").newest
     assert str(newest) in message
     assert not load_checkpoint(newest).state.finished
 
 
 def test_the_command_line_ends_with_code_4_and_a_document(
-    llmtrain: Any, inject: Any, place: Path, files: Any
+    llmtrain: Llmtrain, inject: Inject, place: Path
 ) -> None:
     inject(activation("model.layers.1.mlp", from_step(8)))
     outcome = llmtrain(
@@ -311,7 +319,7 @@ def test_the_command_line_ends_with_code_4_and_a_document(
     assert outcome.err.splitlines()[-2].startswith("error: step ")
     assert "Traceback" not in outcome.err
     assert_finite(Path("run"))
-    assert files(Path("run")).newest.name.startswith("step-")
+    assert Files(Path("run")).newest.name.startswith("step-")
 
 
 def after_step(step: int) -> Callable[[Event], bool]:
@@ -330,7 +338,7 @@ INTERRUPTIONS: dict[str, list[Callable[[Event], bool]]] = {
 
 
 @pytest.fixture(scope="module")
-def rewound(run_alone: Any) -> Any:
+def rewound(run_alone: RunAlone) -> Files:
     """A run that was rewound, and that nothing interrupted."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(policy, "REWIND_STEPS", 6)
@@ -345,7 +353,7 @@ def rewound(run_alone: Any) -> Any:
 
 
 def test_a_rewound_run_is_the_run_that_read_the_other_text(
-    train: Any, inject: Any, place: Path, files: Any, rewound: Any
+    train: InProcessTrainer, inject: Inject, place: Path, rewound: Files
 ) -> None:
     """What it did before the step that it is rewound to, it did as if nothing were to come."""
 
@@ -359,18 +367,17 @@ def test_a_rewound_run_is_the_run_that_read_the_other_text(
 
     inject(skip_on)
     train(place / "run")
-    assert files(place / "run").digests() == rewound.digests()
+    assert Files(place / "run").digests() == rewound.digests()
 
 
 @pytest.mark.parametrize("moments", INTERRUPTIONS.values(), ids=INTERRUPTIONS)
 def test_interrupted_and_rewound_is_as_only_rewound(
     moments: list[Callable[[Event], bool]],
-    train: Any,
-    inject: Any,
+    train: InProcessTrainer,
+    inject: Inject,
     place: Path,
-    files: Any,
     near: None,
-    rewound: Any,
+    rewound: Files,
 ) -> None:
     inject(BREAKING["activation"])
     for moment in moments:
@@ -378,40 +385,44 @@ def test_interrupted_and_rewound_is_as_only_rewound(
     result = train(place / "run", resume="auto", checkpoint__every_steps=100)
 
     assert result.stopped == "done"
-    assert files(place / "run").digests() == rewound.digests()
-    assert files(place / "run").course() == rewound.course()
+    assert Files(place / "run").digests() == rewound.digests()
+    assert Files(place / "run").course() == rewound.course()
 
 
 def test_what_an_earlier_rewind_gave_up_is_not_gone_back_to(
-    train: Any, inject: Any, place: Path, files: Any, near: None
+    train: InProcessTrainer, inject: Inject, place: Path, near: None
 ) -> None:
     """Nothing was saved between the two, so that it still looks like the newest state."""
     inject(activation("model.norm", at_steps(*range(12, 17), *range(31, 36))))
     settings = {"train__steps": 30, "eval__every_steps": 100, "checkpoint__every_steps": 100}
     train(place / "whole", **settings)
     train(place / "run", stop_at=after_step(8), **settings)
-    assert files(place / "run").checkpoints == ["step-00000009"]
+    assert Files(place / "run").checkpoints == ["step-00000009"]
     train(place / "run", resume="auto", **settings)
 
-    jumps = lines(files(place / "run"), "rewound_from")
+    jumps = lines(Files(place / "run"), "rewound_from")
     assert [(jump["step"], jump["rewound_from"]) for jump in jumps] == [(5, 16), (13, 24)]
-    assert files(place / "run").digests() == files(place / "whole").digests()
+    assert Files(place / "run").digests() == Files(place / "whole").digests()
 
 
 def test_interrupted_around_a_skipped_step_is_as_uninterrupted(
-    train: Any, inject: Any, place: Path, files: Any
+    train: InProcessTrainer, inject: Inject, place: Path
 ) -> None:
     inject(PASSING["activation"][0])
     train(place / "whole")
     train(place / "run", stop_at=after_step(6))
     train(place / "run", stop_at=after_skip(7), resume="auto")
     train(place / "run", resume="auto")
-    assert files(place / "run").digests() == files(place / "whole").digests()
-    assert files(place / "run").course() == files(place / "whole").course()
+    assert Files(place / "run").digests() == Files(place / "whole").digests()
+    assert Files(place / "run").course() == Files(place / "whole").course()
 
 
 def test_killed_while_it_goes_on_from_a_rewind_is_as_not_killed(
-    train: Any, inject: Any, place: Path, files: Any, near: None, rewound: Any
+    train: InProcessTrainer,
+    inject: Inject,
+    place: Path,
+    near: None,
+    rewound: Files,
 ) -> None:
     """Without a word saved since the rewind, it finds the same fault and does the same again."""
     inject(BREAKING["activation"])
@@ -427,12 +438,12 @@ def test_killed_while_it_goes_on_from_a_rewind_is_as_not_killed(
     with pytest.raises(Killed):
         train(place / "run", stop_at=die, checkpoint__every_steps=3)
     train(place / "run", resume="auto", checkpoint__every_steps=3)
-    assert files(place / "run").digests() == rewound.digests()
-    assert files(place / "run").course() == rewound.course()
+    assert Files(place / "run").digests() == rewound.digests()
+    assert Files(place / "run").course() == rewound.course()
 
 
 def test_what_a_rewind_gave_up_is_kept_aside_once_there_is_a_newer_state(
-    train: Any, inject: Any, place: Path, files: Any, near: None
+    train: InProcessTrainer, inject: Inject, place: Path, near: None
 ) -> None:
     inject(BREAKING["activation"])
     train(
@@ -442,7 +453,7 @@ def test_what_a_rewind_gave_up_is_kept_aside_once_there_is_a_newer_state(
         checkpoint__keep_best=False,
         eval__every_steps=100,
     )
-    assert files(place / "run").checkpoints == [
+    assert Files(place / "run").checkpoints == [
         "step-00000007",  # of the course that was taken in the end
         "step-00000014",
         "step-00000014.superseded",
@@ -451,7 +462,11 @@ def test_what_a_rewind_gave_up_is_kept_aside_once_there_is_a_newer_state(
 
 
 def test_a_damaged_state_is_not_rewound_to(
-    train: Any, inject: Any, place: Path, files: Any, near: None, rewound: Any
+    train: InProcessTrainer,
+    inject: Inject,
+    place: Path,
+    near: None,
+    rewound: Files,
 ) -> None:
     inject(BREAKING["activation"])
 
@@ -461,26 +476,25 @@ def test_a_damaged_state_is_not_rewound_to(
         return False
 
     train(place / "run", stop_at=damage, checkpoint__every_steps=4, checkpoint__keep_last=9)
-    assert files(place / "run").digests() == rewound.digests()
+    assert Files(place / "run").digests() == rewound.digests()
 
 
 def test_a_later_state_is_taken_where_the_way_from_an_earlier_one_is_too_long(
-    train: Any,
-    inject: Any,
+    train: InProcessTrainer,
+    inject: Inject,
     place: Path,
-    files: Any,
     near: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(rewind, "_LONGEST_REPLAY_STEPS", 2)
     inject(BREAKING["activation"])
     train(place / "run", checkpoint__every_steps=4, eval__every_steps=100)
-    (jump,) = lines(files(place / "run"), "rewound_from")
+    (jump,) = lines(Files(place / "run"), "rewound_from")
     assert jump["step"] == 8
 
 
 def test_a_run_that_ended_so_ends_so_again_and_keeps_what_it_has(
-    train: Any, llmtrain: Any, inject: Any, place: Path, near: None
+    train: InProcessTrainer, llmtrain: Llmtrain, inject: Inject, place: Path, near: None
 ) -> None:
     inject(activation("model.norm", from_step(12)))
     with pytest.raises(DivergedError):
@@ -489,21 +503,21 @@ def test_a_run_that_ended_so_ends_so_again_and_keeps_what_it_has(
     assert checkpoints[-1] == "step-00000015"  # with the weights of step 11
     outcome = llmtrain("train", "--out", "run", "--resume", "auto")
     assert outcome.code == 4
-    assert "what model.norm returns" in outcome.err
+    assert "the output of model.norm" in outcome.err
     assert [p.name for p in list_checkpoints(place / "run" / "checkpoints")] == checkpoints
 
 
 def test_weights_that_break_at_the_very_end_are_not_what_is_left(
-    train: Any, inject: Any, place: Path, files: Any
+    train: InProcessTrainer, inject: Inject, place: Path
 ) -> None:
     inject(row_of_weights(20))
     assert train(place / "run").stopped == "done"
     assert_finite(place / "run")
-    assert [line["rewound_from"] for line in lines(files(place / "run"), "rewound_from")] == [20]
+    assert [line["rewound_from"] for line in lines(Files(place / "run"), "rewound_from")] == [20]
 
 
 def test_a_run_interrupted_where_it_was_to_end_ends_at_once(
-    train: Any, inject: Any, place: Path
+    train: InProcessTrainer, inject: Inject, place: Path
 ) -> None:
     inject(activation("model.norm", from_step(1)))
     is_third = iter([False, False, True])
@@ -514,7 +528,7 @@ def test_a_run_interrupted_where_it_was_to_end_ends_at_once(
     stopped = train(place / "run", stop_at=in_its_last_step)
     assert (stopped.stopped, stopped.steps, stopped.train_loss) == ("interrupted", 5, None)
     train.events.clear()
-    with pytest.raises(DivergedError, match=r"what model\.norm returns.*after 2 rewinds"):
+    with pytest.raises(DivergedError, match=r"the output of model\.norm.*after 2 rewinds"):
         train(place / "run", resume="auto")
     assert not [event for event in train.events if isinstance(event, Step)]
     assert warnings(train.events) == []

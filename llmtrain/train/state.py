@@ -1,0 +1,83 @@
+"""How the saved state of a run (`SavedState`) changes during a session."""
+
+from __future__ import annotations
+
+import math
+
+from llmtrain.machine.memory_usage import read_accelerator_memory, read_process_memory
+from llmtrain.plan.planner import Plan
+from llmtrain.train.build import RandomState
+from llmtrain.train.checkpoint.format import SavedState
+from llmtrain.train.divergence.policy import DivergenceState
+from llmtrain.train.events import Evaluated
+from llmtrain.train.loop import Run
+from llmtrain.train.pace import Pace
+
+
+def current_state(state: SavedState, run: Run, pace: Pace) -> SavedState:
+    """Return `state` as of the run's current step. Every rank has to call it."""
+    position = run.position
+    return state.model_copy(
+        update={
+            "step": position.step,
+            "tokens": position.tokens,
+            "windows": position.windows,
+            "begun_s": pace.startup_s,
+            "horizon_steps": position.horizon_steps,
+            "time_progress": position.time_progress,
+            "elapsed_s": pace.elapsed_s,
+            "peak_memory_bytes": max(state.peak_memory_bytes, _peak_memory_bytes(run)),
+            "torch_rng": RandomState.now().text,
+            "course": run.divergence,
+            "grad_scaler": run.scaler.state_dict() if run.scaler.is_enabled() else None,
+        }
+    )
+
+
+def with_evaluation(state: SavedState, evaluated: Evaluated) -> SavedState:
+    """Return `state` with the validation loss; None where it is not finite."""
+    is_finite = math.isfinite(evaluated.val_loss)
+    without_best = 0 if evaluated.is_best else state.evaluations_without_best + 1
+    update: dict[str, object] = {
+        "val_loss": evaluated.val_loss if is_finite else None,
+        "val_bpb": evaluated.val_bpb if is_finite else None,
+        "evaluations_without_best": without_best,
+    }
+    if evaluated.is_best:
+        update |= {"best_val_loss": evaluated.val_loss, "best_step": evaluated.step}
+    return state.model_copy(update=update)
+
+
+def with_plan(state: SavedState, plan: Plan, changed_after: int) -> SavedState:
+    """Return `state` with a plan that changed after a step, so that later bits differ."""
+    drifted = state.not_bitwise_from_step
+    if drifted is None and changed_after > 0:
+        drifted = changed_after
+    return state.model_copy(update={"numerics": plan.numerics(), "not_bitwise_from_step": drifted})
+
+
+def rewound_state(state: SavedState, base: SavedState | None) -> SavedState:
+    """Return the state of `base` (None: the beginning) with what stays true after a rewind."""
+    if base is None:
+        base = SavedState(
+            step=0,
+            tokens=0,
+            windows=0,
+            elapsed_s=state.elapsed_s,
+            horizon_steps=None,
+            torch_rng=state.torch_rng,
+            course=DivergenceState(),
+            numerics=state.numerics,
+        )
+    stays = ("numerics", "not_bitwise_from_step", "peak_memory_bytes")
+    return base.model_copy(update=state.model_dump(include=set(stays)))
+
+
+def _peak_memory_bytes(run: Run) -> int:
+    """Return the peak of all ranks' processes together, or of the GPU that holds most."""
+    if run.device.type == "cpu":
+        return int(run.all_reduce([read_process_memory().peak_resident_bytes])[0])
+    readings = read_accelerator_memory(run.device.index)
+    own = sum(r.peak_reserved_bytes or r.reserved_bytes or 0 for r in readings)
+    ranks = range(run.world.size)
+    return int(max(run.all_reduce([own if rank == run.world.rank else 0 for rank in ranks])))
