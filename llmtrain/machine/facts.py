@@ -1,7 +1,7 @@
-"""What is known of a machine, as plain values. Nothing here asks the hardware.
+"""What is known about a machine, as plain values. Nothing here reads the hardware.
 
-Facts can be invented, so that plans for machines one does not have are tested on any box.
-`None` means unknown: nothing is guessed.
+Tests invent facts, so that plans for any machine are tested on every machine. `None` means
+unknown; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 AcceleratorKind = Literal["cuda", "mps"]
+
+# A faster way to compute that gives other bits replaces the standing choice if it takes less than
+# this share of its time. Repeated measurements differ by less than the margin, so that the same
+# request is computed in the same way each time: see tests/benchmarks/kernel_choice.py.
+FASTER_RATIO = 0.8
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
-"""How fast this CPU computes the model's own parts in each way there is."""
+"""Measure how fast this CPU computes parts of the model in each way that there is."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from llmtrain.choice import ActivationCheckpointing, AttentionKernel, Precision
 from llmtrain.errors import LlmtrainError
 from llmtrain.machine.facts import AttentionTimes, BlockTimes
+from llmtrain.machine.timing import Run, Timing, compare
 from llmtrain.model.decoder import Block, compile_block
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.documents import Seen, seen_by
@@ -20,28 +22,24 @@ from llmtrain.ops.rotary import rotary_table
 from llmtrain.profile.shape import ModelShape
 
 _BUDGET_S = 0.4
-_LEAST_ROUNDS, _MOST_ROUNDS = 2, 8
+_LEAST_ROUNDS, _MOST_ROUNDS = 3, 8
 # Of attention that is timed, where one sequence does not have more: up to 0.3 s on two cores.
 _SCORES, _TOKENS = 64 << 20, 4096
-_LONGEST_CONTEXT = 4096  # the squares of longer ones take long, and tell nothing else
-
-Run = Callable[[], None]
+_LONGEST_CONTEXT = 4096  # the squares of longer ones take long and change nothing
 
 
 class CompileError(LlmtrainError):
-    """torch.compile does not work here; the message is the compiler's first words."""
+    """torch.compile failed; the message is the compiler's first error line."""
 
 
 def time_attention(
     shape: ModelShape, precision: Precision, threads: int, masked: bool = False
 ) -> AttentionTimes:
-    """Seconds for attention forward and backward over some sequences, by each kernel.
+    """Return the seconds for attention forward and backward over some sequences, by each kernel.
 
-    `masked`: within documents, of which each sequence has two.
-
-    As many sequences as a micro-batch has, or fewer where they are long: how well a kernel fares
-    depends on how many heads it has at once. The kernels take turns, and the best of several
-    rounds counts.
+    `masked`: attention stays within documents, of which each sequence has two. There are as many
+    sequences as in a micro-batch, or fewer where they are long: a kernel's speed depends on the
+    number of heads that it has at once.
     """
     context = min(shape.context, _LONGEST_CONTEXT)
     sequences = max(1, min(_TOKENS // context, _SCORES // (shape.num_heads * context**2)))
@@ -64,8 +62,9 @@ def time_attention(
         torch.autograd.grad(y, (q, k, v), y)
 
     with _threads(threads):
-        best = _best_s({kernel: _bound(run, kernel) for kernel in kernels})
-    return AttentionTimes(sdpa_s=best["sdpa"], blocks_s=best["blocks"])
+        timed = _compare({kernel: partial(run, kernel) for kernel in kernels})
+    sdpa_s = timed["sdpa"].wall_s
+    return AttentionTimes(sdpa_s, sdpa_s * timed["blocks"].ratio_to(timed["sdpa"]))
 
 
 def time_block(
@@ -79,10 +78,10 @@ def time_block(
     threads: int,
     masked: bool = False,
 ) -> BlockTimes:
-    """Seconds for one block forward and backward on a micro-batch: eager, compiled, and to compile.
+    """Return the seconds for one block forward and backward on a micro-batch, eager and compiled.
 
-    What is compiled here is what a run with these values compiles: it finds it in the cache.
-    Raises CompileError.
+    A run with the same values finds the compiled code in the compiler's cache. Raises
+    CompileError.
     """
     with torch.random.fork_rng(devices=()):  # a run draws the same whether it measured or not
         x = torch.randn(micro_batch, shape.context, shape.hidden_size, requires_grad=True)
@@ -103,13 +102,14 @@ def time_block(
         block.zero_grad(set_to_none=False)
 
     with _threads(threads):
-        compile_s = _compile_s(_bound(run, blocks["compiled"]))
-        best = _best_s({name: _bound(run, block) for name, block in blocks.items()})
-    return BlockTimes(eager_s=best["eager"], compiled_s=best["compiled"], compile_s=compile_s)
+        compile_s = _compile_s(partial(run, blocks["compiled"]))
+        timed = _compare({name: partial(run, block) for name, block in blocks.items()})
+    eager_s = timed["eager"].wall_s
+    return BlockTimes(eager_s, eager_s * timed["compiled"].ratio_to(timed["eager"]), compile_s)
 
 
 def _documents(attention: AttentionKernel, sequences: int, tokens: int, dtype: torch.dtype) -> Seen:
-    """Two documents a sequence, the second of which begins in each somewhere else."""
+    """Return two documents per sequence, divided at another position in each sequence."""
     begins_b1 = torch.arange(1, sequences + 1)[:, None] * tokens // (sequences + 1)
     first_bt = torch.where(torch.arange(tokens) < begins_b1, 0, begins_b1)
     return seen_by(attention, first_bt.to(torch.int32), dtype)
@@ -135,24 +135,13 @@ def _compile_s(run: Run) -> float:
     return time.perf_counter() - start_s
 
 
-def _bound(run: Callable[..., None], argument: object) -> Run:
-    return lambda: run(argument)
-
-
-def _best_s(runs: dict[str, Run]) -> dict[str, float]:
-    """Each one's best seconds, after a round that does not count. They take turns."""
-    for run in runs.values():
-        run()
-    deadline_s = time.perf_counter() + _BUDGET_S
-    best = dict.fromkeys(runs, float("inf"))
-    for done in range(_MOST_ROUNDS):
-        if done >= _LEAST_ROUNDS and time.perf_counter() > deadline_s:
-            break
-        for name, run in runs.items():
-            start_s = time.perf_counter()
-            run()
-            best[name] = min(best[name], time.perf_counter() - start_s)
-    return best
+def _compare(runs: Mapping[str, Run]) -> dict[str, Timing]:
+    return compare(
+        {name: [run] for name, run in runs.items()},
+        budget_s=_BUDGET_S,
+        least_rounds=_LEAST_ROUNDS,
+        most_rounds=_MOST_ROUNDS,
+    )
 
 
 @contextmanager

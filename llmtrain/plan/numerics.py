@@ -1,4 +1,4 @@
-"""Each decision about arithmetic: precision, kernels, compiling. Pure, from facts and timings."""
+"""Each decision about numerics: precision, kernels, compilation. Pure, from facts and timings."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import math
 
 from llmtrain.choice import AttentionKernel, Choice, DeviceKind, MatmulPrecision, Precision
 from llmtrain.errors import UsageError
-from llmtrain.machine.facts import CpuTimes, Facts, MatmulTimes
+from llmtrain.machine.facts import FASTER_RATIO, CpuTimes, Facts, MatmulTimes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
 
-_WORTHWHILE = 0.9  # a choice that changes the numerics must save at least a tenth of the time
 _WORTH_COMPILING_S = 120.0  # of eager training: compiling saves a fifth of it and takes up to 20 s
 _LEAST_FLEX_HEAD_DIM = 16  # its kernels multiply tiles of 16 features
 _EAGER_MFU = 0.6  # of the measured products' rate, over a whole eager step
@@ -30,9 +29,15 @@ def precision(
     if times is None:
         return Choice("fp32", "not measured on this CPU")
     figures = _figures(times)
-    if times.bf16_s < _WORTHWHILE * times.fp32_s and times.bf16_s <= times.medium_s:
-        return Choice("bf16", f"fastest: {figures}; weights stay fp32")
-    return Choice("fp32", f"bf16 does not pay: {figures}")
+    medium_is_faster = _is_faster(times.medium_s, times.bf16_s)
+    if _is_faster(times.bf16_s, times.fp32_s) and not medium_is_faster:
+        return Choice("bf16", f"faster than fp32: {figures}; weights stay fp32")
+    return Choice("fp32", f"bf16 is not clearly faster: {figures}")
+
+
+def _is_faster(seconds: float, standing_s: float) -> bool:
+    """Return True if a way is faster than the standing choice by more than noise."""
+    return seconds < FASTER_RATIO * standing_s
 
 
 def _figures(times: MatmulTimes) -> str:
@@ -71,9 +76,9 @@ def matmul_precision(
         return Choice("high", "what stays fp32 is multiplied in TF32")
     if kind == "cpu" and precision == "fp32" and times is not None:
         figures = f"{1e3 * times.medium_s:.1f} ms against {1e3 * times.fp32_s:.1f} ms, measured"
-        if times.medium_s < _WORTHWHILE * times.fp32_s:
+        if _is_faster(times.medium_s, times.fp32_s):
             return Choice("medium", f"faster fp32 products: {figures} here")
-        return Choice("highest", f"medium does not pay: {figures} here")
+        return Choice("highest", f"medium is not clearly faster: {figures} here")
     return Choice("highest", "full fp32 products")
 
 
@@ -129,9 +134,10 @@ def _measured_compilation(workload: Workload, times: CpuTimes) -> Choice[bool]:
         f"one block takes {1e3 * block.compiled_s:.0f} ms against {1e3 * block.eager_s:.0f} ms "
         "eager, measured here"
     )
-    if block.compiled_s <= block.eager_s:  # half the activations come with it
-        return Choice(True, f"{figures}; it took {block.compile_s:.0f} s to compile")
-    return Choice(False, f"eager: {figures}")
+    if _is_faster(block.eager_s, block.compiled_s):
+        return Choice(False, f"eager: {figures}")
+    # Compiled is the standing choice, as it halves the activations.
+    return Choice(True, f"{figures}; compiling took {block.compile_s:.0f} s")
 
 
 def _eager_run_s(workload: Workload, times: MatmulTimes) -> float:
@@ -190,9 +196,9 @@ def attention(
         f"products over blocks {1e3 * blocks_s:.1f} ms, torch's kernel {1e3 * sdpa_s:.1f} ms, "
         "measured here"
     )
-    if blocks_s < _WORTHWHILE * sdpa_s:
+    if _is_faster(blocks_s, sdpa_s):
         return Choice("blocks", f"faster: {figures}")
-    return Choice("sdpa", f"blocks do not pay: {figures}")
+    return Choice("sdpa", f"blocks are not clearly faster: {figures}")
 
 
 def keep_weight_casts(precision: str, micro_batches: int) -> Choice[bool]:

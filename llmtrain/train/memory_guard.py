@@ -147,7 +147,7 @@ class MemoryGuard:
             raise _ShortageError(answer)
 
     def _look_now(self) -> MemoryAction:
-        return self._watch.look(self._run.plan, self._run.position.step)
+        return self._watch.check(self._run.plan, self._run.position.step)
 
     def _answer_to(self, error: BaseException) -> MemoryAction:
         """What this process does after it. Raises `error`, or DoesNotFitError for another rank."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from llmtrain.data.batches.mixture import MixedSource
 from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
-from llmtrain.machine.memory_usage import read_accelerator_memory, read_process_memory
+from llmtrain.machine.gpu_memory import read_accelerator_memory
+from llmtrain.machine.memory_usage import read_process_memory
 from llmtrain.machine.out_of_memory import memory_errors_mapped
 from llmtrain.plan.activation_bytes import checkpoint_bytes
 from llmtrain.plan.workload import Workload
