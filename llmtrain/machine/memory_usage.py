@@ -55,7 +55,7 @@ def read_bounds(root: Path = Path("/")) -> list[Bound]:
             name = "the control group" if number == 0 else f"control group {group.path}"
             bounds.append(Bound(name, group.limit_bytes, group.used_bytes, room))
     for own in read_mapped(root):
-        bounds.append(Bound(own.name, own.limit_bytes, own.mapped_bytes, is_per_process=True))
+        bounds.append(Bound(own.name, own.limit_bytes, own.used_bytes, is_per_process=True))
     return bounds
 
 

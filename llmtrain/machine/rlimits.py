@@ -33,6 +33,12 @@ class MappedMemory:
     limit_bytes: int
     mapped_bytes: int
     unused_bytes: int  # mapped and not in memory
+    reusable_bytes: int  # of those what is no thread's stack: freed blocks of the heap
+
+    @property
+    def used_bytes(self) -> int:
+        """What is mapped, without what later allocations can take from the heap."""
+        return self.mapped_bytes - self.reusable_bytes
 
 
 def has_process_limit() -> bool:
@@ -67,16 +73,26 @@ def read_mapped(root: Path = Path("/")) -> list[MappedMemory]:
     except (OSError, ValueError, IndexError):
         return []
     page_bytes = os.sysconf("SC_PAGE_SIZE")
-    figures = {
-        "RLIMIT_AS": (mapped, mapped - resident),
-        "RLIMIT_DATA": (private, private - (resident - shared)),
-    }
+    unused = {"RLIMIT_AS": mapped - resident, "RLIMIT_DATA": private - (resident - shared)}
+    stacks_bytes = _STACK_BYTES * _count_threads(root)
+    reusable_bytes = max(0, page_bytes * unused["RLIMIT_DATA"] - stacks_bytes)
     return [
         MappedMemory(
-            name, limit, page_bytes * figures[name][0], page_bytes * max(0, figures[name][1])
+            name,
+            limit_bytes,
+            mapped_bytes=page_bytes * (mapped if name == "RLIMIT_AS" else private),
+            unused_bytes=page_bytes * max(0, unused[name]),
+            reusable_bytes=reusable_bytes,
         )
-        for name, limit in limits.items()
+        for name, limit_bytes in limits.items()
     ]
+
+
+def _count_threads(root: Path) -> int:
+    try:
+        return len(list((root / "proc/self/task").iterdir()))
+    except OSError:
+        return 1
 
 
 def _read_limits() -> dict[str, int]:

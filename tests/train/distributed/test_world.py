@@ -25,9 +25,10 @@ from llmtrain.train.checkpoint.format import (
 )
 from llmtrain.train.distributed.world import World, meet
 from llmtrain.train.run_directory.directory import RunDirectory
+from tests.pinned import pinned_keywords, pinned_options
 
 LIMIT_S = 200
-TRAIN = ("train", "-p", "tiny.yaml", "--out", "run", "--set", "device.precision=fp32")
+TRAIN = ("train", "-p", "tiny.yaml", "--out", "run", *pinned_options())
 LONG = ("--steps", 250, "--set", "eval.every_steps=500", "--set", "eval.sample_every_steps=500")
 
 
@@ -50,7 +51,7 @@ def losses(course: list[dict[str, Any]]) -> list[float]:
 
 @pytest.fixture(scope="module")
 def alone(run_alone: Any) -> Any:
-    return run_alone(device__precision="fp32")
+    return run_alone(**pinned_keywords())
 
 
 def assert_trained_as_alone(run: Any, alone: Any) -> None:
@@ -90,7 +91,8 @@ def test_two_processes_share_packed_and_masked_documents(
     _, err = process.communicate(timeout=LIMIT_S)
 
     assert process.returncode == 0, err
-    alone = run_alone(device__precision="fp32", data__packing="best_fit", data__mask_documents=True)
+    masked = {"data__packing": "best_fit", "data__mask_documents": True}
+    alone = run_alone(**pinned_keywords(), **masked)
     assert_trained_as_alone(files(place / "run"), alone)
 
 
