@@ -181,22 +181,25 @@ def _read_peak(pid: int | None) -> int:
     Linux: VmHWM. What getrusage says includes what the parent held before this process started.
     """
     with suppress(OSError, ValueError):
-        if sys.platform == "linux":
-            status = Path("/proc", "self" if pid is None else str(pid), "status")
-            lines = status.read_text(encoding="utf-8", errors="replace").splitlines()
-            peaks = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-            return _KIB * int(peaks[0]) if peaks else 0
-        if sys.platform == "win32":
-            return _windows_peak(pid)
-        return _own_peak_rss(pid)
+        return _PEAK_READERS.get(sys.platform, _own_peak_rss)(pid)
     return 0
+
+
+def _linux_peak(pid: int | None) -> int:
+    status = Path("/proc", "self" if pid is None else str(pid), "status")
+    lines = status.read_text(encoding="utf-8", errors="replace").splitlines()
+    peaks = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return _KIB * int(peaks[0]) if peaks else 0
 
 
 def _windows_peak(pid: int | None) -> int:
     import psutil
 
     with _psutil_errors_mapped():
-        return int(getattr(psutil.Process(pid).memory_info(), "peak_wset", 0))
+        return int(psutil.Process(pid).memory_info()._asdict()["peak_wset"])
+
+
+_PEAK_READERS = {"linux": _linux_peak, "win32": _windows_peak}
 
 
 def _with_fallback(from_psutil: Callable[[], T], from_standard_library: Callable[[], T]) -> T:

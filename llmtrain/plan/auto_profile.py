@@ -36,9 +36,9 @@ def choose_profile(
     if device == "mps":
         return Choice("mps-small", "there is an Apple GPU")
     if time_s is None:
-        return Choice("cpu-tiny", "for a CPU: trained in minutes")
+        return Choice("cpu-tiny", "trains in minutes on a CPU")
     if not measure:
-        return Choice("cpu-tiny", "for a CPU of unknown speed: the smallest")
+        return Choice("cpu-tiny", "the smallest, as the speed of the CPU is unknown")
     shapes = {
         name: shape_of(load_profile(name, environment={}).profile.model) for name in _CPU_PROFILES
     }
