@@ -72,7 +72,7 @@ def test_features_turn_something_off() -> None:
     ("spec", "unsaid", "said"),
     [
         ("cuda:2x80GiB", "16 cores", "cuda:2x80GiB:24c"),
-        ("cuda:2x80GiB", "160 GiB of memory", "cuda:2x80GiB:512GiB"),
+        ("cuda:2x80GiB", "160 GiB of main memory", "cuda:2x80GiB:512GiB"),
         ("cuda:80GiB", "multiplies bf16", "cuda:80GiB:no-bf16"),
         ("mps:16GiB", "8 cores", "mps:16GiB:10c"),
     ],
@@ -92,11 +92,11 @@ def test_what_the_hint_says_is_understood(spec: str) -> None:
     [
         ("", "'' is not cpu, cuda or mps"),
         ("tpu:16GiB", "'tpu' is not"),
-        ("cuda", "how much memory a GPU has"),
-        ("cuda:16c", "how much memory a GPU has"),
-        ("mps:8c", "how much memory there is"),
-        ("cpu:8c", "how much memory there is"),
-        ("cpu:8GiB", "how many cores"),
+        ("cuda", "memory of a GPU is missing"),
+        ("cuda:16c", "memory of a GPU is missing"),
+        ("mps:8c", "size of the memory is missing"),
+        ("cpu:8c", "size of the memory is missing"),
+        ("cpu:8GiB", "number of cores is missing"),
         ("cuda:80", "'80' is not a size (80GiB)"),
         ("cuda:80GiB:", "'' is not a size"),
         ("cuda:80QiB", "'80qib' is not a size"),
@@ -112,7 +112,7 @@ def test_what_the_hint_says_is_understood(spec: str) -> None:
         ("cpu:8c:8GiB:9GiB", "memory is given twice"),
         ("cpu:8c:1B", "not from 64 MiB to"),
         ("cpu:8c:9999999TiB", "not from 64 MiB to"),
-        ("cpu:8c:8GiB:amx", "'amx' is neither"),
+        ("cpu:8c:8GiB:amx", "'amx' is not"),
     ],
 )
 def test_what_is_not_understood_is_refused(spec: str, why: str) -> None:
