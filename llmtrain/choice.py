@@ -1,4 +1,4 @@
-"""A decision with its reason, and the names that decisions choose from."""
+"""A decision with its reason, and the values that decisions choose from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Algorithm = Literal["muon", "adamw"]  # that steps a parameter group
 
 @dataclass(frozen=True, slots=True)
 class Choice(Generic[T]):
-    """A decision and why it was made; shown by `device info`, saved with the run."""
+    """A value and why it was chosen; shown by `device info`, saved with the run."""
 
     value: T
     reason: str

@@ -75,7 +75,7 @@ READS_WHAT_IT_TRUSTS = {
     "machine/cpu",
     "machine/cgroup",
     "machine/energy",
-    "machine/memory_readers",
+    "machine/memory_usage",
     "machine/rlimits",
     "machine/measurement_cache",  # a key of its own making
     "engine/train_run",  # what rank 0 says

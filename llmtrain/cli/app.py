@@ -23,7 +23,7 @@ from llmtrain.cli.output import Output
 from llmtrain.cli.streams import hold_standard_streams
 from llmtrain.errors import AbortedError, DoesNotFitError, LlmtrainError, ThresholdError, UsageError
 from llmtrain.files import LAUNCHED_VARIABLE
-from llmtrain.machine.allocator import begin_without_thread_cache
+from llmtrain.machine.allocator import restart_without_thread_cache
 
 _RANK_0_SPEAKS_FIRST_S = 5.0
 
@@ -54,7 +54,7 @@ def root(
 def main() -> NoReturn:
     """Runs the command line and exits with its code."""
     if sys.argv[1:2] == ["train"]:
-        begin_without_thread_cache()
+        restart_without_thread_cache()
     sys.excepthook = _explain_unexpected
     hold_standard_streams()
     sys.exit(run(sys.argv[1:]))

@@ -19,7 +19,7 @@ class SystemMemory(Part):
     percent: float = key("used of total, 0 to 100")
     limit_bytes: int | None = key("the control group's limit; null: none below the total")
     limit_used_bytes: int | None = key("charged against that limit, page cache included")
-    source: str = key("who was asked: psutil, /proc …")
+    source: str = key("psutil, or the standard library's module that is used without it")
 
 
 class GroupMemory(Part):
@@ -43,7 +43,7 @@ class ProcessMemory(Part):
     resident_bytes: int = key("resident memory; pages that are shared count for each")
     peak_resident_bytes: int = key("own peak since the start, and what descendants hold now")
     processes: int = key("how many they are")
-    source: str = key("who was asked: psutil, /proc …")
+    source: str = key("psutil, or the standard library's module that is used without it")
 
 
 class AcceleratorMemory(Part):

@@ -65,9 +65,7 @@ class Plan(Part):
     keep_weight_casts: Decision[bool] = key("whether weights are rounded once a step")
     backend: Decision[Backend] = key("what several processes talk through")
     grad_scaler: Decision[bool] = key("whether gradients are scaled")
-    optimizer_kernel: Decision[Literal["fused", "foreach"]] = key("AdamW's")
     workers: Decision[int] = key("processes that tokenize")
-    loader_processes: Decision[int] = key("processes that read batches")
     pin_memory: Decision[bool] = key("whether batches are copied from pinned memory")
 
 

@@ -238,7 +238,7 @@ def _train(
     )
     horizon = target.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
     set_horizon(run.position, target, horizon)
-    if resumed is not None and resumed.state.numerics != planned.plan.numerics():
+    if resumed is not None and not planned.plan.has_numerics(resumed.state.numerics):
         is_same_plan = False  # it changed after this checkpoint: see run.yaml's sittings
     state = state_to_begin_with(resumed, planned.plan, is_same_plan)
     if resumed is not None and not is_same_plan:

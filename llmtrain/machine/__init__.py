@@ -1,1 +1,1 @@
-"""This machine: what is there, how fast it is, and what of its memory is in use."""
+"""The machine: its hardware, its speed, and its memory in use."""

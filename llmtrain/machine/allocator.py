@@ -1,4 +1,4 @@
-"""What the C library's allocator can be told. Imports nothing heavy: it is told before torch."""
+"""Set up the C library's allocator. Imports nothing heavy, as it comes before torch."""
 
 from __future__ import annotations
 
@@ -7,30 +7,32 @@ import os
 import sys
 from contextlib import suppress
 
+from llmtrain.machine.rlimits import has_process_limit
+
 # glibc's mallopt parameters, from malloc.h.
 _FASTBINS, _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = 1, -1, -2, -4
 _HEAP_STEP_BYTES = 64 << 20
 _TUNABLES = "GLIBC_TUNABLES"
 _NO_THREAD_CACHE = "glibc.malloc.tcache_count=0"  # mallopt has no such parameter
-_USERS_OWN = (_TUNABLES, "LD_PRELOAD")
+_USER_VARIABLES = (_TUNABLES, "LD_PRELOAD")
 
 
-def begin_without_thread_cache() -> None:
-    """This process joins all that it frees; where glibc did not, it has begun anew.
+def restart_without_thread_cache() -> None:
+    """Restart this process with glibc's thread cache turned off, unless it is off already.
 
-    Small pieces that glibc keeps for each thread lie between large free blocks, and torch's
-    aligned allocations leave one beside every tensor: the next step's tensors fit into none of the
-    blocks, and a training takes up to a fifth more memory. glibc reads that setting only when a
-    process begins. What it starts itself is not told.
+    Small chunks that the cache keeps lie between large free blocks, and torch's aligned
+    allocations leave one beside every tensor: free blocks cannot be merged, the next step's
+    tensors fit into none of them, and training takes up to a fifth more memory. glibc reads the
+    setting only when a process starts. Child processes do not inherit it.
     """
     if os.environ.get(_TUNABLES) == _NO_THREAD_CACHE:
         del os.environ[_TUNABLES]
         return
-    if any(name in os.environ for name in _USERS_OWN) or not _has_glibc():
+    if any(name in os.environ for name in _USER_VARIABLES) or not _has_glibc():
         return
     with suppress(OSError):
-        anew = {**os.environ, _TUNABLES: _NO_THREAD_CACHE}
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], anew)
+        environment = {**os.environ, _TUNABLES: _NO_THREAD_CACHE}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def _has_glibc() -> bool:
@@ -42,26 +44,26 @@ def _has_glibc() -> bool:
 
 
 def keep_freed_memory() -> None:
-    """Blocks that a training step frees stay in the process, where the C library is glibc.
+    """Make glibc keep the blocks that a training step frees.
 
-    Otherwise glibc hands large ones back to the system, which clears them again for the next
-    step. Has to come before the first large allocation; who set an allocator up is left alone.
+    Otherwise it returns large ones to the system, which clears them again for the next step. To
+    be called before the first large allocation. An allocator that the user set up is not changed.
     """
-    if any(name in os.environ for name in _USERS_OWN) or not sys.platform.startswith("linux"):
+    if any(name in os.environ for name in _USER_VARIABLES) or not sys.platform.startswith("linux"):
         return
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_FASTBINS, 0)
         mallopt(_MMAP_MAX, 0)
         mallopt(_TRIM_THRESHOLD, -1)
-        mallopt(_TOP_PAD, _HEAP_STEP_BYTES)
+        # With this each thread that allocates maps 64 MiB at once. Under a limit on what is mapped
+        # a few threads would use it up, and libraries die of small allocations that fail.
+        if not has_process_limit():
+            mallopt(_TOP_PAD, _HEAP_STEP_BYTES)
 
 
 def return_free_memory() -> None:
-    """Memory that was freed is the system's again: a GPU's, and where the C library is glibc.
-
-    Other C libraries have no such call.
-    """
+    """Return freed memory to the system: glibc's, and that of torch's GPU caches."""
     if sys.platform.startswith("linux"):
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""A machine that is not here, from a few words: `cuda:8x80GiB`, `mps:16GiB`, `cpu:16c:64GiB`.
+"""Invent the facts of another machine from a short specification: `cuda:8x80GiB`, `mps:16GiB`.
 
     SPEC     = KIND ":" FIELD { ":" FIELD }        KIND = cpu | cuda | mps
     FIELD    = GPUS | SIZE | CORES | FEATURE, in any order, each at most once
@@ -7,7 +7,7 @@
     CORES    = NUMBER "c"                          physical cores
     FEATURE  = an instruction set, no-bf16 (of the GPUs) or no-compiler
 
-What the words leave open is assumed, and each assumption is said.
+What the specification leaves open is assumed, and each assumption is listed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LARGE_MAC_BYTES = 36 * 2**30
 
 @dataclass(frozen=True, slots=True)
 class AssumedMachine:
-    """The facts of a machine that is not here, as said, and what was not said."""
+    """The facts of another machine, and what was assumed about it."""
 
     spec: str
     facts: Facts
@@ -48,7 +48,7 @@ class AssumedMachine:
 
 @dataclass(slots=True)
 class _Words:
-    """What a SPEC says, field by field."""
+    """The parsed fields of a SPEC."""
 
     spec: str
     kind: str
@@ -63,7 +63,7 @@ class _Words:
 
 
 def assume_machine(spec: str, *, python_version: str, torch_version: str) -> AssumedMachine:
-    """The machine that `spec` names, with those versions. Raises UsageError."""
+    """Return the machine that `spec` describes, with those versions. Raises UsageError."""
     words = _parse(spec)
     facts = Facts(
         system={"cuda": "Linux", "mps": "Darwin"}.get(words.kind, "unknown"),
@@ -83,32 +83,32 @@ def _parse(spec: str) -> _Words:
     kind, *fields = spec.strip().lower().split(":")
     words = _Words(spec, kind)
     if kind not in ("cpu", "cuda", "mps"):
-        raise words.wrong(f"{kind!r} is none of cpu, cuda and mps")
+        raise words.wrong(f"{kind!r} is not cpu, cuda or mps")
     for text in fields:
         _take(words, text)
     if kind == "cuda" and words.gpu_bytes is None:
-        raise words.wrong("it does not say how much memory a GPU has")
+        raise words.wrong("the memory of a GPU is missing")
     if kind != "cuda" and words.memory_bytes is None:
-        raise words.wrong("it does not say how much memory there is")
+        raise words.wrong("the size of the memory is missing")
     if kind == "cpu" and words.cores is None:
-        raise words.wrong("it does not say how many cores there are")
+        raise words.wrong("the number of cores is missing")
     return words
 
 
 def _take(words: _Words, text: str) -> None:
-    """`words` say what the field `text` says, too. Raises UsageError."""
+    """Add the field `text` to `words`. Raises UsageError."""
     if text in _FEATURES:
         words.features.append(text)
     elif cores := _CORES.fullmatch(text):
         if words.cores is not None:
-            raise words.wrong("it says the number of cores twice")
+            raise words.wrong("the number of cores is given twice")
         words.cores = _bounded(words, int(cores[1]), 1, MOST_THREADS, "cores")
     elif size := _GPUS.fullmatch(text):
         _take_memory(words, text, size)
     else:
         features = ", ".join(_FEATURES)
         raise words.wrong(
-            f"{text!r} is neither a size (80GiB) nor a number of cores (8c), nor one of {features}"
+            f"{text!r} is not a size (80GiB), a number of cores (8c) or one of {features}"
         )
 
 
@@ -125,9 +125,9 @@ def _take_memory(words: _Words, text: str, size: re.Match[str]) -> None:
         words.gpu_bytes = memory_bytes
         words.gpus = _bounded(words, numbers[0], 1, _MOST_GPUS, "GPUs") if numbers else 1
     elif numbers:
-        raise words.wrong(f"{text!r} counts what there is one of")
+        raise words.wrong(f"{text!r}: only GPUs are counted, and only once")
     elif words.memory_bytes is not None:
-        raise words.wrong("it says how much memory there is twice")
+        raise words.wrong("the size of the memory is given twice")
     else:
         words.memory_bytes = memory_bytes
 
@@ -175,25 +175,25 @@ def _accelerators(words: _Words) -> Iterator[Accelerator]:
 
 
 def _assumptions(words: _Words, facts: Facts) -> Iterator[str]:
-    """What was not said, in sentences."""
+    """Yield what was assumed, in sentences."""
     cpu, compiler = facts.cpu, "without" if _NO_COMPILER in words.features else "with"
-    system = {"cuda": "Linux", "mps": "macOS"}.get(words.kind, "a system that is not known")
+    system = {"cuda": "Linux", "mps": "macOS"}.get(words.kind, "an unknown system")
     extras = ", nccl and Triton" if words.kind == "cuda" else ""
     yield (
         f"{system}, Python {facts.python_version}, torch {facts.torch_version} "
         f"{facts.torch_build}{extras}, {compiler} a C++ compiler"
     )
     if words.kind == "cuda" and words.cores is None:
-        yield f"{cpu.logical_cores} cores: {_CORES_A_GPU} a GPU"
+        yield f"{cpu.logical_cores} cores: {_CORES_A_GPU} per GPU"
     elif words.cores is None:
         yield f"{cpu.logical_cores} cores"
     if words.kind == "cuda" and words.memory_bytes is None:
         memory = format_bytes(cpu.memory_total_bytes)
-        yield f"{memory} of memory beside the GPUs': as much as they have"
+        yield f"{memory} of main memory: as much as all GPUs have"
     if words.kind != "cpu" and _NO_BF16 not in words.features:
         yield "the GPU multiplies bf16 natively"
     if words.kind == "mps":
         share = format_bytes(facts.accelerators[0].memory_total_bytes)
         yield f"Metal recommends to use at most {share} of the memory"
-    yield "one thread a core, all of them and all of the memory free for use, no limit on either"
-    yield "nothing is timed: what only measuring tells is planned as where nobody has measured"
+    yield "one thread per core, all cores and memory free, and no limits"
+    yield "nothing is measured: decisions that need measurements have their defaults"

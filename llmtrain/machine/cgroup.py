@@ -1,7 +1,7 @@
-"""What the Linux control group of this process (a container, a slice, a batch job) allows it.
+"""Read the limits of this process's Linux control group: a container, a slice, a batch job.
 
 Version 1, version 2 and the two mounted together. The file system's root is an argument, so that
-a test can invent one. What is missing, unreadable or malformed is unknown: `None`.
+tests can invent one. What is missing, unreadable or malformed is unknown: `None`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _UNLIMITED_BYTES = 1 << 60
 
 @dataclass(frozen=True, slots=True)
 class CgroupLimits:
-    """The smallest limits of this process's group and all groups above it; None: none known."""
+    """The smallest limits of this process's group and all groups above it; None: no limit known."""
 
     quota_cores: float | None
     memory_limit_bytes: int | None
@@ -23,10 +23,10 @@ class CgroupLimits:
 
 @dataclass(frozen=True, slots=True)
 class GroupMemory:
-    """A limited group's memory now.
+    """The memory of a limited group.
 
-    `used_bytes` is without the page cache and other kernel caches, which are given up before
-    anything is killed. `swap_bytes` may still be moved out; None: as much as the machine has room.
+    `used_bytes` is without the page cache and other kernel caches, which are dropped before any
+    process is killed. `swap_bytes` may still be moved out; None: as much as the machine allows.
     """
 
     path: Path
@@ -36,7 +36,7 @@ class GroupMemory:
 
 
 def read_limits(root: Path = Path("/")) -> CgroupLimits:
-    """The limits on this process. Both None where there are no control groups."""
+    """Return the limits on this process. Both None where there are no control groups."""
     quotas = [_quota_cores(group) for group in _groups(root, "cpu")]
     limits = [_memory_limit_bytes(group) for group in _groups(root, "memory")]
     return CgroupLimits(
@@ -46,10 +46,10 @@ def read_limits(root: Path = Path("/")) -> CgroupLimits:
 
 
 def read_memory_usage(root: Path = Path("/")) -> int | None:
-    """Bytes charged to the group that sets the smallest limit, or else to this process's own.
+    """Return the bytes charged to the group with the smallest limit, or to this process's own.
 
-    The kernel charges the page cache too, so a group that reads files sits near its limit
-    without being short of memory.
+    The page cache is charged too, so that a group that reads files is near its limit without
+    being short of memory.
     """
     groups = _groups(root, "memory")
     limited = [(limit, group) for group in groups if (limit := _memory_limit_bytes(group))]
@@ -59,7 +59,7 @@ def read_memory_usage(root: Path = Path("/")) -> int | None:
 
 
 def read_limited_groups(root: Path = Path("/"), pid: int | None = None) -> list[GroupMemory]:
-    """Every limited group that this process, or that of `pid`, is charged to; its own first."""
+    """Return every limited group that this process, or `pid`, is charged to; its own first."""
     found = []
     for group in _groups(root, "memory", "self" if pid is None else str(pid)):
         limit, usage = _memory_limit_bytes(group), _usage_bytes(group)
@@ -71,9 +71,9 @@ def read_limited_groups(root: Path = Path("/"), pid: int | None = None) -> list[
 
 
 def _reclaimable_bytes(group: Path) -> int:
-    """Cache of files, and of the kernel's objects where it says which of them can go.
+    """Return the bytes of the page cache and of reclaimable kernel objects.
 
-    Version 1 has the sums over the groups below under names of their own.
+    Version 1 has the sums over the groups below under separate names.
     """
     rows = (line.split() for line in _text(group / "memory.stat").splitlines())
     stat = {row[0]: _positive(row[1]) or 0 for row in rows if len(row) == 2}
@@ -82,7 +82,7 @@ def _reclaimable_bytes(group: Path) -> int:
 
 
 def _swap_room_bytes(group: Path, limit_bytes: int, usage_bytes: int) -> int | None:
-    """What the group may move to swap beyond what is there already."""
+    """Return what the group may still move to swap."""
     if _text(group / "memory.max"):
         allowed, taken = group / "memory.swap.max", group / "memory.swap.current"
         room = _number(_text(allowed))
@@ -95,7 +95,7 @@ def _swap_room_bytes(group: Path, limit_bytes: int, usage_bytes: int) -> int | N
 
 
 def _groups(root: Path, controller: str, process: str = "self") -> list[Path]:
-    """A process's group and those above it, nearest first, wherever `controller` may be."""
+    """Return a process's group and those above it, nearest first, for `controller`."""
     base = root / "sys/fs/cgroup"
     groups: list[Path] = []
     for line in _text(root / "proc" / process / "cgroup").splitlines():
@@ -112,10 +112,10 @@ def _groups(root: Path, controller: str, process: str = "self") -> list[Path]:
 
 
 def _levels(mount: Path, path: PurePosixPath) -> list[Path]:
-    """The directories from `path` up to `mount`.
+    """Return the directories from `path` up to `mount`.
 
     Inside a container the path may be the host's: then the mount's root is the group, and a
-    directory that happens to match the beginning of the path is somebody else's.
+    directory that matches the beginning of the path is another group's.
     """
     parts = path.parts[1:]
     if ".." in parts or not mount.joinpath(*parts).is_dir():
@@ -144,13 +144,13 @@ def _usage_bytes(group: Path) -> int | None:
 
 
 def _positive(text: str) -> int | None:
-    """The positive integer in `text`; None for `max`, `-1` and what is no number."""
+    """Return the positive integer in `text`; None for `max`, `-1` and anything else."""
     number = _number(text)
     return number if number is not None and number > 0 else None
 
 
 def _number(text: str) -> int | None:
-    """The integer in `text`; None for `max` and what is no number."""
+    """Return the integer in `text`; None for `max` and anything else."""
     try:
         return int(text)
     except ValueError:

@@ -1,6 +1,6 @@
-"""What Linux and macOS write about the processor, read into one form.
+"""Read the processor's description on Linux, macOS and Windows.
 
-Of the instruction sets only those are kept that decide how fast a matrix product is.
+Only the instruction sets that decide how fast a matrix product is are read.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ class CpuDescription:
 
     @property
     def physical_cores(self) -> int | None:
-        """Distinct physical cores; None: unknown."""
+        """The number of physical cores; None: unknown."""
         return len(set(self.core_of.values())) or None
 
     def cores_among(self, logical_cores: Iterable[int]) -> int | None:
-        """Distinct physical cores behind `logical_cores`; None where one of them is unknown."""
+        """Return the number of physical cores of `logical_cores`; None where one is unknown."""
         behind = [self.core_of.get(logical) for logical in logical_cores]
         return None if None in behind else len(set(behind))
 
 
 def read_linux_cpu(root: Path = Path("/")) -> CpuDescription:
-    """/proc/cpuinfo, with the cores as /sys counts them where it does: ARM has them only there."""
+    """Read /proc/cpuinfo, and the cores from /sys where it has them, as ARM has them only there."""
     try:
         text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -71,7 +71,7 @@ def read_linux_cpu(root: Path = Path("/")) -> CpuDescription:
 
 
 def parse_cpuinfo(text: str) -> CpuDescription:
-    """The description in the text of /proc/cpuinfo."""
+    """Parse the text of /proc/cpuinfo."""
     processors = [p for p in map(_fields, text.split("\n\n")) if "processor" in p]
     if not processors:
         return CpuDescription()
@@ -90,7 +90,7 @@ def parse_cpuinfo(text: str) -> CpuDescription:
 
 
 def parse_sysctl(text: str) -> CpuDescription:
-    """The description in what `sysctl machdep.cpu hw.packages hw.optional` prints on macOS."""
+    """Parse what `sysctl machdep.cpu hw.packages hw.optional` prints on macOS."""
     values = _fields(text)
     packages = values.get("hw.packages", "")
     return CpuDescription(
@@ -118,7 +118,7 @@ def _in_order(names: Mapping[str, str], present: set[str]) -> tuple[str, ...]:
 
 
 def _read_topology(cpus: Path) -> tuple[dict[int, str], set[str]]:
-    """Each logical core's physical core (named by the threads that share it), and the sockets."""
+    """Return each logical core's physical core, named by the threads that share it; the sockets."""
     core_of: dict[int, str] = {}
     packages: set[str] = set()
     for topology in cpus.glob("cpu[0-9]*/topology"):
@@ -138,7 +138,7 @@ def _line(path: Path) -> str:
 
 
 def allowed_cores() -> Collection[int] | None:
-    """The logical cores that this process may run on; None: the system does not say."""
+    """Return the logical cores that this process may run on; None: unknown."""
     affinity: Collection[int] | None = None
     if sys.platform == "linux":
         affinity = os.sched_getaffinity(0)
@@ -147,3 +147,13 @@ def allowed_cores() -> Collection[int] | None:
 
         affinity = psutil.Process().cpu_affinity()
     return affinity
+
+
+if sys.platform == "win32":
+    import winreg
+
+    def windows_processor_name() -> str:
+        """Return the first processor's name in the registry. Raises OSError."""
+        path = r"HARDWARE\DESCRIPTION\System\CentralProcessor\0"
+        with winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, path) as key:
+            return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()

@@ -1,4 +1,4 @@
-"""Joules, where the machine counts them: Linux's RAPL of CPU packages, NVIDIA's NVML of GPUs."""
+"""Read energy counters: Linux's RAPL of CPU packages, NVIDIA's NVML of GPUs."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from types import ModuleType
 from typing import Protocol
 
 _ZONES = "sys/class/powercap"
-_LOOK_EVERY_S = 60.0  # a package's counter begins anew after a few minutes to an hour
+_READ_EVERY_S = 60.0  # a package's counter overflows after a few minutes to an hour
 
 
 class Counter(Protocol):
-    """Counts joules since it was made."""
+    """Counts joules since it was created."""
 
     def joules(self) -> float:
-        """So far. Raises OSError where it can no longer be read."""
+        """Return the joules so far. Raises OSError where they can no longer be read."""
 
 
 class PackageCounter:
-    """A CPU package's, which begins anew at its end: to be asked more often than that."""
+    """A CPU package's counter, which overflows: to be read more often than that."""
 
     def __init__(self, zone: Path) -> None:
-        """Raises OSError and ValueError where the zone cannot be read, as most can by root only."""
+        """Raises OSError and ValueError where the zone cannot be read; most are for root only."""
         self._path = zone / "energy_uj"
         self._range_uj = int((zone / "max_energy_range_uj").read_text(encoding="ascii"))
         self._last_uj = self._read_uj()
@@ -41,31 +41,31 @@ class PackageCounter:
 
 
 class GpuCounter:
-    """An NVIDIA GPU's, which counts since its driver was loaded."""
+    """An NVIDIA GPU's counter, which starts when its driver is loaded."""
 
     def __init__(self, nvml: ModuleType, uuid: str) -> None:
         """Raises the module's NVMLError where the GPU does not count."""
         self._nvml = nvml
         self._handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
-        self._begun_mj = self._read_mj()
+        self._start_mj = self._read_mj()
 
     def joules(self) -> float:
-        return (self._read_mj() - self._begun_mj) / 1e3
+        return (self._read_mj() - self._start_mj) / 1e3
 
     def _read_mj(self) -> int:
         return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
 
 
 class EnergyMeter:
-    """What all counters together counted. A thread asks them, so that none begins anew unseen."""
+    """The sum of all counters. A thread reads them, so that no overflow is missed."""
 
     def __init__(self, counters: Sequence[Counter]) -> None:
         self._counters = tuple(counters)
         self._lock = threading.Lock()
-        self._over = threading.Event()
+        self._stop = threading.Event()
 
     def joules(self) -> float | None:
-        """So far; None where nothing counts, or a counter can no longer be read."""
+        """Return the joules so far; None without counters, or where one can no longer be read."""
         if not self._counters:
             return None
         with self._lock, suppress(OSError, ValueError):
@@ -74,22 +74,22 @@ class EnergyMeter:
 
     @contextmanager
     def watching(self) -> Iterator[EnergyMeter]:
-        """Within the block the counters are asked once a minute."""
+        """Read the counters once a minute within the block."""
         thread = threading.Thread(target=self._watch, name="energy", daemon=True)
         if self._counters:
             thread.start()
         try:
             yield self
         finally:
-            self._over.set()
+            self._stop.set()
 
     def _watch(self) -> None:
-        while not self._over.wait(_LOOK_EVERY_S):
+        while not self._stop.wait(_READ_EVERY_S):
             self.joules()
 
 
 def package_counters(root: Path = Path("/")) -> list[Counter]:
-    """One a CPU package that can be read: none on most machines for who is not root."""
+    """Return a counter for each CPU package that can be read: by root only on most machines."""
     found: list[Counter] = []
     for zone in sorted((root / _ZONES).glob("intel-rapl:*")):  # AMD's have that name, too
         with suppress(OSError, ValueError):
@@ -99,7 +99,7 @@ def package_counters(root: Path = Path("/")) -> list[Counter]:
 
 
 def gpu_counters(indices: Sequence[int]) -> list[Counter]:
-    """One for each of these CUDA devices that counts; none without `nvidia-ml-py`."""
+    """Return a counter for each CUDA device that has one; none without `nvidia-ml-py`."""
     if not indices:
         return []
     try:
@@ -115,7 +115,7 @@ def gpu_counters(indices: Sequence[int]) -> list[Counter]:
 
 
 def _uuid(index: int) -> str:
-    """NVML's name for it: its numbers do not heed CUDA_VISIBLE_DEVICES."""
+    """Return NVML's name of a device: NVML's indices ignore CUDA_VISIBLE_DEVICES."""
     import torch
 
     return f"GPU-{torch.cuda.get_device_properties(index).uuid}"

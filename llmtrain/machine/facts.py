@@ -1,7 +1,7 @@
-"""What is known of a machine, as plain values. Nothing here asks the hardware.
+"""What is known about a machine, as plain values. Nothing here reads the hardware.
 
-Facts can be invented, so that plans for machines one does not have are tested on any box.
-`None` means unknown: nothing is guessed.
+Tests invent facts, so that plans for any machine are tested on every machine. `None` means
+unknown; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -11,10 +11,15 @@ from typing import Literal
 
 AcceleratorKind = Literal["cuda", "mps"]
 
+# A faster way to compute that gives other bits replaces the standing choice if it takes less than
+# this share of its time. Repeated measurements differ by less than the margin, so that the same
+# request is computed in the same way each time: see tests/benchmarks/kernel_choice.py.
+FASTER_RATIO = 0.8
+
 
 @dataclass(frozen=True, slots=True)
 class CpuFacts:
-    """One machine's processor and memory, and what this process may use of them."""
+    """A processor and memory, and what this process may use of them."""
 
     model: str | None
     architecture: str  # x86_64, aarch64, arm64, AMD64
@@ -25,16 +30,16 @@ class CpuFacts:
     quota_cores: float | None  # CPU bandwidth limit of the control group, in cores
     isa: tuple[str, ...]  # of avx2, avx512f, avx512_bf16, amx_bf16, neon, bf16 …
     memory_total_bytes: int
-    memory_limit_bytes: int | None  # the tightest there is, where it is below the total
+    memory_limit_bytes: int | None  # the tightest, where it is below the total
     affinity_physical_cores: int | None = None  # distinct physical cores behind affinity_cores
     memory_limited_by: str | None = None  # the control group, RLIMIT_AS, RLIMIT_DATA
 
     @property
     def usable_cores(self) -> int:
-        """Physical cores this process may keep busy: affinity and quota respected, at least 1.
+        """Physical cores that affinity and quota allow this process, at least 1.
 
-        The affinity mask counts hardware threads. Where it is not known which of them share a
-        core, the count is scaled by the machine's threads per core.
+        The affinity mask counts hardware threads. Where it is unknown which of them share a core,
+        the count is scaled by the machine's threads per core.
         """
         physical = self.physical_cores or self.logical_cores
         limits = [float(physical)]
@@ -48,7 +53,7 @@ class CpuFacts:
 
     @property
     def usable_memory_bytes(self) -> int:
-        """The smaller of the machine's memory and the limit on it."""
+        """The machine's memory, or the limit on it."""
         if self.memory_limit_bytes is None:
             return self.memory_total_bytes
         return min(self.memory_total_bytes, self.memory_limit_bytes)
@@ -68,7 +73,7 @@ class Accelerator:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """A machine as `device info` shows it and as the plan sees it."""
+    """A machine, as `device info` shows it and plans are made for it."""
 
     system: str  # Linux, Darwin, Windows
     python_version: str
@@ -77,19 +82,19 @@ class Facts:
     cpu: CpuFacts
     accelerators: tuple[Accelerator, ...] = ()
     failures: tuple[tuple[str, str], ...] = ()  # (device kind, why it could not be initialised)
-    cxx_compiler: str | None = None  # what torch.compile would use on the CPU
-    has_triton: bool = False  # what torch.compile needs on CUDA
+    cxx_compiler: str | None = None  # of torch.compile on the CPU
+    has_triton: bool = False  # of torch.compile on CUDA
     backends: tuple[str, ...] = ()  # of gloo, nccl
-    unusable_gpu: str | None = None  # a GPU that is there and that this torch build cannot use
+    unusable_gpu: str | None = None  # a GPU that this torch build cannot use
 
     def of_kind(self, kind: AcceleratorKind) -> tuple[Accelerator, ...]:
-        """The accelerators of one kind, in index order."""
+        """Return the accelerators of one kind, in index order."""
         return tuple(a for a in self.accelerators if a.kind == kind)
 
 
 @dataclass(frozen=True, slots=True)
 class MatmulTimes:
-    """Seconds for one forward and backward of the profile's own linear layers, on this CPU.
+    """Seconds for one forward and backward of two linear layers of the model, on this CPU.
 
     `medium` is fp32 with `torch.set_float32_matmul_precision("medium")`, where oneDNN may use
     bf16 passes inside; inputs, outputs and accumulation stay fp32.
@@ -98,17 +103,17 @@ class MatmulTimes:
     fp32_s: float
     medium_s: float
     bf16_s: float
-    flops: float  # that each of them is
+    flops: float  # of each
 
     @property
     def fastest_flops_per_s(self) -> float:
-        """The rate in the precision that is fastest."""
+        """The rate in the fastest precision."""
         return self.flops / min(self.fp32_s, self.medium_s, self.bf16_s)
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionTimes:
-    """Seconds for attention forward and backward over some heads of the profile's context."""
+    """Seconds for attention forward and backward over some sequences."""
 
     sdpa_s: float
     blocks_s: float
@@ -125,7 +130,7 @@ class BlockTimes:
 
 @dataclass(frozen=True, slots=True)
 class RunFigures:
-    """What a run came to on this machine: its rate while it trained, and its peak."""
+    """What was measured of a run: its rate while it trained, and its peak memory."""
 
     tokens_per_s: float
     peak_memory_bytes: float
@@ -134,7 +139,7 @@ class RunFigures:
 
 @dataclass(frozen=True, slots=True)
 class CpuTimes:
-    """What the CPU was measured at, on the profile's own shapes."""
+    """All measurements of the CPU, on the shapes of one model."""
 
     matmul: MatmulTimes
     attention: AttentionTimes | None = None

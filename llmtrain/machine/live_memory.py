@@ -1,4 +1,4 @@
-"""Memory as a run tells it with every step, too cheap to be noticed."""
+"""Read the memory that a run reports with every step, at little cost."""
 
 from __future__ import annotations
 
@@ -6,57 +6,53 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
+from llmtrain.machine.gpu_memory import read_accelerator_memory
 from llmtrain.machine.memory_readings import AcceleratorMemory
-from llmtrain.machine.memory_usage import (
-    read_accelerator_memory,
-    read_bounds,
-    read_process_memory,
-    resident_bytes,
-)
+from llmtrain.machine.memory_usage import read_bounds, read_process_memory, resident_bytes
 
-_LOOK_EVERY_S = 1.0
-_WORTH = 100  # a look may cost a hundredth of the time: a machine can have very many processes
+_READ_EVERY_S = 1.0
+_MOST_OVERHEAD = 0.01  # of the time: a machine can have very many processes to read
 
 
 @dataclass(frozen=True, slots=True)
 class LiveMemory:
-    """What a run holds on this machine, and what there is left for it."""
+    """What a run holds on this machine, and what is left for it."""
 
     process_bytes: int  # resident, of all its processes
-    available_bytes: int | None  # within the limit that is nearest; None: the system does not say
-    percent: float | None  # of that limit, taken by whomever
+    available_bytes: int | None  # within the tightest limit; None: unknown
+    percent: float | None  # of that limit, used by all processes
     accelerator: AcceleratorMemory | None  # this rank's
 
     @property
     def tightest_percent(self) -> float | None:
-        """Of the accelerator's memory where there is one, else of the machine's."""
+        """The share in use of the accelerator's memory, or of the machine's without one."""
         return self.percent if self.accelerator is None else self.accelerator.percent
 
 
 class MemoryMeter:
-    """`now()` is asked at every step: of this process each time, of all others now and then."""
+    """Reads this process at every call, and all other processes about once a second."""
 
     def __init__(
         self, *, launcher_pid: int | None, is_on_cpu: bool, device_index: int | None
     ) -> None:
-        """`launcher_pid` is what started all of this machine's ranks, where something did."""
+        """`launcher_pid` is the process that started this machine's ranks, if one did."""
         self._launcher_pid = launcher_pid
         self._is_on_cpu = is_on_cpu
         self._device_index = device_index
-        self._look_again_s = 0.0
+        self._next_read_s = 0.0
         self._others_bytes = 0
         self._available_bytes: int | None = None
         self._percent: float | None = None
 
     def now(self) -> LiveMemory:
-        """The figures, those of other processes up to a second old or more."""
+        """Return the figures; those of other processes may be a second old, or older."""
         own_bytes = resident_bytes()
-        if time.monotonic() >= self._look_again_s:
-            began_s = time.monotonic()
+        if time.monotonic() >= self._next_read_s:
+            started_s = time.monotonic()
             with suppress(OSError):
-                self._look(own_bytes)
-            took_s = time.monotonic() - began_s
-            self._look_again_s = time.monotonic() + max(_LOOK_EVERY_S, _WORTH * took_s)
+                self._read_all(own_bytes)
+            elapsed_s = time.monotonic() - started_s
+            self._next_read_s = time.monotonic() + max(_READ_EVERY_S, elapsed_s / _MOST_OVERHEAD)
         return LiveMemory(
             own_bytes + self._others_bytes,
             self._available_bytes,
@@ -64,13 +60,13 @@ class MemoryMeter:
             self._accelerator(),
         )
 
-    def _look(self, own_bytes: int) -> None:
+    def _read_all(self, own_bytes: int) -> None:
         bounds = read_bounds()
         tightest = min(bounds, key=lambda bound: bound.limit_bytes - bound.used_bytes)
         self._available_bytes = max(0, tightest.limit_bytes - tightest.used_bytes)
         self._percent = round(100 * tightest.used_bytes / tightest.limit_bytes, 1)
         run_bytes = read_process_memory(self._launcher_pid).resident_bytes
-        if self._launcher_pid is not None:  # which only waits
+        if self._launcher_pid is not None:  # which only waits for its ranks
             run_bytes -= resident_bytes(self._launcher_pid)
         self._others_bytes = max(0, run_bytes - own_bytes)
 

@@ -1,15 +1,16 @@
-"""Remember how fast this processor multiplied, so that fresh runs on one machine agree."""
+"""Save what was measured on this machine, so that it is measured once."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from llmtrain.errors import UsageError
 from llmtrain.files import write_text_atomically
@@ -26,14 +27,22 @@ _KERNEL_VARIABLES = (
     "ONEDNN_MAX_CPU_ISA",
 )
 
-
 Times = MatmulTimes | AttentionTimes | BlockTimes | RunFigures
 T = TypeVar("T", MatmulTimes, AttentionTimes, BlockTimes, RunFigures)
 
 
+class _Document(BaseModel):
+    """A saved measurement."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    key: dict[str, Any]
+    times: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+
+
 @dataclass(frozen=True, slots=True)
 class MeasurementKey:
-    """All that a measured time depends on."""
+    """Everything that a measurement depends on."""
 
     what: str
     cpu_model: str | None
@@ -47,14 +56,14 @@ class MeasurementKey:
 def kernel_environment(
     environment: Mapping[str, str] = os.environ,
 ) -> tuple[tuple[str, str], ...]:
-    """The variables in `environment` that change which kernels run, in a fixed order."""
+    """Return the variables that change which kernels run, in a fixed order."""
     return tuple((name, environment[name]) for name in _KERNEL_VARIABLES if name in environment)
 
 
 def measurement_key(
     facts: Facts, what: str, threads: int, **arguments: int | str
 ) -> MeasurementKey:
-    """The key of measuring `what` with `arguments`, on this machine, in this environment."""
+    """Return the key of measuring `what` with `arguments` on this machine."""
     return MeasurementKey(
         what=what,
         cpu_model=facts.cpu.model,
@@ -67,43 +76,30 @@ def measurement_key(
 
 
 def load_measurement(directory: Path, key: MeasurementKey, kind: type[T]) -> T | None:
-    """The times kept for `key`; None where there are none that can be believed."""
+    """Return what is saved for `key`; None where there is nothing, or nothing valid."""
     try:
-        return _parse(read_json(_path(directory, key)), key, kind)
+        document = _Document.model_validate(read_json(_path(directory, key)))
     except (OSError, ValueError, UsageError):
         return None
+    names = {field.name for field in fields(kind)}
+    if document.key != json.loads(_canonical(key)) or set(document.times) != names:
+        return None
+    return kind(**document.times)
 
 
 def save_measurement(directory: Path, key: MeasurementKey, times: Times) -> None:
-    """`times` are kept for `key`, where the directory can be written."""
-    document = {"key": asdict(key), "times": asdict(times)}
+    """Save `times` for `key`, if the directory can be written."""
+    document = _Document(key=json.loads(_canonical(key)), times=asdict(times))
     path = _path(directory, key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(path, json.dumps(document, indent=2) + "\n")
+        write_text_atomically(path, document.model_dump_json(indent=2) + "\n")
     except OSError:
-        return  # a read-only cache costs a second at every start, and nothing else
+        return  # a read-only cache costs seconds at every start
 
 
 def _path(directory: Path, key: MeasurementKey) -> Path:
     return directory / "probe" / f"{_digest(key)}.json"
-
-
-def _parse(document: object, key: MeasurementKey, kind: type[T]) -> T:
-    """Raises ValueError unless `document` is exactly what `keep_times` writes for `key`."""
-    if not isinstance(document, dict) or set(document) != {"key", "times"}:
-        raise ValueError("not a probe document")
-    times = document["times"]
-    if document["key"] != json.loads(_canonical(key)) or not isinstance(times, dict):
-        raise ValueError("kept for another machine")
-    names = {field.name for field in fields(kind)}
-    if set(times) != names or not all(map(_is_time, times.values())):
-        raise ValueError("not times")
-    return kind(**times)
-
-
-def _is_time(value: object) -> bool:
-    return isinstance(value, float) and math.isfinite(value) and value > 0
 
 
 def _canonical(key: MeasurementKey) -> str:

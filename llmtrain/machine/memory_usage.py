@@ -1,60 +1,40 @@
-"""How much memory is in use now: the machine's, this process tree's, the accelerators'.
+"""Read how much memory is in use: the machine's, a control group's, a process tree's.
 
-Asked of psutil, and of the standard library where psutil is missing or refuses.
+psutil reads it. Where psutil is missing or refuses, the standard library gives less: the machine's
+memory, and of this process alone its peak.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from llmtrain.machine.cgroup import read_limited_groups, read_limits, read_memory_usage
 from llmtrain.machine.memory_pressure import Bound
-from llmtrain.machine.memory_readers import PsutilReader, standard_reader
-from llmtrain.machine.memory_readings import (
-    AcceleratorMemory,
-    Available,
-    GroupUse,
-    MemoryReader,
-    ProcessMemory,
-    SystemMemory,
-)
-from llmtrain.machine.nvidia import read_nvidia_gpus
+from llmtrain.machine.memory_readings import GroupUse, ProcessMemory, SystemMemory
+from llmtrain.machine.rlimits import read_mapped
 
-__all__ = [
-    "AcceleratorMemory",
-    "GroupUse",
-    "ProcessMemory",
-    "SystemMemory",
-    "peak_resident_bytes",
-    "read_accelerator_memory",
-    "read_accelerators_from_outside",
-    "read_bounds",
-    "read_group_use",
-    "read_process_memory",
-    "read_system_memory",
-    "readers",
-    "resident_bytes",
-]
+_KIB = 1024
 
 T = TypeVar("T")
 
 
 def read_system_memory(root: Path = Path("/")) -> SystemMemory:
-    """The machine's memory now, and the control group's limit found under `root`."""
-    source, now = _ask(lambda reader: (reader.source, reader.available()))
-    used_bytes = now.total_bytes - now.available_bytes
+    """Return the machine's memory, and the control group's limit found under `root`."""
+    source, total_bytes, available_bytes = _read_machine()
+    used_bytes = total_bytes - available_bytes
     limit_bytes = read_limits(root).memory_limit_bytes
-    limited = limit_bytes is not None and limit_bytes < now.total_bytes
+    limited = limit_bytes is not None and limit_bytes < total_bytes
     return SystemMemory(
-        total_bytes=now.total_bytes,
-        available_bytes=now.available_bytes,
+        total_bytes=total_bytes,
+        available_bytes=available_bytes,
         used_bytes=used_bytes,
-        percent=round(100 * used_bytes / now.total_bytes, 1),
+        percent=round(100 * used_bytes / total_bytes, 1),
         limit_bytes=limit_bytes if limited else None,
         limit_used_bytes=read_memory_usage(root) if limited else None,
         source=source,
@@ -62,35 +42,29 @@ def read_system_memory(root: Path = Path("/")) -> SystemMemory:
 
 
 def read_bounds(root: Path = Path("/")) -> list[Bound]:
-    """What bounds this process's memory from outside, with what is taken now. Raises OSError.
+    """Return every limit on this process's memory with what is used of it. Raises OSError.
 
-    A few small files: fit for every step.
+    Takes under a millisecond.
     """
-    now = _machine_now()
-    taken, swap_bytes = now.total_bytes - now.available_bytes, now.swap_free_bytes
-    bounds = [Bound("the machine", now.total_bytes, taken, swap_bytes)]
+    _, total_bytes, available_bytes = _read_machine()
+    swap_bytes = _read_free_swap_bytes()
+    bounds = [Bound("the machine", total_bytes, total_bytes - available_bytes, swap_bytes)]
     for number, group in enumerate(read_limited_groups(root)):
-        if group.limit_bytes < now.total_bytes:
+        if group.limit_bytes < total_bytes:
             room = swap_bytes if group.swap_bytes is None else min(swap_bytes, group.swap_bytes)
             name = "the control group" if number == 0 else f"control group {group.path}"
             bounds.append(Bound(name, group.limit_bytes, group.used_bytes, room))
+    for own in read_mapped(root):
+        bounds.append(Bound(own.name, own.limit_bytes, own.used_bytes, is_per_process=True))
     return bounds
 
 
-def _machine_now() -> Available:
-    """The machine's memory, and what of it can be moved to swap, without starting a program."""
-    if sys.platform == "darwin":  # its swap grows on the disk
-        now, room = _ask(lambda reader: reader.available()), shutil.disk_usage("/").free
-        return Available(now.total_bytes, now.available_bytes, room)
-    return standard_reader().available()
-
-
 def read_group_use(pid: int | None = None, root: Path = Path("/")) -> GroupUse | None:
-    """The limited control group of a process that has the least left; None where none limits.
+    """Return the limited control group of a process that has the least left; None: no limit.
 
-    A limit above the machine's own memory is none.
+    A limit above the machine's memory does not count.
     """
-    total_bytes = _machine_now().total_bytes
+    _, total_bytes, _ = _read_machine()
     groups = [g for g in read_limited_groups(root, pid) if g.limit_bytes < total_bytes]
     tightest = min(groups, key=lambda g: g.limit_bytes - g.used_bytes, default=None)
     if tightest is None:
@@ -106,114 +80,151 @@ def read_group_use(pid: int | None = None, root: Path = Path("/")) -> GroupUse |
 
 
 def read_process_memory(pid: int | None = None) -> ProcessMemory:
-    """The memory of this process, or that of `pid`, and its descendants.
+    """Return the memory of this process, or of `pid`, with its descendants.
 
-    Looks at every process: milliseconds. Raises ProcessLookupError where it has ended.
+    Reads every process of the machine, which takes milliseconds. A descendant that ends meanwhile
+    is left out. Raises ProcessLookupError where the process itself has ended.
     """
-    return _ask(lambda reader: reader.process_tree(pid))
+    return _with_fallback(lambda: _psutil_tree(pid), lambda: _own_tree(pid))
 
 
 def resident_bytes(pid: int | None = None) -> int:
-    """What one process alone holds now. Microseconds: fit for every step."""
-    return _ask(lambda reader: reader.resident_bytes(pid))
+    """Return the resident memory of one process. Takes a tenth of a millisecond.
+
+    Raises ProcessLookupError where it has ended.
+    """
+    return _with_fallback(lambda: _psutil_rss(pid), lambda: _own_peak_rss(pid))
 
 
 def peak_resident_bytes() -> int:
-    """The most that this process alone held since it started. Fit for every step."""
-    return standard_reader().peak_resident_bytes()
+    """Return this process's peak of resident memory. Takes a tenth of a millisecond."""
+    return _read_peak(None) or resident_bytes()
 
 
-def read_accelerator_memory(cuda_index: int | None = None) -> tuple[AcceleratorMemory, ...]:
-    """The memory of every GPU that torch can use, or only of one CUDA device.
+def _read_machine() -> tuple[str, int, int]:
+    """Return the source, total bytes and available bytes."""
 
-    Asking a CUDA device how much is free opens a context on it, some hundred MB: a rank should
-    name its own.
-    """
-    import torch
+    def from_psutil() -> tuple[str, int, int]:
+        import psutil
 
-    if torch.cuda.is_available():
-        indices = range(torch.cuda.device_count()) if cuda_index is None else (cuda_index,)
-        return tuple(_cuda_memory(index) for index in indices)
-    return (_mps_memory(),) if torch.backends.mps.is_available() else ()
+        memory = psutil.virtual_memory()
+        return "psutil", memory.total, memory.available
+
+    return _with_fallback(from_psutil, _machine_from_os)
 
 
-def readers() -> Iterator[MemoryReader]:
-    """Those that can be asked here, the best first."""
-    with suppress(OSError):
-        yield PsutilReader()
-    yield standard_reader()
+def _machine_from_os() -> tuple[str, int, int]:
+    if sys.platform == "win32":
+        raise OSError("memory cannot be read on Windows without psutil")
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    total_bytes = page_bytes * os.sysconf("SC_PHYS_PAGES")
+    if sys.platform == "darwin":  # does not say how much is free
+        return "os", total_bytes, total_bytes
+    return "os", total_bytes, page_bytes * os.sysconf("SC_AVPHYS_PAGES")
 
 
-def read_accelerators_from_outside() -> tuple[AcceleratorMemory, ...]:
-    """Every GPU's memory without what a process's allocator holds, which only that one knows.
+def _read_free_swap_bytes() -> int:
+    """Return what could be moved out of memory before any process is killed."""
+    if sys.platform == "darwin":  # its swap grows on the disk
+        return shutil.disk_usage("/").free
 
-    Asked of the driver's tool where it is there, which takes none of that memory itself.
-    """
-    found = read_nvidia_gpus()
-    if found is not None or not _may_have_a_gpu():
-        return found or ()
-    return tuple(_from_outside(reading) for reading in read_accelerator_memory())
+    def from_psutil() -> int:
+        import psutil
 
+        return psutil.swap_memory().free
 
-def _may_have_a_gpu() -> bool:
-    """False where importing torch, which takes hundreds of MB, would find none."""
-    drivers = (Path("/dev/nvidiactl"), Path("/dev/kfd"))  # NVIDIA's and AMD's
-    return sys.platform != "linux" or any(driver.exists() for driver in drivers)
+    return _with_fallback(from_psutil, lambda: 0)
 
 
-def _from_outside(reading: AcceleratorMemory) -> AcceleratorMemory:
-    available_bytes = reading.available_bytes if reading.kind == "cuda" else None
-    return AcceleratorMemory(
-        reading.kind, reading.index, reading.name, reading.total_bytes, available_bytes
+def _psutil_tree(pid: int | None) -> ProcessMemory:
+    import psutil
+
+    descendants = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.Error):
+            descendants.append(child.memory_info().rss)
+    own_bytes, others_bytes = _psutil_rss(pid), sum(descendants)
+    # The kernel updates its peak lazily: it can be less than what is held now.
+    peak_bytes = max(own_bytes, _read_peak(pid))
+    return ProcessMemory(
+        own_bytes + others_bytes, peak_bytes + others_bytes, 1 + len(descendants), "psutil"
     )
 
 
-def _ask(question: Callable[[MemoryReader], T]) -> T:
-    """The first answer. Raises OSError, the last reader's."""
-    refusal = OSError("no way to read memory")
-    for reader in readers():
-        try:
-            return question(reader)
-        except OSError as error:
-            refusal = error
-    raise refusal
+def _psutil_rss(pid: int | None) -> int:
+    import psutil
+
+    rss_bytes = psutil.Process(pid).memory_info().rss
+    if rss_bytes == 0:  # a zombie: it has ended, and its parent has not collected its exit code
+        raise ProcessLookupError(f"process {pid} has ended")
+    return rss_bytes
 
 
-def _cuda_memory(index: int) -> AcceleratorMemory:
-    import torch
-
-    properties = torch.cuda.get_device_properties(index)
-    available_bytes: int | None = None
-    with suppress(RuntimeError):  # too full to open a context, or taken by another process
-        available_bytes = torch.cuda.mem_get_info(index)[0]
-    return AcceleratorMemory(
-        kind="cuda",
-        index=index,
-        name=properties.name,
-        total_bytes=properties.total_memory,
-        available_bytes=available_bytes,
-        allocated_bytes=torch.cuda.memory_allocated(index),
-        reserved_bytes=torch.cuda.memory_reserved(index),
-        peak_reserved_bytes=torch.cuda.max_memory_reserved(index),
-    )
+def _own_tree(pid: int | None) -> ProcessMemory:
+    """Return this process's peak in place of what its tree holds now."""
+    peak_bytes = _own_peak_rss(pid)
+    return ProcessMemory(peak_bytes, peak_bytes, 1, "resource")
 
 
-def _mps_memory() -> AcceleratorMemory:
-    """Total is what Metal recommends not to exceed; the rest of the machine shares it.
+def _own_peak_rss(pid: int | None) -> int:
+    if sys.platform == "win32" or pid not in (None, os.getpid()):
+        raise OSError("the memory of a process cannot be read here without psutil")
+    import resource
 
-    Of what others hold it says nothing, so what is available is an upper bound.
+    unit_bytes = 1 if sys.platform == "darwin" else _KIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
+
+
+def _read_peak(pid: int | None) -> int:
+    """Return a process's peak of resident memory; 0 where the system does not say.
+
+    Linux: VmHWM. What getrusage says includes what the parent held before this process started.
     """
-    import torch
+    with suppress(OSError, ValueError):
+        return _PEAK_READERS.get(sys.platform, _own_peak_rss)(pid)
+    return 0
 
-    total_bytes = torch.mps.recommended_max_memory()
-    reserved_bytes = torch.mps.driver_allocated_memory()
-    return AcceleratorMemory(
-        kind="mps",
-        index=0,
-        name=torch.backends.mps.get_name(),
-        total_bytes=total_bytes,
-        available_bytes=max(0, total_bytes - reserved_bytes),
-        allocated_bytes=torch.mps.current_allocated_memory(),
-        reserved_bytes=reserved_bytes,
-        peak_reserved_bytes=None,
-    )
+
+def _linux_peak(pid: int | None) -> int:
+    status = Path("/proc", "self" if pid is None else str(pid), "status")
+    lines = status.read_text(encoding="utf-8", errors="replace").splitlines()
+    peaks = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return _KIB * int(peaks[0]) if peaks else 0
+
+
+def _windows_peak(pid: int | None) -> int:
+    import psutil
+
+    with _psutil_errors_mapped():
+        return int(psutil.Process(pid).memory_info()._asdict()["peak_wset"])
+
+
+_PEAK_READERS = {"linux": _linux_peak, "win32": _windows_peak}
+
+
+def _with_fallback(from_psutil: Callable[[], T], from_standard_library: Callable[[], T]) -> T:
+    """Return psutil's answer, or the standard library's where psutil is missing or refuses.
+
+    Raises ProcessLookupError where a process has ended, OSError where neither answers.
+    """
+    try:
+        with _psutil_errors_mapped():
+            return from_psutil()
+    except ProcessLookupError:
+        raise
+    except OSError:
+        return from_standard_library()
+
+
+@contextmanager
+def _psutil_errors_mapped() -> Iterator[None]:
+    try:
+        import psutil
+    except ImportError as error:
+        raise OSError("psutil is not installed") from error
+    try:
+        yield
+    except psutil.NoSuchProcess as error:
+        raise ProcessLookupError(f"process {error.pid} has ended") from error
+    except psutil.Error as error:
+        raise OSError(f"psutil: {error}") from error

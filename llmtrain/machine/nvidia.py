@@ -1,4 +1,4 @@
-"""What the NVIDIA driver's tool says of memory: without torch, and without taking any."""
+"""Read GPU memory through nvidia-smi: without torch, and without using any."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TIMEOUT_S = 10
 
 
 def read_nvidia_gpus() -> tuple[AcceleratorMemory, ...] | None:
-    """Every NVIDIA GPU in the driver's own order; None where there is no tool that answers."""
+    """Return every NVIDIA GPU in the driver's order; None where nvidia-smi is missing or fails."""
     if shutil.which(_TOOL) is None:
         return None
     command = [_TOOL, f"--query-gpu={_COLUMNS}", "--format=csv,noheader,nounits"]
@@ -28,11 +28,11 @@ def read_nvidia_gpus() -> tuple[AcceleratorMemory, ...] | None:
 
 
 def parse_nvidia_smi(text: str) -> tuple[AcceleratorMemory, ...]:
-    """The GPUs in lines of `index, total, free, name`, in MiB. Raises ValueError."""
+    """Return the GPUs in lines of `index, total, free, name`, in MiB. Raises ValueError."""
     return tuple(_gpu(line) for line in text.splitlines() if line.strip())
 
 
 def _gpu(line: str) -> AcceleratorMemory:
     index, total, free, name = (part.strip() for part in line.split(",", 3))
-    available_bytes = int(free) * _MIB if free.isdecimal() else None  # [N/A]: it does not say
+    available_bytes = int(free) * _MIB if free.isdecimal() else None  # [N/A]: unknown
     return AcceleratorMemory("cuda", int(index), name, int(total) * _MIB, available_bytes)

@@ -1,4 +1,4 @@
-"""What it looks like when memory could not be had."""
+"""Recognise errors that mean that memory ran out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from llmtrain.errors import DoesNotFitError
 from llmtrain.units import format_bytes
 
-# What may be about memory; `out_of_memory` says whether it is.
+# Errors that may be about memory; `out_of_memory` decides.
 MEMORY_ERRORS = (MemoryError, RuntimeError, OSError)
-# How the allocators of torch and of other libraries put it where they have no type for it.
-_SAYINGS = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
-# What also has other causes: believed where nobody else gets memory either.
+# Messages of allocators of torch and other libraries that have no error type for it.
+_MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
+# Messages that also have other causes: believed if no memory can be allocated now.
 _UNCLEAR = (
     "could not create a primitive",
     "could not execute a primitive",
@@ -29,7 +29,7 @@ _SIZE = re.compile(r"tried to allocate (?:(\d+) bytes|([\d.]+ [KMG]iB))", re.IGN
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """What could not be had, as a clause; None where the error is about something else."""
+    """Return what could not be allocated, as a clause; None for any other error."""
     text = str(error)
     if not _is_out_of_memory(error, text):
         return None
@@ -46,12 +46,14 @@ def _is_out_of_memory(error: BaseException, text: str) -> bool:
         return True
     if not isinstance(error, RuntimeError):
         return False
-    said = text.lower()
-    return any(s in said for s in _SAYINGS) or (any(s in said for s in _UNCLEAR) and _is_short())
+    message = text.lower()
+    return any(s in message for s in _MESSAGES) or (
+        any(s in message for s in _UNCLEAR) and _is_short()
+    )
 
 
 def _is_short() -> bool:
-    """Whether memory cannot be had right now, while whoever failed still holds theirs."""
+    """Return True if memory cannot be allocated now, while the failed code still holds its own."""
     try:
         bytearray(_PROBE_BYTES)
     except MemoryError:
@@ -61,7 +63,7 @@ def _is_short() -> bool:
 
 @contextmanager
 def memory_errors_mapped() -> Iterator[None]:
-    """Within it, running out of memory is DoesNotFitError."""
+    """Raise DoesNotFitError where memory runs out within the block."""
     try:
         yield
     except MEMORY_ERRORS as error:

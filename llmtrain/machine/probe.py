@@ -1,7 +1,7 @@
-"""Ask the hardware: what is there, what of it works, and (`time_matmuls`) how fast it is.
+"""Read the hardware: what is there, and what of it works.
 
-Only this module and those it reads through (cpuinfo, cgroup, rlimits, usage, timing) look at the
-machine. What they find are plain `Facts`, and everything after is a pure function of those.
+Only this module and those that it calls (cpu, cgroup, rlimits, memory_usage) read the machine. They
+return plain `Facts`, and every decision is a pure function of those.
 """
 
 from __future__ import annotations
@@ -21,18 +21,10 @@ from pathlib import Path
 import torch
 
 from llmtrain.machine.cgroup import read_limits
-from llmtrain.machine.cpu import (
-    CpuDescription,
-    allowed_cores,
-    parse_sysctl,
-    read_linux_cpu,
-)
+from llmtrain.machine.cpu import CpuDescription, allowed_cores, parse_sysctl, read_linux_cpu
 from llmtrain.machine.facts import Accelerator, AcceleratorKind, CpuFacts, Facts
-from llmtrain.machine.matmul_timing import time_matmuls
 from llmtrain.machine.memory_usage import read_system_memory
 from llmtrain.machine.rlimits import read_process_limit
-
-__all__ = ["Failure", "read_cpu", "read_facts", "time_matmuls"]
 
 Failure = tuple[AcceleratorKind, str]
 
@@ -41,11 +33,11 @@ _DEVICE_ERRORS = (RuntimeError, AssertionError, OSError, torch.cuda.DeferredCuda
 
 
 def read_facts(cuda_index: int | None = None, *, tries_gpus: bool = True) -> Facts:
-    """This machine's facts. A GPU is among them if it could allocate and compute.
+    """Return this machine's facts, with each GPU that could allocate and compute.
 
-    Trying that opens a CUDA context of some hundred MB on each device. With `cuda_index` (a
-    rank's own device) the other CUDA devices are taken at torch's word, as all are where nothing
-    will run on a GPU: not `tries_gpus`.
+    Trying a GPU opens a CUDA context of some hundred MB on it. With `cuda_index` (a rank's own
+    device) only that one is tried; without `tries_gpus` (nothing will run on a GPU) none is. The
+    others are as torch lists them.
     """
     found = [*_cuda(cuda_index, tries=tries_gpus), *_mps()]
     return Facts(
@@ -64,7 +56,7 @@ def read_facts(cuda_index: int | None = None, *, tries_gpus: bool = True) -> Fac
 
 
 def read_cpu(root: Path = Path("/")) -> CpuFacts:
-    """The processor, and what this process may use of it; /proc and /sys are under `root`."""
+    """Return the processor and what this process may use of it; /proc and /sys are in `root`."""
     described = _describe_cpu(root)
     affinity = allowed_cores()
     memory = read_system_memory(root)
@@ -94,9 +86,9 @@ def _describe_cpu(root: Path) -> CpuDescription:
     elif sys.platform == "darwin":
         described = parse_sysctl(_sysctl("machdep.cpu", "hw.packages", "hw.optional"))
     elif sys.platform == "win32":
-        from llmtrain.machine.windows import processor_name
+        from llmtrain.machine.cpu import windows_processor_name
 
-        described = CpuDescription(model=processor_name())
+        described = CpuDescription(model=windows_processor_name())
     else:
         described = CpuDescription(model=platform.processor() or None)
     torch_isa = _TORCH_ISA.get(torch.backends.cpu.get_cpu_capability(), ())
@@ -119,7 +111,7 @@ def _psutil_physical_cores() -> int | None:
 
 
 def _torch_build() -> str:
-    """`cpu`, or `cu130` or `rocm6.4`: what torch was compiled for."""
+    """Return what torch was compiled for: `cpu`, `cu130`, `rocm6.4`."""
     if torch.version.hip is not None:
         return "rocm" + ".".join(torch.version.hip.split(".")[:2])
     if torch.version.cuda is not None:
@@ -128,8 +120,10 @@ def _torch_build() -> str:
 
 
 def _cuda(only_index: int | None, *, tries: bool) -> Iterator[Accelerator | Failure]:
-    """Every CUDA or ROCm device, or why there is none although torch looked for one."""
-    with warnings.catch_warnings(record=True) as caught:  # how torch says "driver too old"
+    """Yield every CUDA or ROCm device, or why torch could not use any."""
+    with warnings.catch_warnings(
+        record=True
+    ) as caught:  # as torch reports a driver that is too old
         warnings.simplefilter("always")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0 and caught:
@@ -178,7 +172,7 @@ def _first_line(error: object) -> str:
 
 
 def _cxx_compiler() -> str | None:
-    """Where torch.compile's C++ compiler is; None: it would find none."""
+    """Return the path of torch.compile's C++ compiler; None: not found."""
     default = {"win32": "cl", "darwin": "clang++"}.get(sys.platform, "g++")
     return shutil.which(os.environ.get("CXX", default))
 

@@ -1,4 +1,8 @@
-"""What this process's own limits (ulimit -v, ulimit -d) leave it of memory. POSIX."""
+"""Read this process's own limits on memory: `ulimit -v` and `ulimit -d`. POSIX.
+
+Both limit what is mapped, and not what is used. A library that does not check an allocation dies
+when one is reached: the C library of a thread's local data, for example.
+"""
 
 from __future__ import annotations
 
@@ -7,60 +11,97 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-# What a thread takes of them beside memory that is used: its stack, and in the address space the
-# arena that glibc's allocator reserves for it.
+# What a thread maps beside memory that is used: its stack, and in the address space the arena
+# that glibc's allocator reserves for it.
 _STACK_BYTES, _ARENA_BYTES = 8 << 20, 64 << 20
-_STEP_BYTES = 64 << 20  # what is mapped varies a little from start to start; a plan should not
+_STEP_BYTES = 64 << 20  # mappings vary a little from start to start; a plan should not
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessLimit:
-    """A limit that was set, and the memory that this process can come to use under it."""
+    """A limit that is set, and the memory that this process can come to use under it."""
 
     name: str
     reachable_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class MappedMemory:
+    """A limit that is set, and what is mapped of it now."""
+
+    name: str  # RLIMIT_AS or RLIMIT_DATA
+    limit_bytes: int
+    mapped_bytes: int
+    unused_bytes: int  # mapped and not in memory
+    reusable_bytes: int  # of those what is no thread's stack: freed blocks of the heap
+
+    @property
+    def used_bytes(self) -> int:
+        """What is mapped, without what later allocations can take from the heap."""
+        return self.mapped_bytes - self.reusable_bytes
+
+
+def has_process_limit() -> bool:
+    """Return True if RLIMIT_AS or RLIMIT_DATA is set."""
+    return bool(_read_limits())
+
+
 def read_process_limit(threads: int, root: Path = Path("/")) -> ProcessLimit | None:
-    """The tighter of RLIMIT_AS and RLIMIT_DATA for so many threads; None: neither is set.
+    """Return the tighter of RLIMIT_AS and RLIMIT_DATA for so many threads; None: neither is set.
 
-    Both count what is mapped and not what is used. What this process has mapped beyond what it
-    uses is therefore taken off, and so is what its threads will map.
+    What this process has mapped beyond what it uses is subtracted, and so is what its threads
+    will map.
     """
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    unused = _read_unused(root)
+    mapped = {limit.name: limit for limit in read_mapped(root)}
     found = []
-    for name, kind, unused_bytes, thread_bytes in (
-        ("RLIMIT_AS", resource.RLIMIT_AS, unused.mapped_bytes, _STACK_BYTES + _ARENA_BYTES),
-        ("RLIMIT_DATA", resource.RLIMIT_DATA, unused.private_bytes, _STACK_BYTES),
-    ):
-        limit = resource.getrlimit(kind)[0]
-        if limit != resource.RLIM_INFINITY:
-            reachable = max(0, limit - unused_bytes - threads * thread_bytes)
-            found.append(ProcessLimit(name, reachable // _STEP_BYTES * _STEP_BYTES))
+    for name, limit_bytes in _read_limits().items():
+        thread_bytes = _STACK_BYTES + (_ARENA_BYTES if name == "RLIMIT_AS" else 0)
+        unused_bytes = mapped[name].unused_bytes if name in mapped else 0
+        reachable = max(0, limit_bytes - unused_bytes - threads * thread_bytes)
+        found.append(ProcessLimit(name, reachable // _STEP_BYTES * _STEP_BYTES))
     return min(found, key=lambda limit: limit.reachable_bytes, default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class _Unused:
-    """Mapped and not in memory: of all mappings, and of those that nobody else can have."""
-
-    mapped_bytes: int = 0
-    private_bytes: int = 0
-
-
-def _read_unused(root: Path) -> _Unused:
-    """Linux's figures; nothing where it does not say."""
+def read_mapped(root: Path = Path("/")) -> list[MappedMemory]:
+    """Return each limit that is set with what is mapped of it, where the system is Linux."""
+    limits = _read_limits()
+    if not limits:
+        return []
     try:
         words = (root / "proc/self/statm").read_text(encoding="ascii").split()
         mapped, resident, shared, private = (int(words[i]) for i in (0, 1, 2, 5))
     except (OSError, ValueError, IndexError):
-        return _Unused()
+        return []
     page_bytes = os.sysconf("SC_PAGE_SIZE")
-    return _Unused(
-        page_bytes * max(0, mapped - resident),
-        page_bytes * max(0, private - (resident - shared)),
-    )
+    unused = {"RLIMIT_AS": mapped - resident, "RLIMIT_DATA": private - (resident - shared)}
+    stacks_bytes = _STACK_BYTES * _count_threads(root)
+    reusable_bytes = max(0, page_bytes * unused["RLIMIT_DATA"] - stacks_bytes)
+    return [
+        MappedMemory(
+            name,
+            limit_bytes,
+            mapped_bytes=page_bytes * (mapped if name == "RLIMIT_AS" else private),
+            unused_bytes=page_bytes * max(0, unused[name]),
+            reusable_bytes=reusable_bytes,
+        )
+        for name, limit_bytes in limits.items()
+    ]
+
+
+def _count_threads(root: Path) -> int:
+    try:
+        return len(list((root / "proc/self/task").iterdir()))
+    except OSError:
+        return 1
+
+
+def _read_limits() -> dict[str, int]:
+    if sys.platform == "win32":
+        return {}
+    import resource
+
+    limits = {
+        "RLIMIT_AS": resource.getrlimit(resource.RLIMIT_AS)[0],
+        "RLIMIT_DATA": resource.getrlimit(resource.RLIMIT_DATA)[0],
+    }
+    return {name: n for name, n in limits.items() if n != resource.RLIM_INFINITY}

@@ -1,4 +1,4 @@
-"""What has to be settled before torch is imported. Imports nothing heavy."""
+"""Set up what has to be set before torch is imported. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _CUDA_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the secon
 
 
 def prepare_for_torch() -> None:
-    """Freed memory stays here, compiled kernels survive a reboot, and waiting threads sleep.
+    """Set up the allocators, the compiler's cache and how threads wait.
 
-    On a GPU freed blocks join instead of leaving holes, which took up to a seventh of the memory.
-
-    Threads that wait for each other spin by default, which saves a tenth of the time on sixteen
-    cores. On few cores it saves nothing, and whenever another program wants one of them it costs
-    most of the speed: there they sleep. What the user has set is left alone.
+    Freed memory stays in the process. On a GPU free blocks are merged, where fragmentation took up
+    to a seventh of the memory. Compiled kernels are kept across reboots. Threads that wait for
+    each other spin by default, which saves a tenth of the time on sixteen cores; on few cores it
+    saves nothing, and costs most of the speed when another program needs a core: there they sleep.
+    Variables that the user has set are not changed.
     """
     keep_freed_memory()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "compiled"))
@@ -32,7 +32,7 @@ def prepare_for_torch() -> None:
 
 
 def _cores() -> float:
-    """So many logical cores this process may keep busy: a container has few of a large machine."""
+    """Return the logical cores that this process may keep busy, which a container limits."""
     allowed, quota = allowed_cores(), read_limits().quota_cores
     limits = [os.cpu_count() or 1, len(allowed) if allowed else None, quota]
     return min(limit for limit in limits if limit is not None)

@@ -1,10 +1,11 @@
-"""Benchmark the model's attention kernels and blocks on this CPU."""
+"""Measure how fast this CPU computes parts of the model in each way that there is."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from llmtrain.choice import ActivationCheckpointing, AttentionKernel, Precision
 from llmtrain.errors import LlmtrainError
 from llmtrain.machine.facts import AttentionTimes, BlockTimes
+from llmtrain.machine.timing import Run, Timing, compare
 from llmtrain.model.decoder import Block, compile_block
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.documents import DocumentMask, document_mask
@@ -20,26 +22,24 @@ from llmtrain.ops.rotary import rotary_table
 from llmtrain.profile.shape import ModelShape
 
 _BUDGET_S = 0.4
-_LEAST_ROUNDS, _MOST_ROUNDS = 2, 8
-# Limits of the attention that is timed, unless one sequence exceeds them: up to 0.3 s on two cores.
+_LEAST_ROUNDS, _MOST_ROUNDS = 3, 8
+# Of attention that is timed, where one sequence does not have more: up to 0.3 s on two cores.
 _SCORES, _TOKENS = 64 << 20, 4096
-_LONGEST_CONTEXT = 4096  # longer ones take longer and give the same answer
-
-Run = Callable[[], None]
+_LONGEST_CONTEXT = 4096  # the squares of longer ones take long and change nothing
 
 
 class CompileError(LlmtrainError):
-    """torch.compile does not work here; the message is the compiler's first error line."""
+    """torch.compile failed; the message is the compiler's first error line."""
 
 
 def time_attention(
     shape: ModelShape, precision: Precision, threads: int, masked: bool = False
 ) -> AttentionTimes:
-    """Return the seconds of attention forward and backward by each kernel.
+    """Return the seconds for attention forward and backward over some sequences, by each kernel.
 
-    The batch has as many sequences as a micro-batch, or fewer if they are long, because a kernel's
-    speed depends on the number of heads. Kernels take turns; the best of several rounds counts.
-    `masked`: within documents, of which each sequence has two.
+    `masked`: attention stays within documents, of which each sequence has two. There are as many
+    sequences as in a micro-batch, or fewer where they are long: a kernel's speed depends on the
+    number of heads that it has at once.
     """
     context = min(shape.context, _LONGEST_CONTEXT)
     sequences = max(1, min(_TOKENS // context, _SCORES // (shape.num_heads * context**2)))
@@ -62,8 +62,9 @@ def time_attention(
         torch.autograd.grad(y, (q, k, v), y)
 
     with _threads(threads):
-        best = _best_s({kernel: _bound(run, kernel) for kernel in kernels})
-    return AttentionTimes(sdpa_s=best["sdpa"], blocks_s=best["blocks"])
+        timed = _compare({kernel: partial(run, kernel) for kernel in kernels})
+    sdpa_s = timed["sdpa"].wall_s
+    return AttentionTimes(sdpa_s, sdpa_s * timed["blocks"].ratio_to(timed["sdpa"]))
 
 
 def time_block(
@@ -77,10 +78,10 @@ def time_block(
     threads: int,
     masked: bool = False,
 ) -> BlockTimes:
-    """Return the seconds of one block forward and backward, eager and compiled, and to compile.
+    """Return the seconds for one block forward and backward on a micro-batch, eager and compiled.
 
-    The kernels compiled here are those of a run with these values, which finds them in the cache.
-    Raises CompileError.
+    A run with the same values finds the compiled code in the compiler's cache. Raises
+    CompileError.
     """
     with torch.random.fork_rng(devices=()):  # measuring must not change a run's random numbers
         x = torch.randn(micro_batch, shape.context, shape.hidden_size, requires_grad=True)
@@ -101,9 +102,10 @@ def time_block(
         block.zero_grad(set_to_none=False)
 
     with _threads(threads):
-        compile_s = _compile_s(_bound(run, blocks["compiled"]))
-        best = _best_s({name: _bound(run, block) for name, block in blocks.items()})
-    return BlockTimes(eager_s=best["eager"], compiled_s=best["compiled"], compile_s=compile_s)
+        compile_s = _compile_s(partial(run, blocks["compiled"]))
+        timed = _compare({name: partial(run, block) for name, block in blocks.items()})
+    eager_s = timed["eager"].wall_s
+    return BlockTimes(eager_s, eager_s * timed["compiled"].ratio_to(timed["eager"]), compile_s)
 
 
 def _documents(
@@ -135,24 +137,13 @@ def _compile_s(run: Run) -> float:
     return time.perf_counter() - start_s
 
 
-def _bound(run: Callable[..., None], argument: object) -> Run:
-    return lambda: run(argument)
-
-
-def _best_s(runs: dict[str, Run]) -> dict[str, float]:
-    """Return the best seconds of each, after a warm-up round. They take turns."""
-    for run in runs.values():
-        run()
-    deadline_s = time.perf_counter() + _BUDGET_S
-    best = dict.fromkeys(runs, float("inf"))
-    for rounds in range(_MOST_ROUNDS):
-        if rounds >= _LEAST_ROUNDS and time.perf_counter() > deadline_s:
-            break
-        for name, run in runs.items():
-            start_s = time.perf_counter()
-            run()
-            best[name] = min(best[name], time.perf_counter() - start_s)
-    return best
+def _compare(runs: Mapping[str, Run]) -> dict[str, Timing]:
+    return compare(
+        {name: [run] for name, run in runs.items()},
+        budget_s=_BUDGET_S,
+        least_rounds=_LEAST_ROUNDS,
+        most_rounds=_MOST_ROUNDS,
+    )
 
 
 @contextmanager

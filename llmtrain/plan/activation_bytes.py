@@ -1,8 +1,8 @@
-"""The bytes that training holds, from shapes: what is saved a token, the loss, the optimizer.
+"""Count the bytes that training holds, from shapes: activations, the loss, the optimizer.
 
-The activation counts are those of what autograd saves in `llmtrain.model.decoder`: on a CPU a
-test compares them with the tensors that are really saved; a GPU's norm keeps less, and its
-compiler keeps what no product gives only where that is cheaper than computing it again.
+The activations are those that autograd saves in `llmtrain.model.decoder`. On a CPU a test compares
+them with the tensors that are saved; a GPU's norm saves less, and its compiler saves results of
+elementwise operations only where that is cheaper than recomputing them.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from llmtrain.profile.shape import ModelShape
 
 FP32_BYTES = 4
 HALF_BYTES = 2
-MUON_STACK_BYTES = 64 << 20  # of matrices that are made orthogonal at once
+MUON_STACK_BYTES = 64 << 20  # of matrices that Muon orthogonalises at once
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingSetup:
-    """How a process trains, as far as its memory depends on it."""
+    """The decisions of a plan that its memory depends on."""
 
     micro_batch: int
     half_precision: bool
@@ -35,17 +35,17 @@ class TrainingSetup:
 
     @property
     def element_bytes(self) -> int:
-        """Of a number that a product reads."""
+        """Bytes of an operand of a matrix product."""
         return HALF_BYTES if self.half_precision else FP32_BYTES
 
     @property
     def keeps_casts(self) -> bool:
-        """Whether half-precision copies of the weights live from one micro-batch to the next."""
+        """Whether half-precision copies of the weights are kept between micro-batches."""
         return self.half_precision and self.accumulates
 
 
 def saved_bytes_per_token(shape: ModelShape, how: TrainingSetup) -> int:
-    """Bytes kept from the forward to the backward, a token, over all blocks and the final norm."""
+    """Return the bytes saved for the backward, per token, by all blocks and the final norm."""
     final = _norm_bytes(shape.hidden_size, how)
     if how.checkpointing == "off":
         return shape.num_layers * block_bytes_per_token(shape, how) + final
@@ -56,16 +56,16 @@ def saved_bytes_per_token(shape: ModelShape, how: TrainingSetup) -> int:
 
 
 def mask_bytes(shape: ModelShape, how: TrainingSetup) -> int:
-    """One for all layers: whether a token sees another, for every pair in each sequence."""
+    """Return the bytes of the attention mask, of every pair of tokens, that all layers share."""
     if not how.masks_pairs:
         return 0
     return how.micro_batch * shape.context**2 * how.element_bytes
 
 
 def product_bytes_per_token(shape: ModelShape, how: TrainingSetup) -> int:
-    """What the products and the attention of a block give.
+    """Return the bytes of the results of a block's products and attention.
 
-    Its last product's result no backward asks for: compiled it is not kept.
+    No backward needs the last product's result: compiled it is not kept.
     """
     widths = 2 * shape.attention_width + 2 * shape.kv_width + shape.hidden_size
     widths += 2 * shape.intermediate_size + (0 if how.compiled else shape.hidden_size)
@@ -74,15 +74,15 @@ def product_bytes_per_token(shape: ModelShape, how: TrainingSetup) -> int:
 
 
 def block_bytes_per_token(shape: ModelShape, how: TrainingSetup) -> int:
-    """What the forward of one block leaves for its backward, where nothing is computed again."""
+    """Return the bytes that one block saves for its backward without checkpointing."""
     size = how.element_bytes
     queries, keys = shape.attention_width, shape.kv_width
     normed_heads = queries + keys if shape.qk_norm else 0
-    # a GPU's kernels that take a mask want keys and values for every query head
-    met = queries if how.masks_pairs and how.device_kind != "cpu" else keys
+    # a GPU's kernels that take a mask need keys and values for every query head
+    keys_read = queries if how.masks_pairs and how.device_kind != "cpu" else keys
     common = (
         FP32_BYTES * normed_heads // shape.head_dim  # the rms of each head
-        + size * (queries + 2 * met)  # query, key and value, rotated
+        + size * (queries + 2 * keys_read)  # query, key and value, rotated
         + FP32_BYTES * shape.num_heads  # the softmax's normaliser
     )
     if how.device_kind != "cpu" and how.compiled:
@@ -101,24 +101,24 @@ def block_bytes_per_token(shape: ModelShape, how: TrainingSetup) -> int:
 
 
 def _compiled_bytes(shape: ModelShape, size: int, normed_heads: int) -> int:
-    """What a GPU's compiler keeps: operands of products, and what norms read."""
+    """Return the bytes that a compiled block saves on a GPU: operands of products and norms."""
     streams = 2 * (FP32_BYTES + size) * shape.hidden_size  # before the norms and after
     roots = 2 * FP32_BYTES
-    heads = size * normed_heads  # as the products gave them
+    heads = size * normed_heads  # the results of products
     return streams + roots + heads + size * (shape.attention_width + 3 * shape.intermediate_size)
 
 
 def _norm_bytes(width: int, how: TrainingSetup) -> int:
-    """Input and rms in fp32, and the output that the next matrix reads.
+    """Return the bytes of a norm's input and rms in fp32, and of its output.
 
-    A CPU's keeps its input normalised, too.
+    A CPU's norm saves its normalised input, too.
     """
     copies = 2 if how.device_kind == "cpu" else 1
     return width * (copies * FP32_BYTES + how.element_bytes) + FP32_BYTES
 
 
 def cast_parameters(shape: ModelShape, how: TrainingSetup) -> int:
-    """Weights whose cast lives from the forward to the backward, or on."""
+    """Return the number of weights whose cast lives from the forward to the backward, or longer."""
     if not how.keeps_casts and how.checkpointing != "off":
         return shape.block_matrix_parameters
     head = shape.vocab_size * shape.hidden_size if how.keeps_casts else 0
@@ -126,7 +126,7 @@ def cast_parameters(shape: ModelShape, how: TrainingSetup) -> int:
 
 
 def loss_bytes(shape: ModelShape, how: TrainingSetup) -> int:
-    """What the loss holds where it holds most: it computes its own gradients on the way."""
+    """Return the peak of the loss, which computes its own gradients chunk by chunk."""
     size, head = how.element_bytes, shape.vocab_size * shape.hidden_size
     tokens = how.micro_batch * shape.context
     limit = loss_chunk_tokens(shape.vocab_size, how.device_kind, size)
@@ -146,20 +146,20 @@ def loss_bytes(shape: ModelShape, how: TrainingSetup) -> int:
 
 
 def optimizer_bytes(shape: ModelShape, optimizer: OptimizerName) -> int:
-    """AdamW's two moments of everything, or Muon's one of a hidden matrix."""
+    """Return the bytes of AdamW's two moments, or of Muon's one for hidden matrices."""
     one_moment = shape.num_layers * shape.block_matrix_parameters if optimizer == "muon" else 0
     return FP32_BYTES * (2 * shape.parameters - one_moment)
 
 
 def update_bytes(shape: ModelShape, how: TrainingSetup) -> int:
-    """Muon's: a stack of matrices, the same before and after an iteration, and two products."""
+    """Return Muon's working bytes: a stack before and after an iteration, and two products."""
     if how.optimizer != "muon":
         return 0
     return max(_stack_bytes(*form, how.element_bytes) for form in _matrix_forms(shape))
 
 
 def _matrix_forms(shape: ModelShape) -> list[tuple[int, int, int]]:
-    """Rows and columns of a block's matrices, the rows the fewer, and how many the model has."""
+    """Return (rows, columns, number) of the model's hidden matrices, with rows ≤ columns."""
     counts: Counter[tuple[int, int]] = Counter()
     widths = {2: (shape.attention_width, shape.kv_width), 3: (shape.intermediate_size,)}
     for number, some in widths.items():
@@ -176,5 +176,5 @@ def _stack_bytes(rows: int, columns: int, number: int, element_bytes: int) -> in
 
 
 def checkpoint_bytes(shape: ModelShape, optimizer: OptimizerName) -> int:
-    """What the tensors of a checkpoint take: weights and optimizer state."""
+    """Return the bytes of a checkpoint's tensors: weights and optimizer state."""
     return FP32_BYTES * shape.parameters + optimizer_bytes(shape, optimizer)

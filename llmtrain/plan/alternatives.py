@@ -1,8 +1,8 @@
-"""What would make a run fit that needs more memory than there is, the cheapest change first.
+"""Suggest changes that make a run fit into memory, the cheapest first.
 
-A change is tried by planning the changed profile and predicting its memory: nothing is trained.
-What costs least comes first: settings that leave the training as it is, then the optimizer, then
-a shorter context, fewer layers, and in the end another profile.
+Each change is tried by planning the changed profile and predicting its memory: nothing is trained.
+First come settings that train the same model, then the optimizer, a shorter context, fewer layers,
+and last another profile.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ PredictedBytes = Callable[[Profile], int]  # raises DoesNotFitError, and UsageEr
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """Other values of a profile, and what they cost the run."""
+    """Other values of a profile, and what they cost."""
 
     values: dict[str, Any]
     cost: str
 
 
 def alternatives(profile: Profile, predicted_bytes: PredictedBytes) -> list[Alternative]:
-    """At most three, each with what it would take."""
+    """Return at most three changes that fit, each with the memory that it needs."""
     found: list[Alternative] = []
     for attempts in _changes(profile):
-        way = _first_that_fits(profile, attempts, predicted_bytes)
-        if way is not None:
-            found.append(way)
+        alternative = _first_that_fits(profile, attempts, predicted_bytes)
+        if alternative is not None:
+            found.append(alternative)
         if len(found) == _MOST:
             return found
     return [*found, *_smaller_profile(profile, predicted_bytes)]
 
 
 def _changes(profile: Profile) -> Iterator[list[_Change]]:
-    """Kinds of changes, the cheapest first; of each kind the smallest first."""
+    """Yield kinds of changes, the cheapest first; of each kind the smallest first."""
     if profile.train.micro_batch != "auto":
         same = "the same training in smaller parts"
         yield [_Change({"train.micro_batch": "auto"}, same)]
     if profile.device.activation_checkpointing != "auto":
-        again = "activations are computed again where they do not fit"
-        yield [_Change({"device.activation_checkpointing": "auto"}, again)]
+        recompute = "activations that do not fit are recomputed"
+        yield [_Change({"device.activation_checkpointing": "auto"}, recompute)]
     if profile.device.processes not in ("auto", 1):
         yield [_Change({"device.processes": 1}, "one process instead of several")]
     if profile.device.precision == "fp32":
-        yield [_Change({"device.precision": "auto"}, "the fastest precision that is here")]
+        yield [_Change({"device.precision": "auto"}, "the fastest precision of this machine")]
     if profile.optim.name == "adamw":
         yield [_Change({"optim.name": "muon"}, "less optimizer state")]
     model = profile.model
@@ -92,7 +92,7 @@ def _changed(profile: Profile, values: dict[str, Any]) -> Profile:
 
 
 def _smaller_profile(profile: Profile, predicted_bytes: PredictedBytes) -> Iterator[Alternative]:
-    """The largest smaller one of the shipped profiles that fits, of the same family if one does."""
+    """Yield the largest smaller shipped profile that fits, of the same family if one does."""
     wanted, family = shape_of(profile.model).parameters, profile.name.partition("-")[0]
     sizes = {}
     for name in shipped_profiles():

@@ -1,6 +1,6 @@
-"""What a run is where its profile leaves it open: which profile, and how long a step.
+"""Choose a profile and the tokens of a step where they are not given.
 
-The rules are in `llmtrain.recipe`; here they meet what the machine was measured to do.
+The rules are in `llmtrain.recipe`; here they are applied to what was measured on this machine.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from llmtrain.recipe.model_size import best_for_time, expected_tokens
 from llmtrain.units import format_count
 
 _CPU_PROFILES = ("cpu-tiny", "cpu-mini", "cpu-small", "cpu-medium")
-_ACCELERATOR_TOKENS_PER_STEP = 65_536  # what keeps a GPU busy; what it will do is not measured
+_ACCELERATOR_TOKENS_PER_STEP = 65_536  # keeps a GPU busy; its speed is not measured
 
 
 def choose_profile(
     facts: Facts, options: DeviceSection, time_s: float | None, *, measure: bool = True
 ) -> Choice[str]:
-    """The profile for the device that will train, and the time there is.
+    """Choose the profile for the device that will train, and for the time there is.
 
-    `measure`: whether the facts are of this machine, and it may be timed. Raises UsageError.
+    `measure`: the facts are those of this machine, and it may be timed. Raises UsageError.
     """
     device = choose_device(facts, options).value
     if device == "cuda":
-        return Choice("gpu-small", "a CUDA GPU is here")
+        return Choice("gpu-small", "there is a CUDA GPU")
     if device == "mps":
-        return Choice("mps-small", "an Apple GPU is here")
+        return Choice("mps-small", "there is an Apple GPU")
     if time_s is None:
-        return Choice("cpu-tiny", "a CPU: done in minutes")
+        return Choice("cpu-tiny", "trains in minutes on a CPU")
     if not measure:
-        return Choice("cpu-tiny", "a CPU whose speed is not known: the smallest")
+        return Choice("cpu-tiny", "the smallest, as the speed of the CPU is unknown")
     shapes = {
         name: shape_of(load_profile(name, environment={}).profile.model) for name in _CPU_PROFILES
     }
@@ -46,9 +46,9 @@ def choose_profile(
 
 
 def choose_tokens_per_step(profile: Profile, facts: Facts, *, measure: bool = True) -> Choice[int]:
-    """The profile's number, or the rule's for as many tokens as the run is expected to have.
+    """Choose the profile's number, or the rule's for the expected tokens of the run.
 
-    `measure`: whether the facts are of this machine, and it may be timed. Raises UsageError.
+    `measure`: the facts are those of this machine, and it may be timed. Raises UsageError.
     """
     train, shape = profile.train, shape_of(profile.model)
     if train.tokens_per_step != "auto":
@@ -62,12 +62,12 @@ def choose_tokens_per_step(profile: Profile, facts: Facts, *, measure: bool = Tr
         tokens = expected_tokens(shape, train.time, flops_per_s)
     number = best_tokens_per_step(shape, tokens, uses_muon=profile.optim.name == "muon")
     if tokens is None:
-        return Choice(number, "long enough for the optimizer to cost little")
+        return Choice(number, "large enough that the optimizer takes little of a step")
     return Choice(number, f"for about {format_count(round(tokens))} tokens in all")
 
 
 def with_chosen_step(loaded: LoadedProfile, choice: Choice[int]) -> LoadedProfile:
-    """The profile with a number of tokens a step, and where it comes from."""
+    """Return the profile with its tokens per step set, and the origin of the number."""
     if loaded.profile.train.tokens_per_step != "auto":
         return loaded
     train = loaded.profile.train.model_copy(update={"tokens_per_step": choice.value})

@@ -1,4 +1,4 @@
-"""What this CPU does the profile's own work at: measured once, then remembered."""
+"""Benchmark a model's products, attention and block on this CPU, once for each shape."""
 
 from __future__ import annotations
 
@@ -35,30 +35,30 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Probe(Generic[T]):
-    """Something to measure, and what its times are kept under."""
+    """A measurement, and the key that it is saved under."""
 
     key: MeasurementKey
     kind: type[T]
     measure: Callable[[], T]
 
-    def kept(self) -> T | None:
-        """The times that were kept; None where there are none."""
+    def saved(self) -> T | None:
+        """Return the saved times; None where there are none."""
         return load_measurement(cache_directory(), self.key, self.kind)
 
     def fresh(self) -> T:
-        """Times measured now, and kept."""
+        """Measure now, save and return the times."""
         times = self.measure()
         save_measurement(cache_directory(), self.key, times)
         return times
 
     def times(self) -> T:
-        """The times that were kept, or fresh ones."""
-        kept = self.kept()
-        return self.fresh() if kept is None else kept
+        """Return the saved times, or fresh ones."""
+        saved = self.saved()
+        return self.fresh() if saved is None else saved
 
 
 def products_probe(facts: Facts, shape: ModelShape, threads: int) -> Probe[MatmulTimes]:
-    """The profile's matrix products in each precision; about a second."""
+    """Return the benchmark of the model's products in each precision; about a second."""
     hidden, intermediate = shape.hidden_size, shape.intermediate_size
     key = measurement_key(
         facts, "products", threads, hidden=hidden, intermediate=intermediate, tokens=PROBE_TOKENS
@@ -71,10 +71,10 @@ def products_probe(facts: Facts, shape: ModelShape, threads: int) -> Probe[Matmu
 def attention_probe(
     facts: Facts, options: DeviceSection, workload: Workload, products: MatmulTimes
 ) -> Probe[AttentionTimes]:
-    """Attention by each kernel, in the precision that `products` decide; about a second."""
+    """Return the benchmark of each attention kernel, in the precision that `products` decide."""
     shape, threads = workload.shape, cpu_threads(facts, options, workload)
     precision: Precision = numerics.precision(facts, options, "cpu", products).value
-    passes = numerics.matmul_precision("cpu", precision, products).value
+    passes = numerics.matmul_precision(options, "cpu", precision, products).value
 
     def measure() -> AttentionTimes:
         with _multiplying(passes):
@@ -87,7 +87,7 @@ def attention_probe(
 
 
 def block_probe(facts: Facts, workload: Workload, plan: Plan) -> Probe[BlockTimes]:
-    """One block, as the plan computes it, eager and compiled. Measuring raises CompileError."""
+    """Return the benchmark of a block, eager and compiled. Measuring raises CompileError."""
 
     def measure() -> BlockTimes:
         with _multiplying(plan.matmul_precision.value):
@@ -106,17 +106,17 @@ def block_probe(facts: Facts, workload: Workload, plan: Plan) -> Probe[BlockTime
 
 
 def measured_products(facts: Facts, shape: ModelShape, threads: int) -> MatmulTimes:
-    """The profile's matrix products in each precision, kept or fresh."""
+    """Return the times of the model's products in each precision, saved or fresh."""
     return products_probe(facts, shape, threads).times()
 
 
 def measured_cpu(
     facts: Facts, options: DeviceSection, workload: Workload, announce: Announce | None = None
 ) -> CpuTimes:
-    """All that a plan for this CPU asks to be measured.
+    """Return all measurements that a plan for this CPU needs.
 
-    Compiling a block takes seconds to tens of seconds: that is done, and `announce` told, only
-    where there is an `announce` and the run is long enough to gain by it.
+    Compiling a block takes seconds to tens of seconds: that is done only where `announce` is given,
+    which reports it, and the run is long enough to gain by it.
     """
     products = measured_products(facts, workload.shape, cpu_threads(facts, options, workload))
     attention = attention_probe(facts, options, workload, products).times()
@@ -125,15 +125,15 @@ def measured_cpu(
     if options.compile != "auto" or not plan.compile.value:
         return times
     probe = block_probe(facts, workload, plan)
-    kept = probe.kept()
-    if kept is not None or announce is None:
-        return replace(times, block=kept)
+    saved = probe.saved()
+    if saved is not None or announce is None:
+        return replace(times, block=saved)
     announce("compiling one block, once for this machine and shape")
     return with_fresh_block(times, probe, announce)
 
 
 def with_fresh_block(times: CpuTimes, probe: Probe[BlockTimes], announce: Announce) -> CpuTimes:
-    """`times` with a block that was measured now, or with why it could not be compiled."""
+    """Return `times` with a block measured now, or with the reason why it cannot be compiled."""
     try:
         block = probe.fresh()
     except CompileError as error:
@@ -143,7 +143,7 @@ def with_fresh_block(times: CpuTimes, probe: Probe[BlockTimes], announce: Announ
 
 
 def cpu_threads(facts: Facts, options: DeviceSection, workload: Workload) -> int:
-    """The threads of one process, as the plan decides them. Raises UsageError."""
+    """Return the threads of one process, as the plan decides them. Raises UsageError."""
     processes = decide.processes(facts, options, workload, "cpu").value
     return decide.threads(facts, options, workload.launched_local_processes or processes).value
 
@@ -187,7 +187,7 @@ def _shape_key(
 
 @contextmanager
 def _multiplying(precision: MatmulPrecision) -> Iterator[None]:
-    """fp32 products are as the plan has them; afterwards as they were."""
+    """Set the precision of fp32 products within the block."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:

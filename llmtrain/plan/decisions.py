@@ -1,4 +1,4 @@
-"""Each decision of a plan, as a pure function of facts, wishes and needs."""
+"""Each decision of a plan, as a pure function of facts, options and workload."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _USABLE_MEMORY = {"cpu": 0.85, "mps": 0.8, "cuda": 0.92}
 
 
 def memory_limit_bytes(facts: Facts, kind: DeviceKind) -> int:
-    """What one process tree may use of the device's memory; the rest is the system's."""
+    """Return what one process tree may use of the device's memory; the rest is the system's."""
     if kind == "cpu":
         return int(facts.cpu.usable_memory_bytes * _USABLE_MEMORY["cpu"])
     smallest = min(a.memory_total_bytes for a in facts.of_kind(kind))
@@ -39,7 +39,7 @@ def memory_limit_bytes(facts: Facts, kind: DeviceKind) -> int:
 
 
 def memory_limit_origin(facts: Facts, kind: DeviceKind) -> str:
-    """Where that limit comes from: `85% of RLIMIT_DATA's 2 GiB`."""
+    """Return where the limit comes from: `85% of RLIMIT_DATA's 2 GiB`."""
     if kind == "cpu":
         whose, all_bytes = facts.cpu.memory_limited_by, facts.cpu.usable_memory_bytes
     else:
@@ -49,12 +49,12 @@ def memory_limit_origin(facts: Facts, kind: DeviceKind) -> str:
 
 
 def may_use_gpu(options: DeviceSection) -> bool:
-    """Whether the device can come out as another than the CPU."""
+    """Return True if the options allow a GPU."""
     return not options.force_cpu and options.kind != "cpu"
 
 
 def choose_device(facts: Facts, options: DeviceSection) -> Choice[DeviceKind]:
-    """CUDA, else MPS, else the CPU; a device that was named has to be there."""
+    """Choose CUDA, else MPS, else the CPU; a device that is asked for has to exist."""
     if options.force_cpu:
         return Choice("cpu", "device.force_cpu is set")
     if options.kind == "cpu":
@@ -73,7 +73,7 @@ def _named_accelerator(facts: Facts, kind: Literal["cuda", "mps"]) -> Choice[Dev
     if found:
         return Choice(kind, f"asked for; {_found(found)}")
     failures = [reason for failed, reason in facts.failures if failed == kind]
-    because = failures[0] if failures else f"torch {facts.torch_version} finds none here"
+    because = failures[0] if failures else f"torch {facts.torch_version} finds none"
     if kind == "cuda" and facts.unusable_gpu and not failures:
         because = facts.unusable_gpu
     raise UsageError(f"device {kind} was asked for: {because}", hint="llmtrain device info")
@@ -104,7 +104,7 @@ def processes(
     elif kind == "mps":
         return Choice(1, "one GPU")
     else:
-        return Choice(1, "threads share one model; a second process would hold a second copy")
+        return Choice(1, "threads share one model; each further process would hold a copy")
     here = workload.launched_local_processes or choice.value
     gpus = len(facts.of_kind("cuda"))
     if kind == "cuda" and here > gpus:
@@ -121,12 +121,12 @@ def _gpus_that_divide(gpus: int, workload: Workload) -> Choice[int]:
     windows = workload.tokens_per_step // workload.shape.context
     used = max(n for n in range(1, gpus + 1) if windows % n == 0 or n == 1)
     if used == gpus:
-        return Choice(used, "one a GPU")
-    return Choice(used, f"of {gpus} GPUs: {windows} windows a step divide evenly by {used}")
+        return Choice(used, "one per GPU")
+    return Choice(used, f"of {gpus} GPUs: {windows} windows per step are divisible by {used}")
 
 
 def windows_per_process(workload: Workload, processes: int) -> int:
-    """Full contexts that one process reads in one step. Raises UsageError if not a whole number."""
+    """Return the windows that one process reads in a step. Raises UsageError for a fraction."""
     share = workload.shape.context * processes
     if workload.tokens_per_step % share:
         nearest = max(1, (2 * workload.tokens_per_step + share) // (2 * share)) * share
@@ -170,13 +170,13 @@ def activations(
     local: int,
     attention: AttentionKernel,
 ) -> tuple[Choice[ActivationCheckpointing], Choice[int]]:
-    """How much the forward keeps, and of how many sequences: the least recomputation that fits."""
-    wish = options.activation_checkpointing
+    """Choose activation checkpointing and micro-batch: the least recomputation that fits."""
+    asked = options.activation_checkpointing
     modes: list[Choice[ActivationCheckpointing]] = list(
-        _ways_to_fit(kind, compiled, workload.micro_batch)
+        _modes(kind, compiled, workload.micro_batch)
     )
-    if wish != "auto":
-        modes = [Choice(wish, "asked for")]
+    if asked != "auto":
+        modes = [Choice(asked, "asked for")]
     for mode in modes:
         try:
             how = TrainingSetup(
@@ -198,13 +198,17 @@ def activations(
     raise AssertionError("the last mode is tried")
 
 
-def _ways_to_fit(
+def _modes(
     kind: DeviceKind, compiled: bool, micro_batch: int | Literal["auto"]
 ) -> Iterator[Choice[ActivationCheckpointing]]:
-    at_once = "even one sequence does" if micro_batch == "auto" else f"{micro_batch} sequences do"
-    needed = f"without it {at_once} not fit"
+    at_once = (
+        "not even one sequence fits"
+        if micro_batch == "auto"
+        else f"{micro_batch} sequences do not fit"
+    )
+    needed = f"without it {at_once}"
     if kind == "cpu" and compiled:
-        why = "products and attention are kept; the compiled backward computes the rest on its way"
+        why = "products and attention are kept; the compiled backward recomputes the rest cheaply"
         yield Choice("selective", why)
     else:
         yield Choice("off", "everything fits")
@@ -215,7 +219,7 @@ def _ways_to_fit(
 def _micro_batch(
     facts: Facts, workload: Workload, kind: DeviceKind, how: TrainingSetup, local: int
 ) -> Choice[int]:
-    """`how`: with a micro-batch still to be chosen."""
+    """Choose the micro-batch for the setup `how`."""
     windows = windows_per_process(workload, how.processes)
     limit = memory_limit_bytes(facts, kind) // (local if kind == "cpu" else 1)
     origin = memory_limit_origin(facts, kind)
@@ -230,7 +234,7 @@ def _micro_batch(
         if windows % workload.micro_batch:
             raise UsageError(
                 f"train.micro_batch {workload.micro_batch} does not divide the {windows} windows "
-                f"that a process reads in a step",
+                f"that a process reads per step",
                 hint="--set train.micro_batch=auto",
             )
         _refuse_what_does_not_fit(
@@ -244,7 +248,7 @@ def _micro_batch(
     if chosen < divisors[-1]:
         why = "the most that fits"
     else:
-        why = "the whole step" if chosen == windows else "a divisor of the step; more is no faster"
+        why = "the whole step" if chosen == windows else "divides the step; more is no faster"
     size = f"{format_bytes(predicted(chosen))} of {format_bytes(limit)} predicted ({origin})"
     return Choice(chosen, f"{chosen * workload.shape.context} tokens; {size}; {why}")
 
@@ -266,7 +270,7 @@ def _refuse_what_does_not_fit(
 
 
 def refuse_model_that_does_not_fit(facts: Facts, shape: ModelShape, kind: DeviceKind) -> None:
-    """A model of this shape can be used on this machine. Raises DoesNotFitError."""
+    """Raise DoesNotFitError if a model of this shape cannot generate on this machine."""
     needed_bytes = predict_generation(shape, kind, half_precision=False).total_bytes
     limit_bytes = memory_limit_bytes(facts, kind)
     if needed_bytes > limit_bytes:
@@ -287,21 +291,23 @@ def backend(facts: Facts, options: DeviceSection, kind: DeviceKind) -> Choice[Ba
     if options.backend != "auto":
         return Choice(options.backend, "asked for")
     if kind == "cuda" and "nccl" in facts.backends:
-        return Choice("nccl", "several GPUs would talk to each other directly")
+        return Choice("nccl", "GPUs communicate directly")
     if kind == "cuda":
         return Choice("gloo", "this torch build has no nccl")
-    return Choice("gloo", "what several processes without CUDA talk through")
+    return Choice("gloo", "for several processes without CUDA")
 
 
 def workers(facts: Facts, options: DeviceSection) -> Choice[int]:
     if options.workers != "auto":
         return Choice(options.workers, "asked for")
-    return Choice(facts.cpu.usable_cores, "usable cores; tokenization ends before training starts")
+    return Choice(
+        facts.cpu.usable_cores, "one per usable core; tokenization ends before training starts"
+    )
 
 
 def pin_memory(options: DeviceSection, kind: DeviceKind) -> Choice[bool]:
     if options.pin_memory != "auto":
         return Choice(options.pin_memory, "asked for")
     if kind == "cuda":
-        return Choice(True, "copies to the GPU overlap with computing")
+        return Choice(True, "copies to the GPU overlap with computation")
     return Choice(False, "nothing is copied to another device")

@@ -1,12 +1,12 @@
-"""What a run will take and come to, said before it begins; each figure with where it is from.
+"""Forecast a run's length, time, checkpoints and loss; each figure with its origin.
 
     seconds  = starting + tokens / rate + evaluations · tokens of one / (3 · rate) + saving
     tokens   = the run's, or under a time: rate · what the rest leaves of it
-    bits/byte as in `llmtrain.plan.auto_profile`: the fit to trainings on Python source
+    bits/byte as in `llmtrain.recipe.model_size`: the fit to trainings on Python source
 
-The rate is that of an earlier run of the same plan on this machine where there was one, else
-what a measured block gives (`llmtrain.plan.throughput`), else 0.55 of the measured products' rate.
-Of a machine that was not measured nothing is said about time.
+The rate is that of an earlier run by the same plan on this machine, else computed from a measured
+block (`llmtrain.plan.throughput`), else 0.55 of the measured products' rate. Without measurements
+there is no forecast of time.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Source = Literal["asked for", "measured", "estimated"]
 
 _STARTING_S = 6.0  # imports and reading the data
 _SAVED_BYTES_PER_S = 170e6
-# Against it: what text it is. Python's library came out 17% below the fit, prose far above.
+# Depends on the text: Python's library was 17% below the fit, prose far above.
 _LOSS_RANGE = (0.8, 1.15)
 _FITTED_PARAMETERS, _FITTED_TOKENS = (2e6, 150e6), (5e5, 100e6)
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A number, or a range of it, and how it is known."""
+    """A number, its range where it is uncertain, and how it is known."""
 
     value: float
     source: Source
@@ -44,7 +44,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What is known of a run before it begins; None where nothing is."""
+    """Forecast figures; None: unknown."""
 
     steps: Figure | None
     tokens: Figure | None
@@ -54,17 +54,17 @@ class Forecast:
     val_bpb: Figure | None
 
     def figures(self) -> dict[str, Figure]:
-        """Those that there are, by name."""
+        """Return the known figures by name."""
         named = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: figure for name, figure in named.items() if figure is not None}
 
     def document(self) -> dict[str, dict[str, Any] | None]:
-        """As `--json` and run.yaml hold it."""
+        """Return the forecast as `--json` and run.yaml hold it."""
         return asdict(self)
 
 
 def forecast(profile: Profile, planned: Planned) -> Forecast:
-    """What a run of `profile` by this plan will take and come to, from its first step on."""
+    """Forecast a run of `profile` by this plan, from its first step."""
     rate = _rate(planned)
     steps, tokens = _length(profile, planned, rate)
     return Forecast(
@@ -86,10 +86,12 @@ def _rate(planned: Planned) -> Figure | None:
     work = step_work(plan, planned.workload.optimizer)
     by_block = predicted_tokens_per_s(shape, work, times)
     if by_block is not None:
-        return Figure(by_block, "estimated", "from a block and the products, as measured here")
+        return Figure(by_block, "estimated", "from a block and products measured on this machine")
     flops_per_s = plan.processes.value * product_flops_per_s(times.matmul, work)
     by_products = UTILISATION * flops_per_s / shape.training_flops_per_token
-    return Figure(by_products, "estimated", f"{UTILISATION} of the products' rate, measured here")
+    return Figure(
+        by_products, "estimated", f"{UTILISATION} of the rate of products measured on this machine"
+    )
 
 
 def _of_a_run(kept: RunFigures) -> str:
@@ -99,7 +101,7 @@ def _of_a_run(kept: RunFigures) -> str:
 def _length(
     profile: Profile, planned: Planned, rate: Figure | None
 ) -> tuple[Figure | None, Figure | None]:
-    """Steps and tokens. Epochs are known when the text is tokenized, and not before."""
+    """Return steps and tokens. The length of an epoch is known once the text is tokenized."""
     per_step, horizon = planned.workload.tokens_per_step, horizon_of(profile.train)
     if horizon is None:
         return None, None
@@ -109,11 +111,11 @@ def _length(
         return Figure(horizon.steps, "asked for", asked), tokens
     if horizon.time_s is None or rate is None:
         return None, None
-    aside_s = _starting_s(planned) + _ending_s(profile, planned, rate, evaluations=1)
-    steps = max(0, int((horizon.time_s - aside_s) * rate.value / per_step))
+    overhead_s = _starting_s(planned) + _ending_s(profile, planned, rate, evaluations=1)
+    steps = max(0, int((horizon.time_s - overhead_s) * rate.value / per_step))
     return (
-        Figure(steps, rate.source, "what the time leaves room for"),
-        Figure(steps * per_step, rate.source, "what the time leaves room for"),
+        Figure(steps, rate.source, "as many as the time allows"),
+        Figure(steps * per_step, rate.source, "as many as the time allows"),
     )
 
 
@@ -128,7 +130,7 @@ def _seconds(
     evaluations = max(1, int(steps // profile.eval.every_steps))
     ending_s = _ending_s(profile, planned, rate, evaluations)
     total_s = _starting_s(planned) + tokens.value / rate.value + ending_s
-    return Figure(total_s, rate.source, "its tokens at that rate, with starting and evaluating")
+    return Figure(total_s, rate.source, "the tokens at that rate, with start and evaluations")
 
 
 def _starting_s(planned: Planned) -> float:
@@ -144,7 +146,7 @@ def _ending_s(profile: Profile, planned: Planned, rate: Figure, evaluations: int
 def _checkpoints(profile: Profile, planned: Planned) -> Figure:
     options, each = profile.checkpoint, _checkpoint_bytes(planned)
     count = options.keep_last + options.keep_best + 1
-    how = f"{count} checkpoints: those that are kept, and one being written"
+    how = f"{count} checkpoints: those kept, and one being written"
     return Figure(count * each, "estimated", how)
 
 
@@ -153,7 +155,7 @@ def _checkpoint_bytes(planned: Planned) -> int:
 
 
 def _loss(planned: Planned, tokens: Figure | None) -> Figure | None:
-    """Nothing far from what the fit was made of."""
+    """Return the expected loss within the range that was fitted; None outside."""
     parameters = planned.workload.shape.parameters
     if tokens is None or not _FITTED_PARAMETERS[0] <= parameters <= _FITTED_PARAMETERS[1]:
         return None
@@ -161,5 +163,5 @@ def _loss(planned: Planned, tokens: Figure | None) -> Figure | None:
         return None
     fitted = expected_loss(parameters, tokens.value)
     low, high = (share * fitted for share in _LOSS_RANGE)
-    how = "the fit to trainings on Python source; other text differs"
+    how = "fitted to runs on Python source; other text differs"
     return Figure(fitted, "estimated", how, low, high)

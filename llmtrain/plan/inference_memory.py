@@ -1,4 +1,4 @@
-"""Predicted peak memory of a process that uses a model, itemised: evaluation and generation."""
+"""Predict the peak memory of evaluation and generation, itemised."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from llmtrain.plan.memory import MemoryPrediction, libraries_bytes
 from llmtrain.profile.shape import ModelShape
 
 EVALUATION_TOKENS = 4096  # of one forward
-# Beside what a training imports: the baselines of an evaluation; what generation leaves out.
+# Compared with training: the baselines of an evaluation; what generation does not import.
 _BASELINES_BYTES = 20 << 20
 _UNUSED_BYTES = {"cpu": 110 << 20}
-_CPU_SLACK = 0.5  # of what the forward holds: it is freed in other sizes than the next takes
+_CPU_SLACK = 0.5  # of the forward's memory: freed blocks do not fit the next allocations
 
 
 def predict_evaluation(
     shape: ModelShape, device_kind: str, *, half_precision: bool
 ) -> MemoryPrediction:
-    """The peak of `llmtrain eval`, beside the text, whose shards the system can drop."""
+    """Predict the peak of `llmtrain eval`, without the memory-mapped text."""
     size = HALF_BYTES if half_precision else FP32_BYTES
     sequences = max(1, EVALUATION_TOKENS // shape.context)
     tokens = sequences * shape.context
@@ -37,7 +37,7 @@ def predict_evaluation(
 def predict_generation(
     shape: ModelShape, device_kind: str, *, half_precision: bool
 ) -> MemoryPrediction:
-    """The peak of `llmtrain generate` with a full context: its keys and values are kept."""
+    """Predict the peak of `llmtrain generate` with a full context and its KV cache."""
     size = HALF_BYTES if half_precision else FP32_BYTES
     head = HALF_BYTES * shape.vocab_size * shape.hidden_size if half_precision else 0
     forward_bytes = _forward_bytes(shape, shape.context, size)
@@ -56,14 +56,14 @@ def _slack_bytes(device_kind: str, held_bytes: int) -> int:
 
 
 def _casts_bytes(shape: ModelShape, *, half_precision: bool) -> int:
-    """Of all blocks: autocast keeps what it made until the forward, or the text, is over."""
+    """Return the bytes of all blocks' weights as autocast keeps them in half precision."""
     if not half_precision:
         return 0
     return HALF_BYTES * shape.num_layers * shape.block_matrix_parameters
 
 
 def _forward_bytes(shape: ModelShape, tokens: int, size: int) -> int:
-    """The most that one block's forward holds, and tables of rotations."""
+    """Return the most that one block's forward holds, and the rotary tables."""
     stream = (FP32_BYTES + size) * shape.hidden_size  # before the norm and after
     heads = shape.attention_width + 2 * shape.kv_width
     attention = (size + 2 * FP32_BYTES) * heads

@@ -1,4 +1,4 @@
-"""Predicted peak memory of a process, itemised, from shapes alone.
+"""Predict the peak memory of a training process, itemised, from shapes alone.
 
 A training step has moments at which its memory may be at its peak, each a sum of what is alive
 then; the largest counts:
@@ -8,8 +8,8 @@ then; the largest counts:
     in the last backward    all gradients, and what the first block's backward works with
     in the update           all gradients, and the stack of matrices that Muon works with
 
-On a CPU the C library's allocator needs more than what is alive, as freed blocks do not fit the
-next tensors: a share that was measured. torch's allocator for CUDA needs next to nothing more.
+On a CPU the C library's allocator needs a measured share more than what is alive, as freed blocks
+do not fit the next tensors. torch's allocator for CUDA needs next to nothing more.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from llmtrain.plan.activation_bytes import (
 )
 from llmtrain.profile.shape import ModelShape
 
-# What a process holds beside its model: measured for torch 2.13 with the libraries that a
-# run imports and what an evaluation leaves, and for CUDA its context.
+# What a process holds beside its model, measured for torch 2.13: the libraries that a run imports,
+# what an evaluation leaves, and for CUDA its context.
 _LIBRARIES_BYTES = {"cpu": 381 << 20, "mps": 450 << 20, "cuda": 700 << 20}
-_COMPILER_BYTES = 44 << 20  # what compiling leaves in this process
+_COMPILER_BYTES = 44 << 20  # that compiling leaves in this process
 # Of what is alive at the peak: `python -m tests.benchmarks.memory_error` shows how well it holds.
 # fp32 products also pack their operands, in memory that is not torch's.
 _CPU_SLACK = {"half": 0.30, "fp32": 0.48}
-_CPU_UPDATE_SLACK = 0.625  # of what Muon works with, which leaves holes of other sizes
+_CPU_UPDATE_SLACK = 0.625  # of Muon's working memory, which fragments the heap
 _ACCELERATOR_SLACK = {"cuda": 0.012, "mps": 0.06}
 _ACCELERATOR_WORKSPACE_BYTES = 70 << 20  # of the libraries that multiply matrices
-# What a block's backward works with on a CPU, as a share of all that its forward could keep: what
-# it computes again, and gradients of activations. Measured.
+# Working memory of a block's backward on a CPU, as a share of all that its forward could keep:
+# recomputed activations, and gradients of activations. Measured.
 _BACKWARD_SHARE = {"off": 0.2, "selective": 0.9, "full": 1.15}
 _COMPILED_BACKWARD_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPrediction:
-    """Where the bytes of one process go at its peak."""
+    """What one process holds at its peak, by purpose."""
 
     parameters_bytes: int = 0
     gradients_bytes: int = 0
@@ -69,21 +69,21 @@ class MemoryPrediction:
         return sum(asdict(self).values())
 
     def measured_on(self, device_kind: str) -> int:
-        """What of it a run measures: on a GPU what torch reserves, and not the driver's context."""
+        """Return the part that a run measures: on a GPU without the driver's context."""
         return self.total_bytes - (0 if device_kind == "cpu" else self.libraries_bytes)
 
     def of_processes(self, processes: int) -> MemoryPrediction:
-        """The same for so many equal processes together."""
+        """Return the sum over so many equal processes."""
         return MemoryPrediction(**{name: processes * n for name, n in asdict(self).items()})
 
     def items(self) -> dict[str, int]:
-        """Every part by name, the total last."""
+        """Return every part by name, the total last."""
         return asdict(self) | {"total_bytes": self.total_bytes}
 
 
 @dataclass(frozen=True, slots=True)
 class _Moment:
-    """What is alive beside weights and optimizer state."""
+    """What is alive at one moment, beside weights and optimizer state."""
 
     gradients_bytes: int = 0
     weight_casts_bytes: int = 0
@@ -97,7 +97,7 @@ class _Moment:
 
 
 def predict_training(shape: ModelShape, how: TrainingSetup) -> MemoryPrediction:
-    """The peak of one process that trains `shape` on micro-batches of full contexts."""
+    """Predict the peak of one process that trains `shape` on micro-batches of full contexts."""
     on_cpu = how.device_kind == "cpu"
     moments = _cpu_moments(shape, how) if on_cpu else _accelerator_moments(shape, how)
     peak = max(moments, key=lambda moment: moment.total_bytes)
@@ -121,7 +121,7 @@ def predict_training(shape: ModelShape, how: TrainingSetup) -> MemoryPrediction:
 
 
 def libraries_bytes(device_kind: str) -> int:
-    """What a process holds of the device's memory without a model."""
+    """Return what a process holds of the device's memory without a model."""
     return _LIBRARIES_BYTES[device_kind]
 
 
@@ -148,7 +148,7 @@ def _cpu_slack_bytes(shape: ModelShape, peak: _Moment, how: TrainingSetup) -> in
 
 
 def _accelerator_moments(shape: ModelShape, how: TrainingSetup) -> tuple[_Moment, ...]:
-    """What torch holds of the device's memory."""
+    """Return the moments of a step on a GPU, as torch's allocator holds them."""
     tokens = how.micro_batch * shape.context
     state, hidden = FP32_BYTES * shape.parameters, tokens * shape.hidden_size
     head = FP32_BYTES * shape.vocab_size * shape.hidden_size
@@ -169,10 +169,10 @@ def _accelerator_moments(shape: ModelShape, how: TrainingSetup) -> tuple[_Moment
 
 
 def _accelerator_casts(shape: ModelShape, how: TrainingSetup) -> tuple[int, int, int]:
-    """Bytes of weights in half precision at the end of the forward and in the first backward; in
-    the last one those of its block and their gradients.
+    """Return the bytes of half-precision weights in the forward, the first and the last backward.
 
-    Until the forward ends autocast keeps all that it made, but not in what is compiled.
+    The last backward holds those of its block and their gradients. Autocast keeps all casts until
+    the forward ends, except in compiled blocks.
     """
     if not how.half_precision:
         return 0, 0, 0
@@ -186,7 +186,7 @@ def _accelerator_casts(shape: ModelShape, how: TrainingSetup) -> tuple[int, int,
 
 
 def _accelerator_working_bytes(shape: ModelShape, how: TrainingSetup) -> int:
-    """Of the backward of one block: what it computes again, and gradients of activations."""
+    """Return the working memory of one block's backward: recomputation and gradients."""
     size, hidden = how.element_bytes, shape.hidden_size
     again = {
         "off": 0,
@@ -197,5 +197,5 @@ def _accelerator_working_bytes(shape: ModelShape, how: TrainingSetup) -> int:
     if not how.compiled:
         widest = size * (2 * hidden + shape.intermediate_size)
     if how.checkpointing == "full":
-        widest += FP32_BYTES * hidden  # what the block gives, a second time
+        widest += FP32_BYTES * hidden  # the block's output, recomputed
     return how.micro_batch * shape.context * (again + widest)

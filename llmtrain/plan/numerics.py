@@ -1,4 +1,4 @@
-"""Each decision about arithmetic: precision, kernels, compiling. Pure, from facts and timings."""
+"""Each decision about numerics: precision, kernels, compilation. Pure, from facts and timings."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import math
 
 from llmtrain.choice import AttentionKernel, Choice, DeviceKind, MatmulPrecision, Precision
 from llmtrain.errors import UsageError
-from llmtrain.machine.facts import CpuTimes, Facts, MatmulTimes
+from llmtrain.machine.facts import FASTER_RATIO, CpuTimes, Facts, MatmulTimes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
 
-_WORTHWHILE = 0.9  # a choice that changes the numerics must save at least a tenth of the time
-_WORTH_COMPILING_S = 120.0  # of eager training: compiling saves a fifth of it and takes up to 20 s
+_WORTH_COMPILING_S = (
+    120.0  # of eager training: compiled it takes a fifth less, after up to 20 s of compilation
+)
 _LEAST_FLEX_HEAD_DIM = 16  # its kernels multiply tiles of 16 features
 _EAGER_MFU = 0.6  # of the measured products' rate, over a whole eager step
 
@@ -24,15 +25,21 @@ def precision(
     if kind == "cuda":
         if all(gpu.supports_bf16 for gpu in facts.of_kind("cuda")):
             return Choice("bf16", "the GPU multiplies bf16 natively")
-        return Choice("fp16", "the GPU has no bf16; gradients are scaled")
+        return Choice("fp16", "the GPU has no bf16; the loss is scaled")
     if kind == "mps":
         return Choice("fp32", "half precision is no faster on MPS and less tested")
     if times is None:
         return Choice("fp32", "not measured on this CPU")
     figures = _figures(times)
-    if times.bf16_s < _WORTHWHILE * times.fp32_s and times.bf16_s <= times.medium_s:
-        return Choice("bf16", f"fastest: {figures}; weights stay fp32")
-    return Choice("fp32", f"bf16 does not pay: {figures}")
+    medium_is_faster = _is_faster(times.medium_s, times.bf16_s)
+    if _is_faster(times.bf16_s, times.fp32_s) and not medium_is_faster:
+        return Choice("bf16", f"faster than fp32: {figures}; weights stay fp32")
+    return Choice("fp32", f"bf16 is not clearly faster: {figures}")
+
+
+def _is_faster(seconds: float, standing_s: float) -> bool:
+    """Return True if a way is faster than the standing choice by more than noise."""
+    return seconds < FASTER_RATIO * standing_s
 
 
 def _figures(times: MatmulTimes) -> str:
@@ -42,7 +49,7 @@ def _figures(times: MatmulTimes) -> str:
         "fp32": times.fp32_s,
     }
     timed = ", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in milliseconds.items())
-    return f"{timed} (two layers forward and backward, measured here)"
+    return f"{timed} for two layers forward and backward, measured here"
 
 
 def _asked_precision(facts: Facts, precision: Precision, kind: DeviceKind) -> Choice[Precision]:
@@ -65,15 +72,18 @@ def _asked_precision(facts: Facts, precision: Precision, kind: DeviceKind) -> Ch
 
 
 def matmul_precision(
-    kind: DeviceKind, precision: str, times: MatmulTimes | None
+    options: DeviceSection, kind: DeviceKind, precision: Precision, times: MatmulTimes | None
 ) -> Choice[MatmulPrecision]:
+    """Choose how fp32 products are computed; on a CPU by bf16 passes only if it may choose."""
     if kind == "cuda":
-        return Choice("high", "what stays fp32 is multiplied in TF32")
+        return Choice("high", "products that stay fp32 use TF32")
+    if kind == "cpu" and options.precision == "fp32":
+        return Choice("highest", "full fp32 products, as fp32 was asked for")
     if kind == "cpu" and precision == "fp32" and times is not None:
         figures = f"{1e3 * times.medium_s:.1f} ms against {1e3 * times.fp32_s:.1f} ms, measured"
-        if times.medium_s < _WORTHWHILE * times.fp32_s:
+        if _is_faster(times.medium_s, times.fp32_s):
             return Choice("medium", f"faster fp32 products: {figures} here")
-        return Choice("highest", f"medium does not pay: {figures} here")
+        return Choice("highest", f"medium is not clearly faster: {figures} here")
     return Choice("highest", "full fp32 products")
 
 
@@ -91,7 +101,7 @@ def compilation(
             return Choice(True, "fused kernels; Triton is installed")
         return Choice(False, "Triton is not installed")
     if kind == "mps":
-        return Choice(False, "eager: torch.compile is young on MPS")
+        return Choice(False, "eager: torch.compile is experimental on MPS")
     if facts.cxx_compiler is None:
         return Choice(False, "eager: no C++ compiler was found")
     if times is None:
@@ -100,20 +110,20 @@ def compilation(
 
 
 def missing_to_compile(facts: Facts, kind: DeviceKind) -> str | None:
-    """What torch.compile needs on that device and does not find; None: it can be used."""
+    """Return what torch.compile needs on a device and does not find; None: it works."""
     if kind == "cpu" and facts.cxx_compiler is None:
         return "a C++ compiler"
     return "Triton" if kind == "cuda" and not facts.has_triton else None
 
 
-def _asked_compilation(facts: Facts, wish: bool, kind: DeviceKind) -> Choice[bool]:
+def _asked_compilation(facts: Facts, asked: bool, kind: DeviceKind) -> Choice[bool]:
     missing = missing_to_compile(facts, kind)
-    if wish and missing:
+    if asked and missing:
         raise UsageError(
-            f"device.compile true: needs {missing}, and there is none",
+            f"device.compile true: torch.compile needs {missing}, which was not found",
             hint="--set device.compile=auto",
         )
-    return Choice(wish, "asked for")
+    return Choice(asked, "asked for")
 
 
 def _measured_compilation(workload: Workload, times: CpuTimes) -> Choice[bool]:
@@ -121,21 +131,22 @@ def _measured_compilation(workload: Workload, times: CpuTimes) -> Choice[bool]:
         return Choice(False, f"eager: compiling failed: {times.compile_failure}")
     run_s = _eager_run_s(workload, times.matmul)
     if run_s < _WORTH_COMPILING_S:
-        return Choice(False, f"eager: the run takes about {run_s:.0f} s, and compiling up to 20")
+        return Choice(False, f"eager: the run takes about {run_s:.0f} s, and compiling up to 20 s")
     block = times.block
     if block is None:
-        return Choice(True, "long enough a run; measured against eager when one starts")
+        return Choice(True, "the run is long enough; compared with eager when it starts")
     figures = (
         f"one block takes {1e3 * block.compiled_s:.0f} ms against {1e3 * block.eager_s:.0f} ms "
         "eager, measured here"
     )
-    if block.compiled_s <= block.eager_s:  # half the activations come with it
-        return Choice(True, f"{figures}; it took {block.compile_s:.0f} s to compile")
-    return Choice(False, f"eager: {figures}")
+    if _is_faster(block.eager_s, block.compiled_s):
+        return Choice(False, f"eager: {figures}")
+    # Compiled is the standing choice, as it halves the activations.
+    return Choice(True, f"{figures}; compiling took {block.compile_s:.0f} s")
 
 
 def _eager_run_s(workload: Workload, times: MatmulTimes) -> float:
-    """About how long the run lasts; without end where nobody said."""
+    """Return about how long the run lasts; infinity for one without an end."""
     if workload.time_s is not None:
         return workload.time_s
     if workload.tokens is None:
@@ -148,7 +159,7 @@ def _eager_run_s(workload: Workload, times: MatmulTimes) -> float:
 
 
 def takes_flex(workload: Workload, kind: DeviceKind, precision: Precision, compiled: bool) -> bool:
-    """Whether FlexAttention is of use: where nothing is masked, torch's own kernel is faster."""
+    """Return True if FlexAttention is used: without a mask torch's own kernel is faster."""
     compiles = kind == "cuda" and compiled and precision == "bf16"
     return workload.mask_documents and compiles and workload.shape.head_dim >= _LEAST_FLEX_HEAD_DIM
 
@@ -161,9 +172,9 @@ def attention(
     masked: bool = False,
     flexible: bool = False,
 ) -> Choice[AttentionKernel]:
-    """`masked`: attention stays within documents; the times are of attention that does.
+    """Choose the attention kernel.
 
-    `flexible`: see `takes_flex`.
+    `masked`: attention stays within documents, in the measurements too. `flexible`: `takes_flex`.
     """
     if options.attention == "flex" and not flexible:
         raise UsageError(
@@ -179,7 +190,7 @@ def attention(
     if options.attention != "auto":
         return Choice(options.attention, "asked for")
     if flexible:
-        return Choice("flex", "compiled for documents: what no token may see is not computed")
+        return Choice("flex", "compiled for documents: blocks that are masked entirely are skipped")
     if kind != "cpu":
         how = ", by a mask of all pairs of tokens" if masked else ""
         return Choice("sdpa", f"the device's own kernel{how}")
@@ -190,17 +201,19 @@ def attention(
         f"products over blocks {1e3 * blocks_s:.1f} ms, torch's kernel {1e3 * sdpa_s:.1f} ms, "
         "measured here"
     )
-    if blocks_s < _WORTHWHILE * sdpa_s:
+    if _is_faster(blocks_s, sdpa_s):
         return Choice("blocks", f"faster: {figures}")
-    return Choice("sdpa", f"blocks do not pay: {figures}")
+    return Choice("sdpa", f"blocks are not clearly faster: {figures}")
 
 
 def keep_weight_casts(precision: str, micro_batches: int) -> Choice[bool]:
     if precision == "fp32":
-        return Choice(False, "weights are multiplied as they are")
+        return Choice(False, "fp32 weights need no cast")
     if micro_batches == 1:
-        return Choice(False, "one micro-batch a step: a kept copy would be used once")
-    return Choice(True, f"weights are rounded once a step, not in each of {micro_batches}")
+        return Choice(False, "one micro-batch per step would use a copy once")
+    return Choice(
+        True, f"weights are rounded once per step, not in each of {micro_batches} micro-batches"
+    )
 
 
 def grad_scaler(kind: DeviceKind, precision: str) -> Choice[bool]:

@@ -1,4 +1,4 @@
-"""What runs came to, kept so that the next one by the same plan is told it beforehand."""
+"""Record the speed and memory of runs, which predict those of the next run by the same plan."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from llmtrain.machine.measurement_cache import (
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.workload import Workload
 
-_FEWEST_STEPS = 5  # from which on a rate says something of the next run
+_FEWEST_STEPS = 5  # that give a representative rate
 
 
 def last_run(facts: Facts, workload: Workload, plan: Plan) -> RunFigures | None:
-    """The last run by this plan here; None where there was none."""
+    """Return the figures of the last run by this plan on this machine; None: there is none."""
     return load_measurement(cache_directory(), _key(facts, workload, plan), RunFigures)
 
 
@@ -32,7 +32,7 @@ def record_run(
     steps: int,
     peak_memory_bytes: int,
 ) -> None:
-    """Save what a run came to, unless it trained too few steps to say anything."""
+    """Save a run's figures, unless it trained too few steps to be representative."""
     if not step_s or steps < _FEWEST_STEPS:
         return
     figures = RunFigures(

@@ -1,4 +1,4 @@
-"""A plan with what it implies: predicted memory, the limit, what was measured for it."""
+"""A plan with its predicted memory, the limit, and the measurements behind it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from llmtrain.plan.workload import Workload
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A plan, and what it was made from."""
+    """A plan, what it was made from, and what is predicted of it."""
 
     plan: Plan
     workload: Workload
     facts: Facts
     prediction: MemoryPrediction
     limit_bytes: int
-    peak_flops: float | None  # of one process's matrix products, where measured
-    times: CpuTimes | None = None  # what the plan was made from
-    kept: RunFigures | None = None  # what a run by this plan came to here
+    peak_flops: float | None  # FLOP/s of one process's matrix products, where measured
+    times: CpuTimes | None = None  # that the plan was made from
+    kept: RunFigures | None = None  # of the last run by this plan here
 
     @property
     def bytes(self) -> int:
-        """The predicted peak."""
+        """The predicted peak of memory."""
         return self.prediction.total_bytes
 
 
@@ -38,7 +38,7 @@ def planned_with(
     times: CpuTimes | None = None,
     kept: RunFigures | None = None,
 ) -> Planned:
-    """A plan with what it implies."""
+    """Return the plan with its predictions."""
     return Planned(
         plan=plan,
         workload=workload,
@@ -52,7 +52,7 @@ def planned_with(
 
 
 def _peak_flops(times: CpuTimes | None, plan: Plan, workload: Workload) -> float | None:
-    """The rate of the profile's own products in the plan's precision."""
+    """Return the rate of the model's matrix products in the plan's precision."""
     if times is None:
         return None
     return product_flops_per_s(times.matmul, step_work(plan, workload.optimizer))

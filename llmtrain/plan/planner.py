@@ -1,10 +1,10 @@
-"""From facts and wishes to decisions, each with its reason. Pure: nothing is asked or changed."""
+"""Make a plan: from facts and options to decisions, each with its reason. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -43,23 +43,25 @@ class Plan:
     keep_weight_casts: Choice[bool]
     backend: Choice[Backend]
     grad_scaler: Choice[bool]
-    optimizer_kernel: Choice[Literal["fused", "foreach"]]
     workers: Choice[int]
-    loader_processes: Choice[int]
     pin_memory: Choice[bool]
 
     def choices(self) -> Iterator[tuple[str, Choice[Any]]]:
-        """Every decision by name."""
+        """Yield every decision by name."""
         for field in fields(self):
             yield field.name, getattr(self, field.name)
 
     def document(self) -> dict[str, dict[str, Any]]:
-        """`{name: {value, reason}}`, as run.yaml and `--json` hold it."""
+        """Return `{name: {value, reason}}`, as run.yaml and `--json` hold it."""
         return {name: {"value": c.value, "reason": c.reason} for name, c in self.choices()}
 
     def numerics(self) -> dict[str, Any]:
-        """The decisions that a bitwise equal continuation needs unchanged."""
+        """Return the decisions that a bitwise equal resume needs unchanged."""
         return {name: getattr(self, name).value for name in _NUMERICS}
+
+    def has_numerics(self, recorded: Mapping[str, Any]) -> bool:
+        """Return True if the `numerics` of a plan, of an earlier llmtrain too, are this plan's."""
+        return all(recorded.get(name) == value for name, value in self.numerics().items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,20 +87,18 @@ _NUMERICS = (
     "compile",
     "activation_checkpointing",
     "grad_scaler",
-    "optimizer_kernel",
 )
 
-# What a machine can start, not what it has: the rest of a plan is compared with the run.
-_LARGEST = dict.fromkeys(("processes", "threads", "workers", "loader_processes"), MOST_THREADS)
+_LARGEST = dict.fromkeys(("processes", "threads", "workers"), MOST_THREADS)
 
 
 def plan_from_document(document: Mapping[str, Mapping[str, Any]]) -> Plan:
-    """The plan that `Plan.document` wrote.
+    """Return the plan that `Plan.document` wrote; decisions that are none any more are ignored.
 
-    Raises KeyError where a decision is missing, ValueError where one is none that can be made.
+    Raises KeyError where a decision is missing, ValueError where one is invalid.
     """
-    wanted = {field.name: document[field.name] for field in fields(Plan)}
-    plan = TypeAdapter(Plan).validate_python(wanted)
+    known = {field.name: document[field.name] for field in fields(Plan)}
+    plan = TypeAdapter(Plan).validate_python(known)
     for name, choice in plan.choices():
         if type(choice.value) is int and not 0 <= choice.value <= _LARGEST.get(name, 2**31):
             raise ValueError(f"{name} is {choice.value}")
@@ -108,9 +108,9 @@ def plan_from_document(document: Mapping[str, Mapping[str, Any]]) -> Plan:
 def make_plan(
     facts: Facts, options: DeviceSection, workload: Workload, times: CpuTimes | None = None
 ) -> Plan:
-    """Every decision for this machine. Raises UsageError and DoesNotFitError.
+    """Return every decision for a machine. Raises UsageError and DoesNotFitError.
 
-    `times` is what the CPU was measured at; without it the CPU computes in fp32.
+    `times` are the CPU's measurements; without them the CPU computes in fp32.
     """
     device = decide.choose_device(facts, options)
     kind = device.value
@@ -139,7 +139,7 @@ def make_plan(
     return Plan(
         device=device,
         precision=precision,
-        matmul_precision=numerics.matmul_precision(kind, precision.value, products),
+        matmul_precision=numerics.matmul_precision(options, kind, precision.value, products),
         processes=processes,
         threads=decide.threads(facts, options, local),
         micro_batch=micro_batch,
@@ -154,11 +154,7 @@ def make_plan(
         keep_weight_casts=numerics.keep_weight_casts(precision.value, micro_batches),
         backend=decide.backend(facts, options, kind),
         grad_scaler=numerics.grad_scaler(kind, precision.value),
-        optimizer_kernel=Choice(
-            "fused", "one pass over all parameters instead of one an operation"
-        ),
         workers=decide.workers(facts, options),
-        loader_processes=Choice(0, "windows are read from memory-mapped shards in microseconds"),
         pin_memory=decide.pin_memory(options, kind),
     )
 
@@ -166,20 +162,22 @@ def make_plan(
 def make_inference_plan(
     facts: Facts, options: DeviceSection, matmul_times: MatmulTimes | None = None
 ) -> InferencePlan:
-    """The decisions that using a model needs. Raises UsageError."""
+    """Return the decisions that evaluation and generation need. Raises UsageError."""
     device = decide.choose_device(facts, options)
     precision = numerics.precision(facts, options, device.value, matmul_times)
     return InferencePlan(
         device=device,
         precision=precision,
-        matmul_precision=numerics.matmul_precision(device.value, precision.value, matmul_times),
+        matmul_precision=numerics.matmul_precision(
+            options, device.value, precision.value, matmul_times
+        ),
         threads=decide.threads(facts, options, 1),
         workers=decide.workers(facts, options),
     )
 
 
 def predict(workload: Workload, plan: Plan) -> MemoryPrediction:
-    """The peak memory on one device: of all this machine's processes on a CPU, of one on a GPU."""
+    """Predict the peak on one device: of all this machine's processes on a CPU, of one on a GPU."""
     one = predict_training(
         workload.shape,
         TrainingSetup(

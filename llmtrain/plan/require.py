@@ -1,4 +1,4 @@
-"""What a script can require of a machine, and whether it is there. Pure: from facts."""
+"""Check what a script requires of a machine (`device info --require`). Pure: from facts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ALL = ", ".join((*FEATURES, "cores:4", "memory:8GiB"))
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """A feature by name, or an amount that there has to be at least."""
+    """A feature by name, or the least amount of something."""
 
     name: str
     least: int | None = None
@@ -29,7 +29,7 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What the machine has of what is required."""
+    """What the machine has of a requirement."""
 
     requirement: Requirement
     measured: bool | int
@@ -37,13 +37,13 @@ class Finding:
 
     @property
     def is_met(self) -> bool:
-        """Whether that is enough."""
+        """Whether the requirement is met."""
         least = self.requirement.least
         return bool(self.measured) if least is None else self.measured >= least
 
 
 def parse_requirements(text: str) -> list[Requirement]:
-    """The requirements in `bf16,cuda,cores:4`. Raises UsageError."""
+    """Parse requirements such as `bf16,cuda,cores:4`. Raises UsageError."""
     words = [word.strip().lower() for word in text.split(",") if word.strip()]
     if not words:
         raise UsageError(f"--require {text!r} names nothing", hint=f"one or more of {_ALL}")
@@ -69,14 +69,14 @@ def _parsed(word: str) -> Requirement:
 
 
 def find(requirement: Requirement, facts: Facts, kind: DeviceKind) -> Finding:
-    """What there is of it; bf16, compile and memory are those of the device that computes."""
-    measured, found = _look(requirement.name, facts, kind)
-    return Finding(requirement, measured, found)
+    """Find what there is; bf16, compile and memory are those of the device that trains."""
+    amount, found = _find(requirement.name, facts, kind)
+    return Finding(requirement, amount, found)
 
 
-def _look(name: str, facts: Facts, kind: DeviceKind) -> tuple[bool | int, str]:
+def _find(name: str, facts: Facts, kind: DeviceKind) -> tuple[bool | int, str]:
     if name == "cpu":
-        return True, "there is one"
+        return True, "every machine has one"
     if name == "cuda":
         return _accelerator("cuda", facts)
     if name == "mps":
@@ -87,7 +87,10 @@ def _look(name: str, facts: Facts, kind: DeviceKind) -> tuple[bool | int, str]:
         return "amx_bf16" in facts.cpu.isa, _instructions(facts)
     if name == "compile":
         missing = missing_to_compile(facts, kind)
-        return missing is None, f"{missing or 'nothing'} is missing for it on {kind}"
+        return (
+            missing is None,
+            f"torch.compile on {kind} needs {missing}" if missing else f"works on {kind}",
+        )
     if name == "cores":
         return facts.cpu.usable_cores, f"{facts.cpu.usable_cores} are usable"
     memory_bytes = _memory_bytes(facts, kind)
@@ -101,7 +104,7 @@ def _accelerator(kind: AcceleratorKind, facts: Facts) -> tuple[bool, str]:
     reasons = [reason for failed, reason in facts.failures if failed == kind]
     if kind == "cuda" and facts.unusable_gpu is not None:
         reasons.append(facts.unusable_gpu)
-    return False, "; ".join(reasons) or "no such device was found"
+    return False, "; ".join(reasons) or "none was found"
 
 
 def _bf16(facts: Facts, kind: DeviceKind) -> tuple[bool, str]:
@@ -117,7 +120,7 @@ def _instructions(facts: Facts) -> str:
 
 
 def _memory_bytes(facts: Facts, kind: DeviceKind) -> int:
-    """Of the machine within its limit, or of the smallest GPU."""
+    """Return the machine's memory within its limit, or that of the smallest GPU."""
     if kind == "cpu":
         return facts.cpu.usable_memory_bytes
     return min(gpu.memory_total_bytes for gpu in facts.of_kind(kind))

@@ -1,4 +1,4 @@
-"""Plans that need less memory for the same step. Pure."""
+"""Plans that compute the same step in less memory. Pure."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from llmtrain.plan.planner import Plan
 
 
 def smaller_plan(plan: Plan, reason: str) -> Plan | None:
-    """The next smaller plan, with the reason for it; None: there is none.
+    """Return the next smaller plan; None: there is none. `reason` is given for the change.
 
-    At most half as many sequences at once and as many more times, so that a step reads what it
-    did; from one sequence on, everything that can be computed again is.
+    The micro-batch is halved at least, with more accumulation in turn; a micro-batch of one
+    sequence gets full activation checkpointing.
     """
     micro_batch, checkpointing = plan.micro_batch.value, plan.activation_checkpointing.value
     if plan.device.value == "cpu" and plan.compile.value:
-        # For other shapes the C++ compiler would be started: it takes hundreds of MB.
-        eager = Choice(False, "compiling anew would take memory that is short")
+        # Other shapes are compiled again, and the C++ compiler takes hundreds of MB.
+        eager = Choice(False, "compiling again would take memory that is short")
         plan = replace(plan, compile=eager)
     if micro_batch > 1:
         windows = micro_batch * plan.accumulation.value
@@ -27,19 +27,19 @@ def smaller_plan(plan: Plan, reason: str) -> Plan | None:
             plan,
             micro_batch=Choice(less, f"{reason}; it was {micro_batch}"),
             accumulation=Choice(
-                windows // less, f"{windows} windows a step, as before, {less} at once"
+                windows // less, f"{windows} windows a step as before, {less} at a time"
             ),
         )
     if checkpointing != "full":
         full: Choice[ActivationCheckpointing] = Choice(
-            "full", f"{reason} with one sequence at once; it was {checkpointing}"
+            "full", f"{reason} with a micro-batch of one sequence; it was {checkpointing}"
         )
         return replace(plan, activation_checkpointing=full)
     return None
 
 
 def smaller_plans(plan: Plan, reason: str = "") -> Iterator[Plan]:
-    """Every plan smaller than this one, the largest first."""
+    """Yield every plan smaller than this one, the largest first."""
     while (less := smaller_plan(plan, reason)) is not None:
         yield less
         plan = less

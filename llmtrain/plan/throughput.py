@@ -1,4 +1,4 @@
-"""How fast a CPU will train, from what was measured on it. Pure: nothing is timed here.
+"""Predict how fast a CPU will train, from measurements. Pure: nothing is timed here.
 
     micro_batch_s = L · block_s + head_s
     head_s        = 1.2 · 6·n·V·C / (FLOP/s of the measured products, in the plan's precision)
@@ -27,13 +27,13 @@ HEAD_OVERHEAD = 1.2
 # What clipping and AdamW move for a parameter, in fp32: the gradient is read twice, the weight and
 # both moments are read and written. About 32, some of it in cache.
 OPTIMIZER_BYTES_PER_PARAMETER = 30
-# What a few cores get from memory. An estimate: it is not measured.
+# Memory bandwidth of a few cores. An estimate: it is not measured.
 MEMORY_BYTES_PER_S = 10e9
 
 
 @dataclass(frozen=True, slots=True)
 class StepWork:
-    """What of a plan decides how long an optimizer step takes."""
+    """The decisions of a plan that a step's time depends on."""
 
     micro_batch: int  # sequences
     accumulation: int  # micro-batches that one process computes in a step
@@ -45,7 +45,7 @@ class StepWork:
 
 
 def step_work(plan: Plan, optimizer: OptimizerName) -> StepWork:
-    """What of the plan, and beside it, decides how long a step takes."""
+    """Return what a step's time depends on."""
     return StepWork(
         optimizer=optimizer,
         micro_batch=plan.micro_batch.value,
@@ -58,7 +58,7 @@ def step_work(plan: Plan, optimizer: OptimizerName) -> StepWork:
 
 
 def predicted_tokens_per_s(shape: ModelShape, work: StepWork, times: CpuTimes) -> float | None:
-    """Tokens that all processes train on in a second; None where no block was measured."""
+    """Predict the tokens per second of all processes; None where no block was measured."""
     step_s = predicted_step_s(shape, work, times)
     if step_s is None:
         return None
@@ -66,7 +66,7 @@ def predicted_tokens_per_s(shape: ModelShape, work: StepWork, times: CpuTimes) -
 
 
 def predicted_step_s(shape: ModelShape, work: StepWork, times: CpuTimes) -> float | None:
-    """Seconds for one optimizer step; None where no block was measured."""
+    """Predict the seconds of one optimizer step; None where no block was measured."""
     if times.block is None:
         return None
     block_s = times.block.compiled_s if work.compiled else times.block.eager_s
@@ -76,7 +76,7 @@ def predicted_step_s(shape: ModelShape, work: StepWork, times: CpuTimes) -> floa
 
 
 def product_flops_per_s(products: MatmulTimes, work: StepWork) -> float:
-    """The rate of the measured products in the precision that the work is done in."""
+    """Return the rate of the measured products in the plan's precision."""
     return (
         products.flops
         / seconds_by_kind(products)[product_kind(work.precision, work.matmul_precision)]
@@ -84,14 +84,14 @@ def product_flops_per_s(products: MatmulTimes, work: StepWork) -> float:
 
 
 def product_kind(precision: Precision, matmul_precision: MatmulPrecision) -> ProductKind:
-    """Which of the measured products the work is done with."""
+    """Return which of the measured products a precision uses."""
     if precision == "bf16":
         return "bf16"
     return "medium" if matmul_precision == "medium" else "fp32"
 
 
 def seconds_by_kind(products: MatmulTimes) -> dict[ProductKind, float]:
-    """The products' seconds in each precision."""
+    """Return the products' seconds in each precision."""
     return {"fp32": products.fp32_s, "medium": products.medium_s, "bf16": products.bf16_s}
 
 

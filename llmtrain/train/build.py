@@ -65,7 +65,7 @@ def build_run(
     optimizer = build_optimizer(
         model,
         profile.optim,
-        plan.optimizer_kernel.value,
+        "fused",
         products,
         tokens_per_step=tokens_per_step,
     )

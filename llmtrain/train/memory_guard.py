@@ -91,7 +91,7 @@ class MemoryGuard:
 
     def check(self) -> MemoryAction:
         """Return what memory requires of this process before the next step."""
-        return self._watch.look(self._run.plan, self._run.position.step)
+        return self._watch.check(self._run.plan, self._run.position.step)
 
     def apply(self, action: MemoryAction) -> None:
         """Apply what all ranks agreed on, between two steps."""

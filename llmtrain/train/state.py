@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from llmtrain.machine.memory_usage import read_accelerator_memory, read_process_memory
+from llmtrain.machine.gpu_memory import read_accelerator_memory
+from llmtrain.machine.memory_usage import read_process_memory
 from llmtrain.plan.planner import Plan
 from llmtrain.train.build import RandomState
 from llmtrain.train.checkpoint.format import SavedState

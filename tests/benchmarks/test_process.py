@@ -18,10 +18,11 @@ MIB = 2**20
 ROOT = Path(__file__).parents[2]
 
 MEASURING = """\
-import json, os, sys
+import json, os, signal, sys
 from dataclasses import asdict
 from pathlib import Path
 from tests.benchmarks.process import run_measured
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may ignore it
 log = Path(sys.argv[1])
 finished = run_measured([sys.executable, "-c", sys.argv[2]], os.environ, log, log.parent)
 print(json.dumps(asdict(finished)))
@@ -86,7 +87,10 @@ def test_an_interrupt_ends_the_whole_tree(tmp_path: Path) -> None:
             assert measuring.poll() is None
         os.kill(measuring.pid, 2)
         measuring.wait(20)
-    while is_running(int(started.read_text())):  # the timeout of tests ends the wait
+    # Bounded here: a time limit of the tests that ends it while psutil reads leaves a file open.
+    end_s = time.monotonic() + 20
+    while is_running(int(started.read_text())):
+        assert time.monotonic() < end_s
         time.sleep(0.05)
 
 

@@ -71,7 +71,7 @@ def test_an_assumed_machine_is_told_before_all_else(
     document = outcome.document
     assert list(document)[:3] == ["schema_version", "llmtrain", "assumed"]
     assert document["assumed"]["spec"] == "cuda:2x24GiB:16c"
-    assert any("nothing is timed" in text for text in document["assumed"]["assumptions"])
+    assert any("nothing is measured" in text for text in document["assumed"]["assumptions"])
     assert document["plan"]["threads"]["origin"] == "--set device.threads=3"
     assert "system" not in document  # what is in use on this machine
 
@@ -80,7 +80,7 @@ def test_an_assumed_machine_is_told_before_all_else(
 def test_what_is_no_machine_is_refused(command: tuple[str, ...], llmtrain: Any) -> None:
     outcome = llmtrain(*command, "--assume", "cuda:80")
     assert outcome.code == 2
-    assert "error: --assume cuda:80: '80' is neither a size" in outcome.err
+    assert "error: --assume cuda:80: '80' is not a size" in outcome.err
     assert "hint: write cuda:80GiB, " in outcome.err
 
 

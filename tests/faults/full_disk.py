@@ -28,6 +28,7 @@ from pathlib import Path
 from tests.checkout import import_path
 from tests.faults import shim
 from tests.faults.shim import Kind
+from tests.pinned import pinned_options
 
 _PROFILE = """\
 name: tiny
@@ -38,7 +39,7 @@ train: {tokens_per_step: 256, steps: 6, log_every_steps: 1}
 optim: {warmup_steps: 2}
 eval: {every_steps: 3, tokens: 256, sample_every_steps: 3, sample_tokens: 4}
 checkpoint: {every_steps: 2}
-device: {kind: cpu, threads: 1, compile: false, precision: fp32, attention: sdpa}
+device: {kind: cpu, threads: 1}
 """
 
 
@@ -51,6 +52,7 @@ class Training:
     def run(self, variables: Mapping[str, str], *options: str) -> subprocess.CompletedProcess[str]:
         """`llmtrain train` there, with its cache there too."""
         command = [sys.executable, "-m", "llmtrain", "train", "--profile", "tiny.yaml"]
+        command += pinned_options()
         local = {"LLMTRAIN_CACHE_DIR": str(self.place / "cache"), "PYTHONPATH": import_path()}
         return subprocess.run(
             [*command, "--out", "run", *options],

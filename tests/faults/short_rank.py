@@ -47,7 +47,7 @@ def find(answer: MemoryAction) -> None:
         looks += 1
         return answer if looks == 3 else MemoryAction()
 
-    MemoryWatch.look = look  # type: ignore[method-assign]
+    MemoryWatch.check = look  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

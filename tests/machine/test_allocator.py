@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from llmtrain.machine.allocator import (
-    begin_without_thread_cache,
     keep_freed_memory,
+    restart_without_thread_cache,
     return_free_memory,
 )
 
@@ -48,6 +48,48 @@ def test_glibc_is_told_to_map_nothing_and_to_trim_nothing(library: Library) -> N
     told = dict(library.told)
     m_fastbins, m_mmap_max, m_trim_threshold = 1, -4, -1  # of malloc.h
     assert (told[m_fastbins], told[m_mmap_max], told[m_trim_threshold]) == (0, 0, -1)
+
+
+@pytest.mark.parametrize("is_limited", [False, True])
+def test_a_limit_on_what_is_mapped_is_not_used_up_by_arenas(
+    library: Library, monkeypatch: pytest.MonkeyPatch, is_limited: bool
+) -> None:
+    """With a top pad of 64 MiB every thread that allocates maps as much at once."""
+    monkeypatch.setattr("llmtrain.machine.allocator.has_process_limit", lambda: is_limited)
+    keep_freed_memory()
+    m_top_pad = -2
+    assert (m_top_pad in dict(library.told)) is not is_limited
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's arenas")
+def test_threads_map_little_under_a_limit() -> None:
+    """Eight threads that allocate stay within a limit that leaves each of them 24 MiB."""
+    if not platform.libc_ver()[0]:
+        pytest.skip("needs glibc")
+    script = """
+import ctypes, resource, threading
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_DATA, (2 << 30, 2 << 30))
+from llmtrain.machine.allocator import keep_freed_memory
+keep_freed_memory()
+data = lambda: int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+malloc = ctypes.CDLL(None).malloc
+malloc.restype = ctypes.c_void_p
+before, barrier = data(), threading.Barrier(9)
+def work():
+    malloc(4096)
+    barrier.wait()
+    barrier.wait()
+for _ in range(8):
+    threading.Thread(target=work, daemon=True).start()
+barrier.wait()
+print((data() - before) >> 20)
+barrier.wait()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 8 * 24
 
 
 @pytest.mark.parametrize("name", ["GLIBC_TUNABLES", "LD_PRELOAD"])
@@ -116,9 +158,9 @@ def test_what_is_freed_stays_until_it_is_returned() -> None:
 
 BEGUN = """
 import os, sys
-from llmtrain.machine.allocator import begin_without_thread_cache
+from llmtrain.machine.allocator import restart_without_thread_cache
 print("begun", os.environ.get("GLIBC_TUNABLES"), flush=True)
-begin_without_thread_cache()
+restart_without_thread_cache()
 print(os.getpid(), "GLIBC_TUNABLES" in os.environ, sys.argv[1:], sys.flags.dont_write_bytecode)
 """
 
@@ -157,5 +199,5 @@ def test_elsewhere_nothing_begins_anew(monkeypatch: pytest.MonkeyPatch, system: 
     monkeypatch.setattr(sys, "platform", system)
     for name in ("GLIBC_TUNABLES", "LD_PRELOAD"):
         monkeypatch.delenv(name, raising=False)
-    begin_without_thread_cache()
+    restart_without_thread_cache()
     assert "GLIBC_TUNABLES" not in os.environ

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llmtrain.machine.memory_pressure import Bound, Neighbours, answer, growing
+from llmtrain.machine.memory_pressure import Bound, OtherUse, choose_action, with_growth
 
 MIB, GIB = 2**20, 2**30
 LIMIT_MIB = 2400  # of which 200 are left for comfort, and 100 in any case
@@ -18,7 +18,7 @@ def bound(used_mib: int = HELD_MIB, *, swap_mib: int = 0, growth_mib: int = 0) -
 
 
 def asked(peaks_mib: tuple[int, ...], *bounds: Bound) -> int | str:
-    found = answer(bounds, HELD_MIB * MIB, [peak * MIB for peak in peaks_mib])
+    found = choose_action(bounds, HELD_MIB * MIB, [peak * MIB for peak in peaks_mib])
     return "stop" if found.stop else found.smaller
 
 
@@ -64,6 +64,21 @@ def test_every_bound_has_to_hold() -> None:
     assert asked((2500,), bound(), roomy) == "stop"
 
 
+def test_a_limit_of_each_process_leaves_room_for_what_is_not_checked() -> None:
+    """Libraries die of allocations that fail at it: 96 MiB are left, or the usual share."""
+    own = Bound("RLIMIT_DATA", 1000 * MIB, 800 * MIB, is_per_process=True)
+    assert own.is_comfortable_with(104 * MIB)
+    assert not own.is_comfortable_with(105 * MIB)
+    assert own.survives(104 * MIB)
+    assert not own.survives(105 * MIB)
+
+
+def test_so_many_processes_have_so_many_limits_of_their_own() -> None:
+    own = Bound("RLIMIT_DATA", 1000 * MIB, 800 * MIB, is_per_process=True)
+    assert own.of_processes(3) == Bound("RLIMIT_DATA", 3000 * MIB, 2400 * MIB, is_per_process=True)
+    assert bound().of_processes(3) == bound()
+
+
 def test_nothing_is_asked_where_nothing_is_known() -> None:
     assert asked((10**9,)) == 0
 
@@ -83,45 +98,45 @@ def test_margins_do_not_grow_with_the_machine() -> None:
 def test_the_reason_has_the_figures_of_the_tightest_bound() -> None:
     machine = Bound("the machine", 4 * GIB, int(3.5 * GIB))
     group = Bound("the control group", 2 * GIB, int(1.9 * GIB), growth_bytes=50 * MIB)
-    found = answer([machine, group], GIB, [GIB + 300 * MIB])
+    found = choose_action([machine, group], GIB, [GIB + 300 * MIB])
     assert found.stop
     assert found.reason == (
-        "1.9 GiB of the control group's 2 GiB are taken, and a step takes 300 MiB more, "
+        "1.9 GiB of the control group's 2 GiB are in use, and a step takes 300 MiB more, "
         "others 50 MiB"
     )
 
 
-def grown_mib(others_mib: list[int], *, seconds: float, next_look_in_s: float) -> list[int]:
+def grown_mib(others_mib: list[int], *, seconds: float, next_check_in_s: float) -> list[int]:
     """The growth that is expected at each of several looks, so many seconds apart."""
-    neighbours, expected = Neighbours(), []
+    others_use, expected = OtherUse(), []
     for number, others in enumerate(others_mib):
         bounds = [bound(others + HELD_MIB)]
-        now = neighbours.now(bounds, HELD_MIB * MIB, number * seconds)
-        found = growing(bounds, neighbours, now, next_look_in_s)
+        now = others_use.updated(bounds, HELD_MIB * MIB, number * seconds)
+        found = with_growth(bounds, others_use, now, next_check_in_s)
         expected.append(found[0].growth_bytes // MIB)
-        neighbours = now
+        others_use = now
     return expected
 
 
 def test_growth_is_what_others_took_both_times() -> None:
     others_mib = [500, 600, 650, 700, 600, 700]
-    assert grown_mib(others_mib, seconds=1, next_look_in_s=1) == [0, 0, 50, 50, 0, 0]
+    assert grown_mib(others_mib, seconds=1, next_check_in_s=1) == [0, 0, 50, 50, 0, 0]
 
 
 def test_growth_is_as_long_as_it_takes_to_look_again() -> None:
-    assert grown_mib([500, 600, 700], seconds=2, next_look_in_s=2) == [0, 0, 100]
-    assert grown_mib([500, 600, 700], seconds=2, next_look_in_s=10) == [0, 0, 500]
-    assert grown_mib([500, 600, 700], seconds=20, next_look_in_s=10) == [0, 0, 50]
+    assert grown_mib([500, 600, 700], seconds=2, next_check_in_s=2) == [0, 0, 100]
+    assert grown_mib([500, 600, 700], seconds=2, next_check_in_s=10) == [0, 0, 500]
+    assert grown_mib([500, 600, 700], seconds=20, next_check_in_s=10) == [0, 0, 50]
 
 
 def test_a_program_that_starts_once_is_no_growth() -> None:
-    assert grown_mib([500, 500, 1300, 1300], seconds=1, next_look_in_s=1) == [0, 0, 0, 0]
+    assert grown_mib([500, 500, 1300, 1300], seconds=1, next_check_in_s=1) == [0, 0, 0, 0]
 
 
 def test_what_the_run_itself_takes_is_no_growth() -> None:
-    neighbours = Neighbours()
+    others_use = OtherUse()
     for number, held in enumerate((100, 500, 900)):
         bounds = [bound(held + 700)]
-        now = neighbours.now(bounds, held * MIB, number)
-        assert growing(bounds, neighbours, now, 10.0)[0].growth_bytes == 0
-        neighbours = now
+        now = others_use.updated(bounds, held * MIB, number)
+        assert with_growth(bounds, others_use, now, 10.0)[0].growth_bytes == 0
+        others_use = now

@@ -1,53 +1,38 @@
-"""Every way to read memory that works here tells the same, and sees what is allocated."""
+"""psutil reads memory, and the standard library where psutil is missing or refuses."""
 
 from __future__ import annotations
 
-import ctypes
 import mmap
-import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llmtrain.machine import memory_usage, windows
-from llmtrain.machine.memory_readers import (
-    PosixReader,
-    ProcReader,
-    PsutilReader,
-    descendants_resident_bytes,
-    parse_ps,
-    parse_vm_stat,
-    standard_reader,
-)
-from llmtrain.machine.memory_readings import (
-    AcceleratorMemory,
-    Available,
-    MemoryReader,
-    ProcessMemory,
-)
+from llmtrain.machine import memory_usage
+from llmtrain.machine.gpu_memory import read_accelerator_memory, read_accelerators_from_outside
+from llmtrain.machine.memory_readings import AcceleratorMemory, GroupUse
 from llmtrain.machine.memory_usage import (
-    GroupUse,
-    read_accelerator_memory,
-    read_accelerators_from_outside,
+    peak_resident_bytes,
     read_bounds,
     read_group_use,
     read_process_memory,
     read_system_memory,
-    readers,
     resident_bytes,
 )
 
 MB = 10**6
 GIB = 2**30
+KIB = 1024
 
 
-@pytest.fixture(params=[PsutilReader, standard_reader], ids=["psutil", "standard"])
-def reader(request: pytest.FixtureRequest) -> MemoryReader:
-    made: MemoryReader = request.param()
-    return made
+@pytest.fixture
+def no_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
+    """psutil cannot be imported."""
+    monkeypatch.setitem(sys.modules, "psutil", None)
 
 
 def touched(size: int) -> mmap.mmap:
@@ -57,44 +42,33 @@ def touched(size: int) -> mmap.mmap:
     return block
 
 
-def test_psutil_and_the_standard_library_agree() -> None:
-    ours, theirs = PsutilReader(), standard_reader()
-    assert ours.source != theirs.source
-    assert ours.available().total_bytes == pytest.approx(theirs.available().total_bytes, rel=0.05)
-    mine, other = ours.process_tree(), theirs.process_tree()
-    assert mine.resident_bytes == pytest.approx(other.resident_bytes, rel=0.05)
-    assert ours.resident_bytes() == pytest.approx(theirs.resident_bytes(), rel=0.05)
-
-
-def test_touching_memory_makes_it_resident(reader: MemoryReader) -> None:
-    before = reader.resident_bytes()
+def test_touching_memory_makes_it_resident() -> None:
+    before = resident_bytes()
     block = touched(200 * MB)
-    grown = reader.resident_bytes() - before
+    grown = resident_bytes() - before
     assert 190 * MB < grown < 230 * MB
-    assert reader.peak_resident_bytes() >= before + 190 * MB
+    assert peak_resident_bytes() >= before + 190 * MB
     block.close()
-    assert reader.resident_bytes() < before + 50 * MB
-    assert reader.peak_resident_bytes() >= before + 190 * MB
+    assert resident_bytes() < before + 50 * MB
+    assert peak_resident_bytes() >= before + 190 * MB
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="without psutil, Windows' children are unseen")
-def test_a_child_counts(reader: MemoryReader) -> None:
+def test_a_child_counts() -> None:
     script = "block = b'x' * 100_000_000; print(flush=True); input()"
-    before = reader.process_tree()
+    before = read_process_memory()
     with subprocess.Popen(
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as child:
         assert child.stdout is not None
         child.stdout.readline()  # the block is there
-        during = reader.process_tree()
+        during = read_process_memory()
         child.communicate(b"\n")
     assert during.processes == before.processes + 1
     assert during.resident_bytes - before.resident_bytes > 95 * MB
     assert during.peak_resident_bytes >= during.resident_bytes
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="without psutil, Windows' others are unseen")
-def test_another_process_is_seen_with_its_children_until_it_ends(reader: MemoryReader) -> None:
+def test_another_process_is_seen_with_its_children_until_it_ends() -> None:
     inner = "block = b'x' * 100_000_000; print(flush=True); input()"
     outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
     with subprocess.Popen(
@@ -102,33 +76,48 @@ def test_another_process_is_seen_with_its_children_until_it_ends(reader: MemoryR
     ) as parent:
         assert parent.stdout is not None
         parent.stdout.readline()
-        tree, alone = reader.process_tree(parent.pid), reader.resident_bytes(parent.pid)
+        tree, alone = read_process_memory(parent.pid), resident_bytes(parent.pid)
         assert tree.processes == 2
         assert tree.resident_bytes > alone + 95 * MB
         assert tree.peak_resident_bytes >= tree.resident_bytes
         assert parent.stdin is not None
         parent.stdin.close()
-        wait_until_unburied(parent.pid)
-        for look in (reader.process_tree, reader.resident_bytes):
-            with pytest.raises(ProcessLookupError):
-                look(parent.pid)
+        if sys.platform != "win32":
+            wait_for_zombie(parent.pid)
+            for read in (read_process_memory, resident_bytes):
+                with pytest.raises(ProcessLookupError):
+                    read(parent.pid)
     with pytest.raises(ProcessLookupError):
-        reader.process_tree(parent.pid)
+        read_process_memory(parent.pid)
 
 
-def wait_until_unburied(pid: int) -> None:
-    """The process has ended, and its parent, who is this one, has not asked for its code."""
+def wait_for_zombie(pid: int) -> None:
+    """The process has ended, and its parent, which is this one, has not collected its code."""
     import psutil
 
     while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
 
 
-def test_one_process_is_read_in_under_a_millisecond() -> None:
+def test_a_descendant_that_ends_while_it_is_read_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import psutil
+
+    class Ended:
+        def memory_info(self) -> None:
+            raise psutil.NoSuchProcess(77)
+
+    monkeypatch.setattr(psutil.Process, "children", lambda *_, **__: [Ended()])
+    assert read_process_memory().processes == 1
+
+
+@pytest.mark.parametrize("read", [resident_bytes, peak_resident_bytes])
+def test_one_process_is_read_in_under_a_millisecond(read: Callable[[], int]) -> None:
     taken_s = []
     for _ in range(20):
         start_s = time.perf_counter()
-        resident_bytes()
+        read()
         taken_s.append(time.perf_counter() - start_s)
     assert min(taken_s) < 1e-3
 
@@ -156,7 +145,7 @@ def test_the_limit_of_the_control_group_is_shown_where_it_is_below_the_total(
     assert read_group_use(root=tmp_path) is None
 
 
-def test_of_several_groups_the_one_with_the_least_left_is_told(tmp_path: Path) -> None:
+def test_of_several_groups_the_one_with_the_least_left_is_read(tmp_path: Path) -> None:
     inner = tmp_path / "sys/fs/cgroup/a/b"
     inner.mkdir(parents=True)
     (tmp_path / "proc/77").mkdir(parents=True)
@@ -191,94 +180,87 @@ def test_the_machine_and_every_group_below_its_total_bound_memory(tmp_path: Path
     assert own.swap_bytes == 0
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="reads an invented Linux")
-def test_swap_is_told(tmp_path: Path) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal: 16 kB\nMemAvailable: 4 kB\nSwapFree: 8 kB\n")
-    assert ProcReader(tmp_path).available() == Available(16 * 1024, 4 * 1024, 8 * 1024)
+def test_free_swap_counts_for_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_usage, "_read_free_swap_bytes", lambda: 3 * GIB)
+    assert read_bounds()[0].swap_bytes == 3 * GIB
 
 
-def test_without_psutil_the_standard_library_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on what is mapped, as Linux counts it")
+def test_a_limit_of_the_process_bounds_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    limits = {resource.RLIMIT_DATA: 3 * GIB}
+    infinite = resource.RLIM_INFINITY
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits.get(kind, infinite), infinite))
+    own = read_bounds()[-1]
+    assert (own.name, own.limit_bytes, own.is_per_process) == ("RLIMIT_DATA", 3 * GIB, True)
+    block = mmap.mmap(-1, 200 * MB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    block[::4096] = b"\1" * len(range(0, 200 * MB, 4096))
+    grown = read_bounds()[-1].used_bytes - own.used_bytes
+    block.close()
+    assert 180 * MB < grown < 210 * MB
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such fall-back")
+@pytest.mark.usefixtures("no_psutil")
+def test_without_psutil_the_standard_library_answers() -> None:
+    block = touched(100 * MB)
+    assert read_system_memory().source == "os"
+    own = read_process_memory()
+    assert (own.source, own.processes) == ("resource", 1)
+    assert own.peak_resident_bytes == own.resident_bytes == resident_bytes() > 100 * MB
+    assert peak_resident_bytes() > 100 * MB
+    assert read_bounds()[0].limit_bytes == read_system_memory().total_bytes
+    block.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such fall-back")
+def test_psutil_and_the_standard_library_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = read_system_memory()
     monkeypatch.setitem(sys.modules, "psutil", None)
-    assert [reader.source for reader in readers()] == [standard_reader().source]
-    assert read_system_memory().source == read_process_memory().source == standard_reader().source
+    ours = read_system_memory()
+    assert ours.total_bytes == pytest.approx(theirs.total_bytes, rel=0.05)
 
 
+@pytest.mark.usefixtures("no_psutil")
+def test_without_psutil_another_process_cannot_be_read() -> None:
+    for read in (read_process_memory, resident_bytes):
+        with pytest.raises(OSError, match="without psutil"):
+            read(1)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such fall-back")
 def test_where_psutil_refuses_the_standard_library_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     import psutil
 
-    def refuse(pid: int | None) -> None:
+    def refuse(*_: Any) -> None:
         raise psutil.AccessDenied
 
     monkeypatch.setattr(psutil, "Process", refuse)
-    assert read_process_memory().source == standard_reader().source
+    assert read_process_memory().source == "resource"
     assert resident_bytes() > 0
 
 
-def test_where_nothing_answers_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory_usage, "readers", lambda: iter([ProcReader(tmp_path)]))
-    with pytest.raises(OSError, match="meminfo"):
+def test_where_nothing_answers_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError("no such file")
+
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    monkeypatch.setattr(memory_usage, "_machine_from_os", refuse)
+    with pytest.raises(OSError, match="no such file"):
         read_system_memory()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="ps is a Unix tool")
-def test_ps_agrees_with_psutil() -> None:
-    try:
-        tree = PosixReader().process_tree()
-    except FileNotFoundError:
-        pytest.skip("no ps here")
-    assert tree.resident_bytes == pytest.approx(PsutilReader().resident_bytes(), rel=0.3)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="reads an invented Linux")
-def test_an_invented_proc(tmp_path: Path) -> None:
-    page = os.sysconf("SC_PAGE_SIZE")
-    me, child, stranger = os.getpid(), os.getpid() + 1, os.getpid() + 2
-
-    def stat(process: int, parent: int, pages: int) -> None:
-        (tmp_path / str(process)).mkdir()
-        fields = f"S {parent} " + "0 " * 19 + f"{pages} 0"
-        (tmp_path / str(process) / "stat").write_text(f"{process} (a) b (c) {fields}\n")
-
-    stat(me, 1, 10)
-    stat(child, me, 7)
-    stat(stranger, 1, 1000)
-    (tmp_path / "self").mkdir()
-    (tmp_path / "self/statm").write_text("99 10 1 1 0 1 0\n")
-    (tmp_path / "self/status").write_text("Name:\tpython\nVmHWM:\t    2000 kB\nThreads:\t1\n")
-    (tmp_path / "meminfo").write_text("MemTotal: 16 kB\nMemFree: 2 kB\nMemAvailable: 4 kB\n")
-    reader = ProcReader(tmp_path)
-    assert reader.available() == Available(16 * 1024, 4 * 1024)
-    assert reader.process_tree() == ProcessMemory(17 * page, 2_048_000 + 7 * page, 2, "/proc")
-
-
-def test_descendants_are_counted_once_even_in_a_loop() -> None:
-    table = {1: (0, 1), 2: (1, 2), 3: (2, 4), 4: (3, 8), 5: (1, 16), 6: (7, 32), 7: (6, 64)}
-    assert sorted(descendants_resident_bytes(table, 2)) == [4, 8]
-    assert descendants_resident_bytes(table, 6) == [64]
-    assert descendants_resident_bytes(table, 99) == []
-
-
-def test_ps_and_vm_stat_are_read_in_their_own_units() -> None:
-    assert parse_ps("    1     0  1200\n  321     1    16\n\n") == {
-        1: (0, 1200 * 1024),
-        321: (1, 16 * 1024),
-    }
-    printed = (
-        "Mach Virtual Memory Statistics: (page size of 16384 bytes)\n"
-        "Pages free:                               10.\n"
-        "Pages active:                          30000.\n"
-        "Pages inactive:                           20.\n"
-        "Pages speculative:                         3.\n"
-    )
-    assert parse_vm_stat(printed) == 33 * 16384
-
-
-@pytest.mark.skipif(sys.maxsize < 2**32, reason="sizes of 64-bit Windows")
-def test_windows_structures_have_the_sizes_of_its_headers() -> None:
-    assert ctypes.sizeof(windows._MemoryStatus) == 64
-    assert ctypes.sizeof(windows._ProcessCounters) == 72
+@pytest.mark.skipif(sys.platform != "linux", reason="VmHWM")
+def test_a_peak_is_the_process_own_and_not_its_parents() -> None:
+    """getrusage's begins with what the parent held."""
+    code = "from llmtrain.machine.memory_usage import peak_resident_bytes as p; print(p())"
+    block = touched(400 * MB)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    block.close()
+    assert int(done.stdout) < 200 * MB
 
 
 def test_accelerators_are_those_torch_can_use() -> None:

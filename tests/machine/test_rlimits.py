@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llmtrain.machine.probe import read_cpu
-from llmtrain.machine.rlimits import ProcessLimit, read_process_limit
+from llmtrain.machine.rlimits import ProcessLimit, read_mapped, read_process_limit
 
 resource: Any = pytest.importorskip("resource", reason="POSIX")
 MIB, GIB = 2**20, 2**30
@@ -47,6 +47,16 @@ def test_address_space_is_less_what_is_mapped_and_not_used(
     limits[resource.RLIMIT_AS] = 2048 * MIB
     # 2048 − (700 − 300) − 2 × 72 = 1504, in steps of 64
     assert read_process_limit(2, root) == ProcessLimit("RLIMIT_AS", 1472 * MIB)
+
+
+def test_freed_blocks_of_the_heap_are_not_in_use(limits: dict[int, int], tmp_path: Path) -> None:
+    root = statm(tmp_path, mapped=700, resident=300, shared=90, data=270)
+    limits.update({resource.RLIMIT_AS: GIB, resource.RLIMIT_DATA: GIB})
+    for thread in range(3):
+        (root / f"proc/self/task/{thread}").mkdir(parents=True)
+    # 270 − (300 − 90) − 3 × 8 = 36 are free
+    used = {limit.name: limit.used_bytes // MIB for limit in read_mapped(root)}
+    assert used == {"RLIMIT_AS": 700 - 36, "RLIMIT_DATA": 270 - 36}
 
 
 def test_private_memory_is_less_what_is_not_used_of_it(

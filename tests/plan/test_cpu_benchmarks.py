@@ -102,7 +102,7 @@ def test_a_run_that_begins_compiles_a_block_once(clock: Clock, facts: Facts) -> 
 def test_who_only_looks_waits_for_no_compiler(clock: Clock, facts: Facts) -> None:
     looked = plan(facts, None)
     assert looked.compile.value is True
-    assert looked.compile.reason == "long enough a run; measured against eager when one starts"
+    assert looked.compile.reason == "the run is long enough; compared with eager when it starts"
     assert clock.asked == ["products", "attention"]
     plan(facts, [])
     assert "30 ms against 40 ms" in plan(facts, None).compile.reason

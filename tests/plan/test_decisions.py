@@ -64,10 +64,10 @@ def test_a_gpu_that_failed_leaves_the_cpu_and_the_reason() -> None:
     [
         (BROKEN, "cuda", "no kernel image is available"),
         (UNUSABLE, "cuda", "this torch is built for the CPU"),
-        (CPU, "cuda", "torch 2.13.0 finds none here"),
-        (CPU, "mps", "torch 2.13.0 finds none here"),
-        (CUDA, "mps", "torch 2.13.0 finds none here"),
-        (MPS, "cuda", "torch 2.13.0 finds none here"),
+        (CPU, "cuda", "torch 2.13.0 finds none"),
+        (CPU, "mps", "torch 2.13.0 finds none"),
+        (CUDA, "mps", "torch 2.13.0 finds none"),
+        (MPS, "cuda", "torch 2.13.0 finds none"),
     ],
 )
 def test_a_device_that_was_named_has_to_be_there(facts: Facts, kind: str, because: str) -> None:
@@ -123,8 +123,8 @@ def test_a_micro_batch_that_does_not_divide_is_refused() -> None:
         (64, 64, "the whole step"),
         (24, 24, "the whole step"),
         (128, 64, "more is no faster"),
-        (67, 1, "a divisor of the step"),
-        (96, 48, "a divisor of the step"),
+        (67, 1, "divides the step"),
+        (96, 48, "divides the step"),
     ],
 )
 def test_the_micro_batch_is_the_largest_divisor_that_is_of_use(
@@ -168,7 +168,7 @@ def test_as_memory_shrinks_more_is_computed_again() -> None:
     modes = ["off", "off", "selective", "selective", "full", "full"]
     assert [choice.value for choice in found] == modes
     assert found[0].reason == "everything fits"
-    assert {c.reason for c in found[2:]} == {"without it even one sequence does not fit"}
+    assert {c.reason for c in found[2:]} == {"without it not even one sequence fits"}
     with pytest.raises(DoesNotFitError):
         on_a_cpu_with(full - 2**20)
 
@@ -181,10 +181,10 @@ def test_more_recomputation_is_never_chosen_for_a_larger_micro_batch() -> None:
 def test_what_is_compiled_keeps_products_and_attention_though_all_would_fit() -> None:
     roomy = on_a_cpu_with(16 * GIB, compiled=True).activation_checkpointing
     assert roomy.value == "selective"
-    assert "the compiled backward computes the rest" in roomy.reason
+    assert "the compiled backward recomputes the rest" in roomy.reason
     enough = just_enough_bytes("full", compiled=True)
     tight = on_a_cpu_with(enough, compiled=True).activation_checkpointing
-    assert (tight.value, tight.reason) == ("full", "without it even one sequence does not fit")
+    assert (tight.value, tight.reason) == ("full", "without it not even one sequence fits")
 
 
 def test_the_micro_batch_that_was_asked_for_is_why_all_is_computed_again() -> None:

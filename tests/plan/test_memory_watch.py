@@ -156,7 +156,7 @@ def test_it_reads_at_once_and_then_twice_a_second(monkeypatch: pytest.MonkeyPatc
     counts = []
     for moment_s in moments_s:
         now_s = moment_s
-        assert watch.look(plan, 0) == MemoryAction()
+        assert watch.check(plan, 0) == MemoryAction()
         counts.append(len(reads))
     assert counts == [1, 1, 1, 2, 2, 3]
 
@@ -189,7 +189,7 @@ def test_a_system_that_does_not_say_is_not_watched() -> None:
         raise OSError("no such file")
 
     plan = planned()
-    assert MemoryWatch(WORKLOAD, plan, read).look(plan, 0) == MemoryAction()
+    assert MemoryWatch(WORKLOAD, plan, read).check(plan, 0) == MemoryAction()
 
 
 def test_this_machine_says() -> None:

@@ -64,7 +64,10 @@ def test_one_gpu_without_bf16_decides_for_all() -> None:
         (products(1.0, 1.0, 0.25), "bf16", "highest"),
         (products(1.0, 0.5, 0.25), "bf16", "highest"),
         (products(1.0, 0.5, 0.49), "bf16", "highest"),  # half the memory comes with it
-        (products(1.0, 0.5, 0.51), "fp32", "medium"),
+        (products(1.0, 0.5, 0.6), "bf16", "highest"),  # medium has to win clearly, too
+        (products(1.0, 0.5, 0.79), "fp32", "medium"),
+        (products(1.0, 0.9, 0.81), "fp32", "highest"),
+        (products(1.0, 0.79, 0.81), "fp32", "medium"),
         (products(1.0, 0.95, 0.95), "fp32", "highest"),
         (products(1.0, 1.1, 5.0), "fp32", "highest"),
     ],
@@ -74,6 +77,17 @@ def test_numerics_change_only_where_it_pays(
 ) -> None:
     plan = make_plan(CPU, wish(), WORKLOAD, times)
     assert (plan.precision.value, plan.matmul_precision.value) == (precision, matmul)
+
+
+def test_fp32_that_was_asked_for_is_full_fp32() -> None:
+    """With a kernel and compilation asked for, no measurement decides how a run is computed."""
+    pinned = wish(precision="fp32", attention="sdpa", compile=False)
+    plans = [
+        make_plan(WITH_COMPILER, pinned, LONG, times)
+        for times in (None, FAST, replace(FAST, matmul=products(1.0, 0.1, 0.1).matmul))
+    ]
+    assert plans[0].matmul_precision.value == "highest"
+    assert len({str(plan.numerics()) for plan in plans}) == 1
 
 
 def test_times_of_the_cpu_say_nothing_of_a_gpu() -> None:
@@ -94,9 +108,9 @@ def attention(
 
 @pytest.mark.parametrize(
     ("sdpa_s", "blocks_s", "kernel"),
-    [(0.100, 0.040, "blocks"), (0.100, 0.091, "sdpa"), (0.100, 0.250, "sdpa")],
+    [(0.100, 0.079, "blocks"), (0.100, 0.081, "sdpa"), (0.100, 0.250, "sdpa")],
 )
-def test_blocks_must_save_a_tenth_and_the_reason_says_by_how_much(
+def test_blocks_must_save_a_fifth_and_the_reason_says_by_how_much(
     sdpa_s: float, blocks_s: float, kernel: str
 ) -> None:
     times = replace(products(1.0, 1.0, 1.0), attention=AttentionTimes(sdpa_s, blocks_s))
@@ -104,7 +118,7 @@ def test_blocks_must_save_a_tenth_and_the_reason_says_by_how_much(
     assert choice.value == kernel
     assert f"products over blocks {1e3 * blocks_s:.1f} ms" in choice.reason
     assert f"torch's kernel {1e3 * sdpa_s:.1f} ms" in choice.reason
-    assert ("do not pay" in choice.reason) == (kernel == "sdpa")
+    assert ("not clearly faster" in choice.reason) == (kernel == "sdpa")
 
 
 def test_attention_that_was_not_measured_is_torchs() -> None:
@@ -151,7 +165,7 @@ def test_a_kernel_that_was_asked_for_is_used_though_it_is_slow(
     [
         (CPU, False, "no C++ compiler was found"),
         (WITH_COMPILER, False, "not measured"),
-        (MPS, False, "young on MPS"),
+        (MPS, False, "experimental on MPS"),
         (CUDA, True, "Triton is installed"),
         (replace(CUDA, has_triton=False), False, "Triton is not installed"),
     ],
@@ -169,13 +183,18 @@ FAST = replace(products(1.0, 1.0, 1.0), block=BlockTimes(0.400, 0.300, 12.0))
 @pytest.mark.parametrize(
     ("change", "compiled", "why"),
     [
-        ({"block": None}, True, "long enough a run; measured against eager when one starts"),
-        ({}, True, "one block takes 300 ms against 400 ms eager, measured here; it took 12 s"),
-        ({"block": BlockTimes(0.4, 0.4, 12.0)}, True, "it took 12 s to compile"),
+        ({"block": None}, True, "the run is long enough; compared with eager when it starts"),
         (
-            {"block": BlockTimes(0.4, 0.42, 12.0)},
+            {},
+            True,
+            "one block takes 300 ms against 400 ms eager, measured here; compiling took 12 s",
+        ),
+        ({"block": BlockTimes(0.4, 0.4, 12.0)}, True, "compiling took 12 s"),
+        ({"block": BlockTimes(0.4, 0.49, 12.0)}, True, "compiling took 12 s"),
+        (
+            {"block": BlockTimes(0.4, 0.51, 12.0)},
             False,
-            "eager: one block takes 420 ms against 400 ms",
+            "eager: one block takes 510 ms against 400 ms",
         ),
         (
             {"block": None, "compile_failure": "fatal error: omp.h: No such file"},
@@ -218,7 +237,7 @@ def test_a_run_too_short_to_gain_by_it_is_not_compiled(
     assert choice.value is compiled
     if not compiled:
         seconds = time_s if time_s is not None else tokens_s
-        assert choice.reason == f"eager: the run takes about {seconds} s, and compiling up to 20"
+        assert choice.reason == f"eager: the run takes about {seconds} s, and compiling up to 20 s"
 
 
 def test_how_long_a_run_takes_is_told_by_the_fastest_products() -> None:
@@ -238,8 +257,8 @@ def test_compiling_that_was_asked_for_is_done_in_the_shortest_run() -> None:
 @pytest.mark.parametrize(
     ("precision", "micro_batches", "kept", "why"),
     [
-        ("fp32", 8, False, "multiplied as they are"),
-        ("bf16", 1, False, "used once"),
+        ("fp32", 8, False, "need no cast"),
+        ("bf16", 1, False, "use a copy once"),
         ("bf16", 2, True, "not in each of 2"),
         ("fp16", 6, True, "not in each of 6"),
     ],

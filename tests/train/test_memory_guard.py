@@ -101,7 +101,7 @@ def answers(
         return answer if len(looks) == at_look else MemoryAction()
 
     with monkeypatch.context() as patch:
-        patch.setattr(MemoryWatch, "look", look)
+        patch.setattr(MemoryWatch, "check", look)
         yield looks
 
 

@@ -80,15 +80,15 @@ def memory_now(target: Watched | None = None) -> dict[str, Any]:
     The processes are this one's, and the accelerators as this one has them, unless there is a
     `target`. Raises ProcessLookupError where that has ended.
     """
-    from llmtrain.machine import memory_usage
+    from llmtrain.machine import gpu_memory, memory_usage
 
     pid = None if target is None else target.pid
     system, process = memory_usage.read_system_memory(), memory_usage.read_process_memory(pid)
     group = memory_usage.read_group_use(pid)
     gpus = (
-        memory_usage.read_accelerator_memory()
+        gpu_memory.read_accelerator_memory()
         if target is None
-        else memory_usage.read_accelerators_from_outside()
+        else gpu_memory.read_accelerators_from_outside()
     )
     used = process.resident_bytes
     document: dict[str, Any] = {

@@ -25,10 +25,11 @@ from llmtrain.train.checkpoint.format import (
 )
 from llmtrain.train.distributed.world import World, rendezvous_store
 from llmtrain.train.run_directory.directory import RunDirectory
+from tests.pinned import pinned_keywords, pinned_options
 from tests.train.harness import Files, Llmtrain, RunAlone, Start
 
 LIMIT_S = 200
-TRAIN = ("train", "-p", "tiny.yaml", "--out", "run", "--set", "device.precision=fp32")
+TRAIN = ("train", "-p", "tiny.yaml", "--out", "run", *pinned_options())
 LONG = ("--steps", 250, "--set", "eval.every_steps=500", "--set", "eval.sample_every_steps=500")
 
 
@@ -51,7 +52,7 @@ def losses(course: list[dict[str, Any]]) -> list[float]:
 
 @pytest.fixture(scope="module")
 def alone(run_alone: RunAlone) -> Files:
-    return run_alone(device__precision="fp32")
+    return run_alone(**pinned_keywords())
 
 
 def assert_trained_as_alone(run: Files, alone: Files) -> None:
@@ -91,7 +92,8 @@ def test_two_processes_share_packed_and_masked_documents(
     _, err = process.communicate(timeout=LIMIT_S)
 
     assert process.returncode == 0, err
-    alone = run_alone(device__precision="fp32", data__packing="best_fit", data__mask_documents=True)
+    masked = {"data__packing": "best_fit", "data__mask_documents": True}
+    alone = run_alone(**pinned_keywords(), **masked)
     assert_trained_as_alone(Files(place / "run"), alone)
 
 

@@ -1,0 +1,81 @@
+"""Compare the speed of several ways to compute the same, undisturbed by other programs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from llmtrain.machine.facts import FASTER_RATIO
+
+Run = Callable[[], object]
+
+# Ratios to the standing choice that are measured longer: noise could carry them over FASTER_RATIO.
+_CLOSE = (0.75 * FASTER_RATIO, 1.25 * FASTER_RATIO)
+_MORE_BUDGETS = 3  # for close ones
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The least wall time of several rounds, and the least CPU time of all threads together."""
+
+    wall_s: float
+    cpu_s: float
+
+    def ratio_to(self, other: Timing) -> float:
+        """Return this CPU time over the other's.
+
+        A busy machine hardly changes it: a thread that waits for a core uses no CPU time.
+        """
+        return self.cpu_s / other.cpu_s
+
+
+def compare(
+    ways: Mapping[str, Sequence[Run]], *, budget_s: float, least_rounds: int, most_rounds: int
+) -> dict[str, Timing]:
+    """Time each way; the first is the standing choice that the others have to beat.
+
+    A way is a sequence of parts: each counts with its fastest round, and the parts are summed.
+    The ways take turns, so that a slow moment affects all. A way that comes close to
+    `FASTER_RATIO` is measured several times as long.
+    """
+    best = {name: [Timing(float("inf"), float("inf"))] * len(parts) for name, parts in ways.items()}
+    found: dict[str, Timing] = {}
+    for _ in range(1 + _MORE_BUDGETS):
+        deadline_s = time.perf_counter() + budget_s
+        for done in range(most_rounds):
+            if done >= least_rounds and time.perf_counter() > deadline_s:
+                break
+            for name, parts in ways.items():
+                rounds = zip(best[name], parts, strict=True)
+                best[name] = [_faster(before, _timed(run)) for before, run in rounds]
+        found = {name: _total(timings) for name, timings in best.items()}
+        if not _is_close(list(found.values())):
+            break
+    return found
+
+
+def _is_close(found: Sequence[Timing]) -> bool:
+    standing, *others = found
+    return any(_CLOSE[0] < other.ratio_to(standing) < _CLOSE[1] for other in others)
+
+
+def _timed(run: Run) -> Timing:
+    start_s, start_cpu_s = time.perf_counter(), _cpu_s()
+    run()
+    cpu_s, wall_s = _cpu_s() - start_cpu_s, time.perf_counter() - start_s
+    return Timing(wall_s, cpu_s)
+
+
+def _cpu_s() -> float:
+    """Return the process's CPU seconds; on Windows, which counts them in 1/64 s, wall seconds."""
+    return time.perf_counter() if sys.platform == "win32" else time.process_time()
+
+
+def _faster(one: Timing, other: Timing) -> Timing:
+    return Timing(min(one.wall_s, other.wall_s), min(one.cpu_s, other.cpu_s))
+
+
+def _total(timings: Sequence[Timing]) -> Timing:
+    return Timing(sum(t.wall_s for t in timings), sum(t.cpu_s for t in timings))
