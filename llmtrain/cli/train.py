@@ -221,7 +221,7 @@ def _train(
     if as_json:
         output.document({**train_document(result), **thresholds_document(thresholds)})
     _tell(output, result)
-    if stop.has_given_up:
+    if stop.has_interrupted:
         _leave_at_once()
     hint = f"llmtrain runs show {result.run} tells how it went; all is saved, to go on from too"
     require_met(thresholds, hint=hint)

@@ -1,4 +1,4 @@
-"""Stopping and saving when asked: the first signal to stop asks, the second insists."""
+"""Signals: the first one stops and saves, a second one aborts, SIGUSR1 saves and continues."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -17,34 +17,34 @@ from llmtrain.errors import AbortedError, InterruptedRunError
 
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 SAVE_SIGNAL = "SIGUSR1"
-_LOOK_FOR_PARENT_EVERY_S = 1.0
-_INSIST_EVERY_S = 0.5
-# timeout(1) signals the process and then its whole group, so that both arrive: that is one request.
+_CHECK_PARENT_EVERY_S = 1.0
+_REPEAT_EVERY_S = 0.5
+# timeout(1) signals the process and then its group: two equal signals this close are one request.
 _ONE_REQUEST_S = 0.5
 
 
-class _GivenUp(BaseException):
-    """What was under way is left where it stands; no `except Exception` on the way holds it."""
+class _Interrupt(BaseException):
+    """Leaves an `at_once` block; no BaseException is caught by an `except Exception`."""
 
 
 @dataclass(slots=True)
 class StopRequest:
-    """Whether a signal asked to stop, or to save and go on."""
+    """A request by signal to stop, or to save and continue."""
 
     signal_name: str | None = None
     made_s: float = -math.inf  # by the monotonic clock
-    gives_up: bool = False  # what is under way can be redone: the first signal ends it at once
-    has_given_up: bool = False  # something that others may still be at, in threads of theirs
-    save_is_asked: bool = False
-    is_insisting: bool = False
+    interrupts: bool = False  # within `at_once`: a signal raises where the program stands
+    has_interrupted: bool = False  # an `at_once` block was left; its threads may still run
+    save_requested: bool = False
+    is_repeated: bool = False  # the next signal was sent by `_repeat`, not by a user
 
     @property
     def is_made(self) -> bool:
-        """A signal to stop has come."""
+        """True once a signal to stop has arrived."""
         return self.signal_name is not None
 
     def check(self) -> None:
-        """Nothing, or InterruptedRunError once a signal has come: for work that can be redone."""
+        """Raise InterruptedRunError if a signal to stop has arrived."""
         if self.signal_name is not None:
             raise InterruptedRunError(
                 f"stopped by {self.signal_name}", hint="run the same command again"
@@ -52,66 +52,66 @@ class StopRequest:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within the block a signal does not wait for a check. Raises InterruptedRunError.
+        """Let a signal interrupt the block wherever it stands. Raises InterruptedRunError.
 
-        For work that can be redone and that has no places to check: it ends where it stands.
+        For work that can be repeated and never calls `check`, such as compiling.
         """
         self.check()
         try:
             try:
-                self.gives_up = True
+                self.interrupts = True
                 yield
             finally:
-                self.gives_up = False
-        except _GivenUp:
-            self.has_given_up = True
+                self.interrupts = False
+        except _Interrupt:
+            self.has_interrupted = True
             self.check()
 
     def finish(self) -> None:
-        """What is under way in an `at_once` can no longer be left: it is finished first."""
-        self.gives_up = False
+        """Let the rest of the current `at_once` block finish before a signal takes effect."""
+        self.interrupts = False
 
     def take_save(self) -> bool:
-        """Whether a save was asked for since the last call."""
-        asked, self.save_is_asked = self.save_is_asked, False
-        return asked
+        """Return True if a save was requested since the last call."""
+        requested, self.save_requested = self.save_requested, False
+        return requested
 
     def on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """The first signal is noted; the second raises AbortedError where the program stands."""
+        """Record the first signal; raise AbortedError on the second, wherever the program is."""
         name = signal.Signals(number).name
-        if self.is_insisting:
-            self.is_insisting = False
+        if self.is_repeated:
+            self.is_repeated = False
         elif name == self.signal_name and time.monotonic() - self.made_s < _ONE_REQUEST_S:
             return
         elif self.signal_name is not None:
             raise AbortedError(
                 f"aborted by a second signal ({name})",
-                hint="--resume auto goes on from the last checkpoint",
+                hint="--resume auto continues from the last checkpoint",
             )
-        elif self.gives_up:
-            threading.Thread(target=self._insist, args=(number,), daemon=True).start()
+        elif self.interrupts:
+            threading.Thread(target=self._repeat, args=(number,), daemon=True).start()
         if self.signal_name is None:
             self.signal_name, self.made_s = name, time.monotonic()
-        if self.gives_up:
-            raise _GivenUp
+        if self.interrupts:
+            raise _Interrupt
 
-    def _insist(self, number: int) -> None:
-        """What was to be given up is: an exception is lost where it strikes in a callback."""
-        while self.gives_up:
-            time.sleep(_INSIST_EVERY_S)
-            if self.gives_up:
-                self.is_insisting = True
+    def _repeat(self, number: int) -> None:
+        """Send the signal again until the block is left: a callback may swallow the exception."""
+        while self.interrupts:
+            time.sleep(_REPEAT_EVERY_S)
+            if self.interrupts:
+                self.is_repeated = True
                 _signal_main_thread(number)
 
     def on_save_signal(self, _number: int, _frame: FrameType | None) -> None:
-        """The next step is saved."""
-        self.save_is_asked = True
+        """Request a checkpoint after the current step."""
+        self.save_requested = True
 
 
 def _signal_main_thread(number: int) -> None:
-    """The main thread gets the signal, also where it waits for something in the system.
+    """Deliver the signal to the main thread, even inside a blocking system call.
 
-    Windows has no such call: there it gets it when the wait is over.
+    Windows cannot interrupt such a call: there the signal arrives when the call returns.
     """
     if hasattr(signal, "pthread_kill"):
         main = threading.main_thread().ident
@@ -122,17 +122,18 @@ def _signal_main_thread(number: int) -> None:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Within the block signals that ask to stop or to save are noted and kill nothing.
+def stop_on_signals(always: Collection[str] = ()) -> Iterator[StopRequest]:
+    """Turn signals to stop or to save into a request within the block.
 
-    A signal to stop that was ignored before (nohup) stays ignored. Outside the main thread, where
-    Python has no handlers, nothing is caught.
+    A signal that was ignored when the process started (nohup, a script's background job) stays
+    ignored, unless `always` names it. Outside the main thread, where Python allows no handlers,
+    no signal is caught.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {n: signal.signal(n, request.on_signal) for n in stop_signals()}
+    previous = {n: signal.signal(n, request.on_signal) for n in stop_signals(always)}
     previous |= {n: signal.signal(n, request.on_save_signal) for n in save_signals()}
     try:
         yield request
@@ -141,21 +142,25 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, before if before is not None else signal.SIG_DFL)
 
 
-def stop_signals() -> list[int]:
-    """Those that this system has and that are not ignored."""
-    numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
-    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+def stop_signals(always: Collection[str] = ()) -> list[int]:
+    """Return the signals to stop that this system has, without ignored ones not in `always`."""
+    numbers = {name: getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)}
+    return [
+        number
+        for name, number in numbers.items()
+        if name in always or signal.getsignal(number) is not signal.SIG_IGN
+    ]
 
 
 def save_signals() -> list[int]:
-    """The one that asks to save, where this system has it."""
+    """Return the signal that requests a save, if this system has it."""
     return [getattr(signal, SAVE_SIGNAL)] if hasattr(signal, SAVE_SIGNAL) else []
 
 
 def stop_with_parent(request: StopRequest) -> None:
-    """The request is made within a second of the end of the process that started this one.
+    """Request a stop within a second after the parent process has ended.
 
-    A launcher that was killed leaves ranks that nobody can stop any more through it.
+    Otherwise the ranks of a killed launcher would train on, out of reach of its signals.
     """
     import psutil
 
@@ -163,9 +168,9 @@ def stop_with_parent(request: StopRequest) -> None:
     parent = psutil.Process(parent_pid)
 
     def watch() -> None:
-        # POSIX gives an orphan another parent; on Windows the parent's end has to be looked for.
+        # POSIX gives an orphan another parent; Windows does not, so the parent is polled.
         while os.getppid() == parent_pid and parent.is_running():
-            time.sleep(_LOOK_FOR_PARENT_EVERY_S)
+            time.sleep(_CHECK_PARENT_EVERY_S)
         if request.signal_name is None:
             request.signal_name = "the end of its launcher"
 
@@ -173,7 +178,7 @@ def stop_with_parent(request: StopRequest) -> None:
 
 
 def process_age_s() -> float:
-    """Seconds since this process was started, imports included."""
+    """Return the seconds since this process was started, imports included."""
     import psutil
 
     return max(0.0, time.time() - psutil.Process(os.getpid()).create_time())
