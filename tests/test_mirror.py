@@ -21,6 +21,7 @@ SPANNING = {
     "test_examples": "docs/examples",
     "test_layers": "imports of the whole package",
     "test_mirror": "this test",
+    "test_programs": "programs beside the tests",
     "cli/data/test_page": "docs/data.md",
     "cli/data/test_remote": "commands that read s3:// and https://",
     "cli/data/test_sources": "data in every command",
