@@ -1,4 +1,4 @@
-"""This checkout, as other processes find it."""
+"""The path of this checkout, for child processes."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ ROOT = Path(__file__).parents[1]
 
 
 def import_path() -> str:
-    """PYTHONPATH with this checkout before what is there already."""
+    """Return PYTHONPATH with this checkout in front."""
     return os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -1,27 +1,29 @@
-"""What holds for every test: no test sees the user's settings, cache or clock."""
+"""Isolation of every test from the user's settings, cache and ignored signals."""
 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 from hypothesis import settings
 
-# How long an example takes says how busy the machine is.
+# The duration of an example depends on the load of the machine.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--write-snapshots`: what is compared with a file is written there instead."""
-    text = "write what is compared with a file, where it differs"
+    """Add `--write-snapshots`."""
+    text = "write snapshot files instead of comparing with them"
     parser.addoption("--write-snapshots", action="store_true", help=text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """What torch 2.13's compiler says of its own imports is no error of ours."""
+    """Ignore a deprecation that torch 2.13's compiler causes by its own imports."""
     config.addinivalue_line(
         "filterwarnings", "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
     )
@@ -29,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No variable sets a profile value, and the cache is a directory of this session."""
+    """Remove LLMTRAIN_* variables and use a cache directory of this session."""
     with pytest.MonkeyPatch.context() as patch:
         for variable in [name for name in os.environ if name.startswith("LLMTRAIN_")]:
             patch.delenv(variable)
@@ -37,14 +39,35 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _default_signals_in_children() -> Iterator[None]:
+    """Start children with default handlers also under nohup or as a background job.
+
+    `exec` keeps ignored signals ignored, but resets handled ones to their default: a handler that
+    does nothing protects this process as before, and is not inherited.
+    """
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    ignored = [number for number in numbers if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, _do_nothing)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _do_nothing(_number: int, _frame: FrameType | None) -> None:
+    pass
+
+
 @pytest.fixture
 def snapshot(pytestconfig: pytest.Config) -> Callable[[Path, str], None]:
-    """Compares a text with a file, or writes it there."""
+    """Return a function that compares a text with a file, or writes the file."""
 
     def compare(path: Path, text: str) -> None:
         if pytestconfig.getoption("--write-snapshots"):
             path.write_text(text, encoding="utf-8", newline="\n")
-        rewrite = "python -m pytest … --write-snapshots rewrites it"
+        rewrite = f"{path} differs; python -m pytest … --write-snapshots updates it"
         assert path.read_text(encoding="utf-8") == text, rewrite
 
     return compare

@@ -1,4 +1,4 @@
-"""Machines that one does not have, and what is planned or refused on them."""
+"""Facts of example machines, and what is planned or refused on them."""
 
 from __future__ import annotations
 
@@ -76,10 +76,10 @@ def refused(facts: Facts, workload: Workload = WORKLOAD, **options: Any) -> Usag
 
 
 def after_following(hint: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    """The wishes as they are once what the hint says was added to the command."""
+    """Return the options after adding the flag that the hint names to the command."""
     assert hint is not None
-    flag, _, said = hint.partition(" ")
-    assignment = {"--nproc": f"device.processes={said}", "--set": said}[flag]
+    flag, _, value = hint.partition(" ")
+    assignment = {"--nproc": f"device.processes={value}", "--set": value}[flag]
     changed = load_profile(environment={}, assignments=[assignment]).profile.device
     key = assignment.removeprefix("device.").split("=")[0]
     return options | {key: getattr(changed, key)}

@@ -1,4 +1,4 @@
-"""A run of seconds, whatever profile it names: the environment is a lower layer than options."""
+"""Environment variables that make any profile train in seconds; flags override them."""
 
 ENVIRONMENT = {
     "LLMTRAIN_MODEL__VOCAB_SIZE": "400",
@@ -12,6 +12,6 @@ ENVIRONMENT = {
     "LLMTRAIN_TRAIN__TOKENS_PER_STEP": "256",
     "LLMTRAIN_EVAL__TOKENS": "512",
     "LLMTRAIN_EVAL__SAMPLE_TOKENS": "4",
-    "LLMTRAIN_DEVICE__PRECISION": "fp32",  # and nothing is measured
+    "LLMTRAIN_DEVICE__PRECISION": "fp32",  # nothing is benchmarked
     "LLMTRAIN_DEVICE__ATTENTION": "blocks",
 }

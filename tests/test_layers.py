@@ -1,4 +1,4 @@
-"""Imports point down, and what only one place may do is done nowhere else."""
+"""Layers of the package: imports point down, and each kind of access has one place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import llmtrain
 
 ROOT = Path(llmtrain.__file__).parent
-# From the bottom. Of one row nobody imports a neighbour.
+# From the bottom up. Rooms of one layer do not import each other.
 LAYERS = (
     {"", "errors", "units", "files", "children", "choice", "progress"},
     {"untrusted"},
@@ -37,22 +37,26 @@ PURE = (
     *("profile", "recipe", "plan", "choice", "progress", "errors", "units", "files", "untrusted"),
     *("machine/facts", "machine/assume", "machine/memory_pressure", "ops/chunk_sizes"),
 )
-# Of plans: what measures, remembers and watches.
+# The parts of `plan` that measure, or read and write files.
 IMPURE = {"plan/cpu_benchmarks", "plan/past_runs", "plan/auto_profile", "plan/memory_watch"}
-# What is built out of values alone, though it lies in `machine`.
+# Modules of `machine` that only define values and functions of values.
 VALUES = {"facts", "assume", "memory_pressure", "memory_readings", "out_of_memory"}
+
+
+# They run matrix products, read tensors' sizes, or ask torch for devices.
+NEEDS_TORCH = {"machine/matmul_timing", "machine/out_of_memory", "machine/probe"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file of the package: its path below the package without `.py`, and its tree."""
+    """A file of the package: its path below the package without `.py`, and its syntax tree."""
 
     name: str
     tree: ast.Module
 
     @property
     def part(self) -> str:
-        """The layer it belongs to; empty for the package's own `__init__`."""
+        """The room it belongs to; empty for the package's own `__init__`."""
         first = self.name.split("/")[0]
         return "" if first == "__init__" else first
 
@@ -67,28 +71,27 @@ RUNS_ITS_ARGUMENT = {
     *("np.load", "numpy.load", "subprocess.getoutput", "subprocess.getstatusoutput"),
     *("yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "yaml.unsafe_load_all"),
 }
-# What these read was written by this process, by the kernel, or is bounded there.
+# They read what this process or the kernel wrote, or apply bounds of their own.
 READS_WHAT_IT_TRUSTS = {
-    "untrusted",  # the bounds
+    "untrusted",  # implements the bounds
     "data/formats/json_text",  # lines of a corpus, bounded there
-    "train/checkpoint/tensors",  # after the header was held to its format
+    "train/checkpoint/tensors",  # after the header was validated
     "machine/cpu",
     "machine/cgroup",
     "machine/energy",
     "machine/memory_usage",
     "machine/rlimits",
-    "machine/measurement_cache",  # a key of its own making
-    "engine/train_run",  # what rank 0 says
+    "machine/measurement_cache",  # the key of an entry
+    "engine/train_run",  # a message of rank 0
     "train/divergence/rewind",
     "train/distributed/world",
-    "engine/verify_resume/observe",  # what trials of its own leave behind
+    "engine/verify_resume/observe",  # results of its own trials
     "engine/verify_resume/kill",
-    "tokenizer/train_process",  # what its own child says
+    "tokenizer/train_process",  # a message of its own child
     "engine/calibrate",
     "train/distributed/launch",
-    "train/distributed/failures",  # what another rank says
+    "train/distributed/failures",  # a message of another rank
 }
-Finding = tuple[str, int, str]
 Law = Callable[[Source], Iterator[tuple[ast.AST, str]]]
 
 
@@ -103,7 +106,7 @@ SOURCES = [
 
 
 def imported(source: Source) -> Iterator[tuple[ast.AST, str]]:
-    """Every module that is imported anywhere in the file, dotted, with the names from it."""
+    """Yield the dotted name of everything that is imported anywhere in the file."""
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Import):
             yield from ((node, alias.name) for alias in node.names)
@@ -113,7 +116,7 @@ def imported(source: Source) -> Iterator[tuple[ast.AST, str]]:
 
 
 def dotted(node: ast.AST) -> str:
-    """`a.b.c` of an attribute chain; empty where it does not start with a name."""
+    """Return `a.b.c` of an attribute chain, or "" if it does not start with a name."""
     parts = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -128,6 +131,7 @@ def called(source: Source) -> Iterator[tuple[ast.Call, str]]:
 
 
 def imports_that_point_up(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    """Find imports of a room that is not on a lower layer."""
     for node, module in imported(source):
         words = module.split(".")
         if words[0] != "llmtrain":
@@ -138,7 +142,7 @@ def imports_that_point_up(source: Source) -> Iterator[tuple[ast.AST, str]]:
 
 
 def impure_imports(source: Source) -> Iterator[tuple[ast.AST, str]]:
-    """Of what is a function of plain values: profiles and plans."""
+    """Find imports of heavy or hardware modules by profiles, plans and other pure code."""
     if source.name in IMPURE or not f"{source.name}/".startswith(tuple(f"{p}/" for p in PURE)):
         return
     for node, module in imported(source):
@@ -150,7 +154,7 @@ def impure_imports(source: Source) -> Iterator[tuple[ast.AST, str]]:
 
 
 def unsafe_loading(source: Source) -> Iterator[tuple[ast.AST, str]]:
-    """Nothing that a file says is run: not as a pickle, not as code, not as a command."""
+    """Find what may run the contents of a file: as a pickle, as code or as a command."""
     for node, module in imported(source):
         if module.split(".")[0] in RUNS_WHAT_IT_READS:
             yield node, f"imports {module}"
@@ -158,10 +162,10 @@ def unsafe_loading(source: Source) -> Iterator[tuple[ast.AST, str]]:
         if name in RUNS_ITS_ARGUMENT or (name.startswith("dist.") and "object" in name):
             yield call, f"calls {name}"
         if name == "importlib.import_module" and not isinstance(call.args[0], ast.Constant):
-            yield call, "imports what a value names"
+            yield call, "imports a module by a variable name"
         for keyword in call.keywords:
             if keyword.arg in {"allow_pickle", "shell", "weights_only", "trust_remote_code"}:
-                yield call, f"says {keyword.arg}"
+                yield call, f"passes {keyword.arg}"
     for node in ast.walk(source.tree):
         name = dotted(node) if isinstance(node, ast.Attribute) else ""
         if name.startswith("yaml.") and name.endswith("Loader") and name != "yaml.SafeLoader":
@@ -169,7 +173,7 @@ def unsafe_loading(source: Source) -> Iterator[tuple[ast.AST, str]]:
 
 
 def unbounded_reading(source: Source) -> Iterator[tuple[ast.AST, str]]:
-    """Files that may come from elsewhere are read through `llmtrain.untrusted`."""
+    """Find reads of files that do not go through `llmtrain.untrusted`."""
     if source.name in READS_WHAT_IT_TRUSTS:
         return
     for call, name in called(source):
@@ -180,6 +184,7 @@ def unbounded_reading(source: Source) -> Iterator[tuple[ast.AST, str]]:
 
 
 def printing(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    """Find output outside of the command line."""
     if source.part == "cli":
         return
     for call, name in called(source):
@@ -194,7 +199,8 @@ def printing(source: Source) -> Iterator[tuple[ast.AST, str]]:
             yield node, f"imports {module}"
 
 
-def asking_the_hardware(source: Source) -> Iterator[tuple[ast.AST, str]]:
+def hardware_queries(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    """Find queries of the hardware outside of `machine`."""
     if source.part == "machine":
         return
     for node in ast.walk(source.tree):
@@ -205,20 +211,32 @@ def asking_the_hardware(source: Source) -> Iterator[tuple[ast.AST, str]]:
             yield node, f"uses {name}"
 
 
-def asking_beyond_choosing(source: Source) -> Iterator[tuple[ast.AST, str]]:
-    """What trains may say which GPU is its own; it may not ask what there is."""
+def hardware_queries_but_selection(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    """Find hardware queries; training may select its GPU, but not ask which there are."""
     allowed = {
         id(node.value)
         for node in ast.walk(source.tree)
         if isinstance(node, ast.Attribute) and dotted(node) == "torch.cuda.set_device"
     }
     permitted = source.part in {"train", "engine"}
-    for node, what in asking_the_hardware(source):
+    for node, what in hardware_queries(source):
         if not (permitted and id(node) in allowed):
             yield node, what
 
 
+def eager_torch(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    """Find imports of torch by importing `machine`, apart from the modules that need it."""
+    if source.part != "machine" or source.name in NEEDS_TORCH:
+        return
+    for node in source.tree.body:
+        for _, module in imported(Source(source.name, ast.Module([node], []))):
+            deferred = isinstance(node, ast.FunctionDef | ast.ClassDef | ast.If)
+            if module.split(".")[0] == "torch" and not deferred:
+                yield node, f"imports {module}"
+
+
 def broad_excepts(source: Source) -> Iterator[tuple[ast.AST, str]]:
+    """Find handlers of Exception, and of BaseException that do not raise it again."""
     for node in ast.walk(source.tree):
         if not isinstance(node, ast.ExceptHandler):
             continue
@@ -231,7 +249,7 @@ def broad_excepts(source: Source) -> Iterator[tuple[ast.AST, str]]:
 
 
 def imported_modules(source: Source, names: Collection[str]) -> set[str]:
-    """Files of the package that importing or running `source` imports; not those only for types."""
+    """Return the files of the package that `source` imports, except under TYPE_CHECKING."""
     only_for_types = {
         id(inner)
         for node in ast.walk(source.tree)
@@ -249,7 +267,7 @@ def imported_modules(source: Source, names: Collection[str]) -> set[str]:
 
 
 def cycles(sources: Iterable[Source]) -> list[tuple[str, ...]]:
-    """Groups of files that import each other, however far around."""
+    """Return the groups of files that import each other, directly or through others."""
     named = {source.name.removesuffix("/__init__"): source for source in sources}
     imports = {name: imported_modules(source, named) for name, source in named.items()}
     reached = {name: _reachable(name, imports) for name in imports}
@@ -278,7 +296,8 @@ LAWS: tuple[Law, ...] = (
     unsafe_loading,
     unbounded_reading,
     printing,
-    asking_beyond_choosing,
+    hardware_queries_but_selection,
+    eager_torch,
     broad_excepts,
 )
 
@@ -345,10 +364,14 @@ def test_no_file_breaks_the_law(law: Law) -> None:
         (printing, "engine/a", "print(1)"),
         (printing, "train/a", "console.print(1)"),
         (printing, "train/a", "sys.stderr.write('a')"),
-        (asking_beyond_choosing, "ops/a", "torch.cuda.is_available()"),
-        (asking_beyond_choosing, "train/a", "torch.cuda.device_count()"),
-        (asking_beyond_choosing, "model/a", "torch.cuda.set_device(0)"),
-        (asking_beyond_choosing, "plan/planner", "os.cpu_count()"),
+        (hardware_queries_but_selection, "ops/a", "torch.cuda.is_available()"),
+        (hardware_queries_but_selection, "train/a", "torch.cuda.device_count()"),
+        (hardware_queries_but_selection, "model/a", "torch.cuda.set_device(0)"),
+        (hardware_queries_but_selection, "plan/planner", "os.cpu_count()"),
+        (imports_that_point_up, "machine/a", "from llmtrain.model.decoder import Decoder"),
+        (imports_that_point_up, "machine/a", "import llmtrain.train.loop"),
+        (imports_that_point_up, "profile/a", "def f():\n    from llmtrain.ops import loss"),
+        (eager_torch, "machine/a", "import torch.nn"),
         (broad_excepts, "train/a", "try:\n    f()\nexcept:\n    raise"),
         (broad_excepts, "train/a", "try:\n    f()\nexcept (OSError, Exception):\n    raise"),
         (broad_excepts, "train/a", "try:\n    f()\nexcept BaseException:\n    pass"),
@@ -368,7 +391,9 @@ def test_a_law_sees_what_breaks_it(law: Law, name: str, text: str) -> None:
         (unsafe_loading, "machine/a", "importlib.util.find_spec('triton')"),
         (unbounded_reading, "train/a", "json.dumps(value)"),
         (printing, "cli/a", "sys.stdout.write('a')"),
-        (asking_beyond_choosing, "train/a", "torch.cuda.set_device(device)"),
+        (hardware_queries_but_selection, "train/a", "torch.cuda.set_device(device)"),
+        (eager_torch, "machine/a", "def f():\n    import torch"),
+        (eager_torch, "machine/a", "if TYPE_CHECKING:\n    import torch"),
         (broad_excepts, "train/a", "try:\n    f()\nexcept BaseException:\n    g()\n    raise"),
     ],
 )
@@ -377,6 +402,7 @@ def test_a_law_allows_what_is_meant(law: Law, name: str, text: str) -> None:
 
 
 def loaded_after(statement: str) -> set[str]:
+    """Return the modules that a new process has loaded after `statement`."""
     code = f"{statement}\nimport json, sys\nprint(json.dumps(sorted(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
@@ -396,6 +422,15 @@ def test_profiles_and_plans_need_no_torch() -> None:
     assert not loaded & {"torch", "numpy", "psutil"}
 
 
+def test_the_machine_is_known_without_torch_but_for_what_needs_it() -> None:
+    names = [f"llmtrain.{source.name.replace('/', '.')}" for source in SOURCES]
+    heavy = {f"llmtrain.{name.replace('/', '.')}" for name in NEEDS_TORCH}
+    rooms = ("llmtrain.machine.", "llmtrain.profile.", "llmtrain.recipe.")
+    light = [name for name in names if name.startswith(rooms) and name not in heavy]
+    loaded = loaded_after("import " + ", ".join(light).replace(".__init__", ""))
+    assert not loaded & {"torch", "numpy"}
+
+
 def test_text_is_read_without_torch() -> None:
     loaded = loaded_after("import llmtrain.prepare.train_tokenizer, llmtrain.prepare.dataset")
     assert "sentencepiece" in loaded
@@ -403,7 +438,7 @@ def test_text_is_read_without_torch() -> None:
 
 
 def test_nothing_is_compiled_by_importing() -> None:
-    # torch's compiler takes as long to import as all the rest, and 60 MB.
+    # torch's compiler takes as long to import as everything else, and 60 MB.
     compiler = {"torch._dynamo", "torch._inductor", "sympy"} - loaded_after("import torch")
     loaded = loaded_after("import llmtrain.engine.train_run, llmtrain.engine.api")
     assert "llmtrain.model.timing" in loaded

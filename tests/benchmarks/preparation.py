@@ -53,17 +53,17 @@ class Outcome:
 
 _CHILD = """
 import json, os, sys, time
-from llmtrain.prepare.context import DataWork
+from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import prepare_dataset
 from llmtrain.profile.schema import DataSection
 
 corpus, tokenizer, workers = sys.argv[1:]
 section = DataSection(sources=(corpus,), tokenizer=tokenizer)
-told = []
-work = DataWork(int(workers), lambda event: told.append(time.monotonic()), lambda: None)
-begun_s, cpu_before = time.monotonic(), sum(os.times()[:4])
-data = prepare_dataset(section, 2**31, work).shards
-seconds = time.monotonic() - begun_s
+notes = []
+context = PrepareContext(int(workers), lambda event: notes.append(time.monotonic()), lambda: None)
+started_s, cpu_before = time.monotonic(), sum(os.times()[:4])
+data = prepare_dataset(section, 2**31, context).shards
+seconds = time.monotonic() - started_s
 manifest = json.loads((data.directory / "manifest.json").read_text())
 print(json.dumps({
     "directory": str(data.directory), "seconds": seconds,

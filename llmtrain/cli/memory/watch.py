@@ -1,4 +1,4 @@
-"""`llmtrain memory --watch`: a view that is redrawn in place, or a line of JSON a look."""
+"""`llmtrain memory --watch`: a live view of memory in use, or one line of JSON per sample."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmtrain.errors import InterruptedRunError, UsageError
 if TYPE_CHECKING:
     from llmtrain.train.distributed.signals import StopRequest
 
-_OFTEN_S, _SELDOM_S = 0.05, 86400.0
+_MIN_INTERVAL_S, _MAX_INTERVAL_S = 0.05, 86400.0
 Document = dict[str, Any]
 Show = Callable[[Document], None]
 
@@ -24,15 +24,19 @@ Show = Callable[[Document], None]
 def watch_memory(
     output: Output, run: str | None, pid: int | None, every: str, *, as_lines: bool
 ) -> int:
-    """Memory is shown until a signal comes, nobody reads any more, or the process has ended."""
+    """Show memory in use until a signal arrives, the reader closes, or the process ends.
+
+    SIGINT and SIGTERM end it even if they were ignored when it started: nothing else would.
+    """
     from llmtrain.train.distributed.signals import stop_on_signals
 
     every_s = _interval_s(every)
     last: Document | None = None
-    with stop_on_signals() as stop:  # before a run is looked for, which takes seconds
+    # The handlers come first: finding the run takes seconds.
+    with stop_on_signals(always=("SIGINT", "SIGTERM")) as stop:
         target = _target(output, run, pid)
         with _display(output, as_lines=as_lines) as show:
-            for last in _looks(target, every_s, stop):
+            for last in _samples(target, every_s, stop):
                 show(last)
         if last is None and not stop.is_made:
             raise no_such_process(target)
@@ -49,8 +53,10 @@ def _interval_s(text: str) -> float:
         every_s = parse_duration_s(text)
     except ValueError as error:
         raise UsageError(f"--every {text}: {error}", hint="--every 2s") from None
-    if not _OFTEN_S <= every_s <= _SELDOM_S:
-        raise UsageError(f"--every {text}: from {_OFTEN_S:g}s to 1d", hint="--every 2s")
+    if not _MIN_INTERVAL_S <= every_s <= _MAX_INTERVAL_S:
+        raise UsageError(
+            f"--every {text}: must be from {_MIN_INTERVAL_S:g}s to 1d", hint="--every 2s"
+        )
     return every_s
 
 
@@ -62,19 +68,19 @@ def _target(output: Output, run: str | None, pid: int | None) -> Watched:
 
     newest = newest_in_training()
     if newest is None:
-        output.note("no run under runs/ is being trained: this is the machine; --pid PID names one")
+        output.note("no run under runs/ is being trained: showing the machine; or use --pid PID")
         return Watched()
     directory, training_pid = newest
     output.note(f"watching {directory.path}, process {training_pid}")
     return Watched(training_pid, directory)
 
 
-def _looks(target: Watched, every_s: float, stop: StopRequest) -> Iterator[Document]:
-    """A document a look, until a signal asks to stop or the process has ended.
+def _samples(target: Watched, every_s: float, stop: StopRequest) -> Iterator[Document]:
+    """Yield a document every `every_s` seconds until a signal arrives or the process ends.
 
-    What is told as its peak is never below what was seen before.
+    `peak_resident_bytes` is the peak of all samples so far, so it never decreases.
     """
-    began_s, peak_bytes = time.monotonic(), 0
+    started_s, peak_bytes = time.monotonic(), 0
     with suppress(ProcessLookupError, InterruptedRunError):
         while not stop.is_made:
             document = memory_now(target)
@@ -82,8 +88,8 @@ def _looks(target: Watched, every_s: float, stop: StopRequest) -> Iterator[Docum
             peak_bytes = max(peak_bytes, process["peak_resident_bytes"])
             process["peak_resident_bytes"] = peak_bytes
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-            yield {"time": now, "elapsed_s": round(time.monotonic() - began_s, 3), **document}
-            with stop.immediate():  # a look or a line is not left half done
+            yield {"time": now, "elapsed_s": round(time.monotonic() - started_s, 3), **document}
+            with stop.immediate():  # a signal ends the wait, never a half-written line
                 time.sleep(every_s)
 
 
@@ -96,7 +102,7 @@ def _is_live(as_lines: bool) -> bool:
 
 @contextmanager
 def _display(output: Output, *, as_lines: bool) -> Iterator[Show]:
-    """Where a look goes: to a view on the terminal that is gone afterwards, or into a line."""
+    """Yield the function that shows a sample: redraw the live view, or print a line of JSON."""
     if not _is_live(as_lines):
         yield output.document_line
         return

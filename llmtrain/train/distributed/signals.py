@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -122,17 +122,18 @@ def _signal_main_thread(number: int) -> None:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Within the block, turn stop and save signals into requests.
+def stop_on_signals(always: Collection[str] = ()) -> Iterator[StopRequest]:
+    """Turn signals to stop or to save into a request within the block.
 
-    A stop signal that was ignored before (nohup) stays ignored. Outside the main thread, where
-    Python runs no handlers, no signal is caught.
+    A signal that was ignored when the process started (nohup, a script's background job) stays
+    ignored, unless `always` names it. Outside the main thread, where Python allows no handlers,
+    no signal is caught.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {n: signal.signal(n, request.on_signal) for n in stop_signals()}
+    previous = {n: signal.signal(n, request.on_signal) for n in stop_signals(always)}
     previous |= {n: signal.signal(n, request.on_save_signal) for n in save_signals()}
     try:
         yield request
@@ -141,14 +142,18 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, before if before is not None else signal.SIG_DFL)
 
 
-def stop_signals() -> list[int]:
-    """Return the stop signals that exist on this system and are not ignored."""
-    numbers = [getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)]
-    return [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+def stop_signals(always: Collection[str] = ()) -> list[int]:
+    """Return the signals to stop that this system has, without ignored ones not in `always`."""
+    numbers = {name: getattr(signal, name) for name in STOP_SIGNALS if hasattr(signal, name)}
+    return [
+        number
+        for name, number in numbers.items()
+        if name in always or signal.getsignal(number) is not signal.SIG_IGN
+    ]
 
 
 def save_signals() -> list[int]:
-    """Return the signal that requests a save, if it exists on this system."""
+    """Return the signal that requests a save, if this system has it."""
     return [getattr(signal, SAVE_SIGNAL)] if hasattr(signal, SAVE_SIGNAL) else []
 
 

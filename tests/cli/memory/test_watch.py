@@ -1,4 +1,4 @@
-"""Memory that is watched: a line of JSON a look, a view on a terminal, and always a quiet end."""
+"""Memory that is watched: a line of JSON per sample, a live view on a terminal, and a clean end."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ import pytest
 
 from llmtrain.cli.memory import watch
 from llmtrain.cli.memory.now import Watched, memory_lines
-from llmtrain.cli.memory.watch import _looks
+from llmtrain.cli.memory.watch import _samples
 from llmtrain.train.distributed.signals import StopRequest
 from tests.cli.conftest import complaints
+from tests.ignored_signals import ignoring
 
 FIGURES = {"total_bytes", "available_bytes", "used_bytes", "percent"}
 WATCH = (sys.executable, "-m", "llmtrain", "memory", "--watch", "--every", "0.1s")
@@ -30,7 +31,7 @@ POSIX = pytest.mark.skipif(sys.platform == "win32", reason="signals and terminal
 
 @contextmanager
 def sleeper() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that waits until it is told to end."""
+    """A process that waits for a line on its stdin."""
     with subprocess.Popen(
         [sys.executable, "-c", "print(flush=True); input()"],
         stdin=subprocess.PIPE,
@@ -50,7 +51,7 @@ def documents(out: str) -> list[dict[str, Any]]:
 
 
 @POSIX
-def test_each_look_is_a_line_and_a_signal_ends_it() -> None:
+def test_each_sample_is_a_line_and_a_signal_ends_it() -> None:
     with subprocess.Popen(
         [*WATCH, "--pid", str(os.getpid())], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -70,6 +71,22 @@ def test_each_look_is_a_line_and_a_signal_ends_it() -> None:
     assert {"cgroup", "accelerators"} <= set(lines[0])
 
 
+@POSIX
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_ends_it_where_it_was_ignored_before(name: str) -> None:
+    number = signal.Signals[name]
+    command = ignoring((number,), [*WATCH, "--pid", str(os.getpid())])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(number)
+        try:
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, err) == (0, b"")
+
+
 def test_a_closed_pipe_ends_it_quietly() -> None:
     with subprocess.Popen(
         [*WATCH, "--pid", str(os.getpid())], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -82,13 +99,13 @@ def test_a_closed_pipe_ends_it_quietly() -> None:
         assert process.stderr.read() == b""
 
 
-def after_looks(looks: int, patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """`act` is called when a watch waits for its next look after so many."""
+def after_samples(count: int, patch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Call `act` while the watch waits after `count` samples."""
     waits: list[float] = []
 
     def wait(seconds: float) -> None:
         waits.append(seconds)
-        if len(waits) == looks:
+        if len(waits) == count:
             act()
         time.sleep(seconds)
 
@@ -96,13 +113,13 @@ def after_looks(looks: int, patch: pytest.MonkeyPatch, act: Callable[[], object]
 
 
 def wait_with(wait: Callable[[float], None], patch: pytest.MonkeyPatch) -> None:
-    """Between looks, and nowhere else: threads that hear of signals sleep too."""
+    """Replace the sleep between samples alone: threads that handle signals sleep too."""
     patch.setattr(watch, "time", SimpleNamespace(monotonic=time.monotonic, sleep=wait))
 
 
 def test_the_end_of_the_process_is_the_end(llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with sleeper() as process, monkeypatch.context() as patch:
-        after_looks(3, patch, process.kill)  # it is not buried: nobody asks for its code
+        after_samples(3, patch, process.kill)  # a zombie: nobody waits for its exit code
         outcome = llmtrain("memory", "--watch", "--pid", process.pid, "--every", "0.5s")
     assert (outcome.code, outcome.err) == (0, "")
     assert len(documents(outcome.out)) == 3
@@ -112,7 +129,7 @@ def test_the_end_of_the_process_is_the_end(llmtrain: Any, monkeypatch: pytest.Mo
 
 
 def on_a_terminal(*flags: str) -> tuple[int, str]:
-    """The exit code and what a terminal was sent, ended by Ctrl-C after some looks."""
+    """Return the exit code and what the terminal received, with Ctrl-C after some samples."""
     import pty
 
     pid, terminal = pty.fork()
@@ -120,17 +137,17 @@ def on_a_terminal(*flags: str) -> tuple[int, str]:
         os.environ["TERM"] = "xterm"
         os.execv(WATCH[0], [*WATCH, "--pid", str(os.getppid()), *flags])
     seen, until_s = b"", time.monotonic() + 60
-    is_asked = False
+    is_sent = False
     while time.monotonic() < until_s:
         if not select.select([terminal], [], [], 0.2)[0]:
             continue
         try:
             seen += os.read(terminal, 4096)
-        except OSError:  # how Linux says that nobody is there any more
+        except OSError:  # Linux: the other side has closed
             break
-        if not is_asked and seen.count(b"system") > 4:
+        if not is_sent and seen.count(b"system") > 4:
             os.write(terminal, b"\x03")
-            is_asked = True
+            is_sent = True
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     os.close(terminal)
     return code, seen.decode()
@@ -168,7 +185,7 @@ def test_a_run_is_found_and_watched_to_its_end(
             time.sleep(0.05)
         named = llmtrain("memory", "r", "--json").document
         with monkeypatch.context() as patch:
-            after_looks(3, patch, process.terminate)
+            after_samples(3, patch, process.terminate)
             found = llmtrain("memory", "--watch", "--every", "0.1s")
         assert process.wait(60) == 75
     finally:
@@ -193,10 +210,10 @@ def test_a_run_is_found_and_watched_to_its_end(
 def test_where_nothing_is_trained_the_machine_is_watched(
     llmtrain: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def ask_to_stop(seconds: float) -> None:
+    def interrupt(seconds: float) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    wait_with(ask_to_stop, monkeypatch)
+    wait_with(interrupt, monkeypatch)
     outcome = llmtrain("memory", "--watch")
     (document,) = documents(outcome.out)
     assert outcome.code == 0
@@ -206,7 +223,7 @@ def test_where_nothing_is_trained_the_machine_is_watched(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux'")
-def test_without_psutil_the_system_is_asked(llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_psutil_the_system_is_sent(llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     with sleeper() as process, monkeypatch.context() as patch:
         patch.setitem(sys.modules, "psutil", None)
         document = llmtrain("memory", "--pid", process.pid, "--json").document
@@ -218,17 +235,17 @@ def test_the_peak_is_never_below_what_was_seen(monkeypatch: pytest.MonkeyPatch) 
     peaks = iter([5, 9, 3])
     stop = StopRequest()
 
-    def look(target: Watched) -> dict[str, Any]:
+    def sample_memory(target: Watched) -> dict[str, Any]:
         peak = next(peaks)
         stop.signal_name = "SIGINT" if peak == 3 else None
         return {"process": {"peak_resident_bytes": peak}}
 
-    monkeypatch.setattr(watch, "memory_now", look)
-    looks = list(_looks(Watched(), 0.0, stop))
-    assert [look["process"]["peak_resident_bytes"] for look in looks] == [5, 9, 9]
+    monkeypatch.setattr(watch, "memory_now", sample_memory)
+    samples = list(_samples(Watched(), 0.0, stop))
+    assert [sample["process"]["peak_resident_bytes"] for sample in samples] == [5, 9, 9]
 
 
-def test_a_gpu_is_told_with_all_that_is_known_of_it() -> None:
+def test_a_gpu_is_shown_with_all_that_is_known_of_it() -> None:
     gib = 2**30
     figures = {"total_bytes": 80 * gib, "available_bytes": 60 * gib, "used_bytes": 20 * gib}
     use = {**figures, "percent": 25.0}

@@ -22,6 +22,7 @@ from llmtrain.train.checkpoint.format import list_checkpoints, load_checkpoint
 from llmtrain.train.distributed.signals import StopRequest, stop_on_signals
 from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Event, Saved, Step
+from tests.ignored_signals import ignoring
 from tests.train.harness import Files, InProcessTrainer, RunAlone, Start
 
 STEPS = 400  # seconds of training, so that a signal comes in time on a busy machine too
@@ -68,8 +69,6 @@ def test_signal_saves_and_a_resume_loses_nothing(
     whole: Any,
     place: Path,
 ) -> None:
-    if signal.getsignal(number) is signal.SIG_IGN:
-        pytest.skip(f"{number.name} is ignored here, as under nohup, and stays so")
     process = start(
         *("train", "-p", "tiny.yaml", "--out", "run", "--json", "--steps", STEPS),
         *("--set", "eval.every_steps=100", "--set", "eval.sample_every_steps=100"),
@@ -88,6 +87,30 @@ def test_signal_saves_and_a_resume_loses_nothing(
     train(place / "run", resume="auto")
     assert Files(place / "run").digests() == whole.digests()
     assert Files(place / "run").course() == whole.course()
+
+
+def test_under_nohup_sigterm_saves_and_sighup_changes_nothing(place: Path) -> None:
+    command = [sys.executable, "-m", "llmtrain", "train", "-p", "tiny.yaml", "--out", "run"]
+    long = ["--steps", "100000", "--set", "eval.every_steps=99999", "--json"]
+    with subprocess.Popen(
+        ignoring((signal.SIGHUP, signal.SIGINT), [*command, *long]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            wait_for_steps(place / "run", 1, process)
+            process.send_signal(signal.SIGHUP)
+            process.send_signal(signal.SIGINT)
+            wait_for_steps(place / "run", 20, process)
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=LIMIT_S)
+        finally:
+            process.kill()
+    assert process.returncode == 75, err
+    assert "SIGTERM" in err
+    assert json.loads(out)["steps"] >= 20
+    assert list_checkpoints(place / "run" / "checkpoints")
 
 
 def test_second_signal_aborts_and_the_last_checkpoint_stands(start: Start, place: Path) -> None:
