@@ -11,6 +11,7 @@ from tests.checkout import ROOT
 TESTS, PACKAGE = ROOT / "tests", Path(llmtrain.__file__).parent
 # Folders that mirror no room.
 APART = {
+    "compatibility": "run directories of earlier versions",
     "benchmarks": "programs that measure; their tests are beside them",
     "faults": "programs that break things; their short forms are beside them",
     "docs": "pages of docs/",
@@ -22,7 +23,7 @@ SPANNING = {
     "test_layers": "imports of the whole package",
     "test_mirror": "this test",
     "test_programs": "programs beside the tests",
-    "cli/data/test_page": "docs/data.md",
+    "cli/data/test_page": "docs/guides/data.md",
     "cli/data/test_remote": "commands that read s3:// and https://",
     "cli/data/test_sources": "data in every command",
     "cli/test_device_bench": "device bench, from the command to its cache",
@@ -30,7 +31,7 @@ SPANNING = {
     "cli/test_errors": "every error of every command",
     "cli/test_help": "--help of every command",
     "cli/test_machines": "device info on machines that are not here",
-    "cli/test_schemas": "docs/json.md and every document",
+    "cli/test_schemas": "docs/reference/json.md and every document",
     "cli/test_use": "eval and generate",
     "cli/tokenizer/test_tokenizer": "all tokenizer commands",
     "data/formats/test_broken": "damaged files of every format",

@@ -30,22 +30,23 @@ _MICRO_BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
 _USABLE_MEMORY = {"cpu": 0.85, "mps": 0.8, "cuda": 0.92}
 
 
+def device_memory_bytes(facts: Facts, kind: DeviceKind) -> int:
+    """Return the machine's memory within its limit, or that of the smallest GPU."""
+    if kind == "cpu":
+        return facts.cpu.usable_memory_bytes
+    return min(gpu.memory_total_bytes for gpu in facts.of_kind(kind))
+
+
 def memory_limit_bytes(facts: Facts, kind: DeviceKind) -> int:
     """Return what one process tree may use of the device's memory; the rest is the system's."""
-    if kind == "cpu":
-        return int(facts.cpu.usable_memory_bytes * _USABLE_MEMORY["cpu"])
-    smallest = min(a.memory_total_bytes for a in facts.of_kind(kind))
-    return int(smallest * _USABLE_MEMORY[kind])
+    return int(device_memory_bytes(facts, kind) * _USABLE_MEMORY[kind])
 
 
 def memory_limit_origin(facts: Facts, kind: DeviceKind) -> str:
     """Return where the limit comes from: `85% of RLIMIT_DATA's 2 GiB`."""
-    if kind == "cpu":
-        whose, all_bytes = facts.cpu.memory_limited_by, facts.cpu.usable_memory_bytes
-    else:
-        whose, all_bytes = "the GPU", min(a.memory_total_bytes for a in facts.of_kind(kind))
-    share = f"{100 * _USABLE_MEMORY[kind]:.0f}%"
-    return f"{share} of {whose or 'the machine'}'s {format_bytes(all_bytes)}"
+    whose = facts.cpu.memory_limited_by or "the machine" if kind == "cpu" else "the GPU"
+    all_bytes = format_bytes(device_memory_bytes(facts, kind))
+    return f"{100 * _USABLE_MEMORY[kind]:.0f}% of {whose}'s {all_bytes}"
 
 
 def may_use_gpu(options: DeviceSection) -> bool:

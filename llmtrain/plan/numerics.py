@@ -9,12 +9,12 @@ from llmtrain.errors import UsageError
 from llmtrain.machine.facts import FASTER_RATIO, CpuTimes, Facts, MatmulTimes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
+from llmtrain.recipe.model_size import UTILISATION
 
 _WORTH_COMPILING_S = (
     120.0  # of eager training: compiled it takes a fifth less, after up to 20 s of compilation
 )
 _LEAST_FLEX_HEAD_DIM = 16  # its kernels multiply tiles of 16 features
-_EAGER_MFU = 0.6  # of the measured products' rate, over a whole eager step
 
 
 def precision(
@@ -154,7 +154,7 @@ def _eager_run_s(workload: Workload, times: MatmulTimes) -> float:
     return (
         workload.tokens
         * workload.shape.training_flops_per_token
-        / (_EAGER_MFU * times.fastest_flops_per_s)
+        / (UTILISATION * times.fastest_flops_per_s)
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from llmtrain.choice import DeviceKind
 from llmtrain.errors import UsageError
 from llmtrain.machine.facts import AcceleratorKind, Facts
+from llmtrain.plan.decisions import device_memory_bytes
 from llmtrain.plan.numerics import missing_to_compile
 from llmtrain.units import format_bytes, parse_bytes, parse_count
 
@@ -93,7 +94,7 @@ def _find(name: str, facts: Facts, kind: DeviceKind) -> tuple[bool | int, str]:
         )
     if name == "cores":
         return facts.cpu.usable_cores, f"{facts.cpu.usable_cores} are usable"
-    memory_bytes = _memory_bytes(facts, kind)
+    memory_bytes = device_memory_bytes(facts, kind)
     return memory_bytes, f"{kind} has {format_bytes(memory_bytes)}"
 
 
@@ -117,10 +118,3 @@ def _bf16(facts: Facts, kind: DeviceKind) -> tuple[bool, str]:
 
 def _instructions(facts: Facts) -> str:
     return f"the cpu has {', '.join(facts.cpu.isa) or 'no instruction sets that are known'}"
-
-
-def _memory_bytes(facts: Facts, kind: DeviceKind) -> int:
-    """Return the machine's memory within its limit, or that of the smallest GPU."""
-    if kind == "cpu":
-        return facts.cpu.usable_memory_bytes
-    return min(gpu.memory_total_bytes for gpu in facts.of_kind(kind))

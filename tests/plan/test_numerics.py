@@ -12,6 +12,7 @@ from llmtrain.errors import UsageError
 from llmtrain.machine.facts import AttentionTimes, BlockTimes, CpuTimes, Facts
 from llmtrain.plan import numerics
 from llmtrain.plan.planner import make_plan
+from llmtrain.recipe.model_size import UTILISATION
 from tests.machines import (
     CPU,
     CUDA,
@@ -211,8 +212,8 @@ def test_compiling_is_decided_by_what_a_block_was_measured_at(
     assert why in choice.reason
 
 
-# At 0.6 of 10 GFLOP/s.
-FLOPS_PER_S = 0.6 * 1e10
+# At the share of 10 GFLOP/s that a whole step has.
+FLOPS_PER_S = UTILISATION * 1e10
 
 
 @pytest.mark.parametrize(
