@@ -8,6 +8,6 @@ They apply in this order, each from the results of those before it:
 4. `learning_rate`: peak learning rates of each role of parameters, from B and the width.
 
 Every module gives formula, source, and the trainings to which its constants were fitted
-(`tests/benchmarks/sweeps`, reported in `docs/measurements/recipe.md`). They know nothing about the machine but
-its FLOP/s, which `llmtrain.plan` measures.
+(`tests/benchmarks/sweeps`, reported in `docs/measurements/recipe.md`). They know nothing about the
+machine but its FLOP/s, which `llmtrain.plan` measures.
 """
