@@ -17,8 +17,8 @@ import llmtrain
 ROOT = Path(llmtrain.__file__).parent
 # From the bottom. Of one row nobody imports a neighbour.
 LAYERS = (
-    {"", "errors", "units", "files", "children", "choice", "progress"},
-    {"untrusted"},
+    {"", "errors", "units", "files", "choice", "progress"},
+    {"untrusted", "children"},
     {"profile"},
     {"machine"},
     {"ops"},
@@ -83,7 +83,8 @@ READS_WHAT_IT_TRUSTS = {
     "train/distributed/world",
     "engine/verify_resume/observe",  # what trials of its own leave behind
     "engine/verify_resume/kill",
-    "tokenizer/train_process",  # what its own child says
+    "tokenizer/train_process",  # its own arguments
+    "children",  # what its own child says
     "engine/calibrate",
     "train/distributed/launch",
     "train/distributed/failures",  # what another rank says
