@@ -10,9 +10,14 @@ from pathlib import Path
 
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import CorpusStats
-from llmtrain.data.shards.cache_entry import claimed, map_write_errors, require_own
+from llmtrain.data.shards.cache_entry import (
+    building_directory,
+    locked_entry,
+    map_write_errors,
+    replace_entry,
+    require_readable,
+)
 from llmtrain.data.shards.manifest import now_utc, versions, write_record
-from llmtrain.data.shards.scratch import publish, scratch_beside
 from llmtrain.data.split import plan_split
 from llmtrain.errors import DataError
 from llmtrain.files import cache_directory
@@ -60,7 +65,7 @@ def _trained_tokenizer(
         return directory
     with (
         map_write_errors(directory.parent, "a tokenizer"),
-        claimed(cache_directory(), key, work.check_stop, work.announce_waiting),
+        locked_entry(cache_directory(), key, work.check_stop, work.announce_waiting),
     ):
         if not _is_intact(directory):  # whom this process waited for may have made it
             trained = _learnt(corpus, facts, section, vocab_size, work)
@@ -70,7 +75,7 @@ def _trained_tokenizer(
 
 def _is_intact(directory: Path) -> bool:
     """Raises DataError where this user may not read what is there."""
-    require_own(directory)
+    require_readable(directory)
     try:
         Tokenizer.load(directory)
     except DataError:
@@ -118,12 +123,9 @@ def _tokenizer_key(fingerprint: str, section: DataSection, vocab_size: int) -> s
 
 
 def _publish(tokenizer: Tokenizer, directory: Path, record: Mapping[str, object]) -> None:
-    """`directory` holds the tokenizer and its record, on disk, whatever was there before."""
-    with scratch_beside(directory.parent, "a tokenizer") as scratch:
-        new = scratch / "new"
-        tokenizer.save(new)
+    """Write the tokenizer and its record to `directory`, whatever was there before."""
+    with building_directory(directory.parent, directory.name) as scratch:
+        tokenizer.save(scratch / "new")
         made = {"at": now_utc(), "versions": versions()}
-        write_record(new, {**record, "made": made})
-        if directory.exists():
-            directory.rename(scratch / "damaged")
-        publish(new, directory)
+        write_record(scratch / "new", {**record, "made": made})
+        replace_entry(scratch, directory)

@@ -17,14 +17,13 @@ import numpy as np
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import CorpusStats, FingerprintBuilder
 from llmtrain.data.reading import Document
-from llmtrain.data.shards.cache_entry import start_over
+from llmtrain.data.shards.cache_entry import remove_journal, start_over
 from llmtrain.data.shards.encode import Encode, TextEncoder, cut_into_parts, encode_parts
 from llmtrain.data.shards.index import FORMAT_VERSION, ShardIndex, token_dtype, write_index
 from llmtrain.data.shards.journal import (
     Journal,
     NotAsWrittenError,
     PartsRead,
-    forget_journal,
     read_journal,
     write_journal,
 )
@@ -133,7 +132,7 @@ def _encode_corpus(
                 journaled_bytes = read.text_bytes
             effort.on_progress(read.text_bytes, recipe.facts.text_bytes)
     if builder.hexdigest() != recipe.facts.fingerprint:
-        forget_journal(scratch)
+        remove_journal(scratch)
         raise DataError("the text changed while it was being read", hint="run the command again")
     for writer in writers:
         writer.append(np.array([recipe.encoder.separator_id], dtype=np.int64))

@@ -18,7 +18,7 @@ from typing import Literal
 import psutil
 from filelock import Timeout
 
-from llmtrain.data.shards.cache_entry import BUILDING, lock_of
+from llmtrain.data.shards.cache_entry import BUILDING, entry_lock
 from llmtrain.data.shards.manifest import read_manifest
 
 EntryKind = Literal["shards", "tokenizer", "fetched", "unfinished"]
@@ -128,7 +128,7 @@ def remove_entry(cache_directory: Path, entry: CacheEntry) -> bool:
     linked = _linked_files(entry)
     doomed = parent / f"{BUILDING}removed-{entry.key}-{time.time_ns()}"
     try:
-        with lock_of(cache_directory, entry.key).acquire(timeout=0):
+        with entry_lock(cache_directory, entry.key).acquire(timeout=0):
             entry.directory.rename(doomed)
     except (Timeout, OSError):
         return False

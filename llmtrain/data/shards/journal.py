@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llmtrain.data.shards.cache_entry import JOURNAL_NAME
 from llmtrain.data.shards.encode import Part
 from llmtrain.data.shards.index import SplitFacts, as_mapping, exactly, split_from
 from llmtrain.files import write_text_atomically
 from llmtrain.untrusted import read_json
 
-JOURNAL_NAME = "journal.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +79,3 @@ def read_journal(directory: Path, *, batch_bytes: int, shard_bytes: int) -> Jour
         return None
     is_same = (journal.batch_bytes, journal.shard_bytes) == (batch_bytes, shard_bytes)
     return journal if is_same else None
-
-
-def is_journaled(directory: Path) -> bool:
-    """There is work in `directory` to go on from."""
-    return (directory / JOURNAL_NAME).is_file()
-
-
-def forget_journal(directory: Path) -> None:
-    """Nobody goes on from what is in `directory`."""
-    (directory / JOURNAL_NAME).unlink(missing_ok=True)

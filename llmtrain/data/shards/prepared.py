@@ -25,12 +25,12 @@ from llmtrain.data.corpus_stats import CorpusStats
 from llmtrain.data.reading import readable
 from llmtrain.data.shards.build import BuildOptions, ShardSpec, build
 from llmtrain.data.shards.cache_entry import (
-    claimed,
+    building_directory,
+    locked_entry,
     map_write_errors,
-    publish,
     remove_leftover,
-    require_own,
-    scratch_directory,
+    replace_entry,
+    require_readable,
 )
 from llmtrain.data.shards.encode import Encode, TextEncoder, encode_here, require_in_vocabulary
 from llmtrain.data.shards.index import ShardIndex, read_index, require_sha256, token_dtype
@@ -128,14 +128,14 @@ def prepare(
     )
     with (
         map_write_errors(directory.parent),
-        claimed(cache_directory, recipe.key, check_stop, on_wait),
+        locked_entry(cache_directory, recipe.key, check_stop, on_wait),
     ):
         found = _open_intact(directory)
         if found is not None:  # whom this process waited for has made it
             return found
-        with scratch_directory(directory.parent, recipe.key) as scratch:
+        with building_directory(directory.parent, recipe.key) as scratch:
             build(recipe, effort, scratch, made_from or {})
-            publish(scratch, directory)
+            replace_entry(scratch, directory)
     return open_prepared(directory)
 
 
@@ -168,7 +168,7 @@ def _open_intact(directory: Path) -> PreparedData | None:
 
     Raises DataError where this user may not read them.
     """
-    require_own(directory)
+    require_readable(directory)
     try:
         prepared = open_prepared(directory)
     except DataError:

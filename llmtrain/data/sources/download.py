@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
-from llmtrain.data.shards.scratch import publish, scratch_beside
+from llmtrain.data.shards.cache_entry import building_directory, map_write_errors, publish
 from llmtrain.data.sources.object_stores import Store, StoredFile, listed, store_of
 from llmtrain.data.sources.urls import (
     WEB,
@@ -88,13 +88,14 @@ def fetch(spec: str, work: Fetching) -> Fetched:
         why = f" ({told_why})" if told_why else ""
         raise DataError(f"{shown(spec)} has no text file{why}", hint=hint)
     directory = work.cache / "remote"
-    with scratch_beside(directory / "files", f"what {shown(spec)} is") as scratch:
-        keys = _bring(_Download(spec, store, scratch), files, work)
-    tree = directory / "trees" / _key([[file.name, keys[file.path]] for file in files])
-    if not tree.is_dir():
-        with scratch_beside(tree.parent, "links to files") as scratch:
-            _link(spec, files, keys, directory / "files", scratch / "new")
-            publish(scratch / "new", tree)
+    with map_write_errors(directory, f"the files of {shown(spec)}"):
+        with building_directory(directory / "files") as scratch:
+            keys = _bring(_Download(spec, store, scratch), files, work)
+        tree = directory / "trees" / _key([[file.name, keys[file.path]] for file in files])
+        if not tree.is_dir():
+            with building_directory(tree.parent) as scratch:
+                _link(spec, files, keys, directory / "files", scratch / "new")
+                publish(scratch / "new", tree)
     provenance = _provenance(files, keys, directory / "files")
     if only:
         return Fetched(tree / _local_name(only.name), shown(spec), provenance)
@@ -186,7 +187,6 @@ def _link(
     spec: str, files: list[StoredFile], keys: Mapping[str, str], kept: Path, directory: Path
 ) -> None:
     """`directory` has the files by their names: links, which take no room, or copies."""
-    directory.mkdir()
     for file in files:
         path = directory / _local_name(file.name)
         try:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmtrain.data.shards.scratch import publish, scratch_beside
+from llmtrain.data.shards.cache_entry import building_directory, map_write_errors, publish
 from llmtrain.data.sources.download import Fetched, Fetching
 from llmtrain.data.sources.urls import shown
 from llmtrain.errors import DataError
@@ -93,8 +93,8 @@ def fetch_dataset(spec: str, work: Fetching) -> Fetched:
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
     entry = work.cache / "remote" / "datasets" / key
     if not entry.is_dir():
-        with scratch_beside(entry.parent, f"the texts of {spec}") as scratch:
-            (scratch / "new").mkdir()
+        what = f"the texts of {spec}"
+        with map_write_errors(entry.parent, what), building_directory(entry.parent) as scratch:
             _write(spec, asked, column, revision, work, scratch / "new")
             publish(scratch / "new", entry)
     provenance = {

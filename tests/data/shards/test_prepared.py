@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmtrain.data.shards.cache_entry import lock_of
+from llmtrain.data.shards.cache_entry import entry_lock
 from llmtrain.data.shards.encode import TextEncoder
 from llmtrain.data.shards.prepared import PreparedData, open_prepared
 from llmtrain.data.shards.token_stream import TokenStream
@@ -243,7 +243,7 @@ def test_waiting_can_be_stopped(book: Path, prepare_data: Any, cache: Path) -> N
         if told:
             raise InterruptedRunError("stop")
 
-    with lock_of(cache, prepared.index.key), pytest.raises(InterruptedRunError):
+    with entry_lock(cache, prepared.index.key), pytest.raises(InterruptedRunError):
         prepare_data(book, check_stop=stop, on_wait=lambda: told.append(True))
     assert told == [True]
 
