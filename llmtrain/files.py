@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -22,6 +23,11 @@ def cache_directory() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("llmtrain", appauthor=False))
+
+
+def json_key(value: object) -> str:
+    """Return 32 hexadecimal digits that name `value`, which JSON can hold, in the cache."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def write_text_atomically(path: Path, text: str) -> None:

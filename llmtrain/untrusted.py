@@ -13,6 +13,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -113,6 +114,24 @@ def read_lines(path: Path, limit_bytes: int = LINE_BYTES) -> Iterator[bytes]:
 def _skip_line(file: BinaryIO) -> None:
     while (piece := file.readline(_PIECE_BYTES)) and not piece.endswith(b"\n"):
         pass
+
+
+def read_last_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of the last whole lines of a file, the newest first.
+
+    Reads the last 64 KiB however long the file is. Yields nothing if it cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            file.seek(max(0, path.stat().st_size - _PIECE_BYTES))
+            lines = file.read(_PIECE_BYTES).split(b"\n")
+    except OSError:
+        return
+    for line in reversed(lines[:-1]):  # what follows the last line end is still being written
+        with suppress(ValueError):
+            value = parse_json(line, allow_nan=True)
+            if isinstance(value, dict):
+                yield value
 
 
 def parse_json(data: bytes | str, *, allow_nan: bool = False) -> Any:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,7 +18,7 @@ from llmtrain.data.quality.leakage import Leakage, find_leakage
 from llmtrain.data.quality.minhash import SHINGLE, can_sign
 from llmtrain.data.quality.near_duplicates import NEAR
 from llmtrain.errors import UsageError
-from llmtrain.files import cache_directory, write_text_atomically
+from llmtrain.files import cache_directory, json_key, write_text_atomically
 from llmtrain.progress import Note
 from llmtrain.untrusted import read_json
 
@@ -34,8 +33,7 @@ def known_leakage(
 ) -> Leakage | None:
     """From the cache, or looked for now; None where the library for that is not installed."""
     recipe = [SHINGLE, NEAR, facts.fingerprint, validation_fraction]
-    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
-    path = cache_directory() / "leakage" / f"{key}.json"
+    path = cache_directory() / "leakage" / f"{json_key(recipe)}.json"
     kept = _read(path)
     if kept is not None or not can_sign():
         return kept

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,7 @@ from llmtrain.data.shards.cache_entry import (
 from llmtrain.data.shards.manifest import now_utc, versions, write_record
 from llmtrain.data.split import plan_split
 from llmtrain.errors import DataError
-from llmtrain.files import cache_directory
+from llmtrain.files import cache_directory, json_key
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.profile.schema import DataSection
 from llmtrain.progress import Note
@@ -119,7 +117,7 @@ def _tokenizer_key(fingerprint: str, section: DataSection, vocab_size: int) -> s
     recipe = [_TOKENIZER_RECIPE, fingerprint, section.validation_fraction, vocab_size]
     if section.tokenizer_kind != "bpe":
         recipe.append(section.tokenizer_kind)
-    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
+    return json_key(recipe)
 
 
 def _publish(tokenizer: Tokenizer, directory: Path, record: Mapping[str, object]) -> None:

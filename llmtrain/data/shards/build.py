@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +30,7 @@ from llmtrain.data.shards.token_stream import TokenArray
 from llmtrain.data.shards.writer import SplitWriter
 from llmtrain.data.split import DocumentSplit, Split, plan_split
 from llmtrain.errors import DataError
+from llmtrain.files import json_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +45,16 @@ class ShardSpec:
     @property
     def key(self) -> str:
         """Names the shards in the cache."""
-        parts = {
-            "format_version": FORMAT_VERSION,
-            "corpus": self.facts.fingerprint,
-            "encoder": self.encoder.fingerprint,
-            "vocab_size": self.encoder.vocab_size,
-            "separator_id": self.encoder.separator_id,
-            "validation_fraction": float(self.validation_fraction),
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+        return json_key(
+            {
+                "format_version": FORMAT_VERSION,
+                "corpus": self.facts.fingerprint,
+                "encoder": self.encoder.fingerprint,
+                "vocab_size": self.encoder.vocab_size,
+                "separator_id": self.encoder.separator_id,
+                "validation_fraction": float(self.validation_fraction),
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from llmtrain.files import write_text_atomically
 from llmtrain.untrusted import read_json
 
 
-
 @dataclass(frozen=True, slots=True)
 class Journal:
     """What is on disk of both sides. The last shard of each may have room left.

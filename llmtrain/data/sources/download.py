@@ -31,7 +31,7 @@ from llmtrain.data.sources.urls import (
     shown,
 )
 from llmtrain.errors import DataError
-from llmtrain.files import sha256_file, sync_file
+from llmtrain.files import json_key, sha256_file, sync_file
 
 _PLAIN_NAME = re.compile(r"\w([\w .,+=@~-]*[\w+=@~-])?")  # the same file name on every platform
 _CHUNK_BYTES = 4 << 20
@@ -91,7 +91,7 @@ def fetch(spec: str, work: Fetching) -> Fetched:
     with map_write_errors(directory, f"the files of {shown(spec)}"):
         with building_directory(directory / "files") as scratch:
             keys = _bring(_Download(spec, store, scratch), files, work)
-        tree = directory / "trees" / _key([[file.name, keys[file.path]] for file in files])
+        tree = directory / "trees" / json_key([[file.name, keys[file.path]] for file in files])
         if not tree.is_dir():
             with building_directory(tree.parent) as scratch:
                 _link(spec, files, keys, directory / "files", scratch / "new")
@@ -139,13 +139,13 @@ class _Download:
         """The name in the cache; None where only its content tells its versions apart."""
         if not file.version:
             return None
-        return _key([scheme_of(self.spec), file.path, file.size_bytes, dict(file.version)])
+        return json_key([scheme_of(self.spec), file.path, file.size_bytes, dict(file.version)])
 
     def bring(self, file: StoredFile) -> str:
         """The name in the cache of the file, which is there now. Raises DataError."""
-        part = self.scratch / _key(file.path)
+        part = self.scratch / json_key(file.path)
         self._write(file, part)
-        key = self.key_of(file) or _key(sha256_file(part))
+        key = self.key_of(file) or json_key(sha256_file(part))
         if not self.is_given_up.is_set():
             publish(part, self.scratch.parent / key)
         return key
@@ -177,10 +177,6 @@ class _Download:
 def _next_chunk(source: Any, address: str) -> bytes:
     with map_errors(address):
         return cast("bytes", source.read(_CHUNK_BYTES))
-
-
-def _key(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _link(

@@ -9,23 +9,20 @@ dataset's revision, so another one is read anew and the same one never again.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from llmtrain.data.shards.cache_entry import building_directory, map_write_errors, publish
 from llmtrain.data.sources.download import Fetched, Fetching
-from llmtrain.data.sources.urls import shown
+from llmtrain.data.sources.urls import describe_error, map_errors, shown
 from llmtrain.errors import DataError
-from llmtrain.files import sync_file
+from llmtrain.files import json_key, sync_file
 from llmtrain.untrusted import problem_of, read_json
 
 _SCHEME = "hf://"
@@ -87,11 +84,10 @@ def fetch_dataset(spec: str, work: Fetching) -> Fetched:
     asked = parse_dataset_spec(spec)
     column = asked.column or work.text_field
     _require_library(spec)
-    with _told(spec):
+    with map_errors(spec, _data_error):
         revision = _revision(asked)
     parts = [asked.dataset, asked.config, asked.split, column, work.text_field, revision]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-    entry = work.cache / "remote" / "datasets" / key
+    entry = work.cache / "remote" / "datasets" / json_key(parts)
     if not entry.is_dir():
         what = f"the texts of {spec}"
         with map_write_errors(entry.parent, what), building_directory(entry.parent) as scratch:
@@ -189,7 +185,7 @@ def _write(
 
 def _texts(spec: str, asked: DatasetSpec, column: str, revision: str) -> Iterator[str | None]:
     """The column of every row in order; None where it is empty."""
-    with _told(spec):
+    with map_errors(spec, _data_error):
         rows = _rows(asked, revision)
         if rows.column_names is not None:
             _require_column(spec, rows.column_names, column)
@@ -207,7 +203,7 @@ def _texts(spec: str, asked: DatasetSpec, column: str, revision: str) -> Iterato
 
 
 def _next_row(spec: str, rows: Iterator[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    with _told(spec):
+    with map_errors(spec, _data_error):
         return next(rows, None)
 
 
@@ -221,27 +217,8 @@ def _require_column(spec: str, columns: list[str] | Mapping[str, Any], column: s
         )
 
 
-@contextmanager
-def _told(spec: str) -> Iterator[None]:
-    """What the libraries raise inside the block is a DataError that says what can be done."""
-    failures = _failures()
-    try:
-        yield
-    except failures as error:
-        raise _data_error(spec, error) from error
-
-
-def _failures() -> tuple[type[BaseException], ...]:
-    from datasets.exceptions import DatasetsError
-
-    found: list[type[BaseException]] = [OSError, ValueError, asyncio.TimeoutError, DatasetsError]
-    if "httpx" in sys.modules:  # what huggingface_hub asks the network with
-        found.append(sys.modules["httpx"].HTTPError)
-    return tuple(found)
-
-
 def _data_error(spec: str, error: BaseException) -> DataError:
-    why = " ".join(str(error).split())[:300]
+    why = describe_error(error)
     if isinstance(error, FileNotFoundError):
         return DataError(f"{spec} does not exist, or has no data: {why}", hint=_NOTATION)
     if isinstance(error, ValueError) and not isinstance(error, OSError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import parse_qsl, urlsplit
 
@@ -20,6 +20,13 @@ _SECRET_KEY = re.compile(  # of a query: signed addresses of the large stores, a
 )
 _SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "http", "https", "memory"})
 _WITH_CONTAINERS = frozenset({"az", "abfs"})
+_LIBRARY_ERRORS = (  # the base classes of what they raise, by module
+    ("aiohttp", "ClientError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("datasets.exceptions", "DatasetsError"),
+    ("httpx", "HTTPError"),
+)
 _NO_PERMISSION = frozenset(
     {"PermissionError", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
 )
@@ -82,28 +89,10 @@ def _query_keys(spec: str) -> list[str]:
     return [key for key, _ in parse_qsl(urlsplit(spec).query, keep_blank_values=True)]
 
 
-@contextmanager
-def map_errors(spec: str) -> Iterator[None]:
-    """What libraries raise inside the block is a DataError that says what can be done."""
-    failures = _failures()
-    try:
-        yield
-    except failures as error:
-        raise _data_error(spec, error) from None  # what it says may have the whole address
-
-
-def _failures() -> tuple[type[BaseException], ...]:
-    """What a store raises where it cannot be read, of the libraries that it has loaded."""
-    found: list[type[BaseException]] = [OSError, ValueError, asyncio.TimeoutError]
-    if "aiohttp" in sys.modules:
-        import aiohttp
-
-        found.append(aiohttp.ClientError)
-    if "botocore" in sys.modules:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        found += [BotoCoreError, ClientError]
-    return tuple(found)
+def describe_error(error: BaseException) -> str:
+    """Return what a library says in one line, without the secrets of addresses in it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(_SCHEME.pattern + r"[^\s'\")]+", lambda match: shown(match[0]), text)[:300]
 
 
 def _data_error(spec: str, error: BaseException) -> DataError:
@@ -114,7 +103,7 @@ def _data_error(spec: str, error: BaseException) -> DataError:
     status = error.__dict__.get("status")
     if status in (401, 403) or type(error).__name__ in _NO_PERMISSION:
         return DataError(
-            f"{place} may not be read: {_problem(error)}",
+            f"{place} may not be read: {describe_error(error)}",
             hint="credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.aws, "
             "~/.netrc); for a public bucket: FSSPEC_S3_ANON=true",
         )
@@ -122,12 +111,25 @@ def _data_error(spec: str, error: BaseException) -> DataError:
         hint = "check how it is written; a directory of the web ends in /"
         return DataError(f"{place} does not exist", hint=hint)
     return DataError(
-        f"{place} cannot be read: {_problem(error)}",
+        f"{place} cannot be read: {describe_error(error)}",
         hint="check the network and run the command again, or bring the files here and name them",
     )
 
 
-def _problem(error: BaseException) -> str:
-    """What the library says, in one line, with addresses as they may be shown."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\")]+", lambda m: shown(m[0]), text)[:300]
+@contextmanager
+def map_errors(
+    spec: str, data_error: Callable[[str, BaseException], DataError] = _data_error
+) -> Iterator[None]:
+    """Turn what libraries raise inside the block into the DataError that `data_error` returns."""
+    failures = _failures()
+    try:
+        yield
+    except failures as error:
+        raise data_error(spec, error) from None  # its message may have the whole address
+
+
+def _failures() -> tuple[type[BaseException], ...]:
+    """Return what an unreadable store raises, of the libraries that are loaded."""
+    loaded = ((sys.modules.get(module), name) for module, name in _LIBRARY_ERRORS)
+    of_libraries = (vars(module)[name] for module, name in loaded if module is not None)
+    return (OSError, ValueError, asyncio.TimeoutError, *of_libraries)
