@@ -1,4 +1,4 @@
-"""Loss on held-out text, and the units it is given in."""
+"""Loss on held-out text, and its units."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ Window = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 @dataclass(frozen=True, slots=True)
 class LossSum:
-    """Negative log-likelihood of so many tokens."""
+    """The summed negative log-likelihood of `tokens` tokens."""
 
     nats: float
     tokens: int
 
     @property
     def nats_per_token(self) -> float:
-        """The mean loss."""
+        """The mean loss, in nats per token."""
         return self.nats / self.tokens
 
     @property
     def perplexity(self) -> float:
-        """e to the mean loss; infinite where that overflows."""
+        """exp(mean loss); infinite where that overflows."""
         return math.exp(self.nats_per_token) if self.nats_per_token < 700 else math.inf
 
 
 def bits_per_byte(nats_per_token: float, tokens: int, text_bytes: int) -> float:
-    """Bits that the model needs for a byte of raw text of `tokens` tokens and `text_bytes` bytes.
+    """Return the bits that the model needs for each byte of a text of so many tokens and bytes.
 
     Comparable between tokenizers, unlike a loss per token.
     """
@@ -53,9 +53,9 @@ def sum_loss(
     check_stop: Callable[[], None],
     is_time_over: Callable[[], bool] = lambda: False,
 ) -> LossSum:
-    """The loss summed over all targets of `windows`, eager even where training is compiled.
+    """Return the loss summed over all targets of `windows`, without torch.compile.
 
-    Once `is_time_over` it is that of the windows looked at until then: of some, in any case.
+    Stops after the micro-batch in which `is_time_over` returns True: at least one is evaluated.
     """
     nats, tokens = 0.0, 0
     device = model.head_weight.device
@@ -74,7 +74,7 @@ def sum_loss(
 def _batched(
     windows: Iterable[Window], micro_batch: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Windows of one length stacked, at most `micro_batch` at once; a shorter last one alone."""
+    """Stack windows of equal length, at most `micro_batch` at once; a shorter last one is alone."""
     for _, same_length in itertools.groupby(windows, key=lambda window: len(window[0])):
         iterator = iter(same_length)
         while rows := list(itertools.islice(iterator, micro_batch)):

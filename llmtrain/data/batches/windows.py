@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -72,7 +72,7 @@ class BatchReader:
 
 
 def sequential_windows(stream: Tokens, context: int) -> Iterator[tuple[TokenArray, TokenArray]]:
-    """Inputs and targets, one-dimensional, of every window in order; the last may be shorter.
+    """Yield inputs and targets, one-dimensional, of each window in order; the last may be shorter.
 
     Every token but the first is a target exactly once. Raises DataError if there is no target.
     """
@@ -80,10 +80,21 @@ def sequential_windows(stream: Tokens, context: int) -> Iterator[tuple[TokenArra
     if last < 1:
         message = f"a split of {stream.num_tokens} tokens has nothing to predict"
         raise DataError(message, hint="add text with --data")
-    return _sequential(stream, context, last)
+    starts = range(0, stream.num_tokens, context)
+    return windows_of(
+        (stream.read(start, min(context, stream.num_tokens - start)) for start in starts), context
+    )
 
 
-def _sequential(stream: Tokens, context: int, last: int) -> Iterator[tuple[TokenArray, TokenArray]]:
-    for start in range(0, last, context):
-        tokens = stream.read(start, min(context, last - start) + 1)
-        yield tokens[:-1], tokens[1:]
+def windows_of(
+    batches: Iterable[TokenArray], context: int
+) -> Iterator[tuple[TokenArray, TokenArray]]:
+    """Yield the same windows of ids that come in batches of any size."""
+    pending = np.empty(0, dtype=np.int64)
+    for batch in batches:
+        pending = np.concatenate([pending, batch])
+        while len(pending) > context:
+            yield pending[:context], pending[1 : context + 1]
+            pending = pending[context:]
+    if len(pending) > 1:
+        yield pending[:-1], pending[1:]

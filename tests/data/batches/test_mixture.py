@@ -28,8 +28,8 @@ from llmtrain.data.shards.prepared import PreparedData, prepare
 from llmtrain.data.shards.token_stream import TokenArray
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.data.split import plan_split
-from llmtrain.engine.inference import TokensInMemory
 from llmtrain.errors import DataError
+from tests.tokens import Ids
 
 CONTEXT = 8
 WEIGHTS = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=7)
@@ -147,7 +147,7 @@ def test_a_window_is_told_by_its_source() -> None:
 def test_sources_are_packed_each_by_itself() -> None:
     """What is padded is no target, and no window has documents of two sources."""
     ids = np.array([9, 1, 1, 1, 1, 1] * 20 + [9, 2, 2] * 30 + [9])
-    stream = TokensInMemory(ids)
+    stream = Ids(ids)
     sources = [MixedSource("one", 1, 0, 121), MixedSource("two", 1, 120, 91)]
 
     def packed(tokens: Tokens, seed: int) -> WindowReader:
