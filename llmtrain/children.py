@@ -22,7 +22,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from types import TracebackType
-from typing import BinaryIO
+from typing import IO
 
 from llmtrain.errors import DataError, LlmtrainError, UsageError, describe_exit_code
 
@@ -194,7 +194,7 @@ def _exit_with_parent(parent_pid: int) -> None:
     os._exit(1)
 
 
-def _write_parts(stream: BinaryIO, parts: Iterable[bytes]) -> None:
+def _write_parts(stream: IO[bytes], parts: Iterable[bytes]) -> None:
     for part in parts:
         stream.write(_SIZE.pack(len(part)))
         stream.write(part)
@@ -202,12 +202,12 @@ def _write_parts(stream: BinaryIO, parts: Iterable[bytes]) -> None:
     stream.flush()
 
 
-def _read_parts(stream: BinaryIO) -> Iterator[bytes]:
+def _read_parts(stream: IO[bytes]) -> Iterator[bytes]:
     while (head := _read_exactly(stream, _SIZE.size)) != _END:
         yield _read_exactly(stream, _SIZE.unpack(head)[0])
 
 
-def _read_exactly(stream: BinaryIO, size: int) -> bytes:
+def _read_exactly(stream: IO[bytes], size: int) -> bytes:
     data = stream.read(size)
     if len(data) < size:
         raise EOFError

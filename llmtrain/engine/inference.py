@@ -57,7 +57,7 @@ class Trained:
     record: dict[str, Any] | None  # of the run, if the checkpoint still lies in one
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Matrices are multiplied in the plan's precision."""
+        """Return a context in which matrices are multiplied in the plan's precision."""
         return autocast_as(self.plan.precision.value, self.model.head_weight.device)
 
 
@@ -75,7 +75,7 @@ class Evaluation:
 
 
 def load_trained(run: str, device: DeviceSection, observe: Observer) -> Trained:
-    """The newest whole checkpoint that `run` means, on the device that is asked for."""
+    """Load the newest intact checkpoint that `run` names, on the requested device."""
     path, checkpoint = _newest_whole(find_checkpoints(run), observe)
     directory = RunDirectory(path.parent.parent)
     record = directory.read_record() if directory.exists else None
@@ -93,7 +93,7 @@ def evaluate_run(
     check_stop: Callable[[], None],
     text_field: str = "text",
 ) -> Evaluation:
-    """The loss on all of the run's validation text, or on all of `data`.
+    """Evaluate on all of the run's validation text, or on all of `data`.
 
     Documents are masked where the run was trained so.
     """
@@ -118,7 +118,7 @@ def evaluate_run(
 
 
 def _mask_as_trained(trained: Trained, section: DataSection) -> None:
-    """The model's loss is of documents apart, where that is what it was trained on."""
+    """Mask documents from each other if the run was trained so."""
     model = trained.model
     model.separator_id = masking_separator(section, trained.tokenizer.separator_id)
     if model.separator_id is not None and trained.plan.device.value == "cpu":
@@ -221,7 +221,7 @@ def generate_text(
     max_tokens: int,
     check_stop: Callable[[], None],
 ) -> Iterator[str]:
-    """Pieces of text that continue `prompt`, as they are drawn; whole characters only."""
+    """Yield pieces of text that continue `prompt`, as they are sampled, in whole characters."""
     tokenizer = trained.tokenizer
     ids: list[int] = []
     told = ""
@@ -248,7 +248,7 @@ def generate_text(
 
 
 def _newest_whole(paths: Sequence[Path], observe: Observer) -> tuple[Path, Checkpoint]:
-    """The last of `paths` that loads. Raises DamagedCheckpointError if none does."""
+    """Load the last of `paths` that is intact. Raises DamagedCheckpointError if none is."""
     for path in reversed(paths[1:]):
         try:
             return path, load_checkpoint(path, with_optimizer=False)

@@ -29,17 +29,17 @@ from llmtrain.units import format_bytes
 _TOKENIZER_RECIPE = 2  # raised when training a tokenizer from the same text gives another
 
 
-def tokenizer_of(
+def ensure_tokenizer(
     corpus: Corpus, facts: CorpusStats, section: DataSection, vocab_size: int, work: PrepareContext
 ) -> Path:
-    """The directory of the tokenizer that the section names, or of the one trained for it."""
+    """Return the directory of the tokenizer that the section names, or train one."""
     if section.tokenizer == "auto":
         return _trained_tokenizer(corpus, facts, section, vocab_size, work)
     return Path(section.tokenizer)
 
 
 def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a directory or a file of another's, where the model has rows for it.
+    """Load a tokenizer for a model with `vocab_size` embedding rows.
 
     Raises DataError.
     """
@@ -56,7 +56,7 @@ def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
 def _trained_tokenizer(
     corpus: Corpus, facts: CorpusStats, section: DataSection, vocab_size: int, work: PrepareContext
 ) -> Path:
-    """A cached tokenizer of the corpus's training side, trained now if there is none."""
+    """Return the cached tokenizer of the corpus's training side; train it if there is none."""
     key = _tokenizer_key(facts.fingerprint, section, vocab_size)
     directory = cache_directory() / "tokenizers" / key
     if _is_intact(directory):
@@ -72,7 +72,7 @@ def _trained_tokenizer(
 
 
 def _is_intact(directory: Path) -> bool:
-    """Raises DataError where this user may not read what is there."""
+    """Return whether the tokenizer loads. Raises DataError if this user may not read it."""
     require_readable(directory)
     try:
         Tokenizer.load(directory)
@@ -109,8 +109,8 @@ def _training_texts(
     corpus: Corpus, facts: CorpusStats, section: DataSection, work: PrepareContext
 ) -> Iterator[str]:
     split = plan_split(corpus, facts, section.validation_fraction)
-    pieces = split.assign(work.telling("sampling text", corpus).documents())
-    return work.texts_to_learn(piece.document for piece in pieces if piece.side == "train")
+    pieces = split.assign(work.with_progress("sampling text", corpus).documents())
+    return work.training_texts(piece.document for piece in pieces if piece.side == "train")
 
 
 def _tokenizer_key(fingerprint: str, section: DataSection, vocab_size: int) -> str:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 
 from llmtrain.children import WorkerProgram, ask_workers, serve
-from llmtrain.tokenizer.training import Learned, VocabularySpec, learn_vocabulary
+from llmtrain.tokenizer.training import LearnedVocabulary, VocabularySpec, learn_vocabulary
 
 
 def train_in_process(
     texts: Iterable[str], spec: VocabularySpec, check_stop: Callable[[], None]
-) -> Learned:
+) -> LearnedVocabulary:
     """Return what `learn_vocabulary` returns. The process ends when `check_stop` raises.
 
     Raises what `learn_vocabulary` raises, and LlmtrainError if the process dies.
@@ -26,7 +26,7 @@ def train_in_process(
     )
     request = (text.encode() for text in texts)
     [(character_coverage, model_proto)] = ask_workers(program, [request], check_stop)
-    return Learned(model_proto, float(character_coverage))
+    return LearnedVocabulary(model_proto, float(character_coverage))
 
 
 def main() -> None:

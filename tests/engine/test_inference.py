@@ -27,7 +27,7 @@ from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer, streams
 from tests.data.fixed import TOKENIZER
 
-CONTEXT, LARGEST = 16, 1_000
+CONTEXT, LARGEST = 16, 4_000
 WORK = PrepareContext(1, print, lambda: None)
 
 
@@ -51,7 +51,9 @@ def trained() -> Trained:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(inspect.getsource(argparse)[:80_000] + "中é😀 \n" * 500, encoding="utf-8")
+    path.write_text(
+        inspect.getsource(argparse)[:80_000] + "中é word and text 😀\n" * 500, encoding="utf-8"
+    )
     return path
 
 
@@ -73,7 +75,7 @@ def shards(text: Path, trained: Trained, tmp_path: Path) -> Iterator[PreparedDat
 
 @pytest.fixture
 def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Numbers of ids that were read, decoded or encoded at once, in parts of at most 1,000."""
+    """Numbers of ids that were read, decoded or encoded at once, in small parts."""
     found: list[int] = []
     read, encode, decode = TokenStream.read, Tokenizer.encode, Tokenizer.decode
 
@@ -94,8 +96,8 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(Tokenizer, "encode", spied_encode)
     monkeypatch.setattr(Tokenizer, "decode", spied_decode)
     monkeypatch.setattr(inference, "READ_TOKENS", 100)
-    monkeypatch.setattr(streams, "_PART_IDS", LARGEST // 2)
-    monkeypatch.setattr(streams, "_PART_CHARACTERS", LARGEST // 2)
+    monkeypatch.setattr(streams, "_PART_IDS", LARGEST // 8)
+    monkeypatch.setattr(streams, "_PART_CHARACTERS", LARGEST // 8)
     return found
 
 

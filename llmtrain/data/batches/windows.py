@@ -48,7 +48,7 @@ class BatchReader:
         self.num_windows = count_windows(stream.num_tokens, context)
 
     def read(self, first_position: int, count: int) -> tuple[TokenArray, TokenArray]:
-        """Inputs and targets of `count` windows, each int64 of shape (count, context)."""
+        """Return inputs and targets of `count` windows, each int64 of shape (count, context)."""
         inputs = np.empty((count, self._context), dtype=np.int64)
         targets = np.empty_like(inputs)
         for row in range(count):
@@ -57,17 +57,17 @@ class BatchReader:
         return inputs, targets
 
     def first_token(self, position: int) -> int:
-        """Where in the text the window at `position` begins."""
+        """Return the first token of the window at `position`."""
         _, window = permuted_index(position, self.num_windows, self._seed)
         return window * self._context
 
     def place(self, position: int) -> str:
-        """The same in words."""
+        """Return in words where in the text the window at `position` is."""
         start = self.first_token(position)
         return f"tokens {start} to {start + self._context} of the training text"
 
     def count_targets(self, first_position: int, count: int) -> int:
-        """Targets of so many windows: all that they have."""
+        """Return the number of targets in so many windows, which have no padding."""
         return count * self._context
 
 

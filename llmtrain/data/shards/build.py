@@ -20,8 +20,8 @@ from llmtrain.data.shards.encode import Encode, TextEncoder, cut_into_parts, enc
 from llmtrain.data.shards.index import FORMAT_VERSION, ShardIndex, token_dtype, write_index
 from llmtrain.data.shards.journal import (
     Journal,
-    NotAsWrittenError,
     PartsRead,
+    StaleJournalError,
     read_journal,
     write_journal,
 )
@@ -72,7 +72,7 @@ class BuildOptions:
 def build(
     recipe: ShardSpec, effort: BuildOptions, scratch: Path, made_from: Mapping[str, object]
 ) -> None:
-    """`new` in `scratch` holds every shard, the manifest and the index, all on disk.
+    """Write every shard, the manifest and the index to `new` in `scratch`.
 
     Goes on where the journal in `scratch` says that an earlier process stopped. Raises DataError.
     """
@@ -81,7 +81,7 @@ def build(
     journal = read_journal(scratch, batch_bytes=effort.batch_bytes, shard_bytes=effort.shard_bytes)
     try:
         index = _write_shards(recipe, effort, split, scratch, journal)
-    except NotAsWrittenError:
+    except StaleJournalError:
         start_over(scratch)
         index = _write_shards(recipe, effort, split, scratch, None)
     seconds = time.monotonic() - begun_s
@@ -92,7 +92,7 @@ def build(
 def _write_shards(
     recipe: ShardSpec, effort: BuildOptions, split: Split, scratch: Path, journal: Journal | None
 ) -> ShardIndex:
-    """Every shard is on disk. Raises NotAsWrittenError where the journal does not hold."""
+    """Write every shard. Raises StaleJournalError if the journal does not match the files."""
     sides = (journal.train, journal.validation) if journal is not None else (None, None)
     vocab_size, new = recipe.encoder.vocab_size, scratch / "new"
     with (
@@ -111,7 +111,7 @@ def _encode_corpus(
     writers: tuple[SplitWriter, SplitWriter],
     journal: Journal | None,
 ) -> None:
-    """Both sides are written. Raises DataError if the text is not the text that was measured."""
+    """Write both sides. Raises DataError if the text changed since it was measured."""
     builder, read = FingerprintBuilder(), PartsRead()
     documents = _fingerprinted(recipe.corpus.documents(), builder, effort.check_stop)
     parts = cut_into_parts(split.assign(documents), effort.batch_bytes)
@@ -164,7 +164,7 @@ def _fingerprinted(
 def _finished_index(
     recipe: ShardSpec, split: Split, train: SplitWriter, validation: SplitWriter
 ) -> ShardIndex:
-    """Raises DataError if not every byte of text was encoded."""
+    """Finish both sides; return the index. Raises DataError if bytes of text are missing."""
     sides = train.finish(), validation.finish()
     encoded_bytes = sum(side.text_bytes for side in sides)
     if encoded_bytes != recipe.facts.text_bytes:
@@ -187,7 +187,7 @@ def _finished_index(
 
 
 def unigram_cross_entropy_nats(train_counts: TokenArray, validation_counts: TokenArray) -> float:
-    """Nats per validation token under the add-one-smoothed frequencies of train."""
+    """Return nats per validation token under the add-one-smoothed frequencies of train."""
     total = int(train_counts.sum()) + len(train_counts)
     log_counts = np.log(train_counts + 1.0)
     mean_log_count = float(validation_counts @ log_counts) / int(validation_counts.sum())

@@ -56,7 +56,7 @@ class PreparedData:
     validation: TokenStream
 
     def verify(self) -> None:
-        """Every byte is the one that was written. Raises DataError that names the damaged file."""
+        """Check every byte of every shard. Raises DataError that names the damaged file."""
         for shard in (*self.index.train.shards, *self.index.validation.shards):
             path = self.directory / shard.name
             with readable(str(path)):
@@ -80,7 +80,7 @@ class PreparedData:
 
 
 def _nothing() -> None:
-    """Nobody has to be told."""
+    """Do nothing."""
 
 
 def prepare(
@@ -100,7 +100,7 @@ def prepare(
     batch_bytes: int = BATCH_BYTES,
     journal_bytes: int = JOURNAL_BYTES,
 ) -> PreparedData:
-    """The corpus as intact shards: verified ones from the cache, or new ones.
+    """Return the corpus as intact shards: verified ones from the cache, or new ones.
 
     `facts` are the corpus's, where it is measured already. `encode` has to give the ids of
     `encoder`, which otherwise encodes here with so many `threads`. `on_progress` is told bytes of
@@ -140,12 +140,12 @@ def prepare(
 
 
 def entry_directory(cache_directory: Path, key: str) -> Path:
-    """Where the cache keeps the shards that `key` names, there or not."""
+    """Return where the cache has the shards that `key` names, whether they exist or not."""
     return cache_directory / "shards" / key
 
 
 def open_prepared(directory: Path) -> PreparedData:
-    """The shards in `directory`, whose index and sizes are right. Raises DataError.
+    """Open the shards in `directory`; check the index and sizes. Raises DataError.
 
     Reads the index only: the text need not exist any more. `verify` reads all of it.
     """
@@ -164,7 +164,7 @@ def open_prepared(directory: Path) -> PreparedData:
 
 
 def _open_intact(directory: Path) -> PreparedData | None:
-    """The shards in `directory`, verified; None if there are none or they are damaged.
+    """Open and verify the shards in `directory`; None if there are none or they are damaged.
 
     Raises DataError where this user may not read them.
     """

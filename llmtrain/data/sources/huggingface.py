@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from llmtrain.data.shards.cache_entry import building_directory, map_write_errors, publish
-from llmtrain.data.sources.download import Fetched, Fetching
-from llmtrain.data.sources.urls import describe_error, map_errors, shown
+from llmtrain.data.sources.download import Fetched, FetchOptions
+from llmtrain.data.sources.urls import describe_error, map_errors, without_secrets
 from llmtrain.errors import DataError
 from llmtrain.files import json_key, sync_file
 from llmtrain.untrusted import problem_of, read_json
@@ -58,26 +58,26 @@ class _Rows(Protocol):
 
 
 def is_dataset(spec: str) -> bool:
-    """`spec` is one of `hf://`."""
+    """Return whether `spec` is one of `hf://`."""
     return spec.lower().startswith(_SCHEME)
 
 
 def parse_dataset_spec(spec: str) -> DatasetSpec:
-    """The parts of a spec. Raises DataError."""
+    """Return the parts of a spec. Raises DataError."""
     rest, mark, column = spec[len(_SCHEME) :].partition("#")
     match = _SPLIT.search(rest)
     dataset, split = (rest[: match.start()], match[1]) if match else (rest, "train")
     if _HERE.match(dataset):
         return DatasetSpec(dataset, None, split, column or None)
     if _NAMES.fullmatch(dataset) is None or (mark and not column):
-        raise DataError(f"{shown(spec)} does not name a dataset", hint=_NOTATION)
+        raise DataError(f"{without_secrets(spec)} does not name a dataset", hint=_NOTATION)
     owner, _, rest = dataset.partition("/")
     name, _, config = rest.partition("/")
     return DatasetSpec(f"{owner}/{name}" if name else owner, config or None, split, column or None)
 
 
-def fetch_dataset(spec: str, work: Fetching) -> Fetched:
-    """The texts of a dataset, in the cache. Raises DataError.
+def fetch_dataset(spec: str, work: FetchOptions) -> Fetched:
+    """Fetch the texts of a dataset into the cache. Raises DataError.
 
     Rows are read one at a time; those without a text are counted.
     """
@@ -105,7 +105,7 @@ def fetch_dataset(spec: str, work: Fetching) -> Fetched:
 
 
 def _facts(entry: Path) -> dict[str, object]:
-    """How many rows there were. Raises DataError where the entry is damaged."""
+    """Return how many rows there were. Raises DataError if the entry is damaged."""
     try:
         return dict(read_json(entry / "facts.json"))
     except (OSError, ValueError) as error:
@@ -126,7 +126,7 @@ def _require_library(spec: str) -> None:
 
 
 def _revision(asked: DatasetSpec) -> str:
-    """The commit that the dataset is at, or the names, sizes and times of files that are here."""
+    """Return the dataset's commit, or a digest of names, sizes and times of local files."""
     if asked.is_here:
         return _listing(Path(asked.dataset).expanduser())
     from huggingface_hub import HfApi
@@ -161,9 +161,9 @@ def _rows(asked: DatasetSpec, revision: str) -> _Rows:
 
 
 def _write(
-    spec: str, asked: DatasetSpec, column: str, revision: str, work: Fetching, directory: Path
+    spec: str, asked: DatasetSpec, column: str, revision: str, work: FetchOptions, directory: Path
 ) -> None:
-    """`directory` has every text and the facts, all on disk."""
+    """Write every text and the row counts to `directory`."""
     facts = {"rows": 0, "rows_without_text": 0}
     done_bytes = 0
     with (directory / "documents.jsonl").open("wb") as out:
@@ -184,7 +184,7 @@ def _write(
 
 
 def _texts(spec: str, asked: DatasetSpec, column: str, revision: str) -> Iterator[str | None]:
-    """The column of every row in order; None where it is empty."""
+    """Yield the column of every row in order; None where it is empty."""
     with map_errors(spec, _data_error):
         rows = _rows(asked, revision)
         if rows.column_names is not None:

@@ -1,4 +1,4 @@
-"""Where data lies that is not here: what an address says, and what may be shown of it."""
+"""Where data lies that is not here: what an address says, and what may be without_secrets of it."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ _NO_PERMISSION = frozenset(
 
 
 def scheme_of(spec: str) -> str | None:
-    """`s3` of `s3://…`, in lower case; None of what is no address."""
+    """Return `s3` of `s3://…`, in lower case; None if it is not an address."""
     match = _SCHEME.match(spec)
     return match[1].lower() if match else None
 
 
 def is_remote(spec: str) -> bool:
-    """`spec` is an address that `fetch` knows to read."""
+    """Return whether `spec` is an address that `fetch` can read."""
     return scheme_of(spec) in _SCHEMES
 
 
-def shown(spec: str) -> str:
-    """The spec as it may be seen by anybody: without a password, and without a query."""
+def without_secrets(spec: str) -> str:
+    """Return the spec without a password and without a query, for messages and records."""
     match = _SCHEME.match(spec)
     if match is None:
         return spec
@@ -57,31 +57,31 @@ def shown(spec: str) -> str:
 
 
 def _has_secret(spec: str, host: str) -> bool:
-    """Whether `host` begins with a user's name or password, and not a container as Azure's do."""
+    """Return whether `host` begins with a user's name or password (Azure: a container)."""
     user, at, _ = host.rpartition("@")
     return bool(at) and (":" in user or scheme_of(spec) not in _WITH_CONTAINERS)
 
 
 def address_of(spec: str, path: str) -> str:
-    """Where a path of the spec's store is, as it may be shown; web stores have whole addresses."""
-    return shown(path if scheme_of(path) else f"{scheme_of(spec)}://{path.lstrip('/')}")
+    """Return the address of a path in the spec's store, without secrets."""
+    return without_secrets(path if scheme_of(path) else f"{scheme_of(spec)}://{path.lstrip('/')}")
 
 
 def require_no_secret(spec: str) -> None:
-    """The spec names no user, no password, and nothing that is signed. Raises DataError."""
+    """Raise DataError if the spec has a user, a password or a signature."""
     match = _SCHEME.match(spec)
     host = spec[match.end() :].partition("/")[0] if match else ""
     if _has_secret(spec, host):
         raise DataError(
-            f"{shown(spec)} was written with a user's name or password, which would be saved with "
-            "the run",
+            f"{without_secrets(spec)} has a user's name or password, which would be saved "
+            "with the run",
             hint="leave them out: https reads ~/.netrc, s3:// the environment and ~/.aws",
         )
     secret = next(filter(_SECRET_KEY.fullmatch, _query_keys(spec)), None)
     if secret is not None:
         raise DataError(
-            f"{shown(spec)} was written with {secret}=…, which would be saved with the run",
-            hint="bring the file here first (curl --output FILE ADDRESS), then --data FILE",
+            f"{without_secrets(spec)} has {secret}=…, which would be saved with the run",
+            hint="download the file first (curl --output FILE ADDRESS), then --data FILE",
         )
 
 
@@ -92,12 +92,14 @@ def _query_keys(spec: str) -> list[str]:
 def describe_error(error: BaseException) -> str:
     """Return what a library says in one line, without the secrets of addresses in it."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(_SCHEME.pattern + r"[^\s'\")]+", lambda match: shown(match[0]), text)[:300]
+    return re.sub(_SCHEME.pattern + r"[^\s'\")]+", lambda match: without_secrets(match[0]), text)[
+        :300
+    ]
 
 
 def _data_error(spec: str, error: BaseException) -> DataError:
-    """By what is behind it: a web address that cannot be had for any reason is "not found"."""
-    place, cause = shown(spec), error.__cause__
+    """Return the error by its cause: fsspec calls any web failure "not found"."""
+    place, cause = without_secrets(spec), error.__cause__
     if "aiohttp" in sys.modules and isinstance(cause, sys.modules["aiohttp"].ClientError):
         error = cause
     status = error.__dict__.get("status")
@@ -112,7 +114,7 @@ def _data_error(spec: str, error: BaseException) -> DataError:
         return DataError(f"{place} does not exist", hint=hint)
     return DataError(
         f"{place} cannot be read: {describe_error(error)}",
-        hint="check the network and run the command again, or bring the files here and name them",
+        hint="check the network and run the command again, or download the files and name them",
     )
 
 
