@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -15,7 +16,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 def cache_directory() -> Path:
-    """`$LLMTRAIN_CACHE_DIR`, or the platform's cache directory for llmtrain. Not created."""
+    """Return `$LLMTRAIN_CACHE_DIR`, or the platform's cache directory, without creating it."""
     chosen = os.environ.get("LLMTRAIN_CACHE_DIR")
     if chosen:
         return Path(chosen).expanduser()
@@ -24,13 +25,18 @@ def cache_directory() -> Path:
     return Path(platformdirs.user_cache_dir("llmtrain", appauthor=False))
 
 
+def json_key(value: object) -> str:
+    """Return 32 hexadecimal digits that name `value`, which JSON can hold, in the cache."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
 def write_text_atomically(path: Path, text: str) -> None:
-    """`path` holds all of `text` on disk, or what it held before."""
+    """Write `text` to `path`, or leave what it held before; sync it."""
     write_pieces_atomically(path, [text.encode()])
 
 
 def write_pieces_atomically(path: Path, pieces: Iterable[bytes]) -> None:
-    """`path` holds all of `pieces` on disk, one after the other, or what it held before."""
+    """Write `pieces` to `path`, or leave what it held before; sync it."""
     # With the rights that the user's other files have, unlike mkstemp's.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -46,13 +52,13 @@ def write_pieces_atomically(path: Path, pieces: Iterable[bytes]) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """The contents of `path` are on disk."""
+    """Sync the contents of `path` to disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def forget_cached(path: Path) -> None:
-    """What is read of `path` next comes from the disk, where the system knows such a call."""
+    """Drop `path` from the page cache, where the system has such a call."""
     if not hasattr(os, "posix_fadvise"):
         return
     handle = os.open(path, os.O_RDONLY)
@@ -63,13 +69,13 @@ def forget_cached(path: Path) -> None:
 
 
 def free_bytes(directory: Path) -> int:
-    """Room on the disk where `directory` is or will be, for this user."""
+    """Return the free bytes on the disk where `directory` is or will be, for this user."""
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
 
 
 def sync_directory(path: Path) -> None:
-    """Names created or renamed in `path` are on disk. Windows has no such call and needs none."""
+    """Sync names created or renamed in `path`. Windows has no such call and needs none."""
     if os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY)
@@ -80,7 +86,7 @@ def sync_directory(path: Path) -> None:
 
 
 def sha256_file(path: Path) -> str:
-    """Hexadecimal sha256 of the file's bytes, read in pieces."""
+    """Return the hexadecimal sha256 of the file, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

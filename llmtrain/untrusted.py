@@ -13,6 +13,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -35,7 +36,7 @@ _OPEN_FLAGS = (
 
 
 def refuse_link(path: Path) -> None:
-    """`path` is not a symbolic link or a junction; it need not exist. Raises UsageError."""
+    """Raise UsageError if `path` is a symbolic link or a junction. It need not exist."""
     try:
         info = path.lstat()
     except (OSError, ValueError):
@@ -51,7 +52,7 @@ def refuse_link(path: Path) -> None:
 
 
 def open_regular(path: Path, *, follow_links: bool = False) -> BinaryIO:
-    """An ordinary file, open for reading. Raises OSError for any other kind, UsageError for links.
+    """Open a regular file. Raises OSError for any other kind, UsageError for links.
 
     Never waits: a pipe or a device under that name is not opened.
     """
@@ -69,7 +70,7 @@ def open_regular(path: Path, *, follow_links: bool = False) -> BinaryIO:
 
 
 def problem_of(error: OSError | ValueError) -> str:
-    """What reading a file failed for, in words that do not name it."""
+    """Return why reading a file failed, without its name."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 
@@ -79,7 +80,7 @@ def _require_regular(path: Path, mode: int) -> None:
 
 
 def read_bytes(path: Path, limit_bytes: int, *, follow_links: bool = False) -> bytes:
-    """All of an ordinary file of at most `limit_bytes`. Raises OSError, UsageError for links."""
+    """Read a regular file of at most `limit_bytes`. Raises OSError, UsageError for links."""
     with open_regular(path, follow_links=follow_links) as file:
         data = file.read(limit_bytes + 1)
         if len(data) > limit_bytes:
@@ -92,12 +93,12 @@ def read_bytes(path: Path, limit_bytes: int, *, follow_links: bool = False) -> b
 
 
 def read_json(path: Path, limit_bytes: int = JSON_BYTES) -> Any:
-    """The plain JSON that a small file holds. Raises OSError, ValueError, UsageError for links."""
+    """Read plain JSON from a small file. Raises OSError, ValueError, UsageError for links."""
     return parse_json(read_bytes(path, limit_bytes))
 
 
 def read_lines(path: Path, limit_bytes: int = LINE_BYTES) -> Iterator[bytes]:
-    """Each line that ends, without its end; those over `limit_bytes` are passed over unread.
+    """Yield each complete line, without its end; skip lines over `limit_bytes`.
 
     What follows the last line end was still being written, or never was a line. Raises OSError,
     UsageError for links.
@@ -115,8 +116,26 @@ def _skip_line(file: BinaryIO) -> None:
         pass
 
 
+def read_last_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of the last whole lines of a file, the newest first.
+
+    Reads the last 64 KiB however long the file is. Yields nothing if it cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            file.seek(max(0, path.stat().st_size - _PIECE_BYTES))
+            lines = file.read(_PIECE_BYTES).split(b"\n")
+    except OSError:
+        return
+    for line in reversed(lines[:-1]):  # what follows the last line end is still being written
+        with suppress(ValueError):
+            value = parse_json(line, allow_nan=True)
+            if isinstance(value, dict):
+                yield value
+
+
 def parse_json(data: bytes | str, *, allow_nan: bool = False) -> Any:
-    """What JSON says, and only what every reader of it agrees on. Raises ValueError.
+    """Parse JSON that every parser reads alike. Raises ValueError.
 
     Objects, arrays, Unicode text, finite numbers (with `allow_nan` NaN and Infinity as well),
     integers of 64 bits, each key once, nested 32 levels at most.
@@ -161,7 +180,7 @@ def _small_integer(text: str) -> int:
 
 
 def _require_plain(value: Any) -> None:
-    """Level by level, so that depth costs no recursion."""
+    """Raise ValueError for JSON that is too deep or not Unicode. Needs no recursion."""
     level, depth = [value], 0
     while level:
         depth += 1

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
-from llmtrain.children import MAIN, python_command
+import pytest
+
+from llmtrain.children import MAIN, WorkerProgram, _Worker, ask_workers, python_command, serve
+from llmtrain.errors import UsageError
 
 
 def test_a_file_in_the_working_directory_is_no_library(tmp_path: Path) -> None:
@@ -20,3 +24,29 @@ def test_a_file_in_the_working_directory_is_no_library(tmp_path: Path) -> None:
 def test_arguments_are_those_of_the_command() -> None:
     command = python_command("llmtrain.units:format_bytes", "a b", "--c")
     assert command[-2:] == ["a b", "--c"]
+
+
+def serve_upper_case() -> None:
+    """Serve as a worker that refuses a request from its first string on."""
+
+    def handle(parts: Iterator[bytes]) -> list[bytes]:
+        first = next(parts)
+        if first == b"refuse":
+            raise UsageError("no", hint="ask otherwise")
+        return [first.upper(), *(part.upper() for part in parts)]
+
+    serve(handle)
+
+
+def test_a_worker_answers_after_it_refused() -> None:
+    """What a refusal leaves unread of a long request is not taken for the next request."""
+    program = WorkerProgram("tests.test_children:serve_upper_case", (), "wrote", "again")
+    long = [b"x" * 100_000] * 20
+    answers = ask_workers(program, [[b"a", b"", *long]], lambda: None)
+    assert list(answers) == [[b"A", b"", *(part.upper() for part in long)]]
+    worker = _Worker(program)
+    with worker:
+        with pytest.raises(UsageError, match="no") as caught:
+            worker.ask([b"refuse", *long])
+        assert caught.value.hint == "ask otherwise"
+        assert worker.ask([b"b"]) == [b"B"]

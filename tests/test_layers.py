@@ -17,8 +17,8 @@ import llmtrain
 ROOT = Path(llmtrain.__file__).parent
 # From the bottom up. Rooms of one layer do not import each other.
 LAYERS = (
-    {"", "errors", "units", "files", "children", "choice", "progress"},
-    {"untrusted"},
+    {"", "errors", "units", "files", "choice", "progress"},
+    {"untrusted", "children"},
     {"profile"},
     {"machine"},
     {"ops"},
@@ -87,7 +87,8 @@ READS_WHAT_IT_TRUSTS = {
     "train/distributed/world",
     "engine/verify_resume/observe",  # results of its own trials
     "engine/verify_resume/kill",
-    "tokenizer/train_process",  # a message of its own child
+    "tokenizer/train_process",  # its own arguments
+    "children",  # what its own child says
     "engine/calibrate",
     "train/distributed/launch",
     "train/distributed/failures",  # a message of another rank

@@ -10,8 +10,8 @@ from typing import Literal
 
 from llmtrain.data.corpus_stats import CorpusStats, CorpusStatsBuilder
 from llmtrain.data.document import Document, Skipped
-from llmtrain.data.quality.dropped import LeftOut
-from llmtrain.data.read_progress import Odometer, OnRead
+from llmtrain.data.quality.dropped import DroppedDocuments
+from llmtrain.data.read_progress import OnRead, ReadProgress
 from llmtrain.data.reading import ReadOptions, SourceFile, read_documents
 from llmtrain.errors import DataError
 
@@ -47,8 +47,8 @@ class Source:
     provenance: Mapping[str, object] = field(default_factory=dict)
 
 
-def _go_on() -> None:
-    """Never asks to stop."""
+def _never_stop() -> None:
+    """Do nothing: never stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ class Corpus:
     """Documents in a fixed order. Holds names of files, never their text."""
 
     sources: tuple[Source, ...]
-    question: ReadOptions = field(default_factory=ReadOptions)
+    options: ReadOptions = field(default_factory=ReadOptions)
     first: int | None = None  # only so many documents, counted with those that are left out
-    left_out: LeftOut | None = None  # by `llmtrain.data.quality.clean`
+    dropped: DroppedDocuments | None = None  # by `llmtrain.data.quality.clean`
     on_read: OnRead | None = field(default=None, compare=False)
 
     @property
@@ -70,45 +70,45 @@ class Corpus:
         """How many files were found and are not read, the most frequent reason first."""
         return dict(Counter(skipped.reason for skipped in self.skipped).most_common())
 
-    def documents(self, on_source: Callable[[], None] = _go_on) -> Iterator[Document]:
-        """Every document that is not empty or left out, one file in memory at a time.
+    def documents(self, on_source: Callable[[], None] = _never_stop) -> Iterator[Document]:
+        """Yield every document that is not empty or dropped, one file in memory at a time.
 
         `on_source` is called where each source begins, when all before it are taken. Raises
         DataError.
         """
         documents = islice(self._all_documents(on_source), self.first)
-        return documents if self.left_out is None else self.left_out.without(documents)
+        return documents if self.dropped is None else self.dropped.filter(documents)
 
     def _all_documents(self, on_source: Callable[[], None]) -> Iterator[Document]:
         paths = [file.path for source in self.sources for file in source.files]
-        odometer = Odometer(paths, self.on_read)
+        progress = ReadProgress(paths, self.on_read)
         for source in self.sources:
             on_source()
             for file in source.files:
-                yield from read_documents(file, self.question, odometer.at)
-                odometer.next_file()
+                yield from read_documents(file, self.options, progress.report)
+                progress.next_file()
 
     def fingerprint(self) -> str:
-        """See `FingerprintBuilder`. Reads the whole corpus."""
+        """Return the fingerprint (see `FingerprintBuilder`). Reads the whole corpus."""
         return self.measure().fingerprint
 
-    def measure(self, check_stop: Callable[[], None] = _go_on) -> CorpusStats:
-        """Sizes and fingerprint, from reading all of it. Raises DataError if there is no text."""
-        gauge = CorpusStatsBuilder()
+    def measure(self, check_stop: Callable[[], None] = _never_stop) -> CorpusStats:
+        """Return sizes and fingerprint. Reads the whole corpus; raises DataError if it is empty."""
+        stats = CorpusStatsBuilder()
         for document in self.documents():
             check_stop()
-            gauge.add(document)
-        return self.facts(gauge)
+            stats.add(document)
+        return self.facts(stats)
 
-    def facts(self, gauge: CorpusStatsBuilder) -> CorpusStats:
-        """What a gauge that saw every document tells. Raises DataError if there was no text."""
-        if not gauge.documents:
+    def facts(self, stats: CorpusStatsBuilder) -> CorpusStats:
+        """Return what `stats` counted of all documents. Raises DataError if there were none."""
+        if not stats.documents:
             specs = ", ".join(source.spec for source in self.sources)
             raise DataError(f"there is no text in {specs}: every file is empty", hint=SUPPORTED)
-        return gauge.facts()
+        return stats.facts()
 
     def describe(self) -> list[dict[str, object]]:
-        """One record a source, ready for JSON, without reading the text again."""
+        """Return one record a source, ready for JSON, without reading the text again."""
         return [_describe(source) for source in self.sources]
 
 

@@ -37,7 +37,7 @@ class FingerprintBuilder:
         self._digest = hashlib.sha256()
 
     def add(self, document: Document) -> bytes:
-        """The document's own digest, which is now part of the fingerprint."""
+        """Add the document to the fingerprint; return its own digest."""
         digest = document.digest()
         self._digest.update(digest)
         if document.part_at is not None:
@@ -63,7 +63,7 @@ class CorpusStatsBuilder:
         return self._fingerprint.documents
 
     def add(self, document: Document) -> int:
-        """The size of its text in bytes; it is measured."""
+        """Count the document; return the size of its text in bytes."""
         digest = self._fingerprint.add(document)
         size_bytes = len(document.text.encode())
         self.repeats.add(digest, size_bytes)
@@ -72,7 +72,7 @@ class CorpusStatsBuilder:
         return size_bytes
 
     def facts(self) -> CorpusStats:
-        """Of all that passed."""
+        """Return the statistics of all documents so far."""
         repeated = self.repeats.flags()
         return CorpusStats(
             documents=self.documents,

@@ -20,11 +20,11 @@ class Document:
     part_at: int | None = None  # the byte of a very long text at which this part of it begins
 
     def place(self, offset: int) -> str:
-        """Where in its file a byte of this text is."""
+        """Return where in its file a byte of this text is."""
         return f"{self.origin}@{(self.part_at or 0) + offset}"
 
     def digest(self) -> bytes:
-        """sha256 of the text as UTF-8."""
+        """Return the sha256 of the text as UTF-8."""
         return hashlib.sha256(self.text.encode()).digest()
 
 

@@ -9,10 +9,10 @@ from typing import TypeAlias
 # Told now and then how many bytes of the files are read, packed as they are, and of how many.
 OnRead: TypeAlias = Callable[[int, int], None]
 
-_TOLD_EVERY_BYTES = 1 << 20
+_REPORT_EVERY_BYTES = 1 << 20
 
 
-class Odometer:
+class ReadProgress:
     """Tells of every mebibyte. With nobody to tell it asks nothing of the files."""
 
     def __init__(self, paths: Sequence[Path], on_read: OnRead | None) -> None:
@@ -20,19 +20,19 @@ class Odometer:
         sizes_bytes = [] if on_read is None else [_size_bytes(path) for path in paths]
         self._total_bytes = sum(sizes_bytes)
         self._sizes_bytes = iter(sizes_bytes)
-        self._before_bytes = self._told_bytes = 0
+        self._before_bytes = self._reported_bytes = 0
 
-    def at(self, position: int) -> None:
-        """So far reading has come in the file at hand."""
+    def report(self, position: int) -> None:
+        """Report the position in the current file."""
         done_bytes = self._before_bytes + position
-        if self._on_read is not None and done_bytes - self._told_bytes >= _TOLD_EVERY_BYTES:
-            self._told_bytes = done_bytes
+        if self._on_read is not None and done_bytes - self._reported_bytes >= _REPORT_EVERY_BYTES:
+            self._reported_bytes = done_bytes
             self._on_read(min(done_bytes, self._total_bytes), self._total_bytes)
 
     def next_file(self) -> None:
-        """The file at hand is read."""
+        """Count the current file as read."""
         self._before_bytes += next(self._sizes_bytes, 0)
-        self.at(0)
+        self.report(0)
 
 
 def _size_bytes(path: Path) -> int:

@@ -63,7 +63,7 @@ class ReadOptions:
     limits: Limits = field(default_factory=Limits)
 
     @property
-    def wanted(self) -> RecordOptions:
+    def record_options(self) -> RecordOptions:
         return RecordOptions(self.text_field, self.limits.longest_bytes)
 
 
@@ -84,9 +84,9 @@ class _Entry:
     stream: io.BufferedReader
     file: io.BufferedReader  # in which it is
 
-    def documents(self, wanted: RecordOptions) -> Iterator[Document]:
-        """All of them, of which the first is read now. Raises NoRecordsError at once, or never."""
-        documents = self.format.read(self.stream, self.origin, wanted)
+    def documents(self, options: RecordOptions) -> Iterator[Document]:
+        """Return all documents; read the first now, so that NoRecordsError is raised at once."""
+        documents = self.format.read(self.stream, self.origin, options)
         first = next(documents, None)
         return _again(first, documents)
 
@@ -98,22 +98,22 @@ def _again(first: Document | None, rest: Iterator[Document]) -> Iterator[Documen
 
 
 def source_file(path: Path, origin: str | None = None) -> SourceFile:
-    """How `path` is to be read, judged by its name."""
+    """Return the file with the format that its name says."""
     reading = reading_of(path.name)
     return SourceFile(path, origin or str(path), reading.kind, reading.packing)
 
 
 def read_documents(
-    file: SourceFile, question: ReadOptions, at: Callable[[int], None]
+    file: SourceFile, options: ReadOptions, at: Callable[[int], None]
 ) -> Iterator[Document]:
-    """The documents in `file`, in order. Those without a single character are left out.
+    """Yield the documents in `file`, in order, without empty ones.
 
     A text of 32 MiB or more is several documents, each a part of it. `at` is told before each how
     far into the file reading has come, in bytes.
     """
-    for entry in _entries(file, question):
+    for entry in _entries(file, options):
         if isinstance(entry, _Entry):
-            documents = _documents(entry, question, is_member=file.reading.is_archive)
+            documents = _documents(entry, options, is_member=file.reading.is_archive)
             for document in documents:
                 at(entry.file.tell())
                 if document.text:
@@ -122,17 +122,17 @@ def read_documents(
             raise DataError(f"{file.origin} cannot be used as text any more: {entry.reason}")
 
 
-def _documents(entry: _Entry, question: ReadOptions, *, is_member: bool) -> Iterator[Document]:
+def _documents(entry: _Entry, options: ReadOptions, *, is_member: bool) -> Iterator[Document]:
     try:
-        return entry.documents(question.wanted)
+        return entry.documents(options.record_options)
     except NoRecordsError:
         if is_member:
-            return iter(())  # as `look_at` said
+            return iter(())  # as `check_file` said
         raise
 
 
-def look_at(file: SourceFile, question: ReadOptions, *, is_named: bool) -> FileCheck:
-    """Whether `file` holds text, and what in it does not. Raises DataError where it is damaged.
+def check_file(file: SourceFile, options: ReadOptions, *, is_named: bool) -> FileCheck:
+    """Check whether `file` holds text, and what in it does not. Raises DataError for damage.
 
     Where it `is_named`, records without the text field are an error; else they are skipped.
     """
@@ -142,23 +142,21 @@ def look_at(file: SourceFile, question: ReadOptions, *, is_named: bool) -> FileC
     if reason is not None:
         return FileCheck(has_text=False, skipped=(Skipped(file.origin, reason),))
     has_text, skipped = False, []
-    for entry in _entries(file, question):
+    for entry in _entries(file, options):
         is_strict = is_named and not file.reading.is_archive
-        looked_at = _looked_at(entry, question, is_strict=is_strict)
-        if isinstance(looked_at, Skipped):
-            skipped.append(looked_at)
+        checked = _checked(entry, options, is_strict=is_strict)
+        if isinstance(checked, Skipped):
+            skipped.append(checked)
         else:
             has_text = True
     return FileCheck(has_text, tuple(skipped))
 
 
-def _looked_at(
-    entry: _Entry | Skipped, question: ReadOptions, *, is_strict: bool
-) -> _Entry | Skipped:
+def _checked(entry: _Entry | Skipped, options: ReadOptions, *, is_strict: bool) -> _Entry | Skipped:
     if isinstance(entry, Skipped) or not entry.format.has_records:
         return entry
     try:
-        entry.documents(question.wanted)
+        entry.documents(options.record_options)
     except NoRecordsError as error:
         if is_strict:
             raise
@@ -166,27 +164,27 @@ def _looked_at(
     return entry
 
 
-def _entries(file: SourceFile, question: ReadOptions) -> Iterator[_Entry | Skipped]:
-    """What is in the file, each open until the next is asked for."""
+def _entries(file: SourceFile, options: ReadOptions) -> Iterator[_Entry | Skipped]:
+    """Yield what is in the file, each open until the next is drawn."""
     with readable(file.origin):
         raw = cast("io.BufferedReader", open_regular(file.path, follow_links=True))
     with raw:
         packed_bytes = os.fstat(raw.fileno()).st_size
-        meter = UnpackedMeter(file.origin, packed_bytes, question.limits)
+        meter = UnpackedMeter(file.origin, packed_bytes, options.limits)
         with _content(raw, file, packed_bytes, meter) as stream:
             if not file.reading.is_archive:
                 yield _entry(stream, file.origin, file.kind, raw)
                 return
-            sieve = PathFilter(question.selection)
+            path_filter = PathFilter(options.selection)
             for member in ARCHIVES[file.kind].members(stream, file.origin, meter):
-                yield from _member(member, file.origin, sieve, meter, raw)
+                yield from _member(member, file.origin, path_filter, meter, raw)
 
 
 @contextmanager
 def _content(
     raw: io.BufferedReader, file: SourceFile, packed_bytes: int, meter: UnpackedMeter
 ) -> Iterator[io.BufferedReader]:
-    """The bytes of the file, unpacked."""
+    """Yield the content of the file, unpacked."""
     if file.reading.seeks:
         yield raw
         return
@@ -196,13 +194,19 @@ def _content(
 
 
 def _member(
-    member: Member, archive: str, sieve: PathFilter, meter: UnpackedMeter, file: io.BufferedReader
+    member: Member,
+    archive: str,
+    path_filter: PathFilter,
+    meter: UnpackedMeter,
+    file: io.BufferedReader,
 ) -> Iterator[_Entry | Skipped]:
     name = member.name.removeprefix("./")
     origin = f"{archive}!{name}"
     if member.problem is None and any(part.startswith(".") for part in name.split("/")):
         return  # hidden, as in a directory
-    reason = member.problem or sieve.reason_against(name) or reason_not_to_read(name, inside=True)
+    reason = (
+        member.problem or path_filter.reason_against(name) or reason_not_to_read(name, inside=True)
+    )
     if reason is not None:
         yield Skipped(origin, reason)
         return
@@ -221,5 +225,5 @@ def _entry(
 
 
 def read_python(path: Path) -> str:
-    """The text of a file of the standard library. Raises what `decode_python` does, and OSError."""
+    """Read a file of the standard library. Raises what `decode_python` raises, and OSError."""
     return decode_python(read_bytes(path, LONGEST_BYTES, follow_links=True))

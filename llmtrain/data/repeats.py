@@ -16,17 +16,17 @@ class Repeats:
         self._sizes_bytes = array("Q")
 
     def add(self, digest: bytes, size_bytes: int) -> None:
-        """One more text."""
+        """Add a text."""
         self._digests.append(int.from_bytes(digest[:8], "big"))
         self._sizes_bytes.append(size_bytes)
 
     def flags(self) -> npt.NDArray[np.bool_]:
-        """True for each text that is equal to an earlier one."""
+        """Return True for each text that is equal to an earlier one."""
         _, firsts = np.unique(np.frombuffer(self._digests, np.uint64), return_index=True)
         flags = np.ones(len(self._digests), np.bool_)
         flags[firsts] = False
         return flags
 
     def sizes_bytes(self) -> npt.NDArray[np.uint64]:
-        """Of all texts."""
+        """Return the sizes of all texts."""
         return np.frombuffer(self._sizes_bytes, np.uint64)

@@ -37,7 +37,7 @@ class DocumentSplit:
     held_out_below: int
 
     def assign(self, documents: Iterable[Document]) -> Iterator[Piece]:
-        """Every document, whole, with its side."""
+        """Yield every document, whole, with its side."""
         for document in documents:
             held_out = _number(document.digest()) < self.held_out_below
             yield Piece("validation" if held_out else "train", document)
@@ -58,7 +58,7 @@ class BlockSplit:
     held_out: int
 
     def assign(self, documents: Iterable[Document]) -> Iterator[Piece]:
-        """Every document in pieces that alternate between sides and join to the whole."""
+        """Yield every document in pieces that alternate between sides and join to the whole."""
         first_block = 0
         for document in documents:
             blocks = list(_blocks(document, self.block_bytes, self.longest_bytes))
@@ -74,7 +74,7 @@ class BlockSplit:
             offset += len(data)
 
     def _side(self, block: int) -> Side:
-        """Held out where the running count of `held_out / blocks` a block passes a half."""
+        """Return validation where the running sum of `held_out / blocks` passes a half."""
         half = self.blocks // 2
         before = (block * self.held_out + half) // self.blocks
         after = ((block + 1) * self.held_out + half) // self.blocks
@@ -85,7 +85,7 @@ Split = DocumentSplit | BlockSplit
 
 
 def plan_split(corpus: Corpus, facts: CorpusStats, fraction: float) -> Split:
-    """The split that holds out about `fraction` of the corpus; neither side is empty.
+    """Return the split that holds out about `fraction` of the corpus; no side is empty.
 
     From 100 documents on, by document: the share of documents is the fraction but for chance.
     Under 100 documents, or if all are equal, by block: ⌈fraction × blocks⌉ are held out. Raises
@@ -100,7 +100,7 @@ def plan_split(corpus: Corpus, facts: CorpusStats, fraction: float) -> Split:
 
 
 def _document_split(facts: CorpusStats, fraction: float) -> DocumentSplit:
-    """The lowest digest is held out and the highest is not, whatever the fraction."""
+    """Return a threshold between the lowest and the highest digest, so no side is empty."""
     lowest, highest = _number(facts.lowest_digest), _number(facts.highest_digest)
     return DocumentSplit(min(max(int(fraction * _DIGEST_VALUES), lowest + 1), highest))
 
@@ -126,7 +126,7 @@ def _blocks(document: Document, block_bytes: int, longest_bytes: int) -> Iterato
 
 
 def cut_at_line_ends(data: bytes, target_bytes: int, longest_bytes: int) -> Iterator[bytes]:
-    """Contiguous pieces of UTF-8 that join to `data`, each of `target_bytes` or a little more.
+    """Yield contiguous pieces that join to `data`, each of `target_bytes` or a little more.
 
     A piece ends with the first line end from there on. Where none comes before `longest_bytes`
     (at least `target_bytes`), it ends between two characters. Only the last piece may be shorter.
@@ -142,7 +142,7 @@ def cut_at_line_ends(data: bytes, target_bytes: int, longest_bytes: int) -> Iter
 
 
 def _character_boundary(data: bytes, position: int) -> int:
-    """The first place from `position` on where a character begins, or the end."""
+    """Return the first place from `position` on where a character begins, or the end."""
     while position < len(data) and data[position] & 0xC0 == 0x80:
         position += 1
     return position

@@ -21,7 +21,7 @@ def trace_passages(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> list[str]:
-    """Where the passages are in the sources, as `file` or `file:line` and a position in it.
+    """Return where the passages are in the sources, as `file` or `file:line` and a position.
 
     The first place of each that is found in time; none where the sources are no longer what they
     were, or cannot be read. Standard input is not waited for again, and nothing is brought here.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtrain.data.batches.windows import Tokens, sequential_windows
+from llmtrain.data.batches.windows import sequential_windows, windows_of
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.engine.plan_run import plan_inference
 from llmtrain.errors import DataError, UsageError
 from llmtrain.eval.baselines import Baselines, measure_baselines
-from llmtrain.eval.evaluate import bits_per_byte, sum_loss
+from llmtrain.eval.evaluate import LossSum, Window, bits_per_byte, sum_loss
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.generate import Sampling, generate_tokens
 from llmtrain.ops.precision import autocast_as
@@ -31,6 +30,7 @@ from llmtrain.profile.load import profile_from_values
 from llmtrain.profile.schema import DataSection, DeviceSection
 from llmtrain.progress import Note
 from llmtrain.tokenizer import Tokenizer
+from llmtrain.tokenizer.streams import decoded_parts, encoded_document
 from llmtrain.train.build import masking_separator, set_up_device, trained_model
 from llmtrain.train.checkpoint.format import (
     Checkpoint,
@@ -42,6 +42,8 @@ from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Observer
 from llmtrain.train.run_directory.directory import RunDirectory, find_checkpoints
 from llmtrain.train.run_directory.record import data_key
+
+READ_TOKENS = 1 << 16  # at once, of shards that are decoded for the baselines
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Trained:
     record: dict[str, Any] | None  # of the run, if the checkpoint still lies in one
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Matrices are multiplied in the plan's precision."""
+        """Return a context in which matrices are multiplied in the plan's precision."""
         return autocast_as(self.plan.precision.value, self.model.head_weight.device)
 
 
@@ -73,7 +75,7 @@ class Evaluation:
 
 
 def load_trained(run: str, device: DeviceSection, observe: Observer) -> Trained:
-    """The newest whole checkpoint that `run` means, on the device that is asked for."""
+    """Load the newest intact checkpoint that `run` names, on the requested device."""
     path, checkpoint = _newest_whole(find_checkpoints(run), observe)
     directory = RunDirectory(path.parent.parent)
     record = directory.read_record() if directory.exists else None
@@ -91,7 +93,7 @@ def evaluate_run(
     check_stop: Callable[[], None],
     text_field: str = "text",
 ) -> Evaluation:
-    """The loss on all of the run's validation text, or on all of `data`.
+    """Evaluate on all of the run's validation text, or on all of `data`.
 
     Documents are masked where the run was trained so.
     """
@@ -116,7 +118,7 @@ def evaluate_run(
 
 
 def _mask_as_trained(trained: Trained, section: DataSection) -> None:
-    """The model's loss is of documents apart, where that is what it was trained on."""
+    """Mask documents from each other if the run was trained so."""
     model = trained.model
     model.separator_id = masking_separator(section, trained.tokenizer.separator_id)
     if model.separator_id is not None and trained.plan.device.value == "cpu":
@@ -124,77 +126,77 @@ def _mask_as_trained(trained: Trained, section: DataSection) -> None:
 
 
 def _evaluate_shards(trained: Trained, shards: PreparedData, work: PrepareContext) -> Evaluation:
-    facts = shards.index.validation
+    stream = shards.validation
+    loss = _sum_loss(trained, sequential_windows(stream, trained.model.shape.context), work)
+    starts = range(0, stream.num_tokens, READ_TOKENS)
+    batches = (
+        stream.read(start, min(READ_TOKENS, stream.num_tokens - start)).tolist() for start in starts
+    )
     return _evaluation(
         trained,
-        shards.validation,
-        text_bytes=facts.text_bytes,
+        loss,
+        decoded_parts(trained.tokenizer, batches),
+        text_bytes=shards.index.validation.text_bytes,
         unigram_nats_per_token=shards.index.unigram_cross_entropy_nats,
-        check_stop=work.check_stop,
     )
 
 
 def _evaluate_corpus(trained: Trained, corpus: Corpus, work: PrepareContext) -> Evaluation:
-    """All of a text that the run did not come with, tokenized for the occasion."""
-    encode, separator = trained.tokenizer.encode, trained.tokenizer.separator_id
-    ids, text_bytes = array("q", [separator]), 0
-    for document in corpus.documents():
-        work.check_stop()
-        ids.extend([*encode(document.text), separator])
-        text_bytes += len(document.text.encode())
-    if text_bytes == 0:
+    """Evaluate on text other than the run's, tokenized while it is read."""
+    encoded = _EncodedCorpus(corpus, trained.tokenizer, work.check_stop)
+    loss = _sum_loss(trained, windows_of(encoded.batches(), trained.model.shape.context), work)
+    if encoded.text_bytes == 0:
         raise DataError("there is no text to evaluate on", hint="name a file with --data")
-    tokens = TokensInMemory(np.asarray(ids))
     return _evaluation(
         trained,
-        tokens,
-        text_bytes=text_bytes,
+        loss,
+        (document.text for document in corpus.documents()),
+        text_bytes=encoded.text_bytes,
         unigram_nats_per_token=None,
+    )
+
+
+@dataclass(slots=True)
+class _EncodedCorpus:
+    """The token ids of a corpus, with its size in bytes as far as they were read."""
+
+    corpus: Corpus
+    tokenizer: Tokenizer
+    check_stop: Callable[[], None]
+    text_bytes: int = 0
+
+    def batches(self) -> Iterator[NDArray[np.int64]]:
+        """Yield ids of each document, at most a few million at once, each after a separator."""
+        separator = np.array([self.tokenizer.separator_id])
+        yield separator
+        for document in self.corpus.documents():
+            for ids in encoded_document(self.tokenizer, document.text):
+                self.check_stop()
+                yield np.array(ids, dtype=np.int64)
+            yield separator
+            self.text_bytes += len(document.text.encode())
+
+
+def _sum_loss(trained: Trained, windows: Iterable[Window], work: PrepareContext) -> LossSum:
+    """Return the loss of every token but the first, each predicted from those in its window."""
+    return sum_loss(
+        trained.model,
+        windows,
+        micro_batch=max(1, EVALUATION_TOKENS // trained.model.shape.context),
+        autocast=trained.autocast,
         check_stop=work.check_stop,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class TokensInMemory:
-    """Token ids as one array."""
-
-    ids: NDArray[np.int64]
-
-    @property
-    def num_tokens(self) -> int:
-        """How many there are."""
-        return len(self.ids)
-
-    def read(self, start: int, count: int) -> NDArray[np.int64]:
-        """The ids from `start`."""
-        return self.ids[start : start + count]
-
-
 def _evaluation(
     trained: Trained,
-    tokens: Tokens,
+    loss: LossSum,
+    texts: Iterable[str],
     *,
     text_bytes: int,
     unigram_nats_per_token: float | None,
-    check_stop: Callable[[], None],
 ) -> Evaluation:
-    """Every token but the first is predicted once, from those before it in its window."""
-    context = trained.model.shape.context
-    loss = sum_loss(
-        trained.model,
-        sequential_windows(tokens, context),
-        micro_batch=max(1, EVALUATION_TOKENS // context),
-        autocast=trained.autocast,
-        check_stop=check_stop,
-    )
-    every = tokens.read(0, tokens.num_tokens)
-    baselines = measure_baselines(
-        [trained.tokenizer.decode(every.tolist())],
-        pieces=trained.tokenizer.vocab_size,
-        tokens=loss.tokens,
-        text_bytes=text_bytes,
-        unigram_nats_per_token=unigram_nats_per_token,
-    )
+    """Return the loss in all its units, with the baselines of the same text."""
     return Evaluation(
         checkpoint=trained.checkpoint,
         loss_nats_per_token=loss.nats_per_token,
@@ -202,7 +204,13 @@ def _evaluation(
         bits_per_byte=bits_per_byte(loss.nats_per_token, loss.tokens, text_bytes),
         tokens=loss.tokens,
         bytes=text_bytes,
-        baselines=baselines,
+        baselines=measure_baselines(
+            texts,
+            pieces=trained.tokenizer.vocab_size,
+            tokens=loss.tokens,
+            text_bytes=text_bytes,
+            unigram_nats_per_token=unigram_nats_per_token,
+        ),
     )
 
 
@@ -213,7 +221,7 @@ def generate_text(
     max_tokens: int,
     check_stop: Callable[[], None],
 ) -> Iterator[str]:
-    """Pieces of text that continue `prompt`, as they are drawn; whole characters only."""
+    """Yield pieces of text that continue `prompt`, as they are sampled, in whole characters."""
     tokenizer = trained.tokenizer
     ids: list[int] = []
     told = ""
@@ -240,7 +248,7 @@ def generate_text(
 
 
 def _newest_whole(paths: Sequence[Path], observe: Observer) -> tuple[Path, Checkpoint]:
-    """The last of `paths` that loads. Raises DamagedCheckpointError if none does."""
+    """Load the last of `paths` that is intact. Raises DamagedCheckpointError if none is."""
     for path in reversed(paths[1:]):
         try:
             return path, load_checkpoint(path, with_optimizer=False)

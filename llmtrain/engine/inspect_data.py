@@ -6,17 +6,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmtrain.data.corpus import Corpus
-from llmtrain.data.quality.dropped import Tally
-from llmtrain.data.quality.languages import LanguageDetector, can_tell_languages
+from llmtrain.data.quality.dropped import DropCount
+from llmtrain.data.quality.languages import LanguageDetector, has_language_detector
 from llmtrain.data.quality.leakage import Leakage
-from llmtrain.data.quality.minhash import Signer, can_sign
-from llmtrain.data.quality.survey import Drawn, Survey, survey
+from llmtrain.data.quality.minhash import MinHasher, has_minhash
+from llmtrain.data.quality.survey import SampledDocument, Survey, survey
 from llmtrain.machine.probe import read_facts
 from llmtrain.plan.auto_profile import choose_tokens_per_step
 from llmtrain.prepare.context import PrepareContext
-from llmtrain.prepare.dataset import cleaned_corpus, found_corpus
-from llmtrain.prepare.leakage_cache import known_leakage
-from llmtrain.prepare.tokenizer import tokenizer_of
+from llmtrain.prepare.dataset import clean_corpus, resolve_corpus
+from llmtrain.prepare.leakage_cache import cached_leakage
+from llmtrain.prepare.tokenizer import ensure_tokenizer
 from llmtrain.profile.schema import Profile
 from llmtrain.tokenizer import open_tokenizer
 
@@ -41,14 +41,14 @@ class DataReport:
     sources: list[dict[str, object]]
     skipped: dict[str, int]  # files by reason
     only_first: int | None  # documents; None: all
-    left_out: tuple[Tally, ...]
+    left_out: tuple[DropCount, ...]
     found: Survey
     leakage: Leakage | None
     tokenizer: Path | None
     epochs: Epochs | None
 
     @property
-    def samples(self) -> tuple[Drawn, ...]:
+    def samples(self) -> tuple[SampledDocument, ...]:
         """A few of the documents that were drawn, with no more than a page of each."""
         few = self.found.drawn[:: max(1, len(self.found.drawn) // _SAMPLES)][:_SAMPLES]
         return tuple(replace(each, beginning=each.beginning[:_SAMPLE_CHARACTERS]) for each in few)
@@ -57,22 +57,22 @@ class DataReport:
 def inspect_data(
     profile: Profile, work: PrepareContext, *, only_first: int | None, is_for_profile: bool
 ) -> DataReport:
-    """The profile's data, as training would see it. Raises DataError and UsageError.
+    """Inspect the profile's data as training would see it. Raises DataError, UsageError.
 
     Tokens are counted by the tokenizer that the profile names. Where it names none, by the one that
     training would use if `is_for_profile`, which is trained now if need be, unless only the first
     documents are looked at.
     """
     section = profile.data
-    whole = found_corpus(section, work)
-    cleaned = cleaned_corpus(replace(whole, first=only_first), section, work)
+    whole = resolve_corpus(section, work)
+    cleaned = clean_corpus(replace(whole, first=only_first), section, work)
     tokenizer = _tokenizer(cleaned.corpus, profile, work, only_first, is_for_profile)
     found = survey(
-        work.telling("reading", cleaned.corpus),
+        work.with_progress("reading", cleaned.corpus),
         encoder=open_tokenizer(tokenizer) if tokenizer is not None else None,
         threads=work.workers,
-        signer=Signer() if can_sign() else None,
-        detector=LanguageDetector() if can_tell_languages() else None,
+        signer=MinHasher() if has_minhash() else None,
+        detector=LanguageDetector() if has_language_detector() else None,
         check_stop=work.check_stop,
     )
     return DataReport(
@@ -81,8 +81,8 @@ def inspect_data(
         only_first=only_first,
         left_out=cleaned.left_out,
         found=found,
-        leakage=known_leakage(
-            work.telling("looking for leakage", cleaned.corpus),
+        leakage=cached_leakage(
+            work.with_progress("looking for leakage", cleaned.corpus),
             found.facts,
             section.validation_fraction,
             work.check_stop,
@@ -104,8 +104,8 @@ def _tokenizer(
         return Path(section.tokenizer)
     if not is_for_profile or only_first is not None:
         return None
-    facts = work.telling("reading", corpus).measure(work.check_stop)
-    return tokenizer_of(corpus, facts, section, profile.model.vocab_size, work)
+    facts = work.with_progress("reading", corpus).measure(work.check_stop)
+    return ensure_tokenizer(corpus, facts, section, profile.model.vocab_size, work)
 
 
 def _epochs(profile: Profile, tokens: int | None) -> Epochs:

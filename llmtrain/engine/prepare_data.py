@@ -41,7 +41,7 @@ class PreparedAhead:
 def prepare_ahead(
     request: TrainRequest, observe: Observer, check_stop: Callable[[], None]
 ) -> PreparedAhead:
-    """The request's text is in the cache as verified shards. Raises DataError, UsageError."""
+    """Put the request's text into the cache as verified shards. Raises DataError, UsageError."""
     begun_s = time.monotonic()
     name = request.profile if request.profile is not None else choose(request).profile.value
     profile = request.load(name).profile

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llmtrain.data.batches.packing import Packing
-from llmtrain.data.batches.packing_cache import kept_packing
+from llmtrain.data.batches.packing_cache import cached_packing
 from llmtrain.data.batches.prefetch import Prefetch
 from llmtrain.engine.beginning import (
     set_horizon,
@@ -201,7 +201,7 @@ def _packing(profile: Profile, dataset: Dataset, sitting: TrainSession) -> Packi
     """
     if profile.data.packing == "concatenate" or dataset.mixture:
         return None
-    return kept_packing(dataset.shards, profile.model.context, sitting.stop.check)
+    return cached_packing(dataset.shards, profile.model.context, sitting.stop.check)
 
 
 def _dataset(target: Target, profile: Profile, work: PrepareContext) -> Dataset:

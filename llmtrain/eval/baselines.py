@@ -6,8 +6,9 @@ import bz2
 import lzma
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from llmtrain.eval.evaluate import bits_per_byte
 
@@ -33,27 +34,47 @@ def measure_baselines(
     text_bytes: int,
     unigram_nats_per_token: float | None,
 ) -> Baselines:
-    """Return the baselines of a text; the compressors read at most its first 16 MiB."""
-    sample = _sample(texts)
-    compressed = {
-        "gzip_bpb": zlib.compress(sample, 9),
-        "bzip2_bpb": bz2.compress(sample, 9),
-        "xz_bpb": lzma.compress(sample, preset=6),
-    }
+    """Return the baselines of a text of `tokens` tokens and `text_bytes` bytes.
+
+    `texts` are its parts, one in memory at a time. Compressors get at most its first 16 MiB.
+    """
     return Baselines(
         uniform_bpb=bits_per_byte(math.log(pieces), tokens, text_bytes),
         unigram_bpb=None
         if unigram_nats_per_token is None
         else bits_per_byte(unigram_nats_per_token, tokens, text_bytes),
-        **{name: 8 * len(data) / max(1, len(sample)) for name, data in compressed.items()},
+        **_compressed_bpb(_sample(texts)),
     )
 
 
-def _sample(texts: Iterable[str]) -> bytes:
-    parts, size = [], 0
+class _Compressor(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self) -> bytes: ...
+
+
+def _compressed_bpb(parts: Iterable[bytes]) -> dict[str, float]:
+    """Return bits per byte of the parts, compressed as one, by the field of Baselines."""
+    compressors: dict[str, _Compressor] = {
+        "gzip_bpb": zlib.compressobj(9),
+        "bzip2_bpb": bz2.BZ2Compressor(9),
+        "xz_bpb": lzma.LZMACompressor(preset=6),
+    }
+    sizes_bytes = dict.fromkeys(compressors, 0)
+    text_bytes = 0
+    for data in parts:
+        text_bytes += len(data)
+        for name, compressor in compressors.items():
+            sizes_bytes[name] += len(compressor.compress(data))
+    for name, compressor in compressors.items():
+        sizes_bytes[name] += len(compressor.flush())
+    return {name: 8 * size / max(1, text_bytes) for name, size in sizes_bytes.items()}
+
+
+def _sample(texts: Iterable[str]) -> Iterator[bytes]:
+    room_bytes = _LARGEST_SAMPLE_BYTES
     for text in texts:
-        parts.append(text.encode("utf-8"))
-        size += len(parts[-1])
-        if size >= _LARGEST_SAMPLE_BYTES:
-            break
-    return b"".join(parts)[:_LARGEST_SAMPLE_BYTES]
+        data = text.encode()[:room_bytes]
+        room_bytes -= len(data)
+        yield data
+        if not room_bytes:
+            return

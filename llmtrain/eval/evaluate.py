@@ -26,7 +26,7 @@ class LossSum:
 
     @property
     def nats_per_token(self) -> float:
-        """The mean loss."""
+        """The mean loss, in nats per token."""
         return self.nats / self.tokens
 
     @property

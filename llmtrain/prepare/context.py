@@ -21,15 +21,15 @@ class PrepareContext:
     check_stop: Callable[[], None]
 
     def announce_waiting(self) -> None:
-        """Somebody else does the same."""
+        """Announce that another process prepares the same text."""
         self.observe(Note("another process prepares this text; waiting for it"))
 
-    def telling(self, phase: str, corpus: Corpus) -> Corpus:
-        """The corpus; whoever reads it to the end tells how far that is."""
+    def with_progress(self, phase: str, corpus: Corpus) -> Corpus:
+        """Return the corpus so that reading it reports progress."""
         return replace(corpus, on_read=TimedProgress(phase, self.observe))
 
-    def texts_to_learn(self, documents: Iterable[Document]) -> Iterator[str]:
-        """Of a sample, and what comes after its last one takes long and tells nothing."""
+    def training_texts(self, documents: Iterable[Document]) -> Iterator[str]:
+        """Yield the texts to learn from, then announce the training, which reports nothing."""
         for document in documents:
             self.check_stop()
             yield document.text
@@ -45,7 +45,7 @@ class TimedProgress:
         self._begun: tuple[float, int] | None = None
 
     def __call__(self, done: int, total: int) -> None:
-        """So much is done of so much."""
+        """Report `done` of `total` bytes."""
         now_s = time.monotonic()
         if self._begun is None:
             self._begun = (now_s, done)

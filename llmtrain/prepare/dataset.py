@@ -11,25 +11,25 @@ from llmtrain.data.batches.mixture import MixedSource, locate_sources
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import CorpusStats
 from llmtrain.data.quality.clean import Cleaned, clean
-from llmtrain.data.quality.dropped import Tally
+from llmtrain.data.quality.dropped import DropCount
 from llmtrain.data.quality.filters import filters_of
 from llmtrain.data.shards.encode import Encode
 from llmtrain.data.shards.prepared import PreparedData, entry_directory, open_prepared, prepare
-from llmtrain.data.sources.download import Fetching
+from llmtrain.data.sources.download import FetchOptions
 from llmtrain.data.sources.resolve import resolve_sources
-from llmtrain.data.sources.urls import shown
+from llmtrain.data.sources.urls import without_secrets
 from llmtrain.data.split import plan_split
 from llmtrain.errors import DataError
 from llmtrain.files import cache_directory
 from llmtrain.prepare.context import PrepareContext, TimedProgress
-from llmtrain.prepare.leakage_cache import known_leakage, leakage_warning
-from llmtrain.prepare.tokenizer import load_tokenizer, tokenizer_of
+from llmtrain.prepare.leakage_cache import cached_leakage, leakage_warning
+from llmtrain.prepare.tokenizer import ensure_tokenizer, load_tokenizer
 from llmtrain.profile.schema import DataSection
 from llmtrain.progress import Note
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.encode_processes import encode_in_processes, encode_in_this_process
 
-_TOLD_SHARE = 0.01  # of the text; less than that is not worth a line
+_NOTED_SHARE = 0.01  # of the text; less than that is not worth a line
 _WORTH_PROCESSES_BYTES = 16 << 20  # of text: each process takes a second to start
 
 
@@ -43,19 +43,19 @@ class Dataset:
     sources: list[dict[str, object]]
     checked: dict[str, object] | None = None  # left out, leakage; None: not known any more
     mixture: tuple[MixedSource, ...] = ()  # where sources have weights
-    left_out: tuple[Tally, ...] = ()  # where they were read now
+    left_out: tuple[DropCount, ...] = ()  # where they were read now
 
 
 def prepare_dataset(section: DataSection, vocab_size: int, work: PrepareContext) -> Dataset:
-    """Token shards of the profile's sources, and their tokenizer. Raises DataError."""
-    cleaned = cleaned_corpus(found_corpus(section, work), section, work)
+    """Prepare token shards of the profile's sources, and their tokenizer. Raises DataError."""
+    cleaned = clean_corpus(resolve_corpus(section, work), section, work)
     corpus = cleaned.corpus
-    facts = work.telling("reading", corpus).measure(work.check_stop)
-    if facts.repeated_bytes > _TOLD_SHARE * facts.text_bytes:
-        work.observe(_told_repeats(facts))
+    facts = work.with_progress("reading", corpus).measure(work.check_stop)
+    if facts.repeated_bytes > _NOTED_SHARE * facts.text_bytes:
+        work.observe(_repeats_note(facts))
     announce_skipped(corpus, work)
-    leakage = known_leakage(
-        work.telling("looking for leakage", corpus),
+    leakage = cached_leakage(
+        work.with_progress("looking for leakage", corpus),
         facts,
         section.validation_fraction,
         work.check_stop,
@@ -64,7 +64,7 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: PrepareContext)
         warning := leakage_warning(leakage, is_without_copies=section.duplicates == "drop_near")
     ):
         work.observe(warning)
-    directory = tokenizer_of(corpus, facts, section, vocab_size, work)
+    directory = ensure_tokenizer(corpus, facts, section, vocab_size, work)
     tokenizer = load_tokenizer(directory, vocab_size)
     shards = prepare(
         corpus,
@@ -101,7 +101,7 @@ def _mixed(dataset: Dataset, corpus: Corpus, facts: CorpusStats, section: DataSe
     return replace(dataset, mixture=mixture)
 
 
-def _told_repeats(facts: CorpusStats) -> Note:
+def _repeats_note(facts: CorpusStats) -> Note:
     share = facts.repeated_bytes / facts.text_bytes
     return Note(
         f"{facts.repeated_documents} of {facts.documents} documents are equal to an earlier one, "
@@ -109,9 +109,9 @@ def _told_repeats(facts: CorpusStats) -> Note:
     )
 
 
-def found_corpus(section: DataSection, work: PrepareContext) -> Corpus:
-    """All that the section's sources name, brought here where it is elsewhere. Raises DataError."""
-    fetching = Fetching(
+def resolve_corpus(section: DataSection, work: PrepareContext) -> Corpus:
+    """Return the corpus of the section's sources, fetched if remote. Raises DataError."""
+    fetching = FetchOptions(
         cache_directory(),
         section.text_field,
         TimedProgress("fetching", work.observe),
@@ -127,25 +127,25 @@ def found_corpus(section: DataSection, work: PrepareContext) -> Corpus:
 
 
 def announce_skipped(corpus: Corpus, work: PrepareContext) -> None:
-    """A line for each reason not to read a file."""
+    """Announce how many files are skipped, by reason."""
     for reason, count in corpus.skipped_by_reason.items():
         work.observe(Note(f"skipped {count} file{'s' if count > 1 else ''}: {reason}"))
 
 
-def cleaned_corpus(corpus: Corpus, section: DataSection, work: PrepareContext) -> Cleaned:
-    """The corpus without what the section's rules leave out, of which everybody is told."""
+def clean_corpus(corpus: Corpus, section: DataSection, work: PrepareContext) -> Cleaned:
+    """Return the corpus without what the section's rules drop; announce what that is."""
     filters = filters_of(section.filters)
-    told = work.telling("deciding what to leave out", corpus)
-    cleaned = clean(told, filters, section.duplicates, work.check_stop)
-    for tally in cleaned.left_out:
-        work.observe(Note(f"left out {tally.describe()}"))
+    watched = work.with_progress("deciding what to leave out", corpus)
+    cleaned = clean(watched, filters, section.duplicates, work.check_stop)
+    for count in cleaned.left_out:
+        work.observe(Note(f"left out {count.describe()}"))
     return replace(cleaned, corpus=replace(cleaned.corpus, on_read=None))
 
 
 def _encode_with(
     directory: Path, tokenizer: Tokenizer, facts: CorpusStats, work: PrepareContext
 ) -> Encode:
-    """Processes of their own encode, or this one where starting them takes longer than that."""
+    """Return an `Encode` by processes, or by this one if the text is short."""
     if work.workers == 1 or facts.text_bytes < _WORTH_PROCESSES_BYTES:
         return partial(encode_in_this_process, tokenizer)
     return partial(
@@ -156,7 +156,7 @@ def _encode_with(
 def open_dataset(
     section: DataSection, vocab_size: int, key: str, tokenizer_directory: Path, work: PrepareContext
 ) -> Dataset:
-    """The data that a run was begun with: cached shards, even if their sources have changed.
+    """Open the data that a run started with: cached shards, even if their sources changed.
 
     Where the cache is gone the shards are made again, and have to come out the same.
     """
@@ -169,8 +169,8 @@ def open_dataset(
         dataset = prepare_dataset(again, vocab_size, work)
         if dataset.shards.index.key != key:
             raise DataError(
-                f"the text of {', '.join(map(shown, section.specs))} is no longer what the run "
-                "was begun with, and its token shards are not in the cache",
+                f"the text of {', '.join(map(without_secrets, section.specs))} has changed since "
+                "the run started, and its token shards are not in the cache",
                 hint="restore the text, or start a new run",
             ) from None
         return dataset
@@ -186,7 +186,7 @@ def open_dataset(
 def with_recorded_mixture(
     dataset: Dataset, section: DataSection, ranges: Sequence[tuple[int, int]]
 ) -> Dataset:
-    """The dataset with the tokens of each source where they were when the run was begun.
+    """Return the dataset with the sources' token ranges that the run recorded.
 
     Raises DataError where they are not those of the profile's sources.
     """
@@ -198,5 +198,5 @@ def with_recorded_mixture(
             f"{len(weights)}",
             hint="start a new run with another --out",
         )
-    sources = zip(map(shown, section.specs), weights, ranges, strict=False)
+    sources = zip(map(without_secrets, section.specs), weights, ranges, strict=False)
     return replace(dataset, mixture=tuple(MixedSource(s, w, *place) for s, w, place in sources))

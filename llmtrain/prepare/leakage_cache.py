@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -16,28 +15,27 @@ from pydantic import TypeAdapter
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import CorpusStats
 from llmtrain.data.quality.leakage import Leakage, find_leakage
-from llmtrain.data.quality.minhash import SHINGLE, can_sign
+from llmtrain.data.quality.minhash import SHINGLE, has_minhash
 from llmtrain.data.quality.near_duplicates import NEAR
 from llmtrain.errors import UsageError
-from llmtrain.files import cache_directory, write_text_atomically
+from llmtrain.files import cache_directory, json_key, write_text_atomically
 from llmtrain.progress import Note
 from llmtrain.untrusted import read_json
 
 _WORTH_A_WARNING = 0.01  # of the validation side
 
 
-def known_leakage(
+def cached_leakage(
     corpus: Corpus,
     facts: CorpusStats,
     validation_fraction: float,
     check_stop: Callable[[], None],
 ) -> Leakage | None:
-    """From the cache, or looked for now; None where the library for that is not installed."""
+    """Return the leakage, cached or measured now; None if its library is not installed."""
     recipe = [SHINGLE, NEAR, facts.fingerprint, validation_fraction]
-    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
-    path = cache_directory() / "leakage" / f"{key}.json"
+    path = cache_directory() / "leakage" / f"{json_key(recipe)}.json"
     kept = _read(path)
-    if kept is not None or not can_sign():
+    if kept is not None or not has_minhash():
         return kept
     found = find_leakage(corpus, facts, validation_fraction, check_stop)
     _keep(path, found)
@@ -45,7 +43,7 @@ def known_leakage(
 
 
 def leakage_warning(leakage: Leakage, *, is_without_copies: bool) -> Note | None:
-    """What is to be told where it is more than a little."""
+    """Return a warning if the leakage is above 1%."""
     if leakage.share <= _WORTH_A_WARNING:
         return None
     seen = f"{leakage.copies} of {leakage.held_out} validation {leakage.units} have"

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import CorpusStats
-from llmtrain.data.shards.cache_entry import claimed, map_write_errors, require_own
+from llmtrain.data.shards.cache_entry import (
+    building_directory,
+    locked_entry,
+    map_write_errors,
+    replace_entry,
+    require_readable,
+)
 from llmtrain.data.shards.manifest import now_utc, versions, write_record
-from llmtrain.data.shards.scratch import publish, scratch_beside
 from llmtrain.data.split import plan_split
 from llmtrain.errors import DataError
-from llmtrain.files import cache_directory
+from llmtrain.files import cache_directory, json_key
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.profile.schema import DataSection
 from llmtrain.progress import Note
@@ -26,17 +29,17 @@ from llmtrain.units import format_bytes
 _TOKENIZER_RECIPE = 2  # raised when training a tokenizer from the same text gives another
 
 
-def tokenizer_of(
+def ensure_tokenizer(
     corpus: Corpus, facts: CorpusStats, section: DataSection, vocab_size: int, work: PrepareContext
 ) -> Path:
-    """The directory of the tokenizer that the section names, or of the one trained for it."""
+    """Return the directory of the tokenizer that the section names, or train one."""
     if section.tokenizer == "auto":
         return _trained_tokenizer(corpus, facts, section, vocab_size, work)
     return Path(section.tokenizer)
 
 
 def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a directory or a file of another's, where the model has rows for it.
+    """Load a tokenizer for a model with `vocab_size` embedding rows.
 
     Raises DataError.
     """
@@ -53,14 +56,14 @@ def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
 def _trained_tokenizer(
     corpus: Corpus, facts: CorpusStats, section: DataSection, vocab_size: int, work: PrepareContext
 ) -> Path:
-    """A cached tokenizer of the corpus's training side, trained now if there is none."""
+    """Return the cached tokenizer of the corpus's training side; train it if there is none."""
     key = _tokenizer_key(facts.fingerprint, section, vocab_size)
     directory = cache_directory() / "tokenizers" / key
     if _is_intact(directory):
         return directory
     with (
         map_write_errors(directory.parent, "a tokenizer"),
-        claimed(cache_directory(), key, work.check_stop, work.announce_waiting),
+        locked_entry(cache_directory(), key, work.check_stop, work.announce_waiting),
     ):
         if not _is_intact(directory):  # whom this process waited for may have made it
             trained = _learnt(corpus, facts, section, vocab_size, work)
@@ -69,8 +72,8 @@ def _trained_tokenizer(
 
 
 def _is_intact(directory: Path) -> bool:
-    """Raises DataError where this user may not read what is there."""
-    require_own(directory)
+    """Return whether the tokenizer loads. Raises DataError if this user may not read it."""
+    require_readable(directory)
     try:
         Tokenizer.load(directory)
     except DataError:
@@ -106,24 +109,21 @@ def _training_texts(
     corpus: Corpus, facts: CorpusStats, section: DataSection, work: PrepareContext
 ) -> Iterator[str]:
     split = plan_split(corpus, facts, section.validation_fraction)
-    pieces = split.assign(work.telling("sampling text", corpus).documents())
-    return work.texts_to_learn(piece.document for piece in pieces if piece.side == "train")
+    pieces = split.assign(work.with_progress("sampling text", corpus).documents())
+    return work.training_texts(piece.document for piece in pieces if piece.side == "train")
 
 
 def _tokenizer_key(fingerprint: str, section: DataSection, vocab_size: int) -> str:
     recipe = [_TOKENIZER_RECIPE, fingerprint, section.validation_fraction, vocab_size]
     if section.tokenizer_kind != "bpe":
         recipe.append(section.tokenizer_kind)
-    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:32]
+    return json_key(recipe)
 
 
 def _publish(tokenizer: Tokenizer, directory: Path, record: Mapping[str, object]) -> None:
-    """`directory` holds the tokenizer and its record, on disk, whatever was there before."""
-    with scratch_beside(directory.parent, "a tokenizer") as scratch:
-        new = scratch / "new"
-        tokenizer.save(new)
+    """Write the tokenizer and its record to `directory`, whatever was there before."""
+    with building_directory(directory.parent, directory.name) as scratch:
+        tokenizer.save(scratch / "new")
         made = {"at": now_utc(), "versions": versions()}
-        write_record(new, {**record, "made": made})
-        if directory.exists():
-            directory.rename(scratch / "damaged")
-        publish(new, directory)
+        write_record(scratch / "new", {**record, "made": made})
+        replace_entry(scratch, directory)

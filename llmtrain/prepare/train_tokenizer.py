@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from llmtrain.prepare.context import PrepareContext
-from llmtrain.prepare.dataset import announce_skipped, found_corpus
+from llmtrain.prepare.dataset import announce_skipped, resolve_corpus
 from llmtrain.profile.schema import DataSection
 from llmtrain.progress import Note
 from llmtrain.recipe.vocab_size import vocabulary_size
@@ -16,7 +16,7 @@ from llmtrain.tokenizer.training import ModelKind
 
 
 @dataclass(frozen=True, slots=True)
-class VocabularyWish:
+class VocabularyOptions:
     """How many pieces of what kind. Without `pieces` the text and the model say how many."""
 
     pieces: int | None
@@ -27,7 +27,7 @@ class VocabularyWish:
 
 
 @dataclass(frozen=True, slots=True)
-class LearntTokenizer:
+class LearnedTokenizer:
     """A tokenizer, why it has as many pieces as were asked for, and what was not read for it."""
 
     trained: TrainedTokenizer
@@ -37,10 +37,10 @@ class LearntTokenizer:
 
 
 def learn_tokenizer(
-    section: DataSection, wish: VocabularyWish, work: PrepareContext
-) -> LearntTokenizer:
-    """A vocabulary of the text of the section's sources. Raises DataError and UsageError."""
-    corpus = found_corpus(section, work)
+    section: DataSection, wish: VocabularyOptions, work: PrepareContext
+) -> LearnedTokenizer:
+    """Train a tokenizer on the section's sources. Raises DataError and UsageError."""
+    corpus = resolve_corpus(section, work)
     announce_skipped(corpus, work)
     reason: str | None = None
 
@@ -52,7 +52,7 @@ def learn_tokenizer(
         return choice.value
 
     trained = train_tokenizer(
-        work.texts_to_learn(work.telling("sampling text", corpus).documents()),
+        work.training_texts(work.with_progress("sampling text", corpus).documents()),
         vocab_size=chosen if wish.pieces is None else wish.pieces,
         kind=wish.kind,
         reserved=wish.reserved,
@@ -61,7 +61,7 @@ def learn_tokenizer(
     )
     pieces = trained.tokenizer.vocab_size
     if pieces < trained.requested_vocab_size:
-        told = f"the text gives only {pieces} pieces of {trained.requested_vocab_size}"
-        work.observe(Note(told, is_warning=True))
+        text = f"the text gives only {pieces} pieces of {trained.requested_vocab_size}"
+        work.observe(Note(text, is_warning=True))
     sources = tuple(source.spec for source in corpus.sources)
-    return LearntTokenizer(trained, reason, corpus.skipped_by_reason, sources)
+    return LearnedTokenizer(trained, reason, corpus.skipped_by_reason, sources)

@@ -40,6 +40,15 @@ def encoded_parts(tokenizer: Tokenizer, blocks: Iterable[str]) -> Iterator[list[
         yield tokenizer.encode(text)
 
 
+def encoded_document(tokenizer: Tokenizer, text: str) -> Iterator[list[int]]:
+    """Yield the ids of a text that may be long, in parts as `encoded_parts` does."""
+    if len(text) <= _PART_CHARACTERS:
+        yield tokenizer.encode(text)
+        return
+    starts = range(0, len(text), _PART_CHARACTERS)
+    yield from encoded_parts(tokenizer, (text[at : at + _PART_CHARACTERS] for at in starts))
+
+
 def decoded_parts(tokenizer: Tokenizer, batches: Iterable[Sequence[int]]) -> Iterator[str]:
     """The text of ids that come in batches, part by part: that of the whole."""
     if not joins(tokenizer):

@@ -87,14 +87,14 @@ class TrainedTokenizer:
 
 
 @dataclass(frozen=True, slots=True)
-class Learned:
+class LearnedVocabulary:
     """What sentencepiece made of a text."""
 
     model_proto: bytes  # serialized
     character_coverage: float  # the highest that fits into the vocabulary
 
 
-Learn = Callable[[Iterable[str], VocabularySpec], Learned]
+Learn = Callable[[Iterable[str], VocabularySpec], LearnedVocabulary]
 
 
 def train_tokenizer(
@@ -137,13 +137,13 @@ def train_tokenizer(
     )
 
 
-def learn_vocabulary(texts: Iterable[str], recipe: VocabularySpec) -> Learned:
+def learn_vocabulary(texts: Iterable[str], recipe: VocabularySpec) -> LearnedVocabulary:
     """Pieces for the texts, which are read once. Raises UsageError and DataError."""
     learn = _merged(texts, recipe) if recipe.kind == "bpe" else _likeliest(texts, recipe)
     needed = recipe.fewest_pieces
     for coverage in _CHARACTER_COVERAGES:
         try:
-            return Learned(learn(coverage), coverage)
+            return LearnedVocabulary(learn(coverage), coverage)
         except RuntimeError as error:
             shortage = re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error))
             if shortage is None:

@@ -27,7 +27,7 @@ _MOST_WORDS = 1 << 18  # about 70 MB; a text's most frequent ones are far fewer
 _MOST_CHARACTERS = 1 << 24  # of these words
 
 
-def quickest_encoder(tokenizer: Tokenizer) -> EncodeToBytes:
+def fastest_encoder(tokenizer: Tokenizer) -> EncodeToBytes:
     """What encodes as the tokenizer does."""
     if _has_words(tokenizer):
         return EncodedWords(tokenizer.model)

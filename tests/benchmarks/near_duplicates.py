@@ -23,7 +23,7 @@ from typing import Literal
 
 import psutil
 
-from llmtrain.data.quality.minhash import SIGNATURE_BYTES, Signer, shingle_hashes
+from llmtrain.data.quality.minhash import SIGNATURE_BYTES, MinHasher, shingle_hashes
 from llmtrain.data.quality.near_duplicates import repeats
 from llmtrain.data.sources.resolve import resolve_sources
 
@@ -122,7 +122,7 @@ def score(planted: Sequence[Planted], flags: Sequence[bool]) -> Score:
 
 def flags_of(texts: Sequence[str]) -> list[bool]:
     """Which texts are left out as near copies of earlier ones."""
-    signer = Signer()
+    signer = MinHasher()
     for text in texts:
         signer.add(text)
     flags: list[bool] = repeats(signer.signatures(), lambda: None).tolist()

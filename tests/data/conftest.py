@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypedDict
 
 import pytest
+from typing_extensions import Unpack
 
+from llmtrain.data.corpus_stats import CorpusStats
+from llmtrain.data.shards.encode import Encode
 from llmtrain.data.shards.prepared import PreparedData, prepare
 from llmtrain.data.sources.resolve import resolve_sources
 
@@ -32,6 +35,16 @@ class ByteEncoder:
         return bytes(token - self.first_id for token in ids).decode()
 
 
+class PrepareOptions(TypedDict, total=False):
+    """Further options of `prepare`."""
+
+    encode: Encode | None
+    facts: CorpusStats | None
+    journal_bytes: int
+    made_from: Mapping[str, object] | None
+    on_wait: Callable[[], None]
+
+
 class Prepare(Protocol):
     def __call__(
         self,
@@ -43,7 +56,7 @@ class Prepare(Protocol):
         batch_bytes: int = 1 << 16,
         on_progress: Callable[[int, int], None] = ...,
         check_stop: Callable[[], None] = ...,
-        **options: Any,
+        **options: Unpack[PrepareOptions],
     ) -> PreparedData: ...
 
 
@@ -90,7 +103,7 @@ def prepare_data(cache: Path) -> Prepare:
         batch_bytes: int = 1 << 16,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
         check_stop: Callable[[], None] = lambda: None,
-        **options: Any,
+        **options: Unpack[PrepareOptions],
     ) -> PreparedData:
         return prepare(
             resolve_sources([str(data)]),

@@ -6,7 +6,6 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,13 +13,14 @@ from llmtrain.data.shards import build
 from llmtrain.data.shards.index import INDEX_NAME, write_index
 from llmtrain.data.shards.prepared import open_prepared
 from llmtrain.errors import DataError, LlmtrainError
+from tests.data.conftest import Prepare
 
 Entries = Callable[[], list[str]]
 
 
 @pytest.mark.parametrize("name", ["fsync", "rename", "write_index"])
 def test_a_failing_disk_leaves_nothing(
-    book: Path, prepare_data: Any, entries: Entries, monkeypatch: pytest.MonkeyPatch, name: str
+    book: Path, prepare_data: Prepare, entries: Entries, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
@@ -36,7 +36,7 @@ def test_a_failing_disk_leaves_nothing(
 
 
 def test_scratch_of_a_killed_process_is_removed_after_a_day(
-    book: Path, prepare_data: Any, cache: Path, entries: Entries
+    book: Path, prepare_data: Prepare, cache: Path, entries: Entries
 ) -> None:
     for name, age_s in [("old", 2 * 86_400), ("recent", 60)]:
         scratch = cache / "shards" / f".building-{name}"
@@ -91,7 +91,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_named_on_opening_and_repaired_by_preparing(
-    book: Path, prepare_data: Any, entries: Entries, name: str
+    book: Path, prepare_data: Prepare, entries: Entries, name: str
 ) -> None:
     damage, said = DAMAGE[name]
     prepared = prepare_data(book)
@@ -105,7 +105,7 @@ def test_damage_is_named_on_opening_and_repaired_by_preparing(
     assert entries() == [data.index.key]
 
 
-def test_a_flipped_bit_is_named_and_repaired(book: Path, prepare_data: Any) -> None:
+def test_a_flipped_bit_is_named_and_repaired(book: Path, prepare_data: Prepare) -> None:
     prepared = prepare_data(book)
     prepared.close()
     path = prepared.directory / "validation-00000.bin"
@@ -124,7 +124,7 @@ def test_a_flipped_bit_is_named_and_repaired(book: Path, prepare_data: Any) -> N
     assert path.read_bytes() == intact
 
 
-def test_index_survives_being_written_and_read(book: Path, prepare_data: Any) -> None:
+def test_index_survives_being_written_and_read(book: Path, prepare_data: Prepare) -> None:
     prepared = prepare_data(book)
     prepared.close()
     changed = dataclasses.replace(prepared.index, encoder_fingerprint='é"\\')

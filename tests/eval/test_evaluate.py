@@ -1,10 +1,11 @@
-"""Losses summed over text, the units they are told in, and what needs no model."""
+"""Losses summed over text, their units, and the baselines."""
 
 import dataclasses
 import inspect
 import math
 import random
 import textwrap
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import numpy as np
@@ -20,24 +21,11 @@ from llmtrain.eval.evaluate import LossSum, bits_per_byte, sum_loss
 from llmtrain.model.decoder import Decoder
 from llmtrain.profile.schema import ModelSection
 from llmtrain.profile.shape import shape_of
+from tests.tokens import Ids
 
 SECTION = ModelSection(
     vocab_size=300, hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2, context=16
 )
-
-
-@dataclasses.dataclass
-class Ids:
-    """Tokens in memory."""
-
-    ids: NDArray[np.int64]
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.ids)
-
-    def read(self, start: int, count: int) -> NDArray[np.int64]:
-        return self.ids[start : start + count]
 
 
 @pytest.fixture
@@ -170,13 +158,13 @@ def test_compressors_see_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "_LARGEST_SAMPLE_BYTES", 10_001)  # within a character
     taken: list[int] = []
 
-    def texts() -> object:
+    def texts() -> Iterator[str]:
         for number in range(100):
             taken.append(number)
             yield "é" * 1_000
 
     measure_baselines(
-        texts(),  # type: ignore[arg-type]
+        texts(),
         pieces=2,
         tokens=1,
         text_bytes=1,

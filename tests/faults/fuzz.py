@@ -43,7 +43,7 @@ _AT_NONE = 2**64 - 1  # starting or ending, and at no input
 
 
 @dataclass
-class Tally:
+class DropCount:
     """What came of the inputs to one reader."""
 
     inputs: int = 0
@@ -103,13 +103,13 @@ def reader_named(name: str, place: Path) -> Reader:
     return readers(place)[name]()
 
 
-def run_reader(name: str, seed: int, inputs: int, progress: Path) -> Tally:
+def run_reader(name: str, seed: int, inputs: int, progress: Path) -> DropCount:
     """Every input was given to the reader, in as many processes as that takes."""
-    tally, start = Tally(), 0
+    tally, start = DropCount(), 0
     while start < inputs and len(tally.failures) < _MOST_FAILURES:
         with _child(name, seed, start, inputs, progress) as (process, done):
             ended_by = _watch(process, done)
-            told = [Tally(**json.loads(line)) for line in process.stdout or ()]
+            told = [DropCount(**json.loads(line)) for line in process.stdout or ()]
             number = _number(done)
         for part in told:
             _add(tally, part)
@@ -122,7 +122,7 @@ def run_reader(name: str, seed: int, inputs: int, progress: Path) -> Tally:
     return tally
 
 
-def _add(tally: Tally, told: Tally) -> None:
+def _add(tally: DropCount, told: DropCount) -> None:
     tally.inputs += told.inputs
     tally.rejected += told.rejected
     tally.accepted += told.accepted
@@ -190,7 +190,7 @@ def _read_all(name: str, seed: int, start: int, stop: int, progress: Path) -> No
     with progress.open("r+b") as file, mmap.mmap(file.fileno(), 8) as done:
         reader = reader_named(name, place)
         _limit_memory()
-        before_bytes, tally, failures = _peak_bytes(), Tally(), 0
+        before_bytes, tally, failures = _peak_bytes(), DropCount(), 0
         for number in range(start, stop):
             data = numbered_input(reader, seed, number)
             done[:8] = number.to_bytes(8, "little")
@@ -198,13 +198,13 @@ def _read_all(name: str, seed: int, start: int, stop: int, progress: Path) -> No
             if tally.inputs == _TOLD_TOGETHER or number == stop - 1 or failures == _MOST_FAILURES:
                 tally.grown_bytes = _peak_bytes() - before_bytes
                 _say(json.dumps(asdict(tally)))
-                tally = Tally()
+                tally = DropCount()
             if failures == _MOST_FAILURES:
                 break
         done[:8] = _AT_NONE.to_bytes(8, "little")
 
 
-def _is_failure(reader: Reader, data: bytes, place: Path, number: int, tally: Tally) -> bool:
+def _is_failure(reader: Reader, data: bytes, place: Path, number: int, tally: DropCount) -> bool:
     """One input is read and counted; whether something else came out than what may."""
     begun_s, failed = time.process_time(), False
     try:

@@ -46,7 +46,7 @@ _GONE_WITHIN_S = 20.0
 
 
 @dataclass
-class Tally:
+class DropCount:
     """What came of the kills."""
 
     kills: int = 0
@@ -136,9 +136,9 @@ def _prepare(directory: Path, workers: int) -> None:
     ).close()
 
 
-def kill_at(directory: Path, kills: int, workers: int, seed: int) -> Tally:
+def kill_at(directory: Path, kills: int, workers: int, seed: int) -> DropCount:
     """So many kills in as many preparations as it takes."""
-    place, draw, tally = Place(directory, workers), random.Random(seed), Tally()
+    place, draw, tally = Place(directory, workers), random.Random(seed), DropCount()
     _write_corpus(directory / "corpus.jsonl")
     begun_s = time.monotonic()
     _run(place, None)
@@ -185,7 +185,7 @@ def _children(pid: int) -> list[psutil.Process]:
         return []
 
 
-def _note(tally: Tally, lost_at: int, told: list[int], *, is_killed: bool) -> None:
+def _note(tally: DropCount, lost_at: int, told: list[int], *, is_killed: bool) -> None:
     """One run is told of, which began after one that was killed at `lost_at` bytes of text."""
     if is_killed:
         tally.kills += 1

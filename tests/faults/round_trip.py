@@ -36,7 +36,7 @@ from llmtrain.profile.schema import DataSection
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
 from llmtrain.tokenizer.escape import ESCAPE, SPACE_MARK
 from llmtrain.tokenizer.training import ModelKind
-from llmtrain.tokenizer.words import quickest_encoder
+from llmtrain.tokenizer.words import fastest_encoder
 
 _TRICKY = f"{ESCAPE}{SPACE_MARK} \t\r\n01<>|\u2409\u2585\ufeff"
 _READ_TOKENS = 1 << 20
@@ -89,7 +89,7 @@ def _checked(kind: ModelKind, specs: tuple[str, ...], values: argparse.Namespace
 
 def _documents(corpus: Corpus, tokenizer: Tokenizer) -> tuple[int, Counts, int]:
     """How many there are, how often each byte, and how many did not come back."""
-    encode = quickest_encoder(tokenizer)
+    encode = fastest_encoder(tokenizer)
     documents, changed, counts = 0, 0, np.zeros(256, np.int64)
     for document in corpus.documents():
         ids = np.frombuffer(encode([document.text])[0], np.int32).tolist()

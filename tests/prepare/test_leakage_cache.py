@@ -9,7 +9,7 @@ from llmtrain.data.corpus import Corpus
 from llmtrain.data.quality.leakage import Leakage
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.prepare import leakage_cache
-from llmtrain.prepare.leakage_cache import known_leakage, leakage_warning
+from llmtrain.prepare.leakage_cache import cached_leakage, leakage_warning
 from tests.benchmarks.near_duplicates import invented
 
 
@@ -35,14 +35,14 @@ def kept_file(directory: Path) -> Path:
 
 def test_it_is_looked_for_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = corpus.measure()
-    found = known_leakage(corpus, facts, 0.2, go_on)
+    found = cached_leakage(corpus, facts, 0.2, go_on)
     assert found is not None
     assert found.copies > 0
 
     monkeypatch.setattr(leakage_cache, "find_leakage", lambda *_: pytest.fail("it is known"))
-    monkeypatch.setattr(leakage_cache, "can_sign", lambda: False)
-    assert known_leakage(corpus, facts, 0.2, go_on) == found
-    assert known_leakage(corpus, facts, 0.3, go_on) is None  # another split
+    monkeypatch.setattr(leakage_cache, "has_minhash", lambda: False)
+    assert cached_leakage(corpus, facts, 0.2, go_on) == found
+    assert cached_leakage(corpus, facts, 0.3, go_on) is None  # another split
 
 
 @pytest.mark.parametrize(
@@ -59,15 +59,15 @@ def test_what_cannot_be_believed_is_looked_for_again(
     damage: str, corpus: Corpus, tmp_path: Path
 ) -> None:
     facts = corpus.measure()
-    found = known_leakage(corpus, facts, 0.2, go_on)
+    found = cached_leakage(corpus, facts, 0.2, go_on)
     kept_file(tmp_path).write_text(damage)
-    assert known_leakage(corpus, facts, 0.2, go_on) == found
+    assert cached_leakage(corpus, facts, 0.2, go_on) == found
     assert json.loads(kept_file(tmp_path).read_text())["copies"] == found.copies  # type: ignore[union-attr]
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(corpus: Corpus, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
-    assert known_leakage(corpus, corpus.measure(), 0.2, go_on) is not None
+    assert cached_leakage(corpus, corpus.measure(), 0.2, go_on) is not None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Encoding apart gives what encoding here gives, and ends with whoever asked for it."""
+"""Encoding in processes gives what encoding here gives, and ends with its parent."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def never() -> None:
     """Asks nobody to stop."""
 
 
-def encoders() -> list[psutil.Process]:
-    """Processes that encode for this one, and live."""
+def workers() -> list[psutil.Process]:
+    """Return the live processes that encode for this one."""
     children = psutil.Process().children()
-    return [c for c in children if "tokenizer.encoders" in " ".join(c.cmdline())]
+    return [c for c in children if "tokenizer.encode_processes" in " ".join(c.cmdline())]
 
 
 def ids_of(tokenizer: Tokenizer, batch: Sequence[bytes]) -> list[list[int]]:
@@ -51,14 +51,14 @@ def ids_of(tokenizer: Tokenizer, batch: Sequence[bytes]) -> list[list[int]]:
 def test_ids_are_those_of_the_tokenizer_in_order(
     tokenizer: Tokenizer, batches: list[list[bytes]], processes: int
 ) -> None:
-    apart = encode_in_processes(TOKENIZER, tokenizer.fingerprint, processes, never, batches)
+    encoded = encode_in_processes(TOKENIZER, tokenizer.fingerprint, processes, never, batches)
     for batch, (ids, counts), (own_ids, own_counts) in zip(
-        batches, apart, encode_in_this_process(tokenizer, batches), strict=True
+        batches, encoded, encode_in_this_process(tokenizer, batches), strict=True
     ):
         lists = ids_of(tokenizer, batch)
         assert counts.tolist() == own_counts.tolist() == [len(each) for each in lists]
         assert ids.tolist() == own_ids.tolist() == [token for each in lists for token in each]
-    assert encoders() == []
+    assert workers() == []
 
 
 def test_few_batches_are_under_way(tokenizer: Tokenizer) -> None:
@@ -76,7 +76,7 @@ def test_few_batches_are_under_way(tokenizer: Tokenizer) -> None:
         for _ in range(50):
             next(encoded)
     assert taken <= 50 + 4
-    assert encoders() == []
+    assert workers() == []
 
 
 def test_a_stop_ends_them_at_once(tokenizer: Tokenizer) -> None:
@@ -84,13 +84,13 @@ def test_a_stop_ends_them_at_once(tokenizer: Tokenizer) -> None:
 
     def stop() -> None:
         if next(calls) == 3:
-            assert len(encoders()) == 2
+            assert len(workers()) == 2
             raise DataError("enough")
 
     batches = itertools.repeat([b"text " * 10_000])
     with pytest.raises(DataError, match="enough"):
         list(encode_in_processes(TOKENIZER, tokenizer.fingerprint, 2, stop, batches))
-    assert encoders() == []
+    assert workers() == []
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -100,7 +100,7 @@ def test_one_that_dies_is_named(tokenizer: Tokenizer, processes: int) -> None:
     def batches() -> Iterator[list[bytes]]:
         for number in range(100):
             if number == 6:
-                process = encoders()[0]
+                process = workers()[0]
                 killed.append(process.pid)
                 process.kill()
             yield [b"text " * 10_000]
@@ -108,19 +108,22 @@ def test_one_that_dies_is_named(tokenizer: Tokenizer, processes: int) -> None:
     with pytest.raises(LlmtrainError, match=r"which encoded text, (was killed|ended)") as caught:
         list(encode_in_processes(TOKENIZER, tokenizer.fingerprint, processes, never, batches()))
     assert f"process {killed[0]}," in caught.value.message
-    assert encoders() == []
+    assert workers() == []
 
 
 def test_refusals_come_through(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    with pytest.raises(DataError) as apart:
+    with pytest.raises(DataError) as in_process:
         list(encode_in_processes(tmp_path, tokenizer.fingerprint, 1, never, [[b"text"]]))
     with pytest.raises(DataError) as here:
         Tokenizer.load(tmp_path)
-    assert (apart.value.message, apart.value.hint) == (here.value.message, here.value.hint)
+    assert (in_process.value.message, in_process.value.hint) == (
+        here.value.message,
+        here.value.hint,
+    )
 
 
 def test_another_tokenizer_in_the_directory_is_refused() -> None:
-    with pytest.raises(DataError, match="changed while it was used"):
+    with pytest.raises(DataError, match="changed while it was in use"):
         list(encode_in_processes(TOKENIZER, "0" * 64, 1, never, [[b"text"]]))
 
 

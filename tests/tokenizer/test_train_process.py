@@ -1,9 +1,9 @@
-"""Learning apart gives what learning here gives, and ends when it is asked to."""
+"""Training in a process gives what training here gives, and ends when it is asked to."""
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -19,65 +19,83 @@ def texts(words: int) -> list[str]:
     return [" ".join(found), "líne\u2028 ends\r\n\x00 \U0001f600"]
 
 
-def learners() -> list[psutil.Process]:
-    """Processes that learn for this one, and live."""
+def workers() -> list[psutil.Process]:
+    """Return the live processes that train for this one."""
     children = psutil.Process().children()
-    return [c for c in children if "tokenizer.learner" in " ".join(c.cmdline())]
+    return [c for c in children if "tokenizer.train_process" in " ".join(c.cmdline())]
 
 
 def test_the_vocabulary_is_the_same() -> None:
     assert train_in_process(texts(500), VocabularySpec(400), lambda: None) == learn_vocabulary(
         texts(500), VocabularySpec(400)
     )
-    assert learners() == []
+    assert workers() == []
 
 
 def test_refusals_come_through() -> None:
-    with pytest.raises(UsageError) as apart:
+    with pytest.raises(UsageError) as in_process:
         train_in_process(
             ["".join(map(chr, range(0x4E00, 0x4F00)))], VocabularySpec(300), lambda: None
         )
     with pytest.raises(UsageError) as here:
         learn_vocabulary(["".join(map(chr, range(0x4E00, 0x4F00)))], VocabularySpec(300))
-    assert (apart.value.message, apart.value.hint) == (here.value.message, here.value.hint)
+    assert (in_process.value.message, in_process.value.hint) == (
+        here.value.message,
+        here.value.hint,
+    )
 
 
 def test_a_stop_ends_it_at_once() -> None:
-    calls: Iterator[int] = iter(range(10**6))
+    calls = itertools.count()
 
     def stop() -> None:
         if next(calls) == 4:
-            assert learners()
+            assert workers()
             raise DataError("enough")
 
     with pytest.raises(DataError, match="enough"):
         train_in_process(texts(300_000), VocabularySpec(8000), stop)
-    assert learners() == []
+    assert workers() == []
 
 
-def test_a_learner_that_dies_is_named() -> None:
-    calls: Iterator[int] = iter(range(10**6))
+def test_a_worker_that_dies_is_named() -> None:
+    calls = itertools.count()
 
     def kill() -> None:
         if next(calls) == 4:
-            learners()[0].kill()
+            workers()[0].kill()
 
-    with pytest.raises(LlmtrainError, match=r"learns the tokenizer (was killed|ended)"):
+    with pytest.raises(LlmtrainError, match=r"trained the tokenizer, (was killed|ended)"):
         train_in_process(texts(300_000), VocabularySpec(8000), kill)
 
 
-def test_a_stop_while_text_is_sent_is_that_stop() -> None:
-    """What is still in the pipe's buffer cannot be sent to a process that is ended."""
-    some = [f"{number} words" for number in range(30)]
-    for at in range(0, 30, 3):
-        calls: Iterator[int] = iter(range(10**6))
+@pytest.mark.parametrize("at", range(4))
+def test_a_stop_while_text_is_sent_is_that_stop(at: int) -> None:
+    """What is still in the pipe's buffer cannot be sent to a process that has ended."""
+    some = [" ".join(f"{number}words" for number in range(100_000))] * 20
+    calls = itertools.count()
 
-        def stop(calls: Iterator[int] = calls, at: int = at) -> None:
-            if next(calls) == at:
-                for learner in learners():
-                    learner.kill()
-                    learner.wait(10)
-                raise DataError("enough")
+    def stop() -> None:
+        if next(calls) == at:
+            for worker in workers():
+                worker.kill()
+                worker.wait(10)
+            raise DataError("enough")
 
-        with pytest.raises(DataError, match="enough"):
-            train_in_process(some, VocabularySpec(300), stop)
+    with pytest.raises(DataError, match="enough"):
+        train_in_process(some, VocabularySpec(8000), stop)
+    assert workers() == []
+
+
+def test_a_stop_that_ended_the_worker_first_is_that_stop() -> None:
+    """A signal to all processes of a job ends the worker before this process looks at it."""
+    calls = itertools.count()
+
+    def stop() -> None:
+        if next(calls) == 1:
+            workers()[0].kill()
+        elif workers() == [] or workers()[0].status() == psutil.STATUS_ZOMBIE:
+            raise DataError("enough")
+
+    with pytest.raises(DataError, match="enough"):
+        train_in_process(texts(300_000), VocabularySpec(8000), stop)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
-from llmtrain.tokenizer.words import EncodedWords, quickest_encoder
+from llmtrain.tokenizer.words import EncodedWords, fastest_encoder
 from tests.data.fixed import TOKENIZER, fixed_texts
 
 MODEL = (TOKENIZER / "tokenizer.model").read_bytes()
@@ -40,9 +40,9 @@ def test_forgetting_words_changes_nothing(tokenizer: Tokenizer) -> None:
 
 
 def test_only_what_is_known_to_keep_words_apart_is_cut(tokenizer: Tokenizer) -> None:
-    assert isinstance(quickest_encoder(tokenizer), EncodedWords)
+    assert isinstance(fastest_encoder(tokenizer), EncodedWords)
     anothers = Tokenizer.read_as(replace(tokenizer.kind, name="sentencepiece"), tokenizer.model)
-    whole = quickest_encoder(anothers)
+    whole = fastest_encoder(anothers)
     assert not isinstance(whole, EncodedWords)
     texts = fixed_texts()[:5]
     assert ids_of(whole(texts)) == anothers.encode_batch(texts, threads=1)
@@ -51,4 +51,4 @@ def test_only_what_is_known_to_keep_words_apart_is_cut(tokenizer: Tokenizer) -> 
 def test_pieces_with_likelihoods_are_not_merged_by_rank() -> None:
     texts = [text[:2000] for text in fixed_texts()]
     unigram = train_tokenizer(texts, vocab_size=600, kind="unigram").tokenizer
-    assert not isinstance(quickest_encoder(unigram), EncodedWords)
+    assert not isinstance(fastest_encoder(unigram), EncodedWords)

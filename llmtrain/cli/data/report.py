@@ -12,9 +12,9 @@ from rich.console import Group
 from rich.text import Text
 
 from llmtrain.cli.output import Output
-from llmtrain.data.quality.dropped import Tally
+from llmtrain.data.quality.dropped import DropCount
 from llmtrain.data.quality.leakage import Leakage
-from llmtrain.data.quality.survey import Copies, Drawn, LengthBin, Survey
+from llmtrain.data.quality.survey import Copies, LengthBin, SampledDocument, Survey
 from llmtrain.engine.inspect_data import DataReport, Epochs
 from llmtrain.units import format_bytes, format_count
 
@@ -168,7 +168,7 @@ def _bar(share: float, columns: int) -> str:
     return _EIGHTHS[-1] * (eighths // 8) + (_EIGHTHS[eighths % 8 - 1] if eighths % 8 else "")
 
 
-def _left_out_lines(tallies: Sequence[Tally]) -> Iterator[Text]:
+def _left_out_lines(tallies: Sequence[DropCount]) -> Iterator[Text]:
     for tally in tallies:
         kind = "document" if tally.documents == 1 else "documents"
         size = format_bytes(tally.text_bytes)
@@ -178,7 +178,7 @@ def _left_out_lines(tallies: Sequence[Tally]) -> Iterator[Text]:
             yield Text(f"  {shown(each.origin)}: {shown(' '.join(each.beginning.split()))}")
 
 
-def _sample_lines(drawn: Drawn) -> Iterator[Text]:
+def _sample_lines(drawn: SampledDocument) -> Iterator[Text]:
     yield Text(f"{shown(drawn.origin)}, {format_bytes(drawn.text_bytes)}", "bold")
     lines = [line for line in drawn.beginning.splitlines() if line.strip()]
     yield from (Text(f"  {shown(line)}") for line in lines[:_SAMPLE_LINES])

@@ -19,7 +19,7 @@ from llmtrain.cli.options import (
 from llmtrain.cli.output import Output
 
 if TYPE_CHECKING:
-    from llmtrain.prepare.train_tokenizer import LearntTokenizer
+    from llmtrain.prepare.train_tokenizer import LearnedTokenizer
 
 
 def train(
@@ -66,7 +66,7 @@ def train(
     with stop_on_signals() as stop:
         from llmtrain.cli.progress import watching
         from llmtrain.prepare.context import PrepareContext
-        from llmtrain.prepare.train_tokenizer import VocabularyWish, learn_tokenizer
+        from llmtrain.prepare.train_tokenizer import VocabularyOptions, learn_tokenizer
         from llmtrain.profile.load import load_profile
 
         flags = flag_settings(
@@ -76,7 +76,7 @@ def train(
             data_exclude=exclude or None,
         )
         pieces = None if vocab_size == "auto" else vocab_size
-        wish = VocabularyWish(
+        wish = VocabularyOptions(
             pieces=_amount("--vocab-size", pieces, parse_count),
             kind=kind,
             reserved=reserve,
@@ -94,7 +94,7 @@ def train(
     return 0
 
 
-def _document(out: Path, kind: str, reserved: int, learnt: LearntTokenizer) -> dict[str, Any]:
+def _document(out: Path, kind: str, reserved: int, learnt: LearnedTokenizer) -> dict[str, Any]:
     trained = learnt.trained
     return {
         "out": str(out),
@@ -111,7 +111,7 @@ def _document(out: Path, kind: str, reserved: int, learnt: LearntTokenizer) -> d
     }
 
 
-def _line(out: Path, learnt: LearntTokenizer) -> str:
+def _line(out: Path, learnt: LearnedTokenizer) -> str:
     from llmtrain.units import format_bytes
 
     trained = learnt.trained

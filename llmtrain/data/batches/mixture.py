@@ -54,7 +54,7 @@ class Interleaving:
         self._sums = list(accumulate(reversed(self._weights)))[::-1]
 
     def locate(self, position: int) -> tuple[int, int]:
-        """The source whose turn it is at `position`, and how many turns it has had before."""
+        """Return the source at `position`, and how many positions before were its own."""
         for source, (weight, of_all) in enumerate(zip(self._weights, self._sums, strict=True)):
             before = _rounded_share(position, weight, of_all)
             if _rounded_share(position + 1, weight, of_all) > before:
@@ -71,7 +71,7 @@ class TokenRange:
     """A contiguous part of a stream, as a stream of its own."""
 
     def __init__(self, stream: Tokens, first_token: int, num_tokens: int) -> None:
-        """Raises DataError where the stream does not have that part."""
+        """Raise DataError if the stream does not have that part."""
         if first_token < 0 or num_tokens < 0 or first_token + num_tokens > stream.num_tokens:
             raise DataError(
                 f"a source has the tokens from {first_token} to {first_token + num_tokens}, and "
@@ -83,7 +83,7 @@ class TokenRange:
         self.num_tokens = num_tokens
 
     def read(self, start: int, count: int) -> TokenArray:
-        """`count` ids from the `start`-th of this part on. Raises IndexError beyond either end."""
+        """Return `count` ids from `start` of this part on. Raises IndexError beyond either end."""
         if start < 0 or count < 0 or start + count > self.num_tokens:
             raise IndexError(f"tokens {start}..{start + count} of {self.num_tokens}")
         return self._stream.read(self._first_token + start, count)
@@ -99,7 +99,7 @@ class MixedBatches:
         seed: int,
         reader_of: Callable[[Tokens, int], WindowReader],
     ) -> None:
-        """`reader_of` reads the windows of one source, with a seed of its own.
+        """Make a reader of each source with `reader_of`, each with its own seed.
 
         Raises DataError for a source that is shorter than a window.
         """
@@ -113,7 +113,7 @@ class MixedBatches:
         self.num_windows = sum(reader.num_windows for reader in self._readers)
 
     def read(self, first_position: int, count: int) -> tuple[TokenArray, TokenArray]:
-        """Inputs and targets of `count` windows, each int64 of shape (count, context)."""
+        """Return inputs and targets of `count` windows, each int64 of shape (count, context)."""
         rows = [self._row(first_position + row) for row in range(count)]
         inputs, targets = zip(*rows, strict=True)
         return np.concatenate(inputs), np.concatenate(targets)
@@ -123,12 +123,12 @@ class MixedBatches:
         return self._readers[source].read(turn, 1)
 
     def place(self, position: int) -> str:
-        """Where in the text the window at `position` is from, in words."""
+        """Return in words where in the text the window at `position` is."""
         source, turn = self._interleaving.locate(position)
         return f"{self._specs[source]}: {self._readers[source].place(turn)}"
 
     def count_targets(self, first_position: int, count: int) -> int:
-        """Targets of so many windows."""
+        """Return the number of targets in so many windows."""
         turns = (self._interleaving.locate(first_position + row) for row in range(count))
         return sum(self._readers[source].count_targets(turn, 1) for source, turn in turns)
 
@@ -147,14 +147,14 @@ def _reader(
 
 
 def _own_seed(seed: int, source: int) -> int:
-    """Of the order of one source: sources that are equally long are not read in step."""
+    """Return the seed of one source, so that equally long sources are not read in step."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{source}".encode()).digest()[:8], "big")
 
 
 def locate_sources(
     corpus: Corpus, split: Split, train: Tokens, separator_id: int, weights: Sequence[float]
 ) -> tuple[MixedSource, ...]:
-    """Where the sources of `corpus` lie in the tokens that were made of it.
+    """Return where each source of `corpus` lies in its tokens.
 
     Reads the text once more, since equal tokens may be those of other sources. Raises DataError
     for a source that has no text to train on.
@@ -175,7 +175,7 @@ def locate_sources(
 
 
 def _first_pieces(corpus: Corpus, split: Split) -> list[int]:
-    """How many pieces that are trained on come before each source, and in all."""
+    """Return the number of training pieces before each source, and in all."""
     firsts: list[int] = []
     pieces = 0
 
@@ -188,7 +188,7 @@ def _first_pieces(corpus: Corpus, split: Split) -> list[int]:
 
 
 def _nth_separators(stream: Tokens, separator_id: int, ordinals: Sequence[int]) -> list[int]:
-    """Where the separators with these numbers, from 0 and ascending, are.
+    """Return the positions of the separators with these ascending numbers, counted from 0.
 
     The last one has to end the stream: DataError where it does not.
     """

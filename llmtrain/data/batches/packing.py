@@ -47,12 +47,12 @@ class Packing:
         return len(self.windows) - 1
 
     def fills(self) -> npt.NDArray[np.uint32]:
-        """How many tokens each window holds."""
+        """Return the number of tokens in each window."""
         lengths = self.chunks & np.uint64(_LONGEST_CONTEXT)
         return np.add.reduceat(lengths, self.windows[:-1].astype(np.int64)).astype(np.uint32)
 
     def chunks_of(self, window: int) -> Iterator[tuple[int, int]]:
-        """First token and length of each chunk."""
+        """Yield the first token and the length of each chunk."""
         start, end = self.windows[window : window + 2].tolist()
         for chunk in self.chunks[start:end].tolist():
             yield chunk >> _LENGTH_BITS, chunk & _LONGEST_CONTEXT
@@ -66,7 +66,7 @@ def pack(
     check_stop: Callable[[], None] = lambda: None,
     horizon_chunks: int = HORIZON_CHUNKS,
 ) -> Packing:
-    """The packing of a text whose documents begin with the separator; all of it is read once.
+    """Return the packing of a text whose documents begin with the separator. Reads all of it.
 
     Raises DataError where there is nothing to predict, or the context is beyond 2²⁴ − 1.
     """
@@ -91,7 +91,7 @@ def pack(
 
 
 def _borders(stream: Tokens, separator_id: int, check_stop: Callable[[], None]) -> TokenArray:
-    """Where documents begin, and the last token, which is a target only."""
+    """Return where documents begin, and the last token, which is only a target."""
     last = stream.num_tokens - 1
     found = [np.zeros(1, dtype=np.int64)]
     for start in range(1, last, _SCANNED_TOKENS):
@@ -102,7 +102,7 @@ def _borders(stream: Tokens, separator_id: int, check_stop: Callable[[], None]) 
 
 
 def _chunks(borders: TokenArray, context: int) -> tuple[TokenArray, TokenArray]:
-    """First tokens and lengths of all chunks, in the order of the text."""
+    """Return first tokens and lengths of all chunks, in the order of the text."""
     sizes = np.diff(borders)
     counts = -(-sizes // context)
     first_chunks = np.cumsum(counts) - counts
@@ -112,7 +112,7 @@ def _chunks(borders: TokenArray, context: int) -> tuple[TokenArray, TokenArray]:
 
 
 def best_fit(lengths: TokenArray, context: int) -> TokenArray:
-    """For each chunk its window: longest first, into the fullest that has room.
+    """Return the window of each chunk: longest first, into the fullest window with room.
 
     Chunks of one length are placed together, as one by one they would be: the fullest window with
     room for one takes as many as fit, then the next. Of equally full windows the first opened
@@ -137,7 +137,7 @@ class _Windows:
         self._rooms = 0  # bit r is set where there are windows with room r
 
     def place(self, length: int, count: int) -> TokenArray:
-        """The windows that so many chunks of one length go into."""
+        """Return the windows that take `count` chunks of one length."""
         placed = list[TokenArray]()
         while count:
             room = self._least_room(length, count)
@@ -154,7 +154,7 @@ class _Windows:
         return np.concatenate(placed)
 
     def _least_room(self, length: int, count: int) -> int:
-        """The room of the fullest windows that take one; new ones where there are none."""
+        """Return the room of the fullest windows that take one chunk; open new ones if none do."""
         fitting = self._rooms >> length
         if fitting:
             return length + (fitting & -fitting).bit_length() - 1
@@ -165,7 +165,7 @@ class _Windows:
         return self._context
 
     def _put(self, room: int, windows: TokenArray, *, replace: bool = False) -> None:
-        """The windows have so much room, too; `replace`: they alone."""
+        """Record that the windows have so much room; with `replace`, no others have."""
         if not replace and room in self._by_room:
             windows = np.sort(np.concatenate([self._by_room[room], windows]))
         if room and len(windows):
@@ -194,7 +194,7 @@ class PackedReader:
         self.num_windows = packing.num_windows
 
     def read(self, first_position: int, count: int) -> tuple[TokenArray, TokenArray]:
-        """Inputs and targets of `count` windows, each int64 of shape (count, context)."""
+        """Return inputs and targets of `count` windows, each int64 of shape (count, context)."""
         inputs = np.full((count, self._context), self._separator_id, dtype=np.int64)
         targets = np.full_like(inputs, IGNORED)
         for row in range(count):
@@ -207,13 +207,13 @@ class PackedReader:
         return inputs, targets
 
     def place(self, position: int) -> str:
-        """Where in the text the window at `position` is from, in words."""
+        """Return in words where in the text the window at `position` is."""
         chunks = list(self._packing.chunks_of(self._window(position)))
         documents = "1 document" if len(chunks) == 1 else f"{len(chunks)} documents"
         return f"{documents} of the training text, the first from token {chunks[0][0]} on"
 
     def count_targets(self, first_position: int, count: int) -> int:
-        """Targets of so many windows, without the padding."""
+        """Return the number of targets in so many windows, without the padding."""
         positions = range(first_position, first_position + count)
         return sum(int(self._fills[self._window(position)]) for position in positions)
 

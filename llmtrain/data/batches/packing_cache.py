@@ -19,10 +19,10 @@ _DIGEST_BYTES = 32
 _DTYPE = np.dtype("<u8")
 
 
-def kept_packing(
+def cached_packing(
     data: PreparedData, context: int, check_stop: Callable[[], None] = lambda: None
 ) -> Packing:
-    """The packing of what is trained on: the one that was kept beside the shards, or a new one.
+    """Return the packing of the training side: cached beside the shards, or a new one.
 
     A damaged one, or one that cannot be written, is made again. Raises DataError.
     """

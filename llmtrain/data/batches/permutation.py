@@ -17,7 +17,7 @@ _ROUNDS = 6
 
 
 def count_windows(num_tokens: int, context: int) -> int:
-    """Whole windows in `num_tokens`. Raises DataError if there is none."""
+    """Return the number of whole windows in `num_tokens`. Raises DataError if there is none."""
     if num_tokens <= context:
         message = f"{num_tokens} tokens of text are too few for one window of context {context}"
         shorter = max(1, num_tokens // 8)
@@ -27,13 +27,13 @@ def count_windows(num_tokens: int, context: int) -> int:
 
 
 def permuted_index(position: int, num_windows: int, seed: int) -> tuple[int, int]:
-    """(epoch, window) at `position`: each epoch is every window once, in an order of its own."""
+    """Return (epoch, window) at `position`: each epoch has every window once, in its own order."""
     epoch, index = divmod(position, num_windows)
     return epoch, _permute(index, num_windows, _mix(_mix(seed & _MASK) + epoch))
 
 
 def _permute(index: int, size: int, key: int) -> int:
-    """A bijection on [0, size) that `key` chooses.
+    """Return the image of `index` under the bijection on [0, size) that `key` selects.
 
     A Feistel network on the digits of a two-digit number, with addition modulo each digit's base,
     is a bijection on [0, rows × columns); following it from inside until it is inside again makes
@@ -57,7 +57,7 @@ def _feistel(index: int, rows: int, columns: int, key: int) -> int:
 
 
 def _mix(value: int) -> int:
-    """splitmix64: each bit of the result depends on every bit of `value`."""
+    """Return splitmix64 of `value`: each bit of the result depends on all bits of it."""
     value = (value + _GOLDEN) & _MASK
     value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ value >> 27) * 0x94D049BB133111EB) & _MASK

@@ -19,13 +19,13 @@ class Prefetch:
     """Has read what it was told would be asked for next. Whoever asks for something else waits."""
 
     def __init__(self, read: Callable[[int, int], Windows]) -> None:
-        """`read(first_position, count)` is called in both threads, and keeps no state."""
+        """Prefetch for `read(first_position, count)`, which keeps no state: two threads call it."""
         self._read = read
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._coming: tuple[tuple[int, int], Future[Windows]] | None = None
 
     def read(self, first_position: int, count: int, then: int) -> Windows:
-        """`count` windows; as many from position `then` on are read from now on.
+        """Return `count` windows, and start to read as many from position `then` on.
 
         Raises what reading raised.
         """
@@ -38,7 +38,7 @@ class Prefetch:
         return windows
 
     def close(self) -> None:
-        """Nothing is read any more: the files may be closed."""
+        """Wait for the thread, so that the files can be closed."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def __enter__(self) -> Prefetch:

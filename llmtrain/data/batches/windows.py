@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -48,7 +48,7 @@ class BatchReader:
         self.num_windows = count_windows(stream.num_tokens, context)
 
     def read(self, first_position: int, count: int) -> tuple[TokenArray, TokenArray]:
-        """Inputs and targets of `count` windows, each int64 of shape (count, context)."""
+        """Return inputs and targets of `count` windows, each int64 of shape (count, context)."""
         inputs = np.empty((count, self._context), dtype=np.int64)
         targets = np.empty_like(inputs)
         for row in range(count):
@@ -57,22 +57,22 @@ class BatchReader:
         return inputs, targets
 
     def first_token(self, position: int) -> int:
-        """Where in the text the window at `position` begins."""
+        """Return the first token of the window at `position`."""
         _, window = permuted_index(position, self.num_windows, self._seed)
         return window * self._context
 
     def place(self, position: int) -> str:
-        """The same in words."""
+        """Return in words where in the text the window at `position` is."""
         start = self.first_token(position)
         return f"tokens {start} to {start + self._context} of the training text"
 
     def count_targets(self, first_position: int, count: int) -> int:
-        """Targets of so many windows: all that they have."""
+        """Return the number of targets in so many windows, which have no padding."""
         return count * self._context
 
 
 def sequential_windows(stream: Tokens, context: int) -> Iterator[tuple[TokenArray, TokenArray]]:
-    """Inputs and targets, one-dimensional, of every window in order; the last may be shorter.
+    """Yield inputs and targets, one-dimensional, of each window in order; the last may be shorter.
 
     Every token but the first is a target exactly once. Raises DataError if there is no target.
     """
@@ -80,10 +80,21 @@ def sequential_windows(stream: Tokens, context: int) -> Iterator[tuple[TokenArra
     if last < 1:
         message = f"a split of {stream.num_tokens} tokens has nothing to predict"
         raise DataError(message, hint="add text with --data")
-    return _sequential(stream, context, last)
+    starts = range(0, stream.num_tokens, context)
+    return windows_of(
+        (stream.read(start, min(context, stream.num_tokens - start)) for start in starts), context
+    )
 
 
-def _sequential(stream: Tokens, context: int, last: int) -> Iterator[tuple[TokenArray, TokenArray]]:
-    for start in range(0, last, context):
-        tokens = stream.read(start, min(context, last - start) + 1)
-        yield tokens[:-1], tokens[1:]
+def windows_of(
+    batches: Iterable[TokenArray], context: int
+) -> Iterator[tuple[TokenArray, TokenArray]]:
+    """Yield the same windows of ids that come in batches of any size."""
+    pending = np.empty(0, dtype=np.int64)
+    for batch in batches:
+        pending = np.concatenate([pending, batch])
+        while len(pending) > context:
+            yield pending[:context], pending[1 : context + 1]
+            pending = pending[context:]
+    if len(pending) > 1:
+        yield pending[:-1], pending[1:]

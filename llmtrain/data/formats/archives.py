@@ -53,7 +53,7 @@ Members = Callable[[io.BufferedReader, str, UnpackedMeter], Iterator[Member]]
 
 
 def zip_members(stream: io.BufferedReader, origin: str, meter: UnpackedMeter) -> Iterator[Member]:
-    """Every file in a .zip. Raises DataError where it is damaged, or one is encrypted."""
+    """Yield every file in a .zip. Raises DataError if it is damaged or a file is encrypted."""
     with map_damage(origin, "zip file", _ZIP_FAILURES):
         archive = zipfile.ZipFile(stream)
     for info in archive.infolist():
@@ -103,7 +103,7 @@ class _BoundedHeader(tarfile.TarInfo):
 
 
 def tar_members(stream: io.BufferedReader, origin: str, meter: UnpackedMeter) -> Iterator[Member]:
-    """Every file in a .tar, from one pass over it. Raises DataError where it is damaged."""
+    """Yield every file in a .tar, in one pass. Raises DataError if it is damaged."""
     with map_damage(origin, "tar file", _TAR_FAILURES):
         # Never closed: it holds nothing but the stream, which is not its own.
         archive = tarfile.open(fileobj=stream, mode="r|", tarinfo=_BoundedHeader)  # noqa: SIM115
@@ -146,7 +146,7 @@ def _tar_opener(
 
 
 def _unsafe(name: str) -> str | None:
-    """A name that leads out of the archive: as nothing is extracted harmless, but no good sign."""
+    """Return whether a name leads out of the archive: harmless here, but a bad sign."""
     parts = name.replace("\\", "/").split("/")
     leads_out = ".." in parts or not parts[0] or ":" in parts[0]
     return "an unsafe name" if leads_out else None

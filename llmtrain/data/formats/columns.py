@@ -21,44 +21,44 @@ _GROUP_BYTES = 1 << 30
 _GROUP_RATIO = 300
 
 
-def parquet_rows(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Iterator[Document]:
-    """A document for every row; `file[row]` is its origin."""
+def parquet_rows(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterator[Document]:
+    """Yield a document for every row; `file[row]` is its origin."""
     with _arrow(origin, "parquet file") as pa:
         import pyarrow.parquet
 
         known = pyarrow.parquet.ParquetFile(stream)
-        _require_text_column(pa, known.schema_arrow, origin, wanted)
+        _require_text_column(pa, known.schema_arrow, origin, options)
         file = pyarrow.parquet.ParquetFile(
             stream,
             metadata=known.metadata,
             # A value that many rows share stays one in memory until its row is read.
-            read_dictionary=[wanted.text_field],
+            read_dictionary=[options.text_field],
             buffer_size=1 << 20,
             pre_buffer=False,
         )
         batches = file.iter_batches(
             _rows_in_batch(file.metadata, stream.seek(0, os.SEEK_END), origin),
-            columns=[wanted.text_field],
+            columns=[options.text_field],
             use_threads=False,
         )
-        yield from _documents((batch.column(0) for batch in batches), origin, wanted)
+        yield from _documents((batch.column(0) for batch in batches), origin, options)
 
 
-def arrow_rows(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Iterator[Document]:
-    """A document for every row of an Arrow file (Feather too) or of a stream written to a file."""
+def arrow_rows(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterator[Document]:
+    """Yield a document for every row of an Arrow file (or Feather), or of a stream in a file."""
     with _arrow(origin, "arrow file") as pa:
         is_file = stream.read(len(_ARROW_FILE)) == _ARROW_FILE
         stream.seek(0)
         reader = pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream)
-        _require_text_column(pa, reader.schema, origin, wanted)
-        column = reader.schema.get_field_index(wanted.text_field)
+        _require_text_column(pa, reader.schema, origin, options)
+        column = reader.schema.get_field_index(options.text_field)
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
-        yield from _documents((batch.column(column) for batch in batches), origin, wanted)
+        yield from _documents((batch.column(column) for batch in batches), origin, options)
 
 
 @contextmanager
 def _arrow(origin: str, what: str) -> Iterator[Any]:
-    """The library; what it raises inside the block is a DataError that names `origin`."""
+    """Yield pyarrow; turn what it raises inside the block into a DataError that names `origin`."""
     try:
         import pyarrow as pa
     except ImportError as error:
@@ -68,14 +68,14 @@ def _arrow(origin: str, what: str) -> Iterator[Any]:
         yield pa
 
 
-def _require_text_column(pa: Any, schema: Any, origin: str, wanted: RecordOptions) -> None:
-    require_field(schema.names, origin, wanted)
-    if schema.names.count(wanted.text_field) > 1:
-        raise DataError(f"{origin} names the column {wanted.text_field!r} twice")
-    kind = schema.field(wanted.text_field).type
+def _require_text_column(pa: Any, schema: Any, origin: str, options: RecordOptions) -> None:
+    require_field(schema.names, origin, options)
+    if schema.names.count(options.text_field) > 1:
+        raise DataError(f"{origin} names the column {options.text_field!r} twice")
+    kind = schema.field(options.text_field).type
     held = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(held) or pa.types.is_large_string(held) or _is_view(pa, held)):
-        message = f"{origin}: column {wanted.text_field!r} is {kind}, not text"
+        message = f"{origin}: column {options.text_field!r} is {kind}, not text"
         texts = [
             field.name
             for field in schema
@@ -90,7 +90,7 @@ def _is_view(pa: Any, kind: Any) -> bool:
 
 
 def _rows_in_batch(metadata: Any, file_bytes: int, origin: str) -> int:
-    """So many rows that they take a few megabytes. Raises DataError for a bomb.
+    """Return the number of rows that take a few megabytes. Raises DataError for a bomb.
 
     Nothing is asked of single columns: the library ends the process where those are damaged.
     """
@@ -106,11 +106,11 @@ def _rows_in_batch(metadata: Any, file_bytes: int, origin: str) -> int:
     return max(1, min(_MOST_ROWS, int(_BATCH_BYTES / longest_bytes)))
 
 
-def _documents(columns: Iterator[Any], origin: str, wanted: RecordOptions) -> Iterator[Document]:
+def _documents(columns: Iterator[Any], origin: str, options: RecordOptions) -> Iterator[Document]:
     row = 0
     for column in columns:
         column.validate(full=True)  # where it lies about its sizes, reading it ends the process
         for cell in column:
             place = f"{origin}[{row}]"
-            yield document(cell.as_py(), place, wanted)
+            yield document(cell.as_py(), place, options)
             row += 1

@@ -76,7 +76,7 @@ class _Parts:
         *,
         pads: bool = False,
     ) -> None:
-        """`pads`: between parts there may be zeros, by fours."""
+        """Read the parts of `stream`. With `pads`, zeros by fours may be between them."""
         self._stream = stream
         self._new = new
         self._error = error
@@ -86,7 +86,7 @@ class _Parts:
         self._is_over = False
 
     def read1(self, size: int) -> bytes:
-        """Up to so many bytes, none at the end."""
+        """Return at most `size` bytes; none at the end."""
         while True:
             if self._is_over or (self._part.eof and not self._begin_next()):
                 return b""
@@ -103,7 +103,7 @@ class _Parts:
                 return data
 
     def _begin_next(self) -> bool:
-        """Whether another part follows."""
+        """Begin the next part; return whether there is one."""
         rest, padding = self._part.unused_data or self._stream.read(_PACKED_BYTES), 0
         while self._pads and rest and not rest.strip(b"\0"):
             padding += len(rest)
@@ -118,7 +118,7 @@ class _Parts:
         return bool(bare)
 
     def close(self) -> None:
-        """What it reads from stays open."""
+        """Close this stream; the one below stays open."""
 
 
 class _OwnError:
@@ -154,7 +154,7 @@ CODECS: Mapping[str, Codec] = {
 def unpacked(
     stream: io.BufferedReader, suffix: str, origin: str, meter: UnpackedMeter
 ) -> Iterator[io.BufferedReader]:
-    """What `stream` holds, unpacked as `suffix` says; as it is where that is empty."""
+    """Yield the content of `stream`, unpacked as `suffix` says, or as it is if that is empty."""
     if not suffix:
         yield stream
         return

@@ -22,7 +22,7 @@ _LONGEST_PIECE = 16
 
 
 def _record(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """The object; one that names a field twice remembers which."""
+    """Return the object; a RepeatingRecord if it names a field twice."""
     found = dict(pairs)
     if len(found) == len(pairs):
         return found
@@ -33,15 +33,15 @@ def _record(pairs: list[tuple[str, object]]) -> dict[str, object]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_record)
 
 
-def json_lines(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Iterator[Document]:
-    """A document a line; `file:line` is its origin. Empty lines are passed over."""
+def json_lines(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterator[Document]:
+    """Yield a document for every line that is not empty; `file:line` is its origin."""
     offset = 0
-    for number, line in enumerate(lines_of(stream, origin, wanted.longest_bytes), start=1):
+    for number, line in enumerate(lines_of(stream, origin, options.longest_bytes), start=1):
         content = line.removeprefix(_BOM) if number == 1 else line
         if content.strip():
             place = f"{origin}:{number}"
             text = decoded(content, place, offset + len(line) - len(content))
-            yield document_of(_parsed(text, place), place, wanted)
+            yield document_of(_parsed(text, place), place, options)
         offset += len(line)
 
 
@@ -52,18 +52,18 @@ def _parsed(line: str, place: str) -> object:
         raise DataError(f"{place} is not JSON: {error}") from error
 
 
-def json_values(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Iterator[Document]:
-    """A document for every element of an array (an object or a string) or for every object.
+def json_values(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterator[Document]:
+    """Yield a document for every element of an array (object or string) or for every object.
 
     `file[index]` is its origin. One element is in memory at a time, and not the file.
     """
-    values = _top_values(_Window(stream, origin, wanted.longest_bytes))
+    values = _top_values(_Window(stream, origin, options.longest_bytes))
     for index, value in enumerate(values):
         place = f"{origin}[{index}]"
         if isinstance(value, str):
-            yield document(value, place, wanted)
+            yield document(value, place, options)
         else:
-            yield document_of(value, place, wanted)
+            yield document_of(value, place, options)
 
 
 def _top_values(window: _Window) -> Iterator[object]:
@@ -96,7 +96,7 @@ class _Window:
         self._at = int(self._text.startswith("\ufeff"))
 
     def next_character(self) -> str:
-        """What comes after white space, which is passed over; empty at the end."""
+        """Skip white space; return the next character, or nothing at the end."""
         while True:
             while self._at < len(self._text) and self._text[self._at] in _WHITESPACE:
                 self._at += 1
@@ -104,19 +104,19 @@ class _Window:
                 return self._text[self._at : self._at + 1]
 
     def take(self, character: str) -> bool:
-        """Whether `character` came next; then it is passed over."""
+        """Skip `character` if it is next; return whether it was."""
         found = self.next_character() == character
         self._at += found
         return found
 
     def require(self, character: str) -> None:
-        """`character` came next, or the end where it is empty. Raises DataError."""
+        """Skip `character`, or check that this is the end if it is empty. Raises DataError."""
         if self.next_character() != character:
             raise self._failure(f"no {character or 'end'!r} after the last value", self._at)
         self._at += len(character)
 
     def value(self) -> object:
-        """The object, array or string that comes next. Raises DataError."""
+        """Return the next object, array or string. Raises DataError."""
         first = self.next_character()
         if first and first not in '{["':
             raise self._failure("neither an object nor a string", self._at)
@@ -139,7 +139,7 @@ class _Window:
         return near_end or error.msg.startswith("Unterminated string")
 
     def _refill(self) -> bool:
-        """Whether there is more text now, as much again as was not yet passed over."""
+        """Read as much again as is unread; return whether there was more text."""
         passed = self._text[: self._at]
         self._before_bytes += len(passed.encode())
         self._text, self._at = self._text[self._at :], 0

@@ -100,13 +100,13 @@ class Reading:
 
 
 def reading_of(name: str) -> Reading:
-    """How a file of that name is read; as text where its suffix says nothing."""
+    """Return how to read a file of that name: as text if its suffix says nothing."""
     inner, packing = _unpacked_name(name)
     return Reading(_KINDS.get(inner, "text"), packing)
 
 
 def reason_not_to_read(name: str, *, inside: bool = False) -> str | None:
-    """Why a file of that name holds no text; None where it may. `inside`: of an archive."""
+    """Return why a file of that name is not read, or None. `inside`: it is in an archive."""
     inner, packing = _unpacked_name(name)
     reading = reading_of(name)
     if inner in _BINARY_SUFFIXES:
@@ -119,7 +119,7 @@ def reason_not_to_read(name: str, *, inside: bool = False) -> str | None:
 
 
 def _unpacked_name(name: str) -> tuple[str, str]:
-    """The suffix without that of a compression, which is the second; in lower case."""
+    """Return the suffix and that of the compression around it, in lower case."""
     stem, suffix = splitext(name.replace("\\", "/").lower())
     inner, packing = splitext(stem + _SHORT.get(suffix, suffix))
     return (splitext(inner)[1], packing) if packing in CODECS else (packing, "")

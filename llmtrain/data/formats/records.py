@@ -22,37 +22,37 @@ class RepeatingRecord(dict[str, object]):
         self.repeated = repeated
 
 
-def document_of(record: object, place: str, wanted: RecordOptions) -> Document:
-    """The document that a record holds under the text field. Raises DataError."""
+def document_of(record: object, place: str, options: RecordOptions) -> Document:
+    """Return the document in the text field of a record. Raises DataError."""
     if not isinstance(record, dict):
-        message = f"{place} is JSON, but not an object: {shown(record)}"
+        message = f"{place} is JSON, but not an object: {json_beginning(record)}"
         raise NoRecordsError(message, reason="no objects")
-    require_field(record, place, wanted)
-    if isinstance(record, RepeatingRecord) and wanted.text_field in record.repeated:
-        message = f"{place} has field {wanted.text_field!r} more than once"
+    require_field(record, place, options)
+    if isinstance(record, RepeatingRecord) and options.text_field in record.repeated:
+        message = f"{place} has field {options.text_field!r} more than once"
         raise DataError(message, hint=_MEND)
-    return document(record[wanted.text_field], place, wanted)
+    return document(record[options.text_field], place, options)
 
 
-def document(text: object, place: str, wanted: RecordOptions) -> Document:
-    """`text`, which has to be a string that UTF-8 can hold, and not a giant. Raises DataError."""
-    field = f"{place}: field {wanted.text_field!r}"
+def document(text: object, place: str, options: RecordOptions) -> Document:
+    """Return `text` as a document. Raises DataError unless it is Unicode and not too long."""
+    field = f"{place}: field {options.text_field!r}"
     if not isinstance(text, str):
-        raise DataError(f"{field} is not a string: {shown(text)}", hint=_MEND)
+        raise DataError(f"{field} is not a string: {json_beginning(text)}", hint=_MEND)
     try:
         size_bytes = len(text.encode())
     except UnicodeEncodeError as error:  # JSON can escape half of one
         raise DataError(f"{field} has half a surrogate pair at {error.start}") from error
-    if size_bytes > wanted.longest_bytes:
-        message = f"{field} is longer than {format_bytes(wanted.longest_bytes)}"
+    if size_bytes > options.longest_bytes:
+        message = f"{field} is longer than {format_bytes(options.longest_bytes)}"
         raise DataError(message, hint="a text of that length can be a .txt file of its own")
     return Document(text, place)
 
 
-def require_field(names: Iterable[str], place: str, wanted: RecordOptions) -> None:
-    """The text field is one of `names`. Raises NoRecordsError, which says what there is."""
+def require_field(names: Iterable[str], place: str, options: RecordOptions) -> None:
+    """Raise NoRecordsError, with the fields there are, unless `names` has the text field."""
     names = list(names)
-    if wanted.text_field in names:
+    if options.text_field in names:
         return
     there = ", ".join(repr(name[:_MOST_CHARACTERS]) for name in names[:_MOST_NAMES]) or "no fields"
     more = ", …" if len(names) > _MOST_NAMES else ""
@@ -60,12 +60,12 @@ def require_field(names: Iterable[str], place: str, wanted: RecordOptions) -> No
     if len(names) == 1 and (mark := next((m for m in ";\t|" if m in names[0]), None)) is not None:
         hint = f"are its columns apart by {mark!r}? .csv has commas, .tsv has tabs"
     raise NoRecordsError(
-        f"{place} has no field {wanted.text_field!r}; it has {there}{more}",
-        reason=f"no field {wanted.text_field!r}",
+        f"{place} has no field {options.text_field!r}; it has {there}{more}",
+        reason=f"no field {options.text_field!r}",
         hint=hint,
     )
 
 
-def shown(value: object) -> str:
-    """The beginning of a value, as JSON has it."""
+def json_beginning(value: object) -> str:
+    """Return the beginning of a value as JSON, for messages."""
     return json.dumps(value)[:_MOST_CHARACTERS]

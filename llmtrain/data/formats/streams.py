@@ -29,7 +29,7 @@ class UnpackedMeter:
         self._bytes = 0
 
     def add(self, count: int) -> None:
-        """`count` more bytes were unpacked. Raises DataError for a bomb."""
+        """Count more unpacked bytes. Raises DataError for a decompression bomb."""
         self._bytes += count
         if self._bytes > self._most_bytes:
             raise DataError(
@@ -74,7 +74,7 @@ class CheckedStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Fills all of `buffer` but at the end, so that what a reader sees never varies."""
+        """Fill all of `buffer` except at the end, so that a reader always sees the same."""
         view = memoryview(buffer).cast("B")
         filled = 0
         while filled < len(view) and (data := self._read(len(view) - filled)):
@@ -100,18 +100,18 @@ class CheckedStream(io.RawIOBase):
         return f"after {self.position_bytes} bytes"
 
     def buffered(self) -> io.BufferedReader:
-        """The same, with lines and a look ahead of at least `HEAD_BYTES`."""
+        """Return the stream with a buffer that can peek at least `HEAD_BYTES`."""
         return io.BufferedReader(self, BUFFER_BYTES)
 
 
 def head_of(stream: io.BufferedReader) -> bytes:
-    """The first bytes of a stream of which nothing was read yet, and which stay to be read."""
+    """Return the first bytes of an unread stream, without consuming them."""
     return stream.peek(HEAD_BYTES)[:HEAD_BYTES]
 
 
 @contextmanager
 def readable(origin: str) -> Iterator[None]:
-    """Failures to read inside the block are DataErrors that name `origin`."""
+    """Turn an OSError inside the block into a DataError that names `origin`."""
     try:
         yield
     except OSError as error:
@@ -125,7 +125,7 @@ def map_damage(
     failures: tuple[type[Exception], ...],
     place: Callable[[], str] = str,
 ) -> Iterator[None]:
-    """`failures` inside the block are DataErrors: `origin` is not a complete `what`.
+    """Turn `failures` inside the block into a DataError: `origin` is not a complete `what`.
 
     So is an OSError without a number: it is a library that says it, and not the system.
     """
@@ -146,7 +146,7 @@ def _damage(origin: str, what: str, error: Exception, place: str) -> DataError:
 
 
 def library_missing(origin: str, extra: str) -> DataError:
-    """What is said where reading `origin` takes what comes with an extra of this package."""
+    """Return the error that reading `origin` needs an extra of this package."""
     message = f"reading {origin} takes a library that is not installed"
     install = f"pip install 'llmtrain[{extra}]'" if extra else "take a Python that has it"
     hint = f"{install}, or --set 'data.exclude=[\"{_name_of(origin)}\"]'"
@@ -154,7 +154,7 @@ def library_missing(origin: str, extra: str) -> DataError:
 
 
 def how_to_leave_out(origin: str) -> str:
-    """A hint about a file that is damaged, and of an archive about all of it."""
+    """Return a hint for a damaged file; for a member, one about its archive."""
     name = _name_of(origin)
     return f"make it again; in a directory it can be left out: --set 'data.exclude=[\"{name}\"]'"
 

@@ -16,40 +16,40 @@ _BOM = b"\xef\xbb\xbf"
 _QUOTE_HINT = 'a quote inside a quoted field is written twice: "as ""here"" "'
 
 
-def comma_rows(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Iterator[Document]:
-    """A document for every row of a .csv."""
-    return _documents(stream, origin, wanted, ",")
+def comma_rows(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterator[Document]:
+    """Yield a document for every row of a .csv."""
+    return _documents(stream, origin, options, ",")
 
 
-def tab_rows(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Iterator[Document]:
-    """A document for every row of a .tsv, which may have quotes as a .csv has them."""
-    return _documents(stream, origin, wanted, "\t")
+def tab_rows(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterator[Document]:
+    """Yield a document for every row of a .tsv, which may have quotes like a .csv."""
+    return _documents(stream, origin, options, "\t")
 
 
 def _documents(
-    stream: BinaryIO, origin: str, wanted: RecordOptions, delimiter: Literal[",", "\t"]
+    stream: BinaryIO, origin: str, options: RecordOptions, delimiter: Literal[",", "\t"]
 ) -> Iterator[Document]:
-    """`file:line` is the origin of the row that begins there; empty lines are passed over."""
-    rows = _rows(stream, origin, wanted.longest_bytes, delimiter)
+    """Yield a document for every row that is not empty; `file:line` is its origin."""
+    rows = _rows(stream, origin, options.longest_bytes, delimiter)
     place, header = next(rows, (origin, None))
     if header is None:
         return
-    require_field(header, place, wanted)
-    column = header.index(wanted.text_field)
-    if header.count(wanted.text_field) > 1:
-        raise DataError(f"{place} names the column {wanted.text_field!r} twice")
+    require_field(header, place, options)
+    column = header.index(options.text_field)
+    if header.count(options.text_field) > 1:
+        raise DataError(f"{place} names the column {options.text_field!r} twice")
     for place, row in rows:
         if len(row) != len(header):
             message = f"{place}: the row has {len(row)} fields, and the header {len(header)}"
             hint = f"a field with {delimiter!r} or a line end in it has to be quoted"
             raise DataError(message, hint=hint)
-        yield document(row[column], place, wanted)
+        yield document(row[column], place, options)
 
 
 def _rows(
     stream: BinaryIO, origin: str, longest_bytes: int, delimiter: str
 ) -> Iterator[tuple[str, list[str]]]:
-    """Rows that are not empty, each with the place where it begins."""
+    """Yield the rows that are not empty, each with the place where it begins."""
     lines = _Lines(stream, origin, longest_bytes)
     # The limit is the process's; every field is bounded by its row, which `_Lines` bounds.
     csv.field_size_limit(max(csv.field_size_limit(), longest_bytes))
@@ -84,7 +84,7 @@ class _Lines:
         return f"{self._origin}:{self._row_number}"
 
     def begin_row(self) -> None:
-        """What is read from here on is another row."""
+        """Start to measure another row."""
         self._row_number, self._row_bytes = self._number + 1, 0
 
     def __iter__(self) -> _Lines:

@@ -12,9 +12,9 @@ from llmtrain.errors import DataError
 from llmtrain.units import format_bytes
 
 
-def text_parts(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Iterator[Document]:
-    """The whole text, or the parts of a long one, each of at most `wanted.longest_bytes`."""
-    longest_bytes = wanted.longest_bytes
+def text_parts(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterator[Document]:
+    """Yield the text, or parts of a long one of at most `options.longest_bytes`."""
+    longest_bytes = options.longest_bytes
     data, offset = stream.read(longest_bytes), 0
     if len(data) < longest_bytes:
         yield Document(decoded(data, origin, 0), origin)
@@ -26,7 +26,7 @@ def text_parts(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Iterator
 
 
 def _end_of_part(data: bytes, longest_bytes: int) -> int:
-    """After the last line, or character where a line is very long; the end of the last part."""
+    """Return the end of the last line, or of the last character where a line is very long."""
     if len(data) < longest_bytes:
         return len(data)
     line_end = data.rfind(b"\n", longest_bytes // 2) + 1
@@ -37,7 +37,7 @@ def _end_of_part(data: bytes, longest_bytes: int) -> int:
 
 
 def decoded(data: bytes, origin: str, first_byte: int) -> str:
-    """`data` as UTF-8. Raises DataError with the offset in the file, where `data` is at one."""
+    """Decode UTF-8 that begins at `first_byte`. Raises DataError with the offset in the file."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -45,14 +45,14 @@ def decoded(data: bytes, origin: str, first_byte: int) -> str:
 
 
 def not_utf8(origin: str, byte: int, offset: int) -> DataError:
-    """What is said of a byte that no text has at that place."""
+    """Return the error about a byte that is not UTF-8."""
     message = f"{origin} is not UTF-8: byte 0x{byte:02x} at offset {offset}"
     hint = "convert it first, for example: iconv -f LATIN1 -t UTF-8 OLD > NEW"
     return DataError(message, hint=hint)
 
 
 def lines_of(stream: BinaryIO, origin: str, longest_bytes: int) -> Iterator[bytes]:
-    """Lines with their ends. Raises DataError for one that is too long to be held in memory."""
+    """Yield lines with their ends. Raises DataError for one that is too long for memory."""
     number = 0
     while line := stream.readline(longest_bytes + 1):
         number += 1
@@ -62,11 +62,11 @@ def lines_of(stream: BinaryIO, origin: str, longest_bytes: int) -> Iterator[byte
         yield line
 
 
-def python_source(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Iterator[Document]:
-    """A Python source file, in the encoding that it declares."""
-    data = stream.read(wanted.longest_bytes + 1)
-    if len(data) > wanted.longest_bytes:
-        raise DataError(f"{origin} is longer than {format_bytes(wanted.longest_bytes)}")
+def python_source(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterator[Document]:
+    """Yield a Python source file, decoded as it declares."""
+    data = stream.read(options.longest_bytes + 1)
+    if len(data) > options.longest_bytes:
+        raise DataError(f"{origin} is longer than {format_bytes(options.longest_bytes)}")
     try:
         text = decode_python(data)
     except (SyntaxError, LookupError, UnicodeError) as error:
@@ -75,7 +75,7 @@ def python_source(stream: BinaryIO, origin: str, wanted: RecordOptions) -> Itera
 
 
 def decode_python(data: bytes) -> str:
-    """The text of a Python source file, in the encoding that it declares (PEP 263).
+    """Decode a Python source file in the encoding that it declares (PEP 263).
 
     Raises SyntaxError, LookupError or UnicodeError where that cannot be done.
     """

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from llmtrain.data.corpus import Corpus
-from llmtrain.data.quality.dropped import LeftOut, Marks, Tally
+from llmtrain.data.quality.dropped import DropCount, DroppedDocuments, Marks
 from llmtrain.data.quality.filters import Filter
-from llmtrain.data.quality.minhash import Signer, require_signing
+from llmtrain.data.quality.minhash import MinHasher, require_minhash
 from llmtrain.data.quality.near_duplicates import repeats
 from llmtrain.data.reading import Document
 from llmtrain.errors import DataError
@@ -28,7 +28,7 @@ class Cleaned:
     """A corpus without what was left out, and that by reason, in the order of the rules."""
 
     corpus: Corpus
-    left_out: tuple[Tally, ...]
+    left_out: tuple[DropCount, ...]
 
 
 def clean(
@@ -37,7 +37,7 @@ def clean(
     duplicates: Duplicates,
     check_stop: Callable[[], None],
 ) -> Cleaned:
-    """The corpus as its rules want it; as it is, and unread, where there is none.
+    """Return the corpus without what the rules drop; unread if there are no rules.
 
     A document is left out for the first rule that it breaks, and of copies the first stays. Raises
     DataError where nothing is left, UsageError where a library is missing.
@@ -57,7 +57,7 @@ def clean(
             f"data.filters leave out every document: {reasons}",
             hint="llmtrain data inspect shows lengths, languages and samples",
         )
-    return Cleaned(replace(corpus, left_out=pass_.left_out()), tallies)
+    return Cleaned(replace(corpus, dropped=pass_.dropped()), tallies)
 
 
 class _Pass:
@@ -66,22 +66,22 @@ class _Pass:
     def __init__(self, filters: Sequence[Filter], duplicates: Duplicates) -> None:
         self.marks = Marks()
         self.characters = 0
-        self.signer: Signer | None = None
+        self.signer: MinHasher | None = None
         if duplicates == "drop_near":
-            require_signing("data.duplicates=drop_near")
-            self.signer = Signer()
-        self._filters = [(each, Tally(each.reason)) for each in filters]
-        self._exact = Tally(EXACT)
-        self._near = Tally(NEAR_COPY)
+            require_minhash("data.duplicates=drop_near")
+            self.signer = MinHasher()
+        self._filters = [(each, DropCount(each.reason)) for each in filters]
+        self._exact = DropCount(EXACT)
+        self._near = DropCount(NEAR_COPY)
         self._seen: set[bytes] | None = None if duplicates == "keep" else set()
 
     @property
-    def tallies(self) -> list[Tally]:
+    def tallies(self) -> list[DropCount]:
         """One a rule, in the order in which they are asked."""
         return [*(tally for _, tally in self._filters), self._exact, self._near]
 
     def decide(self, document: Document) -> None:
-        """All but whether it is a near copy."""
+        """Decide by all rules except near copies."""
         tally = self._reason(document)
         self.marks.append(tally is not None)
         self.characters += len(document.text)
@@ -90,9 +90,9 @@ class _Pass:
         elif self.signer is not None:
             self.signer.add(document.text)
 
-    def _reason(self, document: Document) -> Tally | None:
+    def _reason(self, document: Document) -> DropCount | None:
         for each, tally in self._filters:
-            if each.leaves_out(document):
+            if each.drops(document):
                 return tally
         if self._seen is None:
             return None
@@ -102,19 +102,21 @@ class _Pass:
         self._seen.add(digest)
         return None
 
-    def decide_near(self, signer: Signer, corpus: Corpus, check_stop: Callable[[], None]) -> None:
-        """Near copies are left out too. A second pass tells what they are."""
+    def decide_near(
+        self, signer: MinHasher, corpus: Corpus, check_stop: Callable[[], None]
+    ) -> None:
+        """Drop near copies too. Reads the corpus again, to count them."""
         self._seen = None
         flags = repeats(signer.signatures(), check_stop).tolist()
         kept = (place for place in range(self.marks.count) if not self.marks[place])
         near = [place for place, flag in zip(kept, flags, strict=True) if flag]
-        for document, flag in zip(self.left_out().without(corpus.documents()), flags, strict=True):
+        for document, flag in zip(self.dropped().filter(corpus.documents()), flags, strict=True):
             check_stop()
             if flag:
                 self._near.add(document)
         for place in near:
             self.marks.set(place)
 
-    def left_out(self) -> LeftOut:
-        """What is decided so far."""
-        return LeftOut(self.marks.count, self.characters, self.marks.to_bytes())
+    def dropped(self) -> DroppedDocuments:
+        """Return the decisions so far."""
+        return DroppedDocuments(self.marks.count, self.characters, self.marks.to_bytes())

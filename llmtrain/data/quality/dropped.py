@@ -14,15 +14,15 @@ _EXAMPLE_CHARACTERS = 60
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class DroppedDocuments:
     """Places of documents in a corpus, a bit each. Decided once, so that every pass is alike."""
 
     documents: int  # of the corpus, with those that are left out
     characters: int  # as well; a text that has changed has other ones
     bits: bytes
 
-    def without(self, documents: Iterator[Document]) -> Iterator[Document]:
-        """The rest, in order. Raises DataError where the documents are not those decided on."""
+    def filter(self, documents: Iterator[Document]) -> Iterator[Document]:
+        """Yield the others, in order. Raises DataError if the documents have changed."""
         read = characters = 0
         for document in documents:
             read, characters = read + 1, characters + len(document.text)
@@ -44,7 +44,7 @@ class Marks:
         self.count = 0
 
     def append(self, mark: bool) -> None:
-        """One more place."""
+        """Append one bit."""
         if self.count & 7 == 0:
             self._bits.append(0)
         if mark:
@@ -52,14 +52,14 @@ class Marks:
         self.count += 1
 
     def set(self, place: int) -> None:
-        """The bit of `place` is set."""
+        """Set the bit of `place`."""
         self._bits[place >> 3] |= 1 << (place & 7)
 
     def __getitem__(self, place: int) -> bool:
         return bool(self._bits[place >> 3] >> (place & 7) & 1)
 
     def to_bytes(self) -> bytes:
-        """Eight places a byte, the first in its lowest bit."""
+        """Return the bits, eight a byte, the first in the lowest bit."""
         return bytes(self._bits)
 
 
@@ -72,7 +72,7 @@ class Example:
 
 
 @dataclass(slots=True)
-class Tally:
+class DropCount:
     """What was left out for one reason."""
 
     reason: str
@@ -81,7 +81,7 @@ class Tally:
     examples: list[Example] = field(default_factory=list)  # the first few
 
     def add(self, document: Document) -> None:
-        """`document` is left out for this reason."""
+        """Count a document that was dropped for this reason."""
         self.documents += 1
         self.text_bytes += len(document.text.encode())
         if len(self.examples) < _EXAMPLES:
@@ -89,12 +89,12 @@ class Tally:
             self.examples.append(Example(document.origin, beginning))
 
     def describe(self) -> str:
-        """In a line: how many, how much, and the examples."""
+        """Return one line: how many, how much, and the examples."""
         some = "; ".join(f"{e.origin} ({' '.join(e.beginning.split())}…)" for e in self.examples)
         kind = "document" if self.documents == 1 else "documents"
         size = format_bytes(self.text_bytes)
         return f"{self.documents} {kind} ({size}) {self.reason}, for example {some}"
 
     def document(self) -> dict[str, object]:
-        """The same as JSON holds it."""
+        """Return the same, ready for JSON."""
         return asdict(self)

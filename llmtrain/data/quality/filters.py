@@ -19,11 +19,11 @@ class Filter:
     """A rule, and in a few words what it leaves out."""
 
     reason: str
-    leaves_out: Callable[[Document], bool]
+    drops: Callable[[Document], bool]
 
 
 def filters_of(section: FiltersSection) -> tuple[Filter, ...]:
-    """What the section asks for, the cheapest first.
+    """Return the filters of the section, the cheapest first.
 
     Raises UsageError where languages are asked for and cannot be told.
     """
@@ -62,13 +62,13 @@ def _language_filter(languages: Sequence[str]) -> Filter:
 
 
 def size_bytes(document: Document) -> int:
-    """Of the whole text, or 32 MiB where the document is a part of one that is longer."""
+    """Return the size of the text, at least 32 MiB if it is part of a longer one."""
     own = len(document.text.encode())
     return own if document.part_at is None else max(own, LONGEST_BYTES)
 
 
 def repetition(text: str) -> float:
-    """The largest share of a text that repeats, 0 to 1.
+    """Return the largest share of a text that repeats, 0 to 1.
 
     Of: lines that occurred before, by number and by characters; and the characters in the 2, 3 and
     4 words in a row that take most of it, where they occur more than once. These are the measures
@@ -80,7 +80,7 @@ def repetition(text: str) -> float:
 
 
 def _repeated_lines(text: str) -> tuple[float, float]:
-    """Shares of lines, and of their characters, that an earlier line is equal to."""
+    """Return the shares of repeated lines, and of their characters."""
     lines = [line for line in map(str.strip, text.splitlines()) if line]
     if not lines:
         return 0.0, 0.0
@@ -90,7 +90,7 @@ def _repeated_lines(text: str) -> tuple[float, float]:
 
 
 def _most_frequent_grams(text: str) -> Iterator[float]:
-    """For 2, 3 and 4 words in a row, the share of characters in those that take most of them."""
+    """Yield the share of characters in the 2, 3 and 4 words that take most of them."""
     words = text.split()
     characters = sum(map(len, words))
     for size in range(2, _LONGEST_GRAM + 1):

@@ -13,8 +13,8 @@ _LEAST_CONFIDENCE = 0.1  # what has no words is 0.007 likely to be in each of 14
 _JUDGED_CHARACTERS = 4000  # of the beginning; more takes longer and tells no more
 
 
-def can_tell_languages() -> bool:
-    """Whether the library that tells languages is installed."""
+def has_language_detector() -> bool:
+    """Return whether the library that detects languages is installed."""
     return find_spec("py3langid") is not None
 
 
@@ -22,8 +22,8 @@ class LanguageDetector:
     """Takes about 100 MB of memory, and a millisecond a text."""
 
     def __init__(self) -> None:
-        """Raises UsageError where the library is not installed."""
-        if not can_tell_languages():
+        """Raise UsageError if the library is not installed."""
+        if not has_language_detector():
             message = "to tell languages takes the library py3langid, which is not installed"
             raise UsageError(message, hint="pip install 'llmtrain[language]'")
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
@@ -33,12 +33,12 @@ class LanguageDetector:
         )
 
     def language(self, text: str) -> str:
-        """The ISO 639 code of the likeliest language; `und` where none is likely."""
+        """Return the ISO 639 code of the likeliest language, or `und`."""
         label, _ = self._identifier.classify(text[:_JUDGED_CHARACTERS])
         return str(label)
 
     def require_known(self, languages: Sequence[str]) -> None:
-        """Each is one that can be told. Raises UsageError."""
+        """Raise UsageError for a language that cannot be detected."""
         labels = sorted([*self._identifier.labels, UNDETERMINED])
         for each in languages:
             if each not in labels:

@@ -15,7 +15,7 @@ import numpy as np
 
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import CorpusStats
-from llmtrain.data.quality.minhash import Signer
+from llmtrain.data.quality.minhash import MinHasher
 from llmtrain.data.quality.near_duplicates import Flags, copied_from
 from llmtrain.data.reading import Document
 from llmtrain.data.split import BlockSplit, DocumentSplit, Side, Split, cut_at_line_ends, plan_split
@@ -40,7 +40,7 @@ class Leakage:
         return min(1.0, found / self.train_share)
 
     def document(self) -> dict[str, object]:
-        """As JSON holds it."""
+        """Return the same, ready for JSON."""
         return {**asdict(self), "share": self.share}
 
 
@@ -50,13 +50,13 @@ def find_leakage(
     validation_fraction: float,
     check_stop: Callable[[], None],
 ) -> Leakage:
-    """Compares the two sides of the split. Reads all of the corpus. Raises DataError."""
+    """Compare the two sides of the split. Reads all of the corpus; raises DataError."""
     split = plan_split(corpus, facts, validation_fraction)
     rates: dict[Side, float] = {
         "train": _rate(facts, 1 - validation_fraction),
         "validation": _rate(facts, validation_fraction),
     }
-    signer, is_source = Signer(), []
+    signer, is_source = MinHasher(), []
     for side, unit in _units(split, corpus.documents()):
         check_stop()
         if _is_chosen(unit, rates[side]):
@@ -73,7 +73,7 @@ def find_leakage(
 
 
 def _rate(facts: CorpusStats, share: float) -> float:
-    """How much of a side that is so large a share of the corpus is compared, 0 to 1."""
+    """Return the fraction to compare of a side that is `share` of the corpus."""
     return min(
         1.0,
         _MOST_UNITS / max(1.0, share * facts.documents),
@@ -82,12 +82,12 @@ def _rate(facts: CorpusStats, share: float) -> float:
 
 
 def _is_chosen(unit: Document, rate: float) -> bool:
-    """By the end of the digest: its beginning says on which side a document is."""
+    """Return whether to compare `unit`, by the end of its digest (the split uses the beginning)."""
     return rate >= 1 or int.from_bytes(unit.digest()[-8:], "big") < rate * 2**64
 
 
 def _units(split: Split, documents: Iterator[Document]) -> Iterator[tuple[Side, Document]]:
-    """What is compared: documents, or blocks of equal size where documents are cut.
+    """Yield what is compared: documents, or blocks of equal size where documents are cut.
 
     A copy is cut elsewhere than its original. Train is cut twice, half a block apart, so that some
     block of it has three quarters of the copy or more.

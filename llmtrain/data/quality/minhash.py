@@ -30,19 +30,19 @@ Signatures: TypeAlias = npt.NDArray[np.uint16]  # (texts, PLACES)
 _Hashes: TypeAlias = npt.NDArray[np.uint64]
 
 
-def can_sign() -> bool:
-    """Whether the library that makes signatures is installed."""
+def has_minhash() -> bool:
+    """Return whether the library that computes signatures is installed."""
     return find_spec("rensa") is not None
 
 
-def require_signing(asked_by: str) -> None:
-    """The library is installed. Raises UsageError that says how to install it."""
-    if not can_sign():
+def require_minhash(asked_by: str) -> None:
+    """Raise UsageError, with how to install the library, if it is missing."""
+    if not has_minhash():
         message = f"{asked_by} needs the library rensa, which is not installed"
         raise UsageError(message, hint="pip install 'llmtrain[dedup]'")
 
 
-class Signer:
+class MinHasher:
     """Takes texts one after the other; holds a batch of hashes and 512 bytes for each text."""
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Signer:
         self._room = _BATCH_CHARACTERS
 
     def add(self, text: str) -> None:
-        """`text` will have a signature, also where it has no characters but whitespace."""
+        """Add a text; it gets a signature even if it is only whitespace."""
         bare = "".join(text.lower().split())
         for start in range(0, max(1, len(bare)), _BATCH_CHARACTERS):
             stretch = bare[start : start + _BATCH_CHARACTERS + SHINGLE - 1]
@@ -66,7 +66,7 @@ class Signer:
             self._sign_batch()
 
     def signatures(self) -> Signatures:
-        """Of all texts, in order."""
+        """Return the signatures of all texts, in order."""
         if self._pending:
             self._sign_batch()
         return np.frombuffer(self._signed, np.uint16).reshape(-1, PLACES)
@@ -82,7 +82,7 @@ class Signer:
 
 
 def shingle_hashes(bare: str) -> _Hashes:
-    """A hash for each shingle of a text without whitespace; one where it is shorter than that."""
+    """Return a hash for each shingle of a text without whitespace; at least one."""
     points = np.frombuffer(bare.encode("utf-32-le"), np.uint32).astype(np.uint64)
     if len(points) < SHINGLE:
         points = np.pad(points, (0, SHINGLE - len(points)))
@@ -96,7 +96,7 @@ def shingle_hashes(bare: str) -> _Hashes:
 
 
 def _minima(stretches: list[_Hashes]) -> npt.NDArray[np.uint32]:
-    """For each stretch the least value of its hashes under each permutation."""
+    """Return for each stretch the minimum of its hashes under each permutation."""
     from rensa import RMinHash
 
     offsets = np.cumsum([0, *map(len, stretches)], dtype=np.uint64)

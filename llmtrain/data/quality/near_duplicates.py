@@ -31,7 +31,7 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 
 
 def repeats(signatures: Signatures, check_stop: Callable[[], None]) -> Flags:
-    """True for each text that is a near copy of an earlier one that is not flagged itself.
+    """Return True for each near copy of an earlier text that is not flagged itself.
 
     So every flagged text has an unflagged one that is like it: a chain of small changes does not
     take the whole chain away but for its beginning.
@@ -49,7 +49,7 @@ def repeats(signatures: Signatures, check_stop: Callable[[], None]) -> Flags:
 
 
 def copied_from(signatures: Signatures, is_source: Flags, check_stop: Callable[[], None]) -> Flags:
-    """True for each text outside the sources that is a near copy of one of them."""
+    """Return True for each text outside the sources that is a near copy of one of them."""
     flags = np.zeros(len(signatures), np.bool_)
     sources: dict[int, list[int]] = defaultdict(list)
     rest = []
@@ -66,7 +66,7 @@ def copied_from(signatures: Signatures, is_source: Flags, check_stop: Callable[[
 
 
 def _buckets_by_text(signatures: Signatures) -> Iterator[tuple[int, list[int]]]:
-    """Each text that shares a bucket with another, in order, with the buckets that it shares.
+    """Yield, in order, each text that shares buckets with others, and those buckets.
 
     A bucket is known by the number of its band and its first text.
     """
@@ -80,7 +80,7 @@ def _buckets_by_text(signatures: Signatures) -> Iterator[tuple[int, list[int]]]:
 
 
 def _shared(keys: npt.NDArray[np.uint64], band: int) -> tuple[npt.NDArray[np.int64], ...]:
-    """The texts whose key is another's too, and for each the bucket."""
+    """Return the texts that share their key with another, and the bucket of each."""
     _, firsts, inverse, counts = np.unique(
         keys, return_index=True, return_inverse=True, return_counts=True
     )
@@ -89,7 +89,7 @@ def _shared(keys: npt.NDArray[np.uint64], band: int) -> tuple[npt.NDArray[np.int
 
 
 def _any_near(signatures: Signatures, text: int, buckets: Iterable[list[int]]) -> bool:
-    """Whether a text in any of the buckets is similar enough. The first that is ends the search."""
+    """Return whether any text in the buckets is a near copy. Stops at the first."""
     compared: set[int] = set()
     for bucket in buckets:
         for start in range(0, len(bucket), _AT_ONCE):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import CorpusStats, CorpusStatsBuilder
 from llmtrain.data.quality.languages import LanguageDetector
-from llmtrain.data.quality.minhash import Signer
+from llmtrain.data.quality.minhash import MinHasher
 from llmtrain.data.quality.near_duplicates import repeats
 from llmtrain.data.reading import Document
 from llmtrain.data.shards.encode import TextEncoder
@@ -41,7 +41,7 @@ class Copies:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class SampledDocument:
     """A document that was drawn by chance."""
 
     origin: str
@@ -56,11 +56,11 @@ class Survey:
     facts: CorpusStats
     characters: int
     lengths: tuple[LengthBin, ...]  # without gaps, the shortest first
-    longest: Drawn
+    longest: SampledDocument
     equal: Copies
     near: Copies | None  # without the equal ones; None: not looked for
     tokens: int | None  # with a separator a document; None: not counted
-    drawn: tuple[Drawn, ...]  # in no order
+    drawn: tuple[SampledDocument, ...]  # in no order
     languages: dict[str, int] | None  # of those drawn, the most frequent first
 
 
@@ -69,17 +69,17 @@ def survey(
     *,
     encoder: TextEncoder | None,
     threads: int,
-    signer: Signer | None,
+    signer: MinHasher | None,
     detector: LanguageDetector | None,
     check_stop: Callable[[], None],
 ) -> Survey:
-    """All that can be told with what is at hand. Raises DataError if there is no text."""
-    gauge, lengths, lottery = CorpusStatsBuilder(), _Lengths(), _Lottery()
+    """Survey the corpus in one pass; None disables a measure. Raises DataError without text."""
+    stats, lengths, lottery = CorpusStatsBuilder(), _Lengths(), _Lottery()
     counter = _TokenCounter(encoder, threads) if encoder is not None else None
     characters = 0
     for document in corpus.documents():
         check_stop()
-        size_bytes = gauge.add(document)
+        size_bytes = stats.add(document)
         characters += len(document.text)
         lengths.add(document, size_bytes)
         lottery.add(document, size_bytes)
@@ -87,7 +87,7 @@ def survey(
             counter.add(document.text)
         if signer is not None:
             signer.add(document.text)
-    facts = corpus.facts(gauge)
+    facts = corpus.facts(stats)
     languages = Counter(detector.language(d.beginning) for d in lottery.drawn) if detector else None
     return Survey(
         facts=facts,
@@ -95,16 +95,16 @@ def survey(
         lengths=lengths.bins(),
         longest=lengths.longest,
         equal=Copies(facts.repeated_documents, facts.repeated_bytes),
-        near=_near(gauge, signer, check_stop) if signer is not None else None,
+        near=_near(stats, signer, check_stop) if signer is not None else None,
         tokens=counter.total() if counter is not None else None,
         drawn=tuple(lottery.drawn),
         languages=dict(languages.most_common()) if languages is not None else None,
     )
 
 
-def _near(gauge: CorpusStatsBuilder, signer: Signer, check_stop: Callable[[], None]) -> Copies:
-    flags = repeats(signer.signatures(), check_stop) & ~gauge.repeats.flags()
-    return Copies(int(flags.sum()), int(gauge.repeats.sizes_bytes()[flags].sum()))
+def _near(stats: CorpusStatsBuilder, signer: MinHasher, check_stop: Callable[[], None]) -> Copies:
+    flags = repeats(signer.signatures(), check_stop) & ~stats.repeats.flags()
+    return Copies(int(flags.sum()), int(stats.repeats.sizes_bytes()[flags].sum()))
 
 
 class _Lengths:
@@ -113,7 +113,7 @@ class _Lengths:
     def __init__(self) -> None:
         self._documents: Counter[int] = Counter()  # by the number of bits of the size
         self._bytes: Counter[int] = Counter()
-        self.longest = Drawn("", "", 0)
+        self.longest = SampledDocument("", "", 0)
 
     def add(self, document: Document, size_bytes: int) -> None:
         bits = size_bytes.bit_length()
@@ -135,7 +135,7 @@ class _Lottery:
     """Each document is among those drawn with the same chance (Vitter 1985, algorithm R)."""
 
     def __init__(self) -> None:
-        self.drawn: list[Drawn] = []
+        self.drawn: list[SampledDocument] = []
         self._random = random.Random(_SEED)
         self._seen = 0
 
@@ -149,8 +149,8 @@ class _Lottery:
             self.drawn[place] = _beginning_of(document, size_bytes)
 
 
-def _beginning_of(document: Document, size_bytes: int) -> Drawn:
-    return Drawn(document.origin, document.text[:_DRAWN_CHARACTERS], size_bytes)
+def _beginning_of(document: Document, size_bytes: int) -> SampledDocument:
+    return SampledDocument(document.origin, document.text[:_DRAWN_CHARACTERS], size_bytes)
 
 
 class _TokenCounter:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,14 +15,13 @@ import numpy as np
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import CorpusStats, FingerprintBuilder
 from llmtrain.data.reading import Document
-from llmtrain.data.shards.cache_entry import start_over
+from llmtrain.data.shards.cache_entry import remove_journal, start_over
 from llmtrain.data.shards.encode import Encode, TextEncoder, cut_into_parts, encode_parts
 from llmtrain.data.shards.index import FORMAT_VERSION, ShardIndex, token_dtype, write_index
 from llmtrain.data.shards.journal import (
     Journal,
-    NotAsWrittenError,
     PartsRead,
-    forget_journal,
+    StaleJournalError,
     read_journal,
     write_journal,
 )
@@ -33,6 +30,7 @@ from llmtrain.data.shards.token_stream import TokenArray
 from llmtrain.data.shards.writer import SplitWriter
 from llmtrain.data.split import DocumentSplit, Split, plan_split
 from llmtrain.errors import DataError
+from llmtrain.files import json_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +45,16 @@ class ShardSpec:
     @property
     def key(self) -> str:
         """Names the shards in the cache."""
-        parts = {
-            "format_version": FORMAT_VERSION,
-            "corpus": self.facts.fingerprint,
-            "encoder": self.encoder.fingerprint,
-            "vocab_size": self.encoder.vocab_size,
-            "separator_id": self.encoder.separator_id,
-            "validation_fraction": float(self.validation_fraction),
-        }
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+        return json_key(
+            {
+                "format_version": FORMAT_VERSION,
+                "corpus": self.facts.fingerprint,
+                "encoder": self.encoder.fingerprint,
+                "vocab_size": self.encoder.vocab_size,
+                "separator_id": self.encoder.separator_id,
+                "validation_fraction": float(self.validation_fraction),
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ class BuildOptions:
 def build(
     recipe: ShardSpec, effort: BuildOptions, scratch: Path, made_from: Mapping[str, object]
 ) -> None:
-    """`new` in `scratch` holds every shard, the manifest and the index, all on disk.
+    """Write every shard, the manifest and the index to `new` in `scratch`.
 
     Goes on where the journal in `scratch` says that an earlier process stopped. Raises DataError.
     """
@@ -82,7 +81,7 @@ def build(
     journal = read_journal(scratch, batch_bytes=effort.batch_bytes, shard_bytes=effort.shard_bytes)
     try:
         index = _write_shards(recipe, effort, split, scratch, journal)
-    except NotAsWrittenError:
+    except StaleJournalError:
         start_over(scratch)
         index = _write_shards(recipe, effort, split, scratch, None)
     seconds = time.monotonic() - begun_s
@@ -93,7 +92,7 @@ def build(
 def _write_shards(
     recipe: ShardSpec, effort: BuildOptions, split: Split, scratch: Path, journal: Journal | None
 ) -> ShardIndex:
-    """Every shard is on disk. Raises NotAsWrittenError where the journal does not hold."""
+    """Write every shard. Raises StaleJournalError if the journal does not match the files."""
     sides = (journal.train, journal.validation) if journal is not None else (None, None)
     vocab_size, new = recipe.encoder.vocab_size, scratch / "new"
     with (
@@ -112,7 +111,7 @@ def _encode_corpus(
     writers: tuple[SplitWriter, SplitWriter],
     journal: Journal | None,
 ) -> None:
-    """Both sides are written. Raises DataError if the text is not the text that was measured."""
+    """Write both sides. Raises DataError if the text changed since it was measured."""
     builder, read = FingerprintBuilder(), PartsRead()
     documents = _fingerprinted(recipe.corpus.documents(), builder, effort.check_stop)
     parts = cut_into_parts(split.assign(documents), effort.batch_bytes)
@@ -133,7 +132,7 @@ def _encode_corpus(
                 journaled_bytes = read.text_bytes
             effort.on_progress(read.text_bytes, recipe.facts.text_bytes)
     if builder.hexdigest() != recipe.facts.fingerprint:
-        forget_journal(scratch)
+        remove_journal(scratch)
         raise DataError("the text changed while it was being read", hint="run the command again")
     for writer in writers:
         writer.append(np.array([recipe.encoder.separator_id], dtype=np.int64))
@@ -165,7 +164,7 @@ def _fingerprinted(
 def _finished_index(
     recipe: ShardSpec, split: Split, train: SplitWriter, validation: SplitWriter
 ) -> ShardIndex:
-    """Raises DataError if not every byte of text was encoded."""
+    """Finish both sides; return the index. Raises DataError if bytes of text are missing."""
     sides = train.finish(), validation.finish()
     encoded_bytes = sum(side.text_bytes for side in sides)
     if encoded_bytes != recipe.facts.text_bytes:
@@ -188,7 +187,7 @@ def _finished_index(
 
 
 def unigram_cross_entropy_nats(train_counts: TokenArray, validation_counts: TokenArray) -> float:
-    """Nats per validation token under the add-one-smoothed frequencies of train."""
+    """Return nats per validation token under the add-one-smoothed frequencies of train."""
     total = int(train_counts.sum()) + len(train_counts)
     log_counts = np.log(train_counts + 1.0)
     mean_log_count = float(validation_counts @ log_counts) / int(validation_counts.sum())

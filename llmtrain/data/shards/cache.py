@@ -18,7 +18,7 @@ from typing import Literal
 import psutil
 from filelock import Timeout
 
-from llmtrain.data.shards.cache_entry import BUILDING, lock_of
+from llmtrain.data.shards.cache_entry import BUILDING, entry_lock
 from llmtrain.data.shards.manifest import read_manifest
 
 EntryKind = Literal["shards", "tokenizer", "fetched", "unfinished"]
@@ -42,12 +42,12 @@ class CacheEntry:
     tokens: int | None
 
     def age_s(self) -> float:
-        """Seconds since it was last written to."""
+        """Return seconds since it was last written to."""
         return max(0.0, time.time() - self.changed_s)
 
 
 def cache_entries(cache_directory: Path) -> list[CacheEntry]:
-    """Every entry, the one that was written last first."""
+    """Return every entry, the last written first."""
     found = [
         *_entries("shards", cache_directory / "shards"),
         *_entries("tokenizer", cache_directory / "tokenizers"),
@@ -90,7 +90,7 @@ def _specs(sources: object) -> tuple[str, ...]:
 
 
 def _names(kind: EntryKind, directory: Path, below: Sequence[Path]) -> tuple[str, ...]:
-    """Of files that were fetched; they say more than nothing."""
+    """Return the first names of fetched files, where nothing else says what an entry is."""
     files = [path for path in below if path.is_file()] if kind == "fetched" else []
     names = tuple(path.relative_to(directory).as_posix() for path in files[:_NAMED_FILES])
     return (*names, "…") if len(files) > _NAMED_FILES else names
@@ -105,7 +105,7 @@ def _tokens(counts: object) -> int | None:
 
 
 def open_directories(entries: Sequence[CacheEntry]) -> set[Path]:
-    """Directories of entries of which a process that this user can see has a file open.
+    """Return the directories of entries in use: a visible process has a file of them open.
 
     Whoever trains or evaluates has its shards open. On Windows they cannot be removed meanwhile.
     """
@@ -120,35 +120,35 @@ def open_directories(entries: Sequence[CacheEntry]) -> set[Path]:
 
 
 def remove_entry(cache_directory: Path, entry: CacheEntry) -> bool:
-    """The entry is gone; False where a process builds it, or the system does not let it go.
+    """Remove the entry; return False if a process builds it or the system refuses.
 
     It is gone at once or not at all: nobody finds half of it.
     """
     parent = entry.directory.parent
     linked = _linked_files(entry)
-    doomed = parent / f"{BUILDING}removed-{entry.key}-{time.time_ns()}"
+    removed = parent / f"{BUILDING}removed-{entry.key}-{time.time_ns()}"
     try:
-        with lock_of(cache_directory, entry.key).acquire(timeout=0):
-            entry.directory.rename(doomed)
+        with entry_lock(cache_directory, entry.key).acquire(timeout=0):
+            entry.directory.rename(removed)
     except (Timeout, OSError):
         return False
-    if doomed.is_dir():
-        shutil.rmtree(doomed, ignore_errors=True)
+    if removed.is_dir():
+        shutil.rmtree(removed, ignore_errors=True)
     else:
-        doomed.unlink(missing_ok=True)
+        removed.unlink(missing_ok=True)
     _remove_unlinked(parent.parent / "files", linked)
     return True
 
 
 def _linked_files(entry: CacheEntry) -> set[int]:
-    """The numbers by which the file system knows the files of an entry that is links."""
+    """Return the inode numbers of the files of an entry that is links."""
     if entry.kind != "fetched" or not entry.directory.is_dir():
         return set()
     return {path.stat().st_ino for path in entry.directory.rglob("*") if path.is_file()}
 
 
 def _remove_unlinked(files: Path, numbers: set[int]) -> None:
-    """Those of the files that no tree has a link to any more are gone."""
+    """Remove those of the files that no tree links to any more."""
     for path in files.iterdir() if numbers and files.is_dir() else ():
         with suppress(OSError):
             facts = path.stat()

@@ -1,14 +1,15 @@
-"""Where an entry of the cache is built, and how it gets its place: one process at a time.
+"""How an entry of the cache is built: aside, then moved to its place, so it is whole or not there.
 
-<cache>/locks/<key>.lock            held by the process that builds
-<cache>/shards/.building-<key>/
+<cache>/locks/<key>.lock            held by the process that builds the entry
+<cache>/shards/.building-<key>/     tokenizers/ and remote/…/ have the same
   new/                              becomes <cache>/shards/<key>
-  journal.json                      from the first megabytes on: the next process goes on there
+  journal.json                      of shards: how far they are, for the next process to continue
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -17,18 +18,18 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from llmtrain.data.shards.journal import forget_journal, is_journaled
 from llmtrain.errors import DataError, LlmtrainError
 from llmtrain.files import sync_directory
 
 BUILDING = ".building-"
+JOURNAL_NAME = "journal.json"
 _ABANDONED_AFTER_S = 24 * 3600
-_LOOK_EVERY_S = 0.2
+_POLL_S = 0.2
 
 
 @contextmanager
 def map_write_errors(place: Path, what: str = "token shards") -> Iterator[None]:
-    """What the disk refuses within the block is an LlmtrainError with a way out."""
+    """Turn an OSError inside the block into an LlmtrainError: `what` cannot be written."""
     try:
         yield
     except OSError as error:
@@ -37,42 +38,42 @@ def map_write_errors(place: Path, what: str = "token shards") -> Iterator[None]:
         raise LlmtrainError(message, hint=hint) from error
 
 
-def require_own(entry: Path) -> None:
-    """This user may read what is in the entry, if it is there. Raises DataError.
+def require_readable(entry: Path) -> None:
+    """Raise DataError if the entry exists and this user may not read it.
 
-    What another user made and keeps to himself is not damaged, and is not to be made again.
+    An entry that another user made is not damaged, and must not be replaced.
     """
     try:
         paths = [entry, *entry.iterdir()] if entry.exists() else []
     except PermissionError:
         paths = [entry]
-    closed = next((path for path in paths if not os.access(path, os.R_OK)), None)
-    if closed is not None:
+    unreadable = next((path for path in paths if not os.access(path, os.R_OK)), None)
+    if unreadable is not None:
         raise DataError(
-            f"{closed} was made by another user and may not be read by this one",
-            hint="let its owner allow it, or have a cache of your own: LLMTRAIN_CACHE_DIR",
+            f"{unreadable} belongs to another user, and you may not read it",
+            hint="ask its owner for permission, or use a cache of your own: LLMTRAIN_CACHE_DIR",
         )
 
 
-def lock_of(cache_directory: Path, key: str) -> FileLock:
-    """The lock of the entry that `key` names. The system gives it back when its holder ends."""
+def entry_lock(cache_directory: Path, key: str) -> FileLock:
+    """Return the lock of the entry `key`. The system releases it when its holder ends."""
     locks = cache_directory / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     return FileLock(locks / f"{key}.lock")
 
 
 @contextmanager
-def claimed(
+def locked_entry(
     cache_directory: Path, key: str, check_stop: Callable[[], None], on_wait: Callable[[], None]
 ) -> Iterator[None]:
-    """Within the block no other process builds the entry `key`. Waits for one that does.
+    """Hold the lock of the entry `key` inside the block; wait for it as long as another has it.
 
-    `on_wait` is called once if it has to. Whatever `check_stop` raises ends the waiting.
+    Calls `on_wait` once if it has to wait. Raises what `check_stop` raises.
     """
-    lock, is_waiting = lock_of(cache_directory, key), False
+    lock, is_waiting = entry_lock(cache_directory, key), False
     while True:
         try:
-            lock.acquire(timeout=_LOOK_EVERY_S)
+            lock.acquire(timeout=_POLL_S)
             break
         except Timeout:
             check_stop()
@@ -86,61 +87,82 @@ def claimed(
 
 
 @contextmanager
-def scratch_directory(shards: Path, key: str) -> Iterator[Path]:
-    """`.building-<key>`, with what an earlier process left in it to go on from.
+def building_directory(parent: Path, key: str | None = None) -> Iterator[Path]:
+    """Yield `.building-<key>` in `parent` with the directory `new` inside.
 
-    Afterwards it is gone, unless there is something to go on from again.
+    Without a `key`, for what several processes may build at once, it has a name of its own. It is
+    removed afterwards, unless it has a journal: the next process with that key finds all of it.
     """
-    remove_abandoned(shards)
-    scratch = shards / (BUILDING + key)
+    remove_abandoned(parent)
+    scratch = parent / (BUILDING + (key or secrets.token_hex(8)))
     try:
-        if not is_journaled(scratch):
+        if not has_journal(scratch):
             shutil.rmtree(scratch, ignore_errors=True)
         new = scratch / "new"
         new.mkdir(parents=True, exist_ok=True)
-        for path in new.glob(".*"):  # an index or a manifest in the middle of which it was killed
+        for path in new.glob(".*"):  # files that a killed process was writing
             path.unlink()
         yield scratch
     finally:
-        if not is_journaled(scratch):
+        if not has_journal(scratch):
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def has_journal(scratch: Path) -> bool:
+    """Return whether a process can continue what an earlier one left in `scratch`."""
+    return (scratch / JOURNAL_NAME).is_file()
+
+
+def remove_journal(scratch: Path) -> None:
+    """Remove the journal: nothing in `scratch` is to be continued."""
+    (scratch / JOURNAL_NAME).unlink(missing_ok=True)
+
+
 def start_over(scratch: Path) -> None:
-    """Nothing is left in `scratch` of what an earlier process wrote."""
-    forget_journal(scratch)
+    """Remove everything that an earlier process left in `scratch`."""
+    remove_journal(scratch)
     shutil.rmtree(scratch / "new")
     (scratch / "new").mkdir()
 
 
-def publish(scratch: Path, directory: Path) -> None:
-    """`directory` is the new entry. What was there before, which is damaged, is not any more."""
-    if directory.exists():
-        directory.rename(scratch / f"damaged-{time.time_ns()}")
-    (scratch / "new").rename(directory)
-    sync_directory(directory.parent)
-    forget_journal(scratch)
+def publish(built: Path, entry: Path) -> None:
+    """Move what was built to its place, unless another process has put the same there."""
+    try:
+        built.rename(entry)
+    except OSError:
+        if not entry.exists():
+            raise
+        return
+    sync_directory(entry.parent)
 
 
-def remove_abandoned(shards: Path) -> None:
-    """What a killed process left behind, and nobody wrote to for a day, is gone."""
-    for scratch in shards.glob(BUILDING + "*"):
+def replace_entry(scratch: Path, entry: Path) -> None:
+    """Move `new` in `scratch` to its place; what was there is damaged, and goes."""
+    if entry.exists():
+        entry.rename(scratch / f"damaged-{time.time_ns()}")
+    publish(scratch / "new", entry)
+    remove_journal(scratch)
+
+
+def remove_abandoned(parent: Path) -> None:
+    """Remove what killed processes left behind, where nothing was written for a day."""
+    for scratch in parent.glob(BUILDING + "*"):
         with suppress(OSError, Timeout):  # its owner may be alive, and removing files meanwhile
             times = [path.stat().st_mtime for path in (scratch, *scratch.rglob("*"))]
             if time.time() - max(times) > _ABANDONED_AFTER_S:
                 _remove(scratch)
 
 
-def remove_leftover(shards: Path, key: str) -> None:
-    """What a process killed just after it had published the entry did not come to remove."""
-    scratch = shards / (BUILDING + key)
+def remove_leftover(parent: Path, key: str) -> None:
+    """Remove what a process left behind that was killed after it had published the entry."""
+    scratch = parent / (BUILDING + key)
     if scratch.is_dir():
-        with suppress(OSError, Timeout):  # another process is at it, or makes the entry again
+        with suppress(OSError, Timeout):  # another process uses it, or builds the entry again
             _remove(scratch)
 
 
 def _remove(scratch: Path) -> None:
-    """Raises OSError, and Timeout where a process works in it."""
+    """Remove the directory. Raises Timeout if a process holds the entry's lock."""
     key = scratch.name.removeprefix(BUILDING)
-    with lock_of(scratch.parent.parent, key).acquire(timeout=0):
+    with entry_lock(scratch.parent.parent, key).acquire(timeout=0):
         shutil.rmtree(scratch)

@@ -62,7 +62,7 @@ class EncodedBatch:
         return sum(len(part.data) for part in self.parts)
 
     def of_side(self, side: Side) -> EncodedBatch:
-        """The parts that are on one side, in order."""
+        """Return the parts that are on one side, in order."""
         mine = np.array([part.side == side for part in self.parts], dtype=bool)
         ids = self.ids[np.repeat(mine, self.counts)]
         return EncodedBatch(
@@ -71,7 +71,7 @@ class EncodedBatch:
 
 
 def encode_here(encoder: TextEncoder, threads: int) -> Encode:
-    """Encodes in this process."""
+    """Return an `Encode` that works in this process."""
 
     def encode(batches: Iterable[Sequence[bytes]]) -> Generator[Encoded, None, None]:
         for batch in batches:
@@ -84,7 +84,7 @@ def encode_here(encoder: TextEncoder, threads: int) -> Encode:
 
 
 def cut_into_parts(pieces: Iterable[Piece], batch_bytes: int) -> Iterator[Part]:
-    """Every piece, cut at line ends if it is too long for the memory that a batch may take."""
+    """Yield every piece, cut at line ends if it is too long for one batch."""
     for piece in pieces:
         data = piece.document.text.encode()
         begins_piece = True
@@ -96,7 +96,7 @@ def cut_into_parts(pieces: Iterable[Piece], batch_bytes: int) -> Iterator[Part]:
 def encode_parts(
     parts: Iterable[Part], encode: Encode, encoder: TextEncoder, batch_bytes: int
 ) -> Generator[EncodedBatch, None, None]:
-    """Batches of encoded parts, in order.
+    """Yield batches of encoded parts, in order.
 
     Raises DataError for an id outside the vocabulary, or for the separator within a text.
     """
@@ -110,7 +110,7 @@ def encode_parts(
     with closing(encode(texts())) as encoded:
         for ids, counts in encoded:
             batch = waiting.popleft()
-            _require_sound(ids, counts, batch, encoder)
+            _require_valid(ids, counts, batch, encoder)
             yield _with_separators(ids, counts, batch, encoder.separator_id)
 
 
@@ -127,10 +127,10 @@ def _batches(parts: Iterable[Part], batch_bytes: int) -> Iterator[list[Part]]:
         yield batch
 
 
-def _require_sound(
+def _require_valid(
     ids: TokenArray, counts: TokenArray, batch: Sequence[Part], encoder: TextEncoder
 ) -> None:
-    """Every id has an embedding row, and none of them ends a document within it."""
+    """Raise DataError for an id outside the vocabulary, or a separator within a text."""
     wrong = (ids < 0) | (ids >= encoder.vocab_size) | (ids == encoder.separator_id)
     if not wrong.any():
         return
@@ -154,7 +154,7 @@ def _with_separators(
 
 
 def require_in_vocabulary(ids: TokenArray, vocab_size: int, origin: str) -> None:
-    """Every id is one that a model with `vocab_size` embedding rows can look up."""
+    """Raise DataError for an id that has no row among `vocab_size` embedding rows."""
     outside = ids[(ids < 0) | (ids >= vocab_size)]
     if outside.size:
         message = f"the tokenizer gave id {outside[0]} for {origin}; its vocabulary is {vocab_size}"

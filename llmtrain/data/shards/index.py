@@ -69,17 +69,17 @@ class ShardIndex:
 
 
 def token_dtype(vocab_size: int) -> np.dtype[np.unsignedinteger]:
-    """The smallest little-endian type that holds every id below `vocab_size`."""
+    """Return the smallest little-endian type that holds every id below `vocab_size`."""
     return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
 
 
 def write_index(directory: Path, index: ShardIndex) -> None:
-    """The index is on disk in `directory`."""
+    """Write the index to `directory`."""
     write_text_atomically(directory / INDEX_NAME, json.dumps(asdict(index), indent=2) + "\n")
 
 
 def read_index(directory: Path) -> ShardIndex:
-    """The index in `directory`; every shard it names is there with the size it names.
+    """Read the index in `directory`, and check that its shards have the sizes it names.
 
     Raises DataError that names the file. Contents of shards are not read.
     """
@@ -107,7 +107,7 @@ def _index_from(value: object) -> ShardIndex:
 
 
 def split_from(value: object) -> SplitFacts:
-    """One side of the split, as JSON holds it. Raises ValueError."""
+    """Return one side of the split from JSON. Raises ValueError."""
     record = as_mapping(value)
     shards = record.get("shards")
     if not isinstance(shards, list):
@@ -117,14 +117,14 @@ def split_from(value: object) -> SplitFacts:
 
 
 def as_mapping(value: object) -> Mapping[str, Any]:
-    """`value`, which is an object of JSON. Raises ValueError."""
+    """Return `value`, a JSON object. Raises ValueError for anything else."""
     if not isinstance(value, dict):
         raise ValueError("an object is missing")
     return value
 
 
 def exactly(kind: type[T], record: Mapping[str, Any]) -> T:
-    """`kind` made of `record`, which has its fields, no others, and of its types.
+    """Return a `kind` of `record`, which must have exactly its fields and types.
 
     Raises ValueError.
     """
@@ -173,7 +173,7 @@ def _require_size(path: Path, size_bytes: int, dtype: str) -> None:
 
 
 def require_sha256(path: Path, expected: str, found: str) -> None:
-    """The contents of a shard are those that were written. Raises DataError."""
+    """Raise DataError if a shard is not what was written."""
     if found != expected:
         message = (
             f"{path} is damaged: its sha256 is {found[:12]}…, and the index says {expected[:12]}…"

@@ -12,12 +12,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from llmtrain.data.shards.cache_entry import JOURNAL_NAME
 from llmtrain.data.shards.encode import Part
 from llmtrain.data.shards.index import SplitFacts, as_mapping, exactly, split_from
 from llmtrain.files import write_text_atomically
 from llmtrain.untrusted import read_json
-
-JOURNAL_NAME = "journal.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class Journal:
     validation: SplitFacts
 
 
-class NotAsWrittenError(Exception):
+class StaleJournalError(Exception):
     """What an earlier process left is not what its journal says, or is of another text."""
 
 
@@ -48,7 +47,7 @@ class PartsRead:
         self._digest = hashlib.sha256()
 
     def add(self, parts: Iterable[Part]) -> None:
-        """They follow what was added before."""
+        """Add parts, in order."""
         for part in parts:
             self._digest.update(f"{part.side} {part.begins_piece} {len(part.data)}\n".encode())
             self._digest.update(part.data)
@@ -59,18 +58,18 @@ class PartsRead:
         return self._digest.hexdigest()
 
     def require(self, journal: Journal) -> None:
-        """They are the parts that the journal is about. Raises NotAsWrittenError."""
+        """Raise StaleJournalError if these are not the parts of the journal."""
         if (self.count, self.hexdigest()) != (journal.parts, journal.text_sha256):
-            raise NotAsWrittenError("it is of another text")
+            raise StaleJournalError("it is of another text")
 
 
 def write_journal(directory: Path, journal: Journal) -> None:
-    """The journal is on disk in `directory`."""
+    """Write the journal to `directory`."""
     write_text_atomically(directory / JOURNAL_NAME, json.dumps(asdict(journal)) + "\n")
 
 
 def read_journal(directory: Path, *, batch_bytes: int, shard_bytes: int) -> Journal | None:
-    """The journal in `directory`; None where there is none, or none of work in these units."""
+    """Read the journal in `directory`; None if there is none for these sizes."""
     try:
         record = as_mapping(read_json(directory / JOURNAL_NAME))
         sides = {side: split_from(record.get(side)) for side in ("train", "validation")}
@@ -79,13 +78,3 @@ def read_journal(directory: Path, *, batch_bytes: int, shard_bytes: int) -> Jour
         return None
     is_same = (journal.batch_bytes, journal.shard_bytes) == (batch_bytes, shard_bytes)
     return journal if is_same else None
-
-
-def is_journaled(directory: Path) -> bool:
-    """There is work in `directory` to go on from."""
-    return (directory / JOURNAL_NAME).is_file()
-
-
-def forget_journal(directory: Path) -> None:
-    """Nobody goes on from what is in `directory`."""
-    (directory / JOURNAL_NAME).unlink(missing_ok=True)

@@ -32,7 +32,7 @@ def write_manifest(
     seconds: float,
     made_from: Mapping[str, object],
 ) -> None:
-    """The manifest of the entry is on disk in `directory`, with what `made_from` adds."""
+    """Write the manifest of the entry to `directory`, with what `made_from` adds."""
     sides = (index.train, index.validation)
     tokens = sum(side.tokens for side in sides)
     encoded_bytes = sum(side.text_bytes for side in sides)
@@ -40,7 +40,7 @@ def write_manifest(
         "key": index.key,
         "made": {"at": now_utc(), "seconds": round(seconds, 3), "versions": versions()},
         "sources": corpus.describe(),
-        "text_field": corpus.question.text_field,
+        "text_field": corpus.options.text_field,
         "text": {
             "documents": facts.documents,
             "bytes_read": facts.text_bytes,
@@ -64,14 +64,14 @@ def write_manifest(
 
 
 def write_record(directory: Path, record: Mapping[str, object]) -> None:
-    """The record is on disk in `directory` as its manifest."""
+    """Write the record to `directory` as its manifest."""
     text = json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n"
     data = text.encode(errors="backslashreplace")  # names of files need not be Unicode
     write_pieces_atomically(directory / MANIFEST_NAME, [data])
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
-    """The manifest in `directory`; None where there is none that can be read."""
+    """Read the manifest in `directory`; None if there is none that can be read."""
     try:
         record = read_json(directory / MANIFEST_NAME)
     except (OSError, ValueError):
@@ -80,11 +80,11 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
 
 
 def now_utc() -> str:
-    """The time, as ISO 8601 has it, to the second."""
+    """Return the time in ISO 8601, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:
-    """Of what decides which tokens come out."""
+    """Return the versions of what decides which tokens come out."""
     found = {name: version(name) for name in _LIBRARIES}
     return {"llmtrain": llmtrain.__version__, "python": platform.python_version(), **found}

@@ -25,12 +25,12 @@ from llmtrain.data.corpus_stats import CorpusStats
 from llmtrain.data.reading import readable
 from llmtrain.data.shards.build import BuildOptions, ShardSpec, build
 from llmtrain.data.shards.cache_entry import (
-    claimed,
+    building_directory,
+    locked_entry,
     map_write_errors,
-    publish,
     remove_leftover,
-    require_own,
-    scratch_directory,
+    replace_entry,
+    require_readable,
 )
 from llmtrain.data.shards.encode import Encode, TextEncoder, encode_here, require_in_vocabulary
 from llmtrain.data.shards.index import ShardIndex, read_index, require_sha256, token_dtype
@@ -56,7 +56,7 @@ class PreparedData:
     validation: TokenStream
 
     def verify(self) -> None:
-        """Every byte is the one that was written. Raises DataError that names the damaged file."""
+        """Check every byte of every shard. Raises DataError that names the damaged file."""
         for shard in (*self.index.train.shards, *self.index.validation.shards):
             path = self.directory / shard.name
             with readable(str(path)):
@@ -80,7 +80,7 @@ class PreparedData:
 
 
 def _nothing() -> None:
-    """Nobody has to be told."""
+    """Do nothing."""
 
 
 def prepare(
@@ -100,7 +100,7 @@ def prepare(
     batch_bytes: int = BATCH_BYTES,
     journal_bytes: int = JOURNAL_BYTES,
 ) -> PreparedData:
-    """The corpus as intact shards: verified ones from the cache, or new ones.
+    """Return the corpus as intact shards: verified ones from the cache, or new ones.
 
     `facts` are the corpus's, where it is measured already. `encode` has to give the ids of
     `encoder`, which otherwise encodes here with so many `threads`. `on_progress` is told bytes of
@@ -128,24 +128,24 @@ def prepare(
     )
     with (
         map_write_errors(directory.parent),
-        claimed(cache_directory, recipe.key, check_stop, on_wait),
+        locked_entry(cache_directory, recipe.key, check_stop, on_wait),
     ):
         found = _open_intact(directory)
         if found is not None:  # whom this process waited for has made it
             return found
-        with scratch_directory(directory.parent, recipe.key) as scratch:
+        with building_directory(directory.parent, recipe.key) as scratch:
             build(recipe, effort, scratch, made_from or {})
-            publish(scratch, directory)
+            replace_entry(scratch, directory)
     return open_prepared(directory)
 
 
 def entry_directory(cache_directory: Path, key: str) -> Path:
-    """Where the cache keeps the shards that `key` names, there or not."""
+    """Return where the cache has the shards that `key` names, whether they exist or not."""
     return cache_directory / "shards" / key
 
 
 def open_prepared(directory: Path) -> PreparedData:
-    """The shards in `directory`, whose index and sizes are right. Raises DataError.
+    """Open the shards in `directory`; check the index and sizes. Raises DataError.
 
     Reads the index only: the text need not exist any more. `verify` reads all of it.
     """
@@ -164,11 +164,11 @@ def open_prepared(directory: Path) -> PreparedData:
 
 
 def _open_intact(directory: Path) -> PreparedData | None:
-    """The shards in `directory`, verified; None if there are none or they are damaged.
+    """Open and verify the shards in `directory`; None if there are none or they are damaged.
 
     Raises DataError where this user may not read them.
     """
-    require_own(directory)
+    require_readable(directory)
     try:
         prepared = open_prepared(directory)
     except DataError:

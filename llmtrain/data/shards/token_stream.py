@@ -46,7 +46,7 @@ class TokenStream:
         return self._starts[-1]
 
     def read(self, start: int, count: int) -> TokenArray:
-        """`count` ids from `start` on, all of the vocabulary.
+        """Return `count` ids from `start` on, all within the vocabulary.
 
         Raises IndexError beyond either end, and DataError for an id that no embedding has a row
         for: it would end the process on a GPU.
@@ -66,11 +66,11 @@ class TokenStream:
         return DataError(
             f"{self._shards[shard]} is damaged: token {position - self._starts[shard]} has id "
             f"{token}, and the vocabulary is {self._vocab_size}",
-            hint="remove its directory from the cache, and go on with --resume auto",
+            hint="remove its directory from the cache, and continue with --resume auto",
         )
 
     def _fill(self, out: TokenArray, position: int) -> int:
-        """Ids copied into `out`: as many as fit and as the shard at `position` has."""
+        """Copy ids from the shard at `position` into `out`; return how many there were."""
         shard = bisect_right(self._starts, position) - 1
         count = min(len(out), self._starts[shard + 1] - position)
         offset = (position - self._starts[shard]) * self._dtype.itemsize
@@ -78,7 +78,7 @@ class TokenStream:
         return count
 
     def close(self) -> None:
-        """The files can be removed; reading is no longer possible."""
+        """Unmap the files: they can be removed, and not read any more."""
         for mapped in self._maps:
             mapped.close()
 

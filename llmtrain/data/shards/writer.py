@@ -13,7 +13,7 @@ import numpy as np
 
 from llmtrain.data.shards.encode import EncodedBatch
 from llmtrain.data.shards.index import ShardFacts, SplitFacts, token_dtype
-from llmtrain.data.shards.journal import NotAsWrittenError
+from llmtrain.data.shards.journal import StaleJournalError
 from llmtrain.data.shards.token_stream import TokenArray
 from llmtrain.data.split import Side
 
@@ -31,7 +31,7 @@ class SplitWriter:
         shard_bytes: int,
         written: SplitFacts | None = None,
     ) -> None:
-        """Goes on after what is `written`. Raises NotAsWrittenError where it is not there."""
+        """Continue after what is `written`. Raises StaleJournalError if that is not on disk."""
         self.counts: TokenArray = np.zeros(vocab_size, dtype=np.int64)
         self._directory = directory
         self._side = side
@@ -42,17 +42,17 @@ class SplitWriter:
         self._finished: list[ShardFacts] = []
         self._open: _OpenShard | None = None
         if written is not None:
-            self._go_on_after(written)
+            self._resume_after(written)
 
-    def _go_on_after(self, written: SplitFacts) -> None:
-        """Every shard is read: what it holds is counted, and is what was written."""
+    def _resume_after(self, written: SplitFacts) -> None:
+        """Read every shard again, count its tokens, and check that it is what was written."""
         self._text_bytes, self._documents = written.text_bytes, written.documents
         try:
             for shard in written.shards:
                 self._finish_shard()
                 self._reopen(shard)
         except FileNotFoundError as error:
-            raise NotAsWrittenError(f"{error.filename} is gone") from error
+            raise StaleJournalError(f"{error.filename} is gone") from error
         except BaseException:
             self.close()
             raise
@@ -66,17 +66,17 @@ class SplitWriter:
             ids = np.frombuffer(data, self._dtype, len(data) // self._dtype.itemsize)
             self.counts += np.bincount(ids, minlength=len(self.counts))[: len(self.counts)]
         if self._open.facts() != shard:
-            raise NotAsWrittenError(f"{path} is not what was written")
+            raise StaleJournalError(f"{path} is not what was written")
 
     def append_batch(self, batch: EncodedBatch) -> None:
-        """The parts of the batch that are on this side are written, in order."""
+        """Write the parts of the batch that are on this side, in order."""
         mine = batch.of_side(self._side)
         self.append(mine.ids)
         self._text_bytes += mine.text_bytes
         self._documents += sum(part.begins_piece for part in mine.parts)
 
     def append(self, ids: TokenArray) -> None:
-        """`ids`, all within the vocabulary, follow what was written."""
+        """Write `ids`, all within the vocabulary."""
         self.counts += np.bincount(ids, minlength=len(self.counts))
         while len(ids):
             if self._open is None:
@@ -101,7 +101,7 @@ class SplitWriter:
             self._open = None
 
     def written(self) -> SplitFacts:
-        """What is written so far, all of it on disk. More can follow."""
+        """Sync what is written so far, and return what that is. More can follow."""
         shards = list(self._finished)
         if self._open is not None:
             self._open.sync()
@@ -110,12 +110,12 @@ class SplitWriter:
         return SplitFacts(tokens, self._text_bytes, self._documents, tuple(shards))
 
     def finish(self) -> SplitFacts:
-        """Every shard is on disk."""
+        """Finish the last shard; return what was written."""
         self._finish_shard()
         return self.written()
 
     def close(self) -> None:
-        """What is open is closed as it is."""
+        """Close an unfinished shard as it is."""
         if self._open is not None:
             self._open.close()
 
@@ -142,7 +142,7 @@ class _OpenShard:
         self._file: BinaryIO = path.open("wb" if kept_bytes is None else "rb+")
 
     def read_back(self) -> Iterator[bytes]:
-        """What is kept, in pieces; what was written after it is cut off, and more can follow."""
+        """Yield the content to keep, in pieces; truncate what was written after it."""
         self._file.truncate(self._kept_bytes)
         while data := self._file.read(_PIECE_BYTES):
             self._digest.update(data)
@@ -155,7 +155,7 @@ class _OpenShard:
         self.size_bytes += len(data)
 
     def sync(self) -> None:
-        """All that was written is on disk."""
+        """Flush and sync the file."""
         self._file.flush()
         os.fsync(self._file.fileno())
 

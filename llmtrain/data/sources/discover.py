@@ -22,15 +22,15 @@ Found = Path | Skipped
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
-    """What is passed over on the way; where `sieve` is None, nothing but what is hidden."""
+    """What is passed over on the way; where `path_filter` is None, nothing but what is hidden."""
 
-    sieve: PathFilter | None
+    path_filter: PathFilter | None
 
     def below(
         self, directory: Path, prefix: str, ignored: tuple[Ignored, ...] = ()
     ) -> Iterator[Found]:
-        """Every file below `directory`, which is `prefix` to the sieve."""
-        own = ignored_in(directory, prefix) if self.sieve is not None else None
+        """Yield every file below `directory`, whose path is `prefix` to the filter."""
+        own = ignored_in(directory, prefix) if self.path_filter is not None else None
         ignored = (*ignored, own) if own is not None else ignored
         for entry in _visible(directory):
             if entry.is_dir(follow_symlinks=False):
@@ -47,14 +47,14 @@ class _Walk:
                 yield Path(entry.path) if reason is None else Skipped(entry.path, reason)
 
     def _reason_against(self, path: str, ignored: Sequence[Ignored]) -> str | None:
-        if self.sieve is None:
+        if self.path_filter is None:
             return None
         if is_ignored(path, ignored):
             return "in .gitignore"
-        return self.sieve.reason_against(path)
+        return self.path_filter.reason_against(path)
 
     def matching(self, directory: Path, prefix: str, segments: Sequence[str]) -> Iterator[Found]:
-        """Every file below `directory` that the rest of a glob names."""
+        """Yield every file below `directory` that the rest of a glob names."""
         if not segments:
             yield from self.below(directory, prefix)
             return
@@ -74,12 +74,12 @@ class _Walk:
 
 
 def is_glob(spec: str) -> bool:
-    """`spec` has a character that stands for others."""
+    """Return whether `spec` has a wildcard."""
     return not _GLOB_CHARACTERS.isdisjoint(spec)
 
 
 def found_below(directory: Path, selection: Selection) -> Iterator[Found]:
-    """Every wanted file that is not hidden, ordered by the parts of its name, and what is not.
+    """Yield the files below `directory` in order, and what the selection skips.
 
     A directory that is not wanted is one that is skipped, and is not looked into. Links to
     directories are not followed, so a cycle of links ends.
@@ -88,12 +88,12 @@ def found_below(directory: Path, selection: Selection) -> Iterator[Found]:
 
 
 def files_below(directory: Path) -> Iterator[Path]:
-    """Every file that is not hidden, whatever a .gitignore says, in the same order."""
+    """Yield every file that is not hidden, in order, whatever a .gitignore says."""
     return (found for found in _Walk(None).below(directory, "") if isinstance(found, Path))
 
 
 def found_matching(pattern: Path, selection: Selection) -> list[Found]:
-    """Every wanted file that the glob names, in order, and what is not wanted.
+    """Return the files that the glob names, in order, and what the selection skips.
 
     `**` stands for any number of directories. A directory that matches stands for all files below
     it, as it does when a shell expands the glob. A .gitignore counts only in there: a file whose
@@ -123,7 +123,7 @@ def _leads_to_directory(entry: os.DirEntry[str]) -> bool:
 
 
 def _visible(directory: Path, *, even_hidden: bool = False) -> list[os.DirEntry[str]]:
-    """Sorted by code point: a locale or a case-blind file system must not change the order.
+    """Return entries sorted by code point, whatever the locale or the file system.
 
     What git keeps for itself is never among them.
     """
@@ -139,7 +139,7 @@ def _visible(directory: Path, *, even_hidden: bool = False) -> list[os.DirEntry[
 
 
 def library_files() -> list[SourceFile]:
-    """The `.py` files of the running interpreter's own standard library, in order."""
+    """Return the `.py` files of the interpreter's own standard library, in order."""
     root = Path(sysconfig.get_path("stdlib"))
     names = (path.relative_to(root) for path in files_below(root) if path.suffix == ".py")
     return [

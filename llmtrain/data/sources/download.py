@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
-from llmtrain.data.shards.scratch import publish, scratch_beside
+from llmtrain.data.shards.cache_entry import building_directory, map_write_errors, publish
 from llmtrain.data.sources.object_stores import Store, StoredFile, listed, store_of
 from llmtrain.data.sources.urls import (
     WEB,
@@ -28,10 +28,10 @@ from llmtrain.data.sources.urls import (
     map_errors,
     require_no_secret,
     scheme_of,
-    shown,
+    without_secrets,
 )
 from llmtrain.errors import DataError
-from llmtrain.files import sha256_file, sync_file
+from llmtrain.files import json_key, sha256_file, sync_file
 
 _PLAIN_NAME = re.compile(r"\w([\w .,+=@~-]*[\w+=@~-])?")  # the same file name on every platform
 _CHUNK_BYTES = 4 << 20
@@ -40,7 +40,7 @@ _LOOK_EVERY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Fetching:
+class FetchOptions:
     """How what lies elsewhere is brought here. Whatever `check_stop` raises ends it.
 
     `on_progress` is told bytes done and in all; `text_field` is where text goes in `.jsonl`.
@@ -68,8 +68,8 @@ class Fetched:
     left_there: tuple[tuple[str, str], ...] = ()
 
 
-def fetch(spec: str, work: Fetching) -> Fetched:
-    """What is at an address, in the cache: a file, or a directory with the files of one.
+def fetch(spec: str, work: FetchOptions) -> Fetched:
+    """Fetch what is at an address into the cache: a file, or a directory of files.
 
     What the cache has in that version is not brought again. Raises DataError.
     """
@@ -86,23 +86,24 @@ def fetch(spec: str, work: Fetching) -> Fetched:
         counts = Counter(why for why in reasons.values() if why is not None)
         told_why = "; ".join(f"{count} skipped: {why}" for why, count in counts.items())
         why = f" ({told_why})" if told_why else ""
-        raise DataError(f"{shown(spec)} has no text file{why}", hint=hint)
+        raise DataError(f"{without_secrets(spec)} has no text file{why}", hint=hint)
     directory = work.cache / "remote"
-    with scratch_beside(directory / "files", f"what {shown(spec)} is") as scratch:
-        keys = _bring(_Download(spec, store, scratch), files, work)
-    tree = directory / "trees" / _key([[file.name, keys[file.path]] for file in files])
-    if not tree.is_dir():
-        with scratch_beside(tree.parent, "links to files") as scratch:
-            _link(spec, files, keys, directory / "files", scratch / "new")
-            publish(scratch / "new", tree)
+    with map_write_errors(directory, f"the files of {without_secrets(spec)}"):
+        with building_directory(directory / "files") as scratch:
+            keys = _bring(_Download(spec, store, scratch), files, work)
+        tree = directory / "trees" / json_key([[file.name, keys[file.path]] for file in files])
+        if not tree.is_dir():
+            with building_directory(tree.parent) as scratch:
+                _link(spec, files, keys, directory / "files", scratch / "new")
+                publish(scratch / "new", tree)
     provenance = _provenance(files, keys, directory / "files")
     if only:
-        return Fetched(tree / _local_name(only.name), shown(spec), provenance)
+        return Fetched(tree / _local_name(only.name), without_secrets(spec), provenance)
     return Fetched(tree, address_of(spec, root).rstrip("/"), provenance, left_there)
 
 
-def _bring(download: _Download, files: Sequence[StoredFile], work: Fetching) -> dict[str, str]:
-    """The name in the cache of every file, by its path; each is there now."""
+def _bring(download: _Download, files: Sequence[StoredFile], work: FetchOptions) -> dict[str, str]:
+    """Fetch every file that is missing; return their names in the cache by path."""
     keys = {file.path: key for file in files if (key := download.key_of(file)) is not None}
     kept = download.scratch.parent
     missing = [f for f in files if f.path not in keys or not (kept / keys[f.path]).is_file()]
@@ -135,22 +136,22 @@ class _Download:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def key_of(self, file: StoredFile) -> str | None:
-        """The name in the cache; None where only its content tells its versions apart."""
+        """Return the name in the cache; None if only its content tells its versions apart."""
         if not file.version:
             return None
-        return _key([scheme_of(self.spec), file.path, file.size_bytes, dict(file.version)])
+        return json_key([scheme_of(self.spec), file.path, file.size_bytes, dict(file.version)])
 
     def bring(self, file: StoredFile) -> str:
-        """The name in the cache of the file, which is there now. Raises DataError."""
-        part = self.scratch / _key(file.path)
+        """Fetch the file; return its name in the cache. Raises DataError."""
+        part = self.scratch / json_key(file.path)
         self._write(file, part)
-        key = self.key_of(file) or _key(sha256_file(part))
+        key = self.key_of(file) or json_key(sha256_file(part))
         if not self.is_given_up.is_set():
             publish(part, self.scratch.parent / key)
         return key
 
     def _write(self, file: StoredFile, part: Path) -> None:
-        """`part` holds the file, on disk; or some of it, where that is given up."""
+        """Write the file to `part`, or some of it if the download is given up."""
         address, size_bytes = address_of(self.spec, file.path), 0
         # A web server need not know how to send parts; 0 asks for the whole.
         block_bytes = 0 if scheme_of(self.spec) in WEB else _CHUNK_BYTES
@@ -178,15 +179,10 @@ def _next_chunk(source: Any, address: str) -> bytes:
         return cast("bytes", source.read(_CHUNK_BYTES))
 
 
-def _key(value: object) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
-
-
 def _link(
     spec: str, files: list[StoredFile], keys: Mapping[str, str], kept: Path, directory: Path
 ) -> None:
-    """`directory` has the files by their names: links, which take no room, or copies."""
-    directory.mkdir()
+    """Link the files into `directory` by their names, or copy them if there are no links."""
     for file in files:
         path = directory / _local_name(file.name)
         try:
@@ -195,8 +191,9 @@ def _link(
                 raise FileExistsError
         except (FileExistsError, NotADirectoryError):
             raise DataError(
-                f"{shown(spec)} has {file.name} and a name that is the same to this file system",
-                hint="name its parts apart from each other",
+                f"{without_secrets(spec)} has {file.name} and another name that this "
+                "file system takes for the same",
+                hint="name its parts one by one",
             ) from None
         source = kept / keys[file.path]
         try:
@@ -206,7 +203,7 @@ def _link(
 
 
 def _local_name(name: str) -> str:
-    """A relative path that stays below where it is put, on every platform; suffixes are kept."""
+    """Return a relative path that is safe on every platform, with the same suffixes."""
     return "/".join(_local_part(part) for part in name.split("/") if part)
 
 
@@ -217,7 +214,7 @@ def _local_part(part: str) -> str:
 
 
 def _provenance(files: list[StoredFile], keys: Mapping[str, str], kept: Path) -> dict[str, object]:
-    """Which files they were; of one also what its store says of its version."""
+    """Return which files they were; of a single one also its version."""
     record: dict[str, object] = {
         "fetched_files": len(files),
         "fetched_bytes": sum((kept / keys[file.path]).stat().st_size for file in files),

@@ -38,7 +38,7 @@ class PathFilter:
         self._has_include = bool(selection.include)
 
     def reason_against(self, path: str) -> str | None:
-        """Why `path` is left out; it ends with a slash where it is a directory."""
+        """Return why `path` is skipped, or None. A directory's path ends with a slash."""
         if self._exclude.match_file(path):
             return "in data.exclude"
         is_left_out = self._has_include and not path.endswith("/")
@@ -56,7 +56,7 @@ def _patterns(patterns: Sequence[str], key: str) -> GitIgnoreSpec:
 
 
 def _spec(lines: Iterable[str]) -> GitIgnoreSpec:
-    """The patterns of `lines`. Raises ValueError for what is none."""
+    """Return the patterns of `lines`. Raises ValueError for an invalid one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of what a later `re` may understand
         try:
@@ -74,7 +74,7 @@ class Ignored:
 
 
 def ignored_in(directory: Path, prefix: str) -> Ignored | None:
-    """What the .gitignore in `directory` says, if there is one. Raises DataError.
+    """Read the .gitignore in `directory`, if there is one. Raises DataError.
 
     A link is not followed, and a line that is no pattern says nothing, as with git.
     """
@@ -97,7 +97,7 @@ def _is_pattern(line: str) -> bool:
 
 
 def is_ignored(path: str, ignored: Sequence[Ignored]) -> bool:
-    """Whether git would pass over `path`: the innermost .gitignore that says anything is right."""
+    """Return whether git ignores `path`: the innermost .gitignore that matches decides."""
     for each in reversed(ignored):
         said = each.spec.check_file(path.removeprefix(each.prefix)).include
         if said is not None:

@@ -9,23 +9,20 @@ dataset's revision, so another one is read anew and the same one never again.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmtrain.data.shards.scratch import publish, scratch_beside
-from llmtrain.data.sources.download import Fetched, Fetching
-from llmtrain.data.sources.urls import shown
+from llmtrain.data.shards.cache_entry import building_directory, map_write_errors, publish
+from llmtrain.data.sources.download import Fetched, FetchOptions
+from llmtrain.data.sources.urls import describe_error, map_errors, without_secrets
 from llmtrain.errors import DataError
-from llmtrain.files import sync_file
+from llmtrain.files import json_key, sync_file
 from llmtrain.untrusted import problem_of, read_json
 
 _SCHEME = "hf://"
@@ -61,40 +58,39 @@ class _Rows(Protocol):
 
 
 def is_dataset(spec: str) -> bool:
-    """`spec` is one of `hf://`."""
+    """Return whether `spec` is one of `hf://`."""
     return spec.lower().startswith(_SCHEME)
 
 
 def parse_dataset_spec(spec: str) -> DatasetSpec:
-    """The parts of a spec. Raises DataError."""
+    """Return the parts of a spec. Raises DataError."""
     rest, mark, column = spec[len(_SCHEME) :].partition("#")
     match = _SPLIT.search(rest)
     dataset, split = (rest[: match.start()], match[1]) if match else (rest, "train")
     if _HERE.match(dataset):
         return DatasetSpec(dataset, None, split, column or None)
     if _NAMES.fullmatch(dataset) is None or (mark and not column):
-        raise DataError(f"{shown(spec)} does not name a dataset", hint=_NOTATION)
+        raise DataError(f"{without_secrets(spec)} does not name a dataset", hint=_NOTATION)
     owner, _, rest = dataset.partition("/")
     name, _, config = rest.partition("/")
     return DatasetSpec(f"{owner}/{name}" if name else owner, config or None, split, column or None)
 
 
-def fetch_dataset(spec: str, work: Fetching) -> Fetched:
-    """The texts of a dataset, in the cache. Raises DataError.
+def fetch_dataset(spec: str, work: FetchOptions) -> Fetched:
+    """Fetch the texts of a dataset into the cache. Raises DataError.
 
     Rows are read one at a time; those without a text are counted.
     """
     asked = parse_dataset_spec(spec)
     column = asked.column or work.text_field
     _require_library(spec)
-    with _told(spec):
+    with map_errors(spec, _data_error):
         revision = _revision(asked)
     parts = [asked.dataset, asked.config, asked.split, column, work.text_field, revision]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
-    entry = work.cache / "remote" / "datasets" / key
+    entry = work.cache / "remote" / "datasets" / json_key(parts)
     if not entry.is_dir():
-        with scratch_beside(entry.parent, f"the texts of {spec}") as scratch:
-            (scratch / "new").mkdir()
+        what = f"the texts of {spec}"
+        with map_write_errors(entry.parent, what), building_directory(entry.parent) as scratch:
             _write(spec, asked, column, revision, work, scratch / "new")
             publish(scratch / "new", entry)
     provenance = {
@@ -109,7 +105,7 @@ def fetch_dataset(spec: str, work: Fetching) -> Fetched:
 
 
 def _facts(entry: Path) -> dict[str, object]:
-    """How many rows there were. Raises DataError where the entry is damaged."""
+    """Return how many rows there were. Raises DataError if the entry is damaged."""
     try:
         return dict(read_json(entry / "facts.json"))
     except (OSError, ValueError) as error:
@@ -130,7 +126,7 @@ def _require_library(spec: str) -> None:
 
 
 def _revision(asked: DatasetSpec) -> str:
-    """The commit that the dataset is at, or the names, sizes and times of files that are here."""
+    """Return the dataset's commit, or a digest of names, sizes and times of local files."""
     if asked.is_here:
         return _listing(Path(asked.dataset).expanduser())
     from huggingface_hub import HfApi
@@ -165,9 +161,9 @@ def _rows(asked: DatasetSpec, revision: str) -> _Rows:
 
 
 def _write(
-    spec: str, asked: DatasetSpec, column: str, revision: str, work: Fetching, directory: Path
+    spec: str, asked: DatasetSpec, column: str, revision: str, work: FetchOptions, directory: Path
 ) -> None:
-    """`directory` has every text and the facts, all on disk."""
+    """Write every text and the row counts to `directory`."""
     facts = {"rows": 0, "rows_without_text": 0}
     done_bytes = 0
     with (directory / "documents.jsonl").open("wb") as out:
@@ -188,8 +184,8 @@ def _write(
 
 
 def _texts(spec: str, asked: DatasetSpec, column: str, revision: str) -> Iterator[str | None]:
-    """The column of every row in order; None where it is empty."""
-    with _told(spec):
+    """Yield the column of every row in order; None where it is empty."""
+    with map_errors(spec, _data_error):
         rows = _rows(asked, revision)
         if rows.column_names is not None:
             _require_column(spec, rows.column_names, column)
@@ -207,7 +203,7 @@ def _texts(spec: str, asked: DatasetSpec, column: str, revision: str) -> Iterato
 
 
 def _next_row(spec: str, rows: Iterator[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    with _told(spec):
+    with map_errors(spec, _data_error):
         return next(rows, None)
 
 
@@ -221,27 +217,8 @@ def _require_column(spec: str, columns: list[str] | Mapping[str, Any], column: s
         )
 
 
-@contextmanager
-def _told(spec: str) -> Iterator[None]:
-    """What the libraries raise inside the block is a DataError that says what can be done."""
-    failures = _failures()
-    try:
-        yield
-    except failures as error:
-        raise _data_error(spec, error) from error
-
-
-def _failures() -> tuple[type[BaseException], ...]:
-    from datasets.exceptions import DatasetsError
-
-    found: list[type[BaseException]] = [OSError, ValueError, asyncio.TimeoutError, DatasetsError]
-    if "httpx" in sys.modules:  # what huggingface_hub asks the network with
-        found.append(sys.modules["httpx"].HTTPError)
-    return tuple(found)
-
-
 def _data_error(spec: str, error: BaseException) -> DataError:
-    why = " ".join(str(error).split())[:300]
+    why = describe_error(error)
     if isinstance(error, FileNotFoundError):
         return DataError(f"{spec} does not exist, or has no data: {why}", hint=_NOTATION)
     if isinstance(error, ValueError) and not isinstance(error, OSError):

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any, Protocol, cast
 from urllib.parse import unquote
 
-from llmtrain.data.sources.urls import WEB, map_errors, scheme_of, shown
+from llmtrain.data.sources.urls import WEB, map_errors, scheme_of, without_secrets
 from llmtrain.errors import DataError
 
 _PACKAGES = {
@@ -53,13 +53,15 @@ class StoredFile:
 
 
 def store_of(spec: str) -> tuple[Store, str]:
-    """The store of an address, and its path there. Raises DataError."""
+    """Return the store of an address, and its path there. Raises DataError."""
     try:
         import fsspec
     except ImportError:
         raise _missing_extra(spec) from None
     if "::" in spec:
-        raise DataError(f"{shown(spec)} has ::, which is not used here", hint="name one address")
+        raise DataError(
+            f"{without_secrets(spec)} has ::, which is not used here", hint="name one address"
+        )
     with map_errors(spec):
         try:
             # Otherwise what was listed once in a process would be what it knows for ever.
@@ -71,7 +73,7 @@ def store_of(spec: str) -> tuple[Store, str]:
 
 
 def _web_options(spec: str) -> dict[str, Any]:
-    """Proxies and ~/.netrc are heeded, and a file may take as long as it likes while it comes."""
+    """Return options that use proxies and ~/.netrc, and limit only the time without data."""
     if scheme_of(spec) not in WEB:
         return {}
     import aiohttp
@@ -84,19 +86,19 @@ def _missing_extra(spec: str) -> DataError:
     package = _PACKAGES.get(scheme_of(spec) or "", "fsspec")
     more = "" if package in _OF_THE_EXTRA else f" {package}"
     return DataError(
-        f"{shown(spec)} needs the package {package}, which is not installed",
+        f"{without_secrets(spec)} needs the package {package}, which is not installed",
         hint=f"pip install 'llmtrain[remote]'{more}",
     )
 
 
 def _has_pattern(spec: str) -> bool:
-    """Whether the spec stands for several names; `?` begins the query of a web address."""
+    """Return whether the spec has wildcards; `?` begins the query of a web address."""
     characters = "*[" if scheme_of(spec) in WEB else "*?["
     return any(character in spec for character in characters)
 
 
 def listed(spec: str, store: Store, path: str) -> tuple[str, list[StoredFile]]:
-    """Where names begin, and every file, in the order of its name; hidden ones are left out."""
+    """Return the path where names begin, and every file that is not hidden, by name."""
     if _has_pattern(spec):
         fixed = re.split(r"[*?\[]", path)[0]
         root, found = fixed.rpartition("/")[0], store.glob(path, detail=True)
@@ -141,5 +143,5 @@ def _version(info: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _as_text(value: object) -> str:
-    """A list and a question about one file may say a time in two forms."""
+    """Return a version as text: listings and single requests give times in two forms."""
     return str(value.timestamp() if isinstance(value, datetime) else value)

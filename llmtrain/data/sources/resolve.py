@@ -20,7 +20,7 @@ from llmtrain.data.formats.streams import readable
 from llmtrain.data.reading import (
     ReadOptions,
     SourceFile,
-    look_at,
+    check_file,
     read_python,
     source_file,
 )
@@ -31,11 +31,11 @@ from llmtrain.data.sources.discover import (
     is_glob,
     library_files,
 )
-from llmtrain.data.sources.download import Fetched, Fetching, fetch
+from llmtrain.data.sources.download import Fetched, FetchOptions, fetch
 from llmtrain.data.sources.gitignore import PathFilter, Selection
 from llmtrain.data.sources.huggingface import fetch_dataset, is_dataset
 from llmtrain.data.sources.stdin import is_stdin, stdin_file
-from llmtrain.data.sources.urls import is_remote, shown
+from llmtrain.data.sources.urls import is_remote, without_secrets
 from llmtrain.errors import DataError, UsageError
 from llmtrain.files import cache_directory
 
@@ -49,11 +49,11 @@ def resolve_sources(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     limits: Limits | None = None,
-    fetching: Fetching | None = None,
+    fetching: FetchOptions | None = None,
 ) -> Corpus:
-    """The corpus that `specs` name, in that order; a file named twice counts once.
+    """Return the corpus that `specs` name, in that order; a file named twice counts once.
 
-    What lies elsewhere is in the cache afterwards. Every file is known to exist and to look like
+    What lies elsewhere is in the cache afterwards. Every file is known to exist and to check like
     text. `include` and `exclude` are patterns as in .gitignore, of what is found in directories,
     globs and archives. Raises DataError for a spec that stands for no text, UsageError where there
     is no spec, or for what is no pattern.
@@ -62,19 +62,19 @@ def resolve_sources(
         raise UsageError("no data is given", hint="--data FILE, or --data builtin:python")
     selection = Selection(tuple(include), tuple(exclude))
     PathFilter(selection)  # what is no pattern is told before anything is looked for
-    question = ReadOptions(text_field, selection, limits or Limits())
+    options = ReadOptions(text_field, selection, limits or Limits())
     seen: set[str] = set()
-    fetching = _only_wanted(fetching or Fetching(cache_directory(), text_field), selection)
-    sources = tuple(_without_repeats(_resolve(spec, question, fetching), seen) for spec in specs)
-    return Corpus(sources, question)
+    fetching = _only_wanted(fetching or FetchOptions(cache_directory(), text_field), selection)
+    sources = tuple(_without_repeats(_resolve(spec, options, fetching), seen) for spec in specs)
+    return Corpus(sources, options)
 
 
-def _only_wanted(fetching: Fetching, selection: Selection) -> Fetching:
-    """The same, for files whose names do not say already that they would not be read."""
-    sieve, before = PathFilter(selection), fetching.reason_against
+def _only_wanted(fetching: FetchOptions, selection: Selection) -> FetchOptions:
+    """Return options that fetch no file that would be skipped by its name."""
+    path_filter, before = PathFilter(selection), fetching.reason_against
 
     def reason_against(name: str) -> str | None:
-        return before(name) or sieve.reason_against(name) or reason_not_to_read(name)
+        return before(name) or path_filter.reason_against(name) or reason_not_to_read(name)
 
     return replace(fetching, reason_against=reason_against)
 
@@ -90,10 +90,10 @@ def _without_repeats(source: Source, seen: set[str]) -> Source:
 
 
 def _identity(file: SourceFile) -> str:
-    """The same of one file, however it was named.
+    """Return what identifies a file, however it was named.
 
     What was brought here is a link to the same file of the cache. Its address alone does not tell:
-    it is shown without its query, and without the column of a dataset.
+    it is without_secrets without its query, and without the column of a dataset.
     """
     if "://" not in file.origin:
         return os.path.normcase(file.path.resolve())
@@ -101,34 +101,36 @@ def _identity(file: SourceFile) -> str:
     return f"{file.origin} {facts.st_dev} {facts.st_ino}"
 
 
-def _resolve(spec: str, question: ReadOptions, fetching: Fetching) -> Source:
+def _resolve(spec: str, options: ReadOptions, fetching: FetchOptions) -> Source:
     if spec == BUILTIN_PYTHON:
         return _python_library()
     if is_stdin(spec):
-        return _named(spec, "stdin", stdin_file(spec), question)
+        return _named(spec, "stdin", stdin_file(spec), options)
     if is_remote(spec):
-        return _fetched(fetch(spec, fetching), spec, question)
+        return _fetched(fetch(spec, fetching), spec, options)
     if is_dataset(spec):
-        return _fetched(fetch_dataset(spec, fetching), spec, question)
+        return _fetched(fetch_dataset(spec, fetching), spec, options)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|builtin:", spec):
-        raise DataError(f"{shown(spec)} is not a kind of data that is supported", hint=SUPPORTED)
-    return _resolve_here(spec, question)
+        raise DataError(
+            f"{without_secrets(spec)} is not a kind of data that is supported", hint=SUPPORTED
+        )
+    return _resolve_here(spec, options)
 
 
-def _fetched(fetched: Fetched, spec: str, question: ReadOptions) -> Source:
-    """What was brought here, read as files are and named as it was where it came from."""
+def _fetched(fetched: Fetched, spec: str, options: ReadOptions) -> Source:
+    """Return what was fetched as a source, named by its address."""
     here = str(fetched.path)
 
     def named(origin: str) -> str:
         return origin.replace(here, fetched.address, 1).replace(os.sep, "/")
 
     try:
-        source = _resolve_here(here, question)
+        source = _resolve_here(here, options)
     except DataError as error:
         raise DataError(error.message.replace(here, fetched.address), hint=error.hint) from None
     return replace(
         source,
-        spec=shown(spec),
+        spec=without_secrets(spec),
         files=tuple(replace(file, origin=named(file.origin)) for file in source.files),
         skipped=(
             *(Skipped(named(each.origin), each.reason) for each in source.skipped),
@@ -138,15 +140,15 @@ def _fetched(fetched: Fetched, spec: str, question: ReadOptions) -> Source:
     )
 
 
-def _resolve_here(spec: str, question: ReadOptions) -> Source:
+def _resolve_here(spec: str, options: ReadOptions) -> Source:
     path = _expanded(spec)
     with readable(spec):
         if path.is_dir():
-            return _found(spec, "directory", found_below(path, question.selection), question)
+            return _found(spec, "directory", found_below(path, options.selection), options)
         if path.exists():
-            return _named(spec, "file", source_file(path), question)
+            return _named(spec, "file", source_file(path), options)
         if is_glob(spec):
-            return _found(spec, "glob", found_matching(path, question.selection), question)
+            return _found(spec, "glob", found_matching(path, options.selection), options)
     raise _missing(spec, path)
 
 
@@ -158,15 +160,15 @@ def _expanded(spec: str) -> Path:
 
 
 def _named(
-    spec: str, kind: Literal["file", "stdin"], file: SourceFile, question: ReadOptions
+    spec: str, kind: Literal["file", "stdin"], file: SourceFile, options: ReadOptions
 ) -> Source:
-    """A file that the user named outright, where skipping it silently would be wrong."""
-    look = look_at(file, question, is_named=True)
-    if look.has_text:
-        return Source(spec, kind, (file,), look.skipped)
-    if file.reading.is_archive and not any(each.origin == file.origin for each in look.skipped):
-        raise DataError(f"archive {file.origin} has {_no_text(look.skipped)}", hint=SUPPORTED)
-    reason = look.skipped[0].reason
+    """Return a file that the user named. Raises DataError where a found one is skipped."""
+    check = check_file(file, options, is_named=True)
+    if check.has_text:
+        return Source(spec, kind, (file,), check.skipped)
+    if file.reading.is_archive and not any(each.origin == file.origin for each in check.skipped):
+        raise DataError(f"archive {file.origin} has {_no_text(check.skipped)}", hint=SUPPORTED)
+    reason = check.skipped[0].reason
     if reason == "binary":
         hint = "text has to be UTF-8; for UTF-16: iconv -f UTF-16 -t UTF-8 OLD > NEW"
         raise DataError(f"{file.origin} is binary, not text", hint=hint)
@@ -174,7 +176,7 @@ def _named(
 
 
 def _found(
-    spec: str, kind: Literal["directory", "glob"], found: Iterable[Found], question: ReadOptions
+    spec: str, kind: Literal["directory", "glob"], found: Iterable[Found], options: ReadOptions
 ) -> Source:
     files: list[SourceFile] = []
     skipped: list[Skipped] = []
@@ -183,9 +185,9 @@ def _found(
             skipped.append(each)
             continue
         file = source_file(each)
-        look = look_at(file, question, is_named=False)
-        skipped.extend(look.skipped)
-        if look.has_text:
+        check = check_file(file, options, is_named=False)
+        skipped.extend(check.skipped)
+        if check.has_text:
             files.append(file)
     if not files:
         raise DataError(f"{kind} {spec} has {_no_text(skipped)}", hint=SUPPORTED)

@@ -17,12 +17,12 @@ _ORIGIN = "stdin"
 
 
 def is_stdin(spec: str) -> bool:
-    """`-`, or `-.jsonl` and the like, which says what comes."""
+    """Return whether `spec` is `-`, or `-.jsonl` and the like, which names the format."""
     return spec == "-" or spec.startswith("-.")
 
 
 def stdin_file(spec: str) -> SourceFile:
-    """What comes by standard input, as a file that can be read any number of times.
+    """Return standard input as a file that can be read any number of times.
 
     Raises UsageError where nothing can come, DataError where there is no room for it.
     """

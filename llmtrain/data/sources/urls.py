@@ -1,11 +1,11 @@
-"""Where data lies that is not here: what an address says, and what may be shown of it."""
+"""Where data lies that is not here: what an address says, and what may be without_secrets of it."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import parse_qsl, urlsplit
 
@@ -20,24 +20,31 @@ _SECRET_KEY = re.compile(  # of a query: signed addresses of the large stores, a
 )
 _SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "http", "https", "memory"})
 _WITH_CONTAINERS = frozenset({"az", "abfs"})
+_LIBRARY_ERRORS = (  # the base classes of what they raise, by module
+    ("aiohttp", "ClientError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("datasets.exceptions", "DatasetsError"),
+    ("httpx", "HTTPError"),
+)
 _NO_PERMISSION = frozenset(
     {"PermissionError", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
 )
 
 
 def scheme_of(spec: str) -> str | None:
-    """`s3` of `s3://…`, in lower case; None of what is no address."""
+    """Return `s3` of `s3://…`, in lower case; None if it is not an address."""
     match = _SCHEME.match(spec)
     return match[1].lower() if match else None
 
 
 def is_remote(spec: str) -> bool:
-    """`spec` is an address that `fetch` knows to read."""
+    """Return whether `spec` is an address that `fetch` can read."""
     return scheme_of(spec) in _SCHEMES
 
 
-def shown(spec: str) -> str:
-    """The spec as it may be seen by anybody: without a password, and without a query."""
+def without_secrets(spec: str) -> str:
+    """Return the spec without a password and without a query, for messages and records."""
     match = _SCHEME.match(spec)
     if match is None:
         return spec
@@ -50,31 +57,31 @@ def shown(spec: str) -> str:
 
 
 def _has_secret(spec: str, host: str) -> bool:
-    """Whether `host` begins with a user's name or password, and not a container as Azure's do."""
+    """Return whether `host` begins with a user's name or password (Azure: a container)."""
     user, at, _ = host.rpartition("@")
     return bool(at) and (":" in user or scheme_of(spec) not in _WITH_CONTAINERS)
 
 
 def address_of(spec: str, path: str) -> str:
-    """Where a path of the spec's store is, as it may be shown; web stores have whole addresses."""
-    return shown(path if scheme_of(path) else f"{scheme_of(spec)}://{path.lstrip('/')}")
+    """Return the address of a path in the spec's store, without secrets."""
+    return without_secrets(path if scheme_of(path) else f"{scheme_of(spec)}://{path.lstrip('/')}")
 
 
 def require_no_secret(spec: str) -> None:
-    """The spec names no user, no password, and nothing that is signed. Raises DataError."""
+    """Raise DataError if the spec has a user, a password or a signature."""
     match = _SCHEME.match(spec)
     host = spec[match.end() :].partition("/")[0] if match else ""
     if _has_secret(spec, host):
         raise DataError(
-            f"{shown(spec)} was written with a user's name or password, which would be saved with "
-            "the run",
+            f"{without_secrets(spec)} has a user's name or password, which would be saved "
+            "with the run",
             hint="leave them out: https reads ~/.netrc, s3:// the environment and ~/.aws",
         )
     secret = next(filter(_SECRET_KEY.fullmatch, _query_keys(spec)), None)
     if secret is not None:
         raise DataError(
-            f"{shown(spec)} was written with {secret}=…, which would be saved with the run",
-            hint="bring the file here first (curl --output FILE ADDRESS), then --data FILE",
+            f"{without_secrets(spec)} has {secret}=…, which would be saved with the run",
+            hint="download the file first (curl --output FILE ADDRESS), then --data FILE",
         )
 
 
@@ -82,39 +89,23 @@ def _query_keys(spec: str) -> list[str]:
     return [key for key, _ in parse_qsl(urlsplit(spec).query, keep_blank_values=True)]
 
 
-@contextmanager
-def map_errors(spec: str) -> Iterator[None]:
-    """What libraries raise inside the block is a DataError that says what can be done."""
-    failures = _failures()
-    try:
-        yield
-    except failures as error:
-        raise _data_error(spec, error) from None  # what it says may have the whole address
-
-
-def _failures() -> tuple[type[BaseException], ...]:
-    """What a store raises where it cannot be read, of the libraries that it has loaded."""
-    found: list[type[BaseException]] = [OSError, ValueError, asyncio.TimeoutError]
-    if "aiohttp" in sys.modules:
-        import aiohttp
-
-        found.append(aiohttp.ClientError)
-    if "botocore" in sys.modules:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        found += [BotoCoreError, ClientError]
-    return tuple(found)
+def describe_error(error: BaseException) -> str:
+    """Return what a library says in one line, without the secrets of addresses in it."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return re.sub(_SCHEME.pattern + r"[^\s'\")]+", lambda match: without_secrets(match[0]), text)[
+        :300
+    ]
 
 
 def _data_error(spec: str, error: BaseException) -> DataError:
-    """By what is behind it: a web address that cannot be had for any reason is "not found"."""
-    place, cause = shown(spec), error.__cause__
+    """Return the error by its cause: fsspec calls any web failure "not found"."""
+    place, cause = without_secrets(spec), error.__cause__
     if "aiohttp" in sys.modules and isinstance(cause, sys.modules["aiohttp"].ClientError):
         error = cause
     status = error.__dict__.get("status")
     if status in (401, 403) or type(error).__name__ in _NO_PERMISSION:
         return DataError(
-            f"{place} may not be read: {_problem(error)}",
+            f"{place} may not be read: {describe_error(error)}",
             hint="credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, ~/.aws, "
             "~/.netrc); for a public bucket: FSSPEC_S3_ANON=true",
         )
@@ -122,12 +113,25 @@ def _data_error(spec: str, error: BaseException) -> DataError:
         hint = "check how it is written; a directory of the web ends in /"
         return DataError(f"{place} does not exist", hint=hint)
     return DataError(
-        f"{place} cannot be read: {_problem(error)}",
-        hint="check the network and run the command again, or bring the files here and name them",
+        f"{place} cannot be read: {describe_error(error)}",
+        hint="check the network and run the command again, or download the files and name them",
     )
 
 
-def _problem(error: BaseException) -> str:
-    """What the library says, in one line, with addresses as they may be shown."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\")]+", lambda m: shown(m[0]), text)[:300]
+@contextmanager
+def map_errors(
+    spec: str, data_error: Callable[[str, BaseException], DataError] = _data_error
+) -> Iterator[None]:
+    """Turn what libraries raise inside the block into the DataError that `data_error` returns."""
+    failures = _failures()
+    try:
+        yield
+    except failures as error:
+        raise data_error(spec, error) from None  # its message may have the whole address
+
+
+def _failures() -> tuple[type[BaseException], ...]:
+    """Return what an unreadable store raises, of the libraries that are loaded."""
+    loaded = ((sys.modules.get(module), name) for module, name in _LIBRARY_ERRORS)
+    of_libraries = (vars(module)[name] for module, name in loaded if module is not None)
+    return (OSError, ValueError, asyncio.TimeoutError, *of_libraries)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from llmtrain.profile.schema import EvalSection
 from llmtrain.train.checkpoint.format import list_checkpoints, step_of
 from llmtrain.train.run_directory.directory import RUN_FILE, RunDirectory
+from llmtrain.untrusted import read_last_objects
 
 Phase = Literal[
     "start-up",
@@ -20,7 +20,6 @@ Phase = Literal[
     "save",
     "retention",
 ]
-_TAIL_BYTES = 1 << 16
 
 
 class Watch:
@@ -40,7 +39,7 @@ class Watch:
     @property
     def step(self) -> int:
         """The last step that is logged or saved."""
-        logged = _last_line(self._run.metrics).get("step", 0)
+        logged = next(read_last_objects(self._run.metrics), {}).get("step", 0)
         saved = [step_of(path) for path in list_checkpoints(self._run.checkpoints)]
         return max([int(logged), *saved])
 
@@ -57,7 +56,7 @@ class Watch:
         return self._phase_of_training()
 
     def _phase_of_training(self) -> Phase:
-        last = _last_line(self._run.metrics)
+        last = next(read_last_objects(self._run.metrics), {})
         step, options = int(last.get("step", 0)), self._options
         if step == 0:
             return "step"
@@ -66,7 +65,7 @@ class Watch:
             return "evaluation" if is_end or step % options.every_steps == 0 else "step"
         every = options.sample_every_steps
         is_sampled = every is not None and (is_end or step % every == 0)
-        if is_sampled and _last_line(self._run.samples).get("step", 0) != step:
+        if is_sampled and next(read_last_objects(self._run.samples), {}).get("step", 0) != step:
             return "sampling"
         return "step"
 
@@ -94,21 +93,3 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_size
-
-
-def _last_line(path: Path) -> dict[str, Any]:
-    """The last whole line of a file of JSON lines; empty where there is none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return {}
-    for line in reversed(lines[:-1]):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            return value
-    return {}

@@ -23,12 +23,17 @@ from llmtrain.errors import UsageError
 from llmtrain.files import write_pieces_atomically
 from llmtrain.train.checkpoint.format import is_checkpoint_name, list_checkpoints
 from llmtrain.train.run_directory.record import read_run_file, write_run_file
-from llmtrain.untrusted import open_regular, parse_json, problem_of, read_lines, refuse_link
+from llmtrain.untrusted import (
+    parse_json,
+    problem_of,
+    read_last_objects,
+    read_lines,
+    refuse_link,
+)
 
 RUNS = Path("runs")
 RUN_FILE = "run.yaml"
 LOCK_FILE = ".lock"
-_TAIL_BYTES = 1 << 16
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # another --out may not help
 
 
@@ -139,15 +144,8 @@ class RunDirectory:
         return (value for _, value in _records(self.metrics))
 
     def last_step_line(self) -> dict[str, Any] | None:
-        """Return the newest step in metrics.jsonl, reading only the end of the file."""
-        try:
-            with open_regular(self.metrics) as file:
-                file.seek(max(0, self.metrics.stat().st_size - _TAIL_BYTES))
-                lines = file.read(_TAIL_BYTES).split(b"\n")
-        except OSError:
-            return None
-        values = (_parsed(line) for line in reversed(lines[:-1]))  # the last is incomplete
-        return next((v for v in values if isinstance(v, dict) and "loss" in v), None)
+        """Return the newest step in metrics.jsonl."""
+        return next((v for v in read_last_objects(self.metrics) if "loss" in v), None)
 
     def read_samples(self) -> Iterator[dict[str, Any]]:
         """Yield each complete line of samples.jsonl; `step` is a number."""

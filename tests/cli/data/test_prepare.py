@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llmtrain.data.shards.cache_entry import lock_of
+from llmtrain.data.shards.cache_entry import entry_lock
 from llmtrain.data.shards.prepared import open_prepared
 from llmtrain.files import cache_directory
 
@@ -140,7 +140,7 @@ def test_what_a_process_reads_stays(llmtrain: Any, prepared: dict[str, Any]) -> 
 
 def test_what_is_being_made_stays(llmtrain: Any, cache: Path) -> None:
     (cache / "shards" / ".building-0123456789").mkdir(parents=True)
-    with lock_of(cache_directory(), "0123456789"):
+    with entry_lock(cache_directory(), "0123456789"):
         outcome = llmtrain("data", "cache", "clear", "0123456789")
     assert "is in use by a process" in outcome.err
     assert [kind for kind, _ in keys(llmtrain)] == ["unfinished"]

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,8 +27,9 @@ from llmtrain.data.shards.prepared import PreparedData, prepare
 from llmtrain.data.shards.token_stream import TokenArray
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.data.split import plan_split
-from llmtrain.engine.inference import TokensInMemory
 from llmtrain.errors import DataError
+from tests.data.conftest import ByteEncoder
+from tests.tokens import Ids
 
 CONTEXT = 8
 WEIGHTS = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=7)
@@ -147,7 +147,7 @@ def test_a_window_is_told_by_its_source() -> None:
 def test_sources_are_packed_each_by_itself() -> None:
     """What is padded is no target, and no window has documents of two sources."""
     ids = np.array([9, 1, 1, 1, 1, 1] * 20 + [9, 2, 2] * 30 + [9])
-    stream = TokensInMemory(ids)
+    stream = Ids(ids)
     sources = [MixedSource("one", 1, 0, 121), MixedSource("two", 1, 120, 91)]
 
     def packed(tokens: Tokens, seed: int) -> WindowReader:
@@ -220,14 +220,14 @@ def write_lines(path: Path, texts: Sequence[str]) -> Path:
 
 
 def located(
-    paths: Sequence[Path], cache: Path, encoder: Any
+    paths: Sequence[Path], cache: Path, encoder: ByteEncoder
 ) -> tuple[PreparedData, tuple[MixedSource, ...]]:
     corpus = resolve_sources([str(path) for path in paths])
     data = prepared(corpus, cache, encoder)
     return data, found_in(data, corpus)
 
 
-def prepared(corpus: Corpus, cache: Path, encoder: Any) -> PreparedData:
+def prepared(corpus: Corpus, cache: Path, encoder: ByteEncoder) -> PreparedData:
     return prepare(
         corpus,
         encoder,
@@ -248,7 +248,7 @@ def found_in(data: PreparedData, corpus: Corpus) -> tuple[MixedSource, ...]:
 
 @pytest.mark.parametrize("documents", [3, 300], ids=["cut into blocks", "whole documents"])
 def test_a_source_is_its_own_text_and_no_other(
-    tmp_path: Path, cache: Path, encoder: Any, documents: int
+    tmp_path: Path, cache: Path, encoder: ByteEncoder, documents: int
 ) -> None:
     names = ("one", "two", "three")
     paths = [
@@ -272,7 +272,9 @@ def test_a_source_is_its_own_text_and_no_other(
         assert total + 1 == data.train.num_tokens
 
 
-def test_shards_that_others_made_can_be_mixed(tmp_path: Path, cache: Path, encoder: Any) -> None:
+def test_shards_that_others_made_can_be_mixed(
+    tmp_path: Path, cache: Path, encoder: ByteEncoder
+) -> None:
     """The cache knows a text, and not of how many sources it was."""
     texts = [f"{number}" for number in range(300)]
     whole = write_lines(tmp_path / "whole.jsonl", texts)
@@ -285,12 +287,14 @@ def test_shards_that_others_made_can_be_mixed(tmp_path: Path, cache: Path, encod
     assert min(int(text) for text in _texts(ids, encoder)) >= 150
 
 
-def _texts(ids: TokenArray, encoder: Any) -> list[str]:
+def _texts(ids: TokenArray, encoder: ByteEncoder) -> list[str]:
     borders = np.flatnonzero(ids == encoder.separator_id)
     return [encoder.decode(ids[a + 1 : b].tolist()) for a, b in pairwise(borders)]
 
 
-def test_what_is_left_out_is_of_no_source(tmp_path: Path, cache: Path, encoder: Any) -> None:
+def test_what_is_left_out_is_of_no_source(
+    tmp_path: Path, cache: Path, encoder: ByteEncoder
+) -> None:
     """Where a source begins is seen though its first documents are those of an earlier one."""
     first = write_lines(tmp_path / "a.jsonl", [f"a {number}" for number in range(150)])
     again = [f"a {number}" for number in range(0, 150, 2)]
@@ -306,7 +310,7 @@ def test_what_is_left_out_is_of_no_source(tmp_path: Path, cache: Path, encoder: 
 
 
 def test_a_source_without_text_of_its_own_is_refused(
-    tmp_path: Path, cache: Path, encoder: Any
+    tmp_path: Path, cache: Path, encoder: ByteEncoder
 ) -> None:
     lines = write_lines(tmp_path / "a.jsonl", [f"text {number}" for number in range(200)])
     empty = tmp_path / "b.txt"
@@ -317,7 +321,9 @@ def test_a_source_without_text_of_its_own_is_refused(
         assert str(empty if empty in paths else lines) in caught.value.message
 
 
-def test_tokens_of_another_text_are_refused(tmp_path: Path, cache: Path, encoder: Any) -> None:
+def test_tokens_of_another_text_are_refused(
+    tmp_path: Path, cache: Path, encoder: ByteEncoder
+) -> None:
     paths = [write_lines(tmp_path / name, [f"{name} {i}" for i in range(150)]) for name in "ab"]
     data, _ = located(paths, cache, encoder)
     for number in (140, 160):

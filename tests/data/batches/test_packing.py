@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +13,10 @@ from hypothesis import strategies as st
 
 from llmtrain.data.batches import packing_cache
 from llmtrain.data.batches.packing import IGNORED, PackedReader, Packing, best_fit, pack
-from llmtrain.data.batches.packing_cache import kept_packing
+from llmtrain.data.batches.packing_cache import cached_packing
 from llmtrain.data.shards.token_stream import TokenArray
 from llmtrain.errors import DataError
+from tests.data.conftest import Prepare
 
 SEPARATOR = 0
 Sizes = st.lists(st.integers(1, 40), min_size=1, max_size=40)
@@ -168,31 +168,31 @@ def test_what_cannot_be_packed_is_refused() -> None:
 
 
 def test_a_packing_is_kept_and_a_damaged_one_made_again(
-    prepare_data: Any, book: Path, monkeypatch: pytest.MonkeyPatch
+    prepare_data: Prepare, book: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with prepare_data(book) as data:
-        made = kept_packing(data, 64)
+        made = cached_packing(data, 64)
         (path,) = data.directory.glob("packing-*-64.bin")
         whole = path.read_bytes()
         for damaged in (whole, whole[:-8], whole[:100] + b"\1" + whole[101:], b""):
             path.write_bytes(damaged)
             if damaged == whole:
                 monkeypatch.setattr(packing_cache, "pack", None)  # nothing is packed again
-            again = kept_packing(data, 64)
+            again = cached_packing(data, 64)
             monkeypatch.undo()
             assert path.read_bytes() == whole
             assert (again.chunks == made.chunks).all()
             assert (again.windows == made.windows).all()
-        assert kept_packing(data, 32).num_windows > made.num_windows
+        assert cached_packing(data, 32).num_windows > made.num_windows
 
 
 def test_without_room_for_it_a_packing_is_made_and_used(
-    prepare_data: Any, book: Path, monkeypatch: pytest.MonkeyPatch
+    prepare_data: Prepare, book: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(packing_cache, "write_pieces_atomically", full)
     with prepare_data(book) as data:
-        assert kept_packing(data, 64).num_windows > 0
+        assert cached_packing(data, 64).num_windows > 0
         assert not list(data.directory.glob("packing-*"))

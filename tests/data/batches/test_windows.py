@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmtrain.data.batches.windows import BatchReader, sequential_windows
+from llmtrain.data.batches.windows import BatchReader, sequential_windows, windows_of
 from llmtrain.data.shards.token_stream import TokenArray, TokenStream
 from llmtrain.errors import DataError
 
@@ -33,6 +33,18 @@ def test_evaluation_scores_every_token_once(num_tokens: int, context: int) -> No
     for inputs, targets in windows:
         assert inputs.tolist() == [target - 1 for target in targets]
         assert len(targets) <= context
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 60), max_size=12), st.integers(1, 40))
+def test_batches_of_any_size_have_the_same_windows(sizes: list[int], context: int) -> None:
+    num_tokens = max(2, sum(sizes))
+    batches = np.split(np.arange(num_tokens), np.cumsum(sizes))
+    found = windows_of(batches, context)
+    expected = sequential_windows(Counting(num_tokens), context)
+    for (inputs, targets), (own_inputs, own_targets) in zip(found, expected, strict=True):
+        assert inputs.tolist() == own_inputs.tolist()
+        assert targets.tolist() == own_targets.tolist()
 
 
 @settings(deadline=None)

@@ -8,7 +8,7 @@ import pytest
 
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.quality.clean import EXACT, NEAR_COPY, clean
-from llmtrain.data.quality.dropped import LeftOut
+from llmtrain.data.quality.dropped import DroppedDocuments
 from llmtrain.data.quality.filters import Filter, filters_of
 from llmtrain.data.reading import Document
 from llmtrain.data.sources.resolve import resolve_sources
@@ -134,8 +134,8 @@ def test_near_copies_without_their_library(write: Write, monkeypatch: pytest.Mon
 
 def test_bits_are_of_the_right_places() -> None:
     documents = [Document(str(number), "here") for number in range(20)]
-    odd = LeftOut(20, 30, bytes([0b10101010, 0b10101010, 0b1010]))
-    assert [int(d.text) for d in odd.without(iter(documents))] == list(range(0, 20, 2))
+    odd = DroppedDocuments(20, 30, bytes([0b10101010, 0b10101010, 0b1010]))
+    assert [int(d.text) for d in odd.filter(iter(documents))] == list(range(0, 20, 2))
 
 
 def test_counting_repeats_costs_no_rule(write: Write) -> None:

@@ -20,7 +20,7 @@ GERMAN = "Der Ausschuss beschloss, den Vorschlag im Frühling noch einmal zu ber
 def passing(section: FiltersSection, *documents: Document) -> list[bool]:
     """Which documents no filter of the section leaves out."""
     filters = filters_of(section)
-    return [not any(f.leaves_out(document) for f in filters) for document in documents]
+    return [not any(f.drops(document) for f in filters) for document in documents]
 
 
 def of(text: str, part_at: int | None = None) -> Document:

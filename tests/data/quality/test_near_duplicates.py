@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmtrain.data.quality import minhash
-from llmtrain.data.quality.minhash import PLACES, SIGNATURE_BYTES, Signatures, Signer
+from llmtrain.data.quality.minhash import PLACES, SIGNATURE_BYTES, MinHasher, Signatures
 from llmtrain.data.quality.near_duplicates import NEAR, copied_from, repeats
 from tests.benchmarks.near_duplicates import (
     LEAST_RECALL,
@@ -24,7 +24,7 @@ def go_on() -> None:
 
 
 def signatures_of(*texts: str) -> Signatures:
-    signer = Signer()
+    signer = MinHasher()
     for text in texts:
         signer.add(text)
     return signer.signatures()

@@ -20,6 +20,7 @@ from llmtrain.data.shards.prepared import PreparedData, open_prepared
 from llmtrain.errors import DataError, InterruptedRunError
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.encode_processes import encode_in_processes, encode_in_this_process
+from tests.data.conftest import ByteEncoder, Prepare
 from tests.data.fixed import TOKENIZER, write_fixed
 
 # sha256 of names and contents of the fixed corpus's shards and index, as version 0.2.0 made them.
@@ -55,7 +56,7 @@ def by_processes(tokenizer: Tokenizer, count: int) -> Encode:
 
 @pytest.mark.parametrize("processes", [0, 1, 2, 3])
 def test_shards_are_those_of_earlier_versions_whoever_encodes(
-    corpus: Path, prepare_data: Any, processes: int
+    corpus: Path, prepare_data: Prepare, processes: int
 ) -> None:
     tokenizer = Tokenizer.load(TOKENIZER)
     options = {**UNITS, "encode": by_processes(tokenizer, processes)}
@@ -66,7 +67,7 @@ def test_shards_are_those_of_earlier_versions_whoever_encodes(
 class Stopping:
     """Encodes until so many batches are done, and counts bytes; None: to the end."""
 
-    def __init__(self, encoder: Any, batches: int | None, error: BaseException) -> None:
+    def __init__(self, encoder: ByteEncoder, batches: int | None, error: BaseException) -> None:
         self.bytes = 0
         self._encode = encode_here(encoder, 1)
         self._batches = batches
@@ -84,7 +85,7 @@ Interrupt = Callable[..., Stopping]
 
 
 @pytest.fixture
-def interrupt(prepare_data: Any, encoder: Any) -> Interrupt:
+def interrupt(prepare_data: Prepare, encoder: ByteEncoder) -> Interrupt:
     """Prepares a corpus until so many batches are encoded."""
 
     def run(corpus: Path, batches: int, **options: Any) -> Stopping:
@@ -98,7 +99,7 @@ def interrupt(prepare_data: Any, encoder: Any) -> Interrupt:
 
 
 @pytest.fixture
-def whole(corpus: Path, prepare_data: Any, cache: Path) -> str:
+def whole(corpus: Path, prepare_data: Prepare, cache: Path) -> str:
     """Contents of a preparation that nothing disturbed; the cache is empty again."""
     with prepare_data(corpus, **UNITS) as data:
         found = contents(data)
@@ -108,7 +109,12 @@ def whole(corpus: Path, prepare_data: Any, cache: Path) -> str:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_interrupted_at_any_point_equals_uninterrupted(
-    corpus: Path, prepare_data: Any, encoder: Any, interrupt: Interrupt, whole: str, seed: int
+    corpus: Path,
+    prepare_data: Prepare,
+    encoder: ByteEncoder,
+    interrupt: Interrupt,
+    whole: str,
+    seed: int,
 ) -> None:
     draw, stops = random.Random(seed), 0
     encoded_bytes = 0
@@ -131,7 +137,7 @@ def test_interrupted_at_any_point_equals_uninterrupted(
 
 
 def test_progress_goes_on_where_it_stopped(
-    corpus: Path, prepare_data: Any, encoder: Any, interrupt: Interrupt
+    corpus: Path, prepare_data: Prepare, encoder: ByteEncoder, interrupt: Interrupt
 ) -> None:
     interrupt(corpus, 9)
     seen: list[tuple[int, int]] = []
@@ -175,7 +181,7 @@ def _damage_journal(scratch: Path, **changes: object) -> None:
 )
 def test_what_is_not_as_it_was_written_is_written_again(
     corpus: Path,
-    prepare_data: Any,
+    prepare_data: Prepare,
     cache: Path,
     interrupt: Interrupt,
     whole: str,
@@ -190,8 +196,8 @@ def test_what_is_not_as_it_was_written_is_written_again(
 
 def test_what_came_after_the_journal_is_cut_off(
     corpus: Path,
-    prepare_data: Any,
-    encoder: Any,
+    prepare_data: Prepare,
+    encoder: ByteEncoder,
     cache: Path,
     interrupt: Interrupt,
     whole: str,
@@ -215,7 +221,7 @@ def test_what_came_after_the_journal_is_cut_off(
 
 @pytest.mark.parametrize("unit", ["shard_bytes", "batch_bytes"])
 def test_work_in_other_units_is_not_gone_on_with(
-    corpus: Path, prepare_data: Any, cache: Path, interrupt: Interrupt, whole: str, unit: str
+    corpus: Path, prepare_data: Prepare, cache: Path, interrupt: Interrupt, whole: str, unit: str
 ) -> None:
     interrupt(corpus, 5, **{unit: 2 * UNITS[unit]})
     assert (building(cache) / JOURNAL_NAME).is_file()
@@ -224,7 +230,7 @@ def test_work_in_other_units_is_not_gone_on_with(
 
 
 def test_text_that_changed_while_it_was_read_is_not_gone_on_with(
-    corpus: Path, prepare_data: Any, cache: Path, interrupt: Interrupt, whole: str
+    corpus: Path, prepare_data: Prepare, cache: Path, interrupt: Interrupt, whole: str
 ) -> None:
     """It changes after it was measured, the work is interrupted, and it changes back."""
     before, calls = corpus.read_bytes(), iter(range(10**6))
@@ -242,7 +248,10 @@ def test_text_that_changed_while_it_was_read_is_not_gone_on_with(
 
 
 def test_a_separator_within_text_is_refused(
-    corpus: Path, prepare_data: Any, make_encoder: Any, entries: Callable[[], list[str]]
+    corpus: Path,
+    prepare_data: Prepare,
+    make_encoder: type[ByteEncoder],
+    entries: Callable[[], list[str]],
 ) -> None:
     class Wrong(make_encoder):  # type: ignore[misc]
         def encode_batch(self, texts: list[str], threads: int) -> list[list[int]]:
@@ -253,7 +262,7 @@ def test_a_separator_within_text_is_refused(
     assert entries() == []
 
 
-def test_the_manifest_says_what_it_was_made_from(corpus: Path, prepare_data: Any) -> None:
+def test_the_manifest_says_what_it_was_made_from(corpus: Path, prepare_data: Prepare) -> None:
     with prepare_data(corpus, made_from={"tokenizer_directory": "there"}) as data:
         manifest = read_manifest(data.directory)
     assert manifest is not None
@@ -265,7 +274,7 @@ def test_the_manifest_says_what_it_was_made_from(corpus: Path, prepare_data: Any
     assert manifest["tokens"]["train"] == data.index.train.tokens
 
 
-def test_an_entry_without_a_manifest_is_as_good(corpus: Path, prepare_data: Any) -> None:
+def test_an_entry_without_a_manifest_is_as_good(corpus: Path, prepare_data: Prepare) -> None:
     prepare_data(corpus).close()
     with prepare_data(corpus) as data:
         (data.directory / MANIFEST_NAME).unlink()
@@ -275,7 +284,7 @@ def test_an_entry_without_a_manifest_is_as_good(corpus: Path, prepare_data: Any)
 
 
 def test_bytes_that_were_not_encoded_are_noticed(
-    corpus: Path, prepare_data: Any, monkeypatch: pytest.MonkeyPatch
+    corpus: Path, prepare_data: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from llmtrain.data.shards import build
 
@@ -292,7 +301,7 @@ def test_bytes_that_were_not_encoded_are_noticed(
 
 
 def test_half_an_index_of_a_killed_process_is_no_part_of_the_entry(
-    corpus: Path, prepare_data: Any, encoder: Any, interrupt: Interrupt, cache: Path
+    corpus: Path, prepare_data: Prepare, encoder: ByteEncoder, interrupt: Interrupt, cache: Path
 ) -> None:
     interrupt(corpus, 6)
     (new,) = (cache / "shards").glob(".building-*/new")
@@ -302,7 +311,7 @@ def test_half_an_index_of_a_killed_process_is_no_part_of_the_entry(
 
 
 def test_what_a_process_left_that_was_killed_at_the_very_end_is_removed(
-    corpus: Path, prepare_data: Any
+    corpus: Path, prepare_data: Prepare
 ) -> None:
     """After it had given the entry its place, and before it had cleared up."""
     tokenizer = Tokenizer.load(TOKENIZER)

@@ -10,16 +10,16 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from llmtrain.data.shards.cache_entry import lock_of
+from llmtrain.data.shards.cache_entry import entry_lock
 from llmtrain.data.shards.encode import TextEncoder
 from llmtrain.data.shards.prepared import PreparedData, open_prepared
 from llmtrain.data.shards.token_stream import TokenStream
 from llmtrain.errors import DataError, InterruptedRunError
+from tests.data.conftest import ByteEncoder, Prepare
 
 Entries = Callable[[], list[str]]
 TEXTS = [f"document {number}\r\n" + "é😀 \n" * (number % 7) for number in range(250)]
@@ -45,7 +45,11 @@ def documents(stream: TokenStream, encoder: TextEncoder) -> list[str]:
 @pytest.mark.parametrize("shard_bytes", [1001, 1 << 20])
 @pytest.mark.parametrize("batch_bytes", [100, 1 << 20])
 def test_every_document_comes_back_byte_for_byte(
-    corpus_file: Path, prepare_data: Any, encoder: Any, shard_bytes: int, batch_bytes: int
+    corpus_file: Path,
+    prepare_data: Prepare,
+    encoder: ByteEncoder,
+    shard_bytes: int,
+    batch_bytes: int,
 ) -> None:
     options = {"shard_bytes": shard_bytes, "batch_bytes": batch_bytes}
     with prepare_data(corpus_file, encoder, **options) as data:
@@ -56,7 +60,9 @@ def test_every_document_comes_back_byte_for_byte(
     assert train.text_bytes + validation.text_bytes == len("".join(TEXTS).encode())
 
 
-def test_a_shard_may_be_a_single_token(tmp_path: Path, prepare_data: Any, encoder: Any) -> None:
+def test_a_shard_may_be_a_single_token(
+    tmp_path: Path, prepare_data: Prepare, encoder: ByteEncoder
+) -> None:
     path = tmp_path / "tiny.txt"
     path.write_bytes("ab\né".encode())
     with prepare_data(path, encoder, shard_bytes=2) as data:
@@ -67,7 +73,7 @@ def test_a_shard_may_be_a_single_token(tmp_path: Path, prepare_data: Any, encode
 
 @pytest.mark.parametrize("batch_bytes", [64, 5000, 1 << 20])
 def test_a_book_comes_back_whatever_the_batches(
-    book: Path, prepare_data: Any, encoder: Any, batch_bytes: int
+    book: Path, prepare_data: Prepare, encoder: ByteEncoder, batch_bytes: int
 ) -> None:
     with prepare_data(book, encoder, batch_bytes=batch_bytes) as data:
         train = documents(data.train, encoder)
@@ -78,7 +84,7 @@ def test_a_book_comes_back_whatever_the_batches(
     assert "".join(pairs + train[len(validation) :]).encode() == book.read_bytes()
 
 
-def test_shards_are_full_but_for_the_last(book: Path, prepare_data: Any) -> None:
+def test_shards_are_full_but_for_the_last(book: Path, prepare_data: Prepare) -> None:
     with prepare_data(book, shard_bytes=1001) as data:
         sizes = [shard.size_bytes for shard in data.index.train.shards]
         assert set(sizes[:-1]) == {1000}
@@ -87,7 +93,7 @@ def test_shards_are_full_but_for_the_last(book: Path, prepare_data: Any) -> None
 
 
 def test_shard_size_does_not_change_the_tokens(
-    book: Path, prepare_data: Any, cache: Path, encoder: Any
+    book: Path, prepare_data: Prepare, cache: Path, encoder: ByteEncoder
 ) -> None:
     with prepare_data(book, shard_bytes=1000) as data:
         small = data.train.read(0, data.train.num_tokens)
@@ -100,7 +106,7 @@ def test_shard_size_does_not_change_the_tokens(
     ("vocab_size", "dtype"), [(65_536, "uint16"), (65_537, "uint32"), (200_000, "uint32")]
 )
 def test_width_follows_the_vocabulary(
-    book: Path, prepare_data: Any, make_encoder: Any, vocab_size: int, dtype: str
+    book: Path, prepare_data: Prepare, make_encoder: type[ByteEncoder], vocab_size: int, dtype: str
 ) -> None:
     encoder = make_encoder(first_id=vocab_size - 257, vocab_size=vocab_size)
     with prepare_data(book, encoder) as data:
@@ -111,7 +117,11 @@ def test_width_follows_the_vocabulary(
 
 @pytest.mark.parametrize("vocab_size", [256, 250])
 def test_ids_outside_the_vocabulary_are_refused(
-    book: Path, prepare_data: Any, make_encoder: Any, entries: Entries, vocab_size: int
+    book: Path,
+    prepare_data: Prepare,
+    make_encoder: type[ByteEncoder],
+    entries: Entries,
+    vocab_size: int,
 ) -> None:
     with pytest.raises(DataError, match=f"vocabulary is {vocab_size}"):
         prepare_data(book, make_encoder(vocab_size=vocab_size))
@@ -119,7 +129,7 @@ def test_ids_outside_the_vocabulary_are_refused(
 
 
 def test_an_id_outside_the_vocabulary_names_its_document(
-    corpus_file: Path, prepare_data: Any, make_encoder: Any, entries: Entries
+    corpus_file: Path, prepare_data: Prepare, make_encoder: type[ByteEncoder], entries: Entries
 ) -> None:
     class Wrong(make_encoder):  # type: ignore[misc]
         def encode_batch(self, texts: list[str], threads: int) -> list[list[int]]:
@@ -130,7 +140,7 @@ def test_an_id_outside_the_vocabulary_names_its_document(
     assert entries() == []
 
 
-def test_progress_ends_at_the_total(book: Path, prepare_data: Any) -> None:
+def test_progress_ends_at_the_total(book: Path, prepare_data: Prepare) -> None:
     seen: list[tuple[int, int]] = []
     prepare_data(
         book, batch_bytes=5000, on_progress=lambda done, total: seen.append((done, total))
@@ -143,7 +153,7 @@ def test_progress_ends_at_the_total(book: Path, prepare_data: Any) -> None:
 
 
 def test_the_cache_is_used_until_something_changes(
-    book: Path, prepare_data: Any, make_encoder: Any, entries: Entries
+    book: Path, prepare_data: Prepare, make_encoder: type[ByteEncoder], entries: Entries
 ) -> None:
     encoder = make_encoder()
 
@@ -164,7 +174,7 @@ def test_the_cache_is_used_until_something_changes(
     assert len(entries()) == 4
 
 
-def test_the_text_is_not_needed_any_more(book: Path, prepare_data: Any) -> None:
+def test_the_text_is_not_needed_any_more(book: Path, prepare_data: Prepare) -> None:
     prepared = prepare_data(book)
     prepared.close()
     book.unlink()
@@ -177,7 +187,12 @@ def test_the_text_is_not_needed_any_more(book: Path, prepare_data: Any) -> None:
 @pytest.mark.parametrize("error", [InterruptedRunError("stop"), KeyboardInterrupt()])
 @pytest.mark.parametrize("calls", [0, 1, 2, 5])
 def test_an_interrupted_build_leaves_nothing_and_can_be_rerun(
-    book: Path, prepare_data: Any, encoder: Any, entries: Entries, error: BaseException, calls: int
+    book: Path,
+    prepare_data: Prepare,
+    encoder: ByteEncoder,
+    entries: Entries,
+    error: BaseException,
+    calls: int,
 ) -> None:
     left = iter([None] * calls)
 
@@ -196,7 +211,7 @@ def test_an_interrupted_build_leaves_nothing_and_can_be_rerun(
 
 
 def test_text_that_changes_meanwhile_is_noticed(
-    book: Path, prepare_data: Any, entries: Entries
+    book: Path, prepare_data: Prepare, entries: Entries
 ) -> None:
     calls = iter(range(10))
 
@@ -210,7 +225,7 @@ def test_text_that_changes_meanwhile_is_noticed(
 
 
 def test_what_another_process_prepares_is_waited_for(
-    book: Path, prepare_data: Any, encoder: Any, entries: Entries
+    book: Path, prepare_data: Prepare, encoder: ByteEncoder, entries: Entries
 ) -> None:
     is_waiting = threading.Event()
     second: list[Future[PreparedData]] = []
@@ -233,7 +248,7 @@ def test_what_another_process_prepares_is_waited_for(
     assert entries() == [data.index.key]
 
 
-def test_waiting_can_be_stopped(book: Path, prepare_data: Any, cache: Path) -> None:
+def test_waiting_can_be_stopped(book: Path, prepare_data: Prepare, cache: Path) -> None:
     prepared = prepare_data(book)
     prepared.close()
     shutil.rmtree(prepared.directory)
@@ -243,12 +258,12 @@ def test_waiting_can_be_stopped(book: Path, prepare_data: Any, cache: Path) -> N
         if told:
             raise InterruptedRunError("stop")
 
-    with lock_of(cache, prepared.index.key), pytest.raises(InterruptedRunError):
+    with entry_lock(cache, prepared.index.key), pytest.raises(InterruptedRunError):
         prepare_data(book, check_stop=stop, on_wait=lambda: told.append(True))
     assert told == [True]
 
 
-def test_unigram_baseline_is_the_cross_entropy(book: Path, prepare_data: Any) -> None:
+def test_unigram_baseline_is_the_cross_entropy(book: Path, prepare_data: Prepare) -> None:
     with prepare_data(book) as data:
         train = Counter(data.train.read(0, data.train.num_tokens).tolist())
         validation = data.validation.read(0, data.validation.num_tokens).tolist()

@@ -18,10 +18,10 @@ import pytest
 
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.sources import download
-from llmtrain.data.sources.download import Fetching, fetch
+from llmtrain.data.sources.download import FetchOptions, fetch
 from llmtrain.data.sources.object_stores import store_of
 from llmtrain.data.sources.resolve import resolve_sources
-from llmtrain.data.sources.urls import is_remote, shown
+from llmtrain.data.sources.urls import is_remote, without_secrets
 from llmtrain.errors import DataError, InterruptedRunError
 
 fsspec = pytest.importorskip("fsspec", reason="needs the extra: pip install 'llmtrain[remote]'")
@@ -40,7 +40,9 @@ def memory() -> Iterator[Callable[[str, bytes], None]]:
 
 @pytest.fixture
 def resolve(cache: Path) -> Callable[..., Corpus]:
-    return lambda *specs, **work: resolve_sources(specs, fetching=Fetching(cache, "text", **work))
+    return lambda *specs, **work: resolve_sources(
+        specs, fetching=FetchOptions(cache, "text", **work)
+    )
 
 
 def texts(corpus: Corpus) -> list[str]:
@@ -237,7 +239,7 @@ def test_an_address_with_no_text_is_said(resolve: Any, memory: Any) -> None:
     ],
 )
 def test_a_secret_is_not_shown(spec: str, seen: str) -> None:
-    assert shown(spec) == seen
+    assert without_secrets(spec) == seen
 
 
 @pytest.mark.parametrize(
@@ -384,13 +386,13 @@ def test_pages_that_cannot_be_had(pages: Any, resolve: Any, cache: Path) -> None
 PROGRAM = """
 import sys
 from pathlib import Path
-from llmtrain.data.sources.download import Fetching
+from llmtrain.data.sources.download import FetchOptions
 from llmtrain.data.sources.resolve import resolve_sources
 
 def told(done, total):
     print(done, flush=True)
 
-work = Fetching(Path(sys.argv[1]), "text", on_progress=told)
+work = FetchOptions(Path(sys.argv[1]), "text", on_progress=told)
 resolve_sources(sys.argv[2:], fetching=work)
 """
 
@@ -489,7 +491,7 @@ def test_names_that_cannot_be_here_together(s3: Any, resolve: Any, cache: Path) 
     for key in ("both/x/y.txt", "both/x//y.txt"):
         s3.put_object(Bucket="box", Key=key, Body=key.encode())
     call = partial(resolve, "s3://box/both")
-    assert_data_error(call, "s3://box/both has x/", "y.txt and a name that is the same")
+    assert_data_error(call, "s3://box/both has x/", "y.txt and another name")
     assert list(cache.glob("remote/trees/*")) == []
 
 
@@ -519,7 +521,7 @@ def test_s3_that_cannot_be_had(
 
 def test_fetching_is_what_the_words_say(memory: Any, cache: Path) -> None:
     memory("/one/a.txt", b"a")
-    found = fetch("memory://one/a.txt", Fetching(cache, "text"))
+    found = fetch("memory://one/a.txt", FetchOptions(cache, "text"))
     assert found.path.read_bytes() == b"a"
     assert found.path.name == "a.txt"
     assert found.address == "memory://one/a.txt"

@@ -108,7 +108,7 @@ GITIGNORES = {
     "no pattern": {"": "[\n!\n/\n*.log\n"},
     "everything but": {"": "/*\n!/docs/\n/docs/*\n!/docs/d.md\n"},
     "class": {"": "[ab].*\n"},
-    "question": {"": "?.txt\n"},
+    "options": {"": "?.txt\n"},
 }
 
 

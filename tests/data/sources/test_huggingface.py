@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from llmtrain.data.corpus import Corpus
-from llmtrain.data.sources.download import Fetching
+from llmtrain.data.sources.download import FetchOptions
 from llmtrain.data.sources.huggingface import DatasetSpec, parse_dataset_spec
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.errors import DataError, InterruptedRunError
@@ -42,7 +42,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 @pytest.fixture
 def resolve(cache: Path) -> Callable[..., Corpus]:
     def call(spec: str, text_field: str = "text", **work: Any) -> Corpus:
-        fetching = Fetching(cache, text_field, **work)
+        fetching = FetchOptions(cache, text_field, **work)
         return resolve_sources([spec], text_field=text_field, fetching=fetching)
 
     return call

@@ -1,0 +1,128 @@
+"""Evaluation of a long text: the same result as of the whole at once, in bounded memory."""
+
+from __future__ import annotations
+
+import argparse
+import bz2
+import inspect
+import lzma
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmtrain.data.shards.encode import encode_here
+from llmtrain.data.shards.prepared import PreparedData, prepare
+from llmtrain.data.shards.token_stream import TokenArray, TokenStream
+from llmtrain.data.sources.resolve import resolve_sources
+from llmtrain.engine import inference
+from llmtrain.engine.inference import Trained, _evaluate_corpus, _evaluate_shards
+from llmtrain.engine.plan_run import plan_inference
+from llmtrain.model.decoder import Decoder
+from llmtrain.prepare.context import PrepareContext
+from llmtrain.profile.schema import DeviceSection, ModelSection
+from llmtrain.profile.shape import shape_of
+from llmtrain.tokenizer import Tokenizer, streams
+from tests.data.fixed import TOKENIZER
+
+CONTEXT, LARGEST = 16, 4_000
+WORK = PrepareContext(1, print, lambda: None)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Trained:
+    tokenizer = Tokenizer.load(TOKENIZER)
+    section = ModelSection(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=16,
+        intermediate_size=32,
+        num_layers=1,
+        num_heads=2,
+        context=CONTEXT,
+    )
+    torch.manual_seed(0)
+    shape = shape_of(section)
+    plan = plan_inference(DeviceSection(kind="cpu", precision="fp32"), shape)
+    return Trained(Decoder(shape).eval(), tokenizer, TOKENIZER, plan, None)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(
+        inspect.getsource(argparse)[:80_000] + "中é word and text 😀\n" * 500, encoding="utf-8"
+    )
+    return path
+
+
+@pytest.fixture
+def shards(text: Path, trained: Trained, tmp_path: Path) -> Iterator[PreparedData]:
+    encode = encode_here(trained.tokenizer, 1)
+    with prepare(
+        resolve_sources([str(text)]),
+        trained.tokenizer,
+        validation_fraction=0.5,
+        threads=1,
+        cache_directory=tmp_path / "cache",
+        on_progress=lambda done, total: None,
+        check_stop=lambda: None,
+        encode=encode,
+    ) as prepared:
+        yield prepared
+
+
+@pytest.fixture
+def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Numbers of ids that were read, decoded or encoded at once, in small parts."""
+    found: list[int] = []
+    read, encode, decode = TokenStream.read, Tokenizer.encode, Tokenizer.decode
+
+    def spied_read(self: TokenStream, start: int, count: int) -> TokenArray:
+        found.append(count)
+        return read(self, start, count)
+
+    def spied_encode(self: Tokenizer, text: str) -> list[int]:
+        ids = encode(self, text)
+        found.append(len(ids))
+        return ids
+
+    def spied_decode(self: Tokenizer, ids: Sequence[int]) -> str:
+        found.append(len(ids))
+        return decode(self, ids)
+
+    monkeypatch.setattr(TokenStream, "read", spied_read)
+    monkeypatch.setattr(Tokenizer, "encode", spied_encode)
+    monkeypatch.setattr(Tokenizer, "decode", spied_decode)
+    monkeypatch.setattr(inference, "READ_TOKENS", 100)
+    monkeypatch.setattr(streams, "_PART_IDS", LARGEST // 8)
+    monkeypatch.setattr(streams, "_PART_CHARACTERS", LARGEST // 8)
+    return found
+
+
+def test_shards_are_evaluated_in_parts(
+    trained: Trained, shards: PreparedData, sizes: list[int]
+) -> None:
+    stream = shards.validation
+    everything = trained.tokenizer.decode(stream.read(0, stream.num_tokens).tolist()).encode()
+    sizes.clear()
+    found = _evaluate_shards(trained, shards, WORK)
+    assert max(sizes) <= LARGEST < stream.num_tokens / 5
+    assert found.tokens == stream.num_tokens - 1
+    assert found.bytes == len(everything)
+    assert found.baselines.gzip_bpb == 8 * len(zlib.compress(everything, 9)) / len(everything)
+    assert found.baselines.bzip2_bpb == 8 * len(bz2.compress(everything, 9)) / len(everything)
+    assert found.baselines.xz_bpb == 8 * len(lzma.compress(everything, preset=6)) / len(everything)
+
+
+def test_text_is_evaluated_in_parts(trained: Trained, text: Path, sizes: list[int]) -> None:
+    corpus = resolve_sources([str(text)])
+    whole = trained.tokenizer.encode(text.read_text(encoding="utf-8"))
+    sizes.clear()
+    found = _evaluate_corpus(trained, corpus, WORK)
+    assert max(sizes) <= LARGEST < len(whole) / 5
+    assert found.tokens == len(whole) + 1
+    data = text.read_bytes()
+    assert found.bytes == len(data)
+    assert found.baselines.xz_bpb == 8 * len(lzma.compress(data, preset=6)) / len(data)
