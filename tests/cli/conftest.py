@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 
 import llmtrain as package
 from llmtrain.cli.app import run
-from llmtrain.documents import PUBLISHED, published_schema
+from llmtrain.documents.published import PUBLISHED, published_schema
 
 PROFILE = """\
 name: tiny
@@ -45,7 +45,7 @@ class Outcome:
     def document(self) -> dict[str, Any]:
         """The one JSON document that stdout consists of, which is as published."""
         document: dict[str, Any] = json.loads(self.out, parse_constant=pytest.fail)
-        assert document["schema_version"] == 1
+        assert document["schema_version"] == package.SCHEMA_VERSION
         assert document["llmtrain"] == package.__version__
         name = "error" if "error" in document else published_name(self.arguments)
         assert complaints(name, document) == []

@@ -22,7 +22,8 @@ from jsonschema import Draft202012Validator, ValidationError
 
 import llmtrain as package
 from llmtrain.cli.output import Output
-from llmtrain.documents import PUBLISHED, plans, published_schema
+from llmtrain.documents import plans
+from llmtrain.documents.published import PUBLISHED, published_schema
 from llmtrain.machine.live_memory import LiveMemory
 from llmtrain.machine.memory_readings import AcceleratorMemory
 from llmtrain.plan.memory import MemoryPrediction

@@ -1,4 +1,4 @@
-"""`llmtrain memory --watch`: a view that is redrawn in place, or a line of JSON a look."""
+"""`llmtrain memory --watch`: a view that is redrawn in place, or a line of JSON per sample."""
 
 from __future__ import annotations
 
@@ -7,32 +7,34 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llmtrain.cli.memory.now import Watched, asked_for, memory_lines, memory_now, no_such_process
+from llmtrain.cli.memory.now import Target, find_target, memory_lines, memory_now, no_such_process
 from llmtrain.cli.output import Output
+from llmtrain.documents.memory import Memory
 from llmtrain.errors import InterruptedRunError, UsageError
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from llmtrain.train.distributed.signals import StopRequest
 
-_OFTEN_S, _SELDOM_S = 0.05, 86400.0
-Document = dict[str, Any]
-Show = Callable[[Document], None]
+_SHORTEST_S, _LONGEST_S = 0.05, 86400.0
+Show = Callable[[Memory], None]
 
 
 def watch_memory(
     output: Output, run: str | None, pid: int | None, every: str, *, as_lines: bool
 ) -> int:
-    """Memory is shown until a signal comes, nobody reads any more, or the process has ended."""
+    """Show memory until a signal, a closed output, or the end of the process."""
     from llmtrain.train.distributed.signals import stop_on_signals
 
     every_s = _interval_s(every)
-    last: Document | None = None
-    with stop_on_signals() as stop:  # before a run is looked for, which takes seconds
+    last: Memory | None = None
+    with stop_on_signals() as stop:  # before finding the run, which takes seconds
         target = _target(output, run, pid)
         with _display(output, as_lines=as_lines) as show:
-            for last in _looks(target, every_s, stop):
+            for last in _samples(target, every_s, stop):
                 show(last)
         if last is None and not stop.is_made:
             raise no_such_process(target)
@@ -49,41 +51,43 @@ def _interval_s(text: str) -> float:
         every_s = parse_duration_s(text)
     except ValueError as error:
         raise UsageError(f"--every {text}: {error}", hint="--every 2s") from None
-    if not _OFTEN_S <= every_s <= _SELDOM_S:
-        raise UsageError(f"--every {text}: from {_OFTEN_S:g}s to 1d", hint="--every 2s")
+    if not _SHORTEST_S <= every_s <= _LONGEST_S:
+        raise UsageError(f"--every {text}: from {_SHORTEST_S:g}s to 1d", hint="--every 2s")
     return every_s
 
 
-def _target(output: Output, run: str | None, pid: int | None) -> Watched:
-    target = asked_for(run, pid)
+def _target(output: Output, run: str | None, pid: int | None) -> Target:
+    target = find_target(run, pid)
     if target is not None:
         return target
     from llmtrain.train.run_directory.running import newest_in_training
 
     newest = newest_in_training()
     if newest is None:
-        output.note("no run under runs/ is being trained: this is the machine; --pid PID names one")
-        return Watched()
+        output.note(
+            "no run under runs/ is being trained; showing the machine; --pid PID shows a process"
+        )
+        return Target()
     directory, training_pid = newest
     output.note(f"watching {directory.path}, process {training_pid}")
-    return Watched(training_pid, directory)
+    return Target(training_pid, directory)
 
 
-def _looks(target: Watched, every_s: float, stop: StopRequest) -> Iterator[Document]:
-    """A document a look, until a signal asks to stop or the process has ended.
+def _samples(target: Target, every_s: float, stop: StopRequest) -> Iterator[Memory]:
+    """Yield the memory in use every `every_s`, until a signal or the end of the process.
 
-    What is told as its peak is never below what was seen before.
+    The process's peak never decreases from one sample to the next.
     """
-    began_s, peak_bytes = time.monotonic(), 0
+    started_s, peak_bytes = time.monotonic(), 0
     with suppress(ProcessLookupError, InterruptedRunError):
         while not stop.is_made:
-            document = memory_now(target)
-            process = document["process"]
-            peak_bytes = max(peak_bytes, process["peak_resident_bytes"])
-            process["peak_resident_bytes"] = peak_bytes
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-            yield {"time": now, "elapsed_s": round(time.monotonic() - began_s, 3), **document}
-            with stop.at_once():  # a look or a line is not left half done
+            elapsed_s = round(time.monotonic() - started_s, 3)
+            memory = memory_now(target, time=now, elapsed_s=elapsed_s)
+            peak_bytes = max(peak_bytes, memory.process.peak_resident_bytes)
+            memory.process.peak_resident_bytes = peak_bytes
+            yield memory
+            with stop.at_once():  # a sample or a line is always finished
                 time.sleep(every_s)
 
 
@@ -96,7 +100,7 @@ def _is_live(as_lines: bool) -> bool:
 
 @contextmanager
 def _display(output: Output, *, as_lines: bool) -> Iterator[Show]:
-    """Where a look goes: to a view on the terminal that is gone afterwards, or into a line."""
+    """Yield a function that shows a sample: in a temporary view on a terminal, or as a line."""
     if not _is_live(as_lines):
         yield output.document_line
         return
@@ -104,11 +108,11 @@ def _display(output: Output, *, as_lines: bool) -> Iterator[Show]:
     from rich.live import Live
 
     with Live(console=Console(file=sys.stdout), transient=True, auto_refresh=False) as live:
-        yield lambda document: live.update(_view(document), refresh=True)
+        yield lambda memory: live.update(_view(memory), refresh=True)
 
 
-def _view(document: Document) -> Any:
+def _view(memory: Memory) -> Text:
     from rich.text import Text
 
-    shown = [*memory_lines(document), f"{document['elapsed_s']:.0f} s watched; Ctrl-C ends"]
+    shown = [*memory_lines(memory), f"{memory.elapsed_s:.0f} s; Ctrl-C ends"]
     return Text("\n".join(shown), overflow="ellipsis", no_wrap=True)
