@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from typer import Context
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
-Command = TyperCommand | TyperGroup
+if TYPE_CHECKING:
+    from typer._click.core import Command  # what `typer.main.get_command` returns
 
 
 def find_command(root: Command, arguments: Sequence[str]) -> tuple[Command, int]:

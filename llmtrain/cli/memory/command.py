@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -126,7 +127,7 @@ def memory(
     return show_memory_now(output, run, pid, limit_bytes, as_json=json)
 
 
-def _refuse_together(some: dict[str, object], others: dict[str, object]) -> None:
+def _refuse_together(some: Mapping[str, object], others: Mapping[str, object]) -> None:
     """Raise UsageError if options of both groups were given."""
     given = [next((n for n, v in group.items() if v is not None), "") for group in (some, others)]
     if all(given):

@@ -72,7 +72,7 @@ def no_such_process(target: Target | None) -> UsageError:
 def _in_use(memory: Memory, limit_bytes: int) -> Threshold:
     """Return --fail-over as a threshold: on the named process, the control group or the system."""
     used_bytes, name = memory.system.used_bytes, "memory in use on this machine"
-    if memory.process.pid is not None:
+    if "pid" in memory.process.model_fields_set:
         used_bytes = memory.process.used_bytes
         name = f"memory in use by process {memory.process.pid}"
     elif memory.cgroup is not None:

@@ -1,4 +1,4 @@
-"""`llmtrain memory --watch`: a view that is redrawn in place, or a line of JSON per sample."""
+"""`llmtrain memory --watch`: a live view of memory in use, or one line of JSON per sample."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from llmtrain.train.distributed.signals import StopRequest
 
-_SHORTEST_S, _LONGEST_S = 0.05, 86400.0
+_MIN_INTERVAL_S, _MAX_INTERVAL_S = 0.05, 86400.0
 Show = Callable[[Memory], None]
 
 
@@ -51,8 +51,10 @@ def _interval_s(text: str) -> float:
         every_s = parse_duration_s(text)
     except ValueError as error:
         raise UsageError(f"--every {text}: {error}", hint="--every 2s") from None
-    if not _SHORTEST_S <= every_s <= _LONGEST_S:
-        raise UsageError(f"--every {text}: from {_SHORTEST_S:g}s to 1d", hint="--every 2s")
+    if not _MIN_INTERVAL_S <= every_s <= _MAX_INTERVAL_S:
+        raise UsageError(
+            f"--every {text}: must be from {_MIN_INTERVAL_S:g}s to 1d", hint="--every 2s"
+        )
     return every_s
 
 
@@ -64,9 +66,7 @@ def _target(output: Output, run: str | None, pid: int | None) -> Target:
 
     newest = newest_in_training()
     if newest is None:
-        output.note(
-            "no run under runs/ is being trained; showing the machine; --pid PID shows a process"
-        )
+        output.note("no run under runs/ is being trained: showing the machine; or use --pid PID")
         return Target()
     directory, training_pid = newest
     output.note(f"watching {directory.path}, process {training_pid}")
@@ -87,7 +87,7 @@ def _samples(target: Target, every_s: float, stop: StopRequest) -> Iterator[Memo
             peak_bytes = max(peak_bytes, memory.process.peak_resident_bytes)
             memory.process.peak_resident_bytes = peak_bytes
             yield memory
-            with stop.at_once():  # a sample or a line is always finished
+            with stop.at_once():  # a signal ends the wait, never a half-written line
                 time.sleep(every_s)
 
 
