@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import CoreSchema
 from typing_extensions import Self
@@ -20,9 +20,16 @@ T = TypeVar("T")
 Number = float | None  # JSON has neither infinity nor NaN: both become null
 NOT_FINITE = "null: not a finite number"
 Amount = int | float  # an integer stays one
-PathText = Annotated[
-    str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value)
-]
+
+
+def _text(value: object) -> str:
+    """Return text as it is: names of files may have surrogates, which pydantic's `str` refuses."""
+    if not isinstance(value, (str, Path)):
+        raise ValueError("not a text")
+    return str(value)
+
+
+Text = Annotated[str, PlainValidator(_text, json_schema_input_type=str)]
 
 
 class Part(BaseModel):
@@ -50,7 +57,7 @@ class Part(BaseModel):
 
     def json_values(self) -> dict[str, Any]:
         """Return what JSON holds: keys that were never set are missing, NaN and infinity null."""
-        values: dict[str, Any] = _finite(self.model_dump(mode="json", exclude_unset=True))
+        values: dict[str, Any] = _finite(self.model_dump(exclude_unset=True))
         return values
 
 
@@ -58,7 +65,7 @@ class Reasoned(Part, Generic[T]):
     """A value, and why it was chosen."""
 
     value: T = Field(description="what was decided")
-    reason: str = Field(description="why, in a few words for people; they may change")
+    reason: Text = Field(description="why, in a few words for people; they may change")
 
 
 def key(description: str, **schema: Any) -> Any:
@@ -75,7 +82,7 @@ class Document(Part):
     """What `--json` prints: exactly one on stdout."""
 
     schema_version: int = key("raised by every change that is no addition", const=SCHEMA_VERSION)
-    llmtrain: str = key("the version of llmtrain that wrote it")
+    llmtrain: Text = key("the version of llmtrain that wrote it")
 
     @model_validator(mode="before")
     @classmethod
@@ -90,7 +97,7 @@ class Document(Part):
 class Threshold(Part):
     """A limit that an option set. The exit code is 6 where any is not met."""
 
-    name: str = key("of the option: `max_bpb`, `fail_over`, `require cuda` …")
+    name: Text = key("of the option: `max_bpb`, `fail_over`, `require cuda` …")
     limit: Amount | bool = key(
         "its value, in the option's unit, sizes in bytes; true: it has to be there"
     )
@@ -115,7 +122,7 @@ def _finite(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return [_finite(inner) for inner in value]
     return value
 

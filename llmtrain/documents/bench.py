@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import Self
 
 from llmtrain.choice import ActivationCheckpointing, AttentionKernel, MatmulPrecision, Precision
-from llmtrain.documents.base import Document, Number, Part, Reasoned, key
+from llmtrain.documents.base import Document, Number, Part, Reasoned, Text, key
 from llmtrain.plan.throughput import seconds_by_kind
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class MeasuredPlan(Part):
 class BenchCpu(Part):
     """What was measured."""
 
-    model: str | None = key("its name; null: unknown")
+    model: Text | None = key("its name; null: unknown")
     cores: int = key("physical cores that may be used")
     threads: int = key("that were used")
 
@@ -77,12 +77,12 @@ class PredictedSpeed(Part):
 class DeviceBench(Document):
     """`llmtrain device bench`: this CPU, measured at a profile's work."""
 
-    profile: Reasoned[str] = key("at the work of which profile, and why that")
+    profile: Reasoned[Text] = key("at the work of which profile, and why that")
     cpu: BenchCpu = key("what was measured")
     products: Products = key("matrix products by precision")
     attention: Attention | None = key("null: not measured")
     block: Block | None = key("null: not measured, or it could not be compiled")
-    compile_failure: str | None = key("why a block could not be compiled; null: it could")
+    compile_failure: Text | None = key("why a block could not be compiled; null: it could")
     plan: MeasuredPlan = key("the decisions that follow")
     predicted: PredictedSpeed | None = key("null: no block was measured as the plan computes it")
 

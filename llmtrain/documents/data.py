@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import Self
 
-from llmtrain.documents.base import Document, Part, PathText
+from llmtrain.documents.base import Document, Part, Text
 from llmtrain.documents.base import key as described
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class DataPrepare(Document):
     """`llmtrain data prepare`: token shards in the cache."""
 
-    directory: PathText = described("where the shards are")
-    key: str = described("a hash of the text, the tokenizer and the settings")
-    tokenizer: PathText = described("the tokenizer's directory")
+    directory: Text = described("where the shards are")
+    key: Text = described("a hash of the text, the tokenizer and the settings")
+    tokenizer: Text = described("the tokenizer's directory")
     vocab_size: int = described("its pieces")
     documents: int = described(
         "each starts with a separator; the blocks, of a text that is cut into blocks"
@@ -30,10 +30,10 @@ class DataPrepare(Document):
     validation_tokens: int = described("held out")
     bytes_per_token: float = described("of the text, on average")
     seconds: float = described("it took, reading and verifying included")
-    sources: list[dict[str, Any]] = described(
+    sources: list[dict[Text, Any]] = described(
         "by spec: its kind, files, and files skipped by reason"
     )
-    left_out: list[dict[str, Any]] = described(
+    left_out: list[dict[Text, Any]] = described(
         "dropped by the profile's rules: how many, how much, examples"
     )
 
@@ -58,11 +58,11 @@ class CacheEntry(Part):
     kind: Literal["shards", "tokenizer", "fetched", "unfinished"] = described(
         "fetched: downloaded; unfinished: shards that the same preparation will continue"
     )
-    key: str = described("a hash of what it was made from")
-    directory: PathText = described("where it is")
+    key: Text = described("a hash of what it was made from")
+    directory: Text = described("where it is")
     size_bytes: int = described("of its files")
     age_s: float = described("seconds since it was last written to")
-    made_from: list[str] = described("sources of its text; empty: unknown")
+    made_from: list[Text] = described("sources of its text; empty: unknown")
     tokens: int | None = described("of training and validation text; null: no shards, or unknown")
 
     @classmethod
@@ -74,7 +74,7 @@ class CacheEntry(Part):
 class DataCacheList(Document):
     """`llmtrain data cache list`: the newest first."""
 
-    cache: PathText = described("the cache's directory")
+    cache: Text = described("the cache's directory")
     size_bytes: int = described("of all entries")
     entries: list[CacheEntry] = described("token shards, tokenizers, downloads")
 

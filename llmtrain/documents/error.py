@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from typing_extensions import Self
 
-from llmtrain.documents.base import Document, Part, key, optional, present
+from llmtrain.documents.base import Document, Part, Text, key, optional, present
 from llmtrain.errors import LlmtrainError
 
 
@@ -14,9 +14,9 @@ class Failure(Part):
     """Why a command failed."""
 
     code: int = key("the exit code")
-    message: str = key("what is wrong: the value, the limit, where it came from")
-    hint: str = key("what to type next")
-    ways_out: list[str] = optional(
+    message: Text = key("what is wrong: the value, the limit, where it came from")
+    hint: Text = key("what to type next")
+    ways_out: list[Text] = optional(
         "commands that would fit, the cheapest change first; missing unless `code` is 3"
     )
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import RootModel
 
-from llmtrain.documents.base import NOT_FINITE, Number, Part, Reasoned, key, optional
+from llmtrain.documents.base import NOT_FINITE, Number, Part, Reasoned, Text, key, optional
 from llmtrain.documents.plans import Forecast
 
 
@@ -57,7 +57,7 @@ class SkippedLine(Part):
 
     step: int = key("which")
     skipped: Literal[True] = key("always true")
-    reason: str = key("why")
+    reason: Text = key("why")
 
 
 class RewoundLine(Part):
@@ -76,8 +76,8 @@ class SampleLine(Part):
     """A line of samples.jsonl: a text generated during training."""
 
     step: int = key("after which step")
-    prompt: str = key("what was continued")
-    text: str = key("the continuation")
+    prompt: Text = key("what was continued")
+    text: Text = key("the continuation")
 
 
 class RunFile(Part):
@@ -87,17 +87,19 @@ class RunFile(Part):
     schema_version: int = optional(
         "of this file, and of the lines of the .jsonl files beside it; missing in older runs"
     )
-    llmtrain: str = key("the version of llmtrain of the last session")
-    versions: dict[str, str] = key("of python and torch")
-    profile: dict[str, Any] = key("the profile's values: `llmtrain profiles schema`")
-    origins: dict[str, str] = key("the origin of each value that is not a default, by dotted key")
-    plan: dict[str, Reasoned[Any]] = key("every decision: see `Plan`")
-    predicted: dict[str, int] = key("the predicted peak of memory in bytes: see `Prediction`")
+    llmtrain: Text = key("the version of llmtrain of the last session")
+    versions: dict[Text, Text] = key("of python and torch")
+    profile: dict[Text, Any] = key("the profile's values: `llmtrain profiles schema`")
+    origins: dict[Text, Text] = key("the origin of each value that is not a default, by dotted key")
+    plan: dict[Text, Reasoned[Any]] = key("every decision: see `Plan`")
+    predicted: dict[Text, int] = key("the predicted peak of memory in bytes: see `Prediction`")
     forecast: Forecast = optional("what was predicted before the run; missing in older runs")
     peak_flops: Number = key("operations a second of one process's products; null: not measured")
-    machine: dict[str, Any] = key("what has to be equal for a bitwise equal resume")
-    data: dict[str, Any] = key("what was read: fingerprints, tokens, sources")
-    sessions: list[dict[str, Any]] = key(
+    machine: dict[Text, Any] = key("what has to be equal for a bitwise equal resume")
+    data: dict[Text, Any] = key("what was read: fingerprints, tokens, sources")
+    sessions: list[dict[Text, Any]] = key(
         "when, from which step and by which command it was trained"
     )
-    result: dict[str, Any] = optional("how the last session ended: see `train`; missing until then")
+    result: dict[Text, Any] = optional(
+        "the end of the last session: see `train`; missing until then"
+    )

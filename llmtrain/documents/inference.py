@@ -7,7 +7,7 @@ from llmtrain.documents.base import (
     Document,
     Number,
     Part,
-    PathText,
+    Text,
     Threshold,
     key,
     thresholds,
@@ -29,7 +29,7 @@ class Baselines(Part):
 class Eval(Document):
     """`llmtrain eval`: how well a model predicts a text."""
 
-    checkpoint: PathText = key("what was evaluated")
+    checkpoint: Text = key("what was evaluated")
     loss_nats_per_token: Number = key(f"mean loss, nats a token; {NOT_FINITE}")
     perplexity: Number = key(f"e to the power of that; {NOT_FINITE}")
     bits_per_byte: Number = key(f"of raw text, so that tokenizers compare; {NOT_FINITE}")
@@ -42,7 +42,7 @@ class Eval(Document):
 class Generate(Document):
     """`llmtrain generate`: one text."""
 
-    checkpoint: PathText = key("of which model")
-    prompt: str = key("what was continued")
-    text: str = key("the continuation, without the prompt")
+    checkpoint: Text = key("of which model")
+    prompt: Text = key("what was continued")
+    text: Text = key("the continuation, without the prompt")
     seed: int = key("equal seeds give equal texts on one machine")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import Self
 
-from llmtrain.documents.base import Document, Number, Part, PathText, key
+from llmtrain.documents.base import Document, Number, Part, Text, key
 
 if TYPE_CHECKING:
     from llmtrain.engine.inspect_data import DataReport
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 class OriginOf(Part):
     """A document that was dropped."""
 
-    origin: str = key("its file, with a line or member where there are several in it")
-    beginning: str = key("its first characters")
+    origin: Text = key("its file, with a line or member where there are several in it")
+    beginning: Text = key("its first characters")
 
 
 class LeftOut(Part):
     """Documents dropped for one reason, the first that applies."""
 
-    reason: str = key("in words for people; they may change")
+    reason: Text = key("in words for people; they may change")
     documents: int = key("dropped ones")
     text_bytes: int = key("of their text")
     examples: list[OriginOf] = key("the first three at most")
@@ -41,7 +41,7 @@ class LengthBin(Part):
 class Longest(Part):
     """The longest document."""
 
-    origin: str = key("its file, with a line or member where there are several in it")
+    origin: Text = key("its file, with a line or member where there are several in it")
     text_bytes: int = key("of its text")
 
 
@@ -71,18 +71,18 @@ class Leakage(Part):
 class Sample(Part):
     """A document drawn at random."""
 
-    origin: str = key("its file, with a line or member where there are several in it")
-    beginning: str = key("its first thousand characters")
+    origin: Text = key("its file, with a line or member where there are several in it")
+    beginning: Text = key("its first thousand characters")
     text_bytes: int = key("of its whole text")
 
 
 class Epochs(Part):
     """How often a run would read the text."""
 
-    profile: str = key("the profile's name")
+    profile: Text = key("the profile's name")
     trained_tokens: int | None = key("in all; null: under a time, or a number of epochs")
     epochs: Number = key("of the training text; null: unknown")
-    reason: str = key(
+    reason: Text = key(
         "how it was computed, or why it is unknown, in words for people; they may change"
     )
 
@@ -90,8 +90,8 @@ class Epochs(Part):
 class DataInspect(Document):
     """`llmtrain data inspect`: what is in a text, after `data.filters` and `data.duplicates`."""
 
-    sources: list[dict[str, Any]] = key("by spec: its kind and files")
-    skipped: dict[str, int] = key("files that are not read, by reason")
+    sources: list[dict[Text, Any]] = key("by spec: its kind and files")
+    skipped: dict[Text, int] = key("files that are not read, by reason")
     only_first_documents: int | None = key("of `--sample`; null: all")
     left_out: list[LeftOut] = key(
         "dropped by the profile's rules; the rest of this document does not count them"
@@ -101,10 +101,10 @@ class DataInspect(Document):
     characters: int = key("of their text")
     tokens: int | None = key("with a separator per document; null: not counted")
     bytes_per_token: Number = key("of text; null: not counted")
-    tokenizer: PathText | None = key(
+    tokenizer: Text | None = key(
         "the directory of the tokenizer that counted them; null: not counted"
     )
-    fingerprint: str = key("sha256 over the sha256 of each document, in order")
+    fingerprint: Text = key("sha256 over the sha256 of each document, in order")
     lengths: list[LengthBin] = key("without gaps, the shortest first")
     longest: Longest = key("the longest document")
     equal: Copies = key("documents that are equal to an earlier one")
@@ -112,7 +112,7 @@ class DataInspect(Document):
         "near copies of an earlier one, without the equal ones; null: rensa is not installed"
     )
     leakage: Leakage | None = key("null: rensa is not installed, and no earlier result is cached")
-    languages: dict[str, int] | None = key(
+    languages: dict[Text, int] | None = key(
         "by ISO 639 code, of up to 1,000 documents drawn at random; null: py3langid is missing"
     )
     samples: list[Sample] = key("a few, drawn at random, the same ones every time")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from llmtrain.documents.base import Document, Part, PathText, Threshold, key, optional, thresholds
+from llmtrain.documents.base import Document, Part, Text, Threshold, key, optional, thresholds
 from llmtrain.documents.files import StepLine
 from llmtrain.documents.plans import Explained, Prediction
 from llmtrain.machine.facts import AcceleratorKind
@@ -19,13 +19,13 @@ class SystemMemory(Part):
     percent: float = key("used of total, 0 to 100")
     limit_bytes: int | None = key("the control group's limit; null: none below the total")
     limit_used_bytes: int | None = key("charged against that limit, page cache included")
-    source: str = key("what reported it: psutil, /proc …")
+    source: Text = key("what reported it: psutil, /proc …")
 
 
 class GroupMemory(Part):
     """The memory now of the limited control group that has the least left."""
 
-    path: str = key("which control group")
+    path: Text = key("which control group")
     total_bytes: int = key("its limit")
     available_bytes: int = key("left within the limit")
     used_bytes: int = key(
@@ -47,7 +47,7 @@ class ProcessMemory(Part):
         "the process's own peak since its start, and what its descendants use now"
     )
     processes: int = key("how many")
-    source: str = key("what reported it: psutil, /proc …")
+    source: Text = key("what reported it: psutil, /proc …")
 
 
 class AcceleratorMemory(Part):
@@ -55,7 +55,7 @@ class AcceleratorMemory(Part):
 
     kind: AcceleratorKind = key("what torch calls it")
     index: int = key("from 0, as torch counts")
-    name: str = key("its name")
+    name: Text = key("its name")
     total_bytes: int = key("its memory; on MPS what Metal recommends not to exceed")
     available_bytes: int | None = key("free for anyone; null: the device does not report it")
     used_bytes: int | None = key("total − available; null: the device does not report it")
@@ -70,7 +70,7 @@ class AcceleratorMemory(Part):
 class WatchedRun(Part):
     """The run whose processes are shown."""
 
-    path: PathText = key("its directory")
+    path: Text = key("its directory")
     logged: StepLine | None = key("its last logged step; null: none yet")
 
 
@@ -78,7 +78,7 @@ class Memory(Document):
     """`llmtrain memory`: in use now. With `--watch` and `--json`, or off a terminal, a line of this
     per sample."""
 
-    time: str = optional("of the sample, UTC, ISO 8601; missing without `--watch`")
+    time: Text = optional("of the sample, UTC, ISO 8601; missing without `--watch`")
     elapsed_s: float = optional("seconds since the first sample; missing without `--watch`")
     system: SystemMemory = key("the machine's")
     cgroup: GroupMemory | None = key("the control group's; null: none limits the memory")

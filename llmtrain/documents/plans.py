@@ -19,9 +19,9 @@ from llmtrain.documents.base import (
     Amount,
     Document,
     Part,
-    PathText,
     Reasoned,
     T,
+    Text,
     Threshold,
     key,
     present,
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 class Decision(Reasoned[T]):
     """A decision of the plan: what, why, and who asked for it."""
 
-    origin: str = key("who asked for it: as in `settings`; `plan`: nobody")
+    origin: Text = key("who asked for it: as in `settings`; `plan`: nobody")
 
 
 class Setting(Part):
     """A value of the profile, and where it comes from."""
 
     value: Any = key("as a profile holds it; `auto`: left to the plan")
-    origin: str = key(
+    origin: Text = key(
         "`default` of the schema, `FILE:LINE` of a profile, `environment VARIABLE`, "
         "`--set KEY=VALUE`, the flag (`--device`), or `chosen: WHY` where the profile left it open"
     )
@@ -54,8 +54,8 @@ class Setting(Part):
 class Assumed(Part):
     """An assumed machine, in place of this one."""
 
-    spec: str = key("as `--assume` names it")
-    assumptions: list[str] = key("what it leaves open and is assumed, in sentences for people")
+    spec: Text = key("as `--assume` names it")
+    assumptions: list[Text] = key("what it leaves open and is assumed, in sentences for people")
 
 
 class Plan(Part):
@@ -115,7 +115,7 @@ class Figure(Part):
 
     value: Amount = key("the number, or the middle of a range")
     source: Literal["asked for", "measured", "estimated"] = key("where it comes from")
-    how: str = key("from what, in a few words for people; they may change")
+    how: Text = key("from what, in a few words for people; they may change")
     low: Amount | None = key("the lower end of the range; null: no range")
     high: Amount | None = key("the upper end of the range; null: no range")
 
@@ -157,18 +157,21 @@ def _measured(figures: RunFigures) -> dict[str, object]:
     }
 
 
-class _Asked(Part):
+class _OnMachine(Part):
+    assumed: Assumed | None = key("the machine of `--assume`; null: this machine")
+
+
+class _Asked(_OnMachine):
     """The request that a plan answers."""
 
-    assumed: Assumed | None = key("the machine of `--assume`; null: this machine")
-    profile: Reasoned[str] = key("which profile, and why that")
-    settings: dict[str, Setting] = key("every value of the profile, by dotted key")
+    profile: Reasoned[Text] = key("which profile, and why that")
+    settings: dict[Text, Setting] = key("every value of the profile, by dotted key")
 
 
 class Planned(Part):
     """A plan, and the memory and time it is predicted to take."""
 
-    derived: dict[str, Reasoned[Any]] = key(
+    derived: dict[Text, Reasoned[Any]] = key(
         "values of `auto` keys that are not decisions of the plan, by dotted key"
     )
     plan: Plan = key("every decision")
@@ -199,31 +202,31 @@ class Explained(Planned, _Asked):
 class Platform(Part):
     """System and libraries."""
 
-    system: str = key("Linux, Darwin, Windows, or unknown")
-    python: str = key("Python's version")
-    torch: str = key("torch's version")
-    torch_build: str = key("what torch was compiled for: cpu, cu130, rocm6.4, for CUDA …")
-    cxx_compiler: str | None = key(
+    system: Text = key("Linux, Darwin, Windows, or unknown")
+    python: Text = key("Python's version")
+    torch: Text = key("torch's version")
+    torch_build: Text = key("what torch was compiled for: cpu, cu130, rocm6.4, for CUDA …")
+    cxx_compiler: Text | None = key(
         "what torch.compile would use on the CPU; null: none was found; with `--assume`: assumed"
     )
     triton: bool = key("whether Triton is installed, which torch.compile needs on CUDA")
-    backends: list[str] = key("those of gloo and nccl that torch has")
+    backends: list[Text] = key("those of gloo and nccl that torch has")
 
 
 class Cpu(Part):
     """Processor and memory, and what of them this process may use."""
 
-    model: str | None = key("its name; null: unknown")
-    architecture: str = key("x86_64, aarch64, arm64, AMD64, or unknown")
+    model: Text | None = key("its name; null: unknown")
+    architecture: Text = key("x86_64, aarch64, arm64, AMD64, or unknown")
     physical_cores: int | None = key("null: unknown")
     logical_cores: int = key("hardware threads")
     sockets: int | None = key("null: unknown")
     usable_cores: int = key("physical cores that this process may keep busy")
     quota_cores: float | None = key("the control group's limit, in cores; null: none")
-    isa: list[str] = key("instruction sets that matter here, as far as known")
+    isa: list[Text] = key("instruction sets that matter here, as far as known")
     memory_total_bytes: int = key("the machine's memory")
     memory_limit_bytes: int | None = key("the tightest limit below that; null: none")
-    memory_limited_by: str | None = key("what sets that limit; null: none")
+    memory_limited_by: Text | None = key("what sets that limit; null: none")
 
 
 class Accelerator(Part):
@@ -231,7 +234,7 @@ class Accelerator(Part):
 
     kind: AcceleratorKind = key("what torch calls it; ROCm's are cuda")
     index: int = key("from 0, as torch counts")
-    name: str = key("its name")
+    name: Text = key("its name")
     memory_total_bytes: int = key("its memory; on MPS what Metal recommends not to exceed")
     supports_bf16: bool = key("whether it multiplies bf16 natively")
     compute_capability: list[int] | None = key("major and minor; null: not CUDA, or unknown")
@@ -240,8 +243,8 @@ class Accelerator(Part):
 class FailedDevice(Part):
     """A device that was found and could not be used."""
 
-    kind: str = key("cuda or mps")
-    reason: str = key("its error")
+    kind: Text = key("cuda or mps")
+    reason: Text = key("its error")
 
 
 class DeviceInfo(Explained, Document):
@@ -251,7 +254,7 @@ class DeviceInfo(Explained, Document):
     cpu: Cpu = key("processor and memory")
     accelerators: list[Accelerator] = key("GPUs that compute")
     failures: list[FailedDevice] = key("devices that could not be initialised")
-    unusable_gpu: str | None = key("why this torch cannot use a GPU that is there; null: no such")
+    unusable_gpu: Text | None = key("why this torch cannot use a GPU that is there; null: no such")
     thresholds: list[Threshold] = thresholds("`--require`")
 
     @classmethod
@@ -288,12 +291,12 @@ class TrainDryRun(Explained, Document):
 class ListedProfile(Part):
     """A shipped profile."""
 
-    name: str = key("what `--profile` takes")
+    name: Text = key("what `--profile` takes")
     parameters: int = key("weights of the model")
     context: int = key("tokens that the model sees at once")
     vocab_size: int = key("rows of the embedding")
     tokens_per_step: int | Literal["auto"] = key("tokens of an optimizer step")
-    path: PathText = key("its file")
+    path: Text = key("its file")
 
 
 class ProfilesList(Document):
@@ -303,11 +306,11 @@ class ProfilesList(Document):
 
 
 class _Values(Part):
-    profile: dict[str, Any] = key(
+    profile: dict[Text, Any] = key(
         "its values by section, as a profile file holds them (`llmtrain profiles schema`); "
         "unset values are missing"
     )
-    origins: dict[str, str] = key("the origin of each value, by dotted key: as in `settings`")
+    origins: dict[Text, Text] = key("the origin of each value, by dotted key: as in `settings`")
 
     @classmethod
     def of_profile(cls, loaded: LoadedProfile, **more: object) -> Self:
@@ -323,10 +326,8 @@ class ProfilesShow(_Values, Document):
     """`llmtrain profiles show`: every value and where it comes from."""
 
 
-class ProfilesShowResolved(Planned, _Values, Document):
+class ProfilesShowResolved(Planned, _Values, _OnMachine, Document):
     """`llmtrain profiles show --resolved`: with its `auto` values and the plan on this machine."""
-
-    assumed: Assumed | None = key("the machine of `--assume`; null: this machine")
 
     @classmethod
     def of_resolved(cls, explained: ExplainedRun) -> Self:
@@ -339,5 +340,5 @@ class ProfilesValidate(Document):
     """`llmtrain profiles validate`, of a valid profile; else the `error` document."""
 
     valid: Literal[True] = key("always true")
-    name: str = key("the profile's name")
+    name: Text = key("the profile's name")
     parameters: int = key("weights of the model")

@@ -19,14 +19,14 @@ from llmtrain.documents import (
     tokenizer,
     train,
 )
-from llmtrain.documents.base import Document, Part, key, schema_of
+from llmtrain.documents.base import Document, Part, Text, key, schema_of
 
 
 class Listed(Part):
     """A published schema."""
 
-    name: str = key("what `llmtrain schema NAME` takes")
-    describes: str = key("of what, in a line")
+    name: Text = key("what `llmtrain schema NAME` takes")
+    describes: Text = key("of what, in a line")
 
 
 class SchemaList(Document):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Self
 
-from llmtrain.documents.base import Document, Number, Part, PathText, key
+from llmtrain.documents.base import Document, Number, Part, Text, key
 
 if TYPE_CHECKING:
     from llmtrain.engine.verify_resume.verify import Ending as TrainingEnding
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Run(Part):
     """Where a run stands."""
 
-    run: PathText = key("the run directory")
-    profile: str | None = key("the profile's name")
+    run: Text = key("the run directory")
+    profile: Text | None = key("the profile's name")
     step: int = key("the last logged step")
     tokens: int = key("trained on by then")
     train_loss: Number = key("of that step, nats a token; null: no step was logged")
@@ -25,8 +25,8 @@ class Run(Part):
     val_bpb: Number = key("of the last evaluation, bits a byte; null: there was none")
     best_val_loss: Number = key("the lowest so far, nats a token; null: there was none")
     elapsed_s: float = key("seconds of all sessions until that step")
-    checkpoints: list[str] = key("names of the saved ones, oldest first")
-    status: str = key("done, time, interrupted, or unfinished")
+    checkpoints: list[Text] = key("names of the saved ones, oldest first")
+    status: Text = key("done, time, interrupted, or unfinished")
 
 
 class RunsList(Document):
@@ -38,42 +38,42 @@ class RunsList(Document):
 class RunsShow(Run, Document):
     """`llmtrain runs show`."""
 
-    record: dict[str, Any] = key("what run.yaml holds: see `run.yaml`")
+    record: dict[Text, Any] = key("what run.yaml holds: see `run.yaml`")
 
 
 class Damaged(Part):
     """A checkpoint with a file that is missing or changed."""
 
-    checkpoint: PathText = key("its directory")
-    problem: str = key("what is wrong with it")
+    checkpoint: Text = key("its directory")
+    problem: Text = key("what is wrong with it")
 
 
 class RunsVerify(Document):
     """`llmtrain runs verify`: exit code 1 where anything is damaged."""
 
-    good: list[PathText] = key("checkpoints whose files all have their recorded hash, oldest first")
+    good: list[Text] = key("checkpoints whose files all have their recorded hash, oldest first")
     damaged: list[Damaged] = key("incomplete or changed ones")
-    newest_good: PathText | None = key("the last of the good ones; null: there is none")
+    newest_good: Text | None = key("the last of the good ones; null: there is none")
 
 
 class Kill(Part):
     """One kill, of one process or of all."""
 
-    phase: str = key(
+    phase: Text = key(
         "what the run was doing: start-up, data preparation, resume, step, evaluation, sampling, "
         "save, retention"
     )
-    aimed_at: str = key("the phase that the kill was planned for")
+    aimed_at: Text = key("the phase that the kill was planned for")
     step: int = key("the last logged or saved step")
-    victim: str = key("which rank, or every process")
+    victim: Text = key("which rank, or every process")
     gone_after_s: float = key("seconds until no process of the run was left")
 
 
 class Ending(Part):
     """The end of a training run."""
 
-    model_sha256: str = key("of the weights' file")
-    optimizer_sha256: str = key("of the optimizer's file")
+    model_sha256: Text = key("of the weights' file")
+    optimizer_sha256: Text = key("of the optimizer's file")
     lines: int = key("of metrics")
     seconds: float = key("it took")
 
@@ -87,7 +87,7 @@ class RunsProveResume(Document):
     """`llmtrain runs prove-resume`: exit code 1 where the two differ."""
 
     equal: bool = key("whether weights, optimizer state and all logged values are bitwise equal")
-    first_difference: str | None = key("where they first differ; null: nowhere")
+    first_difference: Text | None = key("where they first differ; null: nowhere")
     steps: int = key("optimizer steps of each training")
     processes: int = key("ranks")
     kills: list[Kill] = key("in order of time")

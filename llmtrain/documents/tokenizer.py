@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from typing_extensions import Self
 
-from llmtrain.documents.base import Document, Number, Part, PathText, key, optional
+from llmtrain.documents.base import Document, Number, Part, Text, key, optional
 from llmtrain.tokenizer.codec import KindName
 
 if TYPE_CHECKING:
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 class TokenizerTrain(Document):
     """`llmtrain tokenizer train`."""
 
-    out: PathText = key("the directory")
+    out: Text = key("the directory")
     kind: Literal["bpe", "unigram"] = key("of model")
     vocab_size: int = key("pieces learned")
     requested_vocab_size: int = key("pieces asked for")
-    vocab_size_reason: str | None = key("why so many; null unless `--vocab-size auto`")
+    vocab_size_reason: Text | None = key("why so many; null unless `--vocab-size auto`")
     reserved: int = key("of those, control pieces that are reserved for later use")
     documents: int = key("it was trained on")
     bytes_seen: int = key("of the text that the sample was drawn from")
     bytes_used: int = key("of the text it was trained on")
-    skipped: dict[str, int] = key("files that were not read, by reason")
-    sha256: str = key("of the tokenizer")
+    skipped: dict[Text, int] = key("files that were not read, by reason")
+    sha256: Text = key("of the tokenizer")
 
     @classmethod
     def of_training(cls, out: Path, request: VocabularyWish, result: LearntTokenizer) -> Self:
@@ -48,15 +48,15 @@ class TokenizerTrain(Document):
 class TokenizerImport(Document):
     """`llmtrain tokenizer import`."""
 
-    out: PathText = key("the directory")
-    source: PathText = key("the file")
+    out: Text = key("the directory")
+    source: Text = key("the file")
     kind: KindName = key("own: as `tokenizer train` makes them; or the library that reads it")
     vocab_size: int = key("pieces")
-    separator: str = key("the piece between documents")
+    separator: Text = key("the piece between documents")
     separator_id: int = key("its id")
     added_separator: bool = key("whether it is new")
-    warnings: list[str] = key("text that it changes, or encodes differently than the original")
-    sha256: str = key("of the tokenizer")
+    warnings: list[Text] = key("text that it changes, or encodes differently than the original")
+    sha256: Text = key("of the tokenizer")
 
     @classmethod
     def of_import(cls, out: Path, imported: Imported) -> Self:
@@ -77,20 +77,20 @@ class TokenizerEncode(Document):
     """`llmtrain tokenizer encode`."""
 
     ids: list[int] = optional("token ids, in the order of the text; missing with `--out`")
-    out: PathText = optional("the file of ids; missing without `--out`")
+    out: Text = optional("the file of ids; missing without `--out`")
     tokens: int = key("how many they are")
 
 
 class TokenizerDecode(Document):
     """`llmtrain tokenizer decode`."""
 
-    text: str = key("the exact text")
+    text: Text = key("the exact text")
 
 
 class Fit(Part):
     """How a text becomes tokens."""
 
-    name: str = key("of the text, or of the tokenizer")
+    name: Text = key("of the text, or of the tokenizer")
     bytes: int = key("of the text")
     tokens: int = key("that it becomes")
     bytes_per_token: Number = key("null: there was no text")
@@ -99,15 +99,15 @@ class Fit(Part):
 class UsedPiece(Part):
     """A piece, and its use."""
 
-    piece: str = key("as the model spells it")
+    piece: Text = key("as the model spells it")
     times: int = key("how often the text needed it")
 
 
 class Spelling(Part):
     """A text in pieces."""
 
-    text: str = key("with digits, indentation or spaces")
-    pieces: list[str] = key("as the model spells them")
+    text: Text = key("with digits, indentation or spaces")
+    pieces: list[Text] = key("as the model spells them")
 
 
 class TokenizerInspect(Document):
@@ -115,10 +115,10 @@ class TokenizerInspect(Document):
 
     kind: KindName = key("own: as `tokenizer train` makes them; or the library that reads it")
     vocab_size: int = key("pieces")
-    separator: str = key("the piece between documents")
+    separator: Text = key("the piece between documents")
     separator_id: int = key("its id")
-    fingerprint: str = key("sha256 of the tokenizer")
-    longest_pieces: list[str] = key("longest first, as the model spells them")
+    fingerprint: Text = key("sha256 of the tokenizer")
+    longest_pieces: list[Text] = key("longest first, as the model spells them")
     spellings: list[Spelling] = key("of text in which vocabularies differ most")
     sample_bytes: int = key("of the text of `--data`")
     sample_tokens: int = key("that it becomes")

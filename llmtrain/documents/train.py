@@ -10,7 +10,7 @@ from llmtrain.documents.base import (
     Document,
     Number,
     Part,
-    PathText,
+    Text,
     Threshold,
     key,
     optional,
@@ -33,8 +33,8 @@ class Predicted(Part):
 class Train(Document):
     """`llmtrain train`, also where it was interrupted."""
 
-    run: PathText = key("the run directory")
-    checkpoint: PathText | None = key("the last checkpoint; null: none was saved")
+    run: Text = key("the run directory")
+    checkpoint: Text | None = key("the last checkpoint; null: none was saved")
     steps: int = key("optimizer steps since the run began")
     tokens: int = key("tokens trained on since the run began")
     seconds: float = key("seconds of all sessions of the run")

@@ -132,7 +132,7 @@ def test_no_compile_measures_no_block(llmtrain: Command, monkeypatch: pytest.Mon
     assert outcome.document["block"] is None
     assert outcome.document["predicted"] is None
     assert "compiling" not in outcome.err
-    assert "predicted: no speed" in llmtrain(*BENCH, "--no-compile").out
+    assert "predicted: unknown" in llmtrain(*BENCH, "--no-compile").out
 
 
 @pytest.mark.usefixtures("invented")

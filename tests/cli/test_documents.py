@@ -187,7 +187,7 @@ def test_memory_of_a_profile_that_is_measured(llmtrain: Command, place: Path) ->
     assert measured["peak_memory_bytes"] > 50 << 20
     again = llmtrain("memory", "-p", "tiny.yaml")
     assert "measured: " in again.out
-    assert "in a run of 8 steps by this plan on this machine" in again.out
+    assert "in a run of 8 steps " in again.out
     forecast = llmtrain("train", "-p", "tiny.yaml", "--dry-run", "--json").document["forecast"]
     assert forecast["tokens_per_s"]["source"] == "measured"
     assert forecast["tokens_per_s"]["value"] == measured["tokens_per_s"]

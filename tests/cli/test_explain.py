@@ -64,7 +64,7 @@ def test_an_assumed_machine_is_told_before_all_else(
 ) -> None:
     text = llmtrain(*command, *ASSUMED).out
     first, second = text.splitlines()[:2]
-    assert first.removeprefix("# ").startswith("assumed machine cuda:2x24GiB:16c: not this one")
+    assert first.removeprefix("# ").startswith("assumed machine cuda:2x24GiB:16c")
     assert "Linux, Python " in second
     assert "2 × assumed GPU, 24 GiB" in text
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.cli.output import Output
+from llmtrain.documents.plans import ProfilesShow
 from tests.cli.conftest import Command
 
 OBEYED = "a\x1b[2Jb\x07\x9b31m\x7f\r\ud800\tc"
@@ -27,10 +28,12 @@ def test_no_terminal_obeys_what_is_said(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_document_is_json_whatever_it_holds(capsys: pytest.CaptureFixture[str]) -> None:
-    Output().document({OBEYED: OBEYED, "text": "é\n"})
+    described = {"value": OBEYED, "origin": OBEYED}
+    Output().document(ProfilesShow.of(profile={OBEYED: described}, origins={OBEYED: "é\n"}))
     out = capsys.readouterr().out
-    assert json.loads(out)[OBEYED] == OBEYED
-    assert json.loads(out)["text"] == "é\n"
+    document = json.loads(out)
+    assert document["profile"] == {OBEYED: described}
+    assert document["origins"] == {OBEYED: "é\n"}
     assert not set("\x1b\x9b\ud800") & set(out)
 
 

@@ -84,7 +84,7 @@ def test_the_first_documents_only(llmtrain: Command, planted: Path) -> None:
     inspect = ("data", "inspect", "--data", planted, "--sample", 40)
     document = llmtrain(*inspect, "--json").document
     assert (document["documents"], document["only_first_documents"]) == (40, 40)
-    assert "only the first 40 were looked at" in llmtrain(*inspect).out
+    assert "only the first 40 " in llmtrain(*inspect).out
 
 
 def test_rules_of_the_profile_apply(llmtrain: Command, planted: Path) -> None:

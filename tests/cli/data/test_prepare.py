@@ -152,8 +152,8 @@ def test_what_is_being_made_stays(llmtrain: Command, cache: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((), "nothing says what to remove"),
-        (("abcdef12",), "no entry has it"),
+        ((), "--older-than 30d"),
+        (("abcdef12",), "'abcdef12'"),
         (("--older-than", "soon"), "not a duration"),
     ],
 )
