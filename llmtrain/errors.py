@@ -1,17 +1,17 @@
 """Everything that can go wrong, and the exit code each failure has.
 
     LlmtrainError            1   failed at run time
-    ├── PeerLostError        1   another rank ended or no longer answers
+    ├── PeerLostError        1   another rank ended or no longer responds
     ├── UsageError           2   the command or a configuration value is wrong
     ├── DoesNotFitError      3   the run needs more memory than there is
-    ├── DivergedError        4   the loss stopped being a number
+    ├── DivergedError        4   the loss or the gradients are not finite
     ├── DataError            5   the text or the tokenizer cannot be used
-    ├── ThresholdError       6   all is done, and a limit that the user set is not met
-    ├── InterruptedRunError 75   stopped by a signal; everything worth keeping is saved
+    ├── ThresholdError       6   the command succeeded, and a limit that the user set is not met
+    ├── InterruptedRunError 75   stopped by a signal, after saving
     └── AbortedError       130   stopped by a second signal, before saving
 
-Each carries one line that says what is wrong (the value, the limit, where it came from) and,
-where there is one, a hint with a command to type next.
+Each has a message of one line (the value, the limit, where it came from) and, where there is one,
+a hint with a command to type next.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import ClassVar
 
 
 class LlmtrainError(Exception):
-    """A failure that the user is told of in one line, with a hint."""
+    """A failure that is shown to the user in one line, with a hint."""
 
     exit_code: ClassVar[int] = 1
 
@@ -34,20 +34,20 @@ class LlmtrainError(Exception):
 
 
 class PeerLostError(LlmtrainError):
-    """Another rank ended or no longer answers; whose fault that is, others can say better."""
+    """Another rank ended or no longer responds; that rank knows the cause."""
 
 
 class UsageError(LlmtrainError):
-    """The command line, a profile or a run directory is not what it has to be."""
+    """The command line, a profile or a run directory is not valid."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """Options that, added to the command that failed, would make it work.
+    """Options that make a command fit that failed for want of memory.
 
-    `in_place_of`: options of that command that they stand for, and that have to go.
+    `in_place_of`: options of the failed command that they replace.
     """
 
     options: tuple[str, ...]
@@ -57,20 +57,20 @@ class Alternative:
 
 
 class DoesNotFitError(LlmtrainError):
-    """The run needs more memory than there is: predicted, or found while it trained."""
+    """The run needs more memory than there is, as predicted or as seen in training."""
 
     exit_code = 3
 
     def __init__(
-        self, message: str, *, hint: str | None = None, ways_out: Sequence[Alternative] = ()
+        self, message: str, *, hint: str | None = None, alternatives: Sequence[Alternative] = ()
     ) -> None:
-        """`ways_out`: what would make it fit, the cheapest change first."""
+        """Keep the alternatives, the cheapest change first."""
         super().__init__(message, hint=hint)
-        self.ways_out = tuple(ways_out)
+        self.alternatives = tuple(alternatives)
 
 
 class DivergedError(LlmtrainError):
-    """Loss or gradients are not finite."""
+    """The loss or the gradients are not finite."""
 
     exit_code = 4
 
@@ -82,13 +82,13 @@ class DataError(LlmtrainError):
 
 
 class ThresholdError(LlmtrainError):
-    """What was asked is done and shown, and a threshold that the user set is not met."""
+    """The results are shown, and a threshold that the user set is not met."""
 
     exit_code = 6
 
 
 class InterruptedRunError(LlmtrainError):
-    """A signal asked to stop, and everything worth keeping is saved."""
+    """A signal asked to stop, and the run is saved."""
 
     exit_code = 75
 
@@ -100,9 +100,9 @@ class AbortedError(LlmtrainError):
 
 
 def describe_exit_code(code: int) -> str:
-    """How a process ended, to be said of it: `ended with code 3`, `was killed by SIGKILL`."""
+    """Return how a process ended: `ended with code 3`, `was killed by SIGKILL`."""
     if code >= 0:
         return f"ended with code {code}"
     name = signal.Signals(-code).name
-    memory = ", as the system does where memory runs out" if name == "SIGKILL" else ""
+    memory = ", as the system does when memory runs out" if name == "SIGKILL" else ""
     return f"was killed by {name}{memory}"

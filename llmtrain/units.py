@@ -1,4 +1,4 @@
-"""Read and write quantities as people write them: 30m, 50M, 8GiB."""
+"""Parse and format quantities as people write them: 30m, 50M, 8GiB."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | 
 
 
 def parse_duration_s(text: str) -> float:
-    """Seconds in `90s`, `30m`, `1h30m` or `2d`. Raises ValueError."""
+    """Return the seconds in `90s`, `30m`, `1h30m` or `2d`. Raises ValueError."""
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", text.strip().lower())
     if not parts or "".join(n + u for n, u in parts) != text.strip().lower():
         raise ValueError(f"{text!r} is not a duration; write 150s, 30m, 2h or 1h30m")
@@ -24,12 +24,12 @@ def parse_duration_s(text: str) -> float:
 
 
 def parse_count(text: str) -> int:
-    """The integer in `50M`, `1.5B` or `20_000`. Raises ValueError."""
+    """Return the integer in `50M`, `1.5B` or `20_000`. Raises ValueError."""
     return _scaled(text, _COUNT, "a count; write 20000, 50M or 1.5B")
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes in `8GiB`, `500MB` or `1024`. Raises ValueError."""
+    """Return the bytes in `8GiB`, `500MB` or `1024`. Raises ValueError."""
     return _scaled(text, _BYTES, "a size; write 500MB or 8GiB")
 
 
@@ -44,7 +44,7 @@ def _scaled(text: str, factors: dict[str, int], kind: str) -> int:
 
 
 def format_bytes(count: int) -> str:
-    """`1.5 GiB`: three significant digits, binary units."""
+    """Return text like `1.5 GiB`: three significant digits, binary units."""
     size = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 999.5:
@@ -54,7 +54,7 @@ def format_bytes(count: int) -> str:
 
 
 def format_count(count: int) -> str:
-    """`26.4M`: three significant digits, decimal units."""
+    """Return text like `26.4M`: three significant digits, decimal units."""
     size = float(count)
     for unit in ("", "k", "M", "B"):
         if abs(size) < 999.5:
@@ -68,7 +68,7 @@ def _three_digits(size: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """`42s`, `4m 05s`, `2h 03m`, `3d 04h`."""
+    """Return text like `42s`, `4m 05s`, `2h 03m`, `3d 04h`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s" if seconds >= 10 or seconds == whole else f"{seconds:.1f}s"

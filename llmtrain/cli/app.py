@@ -1,4 +1,7 @@
-"""`llmtrain`: parse, call the engine once, render. Heavy imports happen inside commands."""
+"""`llmtrain`: parse the command line, call the engine once, show the result.
+
+Heavy imports happen inside commands.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,16 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Annotated, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 import llmtrain
 from llmtrain.cli import data, device, generate, profiles, runs, schema, tokenizer, train
 from llmtrain.cli import eval as eval_command
+from llmtrain.cli.arguments import find_command, given_flags, without_options
 from llmtrain.cli.memory import command as memory
 from llmtrain.cli.output import Output
 from llmtrain.cli.streams import hold_standard_streams
@@ -25,7 +28,7 @@ from llmtrain.errors import AbortedError, DoesNotFitError, LlmtrainError, Thresh
 from llmtrain.files import LAUNCHED_VARIABLE
 from llmtrain.machine.allocator import restart_without_thread_cache
 
-_RANK_0_SPEAKS_FIRST_S = 5.0
+_RANK_0_REPORTS_FIRST_S = 5.0
 
 app = typer.Typer(
     help=llmtrain.__doc__,
@@ -52,16 +55,16 @@ def root(
 
 
 def main() -> NoReturn:
-    """Runs the command line and exits with its code."""
+    """Run the command line of this process and exit with its code."""
     if sys.argv[1:2] == ["train"]:
         restart_without_thread_cache()
-    sys.excepthook = _explain_unexpected
+    sys.excepthook = _report_unexpected
     hold_standard_streams()
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """The exit code of a command line; errors are already told."""
+    """Return the exit code of a command line; errors are printed."""
     try:
         # Called through get_command, because a Typer sets an excepthook of its own.
         command = typer.main.get_command(app)
@@ -73,85 +76,68 @@ def run(arguments: Sequence[str]) -> int:
     except LlmtrainError as error:
         return _fail(error, arguments)
     except OSError as error:
-        return _fail(_refused_by_the_system(error), arguments)
+        return _fail(_os_failure(error), arguments)
 
 
-def _refused_by_the_system(error: OSError) -> LlmtrainError:
-    """What a disk or a file system refused, in a line. What was saved before is whole."""
+def _os_failure(error: OSError) -> LlmtrainError:
+    """Return the error of a disk or file system as one line."""
     where = f"{error.filename}: " if error.filename is not None else ""
     hint = "the same command with --debug shows where"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "make room on the disk; a run that was saved goes on with --resume auto"
+        hint = "free some disk space; a saved run continues with --resume auto"
     failure = LlmtrainError(f"{where}{error.strerror or error}", hint=hint)
     failure.__cause__ = error
     return failure
 
 
 def _fail(error: LlmtrainError, arguments: Sequence[str]) -> int:
-    """The failure is told, on stdout too where a document is expected; returns its exit code."""
-    if "--debug" in arguments:
+    """Print the error, on stdout too if the command was asked for JSON; return its exit code."""
+    root = typer.main.get_command(app)
+    flags = given_flags(root, arguments)
+    if "debug" in flags:
         traceback.print_exception(error)
-    if LAUNCHED_VARIABLE in os.environ and _launcher_tells(error):
+    if LAUNCHED_VARIABLE in os.environ and _launcher_reports(error):
         return error.exit_code
     is_main = os.environ.get("RANK", "0") == "0"
     if not is_main:
-        # Most failures are rank 0's too: it tells them, and torchrun then ends this rank.
-        time.sleep(_RANK_0_SPEAKS_FIRST_S)
+        # Most failures are rank 0's too: it reports them, and torchrun then ends this rank.
+        time.sleep(_RANK_0_REPORTS_FIRST_S)
     output = Output()
-    ways = _ways_out(error, arguments)
-    hint = next(iter(ways), None) or error.hint or f"{_command_path(arguments)} --help"
-    is_shown = isinstance(error, ThresholdError)  # the document says it, with all results
-    if "--json" in arguments and is_main and not is_shown:
-        failure = {"code": error.exit_code, "message": error.message, "hint": hint}
-        output.document({"error": failure | ({"ways_out": list(ways)} if ways else {})})
-    output.error(error.message, None if ways else hint)
-    for command, outcome in ways.items():
+    alternatives = _alternative_commands(error, arguments)
+    _, words = find_command(root, arguments)
+    help_command = shlex.join(["llmtrain", *arguments[:words], "--help"])
+    hint = next(iter(alternatives), None) or error.hint or help_command
+    is_shown = isinstance(error, ThresholdError)  # it is in the document with the results
+    if "json" in flags and is_main and not is_shown:
+        from llmtrain.documents.error import Error
+
+        output.document(Error.of_failure(error, hint, list(alternatives)))
+    output.error(error.message, None if alternatives else hint)
+    for command, outcome in alternatives.items():
         output.hint(f"{command}   # {outcome}")
     return error.exit_code
 
 
-def _ways_out(error: LlmtrainError, arguments: Sequence[str]) -> dict[str, str]:
-    """Commands that would work where this one did not, and what comes of each."""
-    found = error.ways_out if isinstance(error, DoesNotFitError) else ()
+def _alternative_commands(error: LlmtrainError, arguments: Sequence[str]) -> dict[str, str]:
+    """Return commands that would fit, each with its outcome."""
+    alternatives = error.alternatives if isinstance(error, DoesNotFitError) else ()
     commands = {}
-    for way in found:
-        kept = _without(arguments, way.in_place_of)
-        commands[shlex.join(["llmtrain", *kept, *way.options])] = way.outcome
+    for each in alternatives:
+        remaining = without_options(arguments, each.in_place_of)
+        commands[shlex.join(["llmtrain", *remaining, *each.options])] = each.outcome
     return commands
 
 
-def _without(arguments: Sequence[str], names: Collection[str]) -> Iterator[str]:
-    """The arguments but for options of these names, whose values are one argument each."""
-    remaining = iter(arguments)
-    for argument in remaining:
-        name, equals, _ = argument.partition("=")
-        if name not in names:
-            yield argument
-        elif not equals:
-            next(remaining, None)
-
-
-def _command_path(arguments: Sequence[str]) -> str:
-    """`llmtrain` and the words of `arguments` that name a command."""
-    words, command = ["llmtrain"], typer.main.get_command(app)
-    for argument in arguments:
-        if not isinstance(command, TyperGroup) or argument not in command.commands:
-            break
-        command = command.commands[argument]
-        words.append(argument)
-    return " ".join(words)
-
-
-def _launcher_tells(error: LlmtrainError) -> bool:
+def _launcher_reports(error: LlmtrainError) -> bool:
     from llmtrain.train.distributed.failures import report_failure
 
     return report_failure(error)
 
 
-def _explain_unexpected(
+def _report_unexpected(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """A failure that nobody foresaw, in one line; with --debug the traceback too."""
+    """Print an unforeseen error in one line; with --debug the traceback too."""
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else kind.__name__
     failure = LlmtrainError(
         f"{kind.__name__}: {first_line}", hint="the same command with --debug shows where"

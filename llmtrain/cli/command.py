@@ -1,4 +1,4 @@
-"""Registering commands: each gets a voice, and -q, -v and --debug wherever they are typed."""
+"""Registering commands: each gets an Output, and the options -q, -v and --debug."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from llmtrain.cli.streams import discard_stdout, unread_output_lost
 Function = Callable[..., int | None]
 
 _COMMON = {
-    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Say only errors and results.")],
-    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")],
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and results.")],
+    "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Print more.")],
     "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks.")],
 }
 
 
 def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
-    """A function whose first parameter is a Voice becomes the command `name` of `app`.
+    """Register a function, whose first parameter is an Output, as the command `name` of `app`.
 
-    What it returns is the exit code; None is 0.
+    It returns the exit code; None is 0.
     """
 
     def register(function: Function) -> Function:
@@ -36,7 +36,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
 
 
 def group(help_text: str) -> typer.Typer:
-    """A group of commands that shows its help where none is named."""
+    """Return a group of commands that shows its help if no command is named."""
     app = typer.Typer(help=help_text, rich_markup_mode=None, add_completion=False)
 
     @app.callback(invoke_without_command=True)
@@ -54,7 +54,7 @@ def _with_common_options(function: Function) -> Function:
         try:
             code = function(Output(quiet, verbose, debug), **arguments)
         except BrokenPipeError:
-            discard_stdout()  # whoever read the output has gone, and has what was wanted
+            discard_stdout()  # the reader closed the pipe: it has what it wanted
         with unread_output_lost():
             sys.stdout.flush()
         return code

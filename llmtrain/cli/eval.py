@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -23,10 +22,10 @@ from llmtrain.cli.thresholds import (
     at_most,
     positive,
     require_met,
-    thresholds_document,
 )
 
 if TYPE_CHECKING:
+    from llmtrain.documents.inference import Eval
     from llmtrain.engine.inference import Evaluation
 
 
@@ -45,13 +44,15 @@ def evaluate(
     max_bpb: Annotated[
         float | None,
         typer.Option(
-            "--max-bpb", metavar="BITS", help="Exit with 6 where bits per byte are above this."
+            "--max-bpb", metavar="BITS", help="Exit with 6 if bits per byte are above this."
         ),
     ] = None,
     json: JsonOption = False,
 ) -> int:
-    """Measure a model: nats per token, perplexity, bits per byte, next to baselines."""
+    """Evaluate a model: nats per token, perplexity, bits per byte, beside baselines."""
     from llmtrain.cli.progress import watching
+    from llmtrain.documents.base import present
+    from llmtrain.documents.inference import Eval
     from llmtrain.engine.inference import evaluate_run
     from llmtrain.train.distributed.signals import stop_on_signals
 
@@ -60,11 +61,12 @@ def evaluate(
     with stop_on_signals() as stop, watching(output) as observe:
         evaluation = evaluate_run(run, data or [], section, observe, stop.check, text_field)
     thresholds = _thresholds(evaluation, max_bpb)
+    document = Eval.of(evaluation, **present(thresholds=thresholds))
     if json:
-        output.document({**evaluation_document(evaluation), **thresholds_document(thresholds)})
+        output.document(document)
     else:
-        _show(output, evaluation)
-    require_met(thresholds, hint=f"llmtrain runs show {run} tells how the run went")
+        _show(output, document)
+    require_met(thresholds, hint=f"llmtrain runs show {run} shows the run")
     return 0
 
 
@@ -77,22 +79,17 @@ def _thresholds(evaluation: Evaluation, max_bpb: float | None) -> list[Threshold
             max_bpb,
             evaluation.bits_per_byte,
             is_named=f"bits per byte of {evaluation.checkpoint}",
-            unknown=f"bits per byte of {evaluation.checkpoint} are no number",
+            unknown=f"bits per byte of {evaluation.checkpoint} are not a finite number",
         )
     ]
 
 
-def evaluation_document(evaluation: Evaluation) -> dict[str, Any]:
-    """The `eval` document."""
-    return asdict(evaluation) | {"checkpoint": str(evaluation.checkpoint)}
-
-
-def _show(output: Output, evaluation: Evaluation) -> None:
+def _show(output: Output, evaluation: Eval) -> None:
     output.result(f"checkpoint       {evaluation.checkpoint}")
     output.result(f"text             {evaluation.tokens} tokens, {evaluation.bytes} bytes")
     output.result(f"loss             {evaluation.loss_nats_per_token:.4f} nats/token")
     output.result(f"perplexity       {evaluation.perplexity:.4g}")
     output.result(f"bits per byte    {evaluation.bits_per_byte:.4f}")
-    for name, value in asdict(evaluation.baselines).items():
+    for name, value in evaluation.baselines:
         if value is not None:
             output.result(f"  {name.removesuffix('_bpb'):<15}{value:.4f}")

@@ -28,27 +28,34 @@ def generate(
     run: RunArgument,
     prompt: Annotated[str, typer.Option("--prompt", help="The text to continue.")] = "",
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="At most so many new tokens.")
+        int, typer.Option("--max-tokens", min=1, help="The most new tokens.")
     ] = 200,
     temperature: Annotated[
-        float, typer.Option("--temperature", min=0.0, help="0 is greedy.")
+        float, typer.Option("--temperature", min=0.0, help="0: always the most likely token.")
     ] = 0.8,
     top_k: Annotated[
-        int | None, typer.Option("--top-k", min=1, help="Only the k likeliest tokens.")
+        int | None, typer.Option("--top-k", min=1, help="Sample from the k most likely tokens.")
     ] = None,
     top_p: Annotated[
-        float | None, typer.Option("--top-p", min=0.0, max=1.0, help="Only this much probability.")
+        float | None,
+        typer.Option(
+            "--top-p",
+            min=0.0,
+            max=1.0,
+            help="Sample from the most likely tokens that together have this probability.",
+        ),
     ] = None,
     repetition_penalty: Annotated[
-        float, typer.Option("--repetition-penalty", min=1.0, help="Above 1 repeats less.")
+        float, typer.Option("--repetition-penalty", min=1.0, help="Above 1: fewer repetitions.")
     ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal texts.")] = 0,
     device: DeviceOption = None,
     force_cpu: ForceCpuOption = False,
     json: JsonOption = False,
 ) -> int:
-    """Stream text from a trained model; the prompt is printed too."""
+    """Continue a prompt with a trained model; the prompt is printed first."""
     from llmtrain.cli.progress import watching
+    from llmtrain.documents.inference import Generate
     from llmtrain.engine.inference import generate_text, load_trained
     from llmtrain.errors import UsageError
     from llmtrain.model.generate import Sampling
@@ -62,8 +69,8 @@ def generate(
             trained = load_trained(run, device_section(device, force_cpu), observe)
         texts = generate_text(trained, prompt, sampling, max_tokens, stop.check)
         if json:
-            said = {"checkpoint": str(trained.checkpoint), "prompt": prompt}
-            output.document({**said, "text": "".join(texts), "seed": seed})
+            text = "".join(texts)
+            output.document(Generate.of(trained, prompt=prompt, text=text, seed=seed))
             return 0
         sys.stdout.write(prompt)
         for text in texts:

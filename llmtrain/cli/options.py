@@ -1,4 +1,4 @@
-"""Options that several commands share, and how flags become settings."""
+"""Options that several commands share, and their conversion to profile settings."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ WeightOption = Annotated[
     list[float] | None,
     typer.Option(
         "--weight",
-        help="Of the --data in the same place: the first --weight is the first --data's, and so "
-        "on, one each. A source's share of the training tokens is its weight over the sum of all, "
+        help="The weight of the --data in the same position, one for each. "
+        "A source's share of the training tokens is its weight over the sum of all, "
         "whatever its size; without weights it is by size. In a profile: "
         "data.sources: [{spec: a.jsonl, weight: 2}, …].",
     ),
 ]
 DeviceOption = Annotated[
-    Device | None, typer.Option("--device", help="Where to compute; auto: CUDA, MPS, CPU.")
+    Device | None, typer.Option("--device", help="The device; auto: CUDA, else MPS, else CPU.")
 ]
 ForceCpuOption = Annotated[
-    bool, typer.Option("--force-cpu", help="The CPU, whatever else is there.")
+    bool, typer.Option("--force-cpu", help="Use the CPU even if there is a GPU.")
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any profile value. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Set any profile value. Repeatable."),
 ]
 AssumeOption = Annotated[
     str | None,
     typer.Option(
         "--assume",
         metavar="SPEC",
-        help="Plan for a machine you do not have: cuda:80GiB, cuda:8x80GiB:64c (GPUs, then cores), "
+        help="Plan for another machine: cuda:80GiB, cuda:8x80GiB:64c (GPUs, then cores), "
         "mps:16GiB, cpu:8c:32GiB; then instruction sets as in :amx_bf16, :no-bf16 (of the GPU), "
         ":no-compiler.",
     ),
@@ -65,7 +65,7 @@ OverwriteOption = Annotated[
 TextFieldOption = Annotated[
     str, typer.Option("--text-field", help="The field or column that is the text.")
 ]
-ProfileTextFieldOption = Annotated[  # None: what the profile says
+ProfileTextFieldOption = Annotated[  # None: as in the profile
     str | None,
     typer.Option("--text-field", help="The field or column that is the text; default: text."),
 ]
@@ -76,7 +76,7 @@ NprocOption = Annotated[
 
 
 def weighted_sources(data: list[str] | None, weights: list[float] | None) -> list[Any] | None:
-    """What `--data` and `--weight` say that data.sources is; None: nothing. Raises UsageError."""
+    """Return data.sources of `--data` and `--weight`; None if not given. Raises UsageError."""
     from llmtrain.errors import UsageError
 
     if not weights:
@@ -85,21 +85,21 @@ def weighted_sources(data: list[str] | None, weights: list[float] | None) -> lis
     if len(specs) != len(weights):
         raise UsageError(
             f"there are {len(specs)} --data and {len(weights)} --weight",
-            hint="--data a.jsonl --weight 2 --data b.jsonl --weight 1: one weight for each",
+            hint="--data a.jsonl --weight 2 --data b.jsonl --weight 1: one weight per source",
         )
     for spec, weight in zip(specs, weights, strict=True):
         if not 0 < weight < float("inf"):
             raise UsageError(
                 f"--weight {weight:g} of --data {spec}: it has to be above 0",
-                hint="leave that --data out, or give it a share: --weight 0.1",
+                hint="leave out that --data, or give it a weight such as --weight 0.1",
             )
     return [{"spec": s, "weight": w} for s, w in zip(specs, weights, strict=True)]
 
 
 def flag_settings(**flags: Any) -> dict[str, Setting]:
-    """Profile settings of named flags: `train_steps=5` is train.steps, said by --steps.
+    """Return profile settings of flags: `train_steps=5` sets train.steps, with origin --steps.
 
-    A flag that was not given (None, False, empty) says nothing.
+    Flags that were not given (None, False, an empty list) are left out.
     """
     from llmtrain.profile.load import Setting
 
@@ -127,14 +127,14 @@ def flag_settings(**flags: Any) -> dict[str, Setting]:
 
 
 def device_section(device: Device | None, force_cpu: bool) -> DeviceSection:
-    """The device wishes of a command that has no profile."""
+    """Return the device options of a command without a profile."""
     from llmtrain.profile.schema import DeviceSection
 
     return DeviceSection(kind=device or "auto", force_cpu=force_cpu)
 
 
 def assumed_machine(spec: str | None) -> AssumedMachine | None:
-    """The machine that `--assume` names, with this one's versions; None: this one."""
+    """Return the machine that `--assume` names, with the versions of this one; None: this one."""
     if spec is None:
         return None
     import platform

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from llmtrain.profile.load import LoadedProfile
 
 _PLAIN_WORD = re.compile(r"[A-Za-z][\w-]*(:[\w-]+)*|\d+(\.\d+)?s", re.ASCII)
-# YAML takes these for line ends, or not at all.
+# YAML reads these as line ends, or refuses them.
 _NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 NameArgument = Annotated[
@@ -38,8 +38,8 @@ NameArgument = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """`profiles` is a group of `app`."""
-    profiles = group("What can be trained: the profiles, their values and their schema.")
+    """Add the group `profiles` to `app`."""
+    profiles = group("Profiles: what can be trained, every value, and the schema of profile files.")
     app.add_typer(profiles, name="profiles")
     command(profiles, "list")(list_profiles)
     command(profiles, "show")(show)
@@ -48,32 +48,33 @@ def register(app: typer.Typer) -> None:
 
 
 def list_profiles(output: Output, json: JsonOption = False) -> int:
-    """The shipped profiles with their sizes."""
+    """List the shipped profiles with their sizes."""
+    from llmtrain.documents.plans import ListedProfile, ProfilesList
     from llmtrain.profile.load import load_profile, shipped_profiles
     from llmtrain.profile.shape import shape_of
     from llmtrain.units import format_count
 
-    rows = []
+    profiles = []
     for name, path in shipped_profiles().items():
         profile = load_profile(name, environment={}).profile
-        rows.append(
-            {
-                "name": name,
-                "parameters": shape_of(profile.model).parameters,
-                "context": profile.model.context,
-                "vocab_size": profile.model.vocab_size,
-                "tokens_per_step": profile.train.tokens_per_step,
-                "path": str(path),
-            }
+        shape = shape_of(profile.model)
+        profiles.append(
+            ListedProfile.of(
+                profile.model,  # context, vocab_size
+                name=name,
+                parameters=shape.parameters,
+                tokens_per_step=profile.train.tokens_per_step,
+                path=path,
+            )
         )
     if json:
-        output.document({"profiles": rows})
+        output.document(ProfilesList.of(profiles=profiles))
         return 0
-    for row in sorted(rows, key=lambda row: int(str(row["parameters"]))):
+    for each in sorted(profiles, key=lambda each: each.parameters):
         output.result(
-            f"{row['name']:<12}{format_count(int(str(row['parameters']))):>7} parameters   "
-            f"context {row['context']:<5} vocabulary {row['vocab_size']:<6} "
-            f"{row['tokens_per_step']} tokens/step"
+            f"{each.name:<12}{format_count(each.parameters):>7} parameters   "
+            f"context {each.context:<5} vocabulary {each.vocab_size:<6} "
+            f"{each.tokens_per_step} tokens/step"
         )
     return 0
 
@@ -87,12 +88,15 @@ def show(
     set_: SetOption = None,
     resolved: Annotated[
         bool,
-        typer.Option("--resolved", help="Also what becomes of each auto here, and all decisions."),
+        typer.Option(
+            "--resolved", help="Also the value of each auto on this machine, and all decisions."
+        ),
     ] = False,
     assume: AssumeOption = None,
     json: JsonOption = False,
 ) -> int:
-    """Every value of a profile, as YAML that `--profile` takes, with its origin behind it."""
+    """Show every value of a profile and its origin, as YAML that `--profile` takes."""
+    from llmtrain.documents.plans import ProfilesShow
     from llmtrain.profile.load import load_profile
 
     flags = flag_settings(device_kind=device, device_force_cpu=force_cpu, device_processes=nproc)
@@ -104,7 +108,7 @@ def show(
         return _show_resolved(output, request, as_json=json)
     loaded = load_profile(profile, assignments=set_ or [], flags=flags)
     if json:
-        output.document(_values_document(loaded))
+        output.document(ProfilesShow.of_profile(loaded))
         return 0
     for line in _yaml_lines(loaded):
         output.result(line)
@@ -112,14 +116,12 @@ def show(
 
 
 def _show_resolved(output: Output, request: TrainRequest, *, as_json: bool) -> int:
-    from llmtrain.cli.explain import assumed_document, decisions_document
+    from llmtrain.documents.plans import ProfilesShowResolved
     from llmtrain.engine.explain import explain
 
     explained = explain(request)
     if as_json:
-        whose = {"assumed": assumed_document(request.assumed)}
-        values = _values_document(explained.loaded)
-        output.document(whose | values | decisions_document(explained))
+        output.document(ProfilesShowResolved.of_resolved(explained))
         return 0
     for line in _resolved_lines(explained):
         output.result(line)
@@ -127,8 +129,8 @@ def _show_resolved(output: Output, request: TrainRequest, *, as_json: bool) -> i
 
 
 def _resolved_lines(explained: Explained) -> Iterator[str]:
-    """YAML that `--profile` takes; what is no value of the profile is a comment."""
-    from llmtrain.cli.explain import assumed_lines, fits_line, forecast_rows, plan_rows
+    """Yield YAML that `--profile` takes; what is not a value of the profile is a comment."""
+    from llmtrain.cli.plan_tables import assumed_lines, fits_line, forecast_rows, plan_rows
 
     if explained.assumed is not None:
         yield from (f"# {line}" for line in assumed_lines(explained.assumed))
@@ -142,16 +144,9 @@ def _resolved_lines(explained: Explained) -> Iterator[str]:
         yield f"#   {name + ': ' + value:<36}{source}: {how}" if how else f"#   {name}: {value}"
 
 
-def _values_document(loaded: LoadedProfile) -> dict[str, Any]:
-    from llmtrain.profile.load import flat_values
-
-    values = loaded.profile.values()
-    origins = {path: loaded.origin_of(path) for path, _ in flat_values(values)}
-    return {"profile": values, "origins": origins}
-
-
 def validate(output: Output, profile: NameArgument, json: JsonOption = False) -> int:
-    """Check a profile file; what is wrong is told with its line."""
+    """Check a profile file; errors name the line."""
+    from llmtrain.documents.plans import ProfilesValidate
     from llmtrain.profile.load import load_profile
     from llmtrain.profile.shape import shape_of
     from llmtrain.units import format_count
@@ -159,14 +154,16 @@ def validate(output: Output, profile: NameArgument, json: JsonOption = False) ->
     loaded = load_profile(profile, environment={})
     parameters = shape_of(loaded.profile.model).parameters
     if json:
-        output.document({"valid": True, "name": loaded.profile.name, "parameters": parameters})
+        output.document(
+            ProfilesValidate.of(valid=True, name=loaded.profile.name, parameters=parameters)
+        )
     else:
         output.result(f"{profile} is valid: {format_count(parameters)} parameters")
     return 0
 
 
 def schema(output: Output) -> int:
-    """The JSON Schema of profile files."""
+    """Print the JSON Schema of profile files."""
     from llmtrain.profile.schema import Profile
 
     output.result(json_text.dumps(Profile.model_json_schema(), indent=2))
@@ -176,8 +173,11 @@ def schema(output: Output) -> int:
 def _yaml_lines(
     loaded: LoadedProfile, decided: Mapping[str, Choice[Any]] | None = None
 ) -> list[str]:
-    """The profile's values with their origins. A default's goes without saying, unless what is
-    `auto` is `decided`: then all are said, and what becomes of those."""
+    """Return the profile's values as YAML with their origins as comments.
+
+    Defaults have no comment, unless there is `decided`: then each value has one, and that of an
+    `auto` names its value and the reason.
+    """
 
     def line(path: str, value: object, indent: str) -> str:
         name = path.rpartition(".")[2]
@@ -205,7 +205,7 @@ def _yaml_lines(
 
 
 def _scalar(value: object) -> str:
-    """A value as YAML that reads back as the same: a plain word where it stays text, or JSON."""
+    """Return a value as YAML that parses to the same: a plain word if it stays text, else JSON."""
     from llmtrain.profile.yaml_text import parse_scalar
 
     if isinstance(value, str) and _PLAIN_WORD.fullmatch(value) and parse_scalar(value) == value:

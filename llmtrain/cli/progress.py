@@ -1,4 +1,4 @@
-"""How a run is watched: a live line on a terminal, plain lines elsewhere."""
+"""Progress of a run: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from llmtrain.progress import Note, Progress
 from llmtrain.train.events import Evaluated, Event, Observer, Sampled, Saved, Started, Step
 from llmtrain.units import format_bytes, format_count, format_duration
 
-_TOLD_EVERY_S = 5.0
+_PROGRESS_INTERVAL_S = 5.0
 
 
 @contextmanager
 def watching(output: Output) -> Iterator[Observer]:
-    """An observer that tells `voice` of every event while the block runs."""
+    """Yield an observer that prints every event to `output` while the block runs."""
     if not output.is_live:
         yield PlainProgress(output)
         return
@@ -29,11 +29,11 @@ def watching(output: Output) -> Iterator[Observer]:
 
 
 class PlainProgress:
-    """A line an event, for files and pipes."""
+    """Print a line per event, for files and pipes."""
 
     def __init__(self, output: Output) -> None:
         self.output = output
-        self.phase, self.told_tenths, self.told_s = "", 0, 0.0
+        self.phase, self.shown_tenths, self.shown_s = "", 0, 0.0
         self.best = ""
 
     def __call__(self, event: Event) -> None:
@@ -53,41 +53,41 @@ class PlainProgress:
             self.best = f"  best {event.val_loss:.3f}"
 
     def progress(self, event: Progress) -> None:
-        """A line each tenth, but not every moment: of what takes seconds there is none."""
+        """Print a line for each tenth, at most one every few seconds."""
         now_s = time.monotonic()
         if event.phase != self.phase:
-            self.phase, self.told_tenths, self.told_s = event.phase, 0, now_s
+            self.phase, self.shown_tenths, self.shown_s = event.phase, 0, now_s
         tenths = 10 * event.done // max(1, event.total)
-        if tenths != self.told_tenths and now_s - self.told_s >= _TOLD_EVERY_S:
-            self.told_tenths, self.told_s = tenths, now_s
+        if tenths != self.shown_tenths and now_s - self.shown_s >= _PROGRESS_INTERVAL_S:
+            self.shown_tenths, self.shown_s = tenths, now_s
             self.output.note(progress_line(event))
 
     def step(self, event: Step) -> None:
-        """A line for each logged step."""
+        """Print a line for each logged step."""
         if event.is_logged:
             self.output.note(step_line(event))
 
 
 class LiveProgress(PlainProgress):
-    """One line that is redrawn, with what is worth keeping above it."""
+    """Redraw one line, with lasting messages above it."""
 
     def __init__(self, output: Output, live: Live) -> None:
         super().__init__(output)
         self.live = live
 
     def progress(self, event: Progress) -> None:
-        """The line shows how far the work is."""
+        """Show the progress in the line."""
         self.live.update(Text(progress_line(event)))
 
     def step(self, event: Step) -> None:
-        """The line shows the newest step; logged ones stay with -v."""
+        """Show the newest step in the line; logged ones stay with -v."""
         self.live.update(Text(step_line(event) + self.best, overflow="ellipsis", no_wrap=True))
         if event.is_logged:
             self.output.detail(step_line(event))
 
 
 def progress_line(event: Progress) -> str:
-    """`tokenizing 40% of 31.5 MiB, left 12s`; only what it is, where nobody can say how far."""
+    """Return `tokenizing 40% of 31.5 MiB, left 12s`; only the phase if the total is unknown."""
     if not event.total:
         return event.phase
     percent = 100 * event.done // max(1, event.total)
@@ -96,7 +96,7 @@ def progress_line(event: Progress) -> str:
 
 
 def step_line(event: Step) -> str:
-    """Step, tokens, loss, learning rate, rate, memory and time left."""
+    """Return step, tokens, loss, learning rate, speed, memory and remaining time."""
     of = f"/{event.horizon_steps}" if event.horizon_steps else ""
     left = f"  left {format_duration(event.remaining_s)}" if event.remaining_s is not None else ""
     return (
@@ -107,7 +107,7 @@ def step_line(event: Step) -> str:
 
 
 def memory_text(memory: LiveMemory) -> str:
-    """`1.2 GiB + 20 GiB gpu, 31% used`: what the run holds; of what there is, whoever holds it."""
+    """Return `1.2 GiB + 20 GiB gpu, 31% used`: of the run, and of the tightest limit."""
     gpu = memory.accelerator
     own = format_bytes(memory.process_bytes)
     if gpu is not None:
@@ -117,7 +117,7 @@ def memory_text(memory: LiveMemory) -> str:
 
 
 def lines(event: Event) -> list[str]:
-    """An event that is no step as lines of text."""
+    """Return an event other than a step as lines of text."""
     if isinstance(event, Note):
         return [event.text]
     if isinstance(event, Started):
@@ -144,14 +144,14 @@ def _started(event: Started) -> list[str]:
         if event.horizon_steps is not None
         else format_duration(event.horizon_s or 0)
     )
-    begun = f"going on from step {event.from_step} of" if event.from_step else "training"
+    action = f"resuming from step {event.from_step} of" if event.from_step else "training"
     epochs = ""
     if event.horizon_steps is not None:
         share = event.horizon_steps * event.tokens_per_step / event.train_tokens
         epochs = f" ({share:.2g} epochs)"
     return [
         (
-            f"{begun} {event.run}: {format_count(event.parameters)} parameters, {horizon} of "
+            f"{action} {event.run}: {format_count(event.parameters)} parameters, {horizon} of "
             f"{format_count(event.tokens_per_step)} tokens"
         ),
         (

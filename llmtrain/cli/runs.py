@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,29 +13,31 @@ from llmtrain.cli.options import JsonOption, RunArgument
 from llmtrain.cli.output import Output
 
 if TYPE_CHECKING:
+    from llmtrain.documents.runs import Run
     from llmtrain.train.run_directory.directory import RunDirectory
 
 Numbers = dict[str, float]
 
 
 def register(app: typer.Typer) -> None:
-    """`runs` is a group of `app`."""
+    """Add the group `runs` to `app`."""
     runs = group("Past runs.")
     app.add_typer(runs, name="runs")
     command(runs, "list")(list_runs)
     command(runs, "show")(show)
-    command(runs, "verify")(prove_resume.verify)
+    command(runs, "verify")(verify)
     command(runs, "prove-resume")(prove_resume.prove_resume)
 
 
 def list_runs(
     output: Output,
     directory: Annotated[
-        Path, typer.Argument(metavar="DIRECTORY", help="Where the runs are.")
+        Path, typer.Argument(metavar="DIRECTORY", help="The directory of the runs.")
     ] = Path("runs"),
     json: JsonOption = False,
 ) -> int:
-    """Every run, with where it stands."""
+    """List runs with their last step, loss and status."""
+    from llmtrain.documents.runs import RunsList
     from llmtrain.errors import UsageError
     from llmtrain.train.run_directory.directory import all_runs
 
@@ -46,27 +48,28 @@ def list_runs(
         except UsageError as error:
             output.warning(error.message)
     if json:
-        output.document({"runs": rows})
+        output.document(RunsList.of(runs=rows))
         return 0
     for row in rows:
-        loss = f"{row['val_bpb']:.4f} bits/byte" if row["val_bpb"] is not None else "not evaluated"
-        output.result(f"{row['run']:<44}{row['step']:>8} steps   {loss:<20} {row['status']}")
+        loss = f"{row.val_bpb:.4f} bits/byte" if row.val_bpb is not None else "not evaluated"
+        output.result(f"{row.run:<44}{row.step:>8} steps   {loss:<20} {row.status}")
     if not rows:
-        output.note(f"no runs under {directory}; start one with: llmtrain train")
+        output.note(f"no runs under {directory}; start one with llmtrain train")
     return 0
 
 
 def show(output: Output, run: RunArgument, json: JsonOption = False) -> int:
-    """One run: what was asked, what was decided, what came out."""
+    """Show one run: its result and every decision of its plan."""
+    from llmtrain.documents.runs import RunsShow
     from llmtrain.train.run_directory.directory import find_run
 
     directory = find_run(run)
     record = directory.read_record()
     summary = run_summary(directory)
     if json:
-        output.document({**summary, "record": record})
+        output.document(RunsShow.of(summary, record=record))
         return 0
-    for name, value in summary.items():
+    for name, value in summary:
         if value is not None:
             output.result(f"{name:<18}{value}")
     output.result("")
@@ -75,29 +78,58 @@ def show(output: Output, run: RunArgument, json: JsonOption = False) -> int:
     return 0
 
 
-def run_summary(run: RunDirectory) -> dict[str, Any]:
-    """Where a run stands, from its own files."""
+def verify(output: Output, run: RunArgument, json: JsonOption = False) -> int:
+    """Check every file of a run's checkpoints against its hash; nothing is changed."""
+    from llmtrain.documents.runs import RunsVerify
+    from llmtrain.train.checkpoint.format import DamagedCheckpointError, verify_checkpoint
+    from llmtrain.train.run_directory.directory import find_checkpoints
+
+    damaged: dict[str, str] = {}
+    good: list[str] = []
+    for path in find_checkpoints(run):
+        try:
+            verify_checkpoint(path)
+        except DamagedCheckpointError as error:
+            damaged[str(path)] = error.message
+        else:
+            good.append(str(path))
+    newest = good[-1] if good else None
+    if json:
+        rows = [{"checkpoint": path, "problem": why} for path, why in damaged.items()]
+        output.document(RunsVerify.of(good=good, damaged=rows, newest_good=newest))
+    else:
+        for name in good:
+            output.result(f"good     {name}")
+        for name, why in damaged.items():
+            output.result(f"damaged  {name}: {why}")
+        output.note(f"newest good: {newest}" if newest else "no checkpoint is good")
+    return 1 if damaged else 0
+
+
+def run_summary(run: RunDirectory) -> Run:
+    """Return the progress of a run, read from its files. Raises UsageError."""
+    from llmtrain.documents.runs import Run
     from llmtrain.train.checkpoint.format import list_checkpoints
 
     record = run.read_record()
     step, evaluation, best = _last_lines(run)
-    return {
-        "run": str(run.path),
-        "profile": record["profile"].get("name"),
-        "step": step.get("step", 0),
-        "tokens": step.get("tokens", 0),
-        "train_loss": step.get("loss"),
-        "val_loss": evaluation.get("val_loss"),
-        "val_bpb": evaluation.get("val_bpb"),
-        "best_val_loss": best,
-        "elapsed_s": step.get("elapsed_s", 0.0),
-        "checkpoints": [path.name for path in list_checkpoints(run.checkpoints)],
-        "status": (record.get("result") or {}).get("stopped", "unfinished"),
-    }
+    return Run.of(
+        run=run.path,
+        profile=record["profile"].get("name"),
+        step=step.get("step", 0),
+        tokens=step.get("tokens", 0),
+        train_loss=step.get("loss"),
+        val_loss=evaluation.get("val_loss"),
+        val_bpb=evaluation.get("val_bpb"),
+        best_val_loss=best,
+        elapsed_s=step.get("elapsed_s", 0.0),
+        checkpoints=[path.name for path in list_checkpoints(run.checkpoints)],
+        status=(record.get("result") or {}).get("stopped", "unfinished"),
+    )
 
 
 def _last_lines(run: RunDirectory) -> tuple[Numbers, Numbers, float | None]:
-    """The last step of metrics.jsonl, its last evaluation, and the lowest validation loss."""
+    """Return the last step, the last evaluation and the lowest validation loss of metrics.jsonl."""
     step: Numbers = {}
     evaluation: Numbers = {}
     best: float | None = None

@@ -14,7 +14,7 @@ from llmtrain.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
-    """`schema` is a command of `app`."""
+    """Add the command `schema` to `app`."""
     command(app, "schema")(schema)
 
 
@@ -22,29 +22,29 @@ def schema(
     output: Output,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="A command, as in device-info, or a file of a run."),
+        typer.Argument(metavar="NAME", help="A command, such as device-info, or a file of a run."),
     ] = None,
     json: JsonOption = False,
 ) -> int:
-    """The JSON Schema of a document; without a name, which there are.
+    """Print the JSON Schema of a document; without a name, list the documents.
 
-    That of profile files is printed by `llmtrain profiles schema`.
+    The schema of profile files is printed by `llmtrain profiles schema`.
     """
-    from llmtrain.documents import PUBLISHED, describes, published_schema
+    from llmtrain.documents.published import PUBLISHED, SchemaList, describes, published_schema
     from llmtrain.profile.load import did_you_mean
 
     if name is None:
-        rows = [{"name": each, "describes": describes(each)} for each in PUBLISHED]
+        schemas = [{"name": each, "describes": describes(each)} for each in PUBLISHED]
         if json:
-            output.document({"schemas": rows})
+            output.document(SchemaList.of(schemas=schemas))
             return 0
-        for row in rows:
+        for row in schemas:
             output.result(f"{row['name']:<24}{row['describes']}")
         return 0
     if name not in PUBLISHED:
         close = did_you_mean(name, PUBLISHED)
         raise UsageError(
-            f"no document is called {name!r}",
+            f"there is no document {name!r}",
             hint=f"llmtrain schema {close}" if close else "llmtrain schema",
         )
     output.result(json_text.dumps(published_schema(name), indent=2, ensure_ascii=False))

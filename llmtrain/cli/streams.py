@@ -1,4 +1,4 @@
-"""Standard streams that outlive whoever reads them."""
+"""Standard streams that survive a reader that closed them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-# A pipe without a reader, a terminal that was closed, and the former on Windows.
+# A pipe without a reader, a closed terminal, and a pipe without a reader on Windows.
 _READER_GONE = {errno.EPIPE, errno.EIO, errno.EINVAL}
 
 
 class UnfailingStream(io.TextIOBase):
-    """Writes to `stream` where that can be done; where it cannot, what is written is lost.
+    """A text stream that discards what `stream` cannot take.
 
-    A message that nobody reads is no reason to end what it tells of.
+    A message that nobody reads must not end a training run.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -25,40 +25,40 @@ class UnfailingStream(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """The stream's own."""
+        """The encoding of the stream."""
         return self._stream.encoding
 
     def write(self, text: str) -> int:
-        """All characters are written, or lost."""
+        """Write the text, or discard it; return its length."""
         with suppress(OSError, ValueError):  # ValueError: the stream is closed
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """What was written has left, or is lost."""
+        """Flush the stream if it can be."""
         with suppress(OSError, ValueError):
             self._stream.flush()
 
     def isatty(self) -> bool:
-        """Whether a terminal is, or was, at the other end."""
+        """Return True if the stream is a terminal, closed or not."""
         return not self._stream.closed and self._stream.isatty()
 
     def fileno(self) -> int:
-        """The stream's descriptor."""
+        """Return the file descriptor of the stream."""
         return self._stream.fileno()
 
 
 def hold_standard_streams() -> None:
-    """Descriptors 0 to 2 are taken and `sys.stdout` and `sys.stderr` are there.
+    """Open descriptors 0 to 2, `sys.stdout` and `sys.stderr` if they are closed.
 
-    Where they were closed, a file that is opened next would get one of them, and what libraries
-    say of themselves would be written into it.
+    Otherwise a file opened later would get one of them, and messages of libraries would be
+    written into it.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is this one
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", encoding="utf-8")
     if sys.stderr is None:
@@ -66,21 +66,21 @@ def hold_standard_streams() -> None:
 
 
 def write_line(text: str) -> None:
-    """A line of stdout is with whoever reads it. Raises BrokenPipeError where nobody does."""
-    with _a_reader_that_left_told():
+    """Write a line to stdout and flush. Raises BrokenPipeError if nobody reads it."""
+    with _broken_pipe_raised():
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
 
 def write_bytes(data: bytes) -> None:
-    """`data`, as it is, is with whoever reads stdout. Raises BrokenPipeError where nobody does."""
-    with _a_reader_that_left_told():
+    """Write bytes to stdout and flush. Raises BrokenPipeError if nobody reads them."""
+    with _broken_pipe_raised():
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
 
 
 @contextmanager
-def _a_reader_that_left_told() -> Iterator[None]:
+def _broken_pipe_raised() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -91,7 +91,7 @@ def _a_reader_that_left_told() -> Iterator[None]:
 
 @contextmanager
 def unread_output_lost() -> Iterator[None]:
-    """Writing to stdout within the block succeeds also where nobody reads it any more."""
+    """Discard output of the block that nobody reads, instead of failing."""
     try:
         yield
     except OSError as error:
@@ -101,6 +101,6 @@ def unread_output_lost() -> Iterator[None]:
 
 
 def discard_stdout() -> None:
-    """What is left to be written to stdout goes nowhere, without a failure at exit."""
+    """Send what is still buffered for stdout nowhere, so that exiting does not fail."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

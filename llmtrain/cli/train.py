@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from datetime import time as time_of_day
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -36,7 +36,6 @@ from llmtrain.cli.thresholds import (
     at_most,
     positive,
     require_met,
-    thresholds_document,
 )
 from llmtrain.errors import UsageError
 
@@ -50,7 +49,7 @@ _UNTIL = "until="
 
 
 def register(app: typer.Typer) -> None:
-    """`train` is a command of `app`."""
+    """Add the command `train` to `app`."""
     command(app, "train")(train)
 
 
@@ -62,25 +61,27 @@ def train(
     device: DeviceOption = None,
     force_cpu: ForceCpuOption = False,
     time: Annotated[
-        str | None, typer.Option("--time", help="Be done after 150s, 30m, 2h …, or until=07:30.")
+        str | None, typer.Option("--time", help="Finish after 150s, 30m, 2h …, or by until=07:30.")
     ] = None,
     steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
     tokens: Annotated[
         str | None, typer.Option("--tokens", help="Tokens to train on, as in 50M.")
     ] = None,
-    epochs: Annotated[
-        float | None, typer.Option("--epochs", help="Times that the text is read.")
-    ] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the text.")] = None,
     set_: SetOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The run directory; default: under runs/.")
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", metavar="auto|RUN", help="Go on where a run stopped."),
+        typer.Option(
+            "--resume", metavar="auto|RUN", help="Continue a run from its last checkpoint."
+        ),
     ] = None,
     nproc: NprocOption = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of weights and order.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="Seed of the weights and the data order.")
+    ] = None,
     tokenizer: Annotated[
         str | None,
         typer.Option("--tokenizer", help="A tokenizer's directory or file; default: train one."),
@@ -94,23 +95,23 @@ def train(
         typer.Option(
             "--max-loss",
             metavar="NATS",
-            help="Exit with 6 where the validation loss per token ends above this.",
+            help="Exit with 6 if the final validation loss per token is above this.",
         ),
     ] = None,
     assume: AssumeOption = None,
     json: JsonOption = False,
 ) -> int:
-    """Train a model. With no profile, picks one for the machine and the time."""
+    """Train a model. Without --profile, one is chosen for the machine and the time."""
     from llmtrain.train.distributed.signals import stop_on_signals
 
     positive("--max-loss", max_loss)
     if dry_run and max_loss is not None:
         raise UsageError(
-            f"--max-loss {max_loss:g} is about a loss, and --dry-run trains nothing",
+            f"--max-loss {max_loss:g} limits a loss, and --dry-run trains nothing",
             hint="leave one of them out",
         )
     if assume is not None and not dry_run:
-        raise UsageError("--assume: nothing can be trained there", hint="add --dry-run")
+        raise UsageError("--assume: an assumed machine cannot train", hint="add --dry-run")
     flags = flag_settings(
         data_sources=weighted_sources(data, weight),
         data_text_field=text_field,
@@ -155,7 +156,7 @@ def _is_deadline(time: str | None) -> bool:
 
 
 def _deadline(time: str | None) -> Deadline | None:
-    """The next time that the clock shows what `--time until=` says. Raises UsageError."""
+    """Return the next time of day that `--time until=` names. Raises UsageError."""
     if time is None or not _is_deadline(time):
         return None
     from llmtrain.engine.request import Deadline
@@ -183,12 +184,13 @@ def _processes(request: TrainRequest) -> int:
 
 
 def _dry_run(output: Output, request: TrainRequest, *, as_json: bool) -> int:
-    from llmtrain.cli.explain import explained_document, show_assumed, show_explained
+    from llmtrain.cli.plan_tables import show_assumed, show_explained
+    from llmtrain.documents.plans import TrainDryRun
     from llmtrain.engine.explain import explain_run
 
     explained = explain_run(request)
     if as_json:
-        output.document(explained_document(explained))
+        output.document(TrainDryRun.of_explained(explained))
     else:
         show_assumed(output, request.assumed)
         show_explained(output, explained)
@@ -204,6 +206,8 @@ def _train(
     as_json: bool,
 ) -> int:
     from llmtrain.cli.progress import watching
+    from llmtrain.cli.train_summary import summary_lines
+    from llmtrain.documents.train import Train
     from llmtrain.engine.train_run import TrainSession, run_training
     from llmtrain.train.distributed.signals import process_age_s, stop_with_parent
     from llmtrain.train.distributed.world import is_launched, world_from_environment
@@ -213,23 +217,24 @@ def _train(
     world, started_s = world_from_environment(), monotonic() - process_age_s()
     if not world.is_main:
         run_training(request, TrainSession(world, lambda event: None, stop, started_s))
-        return 0  # a launcher would end rank 0 in its last words if another rank failed first
+        return 0  # an error here would make the launcher end rank 0 before it reports
     with watching(output) as observe:
         result = run_training(request, TrainSession(world, observe, stop, started_s))
     is_over = result.stopped != "interrupted"
     thresholds = _thresholds(result, max_loss) if is_over else []
     if as_json:
-        output.document({**train_document(result), **thresholds_document(thresholds)})
-    _tell(output, result)
+        output.document(Train.of_result(result, thresholds))
+    for line in summary_lines(result):
+        output.note(line)
     if stop.has_abandoned_work:
         _leave_at_once()
-    hint = f"llmtrain runs show {result.run} tells how it went; all is saved, to go on from too"
+    hint = f"llmtrain runs show {result.run} shows the run, which is saved and can be resumed"
     require_met(thresholds, hint=hint)
     return 0 if is_over else 75
 
 
 def _thresholds(result: TrainResult, max_loss: float | None) -> list[Threshold]:
-    """What is compared at the end of a run; an interrupted one has none yet."""
+    """Return the threshold of --max-loss, if it is set."""
     if max_loss is None:
         return []
     return [
@@ -238,13 +243,13 @@ def _thresholds(result: TrainResult, max_loss: float | None) -> list[Threshold]:
             max_loss,
             result.val_loss,
             is_named=f"the validation loss after {result.steps} steps",
-            unknown=f"no validation loss is known after {result.steps} steps",
+            unknown=f"the validation loss after {result.steps} steps is unknown",
         )
     ]
 
 
 def _leave_at_once() -> NoReturn:
-    """Ends this process with 75. Python's own end would wait for compilers in threads."""
+    """End this process with 75. Python's own exit would wait for compilers in threads."""
     import psutil
 
     for child in psutil.Process().children(recursive=True):
@@ -253,41 +258,3 @@ def _leave_at_once() -> NoReturn:
     with unread_output_lost():
         sys.stdout.flush()
     os._exit(75)
-
-
-def train_document(result: TrainResult) -> dict[str, Any]:
-    """The `train` document."""
-    return {
-        "run": str(result.run),
-        "checkpoint": str(result.checkpoint) if result.checkpoint else None,
-        "steps": result.steps,
-        "tokens": result.tokens,
-        "seconds": result.seconds,
-        "tokens_per_s": result.tokens_per_s,
-        "train_loss": result.train_loss,
-        "val_loss": result.val_loss,
-        "val_bpb": result.val_bpb,
-        "peak_memory_bytes": result.peak_memory_bytes,
-        "energy_joules": result.energy_joules,
-        "predicted": _predicted(result),
-        "stopped": result.stopped,
-    }
-
-
-def _predicted(result: TrainResult) -> dict[str, Any]:
-    """What was said before the run, where something was."""
-    if result.predicted_peak_bytes is None:
-        return {}
-    return {
-        "peak_memory_bytes": result.predicted_peak_bytes,
-        "tokens_per_s": result.predicted_tokens_per_s,
-        "seconds": result.predicted_seconds,
-    }
-
-
-def _tell(output: Output, result: TrainResult) -> None:
-    """A closing summary with the next command to type."""
-    from llmtrain.cli.render import summary_lines
-
-    for line in summary_lines(result):
-        output.note(line)

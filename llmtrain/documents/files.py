@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import RootModel
 
-from llmtrain.documents.base import NOT_FINITE, Number, Part, Reasoned, key, optional
+from llmtrain.documents.base import NOT_FINITE, Number, Part, Reasoned, Text, key, optional
 from llmtrain.documents.plans import Forecast
 
 
@@ -17,14 +17,16 @@ class StepLine(Part):
     tokens: int = key("trained on since the run began")
     loss: Number = key(f"of the step's text, nats a token; {NOT_FINITE}")
     lr: Number = key("the first parameter group's learning rate")
-    grad_norm: Number = key(f"before clipping; {NOT_FINITE}, which fp16 has now and then")
+    grad_norm: Number = key(f"before clipping; {NOT_FINITE}, which happens with fp16")
     tokens_per_s: Number = key("tokens a second, of all processes")
     mfu: Number = key("share of the measured products' rate, 0 to 1; null: not measured")
     memory_bytes: int = key("resident memory of all processes of the run on this machine")
     memory_available_bytes: int = optional(
-        "left within the nearest of the limits on it; missing where the system does not say"
+        "left within the tightest limit; missing where the system does not report it"
     )
-    memory_percent: float = optional("of that limit, in use by whomever, 0 to 100; missing as well")
+    memory_percent: float = optional(
+        "of that limit, in use by any process, 0 to 100; missing as well"
+    )
     accelerator_bytes: int = optional(
         "of the GPU's memory, reserved by this process's allocator; missing on a CPU"
     )
@@ -34,12 +36,12 @@ class StepLine(Part):
     )
     accelerator_total_bytes: int = optional("the GPU's memory; missing on a CPU")
     accelerator_available_bytes: int = optional(
-        "of the GPU's memory, free for anyone; missing on a CPU, and where it does not say"
+        "free for any process; missing on a CPU, and where the GPU does not report it"
     )
     accelerator_percent: float = optional(
-        "of the GPU's memory, in use by whomever, 0 to 100; missing as well"
+        "of the GPU's memory, in use by any process, 0 to 100; missing as well"
     )
-    elapsed_s: float = key("seconds of all sittings")
+    elapsed_s: float = key("seconds of all sessions")
 
 
 class EvaluationLine(Part):
@@ -51,19 +53,19 @@ class EvaluationLine(Part):
 
 
 class SkippedLine(Part):
-    """A line of metrics.jsonl: a step whose update was withheld."""
+    """A line of metrics.jsonl: a step whose update was skipped."""
 
     step: int = key("which")
     skipped: Literal[True] = key("always true")
-    reason: str = key("why")
+    reason: Text = key("why")
 
 
 class RewoundLine(Part):
-    """A line of metrics.jsonl: the run went back."""
+    """A line of metrics.jsonl: the run went back to an earlier checkpoint."""
 
     step: int = key("to which step")
     rewound_from: int = key("from which step")
-    windows: int = key("the data cursor, in windows, that it goes on from")
+    windows: int = key("the data cursor, in windows, that it continues from")
 
 
 class MetricsLine(RootModel[StepLine | EvaluationLine | SkippedLine | RewoundLine]):
@@ -71,31 +73,33 @@ class MetricsLine(RootModel[StepLine | EvaluationLine | SkippedLine | RewoundLin
 
 
 class SampleLine(Part):
-    """A line of samples.jsonl: a text drawn from the model as it was."""
+    """A line of samples.jsonl: a text generated during training."""
 
     step: int = key("after which step")
-    prompt: str = key("what was continued")
-    text: str = key("the continuation")
+    prompt: Text = key("what was continued")
+    text: Text = key("the continuation")
 
 
 class RunFile(Part):
     """The top-level keys of run.yaml. Keys below them may change without notice, where they are
     not those of a document here."""
 
-    schema_version: Literal[1] = optional(
+    schema_version: int = optional(
         "of this file, and of the lines of the .jsonl files beside it; missing in older runs"
     )
-    llmtrain: str = key("the version of llmtrain of the last sitting")
-    versions: dict[str, str] = key("of python and torch")
-    profile: dict[str, Any] = key("the profile's values: `llmtrain profiles schema`")
-    origins: dict[str, str] = key("who set each value that is no default, by dotted key")
-    plan: dict[str, Reasoned[Any]] = key("every decision: see `Plan`")
-    predicted: dict[str, int] = key("the predicted peak of memory in bytes: see `Prediction`")
-    forecast: Forecast = optional("what was said before the run; missing in older runs")
+    llmtrain: Text = key("the version of llmtrain of the last session")
+    versions: dict[Text, Text] = key("of python and torch")
+    profile: dict[Text, Any] = key("the profile's values: `llmtrain profiles schema`")
+    origins: dict[Text, Text] = key("the origin of each value that is not a default, by dotted key")
+    plan: dict[Text, Reasoned[Any]] = key("every decision: see `Plan`")
+    predicted: dict[Text, int] = key("the predicted peak of memory in bytes: see `Prediction`")
+    forecast: Forecast = optional("what was predicted before the run; missing in older runs")
     peak_flops: Number = key("operations a second of one process's products; null: not measured")
-    machine: dict[str, Any] = key("what has to be equal for a resume to compute the same bits")
-    data: dict[str, Any] = key("what was read: fingerprints, tokens, sources")
-    sittings: list[dict[str, Any]] = key(
+    machine: dict[Text, Any] = key("what has to be equal for a bitwise equal resume")
+    data: dict[Text, Any] = key("what was read: fingerprints, tokens, sources")
+    sessions: list[dict[Text, Any]] = key(
         "when, from which step and by which command it was trained"
     )
-    result: dict[str, Any] = optional("how the last sitting ended: see `train`; missing until then")
+    result: dict[Text, Any] = optional(
+        "the end of the last session: see `train`; missing until then"
+    )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from typing_extensions import Self
 
 from llmtrain.choice import (
     ActivationCheckpointing,
@@ -13,38 +16,46 @@ from llmtrain.choice import (
     Precision,
 )
 from llmtrain.documents.base import (
+    Amount,
     Document,
     Part,
     Reasoned,
     T,
+    Text,
     Threshold,
     key,
+    present,
     thresholds,
 )
 from llmtrain.machine.facts import AcceleratorKind
+
+if TYPE_CHECKING:
+    from llmtrain.engine.explain import Explained as ExplainedRun
+    from llmtrain.machine.facts import Facts, RunFigures
+    from llmtrain.profile.load import LoadedProfile
 
 
 class Decision(Reasoned[T]):
     """A decision of the plan: what, why, and who asked for it."""
 
-    origin: str = key("who asked for it: as in `settings`; `plan`: nobody did")
+    origin: Text = key("who asked for it: as in `settings`; `plan`: nobody")
 
 
 class Setting(Part):
     """A value of the profile, and where it comes from."""
 
     value: Any = key("as a profile holds it; `auto`: left to the plan")
-    origin: str = key(
+    origin: Text = key(
         "`default` of the schema, `FILE:LINE` of a profile, `environment VARIABLE`, "
         "`--set KEY=VALUE`, the flag (`--device`), or `chosen: WHY` where the profile left it open"
     )
 
 
 class Assumed(Part):
-    """A machine that is not here."""
+    """An assumed machine, in place of this one."""
 
-    spec: str = key("what `--assume` said")
-    assumptions: list[str] = key("what it did not say and is assumed, in sentences for people")
+    spec: Text = key("as `--assume` names it")
+    assumptions: list[Text] = key("what it leaves open and is assumed, in sentences for people")
 
 
 class Plan(Part):
@@ -60,21 +71,23 @@ class Plan(Part):
     attention: Decision[AttentionKernel] = key("the kernel")
     compile: Decision[bool] = key("whether blocks are compiled by torch.compile")
     activation_checkpointing: Decision[ActivationCheckpointing] = key(
-        "what the backward computes again instead of keeping it"
+        "what the backward recomputes instead of saving it"
     )
-    keep_weight_casts: Decision[bool] = key("whether weights are rounded once a step")
-    backend: Decision[Backend] = key("what several processes talk through")
+    keep_weight_casts: Decision[bool] = key(
+        "whether the half-precision copy of the weights is kept for a step"
+    )
+    backend: Decision[Backend] = key("of torch.distributed")
     grad_scaler: Decision[bool] = key("whether gradients are scaled")
     workers: Decision[int] = key("processes that tokenize")
     pin_memory: Decision[bool] = key("whether batches are copied from pinned memory")
 
 
 class Measured(Part):
-    """What the last run by this plan on this machine came to."""
+    """What was measured in the last run with this plan on this machine."""
 
     peak_memory_bytes: int = key("as `train` gives it: on a GPU without `libraries_bytes`")
-    tokens_per_s: float = key("its rate while it trained")
-    steps: int = key("that it was measured over")
+    tokens_per_s: float = key("while it trained")
+    steps: int = key("of the measurement")
 
 
 class Prediction(Part):
@@ -85,92 +98,133 @@ class Prediction(Part):
     gradients_bytes: int = key("their gradients")
     optimizer_bytes: int = key("moments")
     weight_casts_bytes: int = key("weights rounded to half precision")
-    activations_bytes: int = key("what the forward keeps for the backward")
-    loss_bytes: int = key("a chunk of logits and what the loss needs beside it")
-    working_bytes: int = key("what a block's backward, Muon, or a GPU's libraries work with")
-    caches_bytes: int = key("keys and values of the text so far, where a model generates")
+    activations_bytes: int = key("what the forward saves for the backward")
+    loss_bytes: int = key("a chunk of logits and what the loss computes from it")
+    working_bytes: int = key("temporary memory of a block's backward, Muon, or a GPU's libraries")
+    caches_bytes: int = key("the key-value cache of generation")
     communication_bytes: int = key("buffers of several processes")
-    libraries_bytes: int = key("what a process holds without a model")
-    slack_bytes: int = key("what the allocator holds beyond live tensors")
+    libraries_bytes: int = key("of a process without a model: Python and libraries")
+    slack_bytes: int = key("reserved by the allocator beyond live tensors")
     total_bytes: int = key("the sum: the predicted peak")
 
 
 class Figure(Part):
-    """A number that is said beforehand, and how it is known."""
+    """A predicted number, and its source."""
 
-    value: float = key("the number, or the middle of a range")
-    source: Literal["asked for", "measured", "estimated"] = key("how it is known")
-    how: str = key("from what, in a few words for people; they may change")
-    low: float | None = key("the lower end of the range; null: no range is said")
-    high: float | None = key("the upper end of the range; null: no range is said")
+    value: Amount = key("the number, or the middle of a range")
+    source: Literal["asked for", "measured", "estimated"] = key("where it comes from")
+    how: Text = key("from what, in a few words for people; they may change")
+    low: Amount | None = key("the lower end of the range; null: no range")
+    high: Amount | None = key("the upper end of the range; null: no range")
 
 
 class Forecast(Part):
-    """What is known of a run before it begins. null: not known, as of a machine that was not
+    """What is predicted of a run before it starts. null: unknown, as on a machine that was not
     measured."""
 
     steps: Figure | None = key("optimizer steps")
-    tokens: Figure | None = key("tokens that are trained on")
+    tokens: Figure | None = key("trained tokens")
     tokens_per_s: Figure | None = key("tokens a second, of all processes")
     seconds: Figure | None = key("seconds from the start to the last evaluation and save")
-    checkpoints_bytes: Figure = key("room on the disk for the checkpoints that are kept")
+    checkpoints_bytes: Figure = key("disk space of the saved checkpoints")
     val_bpb: Figure | None = key("bits a byte of validation text at the end")
 
 
-class _Asked(Part):
-    """What a plan is for."""
+def planned_values(explained: ExplainedRun) -> dict[str, object]:
+    """Return the values of `Planned`."""
+    planned = explained.planned
+    return {
+        "derived": explained.derived(),
+        "plan": {
+            name: {"value": choice.value, "reason": choice.reason, "origin": origin}
+            for name, choice, origin in explained.decisions()
+        },
+        "prediction": planned.prediction,
+        "limit_bytes": planned.limit_bytes,
+        "fits": planned.prediction.total_bytes <= planned.limit_bytes,
+        "measured": None if planned.kept is None else _measured(planned.kept),
+        "forecast": explained.forecast,
+    }
 
-    assumed: Assumed | None = key("the machine of `--assume`; null: the machine that is here")
-    profile: Reasoned[str] = key("which profile, and why that")
-    settings: dict[str, Setting] = key("every value of the profile, by dotted key")
+
+def _measured(figures: RunFigures) -> dict[str, object]:
+    return {
+        "peak_memory_bytes": round(figures.peak_memory_bytes),
+        "tokens_per_s": figures.tokens_per_s,
+        "steps": round(figures.steps),
+    }
+
+
+class _OnMachine(Part):
+    assumed: Assumed | None = key("the machine of `--assume`; null: this machine")
+
+
+class _Asked(_OnMachine):
+    """The request that a plan answers."""
+
+    profile: Reasoned[Text] = key("which profile, and why that")
+    settings: dict[Text, Setting] = key("every value of the profile, by dotted key")
 
 
 class Planned(Part):
-    """What was decided, and what it takes."""
+    """A plan, and the memory and time it is predicted to take."""
 
-    derived: dict[str, Reasoned[Any]] = key(
-        "what becomes of `auto` values about which the plan says nothing, by dotted key"
+    derived: dict[Text, Reasoned[Any]] = key(
+        "values of `auto` keys that are not decisions of the plan, by dotted key"
     )
     plan: Plan = key("every decision")
     prediction: Prediction = key("the predicted peak of memory, itemised")
     limit_bytes: int = key("what the run may use of the device's memory, in bytes")
     fits: bool = key("whether the predicted peak is within the limit")
-    measured: Measured | None = key("what such a run came to here; null: there was none")
-    forecast: Forecast = key("what the run will take and come to")
+    measured: Measured | None = key("of the last run with this plan here; null: there was none")
+    forecast: Forecast = key("predicted steps, time, disk space and loss")
 
 
 class Explained(Planned, _Asked):
-    """A profile, where each value of it comes from, and the plan for it."""
+    """A profile, the origin of each of its values, and the plan for it."""
+
+    @classmethod
+    def of_explained(cls, explained: ExplainedRun, **more: object) -> Self:
+        """Return the document of a request that was planned; `more`: further keys."""
+        settings = {
+            path: {"value": value, "origin": origin} for path, value, origin in explained.settings()
+        }
+        return cls.of(
+            explained,  # assumed, profile
+            settings=settings,
+            **planned_values(explained),
+            **more,
+        )
 
 
 class Platform(Part):
     """System and libraries."""
 
-    system: str = key("Linux, Darwin, Windows, or unknown")
-    python: str = key("Python's version")
-    torch: str = key("torch's version")
-    torch_build: str = key("what torch was compiled for: cpu, cu130, rocm6.4, for CUDA …")
-    cxx_compiler: str | None = key(
+    system: Text = key("Linux, Darwin, Windows, or unknown")
+    python: Text = key("Python's version")
+    torch: Text = key("torch's version")
+    torch_build: Text = key("what torch was compiled for: cpu, cu130, rocm6.4, for CUDA …")
+    cxx_compiler: Text | None = key(
         "what torch.compile would use on the CPU; null: none was found; with `--assume`: assumed"
     )
     triton: bool = key("whether Triton is installed, which torch.compile needs on CUDA")
-    backends: list[str] = key("of gloo and nccl, what torch has")
+    backends: list[Text] = key("those of gloo and nccl that torch has")
 
 
 class Cpu(Part):
     """Processor and memory, and what of them this process may use."""
 
-    model: str | None = key("its name; null: unknown")
-    architecture: str = key("x86_64, aarch64, arm64, AMD64, or unknown")
+    model: Text | None = key("its name; null: unknown")
+    architecture: Text = key("x86_64, aarch64, arm64, AMD64, or unknown")
     physical_cores: int | None = key("null: unknown")
     logical_cores: int = key("hardware threads")
     sockets: int | None = key("null: unknown")
     usable_cores: int = key("physical cores that this process may keep busy")
     quota_cores: float | None = key("the control group's limit, in cores; null: none")
-    isa: list[str] = key("instruction sets that matter here, as far as they are known")
+    isa: list[Text] = key("instruction sets that matter here, as far as known")
     memory_total_bytes: int = key("the machine's memory")
     memory_limit_bytes: int | None = key("the tightest limit below that; null: none")
-    memory_limited_by: str | None = key("what sets that limit; null: none")
+    memory_limited_by: Text | None = key("what sets that limit; null: none")
 
 
 class Accelerator(Part):
@@ -178,43 +232,69 @@ class Accelerator(Part):
 
     kind: AcceleratorKind = key("what torch calls it; ROCm's are cuda")
     index: int = key("from 0, as torch counts")
-    name: str = key("its name")
+    name: Text = key("its name")
     memory_total_bytes: int = key("its memory; on MPS what Metal recommends not to exceed")
     supports_bf16: bool = key("whether it multiplies bf16 natively")
     compute_capability: list[int] | None = key("major and minor; null: not CUDA, or unknown")
 
 
 class FailedDevice(Part):
-    """A device that is there and does not work."""
+    """A device that was found and could not be used."""
 
-    kind: str = key("cuda or mps")
-    reason: str = key("what it said")
+    kind: Text = key("cuda or mps")
+    reason: Text = key("its error")
 
 
 class DeviceInfo(Explained, Document):
     """`llmtrain device info`: what was found, what will be used, and why."""
 
-    platform: Platform = key("system and libraries")
+    platform: Platform = key("operating system and libraries")
     cpu: Cpu = key("processor and memory")
     accelerators: list[Accelerator] = key("GPUs that compute")
     failures: list[FailedDevice] = key("devices that could not be initialised")
-    unusable_gpu: str | None = key("why this torch cannot use a GPU that is there; null: no such")
+    unusable_gpu: Text | None = key("why this torch cannot use a GPU that is there; null: no such")
     thresholds: list[Threshold] = thresholds("`--require`")
+
+    @classmethod
+    def of_machine(cls, explained: ExplainedRun, limits: Sequence[object]) -> Self:
+        """Return the document of a machine and a plan; `limits`: the thresholds of `--require`."""
+        facts = explained.planned.facts
+        return cls.of_explained(
+            explained,
+            platform=_platform(facts),
+            cpu=facts.cpu,
+            accelerators=facts.accelerators,
+            failures=[{"kind": kind, "reason": reason} for kind, reason in facts.failures],
+            unusable_gpu=facts.unusable_gpu,
+            **present(thresholds=limits),
+        )
+
+
+def _platform(facts: Facts) -> dict[str, object]:
+    return {
+        "system": facts.system,
+        "python": facts.python_version,
+        "torch": facts.torch_version,
+        "torch_build": facts.torch_build,
+        "cxx_compiler": facts.cxx_compiler,
+        "triton": facts.has_triton,
+        "backends": facts.backends,
+    }
 
 
 class TrainDryRun(Explained, Document):
-    """`llmtrain train --dry-run`: how the run would be trained, and what it would take."""
+    """`llmtrain train --dry-run`: the plan of a run, and its predicted cost."""
 
 
 class ListedProfile(Part):
     """A shipped profile."""
 
-    name: str = key("what `--profile` takes")
+    name: Text = key("what `--profile` takes")
     parameters: int = key("weights of the model")
     context: int = key("tokens that the model sees at once")
     vocab_size: int = key("rows of the embedding")
     tokens_per_step: int | Literal["auto"] = key("tokens of an optimizer step")
-    path: str = key("its file")
+    path: Text = key("its file")
 
 
 class ProfilesList(Document):
@@ -224,26 +304,39 @@ class ProfilesList(Document):
 
 
 class _Values(Part):
-    profile: dict[str, Any] = key(
+    profile: dict[Text, Any] = key(
         "its values by section, as a profile file holds them (`llmtrain profiles schema`); "
-        "values that are not set are left out"
+        "unset values are missing"
     )
-    origins: dict[str, str] = key("who set each value, by dotted key: as `settings` says it")
+    origins: dict[Text, Text] = key("the origin of each value, by dotted key: as in `settings`")
+
+    @classmethod
+    def of_profile(cls, loaded: LoadedProfile, **more: object) -> Self:
+        """Return the document of a profile; `more`: further keys."""
+        from llmtrain.profile.load import flat_values
+
+        values = loaded.profile.values()
+        origins = {path: loaded.origin_of(path) for path, _ in flat_values(values)}
+        return cls.of(profile=values, origins=origins, **more)
 
 
 class ProfilesShow(_Values, Document):
     """`llmtrain profiles show`: every value and where it comes from."""
 
 
-class ProfilesShowResolved(Planned, _Values, Document):
-    """`llmtrain profiles show --resolved`: with what becomes of it on this machine."""
+class ProfilesShowResolved(Planned, _Values, _OnMachine, Document):
+    """`llmtrain profiles show --resolved`: with its `auto` values and the plan on this machine."""
 
-    assumed: Assumed | None = key("the machine of `--assume`; null: the machine that is here")
+    @classmethod
+    def of_resolved(cls, explained: ExplainedRun) -> Self:
+        """Return the document of a profile, its `auto` values and the plan."""
+        more = planned_values(explained)
+        return cls.of_profile(explained.loaded, assumed=explained.assumed, **more)
 
 
 class ProfilesValidate(Document):
-    """`llmtrain profiles validate`, of a profile without fault; else the `error` document."""
+    """`llmtrain profiles validate`, of a valid profile; else the `error` document."""
 
     valid: Literal[True] = key("always true")
-    name: str = key("the profile's name")
+    name: Text = key("the profile's name")
     parameters: int = key("weights of the model")

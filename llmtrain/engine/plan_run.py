@@ -48,10 +48,10 @@ def plan_run(
         kept = last_run(found, workload, plan) if measure else None
         return planned_with(plan, workload, found, times, kept)
     except DoesNotFitError as error:
-        raise _with_ways_out(error, profile, world, found, measure=on_cpu and measure) from None
+        raise _with_alternatives(error, profile, world, found, measure=on_cpu and measure) from None
 
 
-def _with_ways_out(
+def _with_alternatives(
     error: DoesNotFitError, profile: Profile, world: World | None, facts: Facts, *, measure: bool
 ) -> DoesNotFitError:
     """The same with what would make it fit. Only what is measured in a second is measured."""
@@ -66,7 +66,7 @@ def _with_ways_out(
         ).bytes
 
     ways = alternatives(profile, predicted_bytes)
-    return DoesNotFitError(error.message, hint=error.hint, ways_out=ways)
+    return DoesNotFitError(error.message, hint=error.hint, alternatives=ways)
 
 
 def plan_inference(device: DeviceSection, shape: ModelShape) -> InferencePlan:

@@ -82,6 +82,7 @@ def end_record(directory: RunDirectory, result: TrainResult) -> None:
     """run.yaml says what came out, too."""
     record = directory.read_record()
     values = asdict(result) | {"run": str(result.run), "checkpoint": str(result.checkpoint)}
+    del values["prompt_example"]  # text, for the terminal only
     directory.write_record(record | {"result": values})
 
 

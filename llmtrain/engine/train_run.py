@@ -273,6 +273,7 @@ def _train(
         result = trained_with_energy(Trainer(setup, state))
     if world.is_main:
         result = _beside_forecast(result, target, foreseen)
+        result = replace(result, prompt_example=_prompt_example(dataset))
         record_run(
             planned.facts,
             planned.workload,
@@ -283,6 +284,12 @@ def _train(
         )
         end_record(target.directory, result)
     return result
+
+
+def _prompt_example(dataset: Dataset) -> str:
+    """Return the beginning of the validation text."""
+    tokens = dataset.shards.validation
+    return dataset.tokenizer.decode(tokens.read(0, min(64, tokens.num_tokens)).tolist())
 
 
 def _beside_forecast(result: TrainResult, target: Target, foreseen: Forecast) -> TrainResult:

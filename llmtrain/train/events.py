@@ -100,6 +100,7 @@ class TrainResult:
     predicted_tokens_per_s: float | None = None
     predicted_seconds: float | None = None
     energy_joules: float | None = None  # of this session; None: the machine does not measure it
+    prompt_example: str | None = None  # the beginning of a text of the run
 
 
 Event = Note | Progress | Started | Step | Evaluated | Sampled | Saved

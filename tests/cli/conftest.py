@@ -11,14 +11,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 from jsonschema import Draft202012Validator
 
 import llmtrain as package
 from llmtrain.cli.app import run
-from llmtrain.documents import PUBLISHED, published_schema
+from llmtrain.documents.published import PUBLISHED, published_schema
 
 PROFILE = """\
 name: tiny
@@ -45,7 +45,7 @@ class Outcome:
     def document(self) -> dict[str, Any]:
         """The one JSON document that stdout consists of, which is as published."""
         document: dict[str, Any] = json.loads(self.out, parse_constant=pytest.fail)
-        assert document["schema_version"] == 1
+        assert document["schema_version"] == package.SCHEMA_VERSION
         assert document["llmtrain"] == package.__version__
         name = "error" if "error" in document else published_name(self.arguments)
         assert complaints(name, document) == []
@@ -88,7 +88,21 @@ def closed(schema: Any) -> Any:
     return inner
 
 
-Command = Callable[..., Outcome]
+class Command(Protocol):
+    """Runs a command line in this process."""
+
+    def __call__(self, *arguments: object, stdin: bytes = b"") -> Outcome: ...
+
+
+class ProcessCommand(Protocol):
+    """Runs a command line as a process of its own, with options of `subprocess.run`."""
+
+    def __call__(
+        self, *arguments: object, **options: Any
+    ) -> subprocess.CompletedProcess[bytes]: ...
+
+
+Snapshot = Callable[[Path, str], None]  # compares a text with a file
 
 
 def _furnish(directory: Path) -> None:
@@ -125,7 +139,7 @@ def llmtrain(
 
 
 @pytest.fixture
-def process(place: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+def process(place: Path) -> ProcessCommand:
     """Runs a command line as a process of its own, in bytes."""
 
     def call(*arguments: object, **options: Any) -> subprocess.CompletedProcess[bytes]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from llmtrain.documents import PUBLISHED, published_schema
+from llmtrain.documents.published import PUBLISHED, published_schema
 
 Schema = dict[str, Any]
 

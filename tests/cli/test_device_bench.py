@@ -15,6 +15,7 @@ from llmtrain.machine.facts import Accelerator, AttentionTimes, BlockTimes, Matm
 from llmtrain.machine.probe import read_facts
 from llmtrain.model.timing import CompileError
 from llmtrain.plan import cpu_benchmarks
+from tests.cli.conftest import Command, ProcessCommand
 
 BENCH = ("device", "bench", "-p", "tiny.yaml")
 # Two layers of 2,048 × 32 × 64 forward and backward: 0.05 GFLOP.
@@ -41,7 +42,7 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("invented")
-def test_document(llmtrain: Any) -> None:
+def test_document(llmtrain: Command) -> None:
     outcome = llmtrain(*BENCH, "--json")
     document = outcome.document
 
@@ -74,7 +75,7 @@ def test_document(llmtrain: Any) -> None:
 
 
 @pytest.mark.usefixtures("invented")
-def test_tables(llmtrain: Any) -> None:
+def test_tables(llmtrain: Command) -> None:
     outcome = llmtrain(*BENCH, "--set", "train.steps=1000000000")
 
     assert outcome.code == 0
@@ -96,14 +97,14 @@ def test_tables(llmtrain: Any) -> None:
 
 
 @pytest.mark.usefixtures("invented")
-def test_quiet_shows_results_alone(llmtrain: Any) -> None:
+def test_quiet_shows_results_alone(llmtrain: Command) -> None:
     outcome = llmtrain(*BENCH, "-q")
     assert (outcome.code, outcome.err) == (0, "")
     assert "predicted: " in outcome.out
 
 
 @pytest.mark.usefixtures("invented")
-def test_next_plan_uses_the_times(llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_plan_uses_the_times(llmtrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def measured_again(*_: Any, **__: Any) -> None:
         pytest.fail("measured again")
 
@@ -122,7 +123,7 @@ def test_next_plan_uses_the_times(llmtrain: Any, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("invented")
-def test_no_compile_measures_no_block(llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_compile_measures_no_block(llmtrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_benchmarks, "time_block", lambda *_, **__: pytest.fail("compiled"))
 
     outcome = llmtrain(*BENCH, "--no-compile", "--json")
@@ -131,11 +132,11 @@ def test_no_compile_measures_no_block(llmtrain: Any, monkeypatch: pytest.MonkeyP
     assert outcome.document["block"] is None
     assert outcome.document["predicted"] is None
     assert "compiling" not in outcome.err
-    assert "predicted: no speed" in llmtrain(*BENCH, "--no-compile").out
+    assert "predicted: unknown" in llmtrain(*BENCH, "--no-compile").out
 
 
 @pytest.mark.usefixtures("invented")
-def test_failure_to_compile_is_one_line(llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_to_compile_is_one_line(llmtrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> BlockTimes:
         raise CompileError("g++: fatal error: no space left")
 
@@ -151,7 +152,7 @@ def test_failure_to_compile_is_one_line(llmtrain: Any, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("invented")
-def test_gpu_is_refused(llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_is_refused(llmtrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Accelerator("cuda", 0, "H100", 80 << 30, supports_bf16=True)
     facts = replace(probe.read_facts(), accelerators=(gpu,))
     monkeypatch.setattr(probe, "read_facts", lambda **_: facts)
@@ -166,7 +167,7 @@ def test_gpu_is_refused(llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert taken.document["profile"]["value"].startswith("cpu-")  # not the GPU's
 
 
-def test_really_measured(llmtrain: Any, place: Path) -> None:
+def test_really_measured(llmtrain: Command, place: Path) -> None:
     outcome = llmtrain(*BENCH, "--no-compile", "--json")
 
     assert outcome.code == 0
@@ -177,7 +178,7 @@ def test_really_measured(llmtrain: Any, place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_really_compiled(process: Any, place: Path) -> None:
+def test_really_compiled(process: ProcessCommand, place: Path) -> None:
     if read_facts().cxx_compiler is None:
         pytest.skip("needs a C++ compiler")
 

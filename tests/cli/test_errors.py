@@ -7,10 +7,11 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+
+from tests.cli.conftest import Command
 
 TRAIN = ("train", "-p", "tiny.yaml")
 
@@ -153,7 +154,7 @@ def test_failure_is_told_in_one_line_with_a_hint(
     prepare: Callable[[Path], None],
     code: int,
     words: tuple[str, ...],
-    llmtrain: Any,
+    llmtrain: Command,
     place: Path,
 ) -> None:
     prepare(place)
@@ -183,7 +184,7 @@ def test_failure_is_one_document_with_json(
     prepare: Callable[[Path], None],
     code: int,
     words: tuple[str, ...],
-    llmtrain: Any,
+    llmtrain: Command,
     place: Path,
 ) -> None:
     prepare(place)
@@ -198,7 +199,7 @@ def test_failure_is_one_document_with_json(
     assert all(word in error["message"] + error["hint"] for word in words)
 
 
-def test_tokenizer_with_more_pieces_than_the_model(llmtrain: Any, trained: Path) -> None:
+def test_tokenizer_with_more_pieces_than_the_model(llmtrain: Command, trained: Path) -> None:
     checkpoint = next((trained / "checkpoints").glob("step-*"))
 
     outcome = llmtrain(*TRAIN, "--tokenizer", checkpoint, "--set", "model.vocab_size=350")
@@ -209,7 +210,7 @@ def test_tokenizer_with_more_pieces_than_the_model(llmtrain: Any, trained: Path)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA")
-def test_device_that_is_not_there(llmtrain: Any) -> None:
+def test_device_that_is_not_there(llmtrain: Command) -> None:
     outcome = llmtrain(*TRAIN, "--device", "cuda")
 
     assert outcome.code == 2
@@ -218,7 +219,7 @@ def test_device_that_is_not_there(llmtrain: Any) -> None:
 
 
 def test_damaged_checkpoint_with_nothing_to_fall_back_to(
-    llmtrain: Any, trained: Path, place: Path
+    llmtrain: Command, trained: Path, place: Path
 ) -> None:
     shutil.copytree(trained, place / "run")
     for checkpoint in (place / "run" / "checkpoints").iterdir():
@@ -232,7 +233,7 @@ def test_damaged_checkpoint_with_nothing_to_fall_back_to(
 
 
 def test_damaged_newest_checkpoint_is_passed_over(
-    llmtrain: Any, trained: Path, place: Path
+    llmtrain: Command, trained: Path, place: Path
 ) -> None:
     shutil.copytree(trained, place / "run")
     older, newer = sorted((place / "run" / "checkpoints").iterdir())
@@ -247,7 +248,7 @@ def test_damaged_newest_checkpoint_is_passed_over(
 
 @pytest.mark.parametrize("as_json", [(), ("--json",)])
 def test_debug_shows_where_and_changes_nothing_else(
-    as_json: tuple[str, ...], llmtrain: Any
+    as_json: tuple[str, ...], llmtrain: Command
 ) -> None:
     outcome = llmtrain("train", "-p", "cpu-smal", "--debug", *as_json)
 
@@ -290,7 +291,7 @@ def test_what_nobody_foresaw_is_told_in_one_line_too(debug: tuple[str, ...], pla
 
 
 def test_record_that_cannot_be_read_does_not_hide_the_other_runs(
-    llmtrain: Any, trained: Path, place: Path
+    llmtrain: Command, trained: Path, place: Path
 ) -> None:
     shutil.copytree(trained, place / "runs" / "good")
     (place / "runs" / "bad").mkdir()
@@ -303,3 +304,33 @@ def test_record_that_cannot_be_read_does_not_hide_the_other_runs(
     assert "warning:" in outcome.err
     assert "bad" in outcome.err
     assert llmtrain(*TRAIN, "--resume", "auto").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_json"),
+    [
+        (("eval", "nosuchrun", "--json"), True),
+        (("eval", "--json", "--bogus"), True),
+        (("eval", "--bogus", "--json"), True),
+        (("eval", "nosuchrun", "--json", "--max-bpb"), True),
+        (("generate", "nosuchrun", "--json", "--prompt", "a"), True),
+        (("generate", "nosuchrun", "--prompt", "--json"), False),
+        (("generate", "nosuchrun", "--prompt=--json"), False),
+        (("tokenizer", "encode", "--tokenizer", "nowhere", "--", "--json"), False),
+        (("eval", "nosuchrun"), False),
+        (("bogus", "--json"), False),
+    ],
+)
+def test_json_is_printed_where_json_is_an_option(
+    arguments: tuple[str, ...], is_json: bool, llmtrain: Command
+) -> None:
+    outcome = llmtrain(*arguments)
+    assert outcome.code != 0
+    assert bool(outcome.out) is is_json
+    if is_json:
+        assert outcome.document["error"]["code"] == outcome.code
+
+
+def test_a_traceback_is_printed_where_debug_is_an_option(llmtrain: Command) -> None:
+    assert "Traceback" in llmtrain("eval", "nosuchrun", "--debug").err
+    assert "Traceback" not in llmtrain("generate", "nosuchrun", "--prompt", "--debug").err

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 import llmtrain as package
 from llmtrain.cli.app import app
+from tests.cli.conftest import Command, ProcessCommand
 
 CONTRACT = {
     *("train", "eval", "generate", "memory", "device info", "device bench", "schema"),
@@ -41,7 +42,7 @@ def test_the_commands_of_the_contract_are_there() -> None:
 
 
 @pytest.mark.parametrize("path", COMMANDS)
-def test_every_command_and_option_is_explained(path: str, llmtrain: Any) -> None:
+def test_every_command_and_option_is_explained(path: str, llmtrain: Command) -> None:
     command = COMMANDS[path]
     assert command.help
     assert all(parameter.help for parameter in command.params), path
@@ -63,18 +64,18 @@ def test_every_command_can_be_quiet_loud_and_debugged(path: str) -> None:
     "arguments",
     [(), ("data",), ("data", "cache"), ("device",), ("profiles",), ("runs",), ("tokenizer",)],
 )
-def test_group_alone_shows_its_help(arguments: tuple[str, ...], llmtrain: Any) -> None:
+def test_group_alone_shows_its_help(arguments: tuple[str, ...], llmtrain: Command) -> None:
     outcome = llmtrain(*arguments)
     assert outcome.code == 0
     assert outcome.out.startswith("Usage: ")
 
 
-def test_version(llmtrain: Any) -> None:
+def test_version(llmtrain: Command) -> None:
     outcome = llmtrain("--version")
     assert (outcome.code, outcome.out) == (0, f"llmtrain {package.__version__}\n")
 
 
-def test_quiet_says_nothing_when_all_is_well(llmtrain: Any, trained: Path) -> None:
+def test_quiet_says_nothing_when_all_is_well(llmtrain: Command, trained: Path) -> None:
     for arguments in (
         ("train", "-p", "tiny.yaml", "--out", "run"),
         ("eval", "run"),
@@ -87,7 +88,7 @@ def test_quiet_says_nothing_when_all_is_well(llmtrain: Any, trained: Path) -> No
         assert (outcome.code, outcome.err) == (0, "")
 
 
-def test_verbose_says_more(llmtrain: Any, trained: Path) -> None:
+def test_verbose_says_more(llmtrain: Command, trained: Path) -> None:
     plain = llmtrain("train", "-p", "tiny.yaml", "--out", "plain").err
     loud = llmtrain("train", "-p", "tiny.yaml", "--out", "loud", "-v").err
 
@@ -98,7 +99,7 @@ def test_verbose_says_more(llmtrain: Any, trained: Path) -> None:
 
 
 @pytest.mark.parametrize("arguments", [("profiles", "schema"), ("profiles", "list", "--json")])
-def test_closed_pipe_is_no_failure(arguments: tuple[str, ...], process: Any) -> None:
+def test_closed_pipe_is_no_failure(arguments: tuple[str, ...], process: ProcessCommand) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:

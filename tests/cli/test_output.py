@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llmtrain.cli.output import Output
+from llmtrain.documents.plans import ProfilesShow
+from tests.cli.conftest import Command
 
 OBEYED = "a\x1b[2Jb\x07\x9b31m\x7f\r\ud800\tc"
 SHOWN = r"a\u001b[2Jb\u0007\u009b31m\u007f\u000d\ud800" + "\tc"
@@ -27,16 +28,18 @@ def test_no_terminal_obeys_what_is_said(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_document_is_json_whatever_it_holds(capsys: pytest.CaptureFixture[str]) -> None:
-    Output().document({OBEYED: OBEYED, "text": "é\n"})
+    described = {"value": OBEYED, "origin": OBEYED}
+    Output().document(ProfilesShow.of(profile={OBEYED: described}, origins={OBEYED: "é\n"}))
     out = capsys.readouterr().out
-    assert json.loads(out)[OBEYED] == OBEYED
-    assert json.loads(out)["text"] == "é\n"
+    document = json.loads(out)
+    assert document["profile"] == {OBEYED: described}
+    assert document["origins"] == {OBEYED: "é\n"}
     assert not set("\x1b\x9b\ud800") & set(out)
 
 
 @pytest.mark.parametrize("as_json", [(), ("--json",)])
 def test_a_key_of_a_profile_is_not_obeyed(
-    llmtrain: Any, place: Path, as_json: tuple[str, ...]
+    llmtrain: Command, place: Path, as_json: tuple[str, ...]
 ) -> None:
     (place / "bad.yaml").write_text('"\\e]0;owned\\a": 5\n')
     outcome = llmtrain("train", "-p", "bad.yaml", *as_json)
@@ -48,7 +51,7 @@ def test_a_key_of_a_profile_is_not_obeyed(
 @pytest.mark.parametrize("as_json", [(), ("--json",)])
 @pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
 def test_a_name_that_is_not_unicode_is_told(
-    llmtrain: Any, place: Path, as_json: tuple[str, ...]
+    llmtrain: Command, place: Path, as_json: tuple[str, ...]
 ) -> None:
     name = os.fsdecode(b"caf\xe9.txt")
     try:

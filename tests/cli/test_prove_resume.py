@@ -11,6 +11,7 @@ import pytest
 from llmtrain.engine.verify_resume import verify
 from llmtrain.engine.verify_resume.kill import Kill
 from llmtrain.engine.verify_resume.verify import Ending, Proof, Trial
+from tests.cli.conftest import Command
 
 ENDING = Ending("a" * 64, "b" * 64, ({"step": 1, "loss": 2.5},), {})
 OTHER = Ending("c" * 64, "b" * 64, ({"step": 1, "loss": 2.5},), {})
@@ -25,7 +26,7 @@ def files(run: Path) -> list[tuple[str, bytes]]:
     return [(str(path), path.read_bytes()) for path in sorted(run.rglob("*")) if path.is_file()]
 
 
-def test_a_whole_run_verifies(llmtrain: Any, run: Path) -> None:
+def test_a_whole_run_verifies(llmtrain: Command, run: Path) -> None:
     outcome = llmtrain("runs", "verify", "run", "--json")
     document = outcome.document
     assert outcome.code == 0
@@ -33,7 +34,7 @@ def test_a_whole_run_verifies(llmtrain: Any, run: Path) -> None:
     assert (document["damaged"], document["newest_good"]) == ([], "run/checkpoints/step-00000020")
 
 
-def test_damage_is_named_and_nothing_is_renamed(llmtrain: Any, run: Path) -> None:
+def test_damage_is_named_and_nothing_is_renamed(llmtrain: Command, run: Path) -> None:
     model = run / "checkpoints" / "step-00000020" / "model.safetensors"
     content = bytearray(model.read_bytes())
     content[len(content) // 2] ^= 4
@@ -54,7 +55,7 @@ def test_damage_is_named_and_nothing_is_renamed(llmtrain: Any, run: Path) -> Non
     assert files(run) == before
 
 
-def test_a_run_without_a_whole_checkpoint(llmtrain: Any, run: Path) -> None:
+def test_a_run_without_a_whole_checkpoint(llmtrain: Command, run: Path) -> None:
     for manifest in run.rglob("manifest.json"):
         manifest.unlink()
     outcome = llmtrain("runs", "verify", "run", "--json")
@@ -64,7 +65,7 @@ def test_a_run_without_a_whole_checkpoint(llmtrain: Any, run: Path) -> None:
 
 @pytest.mark.parametrize(("ending", "code"), [(ENDING, 0), (OTHER, 1)])
 def test_the_answer_to_a_proof(
-    ending: Ending, code: int, llmtrain: Any, monkeypatch: pytest.MonkeyPatch
+    ending: Ending, code: int, llmtrain: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
 

@@ -22,7 +22,9 @@ from jsonschema import Draft202012Validator, ValidationError
 
 import llmtrain as package
 from llmtrain.cli.output import Output
-from llmtrain.documents import PUBLISHED, plans, published_schema
+from llmtrain.documents import plans
+from llmtrain.documents.published import PUBLISHED, published_schema
+from llmtrain.documents.runs import RunsShow
 from llmtrain.machine.live_memory import LiveMemory
 from llmtrain.machine.memory_readings import AcceleratorMemory
 from llmtrain.plan.memory import MemoryPrediction
@@ -33,7 +35,7 @@ from llmtrain.train.divergence.policy import Jump
 from llmtrain.train.events import Step, metrics_line
 from llmtrain.train.logger import TrainLogger
 from llmtrain.train.run_directory.directory import RunDirectory
-from tests.cli.conftest import complaints
+from tests.cli.conftest import Command, Snapshot, complaints
 from tests.cli.json_page import page
 from tests.cli.test_help import COMMANDS
 from tests.test_layers import loaded_after
@@ -92,7 +94,7 @@ def test_a_document_has_its_versions(name: str) -> None:
     assert schema["properties"]["schema_version"]["const"] == package.SCHEMA_VERSION
 
 
-def test_a_key_that_nobody_described_is_seen(llmtrain: Any) -> None:
+def test_a_key_that_nobody_described_is_seen(llmtrain: Command) -> None:
     document = llmtrain("profiles", "validate", "tiny.yaml", "--json").document
     assert complaints("profiles-validate", document | {"size": 1})
     assert complaints("profiles-validate", {**document, "parameters": "3M"})
@@ -100,13 +102,13 @@ def test_a_key_that_nobody_described_is_seen(llmtrain: Any) -> None:
     assert complaints("profiles-validate", document)
 
 
-def test_a_key_that_is_added_later_breaks_no_program(llmtrain: Any) -> None:
+def test_a_key_that_is_added_later_breaks_no_program(llmtrain: Command) -> None:
     document = llmtrain("memory", "--json").document
     document["system"]["pressure"] = 0.1
     Draft202012Validator(published_schema("memory")).validate(document)
 
 
-def test_nested_keys_are_described_too(llmtrain: Any) -> None:
+def test_nested_keys_are_described_too(llmtrain: Command) -> None:
     document = llmtrain("device", "info", "-p", "tiny.yaml", "--json").document
     document["plan"]["threads"]["colour"] = "red"
     assert any("colour" in complaint for complaint in complaints("device-info", document))
@@ -120,7 +122,7 @@ def test_plan_and_prediction_are_described_as_they_are() -> None:
     ]
 
 
-def test_the_page_names_every_key(snapshot: Any) -> None:
+def test_the_page_names_every_key(snapshot: Snapshot) -> None:
     text = DOCS.read_text(encoding="utf-8")
     written, mark, _ = text.partition("--write-snapshots -->\n\n")
     assert mark
@@ -133,24 +135,26 @@ def test_the_page_names_every_key(snapshot: Any) -> None:
 
 
 def test_the_pages_program_validates(
-    llmtrain: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+    llmtrain: Command, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(words: list[str], **_: Any) -> SimpleNamespace:
-        return SimpleNamespace(stdout=llmtrain(*words[1:]).out)
+    printed: dict[str, str] = {}
+
+    def run(words: list[str], **_: object) -> SimpleNamespace:
+        return SimpleNamespace(stdout=printed.get(words[1]) or llmtrain(*words[1:]).out)
 
     text = DOCS.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
     program = place / "program.py"
     program.write_text(text, encoding="utf-8")
     monkeypatch.setattr("subprocess.run", run)
     runpy.run_path(str(program))
-    monkeypatch.setattr("llmtrain.cli.memory.now.memory_now", lambda *_: {"system": None})
+    printed["memory"] = '{"system": null}'
     with pytest.raises(ValidationError):
         runpy.run_path(str(program))
 
 
 def test_schemas_need_no_torch() -> None:
-    loaded = loaded_after("import llmtrain.cli.schema, llmtrain.documents")
-    assert "llmtrain.documents.results" in loaded
+    loaded = loaded_after("import llmtrain.cli.schema, llmtrain.documents.published")
+    assert "llmtrain.documents.train" in loaded
     assert not loaded & {"torch", "numpy"}
 
 
@@ -163,32 +167,38 @@ def test_every_link_of_the_page_leads_somewhere() -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_schemas_are_printed(name: str, llmtrain: Any) -> None:
+def test_schemas_are_printed(name: str, llmtrain: Command) -> None:
     outcome = llmtrain("schema", name)
     assert (outcome.code, outcome.err) == (0, "")
     assert json.loads(outcome.out) == published_schema(name)
 
 
-def test_schemas_are_listed(llmtrain: Any) -> None:
+def test_schemas_are_listed(llmtrain: Command) -> None:
     listed = llmtrain("schema", "--json").document["schemas"]
     assert [row["name"] for row in listed] == list(PUBLISHED)
     lines = llmtrain("schema").out.splitlines()
     assert [line.split()[0] for line in lines] == list(PUBLISHED)
 
 
-def test_an_unknown_schema_is_refused(llmtrain: Any) -> None:
+def test_an_unknown_schema_is_refused(llmtrain: Command) -> None:
     outcome = llmtrain("schema", "devic-info")
     assert outcome.code == 2
     assert "hint: llmtrain schema device-info" in outcome.err
 
 
 def test_no_document_has_what_json_has_no_word_for(capsys: pytest.CaptureFixture[str]) -> None:
-    Output().document({"a": float("nan"), "b": [float("inf"), {"c": (1.5, -float("inf"))}]})
+    record = {"a": float("nan"), "b": [float("inf"), {"c": (1.5, -float("inf"))}]}
+    values = {"run": "r", "profile": None, "step": 1, "tokens": 1, "train_loss": float("nan")}
+    values |= {"val_loss": None, "val_bpb": None, "best_val_loss": float("inf")}
+    Output().document(
+        RunsShow.of(**values, elapsed_s=1.0, checkpoints=[], status="done", record=record)
+    )
     document = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    assert (document["a"], document["b"]) == (None, [None, {"c": [1.5, None]}])
+    assert (document["train_loss"], document["best_val_loss"]) == (None, None)
+    assert document["record"] == {"a": None, "b": [None, {"c": [1.5, None]}]}
 
 
-def test_what_is_tokenized_and_generated(llmtrain: Any, trained: Path) -> None:
+def test_what_is_tokenized_and_generated(llmtrain: Command, trained: Path) -> None:
     at = ("--tokenizer", trained / "checkpoints" / "step-00000020")
     text = "abc def\u0085\n"
     ids = llmtrain("tokenizer", "encode", *at, "--json", stdin=text.encode()).document

@@ -9,12 +9,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llmtrain.cli.streams import UnfailingStream
 from llmtrain.train.checkpoint.format import list_checkpoints, load_state
+from tests.cli.conftest import ProcessCommand
 
 
 def command(*arguments: str) -> list[str]:
@@ -82,7 +82,7 @@ def closed() -> UnfailingStream:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
-def test_a_full_disk_under_stdout_is_a_failure(process: Any) -> None:
+def test_a_full_disk_under_stdout_is_a_failure(process: ProcessCommand) -> None:
     with Path("/dev/full").open("wb") as full:
         done = process("profiles", "list", "--json", capture_output=False, stdout=full)
     assert done.returncode != 0

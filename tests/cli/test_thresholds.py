@@ -9,18 +9,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llmtrain.cli.thresholds import at_most, require_met
 from llmtrain.errors import ThresholdError
 from llmtrain.train.checkpoint.format import list_checkpoints, load_state
+from tests.cli.conftest import Command, ProcessCommand
 
 TRAIN = ("train", "-p", "tiny.yaml", "--out", "run")
 
 
-def test_eval(llmtrain: Any, trained: Path) -> None:
+def test_eval(llmtrain: Command, trained: Path) -> None:
     plain = llmtrain("eval", trained, "--json").document
     bpb = plain["bits_per_byte"]
     missed = llmtrain("eval", trained, "--max-bpb", bpb - 0.01, "--json")
@@ -39,13 +39,13 @@ def test_eval(llmtrain: Any, trained: Path) -> None:
     assert "error" not in met.err
 
 
-def test_results_as_lines_are_whole(llmtrain: Any, trained: Path) -> None:
+def test_results_as_lines_are_whole(llmtrain: Command, trained: Path) -> None:
     plain, missed = llmtrain("eval", trained), llmtrain("eval", trained, "--max-bpb", 0.1)
     assert missed.out == plain.out
     assert (plain.code, missed.code) == (0, 6)
 
 
-def test_memory_predicted(llmtrain: Any) -> None:
+def test_memory_predicted(llmtrain: Command) -> None:
     memory = ("memory", "-p", "tiny.yaml")
     peak = llmtrain(*memory, "--json").document["prediction"]["total_bytes"]
     missed = llmtrain(*memory, "--fail-over", peak - 1, "--json")
@@ -60,7 +60,7 @@ def test_memory_predicted(llmtrain: Any) -> None:
     assert "fits:" in llmtrain(*memory, "--fail-over", "1MiB").out
 
 
-def test_memory_in_use(llmtrain: Any) -> None:
+def test_memory_in_use(llmtrain: Command) -> None:
     missed = llmtrain("memory", "--fail-over", "1MiB", "--json")
     (threshold,) = missed.document["thresholds"]
     part = "system" if missed.document["cgroup"] is None else "cgroup"
@@ -73,12 +73,12 @@ def test_memory_in_use(llmtrain: Any) -> None:
     assert f"process {os.getpid()}" in own.err
 
 
-def test_what_does_not_fit_is_worse(llmtrain: Any) -> None:
+def test_what_does_not_fit_is_worse(llmtrain: Command) -> None:
     too_large = ("--set", "model.num_layers=10000000")
     assert llmtrain("memory", "-p", "tiny.yaml", *too_large, "--fail-over", "1MiB").code == 3
 
 
-def test_train(llmtrain: Any, place: Path) -> None:
+def test_train(llmtrain: Command, place: Path) -> None:
     missed = llmtrain(*TRAIN, "--max-loss", 0.5, "--json")
 
     document = missed.document
@@ -127,7 +127,7 @@ def test_interrupted_is_worse(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_launched_ranks_tell_it_once(process: Any, place: Path) -> None:
+def test_launched_ranks_tell_it_once(process: ProcessCommand, place: Path) -> None:
     done = process(*TRAIN, "--steps", 2, "--nproc", 2, "--max-loss", 0.5, "--json", "-q")
     document = json.loads(done.stdout)
     assert done.returncode == 6
@@ -136,7 +136,7 @@ def test_launched_ranks_tell_it_once(process: Any, place: Path) -> None:
     assert b"--max-loss" in done.stderr
 
 
-def test_features(llmtrain: Any) -> None:
+def test_features(llmtrain: Command) -> None:
     info = ("device", "info", "-p", "tiny.yaml", "--force-cpu")
     met = llmtrain(*info, "--require", "cpu,cores:1", "--json")
     assert met.code == 0
@@ -158,7 +158,7 @@ def test_features(llmtrain: Any) -> None:
 
 @pytest.mark.parametrize("limit", ["nan", "inf", "-1", "0", "lots", "-inf", ""])
 def test_a_limit_that_is_none_is_refused_before_anything_is_done(
-    limit: str, llmtrain: Any, trained: Path, place: Path
+    limit: str, llmtrain: Command, trained: Path, place: Path
 ) -> None:
     for arguments in (
         ("eval", trained, "--max-bpb", limit),
@@ -173,7 +173,7 @@ def test_a_limit_that_is_none_is_refused_before_anything_is_done(
     assert not (place / "run").exists()
 
 
-def test_unknown_features_and_senseless_pairs_are_refused(llmtrain: Any, place: Path) -> None:
+def test_unknown_features_and_senseless_pairs_are_refused(llmtrain: Command, place: Path) -> None:
     asked = llmtrain("device", "info", "--require", "bf16,cuad")
     assert asked.code == 2
     assert "did you mean cuda?" in asked.err
@@ -181,7 +181,7 @@ def test_unknown_features_and_senseless_pairs_are_refused(llmtrain: Any, place: 
     assert llmtrain("memory", "--watch", "--fail-over", "1GiB").code == 2
 
 
-def test_thresholds_are_explained_in_the_help(llmtrain: Any) -> None:
+def test_thresholds_are_explained_in_the_help(llmtrain: Command) -> None:
     flags = {"train": "--max-loss", "eval": "--max-bpb", "memory": "--fail-over"}
     for command, flag in {**flags, "device info": "--require"}.items():
         text = " ".join(llmtrain(*command.split(), "--help").out.split())
@@ -189,7 +189,9 @@ def test_thresholds_are_explained_in_the_help(llmtrain: Any) -> None:
         assert "Exit with 6" in text
 
 
-def test_a_run_that_was_copied_is_evaluated_too(llmtrain: Any, trained: Path, place: Path) -> None:
+def test_a_run_that_was_copied_is_evaluated_too(
+    llmtrain: Command, trained: Path, place: Path
+) -> None:
     shutil.copytree(trained / "checkpoints" / "step-00000020", place / "model")
     outcome = llmtrain("eval", "model", "--data", "corpus.txt", "--max-bpb", 0.1, "--json")
     assert outcome.code == 6

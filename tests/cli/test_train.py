@@ -3,15 +3,16 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
+from tests.cli.conftest import Command, ProcessCommand
+
 TRAIN = ("train", "-p", "tiny.yaml", "--out", "run")
 
 
-def test_time_ends_the_run_saved(process: Any, place: Path) -> None:
+def test_time_ends_the_run_saved(process: ProcessCommand, place: Path) -> None:
     done = process(*TRAIN, "--time", "8s", "--json", "-q")
 
     document = json.loads(done.stdout)
@@ -31,14 +32,16 @@ def test_time_ends_the_run_saved(process: Any, place: Path) -> None:
     ("flags", "steps"),
     [(("--steps", "7"), 7), (("--tokens", "1k"), 4), (("--tokens", "2_560"), 10)],
 )
-def test_steps_and_tokens_are_horizons(flags: tuple[str, ...], steps: int, llmtrain: Any) -> None:
+def test_steps_and_tokens_are_horizons(
+    flags: tuple[str, ...], steps: int, llmtrain: Command
+) -> None:
     document = llmtrain(*TRAIN, *flags, "--json").document
 
     assert (document["steps"], document["tokens"]) == (steps, steps * 256)
     assert document["stopped"] == "done"
 
 
-def test_layers_in_order(llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_in_order(llmtrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def steps(*arguments: str) -> int:
         out = f"run-{len(list(Path.cwd().iterdir()))}"
         document = llmtrain("train", "-p", "tiny.yaml", "--out", out, *arguments, "--json").document
@@ -51,7 +54,7 @@ def test_layers_in_order(llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> None
     assert steps("--set", "train.steps=3", "--steps", "2") == 2
 
 
-def test_unknown_variable_is_an_error(llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_variable_is_an_error(llmtrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMTRAIN_TRAIN__STEPZ", "4")
     outcome = llmtrain(*TRAIN)
     assert outcome.code == 2
@@ -59,7 +62,7 @@ def test_unknown_variable_is_an_error(llmtrain: Any, monkeypatch: pytest.MonkeyP
     assert "train.steps" in outcome.err
 
 
-def test_shown_profile_is_a_profile(llmtrain: Any, place: Path) -> None:
+def test_shown_profile_is_a_profile(llmtrain: Command, place: Path) -> None:
     shown = llmtrain("profiles", "show", "cpu-small").out
     (place / "my.yaml").write_text(shown)
 
@@ -71,7 +74,7 @@ def test_shown_profile_is_a_profile(llmtrain: Any, place: Path) -> None:
     assert "parameters" in outcome.out
 
 
-def test_run_without_a_name_goes_under_runs(llmtrain: Any, place: Path) -> None:
+def test_run_without_a_name_goes_under_runs(llmtrain: Command, place: Path) -> None:
     document = llmtrain("train", "-p", "tiny.yaml", "--steps", 2, "--json").document
 
     (run,) = (place / "runs").iterdir()
@@ -80,7 +83,7 @@ def test_run_without_a_name_goes_under_runs(llmtrain: Any, place: Path) -> None:
     assert llmtrain("eval", run.name, "--json").code == 0
 
 
-def test_summary_ends_with_commands_to_type(llmtrain: Any) -> None:
+def test_summary_ends_with_commands_to_type(llmtrain: Command) -> None:
     outcome = llmtrain(*TRAIN)
 
     assert outcome.out == ""
@@ -90,7 +93,7 @@ def test_summary_ends_with_commands_to_type(llmtrain: Any) -> None:
     assert lines[-1].split()[1:4] == ["llmtrain", "generate", "run"]
 
 
-def test_progress_is_a_line_a_logged_step(llmtrain: Any) -> None:
+def test_progress_is_a_line_a_logged_step(llmtrain: Command) -> None:
     err = llmtrain(*TRAIN).err
 
     told = [line for line in err.splitlines() if "  loss " in line]
@@ -98,7 +101,7 @@ def test_progress_is_a_line_a_logged_step(llmtrain: Any) -> None:
     assert sum("validation loss" in line and "step" in line for line in err.splitlines()) == 2
 
 
-def test_jsonl_is_trained_on(llmtrain: Any, place: Path) -> None:
+def test_jsonl_is_trained_on(llmtrain: Command, place: Path) -> None:
     lines = (place / "corpus.txt").read_text().splitlines()
     records = [json.dumps({"body": line, "text": 3}) for line in lines]
     (place / "corpus.jsonl").write_text("\n".join(records))
@@ -107,7 +110,7 @@ def test_jsonl_is_trained_on(llmtrain: Any, place: Path) -> None:
     assert llmtrain(*TRAIN, *flags).document["stopped"] == "done"
 
 
-def test_tokenizer_of_another_run_is_used(llmtrain: Any, trained: Path, place: Path) -> None:
+def test_tokenizer_of_another_run_is_used(llmtrain: Command, trained: Path, place: Path) -> None:
     tokenizer = max((trained / "checkpoints").iterdir())
     assert llmtrain(*TRAIN, "--tokenizer", tokenizer, "-q").code == 0
     (newest,) = (place / "run" / "checkpoints").glob("step-00000020")
@@ -116,7 +119,7 @@ def test_tokenizer_of_another_run_is_used(llmtrain: Any, trained: Path, place: P
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="directories have no such mode there")
-def test_place_that_may_not_be_written_to(llmtrain: Any, place: Path) -> None:
+def test_place_that_may_not_be_written_to(llmtrain: Command, place: Path) -> None:
     locked = place / "locked"
     locked.mkdir(mode=0o500)
     try:

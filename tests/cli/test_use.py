@@ -3,13 +3,14 @@ from __future__ import annotations
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
+from tests.cli.conftest import Command
 
-def test_evaluation_is_repeatable_and_near_the_runs_own(llmtrain: Any, trained: Path) -> None:
+
+def test_evaluation_is_repeatable_and_near_the_runs_own(llmtrain: Command, trained: Path) -> None:
     first = llmtrain("eval", trained, "--json").document
     again = llmtrain("eval", trained / "checkpoints" / "step-00000020", "--json").document
     shown = llmtrain("runs", "show", trained, "--json").document
@@ -19,7 +20,7 @@ def test_evaluation_is_repeatable_and_near_the_runs_own(llmtrain: Any, trained: 
     assert math.isclose(first["loss_nats_per_token"], shown["val_loss"], rel_tol=0.02)
 
 
-def test_evaluation_on_other_text(llmtrain: Any, trained: Path, place: Path) -> None:
+def test_evaluation_on_other_text(llmtrain: Command, trained: Path, place: Path) -> None:
     (place / "other.txt").write_text("QQQQ ZZZZ\n" * 30)
     own = llmtrain("eval", trained, "--data", "corpus.txt", "--json").document
     other = llmtrain("eval", trained, "--data", "other.txt", "--json").document
@@ -29,7 +30,7 @@ def test_evaluation_on_other_text(llmtrain: Any, trained: Path, place: Path) -> 
     assert other["bits_per_byte"] > own["bits_per_byte"]
 
 
-def test_evaluation_as_lines(llmtrain: Any, trained: Path) -> None:
+def test_evaluation_as_lines(llmtrain: Command, trained: Path) -> None:
     out = llmtrain("eval", trained).out
     assert "bits per byte" in out
     assert "perplexity" in out
@@ -37,7 +38,7 @@ def test_evaluation_as_lines(llmtrain: Any, trained: Path) -> None:
 
 
 def test_checkpoint_that_left_its_run_needs_a_text(
-    llmtrain: Any, trained: Path, place: Path
+    llmtrain: Command, trained: Path, place: Path
 ) -> None:
     shutil.copytree(trained / "checkpoints" / "step-00000020", place / "model")
 
@@ -47,7 +48,7 @@ def test_checkpoint_that_left_its_run_needs_a_text(
     assert llmtrain("eval", "model", "--data", "corpus.txt").code == 0
 
 
-def test_text_is_decided_by_the_seed(llmtrain: Any, trained: Path) -> None:
+def test_text_is_decided_by_the_seed(llmtrain: Command, trained: Path) -> None:
     def text(*arguments: object) -> str:
         outcome = llmtrain("generate", trained, "--prompt", "abc", "--max-tokens", 30, *arguments)
         assert outcome.code == 0, outcome.err
@@ -61,7 +62,7 @@ def test_text_is_decided_by_the_seed(llmtrain: Any, trained: Path) -> None:
     assert text("--top-k", 1, "--seed", 1) == text("--temperature", 0)
 
 
-def test_no_more_tokens_than_asked_for(llmtrain: Any, trained: Path) -> None:
+def test_no_more_tokens_than_asked_for(llmtrain: Command, trained: Path) -> None:
     drawn = ("generate", trained, "--prompt", "abc", "--temperature", 2, "--seed", 5)
     short = llmtrain(*drawn, "--max-tokens", 3).out
     long = llmtrain(*drawn, "--max-tokens", 60).out
@@ -80,13 +81,15 @@ def test_no_more_tokens_than_asked_for(llmtrain: Any, trained: Path) -> None:
         ("--repetition-penalty", "0.5"),
     ],
 )
-def test_impossible_sampling(flags: tuple[str, str], llmtrain: Any, trained: Path) -> None:
+def test_impossible_sampling(flags: tuple[str, str], llmtrain: Command, trained: Path) -> None:
     outcome = llmtrain("generate", trained, *flags)
     assert (outcome.code, outcome.out) == (2, "")
     assert flags[0] in outcome.err
 
 
-def test_runs_are_listed_with_where_they_stand(llmtrain: Any, trained: Path, place: Path) -> None:
+def test_runs_are_listed_with_where_they_stand(
+    llmtrain: Command, trained: Path, place: Path
+) -> None:
     empty = llmtrain("runs", "list")
     assert (empty.code, empty.out) == (0, "")
     assert "llmtrain train" in empty.err
@@ -107,7 +110,7 @@ def test_runs_are_listed_with_where_they_stand(llmtrain: Any, trained: Path, pla
     assert all("20 steps" in line for line in lines)
 
 
-def test_run_is_shown_with_its_decisions(llmtrain: Any, trained: Path) -> None:
+def test_run_is_shown_with_its_decisions(llmtrain: Command, trained: Path) -> None:
     out = llmtrain("runs", "show", trained).out
     assert "val_bpb" in out
     assert "threads           1         asked for" in out

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from llmtrain.cli.app import _without, run
+from llmtrain.cli.app import run
+from llmtrain.cli.arguments import without_options
 from llmtrain.errors import DoesNotFitError
 from llmtrain.plan import decisions
 from llmtrain.plan.alternatives import alternatives
@@ -79,7 +80,7 @@ def test_options_that_another_stands_for_go_with_their_values() -> None:
         "--nproc",
         "2",
     ]
-    kept = list(_without(typed, {"--profile", "-p", "--set"}))
+    kept = list(without_options(typed, {"--profile", "-p", "--set"}))
     assert kept == ["memory", "--json", "--nproc", "2"]
 
 

@@ -1,4 +1,4 @@
-"""`llmtrain data`: look at text, prepare it, and what the cache holds of it."""
+"""`llmtrain data`: inspect text, prepare it, and manage the cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llmtrain.cli.data.prepare import prepare
 
 def register(app: typer.Typer) -> None:
     """Add the group `data` to `app`."""
-    data = group("Text: look at it, prepare it ahead of training, and what the cache holds of it.")
+    data = group("Text: inspect it, prepare it ahead of training, and manage the cache.")
     app.add_typer(data, name="data")
     command(data, "prepare")(prepare)
     inspect.register(data)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,33 +14,32 @@ from llmtrain.cli.output import Output
 
 if TYPE_CHECKING:
     from llmtrain.data.shards.cache import CacheEntry
+    from llmtrain.documents.data import CacheEntry as Document
 
-_SHORTEST_KEY = 6  # characters of it that are enough, where only one entry begins with them
+_SHORTEST_KEY = 6  # characters of a prefix that names an entry
 
 
 def register(data: typer.Typer) -> None:
-    """`cache` is a group of `data`."""
-    cache = group("What the cache holds of text: token shards, tokenizers, and what was fetched.")
+    """Add the group `cache` to `data`."""
+    cache = group("The cache: token shards, tokenizers, and downloads.")
     data.add_typer(cache, name="cache")
     command(cache, "list")(list_entries)
     command(cache, "clear")(clear)
 
 
 def list_entries(output: Output, json: JsonOption = False) -> int:
-    """Every entry with its size, its age and what it was made from, the newest first."""
+    """List every entry with its size, age and sources, the newest first."""
     from llmtrain.data.shards.cache import cache_entries
+    from llmtrain.documents.data import DataCacheList
     from llmtrain.files import cache_directory
     from llmtrain.units import format_bytes
 
     entries = cache_entries(cache_directory())
     total_bytes = sum(entry.size_bytes for entry in entries)
     if json:
+        rows = [_document(entry) for entry in entries]
         output.document(
-            {
-                "cache": str(cache_directory()),
-                "size_bytes": total_bytes,
-                "entries": [_document(entry) for entry in entries],
-            }
+            DataCacheList.of(cache=cache_directory(), size_bytes=total_bytes, entries=rows)
         )
         return 0
     for entry in entries:
@@ -53,18 +52,19 @@ def clear(
     output: Output,
     keys: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY…", help="Entries by key, or by the beginning of one."),
+        typer.Argument(metavar="KEY…", help="Entries by key, or by the first characters of a key."),
     ] = None,
     older_than: Annotated[
         str | None,
-        typer.Option("--older-than", metavar="30d", help="Those that are older than this."),
+        typer.Option("--older-than", metavar="30d", help="Entries older than this."),
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every entry.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask, on a terminal either.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     json: JsonOption = False,
 ) -> int:
-    """Remove entries. What a process has open or is making stays; what is needed is made again."""
+    """Remove entries, except those that a process has open or is writing."""
     from llmtrain.data.shards.cache import cache_entries
+    from llmtrain.documents.data import DataCacheClear
     from llmtrain.files import cache_directory
     from llmtrain.units import format_bytes
 
@@ -80,17 +80,17 @@ def clear(
     freed_bytes = sum(entry.size_bytes for entry in removed)
     if json:
         output.document(
-            {
-                "removed": [_document(entry) for entry in removed],
-                "in_use": [_document(entry) for entry in kept],
-                "freed_bytes": freed_bytes,
-            }
+            DataCacheClear.of(
+                removed=[_document(entry) for entry in removed],
+                in_use=[_document(entry) for entry in kept],
+                freed_bytes=freed_bytes,
+            )
         )
         return 130 if is_declined else 0
     for entry in removed:
         output.result(_line(entry))
     for entry in kept:
-        output.warning(f"{entry.directory} is in use by a process, and stays")
+        output.warning(f"{entry.directory} is in use by a process and was not removed")
     output.note(f"{len(removed)} entries removed, {format_bytes(freed_bytes)}")
     return 130 if is_declined else 0
 
@@ -102,23 +102,21 @@ def _is_terminal() -> bool:
 def _chosen(
     entries: Sequence[CacheEntry], keys: Sequence[str], older_than: str | None, *, is_all: bool
 ) -> list[CacheEntry]:
-    """Entries that all of these name. Raises UsageError where none does, or a key is unknown."""
+    """Return the entries that match all conditions. Raises UsageError without any condition."""
     from llmtrain.errors import UsageError
     from llmtrain.units import parse_duration_s
 
     if not keys and older_than is None and not is_all:
-        raise UsageError(
-            "nothing says what to remove", hint="name keys, or --older-than 30d, or --all"
-        )
+        raise UsageError("no entries are named", hint="give keys, --older-than 30d, or --all")
     try:
-        least_age_s = parse_duration_s(older_than) if older_than is not None else 0.0
+        min_age_s = parse_duration_s(older_than) if older_than is not None else 0.0
     except ValueError as error:
         raise UsageError(f"--older-than: {error}") from None
     named = {entry.directory for key in keys for entry in _named(entries, key)}
     return [
         entry
         for entry in entries
-        if (not keys or entry.directory in named) and entry.age_s() >= least_age_s
+        if (not keys or entry.directory in named) and entry.age_s() >= min_age_s
     ]
 
 
@@ -127,13 +125,13 @@ def _named(entries: Sequence[CacheEntry], key: str) -> list[CacheEntry]:
 
     found = [entry for entry in entries if entry.key.startswith(key)]
     if len(key) < _SHORTEST_KEY or len({entry.key for entry in found}) != 1:
-        beginning = f"{len(found)} entries begin with it" if found else "no entry has it"
-        raise UsageError(f"key {key!r}: {beginning}", hint="llmtrain data cache list")
+        problem = f"{len(found)} entries start with it" if found else "there is no such entry"
+        raise UsageError(f"key {key!r}: {problem}", hint="llmtrain data cache list")
     return found
 
 
 def _remove(entries: Sequence[CacheEntry]) -> tuple[list[CacheEntry], list[CacheEntry]]:
-    """Those that are removed, and those that stay because they are in use."""
+    """Remove entries; return the removed ones, and those that stay because they are in use."""
     from llmtrain.data.shards.cache import open_directories, remove_entry
     from llmtrain.files import cache_directory
 
@@ -146,16 +144,10 @@ def _remove(entries: Sequence[CacheEntry]) -> tuple[list[CacheEntry], list[Cache
     return removed, kept
 
 
-def _document(entry: CacheEntry) -> dict[str, Any]:
-    return {
-        "kind": entry.kind,
-        "key": entry.key,
-        "directory": str(entry.directory),
-        "size_bytes": entry.size_bytes,
-        "age_s": entry.age_s(),
-        "made_from": list(entry.made_from),
-        "tokens": entry.tokens,
-    }
+def _document(entry: CacheEntry) -> Document:
+    from llmtrain.documents.data import CacheEntry as Document
+
+    return Document.of_entry(entry)
 
 
 def _line(entry: CacheEntry) -> str:

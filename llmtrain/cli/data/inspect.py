@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,12 +17,9 @@ from llmtrain.cli.options import (
 )
 from llmtrain.cli.output import Output
 
-if TYPE_CHECKING:
-    from llmtrain.engine.inspect_data import DataReport
-
 
 def register(group: typer.Typer) -> None:
-    """`inspect` is a command of `group`."""
+    """Add the command `inspect` to `group`."""
     command(group, "inspect")(inspect)
 
 
@@ -39,15 +35,16 @@ def inspect(
     set_: SetOption = None,
     sample: Annotated[
         int | None,
-        typer.Option("--sample", min=1, metavar="N", help="Look at the first N documents only."),
+        typer.Option("--sample", min=1, metavar="N", help="Inspect only the first N documents."),
     ] = None,
     json: JsonOption = False,
 ) -> int:
-    """What is in a text: lengths, tokens, copies, leakage, languages, samples.
+    """Show what is in a text: lengths, tokens, near copies, leakage, languages, samples.
 
-    Copies are looked for in 0.6 GB of memory a million documents.
+    Finding near copies takes 0.6 GB of memory per million documents.
     """
     from llmtrain.cli.progress import watching
+    from llmtrain.documents.inspection import DataInspect
     from llmtrain.engine.inspect_data import inspect_data
     from llmtrain.prepare.context import PrepareContext
     from llmtrain.profile.load import load_profile
@@ -65,7 +62,7 @@ def inspect(
             is_for_profile=profile is not None,
         )
     if json:
-        output.document(data_document(report))
+        output.document(DataInspect.of_report(report))
         return 0
     from llmtrain.cli.data.report import show_report
 
@@ -77,30 +74,3 @@ def _threads() -> int:
     from llmtrain.machine.probe import read_facts
 
     return read_facts().cpu.usable_cores
-
-
-def data_document(report: DataReport) -> dict[str, Any]:
-    """The `data-inspect` document."""
-    found, facts = report.found, report.found.facts
-    epochs = report.epochs
-    return {
-        "sources": report.sources,
-        "skipped": report.skipped,
-        "only_first_documents": report.only_first,
-        "left_out": [tally.document() for tally in report.left_out],
-        "documents": facts.documents,
-        "bytes": facts.text_bytes,
-        "characters": found.characters,
-        "tokens": found.tokens,
-        "bytes_per_token": facts.text_bytes / found.tokens if found.tokens else None,
-        "tokenizer": str(report.tokenizer) if report.tokenizer is not None else None,
-        "fingerprint": facts.fingerprint,
-        "lengths": [asdict(each) for each in found.lengths],
-        "longest": {"origin": found.longest.origin, "text_bytes": found.longest.text_bytes},
-        "equal": asdict(found.equal),
-        "near": asdict(found.near) if found.near is not None else None,
-        "leakage": report.leakage.document() if report.leakage is not None else None,
-        "languages": found.languages,
-        "samples": [asdict(each) for each in report.samples],
-        "epochs": asdict(epochs) if epochs is not None else None,
-    }

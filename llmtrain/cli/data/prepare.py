@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -31,14 +31,14 @@ def prepare(
     text_field: ProfileTextFieldOption = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, help="Processes that tokenize; default: one a core."),
+        typer.Option("--workers", min=1, help="Processes that tokenize; default: one per core."),
     ] = None,
     set_: SetOption = None,
     json: JsonOption = False,
 ) -> int:
-    """Turn text into token shards in the cache, where `train` with the same options finds them.
+    """Tokenize text into shards in the cache, for `train` with the same options.
 
-    Interrupted, it goes on where it stopped when it is called again.
+    After an interruption, the same command continues where it stopped.
     """
     from llmtrain.train.distributed.signals import stop_on_signals
 
@@ -50,6 +50,7 @@ def prepare(
     )
     with stop_on_signals() as stop:
         from llmtrain.cli.progress import watching
+        from llmtrain.documents.data import DataPrepare
         from llmtrain.engine.prepare_data import prepare_ahead
         from llmtrain.engine.request import TrainRequest
 
@@ -57,29 +58,10 @@ def prepare(
         with watching(output) as observe:
             prepared = prepare_ahead(request, observe, stop.check)
     if json:
-        output.document(_document(prepared))
+        output.document(DataPrepare.of_prepared(prepared))
     else:
         _show(output, prepared)
     return 0
-
-
-def _document(prepared: PreparedAhead) -> dict[str, Any]:
-    index = prepared.index
-    return {
-        "directory": str(prepared.directory),
-        "key": index.key,
-        "tokenizer": str(prepared.tokenizer),
-        "vocab_size": index.vocab_size,
-        "documents": index.train.documents + index.validation.documents,
-        "text_bytes": prepared.text_bytes,
-        "tokens": prepared.tokens,
-        "train_tokens": index.train.tokens,
-        "validation_tokens": index.validation.tokens,
-        "bytes_per_token": prepared.text_bytes / prepared.tokens,
-        "seconds": prepared.seconds,
-        "sources": prepared.sources,
-        "left_out": prepared.left_out,
-    }
 
 
 def _show(output: Output, prepared: PreparedAhead) -> None:

@@ -1,4 +1,4 @@
-"""What was found in data, for people: at most 80 columns, on a terminal and in a file alike."""
+"""The report of `data inspect`: at most 80 columns, on a terminal and in a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rich.console import Group
 from rich.text import Text
 
 from llmtrain.cli.output import Output
-from llmtrain.data.quality.dropped import DropCount
 from llmtrain.data.quality.leakage import Leakage
 from llmtrain.data.quality.survey import Copies, LengthBin, SampledDocument, Survey
 from llmtrain.engine.inspect_data import DataReport, Epochs
@@ -25,18 +24,18 @@ _SAMPLE_LINES = 4
 _MOST_LANGUAGES = 8
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 _SIMPLE = str.maketrans({"–": "-", "…": "~", **dict.fromkeys(_EIGHTHS, "#")})
-_UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # obeyed by terminals, or not to be seen
+_NOT_PRINTABLE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}  # control characters and invisible ones
 
 
 def show_report(output: Output, report: DataReport) -> None:
-    """All of it, a block of lines each."""
+    """Print the report in blocks of lines."""
     columns = _COLUMNS
     if sys.stdout.isatty():
         columns = min(columns, shutil.get_terminal_size().columns)
     blocks = [
         _fact_lines(report, columns),
         _length_lines(report.found.lengths, columns),
-        *([_left_out_lines(report.left_out)] if report.left_out else []),
+        *([_dropped_lines(report.left_out)] if report.left_out else []),
         *(_sample_lines(drawn) for drawn in report.samples),
     ]
     lines: list[Text] = []
@@ -50,7 +49,7 @@ def show_report(output: Output, report: DataReport) -> None:
 
 
 def _writable(line: Text, columns: int) -> Text:
-    """The line, or what comes nearest to it in an encoding that has not all of its characters."""
+    """Return the line, simplified if stdout's encoding lacks some of its characters."""
     encoding = sys.stdout.encoding or "ascii"
     try:
         line.plain.encode(encoding)
@@ -61,7 +60,7 @@ def _writable(line: Text, columns: int) -> Text:
 
 
 def _fact_lines(report: DataReport, columns: int) -> Iterator[Text]:
-    """Names in a column of their own."""
+    """Yield the facts, their names in a column of their own."""
     for name, value in _facts(report):
         wrapped = textwrap.wrap(value, max(20, columns - _NAME_COLUMNS)) or [""]
         yield Text.assemble((f"{name:<{_NAME_COLUMNS}}", "bold"), wrapped[0])
@@ -74,7 +73,7 @@ def _facts(report: DataReport) -> Iterator[tuple[str, str]]:
         yield "source", f"{shown(str(source['spec']))}: {_files(source['files'])}"
     if report.skipped:
         yield "skipped", ", ".join(f"{count} {reason}" for reason, count in report.skipped.items())
-    only = f"; only the first {report.only_first:,} were looked at" if report.only_first else ""
+    only = f"; only the first {report.only_first:,} were read" if report.only_first else ""
     yield "documents", f"{facts.documents:,}{only}"
     yield "text", f"{format_bytes(facts.text_bytes)}, {found.characters:,} characters"
     yield "tokens", _tokens(report)
@@ -104,13 +103,13 @@ def _epochs(epochs: Epochs) -> str:
     if epochs.trained_tokens is not None:
         trained = f"{format_count(epochs.trained_tokens)} tokens; "
     if epochs.epochs is None:
-        return f"{epochs.profile}: {trained}epochs are not known: {epochs.reason}"
+        return f"{epochs.profile}: {trained}epochs unknown: {epochs.reason}"
     return f"{epochs.profile}: {trained}{epochs.epochs:.3g} epochs ({epochs.reason})"
 
 
 def _copies(copies: Copies | None, found: Survey) -> str:
     if copies is None:
-        return "not looked for: pip install 'llmtrain[dedup]'"
+        return "not checked: pip install 'llmtrain[dedup]'"
     share = copies.text_bytes / found.facts.text_bytes
     kind = "document repeats" if copies.documents == 1 else "documents repeat"
     return f"{copies.documents:,} {kind} an earlier one, {share:.1%} of the text"
@@ -118,7 +117,7 @@ def _copies(copies: Copies | None, found: Survey) -> str:
 
 def _leakage(leakage: Leakage | None) -> str:
     if leakage is None:
-        return "not looked for: pip install 'llmtrain[dedup]'"
+        return "not checked: pip install 'llmtrain[dedup]'"
     sampled = f", by a sample of {leakage.train_share:.0%}" if leakage.train_share < 1 else ""
     return (
         f"{leakage.share:.1%} of the validation {leakage.units} have a near copy in train "
@@ -128,18 +127,18 @@ def _leakage(leakage: Leakage | None) -> str:
 
 def _languages(found: Survey) -> str:
     if found.languages is None:
-        return "not told: pip install 'llmtrain[language]'"
+        return "not detected: pip install 'llmtrain[language]'"
     number = len(found.drawn)
     named = list(found.languages.items())[:_MOST_LANGUAGES]
-    told = [(name, count) for name, count in named if count >= 0.005 * number]
-    rest = number - sum(count for _, count in told)
-    told += [("others", rest)] if rest else []
+    shown_counts = [(name, count) for name, count in named if count >= 0.005 * number]
+    rest = number - sum(count for _, count in shown_counts)
+    shown_counts += [("others", rest)] if rest else []
     of = "" if number == found.facts.documents else f" (of {number:,} documents drawn)"
-    return ", ".join(f"{name} {count / number:.0%}" for name, count in told) + of
+    return ", ".join(f"{name} {count / number:.0%}" for name, count in shown_counts) + of
 
 
 def _length_lines(bins: Sequence[LengthBin], columns: int) -> Iterator[Text]:
-    """A bar a bin, as long as its number of documents is large."""
+    """Yield a bar per bin, proportional to its number of documents."""
     head = f"{'length':>17}{'documents':>14}{'text':>7}"
     yield Text(head, "bold")
     rows = list(_rows(bins))
@@ -153,7 +152,7 @@ def _length_lines(bins: Sequence[LengthBin], columns: int) -> Iterator[Text]:
 
 
 def _rows(bins: Sequence[LengthBin]) -> Iterator[tuple[int, int, int, int]]:
-    """From how many bytes, below how many, documents, bytes; few rows even for many bins."""
+    """Yield a few rows of joined bins: from bytes, below bytes, documents, bytes of text."""
     together = 1 + (len(bins) - 1) // _MOST_ROWS
     for start in range(0, len(bins), together):
         some = bins[start : start + together]
@@ -163,17 +162,17 @@ def _rows(bins: Sequence[LengthBin]) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _bar(share: float, columns: int) -> str:
-    """A bar to an eighth of a column; whatever is there is to be seen."""
+    """Return a bar, precise to an eighth of a column; at least that if the share is not 0."""
     eighths = max(1 if share else 0, round(share * columns * 8))
     return _EIGHTHS[-1] * (eighths // 8) + (_EIGHTHS[eighths % 8 - 1] if eighths % 8 else "")
 
 
-def _left_out_lines(tallies: Sequence[DropCount]) -> Iterator[Text]:
+def _dropped_lines(tallies: Sequence[DropCount]) -> Iterator[Text]:
     for tally in tallies:
         kind = "document" if tally.documents == 1 else "documents"
         size = format_bytes(tally.text_bytes)
         what = f"{tally.documents:,} {kind}, {size}, {tally.reason}"
-        yield Text.assemble((f"{'left out':<{_NAME_COLUMNS}}", "bold"), what)
+        yield Text.assemble((f"{'dropped':<{_NAME_COLUMNS}}", "bold"), what)
         for each in tally.examples:
             yield Text(f"  {shown(each.origin)}: {shown(' '.join(each.beginning.split()))}")
 
@@ -185,14 +184,14 @@ def _sample_lines(drawn: SampledDocument) -> Iterator[Text]:
 
 
 def shown(text: str) -> str:
-    """The text on one line, with what is not to be seen, or would act, spelt out."""
-    return "".join(_spelt(character) for character in text)
+    """Return the text on one line, with control and invisible characters escaped."""
+    return "".join(_escaped(character) for character in text)
 
 
-def _spelt(character: str) -> str:
+def _escaped(character: str) -> str:
     if character == "\t":
         return "  "
-    if unicodedata.category(character) not in _UNSEEN:
+    if unicodedata.category(character) not in _NOT_PRINTABLE:
         return character
     code = ord(character)
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated
 
 import typer
 
 from llmtrain.cli.command import command
-from llmtrain.cli.memory.now import show_memory_now
-from llmtrain.cli.memory.predict import show_memory_of_profile
-from llmtrain.cli.memory.watch import watch_memory
 from llmtrain.cli.options import (
     AssumeOption,
     DeviceOption,
@@ -40,22 +38,22 @@ def memory(
     output: Output,
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="A run that is being trained: its processes."),
+        typer.Argument(metavar="[RUN]", help="The processes of a run that is being trained."),
     ] = None,
     pid: Annotated[
         int | None,
-        typer.Option("--pid", min=1, help="This process and its descendants, whatever it is."),
+        typer.Option("--pid", min=1, help="Any process and its descendants."),
     ] = None,
     watch: Annotated[
         bool,
         typer.Option(
             "--watch",
-            help="Look again and again, at the run that is being trained where none is named: "
-            "a live view, or a JSON line a look off a terminal.",
+            help="Keep showing it, of the run that is being trained unless one is named: "
+            "a live view, or off a terminal a JSON line per sample.",
         ),
     ] = False,
     every: Annotated[
-        str | None, typer.Option("--every", help=f"How often --watch looks; default: {_EVERY}.")
+        str | None, typer.Option("--every", help=f"The interval of --watch; default: {_EVERY}.")
     ] = None,
     profile: ProfileOption = None,
     device: DeviceOption = None,
@@ -67,20 +65,25 @@ def memory(
         typer.Option(
             FAIL_OVER,
             metavar="SIZE",
-            help="Exit with 6 where the predicted peak, or without a profile what is in use now, "
+            help="Exit with 6 if the predicted peak, or without a profile the memory in use now, "
             "is above 8GiB, 500MB …",
         ),
     ] = None,
     calibrate: Annotated[
         bool,
         typer.Option(
-            "--calibrate", help="Train a few steps as planned, and set what they took beside it."
+            "--calibrate",
+            help="Train a few steps with the plan, and show their memory beside the predicted.",
         ),
     ] = False,
     assume: AssumeOption = None,
     json: JsonOption = False,
 ) -> int:
-    """Memory in use now; with a profile, what training it will take and whether it fits."""
+    """Show memory in use now; with a profile, what training takes and whether it fits."""
+    from llmtrain.cli.memory.now import show_memory_now
+    from llmtrain.cli.memory.predict import show_memory_of_profile
+    from llmtrain.cli.memory.watch import watch_memory
+
     limit_bytes = positive_bytes(FAIL_OVER, fail_over)
     planning = {
         "--profile": profile,
@@ -97,7 +100,7 @@ def memory(
     _refuse_together({"--watch": watch or None}, {FAIL_OVER: fail_over})
     _refuse_together({"--calibrate": calibrate or None}, {"--assume": assume})
     if every is not None and not watch:
-        raise UsageError(f"--every {every} is for --watch", hint="add --watch")
+        raise UsageError(f"--every {every} needs --watch", hint="add --watch")
     if profile is not None:
         from llmtrain.engine.request import TrainRequest
 
@@ -124,8 +127,8 @@ def memory(
     return show_memory_now(output, run, pid, limit_bytes, as_json=json)
 
 
-def _refuse_together(some: dict[str, Any], others: dict[str, Any]) -> None:
-    """Of two groups of options only one was given. Raises UsageError."""
+def _refuse_together(some: Mapping[str, object], others: Mapping[str, object]) -> None:
+    """Raise UsageError if options of both groups were given."""
     given = [next((n for n, v in group.items() if v is not None), "") for group in (some, others)]
     if all(given):
-        raise UsageError(f"{given[0]} and {given[1]} do not go together", hint="leave one out")
+        raise UsageError(f"{given[0]} and {given[1]} cannot be combined", hint="leave one out")

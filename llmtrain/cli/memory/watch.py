@@ -7,31 +7,33 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from llmtrain.cli.memory.now import Watched, asked_for, memory_lines, memory_now, no_such_process
+from llmtrain.cli.memory.now import Target, find_target, memory_lines, memory_now, no_such_process
 from llmtrain.cli.output import Output
+from llmtrain.documents.memory import Memory
 from llmtrain.errors import InterruptedRunError, UsageError
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from llmtrain.train.distributed.signals import StopRequest
 
 _MIN_INTERVAL_S, _MAX_INTERVAL_S = 0.05, 86400.0
-Document = dict[str, Any]
-Show = Callable[[Document], None]
+Show = Callable[[Memory], None]
 
 
 def watch_memory(
     output: Output, run: str | None, pid: int | None, every: str, *, as_lines: bool
 ) -> int:
-    """Show memory in use until a signal arrives, the reader closes, or the process ends.
+    """Show memory until a signal, a closed output, or the end of the process.
 
     SIGINT and SIGTERM end it even if they were ignored when it started: nothing else would.
     """
     from llmtrain.train.distributed.signals import stop_on_signals
 
     every_s = _interval_s(every)
-    last: Document | None = None
+    last: Memory | None = None
     # The handlers come first: finding the run takes seconds.
     with stop_on_signals(always=("SIGINT", "SIGTERM")) as stop:
         target = _target(output, run, pid)
@@ -60,8 +62,8 @@ def _interval_s(text: str) -> float:
     return every_s
 
 
-def _target(output: Output, run: str | None, pid: int | None) -> Watched:
-    target = asked_for(run, pid)
+def _target(output: Output, run: str | None, pid: int | None) -> Target:
+    target = find_target(run, pid)
     if target is not None:
         return target
     from llmtrain.train.run_directory.running import newest_in_training
@@ -69,26 +71,26 @@ def _target(output: Output, run: str | None, pid: int | None) -> Watched:
     newest = newest_in_training()
     if newest is None:
         output.note("no run under runs/ is being trained: showing the machine; or use --pid PID")
-        return Watched()
+        return Target()
     directory, training_pid = newest
     output.note(f"watching {directory.path}, process {training_pid}")
-    return Watched(training_pid, directory)
+    return Target(training_pid, directory)
 
 
-def _samples(target: Watched, every_s: float, stop: StopRequest) -> Iterator[Document]:
-    """Yield a document every `every_s` seconds until a signal arrives or the process ends.
+def _samples(target: Target, every_s: float, stop: StopRequest) -> Iterator[Memory]:
+    """Yield the memory in use every `every_s`, until a signal or the end of the process.
 
-    `peak_resident_bytes` is the peak of all samples so far, so it never decreases.
+    The process's peak never decreases from one sample to the next.
     """
     started_s, peak_bytes = time.monotonic(), 0
     with suppress(ProcessLookupError, InterruptedRunError):
         while not stop.is_made:
-            document = memory_now(target)
-            process = document["process"]
-            peak_bytes = max(peak_bytes, process["peak_resident_bytes"])
-            process["peak_resident_bytes"] = peak_bytes
             now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-            yield {"time": now, "elapsed_s": round(time.monotonic() - started_s, 3), **document}
+            elapsed_s = round(time.monotonic() - started_s, 3)
+            memory = memory_now(target, time=now, elapsed_s=elapsed_s)
+            peak_bytes = max(peak_bytes, memory.process.peak_resident_bytes)
+            memory.process.peak_resident_bytes = peak_bytes
+            yield memory
             with stop.immediate():  # a signal ends the wait, never a half-written line
                 time.sleep(every_s)
 
@@ -102,7 +104,7 @@ def _is_live(as_lines: bool) -> bool:
 
 @contextmanager
 def _display(output: Output, *, as_lines: bool) -> Iterator[Show]:
-    """Yield the function that shows a sample: redraw the live view, or print a line of JSON."""
+    """Yield a function that shows a sample: in a temporary view on a terminal, or as a line."""
     if not _is_live(as_lines):
         yield output.document_line
         return
@@ -110,11 +112,11 @@ def _display(output: Output, *, as_lines: bool) -> Iterator[Show]:
     from rich.live import Live
 
     with Live(console=Console(file=sys.stdout), transient=True, auto_refresh=False) as live:
-        yield lambda document: live.update(_view(document), refresh=True)
+        yield lambda memory: live.update(_view(memory), refresh=True)
 
 
-def _view(document: Document) -> Any:
+def _view(memory: Memory) -> Text:
     from rich.text import Text
 
-    shown = [*memory_lines(document), f"{document['elapsed_s']:.0f} s watched; Ctrl-C ends"]
+    shown = [*memory_lines(memory), f"{memory.elapsed_s:.0f} s; Ctrl-C ends"]
     return Text("\n".join(shown), overflow="ellipsis", no_wrap=True)

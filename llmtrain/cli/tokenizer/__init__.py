@@ -1,4 +1,4 @@
-"""`llmtrain tokenizer`: train one, take one over, and use it."""
+"""`llmtrain tokenizer`: train, import, use and inspect tokenizers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmtrain.cli.tokenizer.train import train
 
 def register(app: typer.Typer) -> None:
     """Add the group `tokenizer` to `app`."""
-    tokenizer = group("Train a tokenizer, and use one.")
+    tokenizer = group("Tokenizers: train, import, use and inspect them.")
     app.add_typer(tokenizer, name="tokenizer")
     command(tokenizer, "train")(train)
     command(tokenizer, "import")(import_)

@@ -32,14 +32,17 @@ def import_(
     ] = None,
     separator: Annotated[
         str | None,
-        typer.Option("--separator", help="The token between documents; default: its own end."),
+        typer.Option(
+            "--separator", help="The token between documents; default: its end-of-text token."
+        ),
     ] = None,
     allow_lossy: Annotated[
-        bool, typer.Option("--allow-lossy", help="Take one that changes some text.")
+        bool, typer.Option("--allow-lossy", help="Import it even if it changes some text.")
     ] = False,
     json: JsonOption = False,
 ) -> int:
-    """Make a tokenizer of another's file, with the ids that it has there."""
+    """Import a tokenizer of another library, with its ids."""
+    from llmtrain.documents.tokenizer import TokenizerImport
     from llmtrain.tokenizer import ImportOptions, import_tokenizer
 
     imported = import_tokenizer(file, ImportOptions(pattern, separator, allow_lossy))
@@ -49,19 +52,7 @@ def import_(
     for warning in imported.warnings:
         output.warning(warning)
     if json:
-        output.document(
-            {
-                "out": str(out),
-                "source": str(imported.path),
-                "kind": tokenizer.kind.name,
-                "vocab_size": tokenizer.vocab_size,
-                "separator": imported.separator,
-                "separator_id": tokenizer.separator_id,
-                "added_separator": imported.added_separator,
-                "warnings": list(imported.warnings),
-                "sha256": tokenizer.fingerprint,
-            }
-        )
+        output.document(TokenizerImport.of_import(out, imported))
     else:
         how = ", added" if imported.added_separator else ""
         output.result(

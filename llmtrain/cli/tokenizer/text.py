@@ -19,7 +19,7 @@ TokenizerOption = Annotated[
     Path, typer.Option("--tokenizer", help="A tokenizer's or a checkpoint's directory, or a file.")
 ]
 FileArgument = Annotated[
-    Path | None, typer.Argument(metavar="FILE", help="What to read; default: stdin.")
+    Path | None, typer.Argument(metavar="FILE", help="The file to read; default: stdin.")
 ]
 _BLOCK_BYTES = 1 << 20
 
@@ -34,7 +34,8 @@ def encode(
     ] = None,
     json: JsonOption = False,
 ) -> int:
-    """Text to ids, separated by spaces."""
+    """Encode text as ids, separated by spaces."""
+    from llmtrain.documents.tokenizer import TokenizerEncode
     from llmtrain.tokenizer import open_tokenizer
     from llmtrain.tokenizer.streams import encoded_parts
 
@@ -43,12 +44,12 @@ def encode(
     if out is not None:
         tokens = _write_ids(out, parts, model.vocab_size)
         if json:
-            output.document({"out": str(out), "tokens": tokens})
+            output.document(TokenizerEncode.of(out=out, tokens=tokens))
         else:
             output.note(f"{out}: {tokens} ids of {_id_bytes(model.vocab_size)} bytes each")
     elif json:
         ids = [token for part in parts for token in part]
-        output.document({"ids": ids, "tokens": len(ids)})
+        output.document(TokenizerEncode.of(ids=ids, tokens=len(ids)))
     else:
         before = ""
         for part in parts:
@@ -64,11 +65,12 @@ def decode(
     tokenizer: TokenizerOption,
     file: FileArgument = None,
     raw: Annotated[
-        bool, typer.Option("--raw", help="The ids are as `tokenizer encode --out` writes them.")
+        bool, typer.Option("--raw", help="Read ids as `tokenizer encode --out` writes them.")
     ] = False,
     json: JsonOption = False,
 ) -> int:
-    """Ids to the exact text."""
+    """Decode ids to the exact text."""
+    from llmtrain.documents.tokenizer import TokenizerDecode
     from llmtrain.tokenizer import open_tokenizer
     from llmtrain.tokenizer.streams import decoded_parts
 
@@ -76,7 +78,7 @@ def decode(
     batches = _raw_batches(file, model.vocab_size) if raw else _id_batches(file)
     parts = decoded_parts(model, batches)
     if json:
-        output.document({"text": "".join(parts)})
+        output.document(TokenizerDecode.of(text="".join(parts)))
         return 0
     for part in parts:
         write_bytes(part.encode("utf-8"))
@@ -84,7 +86,7 @@ def decode(
 
 
 def _write_ids(path: Path, parts: Iterator[list[int]], vocab_size: int) -> int:
-    """How many ids the file holds. Raises UsageError where it cannot be written."""
+    """Write ids to a file; return their number. Raises UsageError if it cannot be written."""
     import numpy as np
 
     from llmtrain.errors import UsageError
@@ -118,7 +120,7 @@ def _id_bytes(vocab_size: int) -> int:
 
 
 def _id_batches(file: Path | None) -> Iterator[list[int]]:
-    """Ids, a block of the file at a time. Raises DataError that names what is none."""
+    """Yield ids, a block of the file at a time. Raises DataError for a word that is not an id."""
     rest = ""
     for block in _text_blocks(file):
         words = (rest + block).split()
@@ -128,7 +130,7 @@ def _id_batches(file: Path | None) -> Iterator[list[int]]:
 
 
 def _raw_batches(file: Path | None, vocab_size: int) -> Iterator[list[int]]:
-    """The same of a file of raw ids. Raises DataError where it ends within one."""
+    """Yield the ids of a raw file. Raises DataError if it ends within one."""
     import numpy as np
 
     from llmtrain.errors import DataError
@@ -157,7 +159,7 @@ def _ids_of(words: list[str]) -> list[int]:
 
 
 def _text_blocks(file: Path | None) -> Iterator[str]:
-    """All of a file or of stdin, exactly. Raises DataError with the offset of what is not UTF-8."""
+    """Yield the text of a file or stdin. Raises DataError with the offset of invalid UTF-8."""
     from llmtrain.errors import DataError
 
     decoder = codecs.getincrementaldecoder("utf-8")()

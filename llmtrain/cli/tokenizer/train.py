@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 def train(
     output: Output,
     vocab_size: Annotated[
-        str, typer.Option("--vocab-size", help="Pieces to learn, or auto: by model and text.")
+        str,
+        typer.Option("--vocab-size", help="Pieces to learn; auto: chosen for the model and text."),
     ],
     out: Annotated[Path, typer.Option("--out", help="The directory to write.")],
     overwrite: OverwriteOption = False,
@@ -33,38 +34,41 @@ def train(
     text_field: ProfileTextFieldOption = None,
     include: Annotated[
         list[str] | None,
-        typer.Option("--include", help="A pattern as in .gitignore, of what is read. Repeatable."),
+        typer.Option(
+            "--include", help="Read only files that match this .gitignore pattern. Repeatable."
+        ),
     ] = None,
     exclude: Annotated[
         list[str] | None,
-        typer.Option("--exclude", help="A pattern of what is not read. Repeatable."),
+        typer.Option("--exclude", help="Do not read files that match this pattern. Repeatable."),
     ] = None,
     kind: Annotated[
         Literal["bpe", "unigram"],
-        typer.Option("--kind", help="Byte pairs merged in order, or the likeliest pieces."),
+        typer.Option("--kind", help="Byte-pair encoding, or a unigram model."),
     ] = "bpe",
     reserve: Annotated[
-        int, typer.Option("--reserve", help="Control pieces to keep for later use.")
+        int, typer.Option("--reserve", help="Control pieces to reserve for later use.")
     ] = 0,
     parameters: Annotated[
         str | None,
-        typer.Option("--parameters", help="Of the model beside its embeddings; for auto."),
+        typer.Option("--parameters", help="Parameters of the model without embeddings; for auto."),
     ] = None,
     max_bytes: Annotated[
         str | None,
         typer.Option(
             "--max-bytes",
-            help="Learn from a sample of at most this size. Default: 64MiB; unigram 16MiB.",
+            help="Train on a sample of at most this size. Default: 64MiB; unigram 16MiB.",
         ),
     ] = None,
     json: JsonOption = False,
 ) -> int:
-    """Learn a lossless vocabulary from text."""
+    """Train a lossless tokenizer on text."""
     from llmtrain.train.distributed.signals import stop_on_signals
     from llmtrain.units import parse_bytes, parse_count
 
     with stop_on_signals() as stop:
         from llmtrain.cli.progress import watching
+        from llmtrain.documents.tokenizer import TokenizerTrain
         from llmtrain.prepare.context import PrepareContext
         from llmtrain.prepare.train_tokenizer import VocabularyOptions, learn_tokenizer
         from llmtrain.profile.load import load_profile
@@ -76,7 +80,7 @@ def train(
             data_exclude=exclude or None,
         )
         pieces = None if vocab_size == "auto" else vocab_size
-        wish = VocabularyOptions(
+        options = VocabularyOptions(
             pieces=_amount("--vocab-size", pieces, parse_count),
             kind=kind,
             reserved=reserve,
@@ -85,44 +89,27 @@ def train(
         )
         with _written(out, overwrite=overwrite), watching(output) as observe:
             section = load_profile(flags=flags).profile.data
-            learnt = learn_tokenizer(section, wish, PrepareContext(1, observe, stop.check))
-            learnt.trained.tokenizer.save(out)
+            trained = learn_tokenizer(section, options, PrepareContext(1, observe, stop.check))
+            trained.trained.tokenizer.save(out)
     if json:
-        output.document(_document(out, wish.kind, wish.reserved, learnt))
+        output.document(TokenizerTrain.of_training(out, options, trained))
     else:
-        output.result(_line(out, learnt))
+        output.result(_line(out, trained))
     return 0
 
 
-def _document(out: Path, kind: str, reserved: int, learnt: LearnedTokenizer) -> dict[str, Any]:
-    trained = learnt.trained
-    return {
-        "out": str(out),
-        "kind": kind,
-        "vocab_size": trained.tokenizer.vocab_size,
-        "requested_vocab_size": trained.requested_vocab_size,
-        "vocab_size_reason": learnt.pieces_reason,
-        "reserved": reserved,
-        "documents": trained.documents,
-        "bytes_seen": trained.bytes_seen,
-        "bytes_used": trained.bytes_used,
-        "skipped": learnt.skipped,
-        "sha256": trained.tokenizer.fingerprint,
-    }
-
-
-def _line(out: Path, learnt: LearnedTokenizer) -> str:
+def _line(out: Path, result: LearnedTokenizer) -> str:
     from llmtrain.units import format_bytes
 
-    trained = learnt.trained
+    trained = result.trained
     documents = "1 document" if trained.documents == 1 else f"{trained.documents} documents"
     read = f"{format_bytes(trained.bytes_used)} of {documents}"
-    sources = ", ".join(learnt.sources)
+    sources = ", ".join(result.sources)
     return f"{out}: {trained.tokenizer.vocab_size} pieces from {read} of {sources}"
 
 
 def _amount(option: str, text: str | None, parse: Callable[[str], int]) -> int | None:
-    """What the option says; None where it was not given. Raises UsageError."""
+    """Return the value of an option; None if it was not given. Raises UsageError."""
     from llmtrain.errors import UsageError
 
     try:
@@ -133,7 +120,7 @@ def _amount(option: str, text: str | None, parse: Callable[[str], int]) -> int |
 
 @contextmanager
 def _written(directory: Path, *, overwrite: bool) -> Iterator[None]:
-    """Within the block the directory is there; one that is new stays only if the block succeeds.
+    """Create the directory for the block; remove a new one if the block fails.
 
     Raises UsageError.
     """
@@ -141,16 +128,13 @@ def _written(directory: Path, *, overwrite: bool) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(OSError):  # what has something in it stays
+        with suppress(OSError):  # it is not empty, and stays
             directory.rmdir()
         raise
 
 
 def require_directory(directory: Path, *, overwrite: bool) -> None:
-    """It is there, made now if need be, and empty unless its tokenizer may be replaced.
-
-    Raises UsageError.
-    """
+    """Create the directory if needed. Raises UsageError if it is not empty, without `overwrite`."""
     from llmtrain.errors import UsageError
 
     try:
@@ -158,7 +142,7 @@ def require_directory(directory: Path, *, overwrite: bool) -> None:
         there = next(directory.iterdir(), None)
         if there is not None and not overwrite:
             raise UsageError(
-                f"--out {directory} is not empty: it has {there.name}",
+                f"--out {directory} is not empty: it contains {there.name}",
                 hint="another --out; --overwrite replaces the tokenizer that is in it",
             )
     except OSError as error:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -10,6 +9,7 @@ import yaml
 from llmtrain.cli.data.report import shown
 from llmtrain.tokenizer import Tokenizer
 from tests.benchmarks.near_duplicates import invented
+from tests.cli.conftest import Command, ProcessCommand
 
 EVIL = "red \x1b[31m and \x07 \u202ebackwards\u202c \x9b2J \u2028 nul \x00 end " * 3
 TRAIN = ("train", "-p", "tiny.yaml", "--out", "run", "--steps", 2, "--set", "model.vocab_size=800")
@@ -28,7 +28,7 @@ def planted(place: Path) -> Path:
     return place / "planted.jsonl"
 
 
-def test_everything_is_counted(llmtrain: Any, planted: Path, place: Path) -> None:
+def test_everything_is_counted(llmtrain: Command, planted: Path, place: Path) -> None:
     texts = [json.loads(line)["text"] for line in planted.read_text().splitlines()]
     made = llmtrain("tokenizer", "train", "--data", planted, "--vocab-size", 400, "--out", "t")
     assert made.code == 0
@@ -57,7 +57,7 @@ def test_everything_is_counted(llmtrain: Any, planted: Path, place: Path) -> Non
     assert document["left_out"] == []
 
 
-def test_lengths_fall_into_their_bins(llmtrain: Any, place: Path) -> None:
+def test_lengths_fall_into_their_bins(llmtrain: Command, place: Path) -> None:
     write(place / "some.jsonl", *("x" * size for size in (1, 2, 3, 4, 16, 31)), "é" * 8)
     lengths = llmtrain("data", "inspect", "--data", "some.jsonl", "--json").document["lengths"]
     assert [(each["from_bytes"], each["documents"]) for each in lengths] == [
@@ -66,7 +66,7 @@ def test_lengths_fall_into_their_bins(llmtrain: Any, place: Path) -> None:
 
 
 def test_a_profile_says_how_often_the_text_is_read(
-    llmtrain: Any, planted: Path, monkeypatch: pytest.MonkeyPatch, place: Path
+    llmtrain: Command, planted: Path, monkeypatch: pytest.MonkeyPatch, place: Path
 ) -> None:
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(place / "cache"))
     inspect = ("data", "inspect", "-p", "tiny.yaml", "--data", planted, "--json")
@@ -80,14 +80,14 @@ def test_a_profile_says_how_often_the_text_is_read(
     assert llmtrain(*inspect, "--set", "train.epochs=3").document["epochs"]["epochs"] == 3
 
 
-def test_the_first_documents_only(llmtrain: Any, planted: Path) -> None:
+def test_the_first_documents_only(llmtrain: Command, planted: Path) -> None:
     inspect = ("data", "inspect", "--data", planted, "--sample", 40)
     document = llmtrain(*inspect, "--json").document
     assert (document["documents"], document["only_first_documents"]) == (40, 40)
-    assert "only the first 40 were looked at" in llmtrain(*inspect).out
+    assert "only the first 40 " in llmtrain(*inspect).out
 
 
-def test_rules_of_the_profile_apply(llmtrain: Any, planted: Path) -> None:
+def test_rules_of_the_profile_apply(llmtrain: Command, planted: Path) -> None:
     rules = ("--set", "data.duplicates=drop_near", "--set", "data.filters.min_bytes=320")
     outcome = llmtrain("data", "inspect", "--data", planted, *rules, "--json")
     document = outcome.document
@@ -104,7 +104,7 @@ def test_rules_of_the_profile_apply(llmtrain: Any, planted: Path) -> None:
 
 @pytest.mark.parametrize("columns", ["80", "40", "200"])
 def test_what_is_shown_fits(
-    columns: str, llmtrain: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+    columns: str, llmtrain: Command, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
     write(place / "wide.jsonl", "数据清理很重要" * 100, EVIL, "a" * 5000, *invented(20, seed=1))
@@ -119,7 +119,7 @@ def test_what_is_shown_fits(
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252"])
 def test_what_an_encoding_lacks_is_spelt(
-    encoding: str, process: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+    encoding: str, process: ProcessCommand, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONIOENCODING", encoding)
     write(place / "some.jsonl", "数据清理很重要" * 10, "été", "abc" * 300)
@@ -138,7 +138,7 @@ def test_a_terminal_never_sees_what_it_obeys() -> None:
 
 
 def test_without_the_extras_the_rest_is_told(
-    llmtrain: Any, planted: Path, monkeypatch: pytest.MonkeyPatch, place: Path
+    llmtrain: Command, planted: Path, monkeypatch: pytest.MonkeyPatch, place: Path
 ) -> None:
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(place / "cache"))
     for module in ("minhash", "languages"):
@@ -163,14 +163,16 @@ def test_without_the_extras_the_rest_is_told(
     ],
 )
 def test_what_is_wrong_is_told(
-    arguments: tuple[object, ...], code: int, said: str, llmtrain: Any
+    arguments: tuple[object, ...], code: int, said: str, llmtrain: Command
 ) -> None:
     outcome = llmtrain("data", "inspect", *arguments)
     assert (outcome.code, outcome.out) == (code, "")
     assert said in outcome.err
 
 
-def test_training_leaves_out_tells_and_records(llmtrain: Any, planted: Path, place: Path) -> None:
+def test_training_leaves_out_tells_and_records(
+    llmtrain: Command, planted: Path, place: Path
+) -> None:
     write(place / "more.jsonl", EVIL, "short")
     rules = ("--set", "data.duplicates=drop_near", "--set", "data.filters.min_bytes=10")
     data = ("--data", planted, "--data", "more.jsonl")
@@ -194,7 +196,9 @@ def test_training_leaves_out_tells_and_records(llmtrain: Any, planted: Path, pla
     assert again == record
 
 
-def test_training_warns_of_copies_that_it_keeps(llmtrain: Any, planted: Path, place: Path) -> None:
+def test_training_warns_of_copies_that_it_keeps(
+    llmtrain: Command, planted: Path, place: Path
+) -> None:
     write(place / "equal.jsonl", *[next(invented(1, seed=4))] * 40)
     outcome = llmtrain(*TRAIN, "--data", planted, "--data", "equal.jsonl")
     assert outcome.code == 0, outcome.err

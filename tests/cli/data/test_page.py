@@ -8,10 +8,10 @@ import shlex
 import shutil
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.cli.conftest import Command
 from tests.small import ENVIRONMENT
 
 ROOT = Path(__file__).parents[3]
@@ -27,7 +27,7 @@ def pages() -> list[str]:
 
 
 @pytest.fixture
-def furnished(place: Path, llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> Path:
+def furnished(place: Path, llmtrain: Command, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The texts that the page names."""
     first, second, *rest = pages()
     files = {
@@ -48,7 +48,7 @@ def furnished(place: Path, llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> Pa
     return place
 
 
-def test_every_command_runs(furnished: Path, llmtrain: Any) -> None:
+def test_every_command_runs(furnished: Path, llmtrain: Command) -> None:
     """But the one that needs the network."""
     ran = []
     for line in COMMANDS:
@@ -61,7 +61,7 @@ def test_every_command_runs(furnished: Path, llmtrain: Any) -> None:
     assert ran.count("train") >= 6
 
 
-def test_text_goes_through_the_pipe(furnished: Path, llmtrain: Any) -> None:
+def test_text_goes_through_the_pipe(furnished: Path, llmtrain: Command) -> None:
     (line,) = (line for line in COMMANDS if "|" in line)
     assert line.startswith("cat notes/*.md | ")
     text = (furnished / "notes" / "a.md").read_bytes()

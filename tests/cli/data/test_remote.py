@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+
+from tests.cli.conftest import Command
 
 fsspec = pytest.importorskip("fsspec", reason="needs the extra: pip install 'llmtrain[remote]'")
 
@@ -20,7 +21,7 @@ def _store(place: Path) -> Iterator[None]:
     store.store.clear()
 
 
-def test_what_was_read_is_recorded(llmtrain: Any, place: Path) -> None:
+def test_what_was_read_is_recorded(llmtrain: Command, place: Path) -> None:
     run = ("train", "-p", "tiny.yaml", "--data", "memory://box", "--out", "run")
     assert llmtrain(*run, "--steps", 2).code == 0
     record = yaml.safe_load((place / "run" / "run.yaml").read_text())
@@ -37,7 +38,7 @@ def test_what_was_read_is_recorded(llmtrain: Any, place: Path) -> None:
     assert (again.code, "memory://box does not exist" in again.err) == (5, True)
 
 
-def test_the_same_text_is_the_same_wherever_it_lies(llmtrain: Any, place: Path) -> None:
+def test_the_same_text_is_the_same_wherever_it_lies(llmtrain: Command, place: Path) -> None:
     keys = set()
     for name, spec in (("here", "corpus.txt"), ("there", "memory://box/corpus.txt")):
         run = ("train", "-p", "tiny.yaml", "--data", spec, "--out", name, "--steps", 2)
@@ -54,7 +55,9 @@ def test_the_same_text_is_the_same_wherever_it_lies(llmtrain: Any, place: Path) 
         ("http://127.0.0.1:1/a.txt?a=b&X-Amz-Signature=s3cr3t", "saved with the run"),
     ],
 )
-def test_no_message_has_a_secret(llmtrain: Any, place: Path, address: str, problem: str) -> None:
+def test_no_message_has_a_secret(
+    llmtrain: Command, place: Path, address: str, problem: str
+) -> None:
     pytest.importorskip("aiohttp", reason="needs the extra: pip install 'llmtrain[remote]'")
     run = ("train", "-p", "tiny.yaml", "--data", address, "--out", "run", "--steps", 2)
     for more in ((), ("--debug",), ("--json",)):
@@ -66,7 +69,7 @@ def test_no_message_has_a_secret(llmtrain: Any, place: Path, address: str, probl
 
 
 def test_what_was_fetched_is_listed_and_removed(
-    llmtrain: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    llmtrain: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The links of a source, and the files that no other source has links to."""
     cache = tmp_path / "cache"

@@ -6,11 +6,11 @@ import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llmtrain.data.sources import stdin
+from tests.cli.conftest import Command, ProcessCommand
 
 LEARN = ("tokenizer", "train", "--vocab-size", 320, "--out", "t", "--data")
 
@@ -23,7 +23,9 @@ def _nothing_read_yet() -> Iterator[None]:
     stdin._spooled.cache_clear()
 
 
-def test_a_run_from_standard_input_is_resumed_without_it(place: Path, process: Any) -> None:
+def test_a_run_from_standard_input_is_resumed_without_it(
+    place: Path, process: ProcessCommand
+) -> None:
     text = (place / "corpus.txt").read_bytes()
     train = ("train", "-p", "tiny.yaml", "--out", "run", "-q")
     begun = process(*train, "--data", "-", "--steps", 4, stdin=None, input=text)
@@ -33,7 +35,7 @@ def test_a_run_from_standard_input_is_resumed_without_it(place: Path, process: A
     assert json.loads(resumed.stdout)["steps"] == 6
 
 
-def test_lines_of_json_by_standard_input(llmtrain: Any) -> None:
+def test_lines_of_json_by_standard_input(llmtrain: Command) -> None:
     lines = "".join(json.dumps({"text": f"line {n}"}) + "\n" for n in range(99)).encode()
     learnt = llmtrain(*LEARN, "-.jsonl.gz", stdin=gzip.compress(lines))
     assert learnt.code == 0, learnt.err
@@ -54,7 +56,7 @@ def test_lines_of_json_by_standard_input(llmtrain: Any) -> None:
     ],
 )
 def test_what_cannot_be_used_is_an_error_of_data(
-    place: Path, llmtrain: Any, name: str, data: bytes, said: str
+    place: Path, llmtrain: Command, name: str, data: bytes, said: str
 ) -> None:
     (place / name).write_bytes(data)
     learnt = llmtrain(*LEARN, name, "--json")
@@ -66,7 +68,7 @@ def test_what_cannot_be_used_is_an_error_of_data(
     assert said in trained.document["error"]["message"]
 
 
-def test_include_and_exclude_are_keys_of_a_profile(place: Path, llmtrain: Any) -> None:
+def test_include_and_exclude_are_keys_of_a_profile(place: Path, llmtrain: Command) -> None:
     (place / "d").mkdir()
     (place / "d" / "broken.jsonl").write_text("{")
     (place / "d" / "good.txt").write_bytes((place / "corpus.txt").read_bytes())

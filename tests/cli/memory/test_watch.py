@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 
 from llmtrain.cli.memory import watch
-from llmtrain.cli.memory.now import Watched, memory_lines
+from llmtrain.cli.memory.now import Target, memory_lines, memory_now
 from llmtrain.cli.memory.watch import _samples
+from llmtrain.documents.memory import Memory
 from llmtrain.train.distributed.signals import StopRequest
-from tests.cli.conftest import complaints
+from tests.cli.conftest import Command, complaints
 from tests.ignored_signals import ignoring
 
 FIGURES = {"total_bytes", "available_bytes", "used_bytes", "percent"}
@@ -117,7 +118,9 @@ def wait_with(wait: Callable[[float], None], patch: pytest.MonkeyPatch) -> None:
     patch.setattr(watch, "time", SimpleNamespace(monotonic=time.monotonic, sleep=wait))
 
 
-def test_the_end_of_the_process_is_the_end(llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_end_of_the_process_is_the_end(
+    llmtrain: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with sleeper() as process, monkeypatch.context() as patch:
         after_samples(3, patch, process.kill)  # a zombie: nobody waits for its exit code
         outcome = llmtrain("memory", "--watch", "--pid", process.pid, "--every", "0.5s")
@@ -175,7 +178,7 @@ def test_lines_can_be_had_on_a_terminal_too() -> None:
 
 @POSIX
 def test_a_run_is_found_and_watched_to_its_end(
-    llmtrain: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+    llmtrain: Command, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = ("train", "-p", "tiny.yaml", "-q", "--out", "runs/r", "--steps", "100000")
     calm = ("--set", "eval.every_steps=99999", "--set", "eval.sample_every_steps=99999")
@@ -208,7 +211,7 @@ def test_a_run_is_found_and_watched_to_its_end(
 
 
 def test_where_nothing_is_trained_the_machine_is_watched(
-    llmtrain: Any, monkeypatch: pytest.MonkeyPatch
+    llmtrain: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(seconds: float) -> None:
         signal.raise_signal(signal.SIGINT)
@@ -223,7 +226,9 @@ def test_where_nothing_is_trained_the_machine_is_watched(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux'")
-def test_without_psutil_the_system_is_sent(llmtrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_psutil_the_system_is_asked(
+    llmtrain: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with sleeper() as process, monkeypatch.context() as patch:
         patch.setitem(sys.modules, "psutil", None)
         document = llmtrain("memory", "--pid", process.pid, "--json").document
@@ -235,14 +240,15 @@ def test_the_peak_is_never_below_what_was_seen(monkeypatch: pytest.MonkeyPatch) 
     peaks = iter([5, 9, 3])
     stop = StopRequest()
 
-    def sample_memory(target: Watched) -> dict[str, Any]:
-        peak = next(peaks)
-        stop.signal_name = "SIGINT" if peak == 3 else None
-        return {"process": {"peak_resident_bytes": peak}}
+    def sample(target: Target, **more: object) -> Memory:
+        memory = memory_now(target, **more)
+        memory.process.peak_resident_bytes = next(peaks)
+        stop.signal_name = "SIGINT" if memory.process.peak_resident_bytes == 3 else None
+        return memory
 
-    monkeypatch.setattr(watch, "memory_now", sample_memory)
-    samples = list(_samples(Watched(), 0.0, stop))
-    assert [sample["process"]["peak_resident_bytes"] for sample in samples] == [5, 9, 9]
+    monkeypatch.setattr(watch, "memory_now", sample)
+    samples = list(_samples(Target(), 0.0, stop))
+    assert [sample.process.peak_resident_bytes for sample in samples] == [5, 9, 9]
 
 
 def test_a_gpu_is_shown_with_all_that_is_known_of_it() -> None:
@@ -253,22 +259,29 @@ def test_a_gpu_is_shown_with_all_that_is_known_of_it() -> None:
     own = {"allocated_bytes": 5 * gib, "reserved_bytes": 6 * gib, "peak_reserved_bytes": 7 * gib}
     unknown = dict.fromkeys(own)
     process = {"used_bytes": gib, "percent": 1.0, "peak_resident_bytes": gib, "processes": 1}
+    process |= {"resident_bytes": gib, "total_bytes": 80 * gib, "available_bytes": 60 * gib}
+    lasting = {"tokens": 1, "loss": 1.0, "lr": 1.0, "grad_norm": 1.0, "tokens_per_s": 1.0}
     logged = {
+        **lasting,
+        "mfu": None,
+        "memory_bytes": gib,
+        "elapsed_s": 1.0,
         "step": 7,
         "accelerator_bytes": 6 * gib,
         "accelerator_allocated_bytes": 5 * gib,
         "accelerator_peak_bytes": 7 * gib,
     }
+    limit = {"limit_bytes": None, "limit_used_bytes": None, "source": "psutil"}
     document = {
-        "system": use,
-        "cgroup": use,
+        "system": use | limit,
+        "cgroup": use | {"path": "/a"},
         "process": {**process, "pid": 3, "source": "psutil"},
         "accelerators": [gpu | own, gpu | unknown, gpu | unknown | {"available_bytes": None}],
         "run": {"path": "runs/r", "logged": logged},
     }
     said = "20 GiB of 80 GiB used (25%), 60 GiB available"
     held = "allocated 5 GiB, reserved 6 GiB, peak 7 GiB"
-    assert memory_lines(document) == [
+    assert memory_lines(Memory.of(**document)) == [
         f"system   {said}",
         f"cgroup   {said}",
         "process  3: 1 GiB (1%), peak 1 GiB (psutil)",
@@ -294,7 +307,7 @@ def test_a_gpu_is_shown_with_all_that_is_known_of_it() -> None:
     ],
 )
 def test_what_makes_no_sense_is_refused(
-    flags: tuple[str, ...], words: tuple[str, ...], llmtrain: Any
+    flags: tuple[str, ...], words: tuple[str, ...], llmtrain: Command
 ) -> None:
     outcome = llmtrain("memory", *flags)
     assert (outcome.code, outcome.out) == (2, "")

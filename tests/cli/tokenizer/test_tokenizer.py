@@ -11,6 +11,8 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from tests.cli.conftest import Command, ProcessCommand
+
 AWKWARD = (
     b"line\r\nline\rline\n",
     b"nul \0 byte",
@@ -25,7 +27,7 @@ AWKWARD = (
 
 
 @pytest.fixture
-def tokenizer(llmtrain: Any, place: Path) -> Path:
+def tokenizer(llmtrain: Command, place: Path) -> Path:
     made = llmtrain(
         *("tokenizer", "train", "--data", "corpus.txt", "--vocab-size", 320, "--out", "t", "-q")
     )
@@ -34,7 +36,7 @@ def tokenizer(llmtrain: Any, place: Path) -> Path:
 
 
 @pytest.mark.parametrize("text", AWKWARD)
-def test_every_text_comes_back(text: bytes, tokenizer: Path, llmtrain: Any) -> None:
+def test_every_text_comes_back(text: bytes, tokenizer: Path, llmtrain: Command) -> None:
     encoded = llmtrain("tokenizer", "encode", "--tokenizer", tokenizer, stdin=text)
     assert encoded.code == 0
     assert encoded.out.endswith("\n")
@@ -46,7 +48,7 @@ def test_every_text_comes_back(text: bytes, tokenizer: Path, llmtrain: Any) -> N
 
 
 def test_bytes_come_back_through_pipes_and_files(
-    tokenizer: Path, process: Any, place: Path
+    tokenizer: Path, process: ProcessCommand, place: Path
 ) -> None:
     text = b"".join(AWKWARD)
     (place / "text").write_bytes(text)
@@ -71,14 +73,14 @@ def test_bytes_come_back_through_pipes_and_files(
         (b"\xff", "stdin"),
     ],
 )
-def test_junk_is_no_token(ids: bytes, word: str, tokenizer: Path, llmtrain: Any) -> None:
+def test_junk_is_no_token(ids: bytes, word: str, tokenizer: Path, llmtrain: Command) -> None:
     outcome = llmtrain("tokenizer", "decode", "--tokenizer", tokenizer, stdin=ids)
 
     assert (outcome.code, outcome.out) == (5, "")
     assert word in outcome.err
 
 
-def test_text_that_is_not_utf8_is_told_with_its_offset(tokenizer: Path, llmtrain: Any) -> None:
+def test_text_that_is_not_utf8_is_told_with_its_offset(tokenizer: Path, llmtrain: Command) -> None:
     outcome = llmtrain("tokenizer", "encode", "--tokenizer", tokenizer, stdin=b"good \xff")
 
     assert (outcome.code, outcome.out) == (5, "")
@@ -86,19 +88,19 @@ def test_text_that_is_not_utf8_is_told_with_its_offset(tokenizer: Path, llmtrain
     assert "byte 5" in outcome.err
 
 
-def test_directory_without_a_tokenizer(llmtrain: Any) -> None:
+def test_directory_without_a_tokenizer(llmtrain: Command) -> None:
     outcome = llmtrain("tokenizer", "encode", "--tokenizer", "nowhere")
     assert outcome.code == 5
     assert "nowhere" in outcome.err
 
 
-def test_checkpoint_is_a_tokenizer_directory_too(trained: Path, llmtrain: Any) -> None:
+def test_checkpoint_is_a_tokenizer_directory_too(trained: Path, llmtrain: Command) -> None:
     checkpoint = max((trained / "checkpoints").iterdir())
     outcome = llmtrain("tokenizer", "encode", "--tokenizer", checkpoint, stdin=b"abc")
     assert (outcome.code, outcome.err) == (0, "")
 
 
-def test_small_text_gives_fewer_pieces_and_says_so(llmtrain: Any, place: Path) -> None:
+def test_small_text_gives_fewer_pieces_and_says_so(llmtrain: Command, place: Path) -> None:
     (place / "small.txt").write_text("a small text\n" * 20)
     outcome = llmtrain(
         *("tokenizer", "train", "--data", "small.txt", "--vocab-size", 5000, "--out", "t")
@@ -108,7 +110,7 @@ def test_small_text_gives_fewer_pieces_and_says_so(llmtrain: Any, place: Path) -
     assert "5000" in outcome.err
 
 
-def test_unwritable_place_is_a_usage_error(llmtrain: Any) -> None:
+def test_unwritable_place_is_a_usage_error(llmtrain: Command) -> None:
     outcome = llmtrain(
         *("tokenizer", "train", "--data", "corpus.txt", "--vocab-size", 320, "--out", "corpus.txt")
     )
@@ -116,7 +118,7 @@ def test_unwritable_place_is_a_usage_error(llmtrain: Any) -> None:
     assert "corpus.txt" in outcome.err
 
 
-def test_what_is_not_read_is_counted(llmtrain: Any, place: Path) -> None:
+def test_what_is_not_read_is_counted(llmtrain: Command, place: Path) -> None:
     notes = place / "notes"
     (notes / "old").mkdir(parents=True)
     (notes / "a.txt").write_text("some words " * 300, encoding="utf-8")
@@ -130,7 +132,7 @@ def test_what_is_not_read_is_counted(llmtrain: Any, place: Path) -> None:
     assert "skipped 1 file: binary" in outcome.err
 
 
-def test_a_failure_leaves_no_empty_directory(llmtrain: Any, place: Path) -> None:
+def test_a_failure_leaves_no_empty_directory(llmtrain: Command, place: Path) -> None:
     for out in ("new", "there"):
         (place / "there").mkdir(exist_ok=True)
         (place / "there" / "kept").touch()
@@ -140,7 +142,7 @@ def test_a_failure_leaves_no_empty_directory(llmtrain: Any, place: Path) -> None
     assert (place / "there" / "kept").exists()
 
 
-def test_what_is_there_is_replaced_only_on_request(llmtrain: Any, place: Path) -> None:
+def test_what_is_there_is_replaced_only_on_request(llmtrain: Command, place: Path) -> None:
     """And then nothing is left of it: a tokenizer of one kind is not read as one of another."""
     command = ("tokenizer", "train", "--data", "corpus.txt", "--vocab-size", "300", "--out", "tok")
     assert llmtrain(*command, "--kind", "unigram").code == 0
@@ -154,7 +156,7 @@ def test_what_is_there_is_replaced_only_on_request(llmtrain: Any, place: Path) -
         assert (place / "tok" / name).read_bytes() == (place / "new" / name).read_bytes()
 
 
-def test_an_empty_name_of_a_field_is_a_usage_error(llmtrain: Any) -> None:
+def test_an_empty_name_of_a_field_is_a_usage_error(llmtrain: Command) -> None:
     flags = ("--text-field", "", "--vocab-size", "300", "--out", "tok")
     outcome = llmtrain("tokenizer", "train", "--data", "corpus.txt", *flags)
     assert outcome.code == 2
@@ -162,7 +164,7 @@ def test_an_empty_name_of_a_field_is_a_usage_error(llmtrain: Any) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a right on Windows")
-def test_ids_are_written_through_a_link(tokenizer: Path, llmtrain: Any, place: Path) -> None:
+def test_ids_are_written_through_a_link(tokenizer: Path, llmtrain: Command, place: Path) -> None:
     (place / "real.bin").write_bytes(b"old")
     (place / "link.bin").symlink_to(place / "real.bin")
     flags = ("--tokenizer", tokenizer, "corpus.txt", "--out", "link.bin")
@@ -171,7 +173,7 @@ def test_ids_are_written_through_a_link(tokenizer: Path, llmtrain: Any, place: P
     assert len((place / "real.bin").read_bytes()) > 100
 
 
-def test_kind_and_reserved_pieces_are_as_asked(llmtrain: Any, place: Path) -> None:
+def test_kind_and_reserved_pieces_are_as_asked(llmtrain: Command, place: Path) -> None:
     flags = ("--data", "corpus.txt", "--vocab-size", 360, "--kind", "unigram", "--reserve", 5)
     document = llmtrain("tokenizer", "train", *flags, "--out", "u", "--json").document
     assert (document["kind"], document["reserved"]) == ("unigram", 5)
@@ -187,7 +189,7 @@ def test_kind_and_reserved_pieces_are_as_asked(llmtrain: Any, place: Path) -> No
     assert decoded.out.encode() == text
 
 
-def test_the_size_is_chosen_with_its_reason(llmtrain: Any) -> None:
+def test_the_size_is_chosen_with_its_reason(llmtrain: Command) -> None:
     flags = ("--data", "builtin:python", "--max-bytes", "200KB", "--vocab-size", "auto")
     outcome = llmtrain("tokenizer", "train", *flags, "--parameters", "2M", "--out", "a", "--json")
     assert outcome.document["requested_vocab_size"] == 1088
@@ -206,7 +208,7 @@ def test_the_size_is_chosen_with_its_reason(llmtrain: Any) -> None:
         ("--vocab-size", 12),
     ],
 )
-def test_wishes_that_cannot_be_met_are_usage_errors(flags: Any, llmtrain: Any) -> None:
+def test_wishes_that_cannot_be_met_are_usage_errors(flags: Any, llmtrain: Command) -> None:
     outcome = llmtrain("tokenizer", "train", "--data", "corpus.txt", *flags, "--out", "t")
     assert outcome.code == 2
     assert str(flags[-1]) in outcome.err
@@ -226,7 +228,7 @@ def foreign(place: Path) -> Path:
 
 
 def test_a_foreign_tokenizer_is_imported_and_trained_with(
-    foreign: Path, llmtrain: Any, place: Path
+    foreign: Path, llmtrain: Command, place: Path
 ) -> None:
     imported = llmtrain("tokenizer", "import", foreign, "--out", "t", "--json").document
     assert imported["vocab_size"] == 321
@@ -248,13 +250,13 @@ def test_a_foreign_tokenizer_is_imported_and_trained_with(
     assert llmtrain("train", "--resume", "run", "--steps", 25).code == 0
 
 
-def test_a_foreign_file_is_trained_with_as_it_is(foreign: Path, llmtrain: Any) -> None:
+def test_a_foreign_file_is_trained_with_as_it_is(foreign: Path, llmtrain: Command) -> None:
     train = ("train", "--profile", "tiny.yaml", "--out", "run", "--tokenizer", foreign, "-q")
     assert llmtrain(*train).code == 0
     assert llmtrain("generate", "run", "--max-tokens", 5).code == 0
 
 
-def test_a_profile_names_the_kind(llmtrain: Any, place: Path) -> None:
+def test_a_profile_names_the_kind(llmtrain: Command, place: Path) -> None:
     kind = ("--set", "data.tokenizer_kind=unigram", "--set", "model.vocab_size=360")
     assert llmtrain("train", "-p", "tiny.yaml", "--out", "run", "-q", *kind).code == 0
     checkpoint = place / "run" / "checkpoints" / "step-00000020"
@@ -264,7 +266,7 @@ def test_a_profile_names_the_kind(llmtrain: Any, place: Path) -> None:
     assert llmtrain("generate", "run", "--max-tokens", 5).code == 0
 
 
-def test_ids_are_written_raw(tokenizer: Path, llmtrain: Any, place: Path) -> None:
+def test_ids_are_written_raw(tokenizer: Path, llmtrain: Command, place: Path) -> None:
     told = llmtrain("tokenizer", "encode", "--tokenizer", tokenizer, "corpus.txt", "--json")
     outcome = llmtrain(
         *("tokenizer", "encode", "--tokenizer", tokenizer, "corpus.txt", "--out", "ids.bin"),
@@ -281,7 +283,7 @@ def test_ids_are_written_raw(tokenizer: Path, llmtrain: Any, place: Path) -> Non
     assert not (place / "new.bin").exists()
 
 
-def test_raw_ids_are_read_back(tokenizer: Path, llmtrain: Any, place: Path) -> None:
+def test_raw_ids_are_read_back(tokenizer: Path, llmtrain: Command, place: Path) -> None:
     flags = ("--tokenizer", tokenizer)
     assert llmtrain("tokenizer", "encode", *flags, "corpus.txt", "--out", "ids.bin").code == 0
     decoded = llmtrain("tokenizer", "decode", *flags, "ids.bin", "--raw")
@@ -292,7 +294,7 @@ def test_raw_ids_are_read_back(tokenizer: Path, llmtrain: Any, place: Path) -> N
     assert (cut.code, "stdin ends within an id" in cut.err) == (5, True)
 
 
-def test_megabytes_go_through_pipes(tokenizer: Path, process: Any, place: Path) -> None:
+def test_megabytes_go_through_pipes(tokenizer: Path, process: ProcessCommand, place: Path) -> None:
     text = (b"".join(AWKWARD) + "wörter und Zahlen 123 \U0001f600".encode()) * 12_000
     (place / "text").write_bytes(text)
     encoded = process("tokenizer", "encode", "--tokenizer", tokenizer, "text")
@@ -304,7 +306,7 @@ def test_megabytes_go_through_pipes(tokenizer: Path, process: Any, place: Path) 
 
 @pytest.mark.parametrize("at", [5, (1 << 20) - 1, 1 << 20])
 def test_what_is_not_utf8_has_an_offset_wherever_it_is(
-    at: int, tokenizer: Path, llmtrain: Any
+    at: int, tokenizer: Path, llmtrain: Command
 ) -> None:
     text = b"a " * (at // 2) + b"a" * (at % 2) + b"\xf0\x9f\x98"
     for rest in (b"", b" and more"):
@@ -313,7 +315,7 @@ def test_what_is_not_utf8_has_an_offset_wherever_it_is(
         assert f"byte {at}" in outcome.err
 
 
-def test_inspect_shows_sources_and_others(tokenizer: Path, llmtrain: Any, place: Path) -> None:
+def test_inspect_shows_sources_and_others(tokenizer: Path, llmtrain: Command, place: Path) -> None:
     (place / "second.txt").write_text("a second text\n" * 9)
     flags = ("--data", "corpus.txt", "--data", "second.txt", "--beside", tokenizer)
     command = ("tokenizer", "inspect", "--tokenizer", tokenizer, *flags)
@@ -326,7 +328,7 @@ def test_inspect_shows_sources_and_others(tokenizer: Path, llmtrain: Any, place:
     assert "rarest_pieces" in plain.out
 
 
-def test_inspect_without_text_has_no_rates(tokenizer: Path, llmtrain: Any) -> None:
+def test_inspect_without_text_has_no_rates(tokenizer: Path, llmtrain: Command) -> None:
     document = llmtrain("tokenizer", "inspect", "--tokenizer", tokenizer, "--json").document
     assert document["bytes_per_token"] is document["unused_share"] is None
     assert document["sources"] == document["beside"] == []
@@ -334,7 +336,7 @@ def test_inspect_without_text_has_no_rates(tokenizer: Path, llmtrain: Any) -> No
 
 @pytest.mark.parametrize("verb", ["encode", "decode"])
 def test_a_reader_that_leaves_is_no_failure(
-    verb: str, tokenizer: Path, process: Any, place: Path
+    verb: str, tokenizer: Path, process: ProcessCommand, place: Path
 ) -> None:
     (place / "text").write_text("12 13 14 " * 300_000)
     reader, writer = os.pipe()

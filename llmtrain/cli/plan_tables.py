@@ -1,30 +1,27 @@
-"""A plan and all that it follows from, the same in every command that shows one."""
+"""A plan and what it follows from, shown the same way by every command that shows one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import fields
+
+from rich.table import Table
 
 from llmtrain.cli.output import Output
-from llmtrain.cli.render import (
-    measured_line,
-    plain_value,
-    prediction_document,
-    prediction_table,
-    rows_table,
-)
+from llmtrain.cli.tables import plain_value, rows_table
 from llmtrain.engine.explain import Explained
 from llmtrain.machine.assume import AssumedMachine
 from llmtrain.plan.forecast import Figure
+from llmtrain.plan.memory import MemoryPrediction
 from llmtrain.plan.planned import Planned
 from llmtrain.units import format_bytes, format_count, format_duration
 
-# How origins begin that are neither the schema nor the profile's file.
-_SAID = ("--", "argument ", "environment ", "chosen: ")
+# How origins start that are neither the schema nor the profile's file.
+_REQUESTED = ("--", "argument ", "environment ", "chosen: ")
 
 
 def show_explained(output: Output, explained: Explained) -> None:
-    """The profile, what was said of it, the plan, its memory and its course, as the result."""
+    """Print the profile, the values set by the user, the plan, its memory and its forecast."""
     output.result(f"profile {explained.profile.value}: {explained.profile.reason}")
     output.result("")
     show_decisions(output, explained)
@@ -35,7 +32,7 @@ def show_explained(output: Output, explained: Explained) -> None:
 
 
 def show_assumed(output: Output, assumed: AssumedMachine | None) -> None:
-    """Where the machine is assumed: that it is, and all that was not said of it."""
+    """Print the assumed machine and what its SPEC leaves open; nothing for this machine."""
     if assumed is not None:
         for line in assumed_lines(assumed):
             output.result(line)
@@ -43,20 +40,20 @@ def show_assumed(output: Output, assumed: AssumedMachine | None) -> None:
 
 
 def show_decisions(output: Output, explained: Explained) -> None:
-    """What was said of the profile, where anything was, and the plan."""
-    said = [
+    """Print the values that options and environment set, if any, and the plan."""
+    requested = [
         (path, plain_value(value), origin)
         for path, value, origin in explained.settings()
-        if origin.startswith(_SAID)
+        if origin.startswith(_REQUESTED)
     ]
-    if said:
-        output.show(rows_table("said", ("key", "value", "from"), said))
+    if requested:
+        output.show(rows_table("requested", ("key", "value", "from"), requested))
         output.result("")
     output.show(rows_table("plan", ("decision", "value", "from", "why"), plan_rows(explained)))
 
 
 def show_prediction(output: Output, explained: Explained) -> None:
-    """Where the memory goes, and that it suffices."""
+    """Print the predicted memory and whether it fits."""
     planned = explained.planned
     output.show(prediction_table(planned.prediction, planned.limit_bytes))
     output.result(fits_line(planned))
@@ -65,15 +62,15 @@ def show_prediction(output: Output, explained: Explained) -> None:
 
 
 def show_forecast(output: Output, explained: Explained) -> None:
-    """What the run will take and come to, and how each figure is known."""
+    """Print the predicted length, speed, disk space and loss, each with its source."""
     columns = ("figure", "value", "is", "from")
     output.show(rows_table("expected", columns, forecast_rows(explained)))
 
 
 def forecast_rows(explained: Explained) -> Iterator[tuple[str, str, str, str]]:
-    """Each figure, its value, how it is known, and from what."""
+    """Yield each figure: name, value, kind of source, and what it was computed from."""
     figures = explained.forecast.figures()
-    for name in explained.forecast.document():
+    for name in (field.name for field in fields(explained.forecast)):
         label = name.removesuffix("_bytes")
         if name in figures:
             figure = figures[name]
@@ -83,7 +80,7 @@ def forecast_rows(explained: Explained) -> Iterator[tuple[str, str, str, str]]:
 
 
 def figure_text(name: str, figure: Figure) -> str:
-    """A figure in its own unit, with its range where it has one."""
+    """Return a figure in its unit; a range as `low to high`."""
     numbers = [figure.value] if figure.low is None else [figure.low, figure.high or figure.value]
     if name.endswith("_bytes"):
         shown = [format_bytes(round(number)) for number in numbers]
@@ -97,13 +94,13 @@ def figure_text(name: str, figure: Figure) -> str:
 
 
 def assumed_lines(assumed: AssumedMachine) -> list[str]:
-    """That the machine is assumed, and what of it nobody said."""
-    head = f"assumed machine {assumed.spec}: not this one; what was not said of it:"
+    """Return the assumed machine and what its SPEC leaves open, a line each."""
+    head = f"assumed machine {assumed.spec}, not this one; beyond that it is assumed:"
     return [head, *(f"  {text}" for text in assumed.assumptions)]
 
 
 def fits_line(planned: Planned) -> str:
-    """The memory that is predicted, the limit, and what it is for."""
+    """Return the predicted memory, the limit, and the plan in a line."""
     plan = planned.plan
     verdict = "fits" if planned.prediction.total_bytes <= planned.limit_bytes else "does not fit"
     return (
@@ -114,42 +111,31 @@ def fits_line(planned: Planned) -> str:
     )
 
 
-def explained_document(explained: Explained) -> dict[str, Any]:
-    """All of it: the assumed machine, the profile's values, the plan and its memory."""
-    settings = {
-        path: {"value": value, "origin": origin} for path, value, origin in explained.settings()
-    }
-    profile = {"value": explained.profile.value, "reason": explained.profile.reason}
-    return {
-        "assumed": assumed_document(explained.assumed),
-        "profile": profile,
-        "settings": settings,
-        **decisions_document(explained),
-    }
-
-
-def decisions_document(explained: Explained) -> dict[str, Any]:
-    """What was decided, and the memory that it is predicted to take."""
-    derived = {
-        path: {"value": choice.value, "reason": choice.reason}
-        for path, choice in explained.derived().items()
-    }
-    plan = {
-        name: {"value": choice.value, "reason": choice.reason, "origin": origin}
-        for name, choice, origin in explained.decisions()
-    }
-    foreseen = {"forecast": explained.forecast.document()}
-    return {"derived": derived, "plan": plan, **prediction_document(explained.planned), **foreseen}
-
-
-def assumed_document(assumed: AssumedMachine | None) -> dict[str, Any] | None:
-    """The SPEC and what it leaves open; None for the machine that is here."""
-    if assumed is None:
-        return None
-    return {"spec": assumed.spec, "assumptions": list(assumed.assumptions)}
-
-
 def plan_rows(explained: Explained) -> Iterator[tuple[str, str, str, str]]:
-    """Each decision, its value, who asked for it, and why."""
+    """Yield each decision: name, value, who asked for it, and why."""
     for name, choice, origin in explained.decisions():
         yield name, plain_value(choice.value), origin, choice.reason
+
+
+def prediction_table(prediction: MemoryPrediction, limit_bytes: int) -> Table:
+    """Return the predicted memory, itemised, and the limit."""
+    table = Table(title="predicted memory", title_justify="left", box=None, pad_edge=False)
+    table.add_column("part", style="bold")
+    table.add_column("size", justify="right", style="cyan")
+    for name, size in prediction.items().items():
+        table.add_row(name.removesuffix("_bytes"), format_bytes(size))
+    table.add_row("limit", format_bytes(limit_bytes))
+    return table
+
+
+def measured_line(planned: Planned) -> str | None:
+    """Return measured memory beside predicted; None if no run with this plan was measured."""
+    if planned.kept is None:
+        return None
+    predicted_bytes = planned.prediction.measured_on(planned.plan.device.value)
+    error = predicted_bytes / planned.kept.peak_memory_bytes - 1
+    return (
+        f"measured: {format_bytes(round(planned.kept.peak_memory_bytes))}, predicted "
+        f"{abs(error):.1%} {'more' if error > 0 else 'less'}; in a run of "
+        f"{planned.kept.steps:.0f} steps with this plan on this machine"
+    )

@@ -1,0 +1,17 @@
+"""`llmtrain device`: what the machine has, and how fast its CPU is."""
+
+from __future__ import annotations
+
+import typer
+
+from llmtrain.cli.command import command, group
+from llmtrain.cli.device.bench import bench
+from llmtrain.cli.device.info import info
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group `device` to `app`."""
+    device = group("What the machine has, and how it will be used.")
+    app.add_typer(device, name="device")
+    command(device, "info")(info)
+    command(device, "bench")(bench)

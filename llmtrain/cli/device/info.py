@@ -1,0 +1,131 @@
+"""`llmtrain device info`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmtrain.cli.options import (
+    AssumeOption,
+    DeviceOption,
+    ForceCpuOption,
+    JsonOption,
+    NprocOption,
+    ProfileOption,
+    SetOption,
+    assumed_machine,
+    flag_settings,
+)
+from llmtrain.cli.output import Output
+from llmtrain.cli.thresholds import Threshold, require_met
+from llmtrain.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from llmtrain.machine.facts import Facts
+    from llmtrain.plan.require import Finding
+
+
+def info(
+    output: Output,
+    profile: ProfileOption = None,
+    device: DeviceOption = None,
+    force_cpu: ForceCpuOption = False,
+    nproc: NprocOption = None,
+    set_: SetOption = None,
+    require: Annotated[
+        str | None,
+        typer.Option(
+            "--require",
+            metavar="LIST",
+            help="Exit with 6 unless the machine has all of these: "
+            "cpu, cuda, mps, bf16, amx, compile, cores:4, memory:8GiB.",
+        ),
+    ] = None,
+    assume: AssumeOption = None,
+    json: JsonOption = False,
+) -> int:
+    """Show what the machine has, what of it will be used, and why."""
+    from llmtrain.cli.plan_tables import show_assumed, show_explained
+    from llmtrain.documents.plans import DeviceInfo
+    from llmtrain.engine.explain import explain
+    from llmtrain.engine.request import TrainRequest
+    from llmtrain.plan.require import find, parse_requirements
+
+    requirements = [] if require is None else parse_requirements(require)
+    flags = flag_settings(device_kind=device, device_force_cpu=force_cpu, device_processes=nproc)
+    assumed = assumed_machine(assume)
+    request = TrainRequest(profile, assignments=set_ or [], flags=flags, assumed=assumed)
+    explained = explain(request)
+    facts, device_kind = explained.planned.facts, explained.planned.plan.device.value
+    thresholds = [_threshold(find(each, facts, device_kind)) for each in requirements]
+    if json:
+        output.document(DeviceInfo.of_machine(explained, thresholds))
+    else:
+        show_assumed(output, assumed)
+        output.show(_facts_table(facts))
+        output.result("")
+        show_explained(output, explained)
+    require_met(thresholds, hint="run this on a machine that has it, or leave it out of --require")
+    return 0
+
+
+def _threshold(finding: Finding) -> Threshold:
+    """Return a requirement of --require as a threshold."""
+    name, least = finding.requirement.name, finding.requirement.least
+    complaint = f"--require {name}"
+    if least is not None:
+        complaint += f":{format_bytes(least) if name == 'memory' else least}"
+    return Threshold(
+        f"require {name}",
+        True if least is None else least,
+        finding.measured,
+        met=finding.is_met,
+        complaint=f"{complaint} is not met: {finding.found}",
+    )
+
+
+def _facts_table(facts: Facts) -> Table:
+    """Return what was found on the machine."""
+    from rich.table import Table
+
+    cpu = facts.cpu
+    limit = ""
+    if cpu.memory_limit_bytes is not None:
+        by = f" by {cpu.memory_limited_by}" if cpu.memory_limited_by else ""
+        limit = f", limited to {format_bytes(cpu.memory_limit_bytes)}{by}"
+    rows = [
+        ("system", f"{facts.system}, Python {facts.python_version}"),
+        ("torch", f"{facts.torch_version} ({facts.torch_build})"),
+        ("cpu", f"{cpu.model or 'unknown'}, {cpu.architecture}"),
+        (
+            "cores",
+            (
+                f"{cpu.usable_cores} usable of {cpu.physical_cores or '?'} physical, "
+                f"{cpu.logical_cores} logical, {cpu.sockets or '?'} sockets"
+            ),
+        ),
+        ("instructions", ", ".join(cpu.isa) or "unknown"),
+        ("memory", format_bytes(cpu.memory_total_bytes) + limit),
+        ("compiler", facts.cxx_compiler or "none"),
+        *[
+            (
+                f"{gpu.kind}:{gpu.index}",
+                (
+                    f"{gpu.name}, {format_bytes(gpu.memory_total_bytes)}, "
+                    f"bf16 {'yes' if gpu.supports_bf16 else 'no'}"
+                ),
+            )
+            for gpu in facts.accelerators
+        ],
+        *[(kind, f"failed: {reason}") for kind, reason in facts.failures],
+        *([("gpu", facts.unusable_gpu)] if facts.unusable_gpu else []),
+    ]
+    table = Table(title="found", title_justify="left", box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, value in rows:
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,27 @@
+"""Tables that several commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+
+
+def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Return a table of rows: a name, a value, and texts about it."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    name, value, *words = columns
+    table.add_column(name, style="bold", no_wrap=True)
+    table.add_column(value, style="cyan")
+    for word in words:
+        table.add_column(word)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def plain_value(value: object) -> str:
+    """Return a value as a table shows it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

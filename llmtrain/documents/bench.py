@@ -1,0 +1,107 @@
+"""Measured times of a CPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from typing_extensions import Self
+
+from llmtrain.choice import ActivationCheckpointing, AttentionKernel, MatmulPrecision, Precision
+from llmtrain.documents.base import Document, Number, Part, Reasoned, Text, key
+from llmtrain.plan.throughput import seconds_by_kind
+
+if TYPE_CHECKING:
+    from llmtrain.choice import Choice
+    from llmtrain.engine.bench import Bench
+
+
+class Product(Part):
+    """Matrix products of two layers, forward and backward."""
+
+    seconds: float = key("one pass")
+    gflops: float = key("billions of operations a second")
+
+
+class Products(Part):
+    """Matrix products by precision."""
+
+    fp32: Product = key("in fp32")
+    medium: Product = key("in fp32, by bf16 passes inside")
+    bf16: Product = key("in bf16")
+
+
+class Attention(Part):
+    """Attention forward and backward by each kernel."""
+
+    sdpa_s: float = key("torch's kernel, seconds")
+    blocks_s: float = key("products over blocks of rows, seconds")
+
+
+class Block(Part):
+    """One block forward and backward on a micro-batch."""
+
+    eager_s: float = key("eager, seconds")
+    compiled_s: float = key("compiled, seconds")
+    compile_s: float = key("compiling it, seconds")
+
+
+class MeasuredPlan(Part):
+    """The decisions that the times bear on; see `Plan`."""
+
+    precision: Reasoned[Precision] = key("of matrix products")
+    matmul_precision: Reasoned[MatmulPrecision] = key("torch's setting for products in fp32")
+    attention: Reasoned[AttentionKernel] = key("the kernel")
+    compile: Reasoned[bool] = key("whether blocks are compiled")
+    threads: Reasoned[int] = key("of one process")
+    micro_batch: Reasoned[int] = key("sequences of one forward and backward")
+    activation_checkpointing: Reasoned[ActivationCheckpointing] = key(
+        "what the backward computes again"
+    )
+
+
+class BenchCpu(Part):
+    """What was measured."""
+
+    model: Text | None = key("its name; null: unknown")
+    cores: int = key("physical cores that may be used")
+    threads: int = key("that were used")
+
+
+class PredictedSpeed(Part):
+    """The speed that training is predicted to have."""
+
+    tokens_per_s: Number = key("of all processes")
+    step_s: float = key("seconds of an optimizer step")
+
+
+class DeviceBench(Document):
+    """`llmtrain device bench`: this CPU, measured at a profile's work."""
+
+    profile: Reasoned[Text] = key("at the work of which profile, and why that")
+    cpu: BenchCpu = key("what was measured")
+    products: Products = key("matrix products by precision")
+    attention: Attention | None = key("null: not measured")
+    block: Block | None = key("null: not measured, or it could not be compiled")
+    compile_failure: Text | None = key("why a block could not be compiled; null: it could")
+    plan: MeasuredPlan = key("the decisions that follow")
+    predicted: PredictedSpeed | None = key("null: no block was measured as the plan computes it")
+
+    @classmethod
+    def of_bench(cls, bench: Bench, profile: Choice[str]) -> Self:
+        """Return the document of fresh times, measured on the shapes of `profile`."""
+        cpu, times = bench.facts.cpu, bench.times
+        return cls.of(
+            times,  # attention, block, compile_failure
+            profile=profile,
+            cpu={
+                "model": cpu.model,
+                "cores": cpu.usable_cores,
+                "threads": bench.plan.threads.value,
+            },
+            products={
+                kind: {"seconds": seconds, "gflops": times.matmul.flops / seconds / 1e9}
+                for kind, seconds in seconds_by_kind(times.matmul).items()
+            },
+            plan=bench.plan,
+            predicted=bench if bench.step_s is not None else None,
+        )

@@ -1,0 +1,80 @@
+"""Every document and line that is published, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from llmtrain.documents import (
+    bench,
+    data,
+    error,
+    files,
+    inference,
+    inspection,
+    memory,
+    plans,
+    runs,
+    tokenizer,
+    train,
+)
+from llmtrain.documents.base import Document, Part, Text, key, schema_of
+
+
+class Listed(Part):
+    """A published schema."""
+
+    name: Text = key("what `llmtrain schema NAME` takes")
+    describes: Text = key("of what, in a line")
+
+
+class SchemaList(Document):
+    """`llmtrain schema`, without a name."""
+
+    schemas: list[Listed] = key("in the order of docs/reference/json.md")
+
+
+# By the words of the command, or the name of the file.
+PUBLISHED: dict[str, type[BaseModel]] = {
+    "train": train.Train,
+    "train-dry-run": plans.TrainDryRun,
+    "eval": inference.Eval,
+    "generate": inference.Generate,
+    "memory": memory.Memory,
+    "memory-profile": memory.MemoryProfile,
+    "device-info": plans.DeviceInfo,
+    "device-bench": bench.DeviceBench,
+    "profiles-list": plans.ProfilesList,
+    "profiles-show": plans.ProfilesShow,
+    "profiles-show-resolved": plans.ProfilesShowResolved,
+    "profiles-validate": plans.ProfilesValidate,
+    "runs-list": runs.RunsList,
+    "runs-show": runs.RunsShow,
+    "runs-verify": runs.RunsVerify,
+    "runs-prove-resume": runs.RunsProveResume,
+    "data-prepare": data.DataPrepare,
+    "data-cache-list": data.DataCacheList,
+    "data-cache-clear": data.DataCacheClear,
+    "tokenizer-train": tokenizer.TokenizerTrain,
+    "tokenizer-import": tokenizer.TokenizerImport,
+    "tokenizer-encode": tokenizer.TokenizerEncode,
+    "tokenizer-decode": tokenizer.TokenizerDecode,
+    "tokenizer-inspect": tokenizer.TokenizerInspect,
+    "data-inspect": inspection.DataInspect,
+    "schema": SchemaList,
+    "error": error.Error,
+    "metrics.jsonl": files.MetricsLine,
+    "samples.jsonl": files.SampleLine,
+    "run.yaml": files.RunFile,
+}
+
+
+def published_schema(name: str) -> dict[str, Any]:
+    """The JSON Schema of what is published as `name`. Raises KeyError."""
+    return schema_of(name, PUBLISHED[name])
+
+
+def describes(name: str) -> str:
+    """What it is of, in a line. Raises KeyError."""
+    return " ".join((PUBLISHED[name].__doc__ or "").split())
