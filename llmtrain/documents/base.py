@@ -38,7 +38,7 @@ class Reasoned(Part, Generic[T]):
 class Document(Part):
     """What `--json` prints: exactly one on stdout."""
 
-    schema_version: Literal[1] = Field(description="raised by every change that is no addition")
+    schema_version: Literal[2] = Field(description="raised by every change that is no addition")
     llmtrain: str = Field(description="the version of llmtrain that wrote it")
 
 

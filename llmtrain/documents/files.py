@@ -39,7 +39,7 @@ class StepLine(Part):
     accelerator_percent: float = optional(
         "of the GPU's memory, in use by whomever, 0 to 100; missing as well"
     )
-    elapsed_s: float = key("seconds of all sittings")
+    elapsed_s: float = key("seconds of all sessions")
 
 
 class EvaluationLine(Part):
@@ -82,10 +82,10 @@ class RunFile(Part):
     """The top-level keys of run.yaml. Keys below them may change without notice, where they are
     not those of a document here."""
 
-    schema_version: Literal[1] = optional(
+    schema_version: Literal[2] = optional(
         "of this file, and of the lines of the .jsonl files beside it; missing in older runs"
     )
-    llmtrain: str = key("the version of llmtrain of the last sitting")
+    llmtrain: str = key("the version of llmtrain of the last session")
     versions: dict[str, str] = key("of python and torch")
     profile: dict[str, Any] = key("the profile's values: `llmtrain profiles schema`")
     origins: dict[str, str] = key("who set each value that is no default, by dotted key")
@@ -95,7 +95,7 @@ class RunFile(Part):
     peak_flops: Number = key("operations a second of one process's products; null: not measured")
     machine: dict[str, Any] = key("what has to be equal for a resume to compute the same bits")
     data: dict[str, Any] = key("what was read: fingerprints, tokens, sources")
-    sittings: list[dict[str, Any]] = key(
+    sessions: list[dict[str, Any]] = key(
         "when, from which step and by which command it was trained"
     )
-    result: dict[str, Any] = optional("how the last sitting ended: see `train`; missing until then")
+    result: dict[str, Any] = optional("how the last session ended: see `train`; missing until then")

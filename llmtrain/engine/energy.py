@@ -1,4 +1,4 @@
-"""What a training's joules were, where the machine counts them."""
+"""Measure the energy of a training session, on machines with energy counters."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from llmtrain.train.trainer import Session
 
 
 def trained_with_energy(session: Session) -> TrainResult:
-    """The session's result, with what this machine's CPU packages and the run's GPUs here used.
+    """Train, and return the result with the energy of the CPU packages and of the run's GPUs.
 
-    Whatever else ran on them is in it.
+    The counters include what other programs use.
     """
     with EnergyMeter(_counters(session)).watching() as meter:
         result = session.train()

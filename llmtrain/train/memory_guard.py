@@ -236,12 +236,12 @@ class MemoryGuard:
     def _record(self) -> None:
         """run.yaml has the plan, and when and why it changed."""
         record = self._directory.read_record()
-        *before, sitting = record["sittings"]
-        changes = [*sitting.get("changes", []), *(asdict(change) for change in self._untried)]
+        *before, session = record["sessions"]
+        changes = [*session.get("changes", []), *(asdict(change) for change in self._untried)]
         now = {
             "plan": self._run.plan.document(),
             "predicted": self.predicted.items(),
-            "sittings": [*before, sitting | {"changes": changes}],
+            "sessions": [*before, session | {"changes": changes}],
         }
         self._directory.write_record(record | now)
 

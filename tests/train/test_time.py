@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llmtrain.engine.beginning import _AFTER_THE_CLOCK_S
 
 from llmtrain.cli.train import _deadline
-from llmtrain.engine.beginning import _AFTER_THE_CLOCK_S
 from llmtrain.engine.request import Deadline, TrainRequest
 from llmtrain.engine.train_run import TrainSession, run_training
 from llmtrain.errors import UsageError

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from llmtrain.engine.request import TrainRequest, loaded_profile
+from llmtrain.engine.request import TrainRequest, resolve_profile
 from llmtrain.engine.verify_resume.kill import (
     Kill,
     TrainProcess,
@@ -117,7 +117,7 @@ def prove_resume(
 
 def proof_profile(request: TrainRequest, steps: int) -> Profile:
     """The request's profile, of so many steps, each saved; often evaluated, if only a little."""
-    values = loaded_profile(request).profile.values()
+    values = resolve_profile(request).loaded.profile.values()
     for horizon in ("steps", "tokens", "epochs", "time"):
         values["train"].pop(horizon, None)
     values["train"] |= {"steps": steps, "log_every_steps": 1}

@@ -13,7 +13,7 @@ from llmtrain.files import write_text_atomically
 from llmtrain.profile.yaml_text import LARGEST_BYTES, dump_document, parse_document
 from llmtrain.untrusted import problem_of, read_bytes
 
-_FEW_SITTINGS = 3
+_FEW_SESSIONS = 3
 
 
 class _Part(BaseModel):
@@ -55,7 +55,7 @@ class _Data(_Part):
 
 
 class _Result(_Part):
-    """How the last sitting ended."""
+    """How the last session ended."""
 
     stopped: Annotated[str, Field(pattern=r"^[a-z]{1,20}$")]
     checkpoint: str | None = None
@@ -75,7 +75,7 @@ class _Record(_Part):
     origins: dict[str, str] = {}
     plan: dict[str, _Choice] = {}
     data: _Data | None = None
-    sittings: list[Any] = []
+    sessions: list[Any] = []
     machine: dict[str, Any] = {}
     peak_flops: Annotated[float, Field(ge=0)] | None = None
     result: _Result | None = None
@@ -83,14 +83,14 @@ class _Record(_Part):
 
 
 def write_run_file(path: Path, record: Mapping[str, Any]) -> None:
-    """`path` holds `record`; where all its sittings are too much to be read, the last few.
+    """`path` holds `record`; where all its sessions are too much to be read, the last few.
 
     Raises UsageError where it could not be read even so.
     """
     try:
         text = dump_document(record, str(path))
     except UsageError:
-        few = {"sittings": record.get("sittings", [])[-_FEW_SITTINGS:]}
+        few = {"sessions": record.get("sessions", [])[-_FEW_SESSIONS:]}
         text = dump_document({**record, **few}, str(path))
     write_text_atomically(path, text)
 
@@ -105,6 +105,8 @@ def read_run_file(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {problem_of(error)}") from None
     record = parse_document(text, str(path))
+    if isinstance(record, dict) and "sittings" in record:  # schema_version 1
+        record.setdefault("sessions", record.pop("sittings"))
     try:
         _Record.model_validate(record)
     except ValidationError as error:
