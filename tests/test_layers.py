@@ -78,7 +78,6 @@ READS_WHAT_IT_TRUSTS = {
     "machine/memory_readers",
     "machine/rlimits",
     "machine/measurement_cache",  # a key of its own making
-    "engine/train_run",  # what rank 0 says
     "train/divergence/rewind",
     "train/distributed/world",
     "engine/verify_resume/observe",  # what trials of its own leave behind

@@ -45,7 +45,7 @@ class Outcome:
     def document(self) -> dict[str, Any]:
         """The one JSON document that stdout consists of, which is as published."""
         document: dict[str, Any] = json.loads(self.out, parse_constant=pytest.fail)
-        assert document["schema_version"] == 1
+        assert document["schema_version"] == 2
         assert document["llmtrain"] == package.__version__
         name = "error" if "error" in document else published_name(self.arguments)
         assert complaints(name, document) == []

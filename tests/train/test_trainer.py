@@ -167,7 +167,7 @@ def test_record_says_what_was_asked_decided_and_used(reference: Any) -> None:
     assert len(record["data"]["corpus_sha256"]) == 64
     assert record["data"]["sources"][0]["spec"] == "corpus.txt"
     assert record["result"]["stopped"] == "done"
-    assert len(record["sittings"]) == 1
+    assert len(record["sessions"]) == 1
 
 
 def test_state_says_where_the_run_stands(reference: Any) -> None:
