@@ -1,4 +1,4 @@
-"""What a training process is doing, as its files tell: for whoever wants to strike at a moment."""
+"""Tell from its files which phase a training process is in."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _TAIL_BYTES = 1 << 16
 
 
 class Watch:
-    """One sitting of a run, seen from outside. The run logs every step."""
+    """One session of a run, observed through its files. The run must log every step."""
 
     def __init__(self, run: RunDirectory, cache: Path, options: EvalSection, steps: int) -> None:
-        """To be made before the process is started: what is there now, it has not made."""
+        """Take note of the files that are there before the process is started."""
         self._run = run
         self._cache = cache
         self._options = options
@@ -39,13 +39,13 @@ class Watch:
 
     @property
     def step(self) -> int:
-        """The last step that is logged or saved."""
+        """The last step that was logged or saved."""
         logged = _last_line(self._run.metrics).get("step", 0)
         saved = [step_of(path) for path in list_checkpoints(self._run.checkpoints)]
         return max([int(logged), *saved])
 
     def phase(self) -> Phase:
-        """What the process does now; of one that was killed, what it was doing."""
+        """Return the phase that the process is in, or was in when it was killed."""
         if _stamp(self._run.path / RUN_FILE) == self._record_before:
             if self._is_resumed:
                 return "resume"
@@ -71,7 +71,7 @@ class Watch:
         return "step"
 
     def _hidden(self) -> set[str]:
-        """What is being written or removed, or was when a process was killed."""
+        """Return the checkpoint directories that are being written or removed."""
         return {name for name in _names(self._run.checkpoints) if name.startswith(".")}
 
     def _data(self) -> set[tuple[str, str]]:
@@ -88,7 +88,7 @@ def _names(directory: Path) -> list[str]:
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """What changes when the file is written anew."""
+    """Return what changes when the file is rewritten."""
     try:
         found = path.stat()
     except OSError:
@@ -97,7 +97,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 
 
 def _last_line(path: Path) -> dict[str, Any]:
-    """The last whole line of a file of JSON lines; empty where there is none."""
+    """Return the last complete line of a JSON lines file, or an empty dict."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
