@@ -73,7 +73,11 @@ class ResolvedRun:
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to train."""
-        return self.state is not None and self.state.finished and not self.has_new_horizon
+        state, steps = self.state, self.horizon.steps
+        if state is None or not state.finished or self.has_new_horizon:
+            return False
+        # An older checkpoint may have ended the run before it was made longer.
+        return steps is None or state.horizon_steps is None or state.horizon_steps >= steps
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,6 +147,17 @@ def test_a_damaged_file_of_the_newest_checkpoint_leads_to_the_one_before(
     assert stopped.course() == reference.course()
 
 
+def test_the_checkpoint_before_may_have_ended_the_run_before_it_was_made_longer(
+    train: Any, llmtrain: Any, place: Path, files: Any
+) -> None:
+    train(place / "run")
+    assert llmtrain(*RESUME, "--steps", 25).code == 0
+    truncate(files(place / "run").newest / "state.json")
+
+    assert llmtrain(*RESUME).code == 0
+    assert files(place / "run").newest.name == "step-00000025"
+
+
 def cut_before_sessions(path: Path) -> None:
     path.write_text(path.read_text().partition("sessions:")[0])
 
