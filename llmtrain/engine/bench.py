@@ -59,7 +59,7 @@ def _refuse_gpu(facts: Facts, options: DeviceSection) -> None:
     device = choose_device(facts, options).value
     if device != "cpu":
         raise UsageError(
-            f"only a CPU can be measured, and the plan is for {device}", hint="--force-cpu"
+            f"only the CPU is measured, and the plan is for {device}", hint="--force-cpu"
         )
 
 

@@ -228,7 +228,7 @@ def test_little_room_is_warned_of(train: Any, place: Path, monkeypatch: pytest.M
     monkeypatch.setattr(train_run, "free_bytes", lambda directory: 1000)
     train(place / "run", train__steps=1)
     warnings = [event.text for event in train.events if isinstance(event, Note)]
-    assert any("4 more checkpoints are to be kept" in text for text in warnings)
+    assert any("4 more checkpoints will be saved" in text for text in warnings)
 
 
 def test_nothing_is_drawn_from_generators_that_a_checkpoint_does_not_hold(
