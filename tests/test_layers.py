@@ -82,7 +82,6 @@ READS_WHAT_IT_TRUSTS = {
     "machine/memory_usage",
     "machine/rlimits",
     "machine/measurement_cache",  # the key of an entry
-    "engine/train_run",  # a message of rank 0
     "train/divergence/rewind",
     "train/distributed/world",
     "engine/verify_resume/observe",  # results of its own trials

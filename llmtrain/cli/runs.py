@@ -39,10 +39,10 @@ def list_runs(
     """List runs with their last step, loss and status."""
     from llmtrain.documents.runs import RunsList
     from llmtrain.errors import UsageError
-    from llmtrain.train.run_directory.directory import all_runs
+    from llmtrain.train.run_directory.running import listed_runs
 
     rows = []
-    for run in all_runs(directory):
+    for run in listed_runs(directory):
         try:
             rows.append(run_summary(run))
         except UsageError as error:

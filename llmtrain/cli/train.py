@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta
 from datetime import time as time_of_day
 from pathlib import Path
@@ -144,10 +144,6 @@ def train(
         if dry_run:
             stop.check()
             return _dry_run(output, request, as_json=json)
-        if "RANK" not in os.environ and (processes := _processes(request)) > 1:
-            from llmtrain.train.distributed.launch import launch
-
-            return launch(processes, sys.argv[1:], stop)
         return _train(output, request, stop, max_loss, as_json=json)
 
 
@@ -177,12 +173,6 @@ def _deadline(time: str | None) -> Deadline | None:
     return Deadline(at.timestamp(), now.timestamp() - process_age_s())
 
 
-def _processes(request: TrainRequest) -> int:
-    from llmtrain.engine.train_run import launch_size
-
-    return launch_size(request)
-
-
 def _dry_run(output: Output, request: TrainRequest, *, as_json: bool) -> int:
     from llmtrain.cli.plan_tables import show_assumed, show_explained
     from llmtrain.documents.plans import TrainDryRun
@@ -208,7 +198,14 @@ def _train(
     from llmtrain.cli.progress import watching
     from llmtrain.cli.train_summary import summary_lines
     from llmtrain.documents.train import Train
-    from llmtrain.engine.train_run import TrainSession, run_training
+    from llmtrain.engine.train_run import (
+        TrainSession,
+        ranks_to_launch,
+        resolved_run,
+        run_training,
+        train_resolved,
+    )
+    from llmtrain.train.distributed.launch import launch
     from llmtrain.train.distributed.signals import process_age_s, stop_with_parent
     from llmtrain.train.distributed.world import is_launched, world_from_environment
 
@@ -218,8 +215,14 @@ def _train(
     if not world.is_main:
         run_training(request, TrainSession(world, lambda event: None, stop, started_s))
         return 0  # an error here would make the launcher end rank 0 before it reports
-    with watching(output) as observe:
-        result = run_training(request, TrainSession(world, observe, stop, started_s))
+    with ExitStack() as stack:
+        session = TrainSession(world, stack.enter_context(watching(output)), stop, started_s)
+        resolved = stack.enter_context(resolved_run(request, session))
+        ranks = ranks_to_launch(resolved) if "RANK" not in os.environ else 1
+        if ranks > 1:
+            stack.close()  # the ranks lock the directory
+            return launch(ranks, sys.argv[1:], stop)
+        result = train_resolved(resolved, session)
     is_over = result.stopped != "interrupted"
     thresholds = _thresholds(result, max_loss) if is_over else []
     if as_json:

@@ -8,11 +8,11 @@ from typing import Any
 
 from llmtrain.engine.inference import Evaluation, evaluate_run, generate_text, load_trained
 from llmtrain.engine.plan_run import plan_run
-from llmtrain.engine.request import TrainRequest, loaded_profile
+from llmtrain.engine.request import TrainRequest, resolve_profile
 from llmtrain.engine.train_run import TrainSession, run_training
 from llmtrain.model.generate import Sampling
 from llmtrain.plan.planned import Planned
-from llmtrain.profile.load import Setting, load_profile
+from llmtrain.profile.load import Setting, load_section
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.train.distributed.signals import StopRequest, stop_on_signals
 from llmtrain.train.distributed.world import world_from_environment
@@ -20,17 +20,18 @@ from llmtrain.train.events import Event, Observer, TrainResult
 
 
 def _ignore(event: Event) -> None:
-    """An observer that looks away."""
+    """Ignore an event."""
 
 
 def plan(profile: str | None = None, settings: Mapping[str, Any] | None = None) -> Planned:
-    """How this machine would train a profile: decisions with reasons, and predicted memory.
+    """Return how this machine would train a profile: decisions, and predicted memory.
 
     `settings` are dotted keys, as in `{"train.steps": 100}`. Raises UsageError,
     DoesNotFitError.
     """
     request = TrainRequest(profile=profile, flags=_flags(settings))
-    return plan_run(loaded_profile(request).profile)
+    resolved = resolve_profile(request)
+    return plan_run(resolved.loaded.profile, facts=resolved.facts)
 
 
 def train(
@@ -42,11 +43,11 @@ def train(
     resume: str | None = None,
     observe: Observer = _ignore,
 ) -> TrainResult:
-    """A trained model in a run directory. Raises LlmtrainError.
+    """Train a model and save it in a run directory. Raises LlmtrainError.
 
     `data` are sources as `--data` takes them; `settings` dotted keys of a profile; `observe` is
-    called with every event of `llmtrain.train.events`. Under torchrun this is one rank's part.
-    SIGINT and SIGTERM end the run after the current step, saved.
+    called with every event of `llmtrain.train.events`. Under torchrun each rank calls it.
+    SIGINT and SIGTERM save the run after the current step and end it.
     """
     request = TrainRequest(
         profile=profile,
@@ -61,7 +62,7 @@ def train(
 def evaluate(
     run: str | Path, *, data: Sequence[str] = (), device: str = "auto", observe: Observer = _ignore
 ) -> Evaluation:
-    """How well the run's newest checkpoint predicts its validation text, or `data`."""
+    """Return the loss of the run's newest checkpoint on its validation text, or on `data`."""
     return evaluate_run(str(run), data, _options(device), observe, StopRequest().check)
 
 
@@ -74,15 +75,15 @@ def generate(
     device: str = "auto",
     observe: Observer = _ignore,
 ) -> Iterator[str]:
-    """Text that continues `prompt`, piece by piece as it is drawn."""
+    """Yield text that continues `prompt`, as it is sampled."""
     trained = load_trained(str(run), _options(device), observe)
     return generate_text(trained, prompt, sampling or Sampling(), max_tokens, StopRequest().check)
 
 
 def _options(device: str) -> DeviceSection:
-    """A device by name. Raises UsageError."""
+    """Return the options for a device by name. Raises UsageError."""
     kind = {"device.kind": Setting(device, "argument device")}
-    return load_profile(environment={}, flags=kind).profile.device
+    return load_section(DeviceSection, "device", kind)
 
 
 def _flags(settings: Mapping[str, Any] | None, data: Sequence[str] = ()) -> dict[str, Setting]:

@@ -1,4 +1,4 @@
-"""What a CPU does a profile's work at, measured now, and the plan and the speed it leads to."""
+"""Time a profile's work on this CPU, and plan and predict the throughput from it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from llmtrain.profile.schema import DeviceSection, Profile
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """Fresh times, the plan they decide, and the speed they predict, where a block was measured."""
+    """New measurements, the plan made from them, and the predicted throughput.
+
+    The throughput is None if no block was timed.
+    """
 
     facts: Facts
     times: CpuTimes
@@ -34,18 +37,17 @@ class Bench:
 
 
 def bench_cpu(profile: Profile, facts: Facts, *, block: bool, announce: Announce) -> Bench:
-    """This CPU measured on the profile's shapes; the next run finds the times.
+    """Time the profile's shapes on this CPU; the times are cached for the next run.
 
-    A block is measured where `block` says so and there is a C++ compiler. That it cannot be
-    compiled is part of the times. Raises UsageError where the plan is for a GPU, and
-    DoesNotFitError.
+    A block is timed if `block` is set and there is a C++ compiler; where compiling fails, the
+    times say why. Raises UsageError if the plan is for a GPU, and DoesNotFitError.
     """
     options, workload = profile.device, workload_of(profile, None, facts)
     _refuse_gpu(facts, options)
     times = _kernels(facts, options, workload, announce)
     if not block or facts.cxx_compiler is None:
         return _bench(facts, workload, times, make_plan(facts, options, workload, times))
-    # The block of a run that compiles, also where this one would be too short to.
+    # Time the block of a compiled run even if this run is too short to be compiled.
     compiling = make_plan(facts, options.model_copy(update={"compile": True}), workload, times)
     announce("compiling one block…")
     times = with_fresh_block(times, block_probe(facts, workload, compiling), announce)
@@ -71,7 +73,7 @@ def _kernels(
 
 
 def _same_block(plan: Plan, timed: Plan) -> bool:
-    """Whether a block timed for one plan is what the other runs; eager it was timed keeping all."""
+    """Return whether `plan` runs the block that was timed; an eager one recomputes nothing."""
     checkpointing = timed.activation_checkpointing.value if plan.compile.value else "off"
     return (
         plan.activation_checkpointing.value == checkpointing

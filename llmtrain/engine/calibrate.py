@@ -1,4 +1,4 @@
-"""Train a few steps as planned, to see what they take."""
+"""Train a few steps as planned, to measure throughput and peak memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from pydantic import BaseModel, ValidationError
+
 from llmtrain.children import MAIN, python_command
 from llmtrain.errors import LlmtrainError, describe_exit_code
 from llmtrain.machine.facts import Facts, RunFigures
@@ -15,15 +17,26 @@ from llmtrain.plan.past_runs import last_run
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.workload import Workload
 
-_STEPS = 8  # of a run that is only there to be measured
-# What the run that is measured does as the one that was planned, though it is much shorter.
+_STEPS = 8  # of the measured run
+# Decisions that would come out differently for so short a run.
 _FIXED = ("precision", "threads", "compile", "attention", "activation_checkpointing", "processes")
 
 
-def calibrate(options: list[str], facts: Facts, workload: Workload, plan: Plan) -> RunFigures:
-    """What a few steps of a run by this plan came to, in a process of its own; they are kept.
+class _Failure(BaseModel):
+    message: str
+    hint: str | None = None
 
-    `options` are those of `llmtrain train` that led to the plan. Raises LlmtrainError.
+
+class _Failed(BaseModel):
+    """The error document of `llmtrain train --json`."""
+
+    error: _Failure
+
+
+def calibrate(options: list[str], facts: Facts, workload: Workload, plan: Plan) -> RunFigures:
+    """Run a few steps by this plan in a child process, and return and save the figures.
+
+    `options` are the options of `llmtrain train` that led to the plan. Raises LlmtrainError.
     """
     with tempfile.TemporaryDirectory(prefix="llmtrain-calibrate-") as scratch:
         out = ("--steps", str(_STEPS), "--out", str(Path(scratch) / "run"), "--json", "--quiet")
@@ -34,8 +47,8 @@ def calibrate(options: list[str], facts: Facts, workload: Workload, plan: Plan) 
     kept = last_run(facts, workload, plan)
     if kept is None:
         raise LlmtrainError(
-            "the run that was to be measured did not keep to the plan: memory became short in it",
-            hint="close what takes memory, or add --set train.micro_batch=1",
+            "the measured run left the plan because memory became short",
+            hint="close other programs, or add --set train.micro_batch=1",
         )
     return kept
 
@@ -51,8 +64,7 @@ def _as_planned(workload: Workload, plan: Plan) -> Iterator[str]:
 
 def _failure(done: subprocess.CompletedProcess[str]) -> LlmtrainError:
     try:
-        told = json.loads(done.stdout)["error"]
-        message, hint = str(told["message"]), str(told["hint"])
-    except (ValueError, KeyError, TypeError):
-        message, hint = describe_exit_code(done.returncode), None
-    return LlmtrainError(f"the run that was to be measured failed: {message}", hint=hint)
+        failure = _Failed.model_validate_json(done.stdout).error
+    except ValidationError:
+        failure = _Failure(message=describe_exit_code(done.returncode))
+    return LlmtrainError(f"the measured run failed: {failure.message}", hint=failure.hint)

@@ -1,4 +1,4 @@
-"""What a training's joules were, where the machine counts them."""
+"""Measure the energy of a training session, on machines with energy counters."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from llmtrain.train.trainer import Trainer
 
 
 def trained_with_energy(trainer: Trainer) -> TrainResult:
-    """The trainer's result, with what this machine's CPU packages and the run's GPUs here used.
+    """Train, and return the result with the energy of the CPU packages and of the run's GPUs.
 
-    Whatever else ran on them is in it.
+    The counters include what other programs use.
     """
     with EnergyMeter(_counters(trainer)).watching() as meter:
         result = trainer.train()

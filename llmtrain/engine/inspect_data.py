@@ -1,4 +1,4 @@
-"""Looking at data before training on it: what `llmtrain data inspect` shows."""
+"""Survey data before training on it: what `llmtrain data inspect` shows."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from llmtrain.data.quality.minhash import MinHasher, has_minhash
 from llmtrain.data.quality.survey import SampledDocument, Survey, survey
 from llmtrain.machine.probe import read_facts
 from llmtrain.plan.auto_profile import choose_tokens_per_step
+from llmtrain.plan.decisions import may_use_gpu
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import clean_corpus, resolve_corpus
 from llmtrain.prepare.leakage_cache import cached_leakage
@@ -26,17 +27,17 @@ _SAMPLE_CHARACTERS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Epochs:
-    """How often a run of a profile would read the text; None where the profile does not say."""
+    """How often a run of a profile reads the text; None if the profile does not say."""
 
     profile: str
-    trained_tokens: int | None  # in all; None under a time or a number of epochs
+    trained_tokens: int | None  # None under a time or a number of epochs
     epochs: float | None
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class DataReport:
-    """What there is to know of data. What a library that is missing would tell is None."""
+    """A survey of data. A value is None if the library that computes it is not installed."""
 
     sources: list[dict[str, object]]
     skipped: dict[str, int]  # files by reason
@@ -57,11 +58,11 @@ class DataReport:
 def inspect_data(
     profile: Profile, work: PrepareContext, *, only_first: int | None, is_for_profile: bool
 ) -> DataReport:
-    """Inspect the profile's data as training would see it. Raises DataError, UsageError.
+    """Return a survey of the profile's data as training reads it. Raises DataError, UsageError.
 
-    Tokens are counted by the tokenizer that the profile names. Where it names none, by the one that
-    training would use if `is_for_profile`, which is trained now if need be, unless only the first
-    documents are looked at.
+    Tokens are counted with the tokenizer that the profile names. If it names none and
+    `is_for_profile`, with the one that training would use, trained now if it is not cached,
+    unless only the first documents are read.
     """
     section = profile.data
     whole = resolve_corpus(section, work)
@@ -113,13 +114,14 @@ def _epochs(profile: Profile, tokens: int | None) -> Epochs:
     if train.epochs is not None:
         return Epochs(name, None, train.epochs, "asked for")
     if train.time is not None:
-        return Epochs(name, None, None, "under train.time it is the machine that decides")
+        return Epochs(name, None, None, "under train.time it depends on the machine")
     trained = train.tokens
     if train.steps is not None:
-        trained = train.steps * choose_tokens_per_step(profile, read_facts(), measure=False).value
+        facts = read_facts(tries_gpus=may_use_gpu(profile.device))
+        trained = train.steps * choose_tokens_per_step(profile, facts, measure=False).value
     if trained is None:
-        return Epochs(name, None, None, "the profile says nothing of how long it trains")
+        return Epochs(name, None, None, "the profile does not say how long to train")
     if tokens is None:
         return Epochs(name, trained, None, "the tokens of the text are not counted")
     share = 1 - profile.data.validation_fraction
-    return Epochs(name, trained, trained / (tokens * share), "without what is held out")
+    return Epochs(name, trained, trained / (tokens * share), "of the training part")

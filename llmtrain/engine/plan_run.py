@@ -1,26 +1,62 @@
-"""From a request to a plan: facts are read, the CPU is timed once, decisions are made."""
+"""From a resolved run to its plan: the CPU is timed once per machine, then decisions are made."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from llmtrain.engine.resolve import ResolvedRun
 from llmtrain.errors import DoesNotFitError
 from llmtrain.machine.facts import CpuTimes, Facts
 from llmtrain.machine.probe import read_facts
+from llmtrain.plan import decisions
 from llmtrain.plan.alternatives import alternatives
 from llmtrain.plan.auto_profile import choose_tokens_per_step
 from llmtrain.plan.cpu_benchmarks import Announce, measured_cpu, measured_products
-from llmtrain.plan.decisions import (
-    choose_device,
-    may_use_gpu,
-    refuse_model_that_does_not_fit,
-)
-from llmtrain.plan.decisions import threads as decide_threads
 from llmtrain.plan.past_runs import last_run
 from llmtrain.plan.planned import Planned, planned_with
-from llmtrain.plan.planner import InferencePlan, make_inference_plan, make_plan
+from llmtrain.plan.planner import InferencePlan, Plan, make_inference_plan, make_plan
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection, Profile
 from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.train.distributed.world import World
+
+
+def plan_resolved(
+    resolved: ResolvedRun, world: World | None = None, announce: Announce | None = None
+) -> Planned:
+    """Return the run's recorded plan where it still applies, else a new one.
+
+    With `announce` the run is about to start, and measurements that take long are made. Raises
+    UsageError and DoesNotFitError.
+    """
+    profile, facts = resolved.profile.loaded.profile, resolved.profile.facts
+    recorded, plan = resolved.recorded, _recorded_plan(resolved, world or World())
+    if recorded is None or plan is None:
+        is_here = resolved.profile.assumed is None
+        return plan_run(profile, world=world, facts=facts, measure=is_here, announce=announce)
+    workload = workload_of(profile, world, facts)
+    planned = planned_with(plan, workload, facts, kept=last_run(facts, workload, plan))
+    return replace(planned, peak_flops=recorded.values.get("peak_flops"))
+
+
+def _recorded_plan(resolved: ResolvedRun, world: World) -> Plan | None:
+    if resolved.recorded is None:
+        return None
+    profile, facts = resolved.profile.loaded.profile, resolved.profile.facts
+    return resolved.recorded.usable_plan(profile, facts, world)
+
+
+def processes_of(resolved: ResolvedRun) -> int:
+    """Return how many processes the run is to have, before it is planned. Raises UsageError."""
+    if resolved.is_finished:
+        return 1
+    plan = _recorded_plan(resolved, World())
+    if plan is not None:
+        return plan.processes.value
+    profile, facts = resolved.profile.loaded.profile, resolved.profile.facts
+    kind = decisions.choose_device(facts, profile.device).value
+    workload = workload_of(profile, None, facts)
+    return decisions.processes(facts, profile.device, workload, kind).value
 
 
 def plan_run(
@@ -31,50 +67,47 @@ def plan_run(
     measure: bool = True,
     announce: Announce | None = None,
 ) -> Planned:
-    """How a machine would train `profile`. Raises UsageError and DoesNotFitError.
+    """Return how a machine would train `profile`. Raises UsageError and DoesNotFitError.
 
-    `facts` are this machine's where they are not given. For those of another one `measure` is
-    False: then nothing is timed. With `announce` a run is about to begin, and what takes long
-    may be measured.
+    `facts` are read from this machine if not given; for another machine's, `measure` is False and
+    nothing is timed. With `announce` measurements that take long are made.
     """
-    found = read_facts(tries_gpus=may_use_gpu(profile.device)) if facts is None else facts
-    workload = workload_of(profile, world, found, measure=measure)
-    on_cpu = choose_device(found, profile.device).value == "cpu"
+    if facts is None:
+        facts = read_facts(tries_gpus=decisions.may_use_gpu(profile.device))
+    workload = workload_of(profile, world, facts, measure=measure)
+    measures_cpu = measure and decisions.choose_device(facts, profile.device).value == "cpu"
     try:
-        times = (
-            measured_cpu(found, profile.device, workload, announce) if on_cpu and measure else None
-        )
-        plan = make_plan(found, profile.device, workload, times)
-        kept = last_run(found, workload, plan) if measure else None
-        return planned_with(plan, workload, found, times, kept)
+        times = measured_cpu(facts, profile.device, workload, announce) if measures_cpu else None
+        plan = make_plan(facts, profile.device, workload, times)
+        kept = last_run(facts, workload, plan) if measure else None
+        return planned_with(plan, workload, facts, times, kept)
     except DoesNotFitError as error:
-        raise _with_alternatives(error, profile, world, found, measure=on_cpu and measure) from None
+        raise _with_alternatives(error, profile, world, facts, measure=measures_cpu) from None
 
 
 def _with_alternatives(
     error: DoesNotFitError, profile: Profile, world: World | None, facts: Facts, *, measure: bool
 ) -> DoesNotFitError:
-    """The same with what would make it fit. Only what is measured in a second is measured."""
-    threads = decide_threads(facts, profile.device, 1).value
+    """Return the error with what would make the run fit. At most matrix products are timed."""
+    threads = decisions.threads(facts, profile.device, 1).value
 
     def predicted_bytes(changed: Profile) -> int:
         workload = workload_of(changed, world, facts, measure=measure)
         products = measured_products(facts, workload.shape, threads) if measure else None
         times = CpuTimes(products) if products is not None else None
-        return planned_with(
-            make_plan(facts, changed.device, workload, times), workload, facts
-        ).bytes
+        plan = make_plan(facts, changed.device, workload, times)
+        return planned_with(plan, workload, facts).bytes
 
     ways = alternatives(profile, predicted_bytes)
     return DoesNotFitError(error.message, hint=error.hint, alternatives=ways)
 
 
 def plan_inference(device: DeviceSection, shape: ModelShape) -> InferencePlan:
-    """How this machine would use a model of `shape`. Raises UsageError and DoesNotFitError."""
-    facts = read_facts(tries_gpus=may_use_gpu(device))
-    threads = decide_threads(facts, device, 1).value
-    kind = choose_device(facts, device).value
-    refuse_model_that_does_not_fit(facts, shape, kind)
+    """Return how to use a model of `shape` here. Raises UsageError and DoesNotFitError."""
+    facts = read_facts(tries_gpus=decisions.may_use_gpu(device))
+    threads = decisions.threads(facts, device, 1).value
+    kind = decisions.choose_device(facts, device).value
+    decisions.refuse_model_that_does_not_fit(facts, shape, kind)
     times = measured_products(facts, shape, threads) if kind == "cpu" else None
     return make_inference_plan(facts, device, times)
 
@@ -82,8 +115,8 @@ def plan_inference(device: DeviceSection, shape: ModelShape) -> InferencePlan:
 def workload_of(
     profile: Profile, world: World | None, facts: Facts, *, measure: bool = True
 ) -> Workload:
-    """What the profile asks of a machine, launched as `world` or not yet."""
-    launched = world is not None and world.size > 1
+    """Return what the profile requires of a machine, for the ranks of `world` if launched."""
+    ranks = world if world is not None and world.size > 1 else None
     train = profile.train
     tokens_per_step = choose_tokens_per_step(profile, facts, measure=measure).value
     tokens = train.steps * tokens_per_step if train.steps is not None else train.tokens
@@ -91,8 +124,8 @@ def workload_of(
         shape=shape_of(profile.model),
         tokens_per_step=tokens_per_step,
         micro_batch=profile.train.micro_batch,
-        launched_processes=world.size if world is not None and launched else None,
-        launched_local_processes=world.local_size if world is not None and launched else None,
+        launched_processes=ranks.size if ranks is not None else None,
+        launched_local_processes=ranks.local_size if ranks is not None else None,
         optimizer=profile.optim.name,
         tokens=tokens,
         time_s=train.time,

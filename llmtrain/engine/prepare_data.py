@@ -1,4 +1,4 @@
-"""Preparing the data of a profile ahead of its training."""
+"""Prepare the data of a profile ahead of its training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.data.shards.index import ShardIndex
-from llmtrain.engine.request import TrainRequest, choose
+from llmtrain.engine.request import TrainRequest
 from llmtrain.plan.decisions import workers as decide_workers
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import prepare_dataset
@@ -18,7 +18,7 @@ from llmtrain.train.events import Observer
 
 @dataclass(frozen=True, slots=True)
 class PreparedAhead:
-    """Where the shards are that a training of the same request finds, and what they hold."""
+    """The cached shards that training the same request will read."""
 
     directory: Path
     tokenizer: Path
@@ -29,23 +29,30 @@ class PreparedAhead:
 
     @property
     def tokens(self) -> int:
-        """Of both sides, separators included."""
+        """Tokens of training and validation text, with separators."""
         return self.index.train.tokens + self.index.validation.tokens
 
     @property
     def text_bytes(self) -> int:
-        """Of both sides, as UTF-8."""
+        """Bytes of training and validation text in UTF-8."""
         return self.index.train.text_bytes + self.index.validation.text_bytes
 
 
 def prepare_ahead(
     request: TrainRequest, observe: Observer, check_stop: Callable[[], None]
 ) -> PreparedAhead:
-    """Put the request's text into the cache as verified shards. Raises DataError, UsageError."""
-    begun_s = time.monotonic()
-    name = request.profile if request.profile is not None else choose(request).profile.value
-    profile = request.load(name).profile
-    workers = decide_workers(request.facts(), profile.device).value
+    """Tokenize the request's text into verified shards in the cache.
+
+    Raises DataError, UsageError.
+    """
+    started_s = time.monotonic()
+    if request.profile is None:
+        chosen, facts = request.choose_profile()
+        profile = request.load(chosen.value).profile
+    else:
+        profile = request.load(request.profile).profile
+        facts = request.read_facts(profile.device)
+    workers = decide_workers(facts, profile.device).value
     work = PrepareContext(workers, observe, check_stop)
     dataset = prepare_dataset(profile.data, profile.model.vocab_size, work)
     with closing(dataset.shards) as shards:
@@ -53,7 +60,7 @@ def prepare_ahead(
             directory=shards.directory,
             tokenizer=dataset.tokenizer_directory,
             index=shards.index,
-            seconds=time.monotonic() - begun_s,
+            seconds=time.monotonic() - started_s,
             sources=dataset.sources,
             left_out=[tally.document() for tally in dataset.left_out],
         )

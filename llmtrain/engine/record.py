@@ -1,9 +1,8 @@
-"""run.yaml: what a run was asked, what was decided, and what came out."""
+"""Write run.yaml: what was asked, what was decided, and the result."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
@@ -11,9 +10,8 @@ from typing import Any
 import torch
 
 import llmtrain
-from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.resume import Target
-from llmtrain.machine.facts import Facts
+from llmtrain.engine.resolve import ResolvedRun
+from llmtrain.engine.resume import machine_signature
 from llmtrain.plan.forecast import Forecast
 from llmtrain.plan.planned import Planned
 from llmtrain.prepare.dataset import Dataset
@@ -22,31 +20,19 @@ from llmtrain.train.events import TrainResult
 from llmtrain.train.run_directory.directory import RunDirectory
 
 
-def machine_signature(facts: Facts) -> dict[str, Any]:
-    """What has to be equal for a recorded plan to compute the same bits."""
-    return {
-        "cpu": facts.cpu.model,
-        "isa": list(facts.cpu.isa),
-        "accelerators": [gpu.name for gpu in facts.accelerators],
-        "torch": facts.torch_version,
-    }
-
-
-def begin_record(
-    request: TrainRequest,
-    target: Target,
-    planned: Planned,
-    foreseen: Forecast,
-    dataset: Dataset,
-    step: int,
+def write_start(
+    resolved: ResolvedRun, planned: Planned, forecast: Forecast, dataset: Dataset, step: int
 ) -> None:
-    """run.yaml says everything that is known before the first step."""
-    before = target.record or {}
-    index = dataset.shards.index
-    sitting = {
-        "begun": _now(),
+    """Write run.yaml before the session's first step, and cut the logs after `step`.
+
+    `sessions` is the last key, so that its absence shows a file that was cut.
+    """
+    before = resolved.recorded.values if resolved.recorded is not None else {}
+    index, loaded = dataset.shards.index, resolved.profile.loaded
+    session = {
+        "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "from_step": step,
-        "command": list(request.command) or None,
+        "command": list(resolved.command) or None,
         "numerics": planned.plan.numerics(),
         "launcher": launcher_identity(),
         "process": run_process_identity(),
@@ -54,12 +40,12 @@ def begin_record(
     record = {
         "schema_version": llmtrain.SCHEMA_VERSION,
         "llmtrain": llmtrain.__version__,
-        "versions": _versions(),
-        "profile": target.loaded.profile.values(),
-        "origins": dict(target.loaded.origins),
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
+        "profile": loaded.profile.values(),
+        "origins": dict(loaded.origins),
         "plan": planned.plan.document(),
         "predicted": planned.prediction.items(),
-        "forecast": before.get("forecast") or foreseen.document(),
+        "forecast": before.get("forecast") or forecast.document(),
         "peak_flops": planned.peak_flops,
         "machine": machine_signature(planned.facts),
         "data": {
@@ -68,35 +54,26 @@ def begin_record(
             "tokenizer_sha256": index.encoder_fingerprint,
             "train_tokens": index.train.tokens,
             "validation_tokens": index.validation.tokens,
-            "sources": dataset.sources or (before.get("data") or {}).get("sources", []),
             "mixture": [asdict(source) for source in dataset.mixture],
-            **_checked(dataset, before),
+            **_read_data(dataset, before.get("data") or {}),
         },
-        "sittings": [*before.get("sittings", []), sitting],
+        "sessions": [*before.get("sessions", []), session],
     }
-    target.directory.cut_after(step)
-    target.directory.write_record(record)
+    resolved.directory.cut_after(step)
+    resolved.directory.write_record(record)
 
 
-def end_record(directory: RunDirectory, result: TrainResult) -> None:
-    """run.yaml says what came out, too."""
-    record = directory.read_record()
+def write_result(directory: RunDirectory, result: TrainResult) -> None:
+    """Add the session's result to run.yaml."""
     values = asdict(result) | {"run": str(result.run), "checkpoint": str(result.checkpoint)}
     del values["prompt_example"]  # text, for the terminal only
-    directory.write_record(record | {"result": values})
+    directory.write_record(directory.read_record() | {"result": values})
 
 
-def _checked(dataset: Dataset, before: Mapping[str, Any]) -> dict[str, Any]:
-    """What was left out, and what leaks; of shards from the cache, what was known at first."""
-    if dataset.checked is not None:
-        return dataset.checked
-    data = before.get("data") or {}
-    return {name: data[name] for name in ("left_out", "leakage") if name in data}
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": str(torch.__version__)}
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+def _read_data(dataset: Dataset, before: dict[str, Any]) -> dict[str, Any]:
+    """Return sources, dropped text and leakage: of shards from the cache, as first recorded."""
+    found = {"sources": dataset.sources or before.get("sources", [])}
+    checked = dataset.checked
+    if checked is None:
+        checked = {name: before[name] for name in ("left_out", "leakage") if name in before}
+    return found | checked

@@ -1,4 +1,4 @@
-"""What one call of `train` asks, and what a new run of it is."""
+"""One call of `train`, and the profile that its settings and this machine resolve to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from llmtrain.choice import Choice
 from llmtrain.machine.assume import AssumedMachine
@@ -15,22 +16,27 @@ from llmtrain.machine.probe import read_facts
 from llmtrain.plan.auto_profile import choose_profile, choose_tokens_per_step, with_chosen_step
 from llmtrain.plan.decisions import may_use_gpu
 from llmtrain.profile.load import (
+    Layer,
     LoadedProfile,
     Setting,
-    load_profile,
+    load_section,
+    merge_layers,
     profile_layer,
+    validate_profile,
 )
+from llmtrain.profile.schema import DeviceSection, TrainSection
+from llmtrain.train.distributed.world import World
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """A clock time to be done by, and that from which a run's own time counts."""
+    """A clock time at which to be done, and the time from which the run's own time counts."""
 
     at_s: float
     from_s: float
 
     def setting(self, used_s: float) -> Setting:
-        """The whole time of a run that has used so much of it before."""
+        """Return `train.time` of a run whose earlier sessions used `used_s`."""
         left_s = self.at_s - self.from_s
         return Setting(f"{max(1.0, left_s + used_s):.3f}s", "--time until")
 
@@ -43,66 +49,77 @@ class TrainRequest:
     assignments: Sequence[str] = ()
     flags: Mapping[str, Setting] = field(default_factory=dict)
     out: Path | None = None
-    resume: str | None = None  # auto, or what names a run
-    deadline: Deadline | None = None  # in place of train.time
+    resume: str | None = None  # "auto", or a run's or a checkpoint's name or path
+    deadline: Deadline | None = None  # replaces train.time
     command: Sequence[str] = ()
-    assumed: AssumedMachine | None = None  # in place of this machine; then nothing is trained
-
-    def facts(self) -> Facts:
-        """The machine that is planned for."""
-        if self.assumed is not None:
-            return self.assumed.facts
-        return read_facts(tries_gpus=may_use_gpu(self.load(self.profile).profile.device))
+    assumed: AssumedMachine | None = None  # plan for this machine; nothing is trained
 
     def load(self, profile: str | None, used_s: float = 0.0) -> LoadedProfile:
-        """All layers of this request over `profile`."""
+        """Return `profile` with the request's settings over it. Raises UsageError."""
         return self.over({} if profile is None else profile_layer(profile), used_s)
 
-    def over(self, base: Mapping[str, Setting], used_s: float = 0.0) -> LoadedProfile:
-        """All layers of this request over settings that stand in for a profile.
+    def over(self, base: Layer, used_s: float = 0.0) -> LoadedProfile:
+        """Return the settings of `base` with the request's over them. Raises UsageError.
 
-        `used_s`: the time that a run used before it goes on.
+        `used_s`: seconds that earlier sessions of the run used.
         """
+        return validate_profile(self._merged(base, used_s))
+
+    def read_facts(self, options: DeviceSection, world: World | None = None) -> Facts:
+        """Return the facts of the assumed machine, or read those of this one.
+
+        Trying a GPU takes some of its memory for as long as the process lives. A rank tries its
+        own one; a process in no group that sees several tries none: it may only launch the ranks.
+        With no `world` nothing will be trained, and all are tried.
+        """
+        if self.assumed is not None:
+            return self.assumed.facts
+        tries_gpus = may_use_gpu(options)
+        if world is None:
+            return read_facts(tries_gpus=tries_gpus)
+        if world.size > 1:
+            return read_facts(cuda_index=world.local_rank, tries_gpus=tries_gpus)
+        return read_facts(tries_gpus=tries_gpus and torch.cuda.device_count() <= 1)
+
+    def _merged(self, base: Layer, used_s: float = 0.0) -> dict[str, Setting]:
         flags = dict(self.flags)
         if self.deadline is not None:
             flags["train.time"] = self.deadline.setting(used_s)
-        return load_profile(base, environment=os.environ, assignments=self.assignments, flags=flags)
+        return merge_layers(base, os.environ, self.assignments, flags)
+
+    def choose_profile(self, world: World | None = None) -> tuple[Choice[str], Facts]:
+        """Return the shipped profile for this machine and the time there is. Raises UsageError."""
+        merged = self._merged({})
+        options = load_section(DeviceSection, "device", merged)
+        facts = self.read_facts(options, world)
+        time_s = load_section(TrainSection, "train", merged).time
+        return choose_profile(facts, options, time_s, measure=self.assumed is None), facts
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """What a new run is where the request leaves it open: decided once, for all ranks."""
+class ResolvedProfile:
+    """A profile in which only the plan is left to decide, and the machine it is for."""
 
-    profile: Choice[str]
-    tokens_per_step: Choice[int]
-
-    def document(self) -> dict[str, tuple[Any, str]]:
-        """Both as JSON holds them."""
-        steps = self.tokens_per_step
-        return {
-            "profile": (self.profile.value, self.profile.reason),
-            "tokens_per_step": (steps.value, steps.reason),
-        }
-
-    @classmethod
-    def from_document(cls, document: Mapping[str, tuple[Any, str]]) -> Chosen:
-        """What `document` wrote."""
-        return cls(Choice(*document["profile"]), Choice(*document["tokens_per_step"]))
+    loaded: LoadedProfile
+    name: Choice[str]
+    facts: Facts
+    assumed: AssumedMachine | None = None  # the machine of `facts`, unless it is this one
 
 
-def choose(request: TrainRequest) -> Chosen:
-    """What the machine makes of the request. Raises UsageError."""
-    facts, may_measure = request.facts(), request.assumed is None
-    if request.profile is not None:
-        choice = Choice(request.profile, "asked for")
+def resolve_profile(
+    request: TrainRequest, world: World | None = None, base: Layer | None = None
+) -> ResolvedProfile:
+    """Return the profile of a new run. Raises UsageError.
+
+    Where the request names none, it is made from the settings in `base`, or else chosen for the
+    machine. The profile is validated once and the machine probed once.
+    """
+    if request.profile is None and base is None:
+        name, facts = request.choose_profile(world)
+        loaded = request.load(name.value)
     else:
-        bare = request.load(None).profile
-        choice = choose_profile(facts, bare.device, bare.train.time, measure=may_measure)
-    profile = request.load(choice.value).profile
-    return Chosen(choice, choose_tokens_per_step(profile, facts, measure=may_measure))
-
-
-def loaded_profile(request: TrainRequest, chosen: Chosen | None = None) -> LoadedProfile:
-    """The profile of a new run, with nothing left to choose but by its plan. Raises UsageError."""
-    found = chosen or choose(request)
-    return with_chosen_step(request.load(found.profile.value), found.tokens_per_step)
+        loaded = request.load(request.profile) if request.profile else request.over(base or {})
+        name = Choice(loaded.profile.name, "asked for")
+        facts = request.read_facts(loaded.profile.device, world)
+    tokens_per_step = choose_tokens_per_step(loaded.profile, facts, measure=request.assumed is None)
+    return ResolvedProfile(with_chosen_step(loaded, tokens_per_step), name, facts, request.assumed)

@@ -1,66 +1,63 @@
-"""Training, from a request to a result: plan, data, run, session, record."""
+"""Training, from a request to a result: resolve, plan, prepare the data, train, record."""
 
 from __future__ import annotations
 
-import json
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter
 
 from llmtrain.data.batches.packing import Packing
 from llmtrain.data.batches.packing_cache import cached_packing
 from llmtrain.data.batches.prefetch import Prefetch
-from llmtrain.engine.beginning import (
-    set_horizon,
-    started_event,
-    state_to_begin_with,
-    used_before_s,
-)
 from llmtrain.engine.energy import trained_with_energy
-from llmtrain.engine.explain import explain_run
-from llmtrain.engine.plan_run import plan_run, workload_of
-from llmtrain.engine.record import begin_record, end_record
-from llmtrain.engine.recorded import recorded_numerics, recorded_plan
-from llmtrain.engine.request import Chosen, TrainRequest
-from llmtrain.engine.result import nothing_trained, result_of
-from llmtrain.engine.resume import Place, Target, has_new_horizon, locate, target_at
+from llmtrain.engine.plan_run import plan_resolved, processes_of
+from llmtrain.engine.record import write_result, write_start
+from llmtrain.engine.request import TrainRequest
+from llmtrain.engine.resolve import ResolvedRun, resolve
 from llmtrain.errors import InterruptedRunError
 from llmtrain.files import free_bytes
 from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.out_of_memory import memory_errors_mapped
-from llmtrain.machine.probe import read_facts
 from llmtrain.plan.activation_bytes import checkpoint_bytes
-from llmtrain.plan.decisions import may_use_gpu
-from llmtrain.plan.forecast import Forecast, forecast
-from llmtrain.plan.past_runs import last_run, record_run
-from llmtrain.plan.planned import Planned, planned_with
-from llmtrain.plan.planner import Plan, plan_from_document
+from llmtrain.plan.forecast import forecast
+from llmtrain.plan.past_runs import record_run
+from llmtrain.plan.planned import Planned
+from llmtrain.plan.planner import Plan
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import Dataset, open_dataset, prepare_dataset, with_recorded_mixture
-from llmtrain.profile.schema import Profile
+from llmtrain.profile.horizon import Horizon
 from llmtrain.profile.shape import shape_of
 from llmtrain.progress import Note
-from llmtrain.train.build import build_run, set_up_device
+from llmtrain.train.build import RandomState, build_run, set_up_device
 from llmtrain.train.checkpoint.format import (
     Checkpoint,
+    SavedState,
     list_checkpoints,
     load_checkpoint,
 )
 from llmtrain.train.checkpoint.saver import require_room
 from llmtrain.train.distributed.signals import StopRequest
 from llmtrain.train.distributed.world import World
-from llmtrain.train.events import Observer, TrainResult
+from llmtrain.train.divergence.policy import DivergenceState
+from llmtrain.train.events import Observer, Started, TrainResult
+from llmtrain.train.loop import Position
 from llmtrain.train.repetition import mixture_lines
-from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.train.run_directory.record import data_key, data_ranges
 from llmtrain.train.trainer import Trainer, TrainSetup
 from llmtrain.units import format_bytes
 
+T = TypeVar("T")
+_AFTER_THE_CLOCK_S = 2.0  # after a session's last reading a checkpoint is written
+
 
 @dataclass(frozen=True, slots=True)
 class TrainSession:
-    """Who trains, who is told, who may stop it, and since when the time counts."""
+    """The ranks that train, who is notified, what may stop them, and since when time counts."""
 
     world: World
     observe: Observer
@@ -69,221 +66,247 @@ class TrainSession:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds since then: starting, measuring the machine and preparing data are in them."""
+        """Seconds since the start, with measuring the machine and preparing data."""
         return time.monotonic() - self.started_s
+
+    def note(self, text: str, *, is_warning: bool = False) -> None:
+        """Notify the observer."""
+        self.observe(Note(text, is_warning=is_warning))
+
+    def agree(
+        self, key: str, kind: type[T], produce: Callable[[], T], check: Callable[[], None]
+    ) -> T:
+        """Return on every rank what `produce` returns on rank 0, sent as JSON of `kind`.
+
+        `check` may raise to end the waiting of the other ranks.
+        """
+        if self.world.store is None:
+            return produce()
+        adapter, made = TypeAdapter(kind), list[T]()
+
+        def send() -> str:
+            made.append(produce())
+            return adapter.dump_json(made[0]).decode()
+
+        message = self.world.from_main(key, send, check)
+        return made[0] if made else adapter.validate_json(message, strict=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _SharedData:
+    """What a rank needs to open the data that rank 0 prepared."""
+
+    key: str
+    tokenizer: Path
+    ranges: list[tuple[int, int]]  # first token and number of tokens of each weighted source
 
 
 @memory_errors_mapped()
-def run_training(request: TrainRequest, sitting: TrainSession) -> TrainResult:
-    """The request is trained, or was already. Raises LlmtrainError."""
-    with ExitStack() as held:
-        return _run_at(_shared_place(request, sitting, held), request, sitting)
+def run_training(request: TrainRequest, session: TrainSession) -> TrainResult:
+    """Train what the request asks for in this process and its group. Raises LlmtrainError."""
+    with resolved_run(request, session) as resolved:
+        return train_resolved(resolved, session)
 
 
-def _run_at(place: Place, request: TrainRequest, sitting: TrainSession) -> TrainResult:
-    world = sitting.world
-    target = target_at(request, place)
-    profile = target.loaded.profile
-    resumed = load_checkpoint(target.checkpoint) if target.checkpoint is not None else None
-    finished = _finished(target, resumed)
-    if finished is not None:
-        sitting.observe(Note(f"{target.directory.path} is finished: {finished.steps} steps"))
-        return finished
+@contextmanager
+def resolved_run(request: TrainRequest, session: TrainSession) -> Iterator[ResolvedRun]:
+    """Yield the run that rank 0 resolves; its directory is locked within the block."""
+    world = session.world
+    with ExitStack() as lock:
+
+        def enter() -> ResolvedRun:
+            return lock.enter_context(resolve(request, session.observe, world))
+
+        yield session.agree("run", ResolvedRun, enter, lambda: None)
+
+
+def ranks_to_launch(resolved: ResolvedRun) -> int:
+    """Return how many processes to launch for the run; 1 where this one is enough.
+
+    Raises UsageError, and DoesNotFitError before anything is launched.
+    """
+    processes = processes_of(resolved)
+    if processes > 1:
+        plan_resolved(resolved)
+    return processes
+
+
+@memory_errors_mapped()
+def train_resolved(resolved: ResolvedRun, session: TrainSession) -> TrainResult:
+    """Train the run to its end or to a stop request. Raises LlmtrainError."""
+    world, profile = session.world, resolved.profile.loaded.profile
+    for text in resolved.notes:
+        session.note(text)
+    if resolved.is_finished:
+        session.note(f"{resolved.path} is finished: {_finished(resolved).steps} steps")
+        return _finished(resolved)
+    resumed = load_checkpoint(resolved.checkpoint) if resolved.checkpoint is not None else None
     try:
-        planned, is_same_plan = _agreed_plan(target, sitting)
-        _require_room(target, sitting)
+        planned = _agreed_plan(resolved, session)
+        if world.is_main:
+            _require_disk_space(resolved, session)
         set_up_device(planned.plan, world)
-        dataset = _shared_dataset(target, profile, planned.plan, sitting)
-        return_free_memory()  # tokenizing took more than training keeps
+        dataset = _shared_dataset(resolved, planned.plan, session)
+        return_free_memory()  # tokenizing took more than training needs
         timeout_s = profile.device.collective_timeout
         with closing(dataset.shards), world.process_group(planned.plan.backend.value, timeout_s):
-            return _train(request, target, resumed, planned, dataset, sitting, is_same_plan)
+            return _train(resolved, resumed, planned, dataset, session)
     except InterruptedRunError:
-        return nothing_trained(target, resumed)
+        return replace(_result_so_far(resolved), stopped="interrupted")
 
 
-def launch_size(request: TrainRequest) -> int:
-    """How many processes the request's plan wants on this machine. Changes nothing."""
-    return explain_run(request).planned.plan.processes.value
+def _agreed_plan(resolved: ResolvedRun, session: TrainSession) -> Planned:
+    """Return rank 0's plan, on every rank."""
+    world = session.world
+
+    def plan() -> Planned:
+        with session.stop.immediate():  # measuring and compiling take long and have no checks
+            return plan_resolved(resolved, world, session.note)
+
+    planned = session.agree("plan", Planned, plan, session.stop.check)
+    if world.size == 1:
+        return planned
+    workload = replace(planned.workload, launched_local_processes=world.local_size)
+    return replace(planned, workload=workload)
 
 
-def _shared_place(request: TrainRequest, sitting: TrainSession, held: ExitStack) -> Place:
-    """The place that rank 0 found, on every rank; its own until `held` is closed."""
-
-    def find() -> str:
-        place = locate(request, sitting.observe, held)
-        chosen = place.chosen
-        return json.dumps(
-            [
-                str(place.directory.path),
-                str(place.checkpoint) if place.checkpoint else None,
-                chosen.document() if chosen else None,
-            ]
-        )
-
-    path, checkpoint, chosen = json.loads(sitting.world.from_main("place", find))
-    return Place(
-        RunDirectory(Path(path)),
-        Path(checkpoint) if checkpoint else None,
-        Chosen.from_document(chosen) if chosen else None,
-    )
-
-
-def _agreed_plan(target: Target, sitting: TrainSession) -> tuple[Planned, bool]:
-    """Rank 0's plan, on every rank; and whether it is the one that the run was begun with."""
-    world, profile = sitting.world, target.loaded.profile
-    facts = read_facts(
-        cuda_index=world.local_rank if world.size > 1 else None,
-        tries_gpus=may_use_gpu(profile.device),
-    )
-    planned_here: list[Planned] = []
-
-    def decide() -> str:
-        kept = recorded_plan(target, facts, world)
-        if kept is not None:
-            return json.dumps([kept.document(), True, None])
-        tell = lambda text: sitting.observe(Note(text))  # noqa: E731
-        with sitting.stop.immediate():  # measuring and compiling take long, and have no checks
-            made = plan_run(profile, world=world, facts=facts, announce=tell)
-        planned_here.append(made)
-        same = target.record is None or made.plan.numerics() == recorded_numerics(target.record)
-        return json.dumps([made.plan.document(), same, made.peak_flops])
-
-    document, is_same, peak_flops = json.loads(world.from_main("plan", decide, sitting.stop.check))
-    if planned_here:
-        return planned_here[0], is_same
-    plan, workload = plan_from_document(document), workload_of(profile, world, facts)
-    if peak_flops is None and target.record is not None:
-        peak_flops = target.record.get("peak_flops")
-    planned = planned_with(plan, workload, facts, kept=last_run(facts, workload, plan))
-    return replace(planned, peak_flops=peak_flops), is_same
-
-
-def _require_room(target: Target, sitting: TrainSession) -> None:
-    """The disk has room for a checkpoint, or LlmtrainError; a warning where not for all of them."""
-    profile, directory = target.loaded.profile, target.directory.checkpoints
+def _require_disk_space(resolved: ResolvedRun, session: TrainSession) -> None:
+    """Raise LlmtrainError unless a checkpoint fits on the disk; warn unless all of them do."""
+    profile, directory = resolved.profile.loaded.profile, resolved.directory.checkpoints
     each = checkpoint_bytes(shape_of(profile.model), profile.optim.name)
-    if not sitting.world.is_main:
-        return
     require_room(directory, each, "a checkpoint of this run")
     options = profile.checkpoint
     missing = options.keep_last + options.keep_best + 1 - len(list_checkpoints(directory))
     if free_bytes(directory) < missing * each:
         needed, free = format_bytes(missing * each), format_bytes(free_bytes(directory))
-        text = f"{missing} more checkpoints are to be kept in {directory}, which needs {needed}; "
-        sitting.observe(Note(f"{text}{free} are free", is_warning=True))
+        session.note(
+            f"{missing} more checkpoints will be saved in {directory}, which takes {needed}; "
+            f"{free} are free",
+            is_warning=True,
+        )
 
 
 @memory_errors_mapped()
-def _shared_dataset(target: Target, profile: Profile, plan: Plan, sitting: TrainSession) -> Dataset:
-    """The data that rank 0 prepared, opened on every rank."""
-    work = PrepareContext(plan.workers.value, sitting.observe, sitting.stop.check)
+def _shared_dataset(resolved: ResolvedRun, plan: Plan, session: TrainSession) -> Dataset:
+    """Prepare the data on rank 0, and open it on every rank."""
+    profile = resolved.profile.loaded.profile
+    work = PrepareContext(plan.workers.value, session.observe, session.stop.check)
     prepared: list[Dataset] = []
 
-    def make() -> str:
-        prepared.append(_dataset(target, profile, work))
-        dataset = prepared[0]
-        _packing(profile, dataset, sitting)  # kept, for the others to find
+    def prepare() -> _SharedData:
+        dataset = _dataset(resolved, work)
+        prepared.append(dataset)
+        _packing(resolved, dataset, session)  # cached, for the other ranks to read
         ranges = [(source.first_token, source.tokens) for source in dataset.mixture]
-        return json.dumps([dataset.shards.index.key, str(dataset.tokenizer_directory), ranges])
+        return _SharedData(dataset.shards.index.key, dataset.tokenizer_directory, ranges)
 
-    key, directory, ranges = json.loads(sitting.world.from_main("data", make, sitting.stop.check))
+    shared = session.agree("data", _SharedData, prepare, session.stop.check)
     if prepared:
         return prepared[0]
-    dataset = open_dataset(profile.data, profile.model.vocab_size, key, Path(directory), work)
-    return with_recorded_mixture(dataset, profile.data, ranges)
+    vocab_size = profile.model.vocab_size
+    dataset = open_dataset(profile.data, vocab_size, shared.key, shared.tokenizer, work)
+    return with_recorded_mixture(dataset, profile.data, shared.ranges)
 
 
-def _packing(profile: Profile, dataset: Dataset, sitting: TrainSession) -> Packing | None:
-    """How documents are in windows, where the profile does not have them concatenated.
+def _dataset(resolved: ResolvedRun, work: PrepareContext) -> Dataset:
+    profile = resolved.profile.loaded.profile
+    vocab_size = profile.model.vocab_size
+    if resolved.recorded is None or resolved.checkpoint is None:
+        return prepare_dataset(profile.data, vocab_size, work)
+    key = data_key(resolved.recorded.values, str(resolved.path))
+    dataset = open_dataset(profile.data, vocab_size, key, resolved.checkpoint, work)
+    return with_recorded_mixture(dataset, profile.data, data_ranges(resolved.recorded.values))
 
-    None of a mixture, whose sources are packed each by itself.
+
+def _packing(resolved: ResolvedRun, dataset: Dataset, session: TrainSession) -> Packing | None:
+    """Return how documents fill windows; None if they are concatenated.
+
+    None of a mixture, whose sources are packed one by one.
     """
+    profile = resolved.profile.loaded.profile
     if profile.data.packing == "concatenate" or dataset.mixture:
         return None
-    return cached_packing(dataset.shards, profile.model.context, sitting.stop.check)
-
-
-def _dataset(target: Target, profile: Profile, work: PrepareContext) -> Dataset:
-    vocab_size = profile.model.vocab_size
-    if target.record is None or target.checkpoint is None:
-        return prepare_dataset(profile.data, vocab_size, work)
-    key = data_key(target.record, str(target.directory.path))
-    dataset = open_dataset(profile.data, vocab_size, key, target.checkpoint, work)
-    return with_recorded_mixture(dataset, profile.data, data_ranges(target.record))
+    return cached_packing(dataset.shards, profile.model.context, session.stop.check)
 
 
 def _train(
-    request: TrainRequest,
-    target: Target,
+    resolved: ResolvedRun,
     resumed: Checkpoint | None,
     planned: Planned,
     dataset: Dataset,
-    sitting: TrainSession,
-    is_same_plan: bool,
+    session: TrainSession,
 ) -> TrainResult:
-    profile, world = target.loaded.profile, sitting.world
-    shards = dataset.shards
-    separator_id = shards.index.separator_id
-    packing = _packing(profile, dataset, sitting)
+    profile, world, shards = resolved.profile.loaded.profile, session.world, dataset.shards
     run = build_run(
         profile,
         planned.plan,
         world,
         shards.train,
         resumed,
-        separator_id,
-        packing,
+        shards.index.separator_id,
+        _packing(resolved, dataset, session),
         dataset.mixture,
     )
-    horizon = target.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
-    set_horizon(run.position, target, horizon)
-    if resumed is not None and not planned.plan.has_numerics(resumed.state.numerics):
-        is_same_plan = False  # it changed after this checkpoint: see run.yaml's sittings
-    state = state_to_begin_with(resumed, planned.plan, is_same_plan)
-    if resumed is not None and not is_same_plan:
-        sitting.observe(
-            Note(
-                f"the plan differs from the run's: not bitwise from step {run.position.step}",
-                is_warning=True,
-            )
-        )
-    foreseen = forecast(profile, planned)
+    horizon = resolved.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
+    step = run.position.step
+    _set_horizon(run.position, resolved, horizon)
+    if not (is_bitwise := _is_bitwise(resolved, planned.plan)):
+        text = f"the plan differs from the run's: not bitwise from step {step}"
+        session.note(text, is_warning=True)
+    expected = forecast(profile, planned)
     if world.is_main:
-        begin_record(request, target, planned, foreseen, dataset, run.position.step)
+        write_start(resolved, planned, expected, dataset, step)
     for line in mixture_lines(dataset.mixture, horizon.steps, planned.workload.tokens_per_step):
-        sitting.observe(Note(line))
-    sitting.observe(started_event(target, planned, dataset, run.position.step, horizon))
+        session.note(line)
+    session.observe(_started(resolved, planned, dataset, step, horizon))
     setup = TrainSetup(
         run=run,
         profile=profile,
         horizon=horizon,
-        directory=target.directory,
-        data=dataset.shards,
+        directory=resolved.directory,
+        data=shards,
         tokenizer=dataset.tokenizer,
         mixture=dataset.mixture,
         workload=planned.workload,
         peak_flops=planned.peak_flops,
-        stop=sitting.stop,
-        observe=sitting.observe,
-        used_before_s=used_before_s(target, resumed),
-        starting_s=sitting.elapsed_s,
+        stop=session.stop,
+        observe=session.observe,
+        used_before_s=_used_before_s(resolved),
+        starting_s=session.elapsed_s,
     )
     with Prefetch(run.batches.read) as run.prefetch:
+        state = _first_state(resolved, planned.plan, is_bitwise=is_bitwise)
         result = trained_with_energy(Trainer(setup, state))
-    if world.is_main:
-        result = _beside_forecast(result, target, foreseen)
-        result = replace(result, prompt_example=_prompt_example(dataset))
-        record_run(
-            planned.facts,
-            planned.workload,
-            run.plan,
-            step_s=result.step_s,
-            steps=result.trained_steps,
-            peak_memory_bytes=result.peak_memory_bytes,
-        )
-        end_record(target.directory, result)
+    if not world.is_main:
+        return result
+    said = (resolved.recorded and resolved.recorded.forecast) or expected.document()
+    rate, seconds = ((said.get(name) or {}).get("value") for name in ("tokens_per_s", "seconds"))
+    result = replace(
+        result,
+        predicted_tokens_per_s=rate,
+        predicted_seconds=seconds,
+        prompt_example=_prompt_example(dataset),
+    )
+    record_run(
+        planned.facts,
+        planned.workload,
+        run.plan,
+        step_s=result.step_s,
+        steps=result.trained_steps,
+        peak_memory_bytes=result.peak_memory_bytes,
+    )
+    write_result(resolved.directory, result)
     return result
+
+
+def _is_bitwise(resolved: ResolvedRun, plan: Plan) -> bool:
+    """Return whether the plan computes the bits that the run would have without a stop."""
+    if resolved.state is None or resolved.recorded is None:
+        return True
+    recorded = resolved.recorded.plan
+    # The plan may have changed after run.yaml was written: then the state has another.
+    before = (resolved.state.numerics, recorded.numerics() if recorded is not None else None)
+    return all(found is not None and plan.has_numerics(found) for found in before)
 
 
 def _prompt_example(dataset: Dataset) -> str:
@@ -292,15 +315,86 @@ def _prompt_example(dataset: Dataset) -> str:
     return dataset.tokenizer.decode(tokens.read(0, min(64, tokens.num_tokens)).tolist())
 
 
-def _beside_forecast(result: TrainResult, target: Target, foreseen: Forecast) -> TrainResult:
-    """The result with what was said before the run, also where that was in an earlier sitting."""
-    said = (target.record or {}).get("forecast") or foreseen.document()
-    rate, seconds = ((said.get(name) or {}).get("value") for name in ("tokens_per_s", "seconds"))
-    return replace(result, predicted_tokens_per_s=rate, predicted_seconds=seconds)
+def _set_horizon(position: Position, resolved: ResolvedRun, horizon: Horizon) -> None:
+    """Set the horizon that the schedule follows; under a new time the old estimate is dropped."""
+    if horizon.time_s is None:
+        position.horizon_steps, position.time_progress = horizon.steps, None
+    elif position.time_progress is None or resolved.has_new_horizon:
+        position.horizon_steps, position.time_progress = None, 0.0
 
 
-def _finished(target: Target, resumed: Checkpoint | None) -> TrainResult | None:
-    """The result of a run that has nothing left to do."""
-    if resumed is None or not resumed.state.finished or has_new_horizon(target):
-        return None
-    return result_of(target, resumed.state)
+def _first_state(resolved: ResolvedRun, plan: Plan, *, is_bitwise: bool) -> SavedState:
+    """Return the state before the session's first step: the checkpoint's, or a new run's."""
+    before = resolved.state
+    if before is None:
+        return SavedState(
+            step=0,
+            tokens=0,
+            windows=0,
+            elapsed_s=0.0,
+            horizon_steps=None,
+            torch_rng=RandomState.now().text,
+            course=DivergenceState(),
+            numerics=plan.numerics(),
+        )
+    drifted = before.not_bitwise_from_step
+    if drifted is None and not is_bitwise:
+        drifted = before.step
+    return before.model_copy(
+        update={"numerics": plan.numerics(), "not_bitwise_from_step": drifted, "finished": False}
+    )
+
+
+def _used_before_s(resolved: ResolvedRun) -> float:
+    """Return the seconds that earlier sessions used, with what the last did after its last reading.
+
+    A session that ended by itself recorded its time once its checkpoint was durable, which on a
+    slow disk may be long after the time in the checkpoint.
+    """
+    if resolved.state is None or resolved.recorded is None:
+        return 0.0
+    ended = resolved.recorded.values.get("result") or {}
+    is_newest = ended.get("checkpoint") == str(resolved.checkpoint)
+    ended_s = ended.get("seconds", 0.0) if is_newest else 0.0
+    return max(resolved.state.elapsed_s, ended_s) + _AFTER_THE_CLOCK_S
+
+
+def _started(
+    resolved: ResolvedRun, planned: Planned, dataset: Dataset, step: int, horizon: Horizon
+) -> Started:
+    index = dataset.shards.index
+    return Started(
+        run=resolved.path,
+        plan=planned.plan,
+        prediction=planned.prediction,
+        parameters=planned.workload.shape.parameters,
+        train_tokens=index.train.tokens,
+        validation_tokens=index.validation.tokens,
+        tokens_per_step=planned.workload.tokens_per_step,
+        from_step=step,
+        horizon_steps=horizon.steps,
+        horizon_s=horizon.time_s,
+    )
+
+
+def _finished(resolved: ResolvedRun) -> TrainResult:
+    return replace(_result_so_far(resolved), already_finished=True)
+
+
+def _result_so_far(resolved: ResolvedRun) -> TrainResult:
+    """Return the result of a session that trains nothing: the run's state before it."""
+    state = resolved.state
+    return TrainResult(
+        run=resolved.path,
+        checkpoint=resolved.checkpoint,
+        steps=state.step if state is not None else 0,
+        tokens=state.tokens if state is not None else 0,
+        seconds=state.elapsed_s if state is not None else 0.0,
+        tokens_per_s=None,
+        train_loss=state.train_loss if state is not None else None,
+        val_loss=state.val_loss if state is not None else None,
+        val_bpb=state.val_bpb if state is not None else None,
+        peak_memory_bytes=state.peak_memory_bytes if state is not None else 0,
+        predicted_peak_bytes=None,
+        stopped="done",
+    )

@@ -12,8 +12,8 @@ from llmtrain.machine.facts import Facts
 from llmtrain.plan.cpu_benchmarks import measured_products
 from llmtrain.plan.decisions import choose_device
 from llmtrain.plan.decisions import threads as decide_threads
-from llmtrain.profile.load import LoadedProfile, load_profile
-from llmtrain.profile.schema import DeviceSection, Profile
+from llmtrain.profile.load import LoadedProfile, load_section, profile_layer
+from llmtrain.profile.schema import DeviceSection, ModelSection, Profile
 from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.recipe.batch_size import best_tokens_per_step
 from llmtrain.recipe.model_size import best_for_time, expected_tokens
@@ -40,7 +40,8 @@ def choose_profile(
     if not measure:
         return Choice("cpu-tiny", "the smallest, as the speed of the CPU is unknown")
     shapes = {
-        name: shape_of(load_profile(name, environment={}).profile.model) for name in _CPU_PROFILES
+        name: shape_of(load_section(ModelSection, "model", profile_layer(name)))
+        for name in _CPU_PROFILES
     }
     return best_for_time(shapes, time_s, _flops_per_s(facts, options, shapes["cpu-tiny"]))
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -24,6 +24,7 @@ from llmtrain.profile.yaml_text import LARGEST_BYTES, parse_entries, parse_scala
 from llmtrain.untrusted import problem_of, read_bytes
 
 ENVIRONMENT_PREFIX = "LLMTRAIN_"
+S = TypeVar("S", bound=BaseModel)
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -57,24 +58,38 @@ def load_profile(
     assignments: Sequence[str] = (),
     flags: Layer | None = None,
 ) -> LoadedProfile:
-    """The profile that all layers together describe. Raises UsageError.
+    """Return the profile that all layers together describe. Raises UsageError.
 
-    `profile` is a shipped profile's name, a file, or settings that stand in for one.
+    `profile` is a shipped profile's name, a file, or settings in place of one.
     """
-    layers = [
-        profile_layer(profile) if isinstance(profile, str) else profile or {},
-        _environment_layer(os.environ if environment is None else environment),
-        _assignment_layer(assignments),
-        flags or {},
-    ]
+    base = profile_layer(profile) if isinstance(profile, str) else profile or {}
+    variables = os.environ if environment is None else environment
+    return validate_profile(merge_layers(base, variables, assignments, flags or {}))
+
+
+def merge_layers(
+    base: Layer, environment: Mapping[str, str], assignments: Sequence[str], flags: Layer
+) -> dict[str, Setting]:
+    """Return every setting of the highest layer that has it. Raises UsageError for unknown keys."""
+    layers = (base, _environment_layer(environment), _assignment_layer(assignments), flags)
     merged = _merge(layers)
     _refuse_unknown(merged)
-    return _validated(merged)
+    return merged
+
+
+def load_section(section: type[S], name: str, merged: Mapping[str, Setting]) -> S:
+    """Return one section of the profile, validated without the others. Raises UsageError."""
+    try:
+        return section.model_validate_json(json.dumps(_nested(merged).get(name, {})))
+    except ValidationError as error:
+        first = error.errors()[0]
+        located: ErrorDetails = {**first, "loc": (name, *first["loc"])}
+        raise _usage_error(located, merged) from None
 
 
 def profile_from_values(values: Mapping[str, Any], origin: str) -> Profile:
     """The profile that a run directory recorded. Raises UsageError."""
-    return _validated({path: Setting(v, origin) for path, v in flat_values(values)}).profile
+    return validate_profile({path: Setting(v, origin) for path, v in flat_values(values)}).profile
 
 
 def shipped_profiles() -> dict[str, Path]:
@@ -226,7 +241,8 @@ def _meant(path: str, known: Sequence[str]) -> str | None:
     return None
 
 
-def _validated(merged: Mapping[str, Setting]) -> LoadedProfile:
+def validate_profile(merged: Mapping[str, Setting]) -> LoadedProfile:
+    """Return the profile that `merged` describes. Raises UsageError."""
     try:
         text = json.dumps(_nested(merged))
         profile = Profile.model_validate_json(text)

@@ -236,12 +236,12 @@ class MemoryGuard:
     def _record(self, changes: list[_PlanChange]) -> None:
         """Write the plan to run.yaml, and when and why it changed."""
         record = self._directory.read_record()
-        *earlier, session = record["sittings"]
+        *earlier, session = record["sessions"]
         recorded = [*session.get("changes", []), *(asdict(change) for change in changes)]
         update = {
             "plan": self._run.plan.document(),
             "predicted": self.predicted.items(),
-            "sittings": [*earlier, session | {"changes": recorded}],
+            "sessions": [*earlier, session | {"changes": recorded}],
         }
         self._directory.write_record(record | update)
 

@@ -25,7 +25,7 @@ def test_time_ends_the_run_saved(process: ProcessCommand, place: Path) -> None:
     assert record["profile"]["train"]["time"] == "8s"
     assert "steps" not in record["profile"]["train"]
     # what runs is what was typed
-    assert record["sittings"][0]["command"][1:] == [*TRAIN, "--time", "8s", "--json", "-q"]
+    assert record["sessions"][0]["command"][1:] == [*TRAIN, "--time", "8s", "--json", "-q"]
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_every_value_is_there_once() -> None:
 def test_nothing_here_is_read_or_timed_for_another_machine(
     call: Any, profile: str | None, horizon: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("request", "plan_run", "train_run"):
+    for module in ("request", "plan_run"):
         monkeypatch.setattr(f"llmtrain.engine.{module}.read_facts", pytest.fail)
     for name in ("time_matmuls", "time_attention", "time_block", "load_measurement"):
         monkeypatch.setattr(cpu_benchmarks, name, pytest.fail)

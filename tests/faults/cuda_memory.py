@@ -119,11 +119,11 @@ def losses(out: Path) -> list[float]:
 
 def micro_batches(out: Path) -> list[int]:
     """Those that the run had, one after the other."""
-    sittings = RunDirectory(out).read_record()["sittings"]
+    sessions = RunDirectory(out).read_record()["sessions"]
     return [
         numerics["micro_batch"]
-        for sitting in sittings
-        for numerics in (sitting["numerics"], *(c["numerics"] for c in sitting.get("changes", [])))
+        for session in sessions
+        for numerics in (session["numerics"], *(c["numerics"] for c in session.get("changes", [])))
     ]
 
 

@@ -170,8 +170,8 @@ def _plans(run: Path) -> list[str]:
     record = _record(run)
     if not record:
         return []
-    changes = record["sittings"][-1].get("changes", [])
-    numerics = [record["sittings"][-1]["numerics"], *(change["numerics"] for change in changes)]
+    changes = record["sessions"][-1].get("changes", [])
+    numerics = [record["sessions"][-1]["numerics"], *(change["numerics"] for change in changes)]
     return [f"{n['micro_batch']}×{n['accumulation']}" + _mark(n) for n in numerics]
 
 

@@ -17,7 +17,7 @@ from llmtrain.data.shards.index import INDEX_NAME
 from llmtrain.data.shards.prepared import open_prepared, prepare
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.data.split import plan_split
-from llmtrain.engine.recorded import _plan_in
+from llmtrain.engine.resume import plan_in
 from llmtrain.errors import DataError
 from llmtrain.machine.facts import MatmulTimes
 from llmtrain.machine.measurement_cache import MeasurementKey, load_measurement, save_measurement
@@ -67,7 +67,7 @@ plan:
 machine: {cpu: null, isa: [avx2], accelerators: [], torch: 2.13.0}
 peak_flops: 1.5e+11
 data: {key: 0123456789abcdef0123456789abcdef, sources: []}
-sittings:
+sessions:
 - {begun: '2030-01-02T03:04:05+00:00', from_step: 0, command: [llmtrain, train]}
 result: {stopped: done}
 """
@@ -151,7 +151,7 @@ def _load_plan(data: bytes, _: Path) -> None:
         document = parse_json(data)
     except ValueError as error:
         raise DataError(str(error)) from None
-    if _plan_in({"plan": document}) is None:
+    if plan_in({"plan": document}) is None:
         raise DataError("made anew")
 
 
@@ -160,7 +160,7 @@ def _run_file(data: bytes, place: Path) -> None:
     record = RunDirectory(place).read_record()
     profile_from_values(record["profile"], "run.yaml")
     data_key(record, "run.yaml")
-    _plan_in(record)
+    plan_in(record)
 
 
 def _manifest(place: Path) -> Reader:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
-from llmtrain.choice import Choice
-from llmtrain.engine.request import Chosen
 from llmtrain.machine.facts import Facts, MatmulTimes
 from llmtrain.plan import auto_profile
 from llmtrain.plan.auto_profile import choose_profile, choose_tokens_per_step
@@ -78,11 +74,6 @@ def test_a_cpu_is_measured_for_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto_profile, "measured_products", lambda *_: times)
     assert choose_profile(CPU, DeviceSection(), 60.0).value == "cpu-tiny"
     assert choose_profile(CPU, DeviceSection(), 86400.0).value == "cpu-mini"
-
-
-def test_what_rank_0_chose_reaches_the_others_as_it_was() -> None:
-    chosen = Chosen(Choice("cpu-tiny", "a reason"), Choice(4096, "another"))
-    assert Chosen.from_document(json.loads(json.dumps(chosen.document()))) == chosen
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_training_goes_on_eagerly_where_compiling_fails(
     (tmp_path / "corpus.txt").write_text(text)
     events: list[Event] = []
     with monkeypatch.context() as patch:
-        patch.setattr("llmtrain.engine.train_run.read_facts", with_compiler)
+        patch.setattr("llmtrain.engine.request.read_facts", with_compiler)
         result = engine.train(
             "cpu-tiny",
             data=[str(tmp_path / "corpus.txt")],

@@ -181,7 +181,7 @@ def test_it_says_why_in_a_warning_in_the_record_and_in_the_state(
     ]
     found = record(place / "run")
     assert found["plan"]["micro_batch"]["reason"] == f"{why}; it was 8"
-    (change,) = found["sittings"][-1]["changes"]
+    (change,) = found["sessions"][-1]["changes"]
     assert (change["after_step"], change["reason"]) == (5, why)
     assert change["numerics"]["micro_batch"] == 4
     assert found["predicted"]["total_bytes"] == result.predicted_peak_bytes
@@ -245,7 +245,7 @@ def test_one_sequence_at_once_is_computed_again(
 
     assert plan_of(place / "run", "micro_batch") == 1
     assert plan_of(place / "run", "activation_checkpointing") == "full"
-    assert len(record(place / "run")["sittings"][-1]["changes"]) == 4
+    assert len(record(place / "run")["sessions"][-1]["changes"]) == 4
     assert_same_course(Files(place / "run"), in_fours)
     assert load_checkpoint(Files(place / "run").newest).state.not_bitwise_from_step is None
 
@@ -416,7 +416,7 @@ def test_gradients_that_were_unscaled_are_scaled_anew(
     for scaler in (torch.amp.GradScaler("cpu", init_scale=1024.0), None):
         run = make_run()
         run.scaler = scaler or run.scaler
-        RunDirectory(tmp_path).write_record({"profile": {}, "sittings": [{}]})
+        RunDirectory(tmp_path).write_record({"profile": {}, "sessions": [{}]})
         workload = Workload(run.model.shape, WINDOWS * run.context)
         guard = MemoryGuard(run, workload, RunDirectory(tmp_path), lambda _: None)
         reports.append(next(guard.steps()))
@@ -514,7 +514,7 @@ class Ranks:
         self.worlds = [World(rank, 2, rank, 2, store) for rank in (0, 1)]
         self.events: list[Event] = []
         self.directory = RunDirectory(place)
-        self.directory.write_record({"profile": {}, "sittings": [{}]})
+        self.directory.write_record({"profile": {}, "sessions": [{}]})
 
     def guard(self, rank: int, objective: Callable[..., Tensor] | None = None) -> MemoryGuard:
         """The guard of one of them, which may compute something else."""

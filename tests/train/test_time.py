@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from llmtrain.cli.train import _deadline
-from llmtrain.engine.beginning import _AFTER_THE_CLOCK_S
 from llmtrain.engine.request import Deadline, TrainRequest
-from llmtrain.engine.train_run import TrainSession, run_training
+from llmtrain.engine.train_run import _AFTER_THE_CLOCK_S, TrainSession, run_training
 from llmtrain.errors import UsageError
 from llmtrain.profile.horizon import Horizon
 from llmtrain.progress import Note
@@ -38,10 +37,10 @@ def test_time_that_was_used_before_an_interruption_counts(
     assert first.stopped == "interrupted"
     begun_s = time.monotonic()
     second = train(place / "run", resume="auto")
-    sitting_s = time.monotonic() - begun_s
+    session_s = time.monotonic() - begun_s
 
     assert second.stopped == "time"
-    assert second.seconds == pytest.approx(used_s + sitting_s + _AFTER_THE_CLOCK_S, abs=0.5)
+    assert second.seconds == pytest.approx(used_s + session_s + _AFTER_THE_CLOCK_S, abs=0.5)
     assert 4 < second.seconds <= 12
     rates = [line["lr"] for line in Files(place / "run").course() if "loss" in line]
     assert rates[-1] < 0.2 * max(rates)
@@ -81,9 +80,9 @@ def test_time_that_the_last_save_took_counts(
 
 def test_what_comes_before_training_counts_too(place: Path) -> None:
     request = TrainRequest(profile="tiny.yaml", assignments=["train.time=6s"], out=place / "run")
-    sitting = TrainSession(World(), lambda event: None, StopRequest(), time.monotonic() - 3.0)
+    session = TrainSession(World(), lambda event: None, StopRequest(), time.monotonic() - 3.0)
     begun_s = time.monotonic()
-    result = run_training(request, sitting)
+    result = run_training(request, session)
     assert time.monotonic() - begun_s < 3.0
     assert 3.0 < result.seconds <= 6.0
 

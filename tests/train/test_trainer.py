@@ -170,7 +170,7 @@ def test_record_says_what_was_asked_decided_and_used(reference: Files) -> None:
     assert len(record["data"]["corpus_sha256"]) == 64
     assert record["data"]["sources"][0]["spec"] == "corpus.txt"
     assert record["result"]["stopped"] == "done"
-    assert len(record["sittings"]) == 1
+    assert len(record["sessions"]) == 1
 
 
 def test_state_says_where_the_run_stands(reference: Files) -> None:
@@ -233,7 +233,7 @@ def test_little_room_is_warned_of(
     monkeypatch.setattr(train_run, "free_bytes", lambda directory: 1000)
     train(place / "run", train__steps=1)
     warnings = [event.text for event in train.events if isinstance(event, Note)]
-    assert any("4 more checkpoints are to be kept" in text for text in warnings)
+    assert any("4 more checkpoints will be saved" in text for text in warnings)
 
 
 def test_nothing_is_drawn_from_generators_that_a_checkpoint_does_not_hold(

@@ -71,6 +71,6 @@ def inspect(
 
 
 def _threads() -> int:
-    from llmtrain.machine.probe import read_facts
+    from llmtrain.machine.probe import read_cpu
 
-    return read_facts().cpu.usable_cores
+    return read_cpu().usable_cores

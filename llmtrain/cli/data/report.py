@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.text import Text
 
 from llmtrain.cli.output import Output
+from llmtrain.data.quality.dropped import DropCount
 from llmtrain.data.quality.leakage import Leakage
 from llmtrain.data.quality.survey import Copies, LengthBin, SampledDocument, Survey
 from llmtrain.engine.inspect_data import DataReport, Epochs

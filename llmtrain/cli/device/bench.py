@@ -46,11 +46,12 @@ def bench(
     from llmtrain.engine.bench import bench_cpu
     from llmtrain.engine.request import TrainRequest
     from llmtrain.machine.probe import read_facts
+    from llmtrain.plan.decisions import may_use_gpu
 
     flags = flag_settings(device_kind=device, device_force_cpu=force_cpu)
-    facts = read_facts()
     request = TrainRequest(profile=profile, assignments=set_ or [], flags=flags)
     loaded = request.load(profile or "cpu-tiny").profile
+    facts = read_facts(tries_gpus=may_use_gpu(loaded.device))
     result = bench_cpu(loaded, facts, block=not no_compile, announce=output.note)
     if result.times.compile_failure is not None:
         output.warning(f"a block cannot be compiled: {result.times.compile_failure}")

@@ -1,1 +1,1 @@
-"""Kill a training many times, and compare its end with an undisturbed one."""
+"""Kill a training many times, resume it, and compare its result with an uninterrupted one."""

@@ -1,4 +1,4 @@
-"""Training processes that are killed at a chosen moment, and how they end."""
+"""Start training processes, and kill them at a chosen phase."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ from llmtrain.children import MAIN, python_command
 from llmtrain.engine.verify_resume.observe import Phase, Watch
 from llmtrain.errors import LlmtrainError, describe_exit_code
 
-_LOOK_EVERY_S = 0.001
-_ALL_GONE_S = 60.0  # after a kill; ranks promise less
-_LAST_WORDS = 5  # lines
+_POLL_EVERY_S = 0.001
+_ALL_GONE_S = 60.0  # limit for the remaining ranks to end after a kill
+_LAST_LINES = 5  # of the log, shown on failure
 
-# Before a run is begun; afterwards these do not come again.
-_OPENING: tuple[Phase, ...] = ("start-up", "data preparation")
-_OPENING_SHARE = 10  # of so many kills one strikes there
+# Before the run is started; these phases do not occur again afterwards.
+_STARTING: tuple[Phase, ...] = ("start-up", "data preparation")
+_KILLS_PER_STARTING_KILL = 10
 
 
 @dataclass(frozen=True, slots=True)
 class KillTarget:
-    """The first moment of `phase` at or after a step, and so many of its usual lengths later, or
-    where it ends before that, at its end."""
+    """When to kill: `lengths` of the phase's median duration after it starts, at its end at latest.
+
+    It is the first time that the phase occurs at or after `from_step`.
+    """
 
     phase: Phase
     from_step: int
@@ -41,23 +43,25 @@ class KillTarget:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """One process or all were killed. `phase`: what the files that rank 0 left say it was doing,
-    or, where another rank was killed and rank 0 only followed, what it did at that moment."""
+    """One kill. `phase` is that of rank 0: at the kill, or as its files show it afterwards."""
 
     phase: Phase
     aimed_at: Phase
     step: int
     victim: str
-    gone_after_s: float  # when no process of the run was left
+    gone_after_s: float  # until no process of the run was left
 
 
 def plan_kills(
     phases: Sequence[Phase], kills: int, steps: int, draw: random.Random
 ) -> list[KillTarget]:
-    """So many aims over the course of a run: each phase about as often, in no order."""
-    opening = [phase for phase in _OPENING if phase in phases]
-    first = [opening[i % len(opening)] for i in range(-(-kills // _OPENING_SHARE) * len(opening))]
-    others: list[Phase] = [*(p for p in phases if p not in _OPENING), "resume"]
+    """Return a target for each kill: every phase about equally often, in random order."""
+    starting = [phase for phase in _STARTING if phase in phases]
+    first = [
+        starting[i % len(starting)]
+        for i in range(-(-kills // _KILLS_PER_STARTING_KILL) * len(starting))
+    ]
+    others: list[Phase] = [*(p for p in phases if p not in _STARTING), "resume"]
     rest = [others[i % len(others)] for i in range(kills - len(first))]
     draw.shuffle(rest)
     return [
@@ -67,37 +71,37 @@ def plan_kills(
 
 
 class TrainProcess:
-    """A command that trains in `environment`; its words go to a file."""
+    """A training command in its own process group; its output goes to a log file."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
         self._log = log
-        with log.open("ab") as words:
+        with log.open("ab") as file:
             self._process = subprocess.Popen(
                 command,
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
-                stdout=words,
-                stderr=words,
-                start_new_session=sys.platform != "win32",  # a Ctrl-C is for the prover
+                stdout=file,
+                stderr=file,
+                start_new_session=sys.platform != "win32",  # Ctrl-C is for this process alone
             )
 
     @property
     def has_ended(self) -> bool:
-        """Whether the command has an exit code."""
+        """Whether the command has ended."""
         return self._process.poll() is not None
 
-    def ended_well(self) -> None:
-        """Nothing. Raises LlmtrainError with its last words where it ended otherwise than by 0."""
+    def require_success(self) -> None:
+        """Wait for the process; raise LlmtrainError with its last log lines on a non-zero exit."""
         code = self._process.wait()
         if code:
-            words = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
             raise LlmtrainError(
-                f"training {describe_exit_code(code)}: {' | '.join(words[-_LAST_WORDS:])}",
-                hint="see whether the same profile trains: llmtrain train",
+                f"training {describe_exit_code(code)}: {' | '.join(lines[-_LAST_LINES:])}",
+                hint="check that the same profile trains: llmtrain train",
             )
 
     def end(self) -> None:
-        """No process of it is left."""
+        """Kill every process of the command, and wait for them."""
         family = self._family()
         for process in family:
             with suppress(psutil.NoSuchProcess):
@@ -106,14 +110,14 @@ class TrainProcess:
         psutil.wait_procs(family, timeout=_ALL_GONE_S)
 
     def kill(self, draw: random.Random) -> tuple[str, float]:
-        """Who was killed, all of them or one rank of several, and how long others lived on.
+        """Kill one rank or all processes; return which, and the seconds until all had ended.
 
-        Raises LlmtrainError where the others do not end by themselves.
+        Raises LlmtrainError if the remaining ranks do not end by themselves.
         """
         family = self._family()
         ranks = {rank: process for process in family if (rank := _rank_of(process)) is not None}
         victim = draw.choice([None, *ranks])
-        begun_s = time.monotonic()
+        started_s = time.monotonic()
         for process in [ranks[victim]] if victim is not None else family:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -121,15 +125,15 @@ class TrainProcess:
         self.end()
         if alive:
             raise LlmtrainError(
-                f"rank {victim} was killed, and {len(alive)} processes lived on for "
-                f"{_ALL_GONE_S:g} s",
+                f"rank {victim} was killed, and {len(alive)} processes were still running "
+                f"{_ALL_GONE_S:g} s later",
                 hint="this is a defect of llmtrain; please report it",
             )
         name = f"rank {victim}" if victim is not None else "every process"
-        return name if ranks else "the process", time.monotonic() - begun_s
+        return name if ranks else "the process", time.monotonic() - started_s
 
     def _family(self) -> list[psutil.Process]:
-        """The process, and those that it started; the launcher first, so that it starts no more."""
+        """Return the process and its descendants; the launcher first, so that it starts no more."""
         try:
             process = psutil.Process(self._process.pid)
             return [process, *process.children(recursive=True)]
@@ -144,59 +148,59 @@ def _rank_of(process: psutil.Process) -> str | None:
         return None
 
 
-def lengths_of(
-    trainee: TrainProcess, watch: Watch, check: Callable[[], None]
+def median_phase_s(
+    training: TrainProcess, watch: Watch, check: Callable[[], None]
 ) -> dict[Phase, float]:
-    """The usual seconds of each phase that an uninterrupted training went through."""
-    seen: dict[Phase, list[float]] = defaultdict(list)
-    phase, begun_s = watch.phase(), time.monotonic()
-    while not trainee.has_ended:
+    """Observe an uninterrupted training to its end; return the median seconds of each phase."""
+    durations_s: dict[Phase, list[float]] = defaultdict(list)
+    phase, started_s = watch.phase(), time.monotonic()
+    while not training.has_ended:
         check()
         now = watch.phase()
         if now != phase:
-            seen[phase].append(time.monotonic() - begun_s)
-            phase, begun_s = now, time.monotonic()
-        time.sleep(_LOOK_EVERY_S)
-    return {phase: median(lengths) for phase, lengths in seen.items()}
+            durations_s[phase].append(time.monotonic() - started_s)
+            phase, started_s = now, time.monotonic()
+        time.sleep(_POLL_EVERY_S)
+    return {phase: median(lengths) for phase, lengths in durations_s.items()}
 
 
 def kill_at(
-    trainee: TrainProcess,
+    training: TrainProcess,
     watch: Watch,
-    aim: KillTarget,
+    target: KillTarget,
     length_s: float,
     draw: random.Random,
     check: Callable[[], None],
 ) -> Kill | None:
-    """The kill that `aim` led to; None where training ended before."""
-    while not _has_come(watch, aim):
+    """Wait for the target and kill the training there; return None if it ended before."""
+    while not _is_reached(watch, target):
         check()
-        if trainee.has_ended:
+        if training.has_ended:
             return None
-        time.sleep(_LOOK_EVERY_S)
-    until_s = time.monotonic() + aim.lengths * length_s
-    seen = begun = watch.phase()
-    while seen == begun and time.monotonic() < until_s:
-        time.sleep(_LOOK_EVERY_S)
+        time.sleep(_POLL_EVERY_S)
+    until_s = time.monotonic() + target.lengths * length_s
+    seen = first = watch.phase()
+    while seen == first and time.monotonic() < until_s:
+        time.sleep(_POLL_EVERY_S)
         seen = watch.phase()
-    if trainee.has_ended:
+    if training.has_ended:
         return None
-    victim, gone_after_s = trainee.kill(draw)
+    victim, gone_after_s = training.kill(draw)
     phase = seen if victim.startswith("rank") and victim != "rank 0" else watch.phase()
-    return Kill(phase, aim.phase, watch.step, victim, gone_after_s)
+    return Kill(phase, target.phase, watch.step, victim, gone_after_s)
 
 
-def _has_come(watch: Watch, aim: KillTarget) -> bool:
+def _is_reached(watch: Watch, target: KillTarget) -> bool:
     phase = watch.phase()
-    if aim.phase == "data preparation":
-        return phase != "start-up"  # what is prepared already is not prepared again
-    if aim.phase in ("start-up", "resume"):
+    if target.phase == "data preparation":
+        return phase != "start-up"  # cached data is not prepared again
+    if target.phase in ("start-up", "resume"):
         return True
-    return phase == aim.phase and watch.step >= aim.from_step
+    return phase == target.phase and watch.step >= target.from_step
 
 
-def started(command: Sequence[str], cache: Path, log: Path) -> TrainProcess:
-    """`llmtrain COMMAND` runs, with a cache of its own and no setting from the environment."""
+def start_training(command: Sequence[str], cache: Path, log: Path) -> TrainProcess:
+    """Start `llmtrain COMMAND` with its own cache and no settings from the environment."""
     own = {n: v for n, v in os.environ.items() if not n.startswith("LLMTRAIN_")}
     environment = own | {"LLMTRAIN_CACHE_DIR": str(cache)}
     return TrainProcess(python_command(MAIN, *command), environment, log)

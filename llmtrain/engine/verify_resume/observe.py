@@ -1,4 +1,4 @@
-"""What a training process is doing, as its files tell: for whoever wants to strike at a moment."""
+"""Tell from its files which phase a training process is in."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Phase = Literal[
 
 
 class Watch:
-    """One sitting of a run, seen from outside. The run logs every step."""
+    """One session of a run, observed through its files. The run must log every step."""
 
     def __init__(self, run: RunDirectory, cache: Path, options: EvalSection, steps: int) -> None:
-        """To be made before the process is started: what is there now, it has not made."""
+        """Take note of the files that are there before the process is started."""
         self._run = run
         self._cache = cache
         self._options = options
@@ -44,7 +44,7 @@ class Watch:
         return max([int(logged), *saved])
 
     def phase(self) -> Phase:
-        """What the process does now; of one that was killed, what it was doing."""
+        """Return the phase that the process is in, or was in when it was killed."""
         if _stamp(self._run.path / RUN_FILE) == self._record_before:
             if self._is_resumed:
                 return "resume"
@@ -70,7 +70,7 @@ class Watch:
         return "step"
 
     def _hidden(self) -> set[str]:
-        """What is being written or removed, or was when a process was killed."""
+        """Return the checkpoint directories that are being written or removed."""
         return {name for name in _names(self._run.checkpoints) if name.startswith(".")}
 
     def _data(self) -> set[tuple[str, str]]:
@@ -87,7 +87,7 @@ def _names(directory: Path) -> list[str]:
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """What changes when the file is written anew."""
+    """Return what changes when the file is rewritten."""
     try:
         found = path.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Whether an interrupted run ends as an uninterrupted one: tried, on a user's own profile."""
+"""Test on a profile whether a killed and resumed run gives the result of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from typing import Any
 
 import yaml
 
-from llmtrain.engine.request import TrainRequest, loaded_profile
+from llmtrain.engine.request import TrainRequest, resolve_profile
 from llmtrain.engine.verify_resume.kill import (
     Kill,
     TrainProcess,
     kill_at,
-    lengths_of,
+    median_phase_s,
     plan_kills,
-    started,
+    start_training,
 )
 from llmtrain.engine.verify_resume.observe import Phase, Watch
 from llmtrain.errors import LlmtrainError
@@ -33,25 +33,25 @@ from llmtrain.train.events import Observer
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.units import format_duration
 
-_EVALUATE_EVERY, _SAMPLE_EVERY = 2, 3  # steps, so that kills strike there too
+_EVALUATE_EVERY, _SAMPLE_EVERY = 2, 3  # steps, so that kills fall there too
 _EVALUATED_TOKENS, _SAMPLED_TOKENS = 4096, 16
-_TIMELESS = ("step", "tokens", "loss", "lr", "grad_norm", "val_loss", "val_bpb")
-_KEPT_PROBES = "probe"  # of the cache: what the machine was measured to do
+_REPRODUCIBLE = ("step", "tokens", "loss", "lr", "grad_norm", "val_loss", "val_bpb")
+_MEASUREMENTS = "probe"  # the directory of the cache with the measurements of this machine
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What a finished run has to show."""
+    """The result of a finished run."""
 
     model_sha256: str
     optimizer_sha256: str
-    course: tuple[dict[str, Any], ...]  # logged values that no clock decides, and samples
+    course: tuple[dict[str, Any], ...]  # logged values that do not depend on time, and samples
     numerics: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Two trainings of one profile, one of which was killed now and then."""
+    """Two trainings of one profile, one of them killed and resumed."""
 
     steps: int
     processes: int
@@ -63,12 +63,12 @@ class Proof:
 
     @property
     def is_equal(self) -> bool:
-        """Weights, optimizer and all logged values, bit for bit."""
+        """Whether weights, optimizer state and logged values are bitwise equal."""
         return self.uninterrupted == self.interrupted
 
     @property
     def first_difference(self) -> str | None:
-        """Where the two part, in a few words."""
+        """The first difference, for people; None if there is none."""
         one, other = self.uninterrupted, self.interrupted
         if one.numerics != other.numerics:
             return f"the plans: {one.numerics} and {other.numerics}"
@@ -84,7 +84,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What is tried. Equal seeds aim alike."""
+    """How often to kill in how many steps. Equal seeds give equal kill targets."""
 
     kills: int
     steps: int
@@ -94,10 +94,10 @@ class Trial:
 def prove_resume(
     request: TrainRequest, trial: Trial, observe: Observer, check: Callable[[], None]
 ) -> Proof:
-    """The request's profile trained for some steps twice, in a temporary directory.
+    """Train the request's profile twice in a temporary directory, and compare the results.
 
-    Once uninterrupted, once killed and resumed. `check` may raise to end it. Raises LlmtrainError
-    where a training fails by itself.
+    The first training is uninterrupted, the second is killed and resumed. `check` may raise to
+    stop. Raises LlmtrainError if a training fails by itself.
     """
     profile = proof_profile(request, trial.steps)
     with tempfile.TemporaryDirectory(prefix="llmtrain-proof-") as directory:
@@ -116,8 +116,8 @@ def prove_resume(
 
 
 def proof_profile(request: TrainRequest, steps: int) -> Profile:
-    """The request's profile, of so many steps, each saved; often evaluated, if only a little."""
-    values = loaded_profile(request).profile.values()
+    """Return the request's profile for `steps` steps, saved after each and evaluated often."""
+    values = resolve_profile(request).loaded.profile.values()
     for horizon in ("steps", "tokens", "epochs", "time"):
         values["train"].pop(horizon, None)
     values["train"] |= {"steps": steps, "log_every_steps": 1}
@@ -130,11 +130,11 @@ def proof_profile(request: TrainRequest, steps: int) -> Profile:
         "sample_every_steps": _SAMPLE_EVERY,
         "sample_tokens": min(options["sample_tokens"], _SAMPLED_TOKENS),
     }
-    return profile_from_values(values, "the profile to prove")
+    return profile_from_values(values, "the profile to verify")
 
 
 class _Bench:
-    """Two run directories, and a cache for each, so that data is prepared in both."""
+    """Two run directories, each with its own cache, so that both prepare their data."""
 
     def __init__(
         self,
@@ -153,90 +153,90 @@ class _Bench:
         self._file.write_text(yaml.safe_dump(profile.values()), encoding="utf-8")
 
     def run(self, name: str) -> RunDirectory:
-        """Of the training that is called so."""
+        """Return the run directory of a training."""
         return RunDirectory(self._directory / name)
 
     def processes(self) -> int:
-        """How many the plan had."""
+        """Return the number of processes in the plan."""
         return int(self.run("whole").read_record()["plan"]["processes"]["value"])
 
     def train_whole(self) -> tuple[dict[Phase, float], float]:
-        """How long phases take, and all of it."""
+        """Train uninterrupted; return the median seconds of each phase, and of all."""
         trial = self._trial
-        self._say(
+        self._note(
             f"training {trial.steps} steps twice in {self._directory}: once uninterrupted, "
             f"once killed {trial.kills} times"
         )
-        self._copy_probes(cache_directory(), self._cache("whole"))
-        begun_s = time.monotonic()
-        watch, trainee = self._sitting("whole")
+        self._copy_measurements(cache_directory(), self._cache("whole"))
+        started_s = time.monotonic()
+        watch, training = self._start("whole")
         try:
-            lengths = lengths_of(trainee, watch, self._check)
-            trainee.ended_well()
+            lengths = median_phase_s(training, watch, self._check)
+            training.require_success()
         finally:
-            trainee.end()
-        return lengths, time.monotonic() - begun_s
+            training.end()
+        return lengths, time.monotonic() - started_s
 
     def train_killed(self, lengths: dict[Phase, float]) -> tuple[list[Kill], float]:
-        """Where kills struck until the run was done, and how long all of it took."""
-        self._say_cost(lengths)
-        self._copy_probes(self._cache("whole"), self._cache("killed"))
+        """Train with kills and resumes to the end; return the kills and the seconds it took."""
+        self._note_cost(lengths)
+        self._copy_measurements(self._cache("whole"), self._cache("killed"))
         draw = random.Random(self._trial.seed)
-        aims = plan_kills(list(lengths), self._trial.kills, self._trial.steps, draw)
+        targets = plan_kills(list(lengths), self._trial.kills, self._trial.steps, draw)
         kills: list[Kill] = []
-        begun_s = time.monotonic()
+        started_s = time.monotonic()
         while True:
-            watch, trainee = self._sitting("killed")
+            watch, training = self._start("killed")
             try:
-                aim = aims[len(kills)] if len(kills) < len(aims) else None
+                target = targets[len(kills)] if len(kills) < len(targets) else None
                 kill = None
-                if aim is not None:
-                    length_s = lengths.get(aim.phase, lengths.get("start-up", 0.0))
-                    kill = kill_at(trainee, watch, aim, length_s, draw, self._check)
+                if target is not None:
+                    length_s = lengths.get(target.phase, lengths.get("start-up", 0.0))
+                    kill = kill_at(training, watch, target, length_s, draw, self._check)
                 if kill is None:
-                    self._wait(trainee)
-                    return kills, time.monotonic() - begun_s
+                    self._wait(training)
+                    return kills, time.monotonic() - started_s
             finally:
-                trainee.end()
+                training.end()
             kills.append(kill)
-            self._say(f"kill {len(kills)}: {kill.victim}, in {kill.phase}, after step {kill.step}")
+            self._note(f"kill {len(kills)}: {kill.victim}, in {kill.phase}, after step {kill.step}")
 
-    def _sitting(self, name: str) -> tuple[Watch, TrainProcess]:
+    def _start(self, name: str) -> tuple[Watch, TrainProcess]:
         run, cache = self.run(name), self._cache(name)
         watch = Watch(run, cache, self._profile.eval, self._trial.steps)
         command = ["train", "-p", str(self._file), "--out", str(run.path), "--resume", "auto", "-q"]
-        return watch, started(command, cache, self._directory / f"{name}.log")
+        return watch, start_training(command, cache, self._directory / f"{name}.log")
 
-    def _wait(self, trainee: TrainProcess) -> None:
-        while not trainee.has_ended:
+    def _wait(self, training: TrainProcess) -> None:
+        while not training.has_ended:
             self._check()
             time.sleep(0.05)
-        trainee.ended_well()
+        training.require_success()
 
     def _cache(self, name: str) -> Path:
         return self._directory / f"cache-{name}"
 
-    def _copy_probes(self, source: Path, cache: Path) -> None:
-        """What was measured is not measured again, so that both trainings have one plan."""
+    def _copy_measurements(self, source: Path, cache: Path) -> None:
+        """Copy the measurements of this machine, so that both trainings have the same plan."""
         cache.mkdir()
-        if (source / _KEPT_PROBES).is_dir():
-            shutil.copytree(source / _KEPT_PROBES, cache / _KEPT_PROBES)
+        if (source / _MEASUREMENTS).is_dir():
+            shutil.copytree(source / _MEASUREMENTS, cache / _MEASUREMENTS)
 
-    def _say_cost(self, lengths: dict[Phase, float]) -> None:
+    def _note_cost(self, lengths: dict[Phase, float]) -> None:
         again_s = sum(lengths.values())
         whole_s = self._trial.kills * again_s
-        self._say(f"about {format_duration(whole_s)} more for {self._trial.kills} kills")
+        self._note(f"about {format_duration(whole_s)} more for {self._trial.kills} kills")
 
-    def _say(self, text: str) -> None:
+    def _note(self, text: str) -> None:
         self._observe(Note(text))
 
 
 def _ending(run: RunDirectory) -> Ending:
-    """Raises LlmtrainError where the run is not finished."""
+    """Return the result of a run. Raises LlmtrainError if it is not finished."""
     newest = next(reversed(list_checkpoints(run.checkpoints)), None)
     if newest is None or not load_state(newest).finished:
-        raise LlmtrainError(f"{run.path} ended without being finished")
-    lines = [{n: m[n] for n in _TIMELESS if n in m} for m in run.read_metrics()]
+        raise LlmtrainError(f"{run.path} ended before it was finished")
+    lines = [{n: m[n] for n in _REPRODUCIBLE if n in m} for m in run.read_metrics()]
     return Ending(
         sha256_file(newest / MODEL),
         sha256_file(newest / OPTIMIZER),

@@ -6,7 +6,9 @@ complete. Loading compares sizes and sha256 with the manifest.
 
 from __future__ import annotations
 
+import errno
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +31,10 @@ from llmtrain.untrusted import problem_of, read_json, refuse_link
 FORMAT_VERSION = 2
 _NAME = re.compile(r"step-(\d{8,18})", re.ASCII)
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
+_SAVED_STATE = re.compile(r"step-\d{8,18}(\..*)?|\.step-\d{8,18}\.[0-9a-f]{8}\.old", re.ASCII)
+_DAMAGED = re.compile(r"step-\d{8,18}\.damaged\d*", re.ASCII)
+# The file was reached, and is not what was written; every other OSError leaves that open.
+_WRONG_FILE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.EFBIG)
 MODEL, OPTIMIZER, STATE, MANIFEST = (
     "model.safetensors",
     "optimizer.safetensors",
@@ -38,7 +44,7 @@ MODEL, OPTIMIZER, STATE, MANIFEST = (
 
 
 class DamagedCheckpointError(LlmtrainError):
-    """A checkpoint does not contain what its manifest says."""
+    """A checkpoint was read and does not hold what was written."""
 
 
 class SavedState(BaseModel):
@@ -93,6 +99,20 @@ def list_checkpoints(directory: Path) -> list[Path]:
     return sorted((p for p in found if not p.is_symlink()), key=lambda path: step_of(path))
 
 
+def damaged_checkpoints(directory: Path) -> list[Path]:
+    """Return the directories of checkpoints that were set aside as damaged."""
+    return sorted(path for path in _entries(directory) if _DAMAGED.fullmatch(path.name))
+
+
+def has_saved_state(directory: Path) -> bool:
+    """Return whether a checkpoint was ever saved here, good or set aside."""
+    return any(_SAVED_STATE.fullmatch(path.name) for path in _entries(directory))
+
+
+def _entries(directory: Path) -> list[Path]:
+    return list(directory.iterdir()) if directory.is_dir() else []
+
+
 def is_checkpoint_name(path: Path) -> bool:
     """Return whether this is the name of a checkpoint directory."""
     return _NAME.fullmatch(path.name) is not None
@@ -114,25 +134,23 @@ def is_of(divergence: DivergenceState, path: Path) -> bool:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Compare every file with the manifest. Raises DamagedCheckpointError naming the file.
+    """Compare every file with the manifest. Raises DamagedCheckpointError for one that differs.
 
-    Raises UsageError for a file that is a link.
+    Raises LlmtrainError for a file that cannot be read, UsageError for one that is a link.
     """
     for name, entry in _read_manifest(path).items():
-        file = path / name
-        try:
+        with _errors_mapped(path / name) as file:
             _verify_file(file, entry)
-        except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
-            raise DamagedCheckpointError(f"{file} cannot be read: {error}") from None
 
 
 def _verify_file(file: Path, entry: Mapping[str, Any]) -> None:
     refuse_link(file)
-    if not file.is_file():
-        raise DamagedCheckpointError(f"{file} is missing")
-    if file.stat().st_size != entry["bytes"]:
+    info = file.stat()
+    if not stat.S_ISREG(info.st_mode):
+        raise DamagedCheckpointError(f"{file} is not an ordinary file")
+    if info.st_size != entry["bytes"]:
         raise DamagedCheckpointError(
-            f"{file} has {file.stat().st_size} bytes, the manifest says {entry['bytes']}"
+            f"{file} has {info.st_size} bytes, the manifest says {entry['bytes']}"
         )
     if sha256_file(file) != entry["sha256"]:
         raise DamagedCheckpointError(f"{file} was changed: its sha256 is not the manifest's")
@@ -142,22 +160,39 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
     """Verify and load the checkpoint at `path`. Raises DamagedCheckpointError."""
     verify_checkpoint(path)
     state = load_state(path)
-    with _read_errors_mapped(path / "config.json") as file:
+    with _errors_mapped(path / "config.json") as file:
         shape = shape_from_config(read_json(file), str(file))
-    with _read_errors_mapped(path / MODEL) as file:
+    with _errors_mapped(path / MODEL) as file:
         weights = read_tensors(file)
-    with _read_errors_mapped(path / OPTIMIZER) as file:
+    with _errors_mapped(path / OPTIMIZER) as file:
         optimizer = read_tensors(file) if with_optimizer else {}
     return Checkpoint(state, weights, optimizer, shape, Tokenizer.load(path))
 
 
 @contextmanager
-def _read_errors_mapped(file: Path) -> Iterator[Path]:
-    """Map errors of reading `file` to DamagedCheckpointError."""
+def _errors_mapped(file: Path) -> Iterator[Path]:
+    """Raise DamagedCheckpointError where `file` was read and is wrong, else LlmtrainError.
+
+    A file that permissions, the disk or a removal keep from being read may be in order.
+    """
     try:
         yield file
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DamagedCheckpointError(f"{file}: {_problem(error)}") from None
+    except OSError as error:
+        if not file.parent.exists():
+            raise LlmtrainError(
+                f"{file.parent} was removed while it was being read",
+                hint="give the same command again",
+            ) from error
+        if error.errno == errno.ENOENT:
+            raise DamagedCheckpointError(f"{file} is missing") from None
+        if error.errno in _WRONG_FILE:
+            raise DamagedCheckpointError(f"{file}: {_problem(error)}") from None
+        raise LlmtrainError(
+            f"{file} cannot be read: {_problem(error)}",
+            hint="nothing was renamed; make it readable and give the same command again",
+        ) from error
 
 
 def _problem(error: OSError | ValueError) -> str:
@@ -168,8 +203,8 @@ def _problem(error: OSError | ValueError) -> str:
 
 
 def load_state(path: Path) -> SavedState:
-    """Read state.json, unverified. Raises DamagedCheckpointError."""
-    with _read_errors_mapped(path / STATE) as file:
+    """Where the run stood at the checkpoint, unverified. Raises DamagedCheckpointError."""
+    with _errors_mapped(path / STATE) as file:
         return SavedState.model_validate(_upgraded(path, read_json(file)))
 
 
@@ -197,14 +232,16 @@ _UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_
 
 
 def newest_good(directory: Path, on_damage: Callable[[Path, str], None]) -> Path | None:
-    """Return the newest checkpoint that verifies; call `on_damage` for each newer one.
+    """Return the newest checkpoint that is whole; call `on_damage` for each newer, damaged one.
 
-    Raises DamagedCheckpointError if there are checkpoints and none is intact.
+    Raises DamagedCheckpointError where there are checkpoints and none is whole, and LlmtrainError
+    for one that cannot be read.
     """
     candidates = list_checkpoints(directory)
     for path in reversed(candidates):
         try:
             verify_checkpoint(path)
+            load_state(path)
         except DamagedCheckpointError as error:
             on_damage(path, error.message)
         else:
@@ -227,12 +264,12 @@ def set_aside(path: Path, why: str) -> Path:
 
 def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     file = path / MANIFEST
+    with _errors_mapped(file):
+        manifest = read_json(file)
     try:
-        files = read_json(file)["files"]
+        files = manifest["files"]
         names_are_plain = all(_FILE_NAME.fullmatch(name) for name in files)
         complete = all({"bytes", "sha256"} <= set(entry) for entry in files.values())
-    except (OSError, ValueError) as error:
-        raise DamagedCheckpointError(f"{file} cannot be read: {problem_of(error)}") from None
     except (LookupError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{file} cannot be read: {error}") from None
     required = {MODEL, OPTIMIZER, STATE, "config.json"}

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from llmtrain.errors import UsageError
 from llmtrain.files import write_pieces_atomically
-from llmtrain.train.checkpoint.format import is_checkpoint_name, list_checkpoints
+from llmtrain.train.checkpoint.format import has_saved_state, is_checkpoint_name, list_checkpoints
 from llmtrain.train.run_directory.record import read_run_file, write_run_file
 from llmtrain.untrusted import (
     parse_json,
@@ -48,8 +48,13 @@ class RunDirectory:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a run here."""
+        """Whether there is a run.yaml here."""
         return (self.path / RUN_FILE).is_file()
+
+    @property
+    def has_saved_state(self) -> bool:
+        """Whether a checkpoint was saved here; before that there is no run to resume."""
+        return has_saved_state(self.checkpoints)
 
     def require_own_files(self) -> None:
         """Refuse links and special files in place of the run's files. Raises UsageError."""
@@ -104,25 +109,17 @@ class RunDirectory:
         self.require_own_files()
         return read_run_file(self.path / RUN_FILE)
 
-    def profile_name(self) -> str | None:
-        """Return the name of the run's profile; None if run.yaml cannot be read."""
-        try:
-            name = self.read_record()["profile"].get("name")
-        except UsageError:
-            return None
-        return str(name)
-
     def launcher(self) -> str | None:
-        """Return the identity of the last session's torchrun; None without one."""
-        return self._from_last_session("launcher")
+        """Return the identity of the last session's torchrun; None where there was none."""
+        return self._of_last_session("launcher")
 
     def process(self) -> str | None:
-        """Return the identity of the last session's process, which may have ended, if known."""
-        return self._from_last_session("process")
+        """Return the identity of the last session's process, which may have ended."""
+        return self._of_last_session("process")
 
-    def _from_last_session(self, name: str) -> str | None:
+    def _of_last_session(self, name: str) -> str | None:
         try:
-            found = self.read_record()["sittings"][-1].get(name)
+            found = self.read_record()["sessions"][-1].get(name)
         except (UsageError, LookupError, TypeError, AttributeError):
             return None
         return None if found is None else str(found)
@@ -163,9 +160,23 @@ def new_run_path(profile_name: str, now: datetime, runs: Path = RUNS) -> Path:
 
 
 def newest_run(profile_name: str, runs: Path = RUNS) -> Path | None:
-    """Return the run of that profile that was written to last."""
-    own = [run.path for run in all_runs(runs) if run.profile_name() == profile_name]
-    return max(own, key=lambda path: (path / RUN_FILE).stat().st_mtime_ns, default=None)
+    """Return the run of that profile that was written to last; None where there is none.
+
+    Raises UsageError for a newer run.yaml that cannot be read: it may be of that profile.
+    """
+    saved = [run for run in all_runs(runs) if run.has_saved_state]
+    saved.sort(key=lambda run: (run.path / RUN_FILE).stat().st_mtime_ns, reverse=True)
+    for run in saved:
+        try:
+            name = run.read_record()["profile"].get("name")
+        except UsageError as error:
+            raise UsageError(
+                error.message,
+                hint="name the run to resume: --resume RUN; or move that directory away",
+            ) from None
+        if name == profile_name:
+            return run.path
+    return None
 
 
 def all_runs(runs: Path = RUNS) -> list[RunDirectory]:

@@ -75,7 +75,7 @@ class _Record(_Part):
     origins: dict[str, str] = {}
     plan: dict[str, _Choice] = {}
     data: _Data | None = None
-    sittings: list[Any] = []
+    sessions: list[Any] = []
     machine: dict[str, Any] = {}
     peak_flops: Annotated[float, Field(ge=0)] | None = None
     result: _Result | None = None
@@ -90,7 +90,7 @@ def write_run_file(path: Path, record: Mapping[str, Any]) -> None:
     try:
         text = dump_document(record, str(path))
     except UsageError:
-        few = {"sittings": record.get("sittings", [])[-_FEW_SESSIONS:]}
+        few = {"sessions": record.get("sessions", [])[-_FEW_SESSIONS:]}
         text = dump_document({**record, **few}, str(path))
     write_text_atomically(path, text)
 
@@ -102,6 +102,8 @@ def read_run_file(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read: {problem_of(error)}") from None
     record = parse_document(text, str(path))
+    if isinstance(record, dict) and "sittings" in record:  # schema_version 1
+        record.setdefault("sessions", record.pop("sittings"))
     try:
         _Record.model_validate(record)
     except ValidationError as error:

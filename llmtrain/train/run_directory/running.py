@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from llmtrain.errors import UsageError
 from llmtrain.train.distributed.world import running_process
 from llmtrain.train.run_directory.directory import RunDirectory, all_runs, find_run
@@ -26,12 +28,17 @@ def run_in_training(text: str) -> Training:
     return run, pid
 
 
+def listed_runs(runs: Path) -> list[RunDirectory]:
+    """Return the runs under `runs` that have saved a state or are being trained here."""
+    return [run for run in all_runs(runs) if run.has_saved_state or _process(run) is not None]
+
+
+def _process(run: RunDirectory) -> int | None:
+    identity = run.process()
+    return None if identity is None else running_process(identity)
+
+
 def newest_in_training() -> Training | None:
-    """Return the newest run under runs/ that a process on this machine trains."""
-    found = [
-        (run, pid)
-        for run in all_runs()
-        if (identity := run.process()) is not None
-        and (pid := running_process(identity)) is not None
-    ]
+    """Of the runs under runs/ that are being trained on this machine the one begun last."""
+    found = [(run, pid) for run in all_runs() if (pid := _process(run)) is not None]
     return max(found, key=lambda training: training[0].path.stat().st_mtime_ns, default=None)

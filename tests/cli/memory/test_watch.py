@@ -62,7 +62,7 @@ def test_each_sample_is_a_line_and_a_signal_ends_it() -> None:
         rest, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, b"")
     assert all(json.loads(line) for line in rest.splitlines())
-    assert [line["schema_version"] for line in lines] == [1, 1, 1]
+    assert [line["schema_version"] for line in lines] == [2, 2, 2]
     assert lines[0]["elapsed_s"] < lines[1]["elapsed_s"] < lines[2]["elapsed_s"]
     assert lines[0]["time"] < lines[1]["time"]
     for part in ("system", "process"):

@@ -27,9 +27,9 @@ def watch(run: RunDirectory) -> Watch:
     return Watch(run, run.path.parent / "cache", WISHES, steps=10)
 
 
-def begin(run: RunDirectory, *, sittings: int = 1) -> None:
+def begin(run: RunDirectory, *, sessions: int = 1) -> None:
     run.checkpoints.mkdir(parents=True, exist_ok=True)
-    run.write_record({"profile": {"name": "tiny"}, "sittings": [{}] * sittings})
+    run.write_record({"profile": {"name": "tiny"}, "sessions": [{}] * sessions})
 
 
 def test_the_opening_of_a_new_run(run: RunDirectory) -> None:
@@ -46,7 +46,7 @@ def test_a_resume_lasts_until_its_record_is_written(run: RunDirectory) -> None:
     (run.checkpoints / ".step-00000003.left").mkdir()  # of a save that was cut short before
     seen = watch(run)
     assert seen.phase() == "resume"
-    begin(run, sittings=2)
+    begin(run, sessions=2)
     assert seen.phase() == "step"
 
 

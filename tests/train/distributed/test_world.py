@@ -275,7 +275,7 @@ def test_ranks_that_torchrun_starts_again_go_on(start: Start, place: Path) -> No
 
     assert process.returncode == 0, err
     record = RunDirectory(place / "run").read_record()
-    first, second = (sitting["from_step"] for sitting in record["sittings"])
+    first, second = (session["from_step"] for session in record["sessions"])
     assert first == 0 < second
     assert record["result"]["steps"] == 40
 

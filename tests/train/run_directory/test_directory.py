@@ -136,13 +136,14 @@ def test_new_names_say_profile_and_time_and_are_new() -> None:
 
 
 def test_newest_run_is_of_the_same_profile() -> None:
-    begun("runs/b")
-    begun("runs/a")
-    begun("runs/c", profile="other")
+    begun("runs/b", 1)
+    begun("runs/a", 1)
+    begun("runs/c", 1, profile="other")
+    begun("runs/d")  # never saved a state
     Path("runs/not-a-run").mkdir()
     assert newest_run("tiny") == Path("runs/a")
     assert newest_run("unheard-of") is None
-    assert [run.path.name for run in all_runs()] == ["a", "b", "c"]
+    assert [run.path.name for run in all_runs()] == ["a", "b", "c", "d"]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def recorded(name: str, process: object) -> RunDirectory:
     run = RunDirectory(Path("runs") / name)
     run.path.mkdir(parents=True)
-    run.write_record({"profile": {"name": "tiny"}, "sittings": [{"process": process}]})
+    run.write_record({"profile": {"name": "tiny"}, "sessions": [{"process": process}]})
     return run
 
 

@@ -1,0 +1,321 @@
+"""A request is resolved once, and what is trusted on the way: checkpoints, run.yaml, leftovers."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import TypeAdapter
+
+from llmtrain.engine import plan_run, train_run
+from llmtrain.engine.plan_run import plan_resolved
+from llmtrain.engine.request import TrainRequest
+from llmtrain.engine.resolve import ResolvedRun, resolve
+from llmtrain.errors import DoesNotFitError, InterruptedRunError
+from llmtrain.machine import probe
+from llmtrain.plan.planned import Planned
+from llmtrain.profile.schema import Profile
+from llmtrain.train.checkpoint import format as checkpoint_format
+from llmtrain.train.distributed.world import World
+from llmtrain.train.events import Event, Step
+from llmtrain.train.run_directory.directory import RunDirectory
+
+RESUME = ("train", "--out", "run", "--resume", "auto")
+START = ("train", "-p", "tiny.yaml", "--out", "run")
+
+
+def after_step(step: int) -> Callable[[Event], bool]:
+    return lambda event: isinstance(event, Step) and event.step == step
+
+
+@pytest.fixture
+def stopped(train: Any, place: Path, files: Any) -> Any:
+    """A run with checkpoints of the steps 4, 8 and 10."""
+    settings = {"checkpoint__every_steps": 4, "checkpoint__keep_last": 9}
+    train(place / "run", stop_at=after_step(9), **settings)
+    return files(place / "run")
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def edit_record(path: Path, **changes: Any) -> None:
+    record = yaml.safe_load((path / "run.yaml").read_text()) | changes
+    kept = {name: value for name, value in record.items() if value is not None}
+    (path / "run.yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
+
+
+class Counts(dict[str, int]):
+    """How often each function was called."""
+
+    def watch(self, patch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        original = getattr(owner, name)
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            self[name] = self.get(name, 0) + 1
+            return original(*args, **kwargs)
+
+        patch.setattr(owner, name, counting)
+
+
+@pytest.fixture
+def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
+    found = Counts()
+    found.watch(monkeypatch, Profile, "model_validate_json")
+    found.watch(monkeypatch, Profile, "model_validate")
+    found.watch(monkeypatch, probe, "read_cpu")
+    found.watch(monkeypatch, plan_run, "make_plan")
+    return found
+
+
+ONCE = {"model_validate_json": 1, "read_cpu": 1, "make_plan": 1}
+
+
+def test_one_request_validates_probes_and_plans_once(counts: Counts, llmtrain: Any) -> None:
+    assert llmtrain(*START).code == 0
+    assert counts == ONCE
+
+
+def test_also_where_the_profile_is_chosen(counts: Counts, llmtrain: Any) -> None:
+    assert llmtrain("train", "--dry-run", "--data", "corpus.txt", "--force-cpu").code == 0
+    assert counts == ONCE
+
+
+def test_resuming_by_the_recorded_plan_makes_no_other(
+    stopped: Any, counts: Counts, llmtrain: Any
+) -> None:
+    assert llmtrain(*RESUME).code == 0
+    assert counts == {"model_validate_json": 2, "read_cpu": 1}  # the run's profile, and this call's
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_other_ranks_get_the_run_and_its_plan_as_they_are(
+    is_resumed: bool, stopped: Any, place: Path
+) -> None:
+    out, resume = (stopped.path, "auto") if is_resumed else (place / "new", None)
+    request = TrainRequest("tiny.yaml", out=out, resume=resume, command=["llmtrain", "train"])
+    with resolve(request, lambda event: None, World()) as resolved:
+        planned = plan_resolved(resolved)
+    runs, plans = TypeAdapter(ResolvedRun), TypeAdapter(Planned)
+    assert runs.validate_json(runs.dump_json(resolved), strict=True) == resolved
+    assert plans.validate_json(plans.dump_json(planned), strict=True) == planned
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def overwrite(path: Path) -> None:
+    path.write_bytes(b"\xff" * path.stat().st_size)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("state.json", truncate),
+        ("state.json", overwrite),
+        ("state.json", Path.unlink),
+        ("manifest.json", truncate),
+        ("manifest.json", empty),
+        ("config.json", empty),
+        ("optimizer.safetensors", truncate),
+    ],
+)
+def test_a_damaged_file_of_the_newest_checkpoint_leads_to_the_one_before(
+    name: str, damage: Callable[[Path], None], stopped: Any, llmtrain: Any, reference: Any
+) -> None:
+    damage(stopped.newest / name)
+
+    outcome = llmtrain(*RESUME)
+
+    assert outcome.code == 0, outcome.err
+    assert "warning: damaged checkpoint" in outcome.err
+    assert name in outcome.err
+    assert "step-00000010.damaged" in stopped.checkpoints
+    assert stopped.digests() == reference.digests()
+    assert stopped.course() == reference.course()
+
+
+def test_the_checkpoint_before_may_have_ended_the_run_before_it_was_made_longer(
+    train: Any, llmtrain: Any, place: Path, files: Any
+) -> None:
+    train(place / "run")
+    assert llmtrain(*RESUME, "--steps", 25).code == 0
+    truncate(files(place / "run").newest / "state.json")
+
+    assert llmtrain(*RESUME).code == 0
+    assert files(place / "run").newest.name == "step-00000025"
+
+
+def cut_before_sessions(path: Path) -> None:
+    path.write_text(path.read_text().partition("sessions:")[0])
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, overwrite, cut_before_sessions])
+@pytest.mark.parametrize("names_directory", [True, False])
+def test_a_damaged_run_file_is_an_error_and_not_a_new_run(
+    damage: Callable[[Path], None],
+    names_directory: bool,
+    train: Any,
+    place: Path,
+    llmtrain: Any,
+) -> None:
+    train(place / "runs" / "older", stop_at=after_step(1))
+    train(place / "runs" / "mine", stop_at=after_step(3))
+    damage(place / "runs" / "mine" / "run.yaml")
+    before = sorted((place / "runs").rglob("*"))
+
+    where = ("--out", "runs/mine") if names_directory else ()
+    outcome = llmtrain("train", "-p", "tiny.yaml", *where, "--resume", "auto")
+
+    assert outcome.code == 2
+    assert "run.yaml" in outcome.err
+    assert "hint:" in outcome.err
+    assert sorted((place / "runs").rglob("*")) == before
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("reader", ["sha256_file", "read_json"])
+def test_what_cannot_be_read_is_not_renamed(
+    error: int, reader: str, stopped: Any, llmtrain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: Any) -> None:
+        raise OSError(error, "the system says no", str(path))
+
+    monkeypatch.setattr(checkpoint_format, reader, refuse)
+    before = stopped.checkpoints
+
+    outcome = llmtrain(*RESUME)
+
+    assert outcome.code == 1
+    assert "the system says no" in outcome.err
+    assert "step-00000010" in outcome.err
+    assert stopped.checkpoints == before
+
+
+def test_a_checkpoint_that_is_removed_meanwhile_is_not_damaged(
+    stopped: Any, llmtrain: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def remove(path: Path) -> str:
+        shutil.rmtree(path.parent)
+        raise FileNotFoundError(errno.ENOENT, "gone", str(path))
+
+    monkeypatch.setattr(checkpoint_format, "sha256_file", remove)
+
+    outcome = llmtrain(*RESUME)
+
+    assert outcome.code == 1
+    assert "step-00000010 was removed" in outcome.err
+    assert stopped.checkpoints == ["step-00000004", "step-00000008"]
+
+
+def test_nothing_starts_fresh_beside_damaged_checkpoints(stopped: Any, llmtrain: Any) -> None:
+    for name in stopped.checkpoints:
+        truncate(stopped.path / "checkpoints" / name / "state.json")
+    assert llmtrain(*RESUME).code == 1
+    aside = stopped.checkpoints
+    assert all(name.endswith(".damaged") for name in aside)
+
+    for resume in ((), ("--resume", "auto")):
+        outcome = llmtrain(*START, *resume)
+        assert outcome.code == (1 if resume else 2)
+        assert "starting fresh" not in outcome.err
+        assert stopped.checkpoints == aside
+    assert all(name in outcome.err for name in aside)
+
+
+@contextmanager
+def failing_at_the_first_step(error: Exception) -> Iterator[None]:
+    def fail(_: Any) -> None:
+        raise error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_run, "trained_with_energy", fail)
+        yield
+
+
+def test_a_stop_before_the_first_checkpoint_does_not_block_the_same_command(
+    llmtrain: Any, files: Any, place: Path, reference: Any
+) -> None:
+    with failing_at_the_first_step(InterruptedRunError("interrupted")):
+        assert llmtrain(*START).code == 75
+    assert (place / "run" / "run.yaml").is_file()
+
+    assert llmtrain(*START).code == 0
+    assert files(place / "run").digests() == reference.digests()
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume", "auto")])
+def test_a_run_that_failed_at_its_start_is_begun_anew_with_other_settings(
+    resume: tuple[str, ...], llmtrain: Any, files: Any, place: Path
+) -> None:
+    (place / "short.txt").write_text("only a few words\n")
+    with failing_at_the_first_step(DoesNotFitError("no memory")):
+        assert llmtrain(*START, "--seed", "1").code == 3
+    assert llmtrain(*START, "--data", "short.txt").code == 5
+
+    outcome = llmtrain(*START, *resume, "--seed", "7")
+
+    assert outcome.code == 0, outcome.err
+    record = RunDirectory(place / "run").read_record()
+    assert record["profile"]["train"]["seed"] == 7
+    assert len(record["sessions"]) == 1
+
+
+def test_a_start_without_a_checkpoint_is_no_run(
+    train: Any, llmtrain: Any, files: Any, place: Path
+) -> None:
+    train(place / "runs" / "good", stop_at=after_step(3))
+    with failing_at_the_first_step(DoesNotFitError("no memory")):
+        assert llmtrain("train", "-p", "tiny.yaml", "--out", "runs/leftover").code == 3
+    assert "leftover" in llmtrain("runs", "list").out  # of this process, which is still there
+    record = RunDirectory(place / "runs" / "leftover").read_record()
+    ended = record["sessions"][0] | {"process": "1 1.0"}
+    edit_record(place / "runs" / "leftover", sessions=[ended])
+
+    listed = llmtrain("runs", "list").out
+    assert "good" in listed
+    assert "leftover" not in listed
+    assert llmtrain("train", "-p", "tiny.yaml", "--resume", "auto").code == 0
+    assert files(place / "runs" / "good").newest.name == "step-00000020"
+    assert not (place / "runs" / "leftover" / "checkpoints").exists()
+
+
+def test_a_finished_run_of_another_machine_is_finished(
+    llmtrain: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert llmtrain(*START).code == 0
+    edit_record(place / "run", machine={"cpu": "a larger one", "isa": []})
+
+    def does_not_fit(*_: Any) -> None:
+        raise DoesNotFitError("too large for this machine")
+
+    monkeypatch.setattr(plan_run, "make_plan", does_not_fit)
+
+    outcome = llmtrain(*RESUME)
+
+    assert outcome.code == 0, outcome.err
+    assert "already finished" in outcome.err
+
+
+def test_a_run_file_of_schema_version_1_is_read(stopped: Any, llmtrain: Any) -> None:
+    sessions = RunDirectory(stopped.path).read_record()["sessions"]
+    edit_record(stopped.path, schema_version=1, sittings=sessions, sessions=None)
+
+    assert llmtrain(*RESUME).code == 0
+
+    record = RunDirectory(stopped.path).read_record()
+    assert record["schema_version"] == 2
+    assert [session["from_step"] for session in record["sessions"]] == [0, 10]
+    assert "sittings" not in record
