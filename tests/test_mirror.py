@@ -28,6 +28,7 @@ SPANNING = {
     "cli/data/test_sources": "data in every command",
     "cli/test_device_bench": "device bench, from the command to its cache",
     "cli/test_documents": "documents that commands print",
+    "cli/test_explain": "the plan that every command shows alike",
     "cli/test_errors": "every error of every command",
     "cli/test_help": "--help of every command",
     "cli/test_machines": "device info on machines that are not here",
@@ -52,6 +53,7 @@ SPANNING = {
     "train/test_documents": "training with attention within documents",
     "train/test_hostile_run": "damaged and hostile run directories",
     "train/test_mixture": "training on several sources",
+    "train/test_resolve": "from a request to the run that it trains",
     "train/test_resume": "resumed equals uninterrupted",
     "train/test_time": "training for a time",
 }

@@ -7,12 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from llmtrain.choice import Choice
 from llmtrain.machine.assume import AssumedMachine
 from llmtrain.machine.facts import Facts
-from llmtrain.machine.probe import read_facts
+from llmtrain.machine.probe import read_facts, visible_cuda_devices
 from llmtrain.plan.auto_profile import choose_profile, choose_tokens_per_step, with_chosen_step
 from llmtrain.plan.decisions import may_use_gpu
 from llmtrain.profile.load import (
@@ -79,7 +77,7 @@ class TrainRequest:
             return read_facts(tries_gpus=tries_gpus)
         if world.size > 1:
             return read_facts(cuda_index=world.local_rank, tries_gpus=tries_gpus)
-        return read_facts(tries_gpus=tries_gpus and torch.cuda.device_count() <= 1)
+        return read_facts(tries_gpus=tries_gpus and visible_cuda_devices() <= 1)
 
     def _merged(self, base: Layer, used_s: float = 0.0) -> dict[str, Setting]:
         flags = dict(self.flags)

@@ -55,6 +55,11 @@ def read_facts(cuda_index: int | None = None, *, tries_gpus: bool = True) -> Fac
     )
 
 
+def visible_cuda_devices() -> int:
+    """Return how many CUDA or ROCm devices torch sees, without opening a context on one."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def read_cpu(root: Path = Path("/")) -> CpuFacts:
     """Return the processor and what this process may use of it; /proc and /sys are in `root`."""
     described = _describe_cpu(root)
@@ -125,7 +130,7 @@ def _cuda(only_index: int | None, *, tries: bool) -> Iterator[Accelerator | Fail
         record=True
     ) as caught:  # as torch reports a driver that is too old
         warnings.simplefilter("always")
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        count = visible_cuda_devices()
     if count == 0 and caught:
         yield "cuda", _first_line(caught[0].message)
     for index in range(count):

@@ -1,4 +1,4 @@
-"""docs/api.md names only what there is: each name is imported, and the functions are called."""
+"""docs/reference/api.md names only what there is: names are imported, functions called."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llmtrain import engine
 from llmtrain.machine.probe import read_facts
 from llmtrain.profile.load import load_profile
 
-PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
 HEADINGS = re.findall(r"^## `engine\.([\w.]+)\(", PAGE, re.MULTILINE)
 MODULES = sorted(set(re.findall(r"`(llmtrain(?:\.\w+)+)`", PAGE)))
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
