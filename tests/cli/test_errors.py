@@ -297,13 +297,15 @@ def test_record_that_cannot_be_read_does_not_hide_the_other_runs(
     (place / "runs" / "bad").mkdir()
     (place / "runs" / "bad" / "run.yaml").write_text("[")
 
+    # Without a checkpoint it is no run.
+    assert llmtrain(*TRAIN, "--resume", "auto").code == 0
+    (place / "runs" / "bad" / "checkpoints" / "step-00000004").mkdir(parents=True)
     outcome = llmtrain("runs", "list", "--json")
 
     assert outcome.code == 0
     assert [run["run"] for run in outcome.document["runs"]] == [str(Path("runs") / "good")]
     assert "warning:" in outcome.err
     assert "bad" in outcome.err
-    assert llmtrain(*TRAIN, "--resume", "auto").code == 0
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from llmtrain.train.checkpoint import format as checkpoint_format
 from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Event, Step
 from llmtrain.train.run_directory.directory import RunDirectory
+from tests.train.harness import Files, InProcessTrainer, Llmtrain
 
 RESUME = ("train", "--out", "run", "--resume", "auto")
 START = ("train", "-p", "tiny.yaml", "--out", "run")
@@ -35,11 +36,11 @@ def after_step(step: int) -> Callable[[Event], bool]:
 
 
 @pytest.fixture
-def stopped(train: Any, place: Path, files: Any) -> Any:
+def stopped(train: InProcessTrainer, place: Path) -> Files:
     """A run with checkpoints of the steps 4, 8 and 10."""
     settings = {"checkpoint__every_steps": 4, "checkpoint__keep_last": 9}
     train(place / "run", stop_at=after_step(9), **settings)
-    return files(place / "run")
+    return Files(place / "run")
 
 
 def names(directory: Path) -> list[str]:
@@ -78,18 +79,18 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
 ONCE = {"model_validate_json": 1, "read_cpu": 1, "make_plan": 1}
 
 
-def test_one_request_validates_probes_and_plans_once(counts: Counts, llmtrain: Any) -> None:
+def test_one_request_validates_probes_and_plans_once(counts: Counts, llmtrain: Llmtrain) -> None:
     assert llmtrain(*START).code == 0
     assert counts == ONCE
 
 
-def test_also_where_the_profile_is_chosen(counts: Counts, llmtrain: Any) -> None:
+def test_also_where_the_profile_is_chosen(counts: Counts, llmtrain: Llmtrain) -> None:
     assert llmtrain("train", "--dry-run", "--data", "corpus.txt", "--force-cpu").code == 0
     assert counts == ONCE
 
 
 def test_resuming_by_the_recorded_plan_makes_no_other(
-    stopped: Any, counts: Counts, llmtrain: Any
+    stopped: Files, counts: Counts, llmtrain: Llmtrain
 ) -> None:
     assert llmtrain(*RESUME).code == 0
     assert counts == {"model_validate_json": 2, "read_cpu": 1}  # the run's profile, and this call's
@@ -97,7 +98,7 @@ def test_resuming_by_the_recorded_plan_makes_no_other(
 
 @pytest.mark.parametrize("is_resumed", [False, True])
 def test_other_ranks_get_the_run_and_its_plan_as_they_are(
-    is_resumed: bool, stopped: Any, place: Path
+    is_resumed: bool, stopped: Files, place: Path
 ) -> None:
     out, resume = (stopped.path, "auto") if is_resumed else (place / "new", None)
     request = TrainRequest("tiny.yaml", out=out, resume=resume, command=["llmtrain", "train"])
@@ -133,7 +134,11 @@ def overwrite(path: Path) -> None:
     ],
 )
 def test_a_damaged_file_of_the_newest_checkpoint_leads_to_the_one_before(
-    name: str, damage: Callable[[Path], None], stopped: Any, llmtrain: Any, reference: Any
+    name: str,
+    damage: Callable[[Path], None],
+    stopped: Files,
+    llmtrain: Llmtrain,
+    reference: Any,
 ) -> None:
     damage(stopped.newest / name)
 
@@ -148,14 +153,14 @@ def test_a_damaged_file_of_the_newest_checkpoint_leads_to_the_one_before(
 
 
 def test_the_checkpoint_before_may_have_ended_the_run_before_it_was_made_longer(
-    train: Any, llmtrain: Any, place: Path, files: Any
+    train: InProcessTrainer, llmtrain: Any, place: Path
 ) -> None:
     train(place / "run")
     assert llmtrain(*RESUME, "--steps", 25).code == 0
-    truncate(files(place / "run").newest / "state.json")
+    truncate(Files(place / "run").newest / "state.json")
 
     assert llmtrain(*RESUME).code == 0
-    assert files(place / "run").newest.name == "step-00000025"
+    assert Files(place / "run").newest.name == "step-00000025"
 
 
 def cut_before_sessions(path: Path) -> None:
@@ -167,9 +172,9 @@ def cut_before_sessions(path: Path) -> None:
 def test_a_damaged_run_file_is_an_error_and_not_a_new_run(
     damage: Callable[[Path], None],
     names_directory: bool,
-    train: Any,
+    train: InProcessTrainer,
     place: Path,
-    llmtrain: Any,
+    llmtrain: Llmtrain,
 ) -> None:
     train(place / "runs" / "older", stop_at=after_step(1))
     train(place / "runs" / "mine", stop_at=after_step(3))
@@ -188,7 +193,11 @@ def test_a_damaged_run_file_is_an_error_and_not_a_new_run(
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
 @pytest.mark.parametrize("reader", ["sha256_file", "read_json"])
 def test_what_cannot_be_read_is_not_renamed(
-    error: int, reader: str, stopped: Any, llmtrain: Any, monkeypatch: pytest.MonkeyPatch
+    error: int,
+    reader: str,
+    stopped: Files,
+    llmtrain: Llmtrain,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(path: Path, *_: Any) -> None:
         raise OSError(error, "the system says no", str(path))
@@ -205,7 +214,7 @@ def test_what_cannot_be_read_is_not_renamed(
 
 
 def test_a_checkpoint_that_is_removed_meanwhile_is_not_damaged(
-    stopped: Any, llmtrain: Any, monkeypatch: pytest.MonkeyPatch
+    stopped: Files, llmtrain: Llmtrain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def remove(path: Path) -> str:
         shutil.rmtree(path.parent)
@@ -220,7 +229,9 @@ def test_a_checkpoint_that_is_removed_meanwhile_is_not_damaged(
     assert stopped.checkpoints == ["step-00000004", "step-00000008"]
 
 
-def test_nothing_starts_fresh_beside_damaged_checkpoints(stopped: Any, llmtrain: Any) -> None:
+def test_nothing_starts_fresh_beside_damaged_checkpoints(
+    stopped: Files, llmtrain: Llmtrain
+) -> None:
     for name in stopped.checkpoints:
         truncate(stopped.path / "checkpoints" / name / "state.json")
     assert llmtrain(*RESUME).code == 1
@@ -246,19 +257,19 @@ def failing_at_the_first_step(error: Exception) -> Iterator[None]:
 
 
 def test_a_stop_before_the_first_checkpoint_does_not_block_the_same_command(
-    llmtrain: Any, files: Any, place: Path, reference: Any
+    llmtrain: Llmtrain, place: Path, reference: Any
 ) -> None:
     with failing_at_the_first_step(InterruptedRunError("interrupted")):
         assert llmtrain(*START).code == 75
     assert (place / "run" / "run.yaml").is_file()
 
     assert llmtrain(*START).code == 0
-    assert files(place / "run").digests() == reference.digests()
+    assert Files(place / "run").digests() == reference.digests()
 
 
 @pytest.mark.parametrize("resume", [(), ("--resume", "auto")])
 def test_a_run_that_failed_at_its_start_is_begun_anew_with_other_settings(
-    resume: tuple[str, ...], llmtrain: Any, files: Any, place: Path
+    resume: tuple[str, ...], llmtrain: Llmtrain, place: Path
 ) -> None:
     (place / "short.txt").write_text("only a few words\n")
     with failing_at_the_first_step(DoesNotFitError("no memory")):
@@ -274,7 +285,7 @@ def test_a_run_that_failed_at_its_start_is_begun_anew_with_other_settings(
 
 
 def test_a_start_without_a_checkpoint_is_no_run(
-    train: Any, llmtrain: Any, files: Any, place: Path
+    train: InProcessTrainer, llmtrain: Any, place: Path
 ) -> None:
     train(place / "runs" / "good", stop_at=after_step(3))
     with failing_at_the_first_step(DoesNotFitError("no memory")):
@@ -288,12 +299,12 @@ def test_a_start_without_a_checkpoint_is_no_run(
     assert "good" in listed
     assert "leftover" not in listed
     assert llmtrain("train", "-p", "tiny.yaml", "--resume", "auto").code == 0
-    assert files(place / "runs" / "good").newest.name == "step-00000020"
+    assert Files(place / "runs" / "good").newest.name == "step-00000020"
     assert not (place / "runs" / "leftover" / "checkpoints").exists()
 
 
 def test_a_finished_run_of_another_machine_is_finished(
-    llmtrain: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+    llmtrain: Llmtrain, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert llmtrain(*START).code == 0
     edit_record(place / "run", machine={"cpu": "a larger one", "isa": []})
@@ -309,7 +320,7 @@ def test_a_finished_run_of_another_machine_is_finished(
     assert "already finished" in outcome.err
 
 
-def test_a_run_file_of_schema_version_1_is_read(stopped: Any, llmtrain: Any) -> None:
+def test_a_run_file_of_schema_version_1_is_read(stopped: Files, llmtrain: Llmtrain) -> None:
     sessions = RunDirectory(stopped.path).read_record()["sessions"]
     edit_record(stopped.path, schema_version=1, sittings=sessions, sessions=None)
 
