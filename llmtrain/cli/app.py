@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Annotated, NoReturn
 
@@ -23,7 +24,7 @@ from llmtrain.cli import eval as eval_command
 from llmtrain.cli.arguments import find_command, given_flags, without_options
 from llmtrain.cli.memory import command as memory
 from llmtrain.cli.output import Output
-from llmtrain.cli.streams import hold_standard_streams
+from llmtrain.cli.streams import discard_stdout, set_up_standard_streams
 from llmtrain.errors import AbortedError, DoesNotFitError, LlmtrainError, ThresholdError, UsageError
 from llmtrain.files import LAUNCHED_VARIABLE
 from llmtrain.machine.allocator import restart_without_thread_cache
@@ -59,8 +60,13 @@ def main() -> NoReturn:
     if sys.argv[1:2] == ["train"]:
         restart_without_thread_cache()
     sys.excepthook = _report_unexpected
-    hold_standard_streams()
-    sys.exit(run(sys.argv[1:]))
+    set_up_standard_streams()
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError:  # reported, where it was not a reader that went away
+        discard_stdout()
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -111,7 +117,8 @@ def _fail(error: LlmtrainError, arguments: Sequence[str]) -> int:
     if "json" in flags and is_main and not is_shown:
         from llmtrain.documents.error import Error
 
-        output.document(Error.of_failure(error, hint, list(alternatives)))
+        with suppress(OSError):  # stdout may be what failed
+            output.document(Error.of_failure(error, hint, list(alternatives)))
     output.error(error.message, None if alternatives else hint)
     for command, outcome in alternatives.items():
         output.hint(f"{command}   # {outcome}")

@@ -1,4 +1,4 @@
-"""Registering commands: each gets an Output, and the options -q, -v and --debug."""
+"""Registering commands: each gets an Output, the options -q, -v and --debug, checked values."""
 
 from __future__ import annotations
 
@@ -6,20 +6,58 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperOption
 
 from llmtrain.cli.output import Output
 from llmtrain.cli.streams import discard_stdout, unread_output_lost
+from llmtrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from typer._click.core import Context
 
 Function = Callable[..., int | None]
+_MAY_BE_EMPTY = {"--prompt"}
 
 _COMMON = {
     "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and results.")],
     "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Print more.")],
     "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks.")],
 }
+
+
+class _Command(TyperCommand):
+    """A command whose values are neither empty nor, where they are kept, other than UTF-8."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Parse the arguments. Raises UsageError."""
+        values, *_ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.get_params(ctx):
+            value = values.get(parameter.name or "")
+            for text in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(text, str) and isinstance(parameter, (TyperArgument, TyperOption)):
+                    _require_usable(parameter, text)
+        return super().parse_args(ctx, args)
+
+
+def _require_usable(parameter: TyperArgument | TyperOption, text: str) -> None:
+    """Raise UsageError if the value is empty, or is not UTF-8 and will be written to a file."""
+    if isinstance(parameter, TyperArgument):
+        name = parameter.metavar or (parameter.name or "").upper()
+    else:
+        name = max(parameter.opts, key=len)
+    if not text.strip() and name not in _MAY_BE_EMPTY:
+        raise UsageError(
+            f"{name} is empty", hint="if a shell variable was meant, see whether it is set"
+        )
+    only_read = parameter.type_descriptor.annotation is Path and name != "--out"
+    if not only_read and text.encode(errors="replace").decode() != text:
+        raise UsageError(
+            f"{name} {text} is not UTF-8", hint="name it in UTF-8; rename a file or directory first"
+        )
 
 
 def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
@@ -29,7 +67,7 @@ def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
     """
 
     def register(function: Function) -> Function:
-        app.command(name)(_with_common_options(function))
+        app.command(name, cls=_Command)(_with_common_options(function))
         return function
 
     return register

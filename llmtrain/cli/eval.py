@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -66,7 +67,7 @@ def evaluate(
         output.document(document)
     else:
         _show(output, document)
-    require_met(thresholds, hint=f"llmtrain runs show {run} shows the run")
+    require_met(thresholds, hint=f"llmtrain runs show {shlex.quote(run)} shows the run")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -72,9 +71,8 @@ def generate(
             text = "".join(texts)
             output.document(Generate.of(trained, prompt=prompt, text=text, seed=seed))
             return 0
-        sys.stdout.write(prompt)
+        output.text(prompt)
         for text in texts:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
+            output.text(text)
+        output.result("")
     return 0

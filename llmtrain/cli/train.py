@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta
@@ -231,7 +232,8 @@ def _train(
         output.note(line)
     if stop.has_abandoned_work:
         _leave_at_once()
-    hint = f"llmtrain runs show {result.run} shows the run, which is saved and can be resumed"
+    run = shlex.quote(str(result.run))
+    hint = f"llmtrain runs show {run} shows the run, which is saved and can be resumed"
     require_met(thresholds, hint=hint)
     return 0 if is_over else 75
 

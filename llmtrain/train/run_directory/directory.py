@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -224,7 +225,7 @@ def find_checkpoints(text: str) -> list[Path]:
             if not found:
                 raise UsageError(
                     f"run {path} has no checkpoint yet",
-                    hint=f"llmtrain train --out {path} --resume auto",
+                    hint=f"llmtrain train --out {shlex.quote(str(path))} --resume auto",
                 )
             return found
     raise _unknown_run(text)
