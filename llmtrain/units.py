@@ -34,13 +34,14 @@ def parse_bytes(text: str) -> int:
 
 
 def _scaled(text: str, factors: dict[str, int], kind: str) -> int:
-    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:e\+?\d\d?)?)\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in factors:
         raise ValueError(f"{text!r} is not {kind}")
     number, factor = match[1].replace("_", ""), factors[match[2]]
-    if "." in number and factor == 1:
+    exact = Fraction(number) * factor
+    if exact.denominator != 1 and factor == 1:
         raise ValueError(f"{text!r} is not a whole number")
-    return round(Fraction(number) * factor)
+    return round(exact)
 
 
 def format_bytes(count: int) -> str:
