@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Annotated, NoReturn
 
@@ -26,7 +27,7 @@ from llmtrain.cli.memory import command as memory
 from llmtrain.cli.output import Output
 from llmtrain.cli.streams import discard_stdout, set_up_standard_streams
 from llmtrain.errors import AbortedError, DoesNotFitError, LlmtrainError, ThresholdError, UsageError
-from llmtrain.files import LAUNCHED_VARIABLE
+from llmtrain.files import LAUNCHED_VARIABLE, cache_directory
 from llmtrain.machine.allocator import restart_without_thread_cache
 
 _RANK_0_REPORTS_FIRST_S = 5.0
@@ -76,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
         command = typer.main.get_command(app)
         return command(list(arguments), standalone_mode=False, prog_name="llmtrain") or 0
     except typer.TyperException as error:
-        return _fail(UsageError(error.format_message()), arguments)
+        return _fail(UsageError(error.format_message(), hint=_help_command(arguments)), arguments)
     except typer.Abort:
         return _fail(AbortedError("interrupted", hint="run the same command again"), arguments)
     except LlmtrainError as error:
@@ -89,11 +90,24 @@ def _os_failure(error: OSError) -> LlmtrainError:
     """Return the error of a disk or file system as one line."""
     where = f"{error.filename}: " if error.filename is not None else ""
     hint = "the same command with --debug shows where"
+    cache = cache_directory()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = "free some disk space; a saved run continues with --resume auto"
+    elif error.filename is not None and cache.is_relative_to(error.filename):
+        where = f"the cache {cache} cannot be made: "
+        hint = "LLMTRAIN_CACHE_DIR=DIRECTORY names another place for it"
+    elif error.filename is not None and Path(error.filename).is_relative_to(cache):
+        where = f"the cache {cache} cannot be used: {error.filename}: "
+        hint = "LLMTRAIN_CACHE_DIR=DIRECTORY names another place for it"
     failure = LlmtrainError(f"{where}{error.strerror or error}", hint=hint)
     failure.__cause__ = error
     return failure
+
+
+def _help_command(arguments: Sequence[str]) -> str:
+    """Return the command that shows the options of the command that `arguments` name."""
+    _, words = find_command(typer.main.get_command(app), arguments)
+    return shlex.join(["llmtrain", *arguments[:words], "--help"])
 
 
 def _fail(error: LlmtrainError, arguments: Sequence[str]) -> int:
@@ -110,15 +124,13 @@ def _fail(error: LlmtrainError, arguments: Sequence[str]) -> int:
         time.sleep(_RANK_0_REPORTS_FIRST_S)
     output = Output()
     alternatives = _alternative_commands(error, arguments)
-    _, words = find_command(root, arguments)
-    help_command = shlex.join(["llmtrain", *arguments[:words], "--help"])
-    hint = next(iter(alternatives), None) or error.hint or help_command
+    hint = next(iter(alternatives), None) or error.hint
     is_shown = isinstance(error, ThresholdError)  # it is in the document with the results
     if "json" in flags and is_main and not is_shown:
         from llmtrain.documents.error import Error
 
         with suppress(OSError):  # stdout may be what failed
-            output.document(Error.of_failure(error, hint, list(alternatives)))
+            output.document(Error.of_failure(error, hint or "", list(alternatives)))
     output.error(error.message, None if alternatives else hint)
     for command, outcome in alternatives.items():
         output.hint(f"{command}   # {outcome}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperOption
 
+from llmtrain.cli.environment import unknown_variables
 from llmtrain.cli.output import Output
 from llmtrain.cli.streams import discard_stdout, unread_output_lost
 from llmtrain.errors import UsageError
@@ -90,7 +92,10 @@ def _with_common_options(function: Function) -> Function:
     def run(*, quiet: bool, verbose: bool, debug: bool, **arguments: Any) -> int | None:
         code: int | None = 0
         try:
-            code = function(Output(quiet, verbose, debug), **arguments)
+            output = Output(quiet, verbose, debug)
+            for text in unknown_variables(os.environ):
+                output.warning(text)
+            code = function(output, **arguments)
         except BrokenPipeError:
             discard_stdout()  # the reader closed the pipe: it has what it wanted
         with unread_output_lost():

@@ -90,7 +90,8 @@ class RunDirectory:
             if error.errno in _DISK_ERRORS:
                 raise
             raise UsageError(
-                f"--out {self.path} cannot be written: {error.strerror}", hint="--out runs/mine"
+                f"--out {self.path} cannot be written: {error.strerror}",
+                hint="--out DIRECTORY, where you may write",
             ) from None
         try:
             yield
