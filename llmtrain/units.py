@@ -78,3 +78,8 @@ def format_duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
     return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 step` or `1,200 steps`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -43,11 +43,11 @@ class Output:
 
     def result(self, text: str) -> None:
         """Print one line of the result."""
-        write_text(_plain(text) + "\n")
+        write_text(escape_control(text) + "\n")
 
     def text(self, text: str) -> None:
         """Print a part of a text at once: exactly in a pipe, escaped on a terminal."""
-        write_text(_plain(text) if sys.stdout.isatty() else text, flush=True)
+        write_text(escape_control(text) if sys.stdout.isatty() else text, flush=True)
 
     def show(self, renderable: RenderableType) -> None:
         """Print a table or panel as the result."""
@@ -72,12 +72,12 @@ class Output:
     def note(self, text: str) -> None:
         """Print an informative line, unless quiet."""
         if not self.quiet:
-            self.stderr.print(_plain(text), markup=False)
+            self.stderr.print(escape_control(text), markup=False)
 
     def detail(self, text: str) -> None:
         """Print a line that is only shown with -v."""
         if self.verbose and not self.quiet:
-            self.stderr.print(_plain(text), markup=False, style="dim")
+            self.stderr.print(escape_control(text), markup=False, style="dim")
 
     def warning(self, text: str) -> None:
         """Print a warning."""
@@ -95,16 +95,16 @@ class Output:
 
 
 def _json(document: Document, indent: int | None) -> str:
-    return _plain(json.dumps(document.json_values(), indent=indent)) + "\n"
+    return escape_control(json.dumps(document.json_values(), indent=indent)) + "\n"
 
 
 def _escaped(text: str) -> str:
     from rich.markup import escape
 
-    return escape(_plain(" ".join(text.splitlines())))
+    return escape(escape_control(" ".join(text.splitlines())))
 
 
-def _plain(text: str) -> str:
+def escape_control(text: str) -> str:
     """Return `text` with control characters and surrogates escaped as in JSON.
 
     Names of files, and keys in them, may contain either.
