@@ -36,6 +36,7 @@ app = typer.Typer(
     help=llmtrain.__doc__,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    epilog="Example: llmtrain train --data notes/ --time 30m",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for _commands in (

@@ -20,8 +20,14 @@ from llmtrain.errors import UsageError
 
 if TYPE_CHECKING:
     from typer._click.core import Context
+    from typer._click.formatting import HelpFormatter
 
 Function = Callable[..., int | None]
+_METAVARS: dict[Any, str] = {
+    **dict.fromkeys((str, list[str]), "TEXT"),
+    **dict.fromkeys((Path, list[Path]), "PATH"),
+    **dict.fromkeys((int, float, list[float]), "NUMBER"),
+}
 _MAY_BE_EMPTY = {"--prompt"}
 
 _COMMON = {
@@ -34,8 +40,31 @@ _COMMON = {
 class _Command(TyperCommand):
     """A command whose values are neither empty nor, where they are kept, other than UTF-8."""
 
+    def get_params(self, ctx: Context) -> list[Any]:
+        """Return the parameters, with words for people in place of Python's types."""
+        parameters = super().get_params(ctx)
+        for each in parameters:
+            if isinstance(each, TyperOption) and each.metavar is None:
+                each.metavar = _METAVARS.get(each.type_descriptor.annotation)
+        return parameters
+
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the arguments, without their types, and the options."""
+        records: dict[str, list[tuple[str, str]]] = {"argument": [], "option": []}
+        for each in self.get_params(ctx):
+            if record := each.get_help_record(ctx):
+                is_argument = each.param_type_name == "argument"
+                name = record[0].partition(" <")[0] if is_argument else record[0]
+                records[each.param_type_name].append((name, record[1]))
+        for kind, rows in records.items():
+            if rows:
+                with formatter.section(f"{kind.capitalize()}s"):
+                    formatter.write_dl(rows)
+
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Parse the arguments. Raises UsageError."""
+        if ctx.resilient_parsing:  # the shell completes what is not finished
+            return super().parse_args(ctx, args)
         values, *_ = self.make_parser(ctx).parse_args(args=list(args))
         for parameter in self.get_params(ctx):
             value = values.get(parameter.name or "")
@@ -62,14 +91,16 @@ def _require_usable(parameter: TyperArgument | TyperOption, text: str) -> None:
         )
 
 
-def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
+def command(app: typer.Typer, name: str, example: str) -> Callable[[Function], Function]:
     """Register a function, whose first parameter is an Output, as the command `name` of `app`.
 
-    It returns the exit code; None is 0.
+    It returns the exit code; None is 0. The help ends with the example.
     """
 
     def register(function: Function) -> Function:
-        app.command(name, cls=_Command)(_with_common_options(function))
+        app.command(name, cls=_Command, epilog=f"Example: {example}")(
+            _with_common_options(function)
+        )
         return function
 
     return register

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command `eval` to `app`."""
-    command(app, "eval")(evaluate)
+    command(app, "eval", "llmtrain eval my-run --data other.txt")(evaluate)
 
 
 def evaluate(

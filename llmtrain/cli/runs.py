@@ -24,10 +24,12 @@ def register(app: typer.Typer) -> None:
     """Add the group `runs` to `app`."""
     runs = group("Past runs.")
     app.add_typer(runs, name="runs")
-    command(runs, "list")(list_runs)
-    command(runs, "show")(show)
-    command(runs, "verify")(verify)
-    command(runs, "prove-resume")(prove_resume.prove_resume)
+    command(runs, "list", "llmtrain runs list")(list_runs)
+    command(runs, "show", "llmtrain runs show my-run")(show)
+    command(runs, "verify", "llmtrain runs verify my-run")(verify)
+    command(runs, "prove-resume", "llmtrain runs prove-resume --profile cpu-tiny")(
+        prove_resume.prove_resume
+    )
 
 
 def list_runs(

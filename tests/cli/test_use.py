@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import math
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -114,3 +117,25 @@ def test_run_is_shown_with_its_decisions(llmtrain: Command, trained: Path) -> No
     out = llmtrain("runs", "show", trained).out
     assert "val_bpb" in out
     assert "threads           1         asked for" in out
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_ctrl_c_ends_a_generated_text_without_an_error(
+    llmtrain: Command,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    as_json: tuple[str, ...],
+) -> None:
+    def interrupted(*arguments: Any) -> Iterator[str]:
+        yield "d"
+        signal.raise_signal(signal.SIGINT)
+        arguments[-1]()  # check whether to stop
+        yield "e"
+
+    monkeypatch.setattr("llmtrain.engine.inference.generate_text", interrupted)
+    outcome = llmtrain("generate", trained, "--prompt", "abc", *as_json)
+    assert outcome.code == 130
+    if as_json:
+        assert outcome.document["error"]["code"] == 130
+    else:
+        assert (outcome.out, outcome.err) == ("abcd\n", "")

@@ -32,7 +32,7 @@ _EVERY = "2s"
 
 def register(app: typer.Typer) -> None:
     """Add the command `memory` to `app`."""
-    command(app, "memory")(memory)
+    command(app, "memory", "llmtrain memory --profile cpu-small")(memory)
 
 
 def memory(
