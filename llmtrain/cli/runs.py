@@ -133,7 +133,7 @@ def run_summary(run: RunDirectory) -> Run:
         elapsed_s=step.get("elapsed_s", 0.0),
         checkpoints=[path.name for path in list_checkpoints(run.checkpoints)],
         status=status,
-        state="running" if is_in_training(run) else _STATES.get(status, "crashed"),
+        state=_STATES.get(status) or ("running" if is_in_training(run) else "crashed"),
         started=sessions[0].get("begun") if (sessions := record.get("sessions")) else None,
     )
 
