@@ -34,13 +34,14 @@ def parse_bytes(text: str) -> int:
 
 
 def _scaled(text: str, factors: dict[str, int], kind: str) -> int:
-    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
+    match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:e\+?\d\d?)?)\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in factors:
         raise ValueError(f"{text!r} is not {kind}")
     number, factor = match[1].replace("_", ""), factors[match[2]]
-    if "." in number and factor == 1:
+    exact = Fraction(number) * factor
+    if exact.denominator != 1 and factor == 1:
         raise ValueError(f"{text!r} is not a whole number")
-    return round(Fraction(number) * factor)
+    return round(exact)
 
 
 def format_bytes(count: int) -> str:
@@ -77,3 +78,8 @@ def format_duration(seconds: float) -> str:
     if whole < 86400:
         return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
     return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 step` or `1,200 steps`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

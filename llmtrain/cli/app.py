@@ -12,6 +12,8 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Annotated, NoReturn
 
@@ -23,9 +25,9 @@ from llmtrain.cli import eval as eval_command
 from llmtrain.cli.arguments import find_command, given_flags, without_options
 from llmtrain.cli.memory import command as memory
 from llmtrain.cli.output import Output
-from llmtrain.cli.streams import hold_standard_streams
+from llmtrain.cli.streams import discard_stdout, set_up_standard_streams
 from llmtrain.errors import AbortedError, DoesNotFitError, LlmtrainError, ThresholdError, UsageError
-from llmtrain.files import LAUNCHED_VARIABLE
+from llmtrain.files import LAUNCHED_VARIABLE, cache_directory
 from llmtrain.machine.allocator import restart_without_thread_cache
 
 _RANK_0_REPORTS_FIRST_S = 5.0
@@ -34,6 +36,7 @@ app = typer.Typer(
     help=llmtrain.__doc__,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
+    epilog="Example: llmtrain train --data notes/ --time 30m",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for _commands in (
@@ -59,8 +62,13 @@ def main() -> NoReturn:
     if sys.argv[1:2] == ["train"]:
         restart_without_thread_cache()
     sys.excepthook = _report_unexpected
-    hold_standard_streams()
-    sys.exit(run(sys.argv[1:]))
+    set_up_standard_streams()
+    code = run(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except OSError:  # reported, where it was not a reader that went away
+        discard_stdout()
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -70,7 +78,7 @@ def run(arguments: Sequence[str]) -> int:
         command = typer.main.get_command(app)
         return command(list(arguments), standalone_mode=False, prog_name="llmtrain") or 0
     except typer.TyperException as error:
-        return _fail(UsageError(error.format_message()), arguments)
+        return _fail(UsageError(error.format_message(), hint=_help_command(arguments)), arguments)
     except typer.Abort:
         return _fail(AbortedError("interrupted", hint="run the same command again"), arguments)
     except LlmtrainError as error:
@@ -83,11 +91,24 @@ def _os_failure(error: OSError) -> LlmtrainError:
     """Return the error of a disk or file system as one line."""
     where = f"{error.filename}: " if error.filename is not None else ""
     hint = "the same command with --debug shows where"
+    cache = cache_directory()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = "free some disk space; a saved run continues with --resume auto"
+    elif error.filename is not None and cache.is_relative_to(error.filename):
+        where = f"the cache {cache} cannot be made: "
+        hint = "LLMTRAIN_CACHE_DIR=DIRECTORY names another place for it"
+    elif error.filename is not None and Path(error.filename).is_relative_to(cache):
+        where = f"the cache {cache} cannot be used: {error.filename}: "
+        hint = "LLMTRAIN_CACHE_DIR=DIRECTORY names another place for it"
     failure = LlmtrainError(f"{where}{error.strerror or error}", hint=hint)
     failure.__cause__ = error
     return failure
+
+
+def _help_command(arguments: Sequence[str]) -> str:
+    """Return the command that shows the options of the command that `arguments` name."""
+    _, words = find_command(typer.main.get_command(app), arguments)
+    return shlex.join(["llmtrain", *arguments[:words], "--help"])
 
 
 def _fail(error: LlmtrainError, arguments: Sequence[str]) -> int:
@@ -104,14 +125,13 @@ def _fail(error: LlmtrainError, arguments: Sequence[str]) -> int:
         time.sleep(_RANK_0_REPORTS_FIRST_S)
     output = Output()
     alternatives = _alternative_commands(error, arguments)
-    _, words = find_command(root, arguments)
-    help_command = shlex.join(["llmtrain", *arguments[:words], "--help"])
-    hint = next(iter(alternatives), None) or error.hint or help_command
+    hint = next(iter(alternatives), None) or error.hint
     is_shown = isinstance(error, ThresholdError)  # it is in the document with the results
     if "json" in flags and is_main and not is_shown:
         from llmtrain.documents.error import Error
 
-        output.document(Error.of_failure(error, hint, list(alternatives)))
+        with suppress(OSError):  # stdout may be what failed
+            output.document(Error.of_failure(error, hint or "", list(alternatives)))
     output.error(error.message, None if alternatives else hint)
     for command, outcome in alternatives.items():
         output.hint(f"{command}   # {outcome}")

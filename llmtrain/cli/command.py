@@ -1,19 +1,34 @@
-"""Registering commands: each gets an Output, and the options -q, -v and --debug."""
+"""Registering commands: each gets an Output, the options -q, -v and --debug, checked values."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperOption
 
+from llmtrain.cli.environment import unknown_variables
 from llmtrain.cli.output import Output
 from llmtrain.cli.streams import discard_stdout, unread_output_lost
+from llmtrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from typer._click.core import Context
+    from typer._click.formatting import HelpFormatter
 
 Function = Callable[..., int | None]
+_METAVARS: dict[Any, str] = {
+    **dict.fromkeys((str, list[str]), "TEXT"),
+    **dict.fromkeys((Path, list[Path]), "PATH"),
+    **dict.fromkeys((int, float, list[float]), "NUMBER"),
+}
+_MAY_BE_EMPTY = {"--prompt"}
 
 _COMMON = {
     "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and results.")],
@@ -22,14 +37,70 @@ _COMMON = {
 }
 
 
-def command(app: typer.Typer, name: str) -> Callable[[Function], Function]:
+class _Command(TyperCommand):
+    """A command whose values are neither empty nor, where they are kept, other than UTF-8."""
+
+    def get_params(self, ctx: Context) -> list[Any]:
+        """Return the parameters, with words for people in place of Python's types."""
+        parameters = super().get_params(ctx)
+        for each in parameters:
+            if isinstance(each, TyperOption) and each.metavar is None:
+                each.metavar = _METAVARS.get(each.type_descriptor.annotation)
+        return parameters
+
+    def format_options(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the arguments, without their types, and the options."""
+        records: dict[str, list[tuple[str, str]]] = {"argument": [], "option": []}
+        for each in self.get_params(ctx):
+            if record := each.get_help_record(ctx):
+                is_argument = each.param_type_name == "argument"
+                name = record[0].partition(" <")[0] if is_argument else record[0]
+                records[each.param_type_name].append((name, record[1]))
+        for kind, rows in records.items():
+            if rows:
+                with formatter.section(f"{kind.capitalize()}s"):
+                    formatter.write_dl(rows)
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Parse the arguments. Raises UsageError."""
+        if ctx.resilient_parsing:  # the shell completes what is not finished
+            return super().parse_args(ctx, args)
+        values, *_ = self.make_parser(ctx).parse_args(args=list(args))
+        for parameter in self.get_params(ctx):
+            value = values.get(parameter.name or "")
+            for text in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(text, str) and isinstance(parameter, (TyperArgument, TyperOption)):
+                    _require_usable(parameter, text)
+        return super().parse_args(ctx, args)
+
+
+def _require_usable(parameter: TyperArgument | TyperOption, text: str) -> None:
+    """Raise UsageError if the value is empty, or is not UTF-8 and will be written to a file."""
+    if isinstance(parameter, TyperArgument):
+        name = parameter.metavar or (parameter.name or "").upper()
+    else:
+        name = max(parameter.opts, key=len)
+    if not text.strip() and name not in _MAY_BE_EMPTY:
+        raise UsageError(
+            f"{name} is empty", hint="if a shell variable was meant, see whether it is set"
+        )
+    only_read = parameter.type_descriptor.annotation is Path and name != "--out"
+    if not only_read and text.encode(errors="replace").decode() != text:
+        raise UsageError(
+            f"{name} {text} is not UTF-8", hint="name it in UTF-8; rename a file or directory first"
+        )
+
+
+def command(app: typer.Typer, name: str, example: str) -> Callable[[Function], Function]:
     """Register a function, whose first parameter is an Output, as the command `name` of `app`.
 
-    It returns the exit code; None is 0.
+    It returns the exit code; None is 0. The help ends with the example.
     """
 
     def register(function: Function) -> Function:
-        app.command(name)(_with_common_options(function))
+        app.command(name, cls=_Command, epilog=f"Example: {example}")(
+            _with_common_options(function)
+        )
         return function
 
     return register
@@ -52,7 +123,10 @@ def _with_common_options(function: Function) -> Function:
     def run(*, quiet: bool, verbose: bool, debug: bool, **arguments: Any) -> int | None:
         code: int | None = 0
         try:
-            code = function(Output(quiet, verbose, debug), **arguments)
+            output = Output(quiet, verbose, debug)
+            for text in unknown_variables(os.environ):
+                output.warning(text)
+            code = function(output, **arguments)
         except BrokenPipeError:
             discard_stdout()  # the reader closed the pipe: it has what it wanted
         with unread_output_lost():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import shlex
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -23,6 +26,7 @@ from llmtrain.cli.thresholds import (
     positive,
     require_met,
 )
+from llmtrain.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from llmtrain.documents.inference import Eval
@@ -31,7 +35,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command `eval` to `app`."""
-    command(app, "eval")(evaluate)
+    command(app, "eval", "llmtrain eval my-run --data other.txt")(evaluate)
 
 
 def evaluate(
@@ -66,7 +70,7 @@ def evaluate(
         output.document(document)
     else:
         _show(output, document)
-    require_met(thresholds, hint=f"llmtrain runs show {run} shows the run")
+    require_met(thresholds, hint=f"llmtrain runs show {shlex.quote(run)} shows the run")
     return 0
 
 
@@ -84,12 +88,44 @@ def _thresholds(evaluation: Evaluation, max_bpb: float | None) -> list[Threshold
     ]
 
 
+_BASELINES = {
+    "uniform_bpb": "every token as likely as any other",
+    "unigram_bpb": "tokens by how often the training text has them",
+    "gzip_bpb": "the text compressed by gzip",
+    "bzip2_bpb": "by bzip2",
+    "xz_bpb": "by xz",
+}
+
+
 def _show(output: Output, evaluation: Eval) -> None:
-    output.result(f"checkpoint       {evaluation.checkpoint}")
-    output.result(f"text             {evaluation.tokens} tokens, {evaluation.bytes} bytes")
-    output.result(f"loss             {evaluation.loss_nats_per_token:.4f} nats/token")
-    output.result(f"perplexity       {evaluation.perplexity:.4g}")
-    output.result(f"bits per byte    {evaluation.bits_per_byte:.4f}")
-    for name, value in evaluation.baselines:
-        if value is not None:
-            output.result(f"  {name.removesuffix('_bpb'):<15}{value:.4f}")
+    from llmtrain.cli.tables import facts_table
+
+    baselines = {n: float(v) for n, v in evaluation.baselines if v is not None}
+    text = f"{counted(evaluation.tokens, 'token')}, {format_bytes(evaluation.bytes)}"
+    rows = [
+        ("checkpoint", evaluation.checkpoint),
+        ("text", text),
+        ("loss", f"{evaluation.loss_nats_per_token:.4f} nats/token"),
+        ("perplexity", f"{evaluation.perplexity:.4g}"),
+        ("bits per byte", f"{evaluation.bits_per_byte:.4f}"),
+        *(
+            (f"  {name.removesuffix('_bpb')}", f"{v:.4f}  {_BASELINES[name]}")
+            for name, v in baselines.items()
+        ),
+        ("verdict", verdict_of(evaluation.bits_per_byte, baselines)),
+    ]
+    output.show(facts_table(rows))
+
+
+def verdict_of(bits_per_byte: float | None, baselines: Mapping[str, float]) -> str:
+    """Return in words where the model is among what needs no model; less is better."""
+    if bits_per_byte is None or not math.isfinite(bits_per_byte):
+        return "the loss is not a finite number: the model is of no use"
+    names = {name: name.removesuffix("_bpb") for name in baselines}
+    better = [names[n] for n, value in baselines.items() if bits_per_byte < value]
+    worse = [names[n] for n, value in baselines.items() if bits_per_byte >= value]
+    if not worse:
+        return f"better than all of these: {', '.join(better)}"
+    if not better:
+        return f"no better than any of these: {', '.join(worse)}; train it longer"
+    return f"better than {', '.join(better)}; not than {', '.join(worse)}"

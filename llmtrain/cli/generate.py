@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import typer
@@ -20,7 +19,7 @@ from llmtrain.cli.output import Output
 
 def register(app: typer.Typer) -> None:
     """Add the command `generate` to `app`."""
-    command(app, "generate")(generate)
+    command(app, "generate", "llmtrain generate my-run --prompt 'Once upon a time'")(generate)
 
 
 def generate(
@@ -57,10 +56,11 @@ def generate(
     from llmtrain.cli.progress import watching
     from llmtrain.documents.inference import Generate
     from llmtrain.engine.inference import generate_text, load_trained
-    from llmtrain.errors import UsageError
+    from llmtrain.errors import AbortedError, InterruptedRunError, UsageError
     from llmtrain.model.generate import Sampling
     from llmtrain.train.distributed.signals import stop_on_signals
 
+    code = 0
     if top_p == 0:
         raise UsageError("--top-p 0 leaves no token to choose", hint="--temperature 0 is greedy")
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
@@ -68,13 +68,19 @@ def generate(
         with watching(output) as observe:
             trained = load_trained(run, device_section(device, force_cpu), observe)
         texts = generate_text(trained, prompt, sampling, max_tokens, stop.check)
-        if json:
-            text = "".join(texts)
-            output.document(Generate.of(trained, prompt=prompt, text=text, seed=seed))
-            return 0
-        sys.stdout.write(prompt)
-        for text in texts:
-            sys.stdout.write(text)
-            sys.stdout.flush()
-        sys.stdout.write("\n")
-    return 0
+        try:
+            if json:
+                text = "".join(texts)
+                output.document(Generate.of(trained, prompt=prompt, text=text, seed=seed))
+                return 0
+            output.text(prompt)
+            for text in texts:
+                output.text(text)
+        except InterruptedRunError:
+            if stop.signal_name != "SIGINT":
+                raise
+            if json:
+                raise AbortedError("interrupted") from None
+            code = 130  # somebody has read enough
+        output.result("")
+    return code

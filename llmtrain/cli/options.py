@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from llmtrain.cli import completion
+
 if TYPE_CHECKING:
     from llmtrain.machine.assume import AssumedMachine
     from llmtrain.profile.load import Setting
@@ -14,11 +16,22 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cpu", "cuda", "mps"]
 
 ProfileOption = Annotated[
-    str | None, typer.Option("--profile", "-p", help="A shipped profile's name, or a YAML file.")
+    str | None,
+    typer.Option(
+        "--profile",
+        "-p",
+        metavar="NAME",
+        help="A shipped profile's name, or a YAML file.",
+        autocompletion=completion.profile_names,
+    ),
 ]
 RunArgument = Annotated[
     str,
-    typer.Argument(metavar="RUN", help="A run directory, a checkpoint, or a name under runs/."),
+    typer.Argument(
+        metavar="RUN",
+        help="A run directory, a checkpoint, or a name under runs/.",
+        autocompletion=completion.run_names,
+    ),
 ]
 DataOption = Annotated[
     list[str] | None,
@@ -47,7 +60,12 @@ ForceCpuOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Set any profile value. Repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set any profile value. Repeatable.",
+        autocompletion=completion.assignments,
+    ),
 ]
 AssumeOption = Annotated[
     str | None,
@@ -73,6 +91,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 NprocOption = Annotated[
     int | None, typer.Option("--nproc", min=1, help="Processes on this machine.")
 ]
+
+
+def whole_number(text: str) -> int:
+    """Return the integer that `5000`, `5k` or `5e3` is. Raises BadParameter."""
+    from llmtrain.units import parse_count
+
+    try:
+        return -parse_count(text[1:]) if text.startswith("-") else parse_count(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def weighted_sources(data: list[str] | None, weights: list[float] | None) -> list[Any] | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TextIO, cast
 
-from llmtrain.cli.streams import UnfailingStream, unread_output_lost, write_line
+from llmtrain.cli.streams import UnfailingStream, unread_output_lost, write_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -43,33 +43,41 @@ class Output:
 
     def result(self, text: str) -> None:
         """Print one line of the result."""
-        sys.stdout.write(_plain(text) + "\n")
+        write_text(escape_control(text) + "\n")
+
+    def text(self, text: str) -> None:
+        """Print a part of a text at once: exactly in a pipe, escaped on a terminal."""
+        write_text(escape_control(text) if sys.stdout.isatty() else text, flush=True)
 
     def show(self, renderable: RenderableType) -> None:
         """Print a table or panel as the result."""
         from rich.console import Console
 
-        plain_width = None if sys.stdout.isatty() else 160
-        Console(highlight=False, width=plain_width, soft_wrap=False).print(renderable)
+        is_terminal = sys.stdout.isatty()
+        console = Console(highlight=False, width=None if is_terminal else 160, soft_wrap=False)
+        with console.capture() as captured:
+            console.print(renderable)
+        lines = captured.get().removesuffix("\n").split("\n")
+        write_text("".join((line if is_terminal else line.rstrip()) + "\n" for line in lines))
 
     def document(self, document: Document) -> None:
         """Print the one JSON document of a `--json` call."""
         with unread_output_lost():
-            write_line(_json(document, indent=2))
+            write_text(_json(document, indent=2), flush=True)
 
     def document_line(self, document: Document) -> None:
         """Print one of several documents as a line. Raises BrokenPipeError if nobody reads it."""
-        write_line(_json(document, indent=None))
+        write_text(_json(document, indent=None), flush=True)
 
     def note(self, text: str) -> None:
         """Print an informative line, unless quiet."""
         if not self.quiet:
-            self.stderr.print(_plain(text), markup=False)
+            self.stderr.print(escape_control(text), markup=False)
 
     def detail(self, text: str) -> None:
         """Print a line that is only shown with -v."""
         if self.verbose and not self.quiet:
-            self.stderr.print(_plain(text), markup=False, style="dim")
+            self.stderr.print(escape_control(text), markup=False, style="dim")
 
     def warning(self, text: str) -> None:
         """Print a warning."""
@@ -87,16 +95,16 @@ class Output:
 
 
 def _json(document: Document, indent: int | None) -> str:
-    return _plain(json.dumps(document.json_values(), indent=indent, ensure_ascii=False))
+    return escape_control(json.dumps(document.json_values(), indent=indent)) + "\n"
 
 
 def _escaped(text: str) -> str:
     from rich.markup import escape
 
-    return escape(_plain(" ".join(text.splitlines())))
+    return escape(escape_control(" ".join(text.splitlines())))
 
 
-def _plain(text: str) -> str:
+def escape_control(text: str) -> str:
     """Return `text` with control characters and surrogates escaped as in JSON.
 
     Names of files, and keys in them, may contain either.

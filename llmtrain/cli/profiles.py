@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from llmtrain.cli import completion
 from llmtrain.cli.command import command, group
 from llmtrain.cli.options import (
     AssumeOption,
@@ -33,7 +34,12 @@ _PLAIN_WORD = re.compile(r"[A-Za-z][\w-]*(:[\w-]+)*|\d+(\.\d+)?s", re.ASCII)
 _NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 NameArgument = Annotated[
-    str, typer.Argument(metavar="PROFILE", help="A shipped profile's name, or a YAML file.")
+    str,
+    typer.Argument(
+        metavar="PROFILE",
+        help="A shipped profile's name, or a YAML file.",
+        autocompletion=completion.profile_names,
+    ),
 ]
 
 
@@ -41,10 +47,10 @@ def register(app: typer.Typer) -> None:
     """Add the group `profiles` to `app`."""
     profiles = group("Profiles: what can be trained, every value, and the schema of profile files.")
     app.add_typer(profiles, name="profiles")
-    command(profiles, "list")(list_profiles)
-    command(profiles, "show")(show)
-    command(profiles, "validate")(validate)
-    command(profiles, "schema")(schema)
+    command(profiles, "list", "llmtrain profiles list")(list_profiles)
+    command(profiles, "show", "llmtrain profiles show cpu-small > my.yaml")(show)
+    command(profiles, "validate", "llmtrain profiles validate my.yaml")(validate)
+    command(profiles, "schema", "llmtrain profiles schema > profile.schema.json")(schema)
 
 
 def list_profiles(output: Output, json: JsonOption = False) -> int:

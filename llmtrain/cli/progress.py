@@ -13,9 +13,10 @@ from llmtrain.cli.output import Output
 from llmtrain.machine.live_memory import LiveMemory
 from llmtrain.progress import Note, Progress
 from llmtrain.train.events import Evaluated, Event, Observer, Sampled, Saved, Started, Step
-from llmtrain.units import format_bytes, format_count, format_duration
+from llmtrain.units import counted, format_bytes, format_count, format_duration
 
 _PROGRESS_INTERVAL_S = 5.0
+_COMPILES = "the first step compiles: up to a minute, less where it was compiled before"
 
 
 @contextmanager
@@ -96,13 +97,16 @@ def progress_line(event: Progress) -> str:
 
 
 def step_line(event: Step) -> str:
-    """Return step, tokens, loss, learning rate, speed, memory and remaining time."""
+    """Return step, remaining time, loss, speed, tokens, learning rate and memory.
+
+    A narrow terminal cuts off the end.
+    """
     of = f"/{event.horizon_steps}" if event.horizon_steps else ""
     left = f"  left {format_duration(event.remaining_s)}" if event.remaining_s is not None else ""
     return (
-        f"step {event.step}{of}  tokens {format_count(event.tokens)}  loss {event.loss:.4f}  "
-        f"lr {event.lr:.2e}  {format_count(round(event.tokens_per_s))} tok/s  "
-        f"{memory_text(event.memory)}{left}"
+        f"step {event.step}{of}{left}  loss {event.loss:.4f}  "
+        f"{format_count(round(event.tokens_per_s))} tok/s  tokens {format_count(event.tokens)}  "
+        f"lr {event.lr:.2e}  {memory_text(event.memory)}"
     )
 
 
@@ -155,7 +159,8 @@ def _started(event: Started) -> list[str]:
             f"{format_count(event.tokens_per_step)} tokens"
         ),
         (
-            f"on {plan.device.value} in {plan.precision.value}, {plan.threads.value} threads, "
+            f"on {plan.device.value} in {plan.precision.value}, "
+            f"{counted(plan.threads.value, 'thread')}, "
             f"micro-batch {plan.micro_batch.value} × {plan.accumulation.value}, "
             f"{format_bytes(event.prediction.total_bytes)} predicted"
         ),
@@ -163,4 +168,5 @@ def _started(event: Started) -> list[str]:
             f"{format_count(event.train_tokens)} tokens to train on{epochs}, "
             f"{format_count(event.validation_tokens)} to validate"
         ),
+        *([_COMPILES] if plan.compile.value else []),
     ]

@@ -17,16 +17,19 @@ if TYPE_CHECKING:
     from llmtrain.train.run_directory.directory import RunDirectory
 
 Numbers = dict[str, float]
+_STATES = {"done": "finished", "time": "finished", "interrupted": "interrupted"}
 
 
 def register(app: typer.Typer) -> None:
     """Add the group `runs` to `app`."""
     runs = group("Past runs.")
     app.add_typer(runs, name="runs")
-    command(runs, "list")(list_runs)
-    command(runs, "show")(show)
-    command(runs, "verify")(verify)
-    command(runs, "prove-resume")(prove_resume.prove_resume)
+    command(runs, "list", "llmtrain runs list")(list_runs)
+    command(runs, "show", "llmtrain runs show my-run")(show)
+    command(runs, "verify", "llmtrain runs verify my-run")(verify)
+    command(runs, "prove-resume", "llmtrain runs prove-resume --profile cpu-tiny")(
+        prove_resume.prove_resume
+    )
 
 
 def list_runs(
@@ -36,7 +39,8 @@ def list_runs(
     ] = Path("runs"),
     json: JsonOption = False,
 ) -> int:
-    """List runs with their last step, loss and status."""
+    """List runs: when each began, its profile, last step, loss and state."""
+    from llmtrain.cli.runs_text import runs_table
     from llmtrain.documents.runs import RunsList
     from llmtrain.errors import UsageError
     from llmtrain.train.run_directory.running import listed_runs
@@ -50,16 +54,17 @@ def list_runs(
     if json:
         output.document(RunsList.of(runs=rows))
         return 0
-    for row in rows:
-        loss = f"{row.val_bpb:.4f} bits/byte" if row.val_bpb is not None else "not evaluated"
-        output.result(f"{row.run:<44}{row.step:>8} steps   {loss:<20} {row.status}")
-    if not rows:
+    if rows:
+        output.show(runs_table(rows))
+    else:
         output.note(f"no runs under {directory}; start one with llmtrain train")
     return 0
 
 
 def show(output: Output, run: RunArgument, json: JsonOption = False) -> int:
     """Show one run: its result and every decision of its plan."""
+    from llmtrain.cli.runs_text import run_facts
+    from llmtrain.cli.tables import facts_table, plain_value, rows_table
     from llmtrain.documents.runs import RunsShow
     from llmtrain.train.run_directory.directory import find_run
 
@@ -69,12 +74,13 @@ def show(output: Output, run: RunArgument, json: JsonOption = False) -> int:
     if json:
         output.document(RunsShow.of(summary, record=record))
         return 0
-    for name, value in summary:
-        if value is not None:
-            output.result(f"{name:<18}{value}")
+    output.show(facts_table(run_facts(summary, record)))
     output.result("")
-    for name, choice in record.get("plan", {}).items():
-        output.result(f"{name:<18}{choice['value']!s:<9} {choice['reason']}")
+    rows = [
+        (name.replace("_", " "), plain_value(choice["value"]), str(choice["reason"]))
+        for name, choice in record.get("plan", {}).items()
+    ]
+    output.show(rows_table("plan", ("decision", "value", "reason"), rows))
     return 0
 
 
@@ -110,9 +116,11 @@ def run_summary(run: RunDirectory) -> Run:
     """Return the progress of a run, read from its files. Raises UsageError."""
     from llmtrain.documents.runs import Run
     from llmtrain.train.checkpoint.format import list_checkpoints
+    from llmtrain.train.run_directory.running import is_in_training
 
     record = run.read_record()
     step, evaluation, best = _last_lines(run)
+    status = (record.get("result") or {}).get("stopped", "unfinished")
     return Run.of(
         run=run.path,
         profile=record["profile"].get("name"),
@@ -124,7 +132,9 @@ def run_summary(run: RunDirectory) -> Run:
         best_val_loss=best,
         elapsed_s=step.get("elapsed_s", 0.0),
         checkpoints=[path.name for path in list_checkpoints(run.checkpoints)],
-        status=(record.get("result") or {}).get("stopped", "unfinished"),
+        status=status,
+        state=_STATES.get(status) or ("running" if is_in_training(run) else "crashed"),
+        started=sessions[0].get("begun") if (sessions := record.get("sessions")) else None,
     )
 
 

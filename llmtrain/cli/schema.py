@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from llmtrain.cli import completion
 from llmtrain.cli.command import command
 from llmtrain.cli.options import JsonOption
 from llmtrain.cli.output import Output
@@ -15,14 +16,18 @@ from llmtrain.errors import UsageError
 
 def register(app: typer.Typer) -> None:
     """Add the command `schema` to `app`."""
-    command(app, "schema")(schema)
+    command(app, "schema", "llmtrain schema train")(schema)
 
 
 def schema(
     output: Output,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="NAME", help="A command, such as device-info, or a file of a run."),
+        typer.Argument(
+            metavar="NAME",
+            help="A command, such as device-info, or a file of a run.",
+            autocompletion=completion.schema_names,
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> int:

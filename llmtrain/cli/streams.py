@@ -1,4 +1,4 @@
-"""Standard streams that survive a reader that closed them."""
+"""Standard streams that take any text and survive a reader that closed them."""
 
 from __future__ import annotations
 
@@ -48,11 +48,12 @@ class UnfailingStream(io.TextIOBase):
         return self._stream.fileno()
 
 
-def hold_standard_streams() -> None:
-    """Open descriptors 0 to 2, `sys.stdout` and `sys.stderr` if they are closed.
+def set_up_standard_streams() -> None:
+    """Open descriptors 0 to 2, `sys.stdout` and `sys.stderr` if they are closed; accept any text.
 
     Otherwise a file opened later would get one of them, and messages of libraries would be
-    written into it.
+    written into it. Pipes and files get UTF-8, a terminal its own encoding, and everything
+    what PYTHONIOENCODING names; characters that the encoding lacks are escaped.
     """
     for descriptor in range(3):
         try:
@@ -63,40 +64,45 @@ def hold_standard_streams() -> None:
         sys.stdout = os.fdopen(1, "w", encoding="utf-8")
     if sys.stderr is None:
         sys.stderr = os.fdopen(2, "w", encoding="utf-8")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            is_chosen = stream.isatty() or "PYTHONIOENCODING" in os.environ
+            encoding = stream.encoding if is_chosen else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
-def write_line(text: str) -> None:
-    """Write a line to stdout and flush. Raises BrokenPipeError if nobody reads it."""
-    with _broken_pipe_raised():
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
+def write_text(text: str, *, flush: bool = False) -> None:
+    """Write text to stdout. Raises BrokenPipeError if nobody reads it."""
+    with _stdout_named():
+        sys.stdout.write(text)
+        if flush:
+            sys.stdout.flush()
 
 
 def write_bytes(data: bytes) -> None:
     """Write bytes to stdout and flush. Raises BrokenPipeError if nobody reads them."""
-    with _broken_pipe_raised():
+    with _stdout_named():
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
 
 
 @contextmanager
-def _broken_pipe_raised() -> Iterator[None]:
+def _stdout_named() -> Iterator[None]:
+    """Name stdout in errors of the block. Raises BrokenPipeError if nobody reads it."""
     try:
         yield
     except OSError as error:
-        if error.errno not in _READER_GONE:
-            raise
-        raise BrokenPipeError(error.errno, error.strerror) from error
+        kind = BrokenPipeError if error.errno in _READER_GONE else OSError
+        raise kind(error.errno, error.strerror, "stdout") from error
 
 
 @contextmanager
 def unread_output_lost() -> Iterator[None]:
     """Discard output of the block that nobody reads, instead of failing."""
     try:
-        yield
-    except OSError as error:
-        if error.errno not in _READER_GONE:
-            raise
+        with _stdout_named():
+            yield
+    except BrokenPipeError:
         discard_stdout()
 
 

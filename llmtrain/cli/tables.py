@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.table import Table
+from rich.text import Text
+
+from llmtrain.cli.output import escape_control
 
 
 def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
@@ -17,6 +20,16 @@ def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
         table.add_column(word)
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def facts_table(rows: Iterable[tuple[str, str]]) -> Table:
+    """Return a table of names and values, without a heading."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(escape_control(value)))
     return table
 
 

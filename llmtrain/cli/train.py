@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from llmtrain.cli import completion
 from llmtrain.cli.command import command
 from llmtrain.cli.options import (
     AssumeOption,
@@ -28,6 +30,7 @@ from llmtrain.cli.options import (
     assumed_machine,
     flag_settings,
     weighted_sources,
+    whole_number,
 )
 from llmtrain.cli.output import Output
 from llmtrain.cli.streams import unread_output_lost
@@ -50,7 +53,7 @@ _UNTIL = "until="
 
 def register(app: typer.Typer) -> None:
     """Add the command `train` to `app`."""
-    command(app, "train")(train)
+    command(app, "train", "llmtrain train --data notes/ --time 30m")(train)
 
 
 def train(
@@ -63,7 +66,10 @@ def train(
     time: Annotated[
         str | None, typer.Option("--time", help="Finish after 150s, 30m, 2h …, or by until=07:30.")
     ] = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Optimizer steps.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", metavar="COUNT", parser=whole_number, help="Optimizer steps."),
+    ] = None,
     tokens: Annotated[
         str | None, typer.Option("--tokens", help="Tokens to train on, as in 50M.")
     ] = None,
@@ -75,7 +81,10 @@ def train(
     resume: Annotated[
         str | None,
         typer.Option(
-            "--resume", metavar="auto|RUN", help="Continue a run from its last checkpoint."
+            "--resume",
+            metavar="auto|RUN",
+            help="Continue a run from its last checkpoint.",
+            autocompletion=completion.resumable_names,
         ),
     ] = None,
     nproc: NprocOption = None,
@@ -198,6 +207,7 @@ def _train(
     from llmtrain.cli.progress import watching
     from llmtrain.cli.train_summary import summary_lines
     from llmtrain.documents.train import Train
+    from llmtrain.engine.text_notes import text_notes
     from llmtrain.engine.train_run import (
         TrainSession,
         ranks_to_launch,
@@ -218,6 +228,9 @@ def _train(
     with ExitStack() as stack:
         session = TrainSession(world, stack.enter_context(watching(output)), stop, started_s)
         resolved = stack.enter_context(resolved_run(request, session))
+        if not resolved.is_finished and not is_launched():
+            for text in text_notes(resolved.profile.loaded, Path()):
+                output.note(text)
         ranks = ranks_to_launch(resolved) if "RANK" not in os.environ else 1
         if ranks > 1:
             stack.close()  # the ranks lock the directory
@@ -231,7 +244,8 @@ def _train(
         output.note(line)
     if stop.has_abandoned_work:
         _leave_at_once()
-    hint = f"llmtrain runs show {result.run} shows the run, which is saved and can be resumed"
+    run = shlex.quote(str(result.run))
+    hint = f"llmtrain runs show {run} shows the run, which is saved and can be resumed"
     require_met(thresholds, hint=hint)
     return 0 if is_over else 75
 

@@ -15,7 +15,7 @@ class Failure(Part):
 
     code: int = key("the exit code")
     message: Text = key("what is wrong: the value, the limit, where it came from")
-    hint: Text = key("what to type next")
+    hint: Text = key("what to type next; empty: nothing is known to help")
     ways_out: list[Text] = optional(
         "commands that would fit, the cheapest change first; missing unless `code` is 3"
     )

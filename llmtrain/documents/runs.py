@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from typing_extensions import Self
 
@@ -27,6 +27,10 @@ class Run(Part):
     elapsed_s: float = key("seconds of all sessions until that step")
     checkpoints: list[Text] = key("names of the saved ones, oldest first")
     status: Text = key("done, time, interrupted, or unfinished")
+    state: Literal["running", "finished", "interrupted", "crashed"] = key(
+        "running on this machine, finished, stopped by a signal, or ended without a result"
+    )
+    started: Text | None = key("when its first session began, ISO 8601; null: unknown")
 
 
 class RunsList(Document):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def evaluate_run(
     if trained.record is None or profile is None:
         raise UsageError(
             f"{trained.checkpoint} lies in no run directory, so its validation text is not known",
-            hint=f"llmtrain eval {run} --data FILE",
+            hint=f"llmtrain eval {shlex.quote(run)} --data FILE",
         )
     key = data_key(trained.record, run)
     dataset = open_dataset(profile.data, profile.model.vocab_size, key, trained.checkpoint, work)

@@ -128,7 +128,7 @@ def measured_cpu(
     saved = probe.saved()
     if saved is not None or announce is None:
         return replace(times, block=saved)
-    announce("compiling one block, once for this machine and shape")
+    announce("compiling one block, once for this machine and shape: up to a minute")
     return with_fresh_block(times, probe, announce)
 
 

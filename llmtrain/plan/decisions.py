@@ -22,7 +22,7 @@ from llmtrain.plan.memory import predict_training
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.profile.shape import ModelShape
-from llmtrain.units import format_bytes
+from llmtrain.units import format_bytes, format_count
 
 # Small micro-batches are as fast as large ones on a CPU, on two cores and on sixteen, and much
 # leaner; an accelerator wants enough tokens that its products fill it.
@@ -260,7 +260,7 @@ def _refuse_what_does_not_fit(
     if predicted_bytes <= limit_bytes:
         return
     raise DoesNotFitError(
-        f"{workload.shape.parameters / 1e6:.1f}M parameters with micro-batch {micro_batch} × "
+        f"{format_count(workload.shape.parameters)} parameters with micro-batch {micro_batch} × "
         f"{workload.shape.context} tokens need {format_bytes(predicted_bytes)}; "
         f"the limit is {format_bytes(limit_bytes)}, {origin}",
         hint="--set train.micro_batch=auto"
@@ -276,7 +276,7 @@ def refuse_model_that_does_not_fit(facts: Facts, shape: ModelShape, kind: Device
     limit_bytes = memory_limit_bytes(facts, kind)
     if needed_bytes > limit_bytes:
         raise DoesNotFitError(
-            f"using {shape.parameters / 1e6:.1f}M parameters with a context of {shape.context} "
+            f"using {format_count(shape.parameters)} parameters with a context of {shape.context} "
             f"needs {format_bytes(needed_bytes)}; the limit is {format_bytes(limit_bytes)}",
             hint="a machine with more memory",
         )

@@ -16,7 +16,7 @@ from llmtrain.data.quality.filters import filters_of
 from llmtrain.data.shards.encode import Encode
 from llmtrain.data.shards.prepared import PreparedData, entry_directory, open_prepared, prepare
 from llmtrain.data.sources.download import FetchOptions
-from llmtrain.data.sources.resolve import resolve_sources
+from llmtrain.data.sources.resolve import BUILTIN_PYTHON, resolve_sources
 from llmtrain.data.sources.urls import without_secrets
 from llmtrain.data.split import plan_split
 from llmtrain.errors import DataError
@@ -51,17 +51,23 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: PrepareContext)
     cleaned = clean_corpus(resolve_corpus(section, work), section, work)
     corpus = cleaned.corpus
     facts = work.with_progress("reading", corpus).measure(work.check_stop)
-    if facts.repeated_bytes > _NOTED_SHARE * facts.text_bytes:
+    is_own = section.specs == (BUILTIN_PYTHON,)  # nobody chose or can mend that text
+    if not is_own and facts.repeated_bytes > _NOTED_SHARE * facts.text_bytes:
         work.observe(_repeats_note(facts))
-    announce_skipped(corpus, work)
+    if not is_own:
+        announce_skipped(corpus, work)
     leakage = cached_leakage(
         work.with_progress("looking for leakage", corpus),
         facts,
         section.validation_fraction,
         work.check_stop,
     )
-    if leakage is not None and (
-        warning := leakage_warning(leakage, is_without_copies=section.duplicates == "drop_near")
+    if (
+        leakage is not None
+        and not is_own
+        and (
+            warning := leakage_warning(leakage, is_without_copies=section.duplicates == "drop_near")
+        )
     ):
         work.observe(warning)
     directory = ensure_tokenizer(corpus, facts, section, vocab_size, work)

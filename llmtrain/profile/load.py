@@ -9,6 +9,7 @@ import difflib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,8 +83,9 @@ def load_section(section: type[S], name: str, merged: Mapping[str, Setting]) -> 
     try:
         return section.model_validate_json(json.dumps(_nested(merged).get(name, {})))
     except ValidationError as error:
-        first = error.errors()[0]
-        located: ErrorDetails = {**first, "loc": (name, *first["loc"])}
+        located: list[ErrorDetails] = [
+            {**each, "loc": (name, *each["loc"])} for each in error.errors()
+        ]
         raise _usage_error(located, merged) from None
 
 
@@ -198,7 +200,8 @@ def _said(path: str, text: str, origin: str) -> Layer:
     try:
         value = parse_scalar(text)
     except UsageError as error:
-        hint = f"in YAML a text with signs is quoted: --set '{path}=\"{text[:40]}\"'"
+        written = _as_written(path, json.dumps(text[:40], ensure_ascii=False), origin)
+        hint = f"in YAML a text with signs is quoted: {written}"
         raise UsageError(f"{path}: {error.message} ({origin})", hint=hint) from None
     if not isinstance(value, Mapping):
         return {path: Setting(value, origin)}
@@ -247,7 +250,7 @@ def validate_profile(merged: Mapping[str, Setting]) -> LoadedProfile:
         text = json.dumps(_nested(merged))
         profile = Profile.model_validate_json(text)
     except ValidationError as error:
-        raise _usage_error(error.errors()[0], merged) from None
+        raise _usage_error(error.errors(), merged) from None
     return LoadedProfile(profile, {path: setting.origin for path, setting in merged.items()})
 
 
@@ -265,14 +268,21 @@ def _nested(merged: Mapping[str, Setting]) -> dict[str, Any]:
     return nested
 
 
-def _usage_error(error: ErrorDetails, merged: Mapping[str, Setting]) -> UsageError:
-    """One line for pydantic's first complaint, with the origin of the value."""
-    words = [str(part) for part in error["loc"]]
-    path = ".".join(words)
-    while words and ".".join(words) not in merged:
-        words.pop()  # pydantic adds the branch of a union that it tried
+def _usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) -> UsageError:
+    """Return one line for pydantic's first complaint, with the origin of the value."""
+    error = errors[0]
+    words = _known_part(error["loc"], merged)
+    path = ".".join(map(str, error["loc"]))
     setting = merged.get(".".join(words))
-    message = error["msg"].removeprefix("Value error, ")
+    message = _requirement(error)
+    if error["type"] == "json_invalid":  # JSON holds no surrogate
+        texts = {p: json.dumps(s.value, ensure_ascii=False) for p, s in merged.items()}
+        names = [p for p, text in texts.items() if text.encode(errors="replace").decode() != text]
+        return UsageError(f"{', '.join(names)}: the text is not UTF-8")
+    if setting is not None and not isinstance(setting.value, (list, dict)):
+        branches = (e for e in errors if _known_part(e["loc"], merged) == words)
+        message = " or ".join(dict.fromkeys(map(_requirement, branches)))
+        message = message.replace(" or has to be ", " or ")
     if setting is None:
         origins = sorted({s.origin for p, s in merged.items() if p.startswith(path + ".")})
         return UsageError(f"{path}: {message}" + (f" ({', '.join(origins)})" if origins else ""))
@@ -283,8 +293,63 @@ def _usage_error(error: ErrorDetails, merged: Mapping[str, Setting]) -> UsageErr
         return UsageError(f"{key}: {message}: {place} is {error['input']!r} ({origin})")
     hint = None
     if error["type"] in ("tuple_type", "list_type"):
-        hint = f"a list is written in brackets: --set '{key}=[{json.dumps(setting.value)}]'"
+        written = _as_written(key, f"[{json.dumps(setting.value)}]", origin)
+        hint = f"a list is in brackets: {written}"
+    elif error["type"] == "string_type" and not isinstance(setting.value, (list, dict)):
+        hint = "quote a text that YAML reads as something else, as in 'no', '2024' and 'null'"
     return UsageError(f"{key}: {message}, not {setting.value!r} ({origin})", hint=hint)
+
+
+def _known_part(place: Sequence[int | str], merged: Mapping[str, Setting]) -> list[str]:
+    """Return the part of a place that names a setting; pydantic adds branches of a union to it."""
+    words = [str(part) for part in place]
+    while words and ".".join(words) not in merged:
+        words.pop()
+    return words
+
+
+_REQUIREMENTS = {
+    "bool_type": "has to be true or false",
+    "dict_type": "has to be a section of keys",
+    "extra_forbidden": "is not a key here",
+    "finite_number": "has to be a finite number",
+    "float_type": "has to be a number",
+    "greater_than": "has to be above {gt}",
+    "greater_than_equal": "has to be at least {ge}",
+    "int_from_float": "has to be a whole number",
+    "int_parsing_size": "has to be a smaller number",
+    "int_type": "has to be a whole number",
+    "less_than": "has to be below {lt}",
+    "less_than_equal": "has to be at most {le}",
+    "literal_error": "has to be {expected}",
+    "list_type": "has to be a list",
+    "missing": "is missing",
+    "model_type": "has to be a section of keys",
+    "string_pattern_mismatch": "has to match {pattern}",
+    "string_too_short": "is empty",
+    "string_type": "has to be text",
+    "too_short": "has to have at least {min_length} of them",
+    "tuple_type": "has to be a list",
+}
+
+
+def _requirement(error: ErrorDetails) -> str:
+    """Return what pydantic's complaint asks for, in plain English."""
+    known = _REQUIREMENTS.get(error["type"])
+    if known is None:
+        return error["msg"].removeprefix("Value error, ")
+    limits = error.get("ctx", {})
+    whole = {n: int(v) for n, v in limits.items() if isinstance(v, float) and v.is_integer()}
+    return known.format(**limits | whole)
+
+
+def _as_written(path: str, value: str, origin: str) -> str:
+    """Return how a setting is written where `origin` set it."""
+    if origin.startswith("--set "):
+        return f"--set {shlex.quote(f'{path}={value}')}"
+    if origin.startswith("environment "):
+        return f"{origin.removeprefix('environment ')}={shlex.quote(value)}"
+    return f"{path.rpartition('.')[2]}: {value}"
 
 
 def _place(value: object, parts: Sequence[int | str]) -> list[int | str]:

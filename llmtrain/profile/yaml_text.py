@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, NoReturn
 
 import yaml
@@ -19,6 +20,9 @@ _MOST_NODES = 20_000
 _DEEPEST_LEVEL = 20
 _LARGEST_INTEGER = 2**64
 _LONGEST_NUMBER = 100  # characters; to compute a number of thousands takes quadratic time
+# What YAML 1.1 reads as something else than it says: 010 as 8, 1:30 as 90.
+_OCTAL = re.compile(r"[-+]?0[0-7_]+")
+_BASE_60 = re.compile(r"[-+]?\d[\d_]*:[\d:._]*")
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 # What the scanner raises for an escape beyond Unicode, besides its own errors.
 _MALFORMED = (yaml.YAMLError, ValueError, OverflowError)
@@ -209,12 +213,27 @@ def _scalar(node: yaml.Node, loader: _Loader) -> str | int | float | bool | None
     is_number = node.tag.endswith((":int", ":float"))
     if is_number and len(node.value) > _LONGEST_NUMBER:
         raise _RefusedError(node.start_mark.line + 1, "the integer is too large")
-    value = loader.construct_object(node)
+    if is_number and (_OCTAL.fullmatch(node.value) or _BASE_60.fullmatch(node.value)):
+        what = "octal" if _OCTAL.fullmatch(node.value) else "in base 60"
+        raise _RefusedError(
+            node.start_mark.line + 1,
+            f"{node.value} is {what} in YAML; write a plain number, 90s or 1h30m, or quote a text",
+        )
+    value = _whole_number(node.value, loader.construct_object(node))
     if isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
         raise _RefusedError(node.start_mark.line + 1, "the integer is too large")
     if value is None or isinstance(value, (int, float)):
         return value
     return _whole(node)
+
+
+def _whole_number(text: str, value: Any) -> Any:
+    """Return the integer of a float written with an exponent, as 1e6; other values unchanged."""
+    is_whole = isinstance(value, float) and _FLOAT.match(text) and value.is_integer()
+    if not is_whole or not 1 <= abs(value) < _LARGEST_INTEGER:
+        return value
+    exact = Fraction(text.replace("_", ""))
+    return int(exact) if exact == value else value
 
 
 def _whole(node: yaml.Node) -> str:

@@ -32,6 +32,15 @@ def a_run(place: Path) -> None:
     (place / "runs" / "first" / "run.yaml").write_text("profile: {name: tiny}\n")
 
 
+def a_damaged_record(place: Path) -> None:
+    (place / "runs" / "first").mkdir(parents=True)
+    (place / "runs" / "first" / "run.yaml").write_text("[")
+
+
+def trained_tokenizer(checkpoint: Path) -> Path:
+    return next(checkpoint.glob("tokenizer.*"))
+
+
 Case = tuple[tuple[str, ...], Callable[[Path], None], int, tuple[str, ...]]
 CASES: dict[str, Case] = {
     "unknown profile": (
@@ -165,7 +174,6 @@ def test_failure_is_told_in_one_line_with_a_hint(
     assert outcome.out == ""
     told = outcome.err.splitlines()
     at = next(i for i, line in enumerate(told) if line.startswith("error: "))
-    assert told[at + 1 :]
     assert all(line.startswith("hint: ") for line in told[at + 1 :])
     assert all(word in outcome.err for word in words), outcome.err
     assert "Traceback" not in outcome.err
@@ -294,7 +302,7 @@ def test_record_that_cannot_be_read_does_not_hide_the_other_runs(
     llmtrain: Command, trained: Path, place: Path
 ) -> None:
     shutil.copytree(trained, place / "runs" / "good")
-    (place / "runs" / "bad").mkdir()
+    shutil.copytree(trained, place / "runs" / "bad")
     (place / "runs" / "bad" / "run.yaml").write_text("[")
 
     # Without a checkpoint it is no run.
@@ -336,3 +344,50 @@ def test_json_is_printed_where_json_is_an_option(
 def test_a_traceback_is_printed_where_debug_is_an_option(llmtrain: Command) -> None:
     assert "Traceback" in llmtrain("eval", "nosuchrun", "--debug").err
     assert "Traceback" not in llmtrain("generate", "nosuchrun", "--prompt", "--debug").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "prepare"),
+    [
+        (("train", "-p", "bad.yaml"), write("bad.yaml", b"train: {steps: x}\n")),
+        (("train", "-p", "bad.yaml"), write("bad.yaml", b"model: {\n")),
+        (("runs", "show", "first"), a_damaged_record),
+        ((*TRAIN, "--data", "empty.txt"), write("empty.txt", b"")),
+    ],
+)
+def test_what_is_wrong_in_a_file_has_no_hint_for_the_command_line(
+    arguments: tuple[str, ...], prepare: Callable[[Path], None], llmtrain: Command, place: Path
+) -> None:
+    prepare(place)
+    outcome = llmtrain(*arguments)
+    assert outcome.code in (1, 2, 5)
+    assert "--help" not in outcome.err
+    document = llmtrain(*arguments, "--json").document
+    assert "--help" not in document["error"]["hint"]
+
+
+@pytest.mark.parametrize("place_of_cache", ["corpus.txt/cache", "/proc/cache"])
+def test_a_cache_that_cannot_be_written_is_named_with_its_variable(
+    llmtrain: Command, monkeypatch: pytest.MonkeyPatch, place_of_cache: str, place: Path
+) -> None:
+    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(place / place_of_cache))
+    outcome = llmtrain(*TRAIN)
+    assert outcome.code == 1
+    assert str(place / place_of_cache) in outcome.err
+    assert "LLMTRAIN_CACHE_DIR" in outcome.err
+    assert not (place / "runs").exists() or not list((place / "runs").iterdir())
+
+
+def test_a_tokenizer_is_never_written_into_a_checkpoint(
+    llmtrain: Command, trained: Path, place: Path
+) -> None:
+    checkpoint = shutil.copytree(next((trained / "checkpoints").glob("step-*")), place / "model")
+    before = {path: path.read_bytes() for path in checkpoint.iterdir()}
+    words = ("tokenizer", "train", "--vocab-size", "400", "--data", "corpus.txt", "--overwrite")
+    for out in ("model", "model/tokenizer"):
+        outcome = llmtrain(*words, "--out", out)
+        assert outcome.code == 2
+        assert "nothing is written into a checkpoint" in outcome.err
+    imported = llmtrain("tokenizer", "import", trained_tokenizer(checkpoint), "--out", "model")
+    assert imported.code == 2
+    assert {path: path.read_bytes() for path in checkpoint.iterdir()} == before

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,3 +109,62 @@ def test_closed_pipe_is_no_failure(arguments: tuple[str, ...], process: ProcessC
         os.close(writer)
 
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("path", sorted(CONTRACT))
+def test_every_help_has_one_example_and_no_types_of_python(path: str, llmtrain: Command) -> None:
+    out = llmtrain(*path.split(), "--help").out
+    assert out.count("Example: ") == 1
+    assert f"Example: llmtrain {path}" in " ".join(out.split())
+    assert not re.search(r"list\[|<(str|int|float|path)", out)
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("train --profile cpu-s", "cpu-small"),
+        ("train -p ti", "tiny.yaml"),
+        ("train --set model.num_l", "model.num_layers="),
+        ("train --resume a", "auto"),
+        ("eval fir", "first"),
+        ("runs show runs/fir", "runs/first"),
+        ("schema tokenizer-tr", "tokenizer-train"),
+        ("profiles show gpu-l", "gpu-large"),
+    ],
+)
+def test_the_shell_completes_names(
+    words: str, completed: str, process: ProcessCommand, place: Path
+) -> None:
+    (place / "runs" / "first").mkdir(parents=True)
+    (place / "runs" / "first" / "run.yaml").touch()
+    line = f"llmtrain {words}"
+    environment = {"_LLMTRAIN_COMPLETE": "complete_bash", "COMP_WORDS": line}
+    cword = {"COMP_CWORD": str(len(line.split()) - 1)}
+    code = (
+        "import sys; sys.argv[0] = 'llmtrain'\n"
+        "from llmtrain.cli.app import main\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | environment | cword,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.split() == [completed], done.stderr
+
+
+@pytest.mark.parametrize(("text", "steps"), [("1e3", 1000), ("2k", 2000), ("1_000", 1000)])
+def test_a_number_of_steps_is_written_as_a_count(text: str, steps: int, llmtrain: Command) -> None:
+    words = ("train", "-p", "tiny.yaml", "--dry-run", "--json", "--steps")
+    document = llmtrain(*words, text).document
+    assert document["forecast"]["steps"]["value"] == steps
+
+
+@pytest.mark.parametrize(("text", "code"), [("1.5", 2), ("1e-3", 2), ("-5", 2), ("x", 2)])
+def test_what_is_no_number_of_steps_is_refused(text: str, code: int, llmtrain: Command) -> None:
+    outcome = llmtrain("train", "-p", "tiny.yaml", f"--steps={text}")
+    assert outcome.code == code
+    assert "--steps" in outcome.err

@@ -191,7 +191,15 @@ def test_no_document_has_what_json_has_no_word_for(capsys: pytest.CaptureFixture
     values = {"run": "r", "profile": None, "step": 1, "tokens": 1, "train_loss": float("nan")}
     values |= {"val_loss": None, "val_bpb": None, "best_val_loss": float("inf")}
     Output().document(
-        RunsShow.of(**values, elapsed_s=1.0, checkpoints=[], status="done", record=record)
+        RunsShow.of(
+            **values,
+            elapsed_s=1.0,
+            checkpoints=[],
+            status="done",
+            state="finished",
+            started=None,
+            record=record,
+        )
     )
     document = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert (document["train_loss"], document["best_val_loss"]) == (None, None)

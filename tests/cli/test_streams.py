@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.cli.streams import UnfailingStream
+from llmtrain.cli.output import Output
+from llmtrain.cli.streams import UnfailingStream, set_up_standard_streams, write_text
 from llmtrain.train.checkpoint.format import list_checkpoints, load_state
-from tests.cli.conftest import ProcessCommand
+from tests.cli.conftest import Command, ProcessCommand
 
 
 def command(*arguments: str) -> list[str]:
@@ -115,3 +116,132 @@ def _take_terminal(terminal: int) -> None:
     import termios
 
     fcntl.ioctl(terminal, termios.TIOCSCTTY, 0)
+
+
+ENCODINGS = ["ascii", "cp1252", "latin-1", "utf-8"]
+PRINTING = [
+    ("device", "info"),
+    ("device", "info", "--json"),
+    ("runs", "list", "läufe"),
+    ("profiles", "show", "cpu-tiny", "--resolved"),
+    ("memory",),
+    ("--help",),
+    ("runs", "show", "nö→"),
+    ("runs", "show", "nö→", "--json"),
+]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+@pytest.mark.parametrize("arguments", PRINTING, ids=" ".join)
+def test_any_encoding_takes_any_text(
+    process: ProcessCommand, arguments: tuple[str, ...], encoding: str
+) -> None:
+    done = process(*arguments, env=os.environ | {"PYTHONIOENCODING": encoding})
+    assert b"codec" not in done.stderr
+    assert done.returncode == (2 if "show" in arguments and "nö→" in arguments else 0)
+    done.stdout.decode(encoding)
+    if "--json" in arguments:
+        assert done.stdout.isascii()
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_a_generated_text_survives_any_encoding(
+    process: ProcessCommand, trained: Path, encoding: str
+) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    words = ("generate", trained, "--prompt", "→é\x1b", "--max-tokens", "4")
+    done = process(*words, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode(encoding).startswith(
+        "→é\x1b".encode(encoding, "backslashreplace").decode(encoding)
+    )
+
+
+def test_a_pipe_gets_utf_8_whatever_the_locale_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONIOENCODING", raising=False)
+    pipe = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe, encoding="cp1252"))
+    set_up_standard_streams()
+    write_text("→\udce9", flush=True)
+    assert pipe.getvalue() == "→\\udce9".encode()
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_does_not_obey_a_generated_text(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(sys, "stdout", stream)
+    Output().text("a\x1b[2J\n")
+    assert stream.getvalue() == ("a\\u001b[2J\n" if is_terminal else "a\x1b[2J\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no disk that is always full")
+@pytest.mark.parametrize(
+    "arguments",
+    [("profiles", "list", "--json"), ("profiles", "list"), ("runs", "show", "x", "--json")],
+    ids=" ".join,
+)
+def test_stdout_that_takes_nothing_is_one_line(
+    process: ProcessCommand, arguments: tuple[str, ...]
+) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = process(*arguments, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    err = done.stderr.decode()
+    assert "Traceback" not in err
+    assert "Exception ignored" not in err
+    assert err.startswith("error: ")
+    if arguments[0] == "profiles":
+        assert done.returncode == 1
+        assert "stdout: No space left on device" in err
+
+
+BAD = os.fsdecode(b"caf\xe9")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="arguments are Unicode there")
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("train", "--out", BAD), "--out"),
+        (("train", "--data", "corpus.txt", "--data", BAD), "--data"),
+        (("train", "--resume", BAD), "--resume"),
+        (("train", "--profile", BAD), "--profile"),
+        (("generate", "run", "--prompt", BAD), "--prompt"),
+        (("tokenizer", "train", "--vocab-size", "400", "--out", BAD), "--out"),
+        (("eval", BAD), "RUN"),
+    ],
+)
+def test_a_value_that_is_not_utf_8_is_refused_at_once(
+    llmtrain: Command, place: Path, arguments: tuple[str, ...], name: str
+) -> None:
+    before = sorted(place.iterdir())
+    outcome = llmtrain(*arguments)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {name} caf\\udce9 is not UTF-8\nhint: ")
+    assert sorted(place.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        *((("train", option, ""), option) for option in ("--out", "--resume", "--data")),
+        *((("train", option, ""), option) for option in ("--profile", "--tokenizer", "--steps")),
+        (("train", "-p", ""), "--profile"),
+        (("train", "--out="), "--out"),
+        (("train", "--data", "corpus.txt", "--data", " "), "--data"),
+        (("memory", "--profile", ""), "--profile"),
+        (("eval", ""), "RUN"),
+        (("runs", "list", ""), "DIRECTORY"),
+        (("tokenizer", "train", "--vocab-size", "400", "--out", ""), "--out"),
+    ],
+)
+def test_an_unset_shell_variable_is_a_usage_error(
+    llmtrain: Command, place: Path, arguments: tuple[str, ...], name: str
+) -> None:
+    before = sorted(place.iterdir())
+    outcome = llmtrain(*arguments)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {name} is empty\nhint: ")
+    assert sorted(place.iterdir()) == before

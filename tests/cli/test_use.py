@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import math
+import re
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from llmtrain.cli.eval import verdict_of
 from tests.cli.conftest import Command
 
 
@@ -34,7 +39,25 @@ def test_evaluation_as_lines(llmtrain: Command, trained: Path) -> None:
     out = llmtrain("eval", trained).out
     assert "bits per byte" in out
     assert "perplexity" in out
-    assert "uniform" in out
+    assert re.search(r"^  uniform +\d\.\d{4}  every token as likely as any other$", out, re.M)
+    assert re.search(r"^text +[\d,]+ tokens, [\d.]+ [KMG]?i?B$", out, re.M)
+    assert re.search(r"^verdict +(better than|no better than any of) ", out, re.M)
+
+
+@pytest.mark.parametrize(
+    ("bits_per_byte", "verdict"),
+    [
+        (1.0, "better than all of these: uniform, gzip"),
+        (3.0, "better than uniform; not than gzip"),
+        (9.0, "no better than any of these: uniform, gzip; train it longer"),
+        (None, "the loss is not a finite number: the model is of no use"),
+        (math.inf, "the loss is not a finite number: the model is of no use"),
+    ],
+)
+def test_a_verdict_says_what_the_model_is_better_than(
+    bits_per_byte: float | None, verdict: str
+) -> None:
+    assert verdict_of(bits_per_byte, {"uniform_bpb": 8.0, "gzip_bpb": 2.0}) == verdict
 
 
 def test_checkpoint_that_left_its_run_needs_a_text(
@@ -103,14 +126,38 @@ def test_runs_are_listed_with_where_they_stand(
 
     lines = llmtrain("runs", "list").out.splitlines()
     assert [line.split()[0] for line in lines] == [
+        "run",
         str(Path("runs") / "broken-off"),
         str(Path("runs") / "complete"),
     ]
-    assert [line.split()[-1] for line in lines] == ["unfinished", "done"]
-    assert all("20 steps" in line for line in lines)
+    # This process trained the run, and so is the one that its record names.
+    assert [line.split()[-1] for line in lines] == ["state", "running", "finished"]
+    assert all(" 20 " in line for line in lines[1:])
 
 
 def test_run_is_shown_with_its_decisions(llmtrain: Command, trained: Path) -> None:
     out = llmtrain("runs", "show", trained).out
-    assert "val_bpb" in out
-    assert "threads           1         asked for" in out
+    assert "bits/byte" in out
+    assert re.search(r"^threads +1 +asked for$", out, re.M)
+
+
+@pytest.mark.parametrize("as_json", [(), ("--json",)])
+def test_ctrl_c_ends_a_generated_text_without_an_error(
+    llmtrain: Command,
+    trained: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    as_json: tuple[str, ...],
+) -> None:
+    def interrupted(*arguments: Any) -> Iterator[str]:
+        yield "d"
+        signal.raise_signal(signal.SIGINT)
+        arguments[-1]()  # check whether to stop
+        yield "e"
+
+    monkeypatch.setattr("llmtrain.engine.inference.generate_text", interrupted)
+    outcome = llmtrain("generate", trained, "--prompt", "abc", *as_json)
+    assert outcome.code == 130
+    if as_json:
+        assert outcome.document["error"]["code"] == 130
+    else:
+        assert (outcome.out, outcome.err) == ("abcd\n", "")

@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
     "device.kind": "cpu",
     "device.threads": 1,
 }
-ONCE = "compiling one block, once for this machine and shape"
+ONCE = "compiling one block, once for this machine and shape: up to a minute"
 
 
 class Clock:

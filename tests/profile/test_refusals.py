@@ -145,7 +145,7 @@ def test_a_number_with_an_exponent_is_a_number(file: Path, text: str) -> None:
         ("head_dim: 33", "head_dim 33 is odd"),
         ("num_heads: 6, num_kv_heads: 4", "num_heads 6 is not divisible by num_kv_heads 4"),
         ("num_heads: 6, num_kv_heads: 12", "num_heads 6 is not divisible by num_kv_heads 12"),
-        ("num_layers: 0", "model.num_layers: Input should be greater than or equal to 1, not 0"),
+        ("num_layers: 0", "model.num_layers: has to be at least 1, not 0"),
         ("vocab_size: 299", "model.vocab_size: "),
         ("context: 7", "model.context: "),
     ],
@@ -338,3 +338,90 @@ def test_a_profile_does_not_change() -> None:
     profile = load_profile("cpu-tiny", environment={}).profile
     with pytest.raises(ValueError, match="frozen"):
         profile.train.seed = 5
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "what"),
+    [
+        ("train.steps", "010", "010 is octal"),
+        ("train.steps", "-010", "-010 is octal"),
+        ("train.steps", "0o10", "'0o10'"),
+        ("train.steps", "08.5", "has to be a whole number"),
+        ("train.time", "1:30", "1:30 is in base 60"),
+        ("optim.learning_rate", "1:30.5", "1:30.5 is in base 60"),
+        ("name", "007", "007 is octal"),
+        ("name", "no", "has to be text, not False"),
+        ("data.filters.languages", "[no]", "has to be text, not [False]"),
+        ("data.text_field", "on", "has to be text, not True"),
+        ("data.text_field", "null", "has to be text, not None"),
+        ("device.compile", "1", "has to be true or false or 'auto', not 1"),
+        ("device.kind", "tpu", "has to be 'auto', 'cpu', 'cuda' or 'mps', not 'tpu'"),
+        ("model.num_layers", "1.5", "has to be a whole number, not 1.5"),
+        ("model.num_kv_heads", "many", "has to be a whole number or 'auto', not 'many'"),
+        ("optim.beta1", "1.0", "has to be below 1, not 1.0"),
+        ("train.steps", "1.5e0", "has to be a whole number"),
+        ("train.steps", "1e99", "has to be "),
+    ],
+)
+def test_what_yaml_reads_as_something_else_is_refused_with_its_line(
+    refusal: Refusal, path: str, value: str, what: str
+) -> None:
+    *sections, key = path.split(".")
+    lines = [f"{'  ' * depth}{word}:" for depth, word in enumerate([*sections, key])]
+    error = refusal("\n".join(lines) + f" {value}\n")
+    assert what in error.message
+    assert f"mine.yaml:{len(lines)}" in error.message
+    in_set = refused_assignment(f"{path}={value}").message
+    assert what in in_set
+    assert in_set.endswith(f"(--set {path}={value})")
+    assert "Input should" not in error.message + in_set
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "value"),
+    [
+        ("train.steps", "1e6", 10**6),
+        ("train.steps", "'1e6'", 10**6),
+        ("train.tokens", "1.5e3", 1500),
+        ("train.tokens", "1e18", 10**18),
+        ("train.tokens", "1_000", 1000),
+        ("model.context", "1e2", 100),
+        ("model.context", "0x20", 32),
+        ("model.rope_theta", "1e6", 1e6),
+        ("optim.learning_rate", ".5", 0.5),
+        ("optim.weight_decay", "0e0", 0.0),
+        ("device.force_cpu", "yes", True),
+        ("model.qk_norm", "off", False),
+        ("data.text_field", "2024-01-01", "2024-01-01"),
+        ("data.text_field", "'007'", "007"),
+    ],
+)
+def test_what_people_write_is_read_as_they_mean_it(path: str, text: str, value: object) -> None:
+    profile = load_profile(environment={}, assignments=[f"{path}={text}"]).profile
+    section, _, key = path.partition(".")
+    assert profile.values()[section][key] == value
+
+
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        ("--set", "a list is in brackets: --set 'data.sources=[\"a b.txt\"]'"),
+        ("environment", "a list is in brackets: LLMTRAIN_DATA__SOURCES='[\"a b.txt\"]'"),
+        ("file", 'a list is in brackets: sources: ["a b.txt"]'),
+    ],
+)
+def test_a_hint_is_written_as_the_value_was(refusal: Refusal, written: str, hint: str) -> None:
+    if written == "--set":
+        error = refused_assignment("data.sources=a b.txt")
+    elif written == "file":
+        error = refusal("data:\n  sources: a b.txt\n")
+    else:
+        with pytest.raises(UsageError) as caught:
+            load_profile(environment={"LLMTRAIN_DATA__SOURCES": "a b.txt"})
+        error = caught.value
+    assert error.hint == hint
+
+
+def test_a_text_that_is_not_utf_8_is_named() -> None:
+    with pytest.raises(UsageError, match=r"data.sources: the text is not UTF-8"):
+        load_profile(environment={}, flags={"data.sources": Setting(["caf\udce9"], "--data")})

@@ -13,6 +13,6 @@ def register(app: typer.Typer) -> None:
     """Add the group `data` to `app`."""
     data = group("Text: inspect it, prepare it ahead of training, and manage the cache.")
     app.add_typer(data, name="data")
-    command(data, "prepare")(prepare)
+    command(data, "prepare", "llmtrain data prepare --profile cpu-small --data notes/")(prepare)
     inspect.register(data)
     cache.register(data)

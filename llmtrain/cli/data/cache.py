@@ -23,8 +23,8 @@ def register(data: typer.Typer) -> None:
     """Add the group `cache` to `data`."""
     cache = group("The cache: token shards, tokenizers, and downloads.")
     data.add_typer(cache, name="cache")
-    command(cache, "list")(list_entries)
-    command(cache, "clear")(clear)
+    command(cache, "list", "llmtrain data cache list")(list_entries)
+    command(cache, "clear", "llmtrain data cache clear --older-than 30d")(clear)
 
 
 def list_entries(output: Output, json: JsonOption = False) -> int:

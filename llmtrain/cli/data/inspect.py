@@ -20,7 +20,7 @@ from llmtrain.cli.output import Output
 
 def register(group: typer.Typer) -> None:
     """Add the command `inspect` to `group`."""
-    command(group, "inspect")(inspect)
+    command(group, "inspect", "llmtrain data inspect --data notes/")(inspect)
 
 
 def inspect(

@@ -13,5 +13,5 @@ def register(app: typer.Typer) -> None:
     """Add the group `device` to `app`."""
     device = group("What the machine has, and how it will be used.")
     app.add_typer(device, name="device")
-    command(device, "info")(info)
-    command(device, "bench")(bench)
+    command(device, "info", "llmtrain device info --profile cpu-small")(info)
+    command(device, "bench", "llmtrain device bench --profile cpu-small")(bench)

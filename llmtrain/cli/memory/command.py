@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -31,7 +32,7 @@ _EVERY = "2s"
 
 def register(app: typer.Typer) -> None:
     """Add the command `memory` to `app`."""
-    command(app, "memory")(memory)
+    command(app, "memory", "llmtrain memory --profile cpu-small")(memory)
 
 
 def memory(
@@ -120,7 +121,7 @@ def memory(
     if assume is not None:
         raise UsageError(
             "--assume plans for a profile, and none is named",
-            hint=f"llmtrain memory --profile gpu-small --assume {assume}",
+            hint=f"llmtrain memory --profile gpu-small --assume {shlex.quote(assume)}",
         )
     if watch:
         return watch_memory(output, run, pid, every or _EVERY, as_lines=json)

@@ -15,8 +15,12 @@ def register(app: typer.Typer) -> None:
     """Add the group `tokenizer` to `app`."""
     tokenizer = group("Tokenizers: train, import, use and inspect them.")
     app.add_typer(tokenizer, name="tokenizer")
-    command(tokenizer, "train")(train)
-    command(tokenizer, "import")(import_)
-    command(tokenizer, "encode")(encode)
-    command(tokenizer, "decode")(decode)
-    command(tokenizer, "inspect")(inspect)
+    command(
+        tokenizer, "train", "llmtrain tokenizer train --vocab-size 8192 --data notes/ --out tok"
+    )(train)
+    command(tokenizer, "import", "llmtrain tokenizer import tokenizer.json --out tok")(import_)
+    command(tokenizer, "encode", "llmtrain tokenizer encode --tokenizer tok notes.txt")(encode)
+    command(tokenizer, "decode", "llmtrain tokenizer decode --tokenizer tok ids.txt")(decode)
+    command(tokenizer, "inspect", "llmtrain tokenizer inspect --tokenizer tok --data notes/")(
+        inspect
+    )

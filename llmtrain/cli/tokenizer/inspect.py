@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,13 +11,12 @@ import typer
 from llmtrain.cli.options import DataOption, JsonOption, TextFieldOption
 from llmtrain.cli.output import Output
 from llmtrain.cli.tokenizer.text import TokenizerOption
+from llmtrain.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from llmtrain.documents.tokenizer import TokenizerInspect
 
-_NOT_FIGURES = {
-    *("schema_version", "llmtrain", "sources", "beside", "spellings", "rarest_pieces"),
-}
+_KINDS = {"own": "trained by llmtrain"}
 
 
 def inspect(
@@ -53,25 +53,35 @@ def inspect(
 
 
 def _show(output: Output, report: TokenizerInspect) -> None:
-    """Print a line for each figure, text and tokenizer."""
-    for name, value in report:
-        if value is not None and name not in _NOT_FIGURES:
-            output.result(f"{name:<20}{_shown(value)}")
+    """Print what it is, how it fits the text, and how it spells."""
+    from llmtrain.cli.tables import facts_table
+
+    output.show(facts_table(_facts(report)))
+    output.result("")
+    rows = [(repr(each.text), "  ".join(map(repr, each.pieces))) for each in report.spellings]
+    output.show(facts_table(rows))
+
+
+def _facts(report: TokenizerInspect) -> Iterator[tuple[str, str]]:
+    yield "kind", _KINDS.get(report.kind, report.kind)
+    yield "vocabulary", f"{report.vocab_size:,} pieces"
+    yield "separator", f"{report.separator} (id {report.separator_id}), between documents"
+    yield "sha256", report.fingerprint
+    yield "longest pieces", "  ".join(map(repr, report.longest_pieces))
+    if not report.sample_bytes:
+        yield "text", "none; --data FILE shows how well it fits"
+        return
+    size = f"{format_bytes(report.sample_bytes)}, {counted(report.sample_tokens, 'token')}"
+    yield "text", f"{size}, {report.bytes_per_token or 0:.3f} bytes per token"
+    yield "byte pieces", f"{report.byte_fallback_rate or 0:.2%} of the tokens"
+    yield (
+        "unused",
+        f"{report.unused_text_pieces:,} pieces, {report.unused_share or 0:.1%} of those of text",
+    )
     rarest = "  ".join(f"{each.piece!r} {each.times}×" for each in report.rarest_pieces)
-    if rarest:
-        output.result(f"{'rarest_pieces':<20}{rarest}")
-    for spelling in report.spellings:
-        output.result(f"{'':<20}{spelling.text!r} = {_shown(spelling.pieces)}")
-    for part, fits in (("sources", report.sources), ("beside", report.beside)):
+    yield "rarest pieces", rarest
+    for part, fits in (("of --data", report.sources), ("others", report.beside)):
         for fit in fits:
             rate = fit.bytes_per_token
             density = "no text" if rate is None else f"{rate:.3f} bytes per token"
-            output.result(f"{part:<20}{density:<24}{fit.tokens:>12} tokens  {fit.name}")
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, (list, tuple)):
-        return "  ".join(repr(item) for item in value)
-    return str(value)
+            yield part, f"{density}, {counted(fit.tokens, 'token')}: {fit.name}"

@@ -110,7 +110,8 @@ def _write_ids(path: Path, parts: Iterator[list[int]], vocab_size: int) -> int:
             write_pieces_atomically(target, pieces())
     except OSError as error:
         raise UsageError(
-            f"--out {path} cannot be written: {error.strerror}", hint="--out ids.bin"
+            f"--out {path} cannot be written: {error.strerror}",
+            hint="--out FILE, where you may write",
         ) from None
     return tokens
 

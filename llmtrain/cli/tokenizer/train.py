@@ -134,10 +134,20 @@ def _written(directory: Path, *, overwrite: bool) -> Iterator[None]:
 
 
 def require_directory(directory: Path, *, overwrite: bool) -> None:
-    """Create the directory if needed. Raises UsageError if it is not empty, without `overwrite`."""
+    """Create the directory if needed. Raises UsageError if it is a model's, or is not empty.
+
+    `overwrite` allows the latter.
+    """
     from llmtrain.errors import UsageError
+    from llmtrain.train.checkpoint.format import MODEL
 
     try:
+        for place in (directory, *directory.absolute().parents):
+            if (place / MODEL).exists():
+                raise UsageError(
+                    f"--out {directory} is in a model's directory: {place} has its own tokenizer",
+                    hint="another --out; nothing is written into a checkpoint",
+                )
         directory.mkdir(parents=True, exist_ok=True)
         there = next(directory.iterdir(), None)
         if there is not None and not overwrite:
@@ -147,5 +157,6 @@ def require_directory(directory: Path, *, overwrite: bool) -> None:
             )
     except OSError as error:
         raise UsageError(
-            f"--out {directory} cannot be written: {error.strerror}", hint="--out tokenizer"
+            f"--out {directory} cannot be written: {error.strerror}",
+            hint="--out DIRECTORY, where you may write",
         ) from None

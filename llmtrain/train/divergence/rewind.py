@@ -9,6 +9,7 @@ and has other checkpoints for it is rewound like one that was not.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,7 @@ class Rewinder:
             f"step {run.position.step}: {explanation}; of the last {BAD_STEPS_WITHIN} steps "
             f"{len(divergence.bad_steps)} were bad, after {divergence.rewinds} rewinds; {saved}",
             hint=f"--set optim.learning_rate={run.peak_learning_rate / 2:g}, or show the data and "
-            f"settings of the run: llmtrain runs show {self._directory.path}",
+            f"settings of the run: llmtrain runs show {shlex.quote(str(self._directory.path))}",
         )
 
     def _source_files(self) -> str:

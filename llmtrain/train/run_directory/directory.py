@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -89,7 +90,8 @@ class RunDirectory:
             if error.errno in _DISK_ERRORS:
                 raise
             raise UsageError(
-                f"--out {self.path} cannot be written: {error.strerror}", hint="--out runs/mine"
+                f"--out {self.path} cannot be written: {error.strerror}",
+                hint="--out DIRECTORY, where you may write",
             ) from None
         try:
             yield
@@ -224,7 +226,7 @@ def find_checkpoints(text: str) -> list[Path]:
             if not found:
                 raise UsageError(
                     f"run {path} has no checkpoint yet",
-                    hint=f"llmtrain train --out {path} --resume auto",
+                    hint=f"llmtrain train --out {shlex.quote(str(path))} --resume auto",
                 )
             return found
     raise _unknown_run(text)

@@ -30,7 +30,12 @@ def run_in_training(text: str) -> Training:
 
 def listed_runs(runs: Path) -> list[RunDirectory]:
     """Return the runs under `runs` that have saved a state or are being trained here."""
-    return [run for run in all_runs(runs) if run.has_saved_state or _process(run) is not None]
+    return [run for run in all_runs(runs) if run.has_saved_state or is_in_training(run)]
+
+
+def is_in_training(run: RunDirectory) -> bool:
+    """Return True if a process of this machine trains the run."""
+    return _process(run) is not None
 
 
 def _process(run: RunDirectory) -> int | None:

@@ -324,8 +324,8 @@ def test_inspect_shows_sources_and_others(tokenizer: Path, llmtrain: Command, pl
     assert document["beside"][0]["tokens"] == document["sample_tokens"]
     plain = llmtrain(*command)
     assert plain.code == 0
-    assert plain.out.count("bytes per token") == 3
-    assert "rarest_pieces" in plain.out
+    assert plain.out.count("bytes per token") == 4
+    assert "rarest pieces" in plain.out
 
 
 def test_inspect_without_text_has_no_rates(tokenizer: Path, llmtrain: Command) -> None:

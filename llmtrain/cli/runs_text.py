@@ -1,0 +1,71 @@
+"""Past runs as text for people."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from llmtrain.cli.output import escape_control
+from llmtrain.documents.runs import Run
+from llmtrain.units import counted, format_count, format_duration
+
+_STATUS = {"done": "all steps done", "time": "its time was up"}
+
+
+def runs_table(runs: Sequence[Run]) -> Table:
+    """Return a line for each run, under a heading."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("run", style="bold", overflow="fold")
+    for name in ("started", "profile", "steps", "bits/byte", "state"):
+        justify = "right" if name in ("steps", "bits/byte") else "left"
+        table.add_column(name, justify=justify, no_wrap=name != "profile")  # type: ignore[arg-type]
+    for run in runs:
+        loss = "-" if run.val_bpb is None else f"{run.val_bpb:.4f}"
+        cells = (run.run, _date(run.started), run.profile or "-", f"{run.step:,}", loss, run.state)
+        table.add_row(*(Text(escape_control(cell)) for cell in cells))
+    return table
+
+
+def run_facts(run: Run, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield names and values of what a run is, did and reached."""
+    yield "run", run.run
+    yield "profile", run.profile or "-"
+    how = _STATUS.get(run.status)
+    yield "state", f"{run.state}: {how}" if how and run.state == "finished" else run.state
+    sessions = record.get("sessions") or []
+    yield "started", f"{_date(run.started)}, {counted(len(sessions), 'session')}"
+    if sessions and sessions[0].get("command"):
+        yield "command", shlex.join(map(str, sessions[0]["command"]))
+    data = record.get("data") or {}
+    for source in data.get("sources", ()):
+        yield "text", f"{source.get('spec')}, {counted(source.get('files', 0), 'file')}"
+    if "train_tokens" in data:
+        train, validation = data["train_tokens"], data.get("validation_tokens", 0)
+        yield (
+            "tokens",
+            f"{format_count(train)} to train on, {format_count(validation)} to validate",
+        )
+    amount = f"{counted(run.step, 'step')}, {format_count(run.tokens)} tokens"
+    yield "progress", f"{amount}, {format_duration(run.elapsed_s)}"
+    if run.train_loss is not None:
+        yield "training loss", f"{run.train_loss:.4f} nats/token at that step"
+    if run.val_loss is not None and run.val_bpb is not None:
+        best = f", best {run.best_val_loss:.4f}" if run.best_val_loss is not None else ""
+        yield (
+            "validation loss",
+            f"{run.val_loss:.4f} nats/token{best}; {run.val_bpb:.4f} bits/byte",
+        )
+    yield "checkpoints", ", ".join(run.checkpoints) or "none"
+
+
+def _date(text: str | None) -> str:
+    """Return `2026-01-31 07:30` in local time."""
+    try:
+        return datetime.fromisoformat(text or "").astimezone().strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
+        return "-"

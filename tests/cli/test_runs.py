@@ -1,0 +1,48 @@
+"""Past runs as people read them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cli.conftest import Command
+
+
+@pytest.fixture
+def runs(place: Path, trained: Path) -> Path:
+    """Runs that finished, were interrupted, and crashed."""
+    for name, stopped in (("a", "done"), ("b", "interrupted"), ("c", None)):
+        run = shutil.copytree(trained, place / "runs" / name)
+        record = yaml.safe_load((run / "run.yaml").read_text())
+        record["result"] = None if stopped is None else record["result"] | {"stopped": stopped}
+        record["sessions"][0]["process"] = "1 1.0"  # another process had that id then
+        (run / "run.yaml").write_text(yaml.safe_dump(record))
+    return place / "runs"
+
+
+def test_a_list_has_a_heading_dates_profiles_and_states(llmtrain: Command, runs: Path) -> None:
+    outcome = llmtrain("runs", "list")
+    heading, *lines = outcome.out.splitlines()
+    assert heading.split() == ["run", "started", "profile", "steps", "bits/byte", "state"]
+    assert [line.split()[-1] for line in lines] == ["finished", "interrupted", "crashed"]
+    assert all(re.search(r" 20\d\d-\d\d-\d\d \d\d:\d\d  tiny  +20 ", line) for line in lines)
+    assert all(line == line.rstrip() for line in outcome.out.splitlines())
+    rows = llmtrain("runs", "list", "--json").document["runs"]
+    assert [row["state"] for row in rows] == ["finished", "interrupted", "crashed"]
+    assert [row["status"] for row in rows] == ["done", "interrupted", "unfinished"]
+
+
+def test_a_run_is_shown_with_units(llmtrain: Command, runs: Path) -> None:
+    out = llmtrain("runs", "show", "a").out
+    assert re.search(r"^state +finished: all steps done$", out, re.M)
+    assert re.search(r"^started +20.*, 1 session$", out, re.M)
+    assert re.search(r"^progress +20 steps, 5\.12k tokens, .*s$", out, re.M)
+    assert re.search(
+        r"^validation loss +\d\.\d{4} nats/token, best \d\.\d{4}; \d\.\d{4} bits/byte$", out, re.M
+    )
+    assert re.search(r"^checkpoints +step-00000010, step-00000020$", out, re.M)
+    assert not re.search(r"\d\.\d{6}|\['| $|True|False", out, re.M)

@@ -1,0 +1,55 @@
+"""A run says what it trains on before anything of it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmtrain.engine.text_notes import text_notes
+from llmtrain.profile.load import Setting, load_profile
+
+
+def notes(here: Path, *specs: str) -> list[str]:
+    flags = {"data.sources": Setting(list(specs), "--data")} if specs else {}
+    return list(text_notes(load_profile(environment={}, flags=flags), here))
+
+
+def test_a_source_has_its_size_and_origin(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x" * 2048)
+    (tmp_path / "b.md").write_text("x" * 1024)
+    assert notes(tmp_path, str(tmp_path)) == [f"text: {tmp_path}, 2 files, 3 KiB (--data)"]
+    assert notes(tmp_path, str(tmp_path / "a.txt")) == [
+        f"text: {tmp_path / 'a.txt'}, 1 file, 2 KiB (--data)"
+    ]
+
+
+def test_what_is_elsewhere_or_missing_has_no_size(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing.txt")
+    assert notes(tmp_path, "s3://a/b", "-", missing) == [
+        "text: s3://a/b (--data)",
+        "text: - (--data)",
+        f"text: {missing} (--data)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_text"),
+    [
+        ("notes.txt", True),
+        ("src/a.py", True),
+        ("photo.jpg", False),
+        (".hidden.txt", False),
+        ("runs/samples.txt", False),
+    ],
+)
+def test_text_beside_the_built_in_one_is_pointed_out(
+    tmp_path: Path, name: str, is_text: bool
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    first, *rest = notes(tmp_path)
+    assert first.startswith("text: builtin:python, ")
+    assert first.endswith("iB (default)")
+    assert rest == (["the files here are not used; --data . trains on them"] if is_text else [])
+    assert len(notes(tmp_path, "builtin:python")) == 1
