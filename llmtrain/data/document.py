@@ -18,6 +18,7 @@ class Document:
     text: str
     origin: str
     part_at: int | None = None  # the byte of a very long text at which this part of it begins
+    held_out: bool = False  # it is from a source for validation
 
     def place(self, offset: int) -> str:
         """Return where in its file a byte of this text is."""

@@ -6,7 +6,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -30,6 +30,7 @@ from llmtrain.data.formats.naming import (
 )
 from llmtrain.data.formats.streams import CheckedStream, UnpackedMeter, head_of, readable
 from llmtrain.data.formats.text import decode_python
+from llmtrain.data.sources.exclusions import reason_against_name
 from llmtrain.data.sources.gitignore import PathFilter, Selection
 from llmtrain.errors import DataError
 from llmtrain.untrusted import open_regular, read_bytes
@@ -41,13 +42,14 @@ __all__ = ["LONGEST_BYTES", "Document", "Limits", "Skipped", "SourceFile", "read
 class SourceFile:
     """A file that holds documents, or files that do. `origin` is its name in messages.
 
-    `kind` and `packing` are those of `Reading`.
+    `kind` and `packing` are those of `Reading`. `held_out`: for validation, all of it.
     """
 
     path: Path
     origin: str
     kind: str = "text"
     packing: str = ""
+    held_out: bool = False
 
     @property
     def reading(self) -> Reading:
@@ -117,7 +119,7 @@ def read_documents(
             for document in documents:
                 at(entry.file.tell())
                 if document.text:
-                    yield document
+                    yield replace(document, held_out=True) if file.held_out else document
         elif entry.origin == file.origin:
             raise DataError(f"{file.origin} cannot be used as text any more: {entry.reason}")
 
@@ -202,10 +204,15 @@ def _member(
 ) -> Iterator[_Entry | Skipped]:
     name = member.name.removeprefix("./")
     origin = f"{archive}!{name}"
-    if member.problem is None and any(part.startswith(".") for part in name.split("/")):
+    parts = name.split("/")
+    if member.problem is None and any(part.startswith(".") for part in parts):
         return  # hidden, as in a directory
+    excluded = next(filter(None, map(reason_against_name, parts[:-1])), None)
     reason = (
-        member.problem or path_filter.reason_against(name) or reason_not_to_read(name, inside=True)
+        member.problem
+        or excluded
+        or path_filter.reason_against(name)
+        or reason_not_to_read(name, inside=True)
     )
     if reason is not None:
         yield Skipped(origin, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -119,6 +120,7 @@ def resolve_corpus(section: DataSection, work: PrepareContext) -> Corpus:
     )
     return resolve_sources(
         section.specs,
+        validation=section.validation,
         text_field=section.text_field,
         include=section.include,
         exclude=section.exclude,
@@ -127,9 +129,15 @@ def resolve_corpus(section: DataSection, work: PrepareContext) -> Corpus:
 
 
 def announce_skipped(corpus: Corpus, work: PrepareContext) -> None:
-    """Announce how many files are skipped, by reason."""
+    """Announce how many files and directories are skipped, by reason; and what is held out."""
+    directories = {each.reason for each in corpus.skipped if each.origin.endswith(os.sep)}
     for reason, count in corpus.skipped_by_reason.items():
-        work.observe(Note(f"skipped {count} file{'s' if count > 1 else ''}: {reason}"))
+        one, more = ("directory", "directories") if reason in directories else ("file", "files")
+        work.observe(Note(f"skipped {count} {one if count == 1 else more}: {reason}"))
+    held_out = [file for source in corpus.sources for file in source.files if file.held_out]
+    if held_out:
+        count = f"{len(held_out)} file{'s' if len(held_out) > 1 else ''}"
+        work.observe(Note(f"validation text: {count} of a dataset's validation split"))
 
 
 def clean_corpus(corpus: Corpus, section: DataSection, work: PrepareContext) -> Cleaned:

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +33,7 @@ from llmtrain.data.sources.discover import (
     library_files,
 )
 from llmtrain.data.sources.download import Fetched, FetchOptions, fetch
+from llmtrain.data.sources.exclusions import split_role
 from llmtrain.data.sources.gitignore import PathFilter, Selection
 from llmtrain.data.sources.huggingface import fetch_dataset, is_dataset
 from llmtrain.data.sources.stdin import is_stdin, stdin_file
@@ -45,6 +47,7 @@ BUILTIN_PYTHON = "builtin:python"
 def resolve_sources(
     specs: Sequence[str],
     *,
+    validation: str | None = None,
     text_field: str = "text",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -53,6 +56,8 @@ def resolve_sources(
 ) -> Corpus:
     """Return the corpus that `specs` name, in that order; a file named twice counts once.
 
+    All that `validation` names is held out, and what it has in common with `specs` too; then the
+    validation splits of saved datasets in `specs` are not read.
     What lies elsewhere is in the cache afterwards. Every file is known to exist and to check like
     text. `include` and `exclude` are patterns as in .gitignore, of what is found in directories,
     globs and archives. Raises DataError for a spec that stands for no text, UsageError where there
@@ -65,8 +70,25 @@ def resolve_sources(
     options = ReadOptions(text_field, selection, limits or Limits())
     seen: set[str] = set()
     fetching = _only_wanted(fetching or FetchOptions(cache_directory(), text_field), selection)
+    held_out: tuple[Source, ...] = ()
+    if validation is not None:
+        held_out = (_held_out(_without_repeats(_resolve(validation, options, fetching), seen)),)
     sources = tuple(_without_repeats(_resolve(spec, options, fetching), seen) for spec in specs)
-    return Corpus(sources, options)
+    if held_out:
+        sources = tuple(map(_without_validation, sources))
+    return Corpus(sources, held_out, options)
+
+
+def _held_out(source: Source) -> Source:
+    return replace(source, files=tuple(replace(file, held_out=True) for file in source.files))
+
+
+def _without_validation(source: Source) -> Source:
+    """Return the source without its own validation split: data.validation names another."""
+    reason = "a validation split, and data.validation names another"
+    skipped = (Skipped(file.origin, reason) for file in source.files if file.held_out)
+    files = tuple(file for file in source.files if not file.held_out)
+    return replace(source, files=files, skipped=(*source.skipped, *skipped))
 
 
 def _only_wanted(fetching: FetchOptions, selection: Selection) -> FetchOptions:
@@ -144,11 +166,13 @@ def _resolve_here(spec: str, options: ReadOptions) -> Source:
     path = _expanded(spec)
     with readable(spec):
         if path.is_dir():
-            return _found(spec, "directory", found_below(path, options.selection), options)
+            found = found_below(path, options.selection)
+            return _found(spec, "directory", found, path, options)
         if path.exists():
             return _named(spec, "file", source_file(path), options)
         if is_glob(spec):
-            return _found(spec, "glob", found_matching(path, options.selection), options)
+            fixed = Path(*takewhile(lambda part: not is_glob(part), path.parts))
+            return _found(spec, "glob", found_matching(path, options.selection), fixed, options)
     raise _missing(spec, path)
 
 
@@ -176,7 +200,11 @@ def _named(
 
 
 def _found(
-    spec: str, kind: Literal["directory", "glob"], found: Iterable[Found], options: ReadOptions
+    spec: str,
+    kind: Literal["directory", "glob"],
+    found: Iterable[Found],
+    root: Path,
+    options: ReadOptions,
 ) -> Source:
     files: list[SourceFile] = []
     skipped: list[Skipped] = []
@@ -184,7 +212,11 @@ def _found(
         if isinstance(each, Skipped):
             skipped.append(each)
             continue
-        file = source_file(each)
+        role = split_role(each, root)
+        if role == "test":
+            skipped.append(Skipped(str(each), "the test split of a dataset"))
+            continue
+        file = replace(source_file(each), held_out=role == "validation")
         check = check_file(file, options, is_named=False)
         skipped.extend(check.skipped)
         if check.has_text:
