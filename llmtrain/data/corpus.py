@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal
 
@@ -12,7 +12,7 @@ from llmtrain.data.corpus_stats import CorpusStats, CorpusStatsBuilder
 from llmtrain.data.document import Document, Skipped
 from llmtrain.data.quality.dropped import DroppedDocuments
 from llmtrain.data.read_progress import OnRead, ReadProgress
-from llmtrain.data.reading import ReadOptions, SourceFile, read_documents
+from llmtrain.data.reading import OnBad, ReadOptions, SourceFile, read_documents
 from llmtrain.errors import DataError
 
 SUPPORTED = (
@@ -83,6 +83,10 @@ class Corpus:
     def skipped_by_reason(self) -> dict[str, int]:
         """How many files were found and are not read, the most frequent reason first."""
         return dict(Counter(skipped.reason for skipped in self.skipped).most_common())
+
+    def counting(self, on_bad: OnBad) -> Corpus:
+        """Return the corpus so that `on_bad` is called for each bad record that is skipped."""
+        return replace(self, options=replace(self.options, on_bad=on_bad))
 
     def documents(self, on_source: Callable[[], None] = _never_stop) -> Iterator[Document]:
         """Yield every document that is not empty or dropped, one file in memory at a time.

@@ -62,8 +62,12 @@ def prepare_dataset(
     the section says. `corpus`: what the sources are, where they are resolved already.
     """
     cleaned = clean_corpus(corpus or resolve_corpus(section, work), section, work)
-    corpus = cleaned.corpus
-    facts = work.with_progress("reading", corpus).measure(work.check_stop)
+    corpus, left_out = cleaned.corpus, cleaned.left_out
+    bad = DropCount("that cannot be used (data.on_error: skip)")
+    facts = work.with_progress("reading", corpus).counting(bad.add_bad).measure(work.check_stop)
+    if bad.documents:
+        left_out = (*left_out, bad)
+        work.observe(Note(f"left out {bad.describe()}", is_warning=True))
     if facts.repeated_bytes > _NOTED_SHARE * facts.text_bytes:
         work.observe(_repeats_note(facts))
     announce_skipped(corpus, work)
@@ -98,11 +102,11 @@ def prepare_dataset(
     if context is not None:
         _require_windows(shards, section, context, is_given=corpus.has_validation)
     checked: dict[str, object] = {
-        "left_out": [tally.document() for tally in cleaned.left_out],
+        "left_out": [tally.document() for tally in left_out],
         "leakage": leakage.document() if leakage is not None else None,
     }
     sources = corpus.describe()
-    dataset = Dataset(tokenizer, directory, shards, sources, checked, left_out=cleaned.left_out)
+    dataset = Dataset(tokenizer, directory, shards, sources, checked, left_out=left_out)
     return dataset if section.weights is None else _mixed(dataset, corpus, facts, section)
 
 
@@ -152,6 +156,7 @@ def resolve_corpus(section: DataSection, work: PrepareContext) -> Corpus:
         text_field=section.text_field,
         include=section.include,
         exclude=section.exclude,
+        skips_bad=section.on_error == "skip",
         fetching=fetching,
     )
 

@@ -51,6 +51,7 @@ def resolve_sources(
     text_field: str = "text",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    skips_bad: bool = False,
     limits: Limits | None = None,
     fetching: FetchOptions | None = None,
 ) -> Corpus:
@@ -60,14 +61,14 @@ def resolve_sources(
     validation splits of saved datasets in `specs` are not read.
     What lies elsewhere is in the cache afterwards. Every file is known to exist and to check like
     text. `include` and `exclude` are patterns as in .gitignore, of what is found in directories,
-    globs and archives. Raises DataError for a spec that stands for no text, UsageError where there
-    is no spec, or for what is no pattern.
+    globs and archives. `skips_bad`: records that cannot be used are left out. Raises DataError for
+    a spec that stands for no text, UsageError where there is no spec, or for what is no pattern.
     """
     if not specs or not all(specs):
         raise UsageError("no data is given", hint="--data FILE, or --data builtin:python")
     selection = Selection(tuple(include), tuple(exclude))
     PathFilter(selection)  # what is no pattern is told before anything is looked for
-    options = ReadOptions(text_field, selection, limits or Limits())
+    options = ReadOptions(text_field, selection, limits or Limits(), skips_bad)
     seen: set[str] = set()
     fetching = _only_wanted(fetching or FetchOptions(cache_directory(), text_field), selection)
     held_out: tuple[Source, ...] = ()
@@ -196,6 +197,9 @@ def _named(
     if reason == "binary":
         hint = "text has to be UTF-8; for UTF-16: iconv -f UTF-16 -t UTF-8 OLD > NEW"
         raise DataError(f"{file.origin} is binary, not text", hint=hint)
+    if reason.startswith(("a ", "an ")):
+        what, _, advice = reason.partition("; ")
+        raise DataError(f"{file.origin} is {what}", hint=advice or SUPPORTED)
     raise DataError(f"{file.origin} cannot be used as text: {reason}", hint=SUPPORTED)
 
 
