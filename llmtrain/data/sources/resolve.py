@@ -39,7 +39,7 @@ from llmtrain.data.sources.huggingface import fetch_dataset, is_dataset
 from llmtrain.data.sources.stdin import is_stdin, stdin_file
 from llmtrain.data.sources.urls import is_remote, without_secrets
 from llmtrain.errors import DataError, UsageError
-from llmtrain.files import cache_directory
+from llmtrain.files import cache_directory, path_of
 
 BUILTIN_PYTHON = "builtin:python"
 
@@ -179,9 +179,9 @@ def _resolve_here(spec: str, options: ReadOptions) -> Source:
 
 def _expanded(spec: str) -> Path:
     try:
-        return Path(spec).expanduser()
+        return path_of(str(Path(spec).expanduser()))
     except RuntimeError:  # `~name` where there is no such user: a file may be called that
-        return Path(spec)
+        return path_of(spec)
 
 
 def _named(
