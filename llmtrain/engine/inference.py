@@ -113,7 +113,8 @@ def evaluate_run(
             hint=f"llmtrain eval {shlex.quote(run)} --data FILE",
         )
     key = data_key(trained.record, run)
-    dataset = open_dataset(profile.data, profile.model.vocab_size, key, trained.checkpoint, work)
+    vocab_size, context = profile.model.vocab_size, profile.model.context
+    dataset = open_dataset(profile.data, vocab_size, key, trained.checkpoint, work, context)
     with closing(dataset.shards):
         return _evaluate_shards(trained, dataset.shards, work)
 

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from llmtrain.data.batches.packing import Packing
 from llmtrain.data.batches.packing_cache import cached_packing
 from llmtrain.data.batches.prefetch import Prefetch
+from llmtrain.data.corpus import Corpus
 from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.plan_run import plan_resolved, processes_of
 from llmtrain.engine.record import write_result, write_start
@@ -29,7 +30,14 @@ from llmtrain.plan.past_runs import record_run
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.planner import Plan
 from llmtrain.prepare.context import PrepareContext
-from llmtrain.prepare.dataset import Dataset, open_dataset, prepare_dataset, with_recorded_mixture
+from llmtrain.prepare.dataset import (
+    Dataset,
+    open_dataset,
+    prepare_dataset,
+    resolve_corpus,
+    with_recorded_mixture,
+)
+from llmtrain.prepare.length import check_length
 from llmtrain.profile.horizon import Horizon
 from llmtrain.profile.shape import shape_of
 from llmtrain.progress import Note
@@ -142,17 +150,29 @@ def train_resolved(resolved: ResolvedRun, session: TrainSession) -> TrainResult:
         return _finished(resolved)
     resumed = load_checkpoint(resolved.checkpoint) if resolved.checkpoint is not None else None
     try:
+        corpus = _checked_corpus(resolved, session) if world.is_main else None
         planned = _agreed_plan(resolved, session)
         if world.is_main:
             _require_disk_space(resolved, session)
         set_up_device(planned.plan, world)
-        dataset = _shared_dataset(resolved, planned.plan, session)
+        dataset = _shared_dataset(resolved, planned.plan, session, corpus)
         return_free_memory()  # tokenizing took more than training needs
         timeout_s = profile.device.collective_timeout
         with closing(dataset.shards), world.process_group(planned.plan.backend.value, timeout_s):
             return _train(resolved, resumed, planned, dataset, session)
     except InterruptedRunError:
         return replace(_result_so_far(resolved), stopped="interrupted")
+
+
+def _checked_corpus(resolved: ResolvedRun, session: TrainSession) -> Corpus | None:
+    """Return what a new run's text is. Raises DataError if it is too short, before any planning."""
+    if resolved.recorded is not None and resolved.checkpoint is not None:
+        return None
+    profile = resolved.profile.loaded.profile
+    work = PrepareContext(1, session.observe, session.stop.check)
+    corpus = resolve_corpus(profile.data, work)
+    check_length(corpus, profile.data, profile.model.context, work)
+    return corpus
 
 
 def _agreed_plan(resolved: ResolvedRun, session: TrainSession) -> Planned:
@@ -187,14 +207,16 @@ def _require_disk_space(resolved: ResolvedRun, session: TrainSession) -> None:
 
 
 @memory_errors_mapped()
-def _shared_dataset(resolved: ResolvedRun, plan: Plan, session: TrainSession) -> Dataset:
+def _shared_dataset(
+    resolved: ResolvedRun, plan: Plan, session: TrainSession, corpus: Corpus | None
+) -> Dataset:
     """Prepare the data on rank 0, and open it on every rank."""
     profile = resolved.profile.loaded.profile
     work = PrepareContext(plan.workers.value, session.observe, session.stop.check)
     prepared: list[Dataset] = []
 
     def prepare() -> _SharedData:
-        dataset = _dataset(resolved, work)
+        dataset = _dataset(resolved, work, corpus)
         prepared.append(dataset)
         _packing(resolved, dataset, session)  # cached, for the other ranks to read
         ranges = [(source.first_token, source.tokens) for source in dataset.mixture]
@@ -208,13 +230,13 @@ def _shared_dataset(resolved: ResolvedRun, plan: Plan, session: TrainSession) ->
     return with_recorded_mixture(dataset, profile.data, shared.ranges)
 
 
-def _dataset(resolved: ResolvedRun, work: PrepareContext) -> Dataset:
+def _dataset(resolved: ResolvedRun, work: PrepareContext, corpus: Corpus | None) -> Dataset:
     profile = resolved.profile.loaded.profile
-    vocab_size = profile.model.vocab_size
+    vocab_size, context = profile.model.vocab_size, profile.model.context
     if resolved.recorded is None or resolved.checkpoint is None:
-        return prepare_dataset(profile.data, vocab_size, work)
+        return prepare_dataset(profile.data, vocab_size, work, context=context, corpus=corpus)
     key = data_key(resolved.recorded.values, str(resolved.path))
-    dataset = open_dataset(profile.data, vocab_size, key, resolved.checkpoint, work)
+    dataset = open_dataset(profile.data, vocab_size, key, resolved.checkpoint, work, context)
     return with_recorded_mixture(dataset, profile.data, data_ranges(resolved.recorded.values))
 
 

@@ -144,6 +144,8 @@ class DataSection(Section):
     include: tuple[str, ...] = ()  # patterns as in .gitignore, of what is found; none: all
     exclude: tuple[str, ...] = ()
     text_field: Annotated[str, Field(min_length=1)] = "text"
+    on_error: Literal["stop", "skip"] = "stop"  # at a record that cannot be used
+    validation: Annotated[str, Field(min_length=1)] | None = None  # a source; all of it is held out
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
     mask_documents: bool = False  # attention within documents, though windows hold several
     packing: Literal["concatenate", "best_fit"] = "concatenate"  # of documents into windows
