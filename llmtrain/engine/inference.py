@@ -19,9 +19,10 @@ from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.engine.plan_run import plan_inference
 from llmtrain.errors import DataError, UsageError
 from llmtrain.eval.baselines import Baselines, measure_baselines
+from llmtrain.eval.continuation import continue_prompt
 from llmtrain.eval.evaluate import LossSum, Window, bits_per_byte, sum_loss
 from llmtrain.model.decoder import Decoder
-from llmtrain.model.generate import Sampling, generate_tokens
+from llmtrain.model.generate import Sampling
 from llmtrain.ops.precision import autocast_as
 from llmtrain.plan.inference_memory import EVALUATION_TOKENS
 from llmtrain.plan.planner import InferencePlan
@@ -224,29 +225,18 @@ def generate_text(
     check_stop: Callable[[], None],
 ) -> Iterator[str]:
     """Yield pieces of text that continue `prompt`, as they are sampled, in whole characters."""
-    tokenizer = trained.tokenizer
-    ids: list[int] = []
-    told = ""
-    with trained.autocast():
-        drawn = generate_tokens(
-            trained.model,
-            [tokenizer.separator_id, *tokenizer.encode(prompt)],
-            sampling,
-            tokenizer.vocab_size,
-            max_tokens,
+    rows, pieces = trained.model.shape.vocab_size, trained.tokenizer.vocab_size
+    if rows < pieces:
+        raise DataError(
+            f"the model has {rows} embedding rows for the {pieces} pieces of its tokenizer",
+            hint="use the tokenizer that the model was trained with",
         )
-        for token in drawn:
+    with trained.autocast():
+        texts = continue_prompt(trained.model, trained.tokenizer, prompt, sampling, max_tokens)
+        for text in texts:
             check_stop()
-            if token == tokenizer.separator_id:
-                break
-            ids.append(token)
-            text = tokenizer.decode(ids)
-            if not text.endswith("\ufffd"):  # else within a character: more bytes follow
-                yield text[len(told) :]
-                told = text
-    rest = tokenizer.decode(ids)[len(told) :]
-    if rest:
-        yield rest
+            if text:
+                yield text
 
 
 def _newest_whole(paths: Sequence[Path], observe: Observer) -> tuple[Path, Checkpoint]:

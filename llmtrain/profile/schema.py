@@ -222,7 +222,8 @@ class EvalSection(Section):
     patience: PositiveInt | None = None  # evaluations without a new best before stopping early
     sample_every_steps: PositiveInt | None = 500
     sample_tokens: PositiveInt = 64
-    prompts: tuple[str, ...] = ("",)
+    # auto: "def" and "import" for the built-in Python, else the first words of the validation text.
+    prompts: tuple[str, ...] | Auto = "auto"
 
 
 class CheckpointSection(Section):

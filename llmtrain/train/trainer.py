@@ -32,6 +32,7 @@ from llmtrain.train.memory_guard import MemoryGuard, MemoryStopError, agreed_act
 from llmtrain.train.optim import named_state
 from llmtrain.train.pace import Pace, expected_steps
 from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.sample_prompts import sample_prompts
 from llmtrain.train.state import current_state, with_evaluation, with_plan
 from llmtrain.train.stopping import StopDecision, StopPolicy
 
@@ -94,6 +95,7 @@ class Trainer:
         self.rewinder = Rewinder(run, profile, directory, setup.tokenizer)
         self.evaluator = Evaluator(run, profile.eval, setup.data, setup.tokenizer, setup.stop)
         self.evaluator.restore(directory)
+        self.prompts = sample_prompts(profile, setup.tokenizer, setup.data.validation)
         self.trained_s, self.trained_steps = 0.0, 0
         self.end_costs_known = setup.horizon.time_s is None  # only a time limit needs them early
 
@@ -277,7 +279,7 @@ class Trainer:
 
     def _sample(self, step: int) -> None:
         with self.logger.excluded(), self.pace.measured("samples"):
-            for number, prompt in enumerate(self.setup.profile.eval.prompts):
+            for number, prompt in enumerate(self.prompts):
                 sample = partial(self.evaluator.sample, prompt, seed=step + number)
                 self.logger.log_event(Sampled(step, prompt, self.guard.run_guarded(sample)))
         self.evaluator.sampled(step)
