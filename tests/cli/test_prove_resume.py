@@ -49,8 +49,8 @@ def test_damage_is_named_and_nothing_is_renamed(llmtrain: Command, run: Path) ->
     assert outcome.document["newest_good"] == "run/checkpoints/step-00000010"
     plain = llmtrain("runs", "verify", "run")
     assert plain.code == 1
-    assert "damaged  run/checkpoints/step-00000020" in plain.out
-    assert "good     run/checkpoints/step-00000010" in plain.out
+    assert "damaged     run/checkpoints/step-00000020" in plain.out
+    assert "good        run/checkpoints/step-00000010" in plain.out
     assert "newest good: run/checkpoints/step-00000010" in plain.err
     assert files(run) == before
 

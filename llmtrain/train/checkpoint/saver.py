@@ -73,7 +73,7 @@ class Saver:
         step = checkpoint.state.step
         require_room(self._directory, tensor_bytes(checkpoint), f"the checkpoint of step {step}")
         if _is_in_memory(checkpoint):
-            with _write_errors_mapped(step):
+            with _write_errors_mapped(f"the checkpoint of step {step} could not be written"):
                 written = write_checkpoint(self._directory, checkpoint)
             write: Callable[[], Written] = lambda: written  # noqa: E731
         else:
@@ -102,8 +102,9 @@ class Saver:
 
     def _seal(self, write: Callable[[], Written], state: SavedState, started_s: float) -> Path:
         keep_step = state.best_step if self._options.keep_best else None
-        with _write_errors_mapped(state.step):
+        with _write_errors_mapped(f"the checkpoint of step {state.step} could not be written"):
             path = seal_checkpoint(write())
+        with _write_errors_mapped(f"older checkpoints than {path.name} could not be removed"):
             set_aside_superseded(self._directory, state)
             remove_old(self._directory, self._options.keep_last, keep_step)
         self.elapsed_s = time.monotonic() - started_s
@@ -127,13 +128,13 @@ def require_room(directory: Path, tensors_bytes: int, what: str) -> None:
 
 
 @contextmanager
-def _write_errors_mapped(step: int) -> Iterator[None]:
-    """Map errors of the system and of safetensors to LlmtrainError."""
+def _write_errors_mapped(what: str) -> Iterator[None]:
+    """Map errors of the system and of safetensors to an LlmtrainError that begins with `what`."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         raise LlmtrainError(
-            f"the checkpoint of step {step} could not be written: {error}",
+            f"{what}: {error}",
             hint="earlier checkpoints are intact; --resume auto continues from the newest",
         ) from error
 

@@ -21,7 +21,12 @@ from filelock import FileLock, Timeout
 
 from llmtrain.errors import UsageError
 from llmtrain.files import write_pieces_atomically
-from llmtrain.train.checkpoint.format import has_saved_state, is_checkpoint_name, list_checkpoints
+from llmtrain.train.checkpoint.format import (
+    has_saved_state,
+    is_checkpoint_name,
+    list_checkpoints,
+    refuse_only_damaged,
+)
 from llmtrain.train.run_directory.record import read_run_file, write_run_file
 from llmtrain.untrusted import (
     parse_json,
@@ -213,7 +218,8 @@ def named_checkpoint(text: str) -> Path | None:
 def find_checkpoints(text: str) -> list[Path]:
     """Return the checkpoint that `text` names, or all of the run that it names, newest last.
 
-    Raises UsageError for an unknown run and for one without a checkpoint.
+    Raises UsageError for an unknown run and for one without a checkpoint, and LlmtrainError where
+    all were set aside as damaged.
     """
     for path in (Path(text), RUNS / text):
         if (path / "state.json").is_file() or (path / "manifest.json").is_file():
@@ -221,6 +227,7 @@ def find_checkpoints(text: str) -> list[Path]:
         if RunDirectory(path).exists or (path / "checkpoints").is_dir():
             RunDirectory(path).require_own_files()
             found = list_checkpoints(path / "checkpoints")
+            refuse_only_damaged(path / "checkpoints")
             if not found:
                 raise UsageError(
                     f"run {path} has no checkpoint yet",
