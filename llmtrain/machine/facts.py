@@ -33,6 +33,7 @@ class CpuFacts:
     memory_limit_bytes: int | None  # the tightest, where it is below the total
     affinity_physical_cores: int | None = None  # distinct physical cores behind affinity_cores
     memory_limited_by: str | None = None  # the control group, RLIMIT_AS, RLIMIT_DATA
+    omp_threads: int | None = None  # OMP_NUM_THREADS, where the user set it
 
     @property
     def usable_cores(self) -> int:

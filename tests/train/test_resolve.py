@@ -381,8 +381,8 @@ def test_a_run_that_failed_at_its_start_is_begun_anew_with_other_settings(
 
 def test_a_start_without_a_checkpoint_is_no_run(train: Any, llmtrain: Any, place: Path) -> None:
     train(place / "runs" / "good", stop_at=after_step(3))
-    with failing_at_the_first_step(DoesNotFitError("no memory")):
-        assert llmtrain("train", "-p", "tiny.yaml", "--out", "runs/leftover").code == 3
+    with failing_at_the_first_step(InterruptedRunError("interrupted")):
+        assert llmtrain("train", "-p", "tiny.yaml", "--out", "runs/leftover").code == 75
     assert "leftover" in llmtrain("runs", "list").out  # of this process, which is still there
     record = RunDirectory(place / "runs" / "leftover").read_record()
     ended = record["sessions"][0] | {"process": "1 1.0"}

@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from llmtrain.errors import UsageError
+from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.files import write_pieces_atomically
 from llmtrain.train.checkpoint.format import (
     has_saved_state,
@@ -77,11 +77,14 @@ class RunDirectory:
     def claimed(self) -> Iterator[None]:
         """Within the block, lock the directory for this process; create it. Raises UsageError.
 
-        The system releases the lock when the process ends, however it ends. An empty directory is
-        removed afterwards.
+        The system releases the lock when the process ends, however it ends. Directories that were
+        created for it and are empty afterwards are removed. If an error ends the block before the
+        first step, so are the files that were written in it.
         """
         self.require_own_files()
         lock = FileLock(self.path / LOCK_FILE, timeout=0)
+        created = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        had_record = self.exists
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -98,12 +101,24 @@ class RunDirectory:
             ) from None
         try:
             yield
+        except BaseException:
+            if not had_record and not self.has_saved_state and not self.metrics.exists():
+                self._remove_files()
+            raise
         finally:
             with suppress(OSError):  # on Windows the release removes it
                 (self.path / LOCK_FILE).unlink(missing_ok=True)
             lock.release()
             with suppress(OSError):
-                self.path.rmdir()
+                for path in created:
+                    path.rmdir()
+
+    def _remove_files(self) -> None:
+        """Remove what a run wrote that has done no step."""
+        with suppress(OSError):
+            for path in (self.path / RUN_FILE, self.metrics, self.samples):
+                path.unlink(missing_ok=True)
+            self.checkpoints.rmdir()
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Write `record` to run.yaml. Raises UsageError if it could not be read again."""
@@ -130,15 +145,30 @@ class RunDirectory:
         return None if found is None else str(found)
 
     def append(self, path: Path, line: Mapping[str, Any]) -> None:
-        """Append a line of JSON to `path`, without buffering."""
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        """Append a line of JSON to `path`, without buffering.
+
+        Raises LlmtrainError if the run directory is gone.
+        """
+        try:
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        except FileNotFoundError:
+            raise LlmtrainError(
+                f"{self.path} was moved or removed while the run was training",
+                hint=f"where it is now, as in: llmtrain train --out {self.path}-moved "
+                "--resume auto; it continues from its last checkpoint",
+            ) from None
 
     def cut_after(self, step: int) -> None:
-        """Remove metrics and samples of later steps: the run continues from `step`."""
+        """Remove metrics and samples of later steps: the run continues from `step`.
+
+        At step 0 nothing remains: what is there is of a run that saved no state.
+        """
         for path in (self.metrics, self.samples):
             if path.is_file():
-                lines = (line + b"\n" for line, value in _records(path) if value["step"] <= step)
+                lines = (
+                    line + b"\n" for line, value in _records(path) if 0 < value["step"] <= step
+                )
                 write_pieces_atomically(path, lines)
 
     def read_metrics(self) -> Iterator[dict[str, Any]]:
