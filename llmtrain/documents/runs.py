@@ -84,6 +84,7 @@ class Kill(Part):
     step: int = key("the last logged or saved step")
     victim: Text = key("which rank, or every process")
     gone_after_s: float = key("seconds until no process of the run was left")
+    after_checkpoint: bool = key("whether the next start resumed from a checkpoint")
 
 
 class Ending(Part):
@@ -109,6 +110,7 @@ class RunsProveResume(Document):
     processes: int = key("ranks")
     kills: list[Kill] = key("in order of time")
     resumes: int = key("how often it was resumed")
+    resumes_from_checkpoint: int = key("of those, from a checkpoint and not from the beginning")
     uninterrupted: Ending = key("of the uninterrupted training")
     interrupted: Ending = key("of the one that was killed and resumed")
 

@@ -71,7 +71,7 @@ def test_the_answer_to_a_proof(
 
     def prove(request: Any, trial: Trial, observe: Any, check: Any) -> Proof:
         asked.append((request, trial))
-        kill = Kill("save", "step", 3, "the process", 0.1)
+        kill = Kill("save", "step", 3, "the process", 0.1, True)
         return Proof(trial.steps, 1, (kill, kill), ENDING, ending, 3.0, 9.0)
 
     monkeypatch.setattr(verify, "prove_resume", prove)
