@@ -37,7 +37,13 @@ from llmtrain.plan.past_runs import record_run
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.planner import Plan
 from llmtrain.prepare.context import PrepareContext
-from llmtrain.prepare.dataset import Dataset, open_dataset, prepare_dataset, with_recorded_mixture
+from llmtrain.prepare.dataset import (
+    Dataset,
+    open_dataset,
+    prepare_dataset,
+    require_same_text,
+    with_recorded_mixture,
+)
 from llmtrain.profile.shape import shape_of
 from llmtrain.progress import Note
 from llmtrain.train.build import build_run, set_up_device
@@ -212,9 +218,13 @@ def _dataset(resolved: ResolvedRun, work: PrepareContext) -> Dataset:
     vocab_size = profile.model.vocab_size
     if resolved.recorded is None or resolved.checkpoint is None:
         return prepare_dataset(profile.data, vocab_size, work)
-    key = data_key(resolved.recorded.values, str(resolved.path))
+    recorded = resolved.recorded
+    before, fingerprint = recorded.profile.data, recorded.text_fingerprint
+    if profile.data.specs != before.specs and fingerprint is not None:
+        require_same_text(profile.data, before, fingerprint, work)
+    key = data_key(recorded.values, str(resolved.path))
     dataset = open_dataset(profile.data, vocab_size, key, resolved.checkpoint, work)
-    return with_recorded_mixture(dataset, profile.data, data_ranges(resolved.recorded.values))
+    return with_recorded_mixture(dataset, profile.data, data_ranges(recorded.values))
 
 
 def _packing(resolved: ResolvedRun, dataset: Dataset, session: TrainSession) -> Packing | None:
@@ -292,6 +302,7 @@ def _train(
         step_s=result.step_s,
         steps=result.trained_steps,
         peak_memory_bytes=result.peak_memory_bytes,
+        waited_share=result.waited_share,
     )
     write_result(resolved.directory, result)
     return result

@@ -423,3 +423,45 @@ def test_a_run_file_of_schema_version_1_is_read(stopped: Any, llmtrain: Any) -> 
     assert record["schema_version"] == 2
     assert [session["from_step"] for session in record["sessions"]] == [0, 10]
     assert "sittings" not in record
+
+
+def test_text_that_was_moved_is_resumed_from_its_new_place(
+    stopped: Any, place: Path, llmtrain: Any, reference: Any
+) -> None:
+    (place / "archive").mkdir()
+    (place / "corpus.txt").rename(place / "archive" / "text.txt")
+
+    outcome = llmtrain(*RESUME, "--data", "archive/text.txt")
+
+    assert outcome.code == 0, outcome.err
+    assert stopped.digests() == reference.digests()
+    data = RunDirectory(stopped.path).read_record()["profile"]["data"]
+    assert data["sources"] == ["archive/text.txt"]
+
+
+def test_other_text_is_refused_on_a_resume(stopped: Any, place: Path, llmtrain: Any) -> None:
+    (place / "other.txt").write_text((place / "corpus.txt").read_text() + "more")
+    before = (stopped.path / "run.yaml").read_bytes()
+
+    outcome = llmtrain(*RESUME, "--data", "other.txt")
+
+    assert outcome.code == 2
+    assert "other.txt" in outcome.err
+    assert "another --out" in outcome.err
+    assert (stopped.path / "run.yaml").read_bytes() == before
+
+
+def test_a_run_without_cache_and_text_says_what_it_needs(
+    stopped: Any, place: Path, llmtrain: Any, monkeypatch: pytest.MonkeyPatch, reference: Any
+) -> None:
+    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(place / "empty"))
+    (place / "corpus.txt").rename(place / "text.txt")
+
+    outcome = llmtrain(*RESUME)
+
+    assert outcome.code == 5
+    assert "corpus.txt" in outcome.err
+    assert "no longer in the cache" in outcome.err
+    assert "--data" in outcome.err
+    assert llmtrain(*RESUME, "--data", "text.txt").code == 0
+    assert stopped.digests() == reference.digests()
