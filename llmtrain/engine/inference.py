@@ -37,6 +37,7 @@ from llmtrain.train.build import masking_separator, set_up_device, trained_model
 from llmtrain.train.checkpoint.format import (
     Checkpoint,
     DamagedCheckpointError,
+    RemovedCheckpointError,
     load_checkpoint,
     step_of,
 )
@@ -78,7 +79,7 @@ class Evaluation:
 
 def load_trained(run: str, device: DeviceSection, observe: Observer) -> Trained:
     """Load the newest intact checkpoint that `run` names, on the requested device."""
-    path, checkpoint = _newest_whole(find_checkpoints(run), observe)
+    path, checkpoint = _newest_whole(run, observe)
     directory = RunDirectory(path.parent.parent)
     record = directory.read_record() if directory.exists else None
     plan = plan_inference(device, checkpoint.shape)
@@ -239,12 +240,20 @@ def generate_text(
                 yield text
 
 
-def _newest_whole(paths: Sequence[Path], observe: Observer) -> tuple[Path, Checkpoint]:
-    """Load the last of `paths` that is intact. Raises DamagedCheckpointError if none is."""
-    for path in reversed(paths[1:]):
+def _newest_whole(run: str, observe: Observer) -> tuple[Path, Checkpoint]:
+    """Load the newest intact checkpoint that `run` names.
+
+    Raises DamagedCheckpointError if none is intact, and LlmtrainError for one that cannot be read.
+    """
+    paths = find_checkpoints(run)
+    for path in reversed(paths):
         try:
             return path, load_checkpoint(path, with_optimizer=False)
+        except RemovedCheckpointError:  # a run in training removes it after saving a newer one
+            return _newest_whole(run, observe)
         except DamagedCheckpointError as error:
+            if path == paths[0]:
+                raise
             text = f"damaged checkpoint: {error.message}; using one before step {step_of(path)}"
             observe(Note(text, is_warning=True))
-    return paths[0], load_checkpoint(paths[0], with_optimizer=False)
+    raise AssertionError("find_checkpoints returns at least one")

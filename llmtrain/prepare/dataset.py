@@ -20,7 +20,7 @@ from llmtrain.data.sources.download import FetchOptions
 from llmtrain.data.sources.resolve import BUILTIN_PYTHON, resolve_sources
 from llmtrain.data.sources.urls import without_secrets
 from llmtrain.data.split import plan_split
-from llmtrain.errors import DataError
+from llmtrain.errors import DataError, UsageError
 from llmtrain.files import cache_directory
 from llmtrain.prepare.context import PrepareContext, TimedProgress
 from llmtrain.prepare.leakage_cache import cached_leakage, leakage_warning
@@ -218,15 +218,23 @@ def open_dataset(
     except DataError:
         work.observe(Note("the token shards are no longer in the cache; making them again"))
         again = section.model_copy(update={"tokenizer": str(tokenizer_directory)})
-        for length in dict.fromkeys((context, None)):  # runs of 0.2.0 split short texts without it
-            dataset = prepare_dataset(again, vocab_size, work, context=length)
-            if dataset.shards.index.key == key:
-                return dataset
-            dataset.shards.close()
+        try:
+            for length in dict.fromkeys((context, None)):  # 0.2.0 split short texts without it
+                dataset = prepare_dataset(again, vocab_size, work, context=length)
+                if dataset.shards.index.key == key:
+                    return dataset
+                dataset.shards.close()
+        except DataError as error:
+            raise DataError(
+                f"{error.message}; it is needed because the run's token shards are no longer in "
+                f"the cache, {cache_directory()}",
+                hint="put the text back, or resume with --data and the place where it is now",
+            ) from None
         raise DataError(
             f"the text of {', '.join(map(without_secrets, section.specs))} has changed since "
             "the run started, and its token shards are not in the cache",
-            hint="restore the text, or start a new run",
+            hint="restore the text, resume with --data and the place of an unchanged copy, "
+            "or start a new run",
         ) from None
     if shards.index.encoder_fingerprint != tokenizer.fingerprint:
         shards.close()
@@ -235,6 +243,21 @@ def open_dataset(
             hint="start a new run with another --out",
         )
     return Dataset(tokenizer, tokenizer_directory, shards, [])
+
+
+def require_same_text(
+    section: DataSection, recorded: DataSection, fingerprint: str, work: PrepareContext
+) -> None:
+    """Raise UsageError unless the section's text has the fingerprint of the recorded one."""
+    corpus = clean_corpus(resolve_corpus(section, work), section, work).corpus
+    found = work.with_progress("reading", corpus).measure(work.check_stop)
+    if found.fingerprint != fingerprint:
+        raise UsageError(
+            f"the text of {', '.join(map(without_secrets, section.specs))} is not that of "
+            f"{', '.join(map(without_secrets, recorded.specs))}, with which the run was started: "
+            f"its sha256 is {found.fingerprint[:12]}…, and the run's {fingerprint[:12]}…",
+            hint="leave --data out, name an unchanged copy, or start a new run with another --out",
+        )
 
 
 def with_recorded_mixture(

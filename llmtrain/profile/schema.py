@@ -56,7 +56,8 @@ Count = Annotated[
 ]
 PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 PositiveCount = Annotated[Count, Field(ge=1, lt=2**63)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+# The bound keeps such a value, and its products with others, within float32.
+PositiveFloat = Annotated[float, Field(gt=0, lt=1e30)]
 MOST_THREADS = 4096  # a system gives out more only to those who ask for trouble
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
 LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]  # ISO 639
@@ -204,7 +205,7 @@ class OptimSection(Section):
     embedding_learning_rate: PositiveFloat | Auto = "auto"  # with muon gains too
     head_learning_rate: PositiveFloat | Auto = "auto"  # the embedding's; only where untied
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of muon
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1  # hidden matrices only
+    weight_decay: Annotated[float, Field(ge=0, lt=1e30)] = 0.1  # hidden matrices only
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     epsilon: PositiveFloat = 1e-8

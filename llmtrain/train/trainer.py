@@ -13,6 +13,7 @@ from pathlib import Path
 from llmtrain.data.batches.mixture import MixedSource
 from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
+from llmtrain.machine.core_wait import CoreTimes, read_core_times, waited_share
 from llmtrain.machine.out_of_memory import memory_errors_mapped
 from llmtrain.plan.activation_bytes import checkpoint_bytes
 from llmtrain.plan.workload import Workload
@@ -97,6 +98,7 @@ class Trainer:
         self.evaluator.restore(directory)
         self.prompts = sample_prompts(profile, setup.tokenizer, setup.data.validation)
         self.trained_s, self.trained_steps = 0.0, 0
+        self.core_times: CoreTimes = {}  # after the first step
         self.end_costs_known = setup.horizon.time_s is None  # only a time limit needs them early
 
     def train(self) -> TrainResult:
@@ -173,6 +175,8 @@ class Trainer:
         trained_s = self.pace.record_step(step_s)
         self.trained_s += trained_s
         self.trained_steps += 1
+        if self.trained_steps == 1:  # which may compile, with all cores
+            self.core_times = read_core_times()
         self.logger.exclude(step_s - trained_s)
         if self.pace.is_known and not self.end_costs_known:
             self.end_costs_known = True
@@ -345,6 +349,7 @@ class Trainer:
             trained_steps=self.trained_steps,
             trained_tokens_per_step=tokens_per_step,
             step_s=self.pace.step_s if self.pace.is_known else None,
+            waited_share=waited_share(self.core_times, read_core_times()),
         )
 
     def _stopped(self) -> Stopped:
