@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from llmtrain.tokenizer import (
 )
 from llmtrain.tokenizer.byte_letters import bytes_of
 from llmtrain.tokenizer.escape import SPACE_MARK
+from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
 from llmtrain.tokenizer.tiktoken_ranks import PATTERNS
 
 any_text = st.text(
@@ -520,3 +522,22 @@ def test_a_normalization_is_named_with_its_code_points(
     changed.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(DataError, match=rf"\b{form}\b.*U\+[0-9A-F]{{4}}.* U\+[0-9A-F]{{4}}"):
         open_tokenizer(tmp_path)
+
+
+def test_a_piece_that_is_not_used_stays_unused(documents: list[str], tmp_path: Path) -> None:
+    model = sentencepiece_model(documents)
+    named = {piece.text for piece in SentencePieceCodec(model).pieces()}
+    joined = next(
+        a + b for a in ("re", "in", "th") for b in ("x", "qu", "re") if a + b not in named
+    )
+    text = joined.encode()
+    score = b"\x15" + struct.pack("<f", -1e5)
+    unused = b"\x0a" + bytes([len(text)]) + text + score + b"\x18\x05"  # 5: its type
+    path = tmp_path / "theirs.model"
+    path.write_bytes(model + b"\x0a" + bytes([len(unused)]) + unused)
+    ours = open_tokenizer(path)
+    assert ours.vocab_size - 1 not in ours.encode(f"{joined} a{joined}")
+    require_saved(ours, tmp_path / "saved")
+    foreign = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    for probe in (joined, f"a{joined} {joined}x"):
+        assert foreign(probe)["input_ids"] == ours.encode(probe)
