@@ -1,7 +1,7 @@
 """Runs that earlier versions made are shown, verified, evaluated, used and gone on with.
 
 `make_fixtures.py` made them, with what that version said of each and what its own resume came to.
-All goes through the command line: what is within may change, what it reads may not.
+All but the tokens of a greedy text goes through the command line.
 """
 
 from __future__ import annotations
