@@ -60,7 +60,8 @@ def generate_tokens(
 ) -> Iterator[int]:
     """Yield up to `limit` ids below `num_ids` that continue `prompt`.
 
-    `allowed` returns the ids that may follow the ones sampled so far, or None for all. When the
+    `allowed` returns the ids that may follow the ones sampled so far, or None for all; the first of
+    them is taken where the model finds them all together less likely than chance. When the
     context is full, generation continues from its newer half. Raises LlmtrainError if the model's
     output holds NaN.
     """
@@ -79,13 +80,24 @@ def generate_tokens(
                 hint="use an earlier checkpoint: llmtrain generate RUN/checkpoints/STEP",
             )
         if (choice := allowed(ids[len(prompt) :])) is not None:
-            is_excluded = torch.ones(len(last_v), dtype=torch.bool)
-            is_excluded[list(choice)] = False
-            last_v = last_v.masked_fill(is_excluded, -torch.inf)
+            last_v = _restrict(last_v, list(choice))
         token = sample_token(last_v, ids, sampling, generator)
         ids.append(token)
         pending = [token]
         yield token
+
+
+def _restrict(logits_v: Tensor, allowed: list[int]) -> Tensor:
+    """Return the logits with all but the allowed ids excluded.
+
+    Where the model knows nothing of them, for it was never trained on such a beginning, ids that
+    no text has may be the likeliest: only the first is left.
+    """
+    if logits_v.softmax(-1)[allowed].sum() < len(allowed) / len(logits_v):
+        allowed = allowed[:1]
+    is_excluded = torch.ones_like(logits_v, dtype=torch.bool)
+    is_excluded[allowed] = False
+    return logits_v.masked_fill(is_excluded, -torch.inf)
 
 
 def sample_token(

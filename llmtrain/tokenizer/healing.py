@@ -27,14 +27,15 @@ class HealedPrompt:
     def allowed(self, sampled: Sequence[int]) -> list[int] | None:
         """Return the ids that may follow `sampled`; None where every id may.
 
-        They are the ones that begin with all of the rest of the dropped text, and the dropped id
-        itself, so that the prompt is spelled either as it was or by a token that goes beyond it.
+        They are the dropped id, in front, and those that begin with all of the rest of the dropped
+        text, so that the prompt is spelled either as it was or by a token that goes beyond it.
         """
         if len(sampled) >= len(self.dropped) or tuple(sampled) != self.dropped[: len(sampled)]:
             return None
         rest = b"".join(self.spellings[token] for token in self.dropped[len(sampled) :])
+        first = self.dropped[len(sampled)]
         longer = (token for token, text in enumerate(self.spellings) if text.startswith(rest))
-        return sorted({*longer, self.dropped[len(sampled)]})
+        return [first, *(token for token in longer if token != first)]
 
 
 def heal_prompt(tokenizer: Tokenizer, prompt: str) -> HealedPrompt:

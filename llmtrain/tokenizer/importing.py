@@ -7,10 +7,12 @@ becomes. What makes it exact is checked, not believed.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unicodedata import normalize
 
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.codec import CONFIG_FILE, JSON_FILE, MODEL_FILE, NAMING_FILES, Kind
@@ -21,9 +23,12 @@ from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
 from llmtrain.tokenizer.structure import with_control_piece
 from llmtrain.tokenizer.tiktoken_ranks import ranks_json
 from llmtrain.tokenizer.tokenizer import MAX_JSON_BYTES, MAX_MODEL_BYTES, Tokenizer
+from llmtrain.tokenizer.vocabulary_json import MERGES_FILE, VOCABULARY_FILE, vocabulary_json
 from llmtrain.untrusted import parse_json, problem_of, read_bytes
 
-_KINDS = "a sentencepiece .model, a tokenizer.json, a .tiktoken, or a directory with one"
+_KINDS = "a sentencepiece .model, tokenizer.json, vocab.json or .tiktoken, or a directory of one"
+_MODEL_NAME = re.compile(r"\.model(\.v\d+)?$", re.IGNORECASE)  # Mistral's are numbered
+_FORMS: tuple[Literal["NFC", "NFKC", "NFD", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
 _MODELS = ("BPE", "Unigram")  # the others of Hugging Face's lose spaces or words
 
 # What well-known tokenizers call the end of a text, where nothing beside them says it.
@@ -53,7 +58,7 @@ class Imported:
 def open_tokenizer(path: Path) -> Tokenizer:
     """What is saved in the directory `path`, or what importing `path` gives. Raises DataError."""
     is_saved = any((path / name).is_file() for name in NAMING_FILES)
-    if path.is_file() or (not is_saved and (path / JSON_FILE).is_file()):
+    if path.is_file() or (not is_saved and path.is_dir() and _files_in(path)):
         return import_tokenizer(path, ImportOptions()).tokenizer
     return Tokenizer.load(path)
 
@@ -66,8 +71,10 @@ def import_tokenizer(path: Path, options: ImportOptions) -> Imported:
     """
     file = _file_of(path, options)
     try:
-        if options.pattern is None and file.suffix == ".model":
+        if options.pattern is None and _MODEL_NAME.search(file.name):
             return _of_model(file, options)
+        if options.pattern is None and file.name == VOCABULARY_FILE:
+            return _of_json(file, vocabulary_json(file), options)
         if options.pattern is None and file.suffix == ".json":
             return _of_json(file, read_bytes(file, MAX_JSON_BYTES, follow_links=True), options)
         return _of_ranks(file, options)
@@ -80,15 +87,42 @@ def import_tokenizer(path: Path, options: ImportOptions) -> Imported:
 def _file_of(path: Path, options: ImportOptions) -> Path:
     """The file that is meant; one with a pattern has ranks, whatever its name. Raises DataError."""
     if path.is_dir():
-        found = [path / name for name in (JSON_FILE, MODEL_FILE) if (path / name).is_file()]
-        if not found:
-            raise DataError(f"{path} has no {JSON_FILE} and no {MODEL_FILE}", hint=f"name {_KINDS}")
-        return found[0]
+        return _file_in(path)
     if not path.exists():
         raise DataError(f"{path} does not exist", hint=f"name {_KINDS}")
-    if options.pattern is None and path.suffix not in (".model", ".json", ".tiktoken"):
+    if options.pattern is None and path.name == MERGES_FILE:
+        return path.with_name(VOCABULARY_FILE)
+    is_model = _MODEL_NAME.search(path.name)
+    if options.pattern is None and not is_model and path.suffix not in (".json", ".tiktoken"):
         raise DataError(f"{path} is no kind of tokenizer that is known", hint=f"name {_KINDS}")
     return path
+
+
+def _file_in(directory: Path) -> Path:
+    """Return the tokenizer's file in a directory. Raises DataError unless there is one."""
+    found = _files_in(directory)
+    if not found:
+        raise DataError(
+            f"{directory} has no {JSON_FILE}, no {MODEL_FILE} and no {VOCABULARY_FILE}",
+            hint=f"name {_KINDS}",
+        )
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:5])
+        raise DataError(
+            f"{directory} has several sentencepiece models: {names}",
+            hint=f"name one: llmtrain tokenizer import {found[-1]} --out DIR",
+        )
+    return found[0]
+
+
+def _files_in(directory: Path) -> list[Path]:
+    """Return the preferred file of a directory; several if it has models of several names."""
+    for name in (JSON_FILE, MODEL_FILE):
+        if (directory / name).is_file():
+            return [directory / name]
+    models = sorted(path for path in directory.iterdir() if _MODEL_NAME.search(path.name))
+    pair = [path for path in (directory / VOCABULARY_FILE,) if path.is_file()]
+    return models or pair
 
 
 def _of_model(file: Path, options: ImportOptions) -> Imported:
@@ -208,18 +242,17 @@ def _checked(
     probes = (*PROBES, *controls)
     warnings: list[str] = []
     tokenizer = Tokenizer.read_as(kind, model)
-    lost = next(_lost(tokenizer, probes), None)
-    if lost is not None:
+    lost = list(_lost(tokenizer, probes))
+    if lost:
         escaped = Tokenizer.read_as(replace(kind, escaped=True), model)
         if next(_lost(escaped, probes), None) is None:
-            tokenizer, lost = escaped, None
+            tokenizer, lost = escaped, []
             warnings.append(
                 "it reads a literal ▁ (U+2581) as a space; text with one is escaped, and has "
                 "other ids than elsewhere"
             )
-    if lost is not None:
-        text, back = lost
-        problem = f"it does not keep text exactly: {text!r} comes back as {back!r}"
+    if lost:
+        problem = f"it does not keep text exactly: {_change(lost)}"
         if not options.allow_lossy:
             raise DataError(
                 problem,
@@ -227,7 +260,39 @@ def _checked(
                 "same; bits per byte then count bytes that the model was never shown",
             )
         warnings.append(f"{problem}; bits per byte count bytes that the model is never shown")
+    if kind.name == "sentencepiece":
+        _require_agreement(tokenizer)
     return Imported(tokenizer, file, separator, added, tuple(warnings))
+
+
+def _require_agreement(tokenizer: Tokenizer) -> None:
+    """Raise DataError with the first text that has other ids in Hugging Face's form."""
+    _, text = tokenizer.json_of_model()
+    if text is not None:
+        raise DataError(
+            "no tokenizer.json gives the ids of this sentencepiece model, so Hugging Face would "
+            f"read the checkpoint with others: {text[:80]!r} differs",
+            hint="import the tokenizer.json of the same model, if it has one",
+        )
+
+
+def _change(lost: Sequence[tuple[str, str]]) -> str:
+    """Return what comes back of the first text, and the normal form of Unicode if it is one."""
+    text, back = lost[0]
+    change = f"{text!r} comes back as {back!r}"
+    forms = (form for form in _FORMS if all(normalize(form, old) == new for old, new in lost))
+    form = next(forms, None)
+    if form is None:
+        return change
+    first = next(
+        (number for number, (a, b) in enumerate(zip(text, back, strict=False)) if a != b),
+        min(len(text), len(back)),
+    )
+    old, new = (
+        " ".join(f"U+{ord(character):04X}" for character in part[first : first + 2])
+        for part in (text, back)
+    )
+    return f"it normalizes to {form}, {old} to {new}: {change}"
 
 
 def _lost(tokenizer: Tokenizer, probes: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -105,7 +105,8 @@ class SentencePieceCodec:
             return "byte"
         if self._processor.is_unknown(token):
             return "unknown"
-        return "control" if self._processor.is_control(token) else "text"
+        is_text = not (self._processor.is_control(token) or self._processor.is_unused(token))
+        return "text" if is_text else "control"
 
     def _keeps_words_apart(self, pieces: Sequence[Piece]) -> bool:
         """No piece goes on into the next word, and nothing is put before a text."""

@@ -7,14 +7,16 @@ sentencepiece_model.proto and https://protobuf.dev/programming-guides/encoding/.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from llmtrain.errors import DataError
 
 _PIECES, _TRAINER, _NORMALIZER, _SELF_TEST, _DENORMALIZER = 1, 2, 3, 4, 5
 _BYTES = 2  # the wire type of everything at the top level
+_MODEL_TYPE, _DUMMY_PREFIX, _EXTRA_SPACES = 3, 3, 4  # of the trainer; of the normalizer
 _CHARACTER_MAP = 2  # of the normalizer: a compiled table
-_PIECE_TEXT, _PIECE_KIND, _CONTROL = 1, 3, 3  # of a piece
-_MOST_PIECES = 1 << 20
+_PIECE_TEXT, _PIECE_KIND, _CONTROL, _USER_DEFINED = 1, 3, 3, 4  # of a piece
+MOST_PIECES = 1 << 20
 _LONGEST_PIECE_BYTES = 1024
 _LONGEST_SETTINGS_BYTES = 1 << 16
 _LONGEST_VARINT = 10
@@ -36,8 +38,48 @@ def require_sound(model: bytes) -> None:
         longest = _LONGEST_PIECE_BYTES if field == _PIECES else _LONGEST_SETTINGS_BYTES
         if end - start > longest:
             raise DataError(f"it has {end - start} bytes where {longest} are the most")
-    if not 0 < pieces <= _MOST_PIECES:
-        raise DataError(f"it has {pieces} pieces, and {_MOST_PIECES} are the most")
+    if not 0 < pieces <= MOST_PIECES:
+        raise DataError(f"it has {pieces} pieces, and {MOST_PIECES} are the most")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a model says of how it reads text."""
+
+    is_unigram: bool
+    adds_dummy_prefix: bool  # a space before each text
+    removes_extra_spaces: bool
+    whole_pieces: tuple[str, ...]  # found in a text before all others
+
+
+def read_settings(model: bytes) -> Settings:
+    """Return the settings of a sound model; what it does not say has sentencepiece's default."""
+    return Settings(
+        is_unigram=_number(model, _TRAINER, _MODEL_TYPE, default=1) == 1,
+        adds_dummy_prefix=bool(_number(model, _NORMALIZER, _DUMMY_PREFIX, default=1)),
+        removes_extra_spaces=bool(_number(model, _NORMALIZER, _EXTRA_SPACES, default=1)),
+        whole_pieces=tuple(_whole_pieces(model)),
+    )
+
+
+def _whole_pieces(model: bytes) -> Iterator[str]:
+    for field, _, start, end in _fields(model, 0, len(model)):
+        if field != _PIECES:
+            continue
+        places = {inner: (first, after) for inner, _, first, after in _fields(model, start, end)}
+        if _PIECE_KIND in places and _varint(model, *places[_PIECE_KIND])[0] == _USER_DEFINED:
+            first, after = places.get(_PIECE_TEXT, (0, 0))
+            yield model[first:after].decode(errors="replace")
+
+
+def _number(model: bytes, section: int, number: int, *, default: int) -> int:
+    """Return the last number that a section has under a field; the last one counts."""
+    for field, _, start, end in _fields(model, 0, len(model)):
+        if field == section:
+            for inner, wire_type, first, after in _fields(model, start, end):
+                if inner == number and wire_type == 0:
+                    default, _ = _varint(model, first, after)
+    return default
 
 
 def _has_table(model: bytes, start: int, end: int) -> bool:

@@ -24,6 +24,8 @@ from llmtrain.tokenizer.huggingface import bpe_json, tokenizer_config
 from llmtrain.tokenizer.huggingface_codec import HuggingFaceCodec
 from llmtrain.tokenizer.piece import Piece
 from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
+from llmtrain.tokenizer.sentencepiece_json import sentencepiece_json
+from llmtrain.tokenizer.structure import read_settings
 from llmtrain.untrusted import problem_of, read_bytes, read_json
 
 MAX_MODEL_BYTES = 16 << 20  # a vocabulary of 256,000 pieces takes under 5 MiB
@@ -165,9 +167,8 @@ class Tokenizer:
 
     def _files(self, model_max_length: int | None) -> dict[str, bytes]:
         pieces = self.pieces()
-        unknown = next((piece.text for piece in pieces if piece.kind == "unknown"), None)
-        separator = pieces[self.separator_id].text
-        config = tokenizer_config(model_max_length, separator, unknown)
+        adds_prefix = None if self._kind.name == "huggingface" else self._adds_prefix()
+        config = tokenizer_config(pieces, model_max_length, adds_prefix=adds_prefix)
         files = {CONFIG_FILE: config.encode()}
         if self._kind.name == "own":
             files |= {MODEL_FILE: self._codec.model, JSON_FILE: bpe_json(pieces).encode()}
@@ -175,7 +176,17 @@ class Tokenizer:
         said = {"format_version": _FORMAT_VERSION, **asdict(self._kind)}
         files[KIND_FILE] = (json.dumps(said, indent=2) + "\n").encode()
         files[JSON_FILE if self._kind.name == "huggingface" else MODEL_FILE] = self._codec.model
+        if self._kind.name == "sentencepiece":
+            text, differs_at = self.json_of_model()
+            files |= {JSON_FILE: text.encode()} if differs_at is None else {}
         return files
+
+    def json_of_model(self) -> tuple[str, str | None]:
+        """Return tokenizer.json of a foreign sentencepiece model, and a text that differs in it."""
+        return sentencepiece_json(self._codec.model, self._kind.escaped)
+
+    def _adds_prefix(self) -> bool:
+        return read_settings(self._codec.model).adds_dummy_prefix
 
     def _prepared(self, text: str) -> str:
         if self._kind.escaped:

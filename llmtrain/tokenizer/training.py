@@ -19,7 +19,7 @@ from llmtrain.tokenizer.huggingface import unigram_json
 from llmtrain.tokenizer.piece import SEPARATOR, UNKNOWN, reserved_names
 from llmtrain.tokenizer.sampling import ByteSample
 from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
-from llmtrain.tokenizer.structure import with_pieces_respelt
+from llmtrain.tokenizer.structure import MOST_PIECES, with_pieces_respelt
 from llmtrain.tokenizer.tokenizer import Tokenizer
 
 _BYTE_PIECES = 256
@@ -225,6 +225,11 @@ def _require_room(recipe: VocabularySpec) -> None:
         raise UsageError(
             f"{recipe.reserved} reserved pieces; there can be 0 to {MOST_RESERVED}",
             hint="--reserve 64",
+        )
+    if recipe.vocab_size > MOST_PIECES:
+        raise UsageError(
+            f"a vocabulary of {recipe.vocab_size} pieces is too large; {MOST_PIECES} are the most",
+            hint="--vocab-size 8192, or auto",
         )
     if recipe.vocab_size < recipe.fewest_pieces:
         raise _too_small(recipe, recipe.fewest_pieces)

@@ -8,6 +8,7 @@ import inspect
 import lzma
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,11 @@ from llmtrain.data.shards.prepared import PreparedData, prepare
 from llmtrain.data.shards.token_stream import TokenArray, TokenStream
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.engine import inference
-from llmtrain.engine.inference import Trained, _evaluate_corpus, _evaluate_shards
+from llmtrain.engine.inference import Trained, _evaluate_corpus, _evaluate_shards, generate_text
 from llmtrain.engine.plan_run import plan_inference
+from llmtrain.errors import DataError
 from llmtrain.model.decoder import Decoder
+from llmtrain.model.generate import Sampling
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.profile.schema import DeviceSection, ModelSection
 from llmtrain.profile.shape import shape_of
@@ -126,3 +129,20 @@ def test_text_is_evaluated_in_parts(trained: Trained, text: Path, sizes: list[in
     data = text.read_bytes()
     assert found.bytes == len(data)
     assert found.baselines.xz_bpb == 8 * len(lzma.compress(data, preset=6)) / len(data)
+
+
+@pytest.mark.parametrize("prompt", ["", "def ", "中é ", "retur"])
+def test_text_after_a_prompt_begins_with_it(trained: Trained, prompt: str) -> None:
+    for sampling in (Sampling(0.0), Sampling(2.0, top_k=10**9, seed=-1)):
+        texts = [
+            "".join(generate_text(trained, prompt, sampling, 12, lambda: None)) for _ in range(2)
+        ]
+        assert texts[0] == texts[1]
+        assert not texts[0].startswith(prompt) or not prompt  # the continuation alone
+
+
+def test_fewer_embedding_rows_than_pieces_are_an_error(trained: Trained) -> None:
+    shape = replace(trained.model.shape, vocab_size=100)
+    fewer = replace(trained, model=Decoder(shape).eval())
+    with pytest.raises(DataError, match="100 embedding rows"):
+        next(generate_text(fewer, "def", Sampling(), 1, lambda: None))

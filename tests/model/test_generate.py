@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.model.decoder import Decoder
-from llmtrain.model.generate import Sampling, generate_tokens, nucleus, sample_token
+from llmtrain.model.generate import Sampling, _restrict, generate_tokens, nucleus, sample_token
 from llmtrain.profile.shape import ModelShape
 
 MakeModel = Callable[[ModelShape], Decoder]
@@ -162,6 +162,12 @@ def test_weights_of_nan_are_an_error(small_shape: ModelShape, make_model: MakeMo
             next(generate_tokens(model, [1], Sampling(temperature), 512, 1))
 
 
+def test_the_first_allowed_id_is_taken_where_all_are_less_likely_than_chance() -> None:
+    logits = torch.tensor([0.0, -9.0, -8.0, 0.0])
+    assert _restrict(logits, [1, 2]).isfinite().tolist() == [False, True, False, False]
+    assert _restrict(logits, [1, 0, 3]).isfinite().tolist() == [True, True, False, True]
+
+
 def test_only_allowed_ids_are_sampled(small_shape: ModelShape, make_model: MakeModel) -> None:
     steps = [[3, 5], [7]]
     sampled = generate_tokens(
@@ -173,7 +179,7 @@ def test_only_allowed_ids_are_sampled(small_shape: ModelShape, make_model: MakeM
         allowed=lambda sampled: steps[len(sampled)] if len(sampled) < 2 else None,
     )
     first, second, *rest = sampled
-    assert first in (3, 5)
+    assert first in (3, 5)  # both or, if they are less likely than chance, the first
     assert second == 7
     assert set(rest) - {3, 5, 7}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from llmtrain.errors import UsageError
 from llmtrain.model.decoder import Decoder
@@ -134,3 +134,21 @@ def test_the_checkpoint_is_readable_without_us(saved: Path, model: Decoder) -> N
         "Qwen3ForCausalLM" if model.shape.qk_norm else "LlamaForCausalLM"
     ]
     assert config["rope_parameters"]["rope_theta"] == config["rope_theta"]
+
+
+def test_a_pipeline_takes_batches(
+    make_model: Callable[[ModelShape], Decoder],
+    small_shape: ModelShape,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+) -> None:
+    weights = make_model(small_shape).state_dict()
+    path = save_checkpoint(tmp_path, Checkpoint(STATE, weights, {}, small_shape, tokenizer))
+    texts = ["def", "def f(x): return x", "import"]
+    batched, single = (
+        pipeline("text-generation", model=str(path), batch_size=size)(
+            texts, max_new_tokens=3, do_sample=False
+        )
+        for size in (2, 1)
+    )
+    assert batched == single

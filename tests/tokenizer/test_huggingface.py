@@ -76,11 +76,31 @@ def test_the_special_tokens_are_ours(
 ) -> None:
     assert foreign.bos_token_id == foreign.eos_token_id == tokenizer.separator_id
     assert foreign.unk_token_id == 0
-    assert foreign.pad_token_id is None
+    assert foreign.pad_token_id == 0  # not the end, which fine-tuning has to learn
     assert len(foreign) == tokenizer.vocab_size
     assert foreign.get_vocab() == {piece.text: i for i, piece in enumerate(tokenizer.pieces())}
     assert foreign.decode([tokenizer.separator_id], skip_special_tokens=True) == ""
     assert set(foreign("text")) == {"input_ids", "attention_mask"}
+
+
+def test_a_batch_is_padded(foreign: PreTrainedTokenizerFast) -> None:
+    batch = foreign(["one", "one two three four"], padding=True)
+    lengths = [len(ids) for ids in batch["input_ids"]]
+    assert lengths[0] == lengths[1]
+    assert 0 in batch["attention_mask"][0]
+
+
+def test_names_of_tokens_are_tokens_where_that_is_asked(saved: Path) -> None:
+    recognizing = AutoTokenizer.from_pretrained(saved, split_special_tokens=False)
+    assert recognizing(f"one{SEPARATOR}")["input_ids"][-1] == recognizing.eos_token_id
+    recognizing.add_special_tokens({"additional_special_tokens": ["<|user|>"]})
+    assert recognizing("<|user|>")["input_ids"] == [len(recognizing) - 1]
+
+
+def test_llama_cpp_is_told_of_no_space_before_texts(saved: Path) -> None:
+    """Its converter reads `add_prefix_space`, and puts a space there by default."""
+    config = json.loads((saved / "tokenizer_config.json").read_text("utf-8"))
+    assert config["add_prefix_space"] is False
 
 
 def test_the_context_is_written_where_there_is_one(saved: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.errors import DataError, LlmtrainError, UsageError
 from llmtrain.tokenizer import (
@@ -26,6 +28,7 @@ from llmtrain.tokenizer import (
 )
 from llmtrain.tokenizer.byte_letters import bytes_of
 from llmtrain.tokenizer.escape import SPACE_MARK
+from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
 from llmtrain.tokenizer.tiktoken_ranks import PATTERNS
 
 any_text = st.text(
@@ -224,7 +227,17 @@ def sentencepiece_model(documents: list[str], **options: object) -> bytes:
         ({}, False),  # as Llama 2's: a space before each text, <s> and </s>
         ({"add_dummy_prefix": False, "model_type": "unigram"}, False),
         ({"split_by_whitespace": False, "add_dummy_prefix": False}, False),
-        ({"bos_id": -1, "eos_id": -1, "user_defined_symbols": ["<x>"]}, True),
+        ({"model_type": "unigram"}, False),
+        ({"control_symbols": ["[INST]", "<pad>"]}, False),
+        (
+            {
+                "bos_id": -1,
+                "eos_id": -1,
+                "user_defined_symbols": ["<x>"],
+                "add_dummy_prefix": False,
+            },
+            True,
+        ),
     ],
 )
 def test_a_sentencepiece_model_keeps_its_ids(
@@ -249,6 +262,33 @@ def test_a_sentencepiece_model_keeps_its_ids(
     (warning,) = imported.warnings
     assert "U+2581" in warning
     require_saved(ours, tmp_path / "saved")
+    foreign = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert isinstance(foreign, PreTrainedTokenizerFast)  # without protobuf
+    for text in (*compared, *adversarial, "</s>", "a<unk> b", "<x>y <x>", "[INST] a [/INST]"):
+        assert foreign(text, verbose=False)["input_ids"] == ours.encode(text)
+        assert foreign.decode(ours.encode(text)) == text
+    config = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
+    assert config["add_prefix_space"] is options.get("add_dummy_prefix", True)
+
+
+def test_a_model_whose_ids_no_json_gives_is_refused(documents: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "theirs.model"
+    path.write_bytes(sentencepiece_model(documents, user_defined_symbols=["<x>"]))
+    with pytest.raises(DataError, match=r"no tokenizer\.json gives the ids") as caught:
+        open_tokenizer(path)
+    assert "<x>" in caught.value.message
+
+
+@pytest.mark.parametrize("options", [{"remove_extra_whitespaces": True}, {"byte_fallback": False}])
+def test_a_lossy_model_has_the_same_ids_too(
+    options: dict[str, object], documents: list[str], compared: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "lossy.model"
+    path.write_bytes(sentencepiece_model(documents, **options))
+    ours = import_tokenizer(path, ImportOptions(allow_lossy=True)).tokenizer
+    ours.save(tmp_path / "saved")
+    foreign = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert [foreign(text)["input_ids"] for text in compared] == [*map(ours.encode, compared)]
 
 
 def test_an_own_model_is_what_it_was(saved: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -412,3 +452,92 @@ def test_one_that_begins_each_text_with_a_space_gets_it_whole(
     (ids,) = streams.encoded_parts(tokenizer, [text[:100], text[100:]])
     assert ids == tokenizer.encode(text)
     assert list(streams.decoded_parts(tokenizer, [ids[:9], ids[9:]])) == [text]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.model.v3", "spm.MODEL", "sentencepiece.bpe.model"])
+def test_a_sentencepiece_model_may_have_any_usual_name(
+    name: str, documents: list[str], tmp_path: Path
+) -> None:
+    model = sentencepiece_model(documents)
+    (tmp_path / name).write_bytes(model)
+    named = open_tokenizer(tmp_path / name)
+    assert open_tokenizer(tmp_path).fingerprint == named.fingerprint
+    assert named.encode("a b") == SentencePieceProcessor(model_proto=model).encode("a b")
+
+
+def test_a_directory_with_several_models_is_not_guessed(
+    documents: list[str], tmp_path: Path
+) -> None:
+    for name in ("tokenizer.model.v1", "tokenizer.model.v3"):
+        (tmp_path / name).write_bytes(sentencepiece_model(documents))
+    with pytest.raises(DataError, match=r"v1.*v3"):
+        open_tokenizer(tmp_path)
+
+
+def test_vocab_and_merges_keep_their_ids(
+    bytes_json: str, documents: list[str], adversarial: list[str], tmp_path: Path
+) -> None:
+    """As GPT-2 has them, also with the separator in tokenizer_config.json."""
+    theirs = with_tokens(bytes_json, "<|endoftext|>")
+    theirs.model.save(str(tmp_path))
+    theirs.encode_special_tokens = True
+    vocabulary = theirs.get_vocab()
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
+    gpt2 = tokenizers.ByteLevelBPETokenizer(
+        str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")
+    )
+    texts = [text for text in adversarial if "<|endoftext|>" not in text]
+    for path in (tmp_path, tmp_path / "vocab.json", tmp_path / "merges.txt"):
+        imported = import_tokenizer(path, ImportOptions())
+        ours = imported.tokenizer
+        require_same(ours, lambda text: gpt2.encode(text).ids, documents[:50], texts)
+        assert ours.separator_id == vocabulary["<|endoftext|>"]
+        assert not imported.added_separator
+        assert ours.separator_id not in ours.encode("<|endoftext|>")
+
+
+@pytest.mark.parametrize("merges", ["a b c\n", "a\n", "zz yy\n", "\xff"])
+def test_damaged_merges_are_named(merges: str, bytes_json: str, tmp_path: Path) -> None:
+    tokenizers.Tokenizer.from_str(bytes_json).model.save(str(tmp_path))
+    (tmp_path / "merges.txt").write_text(merges, "latin-1")
+    with pytest.raises(DataError, match=r"merges\.txt"):
+        open_tokenizer(tmp_path)
+
+
+def test_half_of_a_pair_of_files_is_named(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(DataError, match=r"merges\.txt"):
+        open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "form"),
+    [(normalizers.NFC(), "NFC"), (normalizers.NFKC(), "NFKC"), (normalizers.NFD(), "NFD")],
+)
+def test_a_normalization_is_named_with_its_code_points(
+    normalizer: normalizers.Normalizer, form: str, bytes_json: str, tmp_path: Path
+) -> None:
+    changed = tokenizers.Tokenizer.from_str(bytes_json)
+    changed.normalizer = normalizers.Sequence([normalizer])
+    changed.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DataError, match=rf"\b{form}\b.*U\+[0-9A-F]{{4}}.* U\+[0-9A-F]{{4}}"):
+        open_tokenizer(tmp_path)
+
+
+def test_a_piece_that_is_not_used_stays_unused(documents: list[str], tmp_path: Path) -> None:
+    model = sentencepiece_model(documents)
+    named = {piece.text for piece in SentencePieceCodec(model).pieces()}
+    joined = next(
+        a + b for a in ("re", "in", "th") for b in ("x", "qu", "re") if a + b not in named
+    )
+    text = joined.encode()
+    score = b"\x15" + struct.pack("<f", -1e5)
+    unused = b"\x0a" + bytes([len(text)]) + text + score + b"\x18\x05"  # 5: its type
+    path = tmp_path / "theirs.model"
+    path.write_bytes(model + b"\x0a" + bytes([len(unused)]) + unused)
+    ours = open_tokenizer(path)
+    assert ours.vocab_size - 1 not in ours.encode(f"{joined} a{joined}")
+    require_saved(ours, tmp_path / "saved")
+    foreign = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    for probe in (joined, f"a{joined} {joined}x"):
+        assert foreign(probe)["input_ids"] == ours.encode(probe)

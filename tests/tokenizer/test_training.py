@@ -161,3 +161,13 @@ def test_tabs_are_learnt_like_any_character() -> None:
     assert len(tokenizer.encode(line)) < 8
     assert not any("\u2409" in piece.text for piece in tokenizer.pieces())
     assert tokenizer.decode(tokenizer.encode(line + "\u2409")) == line + "\u2409"
+
+
+@pytest.mark.parametrize("vocab_size", [2**20 + 1, 2**31, 2**63, 10**30])
+def test_a_vocabulary_beyond_every_reader_is_refused_before_the_text_is_read(
+    vocab_size: int,
+) -> None:
+    unread = iter(["text"])
+    with pytest.raises(UsageError, match="too large"):
+        train_tokenizer(unread, vocab_size=vocab_size)
+    assert next(unread) == "text"

@@ -1,0 +1,57 @@
+"""A foreign sentencepiece model as tokenizer.json, where both give the same ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+from llmtrain.tokenizer.codec import Codec
+from llmtrain.tokenizer.escape import escape
+from llmtrain.tokenizer.huggingface import TextSettings, bpe_json, unigram_json
+from llmtrain.tokenizer.huggingface_codec import HuggingFaceCodec
+from llmtrain.tokenizer.piece import Piece
+from llmtrain.tokenizer.probes import PROBES
+from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
+from llmtrain.tokenizer.structure import read_settings
+
+_PART_PIECES = 64  # in one text of the vocabulary's own pieces
+
+
+@lru_cache(maxsize=2)  # it is written with every checkpoint
+def sentencepiece_json(model: bytes, escaped: bool) -> tuple[str, str | None]:
+    """Return tokenizer.json, and the first text that has other ids in it; None: no text has.
+
+    The ids are compared on texts that tokenizers change, on the names of control tokens and on
+    every piece of the vocabulary.
+    """
+    codec = SentencePieceCodec(model)
+    settings = read_settings(model)
+    pieces = codec.pieces()
+    text_settings = TextSettings(
+        escaped=escaped,
+        adds_prefix=settings.adds_dummy_prefix,
+        removes_extra_spaces=settings.removes_extra_spaces,
+        whole_pieces=settings.whole_pieces,
+    )
+    to_json = unigram_json if settings.is_unigram else bpe_json
+    text = to_json(pieces, text_settings)
+    return text, next(_differing(codec, HuggingFaceCodec(text.encode()), pieces, escaped), None)
+
+
+def _differing(ours: Codec, theirs: Codec, pieces: Sequence[Piece], escaped: bool) -> Iterator[str]:
+    """Yield each probe that has other ids in `theirs`, which escapes by itself."""
+    for text in _probes(pieces):
+        if ours.encode(escape(text) if escaped else text) != theirs.encode(text):
+            yield text
+
+
+def _probes(pieces: Sequence[Piece]) -> Iterator[str]:
+    yield from ("", *PROBES)
+    words = [piece.text.replace("▁", " ") for piece in pieces if piece.kind == "text"]
+    names = [piece.text for piece in pieces if piece.kind not in ("text", "byte")]
+    for name in names:
+        yield from (name, f"a{name} b", f" {name}{name}")
+    for start in range(0, len(words), _PART_PIECES):
+        part = words[start : start + _PART_PIECES]
+        yield "".join(part)
+        yield "\n".join(part)

@@ -1,0 +1,67 @@
+"""vocab.json and merges.txt, as GPT-2 has them, as tokenizer.json with the same ids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from llmtrain.errors import DataError
+from llmtrain.tokenizer.byte_letters import bytes_of
+from llmtrain.untrusted import parse_json, problem_of, read_bytes
+
+VOCABULARY_FILE = "vocab.json"
+MERGES_FILE = "merges.txt"
+_MOST_BYTES = 64 << 20
+
+
+def vocabulary_json(vocabulary_file: Path) -> bytes:
+    """Return tokenizer.json of a vocabulary and of the merges beside it.
+
+    Entries that no text becomes are special tokens. Raises DataError.
+    """
+    vocabulary = parse_json(read_bytes(vocabulary_file, _MOST_BYTES, follow_links=True))
+    if not isinstance(vocabulary, dict) or not all(type(n) is int for n in vocabulary.values()):
+        raise DataError("it does not say the id of each token")
+    merges = _read_merges(vocabulary_file.with_name(MERGES_FILE), vocabulary)
+    merged = {left + right for left, right in merges}
+    special = {
+        name: token
+        for name, token in vocabulary.items()
+        if name not in merged and (len(name) > 1 or not _is_byte(name))
+    }
+    letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    document = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": token, "content": name, **flags, "special": True}
+            for name, token in sorted(special.items(), key=lambda item: item[1])
+        ],
+        "pre_tokenizer": {**letters, "use_regex": True},
+        "decoder": {**letters, "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": [list(pair) for pair in merges]},
+    }
+    return json.dumps(document, ensure_ascii=False).encode()
+
+
+def _read_merges(path: Path, vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+    try:
+        lines = read_bytes(path, _MOST_BYTES, follow_links=True).decode().split("\n")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path.name} beside it cannot be read: {problem_of(error)}") from None
+    merges = []
+    for number, line in enumerate(lines, start=1):
+        if (number == 1 and line.startswith("#version")) or not line.strip():
+            continue
+        pair = line.rstrip("\r").split(" ")
+        if len(pair) != 2 or not {*pair, "".join(pair)} <= vocabulary.keys():
+            raise DataError(f"line {number} of {path.name} is not two tokens that make a third")
+        merges.append((pair[0], pair[1]))
+    return merges
+
+
+def _is_byte(name: str) -> bool:
+    try:
+        return len(bytes_of(name)) == 1
+    except KeyError:
+        return False
