@@ -38,6 +38,7 @@ SPANNING = {
     "data/formats/test_broken": "damaged files of every format",
     "data/formats/test_memory": "memory that reading takes, of every format",
     "data/formats/test_round_trip": "every format gives the text back",
+    "data/sources/test_file_names": "names that are not UTF-8, from profile to cache",
     "data/test_damage": "damaged shards, from build to windows",
     "data/test_hostile": "hostile text, from source to shards",
     "model/test_accuracy": "the decoder against a reference",
