@@ -37,6 +37,7 @@ from llmtrain.plan.forecast import forecast
 from llmtrain.plan.past_runs import record_run
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.planner import Plan
+from llmtrain.prepare.changes import announce_changes
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import (
     Dataset,
@@ -241,6 +242,7 @@ def _dataset(resolved: ResolvedRun, work: PrepareContext, corpus: Corpus | None)
         require_same_text(profile.data, before, fingerprint, work)
     key = data_key(recorded.values, str(resolved.path))
     dataset = open_dataset(profile.data, vocab_size, key, resolved.checkpoint, work, context)
+    announce_changes(profile.data, dataset.shards, work)
     return with_recorded_mixture(dataset, profile.data, data_ranges(recorded.values))
 
 

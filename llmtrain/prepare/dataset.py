@@ -218,24 +218,7 @@ def open_dataset(
     except DataError:
         work.observe(Note("the token shards are no longer in the cache; making them again"))
         again = section.model_copy(update={"tokenizer": str(tokenizer_directory)})
-        try:
-            for length in dict.fromkeys((context, None)):  # 0.2.0 split short texts without it
-                dataset = prepare_dataset(again, vocab_size, work, context=length)
-                if dataset.shards.index.key == key:
-                    return dataset
-                dataset.shards.close()
-        except DataError as error:
-            raise DataError(
-                f"{error.message}; it is needed because the run's token shards are no longer in "
-                f"the cache, {cache_directory()}",
-                hint="put the text back, or resume with --data and the place where it is now",
-            ) from None
-        raise DataError(
-            f"the text of {', '.join(map(without_secrets, section.specs))} has changed since "
-            "the run started, and its token shards are not in the cache",
-            hint="restore the text, resume with --data and the place of an unchanged copy, "
-            "or start a new run",
-        ) from None
+        return _made_again(again, vocab_size, key, work, context)
     if shards.index.encoder_fingerprint != tokenizer.fingerprint:
         shards.close()
         raise DataError(
@@ -258,6 +241,33 @@ def require_same_text(
             f"its sha256 is {found.fingerprint[:12]}…, and the run's {fingerprint[:12]}…",
             hint="leave --data out, name an unchanged copy, or start a new run with another --out",
         )
+
+
+def _made_again(
+    section: DataSection, vocab_size: int, key: str, work: PrepareContext, context: int | None
+) -> Dataset:
+    """Prepare the shards `key` again. Raises DataError that says what a run without them needs."""
+    names = ", ".join(map(without_secrets, section.specs))
+    needed = (
+        f"the run needs the text that it was started with, or {entry_directory(Path(), key)} in "
+        f"{cache_directory()}; if the text is elsewhere now, name it with --data"
+    )
+    for length in dict.fromkeys((context, None)):  # runs of 0.2.0 split short texts without it
+        try:
+            dataset = prepare_dataset(section, vocab_size, work, context=length)
+        except DataError as error:
+            if length is None or context is None:
+                message = f"the token shards of the run are not in the cache: {error.message}"
+                raise DataError(message, hint=needed) from error
+            continue
+        if dataset.shards.index.key == key:
+            return dataset
+        dataset.shards.close()
+    raise DataError(
+        f"the text of {names} has changed since the run started, and its token shards are not in "
+        "the cache",
+        hint=needed,
+    )
 
 
 def with_recorded_mixture(

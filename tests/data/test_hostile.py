@@ -39,7 +39,7 @@ def refusal(*specs: Path, limits: Limits | None = None) -> DataError:
 
 BAD: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "NUL in front": ("a.txt", b"text\0text", ("is binary",)),
-    "image": ("a.txt", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", ("is binary",)),
+    "image": ("a.txt", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", ("is a PNG image",)),
     "UTF-16": ("a.txt", "text".encode("utf-16"), ("is binary", "iconv")),
     "binary without NUL": ("a.txt", bytes(range(1, 256)) * 40, ("0x80", "offset 127")),
     "Latin-1 after UTF-8": ("a.txt", "é".encode() * 9000 + b"caf\xe9 ", ("0xe9", "offset 18003")),

@@ -1,0 +1,93 @@
+"""Whether a run's text is still what it was prepared from."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from llmtrain.data.corpus import Corpus
+from llmtrain.data.shards.manifest import read_manifest
+from llmtrain.data.shards.prepared import PreparedData
+from llmtrain.data.sources.huggingface import is_dataset
+from llmtrain.data.sources.resolve import BUILTIN_PYTHON
+from llmtrain.data.sources.stdin import is_stdin
+from llmtrain.data.sources.urls import is_remote, without_secrets
+from llmtrain.errors import DataError
+from llmtrain.prepare.context import PrepareContext
+from llmtrain.prepare.dataset import clean_corpus, resolve_corpus
+from llmtrain.profile.schema import DataSection
+from llmtrain.progress import Note
+
+_MOST_NAMES = 3
+
+
+def has_fingerprint(section: DataSection, fingerprint: str, work: PrepareContext) -> bool:
+    """Return whether the section's text has this fingerprint (`data.corpus_sha256` in run.yaml).
+
+    Reads all of the text. Raises DataError if it cannot be read.
+    """
+    return _fingerprint(resolve_corpus(section, work), section, work) == fingerprint
+
+
+def announce_changes(section: DataSection, shards: PreparedData, work: PrepareContext) -> None:
+    """Warn if the text is not what the shards were made from, or is gone.
+
+    The text is read only if a file is newer than the shards. What is not on this machine, and
+    standard input, is not checked.
+    """
+    specs = [*section.specs, *([section.validation] if section.validation else [])]
+    if any(s == BUILTIN_PYTHON or is_stdin(s) or is_remote(s) or is_dataset(s) for s in specs):
+        return
+    names = ", ".join(map(without_secrets, specs))
+    cached = "the run continues with the text as it was, from the cache"
+    try:
+        corpus = resolve_corpus(section, work)
+        newer = _newer(corpus, shards)
+        if newer is None or has_same_text(corpus, section, shards, work):
+            return
+    except DataError as error:
+        work.observe(Note(f"{error.message}; {cached}", is_warning=True))
+        return
+    which = f" ({', '.join(newer)})" if newer else ""
+    text = f"the text of {names} has changed since it was prepared{which}; {cached}"
+    work.observe(Note(text, is_warning=True))
+
+
+def has_same_text(
+    corpus: Corpus, section: DataSection, shards: PreparedData, work: PrepareContext
+) -> bool:
+    """Return whether the corpus is what the shards were made from. Reads all of it."""
+    return _fingerprint(corpus, section, work) == shards.index.corpus_fingerprint
+
+
+def _fingerprint(corpus: Corpus, section: DataSection, work: PrepareContext) -> str:
+    cleaned = clean_corpus(corpus, section, work).corpus
+    return work.with_progress("comparing text", cleaned).measure(work.check_stop).fingerprint
+
+
+def _newer(corpus: Corpus, shards: PreparedData) -> list[str] | None:
+    """Return files that are newer than the shards, a few by name; None if nothing differs.
+
+    An empty list: another number of files, or it is not known when the shards were made.
+    """
+    manifest = read_manifest(shards.directory) or {}
+    files = [file for source in corpus.all_sources for file in source.files]
+    try:
+        made_s = datetime.fromisoformat(manifest["made"]["at"]).timestamp()
+        recorded = sum(int(source["files"]) for source in manifest["sources"])
+    except (KeyError, TypeError, ValueError):
+        return []
+    newer = [file.origin for file in files if _changed_s(file.path) >= made_s]
+    if not newer:
+        return None if recorded == len(files) else []
+    more = len(newer) - _MOST_NAMES
+    return [*newer[:_MOST_NAMES], *([f"and {more} more"] if more > 0 else [])]
+
+
+def _changed_s(path: Path) -> float:
+    """Return when the file was last written, renamed or replaced, by the system's clock."""
+    try:
+        facts = path.stat()
+    except OSError:
+        return float("inf")  # reading it says why
+    return max(facts.st_mtime, facts.st_ctime)
