@@ -311,7 +311,9 @@ def test_record_that_cannot_be_read_does_not_hide_the_other_runs(
     assert [run["run"] for run in outcome.document["runs"]] == [str(Path("runs") / "good")]
     assert "warning:" in outcome.err
     assert "bad" in outcome.err
-    assert llmtrain(*TRAIN, "--resume", "auto").code == 0
+    resumed = llmtrain(*TRAIN, "--resume", "auto")  # which of the two is meant is unknown
+    assert resumed.code == 2
+    assert "--resume RUN" in resumed.err
 
 
 @pytest.mark.parametrize(
