@@ -391,3 +391,21 @@ def test_a_tokenizer_is_never_written_into_a_checkpoint(
     imported = llmtrain("tokenizer", "import", trained_tokenizer(checkpoint), "--out", "model")
     assert imported.code == 2
     assert {path: path.read_bytes() for path in checkpoint.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("train", "--nproc", "0"), "'--nproc': has to be at least 1, not 0"),
+        (("train", "--seed", "1.5"), "'--seed': has to be a whole number, not 1.5"),
+        (("train", "--epochs", "x"), "'--epochs': has to be a number, not x"),
+        (("generate", "r", "--top-p", "2"), "'--top-p': has to be at most 1, not 2"),
+        (("train", "--device", "tpu"), "'--device': 'tpu' is not one of 'auto', 'cpu'"),
+    ],
+)
+def test_an_option_is_refused_in_plain_english(
+    llmtrain: Command, arguments: tuple[str, ...], what: str
+) -> None:
+    outcome = llmtrain(*arguments)
+    assert outcome.code == 2
+    assert what in outcome.err
