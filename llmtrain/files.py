@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 # Set for the ranks that `llmtrain` itself launches: they tell the launcher why they failed.
 LAUNCHED_VARIABLE = "LLMTRAIN_LAUNCHED"
 _CHUNK_BYTES = 1 << 20
+_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python represents such a byte
+_ESCAPED = re.compile(r"\\x([89a-f][0-9a-f])")
 
 
 def cache_directory() -> Path:
@@ -23,6 +27,28 @@ def cache_directory() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("llmtrain", appauthor=False))
+
+
+def escape_names(value: Any) -> Any:
+    """Return plain values with each byte of a file name that is not UTF-8 written as `\\xe9`.
+
+    JSON and YAML can hold the result; `path_of` finds the file.
+    """
+    if isinstance(value, str):
+        return _NOT_UTF8.sub(lambda match: f"\\x{ord(match[0]) - 0xDC00:02x}", value)
+    if isinstance(value, Mapping):
+        return {escape_names(key): escape_names(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [escape_names(each) for each in value]
+    return value
+
+
+def path_of(name: str) -> Path:
+    """Return the path of that name, or of the one that `escape_names` wrote so."""
+    path = Path(name)
+    if "\\x" not in name or path.exists():
+        return path
+    return Path(_ESCAPED.sub(lambda match: chr(0xDC00 + int(match[1], 16)), name))
 
 
 def json_key(value: object) -> str:

@@ -54,7 +54,7 @@ def test_every_example_is_tested() -> None:
 @pytest.mark.parametrize(
     ("name", "result"),
     [
-        ("quickstart.sh", "def "),
+        ("quickstart.sh", "def"),
         ("preemptible.sh", ""),
         ("ci_check.sh", "bits/byte, peak"),
     ],

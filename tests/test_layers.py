@@ -78,6 +78,7 @@ READS_WHAT_IT_TRUSTS = {
     "train/checkpoint/tensors",  # after the header was validated
     "machine/cpu",
     "machine/cgroup",
+    "machine/core_wait",
     "machine/energy",
     "machine/memory_usage",
     "machine/rlimits",

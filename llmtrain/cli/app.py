@@ -76,6 +76,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         # Called through get_command, because a Typer sets an excepthook of its own.
         command = typer.main.get_command(app)
+        _require_working_directory()
         return command(list(arguments), standalone_mode=False, prog_name="llmtrain") or 0
     except typer.TyperException as error:
         return _fail(UsageError(_complaint(error), hint=_help_command(arguments)), arguments)
@@ -125,6 +126,16 @@ def _help_command(arguments: Sequence[str]) -> str:
     return shlex.join(["llmtrain", *arguments[:words], "--help"])
 
 
+def _require_working_directory() -> None:
+    """Raise UsageError where it was deleted: libraries that torch loads need one."""
+    try:
+        Path.cwd()
+    except OSError:
+        raise UsageError(
+            "the working directory was deleted", hint="cd to one that exists"
+        ) from None
+
+
 def _fail(error: LlmtrainError, arguments: Sequence[str]) -> int:
     """Print the error, on stdout too if the command was asked for JSON; return its exit code."""
     root = typer.main.get_command(app)
@@ -133,7 +144,7 @@ def _fail(error: LlmtrainError, arguments: Sequence[str]) -> int:
         traceback.print_exception(error)
     if LAUNCHED_VARIABLE in os.environ and _launcher_reports(error):
         return error.exit_code
-    is_main = os.environ.get("RANK", "0") == "0"
+    is_main = os.environ.get("RANK", "0") == "0" or "MASTER_ADDR" not in os.environ
     if not is_main:
         # Most failures are rank 0's too: it reports them, and torchrun then ends this rank.
         time.sleep(_RANK_0_REPORTS_FIRST_S)

@@ -72,7 +72,9 @@ def _show(output: Output, proof: Proof) -> None:
     phases = Counter(kill.phase for kill in proof.kills)
     counts = ", ".join(f"{phase} {count}" for phase, count in phases.most_common())
     output.result(f"kills      {len(proof.kills)} ({counts})")
-    output.result(f"resumes    {len(proof.kills)}")
+    output.result(
+        f"resumes    {len(proof.kills)}, {proof.resumes_from_checkpoint} from a checkpoint"
+    )
     output.result(f"steps      {proof.steps}, {proof.processes} processes")
     if proof.is_equal:
         output.result(f"weights    equal, sha256 {proof.interrupted.model_sha256}")

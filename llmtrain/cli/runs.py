@@ -87,29 +87,21 @@ def show(output: Output, run: RunArgument, json: JsonOption = False) -> int:
 def verify(output: Output, run: RunArgument, json: JsonOption = False) -> int:
     """Check every file of a run's checkpoints against its hash; nothing is changed."""
     from llmtrain.documents.runs import RunsVerify
-    from llmtrain.train.checkpoint.format import DamagedCheckpointError, verify_checkpoint
-    from llmtrain.train.run_directory.directory import find_checkpoints
+    from llmtrain.train.run_directory.verify import verify_run
 
-    damaged: dict[str, str] = {}
-    good: list[str] = []
-    for path in find_checkpoints(run):
-        try:
-            verify_checkpoint(path)
-        except DamagedCheckpointError as error:
-            damaged[str(path)] = error.message
-        else:
-            good.append(str(path))
-    newest = good[-1] if good else None
+    found = verify_run(run)
     if json:
-        rows = [{"checkpoint": path, "problem": why} for path, why in damaged.items()]
-        output.document(RunsVerify.of(good=good, damaged=rows, newest_good=newest))
+        output.document(RunsVerify.of_verified(found))
     else:
-        for name in good:
-            output.result(f"good     {name}")
-        for name, why in damaged.items():
-            output.result(f"damaged  {name}: {why}")
+        for name in found.good:
+            output.result(f"good        {name}")
+        for name, why in found.damaged.items():
+            output.result(f"damaged     {name}: {why}")
+        for name, why in found.unreadable.items():
+            output.result(f"unreadable  {name}: {why}")
+        newest = found.newest_good
         output.note(f"newest good: {newest}" if newest else "no checkpoint is good")
-    return 1 if damaged else 0
+    return 1 if found.damaged or found.unreadable else 0
 
 
 def run_summary(run: RunDirectory) -> Run:

@@ -215,7 +215,6 @@ def _train(
         run_training,
         train_resolved,
     )
-    from llmtrain.train.distributed.launch import launch
     from llmtrain.train.distributed.signals import process_age_s, stop_with_parent
     from llmtrain.train.distributed.world import is_launched, world_from_environment
 
@@ -233,6 +232,8 @@ def _train(
                 output.note(text)
         ranks = ranks_to_launch(resolved) if "RANK" not in os.environ else 1
         if ranks > 1:
+            from llmtrain.train.distributed.launch import launch
+
             stack.close()  # the ranks lock the directory
             return launch(ranks, sys.argv[1:], stop)
         result = train_resolved(resolved, session)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from llmtrain.plan.past_runs import rate_remark
 from llmtrain.train.events import TrainResult
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.units import format_bytes, format_count, format_duration
@@ -48,6 +49,9 @@ def _beside_predictions(result: TrainResult) -> Iterator[str]:
             line += f"; {format_duration(result.seconds)}, predicted "
             line += format_duration(result.predicted_seconds)
         yield line
+        predicted_rate = result.predicted_tokens_per_s
+        if remark := rate_remark(rate, predicted_rate, result.waited_share):
+            yield remark
 
 
 def _ending(result: TrainResult) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Literal
 
@@ -12,7 +12,7 @@ from llmtrain.data.corpus_stats import CorpusStats, CorpusStatsBuilder
 from llmtrain.data.document import Document, Skipped
 from llmtrain.data.quality.dropped import DroppedDocuments
 from llmtrain.data.read_progress import OnRead, ReadProgress
-from llmtrain.data.reading import ReadOptions, SourceFile, read_documents
+from llmtrain.data.reading import OnBad, ReadOptions, SourceFile, read_documents
 from llmtrain.errors import DataError
 
 SUPPORTED = (
@@ -53,37 +53,56 @@ def _never_stop() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Documents in a fixed order. Holds names of files, never their text."""
+    """Documents in a fixed order. Holds names of files, never their text.
+
+    Those of `validation` come last. Where there are any, or files of a source are held out, they
+    are all of the validation part; otherwise it is split off (see `plan_split`).
+    """
 
     sources: tuple[Source, ...]
+    validation: tuple[Source, ...] = ()
     options: ReadOptions = field(default_factory=ReadOptions)
     first: int | None = None  # only so many documents, counted with those that are left out
     dropped: DroppedDocuments | None = None  # by `llmtrain.data.quality.clean`
     on_read: OnRead | None = field(default=None, compare=False)
 
     @property
+    def all_sources(self) -> tuple[Source, ...]:
+        return (*self.sources, *self.validation)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether files are held out as validation text."""
+        return any(file.held_out for source in self.all_sources for file in source.files)
+
+    @property
     def skipped(self) -> tuple[Skipped, ...]:
-        return tuple(skipped for source in self.sources for skipped in source.skipped)
+        return tuple(skipped for source in self.all_sources for skipped in source.skipped)
 
     @property
     def skipped_by_reason(self) -> dict[str, int]:
         """How many files were found and are not read, the most frequent reason first."""
         return dict(Counter(skipped.reason for skipped in self.skipped).most_common())
 
+    def counting(self, on_bad: OnBad) -> Corpus:
+        """Return the corpus so that `on_bad` is called for each bad record that is skipped."""
+        return replace(self, options=replace(self.options, on_bad=on_bad))
+
     def documents(self, on_source: Callable[[], None] = _never_stop) -> Iterator[Document]:
         """Yield every document that is not empty or dropped, one file in memory at a time.
 
-        `on_source` is called where each source begins, when all before it are taken. Raises
+        `on_source` is called where each of `sources` begins, when all before it are taken. Raises
         DataError.
         """
         documents = islice(self._all_documents(on_source), self.first)
         return documents if self.dropped is None else self.dropped.filter(documents)
 
     def _all_documents(self, on_source: Callable[[], None]) -> Iterator[Document]:
-        paths = [file.path for source in self.sources for file in source.files]
+        paths = [file.path for source in self.all_sources for file in source.files]
         progress = ReadProgress(paths, self.on_read)
-        for source in self.sources:
-            on_source()
+        for index, source in enumerate(self.all_sources):
+            if index < len(self.sources):
+                on_source()
             for file in source.files:
                 yield from read_documents(file, self.options, progress.report)
                 progress.next_file()
@@ -109,7 +128,7 @@ class Corpus:
 
     def describe(self) -> list[dict[str, object]]:
         """Return one record a source, ready for JSON, without reading the text again."""
-        return [_describe(source) for source in self.sources]
+        return [_describe(source) for source in self.all_sources]
 
 
 def _describe(source: Source) -> dict[str, object]:
@@ -119,6 +138,8 @@ def _describe(source: Source) -> dict[str, object]:
         "files": len(source.files),
         "skipped": dict(sorted(Counter(skipped.reason for skipped in source.skipped).items())),
     }
+    if held_out := sum(file.held_out for file in source.files):
+        record["validation_files"] = held_out
     if source.library is not None:
         record["python_version"] = source.library.version
         record["text_bytes"] = source.library.text_bytes

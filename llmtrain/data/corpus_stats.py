@@ -9,6 +9,7 @@ from llmtrain.data.document import Document
 from llmtrain.data.repeats import Repeats
 
 _PART = b"part"
+_HELD_OUT = b"held out"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class CorpusStats:
     highest_digest: bytes
     repeated_documents: int = 0  # that are equal to an earlier one
     repeated_bytes: int = 0  # of their text
+    held_out_documents: int = 0  # from sources for validation
+    held_out_bytes: int = 0
 
 
 class FingerprintBuilder:
@@ -29,7 +32,8 @@ class FingerprintBuilder:
 
     It depends on the text and where documents end, not on paths, times or compression, so the
     same text has the same fingerprint on every machine. Parts of a text that is too long for one
-    document are told from documents: they are split into train and validation in another way.
+    document are told from documents: they are split into train and validation in another way. So
+    are documents of sources for validation.
     """
 
     def __init__(self) -> None:
@@ -42,6 +46,8 @@ class FingerprintBuilder:
         self._digest.update(digest)
         if document.part_at is not None:
             self._digest.update(_PART)
+        if document.held_out:
+            self._digest.update(_HELD_OUT)
         self.documents += 1
         return digest
 
@@ -54,6 +60,7 @@ class CorpusStatsBuilder:
 
     def __init__(self) -> None:
         self.text_bytes = 0
+        self.held_out_documents = self.held_out_bytes = 0
         self.repeats = Repeats()
         self._fingerprint = FingerprintBuilder()
         self._lowest, self._highest = b"\xff" * 32, b""
@@ -68,6 +75,9 @@ class CorpusStatsBuilder:
         size_bytes = len(document.text.encode())
         self.repeats.add(digest, size_bytes)
         self.text_bytes += size_bytes
+        if document.held_out:
+            self.held_out_documents += 1
+            self.held_out_bytes += size_bytes
         self._lowest, self._highest = min(self._lowest, digest), max(self._highest, digest)
         return size_bytes
 
@@ -80,6 +90,8 @@ class CorpusStatsBuilder:
             fingerprint=self._fingerprint.hexdigest(),
             lowest_digest=self._lowest,
             highest_digest=self._highest,
+            held_out_documents=self.held_out_documents,
+            held_out_bytes=self.held_out_bytes,
             repeated_documents=int(repeated.sum()),
             repeated_bytes=int(self.repeats.sizes_bytes()[repeated].sum()),
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from llmtrain.errors import DataError
@@ -18,6 +19,7 @@ class Document:
     text: str
     origin: str
     part_at: int | None = None  # the byte of a very long text at which this part of it begins
+    held_out: bool = False  # it is from a source for validation
 
     def place(self, offset: int) -> str:
         """Return where in its file a byte of this text is."""
@@ -51,10 +53,26 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class RecordOptions:
-    """What a format is asked for: which field of a record is the text, and how long it may be."""
+    """What a format is asked for: which field of a record is the text, and how long it may be.
+
+    `on_bad`: called with the error of a record that cannot be used, which is then left out; None:
+    the error is raised.
+    """
 
     text_field: str = "text"
     longest_bytes: int = LONGEST_BYTES
+    on_bad: Callable[[DataError], None] | None = None
+
+    def attempt(self, read: Callable[[], Document]) -> Iterator[Document]:
+        """Yield the document that `read` returns, unless it is bad. Raises DataError."""
+        try:
+            found = read()
+        except DataError as error:
+            if self.on_bad is None:
+                raise
+            self.on_bad(error)
+            return
+        yield found
 
 
 class NoRecordsError(DataError):

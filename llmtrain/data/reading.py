@@ -6,9 +6,9 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
 from llmtrain.data.document import (
     LONGEST_BYTES,
@@ -20,6 +20,7 @@ from llmtrain.data.document import (
 )
 from llmtrain.data.formats.archives import Member
 from llmtrain.data.formats.compression import unpacked
+from llmtrain.data.formats.magic import LFS_POINTER, is_lfs_pointer, reason_against_content
 from llmtrain.data.formats.naming import (
     ARCHIVES,
     FORMATS,
@@ -30,6 +31,7 @@ from llmtrain.data.formats.naming import (
 )
 from llmtrain.data.formats.streams import CheckedStream, UnpackedMeter, head_of, readable
 from llmtrain.data.formats.text import decode_python
+from llmtrain.data.sources.exclusions import reason_against_name
 from llmtrain.data.sources.gitignore import PathFilter, Selection
 from llmtrain.errors import DataError
 from llmtrain.untrusted import open_regular, read_bytes
@@ -37,17 +39,26 @@ from llmtrain.untrusted import open_regular, read_bytes
 __all__ = ["LONGEST_BYTES", "Document", "Limits", "Skipped", "SourceFile", "readable"]
 
 
+OnBad: TypeAlias = Callable[[DataError], None]
+_RECORDS_TO_CHECK = 1000  # before a file is said to have no record with the text field
+
+
+def _ignore(error: DataError) -> None:
+    """Do nothing about a bad record."""
+
+
 @dataclass(frozen=True, slots=True)
 class SourceFile:
     """A file that holds documents, or files that do. `origin` is its name in messages.
 
-    `kind` and `packing` are those of `Reading`.
+    `kind` and `packing` are those of `Reading`. `held_out`: for validation, all of it.
     """
 
     path: Path
     origin: str
     kind: str = "text"
     packing: str = ""
+    held_out: bool = False
 
     @property
     def reading(self) -> Reading:
@@ -61,10 +72,13 @@ class ReadOptions:
     text_field: str = "text"
     selection: Selection = field(default_factory=Selection)
     limits: Limits = field(default_factory=Limits)
+    skips_bad: bool = False  # records that cannot be used, instead of an error
+    on_bad: OnBad | None = field(default=None, compare=False)  # called for each that is skipped
 
     @property
     def record_options(self) -> RecordOptions:
-        return RecordOptions(self.text_field, self.limits.longest_bytes)
+        on_bad = (self.on_bad or _ignore) if self.skips_bad else None
+        return RecordOptions(self.text_field, self.limits.longest_bytes, on_bad)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +131,7 @@ def read_documents(
             for document in documents:
                 at(entry.file.tell())
                 if document.text:
-                    yield document
+                    yield replace(document, held_out=True) if file.held_out else document
         elif entry.origin == file.origin:
             raise DataError(f"{file.origin} cannot be used as text any more: {entry.reason}")
 
@@ -155,13 +169,26 @@ def check_file(file: SourceFile, options: ReadOptions, *, is_named: bool) -> Fil
 def _checked(entry: _Entry | Skipped, options: ReadOptions, *, is_strict: bool) -> _Entry | Skipped:
     if isinstance(entry, Skipped) or not entry.format.has_records:
         return entry
+    bad: list[DataError] = []
+
+    def add(error: DataError) -> None:
+        bad.append(error)
+        if len(bad) >= _RECORDS_TO_CHECK:
+            raise NoRecordsError(bad[0].message, reason="no record with text", hint=bad[0].hint)
+
+    asked = replace(options.record_options, on_bad=add)
     try:
-        entry.documents(options.record_options)
-    except NoRecordsError as error:
-        if is_strict:
-            raise
-        return Skipped(entry.origin, error.reason)
-    return entry
+        first = next(entry.format.read(entry.stream, entry.origin, asked), None)
+    except DataError as error:
+        first, bad = None, bad or [error]
+    if not bad or (first is not None and options.skips_bad):
+        return entry
+    if first is None and not is_strict:
+        if isinstance(bad[0], NoRecordsError):
+            return Skipped(entry.origin, bad[0].reason)
+        if options.skips_bad:
+            return Skipped(entry.origin, "no record that can be used")
+    raise bad[0]
 
 
 def _entries(file: SourceFile, options: ReadOptions) -> Iterator[_Entry | Skipped]:
@@ -169,6 +196,11 @@ def _entries(file: SourceFile, options: ReadOptions) -> Iterator[_Entry | Skippe
     with readable(file.origin):
         raw = cast("io.BufferedReader", open_regular(file.path, follow_links=True))
     with raw:
+        with readable(file.origin):
+            is_pointer = is_lfs_pointer(head_of(raw))
+        if is_pointer:
+            yield Skipped(file.origin, LFS_POINTER)
+            return
         packed_bytes = os.fstat(raw.fileno()).st_size
         meter = UnpackedMeter(file.origin, packed_bytes, options.limits)
         with _content(raw, file, packed_bytes, meter) as stream:
@@ -202,10 +234,15 @@ def _member(
 ) -> Iterator[_Entry | Skipped]:
     name = member.name.removeprefix("./")
     origin = f"{archive}!{name}"
-    if member.problem is None and any(part.startswith(".") for part in name.split("/")):
+    parts = name.split("/")
+    if member.problem is None and any(part.startswith(".") for part in parts):
         return  # hidden, as in a directory
+    excluded = next(filter(None, map(reason_against_name, parts[:-1])), None)
     reason = (
-        member.problem or path_filter.reason_against(name) or reason_not_to_read(name, inside=True)
+        member.problem
+        or excluded
+        or path_filter.reason_against(name)
+        or reason_not_to_read(name, inside=True)
     )
     if reason is not None:
         yield Skipped(origin, reason)
@@ -218,8 +255,12 @@ def _member(
 def _entry(
     stream: io.BufferedReader, origin: str, kind: str, file: io.BufferedReader
 ) -> _Entry | Skipped:
-    form = FORMATS[kind]
-    if form.refuses_nul and b"\0" in head_of(stream):
+    form, head = FORMATS[kind], head_of(stream)
+    if is_lfs_pointer(head):
+        return Skipped(origin, LFS_POINTER)
+    if form.refuses_nul and (reason := reason_against_content(head)) is not None:
+        return Skipped(origin, reason)
+    if form.refuses_nul and b"\0" in head:
         return Skipped(origin, "binary")
     return _Entry(origin, form, stream, file)
 

@@ -81,22 +81,46 @@ class BlockSplit:
         return "validation" if after > before else "train"
 
 
-Split = DocumentSplit | BlockSplit
+@dataclass(frozen=True, slots=True)
+class GivenSplit:
+    """Documents of sources for validation are held out, and no others."""
+
+    def assign(self, documents: Iterable[Document]) -> Iterator[Piece]:
+        """Yield every document, whole, with its side."""
+        for document in documents:
+            yield Piece("validation" if document.held_out else "train", document)
+
+
+Split = DocumentSplit | BlockSplit | GivenSplit
 
 
 def plan_split(corpus: Corpus, facts: CorpusStats, fraction: float) -> Split:
     """Return the split that holds out about `fraction` of the corpus; no side is empty.
 
-    From 100 documents on, by document: the share of documents is the fraction but for chance.
+    Where the corpus has validation text of its own, exactly that is held out. Else from 100
+    documents on, by document: the share of documents is the fraction but for chance.
     Under 100 documents, or if all are equal, by block: ⌈fraction × blocks⌉ are held out. Raises
     DataError if the text is a single character.
     """
     if not 0 < fraction < 1:
         message = f"data.validation_fraction is {fraction}; it has to be above 0 and below 1"
         raise UsageError(message, hint="--set data.validation_fraction=0.05")
+    if corpus.has_validation:
+        return _given_split(facts)
     if facts.documents >= BLOCKS and facts.lowest_digest != facts.highest_digest:
         return _document_split(facts, fraction)
     return _block_split(corpus, facts, fraction)
+
+
+def _given_split(facts: CorpusStats) -> GivenSplit:
+    if not facts.held_out_documents:
+        raise DataError("the validation text is empty", hint="--set data.validation=FILE")
+    if facts.held_out_documents == facts.documents:
+        raise DataError(
+            "there is no text to train on: all of it is validation text, or equal to it",
+            hint="name other text with --data",
+        )
+    return GivenSplit()
 
 
 def _document_split(facts: CorpusStats, fraction: float) -> DocumentSplit:

@@ -11,6 +11,7 @@ from llmtrain.documents.base import Document, Number, Part, Text, key
 if TYPE_CHECKING:
     from llmtrain.engine.verify_resume.verify import Ending as TrainingEnding
     from llmtrain.engine.verify_resume.verify import Proof
+    from llmtrain.train.run_directory.verify import Verified
 
 
 class Run(Part):
@@ -45,19 +46,35 @@ class RunsShow(Run, Document):
     record: dict[Text, Any] = key("what run.yaml holds: see `run.yaml`")
 
 
-class Damaged(Part):
-    """A checkpoint with a file that is missing or changed."""
+class Problem(Part):
+    """A checkpoint with a file that is missing or changed, or cannot be read."""
 
     checkpoint: Text = key("its directory")
     problem: Text = key("what is wrong with it")
 
 
 class RunsVerify(Document):
-    """`llmtrain runs verify`: exit code 1 where anything is damaged."""
+    """`llmtrain runs verify`: exit code 1 where anything is damaged or unreadable."""
 
     good: list[Text] = key("checkpoints whose files all have their recorded hash, oldest first")
-    damaged: list[Damaged] = key("incomplete or changed ones")
+    damaged: list[Problem] = key("incomplete or changed ones")
+    unreadable: list[Problem] = key("ones that permissions or the disk keep from being read")
     newest_good: Text | None = key("the last of the good ones; null: there is none")
+
+    @classmethod
+    def of_verified(cls, found: Verified) -> Self:
+        """Return the document of what was verified."""
+        damaged, unreadable = (
+            [{"checkpoint": str(path), "problem": why} for path, why in problems.items()]
+            for problems in (found.damaged, found.unreadable)
+        )
+        newest = found.newest_good
+        return cls.of(
+            good=[str(path) for path in found.good],
+            damaged=damaged,
+            unreadable=unreadable,
+            newest_good=None if newest is None else str(newest),
+        )
 
 
 class Kill(Part):
@@ -71,6 +88,7 @@ class Kill(Part):
     step: int = key("the last logged or saved step")
     victim: Text = key("which rank, or every process")
     gone_after_s: float = key("seconds until no process of the run was left")
+    after_checkpoint: bool = key("whether the next start resumed from a checkpoint")
 
 
 class Ending(Part):
@@ -96,6 +114,7 @@ class RunsProveResume(Document):
     processes: int = key("ranks")
     kills: list[Kill] = key("in order of time")
     resumes: int = key("how often it was resumed")
+    resumes_from_checkpoint: int = key("of those, from a checkpoint and not from the beginning")
     uninterrupted: Ending = key("of the uninterrupted training")
     interrupted: Ending = key("of the one that was killed and resumed")
 

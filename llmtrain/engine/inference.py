@@ -19,9 +19,10 @@ from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.engine.plan_run import plan_inference
 from llmtrain.errors import DataError, UsageError
 from llmtrain.eval.baselines import Baselines, measure_baselines
+from llmtrain.eval.continuation import continue_prompt
 from llmtrain.eval.evaluate import LossSum, Window, bits_per_byte, sum_loss
 from llmtrain.model.decoder import Decoder
-from llmtrain.model.generate import Sampling, generate_tokens
+from llmtrain.model.generate import Sampling
 from llmtrain.ops.precision import autocast_as
 from llmtrain.plan.inference_memory import EVALUATION_TOKENS
 from llmtrain.plan.planner import InferencePlan
@@ -36,6 +37,7 @@ from llmtrain.train.build import masking_separator, set_up_device, trained_model
 from llmtrain.train.checkpoint.format import (
     Checkpoint,
     DamagedCheckpointError,
+    RemovedCheckpointError,
     load_checkpoint,
     step_of,
 )
@@ -77,7 +79,7 @@ class Evaluation:
 
 def load_trained(run: str, device: DeviceSection, observe: Observer) -> Trained:
     """Load the newest intact checkpoint that `run` names, on the requested device."""
-    path, checkpoint = _newest_whole(find_checkpoints(run), observe)
+    path, checkpoint = _newest_whole(run, observe)
     directory = RunDirectory(path.parent.parent)
     record = directory.read_record() if directory.exists else None
     plan = plan_inference(device, checkpoint.shape)
@@ -113,7 +115,8 @@ def evaluate_run(
             hint=f"llmtrain eval {shlex.quote(run)} --data FILE",
         )
     key = data_key(trained.record, run)
-    dataset = open_dataset(profile.data, profile.model.vocab_size, key, trained.checkpoint, work)
+    vocab_size, context = profile.model.vocab_size, profile.model.context
+    dataset = open_dataset(profile.data, vocab_size, key, trained.checkpoint, work, context)
     with closing(dataset.shards):
         return _evaluate_shards(trained, dataset.shards, work)
 
@@ -223,37 +226,34 @@ def generate_text(
     check_stop: Callable[[], None],
 ) -> Iterator[str]:
     """Yield pieces of text that continue `prompt`, as they are sampled, in whole characters."""
-    tokenizer = trained.tokenizer
-    ids: list[int] = []
-    told = ""
-    with trained.autocast():
-        drawn = generate_tokens(
-            trained.model,
-            [tokenizer.separator_id, *tokenizer.encode(prompt)],
-            sampling,
-            tokenizer.vocab_size,
-            max_tokens,
+    rows, pieces = trained.model.shape.vocab_size, trained.tokenizer.vocab_size
+    if rows < pieces:
+        raise DataError(
+            f"the model has {rows} embedding rows for the {pieces} pieces of its tokenizer",
+            hint="use the tokenizer that the model was trained with",
         )
-        for token in drawn:
+    with trained.autocast():
+        texts = continue_prompt(trained.model, trained.tokenizer, prompt, sampling, max_tokens)
+        for text in texts:
             check_stop()
-            if token == tokenizer.separator_id:
-                break
-            ids.append(token)
-            text = tokenizer.decode(ids)
-            if not text.endswith("\ufffd"):  # else within a character: more bytes follow
-                yield text[len(told) :]
-                told = text
-    rest = tokenizer.decode(ids)[len(told) :]
-    if rest:
-        yield rest
+            if text:
+                yield text
 
 
-def _newest_whole(paths: Sequence[Path], observe: Observer) -> tuple[Path, Checkpoint]:
-    """Load the last of `paths` that is intact. Raises DamagedCheckpointError if none is."""
-    for path in reversed(paths[1:]):
+def _newest_whole(run: str, observe: Observer) -> tuple[Path, Checkpoint]:
+    """Load the newest intact checkpoint that `run` names.
+
+    Raises DamagedCheckpointError if none is intact, and LlmtrainError for one that cannot be read.
+    """
+    paths = find_checkpoints(run)
+    for path in reversed(paths):
         try:
             return path, load_checkpoint(path, with_optimizer=False)
+        except RemovedCheckpointError:  # a run in training removes it after saving a newer one
+            return _newest_whole(run, observe)
         except DamagedCheckpointError as error:
+            if path == paths[0]:
+                raise
             text = f"damaged checkpoint: {error.message}; using one before step {step_of(path)}"
             observe(Note(text, is_warning=True))
-    return paths[0], load_checkpoint(paths[0], with_optimizer=False)
+    raise AssertionError("find_checkpoints returns at least one")

@@ -17,6 +17,7 @@ from llmtrain.plan.decisions import may_use_gpu
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import clean_corpus, resolve_corpus
 from llmtrain.prepare.leakage_cache import cached_leakage
+from llmtrain.prepare.length import with_working_fraction
 from llmtrain.prepare.tokenizer import ensure_tokenizer
 from llmtrain.profile.schema import Profile
 from llmtrain.tokenizer import open_tokenizer
@@ -106,6 +107,7 @@ def _tokenizer(
     if not is_for_profile or only_first is not None:
         return None
     facts = work.with_progress("reading", corpus).measure(work.check_stop)
+    section = with_working_fraction(corpus, facts, section, profile.model.context, work)
     return ensure_tokenizer(corpus, facts, section, profile.model.vocab_size, work)
 
 

@@ -54,7 +54,8 @@ def prepare_ahead(
         facts = request.read_facts(profile.device)
     workers = decide_workers(facts, profile.device).value
     work = PrepareContext(workers, observe, check_stop)
-    dataset = prepare_dataset(profile.data, profile.model.vocab_size, work)
+    model = profile.model
+    dataset = prepare_dataset(profile.data, model.vocab_size, work, context=model.context)
     with closing(dataset.shards) as shards:
         return PreparedAhead(
             directory=shards.directory,

@@ -20,15 +20,16 @@ from llmtrain.engine.resume import (
     resolve_horizon,
     resumed_profile,
 )
-from llmtrain.errors import LlmtrainError, UsageError
+from llmtrain.errors import UsageError
 from llmtrain.profile.horizon import Horizon
 from llmtrain.progress import Note
 from llmtrain.train.checkpoint.format import (
     SavedState,
-    damaged_checkpoints,
+    lacks_optimizer,
     list_checkpoints,
     load_state,
     newest_good,
+    refuse_only_damaged,
     set_aside,
     step_of,
     verify_checkpoint,
@@ -213,16 +214,9 @@ def _checkpoint(
             text = f"damaged checkpoint: {problem}; renamed to {aside.name}"
             observe(Note(text, is_warning=True))
 
-        found = newest_good(directory, set_damaged_aside)
-        damaged = damaged_checkpoints(directory) if found is None else []
-        if damaged:
-            names = ", ".join(path.name for path in damaged)
-            raise LlmtrainError(
-                f"{directory} has no checkpoint but damaged ones: {names}",
-                hint="start anew with another --out, or remove them to start anew here",
-            )
-        return found
-    verify_checkpoint(named)
+        refuse_only_damaged(directory)
+        return newest_good(directory, set_damaged_aside)
+    verify_checkpoint(named, with_optimizer=not lacks_optimizer(named))
     for path in list_checkpoints(directory):
         if step_of(path) > step_of(named):
             aside = rename(path, "superseded")

@@ -29,6 +29,7 @@ _MAY_DIFFER = (
     *("train.log_every_steps", "train.micro_batch", "train.skip_loss_spikes"),
 )
 _HORIZON = ("train.steps", "train.tokens", "train.epochs", "train.time")
+_SOURCES = "data.sources"  # the same text may be somewhere else now
 _CHOSEN = "train.tokens_per_step"  # "auto" in a profile, a number in a run
 _DELIBERATE = ("--", "argument ")  # how origins begin that the call itself set
 
@@ -55,6 +56,20 @@ class RecordedRun:
         """The forecast of the run's first session."""
         found: Mapping[str, Any] | None = self.values.get("forecast")
         return found
+
+    @property
+    def text_fingerprint(self) -> str | None:
+        """The sha256 of the run's text; None in a run.yaml that does not have it."""
+        found: str | None = (self.values.get("data") or {}).get("corpus_sha256")
+        return found
+
+    def data_may_have_moved(self, profile: Profile) -> bool:
+        """Return whether `profile` may name the run's text in another place.
+
+        Whether it is the same text is known when it is read.
+        """
+        same_weights = profile.data.weights == self.profile.data.weights
+        return same_weights and self.text_fingerprint is not None
 
     def usable_plan(self, profile: Profile, facts: Facts, world: World) -> Plan | None:
         """Return the recorded plan if machine, options and processes are what they were."""
@@ -118,7 +133,7 @@ def resumed_profile(
     Raises UsageError for a change that would make it another run.
     """
     base = recorded_settings(recorded, str(directory.path / RUN_FILE))
-    loaded = _changed(request, recorded.profile, base, directory, used_s)
+    loaded = _changed(request, recorded, base, directory, used_s)
     name = Choice(loaded.profile.name, f"of the run in {directory.path}")
     facts = request.read_facts(loaded.profile.device, world)
     return ResolvedProfile(loaded, name, facts, request.assumed)
@@ -148,13 +163,19 @@ def _plan_options(profile: Profile) -> tuple[DeviceSection, int | str]:
 
 
 def _changed(
-    request: TrainRequest, saved: Profile, base: Layer, directory: RunDirectory, used_s: float
+    request: TrainRequest,
+    recorded: RecordedRun,
+    base: Layer,
+    directory: RunDirectory,
+    used_s: float,
 ) -> LoadedProfile:
-    named = request.profile
+    named, saved = request.profile, recorded.profile
     asked = request.load(named, used_s) if named is not None else request.over(base, used_s)
     origins = {path: setting.origin for path, setting in base.items()}
     changes = _changes(saved, asked, origins)
     refused = [p for p in changes if not p.startswith(_MAY_DIFFER) and p not in _HORIZON]
+    if _SOURCES in refused and recorded.data_may_have_moved(asked.profile):
+        refused.remove(_SOURCES)
     if refused:
         path = refused[0]
         raise UsageError(

@@ -14,11 +14,20 @@ from pydantic import TypeAdapter
 from llmtrain.data.batches.packing import Packing
 from llmtrain.data.batches.packing_cache import cached_packing
 from llmtrain.data.batches.prefetch import Prefetch
+from llmtrain.data.corpus import Corpus
 from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.plan_run import plan_resolved, processes_of
 from llmtrain.engine.record import write_result, write_start
 from llmtrain.engine.request import TrainRequest
 from llmtrain.engine.resolve import ResolvedRun, resolve
+from llmtrain.engine.session_start import (
+    difference_from_run,
+    first_state,
+    prompt_example,
+    set_horizon,
+    started_event,
+    used_before_s,
+)
 from llmtrain.errors import InterruptedRunError
 from llmtrain.files import free_bytes
 from llmtrain.machine.allocator import return_free_memory
@@ -29,30 +38,29 @@ from llmtrain.plan.past_runs import record_run
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.planner import Plan
 from llmtrain.prepare.context import PrepareContext
-from llmtrain.prepare.dataset import Dataset, open_dataset, prepare_dataset, with_recorded_mixture
-from llmtrain.profile.horizon import Horizon
+from llmtrain.prepare.dataset import (
+    Dataset,
+    open_dataset,
+    prepare_dataset,
+    require_same_text,
+    resolve_corpus,
+    with_recorded_mixture,
+)
+from llmtrain.prepare.length import check_length
 from llmtrain.profile.shape import shape_of
 from llmtrain.progress import Note
-from llmtrain.train.build import RandomState, build_run, set_up_device
-from llmtrain.train.checkpoint.format import (
-    Checkpoint,
-    SavedState,
-    list_checkpoints,
-    load_checkpoint,
-)
+from llmtrain.train.build import build_run, set_up_device
+from llmtrain.train.checkpoint.format import Checkpoint, list_checkpoints, load_checkpoint
 from llmtrain.train.checkpoint.saver import require_room
 from llmtrain.train.distributed.signals import StopRequest
 from llmtrain.train.distributed.world import World
-from llmtrain.train.divergence.policy import DivergenceState
-from llmtrain.train.events import Observer, Started, TrainResult
-from llmtrain.train.loop import Position
+from llmtrain.train.events import Observer, TrainResult
 from llmtrain.train.repetition import mixture_lines
 from llmtrain.train.run_directory.record import data_key, data_ranges
 from llmtrain.train.trainer import Trainer, TrainSetup
 from llmtrain.units import format_bytes
 
 T = TypeVar("T")
-_AFTER_THE_CLOCK_S = 2.0  # after a session's last reading a checkpoint is written
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +150,29 @@ def train_resolved(resolved: ResolvedRun, session: TrainSession) -> TrainResult:
         return _finished(resolved)
     resumed = load_checkpoint(resolved.checkpoint) if resolved.checkpoint is not None else None
     try:
+        corpus = _checked_corpus(resolved, session) if world.is_main else None
         planned = _agreed_plan(resolved, session)
         if world.is_main:
             _require_disk_space(resolved, session)
         set_up_device(planned.plan, world)
-        dataset = _shared_dataset(resolved, planned.plan, session)
+        dataset = _shared_dataset(resolved, planned.plan, session, corpus)
         return_free_memory()  # tokenizing took more than training needs
         timeout_s = profile.device.collective_timeout
         with closing(dataset.shards), world.process_group(planned.plan.backend.value, timeout_s):
             return _train(resolved, resumed, planned, dataset, session)
     except InterruptedRunError:
         return replace(_result_so_far(resolved), stopped="interrupted")
+
+
+def _checked_corpus(resolved: ResolvedRun, session: TrainSession) -> Corpus | None:
+    """Return what a new run's text is. Raises DataError if it is too short, before any planning."""
+    if resolved.recorded is not None and resolved.checkpoint is not None:
+        return None
+    profile = resolved.profile.loaded.profile
+    work = PrepareContext(1, session.observe, session.stop.check)
+    corpus = resolve_corpus(profile.data, work)
+    check_length(corpus, profile.data, profile.model.context, work)
+    return corpus
 
 
 def _agreed_plan(resolved: ResolvedRun, session: TrainSession) -> Planned:
@@ -187,14 +207,16 @@ def _require_disk_space(resolved: ResolvedRun, session: TrainSession) -> None:
 
 
 @memory_errors_mapped()
-def _shared_dataset(resolved: ResolvedRun, plan: Plan, session: TrainSession) -> Dataset:
+def _shared_dataset(
+    resolved: ResolvedRun, plan: Plan, session: TrainSession, corpus: Corpus | None
+) -> Dataset:
     """Prepare the data on rank 0, and open it on every rank."""
     profile = resolved.profile.loaded.profile
     work = PrepareContext(plan.workers.value, session.observe, session.stop.check)
     prepared: list[Dataset] = []
 
     def prepare() -> _SharedData:
-        dataset = _dataset(resolved, work)
+        dataset = _dataset(resolved, work, corpus)
         prepared.append(dataset)
         _packing(resolved, dataset, session)  # cached, for the other ranks to read
         ranges = [(source.first_token, source.tokens) for source in dataset.mixture]
@@ -208,14 +230,18 @@ def _shared_dataset(resolved: ResolvedRun, plan: Plan, session: TrainSession) ->
     return with_recorded_mixture(dataset, profile.data, shared.ranges)
 
 
-def _dataset(resolved: ResolvedRun, work: PrepareContext) -> Dataset:
+def _dataset(resolved: ResolvedRun, work: PrepareContext, corpus: Corpus | None) -> Dataset:
     profile = resolved.profile.loaded.profile
-    vocab_size = profile.model.vocab_size
+    vocab_size, context = profile.model.vocab_size, profile.model.context
     if resolved.recorded is None or resolved.checkpoint is None:
-        return prepare_dataset(profile.data, vocab_size, work)
-    key = data_key(resolved.recorded.values, str(resolved.path))
-    dataset = open_dataset(profile.data, vocab_size, key, resolved.checkpoint, work)
-    return with_recorded_mixture(dataset, profile.data, data_ranges(resolved.recorded.values))
+        return prepare_dataset(profile.data, vocab_size, work, context=context, corpus=corpus)
+    recorded = resolved.recorded
+    before, fingerprint = recorded.profile.data, recorded.text_fingerprint
+    if profile.data.specs != before.specs and fingerprint is not None:
+        require_same_text(profile.data, before, fingerprint, work)
+    key = data_key(recorded.values, str(resolved.path))
+    dataset = open_dataset(profile.data, vocab_size, key, resolved.checkpoint, work, context)
+    return with_recorded_mixture(dataset, profile.data, data_ranges(recorded.values))
 
 
 def _packing(resolved: ResolvedRun, dataset: Dataset, session: TrainSession) -> Packing | None:
@@ -249,16 +275,15 @@ def _train(
     )
     horizon = resolved.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
     step = run.position.step
-    _set_horizon(run.position, resolved, horizon)
-    if not (is_bitwise := _is_bitwise(resolved, planned.plan)):
-        text = f"the plan differs from the run's: not bitwise from step {step}"
-        session.note(text, is_warning=True)
+    set_horizon(run.position, resolved, horizon)
+    if (difference := difference_from_run(resolved, resumed, planned.plan)) is not None:
+        session.note(f"{difference}: not bitwise from step {step}", is_warning=True)
     expected = forecast(profile, planned)
     if world.is_main:
         write_start(resolved, planned, expected, dataset, step)
     for line in mixture_lines(dataset.mixture, horizon.steps, planned.workload.tokens_per_step):
         session.note(line)
-    session.observe(_started(resolved, planned, dataset, step, horizon))
+    session.observe(started_event(resolved, planned, dataset, step, horizon))
     setup = TrainSetup(
         run=run,
         profile=profile,
@@ -271,11 +296,11 @@ def _train(
         peak_flops=planned.peak_flops,
         stop=session.stop,
         observe=session.observe,
-        used_before_s=_used_before_s(resolved),
+        used_before_s=used_before_s(resolved),
         starting_s=session.elapsed_s,
     )
     with Prefetch(run.batches.read) as run.prefetch:
-        state = _first_state(resolved, planned.plan, is_bitwise=is_bitwise)
+        state = first_state(resolved, planned.plan, is_bitwise=difference is None)
         result = trained_with_energy(Trainer(setup, state))
     if not world.is_main:
         return result
@@ -285,7 +310,7 @@ def _train(
         result,
         predicted_tokens_per_s=rate,
         predicted_seconds=seconds,
-        prompt_example=_prompt_example(dataset),
+        prompt_example=prompt_example(dataset),
     )
     record_run(
         planned.facts,
@@ -294,87 +319,10 @@ def _train(
         step_s=result.step_s,
         steps=result.trained_steps,
         peak_memory_bytes=result.peak_memory_bytes,
+        waited_share=result.waited_share,
     )
     write_result(resolved.directory, result)
     return result
-
-
-def _is_bitwise(resolved: ResolvedRun, plan: Plan) -> bool:
-    """Return whether the plan computes the bits that the run would have without a stop."""
-    if resolved.state is None or resolved.recorded is None:
-        return True
-    recorded = resolved.recorded.plan
-    # The plan may have changed after run.yaml was written: then the state has another.
-    before = (resolved.state.numerics, recorded.numerics() if recorded is not None else None)
-    return all(found is not None and plan.has_numerics(found) for found in before)
-
-
-def _prompt_example(dataset: Dataset) -> str:
-    """Return the beginning of the validation text."""
-    tokens = dataset.shards.validation
-    return dataset.tokenizer.decode(tokens.read(0, min(64, tokens.num_tokens)).tolist())
-
-
-def _set_horizon(position: Position, resolved: ResolvedRun, horizon: Horizon) -> None:
-    """Set the horizon that the schedule follows; under a new time the old estimate is dropped."""
-    if horizon.time_s is None:
-        position.horizon_steps, position.time_progress = horizon.steps, None
-    elif position.time_progress is None or resolved.has_new_horizon:
-        position.horizon_steps, position.time_progress = None, 0.0
-
-
-def _first_state(resolved: ResolvedRun, plan: Plan, *, is_bitwise: bool) -> SavedState:
-    """Return the state before the session's first step: the checkpoint's, or a new run's."""
-    before = resolved.state
-    if before is None:
-        return SavedState(
-            step=0,
-            tokens=0,
-            windows=0,
-            elapsed_s=0.0,
-            horizon_steps=None,
-            torch_rng=RandomState.now().text,
-            course=DivergenceState(),
-            numerics=plan.numerics(),
-        )
-    drifted = before.not_bitwise_from_step
-    if drifted is None and not is_bitwise:
-        drifted = before.step
-    return before.model_copy(
-        update={"numerics": plan.numerics(), "not_bitwise_from_step": drifted, "finished": False}
-    )
-
-
-def _used_before_s(resolved: ResolvedRun) -> float:
-    """Return the seconds that earlier sessions used, with what the last did after its last reading.
-
-    A session that ended by itself recorded its time once its checkpoint was durable, which on a
-    slow disk may be long after the time in the checkpoint.
-    """
-    if resolved.state is None or resolved.recorded is None:
-        return 0.0
-    ended = resolved.recorded.values.get("result") or {}
-    is_newest = ended.get("checkpoint") == str(resolved.checkpoint)
-    ended_s = ended.get("seconds", 0.0) if is_newest else 0.0
-    return max(resolved.state.elapsed_s, ended_s) + _AFTER_THE_CLOCK_S
-
-
-def _started(
-    resolved: ResolvedRun, planned: Planned, dataset: Dataset, step: int, horizon: Horizon
-) -> Started:
-    index = dataset.shards.index
-    return Started(
-        run=resolved.path,
-        plan=planned.plan,
-        prediction=planned.prediction,
-        parameters=planned.workload.shape.parameters,
-        train_tokens=index.train.tokens,
-        validation_tokens=index.validation.tokens,
-        tokens_per_step=planned.workload.tokens_per_step,
-        from_step=step,
-        horizon_steps=horizon.steps,
-        horizon_s=horizon.time_s,
-    )
 
 
 def _finished(resolved: ResolvedRun) -> TrainResult:

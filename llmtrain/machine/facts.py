@@ -15,6 +15,7 @@ AcceleratorKind = Literal["cuda", "mps"]
 # this share of its time. Repeated measurements differ by less than the margin, so that the same
 # request is computed in the same way each time: see tests/benchmarks/kernel_choice.py.
 FASTER_RATIO = 0.8
+CONTENDED_SHARE = 0.15  # of the time that a run's threads wait for a core
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class CpuFacts:
     memory_limit_bytes: int | None  # the tightest, where it is below the total
     affinity_physical_cores: int | None = None  # distinct physical cores behind affinity_cores
     memory_limited_by: str | None = None  # the control group, RLIMIT_AS, RLIMIT_DATA
+    omp_threads: int | None = None  # OMP_NUM_THREADS, where the user set it
 
     @property
     def usable_cores(self) -> int:
@@ -135,6 +137,12 @@ class RunFigures:
     tokens_per_s: float
     peak_memory_bytes: float
     steps: float
+    ran_share: float = 1.0  # of the time its threads could run, that they had a core
+
+    @property
+    def is_contended(self) -> bool:
+        """Whether other programs kept the cores busy, so that the rate is not this machine's."""
+        return self.ran_share < 1 - CONTENDED_SHARE
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from llmtrain.machine.rlimits import read_process_limit
 Failure = tuple[AcceleratorKind, str]
 
 _TORCH_ISA = {"AVX2": ("avx2",), "AVX512": ("avx2", "avx512f"), "SVE256": ("neon", "sve")}
+_MOST_THREADS = 4096
 _DEVICE_ERRORS = (RuntimeError, AssertionError, OSError, torch.cuda.DeferredCudaCallError)
 
 
@@ -78,11 +79,21 @@ def read_cpu(root: Path = Path("/")) -> CpuFacts:
         memory_total_bytes=memory.total_bytes,
         memory_limit_bytes=memory.limit_bytes,
         memory_limited_by=None if memory.limit_bytes is None else "the control group",
+        omp_threads=_omp_threads(),
     )
     own = read_process_limit(cpu.usable_cores, root)
     if own is None or own.reachable_bytes >= cpu.usable_memory_bytes:
         return cpu
     return replace(cpu, memory_limit_bytes=own.reachable_bytes, memory_limited_by=own.name)
+
+
+def _omp_threads() -> int | None:
+    """Return the threads that the user set in OMP_NUM_THREADS; None: no number, or torchrun's."""
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    is_number = first.isascii() and first.isdecimal() and 1 <= int(first) <= _MOST_THREADS
+    if not is_number or (first == "1" and "TORCHELASTIC_RUN_ID" in os.environ):
+        return None  # torchrun sets 1 where the user set nothing
+    return int(first)
 
 
 def _describe_cpu(root: Path) -> CpuDescription:

@@ -142,6 +142,8 @@ def windows_per_process(workload: Workload, processes: int) -> int:
 def threads(facts: Facts, options: DeviceSection, local_processes: int) -> Choice[int]:
     if options.threads != "auto":
         return Choice(options.threads, "asked for")
+    if facts.cpu.omp_threads is not None:
+        return Choice(facts.cpu.omp_threads, "OMP_NUM_THREADS in the environment")
     usable = facts.cpu.usable_cores
     share = max(1, usable // local_processes)
     reason = f"{usable} usable cores ({_core_limits(facts)})"

@@ -79,7 +79,7 @@ def forecast(profile: Profile, planned: Planned) -> Forecast:
 
 def _rate(planned: Planned) -> Figure | None:
     kept, times, plan, shape = planned.kept, planned.times, planned.plan, planned.workload.shape
-    if kept is not None:
+    if kept is not None and not kept.is_contended:
         return Figure(kept.tokens_per_s, "measured", _of_a_run(kept))
     if times is None:
         return None

@@ -10,14 +10,24 @@ from llmtrain.profile.shape import ModelShape
 EVALUATION_TOKENS = 4096  # of one forward
 # Compared with training: the baselines of an evaluation; what generation does not import.
 _BASELINES_BYTES = 20 << 20
+_XZ_BYTES = 75 << 20  # more, once the text fills the dictionary of the xz compressor
+_XZ_DICTIONARY_BYTES = 8 << 20
 _UNUSED_BYTES = {"cpu": 110 << 20}
 _CPU_SLACK = 0.5  # of the forward's memory: freed blocks do not fit the next allocations
 
 
 def predict_evaluation(
-    shape: ModelShape, device_kind: str, *, half_precision: bool
+    shape: ModelShape,
+    device_kind: str,
+    *,
+    half_precision: bool,
+    text_bytes: int = _XZ_DICTIONARY_BYTES,
 ) -> MemoryPrediction:
-    """Predict the peak of `llmtrain eval`, without the memory-mapped text."""
+    """Predict the peak of `llmtrain eval` on `text_bytes`, without the memory-mapped text.
+
+    Where the size of the text is not known, it is the peak for a large one.
+    """
+    compressing = int(_XZ_BYTES * min(1.0, text_bytes / _XZ_DICTIONARY_BYTES))
     size = HALF_BYTES if half_precision else FP32_BYTES
     sequences = max(1, EVALUATION_TOKENS // shape.context)
     tokens = sequences * shape.context
@@ -29,7 +39,7 @@ def predict_evaluation(
         weight_casts_bytes=_casts_bytes(shape, half_precision=half_precision),
         activations_bytes=forward_bytes,
         loss_bytes=loss_bytes + head,
-        libraries_bytes=libraries_bytes(device_kind) + _BASELINES_BYTES,
+        libraries_bytes=libraries_bytes(device_kind) + _BASELINES_BYTES + compressing,
         slack_bytes=_slack_bytes(device_kind, forward_bytes + loss_bytes),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,10 +20,11 @@ from llmtrain.data.sources.download import FetchOptions
 from llmtrain.data.sources.resolve import BUILTIN_PYTHON, resolve_sources
 from llmtrain.data.sources.urls import without_secrets
 from llmtrain.data.split import plan_split
-from llmtrain.errors import DataError
+from llmtrain.errors import DataError, UsageError
 from llmtrain.files import cache_directory
 from llmtrain.prepare.context import PrepareContext, TimedProgress
 from llmtrain.prepare.leakage_cache import cached_leakage, leakage_warning
+from llmtrain.prepare.length import require_bytes, require_tokens, with_working_fraction
 from llmtrain.prepare.tokenizer import ensure_tokenizer, load_tokenizer
 from llmtrain.profile.schema import DataSection
 from llmtrain.progress import Note
@@ -46,16 +48,34 @@ class Dataset:
     left_out: tuple[DropCount, ...] = ()  # where they were read now
 
 
-def prepare_dataset(section: DataSection, vocab_size: int, work: PrepareContext) -> Dataset:
-    """Prepare token shards of the profile's sources, and their tokenizer. Raises DataError."""
-    cleaned = clean_corpus(resolve_corpus(section, work), section, work)
-    corpus = cleaned.corpus
-    facts = work.with_progress("reading", corpus).measure(work.check_stop)
+def prepare_dataset(
+    section: DataSection,
+    vocab_size: int,
+    work: PrepareContext,
+    *,
+    context: int | None = None,
+    corpus: Corpus | None = None,
+) -> Dataset:
+    """Prepare token shards of the profile's sources, and their tokenizer. Raises DataError.
+
+    With a `context` both parts have at least one window, and of a short text more is held out than
+    the section says. `corpus`: what the sources are, where they are resolved already.
+    """
+    cleaned = clean_corpus(corpus or resolve_corpus(section, work), section, work)
+    corpus, left_out = cleaned.corpus, cleaned.left_out
+    bad = DropCount("that cannot be used (data.on_error: skip)")
+    facts = work.with_progress("reading", corpus).counting(bad.add_bad).measure(work.check_stop)
+    if bad.documents:
+        left_out = (*left_out, bad)
+        work.observe(Note(f"left out {bad.describe()}", is_warning=True))
     is_own = section.specs == (BUILTIN_PYTHON,)  # nobody chose or can mend that text
     if not is_own and facts.repeated_bytes > _NOTED_SHARE * facts.text_bytes:
         work.observe(_repeats_note(facts))
     if not is_own:
         announce_skipped(corpus, work)
+    if context is not None:
+        section = with_working_fraction(corpus, facts, section, context, work)
+        require_bytes(corpus, facts, section, section.validation_fraction, context)
     leakage = cached_leakage(
         work.with_progress("looking for leakage", corpus),
         facts,
@@ -85,13 +105,26 @@ def prepare_dataset(section: DataSection, vocab_size: int, work: PrepareContext)
         on_wait=work.announce_waiting,
         made_from={"tokenizer_directory": str(directory)},
     )
+    if context is not None:
+        _require_windows(shards, section, context, is_given=corpus.has_validation)
     checked: dict[str, object] = {
-        "left_out": [tally.document() for tally in cleaned.left_out],
+        "left_out": [tally.document() for tally in left_out],
         "leakage": leakage.document() if leakage is not None else None,
     }
     sources = corpus.describe()
-    dataset = Dataset(tokenizer, directory, shards, sources, checked, left_out=cleaned.left_out)
+    dataset = Dataset(tokenizer, directory, shards, sources, checked, left_out=left_out)
     return dataset if section.weights is None else _mixed(dataset, corpus, facts, section)
+
+
+def _require_windows(
+    shards: PreparedData, section: DataSection, context: int, *, is_given: bool
+) -> None:
+    train, validation = shards.index.train.tokens, shards.index.validation.tokens
+    try:
+        require_tokens(train, validation, context, section.validation_fraction, is_given=is_given)
+    except DataError:
+        shards.close()
+        raise
 
 
 def _mixed(dataset: Dataset, corpus: Corpus, facts: CorpusStats, section: DataSection) -> Dataset:
@@ -125,17 +158,25 @@ def resolve_corpus(section: DataSection, work: PrepareContext) -> Corpus:
     )
     return resolve_sources(
         section.specs,
+        validation=section.validation,
         text_field=section.text_field,
         include=section.include,
         exclude=section.exclude,
+        skips_bad=section.on_error == "skip",
         fetching=fetching,
     )
 
 
 def announce_skipped(corpus: Corpus, work: PrepareContext) -> None:
-    """Announce how many files are skipped, by reason."""
+    """Announce how many files and directories are skipped, by reason; and what is held out."""
+    directories = {each.reason for each in corpus.skipped if each.origin.endswith(os.sep)}
     for reason, count in corpus.skipped_by_reason.items():
-        work.observe(Note(f"skipped {count} file{'s' if count > 1 else ''}: {reason}"))
+        one, more = ("directory", "directories") if reason in directories else ("file", "files")
+        work.observe(Note(f"skipped {count} {one if count == 1 else more}: {reason}"))
+    held_out = sum(file.held_out for source in corpus.sources for file in source.files)
+    if held_out:
+        text = f"{held_out} file{'s' if held_out > 1 else ''} of a dataset's validation split"
+        work.observe(Note(f"validation text: {text}"))
 
 
 def clean_corpus(corpus: Corpus, section: DataSection, work: PrepareContext) -> Cleaned:
@@ -160,7 +201,12 @@ def _encode_with(
 
 
 def open_dataset(
-    section: DataSection, vocab_size: int, key: str, tokenizer_directory: Path, work: PrepareContext
+    section: DataSection,
+    vocab_size: int,
+    key: str,
+    tokenizer_directory: Path,
+    work: PrepareContext,
+    context: int | None = None,
 ) -> Dataset:
     """Open the data that a run started with: cached shards, even if their sources changed.
 
@@ -172,14 +218,24 @@ def open_dataset(
     except DataError:
         work.observe(Note("the token shards are no longer in the cache; making them again"))
         again = section.model_copy(update={"tokenizer": str(tokenizer_directory)})
-        dataset = prepare_dataset(again, vocab_size, work)
-        if dataset.shards.index.key != key:
+        try:
+            for length in dict.fromkeys((context, None)):  # 0.2.0 split short texts without it
+                dataset = prepare_dataset(again, vocab_size, work, context=length)
+                if dataset.shards.index.key == key:
+                    return dataset
+                dataset.shards.close()
+        except DataError as error:
             raise DataError(
-                f"the text of {', '.join(map(without_secrets, section.specs))} has changed since "
-                "the run started, and its token shards are not in the cache",
-                hint="restore the text, or start a new run",
+                f"{error.message}; it is needed because the run's token shards are no longer in "
+                f"the cache, {cache_directory()}",
+                hint="put the text back, or resume with --data and the place where it is now",
             ) from None
-        return dataset
+        raise DataError(
+            f"the text of {', '.join(map(without_secrets, section.specs))} has changed since "
+            "the run started, and its token shards are not in the cache",
+            hint="restore the text, resume with --data and the place of an unchanged copy, "
+            "or start a new run",
+        ) from None
     if shards.index.encoder_fingerprint != tokenizer.fingerprint:
         shards.close()
         raise DataError(
@@ -187,6 +243,21 @@ def open_dataset(
             hint="start a new run with another --out",
         )
     return Dataset(tokenizer, tokenizer_directory, shards, [])
+
+
+def require_same_text(
+    section: DataSection, recorded: DataSection, fingerprint: str, work: PrepareContext
+) -> None:
+    """Raise UsageError unless the section's text has the fingerprint of the recorded one."""
+    corpus = clean_corpus(resolve_corpus(section, work), section, work).corpus
+    found = work.with_progress("reading", corpus).measure(work.check_stop)
+    if found.fingerprint != fingerprint:
+        raise UsageError(
+            f"the text of {', '.join(map(without_secrets, section.specs))} is not that of "
+            f"{', '.join(map(without_secrets, recorded.specs))}, with which the run was started: "
+            f"its sha256 is {found.fingerprint[:12]}…, and the run's {fingerprint[:12]}…",
+            hint="leave --data out, name an unchanged copy, or start a new run with another --out",
+        )
 
 
 def with_recorded_mixture(

@@ -18,7 +18,7 @@ from llmtrain.data.shards.cache_entry import (
 from llmtrain.data.shards.manifest import now_utc, versions, write_record
 from llmtrain.data.split import plan_split
 from llmtrain.errors import DataError
-from llmtrain.files import cache_directory, json_key
+from llmtrain.files import cache_directory, json_key, path_of
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.profile.schema import DataSection
 from llmtrain.progress import Note
@@ -35,7 +35,7 @@ def ensure_tokenizer(
     """Return the directory of the tokenizer that the section names, or train one."""
     if section.tokenizer == "auto":
         return _trained_tokenizer(corpus, facts, section, vocab_size, work)
-    return Path(section.tokenizer)
+    return path_of(section.tokenizer)
 
 
 def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:

@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 import llmtrain
 from llmtrain.errors import UsageError
+from llmtrain.files import escape_names
 from llmtrain.profile.schema import EXCLUSIVE_GROUPS, Profile
 from llmtrain.profile.yaml_text import LARGEST_BYTES, parse_entries, parse_scalar
 from llmtrain.untrusted import problem_of, read_bytes
@@ -247,11 +248,12 @@ def _meant(path: str, known: Sequence[str]) -> str | None:
 def validate_profile(merged: Mapping[str, Setting]) -> LoadedProfile:
     """Return the profile that `merged` describes. Raises UsageError."""
     try:
-        text = json.dumps(_nested(merged))
+        text = json.dumps(escape_names(_nested(merged)))
         profile = Profile.model_validate_json(text)
     except ValidationError as error:
         raise _usage_error(error.errors(), merged) from None
-    return LoadedProfile(profile, {path: setting.origin for path, setting in merged.items()})
+    origins = {path: setting.origin for path, setting in merged.items()}
+    return LoadedProfile(profile, escape_names(origins))
 
 
 def _nested(merged: Mapping[str, Setting]) -> dict[str, Any]:

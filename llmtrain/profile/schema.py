@@ -56,7 +56,8 @@ Count = Annotated[
 ]
 PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 PositiveCount = Annotated[Count, Field(ge=1, lt=2**63)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+# The bound keeps such a value, and its products with others, within float32.
+PositiveFloat = Annotated[float, Field(gt=0, lt=1e30)]
 MOST_THREADS = 4096  # a system gives out more only to those who ask for trouble
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
 LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]  # ISO 639
@@ -144,6 +145,8 @@ class DataSection(Section):
     include: tuple[str, ...] = ()  # patterns as in .gitignore, of what is found; none: all
     exclude: tuple[str, ...] = ()
     text_field: Annotated[str, Field(min_length=1)] = "text"
+    on_error: Literal["stop", "skip"] = "stop"  # at a record that cannot be used
+    validation: Annotated[str, Field(min_length=1)] | None = None  # a source; all of it is held out
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
     mask_documents: bool = False  # attention within documents, though windows hold several
     packing: Literal["concatenate", "best_fit"] = "concatenate"  # of documents into windows
@@ -202,7 +205,7 @@ class OptimSection(Section):
     embedding_learning_rate: PositiveFloat | Auto = "auto"  # with muon gains too
     head_learning_rate: PositiveFloat | Auto = "auto"  # the embedding's; only where untied
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of muon
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1  # hidden matrices only
+    weight_decay: Annotated[float, Field(ge=0, lt=1e30)] = 0.1  # hidden matrices only
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     epsilon: PositiveFloat = 1e-8
@@ -220,7 +223,8 @@ class EvalSection(Section):
     patience: PositiveInt | None = None  # evaluations without a new best before stopping early
     sample_every_steps: PositiveInt | None = 500
     sample_tokens: PositiveInt = 64
-    prompts: tuple[str, ...] = ("",)
+    # auto: "def" and "import" for the built-in Python, else the first words of the validation text.
+    prompts: tuple[str, ...] | Auto = "auto"
 
 
 class CheckpointSection(Section):

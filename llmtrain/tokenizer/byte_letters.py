@@ -5,10 +5,14 @@ Those of GPT-2 (Radford et al. 2019), which tokenizer.json calls ByteLevel.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from types import MappingProxyType
 
+from llmtrain.tokenizer.escape import SPACE_MARK
+
 _FIRST_SUBSTITUTE = 256
+_BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 @cache
@@ -23,6 +27,12 @@ def letter_of_byte() -> MappingProxyType[int, str]:
 @cache
 def _byte_of_letter() -> MappingProxyType[str, int]:
     return MappingProxyType({letter: byte for byte, letter in letter_of_byte().items()})
+
+
+def spelled_bytes(text: str) -> bytes:
+    """Return the UTF-8 of a piece in which a space is "▁" and a byte is "<0x0A>"."""
+    byte = _BYTE.fullmatch(text)
+    return bytes([int(byte[1], 16)]) if byte else text.replace(SPACE_MARK, " ").encode()
 
 
 def letters_of(data: bytes) -> str:

@@ -59,6 +59,10 @@ class Codec(Protocol):
         """How the model spells an id below `vocab_size`."""
         ...
 
+    def spell(self, token: int) -> bytes:
+        """Return the UTF-8 that an id stands for inside a text; b"" for a control token."""
+        ...
+
     def pieces(self) -> list[Piece]:
         """The vocabulary in the order of ids; the separator is one of the control tokens."""
         ...

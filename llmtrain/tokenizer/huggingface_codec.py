@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from llmtrain.errors import DataError
-from llmtrain.tokenizer.byte_letters import bytes_of
+from llmtrain.tokenizer.byte_letters import bytes_of, spelled_bytes
 from llmtrain.tokenizer.piece import UNKNOWN, Piece, PieceKind
 
 _MOST_PIECES = 1 << 20
@@ -40,6 +40,9 @@ class HuggingFaceCodec:
             highest = self._vocab_size - 1
             raise DataError(f"it has an id {highest}, and {_MOST_PIECES - 1} is the highest")
         added = self._tokenizer.get_added_tokens_decoder()
+        self._added = frozenset(added)
+        decoder = self._tokenizer.decoder
+        self._is_in_letters = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
         self._controls = {token: each.content for token, each in added.items() if each.special}
 
     @property
@@ -70,13 +73,21 @@ class HuggingFaceCodec:
         """How the model spells an id; empty for one that it leaves out."""
         return self._tokenizer.id_to_token(token) or ""
 
+    def spell(self, token: int) -> bytes:
+        """Return the UTF-8 that an id stands for inside a text; b"" for a control token."""
+        text = self.piece(token)
+        if token in self._added:
+            return b"" if token in self._controls else text.encode()
+        try:
+            return bytes_of(text) if self._is_in_letters else spelled_bytes(text)
+        except KeyError:  # a name for an id that no text has
+            return b""
+
     def pieces(self) -> list[Piece]:
         """The vocabulary, in the order of ids. Earlier ids have higher scores."""
-        decoder = self._tokenizer.decoder
-        in_letters = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
         texts = map(self.piece, range(self.vocab_size))
         return [
-            Piece(text, -float(token), self._kind(token, text, in_letters))
+            Piece(text, -float(token), self._kind(token, text, self._is_in_letters))
             for token, text in enumerate(texts)
         ]
 

@@ -9,6 +9,7 @@ from itertools import chain, islice
 from sentencepiece import SentencePieceProcessor
 
 from llmtrain.errors import DataError
+from llmtrain.tokenizer.byte_letters import spelled_bytes
 from llmtrain.tokenizer.escape import SPACE_MARK, escape, unescape
 from llmtrain.tokenizer.piece import SEPARATOR, UNKNOWN, Piece, PieceKind, reserved_names
 from llmtrain.tokenizer.structure import require_sound
@@ -61,6 +62,11 @@ class SentencePieceCodec:
         """How the model spells an id."""
         text: str = self._processor.id_to_piece(token)
         return text
+
+    def spell(self, token: int) -> bytes:
+        """Return the UTF-8 that an id stands for inside a text; b"" for a control token."""
+        kind, text = self._kind(token), self.piece(token)
+        return spelled_bytes(text) if kind in ("text", "byte") else b""
 
     def pieces(self) -> list[Piece]:
         """The vocabulary, in the order of ids."""

@@ -137,6 +137,13 @@ class Tokenizer:
         """How the model spells an id from 0 to `vocab_size` - 1."""
         return self._codec.piece(token)
 
+    def spell(self, token: int) -> bytes:
+        """Return the UTF-8 that an id stands for in text as it is encoded, escaped or not.
+
+        It is b"" for a control token.
+        """
+        return b"" if token == self.separator_id else self._codec.spell(token)
+
     def pieces(self) -> list[Piece]:
         """The vocabulary, in the order of ids."""
         pieces = self._codec.pieces()

@@ -186,7 +186,7 @@ def trained_model(checkpoint: Checkpoint) -> Decoder:
     """Return the checkpoint's own model, on the CPU.
 
     Raises LlmtrainError if the weights do not match config.json, before memory is allocated for a
-    model of that shape.
+    model of that shape, and if one is not a finite number.
     """
     shape, weights = checkpoint.shape, checkpoint.weights
     if sum(tensor.numel() for tensor in weights.values()) != shape.parameters or any(
@@ -194,6 +194,13 @@ def trained_model(checkpoint: Checkpoint) -> Decoder:
     ):
         raise LlmtrainError(
             f"the weights do not match config.json, which describes {shape.parameters} parameters"
+        )
+    broken = next((name for name, w in weights.items() if not torch.isfinite(w).all()), None)
+    if broken is not None:
+        raise LlmtrainError(
+            f"the weights of step {checkpoint.state.step} are of no use: "
+            f"{broken} holds numbers that are not finite",
+            hint="name an earlier checkpoint, or train again at a lower learning rate",
         )
     model = Decoder(shape)
     load_weights(model, checkpoint)

@@ -11,8 +11,9 @@ import torch
 
 from llmtrain.data.batches.windows import BatchReader
 from llmtrain.data.shards.prepared import PreparedData
+from llmtrain.eval.continuation import continue_prompt
 from llmtrain.eval.evaluate import LossSum, bits_per_byte, sum_loss
-from llmtrain.model.generate import Sampling, generate_tokens
+from llmtrain.model.generate import Sampling
 from llmtrain.profile.schema import EvalSection
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.distributed.signals import StopRequest
@@ -114,22 +115,19 @@ class Evaluator:
 
     def sample(self, prompt: str, seed: int) -> str:
         """Return a continuation of `prompt`."""
-        ids = [self._tokenizer.separator_id, *self._tokenizer.encode(prompt)]
-        return self._tokenizer.decode(list(self._generated(ids, seed)))
+        return "".join(self._generated(prompt, seed))
 
     def sampled(self, step: int) -> None:
         """Record that the samples of `step` are complete."""
         self._sampled_step = step
 
-    def _generated(self, prompt: list[int], seed: int) -> Iterator[int]:
+    def _generated(self, prompt: str, seed: int) -> Iterator[str]:
         run, sampling = self._run, replace(_SAMPLING, seed=seed)
-        vocab_size, limit = self._tokenizer.vocab_size, self._options.sample_tokens
+        limit = self._options.sample_tokens
         with run.autocast(), torch.compiler.set_stance("force_eager"):
-            for token in generate_tokens(run.model, prompt, sampling, vocab_size, limit):
+            for text in continue_prompt(run.model, self._tokenizer, prompt, sampling, limit):
                 self._check_stop()
-                if token == self._tokenizer.separator_id:
-                    return
-                yield token
+                yield text
                 if self._is_time_over():
                     return
 

@@ -99,6 +99,7 @@ class TrainResult:
     step_s: float | None = None  # the median of the last steps
     predicted_tokens_per_s: float | None = None
     predicted_seconds: float | None = None
+    waited_share: float | None = None  # of the time threads waited for a core; None: unknown
     energy_joules: float | None = None  # of this session; None: the machine does not measure it
     prompt_example: str | None = None  # the beginning of a text of the run
 

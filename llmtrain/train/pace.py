@@ -143,7 +143,8 @@ def _median(values: Iterable[float]) -> float:
 def expected_steps(profile: Profile) -> dict[str, float]:
     """Return the cost of each activity at the end of a run, in steps, before it is measured."""
     options = profile.eval
-    sampled = len(options.prompts) * options.sample_tokens if options.sample_every_steps else 0
+    prompts = 2 if options.prompts == "auto" else len(options.prompts)  # at most two
+    sampled = prompts * options.sample_tokens if options.sample_every_steps else 0
     return {
         "evaluation": options.tokens / profile.train.chosen_tokens_per_step * _EVALUATION_STEPS,
         "samples": sampled * _SAMPLED_TOKEN_STEPS,

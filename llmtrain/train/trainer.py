@@ -13,6 +13,7 @@ from pathlib import Path
 from llmtrain.data.batches.mixture import MixedSource
 from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
+from llmtrain.machine.core_wait import CoreTimes, read_core_times, waited_share
 from llmtrain.machine.out_of_memory import memory_errors_mapped
 from llmtrain.plan.activation_bytes import checkpoint_bytes
 from llmtrain.plan.workload import Workload
@@ -32,6 +33,7 @@ from llmtrain.train.memory_guard import MemoryGuard, MemoryStopError, agreed_act
 from llmtrain.train.optim import named_state
 from llmtrain.train.pace import Pace, expected_steps
 from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.sample_prompts import sample_prompts
 from llmtrain.train.state import current_state, with_evaluation, with_plan
 from llmtrain.train.stopping import StopDecision, StopPolicy
 
@@ -94,7 +96,9 @@ class Trainer:
         self.rewinder = Rewinder(run, profile, directory, setup.tokenizer)
         self.evaluator = Evaluator(run, profile.eval, setup.data, setup.tokenizer, setup.stop)
         self.evaluator.restore(directory)
+        self.prompts = sample_prompts(profile, setup.tokenizer, setup.data.validation)
         self.trained_s, self.trained_steps = 0.0, 0
+        self.core_times: CoreTimes = {}  # after the first step
         self.end_costs_known = setup.horizon.time_s is None  # only a time limit needs them early
 
     def train(self) -> TrainResult:
@@ -171,6 +175,8 @@ class Trainer:
         trained_s = self.pace.record_step(step_s)
         self.trained_s += trained_s
         self.trained_steps += 1
+        if self.trained_steps == 1:  # which may compile, with all cores
+            self.core_times = read_core_times()
         self.logger.exclude(step_s - trained_s)
         if self.pace.is_known and not self.end_costs_known:
             self.end_costs_known = True
@@ -277,7 +283,7 @@ class Trainer:
 
     def _sample(self, step: int) -> None:
         with self.logger.excluded(), self.pace.measured("samples"):
-            for number, prompt in enumerate(self.setup.profile.eval.prompts):
+            for number, prompt in enumerate(self.prompts):
                 sample = partial(self.evaluator.sample, prompt, seed=step + number)
                 self.logger.log_event(Sampled(step, prompt, self.guard.run_guarded(sample)))
         self.evaluator.sampled(step)
@@ -343,6 +349,7 @@ class Trainer:
             trained_steps=self.trained_steps,
             trained_tokens_per_step=tokens_per_step,
             step_s=self.pace.step_s if self.pace.is_known else None,
+            waited_share=waited_share(self.core_times, read_core_times()),
         )
 
     def _stopped(self) -> Stopped:

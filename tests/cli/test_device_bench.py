@@ -90,7 +90,7 @@ def test_tables(llmtrain: Command) -> None:
     assert "one block, eager 40.0 ms" in rows
     assert "one block, compiled 30.0 ms chosen" in rows
     assert "compiling one block 7.0 s" in rows
-    assert any(row.startswith("precision bf16 fastest: bf16 10.0 ms") for row in rows)
+    assert any(row.startswith("precision bf16 faster than fp32: bf16 10.0 ms") for row in rows)
     assert rows[-1].startswith("predicted: ")
     assert "tokens/s" in rows[-1]
     assert "timing" not in outcome.out

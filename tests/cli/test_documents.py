@@ -189,8 +189,9 @@ def test_memory_of_a_profile_that_is_measured(llmtrain: Command, place: Path) ->
     assert "measured: " in again.out
     assert "in a run of 8 steps " in again.out
     forecast = llmtrain("train", "-p", "tiny.yaml", "--dry-run", "--json").document["forecast"]
-    assert forecast["tokens_per_s"]["source"] == "measured"
-    assert forecast["tokens_per_s"]["value"] == measured["tokens_per_s"]
+    rate = forecast["tokens_per_s"]
+    # Where other programs used the cores meanwhile, the rate is not taken over.
+    assert rate["source"] == "estimated" or rate["value"] == measured["tokens_per_s"]
 
 
 @pytest.mark.parametrize(

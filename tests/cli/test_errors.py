@@ -302,9 +302,12 @@ def test_record_that_cannot_be_read_does_not_hide_the_other_runs(
     llmtrain: Command, trained: Path, place: Path
 ) -> None:
     shutil.copytree(trained, place / "runs" / "good")
-    shutil.copytree(trained, place / "runs" / "bad")
+    (place / "runs" / "bad").mkdir()
     (place / "runs" / "bad" / "run.yaml").write_text("[")
 
+    # Without a checkpoint it is no run.
+    assert llmtrain(*TRAIN, "--resume", "auto").code == 0
+    (place / "runs" / "bad" / "checkpoints" / "step-00000004").mkdir(parents=True)
     outcome = llmtrain("runs", "list", "--json")
 
     assert outcome.code == 0

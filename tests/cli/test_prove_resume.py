@@ -49,8 +49,8 @@ def test_damage_is_named_and_nothing_is_renamed(llmtrain: Command, run: Path) ->
     assert outcome.document["newest_good"] == "run/checkpoints/step-00000010"
     plain = llmtrain("runs", "verify", "run")
     assert plain.code == 1
-    assert "damaged  run/checkpoints/step-00000020" in plain.out
-    assert "good     run/checkpoints/step-00000010" in plain.out
+    assert "damaged     run/checkpoints/step-00000020" in plain.out
+    assert "good        run/checkpoints/step-00000010" in plain.out
     assert "newest good: run/checkpoints/step-00000010" in plain.err
     assert files(run) == before
 
@@ -71,7 +71,7 @@ def test_the_answer_to_a_proof(
 
     def prove(request: Any, trial: Trial, observe: Any, check: Any) -> Proof:
         asked.append((request, trial))
-        kill = Kill("save", "step", 3, "the process", 0.1)
+        kill = Kill("save", "step", 3, "the process", 0.1, True)
         return Proof(trial.steps, 1, (kill, kill), ENDING, ending, 3.0, 9.0)
 
     monkeypatch.setattr(verify, "prove_resume", prove)

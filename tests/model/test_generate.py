@@ -1,6 +1,7 @@
 """What is drawn, and from what."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from itertools import islice
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.generate import Sampling, generate_tokens, nucleus, sample_token
 from llmtrain.profile.shape import ModelShape
@@ -113,6 +115,67 @@ def test_repetition_is_penalised_on_either_side_of_zero() -> None:
     logits = torch.tensor([3.0, 2.0])
     sample_token(logits, [0], sampling, generator)
     assert logits.tolist() == [3.0, 2.0]
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-39, 1e300])
+@pytest.mark.parametrize("penalty", [1.0, 1e6])
+def test_no_temperature_overflows(temperature: float, penalty: float) -> None:
+    logits = torch.tensor([30.0, -4.0, 12.0])
+    sampling = Sampling(temperature, top_p=0.9, repetition_penalty=penalty)
+    token = sample_token(logits, [1], sampling, torch.Generator())
+    assert token == 0 or temperature > 1
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"seed": 2**64},
+        {"seed": -(2**63) - 1},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"temperature": -0.1},
+        {"repetition_penalty": math.nan},
+        {"repetition_penalty": 1e300},
+        {"top_k": 0},
+        {"top_p": 1.5},
+        {"top_p": math.nan},
+    ],
+)
+def test_what_no_token_can_be_sampled_with_is_a_usage_error(value: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=next(iter(value))):
+        Sampling(**value)
+
+
+@pytest.mark.parametrize("seed", [-(2**63), -1, 2**63, 2**64 - 1])
+def test_every_seed_of_64_bits_samples(
+    seed: int, small_shape: ModelShape, make_model: MakeModel
+) -> None:
+    assert list(generate_tokens(make_model(small_shape), [1], Sampling(seed=seed), 512, 1))
+
+
+def test_weights_of_nan_are_an_error(small_shape: ModelShape, make_model: MakeModel) -> None:
+    model = make_model(small_shape)
+    with torch.no_grad():
+        next(model.parameters()).fill_(math.nan)
+    for temperature in (0.0, 1.0):
+        with pytest.raises(LlmtrainError, match="NaN"):
+            next(generate_tokens(model, [1], Sampling(temperature), 512, 1))
+
+
+def test_only_allowed_ids_are_sampled(small_shape: ModelShape, make_model: MakeModel) -> None:
+    steps = [[3, 5], [7]]
+    sampled = generate_tokens(
+        make_model(small_shape),
+        [1],
+        Sampling(temperature=5.0),
+        512,
+        20,
+        allowed=lambda sampled: steps[len(sampled)] if len(sampled) < 2 else None,
+    )
+    first, second, *rest = sampled
+    assert first in (3, 5)
+    assert second == 7
+    assert set(rest) - {3, 5, 7}
 
 
 def test_a_seed_is_a_text(small_shape: ModelShape, make_model: MakeModel) -> None:

@@ -79,18 +79,6 @@ def test_threads_and_random_state_are_restored(
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
-def test_the_best_round_counts_and_the_first_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
-    took = {"one": iter([9.0, 3.0, 2.0]), "other": iter([0.1, 5.0, 6.0])}
-
-    def run(name: str) -> None:
-        clock[0] += next(took[name])
-
-    best = timing._best_s({name: timing._bound(run, name) for name in took})
-    assert best == pytest.approx({"one": 2.0, "other": 5.0})
-
-
 @pytest.mark.parametrize(
     ("said", "told"),
     [

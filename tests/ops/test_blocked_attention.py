@@ -108,7 +108,7 @@ def test_sequences_that_are_cut_change_nothing(
     whole = value_and_gradients(blocked_attention, inputs)
     one_bytes = 4 * 70 * 70 * 8
     monkeypatch.setattr(module, "_SCORES_BYTES", at_once * one_bytes)
-    cuts = list(module._cuts(inputs[0]))
+    cuts = list(module._splits(inputs[0]))
     assert [len(range(5)[cut]) for cut in cuts] == {
         0: [1] * 5,
         1: [1] * 5,

@@ -13,7 +13,8 @@ from llmtrain.engine.calibrate import calibrate
 from llmtrain.engine.plan_run import plan_run
 from llmtrain.errors import LlmtrainError
 from llmtrain.machine.facts import RunFigures
-from llmtrain.plan.past_runs import last_run, record_run
+from llmtrain.plan.forecast import forecast
+from llmtrain.plan.past_runs import last_run, rate_remark, record_run
 from llmtrain.plan.planned import Planned
 from llmtrain.profile.load import load_profile
 
@@ -60,6 +61,40 @@ def test_what_says_nothing_of_the_next_is_not_kept(
 ) -> None:
     record_run(planned.facts, planned.workload, planned.plan, **FIGURES | changes)
     assert last_run(planned.facts, planned.workload, planned.plan) is None
+
+
+def test_a_contended_run_is_not_the_rate_of_the_next_forecast(planned: Planned) -> None:
+    facts, workload, plan = planned.facts, planned.workload, planned.plan
+    busy = FIGURES | {"step_s": 2.0, "waited_share": 0.5}
+    record_run(facts, workload, plan, **busy)
+    kept = last_run(facts, workload, plan)
+    assert kept is not None
+    options = ["train.tokens_per_step=4096"]
+    profile = load_profile("cpu-tiny", environment={}, assignments=options).profile
+    rate = forecast(profile, replace(planned, kept=kept))
+    assert rate.tokens_per_s is not None
+    assert rate.tokens_per_s.source == "estimated"
+
+    record_run(facts, workload, plan, **FIGURES | {"waited_share": 0.01})
+    alone = last_run(facts, workload, plan)
+    record_run(facts, workload, plan, **busy)
+    assert last_run(facts, workload, plan) == alone
+
+
+@pytest.mark.parametrize(
+    ("rate", "waited", "remark"),
+    [
+        (90.0, 0.5, None),
+        (40.0, 0.5, "other programs"),
+        (40.0, None, "40% of the predicted"),
+        (200.0, 0.0, "faster"),
+    ],
+)
+def test_a_rate_far_from_the_forecast_is_remarked_on(
+    rate: float, waited: float | None, remark: str | None
+) -> None:
+    found = rate_remark(rate, 100.0, waited)
+    assert found is None if remark is None else remark in str(found)
 
 
 def test_why_a_measured_run_failed_is_told(planned: Planned) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,14 +18,23 @@ from llmtrain.engine import plan_run, train_run
 from llmtrain.engine.plan_run import plan_resolved
 from llmtrain.engine.request import TrainRequest
 from llmtrain.engine.resolve import ResolvedRun, resolve
-from llmtrain.errors import DoesNotFitError, InterruptedRunError
+from llmtrain.errors import DoesNotFitError, InterruptedRunError, LlmtrainError
+from llmtrain.files import sha256_file
 from llmtrain.machine import probe
 from llmtrain.plan.planned import Planned
 from llmtrain.profile.schema import Profile
 from llmtrain.train.checkpoint import format as checkpoint_format
+from llmtrain.train.checkpoint.format import (
+    RemovedCheckpointError,
+    load_state,
+    verify_checkpoint,
+)
 from llmtrain.train.distributed.world import World
+from llmtrain.train.divergence import rewind
 from llmtrain.train.events import Event, Step
 from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.run_directory.verify import verify_run
+from tests.train.harness import Files, InProcessTrainer, Llmtrain
 
 RESUME = ("train", "--out", "run", "--resume", "auto")
 START = ("train", "-p", "tiny.yaml", "--out", "run")
@@ -35,11 +45,11 @@ def after_step(step: int) -> Callable[[Event], bool]:
 
 
 @pytest.fixture
-def stopped(train: Any, place: Path, files: Any) -> Any:
+def stopped(train: InProcessTrainer, place: Path) -> Files:
     """A run with checkpoints of the steps 4, 8 and 10."""
     settings = {"checkpoint__every_steps": 4, "checkpoint__keep_last": 9}
     train(place / "run", stop_at=after_step(9), **settings)
-    return files(place / "run")
+    return Files(place / "run")
 
 
 def names(directory: Path) -> list[str]:
@@ -78,18 +88,18 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
 ONCE = {"model_validate_json": 1, "read_cpu": 1, "make_plan": 1}
 
 
-def test_one_request_validates_probes_and_plans_once(counts: Counts, llmtrain: Any) -> None:
+def test_one_request_validates_probes_and_plans_once(counts: Counts, llmtrain: Llmtrain) -> None:
     assert llmtrain(*START).code == 0
     assert counts == ONCE
 
 
-def test_also_where_the_profile_is_chosen(counts: Counts, llmtrain: Any) -> None:
+def test_also_where_the_profile_is_chosen(counts: Counts, llmtrain: Llmtrain) -> None:
     assert llmtrain("train", "--dry-run", "--data", "corpus.txt", "--force-cpu").code == 0
     assert counts == ONCE
 
 
 def test_resuming_by_the_recorded_plan_makes_no_other(
-    stopped: Any, counts: Counts, llmtrain: Any
+    stopped: Files, counts: Counts, llmtrain: Llmtrain
 ) -> None:
     assert llmtrain(*RESUME).code == 0
     assert counts == {"model_validate_json": 2, "read_cpu": 1}  # the run's profile, and this call's
@@ -97,7 +107,7 @@ def test_resuming_by_the_recorded_plan_makes_no_other(
 
 @pytest.mark.parametrize("is_resumed", [False, True])
 def test_other_ranks_get_the_run_and_its_plan_as_they_are(
-    is_resumed: bool, stopped: Any, place: Path
+    is_resumed: bool, stopped: Files, place: Path
 ) -> None:
     out, resume = (stopped.path, "auto") if is_resumed else (place / "new", None)
     request = TrainRequest("tiny.yaml", out=out, resume=resume, command=["llmtrain", "train"])
@@ -133,7 +143,11 @@ def overwrite(path: Path) -> None:
     ],
 )
 def test_a_damaged_file_of_the_newest_checkpoint_leads_to_the_one_before(
-    name: str, damage: Callable[[Path], None], stopped: Any, llmtrain: Any, reference: Any
+    name: str,
+    damage: Callable[[Path], None],
+    stopped: Files,
+    llmtrain: Llmtrain,
+    reference: Any,
 ) -> None:
     damage(stopped.newest / name)
 
@@ -148,14 +162,14 @@ def test_a_damaged_file_of_the_newest_checkpoint_leads_to_the_one_before(
 
 
 def test_the_checkpoint_before_may_have_ended_the_run_before_it_was_made_longer(
-    train: Any, llmtrain: Any, place: Path, files: Any
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path
 ) -> None:
     train(place / "run")
     assert llmtrain(*RESUME, "--steps", 25).code == 0
-    truncate(files(place / "run").newest / "state.json")
+    truncate(Files(place / "run").newest / "state.json")
 
     assert llmtrain(*RESUME).code == 0
-    assert files(place / "run").newest.name == "step-00000025"
+    assert Files(place / "run").newest.name == "step-00000025"
 
 
 def cut_before_sessions(path: Path) -> None:
@@ -167,9 +181,9 @@ def cut_before_sessions(path: Path) -> None:
 def test_a_damaged_run_file_is_an_error_and_not_a_new_run(
     damage: Callable[[Path], None],
     names_directory: bool,
-    train: Any,
+    train: InProcessTrainer,
     place: Path,
-    llmtrain: Any,
+    llmtrain: Llmtrain,
 ) -> None:
     train(place / "runs" / "older", stop_at=after_step(1))
     train(place / "runs" / "mine", stop_at=after_step(3))
@@ -188,7 +202,11 @@ def test_a_damaged_run_file_is_an_error_and_not_a_new_run(
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO])
 @pytest.mark.parametrize("reader", ["sha256_file", "read_json"])
 def test_what_cannot_be_read_is_not_renamed(
-    error: int, reader: str, stopped: Any, llmtrain: Any, monkeypatch: pytest.MonkeyPatch
+    error: int,
+    reader: str,
+    stopped: Files,
+    llmtrain: Llmtrain,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(path: Path, *_: Any) -> None:
         raise OSError(error, "the system says no", str(path))
@@ -205,7 +223,7 @@ def test_what_cannot_be_read_is_not_renamed(
 
 
 def test_a_checkpoint_that_is_removed_meanwhile_is_not_damaged(
-    stopped: Any, llmtrain: Any, monkeypatch: pytest.MonkeyPatch
+    stopped: Files, llmtrain: Llmtrain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def remove(path: Path) -> str:
         shutil.rmtree(path.parent)
@@ -220,7 +238,105 @@ def test_a_checkpoint_that_is_removed_meanwhile_is_not_damaged(
     assert stopped.checkpoints == ["step-00000004", "step-00000008"]
 
 
-def test_nothing_starts_fresh_beside_damaged_checkpoints(stopped: Any, llmtrain: Any) -> None:
+def test_eval_and_generate_report_what_cannot_be_read_and_what_is_damaged(
+    stopped: Files, llmtrain: Llmtrain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in ("eval", "generate"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint_format, "sha256_file", refuse_to_read)
+            outcome = llmtrain(command, "run")
+        assert outcome.code == 1
+        assert "cannot be read" in outcome.err
+        assert "damaged" not in outcome.err
+    for name in stopped.checkpoints:
+        (stopped.path / "checkpoints" / name).rename(
+            stopped.path / "checkpoints" / f"{name}.damaged"
+        )
+    outcome = llmtrain("generate", "run")
+    assert outcome.code == 1
+    assert "step-00000010.damaged" in outcome.err
+
+
+def refuse_to_read(path: Path) -> str:
+    raise OSError(errno.EACCES, "Permission denied", str(path))
+
+
+def test_a_rewind_does_not_pass_over_what_cannot_be_read(
+    stopped: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_format, "sha256_file", refuse_to_read)
+    with pytest.raises(LlmtrainError, match="cannot be read"):
+        rewind._first_finite([stopped.newest])
+
+
+def test_verify_does_not_call_a_replaced_checkpoint_damaged(
+    stopped: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest = stopped.newest
+
+    def replace(path: Path) -> str:
+        monkeypatch.undo()
+        shutil.copytree(newest, newest.with_name("copy"))
+        shutil.rmtree(newest)
+        newest.with_name("copy").rename(newest)
+        return "of other content"
+
+    monkeypatch.setattr(checkpoint_format, "sha256_file", replace)
+    with pytest.raises(RemovedCheckpointError):
+        verify_checkpoint(newest)
+
+
+def test_runs_verify_tells_unreadable_from_damaged_and_leaves_out_what_was_removed(
+    stopped: Files, llmtrain: Llmtrain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: Path) -> str:
+        if "step-00000004" in str(path) and path.parent.exists():  # as retention does
+            shutil.copytree(stopped.newest, stopped.newest.with_name("step-00000012"))
+            path.parent.rename(path.parent.with_name(".step-00000004.removed"))
+            raise FileNotFoundError(errno.ENOENT, "gone", str(path))
+        if "step-00000008" in str(path):
+            return refuse_to_read(path)
+        return sha256_file(path)
+
+    truncate(stopped.newest / "model.safetensors")
+    monkeypatch.setattr(checkpoint_format, "sha256_file", read)
+
+    outcome = llmtrain("runs", "verify", "run", "--json")
+
+    found = json.loads(outcome.out)
+    assert outcome.code == 1
+    assert [Path(each["checkpoint"]).name for each in found["unreadable"]] == ["step-00000008"]
+    damaged = [Path(each["checkpoint"]).name for each in found["damaged"]]
+    assert damaged == ["step-00000010", "step-00000012"]
+    assert found["good"] == []
+    assert "unreadable" in llmtrain("runs", "verify", "run").out
+
+
+def strip_optimizer(run: Any) -> None:
+    for checkpoint in (run.path / "checkpoints").iterdir():
+        (checkpoint / "optimizer.safetensors").unlink()
+
+
+@pytest.mark.parametrize("resume", ["auto", "run/checkpoints/step-00000010"])
+def test_weights_without_optimizer_state_are_used_and_trained_on(
+    resume: str, stopped: Files, llmtrain: Llmtrain
+) -> None:
+    strip_optimizer(stopped)
+    for command in ("eval", "generate"):
+        assert llmtrain(command, "run").code == 0
+
+    outcome = llmtrain("train", "--out", "run", "--resume", resume)
+
+    assert outcome.code == 0, outcome.err
+    assert "no optimizer state" in outcome.err
+    assert "step-00000010" in stopped.checkpoints
+    assert load_state(stopped.newest).not_bitwise_from_step == 10
+    assert verify_run("run").newest_good == stopped.newest.relative_to(Path.cwd())
+
+
+def test_nothing_starts_fresh_beside_damaged_checkpoints(
+    stopped: Files, llmtrain: Llmtrain
+) -> None:
     for name in stopped.checkpoints:
         truncate(stopped.path / "checkpoints" / name / "state.json")
     assert llmtrain(*RESUME).code == 1
@@ -246,19 +362,19 @@ def failing_at_the_first_step(error: Exception) -> Iterator[None]:
 
 
 def test_a_stop_before_the_first_checkpoint_does_not_block_the_same_command(
-    llmtrain: Any, files: Any, place: Path, reference: Any
+    llmtrain: Llmtrain, place: Path, reference: Any
 ) -> None:
     with failing_at_the_first_step(InterruptedRunError("interrupted")):
         assert llmtrain(*START).code == 75
     assert (place / "run" / "run.yaml").is_file()
 
     assert llmtrain(*START).code == 0
-    assert files(place / "run").digests() == reference.digests()
+    assert Files(place / "run").digests() == reference.digests()
 
 
 @pytest.mark.parametrize("resume", [(), ("--resume", "auto")])
 def test_a_run_that_failed_at_its_start_is_begun_anew_with_other_settings(
-    resume: tuple[str, ...], llmtrain: Any, files: Any, place: Path
+    resume: tuple[str, ...], llmtrain: Llmtrain, place: Path
 ) -> None:
     (place / "short.txt").write_text("only a few words\n")
     with failing_at_the_first_step(DoesNotFitError("no memory")):
@@ -274,11 +390,11 @@ def test_a_run_that_failed_at_its_start_is_begun_anew_with_other_settings(
 
 
 def test_a_start_without_a_checkpoint_is_no_run(
-    train: Any, llmtrain: Any, files: Any, place: Path
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path
 ) -> None:
     train(place / "runs" / "good", stop_at=after_step(3))
-    with failing_at_the_first_step(DoesNotFitError("no memory")):
-        assert llmtrain("train", "-p", "tiny.yaml", "--out", "runs/leftover").code == 3
+    with failing_at_the_first_step(InterruptedRunError("interrupted")):
+        assert llmtrain("train", "-p", "tiny.yaml", "--out", "runs/leftover").code == 75
     assert "leftover" in llmtrain("runs", "list").out  # of this process, which is still there
     record = RunDirectory(place / "runs" / "leftover").read_record()
     ended = record["sessions"][0] | {"process": "1 1.0"}
@@ -288,12 +404,12 @@ def test_a_start_without_a_checkpoint_is_no_run(
     assert "good" in listed
     assert "leftover" not in listed
     assert llmtrain("train", "-p", "tiny.yaml", "--resume", "auto").code == 0
-    assert files(place / "runs" / "good").newest.name == "step-00000020"
+    assert Files(place / "runs" / "good").newest.name == "step-00000020"
     assert not (place / "runs" / "leftover" / "checkpoints").exists()
 
 
 def test_a_finished_run_of_another_machine_is_finished(
-    llmtrain: Any, place: Path, monkeypatch: pytest.MonkeyPatch
+    llmtrain: Llmtrain, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert llmtrain(*START).code == 0
     edit_record(place / "run", machine={"cpu": "a larger one", "isa": []})
@@ -309,7 +425,7 @@ def test_a_finished_run_of_another_machine_is_finished(
     assert "already finished" in outcome.err
 
 
-def test_a_run_file_of_schema_version_1_is_read(stopped: Any, llmtrain: Any) -> None:
+def test_a_run_file_of_schema_version_1_is_read(stopped: Files, llmtrain: Llmtrain) -> None:
     sessions = RunDirectory(stopped.path).read_record()["sessions"]
     edit_record(stopped.path, schema_version=1, sittings=sessions, sessions=None)
 
@@ -319,3 +435,45 @@ def test_a_run_file_of_schema_version_1_is_read(stopped: Any, llmtrain: Any) -> 
     assert record["schema_version"] == 2
     assert [session["from_step"] for session in record["sessions"]] == [0, 10]
     assert "sittings" not in record
+
+
+def test_text_that_was_moved_is_resumed_from_its_new_place(
+    stopped: Files, place: Path, llmtrain: Llmtrain, reference: Any
+) -> None:
+    (place / "archive").mkdir()
+    (place / "corpus.txt").rename(place / "archive" / "text.txt")
+
+    outcome = llmtrain(*RESUME, "--data", "archive/text.txt")
+
+    assert outcome.code == 0, outcome.err
+    assert stopped.digests() == reference.digests()
+    data = RunDirectory(stopped.path).read_record()["profile"]["data"]
+    assert data["sources"] == ["archive/text.txt"]
+
+
+def test_other_text_is_refused_on_a_resume(stopped: Files, place: Path, llmtrain: Llmtrain) -> None:
+    (place / "other.txt").write_text((place / "corpus.txt").read_text() + "more")
+    before = (stopped.path / "run.yaml").read_bytes()
+
+    outcome = llmtrain(*RESUME, "--data", "other.txt")
+
+    assert outcome.code == 2
+    assert "other.txt" in outcome.err
+    assert "another --out" in outcome.err
+    assert (stopped.path / "run.yaml").read_bytes() == before
+
+
+def test_a_run_without_cache_and_text_says_what_it_needs(
+    stopped: Files, place: Path, llmtrain: Llmtrain, monkeypatch: pytest.MonkeyPatch, reference: Any
+) -> None:
+    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(place / "empty"))
+    (place / "corpus.txt").rename(place / "text.txt")
+
+    outcome = llmtrain(*RESUME)
+
+    assert outcome.code == 5
+    assert "corpus.txt" in outcome.err
+    assert "no longer in the cache" in outcome.err
+    assert "--data" in outcome.err
+    assert llmtrain(*RESUME, "--data", "text.txt").code == 0
+    assert stopped.digests() == reference.digests()

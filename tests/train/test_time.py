@@ -185,9 +185,9 @@ def test_the_last_look_at_a_run_ends_with_its_time(
     train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where everything has become many times slower since the end was timed."""
-    rest_s = Pace.reserve_of_s
+    rest_s = Pace.reserve_for_s
     late = lambda pace, *what: 1e6 if what == ("save",) else rest_s(pace, *what)  # noqa: E731
-    monkeypatch.setattr(Pace, "reserve_of_s", late)
+    monkeypatch.setattr(Pace, "reserve_for_s", late)
     settings = {"train__time": "6s", "eval__every_steps": 10**6, "eval__sample_every_steps": 10**6}
     result = train(place / "run", **settings)
 

@@ -11,6 +11,7 @@ import typer
 from llmtrain.cli.command import command
 from llmtrain.cli.options import (
     AssumeOption,
+    DataOption,
     DeviceOption,
     ForceCpuOption,
     JsonOption,
@@ -57,6 +58,7 @@ def memory(
         str | None, typer.Option("--every", help=f"The interval of --watch; default: {_EVERY}.")
     ] = None,
     profile: ProfileOption = None,
+    data: DataOption = None,
     device: DeviceOption = None,
     force_cpu: ForceCpuOption = False,
     nproc: NprocOption = None,
@@ -88,6 +90,7 @@ def memory(
     limit_bytes = positive_bytes(FAIL_OVER, fail_over)
     planning = {
         "--profile": profile,
+        "--data": data or None,
         "--device": device,
         "--force-cpu": force_cpu or None,
         "--nproc": nproc,
@@ -106,7 +109,10 @@ def memory(
         from llmtrain.engine.request import TrainRequest
 
         flags = flag_settings(
-            device_kind=device, device_force_cpu=force_cpu, device_processes=nproc
+            data_sources=data,
+            device_kind=device,
+            device_force_cpu=force_cpu,
+            device_processes=nproc,
         )
         assumed = assumed_machine(assume)
         request = TrainRequest(profile, assignments=set_ or [], flags=flags, assumed=assumed)
@@ -117,6 +123,11 @@ def memory(
         raise UsageError(
             "--calibrate measures a profile, and none is named",
             hint="llmtrain memory --profile cpu-tiny --calibrate",
+        )
+    if data:
+        raise UsageError(
+            "--data is text to train on by a profile, and none is named",
+            hint=shlex.join(["llmtrain", "memory", "--profile", "cpu-tiny", "--data", data[0]]),
         )
     if assume is not None:
         raise UsageError(

@@ -20,9 +20,7 @@ def count_windows(num_tokens: int, context: int) -> int:
     """Return the number of whole windows in `num_tokens`. Raises DataError if there is none."""
     if num_tokens <= context:
         message = f"{num_tokens} tokens of text are too few for one window of context {context}"
-        shorter = max(1, num_tokens // 8)
-        hint = f"add text with --data, or shorten it with --set model.context={shorter}"
-        raise DataError(message, hint=hint)
+        raise DataError(message, hint="add text with --data, or set a smaller model.context")
     return (num_tokens - 1) // context
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any, BinaryIO
 
 from llmtrain.data.document import Document, RecordOptions
 from llmtrain.data.formats.records import document, require_field
 from llmtrain.data.formats.streams import library_missing, map_damage
+from llmtrain.data.formats.text import decoded
 from llmtrain.errors import DataError
 from llmtrain.units import format_bytes
 
@@ -27,12 +30,12 @@ def parquet_rows(stream: BinaryIO, origin: str, options: RecordOptions) -> Itera
         import pyarrow.parquet
 
         known = pyarrow.parquet.ParquetFile(stream)
-        _require_text_column(pa, known.schema_arrow, origin, options)
+        path = _text_path(pa, known.schema_arrow, origin, options)
         file = pyarrow.parquet.ParquetFile(
             stream,
             metadata=known.metadata,
             # A value that many rows share stays one in memory until its row is read.
-            read_dictionary=[options.text_field],
+            read_dictionary=list(path) if len(path) == 1 else None,
             buffer_size=1 << 20,
             pre_buffer=False,
         )
@@ -41,7 +44,8 @@ def parquet_rows(stream: BinaryIO, origin: str, options: RecordOptions) -> Itera
             columns=[options.text_field],
             use_threads=False,
         )
-        yield from _documents((batch.column(0) for batch in batches), origin, options)
+        columns = (batch.column(0) for batch in batches)
+        yield from _documents(columns, path[1:], origin, options)
 
 
 def arrow_rows(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterator[Document]:
@@ -50,10 +54,11 @@ def arrow_rows(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterato
         is_file = stream.read(len(_ARROW_FILE)) == _ARROW_FILE
         stream.seek(0)
         reader = pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream)
-        _require_text_column(pa, reader.schema, origin, options)
-        column = reader.schema.get_field_index(options.text_field)
+        path = _text_path(pa, reader.schema, origin, options)
+        column = reader.schema.get_field_index(path[0])
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
-        yield from _documents((batch.column(column) for batch in batches), origin, options)
+        columns = (batch.column(column) for batch in batches)
+        yield from _documents(columns, path[1:], origin, options)
 
 
 @contextmanager
@@ -68,25 +73,36 @@ def _arrow(origin: str, what: str) -> Iterator[Any]:
         yield pa
 
 
-def _require_text_column(pa: Any, schema: Any, origin: str, options: RecordOptions) -> None:
+def _text_path(pa: Any, schema: Any, origin: str, options: RecordOptions) -> tuple[str, ...]:
+    """Return the column of text; with the names inside it where it is a struct.
+
+    `meta.content` is `content` in the struct `meta`, where no column has the whole name. Raises
+    DataError.
+    """
+    outer, _, inner = options.text_field.partition(".")
+    if inner and options.text_field not in schema.names and outer in schema.names:
+        kind = schema.field(outer).type
+        if pa.types.is_struct(kind):
+            held = pa.schema([kind.field(index) for index in range(kind.num_fields)])
+            options = replace(options, text_field=inner)
+            return (outer, *_text_path(pa, held, f"{origin}: {outer}", options))
     require_field(schema.names, origin, options)
     if schema.names.count(options.text_field) > 1:
         raise DataError(f"{origin} names the column {options.text_field!r} twice")
     kind = schema.field(options.text_field).type
-    held = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (pa.types.is_string(held) or pa.types.is_large_string(held) or _is_view(pa, held)):
+    if not _is_text(pa, kind):
         message = f"{origin}: column {options.text_field!r} is {kind}, not text"
-        texts = [
-            field.name
-            for field in schema
-            if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-        ]
+        texts = [field.name for field in schema if _is_text(pa, field.type)]
         there = f"of text there is: {', '.join(texts[:20])}" if texts else "no column is text"
         raise DataError(message, hint=f"--text-field NAME; {there}")
+    return (options.text_field,)
 
 
-def _is_view(pa: Any, kind: Any) -> bool:
-    return bool(pa.types.is_string_view(kind))
+def _is_text(pa: Any, kind: Any) -> bool:
+    """Return whether values are text, or bytes that may be UTF-8."""
+    held = kind.value_type if pa.types.is_dictionary(kind) else kind
+    names = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view")
+    return str(held) in names
 
 
 def _rows_in_batch(metadata: Any, file_bytes: int, origin: str) -> int:
@@ -106,11 +122,23 @@ def _rows_in_batch(metadata: Any, file_bytes: int, origin: str) -> int:
     return max(1, min(_MOST_ROWS, int(_BATCH_BYTES / longest_bytes)))
 
 
-def _documents(columns: Iterator[Any], origin: str, options: RecordOptions) -> Iterator[Document]:
+def _documents(
+    columns: Iterator[Any], inside: tuple[str, ...], origin: str, options: RecordOptions
+) -> Iterator[Document]:
     row = 0
     for column in columns:
         column.validate(full=True)  # where it lies about its sizes, reading it ends the process
         for cell in column:
-            place = f"{origin}[{row}]"
-            yield document(cell.as_py(), place, options)
+            yield from options.attempt(
+                partial(_document, cell, inside, f"{origin}[{row}]", options)
+            )
             row += 1
+
+
+def _document(cell: Any, inside: tuple[str, ...], place: str, options: RecordOptions) -> Document:
+    value = cell.as_py()
+    for name in inside:
+        value = None if value is None else value[name]
+    if isinstance(value, bytes):
+        value = decoded(value, place, 0)
+    return document(value, place, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from typing import BinaryIO
 
 from llmtrain.data.document import Document, NoRecordsError, RecordOptions
@@ -19,6 +20,7 @@ _READ_BYTES = 1 << 20
 _WHITESPACE = " \t\n\r"
 # Where the decoder stops nearer to the end than this, what follows may be what it misses.
 _LONGEST_PIECE = 16
+_LONGEST_INTEGER = 20  # digits
 
 
 def _record(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -30,19 +32,38 @@ def _record(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return RepeatingRecord(found, frozenset(name for name, times in names.items() if times > 1))
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_record)
+def _integer(digits: str) -> float:
+    """Return a number for messages: Python refuses to read an integer of 5,000 digits."""
+    return int(digits) if len(digits) <= _LONGEST_INTEGER else float(digits)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_record, parse_int=_integer)
 
 
 def json_lines(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterator[Document]:
-    """Yield a document for every line that is not empty; `file:line` is its origin."""
+    """Yield a document for every line that is not empty: an object or a string.
+
+    `file:line` is its origin.
+    """
     offset = 0
     for number, line in enumerate(lines_of(stream, origin, options.longest_bytes), start=1):
         content = line.removeprefix(_BOM) if number == 1 else line
         if content.strip():
-            place = f"{origin}:{number}"
-            text = decoded(content, place, offset + len(line) - len(content))
-            yield document_of(_parsed(text, place), place, options)
+            first_byte = offset + len(line) - len(content)
+            yield from options.attempt(
+                partial(_line, content, f"{origin}:{number}", first_byte, options)
+            )
         offset += len(line)
+
+
+def _line(content: bytes, place: str, first_byte: int, options: RecordOptions) -> Document:
+    return _document(_parsed(decoded(content, place, first_byte), place), place, options)
+
+
+def _document(value: object, place: str, options: RecordOptions) -> Document:
+    if isinstance(value, str):
+        return document(value, place, options)
+    return document_of(value, place, options)
 
 
 def _parsed(line: str, place: str) -> object:
@@ -59,11 +80,7 @@ def json_values(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterat
     """
     values = _top_values(_Window(stream, origin, options.longest_bytes))
     for index, value in enumerate(values):
-        place = f"{origin}[{index}]"
-        if isinstance(value, str):
-            yield document(value, place, options)
-        else:
-            yield document_of(value, place, options)
+        yield from options.attempt(partial(_document, value, f"{origin}[{index}]", options))
 
 
 def _top_values(window: _Window) -> Iterator[object]:

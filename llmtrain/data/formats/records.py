@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 
 from llmtrain.data.document import Document, NoRecordsError, RecordOptions
 from llmtrain.errors import DataError
@@ -23,15 +24,28 @@ class RepeatingRecord(dict[str, object]):
 
 
 def document_of(record: object, place: str, options: RecordOptions) -> Document:
-    """Return the document in the text field of a record. Raises DataError."""
+    """Return the document in the text field of a record. Raises DataError.
+
+    `meta.content` is the field `content` of the object in field `meta`, where there is no field of
+    the whole name.
+    """
     if not isinstance(record, dict):
         message = f"{place} is JSON, but not an object: {json_beginning(record)}"
         raise NoRecordsError(message, reason="no objects")
+    name = options.text_field
+    outer, dot, inner = name.partition(".")
+    if name not in record and dot and isinstance(part := record.get(outer), dict):
+        _refuse_repeated(record, outer, place)
+        found = document_of(part, f"{place}: {outer}", replace(options, text_field=inner))
+        return replace(found, origin=place)
     require_field(record, place, options)
-    if isinstance(record, RepeatingRecord) and options.text_field in record.repeated:
-        message = f"{place} has field {options.text_field!r} more than once"
-        raise DataError(message, hint=_MEND)
-    return document(record[options.text_field], place, options)
+    _refuse_repeated(record, name, place)
+    return document(record[name], place, options)
+
+
+def _refuse_repeated(record: dict[str, object], name: str, place: str) -> None:
+    if isinstance(record, RepeatingRecord) and name in record.repeated:
+        raise DataError(f"{place} has field {name!r} more than once", hint=_MEND)
 
 
 def document(text: object, place: str, options: RecordOptions) -> Document:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from functools import partial
 from typing import BinaryIO, Literal
 
 from llmtrain.data.document import Document, RecordOptions
@@ -39,11 +40,17 @@ def _documents(
     if header.count(options.text_field) > 1:
         raise DataError(f"{place} names the column {options.text_field!r} twice")
     for place, row in rows:
-        if len(row) != len(header):
-            message = f"{place}: the row has {len(row)} fields, and the header {len(header)}"
-            hint = f"a field with {delimiter!r} or a line end in it has to be quoted"
-            raise DataError(message, hint=hint)
-        yield document(row[column], place, options)
+        yield from options.attempt(partial(_document, row, column, header, place, options))
+
+
+def _document(
+    row: list[str], column: int, header: list[str], place: str, options: RecordOptions
+) -> Document:
+    if len(row) != len(header):
+        message = f"{place}: the row has {len(row)} fields, and the header {len(header)}"
+        hint = "a field with a separator or a line end in it has to be quoted"
+        raise DataError(message, hint=hint)
+    return document(row[column], place, options)
 
 
 def _rows(

@@ -17,7 +17,7 @@ def text_parts(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterato
     longest_bytes = options.longest_bytes
     data, offset = stream.read(longest_bytes), 0
     if len(data) < longest_bytes:
-        yield Document(decoded(data, origin, 0), origin)
+        yield from options.attempt(lambda: Document(decoded(data, origin, 0), origin))
         return
     while data:
         end = _end_of_part(data, longest_bytes)
@@ -47,7 +47,8 @@ def decoded(data: bytes, origin: str, first_byte: int) -> str:
 def not_utf8(origin: str, byte: int, offset: int) -> DataError:
     """Return the error about a byte that is not UTF-8."""
     message = f"{origin} is not UTF-8: byte 0x{byte:02x} at offset {offset}"
-    hint = "convert it first, for example: iconv -f LATIN1 -t UTF-8 OLD > NEW"
+    # WINDOWS-1252 has all letters of LATIN1, and quotes and dashes where LATIN1 has controls.
+    hint = "convert it first, for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
     return DataError(message, hint=hint)
 
 

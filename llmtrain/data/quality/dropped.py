@@ -88,13 +88,24 @@ class DropCount:
             beginning = document.text[:_EXAMPLE_CHARACTERS]
             self.examples.append(Example(document.origin, beginning))
 
+    def add_bad(self, error: DataError) -> None:
+        """Count a record that could not be used, with the error as its example."""
+        self.documents += 1
+        if len(self.examples) < _EXAMPLES:
+            self.examples.append(Example(error.message, ""))
+
     def describe(self) -> str:
         """Return one line: how many, how much, and the examples."""
-        some = "; ".join(f"{e.origin} ({' '.join(e.beginning.split())}…)" for e in self.examples)
+        some = "; ".join(map(_shown, self.examples))
         kind = "document" if self.documents == 1 else "documents"
-        size = format_bytes(self.text_bytes)
-        return f"{self.documents} {kind} ({size}) {self.reason}, for example {some}"
+        size = f" ({format_bytes(self.text_bytes)})" if self.text_bytes else ""
+        return f"{self.documents} {kind}{size} {self.reason}, for example {some}"
 
     def document(self) -> dict[str, object]:
         """Return the same, ready for JSON."""
         return asdict(self)
+
+
+def _shown(example: Example) -> str:
+    beginning = " ".join(example.beginning.split())
+    return f"{example.origin} ({beginning}…)" if beginning else example.origin

@@ -18,7 +18,7 @@ from llmtrain.data.corpus_stats import CorpusStats
 from llmtrain.data.quality.minhash import MinHasher
 from llmtrain.data.quality.near_duplicates import Flags, copied_from
 from llmtrain.data.reading import Document
-from llmtrain.data.split import BlockSplit, DocumentSplit, Side, Split, cut_at_line_ends, plan_split
+from llmtrain.data.split import BlockSplit, GivenSplit, Side, Split, cut_at_line_ends, plan_split
 
 _MOST_UNITS = 100_000  # of a side that are compared
 _MOST_BYTES = 256 << 20
@@ -52,9 +52,12 @@ def find_leakage(
 ) -> Leakage:
     """Compare the two sides of the split. Reads all of the corpus; raises DataError."""
     split = plan_split(corpus, facts, validation_fraction)
+    share = validation_fraction
+    if isinstance(split, GivenSplit):
+        share = facts.held_out_documents / facts.documents
     rates: dict[Side, float] = {
-        "train": _rate(facts, 1 - validation_fraction),
-        "validation": _rate(facts, validation_fraction),
+        "train": _rate(facts, 1 - share),
+        "validation": _rate(facts, share),
     }
     signer, is_source = MinHasher(), []
     for side, unit in _units(split, corpus.documents()):
@@ -65,7 +68,7 @@ def find_leakage(
     sources: Flags = np.array(is_source, np.bool_)
     copies = copied_from(signer.signatures(), sources, check_stop)
     return Leakage(
-        units="documents" if isinstance(split, DocumentSplit) else "blocks",
+        units="blocks" if isinstance(split, BlockSplit) else "documents",
         held_out=int((~sources).sum()),
         copies=int(copies.sum()),
         train_share=rates["train"],
@@ -93,7 +96,7 @@ def _units(split: Split, documents: Iterator[Document]) -> Iterator[tuple[Side, 
     block of it has three quarters of the copy or more.
     """
     for piece in split.assign(documents):
-        if isinstance(split, DocumentSplit):
+        if not isinstance(split, BlockSplit):
             yield piece.side, piece.document
             continue
         data, origin = piece.document.text.encode(), piece.document.origin

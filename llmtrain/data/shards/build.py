@@ -28,7 +28,7 @@ from llmtrain.data.shards.journal import (
 from llmtrain.data.shards.manifest import write_manifest
 from llmtrain.data.shards.token_stream import TokenArray
 from llmtrain.data.shards.writer import SplitWriter
-from llmtrain.data.split import DocumentSplit, Split, plan_split
+from llmtrain.data.split import BlockSplit, Split, plan_split
 from llmtrain.errors import DataError
 from llmtrain.files import json_key
 
@@ -179,7 +179,7 @@ def _finished_index(
         encoder_fingerprint=recipe.encoder.fingerprint,
         corpus_fingerprint=recipe.facts.fingerprint,
         validation_fraction=float(recipe.validation_fraction),
-        split_by="documents" if isinstance(split, DocumentSplit) else "blocks",
+        split_by="blocks" if isinstance(split, BlockSplit) else "documents",
         unigram_cross_entropy_nats=unigram_cross_entropy_nats(train.counts, validation.counts),
         train=sides[0],
         validation=sides[1],

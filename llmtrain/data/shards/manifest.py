@@ -17,7 +17,7 @@ import llmtrain
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import CorpusStats
 from llmtrain.data.shards.index import ShardIndex
-from llmtrain.files import write_pieces_atomically
+from llmtrain.files import escape_names, write_pieces_atomically
 from llmtrain.untrusted import read_json
 
 MANIFEST_NAME = "manifest.json"
@@ -65,9 +65,8 @@ def write_manifest(
 
 def write_record(directory: Path, record: Mapping[str, object]) -> None:
     """Write the record to `directory` as its manifest."""
-    text = json.dumps(record, indent=2, ensure_ascii=False, default=str) + "\n"
-    data = text.encode(errors="backslashreplace")  # names of files need not be Unicode
-    write_pieces_atomically(directory / MANIFEST_NAME, [data])
+    text = json.dumps(escape_names(record), indent=2, ensure_ascii=False, default=str) + "\n"
+    write_pieces_atomically(directory / MANIFEST_NAME, [text.encode()])
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:

@@ -12,6 +12,11 @@ from pathlib import Path
 from llmtrain.data.document import Skipped
 from llmtrain.data.formats.streams import readable
 from llmtrain.data.reading import SourceFile
+from llmtrain.data.sources.exclusions import (
+    listed_files,
+    reason_against_directory,
+    reason_against_file,
+)
 from llmtrain.data.sources.gitignore import Ignored, PathFilter, Selection, ignored_in, is_ignored
 
 _GLOB_CHARACTERS = frozenset("*?[")
@@ -32,10 +37,11 @@ class _Walk:
         """Yield every file below `directory`, whose path is `prefix` to the filter."""
         own = ignored_in(directory, prefix) if self.path_filter is not None else None
         ignored = (*ignored, own) if own is not None else ignored
+        listed = listed_files(directory) if self.path_filter is not None else None
         for entry in _visible(directory):
             if entry.is_dir(follow_symlinks=False):
                 path = f"{prefix}{entry.name}/"
-                reason = self._reason_against(path, ignored)
+                reason = self._reason_against(path, ignored) or self._exclusion(entry)
                 if reason is None:
                     yield from self.below(Path(entry.path), path, ignored)
                 else:
@@ -43,8 +49,12 @@ class _Walk:
             elif _leads_to_directory(entry):
                 yield Skipped(entry.path, _LINKED)
             else:
-                reason = self._reason_against(f"{prefix}{entry.name}", ignored)
+                path = f"{prefix}{entry.name}"
+                reason = self._reason_against(path, ignored) or _file_reason(entry, listed)
                 yield Path(entry.path) if reason is None else Skipped(entry.path, reason)
+
+    def _exclusion(self, entry: os.DirEntry[str]) -> str | None:
+        return None if self.path_filter is None else reason_against_directory(Path(entry.path))
 
     def _reason_against(self, path: str, ignored: Sequence[Ignored]) -> str | None:
         if self.path_filter is None:
@@ -61,15 +71,21 @@ class _Walk:
         head, rest = segments[0], segments[1:]
         if head == "**":
             yield from self.matching(directory, prefix, rest)
+        listed = listed_files(directory) if is_glob(head) else None
         for entry in _visible(directory, even_hidden=head.startswith(".")):
             path = prefix + entry.name
             if entry.is_dir(follow_symlinks=False):
-                if head == "**":
+                if not (head == "**" or fnmatchcase(entry.name, head)):
+                    continue
+                if is_glob(head) and (reason := self._exclusion(entry)) is not None:
+                    yield Skipped(f"{entry.path}{os.sep}", reason)
+                elif head == "**":
                     yield from self.matching(Path(entry.path), f"{path}/", segments)
-                elif fnmatchcase(entry.name, head):
+                else:
                     yield from self.matching(Path(entry.path), f"{path}/", rest)
             elif not rest and fnmatchcase(entry.name, head):
                 reason = _LINKED if _leads_to_directory(entry) else self._reason_against(path, ())
+                reason = reason or _file_reason(entry, listed)
                 yield Path(entry.path) if reason is None else Skipped(entry.path, reason)
 
 
@@ -113,6 +129,10 @@ def found_matching(pattern: Path, selection: Selection) -> list[Found]:
 
 def _path_parts(found: Found) -> tuple[str, ...]:
     return found.parts if isinstance(found, Path) else Path(found.origin).parts
+
+
+def _file_reason(entry: os.DirEntry[str], listed: frozenset[str] | None) -> str | None:
+    return reason_against_file(Path(entry.path), listed)
 
 
 def _leads_to_directory(entry: os.DirEntry[str]) -> bool:

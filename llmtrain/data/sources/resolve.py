@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
@@ -32,12 +33,13 @@ from llmtrain.data.sources.discover import (
     library_files,
 )
 from llmtrain.data.sources.download import Fetched, FetchOptions, fetch
+from llmtrain.data.sources.exclusions import split_role
 from llmtrain.data.sources.gitignore import PathFilter, Selection
 from llmtrain.data.sources.huggingface import fetch_dataset, is_dataset
 from llmtrain.data.sources.stdin import is_stdin, stdin_file
 from llmtrain.data.sources.urls import is_remote, without_secrets
 from llmtrain.errors import DataError, UsageError
-from llmtrain.files import cache_directory
+from llmtrain.files import cache_directory, path_of
 
 BUILTIN_PYTHON = "builtin:python"
 
@@ -45,28 +47,49 @@ BUILTIN_PYTHON = "builtin:python"
 def resolve_sources(
     specs: Sequence[str],
     *,
+    validation: str | None = None,
     text_field: str = "text",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    skips_bad: bool = False,
     limits: Limits | None = None,
     fetching: FetchOptions | None = None,
 ) -> Corpus:
     """Return the corpus that `specs` name, in that order; a file named twice counts once.
 
+    All that `validation` names is held out, and what it has in common with `specs` too; then the
+    validation splits of saved datasets in `specs` are not read.
     What lies elsewhere is in the cache afterwards. Every file is known to exist and to check like
     text. `include` and `exclude` are patterns as in .gitignore, of what is found in directories,
-    globs and archives. Raises DataError for a spec that stands for no text, UsageError where there
-    is no spec, or for what is no pattern.
+    globs and archives. `skips_bad`: records that cannot be used are left out. Raises DataError for
+    a spec that stands for no text, UsageError where there is no spec, or for what is no pattern.
     """
     if not specs or not all(specs):
         raise UsageError("no data is given", hint="--data FILE, or --data builtin:python")
     selection = Selection(tuple(include), tuple(exclude))
     PathFilter(selection)  # what is no pattern is told before anything is looked for
-    options = ReadOptions(text_field, selection, limits or Limits())
+    options = ReadOptions(text_field, selection, limits or Limits(), skips_bad)
     seen: set[str] = set()
     fetching = _only_wanted(fetching or FetchOptions(cache_directory(), text_field), selection)
+    held_out: tuple[Source, ...] = ()
+    if validation is not None:
+        held_out = (_held_out(_without_repeats(_resolve(validation, options, fetching), seen)),)
     sources = tuple(_without_repeats(_resolve(spec, options, fetching), seen) for spec in specs)
-    return Corpus(sources, options)
+    if held_out:
+        sources = tuple(map(_without_validation, sources))
+    return Corpus(sources, held_out, options)
+
+
+def _held_out(source: Source) -> Source:
+    return replace(source, files=tuple(replace(file, held_out=True) for file in source.files))
+
+
+def _without_validation(source: Source) -> Source:
+    """Return the source without its own validation split: data.validation names another."""
+    reason = "a validation split, and data.validation names another"
+    skipped = (Skipped(file.origin, reason) for file in source.files if file.held_out)
+    files = tuple(file for file in source.files if not file.held_out)
+    return replace(source, files=files, skipped=(*source.skipped, *skipped))
 
 
 def _only_wanted(fetching: FetchOptions, selection: Selection) -> FetchOptions:
@@ -144,19 +167,21 @@ def _resolve_here(spec: str, options: ReadOptions) -> Source:
     path = _expanded(spec)
     with readable(spec):
         if path.is_dir():
-            return _found(spec, "directory", found_below(path, options.selection), options)
+            found = found_below(path, options.selection)
+            return _found(spec, "directory", found, path, options)
         if path.exists():
             return _named(spec, "file", source_file(path), options)
         if is_glob(spec):
-            return _found(spec, "glob", found_matching(path, options.selection), options)
+            fixed = Path(*takewhile(lambda part: not is_glob(part), path.parts))
+            return _found(spec, "glob", found_matching(path, options.selection), fixed, options)
     raise _missing(spec, path)
 
 
 def _expanded(spec: str) -> Path:
     try:
-        return Path(spec).expanduser()
+        return path_of(str(Path(spec).expanduser()))
     except RuntimeError:  # `~name` where there is no such user: a file may be called that
-        return Path(spec)
+        return path_of(spec)
 
 
 def _named(
@@ -172,11 +197,18 @@ def _named(
     if reason == "binary":
         hint = "text has to be UTF-8; for UTF-16: iconv -f UTF-16 -t UTF-8 OLD > NEW"
         raise DataError(f"{file.origin} is binary, not text", hint=hint)
+    if reason.startswith(("a ", "an ")):
+        what, _, advice = reason.partition("; ")
+        raise DataError(f"{file.origin} is {what}", hint=advice or SUPPORTED)
     raise DataError(f"{file.origin} cannot be used as text: {reason}", hint=SUPPORTED)
 
 
 def _found(
-    spec: str, kind: Literal["directory", "glob"], found: Iterable[Found], options: ReadOptions
+    spec: str,
+    kind: Literal["directory", "glob"],
+    found: Iterable[Found],
+    root: Path,
+    options: ReadOptions,
 ) -> Source:
     files: list[SourceFile] = []
     skipped: list[Skipped] = []
@@ -184,7 +216,11 @@ def _found(
         if isinstance(each, Skipped):
             skipped.append(each)
             continue
-        file = source_file(each)
+        role = split_role(each, root)
+        if role == "test":
+            skipped.append(Skipped(str(each), "the test split of a dataset"))
+            continue
+        file = replace(source_file(each), held_out=role == "validation")
         check = check_file(file, options, is_named=False)
         skipped.extend(check.skipped)
         if check.has_text:

@@ -33,40 +33,47 @@ _KILLS_PER_STARTING_KILL = 10
 class KillTarget:
     """When to kill: `lengths` of the phase's median duration after it starts, at its end at latest.
 
-    It is the first time that the phase occurs at or after `from_step`.
+    It is the first time that the phase occurs at or after `from_step`; unless the phase is one of
+    starting, after a checkpoint was saved. Where it has not occurred by `latest_step`, it is then.
     """
 
     phase: Phase
     from_step: int
     lengths: float
+    latest_step: int
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """One kill. `phase` is that of rank 0: at the kill, or as its files show it afterwards."""
+    """One kill. `phase` is that of rank 0: at the kill, or as its files show it afterwards.
+
+    `after_checkpoint`: the next session resumed from a checkpoint, and did not start anew.
+    """
 
     phase: Phase
     aimed_at: Phase
     step: int
     victim: str
     gone_after_s: float  # until no process of the run was left
+    after_checkpoint: bool
 
 
 def plan_kills(
     phases: Sequence[Phase], kills: int, steps: int, draw: random.Random
 ) -> list[KillTarget]:
-    """Return a target for each kill: every phase about equally often, in random order."""
+    """Return a target for each kill: every phase about equally often, in random order.
+
+    At most half of them, the first ones, are before the first step.
+    """
     starting = [phase for phase in _STARTING if phase in phases]
-    first = [
-        starting[i % len(starting)]
-        for i in range(-(-kills // _KILLS_PER_STARTING_KILL) * len(starting))
-    ]
+    wanted = -(-kills // _KILLS_PER_STARTING_KILL) * len(starting)
+    first = [starting[i % len(starting)] for i in range(min(wanted, kills // 2))]
     others: list[Phase] = [*(p for p in phases if p not in _STARTING), "resume"]
     rest = [others[i % len(others)] for i in range(kills - len(first))]
     draw.shuffle(rest)
     return [
-        KillTarget(phase, 1 + i * (steps - 1) // kills, draw.random())
-        for i, phase in enumerate([*first, *rest][:kills])
+        KillTarget(phase, 1 + i * (steps - 1) // kills, draw.random(), steps - 1)
+        for i, phase in enumerate([*first, *rest])
     ]
 
 
@@ -187,16 +194,21 @@ def kill_at(
         return None
     victim, gone_after_s = training.kill(draw)
     phase = seen if victim.startswith("rank") and victim != "rank 0" else watch.phase()
-    return Kill(phase, target.phase, watch.step, victim, gone_after_s)
+    return Kill(phase, target.phase, watch.step, victim, gone_after_s, watch.has_checkpoint)
 
 
 def _is_reached(watch: Watch, target: KillTarget) -> bool:
     phase = watch.phase()
     if target.phase == "data preparation":
         return phase != "start-up"  # cached data is not prepared again
-    if target.phase in ("start-up", "resume"):
+    if target.phase == "start-up":
         return True
-    return phase == target.phase and watch.step >= target.from_step
+    if not watch.has_checkpoint:
+        return False
+    if target.phase == "resume":
+        return True
+    is_due = phase == target.phase and watch.step >= target.from_step
+    return is_due or (phase != "resume" and watch.step >= target.latest_step)
 
 
 def start_training(command: Sequence[str], cache: Path, log: Path) -> TrainProcess:

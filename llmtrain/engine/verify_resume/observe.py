@@ -43,6 +43,11 @@ class Watch:
         saved = [step_of(path) for path in list_checkpoints(self._run.checkpoints)]
         return max([int(logged), *saved])
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a complete checkpoint."""
+        return bool(list_checkpoints(self._run.checkpoints))
+
     def phase(self) -> Phase:
         """Return the phase that the process is in, or was in when it was killed."""
         if _stamp(self._run.path / RUN_FILE) == self._record_before:

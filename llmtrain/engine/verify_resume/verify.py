@@ -62,6 +62,11 @@ class Proof:
     interrupted_s: float
 
     @property
+    def resumes_from_checkpoint(self) -> int:
+        """How many of the resumes were from a checkpoint; the others started anew."""
+        return sum(kill.after_checkpoint for kill in self.kills)
+
+    @property
     def is_equal(self) -> bool:
         """Whether weights, optimizer state and logged values are bitwise equal."""
         return self.uninterrupted == self.interrupted

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +45,10 @@ MODEL, OPTIMIZER, STATE, MANIFEST = (
 
 class DamagedCheckpointError(LlmtrainError):
     """A checkpoint was read and does not hold what was written."""
+
+
+class RemovedCheckpointError(LlmtrainError):
+    """A checkpoint was removed or replaced while it was being read."""
 
 
 class SavedState(BaseModel):
@@ -84,6 +88,7 @@ class Checkpoint:
     optimizer: Mapping[str, Tensor]
     shape: ModelShape
     tokenizer: Tokenizer
+    has_optimizer: bool = True  # False: the weights alone were saved or kept
 
 
 def checkpoint_name(step: int) -> str:
@@ -99,9 +104,14 @@ def list_checkpoints(directory: Path) -> list[Path]:
     return sorted((p for p in found if not p.is_symlink()), key=lambda path: step_of(path))
 
 
-def damaged_checkpoints(directory: Path) -> list[Path]:
-    """Return the directories of checkpoints that were set aside as damaged."""
-    return sorted(path for path in _entries(directory) if _DAMAGED.fullmatch(path.name))
+def refuse_only_damaged(directory: Path) -> None:
+    """Raise LlmtrainError if every checkpoint that was saved here was set aside as damaged."""
+    damaged = sorted(p.name for p in _entries(directory) if _DAMAGED.fullmatch(p.name))
+    if damaged and not list_checkpoints(directory):
+        raise LlmtrainError(
+            f"{directory} has no checkpoint but damaged ones: {', '.join(damaged)}",
+            hint="start anew with another --out, or remove them to start anew here",
+        )
 
 
 def has_saved_state(directory: Path) -> bool:
@@ -133,14 +143,51 @@ def is_of(divergence: DivergenceState, path: Path) -> bool:
         return False
 
 
-def verify_checkpoint(path: Path) -> None:
+def verify_checkpoint(path: Path, *, with_optimizer: bool = True) -> None:
     """Compare every file with the manifest. Raises DamagedCheckpointError for one that differs.
 
-    Raises LlmtrainError for a file that cannot be read, UsageError for one that is a link.
+    Raises LlmtrainError for a file that cannot be read, UsageError for one that is a link, and
+    RemovedCheckpointError where another process removed or replaced the checkpoint.
     """
-    for name, entry in _read_manifest(path).items():
-        with _errors_mapped(path / name) as file:
-            _verify_file(file, entry)
+    with _not_replaced(path):
+        files = _read_manifest(path)
+        if with_optimizer and OPTIMIZER not in files:
+            raise DamagedCheckpointError(f"{path / MANIFEST} names no {OPTIMIZER}")
+        for name, entry in files.items():
+            if name != OPTIMIZER or with_optimizer:
+                with _errors_mapped(path / name) as file:
+                    _verify_file(file, entry)
+
+
+def lacks_optimizer(path: Path) -> bool:
+    """Return whether the checkpoint has no optimizer file: its weights can still be trained."""
+    return not (path / OPTIMIZER).exists()
+
+
+@contextmanager
+def _not_replaced(path: Path) -> Iterator[None]:
+    """Raise RemovedCheckpointError for damage that was read from two directories of one name."""
+    before = _identity(path)
+    try:
+        yield
+    except DamagedCheckpointError:
+        if _identity(path) != before:
+            raise _removed(path) from None
+        raise
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
+
+
+def _removed(path: Path) -> RemovedCheckpointError:
+    return RemovedCheckpointError(
+        f"{path} was removed while it was being read", hint="give the same command again"
+    )
 
 
 def _verify_file(file: Path, entry: Mapping[str, Any]) -> None:
@@ -157,8 +204,12 @@ def _verify_file(file: Path, entry: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
-    """Verify and load the checkpoint at `path`. Raises DamagedCheckpointError."""
-    verify_checkpoint(path)
+    """Verify and load the checkpoint at `path`. Raises DamagedCheckpointError.
+
+    Where its optimizer file is missing, it has no optimizer state.
+    """
+    with_optimizer = with_optimizer and not lacks_optimizer(path)
+    verify_checkpoint(path, with_optimizer=with_optimizer)
     state = load_state(path)
     with _errors_mapped(path / "config.json") as file:
         shape = shape_from_config(read_json(file), str(file))
@@ -166,7 +217,7 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
         weights = read_tensors(file)
     with _errors_mapped(path / OPTIMIZER) as file:
         optimizer = read_tensors(file) if with_optimizer else {}
-    return Checkpoint(state, weights, optimizer, shape, Tokenizer.load(path))
+    return Checkpoint(state, weights, optimizer, shape, Tokenizer.load(path), with_optimizer)
 
 
 @contextmanager
@@ -180,12 +231,9 @@ def _errors_mapped(file: Path) -> Iterator[Path]:
     except ValueError as error:
         raise DamagedCheckpointError(f"{file}: {_problem(error)}") from None
     except OSError as error:
-        if not file.parent.exists():
-            raise LlmtrainError(
-                f"{file.parent} was removed while it was being read",
-                hint="give the same command again",
-            ) from error
         if error.errno == errno.ENOENT:
+            if not file.parent.exists():
+                raise _removed(file.parent) from error
             raise DamagedCheckpointError(f"{file} is missing") from None
         if error.errno in _WRONG_FILE:
             raise DamagedCheckpointError(f"{file}: {_problem(error)}") from None
@@ -234,23 +282,39 @@ _UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_
 def newest_good(directory: Path, on_damage: Callable[[Path, str], None]) -> Path | None:
     """Return the newest checkpoint that is whole; call `on_damage` for each newer, damaged one.
 
-    Raises DamagedCheckpointError where there are checkpoints and none is whole, and LlmtrainError
+    Where none is whole, it is the newest that lacks only its optimizer state. Raises
+    DamagedCheckpointError where there are checkpoints and none of either kind, and LlmtrainError
     for one that cannot be read.
     """
     candidates = list_checkpoints(directory)
-    for path in reversed(candidates):
-        try:
-            verify_checkpoint(path)
-            load_state(path)
-        except DamagedCheckpointError as error:
-            on_damage(path, error.message)
-        else:
-            return path
-    if candidates:
+    problems: dict[Path, str] = {}
+    found = _newest_verified(candidates, problems, with_optimizer=True)
+    if found is None:
+        weights_only = [path for path in candidates if lacks_optimizer(path)]
+        found = _newest_verified(weights_only, {}, with_optimizer=False)
+    for path, problem in problems.items():
+        if found is None or step_of(path) > step_of(found):
+            on_damage(path, problem)
+    if candidates and found is None:
         raise DamagedCheckpointError(
             f"none of the {len(candidates)} checkpoints in {directory} is intact",
             hint="start a new run with another --out",
         )
+    return found
+
+
+def _newest_verified(
+    candidates: Sequence[Path], problems: dict[Path, str], *, with_optimizer: bool
+) -> Path | None:
+    """Return the last intact candidate; add what is wrong with each after it to `problems`."""
+    for path in reversed(candidates):
+        try:
+            verify_checkpoint(path, with_optimizer=with_optimizer)
+            load_state(path)
+        except DamagedCheckpointError as error:
+            problems[path] = error.message
+        else:
+            return path
     return None
 
 
@@ -272,7 +336,7 @@ def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
         complete = all({"bytes", "sha256"} <= set(entry) for entry in files.values())
     except (LookupError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{file} cannot be read: {error}") from None
-    required = {MODEL, OPTIMIZER, STATE, "config.json"}
+    required = {MODEL, STATE, "config.json"}
     has_all = required <= set(files) and any(name in files for name in NAMING_FILES)
     if not names_are_plain or not complete or not has_all:
         raise DamagedCheckpointError(f"{file} is not the manifest of a checkpoint")

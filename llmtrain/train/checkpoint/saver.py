@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 
 from llmtrain.errors import LlmtrainError
 from llmtrain.files import free_bytes
+from llmtrain.machine.allocator import return_free_memory
+from llmtrain.machine.out_of_memory import MEMORY_ERRORS, out_of_memory
 from llmtrain.profile.schema import CheckpointSection
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState, step_of
 from llmtrain.train.checkpoint.writing import (
@@ -49,11 +51,17 @@ class Saver:
         self._sealing: Future[Path] | None = None
         self._saved_at_s = time.monotonic()
         self._paused_s = 0.0
+        self._ran_short = False  # the last save had too little memory, and is to be repeated
         self.newest: Path | None = None
         self.elapsed_s: float | None = None  # of the last save, until the checkpoint was in place
 
     def is_due(self, step: int) -> bool:
-        """Return whether to save after `step`: as the profile says, or by time lost and spent."""
+        """Return whether to save after `step`: as the profile says, or by time lost and spent.
+
+        A save that had too little memory is due again.
+        """
+        if self._ran_short:
+            return True
         if self._options.every_steps is not None:
             return step % self._options.every_steps == 0
         if self._sealing is not None:
@@ -66,22 +74,46 @@ class Saver:
     def save(self, checkpoint: Checkpoint, *, in_background: bool) -> None:
         """Save; afterwards the tensors may change. Raises LlmtrainError, also for an earlier save.
 
-        The checkpoint is durable on return, or with `in_background` once `poll` reports it.
+        The checkpoint is durable on return, or with `in_background` once `poll` reports it. If
+        memory runs out, free memory is returned to the system and the save repeated in this thread.
         """
         self.finish()
+        in_background &= not self._ran_short
+        self._ran_short = False
         started_s = self._saved_at_s = time.monotonic()
         step = checkpoint.state.step
         require_room(self._directory, tensor_bytes(checkpoint), f"the checkpoint of step {step}")
+        with self._shortage_noted():
+            self._start(checkpoint, started_s)
+        self._paused_s = time.monotonic() - started_s
+        if not in_background:
+            self.finish()
+        if self._ran_short:
+            return_free_memory()
+            write = partial(write_checkpoint, self._directory, on_cpu(checkpoint))
+            self._report(self._seal(write, checkpoint.state, started_s))
+            self._ran_short = False
+
+    def _start(self, checkpoint: Checkpoint, started_s: float) -> None:
+        """Copy the tensors and let the thread do the rest."""
         if _is_in_memory(checkpoint):
-            with _write_errors_mapped(step):
+            what = f"the checkpoint of step {checkpoint.state.step} could not be written"
+            with _write_errors_mapped(what):
                 written = write_checkpoint(self._directory, checkpoint)
             write: Callable[[], Written] = lambda: written  # noqa: E731
         else:
             write = partial(write_checkpoint, self._directory, on_cpu(checkpoint))
         self._sealing = self._thread.submit(self._seal, write, checkpoint.state, started_s)
-        self._paused_s = time.monotonic() - started_s
-        if not in_background:
-            self.finish()
+
+    @contextmanager
+    def _shortage_noted(self) -> Iterator[None]:
+        """Note that memory ran out within the block, instead of raising."""
+        try:
+            yield
+        except MEMORY_ERRORS as error:
+            if out_of_memory(error) is None:
+                raise
+            self._ran_short = True
 
     def poll(self) -> None:
         """Report a background save that is complete. Raises LlmtrainError if it failed."""
@@ -89,12 +121,19 @@ class Saver:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for a save in progress and report it. Raises LlmtrainError if it failed."""
+        """Wait for a save in progress and report it. Raises LlmtrainError if it failed.
+
+        One that had too little memory is repeated after the next step.
+        """
         if self._sealing is None:
             return
         sealing, self._sealing = self._sealing, None
-        self.newest = sealing.result()
-        self._on_saved(Saved(step_of(self.newest), self.newest))
+        with self._shortage_noted():
+            self._report(sealing.result())
+
+    def _report(self, path: Path) -> None:
+        self.newest = path
+        self._on_saved(Saved(step_of(path), path))
 
     def close(self) -> None:
         """End the thread after a save in progress."""
@@ -102,8 +141,9 @@ class Saver:
 
     def _seal(self, write: Callable[[], Written], state: SavedState, started_s: float) -> Path:
         keep_step = state.best_step if self._options.keep_best else None
-        with _write_errors_mapped(state.step):
+        with _write_errors_mapped(f"the checkpoint of step {state.step} could not be written"):
             path = seal_checkpoint(write())
+        with _write_errors_mapped(f"older checkpoints than {path.name} could not be removed"):
             set_aside_superseded(self._directory, state)
             remove_old(self._directory, self._options.keep_last, keep_step)
         self.elapsed_s = time.monotonic() - started_s
@@ -127,13 +167,18 @@ def require_room(directory: Path, tensors_bytes: int, what: str) -> None:
 
 
 @contextmanager
-def _write_errors_mapped(step: int) -> Iterator[None]:
-    """Map errors of the system and of safetensors to LlmtrainError."""
+def _write_errors_mapped(what: str) -> Iterator[None]:
+    """Map errors of the system and of safetensors to an LlmtrainError that begins with `what`.
+
+    Those of memory stay what they are.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
+        if out_of_memory(error) is not None:
+            raise
         raise LlmtrainError(
-            f"the checkpoint of step {step} could not be written: {error}",
+            f"{what}: {error}",
             hint="earlier checkpoints are intact; --resume auto continues from the newest",
         ) from error
 

@@ -59,7 +59,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
 
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Written:
     """Write the checkpoint's files to a hidden directory, without syncing them."""
-    directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(exist_ok=True)  # without its parents: the run may have been moved away
     final = directory / checkpoint_name(checkpoint.state.step)
     hidden = directory / f".{final.name}.{secrets.token_hex(4)}"
     hidden.mkdir()  # with the user's default permissions, unlike mkdtemp's

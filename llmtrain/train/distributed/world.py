@@ -20,7 +20,7 @@ from torch.distributed import DistError
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from llmtrain.errors import PeerLostError
+from llmtrain.errors import PeerLostError, UsageError
 from llmtrain.files import LAUNCHED_VARIABLE
 from llmtrain.train.distributed.failures import launcher_store
 from llmtrain.units import format_duration
@@ -28,6 +28,8 @@ from llmtrain.units import format_duration
 _POLL_EVERY_S = 0.02
 _CLOCK_SLACK_S = 2.0  # setting the clock moves the start times of processes
 _RENDEZVOUS_LIMIT = datetime.timedelta(minutes=10)
+_RANK_VARIABLES, _ADDRESS_VARIABLES = ("RANK", "WORLD_SIZE"), ("MASTER_ADDR", "MASTER_PORT")
+_MOST_RANKS = 1 << 20
 _READY, _FAILED = "ready", "failed"  # the first word of rank 0's messages
 _TIMED_OUT = "Timed out"
 # Parts of gloo's messages, in a plain RuntimeError, when another process has ended or hangs.
@@ -150,16 +152,44 @@ class World:
 
 
 def world_from_environment() -> World:
-    """Return the world by torchrun's environment variables, or a single process."""
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    """Return the world by torchrun's environment variables, or a single process.
+
+    Raises UsageError where only some of them are set, or to what no launcher sets.
+    """
+    if not any(name in os.environ for name in _RANK_VARIABLES):
         return World()
-    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    needed = _RANK_VARIABLES if is_launched() else (*_RANK_VARIABLES, *_ADDRESS_VARIABLES)
+    missing = [name for name in needed if not os.environ.get(name)]
+    if missing:
+        given = ", ".join(name for name in needed if name not in missing)
+        raise _wrong_variables(f"{given} is set, but {', '.join(missing)} is not")
+    size = _number("WORLD_SIZE", 1, _MOST_RANKS)
+    rank = _number("RANK", 0, size - 1)
+    local_size = _number("LOCAL_WORLD_SIZE", 1, size, default=size)
     return World(
         rank=rank,
         size=size,
-        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
-        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", str(size))),
+        local_rank=_number("LOCAL_RANK", 0, local_size - 1, default=0),
+        local_size=local_size,
         store=rendezvous_store(_launch_store(), rank, size),
+    )
+
+
+def _number(name: str, least: int, most: int, default: int | None = None) -> int:
+    """Return an environment variable as a number. Raises UsageError."""
+    text = os.environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.isascii() or not text.isdecimal() or not least <= int(text) <= most:
+        raise _wrong_variables(f"{name} is {text!r}, not a number from {least} to {most}")
+    return int(text)
+
+
+def _wrong_variables(problem: str) -> UsageError:
+    return UsageError(
+        f"the environment describes a rank of several processes: {problem}",
+        hint=f"unset {' '.join(_RANK_VARIABLES)}; or start the ranks with --nproc or torchrun, "
+        "which set all of them",
     )
 
 

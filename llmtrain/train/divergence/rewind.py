@@ -17,16 +17,18 @@ from pathlib import Path
 import torch
 
 from llmtrain.data.trace import trace_passages
-from llmtrain.errors import DivergedError, LlmtrainError
+from llmtrain.errors import DivergedError
 from llmtrain.profile.schema import Profile
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.build import rewind_run
 from llmtrain.train.checkpoint.format import (
+    DamagedCheckpointError,
     SavedState,
     is_of,
     list_checkpoints,
     load_checkpoint,
     step_of,
+    verify_checkpoint,
 )
 from llmtrain.train.divergence.diagnosis import describe, describe_batch, diagnose, passages
 from llmtrain.train.divergence.policy import BAD_STEPS_WITHIN
@@ -159,11 +161,15 @@ class Rewinder:
 
 
 def _first_finite(paths: Iterable[Path]) -> Path | None:
-    """Return the first checkpoint that verifies and whose weights are all finite."""
+    """Return the first checkpoint that verifies and whose weights are all finite.
+
+    Raises LlmtrainError for one that cannot be read: it may be the one to load.
+    """
     for path in paths:
         try:
+            verify_checkpoint(path)
             weights = load_checkpoint(path, with_optimizer=False).weights
-        except LlmtrainError:
+        except DamagedCheckpointError:
             continue
         if all(bool(torch.isfinite(weight).all()) for weight in weights.values()):
             return path

@@ -20,9 +20,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from llmtrain.errors import UsageError
+from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.files import write_pieces_atomically
-from llmtrain.train.checkpoint.format import has_saved_state, is_checkpoint_name, list_checkpoints
+from llmtrain.train.checkpoint.format import (
+    has_saved_state,
+    is_checkpoint_name,
+    list_checkpoints,
+    refuse_only_damaged,
+)
 from llmtrain.train.run_directory.record import read_run_file, write_run_file
 from llmtrain.untrusted import (
     parse_json,
@@ -73,11 +78,14 @@ class RunDirectory:
     def claimed(self) -> Iterator[None]:
         """Within the block, lock the directory for this process; create it. Raises UsageError.
 
-        The system releases the lock when the process ends, however it ends. An empty directory is
-        removed afterwards.
+        The system releases the lock when the process ends, however it ends. Directories that were
+        created for it and are empty afterwards are removed. If an error ends the block before the
+        first step, so are the files that were written in it.
         """
         self.require_own_files()
         lock = FileLock(self.path / LOCK_FILE, timeout=0)
+        created = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        had_record = self.exists
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
@@ -95,12 +103,24 @@ class RunDirectory:
             ) from None
         try:
             yield
+        except BaseException:
+            if not had_record and not self.has_saved_state and not self.metrics.exists():
+                self._remove_files()
+            raise
         finally:
             with suppress(OSError):  # on Windows the release removes it
                 (self.path / LOCK_FILE).unlink(missing_ok=True)
             lock.release()
             with suppress(OSError):
-                self.path.rmdir()
+                for path in created:
+                    path.rmdir()
+
+    def _remove_files(self) -> None:
+        """Remove what a run wrote that has done no step."""
+        with suppress(OSError):
+            for path in (self.path / RUN_FILE, self.metrics, self.samples):
+                path.unlink(missing_ok=True)
+            self.checkpoints.rmdir()
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Write `record` to run.yaml. Raises UsageError if it could not be read again."""
@@ -127,15 +147,30 @@ class RunDirectory:
         return None if found is None else str(found)
 
     def append(self, path: Path, line: Mapping[str, Any]) -> None:
-        """Append a line of JSON to `path`, without buffering."""
-        with path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        """Append a line of JSON to `path`, without buffering.
+
+        Raises LlmtrainError if the run directory is gone.
+        """
+        try:
+            with path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        except FileNotFoundError:
+            raise LlmtrainError(
+                f"{self.path} was moved or removed while the run was training",
+                hint=f"where it is now, as in: llmtrain train --out {self.path}-moved "
+                "--resume auto; it continues from its last checkpoint",
+            ) from None
 
     def cut_after(self, step: int) -> None:
-        """Remove metrics and samples of later steps: the run continues from `step`."""
+        """Remove metrics and samples of later steps: the run continues from `step`.
+
+        At step 0 nothing remains: what is there is of a run that saved no state.
+        """
         for path in (self.metrics, self.samples):
             if path.is_file():
-                lines = (line + b"\n" for line, value in _records(path) if value["step"] <= step)
+                lines = (
+                    line + b"\n" for line, value in _records(path) if 0 < value["step"] <= step
+                )
                 write_pieces_atomically(path, lines)
 
     def read_metrics(self) -> Iterator[dict[str, Any]]:
@@ -215,7 +250,8 @@ def named_checkpoint(text: str) -> Path | None:
 def find_checkpoints(text: str) -> list[Path]:
     """Return the checkpoint that `text` names, or all of the run that it names, newest last.
 
-    Raises UsageError for an unknown run and for one without a checkpoint.
+    Raises UsageError for an unknown run and for one without a checkpoint, and LlmtrainError where
+    all were set aside as damaged.
     """
     for path in (Path(text), RUNS / text):
         if (path / "state.json").is_file() or (path / "manifest.json").is_file():
@@ -223,6 +259,7 @@ def find_checkpoints(text: str) -> list[Path]:
         if RunDirectory(path).exists or (path / "checkpoints").is_dir():
             RunDirectory(path).require_own_files()
             found = list_checkpoints(path / "checkpoints")
+            refuse_only_damaged(path / "checkpoints")
             if not found:
                 raise UsageError(
                     f"run {path} has no checkpoint yet",

@@ -50,6 +50,7 @@ class _Data(_Part):
     """The run's data. `key` names a directory of the cache."""
 
     key: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    corpus_sha256: str | None = None
     sources: list[Any] = []
     mixture: list[_Range] = []
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.engine.verify_resume.kill import plan_kills
-from llmtrain.engine.verify_resume.observe import Watch
+from llmtrain.engine.verify_resume.kill import KillTarget, kill_at, plan_kills
+from llmtrain.engine.verify_resume.observe import Phase, Watch
 from llmtrain.profile.schema import EvalSection
 from llmtrain.train.run_directory.directory import RunDirectory
 
@@ -88,6 +88,41 @@ def test_aims_are_as_many_as_asked_and_spread_over_phases_and_steps(kills: int) 
     assert aims == plan_kills(phases, kills, 150, random.Random(0))
     assert [aim.from_step for aim in aims] == sorted(aim.from_step for aim in aims)
     assert all(1 <= aim.from_step < 150 for aim in aims)
+    is_starting = [aim.phase in ("start-up", "data preparation") for aim in aims]
+    assert sum(is_starting) <= kills / 2
+    assert is_starting == sorted(is_starting, reverse=True)
     if kills >= 25:
         counts = [sum(aim.phase == phase for aim in aims) for phase in (*phases, "resume")]
         assert min(counts) >= 3
+
+
+class Running:
+    """A training that saves a checkpoint as its third sample, and is killed at once."""
+
+    has_ended = False
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run, self.samples = run, 0
+
+    def check(self) -> None:
+        self.samples += 1
+        self.run.append(self.run.metrics, {"step": self.samples, "loss": 1.0})
+        if self.samples == 3:
+            (self.run.checkpoints / "step-00000003").mkdir()
+
+    def kill(self, _: random.Random) -> tuple[str, float]:
+        return "every process", 0.0
+
+
+@pytest.mark.parametrize("phase", ["step", "resume", "retention"])
+def test_kills_but_those_of_a_start_come_after_a_checkpoint(
+    phase: Phase, run: RunDirectory
+) -> None:
+    seen = watch(run)
+    begin(run)
+    training = Running(run)
+    target = KillTarget(phase, 1, 0.0, latest_step=9)
+    kill = kill_at(training, seen, target, 0.0, random.Random(0), training.check)  # type: ignore[arg-type]
+    assert kill is not None
+    assert kill.after_checkpoint
+    assert training.samples == (9 if phase == "retention" else 3)  # which is never seen

@@ -213,3 +213,40 @@ def test_a_replaced_checkpoint_does_not_come_back(tmp_path: Path) -> None:
     recover(tmp_path)
     assert set(load_checkpoint(first).weights) == {"w"}
     assert [path.name for path in tmp_path.iterdir()] == [first.name]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        RuntimeError("can't allocate memory"),
+    ],
+)
+@pytest.mark.parametrize("part", ["write_checkpoint", "seal_checkpoint"])
+def test_a_save_that_is_short_of_memory_is_repeated_in_the_foreground(
+    part: str, error: Exception, furnish: Furnish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, checkpoint = furnish(every_steps=4), small_checkpoint(4)
+    original, failures = getattr(saver_module, part), [error]
+
+    def short(*arguments: object) -> object:
+        if failures:
+            raise failures.pop()
+        return original(*arguments)
+
+    monkeypatch.setattr(saver_module, part, short)
+    place.saver.save(checkpoint, in_background=False)
+    assert [saved.path for saved in place.told] == [place.saver.newest]
+
+    failures.append(error)
+    later = small_checkpoint(5)
+    place.saver.save(later, in_background=True)
+    place.saver._thread.submit(int).result()  # after the one that fails
+    place.saver.poll()
+    if part == "seal_checkpoint":  # in the thread: by now the tensors may have changed
+        assert place.saver.is_due(6)
+        again = small_checkpoint(6)
+        place.saver.save(again, in_background=True)
+    assert place.told[-1].step == (6 if part == "seal_checkpoint" else 5)
+    assert not place.saver.is_due(7)

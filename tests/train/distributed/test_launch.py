@@ -142,5 +142,5 @@ def test_a_rank_stops_when_its_launcher_is_gone(tmp_path: Path) -> None:
     while not (tmp_path / "said").is_file() or not (tmp_path / "said").read_text():
         assert time.monotonic() < end_s
         time.sleep(0.05)
-    assert json.loads((tmp_path / "said").read_text()) == "the end of its launcher"
+    assert json.loads((tmp_path / "said").read_text()) == "the end of the launcher"
     assert signal.getsignal(signal.SIGTERM) is not None

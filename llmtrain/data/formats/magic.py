@@ -1,0 +1,63 @@
+"""What a file is by its first bytes, where its name says text and it is something else."""
+
+from __future__ import annotations
+
+_RENAME = "; rename it to end in {}"
+LFS_POINTER = "a Git LFS pointer, not the file itself; git lfs pull brings it"
+_LFS_HEAD = b"version https://git-lfs.github.com/spec/"
+# Every one of these begins with bytes that are no UTF-8, or is followed by such.
+_BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
+    (b"\x1f\x8b", "a gzip file", ".gz"),
+    (b"BZh", "a bzip2 file", ".bz2"),
+    (b"\xfd7zXZ\0", "an xz file", ".xz"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file", ".zst"),
+    (b"PK\x03\x04", "a zip file", ".zip"),
+    (b"PK\x05\x06", "a zip file", ".zip"),
+    (b"PAR1", "a parquet file", ".parquet"),
+    (b"ARROW1", "an arrow file", ".arrow"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z file", ""),
+    (b"Rar!\x1a\x07", "a rar file", ""),
+    (b"\x89PNG", "a PNG image", ""),
+    (b"\xff\xd8\xff", "a JPEG image", ""),
+    (b"GIF8", "a GIF image", ""),
+    (b"RIFF", "an image, sound or film", ""),
+    (b"II*\0", "a TIFF image", ""),
+    (b"MM\0*", "a TIFF image", ""),
+    (b"BM", "a BMP image", ""),
+    (b"\xd0\xcf\x11\xe0", "a document of an office program", ""),
+    (b"SQLite format 3\0", "a SQLite database", ""),
+    (b"\x7fELF", "a program", ""),
+    (b"ID3", "a sound", ""),
+    (b"OggS", "a sound", ""),
+)
+_PDF = b"%PDF-"
+_TAR, _TAR_AT = b"ustar", 257
+
+
+def reason_against_content(head: bytes) -> str | None:
+    """Return what a file that begins with `head` is, in words, if that is no text; else None."""
+    if head.startswith(_PDF):  # which may be ASCII, and still has no text that reads as such
+        return "a PDF file, not text; pdftotext makes text of it"
+    if _is_text(head):
+        return None
+    if head[_TAR_AT : _TAR_AT + len(_TAR)] == _TAR:
+        return "a tar file, not text" + _RENAME.format(".tar")
+    for beginning, what, suffix in _BEGINNINGS:
+        if head.startswith(beginning):
+            return f"{what}, not text" + (_RENAME.format(suffix) if suffix else "")
+    return None
+
+
+def is_lfs_pointer(head: bytes) -> bool:
+    """Return whether it is what Git LFS leaves in place of a file that was not downloaded."""
+    return head.startswith(_LFS_HEAD)
+
+
+def _is_text(head: bytes) -> bool:
+    if b"\0" in head:
+        return False
+    try:
+        head.decode()
+    except UnicodeDecodeError as error:
+        return error.start >= len(head) - 3  # a character that is cut
+    return True
