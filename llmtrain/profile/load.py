@@ -277,10 +277,6 @@ def _usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) 
     path = ".".join(map(str, error["loc"]))
     setting = merged.get(".".join(words))
     message = requirement(error)
-    if error["type"] == "json_invalid":  # JSON holds no surrogate
-        texts = {p: json.dumps(s.value, ensure_ascii=False) for p, s in merged.items()}
-        names = [p for p, text in texts.items() if text.encode(errors="replace").decode() != text]
-        return UsageError(f"{', '.join(names)}: the text is not UTF-8")
     if setting is not None and not isinstance(setting.value, (list, dict)):
         branches = (e for e in errors if _known_part(e["loc"], merged) == words)
         message = " or ".join(dict.fromkeys(map(requirement, branches)))
