@@ -79,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
         _require_working_directory()
         return command(list(arguments), standalone_mode=False, prog_name="llmtrain") or 0
     except typer.TyperException as error:
-        return _fail(UsageError(error.format_message(), hint=_help_command(arguments)), arguments)
+        return _fail(UsageError(_complaint(error), hint=_help_command(arguments)), arguments)
     except typer.Abort:
         return _fail(AbortedError("interrupted", hint="run the same command again"), arguments)
     except LlmtrainError as error:
@@ -104,6 +104,20 @@ def _os_failure(error: OSError) -> LlmtrainError:
     failure = LlmtrainError(f"{where}{error.strerror or error}", hint=hint)
     failure.__cause__ = error
     return failure
+
+
+def _complaint(error: typer.TyperException) -> str:
+    """Return what is wrong with an option, in the words that a profile's values have."""
+    if isinstance(error, typer.BadParameter) and error.__cause__ is not None:
+        from pydantic import ValidationError
+
+        from llmtrain.profile.load import requirement
+
+        if isinstance(error.__cause__, ValidationError):
+            first = error.__cause__.errors()[0]
+            given = "" if first["type"] == "value_error" else f", not {first['input']}"
+            error.message = requirement(first) + given
+    return error.format_message()
 
 
 def _help_command(arguments: Sequence[str]) -> str:

@@ -84,7 +84,8 @@ def _require_usable(parameter: TyperArgument | TyperOption, text: str) -> None:
         raise UsageError(
             f"{name} is empty", hint="if a shell variable was meant, see whether it is set"
         )
-    only_read = parameter.type_descriptor.annotation is Path and name != "--out"
+    is_path = parameter.type_descriptor.annotation is Path
+    only_read = name == "--data" or (is_path and name != "--out")
     if not only_read and text.encode(errors="replace").decode() != text:
         raise UsageError(
             f"{name} {text} is not UTF-8", hint="name it in UTF-8; rename a file or directory first"

@@ -49,12 +49,16 @@ class Output:
         """Print a part of a text at once: exactly in a pipe, escaped on a terminal."""
         write_text(escape_control(text) if sys.stdout.isatty() else text, flush=True)
 
-    def show(self, renderable: RenderableType) -> None:
-        """Print a table or panel as the result."""
+    @cached_property
+    def stdout(self) -> Console:
+        """The console of results, 160 columns wide off a terminal."""
         from rich.console import Console
 
-        is_terminal = sys.stdout.isatty()
-        console = Console(highlight=False, width=None if is_terminal else 160, soft_wrap=False)
+        return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+
+    def show(self, renderable: RenderableType) -> None:
+        """Print a table or panel as the result."""
+        is_terminal, console = sys.stdout.isatty(), self.stdout
         with console.capture() as captured:
             console.print(renderable)
         lines = captured.get().removesuffix("\n").split("\n")

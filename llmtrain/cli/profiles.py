@@ -76,12 +76,13 @@ def list_profiles(output: Output, json: JsonOption = False) -> int:
     if json:
         output.document(ProfilesList.of(profiles=profiles))
         return 0
+    row = "{:<12}{:>10}{:>9}{:>12}{:>15}".format
+    output.result(row("profile", "parameters", "context", "vocabulary", "tokens a step"))
     for each in sorted(profiles, key=lambda each: each.parameters):
-        output.result(
-            f"{each.name:<12}{format_count(each.parameters):>7} parameters   "
-            f"context {each.context:<5} vocabulary {each.vocab_size:<6} "
-            f"{each.tokens_per_step} tokens/step"
-        )
+        step = each.tokens_per_step
+        per_step = f"{step:,}" if isinstance(step, int) else step
+        size = format_count(each.parameters)
+        output.result(row(each.name, size, f"{each.context:,}", f"{each.vocab_size:,}", per_step))
     return 0
 
 

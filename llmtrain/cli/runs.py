@@ -55,7 +55,7 @@ def list_runs(
         output.document(RunsList.of(runs=rows))
         return 0
     if rows:
-        output.show(runs_table(rows))
+        output.show(runs_table(rows, output.stdout.width))
     else:
         output.note(f"no runs under {directory}; start one with llmtrain train")
     return 0

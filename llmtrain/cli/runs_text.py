@@ -14,19 +14,35 @@ from llmtrain.cli.output import escape_control
 from llmtrain.documents.runs import Run
 from llmtrain.units import counted, format_count, format_duration
 
+_WIDE_COLUMNS = 90
 _STATUS = {"done": "all steps done", "time": "its time was up"}
 
 
-def runs_table(runs: Sequence[Run]) -> Table:
-    """Return a line for each run, under a heading."""
+def runs_table(runs: Sequence[Run], columns: int) -> Table:
+    """Return a line for each run, under a heading; a narrow one without dates and profiles."""
+    rows = [
+        {
+            "run": run.run,
+            "started": _date(run.started),
+            "profile": run.profile or "-",
+            "steps": f"{run.step:,}",
+            "bits/byte": "-" if run.val_bpb is None else f"{run.val_bpb:.4f}",
+            "state": run.state,
+        }
+        for run in runs
+    ]
+    omitted = {"started", "profile"} if columns < _WIDE_COLUMNS else set()
     table = Table(box=None, pad_edge=False)
-    table.add_column("run", style="bold", overflow="fold")
-    for name in ("started", "profile", "steps", "bits/byte", "state"):
-        justify = "right" if name in ("steps", "bits/byte") else "left"
-        table.add_column(name, justify=justify, no_wrap=name != "profile")  # type: ignore[arg-type]
-    for run in runs:
-        loss = "-" if run.val_bpb is None else f"{run.val_bpb:.4f}"
-        cells = (run.run, _date(run.started), run.profile or "-", f"{run.step:,}", loss, run.state)
+    for name in (each for each in rows[0] if each not in omitted):
+        is_number = name in ("steps", "bits/byte")
+        table.add_column(
+            name,
+            justify="right" if is_number else "left",
+            no_wrap=name != "run",
+            overflow="fold",
+        )
+    for row in rows:
+        cells = (value for name, value in row.items() if name not in omitted)
         table.add_row(*(Text(escape_control(cell)) for cell in cells))
     return table
 

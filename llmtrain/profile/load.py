@@ -276,14 +276,10 @@ def _usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) 
     words = _known_part(error["loc"], merged)
     path = ".".join(map(str, error["loc"]))
     setting = merged.get(".".join(words))
-    message = _requirement(error)
-    if error["type"] == "json_invalid":  # JSON holds no surrogate
-        texts = {p: json.dumps(s.value, ensure_ascii=False) for p, s in merged.items()}
-        names = [p for p, text in texts.items() if text.encode(errors="replace").decode() != text]
-        return UsageError(f"{', '.join(names)}: the text is not UTF-8")
+    message = requirement(error)
     if setting is not None and not isinstance(setting.value, (list, dict)):
         branches = (e for e in errors if _known_part(e["loc"], merged) == words)
-        message = " or ".join(dict.fromkeys(map(_requirement, branches)))
+        message = " or ".join(dict.fromkeys(map(requirement, branches)))
         message = message.replace(" or has to be ", " or ")
     if setting is None:
         origins = sorted({s.origin for p, s in merged.items() if p.startswith(path + ".")})
@@ -314,6 +310,8 @@ _REQUIREMENTS = {
     "bool_type": "has to be true or false",
     "dict_type": "has to be a section of keys",
     "extra_forbidden": "is not a key here",
+    "float_parsing": "has to be a number",
+    "int_parsing": "has to be a whole number",
     "finite_number": "has to be a finite number",
     "float_type": "has to be a number",
     "greater_than": "has to be above {gt}",
@@ -335,7 +333,7 @@ _REQUIREMENTS = {
 }
 
 
-def _requirement(error: ErrorDetails) -> str:
+def requirement(error: ErrorDetails) -> str:
     """Return what pydantic's complaint asks for, in plain English."""
     known = _REQUIREMENTS.get(error["type"])
     if known is None:

@@ -302,7 +302,7 @@ def test_record_that_cannot_be_read_does_not_hide_the_other_runs(
     llmtrain: Command, trained: Path, place: Path
 ) -> None:
     shutil.copytree(trained, place / "runs" / "good")
-    shutil.copytree(trained, place / "runs" / "bad")
+    (place / "runs" / "bad").mkdir()
     (place / "runs" / "bad" / "run.yaml").write_text("[")
 
     # Without a checkpoint it is no run.
@@ -314,6 +314,9 @@ def test_record_that_cannot_be_read_does_not_hide_the_other_runs(
     assert [run["run"] for run in outcome.document["runs"]] == [str(Path("runs") / "good")]
     assert "warning:" in outcome.err
     assert "bad" in outcome.err
+    resumed = llmtrain(*TRAIN, "--resume", "auto")  # which of the two is meant is unknown
+    assert resumed.code == 2
+    assert "--resume RUN" in resumed.err
 
 
 @pytest.mark.parametrize(
@@ -391,3 +394,21 @@ def test_a_tokenizer_is_never_written_into_a_checkpoint(
     imported = llmtrain("tokenizer", "import", trained_tokenizer(checkpoint), "--out", "model")
     assert imported.code == 2
     assert {path: path.read_bytes() for path in checkpoint.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("train", "--nproc", "0"), "'--nproc': has to be at least 1, not 0"),
+        (("train", "--seed", "1.5"), "'--seed': has to be a whole number, not 1.5"),
+        (("train", "--epochs", "x"), "'--epochs': has to be a number, not x"),
+        (("generate", "r", "--top-p", "2"), "'--top-p': has to be at most 1, not 2"),
+        (("train", "--device", "tpu"), "'--device': 'tpu' is not one of 'auto', 'cpu'"),
+    ],
+)
+def test_an_option_is_refused_in_plain_english(
+    llmtrain: Command, arguments: tuple[str, ...], what: str
+) -> None:
+    outcome = llmtrain(*arguments)
+    assert outcome.code == 2
+    assert what in outcome.err

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
+from llmtrain.cli.output import Output
 from tests.cli.conftest import Command
 
 
@@ -46,3 +48,15 @@ def test_a_run_is_shown_with_units(llmtrain: Command, runs: Path) -> None:
     )
     assert re.search(r"^checkpoints +step-00000010, step-00000020$", out, re.M)
     assert not re.search(r"\d\.\d{6}|\['| $|True|False", out, re.M)
+
+
+def test_a_narrow_terminal_shows_names_and_states_whole(
+    llmtrain: Command, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Output, "stdout", Console(width=60))
+    name = "tiny-20261129-002241"
+    (runs / "a").rename(runs / name)
+    lines = llmtrain("runs", "list").out.splitlines()
+    assert lines[0].split() == ["run", "steps", "bits/byte", "state"]
+    assert any(line.startswith(str(Path("runs") / name)) for line in lines)
+    assert all(len(line) <= 60 for line in lines)

@@ -205,7 +205,6 @@ BAD = os.fsdecode(b"caf\xe9")
     ("arguments", "name"),
     [
         (("train", "--out", BAD), "--out"),
-        (("train", "--data", "corpus.txt", "--data", BAD), "--data"),
         (("train", "--resume", BAD), "--resume"),
         (("train", "--profile", BAD), "--profile"),
         (("generate", "run", "--prompt", BAD), "--prompt"),

@@ -420,8 +420,3 @@ def test_a_hint_is_written_as_the_value_was(refusal: Refusal, written: str, hint
             load_profile(environment={"LLMTRAIN_DATA__SOURCES": "a b.txt"})
         error = caught.value
     assert error.hint == hint
-
-
-def test_a_text_that_is_not_utf_8_is_named() -> None:
-    with pytest.raises(UsageError, match=r"data.sources: the text is not UTF-8"):
-        load_profile(environment={}, flags={"data.sources": Setting(["caf\udce9"], "--data")})
