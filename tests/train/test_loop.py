@@ -90,7 +90,6 @@ def make_plan(micro_batch: int, accumulation: int) -> Plan:
         keep_weight_casts=choice(False),
         backend=choice("gloo"),
         grad_scaler=choice(False),
-        optimizer_kernel=choice("fused"),
         workers=choice(1),
         loader_processes=choice(0),
         pin_memory=choice(False),
