@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 from llmtrain.engine.resolve import ResolvedRun
 from llmtrain.errors import DoesNotFitError
+from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.facts import CpuTimes, Facts
 from llmtrain.machine.probe import read_facts
 from llmtrain.plan import decisions
@@ -19,6 +21,8 @@ from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection, Profile
 from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.train.distributed.world import World
+
+_COMPILER = "torch._inductor.compile_fx"  # imported by the first compilation
 
 
 def plan_resolved(
@@ -77,7 +81,11 @@ def plan_run(
     workload = workload_of(profile, world, facts, measure=measure)
     measures_cpu = measure and decisions.choose_device(facts, profile.device).value == "cpu"
     try:
+        had_compiler = _COMPILER in sys.modules
         times = measured_cpu(facts, profile.device, workload, announce) if measures_cpu else None
+        if not had_compiler and _COMPILER in sys.modules:  # its cache was empty
+            workload = replace(workload, compiles_anew=True)
+            return_free_memory()
         plan = make_plan(facts, profile.device, workload, times)
         kept = last_run(facts, workload, plan) if measure else None
         return planned_with(plan, workload, facts, times, kept)

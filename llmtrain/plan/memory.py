@@ -34,7 +34,8 @@ from llmtrain.profile.shape import ModelShape
 # What a process holds beside its model, measured for torch 2.13: the libraries that a run imports,
 # what an evaluation leaves, and for CUDA its context.
 _LIBRARIES_BYTES = {"cpu": 381 << 20, "mps": 450 << 20, "cuda": 700 << 20}
-_COMPILER_BYTES = 44 << 20  # that compiling leaves in this process
+_COMPILER_BYTES = 44 << 20  # that compiling leaves in this process, from the compiler's cache
+_COMPILING_ANEW_BYTES = 120 << 20  # more, where nothing is in the cache
 # Of what is alive at the peak: `python -m tests.benchmarks.memory_error` shows how well it holds.
 # fp32 products also pack their operands, in memory that is not torch's.
 _CPU_SLACK = {"half": 0.30, "fp32": 0.48}
@@ -118,6 +119,13 @@ def predict_training(shape: ModelShape, how: TrainingSetup) -> MemoryPrediction:
         + (_COMPILER_BYTES if how.compiled and on_cpu else 0),
         slack_bytes=slack,
     )
+
+
+def compiling_anew_bytes(*, is_compiled: bool) -> int:
+    """Return what compiling a block without the compiler's cache leaves in the process, beyond
+    what is counted for a plan that is compiled.
+    """
+    return _COMPILING_ANEW_BYTES + (0 if is_compiled else _COMPILER_BYTES)
 
 
 def libraries_bytes(device_kind: str) -> int:

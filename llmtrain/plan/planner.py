@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -21,7 +21,7 @@ from llmtrain.machine.facts import CpuTimes, Facts, MatmulTimes
 from llmtrain.plan import decisions as decide
 from llmtrain.plan import numerics
 from llmtrain.plan.activation_bytes import TrainingSetup
-from llmtrain.plan.memory import MemoryPrediction, predict_training
+from llmtrain.plan.memory import MemoryPrediction, compiling_anew_bytes, predict_training
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import MOST_THREADS, DeviceSection
 
@@ -193,4 +193,10 @@ def predict(workload: Workload, plan: Plan) -> MemoryPrediction:
         ),
     )
     local = workload.launched_local_processes or plan.processes.value
-    return one.of_processes(local) if plan.device.value == "cpu" else one
+    if plan.device.value != "cpu":
+        return one
+    every = one.of_processes(local)
+    if not workload.compiles_anew:
+        return every
+    more = compiling_anew_bytes(is_compiled=plan.compile.value)
+    return replace(every, libraries_bytes=every.libraries_bytes + more)

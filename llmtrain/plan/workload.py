@@ -22,6 +22,7 @@ class Workload:
     tokens: int | None = None  # that end the run
     time_s: float | None = None  # that end the run
     mask_documents: bool = False  # attention stays within documents
+    compiles_anew: bool = False  # this process compiles a block for the first time on the machine
 
     def masks_pairs(self, attention: AttentionKernel) -> bool:
         """Return True if attention needs a mask of all pairs of tokens, as torch's kernels do."""

@@ -15,7 +15,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llmtrain.choice import ActivationCheckpointing, AttentionKernel, Precision
+from llmtrain.choice import ActivationCheckpointing, AttentionKernel, Choice, Precision
+from llmtrain.engine.plan_run import plan_run
 from llmtrain.model.decoder import Decoder
 from llmtrain.ops.chunk_sizes import loss_chunk_tokens
 from llmtrain.ops.precision import autocast_as
@@ -27,7 +28,9 @@ from llmtrain.plan.activation_bytes import (
     saved_bytes_per_token,
 )
 from llmtrain.plan.memory import MemoryPrediction, predict_training
+from llmtrain.plan.planner import predict
 from llmtrain.plan.workload import Workload
+from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import ModelSection, OptimSection
 from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.train.optim import build_optimizer
@@ -360,3 +363,16 @@ def test_half_precision_saves_activations() -> None:
         saved_bytes_per_token(shape(), TrainingSetup(1, is_half, "cpu")) for is_half in (1, 0)
     )
     assert half < 0.75 * full
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_first_run_counts_what_compiling_anew_leaves(compiled: bool) -> None:
+    profile = load_profile(
+        "cpu-tiny", environment={}, assignments=["device.kind=cpu", "device.compile=false"]
+    ).profile
+    planned = plan_run(profile, measure=False)
+    plan = replace(planned.plan, compile=Choice(compiled, "measured"))
+    first = predict(replace(planned.workload, compiles_anew=True), plan)
+    later = predict(planned.workload, plan)
+    left = first.total_bytes - later.total_bytes
+    assert left == (120 << 20) + (0 if compiled else 44 << 20)
