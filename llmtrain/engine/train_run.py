@@ -37,13 +37,12 @@ from llmtrain.plan.forecast import forecast
 from llmtrain.plan.past_runs import record_run
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.planner import Plan
-from llmtrain.prepare.changes import announce_changes
+from llmtrain.prepare.changes import announce_changes, require_same_text
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import (
     Dataset,
     open_dataset,
     prepare_dataset,
-    require_same_text,
     resolve_corpus,
     with_recorded_mixture,
 )

@@ -12,7 +12,7 @@ from llmtrain.data.sources.huggingface import is_dataset
 from llmtrain.data.sources.resolve import BUILTIN_PYTHON
 from llmtrain.data.sources.stdin import is_stdin
 from llmtrain.data.sources.urls import is_remote, without_secrets
-from llmtrain.errors import DataError
+from llmtrain.errors import DataError, UsageError
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import clean_corpus, resolve_corpus
 from llmtrain.profile.schema import DataSection
@@ -21,12 +21,18 @@ from llmtrain.progress import Note
 _MOST_NAMES = 3
 
 
-def has_fingerprint(section: DataSection, fingerprint: str, work: PrepareContext) -> bool:
-    """Return whether the section's text has this fingerprint (`data.corpus_sha256` in run.yaml).
-
-    Reads all of the text. Raises DataError if it cannot be read.
-    """
-    return _fingerprint(resolve_corpus(section, work), section, work) == fingerprint
+def require_same_text(
+    section: DataSection, recorded: DataSection, fingerprint: str, work: PrepareContext
+) -> None:
+    """Raise UsageError unless the section's text has the fingerprint of the recorded one."""
+    found = _fingerprint(resolve_corpus(section, work), section, work)
+    if found != fingerprint:
+        raise UsageError(
+            f"the text of {', '.join(map(without_secrets, section.specs))} is not that of "
+            f"{', '.join(map(without_secrets, recorded.specs))}, with which the run was started: "
+            f"its sha256 is {found[:12]}…, and the run's {fingerprint[:12]}…",
+            hint="leave --data out, name an unchanged copy, or start a new run with another --out",
+        )
 
 
 def announce_changes(section: DataSection, shards: PreparedData, work: PrepareContext) -> None:

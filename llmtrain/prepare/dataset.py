@@ -20,7 +20,7 @@ from llmtrain.data.sources.download import FetchOptions
 from llmtrain.data.sources.resolve import BUILTIN_PYTHON, resolve_sources
 from llmtrain.data.sources.urls import without_secrets
 from llmtrain.data.split import plan_split
-from llmtrain.errors import DataError, UsageError
+from llmtrain.errors import DataError
 from llmtrain.files import cache_directory
 from llmtrain.prepare.context import PrepareContext, TimedProgress
 from llmtrain.prepare.leakage_cache import cached_leakage, leakage_warning
@@ -226,21 +226,6 @@ def open_dataset(
             hint="start a new run with another --out",
         )
     return Dataset(tokenizer, tokenizer_directory, shards, [])
-
-
-def require_same_text(
-    section: DataSection, recorded: DataSection, fingerprint: str, work: PrepareContext
-) -> None:
-    """Raise UsageError unless the section's text has the fingerprint of the recorded one."""
-    corpus = clean_corpus(resolve_corpus(section, work), section, work).corpus
-    found = work.with_progress("reading", corpus).measure(work.check_stop)
-    if found.fingerprint != fingerprint:
-        raise UsageError(
-            f"the text of {', '.join(map(without_secrets, section.specs))} is not that of "
-            f"{', '.join(map(without_secrets, recorded.specs))}, with which the run was started: "
-            f"its sha256 is {found.fingerprint[:12]}…, and the run's {fingerprint[:12]}…",
-            hint="leave --data out, name an unchanged copy, or start a new run with another --out",
-        )
 
 
 def _made_again(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from llmtrain.data.shards.prepared import PreparedData
-from llmtrain.errors import DataError
-from llmtrain.prepare.changes import announce_changes, has_fingerprint
+from llmtrain.errors import DataError, UsageError
+from llmtrain.prepare.changes import announce_changes, require_same_text
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import Dataset, open_dataset, prepare_dataset
 from llmtrain.profile.schema import DataSection
@@ -88,9 +88,10 @@ def test_the_same_text_elsewhere_has_the_same_fingerprint(session: Session) -> N
     new = shutil.move(session.place, session.place.parent / "moved")
     section = DataSection(sources=(str(new),))
     fingerprint = session.shards.index.corpus_fingerprint
-    assert has_fingerprint(section, fingerprint, session.work)
+    require_same_text(section, section, fingerprint, session.work)
     (Path(new) / "a.txt").write_text("other")
-    assert not has_fingerprint(section, fingerprint, session.work)
+    with pytest.raises(UsageError, match=fingerprint[:12]):
+        require_same_text(section, section, fingerprint, session.work)
 
 
 @pytest.mark.parametrize("change", ["gone", "changed"])
