@@ -7,6 +7,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from llmtrain.data.sources.resolve import BUILTIN_PYTHON, resolve_sources
+from llmtrain.data.sources.urls import without_secrets
 from llmtrain.errors import LlmtrainError
 from llmtrain.profile.load import LoadedProfile
 from llmtrain.profile.schema import DataSection
@@ -23,7 +24,7 @@ def text_notes(loaded: LoadedProfile, here: Path) -> Iterator[str]:
     """Yield lines that say what text a run reads, its size, and that text in `here` is unused."""
     data, origin = loaded.profile.data, loaded.origin_of("data.sources")
     for spec in data.specs:
-        yield f"text: {spec}{_size_of(spec, data)} ({origin})"
+        yield f"text: {without_secrets(spec)}{_size_of(spec, data)} ({origin})"
     if data.specs == (BUILTIN_PYTHON,) and origin != "--data" and _has_text(here):
         yield "the files here are not used; --data . trains on them"
 

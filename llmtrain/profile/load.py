@@ -286,9 +286,13 @@ def _usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) 
         return UsageError(f"{path}: {message}" + (f" ({', '.join(origins)})" if origins else ""))
     key, origin = ".".join(words), setting.origin
     within = _place(setting.value, error["loc"][len(words) :])
+    is_about_a_key = error["type"] in ("missing", "extra_forbidden")
+    if error["type"] == "missing":
+        within.append(error["loc"][-1])
     if any(isinstance(part, str) for part in within):  # not all of a list of mappings
-        place = ".".join(map(str, within))
-        return UsageError(f"{key}: {message}: {place} is {error['input']!r} ({origin})")
+        place = ".".join([key, *map(str, within)])
+        found = "" if is_about_a_key else f", not {error['input']!r}"
+        return UsageError(f"{place} {message}{found} ({origin})")
     hint = None
     if error["type"] in ("tuple_type", "list_type"):
         written = _as_written(key, f"[{json.dumps(setting.value)}]", origin)

@@ -73,7 +73,9 @@ def test_a_cpu_that_was_forced() -> None:
 def test_something_becomes_of_every_auto(name: str, kind: str) -> None:
     shown = explained(f"optim.name={name}", f"device.kind={kind}")
     left_open = {key for key, value, _ in shown.settings() if value == "auto"}
-    assert left_open - set(shown.decided()) == {"data.tokenizer"}  # known once there is text
+    assert left_open - set(shown.decided()) == {
+        *("data.tokenizer", "eval.prompts")  # known once there is text
+    }
     assert set(shown.decided()) <= left_open
     assert all(choice.value != "auto" and choice.reason for choice in shown.decided().values())
 

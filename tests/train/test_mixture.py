@@ -156,9 +156,12 @@ def test_weights_on_the_command_line(llmtrain: Llmtrain, place: Path) -> None:
         (("--data", "corpus.txt", "--weight", 0), "above 0"),
         (("--data", "corpus.txt", "--weight", "nan"), "above 0"),
         (("--set", 'data.sources=[{"spec": "a", "weight": 1}, "b"]'), "give one to each"),
-        (("--set", 'data.sources=[{"spec": "a", "wait": 1}]'), "Extra inputs"),
-        (("--set", 'data.sources=[{"weight": 1}]'), "required"),
-        (("--set", "data.sources=[[1]]"), "valid string"),
+        (
+            ("--set", 'data.sources=[{"spec": "a", "wait": 1}]'),
+            "data.sources.0.wait is not a key here",
+        ),
+        (("--set", 'data.sources=[{"weight": 1}]'), "data.sources.0.spec is missing"),
+        (("--set", "data.sources=[[1]]"), "has to be text"),
     ],
 )
 def test_weights_that_are_none(llmtrain: Llmtrain, arguments: tuple[str], complaint: str) -> None:

@@ -29,11 +29,12 @@ def pages() -> list[str]:
 @pytest.fixture
 def furnished(place: Path, llmtrain: Command, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The texts that the page names."""
-    first, second, *rest = pages()
+    first, second, third, *rest = pages()
     files = {
         "notes/a.md": first + second,
         "notes/archive/old.md": second[:200],
         "my-repo/main.py": Path(textwrap.__file__).read_text(encoding="utf-8"),
+        "held-out.txt": third,
         "books/one.txt": "".join(rest[:4]),
         "scrape.jsonl": "".join(json.dumps({"body": text}) + "\n" for text in rest[4:]),
     }
