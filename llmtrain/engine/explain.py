@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmtrain.choice import Choice
+from llmtrain.engine.find_run import preview
 from llmtrain.engine.plan_run import plan_resolved, plan_run
 from llmtrain.engine.request import ResolvedProfile, TrainRequest, resolve_profile
-from llmtrain.engine.resolve import preview
 from llmtrain.machine.assume import AssumedMachine
 from llmtrain.machine.out_of_memory import memory_errors_mapped
 from llmtrain.plan.forecast import Forecast, forecast

@@ -107,7 +107,7 @@ class World:
             hint=hint,
         )
 
-    def from_main(
+    def broadcast_from_main(
         self, key: str, produce: Callable[[], str], check: Callable[[], None] = lambda: None
     ) -> str:
         """Return what `produce` returns on rank 0; other ranks wait without a collective.

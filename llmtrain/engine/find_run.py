@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 
 from llmtrain.engine.request import ResolvedProfile, TrainRequest, resolve_profile
-from llmtrain.engine.resume import (
+from llmtrain.engine.resume_settings import (
     RecordedRun,
     read_recorded,
     recorded_settings,

@@ -175,10 +175,3 @@ def stop_with_parent(request: StopRequest) -> None:
             request.signal_name = "the end of the launcher"
 
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
-
-
-def process_age_s() -> float:
-    """Return the seconds since this process was started, imports included."""
-    import psutil
-
-    return max(0.0, time.time() - psutil.Process(os.getpid()).create_time())
