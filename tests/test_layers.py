@@ -24,7 +24,7 @@ LAYERS = (
     {"ops"},
     {"model", "data", "tokenizer", "recipe"},
     {"plan"},
-    {"eval", "export"},
+    {"eval"},
     {"train"},
     {"prepare"},
     {"engine"},

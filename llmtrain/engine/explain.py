@@ -91,7 +91,7 @@ class Explained:
         profile, tokens_per_step = self.loaded.profile, self.planned.workload.tokens_per_step
         shape, optim = shape_of(profile.model), profile.optim
         rates = peak_learning_rates(optim, shape.hidden_size, tokens_per_step)
-        rule = f"by the rule for {tokens_per_step} tokens a step and width {shape.hidden_size}"
+        rule = f"by the rule for {tokens_per_step} tokens per step and width {shape.hidden_size}"
         embedding = rule if optim.name == "muon" else "the hidden matrices'"
         return self._for_auto(
             {

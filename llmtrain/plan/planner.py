@@ -148,7 +148,7 @@ def make_plan(
         micro_batch=micro_batch,
         accumulation=Choice(
             micro_batches,
-            f"{workload.tokens_per_step} tokens a step = {micro_batch.value} × "
+            f"{workload.tokens_per_step} tokens per step = {micro_batch.value} × "
             f"{workload.shape.context} tokens × {micro_batches} × {processes.value} processes",
         ),
         attention=attention,

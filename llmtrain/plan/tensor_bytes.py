@@ -1,4 +1,4 @@
-"""Count the bytes that training holds, from shapes: activations, the loss, the optimizer.
+"""Count the bytes of training's tensors from shapes: activations, mask, loss, optimizer, casts.
 
 The activations are those that autograd saves in `llmtrain.model.decoder`. On a CPU a test compares
 them with the tensors that are saved; a GPU's norm saves less, and its compiler saves results of

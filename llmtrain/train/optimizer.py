@@ -1,4 +1,4 @@
-"""Muon for hidden matrices, AdamW for everything else, as one optimizer."""
+"""The optimizer: Muon for hidden matrices, AdamW for everything else. Groups have the algorithm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Build the optimizer: every parameter in exactly one group, its state under readable names."""
+"""Build the optimizer's parameter groups, and save and load its state under readable names."""
 
 from __future__ import annotations
 

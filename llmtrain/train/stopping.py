@@ -1,4 +1,4 @@
-"""When a run ends, saves or changes its plan: agreed by all ranks after every step.
+"""Decide after each step, on all ranks alike, whether the run ends, saves or changes its plan.
 
 Time and schedule are rank 0's; a signal or a memory shortage on any rank counts for all.
 """
@@ -38,7 +38,7 @@ class StopDecision:
 
 
 class StopPolicy:
-    """Decides with all ranks; every rank has to ask after the same steps."""
+    """Decides with all ranks; every rank has to call it after the same steps."""
 
     def __init__(
         self, horizon: Horizon, options: EvalSection, world: World, device: torch.device

@@ -140,6 +140,7 @@ class Saver:
         self._thread.shutdown(wait=True)
 
     def _finalize(self, write: Callable[[], Written], state: SavedState, started_s: float) -> Path:
+        """Write and finalize the checkpoint, then remove older ones; runs in the thread."""
         keep_step = state.best_step if self._options.keep_best else None
         with _write_errors_mapped(f"the checkpoint of step {state.step} could not be written"):
             path = finalize_checkpoint(write())

@@ -72,7 +72,7 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Written:
 
 
 def finalize_checkpoint(written: Written) -> Path:
-    """Sync, verify and rename what was written; remove it on an error. Return its final path."""
+    """Sync, verify and rename what was written; return the final path. On an error remove it."""
     hidden, final = written.hidden, written.final
     try:
         _write_manifest(hidden)
