@@ -24,7 +24,7 @@ LAYERS = (
     {"ops"},
     {"model", "data", "tokenizer", "recipe"},
     {"plan"},
-    {"eval", "export"},
+    {"eval"},
     {"train"},
     {"prepare"},
     {"engine"},
@@ -85,8 +85,8 @@ READS_WHAT_IT_TRUSTS = {
     "machine/measurement_cache",  # the key of an entry
     "train/divergence/rewind",
     "train/distributed/world",
-    "engine/verify_resume/observe",  # results of its own trials
-    "engine/verify_resume/kill",
+    "engine/prove_resume/observe",  # results of its own trials
+    "engine/prove_resume/kill",
     "tokenizer/train_process",  # its own arguments
     "children",  # what its own child says
     "engine/calibrate",

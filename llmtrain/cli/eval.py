@@ -58,7 +58,7 @@ def evaluate(
     from llmtrain.documents.base import present
     from llmtrain.documents.inference import Eval
     from llmtrain.engine.inference import evaluate_run
-    from llmtrain.train.distributed.signals import stop_on_signals
+    from llmtrain.train.signals import stop_on_signals
 
     positive("--max-bpb", max_bpb)
     section = device_section(device, force_cpu)

@@ -58,7 +58,7 @@ def generate(
     from llmtrain.engine.inference import generate_text, load_trained
     from llmtrain.errors import AbortedError, InterruptedRunError, UsageError
     from llmtrain.model.generate import Sampling
-    from llmtrain.train.distributed.signals import stop_on_signals
+    from llmtrain.train.signals import stop_on_signals
 
     code = 0
     if top_p == 0:

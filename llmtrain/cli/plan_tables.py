@@ -130,12 +130,12 @@ def prediction_table(prediction: MemoryPrediction, limit_bytes: int) -> Table:
 
 def measured_line(planned: Planned) -> str | None:
     """Return measured memory beside predicted; None if no run with this plan was measured."""
-    if planned.kept is None:
+    if planned.last_run is None:
         return None
     predicted_bytes = planned.prediction.measured_on(planned.plan.device.value)
-    error = predicted_bytes / planned.kept.peak_memory_bytes - 1
+    error = predicted_bytes / planned.last_run.peak_memory_bytes - 1
     return (
-        f"measured: {format_bytes(round(planned.kept.peak_memory_bytes))}, predicted "
+        f"measured: {format_bytes(round(planned.last_run.peak_memory_bytes))}, predicted "
         f"{abs(error):.1%} {'more' if error > 0 else 'less'}; in a run of "
-        f"{planned.kept.steps:.0f} steps with this plan on this machine"
+        f"{planned.last_run.steps:.0f} steps with this plan on this machine"
     )

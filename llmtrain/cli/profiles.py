@@ -77,7 +77,7 @@ def list_profiles(output: Output, json: JsonOption = False) -> int:
         output.document(ProfilesList.of(profiles=profiles))
         return 0
     row = "{:<12}{:>10}{:>9}{:>12}{:>15}".format
-    output.result(row("profile", "parameters", "context", "vocabulary", "tokens a step"))
+    output.result(row("profile", "parameters", "context", "vocabulary", "tokens per step"))
     for each in sorted(profiles, key=lambda each: each.parameters):
         step = each.tokens_per_step
         per_step = f"{step:,}" if isinstance(step, int) else step

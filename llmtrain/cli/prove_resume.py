@@ -20,7 +20,7 @@ from llmtrain.cli.options import (
 from llmtrain.cli.output import Output
 
 if TYPE_CHECKING:
-    from llmtrain.engine.verify_resume.verify import Proof
+    from llmtrain.engine.prove_resume.proof import Proof
 
 
 def prove_resume(
@@ -45,7 +45,7 @@ def prove_resume(
     and a start and some steps more for each kill. The trainings end after --steps, not after a
     time: a schedule that follows the clock cannot be repeated.
     """
-    from llmtrain.train.distributed.signals import stop_on_signals
+    from llmtrain.train.signals import stop_on_signals
 
     with stop_on_signals() as stop:
         from llmtrain.machine.startup import prepare_for_torch
@@ -53,14 +53,14 @@ def prove_resume(
         prepare_for_torch()
         from llmtrain.cli.progress import watching
         from llmtrain.documents.runs import RunsProveResume
+        from llmtrain.engine.prove_resume.proof import ProofOptions
+        from llmtrain.engine.prove_resume.proof import prove_resume as prove
         from llmtrain.engine.request import TrainRequest
-        from llmtrain.engine.verify_resume.verify import Trial
-        from llmtrain.engine.verify_resume.verify import prove_resume as prove
 
         flags = flag_settings(data_sources=weighted_sources(data, weight), device_processes=nproc)
         request = TrainRequest(profile=profile, assignments=set_ or [], flags=flags)
         with watching(output) as observe:
-            proof = prove(request, Trial(kills, steps, seed), observe, stop.check)
+            proof = prove(request, ProofOptions(kills, steps, seed), observe, stop.check)
     if json:
         output.document(RunsProveResume.of_proof(proof))
     else:

@@ -44,8 +44,8 @@ from llmtrain.errors import UsageError
 
 if TYPE_CHECKING:
     from llmtrain.engine.request import Deadline, TrainRequest
-    from llmtrain.train.distributed.signals import StopRequest
     from llmtrain.train.events import TrainResult
+    from llmtrain.train.signals import StopRequest
 
 
 _UNTIL = "until="
@@ -111,7 +111,7 @@ def train(
     json: JsonOption = False,
 ) -> int:
     """Train a model. Without --profile, one is chosen for the machine and the time."""
-    from llmtrain.train.distributed.signals import stop_on_signals
+    from llmtrain.train.signals import stop_on_signals
 
     positive("--max-loss", max_loss)
     if dry_run and max_loss is not None:
@@ -165,7 +165,7 @@ def _deadline(time: str | None) -> Deadline | None:
     if time is None or not _is_deadline(time):
         return None
     from llmtrain.engine.request import Deadline
-    from llmtrain.train.distributed.signals import process_age_s
+    from llmtrain.machine.process_age import process_age_s
 
     now = datetime.now().astimezone()
     try:
@@ -215,8 +215,9 @@ def _train(
         run_training,
         train_resolved,
     )
-    from llmtrain.train.distributed.signals import process_age_s, stop_with_parent
+    from llmtrain.machine.process_age import process_age_s
     from llmtrain.train.distributed.world import is_launched, world_from_environment
+    from llmtrain.train.signals import stop_with_parent
 
     if is_launched():
         stop_with_parent(stop)

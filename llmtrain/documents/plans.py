@@ -142,7 +142,7 @@ def planned_values(explained: ExplainedRun) -> dict[str, object]:
         "prediction": planned.prediction,
         "limit_bytes": planned.limit_bytes,
         "fits": planned.prediction.total_bytes <= planned.limit_bytes,
-        "measured": None if planned.kept is None else _measured(planned.kept),
+        "measured": None if planned.last_run is None else _measured(planned.last_run),
         "forecast": explained.forecast,
     }
 

@@ -9,8 +9,7 @@ from typing_extensions import Self
 from llmtrain.documents.base import Document, Number, Part, Text, key
 
 if TYPE_CHECKING:
-    from llmtrain.engine.verify_resume.verify import Ending as TrainingEnding
-    from llmtrain.engine.verify_resume.verify import Proof
+    from llmtrain.engine.prove_resume.proof import Proof, RunResult
     from llmtrain.train.run_directory.verify import Verified
 
 
@@ -100,9 +99,9 @@ class Ending(Part):
     seconds: float = key("it took")
 
     @classmethod
-    def of_training(cls, ending: TrainingEnding, seconds: float) -> Self:
+    def of_training(cls, result: RunResult, seconds: float) -> Self:
         """Return the end of a training run that took `seconds`."""
-        return cls.of(ending, lines=len(ending.course), seconds=seconds)
+        return cls.of(result, lines=len(result.course), seconds=seconds)
 
 
 class RunsProveResume(Document):

@@ -14,9 +14,9 @@ from llmtrain.model.generate import Sampling
 from llmtrain.plan.planned import Planned
 from llmtrain.profile.load import Setting, load_section
 from llmtrain.profile.schema import DeviceSection
-from llmtrain.train.distributed.signals import StopRequest, stop_on_signals
 from llmtrain.train.distributed.world import world_from_environment
 from llmtrain.train.events import Event, Observer, TrainResult
+from llmtrain.train.signals import StopRequest, stop_on_signals
 
 
 def _ignore(event: Event) -> None:

@@ -44,13 +44,13 @@ def calibrate(options: list[str], facts: Facts, workload: Workload, plan: Plan) 
         done = subprocess.run([*command, *out], capture_output=True, text=True)
     if done.returncode != 0:
         raise _failure(done)
-    kept = last_run(facts, workload, plan)
-    if kept is None:
+    previous = last_run(facts, workload, plan)
+    if previous is None:
         raise LlmtrainError(
             "the measured run left the plan because memory became short",
             hint="close other programs, or add --set train.micro_batch=1",
         )
-    return kept
+    return previous
 
 
 def _as_planned(workload: Workload, plan: Plan) -> Iterator[str]:

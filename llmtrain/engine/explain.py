@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmtrain.choice import Choice
+from llmtrain.engine.find_run import preview
 from llmtrain.engine.plan_run import plan_resolved, plan_run
 from llmtrain.engine.request import ResolvedProfile, TrainRequest, resolve_profile
-from llmtrain.engine.resolve import preview
 from llmtrain.machine.assume import AssumedMachine
 from llmtrain.machine.out_of_memory import memory_errors_mapped
 from llmtrain.plan.forecast import Forecast, forecast
@@ -91,7 +91,7 @@ class Explained:
         profile, tokens_per_step = self.loaded.profile, self.planned.workload.tokens_per_step
         shape, optim = shape_of(profile.model), profile.optim
         rates = peak_learning_rates(optim, shape.hidden_size, tokens_per_step)
-        rule = f"by the rule for {tokens_per_step} tokens a step and width {shape.hidden_size}"
+        rule = f"by the rule for {tokens_per_step} tokens per step and width {shape.hidden_size}"
         embedding = rule if optim.name == "muon" else "the hidden matrices'"
         return self._for_auto(
             {

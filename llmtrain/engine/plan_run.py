@@ -1,11 +1,15 @@
-"""From a resolved run to its plan: the CPU is timed once per machine, then decisions are made."""
+"""From a resolved run to its plan: read and measure the machine, then call the planner.
+
+`llmtrain.plan.planner` makes the decisions; `llmtrain.plan.planned` holds a plan with what follows
+from it.
+"""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import replace
 
-from llmtrain.engine.resolve import ResolvedRun
+from llmtrain.engine.find_run import ResolvedRun
 from llmtrain.errors import DoesNotFitError
 from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.facts import CpuTimes, Facts
@@ -39,7 +43,7 @@ def plan_resolved(
         is_here = resolved.profile.assumed is None
         return plan_run(profile, world=world, facts=facts, measure=is_here, announce=announce)
     workload = workload_of(profile, world, facts)
-    planned = planned_with(plan, workload, facts, kept=last_run(facts, workload, plan))
+    planned = planned_with(plan, workload, facts, last_run=last_run(facts, workload, plan))
     return replace(planned, peak_flops=recorded.values.get("peak_flops"))
 
 
@@ -60,7 +64,7 @@ def processes_of(resolved: ResolvedRun) -> int:
     profile, facts = resolved.profile.loaded.profile, resolved.profile.facts
     kind = decisions.choose_device(facts, profile.device).value
     workload = workload_of(profile, None, facts)
-    return decisions.processes(facts, profile.device, workload, kind).value
+    return decisions.choose_processes(facts, profile.device, workload, kind).value
 
 
 def plan_run(
@@ -87,8 +91,8 @@ def plan_run(
             workload = replace(workload, compiles_anew=True)
             return_free_memory()
         plan = make_plan(facts, profile.device, workload, times)
-        kept = last_run(facts, workload, plan) if measure else None
-        return planned_with(plan, workload, facts, times, kept)
+        previous = last_run(facts, workload, plan) if measure else None
+        return planned_with(plan, workload, facts, times, previous)
     except DoesNotFitError as error:
         raise _with_alternatives(error, profile, world, facts, measure=measures_cpu) from None
 
@@ -97,7 +101,7 @@ def _with_alternatives(
     error: DoesNotFitError, profile: Profile, world: World | None, facts: Facts, *, measure: bool
 ) -> DoesNotFitError:
     """Return the error with what would make the run fit. At most matrix products are timed."""
-    threads = decisions.threads(facts, profile.device, 1).value
+    threads = decisions.choose_threads(facts, profile.device, 1).value
 
     def predicted_bytes(changed: Profile) -> int:
         workload = workload_of(changed, world, facts, measure=measure)
@@ -113,7 +117,7 @@ def _with_alternatives(
 def plan_inference(device: DeviceSection, shape: ModelShape) -> InferencePlan:
     """Return how to use a model of `shape` here. Raises UsageError and DoesNotFitError."""
     facts = read_facts(tries_gpus=decisions.may_use_gpu(device))
-    threads = decisions.threads(facts, device, 1).value
+    threads = decisions.choose_threads(facts, device, 1).value
     kind = decisions.choose_device(facts, device).value
     decisions.refuse_model_that_does_not_fit(facts, shape, kind)
     times = measured_products(facts, shape, threads) if kind == "cpu" else None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from llmtrain.data.shards.index import ShardIndex
 from llmtrain.engine.request import TrainRequest
-from llmtrain.plan.decisions import workers as decide_workers
+from llmtrain.plan.decisions import choose_workers
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import prepare_dataset
 from llmtrain.train.events import Observer
@@ -52,7 +52,7 @@ def prepare_ahead(
     else:
         profile = request.load(request.profile).profile
         facts = request.read_facts(profile.device)
-    workers = decide_workers(facts, profile.device).value
+    workers = choose_workers(facts, profile.device).value
     work = PrepareContext(workers, observe, check_stop)
     model = profile.model
     dataset = prepare_dataset(profile.data, model.vocab_size, work, context=model.context)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 import llmtrain
-from llmtrain.engine.resolve import ResolvedRun
-from llmtrain.engine.resume import machine_signature
+from llmtrain.engine.find_run import ResolvedRun
+from llmtrain.engine.resume_settings import machine_signature
 from llmtrain.plan.forecast import Forecast
 from llmtrain.plan.planned import Planned
 from llmtrain.prepare.dataset import Dataset

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmtrain.engine.resolve import ResolvedRun
+from llmtrain.engine.find_run import ResolvedRun
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.planner import Plan
 from llmtrain.prepare.dataset import Dataset
@@ -13,7 +13,7 @@ from llmtrain.train.divergence.policy import DivergenceState
 from llmtrain.train.events import Started
 from llmtrain.train.loop import Position
 
-_AFTER_THE_CLOCK_S = 2.0  # after a session's last reading a checkpoint is written
+_FINAL_SAVE_S = 2.0  # of the last checkpoint, which is written after the time in it was read
 
 
 def difference_from_run(
@@ -79,7 +79,7 @@ def used_before_s(resolved: ResolvedRun) -> float:
     ended = resolved.recorded.values.get("result") or {}
     is_newest = ended.get("checkpoint") == str(resolved.checkpoint)
     ended_s = ended.get("seconds", 0.0) if is_newest else 0.0
-    return max(resolved.state.elapsed_s, ended_s) + _AFTER_THE_CLOCK_S
+    return max(resolved.state.elapsed_s, ended_s) + _FINAL_SAVE_S
 
 
 def started_event(

@@ -16,10 +16,10 @@ from llmtrain.data.batches.packing_cache import cached_packing
 from llmtrain.data.batches.prefetch import Prefetch
 from llmtrain.data.corpus import Corpus
 from llmtrain.engine.energy import trained_with_energy
+from llmtrain.engine.find_run import ResolvedRun, resolve
 from llmtrain.engine.plan_run import plan_resolved, processes_of
 from llmtrain.engine.record import write_result, write_start
 from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.resolve import ResolvedRun, resolve
 from llmtrain.engine.session_start import (
     difference_from_run,
     first_state,
@@ -32,11 +32,11 @@ from llmtrain.errors import InterruptedRunError
 from llmtrain.files import free_bytes
 from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.out_of_memory import memory_errors_mapped
-from llmtrain.plan.activation_bytes import checkpoint_bytes
 from llmtrain.plan.forecast import forecast
 from llmtrain.plan.past_runs import record_run
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.planner import Plan
+from llmtrain.plan.tensor_bytes import checkpoint_bytes
 from llmtrain.prepare.changes import announce_changes, require_same_text
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import (
@@ -52,11 +52,11 @@ from llmtrain.progress import Note
 from llmtrain.train.build import build_run, set_up_device
 from llmtrain.train.checkpoint.format import Checkpoint, list_checkpoints, load_checkpoint
 from llmtrain.train.checkpoint.saver import require_room
-from llmtrain.train.distributed.signals import StopRequest
 from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Observer, TrainResult
 from llmtrain.train.repetition import mixture_lines
 from llmtrain.train.run_directory.record import data_key, data_ranges
+from llmtrain.train.signals import StopRequest
 from llmtrain.train.trainer import Trainer, TrainSetup
 from llmtrain.units import format_bytes
 
@@ -81,7 +81,7 @@ class TrainSession:
         """Notify the observer."""
         self.observe(Note(text, is_warning=is_warning))
 
-    def agree(
+    def from_rank_0(
         self, key: str, kind: type[T], produce: Callable[[], T], check: Callable[[], None]
     ) -> T:
         """Return on every rank what `produce` returns on rank 0, sent as JSON of `kind`.
@@ -96,7 +96,7 @@ class TrainSession:
             made.append(produce())
             return adapter.dump_json(made[0]).decode()
 
-        message = self.world.from_main(key, send, check)
+        message = self.world.broadcast_from_main(key, send, check)
         return made[0] if made else adapter.validate_json(message, strict=True)
 
 
@@ -125,7 +125,7 @@ def resolved_run(request: TrainRequest, session: TrainSession) -> Iterator[Resol
         def enter() -> ResolvedRun:
             return lock.enter_context(resolve(request, session.observe, world))
 
-        yield session.agree("run", ResolvedRun, enter, lambda: None)
+        yield session.from_rank_0("run", ResolvedRun, enter, lambda: None)
 
 
 def ranks_to_launch(resolved: ResolvedRun) -> int:
@@ -183,7 +183,7 @@ def _agreed_plan(resolved: ResolvedRun, session: TrainSession) -> Planned:
         with session.stop.immediate():  # measuring and compiling take long and have no checks
             return plan_resolved(resolved, world, session.note)
 
-    planned = session.agree("plan", Planned, plan, session.stop.check)
+    planned = session.from_rank_0("plan", Planned, plan, session.stop.check)
     if world.size == 1:
         return planned
     workload = replace(planned.workload, launched_local_processes=world.local_size)
@@ -222,7 +222,7 @@ def _shared_dataset(
         ranges = [(source.first_token, source.tokens) for source in dataset.mixture]
         return _SharedData(dataset.shards.index.key, dataset.tokenizer_directory, ranges)
 
-    shared = session.agree("data", _SharedData, prepare, session.stop.check)
+    shared = session.from_rank_0("data", _SharedData, prepare, session.stop.check)
     if prepared:
         return prepared[0]
     vocab_size = profile.model.vocab_size

@@ -74,7 +74,7 @@ class EnergyMeter:
 
     @contextmanager
     def watching(self) -> Iterator[EnergyMeter]:
-        """Read the counters once a minute within the block."""
+        """Read the counters once per minute within the block."""
         thread = threading.Thread(target=self._watch, name="energy", daemon=True)
         if self._counters:
             thread.start()

@@ -30,7 +30,7 @@ class LiveMemory:
 
 
 class MemoryMeter:
-    """Reads this process at every call, and all other processes about once a second."""
+    """Reads this process at every call, and all other processes about once per second."""
 
     def __init__(
         self, *, launcher_pid: int | None, is_on_cpu: bool, device_index: int | None

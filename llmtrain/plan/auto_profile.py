@@ -10,8 +10,7 @@ from dataclasses import replace
 from llmtrain.choice import Choice
 from llmtrain.machine.facts import Facts
 from llmtrain.plan.cpu_benchmarks import measured_products
-from llmtrain.plan.decisions import choose_device
-from llmtrain.plan.decisions import threads as decide_threads
+from llmtrain.plan.decisions import choose_device, choose_threads
 from llmtrain.profile.load import LoadedProfile, load_section, profile_layer
 from llmtrain.profile.schema import DeviceSection, ModelSection, Profile
 from llmtrain.profile.shape import ModelShape, shape_of
@@ -78,5 +77,5 @@ def with_chosen_step(loaded: LoadedProfile, choice: Choice[int]) -> LoadedProfil
 
 
 def _flops_per_s(facts: Facts, options: DeviceSection, shape: ModelShape) -> float:
-    threads = decide_threads(facts, options, 1).value
+    threads = choose_threads(facts, options, 1).value
     return measured_products(facts, shape, threads).fastest_flops_per_s

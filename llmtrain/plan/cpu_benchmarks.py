@@ -73,8 +73,8 @@ def attention_probe(
 ) -> Probe[AttentionTimes]:
     """Return the benchmark of each attention kernel, in the precision that `products` decide."""
     shape, threads = workload.shape, cpu_threads(facts, options, workload)
-    precision: Precision = numerics.precision(facts, options, "cpu", products).value
-    passes = numerics.matmul_precision(options, "cpu", precision, products).value
+    precision: Precision = numerics.choose_precision(facts, options, "cpu", products).value
+    passes = numerics.choose_matmul_precision(options, "cpu", precision, products).value
 
     def measure() -> AttentionTimes:
         with _multiplying(passes):
@@ -144,8 +144,10 @@ def with_fresh_block(times: CpuTimes, probe: Probe[BlockTimes], announce: Announ
 
 def cpu_threads(facts: Facts, options: DeviceSection, workload: Workload) -> int:
     """Return the threads of one process, as the plan decides them. Raises UsageError."""
-    processes = decide.processes(facts, options, workload, "cpu").value
-    return decide.threads(facts, options, workload.launched_local_processes or processes).value
+    processes = decide.choose_processes(facts, options, workload, "cpu").value
+    return decide.choose_threads(
+        facts, options, workload.launched_local_processes or processes
+    ).value
 
 
 def _block_key(facts: Facts, workload: Workload, plan: Plan) -> MeasurementKey:

@@ -1,4 +1,4 @@
-"""Each decision of a plan, as a pure function of facts, options and workload."""
+"""Each decision of a plan, as a pure function of facts, options and workload; the memory limit."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from llmtrain.choice import (
 )
 from llmtrain.errors import DoesNotFitError, UsageError
 from llmtrain.machine.facts import Accelerator, Facts
-from llmtrain.plan.activation_bytes import TrainingSetup
 from llmtrain.plan.inference_memory import predict_generation
 from llmtrain.plan.memory import predict_training
+from llmtrain.plan.tensor_bytes import TrainingSetup
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.profile.shape import ModelShape
@@ -93,9 +93,10 @@ def _why_cpu(facts: Facts) -> str:
     return "; ".join(reasons) if reasons else "no accelerator found"
 
 
-def processes(
+def choose_processes(
     facts: Facts, options: DeviceSection, workload: Workload, kind: DeviceKind
 ) -> Choice[int]:
+    """Choose the number of processes. Raises UsageError where they do not fit the GPUs or steps."""
     if workload.launched_processes is not None:
         choice = Choice(workload.launched_processes, "as launched")
     elif options.processes != "auto":
@@ -139,7 +140,8 @@ def windows_per_process(workload: Workload, processes: int) -> int:
     return workload.tokens_per_step // share
 
 
-def threads(facts: Facts, options: DeviceSection, local_processes: int) -> Choice[int]:
+def choose_threads(facts: Facts, options: DeviceSection, local_processes: int) -> Choice[int]:
+    """Choose the threads of each process: its share of the usable cores."""
     if options.threads != "auto":
         return Choice(options.threads, "asked for")
     if facts.cpu.omp_threads is not None:
@@ -162,7 +164,7 @@ def _core_limits(facts: Facts) -> str:
     return ", ".join(limits)
 
 
-def activations(
+def choose_activations(
     facts: Facts,
     options: DeviceSection,
     workload: Workload,
@@ -182,7 +184,7 @@ def activations(
         modes = [Choice(asked, "asked for")]
     for mode in modes:
         try:
-            how = TrainingSetup(
+            setup = TrainingSetup(
                 micro_batch=1,
                 half_precision=precision != "fp32",
                 device_kind=kind,
@@ -192,7 +194,7 @@ def activations(
                 processes=processes,
                 masks_pairs=workload.masks_pairs(attention),
             )
-            chosen = _micro_batch(facts, workload, kind, how, local)
+            chosen = _micro_batch(facts, workload, kind, setup, local)
         except DoesNotFitError:
             if mode is modes[-1]:
                 raise
@@ -220,17 +222,17 @@ def _modes(
 
 
 def _micro_batch(
-    facts: Facts, workload: Workload, kind: DeviceKind, how: TrainingSetup, local: int
+    facts: Facts, workload: Workload, kind: DeviceKind, setup: TrainingSetup, local: int
 ) -> Choice[int]:
-    """Choose the micro-batch for the setup `how`."""
-    windows = windows_per_process(workload, how.processes)
+    """Choose the micro-batch for the other decisions in `setup`."""
+    windows = windows_per_process(workload, setup.processes)
     limit = memory_limit_bytes(facts, kind) // (local if kind == "cpu" else 1)
     origin = memory_limit_origin(facts, kind)
     if kind == "cpu" and local > 1:
         origin += f" ÷ {local} processes"
 
     def predicted(micro_batch: int) -> int:
-        at_once = replace(how, micro_batch=micro_batch, accumulates=micro_batch < windows)
+        at_once = replace(setup, micro_batch=micro_batch, accumulates=micro_batch < windows)
         return predict_training(workload.shape, at_once).total_bytes
 
     if workload.micro_batch != "auto":
@@ -284,7 +286,8 @@ def refuse_model_that_does_not_fit(facts: Facts, shape: ModelShape, kind: Device
         )
 
 
-def backend(facts: Facts, options: DeviceSection, kind: DeviceKind) -> Choice[Backend]:
+def choose_backend(facts: Facts, options: DeviceSection, kind: DeviceKind) -> Choice[Backend]:
+    """Choose the backend of torch.distributed. Raises UsageError for one that is missing."""
     if options.backend == "nccl" and kind != "cuda":
         raise UsageError("device.backend nccl needs CUDA", hint="--set device.backend=gloo")
     if options.backend == "nccl" and "nccl" not in facts.backends:
@@ -300,7 +303,8 @@ def backend(facts: Facts, options: DeviceSection, kind: DeviceKind) -> Choice[Ba
     return Choice("gloo", "for several processes without CUDA")
 
 
-def workers(facts: Facts, options: DeviceSection) -> Choice[int]:
+def choose_workers(facts: Facts, options: DeviceSection) -> Choice[int]:
+    """Choose how many processes tokenize the text."""
     if options.workers != "auto":
         return Choice(options.workers, "asked for")
     return Choice(
@@ -308,7 +312,8 @@ def workers(facts: Facts, options: DeviceSection) -> Choice[int]:
     )
 
 
-def pin_memory(options: DeviceSection, kind: DeviceKind) -> Choice[bool]:
+def choose_pin_memory(options: DeviceSection, kind: DeviceKind) -> Choice[bool]:
+    """Choose whether batches are read into page-locked memory."""
     if options.pin_memory != "auto":
         return Choice(options.pin_memory, "asked for")
     if kind == "cuda":

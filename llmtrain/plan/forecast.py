@@ -1,8 +1,8 @@
 """Forecast a run's length, time, checkpoints and loss; each figure with its origin.
 
-    seconds  = starting + tokens / rate + evaluations · tokens of one / (3 · rate) + saving
-    tokens   = the run's, or under a time: rate · what the rest leaves of it
-    bits/byte as in `llmtrain.recipe.model_size`: the fit to trainings on Python source
+    seconds        = starting + tokens / rate + evaluations · eval.tokens / (3 · rate) + saving
+    tokens         = those asked for; under a time limit: rate · (limit - starting - ending)
+    bits per byte  = the fit to trainings on Python source in `llmtrain.recipe.model_size`
 
 The rate is that of an earlier run by the same plan on this machine, else computed from a measured
 block (`llmtrain.plan.throughput`), else 0.55 of the measured products' rate. Without measurements
@@ -14,9 +14,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from llmtrain.machine.facts import RunFigures
-from llmtrain.plan.activation_bytes import checkpoint_bytes
 from llmtrain.plan.planned import Planned
+from llmtrain.plan.tensor_bytes import checkpoint_bytes
 from llmtrain.plan.throughput import predicted_tokens_per_s, product_flops_per_s, step_work
 from llmtrain.profile.horizon import horizon_of
 from llmtrain.profile.schema import Profile
@@ -78,9 +77,11 @@ def forecast(profile: Profile, planned: Planned) -> Forecast:
 
 
 def _rate(planned: Planned) -> Figure | None:
-    kept, times, plan, shape = planned.kept, planned.times, planned.plan, planned.workload.shape
-    if kept is not None and not kept.is_contended:
-        return Figure(kept.tokens_per_s, "measured", _of_a_run(kept))
+    times, plan, shape = planned.cpu_times, planned.plan, planned.workload.shape
+    last_run = planned.last_run
+    if last_run is not None and not last_run.is_contended:
+        how = f"in a run of {last_run.steps:.0f} steps by this plan on this machine"
+        return Figure(last_run.tokens_per_s, "measured", how)
     if times is None:
         return None
     work = step_work(plan, planned.workload.optimizer)
@@ -92,10 +93,6 @@ def _rate(planned: Planned) -> Figure | None:
     return Figure(
         by_products, "estimated", f"{UTILISATION} of the rate of products measured on this machine"
     )
-
-
-def _of_a_run(kept: RunFigures) -> str:
-    return f"in a run of {kept.steps:.0f} steps by this plan on this machine"
 
 
 def _length(
@@ -134,7 +131,7 @@ def _seconds(
 
 
 def _starting_s(planned: Planned) -> float:
-    block = planned.times.block if planned.times is not None else None
+    block = planned.cpu_times.block if planned.cpu_times is not None else None
     return _STARTING_S + (block.compile_s if block and planned.plan.compile.value else 0.0)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from llmtrain.ops.chunk_sizes import even_chunk, loss_chunk_tokens
-from llmtrain.plan.activation_bytes import FP32_BYTES, HALF_BYTES
 from llmtrain.plan.memory import MemoryPrediction, libraries_bytes
+from llmtrain.plan.tensor_bytes import FP32_BYTES, HALF_BYTES
 from llmtrain.profile.shape import ModelShape
 
 EVALUATION_TOKENS = 4096  # of one forward

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from llmtrain.plan.activation_bytes import (
+from llmtrain.plan.tensor_bytes import (
     FP32_BYTES,
     HALF_BYTES,
     TrainingSetup,
@@ -83,8 +83,8 @@ class MemoryPrediction:
 
 
 @dataclass(frozen=True, slots=True)
-class _Moment:
-    """What is alive at one moment, beside weights and optimizer state."""
+class _PeakCandidate:
+    """What is alive at a moment that may be the peak, besides weights and optimizer state."""
 
     gradients_bytes: int = 0
     weight_casts_bytes: int = 0
@@ -97,26 +97,26 @@ class _Moment:
         return sum(asdict(self).values())
 
 
-def predict_training(shape: ModelShape, how: TrainingSetup) -> MemoryPrediction:
+def predict_training(shape: ModelShape, setup: TrainingSetup) -> MemoryPrediction:
     """Predict the peak of one process that trains `shape` on micro-batches of full contexts."""
-    on_cpu = how.device_kind == "cpu"
-    moments = _cpu_moments(shape, how) if on_cpu else _accelerator_moments(shape, how)
-    peak = max(moments, key=lambda moment: moment.total_bytes)
+    on_cpu = setup.device_kind == "cpu"
+    candidates = _cpu_candidates(shape, setup) if on_cpu else _accelerator_candidates(shape, setup)
+    peak = max(candidates, key=lambda candidate: candidate.total_bytes)
     state = FP32_BYTES * shape.parameters
-    moving = optimizer_bytes(shape, how.optimizer)
-    communication = state if how.processes > 1 else 0
+    optimizer_state = optimizer_bytes(shape, setup.optimizer)
+    communication = state if setup.processes > 1 else 0
     if on_cpu:
-        slack = _cpu_slack_bytes(shape, peak, how)
+        slack = _cpu_slack_bytes(shape, peak, setup)
     else:
-        torchs = state + moving + communication + peak.total_bytes
-        slack = int(_ACCELERATOR_SLACK[how.device_kind] * torchs)
+        torch_bytes = state + optimizer_state + communication + peak.total_bytes
+        slack = int(_ACCELERATOR_SLACK[setup.device_kind] * torch_bytes)
     return MemoryPrediction(
         **asdict(peak),
         parameters_bytes=state,
-        optimizer_bytes=moving,
+        optimizer_bytes=optimizer_state,
         communication_bytes=communication,
-        libraries_bytes=libraries_bytes(how.device_kind)
-        + (_COMPILER_BYTES if how.compiled and on_cpu else 0),
+        libraries_bytes=libraries_bytes(setup.device_kind)
+        + (_COMPILER_BYTES if setup.compiled and on_cpu else 0),
         slack_bytes=slack,
     )
 
@@ -133,77 +133,82 @@ def libraries_bytes(device_kind: str) -> int:
     return _LIBRARIES_BYTES[device_kind]
 
 
-def _cpu_moments(shape: ModelShape, how: TrainingSetup) -> tuple[_Moment, ...]:
-    tokens = how.micro_batch * shape.context
+def _cpu_candidates(shape: ModelShape, setup: TrainingSetup) -> tuple[_PeakCandidate, ...]:
+    """Return what is alive on a CPU in the loss, in the first backward and in the update."""
+    tokens = setup.micro_batch * shape.context
     state, head = FP32_BYTES * shape.parameters, shape.vocab_size * shape.hidden_size
-    gradients = state if how.accumulates else 0
-    casts = HALF_BYTES * cast_parameters(shape, how) if how.half_precision else 0
-    kept = tokens * saved_bytes_per_token(shape, how) + mask_bytes(shape, how)
-    hidden_gradients = 2 * tokens * shape.hidden_size * how.element_bytes
-    share = _COMPILED_BACKWARD_SHARE if how.compiled else _BACKWARD_SHARE[how.checkpointing]
-    again = int(share * tokens * block_bytes_per_token(shape, how))
-    update = update_bytes(shape, how)
+    gradients = state if setup.accumulates else 0
+    casts = HALF_BYTES * cast_parameters(shape, setup) if setup.half_precision else 0
+    kept = tokens * saved_bytes_per_token(shape, setup) + mask_bytes(shape, setup)
+    hidden_gradients = 2 * tokens * shape.hidden_size * setup.element_bytes
+    share = _COMPILED_BACKWARD_SHARE if setup.compiled else _BACKWARD_SHARE[setup.checkpointing]
+    recomputed = int(share * tokens * block_bytes_per_token(shape, setup))
+    update = update_bytes(shape, setup)
     return (
-        _Moment(gradients, casts, kept, loss_bytes(shape, how)),
-        _Moment(gradients, casts, kept, hidden_gradients + FP32_BYTES * head, again),
-        _Moment(state, casts if how.keeps_casts else 0, working_bytes=update),
+        _PeakCandidate(gradients, casts, kept, loss_bytes(shape, setup)),
+        _PeakCandidate(gradients, casts, kept, hidden_gradients + FP32_BYTES * head, recomputed),
+        _PeakCandidate(state, casts if setup.keeps_casts else 0, working_bytes=update),
     )
 
 
-def _cpu_slack_bytes(shape: ModelShape, peak: _Moment, how: TrainingSetup) -> int:
-    share = _CPU_SLACK["half" if how.half_precision else "fp32"]
-    return int(share * peak.total_bytes + _CPU_UPDATE_SLACK * update_bytes(shape, how))
+def _cpu_slack_bytes(shape: ModelShape, peak: _PeakCandidate, setup: TrainingSetup) -> int:
+    share = _CPU_SLACK["half" if setup.half_precision else "fp32"]
+    return int(share * peak.total_bytes + _CPU_UPDATE_SLACK * update_bytes(shape, setup))
 
 
-def _accelerator_moments(shape: ModelShape, how: TrainingSetup) -> tuple[_Moment, ...]:
-    """Return the moments of a step on a GPU, as torch's allocator holds them."""
-    tokens = how.micro_batch * shape.context
+def _accelerator_candidates(shape: ModelShape, setup: TrainingSetup) -> tuple[_PeakCandidate, ...]:
+    """Return the candidates on a GPU, in bytes that torch's allocator holds."""
+    tokens = setup.micro_batch * shape.context
     state, hidden = FP32_BYTES * shape.parameters, tokens * shape.hidden_size
     head = FP32_BYTES * shape.vocab_size * shape.hidden_size
-    gradients = state if how.accumulates else 0
-    in_forward, in_first, in_last = _accelerator_casts(shape, how)
-    activations, mask = tokens * saved_bytes_per_token(shape, how), mask_bytes(shape, how)
+    gradients = state if setup.accumulates else 0
+    in_forward, in_first, in_last = _accelerator_casts(shape, setup)
+    activations, mask = tokens * saved_bytes_per_token(shape, setup), mask_bytes(shape, setup)
     kept, first_kept = activations + mask, activations // shape.num_layers + mask
-    if how.checkpointing == "full":
+    if setup.checkpointing == "full":
         first_kept = FP32_BYTES * hidden + mask
-    working = _accelerator_working_bytes(shape, how)
-    room = _ACCELERATOR_WORKSPACE_BYTES
+    working = _accelerator_working_bytes(shape, setup)
+    workspace = _ACCELERATOR_WORKSPACE_BYTES
     return (
-        _Moment(gradients, in_forward, kept, loss_bytes(shape, how), room),
-        _Moment(gradients, in_first, kept, head + how.element_bytes * hidden, room + working),
-        _Moment(state, in_last, first_kept, working_bytes=room + working),
-        _Moment(state, in_last if how.keeps_casts else 0, 0, 0, room + update_bytes(shape, how)),
+        _PeakCandidate(gradients, in_forward, kept, loss_bytes(shape, setup), workspace),
+        _PeakCandidate(
+            gradients, in_first, kept, head + setup.element_bytes * hidden, workspace + working
+        ),
+        _PeakCandidate(state, in_last, first_kept, working_bytes=workspace + working),
+        _PeakCandidate(
+            state, in_last if setup.keeps_casts else 0, 0, 0, workspace + update_bytes(shape, setup)
+        ),
     )
 
 
-def _accelerator_casts(shape: ModelShape, how: TrainingSetup) -> tuple[int, int, int]:
+def _accelerator_casts(shape: ModelShape, setup: TrainingSetup) -> tuple[int, int, int]:
     """Return the bytes of half-precision weights in the forward, the first and the last backward.
 
     The last backward holds those of its block and their gradients. Autocast keeps all casts until
     the forward ends, except in compiled blocks.
     """
-    if not how.half_precision:
+    if not setup.half_precision:
         return 0, 0, 0
     block = HALF_BYTES * shape.block_matrix_parameters
-    every = HALF_BYTES * cast_parameters(shape, how)
-    if how.keeps_casts:
+    every = HALF_BYTES * cast_parameters(shape, setup)
+    if setup.keeps_casts:
         return every, every, every
-    if how.checkpointing == "off":
+    if setup.checkpointing == "off":
         return every, every, 2 * block
-    return (block if how.compiled else shape.num_layers * block), block, 2 * block
+    return (block if setup.compiled else shape.num_layers * block), block, 2 * block
 
 
-def _accelerator_working_bytes(shape: ModelShape, how: TrainingSetup) -> int:
+def _accelerator_working_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return the working memory of one block's backward: recomputation and gradients."""
-    size, hidden = how.element_bytes, shape.hidden_size
-    again = {
+    size, hidden = setup.element_bytes, shape.hidden_size
+    recomputed = {
         "off": 0,
-        "selective": block_bytes_per_token(shape, how) - product_bytes_per_token(shape, how),
-        "full": block_bytes_per_token(shape, how),
-    }[how.checkpointing]
+        "selective": block_bytes_per_token(shape, setup) - product_bytes_per_token(shape, setup),
+        "full": block_bytes_per_token(shape, setup),
+    }[setup.checkpointing]
     widest = (FP32_BYTES + size) * hidden
-    if not how.compiled:
+    if not setup.compiled:
         widest = size * (2 * hidden + shape.intermediate_size)
-    if how.checkpointing == "full":
+    if setup.checkpointing == "full":
         widest += FP32_BYTES * hidden  # the block's output, recomputed
-    return how.micro_batch * shape.context * (again + widest)
+    return setup.micro_batch * shape.context * (recomputed + widest)

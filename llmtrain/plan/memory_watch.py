@@ -42,7 +42,7 @@ def sample_memory() -> MemorySample:
 class MemoryWatch:
     """Decides before each step whether memory lasts for it.
 
-    A step is expected to take this process's peak, once a step by the plan has shown it; until
+    A step is expected to take this process's peak, once a step by this plan has shown it; until
     then what was predicted. The run's other processes on this machine are taken to hold as much.
     """
 
@@ -64,7 +64,7 @@ class MemoryWatch:
     def check(self, plan: Plan, step: int) -> MemoryAction:
         """Return what to do after `step` before more is computed by `plan`.
 
-        Reads memory twice a second at most, and always before the first use of another plan.
+        Reads memory at most twice per second, and always before the first use of another plan.
         """
         is_recent = time.monotonic() < self._others.at_s + _CHECK_EVERY_S
         if self._others.held_bytes and is_recent and plan is self._plan:

@@ -17,9 +17,10 @@ _WORTH_COMPILING_S = (
 _LEAST_FLEX_HEAD_DIM = 16  # its kernels multiply tiles of 16 features
 
 
-def precision(
+def choose_precision(
     facts: Facts, options: DeviceSection, kind: DeviceKind, times: MatmulTimes | None
 ) -> Choice[Precision]:
+    """Choose the type of matrix products; on a CPU bf16 where it was measured to be faster."""
     if options.precision != "auto":
         return _asked_precision(facts, options.precision, kind)
     if kind == "cuda":
@@ -71,7 +72,7 @@ def _asked_precision(facts: Facts, precision: Precision, kind: DeviceKind) -> Ch
     return Choice(precision, "asked for")
 
 
-def matmul_precision(
+def choose_matmul_precision(
     options: DeviceSection, kind: DeviceKind, precision: Precision, times: MatmulTimes | None
 ) -> Choice[MatmulPrecision]:
     """Choose how fp32 products are computed; on a CPU by bf16 passes only if it may choose."""
@@ -87,13 +88,14 @@ def matmul_precision(
     return Choice("highest", "full fp32 products")
 
 
-def compilation(
+def choose_compilation(
     facts: Facts,
     options: DeviceSection,
     kind: DeviceKind,
     workload: Workload,
     times: CpuTimes | None,
 ) -> Choice[bool]:
+    """Choose whether blocks are compiled. Raises UsageError where a compiler is missing."""
     if options.compile != "auto":
         return _asked_compilation(facts, options.compile, kind)
     if kind == "cuda":
@@ -158,25 +160,28 @@ def _eager_run_s(workload: Workload, times: MatmulTimes) -> float:
     )
 
 
-def takes_flex(workload: Workload, kind: DeviceKind, precision: Precision, compiled: bool) -> bool:
-    """Return True if FlexAttention is used: without a mask torch's own kernel is faster."""
+def can_use_flex(
+    workload: Workload, kind: DeviceKind, precision: Precision, compiled: bool
+) -> bool:
+    """Return whether FlexAttention works and pays: without a mask torch's own kernel is faster."""
     compiles = kind == "cuda" and compiled and precision == "bf16"
     return workload.mask_documents and compiles and workload.shape.head_dim >= _LEAST_FLEX_HEAD_DIM
 
 
-def attention(
+def choose_attention(
     options: DeviceSection,
     kind: DeviceKind,
     times: CpuTimes | None,
     *,
     masked: bool = False,
-    flexible: bool = False,
+    can_use_flex: bool = False,
 ) -> Choice[AttentionKernel]:
     """Choose the attention kernel.
 
-    `masked`: attention stays within documents, in the measurements too. `flexible`: `takes_flex`.
+    `masked`: attention stays within documents, in the measurements too. `can_use_flex` is what
+    the function of that name returned.
     """
-    if options.attention == "flex" and not flexible:
+    if options.attention == "flex" and not can_use_flex:
         raise UsageError(
             "device.attention flex: made for data.mask_documents, compiled, in bf16, on CUDA, "
             f"with a head_dim of {_LEAST_FLEX_HEAD_DIM} or more",
@@ -189,7 +194,7 @@ def attention(
         )
     if options.attention != "auto":
         return Choice(options.attention, "asked for")
-    if flexible:
+    if can_use_flex:
         return Choice("flex", "compiled for documents: blocks that are masked entirely are skipped")
     if kind != "cpu":
         how = ", by a mask of all pairs of tokens" if masked else ""
@@ -206,7 +211,8 @@ def attention(
     return Choice("sdpa", f"blocks are not clearly faster: {figures}")
 
 
-def keep_weight_casts(precision: str, micro_batches: int) -> Choice[bool]:
+def choose_keep_weight_casts(precision: str, micro_batches: int) -> Choice[bool]:
+    """Choose whether half-precision copies of the weights are kept for a whole step."""
     if precision == "fp32":
         return Choice(False, "fp32 weights need no cast")
     if micro_batches == 1:
@@ -216,7 +222,8 @@ def keep_weight_casts(precision: str, micro_batches: int) -> Choice[bool]:
     )
 
 
-def grad_scaler(kind: DeviceKind, precision: str) -> Choice[bool]:
+def choose_grad_scaler(kind: DeviceKind, precision: str) -> Choice[bool]:
+    """Choose whether the loss is scaled: for fp16 alone."""
     if precision == "fp16":
         return Choice(True, "fp16 gradients would underflow")
     if precision == "bf16":

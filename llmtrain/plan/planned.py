@@ -1,4 +1,7 @@
-"""A plan with its predicted memory, the limit, and the measurements behind it."""
+"""A plan with its consequences: predicted memory, the limit, and the measurements behind it.
+
+`planner` makes the plan; `llmtrain.engine.plan_run` goes from a run to a `Planned`.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ class Planned:
     prediction: MemoryPrediction
     limit_bytes: int
     peak_flops: float | None  # FLOP/s of one process's matrix products, where measured
-    times: CpuTimes | None = None  # that the plan was made from
-    kept: RunFigures | None = None  # of the last run by this plan here
+    cpu_times: CpuTimes | None = None  # that the plan was made from
+    last_run: RunFigures | None = None  # by this plan on this machine
 
     @property
     def bytes(self) -> int:
@@ -35,8 +38,8 @@ def planned_with(
     plan: Plan,
     workload: Workload,
     facts: Facts,
-    times: CpuTimes | None = None,
-    kept: RunFigures | None = None,
+    cpu_times: CpuTimes | None = None,
+    last_run: RunFigures | None = None,
 ) -> Planned:
     """Return the plan with its predictions."""
     return Planned(
@@ -45,9 +48,9 @@ def planned_with(
         facts=facts,
         prediction=predict(workload, plan),
         limit_bytes=memory_limit_bytes(facts, plan.device.value),
-        peak_flops=_peak_flops(times, plan, workload),
-        times=times,
-        kept=kept,
+        peak_flops=_peak_flops(cpu_times, plan, workload),
+        cpu_times=cpu_times,
+        last_run=last_run,
     )
 
 

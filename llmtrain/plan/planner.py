@@ -1,4 +1,7 @@
-"""Make a plan: from facts and options to decisions, each with its reason. Pure."""
+"""Make a `Plan`: from facts, options and a workload to decisions with reasons. Pure.
+
+`planned` adds what follows from a plan; `llmtrain.engine.plan_run` goes from a run to its plan.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ from llmtrain.choice import (
 from llmtrain.machine.facts import CpuTimes, Facts, MatmulTimes
 from llmtrain.plan import decisions as decide
 from llmtrain.plan import numerics
-from llmtrain.plan.activation_bytes import TrainingSetup
 from llmtrain.plan.memory import MemoryPrediction, compiling_anew_bytes, predict_training
+from llmtrain.plan.tensor_bytes import TrainingSetup
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import MOST_THREADS, DeviceSection
 
@@ -114,16 +117,16 @@ def make_plan(
     """
     device = decide.choose_device(facts, options)
     kind = device.value
-    processes = decide.processes(facts, options, workload, kind)
+    processes = decide.choose_processes(facts, options, workload, kind)
     local = workload.launched_local_processes or processes.value
     products = times.matmul if times is not None else None
-    precision = numerics.precision(facts, options, kind, products)
-    compilation = numerics.compilation(facts, options, kind, workload, times)
-    flexible = numerics.takes_flex(workload, kind, precision.value, compilation.value)
-    attention = numerics.attention(
-        options, kind, times, masked=workload.mask_documents, flexible=flexible
+    precision = numerics.choose_precision(facts, options, kind, products)
+    compilation = numerics.choose_compilation(facts, options, kind, workload, times)
+    can_use_flex = numerics.can_use_flex(workload, kind, precision.value, compilation.value)
+    attention = numerics.choose_attention(
+        options, kind, times, masked=workload.mask_documents, can_use_flex=can_use_flex
     )
-    checkpointing, micro_batch = decide.activations(
+    checkpointing, micro_batch = decide.choose_activations(
         facts,
         options,
         workload,
@@ -139,23 +142,23 @@ def make_plan(
     return Plan(
         device=device,
         precision=precision,
-        matmul_precision=numerics.matmul_precision(options, kind, precision.value, products),
+        matmul_precision=numerics.choose_matmul_precision(options, kind, precision.value, products),
         processes=processes,
-        threads=decide.threads(facts, options, local),
+        threads=decide.choose_threads(facts, options, local),
         micro_batch=micro_batch,
         accumulation=Choice(
             micro_batches,
-            f"{workload.tokens_per_step} tokens a step = {micro_batch.value} × "
+            f"{workload.tokens_per_step} tokens per step = {micro_batch.value} × "
             f"{workload.shape.context} tokens × {micro_batches} × {processes.value} processes",
         ),
         attention=attention,
         compile=compilation,
         activation_checkpointing=checkpointing,
-        keep_weight_casts=numerics.keep_weight_casts(precision.value, micro_batches),
-        backend=decide.backend(facts, options, kind),
-        grad_scaler=numerics.grad_scaler(kind, precision.value),
-        workers=decide.workers(facts, options),
-        pin_memory=decide.pin_memory(options, kind),
+        keep_weight_casts=numerics.choose_keep_weight_casts(precision.value, micro_batches),
+        backend=decide.choose_backend(facts, options, kind),
+        grad_scaler=numerics.choose_grad_scaler(kind, precision.value),
+        workers=decide.choose_workers(facts, options),
+        pin_memory=decide.choose_pin_memory(options, kind),
     )
 
 
@@ -164,15 +167,15 @@ def make_inference_plan(
 ) -> InferencePlan:
     """Return the decisions that evaluation and generation need. Raises UsageError."""
     device = decide.choose_device(facts, options)
-    precision = numerics.precision(facts, options, device.value, matmul_times)
+    precision = numerics.choose_precision(facts, options, device.value, matmul_times)
     return InferencePlan(
         device=device,
         precision=precision,
-        matmul_precision=numerics.matmul_precision(
+        matmul_precision=numerics.choose_matmul_precision(
             options, device.value, precision.value, matmul_times
         ),
-        threads=decide.threads(facts, options, 1),
-        workers=decide.workers(facts, options),
+        threads=decide.choose_threads(facts, options, 1),
+        workers=decide.choose_workers(facts, options),
     )
 
 

@@ -27,7 +27,7 @@ def smaller_plan(plan: Plan, reason: str) -> Plan | None:
             plan,
             micro_batch=Choice(less, f"{reason}; it was {micro_batch}"),
             accumulation=Choice(
-                windows // less, f"{windows} windows a step as before, {less} at a time"
+                windows // less, f"{windows} windows per step as before, {less} at a time"
             ),
         )
     if checkpointing != "full":

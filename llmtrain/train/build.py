@@ -26,7 +26,7 @@ from llmtrain.train.checkpoint.format import Checkpoint
 from llmtrain.train.distributed.world import World, device_of
 from llmtrain.train.divergence.policy import DivergenceState
 from llmtrain.train.loop import Position, Run
-from llmtrain.train.optim import build_optimizer, load_named_state
+from llmtrain.train.parameter_groups import build_optimizer, load_named_state
 from llmtrain.train.schedule import Schedule
 
 

@@ -16,10 +16,10 @@ from llmtrain.eval.evaluate import LossSum, bits_per_byte, sum_loss
 from llmtrain.model.generate import Sampling
 from llmtrain.profile.schema import EvalSection
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.train.distributed.signals import StopRequest
 from llmtrain.train.events import Evaluated
 from llmtrain.train.loop import Run
 from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.signals import StopRequest
 
 _SAMPLING = Sampling(temperature=0.8)
 

@@ -18,8 +18,8 @@ from llmtrain.ops.precision import autocast_as
 from llmtrain.plan.planner import Plan
 from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence.policy import DivergenceState, StepVerdict, judge
-from llmtrain.train.muon import RoleOptimizer
-from llmtrain.train.optim import set_learning_rate
+from llmtrain.train.optimizer import RoleOptimizer
+from llmtrain.train.parameter_groups import set_learning_rate
 from llmtrain.train.schedule import Schedule
 
 

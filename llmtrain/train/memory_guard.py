@@ -81,7 +81,7 @@ class MemoryGuard:
         self._updated_after_step: int | None = None
         self._stop_reason: str | None = None
         run.optimizer.register_step_pre_hook(self._note_update)
-        if run.world.size == 1:  # several ranks have to agree, which they do once a step
+        if run.world.size == 1:  # several ranks have to agree, which they do once per step
             run.model.register_forward_pre_hook(self._check_micro_batch)
 
     @property

@@ -1,4 +1,4 @@
-"""How fast a run trains and what its end will cost, measured while it trains."""
+"""How fast a run trains, what its end will cost, and when it will end (the ETA)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from llmtrain.profile.schema import Profile
+from llmtrain.profile.horizon import Horizon
+from llmtrain.profile.schema import EvalSection, Profile
 
 _STEPS_BEFORE_AN_ESTIMATE = 3  # the first ones fill caches and may compile
-_RECENT = 3
-# A single step that takes so many times the usual, and so much more, was suspended or stalled.
+_RECENT = 3  # steps that a reserve is estimated from
+# A single step that takes 5 times the median, and 2 s more, was suspended or stalled.
 _SUSPENDED_TIMES, _SUSPENDED_S = 5.0, 2.0
 _SHORTEST_STEP_S = 1e-6  # a coarse clock measures a short step as 0
 _EXIT_S = 3.0  # of the process, after the last save: one to two seconds on an idle machine
-_EXIT_SLOWED, _LONGEST_EXIT = 2.0, 3.0  # slowed so many times it still fits; the longest, in times
+# On a busy machine the exit takes longer: in proportion to the steps once these take more than
+# twice the fastest, and at most 3 times as long.
+_EXIT_SLOWED, _LONGEST_EXIT = 2.0, 3.0
 _UNDERESTIMATED = 1.1  # extrapolated costs turn out a little higher
 # The cost of a run's end in steps, before it is measured: a forward is a third of a step's work,
 # and a sampled token reads all weights.
@@ -115,6 +118,25 @@ class Pace:
         """Return the expected time of an activity."""
         return self._costs[activity] * self.step_s
 
+    def remaining_s(
+        self, horizon: Horizon, options: EvalSection, step: int, steps: int | None
+    ) -> float | None:
+        """Return the estimated seconds until the end of the run; None if they are unknown.
+
+        `step` of `steps` are done; `steps` is None while their number is unknown.
+        """
+        if not self.is_known:
+            return None
+        if horizon.time_s is not None:
+            return max(0.0, horizon.time_s - horizon.used_s(self.elapsed_s, time.time()))
+        if steps is None:
+            return None
+        between_steps_s = sum(
+            self.cost_s(activity) * ((steps - 1) // every - step // every)
+            for activity, every in _intervals(options)
+        )
+        return (steps - step) * self.step_s + between_steps_s + self.reserve_s
+
     @property
     def _exit_s(self) -> float:
         slowed = self.step_s / max(self._fastest_s, _SHORTEST_STEP_S) if self.is_known else 1.0
@@ -133,6 +155,16 @@ class Pace:
     @property
     def _recent(self) -> list[float]:
         return list(self._step_times_s)[-_RECENT:]
+
+
+def _intervals(options: EvalSection) -> Iterator[tuple[str, int]]:
+    """Yield each activity between steps with its interval in steps.
+
+    Those after the last step are in `Pace.reserve_s`.
+    """
+    yield "evaluation", options.every_steps
+    if options.sample_every_steps is not None:
+        yield "samples", options.sample_every_steps
 
 
 def _median(values: Iterable[float]) -> float:

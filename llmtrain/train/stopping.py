@@ -1,4 +1,4 @@
-"""When a run ends, saves or changes its plan: agreed by all ranks after every step.
+"""Decide after each step, on all ranks alike, whether the run ends, saves or changes its plan.
 
 Time and schedule are rank 0's; a signal or a memory shortage on any rank counts for all.
 """
@@ -6,7 +6,6 @@ Time and schedule are rank 0's; a signal or a memory shortage on any rank counts
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +19,7 @@ from llmtrain.train.loop import Position
 from llmtrain.train.memory_guard import agreed_action
 from llmtrain.train.pace import Pace
 
-_COUNTED_STEPS = 3  # as many of the last ones are likely to be slower than the median
+_COUNTED_STEPS = 3  # the last ones of a run, where progress is counted in steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class StopDecision:
 
 
 class StopPolicy:
-    """Decides with all ranks; every rank has to ask after the same steps."""
+    """Decides with all ranks; every rank has to call it after the same steps."""
 
     def __init__(
         self, horizon: Horizon, options: EvalSection, world: World, device: torch.device
@@ -103,27 +102,6 @@ class StopPolicy:
         time_s = self._horizon.time_s
         return None if time_s is None else time_s - self._used_s(pace) - pace.reserve_for_s("save")
 
-    def remaining_s(self, position: Position, pace: Pace) -> float | None:
-        """Return the estimated time until the end of the run; None while nothing is measured."""
-        steps = position.horizon_steps
-        if not pace.is_known:
-            return None
-        if self._horizon.time_s is not None:
-            return max(0.0, self._horizon.time_s - self._used_s(pace))
-        if steps is None:
-            return None
-        between_steps_s = sum(
-            pace.cost_s(activity) * ((steps - 1) // every - position.step // every)
-            for activity, every in self._intervals()
-        )
-        return (steps - position.step) * pace.step_s + between_steps_s + pace.reserve_s
-
-    def _intervals(self) -> Iterator[tuple[str, int]]:
-        """Yield what happens between steps and every how many; the reserve counts the last."""
-        yield "evaluation", self._options.every_steps
-        if self._options.sample_every_steps is not None:
-            yield "samples", self._options.sample_every_steps
-
     def _used_s(self, pace: Pace) -> float:
         """Return how much of the horizon's time is used."""
         return self._horizon.used_s(pace.elapsed_s, time.time())
@@ -135,9 +113,9 @@ class StopPolicy:
 def _progress_by_steps(step: int, steps: int) -> float:
     """Return the share of `steps` that is done, for the last few steps of a run; 0 before.
 
-    Near the end steps are counted: which one ends the run depends on how slow a step may be, and
-    by time alone the last would have the learning rate of one or two before it. One step fewer
-    than fits is assumed, because the next may be slower still.
+    Time alone cannot tell which step will be the last, because a slow one ends the run earlier:
+    the learning rate would not reach the end of its schedule. So the last steps are counted. One
+    step fewer than fits is assumed, because the next may be slower still.
     """
     remaining = steps - step
     return step / (step + max(1, remaining - 1)) if remaining <= _COUNTED_STEPS else 0.0

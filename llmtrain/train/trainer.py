@@ -15,7 +15,7 @@ from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
 from llmtrain.machine.core_wait import CoreTimes, read_core_times, waited_share
 from llmtrain.machine.out_of_memory import memory_errors_mapped
-from llmtrain.plan.activation_bytes import checkpoint_bytes
+from llmtrain.plan.tensor_bytes import checkpoint_bytes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.horizon import Horizon
 from llmtrain.profile.schema import Profile
@@ -23,17 +23,17 @@ from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
 from llmtrain.train.checkpoint.saver import Saver
-from llmtrain.train.distributed.signals import StopRequest
 from llmtrain.train.divergence.rewind import Rewinder
 from llmtrain.train.evaluation import Evaluator
 from llmtrain.train.events import Observer, Sampled, Stopped, TrainResult
 from llmtrain.train.logger import TrainLogger
 from llmtrain.train.loop import Run, StepReport
 from llmtrain.train.memory_guard import MemoryGuard, MemoryStopError, agreed_action
-from llmtrain.train.optim import named_state
 from llmtrain.train.pace import Pace, expected_steps
+from llmtrain.train.parameter_groups import named_state
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.train.sample_prompts import sample_prompts
+from llmtrain.train.signals import StopRequest
 from llmtrain.train.state import current_state, with_evaluation, with_plan
 from llmtrain.train.stopping import StopDecision, StopPolicy
 
@@ -222,8 +222,14 @@ class Trainer:
             report,
             self.run.position,
             elapsed_s=self.pace.elapsed_s,
-            remaining_s=self.stopping.remaining_s(self.run.position, self.pace),
+            remaining_s=self._remaining_s(),
             is_last=is_last,
+        )
+
+    def _remaining_s(self) -> float | None:
+        position = self.run.position
+        return self.pace.remaining_s(
+            self.setup.horizon, self.setup.profile.eval, position.step, position.horizon_steps
         )
 
     def _log_jumps(self) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.ops import orthogonal
-from llmtrain.train import muon
+from llmtrain.train import optimizer as optimizer_module
 
 # Amsel et al. 2025, "The Polar Express": the optimal polynomial of each iteration.
 _POLAR_EXPRESS = (
@@ -39,7 +39,7 @@ def _polar(iterations: int) -> Callable[[Tensor], Tensor]:
 
 
 def _orthogonalizing(function: Callable[[Tensor], Tensor]) -> AbstractContextManager[Any]:
-    return patch.object(muon, "orthogonalize", function)
+    return patch.object(optimizer_module, "orthogonalize", function)
 
 
 def _iterations(number: int) -> AbstractContextManager[Any]:
@@ -63,7 +63,7 @@ def _neuron_wise(beta: float = 0.95) -> Iterator[None]:
         back: Tensor = scaled * (norm / (scaled_norm + 1e-7)).to(scaled.dtype)
         return back
 
-    with patch.object(muon, "orthogonalize", normalised):
+    with patch.object(optimizer_module, "orthogonalize", normalised):
         yield
 
 
@@ -71,15 +71,15 @@ def _neuron_wise(beta: float = 0.95) -> Iterator[None]:
 def _momentum_warmup(steps: int = 300, low: float = 0.85, high: float = 0.95) -> Iterator[None]:
     """Momentum rises over the first steps (modded-nanogpt)."""
     counts: dict[int, int] = {}
-    plain = muon.RoleOptimizer.step
+    plain = optimizer_module.RoleOptimizer.step
 
-    def warmed(optimizer: muon.RoleOptimizer, closure: None = None) -> None:
+    def warmed(optimizer: optimizer_module.RoleOptimizer, closure: None = None) -> None:
         count = counts[id(optimizer)] = counts.get(id(optimizer), -1) + 1
         for group in optimizer.param_groups:
             group["momentum"] = low + (high - low) * min(1.0, count / steps)
         plain(optimizer, closure)
 
-    with patch.object(muon.RoleOptimizer, "step", warmed):
+    with patch.object(optimizer_module.RoleOptimizer, "step", warmed):
         yield
 
 

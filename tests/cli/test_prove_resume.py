@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from llmtrain.engine.verify_resume import verify
-from llmtrain.engine.verify_resume.kill import Kill
-from llmtrain.engine.verify_resume.verify import Ending, Proof, Trial
+from llmtrain.engine.prove_resume import verify
+from llmtrain.engine.prove_resume.kill import Kill
+from llmtrain.engine.prove_resume.proof import Proof, ProofOptions, RunResult
 from tests.cli.conftest import Command
 
-ENDING = Ending("a" * 64, "b" * 64, ({"step": 1, "loss": 2.5},), {})
-OTHER = Ending("c" * 64, "b" * 64, ({"step": 1, "loss": 2.5},), {})
+ENDING = RunResult("a" * 64, "b" * 64, ({"step": 1, "loss": 2.5},), {})
+OTHER = RunResult("c" * 64, "b" * 64, ({"step": 1, "loss": 2.5},), {})
 
 
 @pytest.fixture
@@ -65,11 +65,11 @@ def test_a_run_without_a_whole_checkpoint(llmtrain: Command, run: Path) -> None:
 
 @pytest.mark.parametrize(("ending", "code"), [(ENDING, 0), (OTHER, 1)])
 def test_the_answer_to_a_proof(
-    ending: Ending, code: int, llmtrain: Command, monkeypatch: pytest.MonkeyPatch
+    ending: RunResult, code: int, llmtrain: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
 
-    def prove(request: Any, trial: Trial, observe: Any, check: Any) -> Proof:
+    def prove(request: Any, trial: ProofOptions, observe: Any, check: Any) -> Proof:
         asked.append((request, trial))
         kill = Kill("save", "step", 3, "the process", 0.1, True)
         return Proof(trial.steps, 1, (kill, kill), ENDING, ending, 3.0, 9.0)
@@ -79,7 +79,7 @@ def test_the_answer_to_a_proof(
     outcome = llmtrain(*command, "--nproc", 2, "--json")
     document = outcome.document
     request, trial = asked[0]
-    assert trial == Trial(kills=2, steps=6, seed=5)
+    assert trial == ProofOptions(kills=2, steps=6, seed=5)
     assert request.flags["device.processes"].value == 2
     assert (outcome.code, document["equal"]) == (code, code == 0)
     assert document["first_difference"] == (None if code == 0 else "the weights")

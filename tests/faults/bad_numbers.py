@@ -35,11 +35,11 @@ from llmtrain.profile.load import Setting
 from llmtrain.progress import Note
 from llmtrain.train.build import build_run
 from llmtrain.train.checkpoint.format import list_checkpoints, load_checkpoint
-from llmtrain.train.distributed.signals import StopRequest
 from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence import policy
 from llmtrain.train.events import Event, Step
 from llmtrain.train.loop import Run
+from llmtrain.train.signals import StopRequest
 
 STEPS, PER_STEP = 40, 8
 PROFILE = f"""\

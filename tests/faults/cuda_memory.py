@@ -31,10 +31,10 @@ from llmtrain.errors import DoesNotFitError
 from llmtrain.machine.startup import prepare_for_torch
 from llmtrain.profile.load import Setting
 from llmtrain.progress import Note
-from llmtrain.train.distributed.signals import StopRequest
 from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Event, Started, Step
 from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.signals import StopRequest
 from llmtrain.units import format_bytes
 
 _TOLERANCE = 0.02  # of a loss: bf16 products, summed in another order

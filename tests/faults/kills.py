@@ -13,8 +13,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from llmtrain.engine.prove_resume.proof import Proof, ProofOptions, prove_resume
 from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.verify_resume.verify import Proof, Trial, prove_resume
 from llmtrain.profile.load import Setting
 from llmtrain.progress import Note
 from llmtrain.train.events import Event
@@ -25,7 +25,7 @@ def prove(kills: int, steps: int, ranks: int, seed: int) -> Proof:
     """The tiny profile in the current directory, killed so often."""
     flags = {"device.processes": Setting(ranks, "--ranks")}
     request = TrainRequest(profile="tiny.yaml", flags=flags)
-    return prove_resume(request, Trial(kills, steps, seed), _tell, lambda: None)
+    return prove_resume(request, ProofOptions(kills, steps, seed), _tell, lambda: None)
 
 
 def _tell(event: Event) -> None:

@@ -17,7 +17,7 @@ from llmtrain.data.shards.index import INDEX_NAME
 from llmtrain.data.shards.prepared import open_prepared, prepare
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.data.split import plan_split
-from llmtrain.engine.resume import plan_in
+from llmtrain.engine.resume_settings import plan_in
 from llmtrain.errors import DataError
 from llmtrain.machine.facts import MatmulTimes
 from llmtrain.machine.measurement_cache import MeasurementKey, load_measurement, save_measurement

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llmtrain.engine.verify_resume.observe import Watch
+from llmtrain.engine.prove_resume.observe import Watch
 from llmtrain.profile.schema import EvalSection
 from llmtrain.train.checkpoint.format import list_checkpoints, load_checkpoint
 from llmtrain.train.run_directory.directory import RunDirectory

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from llmtrain.machine.probe import read_cpu, read_facts
-from llmtrain.plan.decisions import threads
+from llmtrain.plan.decisions import choose_threads
 from llmtrain.profile.schema import DeviceSection
 
 
@@ -30,9 +30,9 @@ def test_threads_follow_the_environment_unless_the_profile_names_them(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     facts = read_facts(tries_gpus=False)
-    chosen = threads(facts, DeviceSection(), 1)
+    chosen = choose_threads(facts, DeviceSection(), 1)
     assert chosen.value == 3
     assert "OMP_NUM_THREADS" in chosen.reason
-    assert threads(facts, DeviceSection(threads=2), 1).value == 2
+    assert choose_threads(facts, DeviceSection(threads=2), 1).value == 2
     unset = dataclasses.replace(facts, cpu=dataclasses.replace(facts.cpu, omp_threads=None))
-    assert threads(unset, DeviceSection(), 1).value == facts.cpu.usable_cores
+    assert choose_threads(unset, DeviceSection(), 1).value == facts.cpu.usable_cores

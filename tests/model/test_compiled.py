@@ -12,7 +12,7 @@ from torch import Tensor
 
 from llmtrain.machine.probe import read_facts
 from llmtrain.model.decoder import Decoder
-from llmtrain.plan.activation_bytes import TrainingSetup, saved_bytes_per_token
+from llmtrain.plan.tensor_bytes import TrainingSetup, saved_bytes_per_token
 from llmtrain.profile.shape import ModelShape
 
 pytestmark = [

@@ -10,7 +10,7 @@ from llmtrain.model.decoder import Decoder
 from llmtrain.profile.load import load_profile, shipped_profiles
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
-from llmtrain.train.optim import build_optimizer
+from llmtrain.train.parameter_groups import build_optimizer
 
 # What a test machine can hold; the smallest two are trained as they are.
 _CUT = ["model.context=32", "model.num_layers=1", "model.vocab_size=2048"]

@@ -9,9 +9,9 @@ import pytest
 
 from llmtrain.engine.plan_run import plan_run
 from llmtrain.machine.facts import BlockTimes, CpuTimes, MatmulTimes, RunFigures
-from llmtrain.plan.activation_bytes import checkpoint_bytes
 from llmtrain.plan.forecast import forecast
 from llmtrain.plan.planned import Planned
+from llmtrain.plan.tensor_bytes import checkpoint_bytes
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import Profile
 
@@ -30,10 +30,10 @@ def planned(asked: Profile, **changes: Any) -> Planned:
 def test_a_run_that_was_measured_counts_more_than_estimates() -> None:
     asked = profile("train.steps=100", "train.tokens_per_step=4096")
     times = CpuTimes(PRODUCTS, block=BlockTimes(eager_s=0.1, compiled_s=0.05, compile_s=9.0))
-    by_products = forecast(asked, planned(asked, times=CpuTimes(PRODUCTS))).tokens_per_s
-    by_block = forecast(asked, planned(asked, times=times)).tokens_per_s
-    kept = RunFigures(tokens_per_s=1000.0, peak_memory_bytes=1.0, steps=7.0)
-    found = forecast(asked, planned(asked, times=times, kept=kept))
+    by_products = forecast(asked, planned(asked, cpu_times=CpuTimes(PRODUCTS))).tokens_per_s
+    by_block = forecast(asked, planned(asked, cpu_times=times)).tokens_per_s
+    last_run = RunFigures(tokens_per_s=1000.0, peak_memory_bytes=1.0, steps=7.0)
+    found = forecast(asked, planned(asked, cpu_times=times, last_run=last_run))
     assert by_products is not None
     assert by_block is not None
     assert found.tokens_per_s is not None
@@ -51,8 +51,8 @@ def test_a_run_that_was_measured_counts_more_than_estimates() -> None:
 
 def test_a_time_is_filled_with_the_tokens_that_it_leaves_room_for() -> None:
     asked = profile("train.time=10m", "train.tokens_per_step=4096", "eval.tokens=3000")
-    kept = RunFigures(tokens_per_s=1000.0, peak_memory_bytes=1.0, steps=7.0)
-    found = forecast(asked, planned(asked, kept=kept))
+    last_run = RunFigures(tokens_per_s=1000.0, peak_memory_bytes=1.0, steps=7.0)
+    found = forecast(asked, planned(asked, last_run=last_run))
     assert found.seconds is not None
     assert found.tokens is not None
     assert found.steps is not None
@@ -72,7 +72,7 @@ def test_of_a_machine_that_was_not_measured_no_time_is_said() -> None:
 
 def test_epochs_are_known_when_the_text_is() -> None:
     asked = profile("train.epochs=2", "train.tokens_per_step=4096")
-    found = forecast(asked, planned(asked, times=CpuTimes(PRODUCTS)))
+    found = forecast(asked, planned(asked, cpu_times=CpuTimes(PRODUCTS)))
     assert (found.steps, found.tokens, found.seconds, found.val_bpb) == (None, None, None, None)
 
 

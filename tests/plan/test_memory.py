@@ -20,20 +20,20 @@ from llmtrain.engine.plan_run import plan_run
 from llmtrain.model.decoder import Decoder
 from llmtrain.ops.chunk_sizes import loss_chunk_tokens
 from llmtrain.ops.precision import autocast_as
-from llmtrain.plan.activation_bytes import (
+from llmtrain.plan.memory import MemoryPrediction, predict_training
+from llmtrain.plan.planner import predict
+from llmtrain.plan.tensor_bytes import (
     TrainingSetup,
     block_bytes_per_token,
     loss_bytes,
     mask_bytes,
     saved_bytes_per_token,
 )
-from llmtrain.plan.memory import MemoryPrediction, predict_training
-from llmtrain.plan.planner import predict
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import ModelSection, OptimSection
 from llmtrain.profile.shape import ModelShape, shape_of
-from llmtrain.train.optim import build_optimizer
+from llmtrain.train.parameter_groups import build_optimizer
 
 SEQUENCES, CONTEXT = 3, 40  # 120 rows, which no weight has
 

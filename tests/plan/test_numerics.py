@@ -104,7 +104,7 @@ def test_times_of_the_cpu_say_nothing_of_a_gpu() -> None:
 def attention(
     times: CpuTimes | None, wanted: Literal["auto", "sdpa", "blocks"] = "auto"
 ) -> Choice[AttentionKernel]:
-    return numerics.attention(wish(attention=wanted), "cpu", times)
+    return numerics.choose_attention(wish(attention=wanted), "cpu", times)
 
 
 @pytest.mark.parametrize(
@@ -129,15 +129,15 @@ def test_attention_that_was_not_measured_is_torchs() -> None:
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
 def test_a_gpu_has_its_own_kernel(kind: Literal["cuda", "mps"]) -> None:
-    choice = numerics.attention(wish(), kind, None)
+    choice = numerics.choose_attention(wish(), kind, None)
     assert choice == Choice("sdpa", "the device's own kernel")
 
 
 def test_documents_have_a_kernel_that_is_compiled_for_them() -> None:
     """Where it can be compiled and something is masked; asked for elsewhere, it is refused."""
     masked = replace(WORKLOAD, mask_documents=True)
-    assert numerics.takes_flex(masked, "cuda", "bf16", compiled=True)
-    chosen = numerics.attention(wish(), "cuda", None, masked=True, flexible=True)
+    assert numerics.can_use_flex(masked, "cuda", "bf16", compiled=True)
+    chosen = numerics.choose_attention(wish(), "cuda", None, masked=True, can_use_flex=True)
     assert chosen.value == "flex"
     narrow = replace(masked, shape=replace(WORKLOAD.shape, head_dim=8))
     for workload, kind, precision, compiled in (
@@ -147,9 +147,9 @@ def test_documents_have_a_kernel_that_is_compiled_for_them() -> None:
         (masked, "cuda", "bf16", False),
         (narrow, "cuda", "bf16", True),
     ):
-        assert not numerics.takes_flex(workload, kind, precision, compiled)
+        assert not numerics.can_use_flex(workload, kind, precision, compiled)
     with pytest.raises(UsageError, match=r"data\.mask_documents, compiled, in bf16, on CUDA"):
-        numerics.attention(wish(attention="flex"), "cpu", None, masked=True)
+        numerics.choose_attention(wish(attention="flex"), "cpu", None, masked=True)
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "blocks"])
@@ -267,7 +267,7 @@ def test_compiling_that_was_asked_for_is_done_in_the_shortest_run() -> None:
 def test_casts_are_kept_where_they_are_used_again(
     precision: str, micro_batches: int, kept: bool, why: str
 ) -> None:
-    choice = numerics.keep_weight_casts(precision, micro_batches)
+    choice = numerics.choose_keep_weight_casts(precision, micro_batches)
     assert choice.value is kept
     assert why in choice.reason
 
@@ -275,5 +275,5 @@ def test_casts_are_kept_where_they_are_used_again(
 @pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
 def test_only_fp16_scales_gradients(kind: Literal["cpu", "cuda", "mps"]) -> None:
     precisions: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
-    scaled = {p: numerics.grad_scaler(kind, p).value for p in precisions}
+    scaled = {p: numerics.choose_grad_scaler(kind, p).value for p in precisions}
     assert scaled == {"fp32": False, "bf16": False, "fp16": True}

@@ -24,7 +24,7 @@ from llmtrain.profile.shape import shape_of
 from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence.policy import DivergenceState
 from llmtrain.train.loop import Position, Run, training_steps
-from llmtrain.train.optim import build_optimizer, named_state
+from llmtrain.train.parameter_groups import build_optimizer, named_state
 from llmtrain.train.schedule import Schedule
 
 SECTION = ModelSection(

@@ -31,7 +31,7 @@ from llmtrain.train.distributed.world import World
 from llmtrain.train.evaluation import Evaluator
 from llmtrain.train.events import Event, Step
 from llmtrain.train.memory_guard import MemoryGuard, agreed_action
-from llmtrain.train.muon import RoleOptimizer
+from llmtrain.train.optimizer import RoleOptimizer
 from llmtrain.train.run_directory.directory import RunDirectory
 from tests.train.harness import Files, InProcessTrainer, Llmtrain, RunAlone
 from tests.train.test_loop import make_run

@@ -15,9 +15,9 @@ import yaml
 from pydantic import TypeAdapter
 
 from llmtrain.engine import plan_run, train_run
+from llmtrain.engine.find_run import ResolvedRun, resolve
 from llmtrain.engine.plan_run import plan_resolved
 from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.resolve import ResolvedRun, resolve
 from llmtrain.errors import DoesNotFitError, InterruptedRunError, LlmtrainError
 from llmtrain.files import sha256_file
 from llmtrain.machine import probe

@@ -11,17 +11,18 @@ import pytest
 
 from llmtrain.cli.train import _deadline
 from llmtrain.engine.request import Deadline, TrainRequest
-from llmtrain.engine.train_run import _AFTER_THE_CLOCK_S, TrainSession, run_training
+from llmtrain.engine.session_start import _FINAL_SAVE_S
+from llmtrain.engine.train_run import TrainSession, run_training
 from llmtrain.errors import UsageError
 from llmtrain.profile.horizon import Horizon
 from llmtrain.progress import Note
 from llmtrain.train.checkpoint import saver
 from llmtrain.train.checkpoint.format import load_checkpoint
-from llmtrain.train.distributed.signals import StopRequest
 from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Event, Started, Step
 from llmtrain.train.pace import Pace
 from llmtrain.train.repetition import overfitting_note, repetition_warning
+from llmtrain.train.signals import StopRequest
 from tests.train.harness import Files, InProcessTrainer, Llmtrain
 
 
@@ -40,7 +41,7 @@ def test_time_that_was_used_before_an_interruption_counts(
     session_s = time.monotonic() - begun_s
 
     assert second.stopped == "time"
-    assert second.seconds == pytest.approx(used_s + session_s + _AFTER_THE_CLOCK_S, abs=0.5)
+    assert second.seconds == pytest.approx(used_s + session_s + _FINAL_SAVE_S, abs=0.5)
     assert 4 < second.seconds <= 12
     rates = [line["lr"] for line in Files(place / "run").course() if "loss" in line]
     assert rates[-1] < 0.2 * max(rates)
@@ -62,20 +63,20 @@ def test_the_last_step_has_the_last_rate_however_slow_it_might_have_been(
 def test_time_that_the_last_save_took_counts(
     train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seal = saver.seal_checkpoint
+    seal = saver.finalize_checkpoint
 
     def slowly(written: Any) -> Path:
         time.sleep(2.5)
         return seal(written)
 
-    monkeypatch.setattr(saver, "seal_checkpoint", slowly)
+    monkeypatch.setattr(saver, "finalize_checkpoint", slowly)
     first = train(place / "run", stop_at=after_step(3), train__time="1h")
     saved_s = load_checkpoint(first.checkpoint).state.elapsed_s
     assert first.seconds >= saved_s + 2.5
     monkeypatch.undo()
     monkeypatch.chdir(place)
     second = train(place / "run", stop_at=after_step(5), resume="auto")
-    assert second.seconds >= first.seconds + _AFTER_THE_CLOCK_S
+    assert second.seconds >= first.seconds + _FINAL_SAVE_S
 
 
 def test_what_comes_before_training_counts_too(place: Path) -> None:

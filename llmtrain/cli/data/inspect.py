@@ -48,7 +48,7 @@ def inspect(
     from llmtrain.engine.inspect_data import inspect_data
     from llmtrain.prepare.context import PrepareContext
     from llmtrain.profile.load import load_profile
-    from llmtrain.train.distributed.signals import stop_on_signals
+    from llmtrain.train.signals import stop_on_signals
 
     flags = flag_settings(
         data_sources=data or None, data_text_field=text_field, data_tokenizer=tokenizer

@@ -40,7 +40,7 @@ def prepare(
 
     After an interruption, the same command continues where it stopped.
     """
-    from llmtrain.train.distributed.signals import stop_on_signals
+    from llmtrain.train.signals import stop_on_signals
 
     flags = flag_settings(
         data_sources=data or None,

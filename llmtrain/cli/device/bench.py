@@ -122,4 +122,4 @@ def _speed_line(measured: Bench) -> str:
     if measured.step_s is None or measured.tokens_per_s is None:
         return "predicted: unknown, because no block was measured as the plan computes it"
     rate = format_count(round(measured.tokens_per_s))
-    return f"predicted: {rate} tokens/s, {format_duration(measured.step_s)} a step"
+    return f"predicted: {rate} tokens/s, {format_duration(measured.step_s)} per step"

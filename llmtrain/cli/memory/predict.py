@@ -71,8 +71,8 @@ def _measured(output: Output, request: TrainRequest, explained: Explained) -> Ex
 
     planned = explained.planned
     output.note("training a few steps with this plan, in another process…")
-    kept = calibrate(_options(request), planned.facts, planned.workload, planned.plan)
-    return replace(explained, planned=replace(planned, kept=kept))
+    last_run = calibrate(_options(request), planned.facts, planned.workload, planned.plan)
+    return replace(explained, planned=replace(planned, last_run=last_run))
 
 
 def _options(request: TrainRequest) -> list[str]:

@@ -17,7 +17,7 @@ from llmtrain.errors import InterruptedRunError, UsageError
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from llmtrain.train.distributed.signals import StopRequest
+    from llmtrain.train.signals import StopRequest
 
 _MIN_INTERVAL_S, _MAX_INTERVAL_S = 0.05, 86400.0
 Show = Callable[[Memory], None]
@@ -30,7 +30,7 @@ def watch_memory(
 
     SIGINT and SIGTERM end it even if they were ignored when it started: nothing else would.
     """
-    from llmtrain.train.distributed.signals import stop_on_signals
+    from llmtrain.train.signals import stop_on_signals
 
     every_s = _interval_s(every)
     last: Memory | None = None

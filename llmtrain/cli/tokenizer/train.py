@@ -63,7 +63,7 @@ def train(
     json: JsonOption = False,
 ) -> int:
     """Train a lossless tokenizer on text."""
-    from llmtrain.train.distributed.signals import stop_on_signals
+    from llmtrain.train.signals import stop_on_signals
     from llmtrain.units import parse_bytes, parse_count
 
     with stop_on_signals() as stop:

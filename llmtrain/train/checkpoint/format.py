@@ -135,7 +135,7 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
-def is_of(divergence: DivergenceState, path: Path) -> bool:
+def is_on_current_path(divergence: DivergenceState, path: Path) -> bool:
     """Return whether the checkpoint is on the run's path: no rewind has discarded it."""
     try:
         return divergence.passed_through(step_of(path), load_state(path).course)

@@ -19,9 +19,9 @@ from llmtrain.profile.schema import CheckpointSection
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState, step_of
 from llmtrain.train.checkpoint.writing import (
     Written,
+    finalize_checkpoint,
     on_cpu,
     remove_old,
-    seal_checkpoint,
     set_aside_superseded,
     write_checkpoint,
 )
@@ -48,7 +48,7 @@ class Saver:
         self._options = options
         self._on_saved = on_saved
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._sealing: Future[Path] | None = None
+        self._finalizing: Future[Path] | None = None
         self._saved_at_s = time.monotonic()
         self._paused_s = 0.0
         self._ran_short = False  # the last save had too little memory, and is to be repeated
@@ -64,7 +64,7 @@ class Saver:
             return True
         if self._options.every_steps is not None:
             return step % self._options.every_steps == 0
-        if self._sealing is not None:
+        if self._finalizing is not None:
             return False
         every_s = max(_LOST_S, self._paused_s / _SPENT_SHARE)
         if self._options.every_minutes is not None:
@@ -91,7 +91,7 @@ class Saver:
         if self._ran_short:
             return_free_memory()
             write = partial(write_checkpoint, self._directory, on_cpu(checkpoint))
-            self._report(self._seal(write, checkpoint.state, started_s))
+            self._report(self._finalize(write, checkpoint.state, started_s))
             self._ran_short = False
 
     def _start(self, checkpoint: Checkpoint, started_s: float) -> None:
@@ -103,7 +103,7 @@ class Saver:
             write: Callable[[], Written] = lambda: written  # noqa: E731
         else:
             write = partial(write_checkpoint, self._directory, on_cpu(checkpoint))
-        self._sealing = self._thread.submit(self._seal, write, checkpoint.state, started_s)
+        self._finalizing = self._thread.submit(self._finalize, write, checkpoint.state, started_s)
 
     @contextmanager
     def _shortage_noted(self) -> Iterator[None]:
@@ -117,7 +117,7 @@ class Saver:
 
     def poll(self) -> None:
         """Report a background save that is complete. Raises LlmtrainError if it failed."""
-        if self._sealing is not None and self._sealing.done():
+        if self._finalizing is not None and self._finalizing.done():
             self.finish()
 
     def finish(self) -> None:
@@ -125,11 +125,11 @@ class Saver:
 
         One that had too little memory is repeated after the next step.
         """
-        if self._sealing is None:
+        if self._finalizing is None:
             return
-        sealing, self._sealing = self._sealing, None
+        saving, self._finalizing = self._finalizing, None
         with self._shortage_noted():
-            self._report(sealing.result())
+            self._report(saving.result())
 
     def _report(self, path: Path) -> None:
         self.newest = path
@@ -139,10 +139,11 @@ class Saver:
         """End the thread after a save in progress."""
         self._thread.shutdown(wait=True)
 
-    def _seal(self, write: Callable[[], Written], state: SavedState, started_s: float) -> Path:
+    def _finalize(self, write: Callable[[], Written], state: SavedState, started_s: float) -> Path:
+        """Write and finalize the checkpoint, then remove older ones; runs in the thread."""
         keep_step = state.best_step if self._options.keep_best else None
         with _write_errors_mapped(f"the checkpoint of step {state.step} could not be written"):
-            path = seal_checkpoint(write())
+            path = finalize_checkpoint(write())
         with _write_errors_mapped(f"older checkpoints than {path.name} could not be removed"):
             set_aside_superseded(self._directory, state)
             remove_old(self._directory, self._options.keep_last, keep_step)

@@ -33,7 +33,7 @@ from llmtrain.train.checkpoint.format import (
     Checkpoint,
     SavedState,
     checkpoint_name,
-    is_of,
+    is_on_current_path,
     list_checkpoints,
     set_aside,
     step_of,
@@ -54,7 +54,7 @@ class Written:
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
     """Save a checkpoint durably under `directory`; replace an older one of the same step."""
-    return seal_checkpoint(write_checkpoint(directory, checkpoint))
+    return finalize_checkpoint(write_checkpoint(directory, checkpoint))
 
 
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Written:
@@ -71,8 +71,8 @@ def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Written:
     return Written(hidden, final)
 
 
-def seal_checkpoint(written: Written) -> Path:
-    """Sync, verify and rename what was written; remove it on an error. Return its final path."""
+def finalize_checkpoint(written: Written) -> Path:
+    """Sync, verify and rename what was written; return the final path. On an error remove it."""
     hidden, final = written.hidden, written.final
     try:
         _write_manifest(hidden)
@@ -105,7 +105,7 @@ def set_aside_superseded(directory: Path, state: SavedState) -> None:
     if not state.course.jumps:
         return
     for path in list_checkpoints(directory):
-        if step_of(path) > state.step or not is_of(state.course, path):
+        if step_of(path) > state.step or not is_on_current_path(state.course, path):
             set_aside(path, "superseded")
 
 

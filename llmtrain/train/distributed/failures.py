@@ -17,17 +17,12 @@ from llmtrain.errors import LlmtrainError, PeerLostError
 _HOST = "127.0.0.1"
 _HAS_LIBUV = sys.platform != "win32"  # Windows wheels are built without it
 _REPORT_LIMIT = timedelta(seconds=5)
-_KINDS: tuple[type[LlmtrainError], ...] = (
-    errors.PeerLostError,
-    errors.UsageError,
-    errors.DoesNotFitError,
-    errors.DivergedError,
-    errors.DataError,
-    errors.ThresholdError,
-    errors.InterruptedRunError,
-    errors.AbortedError,
-    errors.LlmtrainError,
-)
+# By name. A class defined elsewhere is reported as its base class in `llmtrain.errors`.
+_KINDS: dict[str, type[LlmtrainError]] = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, LlmtrainError)
+}
 
 
 def open_store() -> tuple[Store, int]:
@@ -60,7 +55,7 @@ def launcher_store(limit: timedelta) -> Store:
 
 def report_failure(error: LlmtrainError) -> bool:
     """Report why this rank ends; return whether the launcher received it and will print it."""
-    kind = next(kind.__name__ for kind in _KINDS if isinstance(error, kind))
+    kind = next(kind.__name__ for kind in type(error).__mro__ if kind in _KINDS.values())
     report = json.dumps([kind, error.message, error.hint])
     with suppress(DistError, PeerLostError):
         launcher_store(_REPORT_LIMIT).set(_key(int(os.environ["RANK"])), report)
@@ -73,8 +68,7 @@ def reported_failure(store: Store, rank: int) -> LlmtrainError | None:
     if not store.check([_key(rank)]):
         return None
     name, message, hint = json.loads(store.get(_key(rank)))
-    kind = next(kind for kind in _KINDS if kind.__name__ == name)
-    return kind(message, hint=hint)
+    return _KINDS[name](message, hint=hint)
 
 
 def _key(rank: int) -> str:

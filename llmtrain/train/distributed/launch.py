@@ -22,7 +22,7 @@ from llmtrain.errors import (
 )
 from llmtrain.files import LAUNCHED_VARIABLE
 from llmtrain.train.distributed.failures import open_store, rank_environment, reported_failure
-from llmtrain.train.distributed.signals import StopRequest, save_signals, stop_signals
+from llmtrain.train.signals import StopRequest, save_signals, stop_signals
 
 _POLL_EVERY_S = 0.1
 _GRACE_S = 2.0  # for the other ranks to end after one failed; then they are killed

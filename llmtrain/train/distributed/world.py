@@ -107,13 +107,13 @@ class World:
             hint=hint,
         )
 
-    def from_main(
+    def broadcast_from_main(
         self, key: str, produce: Callable[[], str], check: Callable[[], None] = lambda: None
     ) -> str:
-        """Return what `produce` returns on rank 0; other ranks wait without a collective.
+        """Return on every rank what `produce` returns on rank 0. Uses the store, not a collective.
 
-        If it raises, every rank fails: rank 0 with that error, the others with PeerLostError. Ranks
-        that wait call `check` now and then, which may raise.
+        If it raises, every rank fails: rank 0 with that error, the others with PeerLostError. While
+        they wait, ranks call `check`, which may raise.
         """
         if self.store is None:
             return produce()

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt
 RECENT_LOSSES = 64  # from which the usual loss is estimated
 _FEWEST_LOSSES = 32  # with fewer, nothing is a spike
 # A step's loss varies with its text. In 17,800 steps of twelve small trainings, of 64 to 4096
-# tokens a step, no loss came half the way from the median to this limit.
+# tokens per step, no loss came half the way from the median to this limit.
 _SPIKE_SPREADS = 10.0
 _SMALLEST_SPIKE_NATS = 0.5
 _SPREAD_OF_NORMAL = 1.4826  # standard deviations in a median absolute deviation
@@ -36,8 +36,8 @@ _SPIKES_IN_A_ROW = 3
 # many halvings lead far below any useful scale.
 _ORDINARY_OVERFLOWS = 20
 
-_BAD_STEPS = 5  # that were not finite, among …
-BAD_STEPS_WITHIN = 50  # … so many: skipping has not helped
+# The run is rewound after 5 steps among the last 50 that were not finite: skipping did not help.
+_BAD_STEPS, BAD_STEPS_WITHIN = 5, 50
 # Chowdhery et al. 2022 (PaLM) restarted about 100 steps before a spike and continued with other
 # text.
 REWIND_STEPS = 100
@@ -76,10 +76,10 @@ class DivergenceState(BaseModel):
     spikes: NonNegativeInt = 0  # skipped since the loss was last usual
     overflows: NonNegativeInt = 0  # of fp16 gradients, in a row
     bad_steps: tuple[NonNegativeInt, ...] = ()  # recent ones that were not finite
-    is_lost: bool = False  # the weights themselves are not finite: skipping cannot help
-    sound_step: NonNegativeInt = 0  # the last that updated the weights
-    rewinds: NonNegativeInt = 0  # near `trouble_step`
-    trouble_step: NonNegativeInt = 0
+    is_lost: bool = False  # the weights themselves are not finite, so skipping cannot help
+    sound_step: NonNegativeInt = 0  # the last step that updated the weights
+    rewinds: NonNegativeInt = 0  # that began within REWIND_STEPS of `trouble_step`
+    trouble_step: NonNegativeInt = 0  # the last step that updated the weights before the rewind
     jumps: tuple[Jump, ...] = ()
 
     @property
@@ -101,7 +101,7 @@ class DivergenceState(BaseModel):
 
     @property
     def _rewinds_nearby(self) -> int:
-        """The rewinds that count; 0 once the run has come `REWIND_STEPS` past the trouble."""
+        """The rewinds that count; 0 once the run is `REWIND_STEPS` past `trouble_step`."""
         return self.rewinds if self.sound_step <= self.trouble_step + REWIND_STEPS else 0
 
     def cursor_after(self, step: int, windows: int) -> int:
@@ -109,17 +109,17 @@ class DivergenceState(BaseModel):
         return next((jump.windows for jump in self.jumps if jump.step == step), windows)
 
     def passed_through(self, step: int, earlier: DivergenceState) -> bool:
-        """Return whether this run was once at `step` in the state `earlier`.
+        """Return whether this run passed `step` with the state `earlier`: both made the same jumps.
 
-        A jump at that very step does not count: whoever resumes there takes it again.
+        A jump at `step` itself does not count, because it is made again on resuming there.
         """
         taken = [jump for jump in self.jumps if jump.step < step]
         return taken == [jump for jump in earlier.jumps if jump.step < step]
 
     def with_rewind(self, step: int, windows: int, from_step: int) -> DivergenceState:
-        """Return the state with a rewind to `step`, after which the cursor jumps to `windows`.
+        """Return the state with a rewind to `step`, after which the data cursor jumps to `windows`.
 
-        It jumps as far as any later jump that the rewind discards.
+        It jumps at least as far as the later jumps that the rewind discards.
         """
         nearby = self._rewinds_nearby
         later = [jump.windows for jump in self.jumps if jump.step >= step]

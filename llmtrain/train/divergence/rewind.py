@@ -24,7 +24,7 @@ from llmtrain.train.build import rewind_run
 from llmtrain.train.checkpoint.format import (
     DamagedCheckpointError,
     SavedState,
-    is_of,
+    is_on_current_path,
     list_checkpoints,
     load_checkpoint,
     step_of,
@@ -126,7 +126,7 @@ class Rewinder:
                 )
             )
 
-        origins = self._run.world.from_main("documents", find)
+        origins = self._run.world.broadcast_from_main("documents", find)
         return f", in {origins}" if origins else ""
 
     def _explain_last_step(self) -> str:
@@ -144,14 +144,20 @@ class Rewinder:
             base, target = self._base()
             return json.dumps([None if base is None else str(base), target])
 
-        path, target = json.loads(self._run.world.from_main(f"rewind {self._rewinds}", find))
+        path, target = json.loads(
+            self._run.world.broadcast_from_main(f"rewind {self._rewinds}", find)
+        )
         return None if path is None else Path(path), target
 
     def _base(self) -> tuple[Path | None, int]:
         """Return the checkpoint to load (None: the run's beginning) and the step to rewind to."""
         divergence = self._run.divergence
         target = divergence.rewind_step
-        own = [p for p in list_checkpoints(self._directory.checkpoints) if is_of(divergence, p)]
+        own = [
+            p
+            for p in list_checkpoints(self._directory.checkpoints)
+            if is_on_current_path(divergence, p)
+        ]
         base = _first_finite(p for p in reversed(own) if step_of(p) <= target)
         if target - (0 if base is None else step_of(base)) <= _LONGEST_REPLAY_STEPS:
             return base, target

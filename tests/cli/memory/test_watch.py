@@ -21,7 +21,7 @@ from llmtrain.cli.memory import watch
 from llmtrain.cli.memory.now import Target, memory_lines, memory_now
 from llmtrain.cli.memory.watch import _samples
 from llmtrain.documents.memory import Memory
-from llmtrain.train.distributed.signals import StopRequest
+from llmtrain.train.signals import StopRequest
 from tests.cli.conftest import Command, complaints
 from tests.ignored_signals import ignoring
 

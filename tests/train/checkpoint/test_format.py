@@ -39,7 +39,7 @@ from llmtrain.train.checkpoint.format import (
 )
 from llmtrain.train.checkpoint.writing import remove_old, save_checkpoint
 from llmtrain.train.divergence.policy import DivergenceState
-from llmtrain.train.optim import build_optimizer, named_state
+from llmtrain.train.parameter_groups import build_optimizer, named_state
 
 SHAPE = shape_of(
     ModelSection(

@@ -68,13 +68,13 @@ def furnish(tmp_path: Path) -> Iterator[Furnish]:
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Sealing waits for this."""
-    go_on, seal = threading.Event(), writing.seal_checkpoint
+    go_on, seal = threading.Event(), writing.finalize_checkpoint
 
     def waiting(written: Written) -> Path:
         assert go_on.wait(30)
         return seal(written)
 
-    monkeypatch.setattr(saver_module, "seal_checkpoint", waiting)
+    monkeypatch.setattr(saver_module, "finalize_checkpoint", waiting)
     return go_on
 
 
@@ -161,7 +161,7 @@ def test_a_failure_beside_the_training_is_told_at_the_next_look(
         shutil.rmtree(written.hidden)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(saver_module, "seal_checkpoint", full)
+    monkeypatch.setattr(saver_module, "finalize_checkpoint", full)
     place.saver.save(small_checkpoint(2), in_background=True)
     with pytest.raises(LlmtrainError, match=r"checkpoint of step 2 could not be written: .*space"):
         place.saver.finish()
@@ -223,7 +223,7 @@ def test_a_replaced_checkpoint_does_not_come_back(tmp_path: Path) -> None:
         RuntimeError("can't allocate memory"),
     ],
 )
-@pytest.mark.parametrize("part", ["write_checkpoint", "seal_checkpoint"])
+@pytest.mark.parametrize("part", ["write_checkpoint", "finalize_checkpoint"])
 def test_a_save_that_is_short_of_memory_is_repeated_in_the_foreground(
     part: str, error: Exception, furnish: Furnish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,9 +244,9 @@ def test_a_save_that_is_short_of_memory_is_repeated_in_the_foreground(
     place.saver.save(later, in_background=True)
     place.saver._thread.submit(int).result()  # after the one that fails
     place.saver.poll()
-    if part == "seal_checkpoint":  # in the thread: by now the tensors may have changed
+    if part == "finalize_checkpoint":  # in the thread: by now the tensors may have changed
         assert place.saver.is_due(6)
         again = small_checkpoint(6)
         place.saver.save(again, in_background=True)
-    assert place.told[-1].step == (6 if part == "seal_checkpoint" else 5)
+    assert place.told[-1].step == (6 if part == "finalize_checkpoint" else 5)
     assert not place.saver.is_due(7)

@@ -24,7 +24,7 @@ from llmtrain.train.distributed.failures import (
     reported_failure,
 )
 from llmtrain.train.distributed.launch import launch
-from llmtrain.train.distributed.signals import StopRequest, stop_on_signals
+from llmtrain.train.signals import StopRequest, stop_on_signals
 
 if sys.platform == "win32":
     pytest.skip("ranks are killed as POSIX does", allow_module_level=True)
@@ -127,7 +127,7 @@ def test_a_failure_survives_the_way_to_the_launcher(monkeypatch: pytest.MonkeyPa
 
 def test_a_rank_stops_when_its_launcher_is_gone(tmp_path: Path) -> None:
     rank = (
-        "import json, sys, time; from llmtrain.train.distributed.signals import *\n"
+        "import json, sys, time; from llmtrain.train.signals import *\n"
         "stop = StopRequest(); stop_with_parent(stop); print('ready', flush=True)\n"
         "while not stop.is_made: time.sleep(0.05)\n"
         f"open({str(tmp_path / 'said')!r}, 'w').write(json.dumps(stop.signal_name))"

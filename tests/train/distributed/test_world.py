@@ -319,8 +319,8 @@ def test_ranks_learn_what_rank_0_found() -> None:
     store = dist.HashStore()
     first, second = (World(rank=rank, size=2, store=store) for rank in (0, 1))
 
-    assert first.from_main("key", lambda: "found it") == "found it"
-    assert second.from_main("key", lambda: "never asked") == "found it"
+    assert first.broadcast_from_main("key", lambda: "found it") == "found it"
+    assert second.broadcast_from_main("key", lambda: "never asked") == "found it"
 
 
 def test_ranks_do_not_wait_for_a_rank_0_that_failed() -> None:
@@ -329,7 +329,7 @@ def test_ranks_do_not_wait_for_a_rank_0_that_failed() -> None:
 
     def wait() -> None:
         try:
-            World(rank=1, size=2, store=store).from_main("key", lambda: "never asked")
+            World(rank=1, size=2, store=store).broadcast_from_main("key", lambda: "never asked")
         except LlmtrainError as error:
             failures.append(error)
 
@@ -340,7 +340,7 @@ def test_ranks_do_not_wait_for_a_rank_0_that_failed() -> None:
         raise DataError("no such text")
 
     with pytest.raises(DataError, match="no such text"):
-        World(rank=0, size=2, store=store).from_main("key", fail)
+        World(rank=0, size=2, store=store).broadcast_from_main("key", fail)
     waiting.join(LIMIT_S)
     assert "rank 0" in failures[0].message
 

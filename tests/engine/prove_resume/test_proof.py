@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from llmtrain.engine.prove_resume.proof import Proof, RunResult, proof_profile
 from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.verify_resume.verify import Ending, Proof, proof_profile
 from llmtrain.profile.load import Setting
 
-ENDING = Ending("a" * 64, "b" * 64, ({"step": 1, "loss": 2.5},), {"precision": "fp32"})
+ENDING = RunResult("a" * 64, "b" * 64, ({"step": 1, "loss": 2.5},), {"precision": "fp32"})
 
 
-def proof(interrupted: Ending) -> Proof:
+def proof(interrupted: RunResult) -> Proof:
     return Proof(2, 1, (), ENDING, interrupted, 1.0, 1.0)
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmtrain.train import muon
-from llmtrain.train.muon import RoleOptimizer
+from llmtrain.train import optimizer as optimizer_module
+from llmtrain.train.optimizer import RoleOptimizer
 
 LR = 0.1
 
@@ -60,7 +60,7 @@ def test_the_size_of_a_gradient_does_not_matter_and_its_sign_does() -> None:
 def test_a_matrix_moves_as_if_it_were_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = ((16, 48), (48, 16), (16, 48), (24, 24))
     together = stepped(parameters(*shapes))
-    monkeypatch.setattr(muon, "MUON_STACK_BYTES", 1)  # a stack a matrix
+    monkeypatch.setattr(optimizer_module, "MUON_STACK_BYTES", 1)  # a stack a matrix
     for one, other in zip(together, stepped(parameters(*shapes)), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
@@ -77,7 +77,7 @@ def test_momentum_is_nesterovs() -> None:
     optimizer.step()
     momentum = 0.9 * 0.1 * first + 0.1 * second
     ahead = 0.1 * second + 0.9 * momentum
-    expected = muon.orthogonalize(ahead[None])[0]
+    expected = optimizer_module.orthogonalize(ahead[None])[0]
     torch.testing.assert_close(some[0].detach(), before - LR * expected, rtol=1e-4, atol=1e-6)
 
 

@@ -19,9 +19,9 @@ from llmtrain.engine.request import TrainRequest
 from llmtrain.engine.train_run import TrainSession, run_training
 from llmtrain.errors import AbortedError, InterruptedRunError
 from llmtrain.train.checkpoint.format import list_checkpoints, load_checkpoint
-from llmtrain.train.distributed.signals import StopRequest, stop_on_signals
 from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Event, Saved, Step
+from llmtrain.train.signals import StopRequest, stop_on_signals
 from tests.ignored_signals import ignoring
 from tests.train.harness import Files, InProcessTrainer, RunAlone, Start
 

@@ -1,4 +1,7 @@
-"""Stop and save on signals: the first stop signal is a request, the second aborts."""
+"""Stop and save on signals, in one process or several.
+
+The first stop signal requests a stop after the current step; the second aborts.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +35,11 @@ class StopRequest:
     """Whether a signal requested to stop, or to save and continue."""
 
     signal_name: str | None = None
-    made_s: float = -math.inf  # by the monotonic clock
-    is_immediate: bool = False  # the work can be repeated: the first signal ends it immediately
-    has_abandoned_work: bool = False  # other threads may still be doing it
+    made_s: float = -math.inf  # when, by the monotonic clock
+    is_immediate: bool = False  # the current work can be repeated: a signal ends it immediately
+    has_abandoned_work: bool = False  # it was ended; its other threads may still be running
     save_requested: bool = False
-    is_repeated: bool = False  # the next signal is the first one again
+    is_repeated: bool = False  # the next signal is the first one, sent again by `_repeat`
 
     @property
     def is_made(self) -> bool:
@@ -175,10 +178,3 @@ def stop_with_parent(request: StopRequest) -> None:
             request.signal_name = "the end of the launcher"
 
     threading.Thread(target=watch, name="parent watch", daemon=True).start()
-
-
-def process_age_s() -> float:
-    """Return the seconds since this process was started, imports included."""
-    import psutil
-
-    return max(0.0, time.time() - psutil.Process(os.getpid()).create_time())

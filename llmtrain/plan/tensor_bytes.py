@@ -1,4 +1,4 @@
-"""Count the bytes that training holds, from shapes: activations, the loss, the optimizer.
+"""Count the bytes of training's tensors from shapes: activations, mask, loss, optimizer, casts.
 
 The activations are those that autograd saves in `llmtrain.model.decoder`. On a CPU a test compares
 them with the tensors that are saved; a GPU's norm saves less, and its compiler saves results of
@@ -44,56 +44,56 @@ class TrainingSetup:
         return self.half_precision and self.accumulates
 
 
-def saved_bytes_per_token(shape: ModelShape, how: TrainingSetup) -> int:
+def saved_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return the bytes saved for the backward, per token, by all blocks and the final norm."""
-    final = _norm_bytes(shape.hidden_size, how)
-    if how.checkpointing == "off":
-        return shape.num_layers * block_bytes_per_token(shape, how) + final
+    final = _norm_bytes(shape.hidden_size, setup)
+    if setup.checkpointing == "off":
+        return shape.num_layers * block_bytes_per_token(shape, setup) + final
     kept = FP32_BYTES * shape.hidden_size
-    if how.checkpointing == "selective":
-        kept += product_bytes_per_token(shape, how)
+    if setup.checkpointing == "selective":
+        kept += product_bytes_per_token(shape, setup)
     return shape.num_layers * kept + final
 
 
-def mask_bytes(shape: ModelShape, how: TrainingSetup) -> int:
+def mask_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return the bytes of the attention mask, of every pair of tokens, that all layers share."""
-    if not how.masks_pairs:
+    if not setup.masks_pairs:
         return 0
-    return how.micro_batch * shape.context**2 * how.element_bytes
+    return setup.micro_batch * shape.context**2 * setup.element_bytes
 
 
-def product_bytes_per_token(shape: ModelShape, how: TrainingSetup) -> int:
+def product_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return the bytes of the results of a block's products and attention.
 
     No backward needs the last product's result: compiled it is not kept.
     """
     widths = 2 * shape.attention_width + 2 * shape.kv_width + shape.hidden_size
-    widths += 2 * shape.intermediate_size + (0 if how.compiled else shape.hidden_size)
-    normaliser = FP32_BYTES * shape.num_heads if how.device_kind != "cpu" else 0
-    return how.element_bytes * widths + normaliser
+    widths += 2 * shape.intermediate_size + (0 if setup.compiled else shape.hidden_size)
+    normaliser = FP32_BYTES * shape.num_heads if setup.device_kind != "cpu" else 0
+    return setup.element_bytes * widths + normaliser
 
 
-def block_bytes_per_token(shape: ModelShape, how: TrainingSetup) -> int:
+def block_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return the bytes that one block saves for its backward without checkpointing."""
-    size = how.element_bytes
+    size = setup.element_bytes
     queries, keys = shape.attention_width, shape.kv_width
     normed_heads = queries + keys if shape.qk_norm else 0
     # a GPU's kernels that take a mask need keys and values for every query head
-    keys_read = queries if how.masks_pairs and how.device_kind != "cpu" else keys
+    keys_read = queries if setup.masks_pairs and setup.device_kind != "cpu" else keys
     common = (
         FP32_BYTES * normed_heads // shape.head_dim  # the rms of each head
         + size * (queries + 2 * keys_read)  # query, key and value, rotated
         + FP32_BYTES * shape.num_heads  # the softmax's normaliser
     )
-    if how.device_kind != "cpu" and how.compiled:
+    if setup.device_kind != "cpu" and setup.compiled:
         return common + _compiled_bytes(shape, size, normed_heads)
     # before their gains and after; a GPU's norm keeps its input alone
-    head_copies = 2 if how.device_kind == "cpu" else 1
+    head_copies = 2 if setup.device_kind == "cpu" else 1
     # attention's output, and a copy with the heads side by side, which a GPU's fp32 kernel gives
-    outputs = 2 if how.device_kind == "cpu" or how.half_precision else 1
+    outputs = 2 if setup.device_kind == "cpu" or setup.half_precision else 1
     return (
         common
-        + 2 * _norm_bytes(shape.hidden_size, how)
+        + 2 * _norm_bytes(shape.hidden_size, setup)
         + head_copies * FP32_BYTES * normed_heads
         + outputs * size * queries
         + 4 * size * shape.intermediate_size  # gate, silu(gate), up, and their product
@@ -108,35 +108,35 @@ def _compiled_bytes(shape: ModelShape, size: int, normed_heads: int) -> int:
     return streams + roots + heads + size * (shape.attention_width + 3 * shape.intermediate_size)
 
 
-def _norm_bytes(width: int, how: TrainingSetup) -> int:
+def _norm_bytes(width: int, setup: TrainingSetup) -> int:
     """Return the bytes of a norm's input and rms in fp32, and of its output.
 
     A CPU's norm saves its normalised input, too.
     """
-    copies = 2 if how.device_kind == "cpu" else 1
-    return width * (copies * FP32_BYTES + how.element_bytes) + FP32_BYTES
+    copies = 2 if setup.device_kind == "cpu" else 1
+    return width * (copies * FP32_BYTES + setup.element_bytes) + FP32_BYTES
 
 
-def cast_parameters(shape: ModelShape, how: TrainingSetup) -> int:
+def cast_parameters(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return the number of weights whose cast lives from the forward to the backward, or longer."""
-    if not how.keeps_casts and how.checkpointing != "off":
+    if not setup.keeps_casts and setup.checkpointing != "off":
         return shape.block_matrix_parameters
-    head = shape.vocab_size * shape.hidden_size if how.keeps_casts else 0
+    head = shape.vocab_size * shape.hidden_size if setup.keeps_casts else 0
     return shape.num_layers * shape.block_matrix_parameters + head
 
 
-def loss_bytes(shape: ModelShape, how: TrainingSetup) -> int:
+def loss_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return the peak of the loss, which computes its own gradients chunk by chunk."""
-    size, head = how.element_bytes, shape.vocab_size * shape.hidden_size
-    tokens = how.micro_batch * shape.context
-    limit = loss_chunk_tokens(shape.vocab_size, how.device_kind, size)
+    size, head = setup.element_bytes, shape.vocab_size * shape.hidden_size
+    tokens = setup.micro_batch * shape.context
+    limit = loss_chunk_tokens(shape.vocab_size, setup.device_kind, size)
     chunk = even_chunk(tokens, limit)
-    if how.device_kind == "cpu":  # one chunk's share of the head's gradient; the cast weight
-        beside = head * size * (2 if how.half_precision else 1)
+    if setup.device_kind == "cpu":  # one chunk's share of the head's gradient; the cast weight
+        beside = head * size * (2 if setup.half_precision else 1)
     else:
         hidden = chunk * shape.hidden_size
         beside = max(head * size + hidden * size, hidden * 2 * FP32_BYTES)
-        beside += head * size if how.half_precision and not how.keeps_casts else 0
+        beside += head * size if setup.half_precision and not setup.keeps_casts else 0
     return (
         chunk * shape.vocab_size * size  # logits, overwritten by their own gradient
         + tokens * shape.hidden_size * size  # gradient of the hidden states
@@ -151,11 +151,11 @@ def optimizer_bytes(shape: ModelShape, optimizer: OptimizerName) -> int:
     return FP32_BYTES * (2 * shape.parameters - one_moment)
 
 
-def update_bytes(shape: ModelShape, how: TrainingSetup) -> int:
+def update_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return Muon's working bytes: a stack before and after an iteration, and two products."""
-    if how.optimizer != "muon":
+    if setup.optimizer != "muon":
         return 0
-    return max(_stack_bytes(*form, how.element_bytes) for form in _matrix_forms(shape))
+    return max(_stack_bytes(*form, setup.element_bytes) for form in _matrix_forms(shape))
 
 
 def _matrix_forms(shape: ModelShape) -> list[tuple[int, int, int]]:

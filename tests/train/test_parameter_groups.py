@@ -10,7 +10,7 @@ from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
 from llmtrain.profile.schema import ModelSection, OptimSection
 from llmtrain.profile.shape import shape_of
-from llmtrain.train.optim import (
+from llmtrain.train.parameter_groups import (
     build_optimizer,
     load_named_state,
     named_state,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.engine.verify_resume.kill import KillTarget, kill_at, plan_kills
-from llmtrain.engine.verify_resume.observe import Phase, Watch
+from llmtrain.engine.prove_resume.kill import KillTarget, kill_at, plan_kills
+from llmtrain.engine.prove_resume.observe import Phase, Watch
 from llmtrain.profile.schema import EvalSection
 from llmtrain.train.run_directory.directory import RunDirectory
 

@@ -1,7 +1,11 @@
-"""From a request to a run: its directory, the checkpoint to resume from, its profile and machine.
+"""Find the run that a request means: a new one, or the one that `--resume` names.
 
-A run exists from its first saved state on. A directory whose run.yaml has no checkpoint yet is
-what a failed or interrupted start left: a new run may take its place.
+`--resume auto` means the run in `--out`, or else the newest run of the same profile; where there is
+none, a new run is started. The result has the run's directory, the checkpoint to resume from, the
+profile and the facts of the machine.
+
+A directory whose run.yaml has no checkpoint yet was left by a failed or interrupted start: a new
+run may take its place.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 from llmtrain.engine.request import ResolvedProfile, TrainRequest, resolve_profile
-from llmtrain.engine.resume import (
+from llmtrain.engine.resume_settings import (
     RecordedRun,
     read_recorded,
     recorded_settings,
@@ -112,7 +116,7 @@ def preview(request: TrainRequest) -> ResolvedRun:
 
 
 def _find(request: TrainRequest, world: World | None) -> _Place:
-    """Return the place of the run. Raises UsageError."""
+    """Return the directory of the run that the request means. Raises UsageError."""
     out = RunDirectory(request.out) if request.out is not None else None
     if out is not None:
         out.require_own_files()
@@ -138,6 +142,7 @@ def _find(request: TrainRequest, world: World | None) -> _Place:
 def _resumed_automatically(
     request: TrainRequest, out: RunDirectory | None, world: World | None
 ) -> _Place:
+    """Apply `--resume auto`: `--out`, else the newest run of the profile, else a new run."""
     if out is None:
         profile = resolve_profile(request, world)
         newest = newest_run(profile.loaded.profile.name)
@@ -205,7 +210,7 @@ def _resolved(
 def _checkpoint(
     place: _Place, rename: Callable[[Path, str], Path], observe: Observer
 ) -> Path | None:
-    """Return the checkpoint to resume from, verified: here alone it is decided what is damaged."""
+    """Return the checkpoint to resume from, verified; set damaged and superseded ones aside."""
     directory, named = place.directory.checkpoints, place.checkpoint
     if named is None:
 

@@ -17,7 +17,7 @@ from statistics import median
 import psutil
 
 from llmtrain.children import MAIN, python_command
-from llmtrain.engine.verify_resume.observe import Phase, Watch
+from llmtrain.engine.prove_resume.observe import Phase, Watch
 from llmtrain.errors import LlmtrainError, describe_exit_code
 
 _POLL_EVERY_S = 0.001
@@ -59,7 +59,7 @@ class Kill:
 
 
 def plan_kills(
-    phases: Sequence[Phase], kills: int, steps: int, draw: random.Random
+    phases: Sequence[Phase], kills: int, steps: int, rng: random.Random
 ) -> list[KillTarget]:
     """Return a target for each kill: every phase about equally often, in random order.
 
@@ -70,9 +70,9 @@ def plan_kills(
     first = [starting[i % len(starting)] for i in range(min(wanted, kills // 2))]
     others: list[Phase] = [*(p for p in phases if p not in _STARTING), "resume"]
     rest = [others[i % len(others)] for i in range(kills - len(first))]
-    draw.shuffle(rest)
+    rng.shuffle(rest)
     return [
-        KillTarget(phase, 1 + i * (steps - 1) // kills, draw.random(), steps - 1)
+        KillTarget(phase, 1 + i * (steps - 1) // kills, rng.random(), steps - 1)
         for i, phase in enumerate([*first, *rest])
     ]
 
@@ -116,14 +116,14 @@ class TrainProcess:
         self._process.wait()
         psutil.wait_procs(family, timeout=_ALL_GONE_S)
 
-    def kill(self, draw: random.Random) -> tuple[str, float]:
+    def kill(self, rng: random.Random) -> tuple[str, float]:
         """Kill one rank or all processes; return which, and the seconds until all had ended.
 
         Raises LlmtrainError if the remaining ranks do not end by themselves.
         """
         family = self._family()
         ranks = {rank: process for process in family if (rank := _rank_of(process)) is not None}
-        victim = draw.choice([None, *ranks])
+        victim = rng.choice([None, *ranks])
         started_s = time.monotonic()
         for process in [ranks[victim]] if victim is not None else family:
             with suppress(psutil.NoSuchProcess):
@@ -176,7 +176,7 @@ def kill_at(
     watch: Watch,
     target: KillTarget,
     length_s: float,
-    draw: random.Random,
+    rng: random.Random,
     check: Callable[[], None],
 ) -> Kill | None:
     """Wait for the target and kill the training there; return None if it ended before."""
@@ -192,7 +192,7 @@ def kill_at(
         seen = watch.phase()
     if training.has_ended:
         return None
-    victim, gone_after_s = training.kill(draw)
+    victim, gone_after_s = training.kill(rng)
     phase = seen if victim.startswith("rank") and victim != "rank 0" else watch.phase()
     return Kill(phase, target.phase, watch.step, victim, gone_after_s, watch.has_checkpoint)
 

@@ -1,4 +1,4 @@
-"""Muon for hidden matrices, AdamW for everything else, as one optimizer."""
+"""The optimizer: Muon for hidden matrices, AdamW for everything else. Groups have the algorithm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 
 from llmtrain.choice import Algorithm
 from llmtrain.ops.orthogonal import orthogonalize
-from llmtrain.plan.activation_bytes import MUON_STACK_BYTES
+from llmtrain.plan.tensor_bytes import MUON_STACK_BYTES
 
 # State tensors per parameter.
 STATE: dict[Algorithm, tuple[str, ...]] = {

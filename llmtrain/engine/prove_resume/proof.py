@@ -1,4 +1,4 @@
-"""Test on a profile whether a killed and resumed run gives the result of an uninterrupted one."""
+"""`runs prove-resume`: compare a killed and resumed run with an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from typing import Any
 
 import yaml
 
-from llmtrain.engine.request import TrainRequest, resolve_profile
-from llmtrain.engine.verify_resume.kill import (
+from llmtrain.engine.prove_resume.kill import (
     Kill,
     TrainProcess,
     kill_at,
@@ -22,7 +21,8 @@ from llmtrain.engine.verify_resume.kill import (
     plan_kills,
     start_training,
 )
-from llmtrain.engine.verify_resume.observe import Phase, Watch
+from llmtrain.engine.prove_resume.observe import Phase, Watch
+from llmtrain.engine.request import TrainRequest, resolve_profile
 from llmtrain.errors import LlmtrainError
 from llmtrain.files import cache_directory, sha256_file
 from llmtrain.profile.load import profile_from_values
@@ -40,7 +40,7 @@ _MEASUREMENTS = "probe"  # the directory of the cache with the measurements of t
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class RunResult:
     """The result of a finished run."""
 
     model_sha256: str
@@ -56,8 +56,8 @@ class Proof:
     steps: int
     processes: int
     kills: tuple[Kill, ...]
-    uninterrupted: Ending
-    interrupted: Ending
+    uninterrupted: RunResult
+    interrupted: RunResult
     uninterrupted_s: float
     interrupted_s: float
 
@@ -88,7 +88,7 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class ProofOptions:
     """How often to kill in how many steps. Equal seeds give equal kill targets."""
 
     kills: int
@@ -97,24 +97,24 @@ class Trial:
 
 
 def prove_resume(
-    request: TrainRequest, trial: Trial, observe: Observer, check: Callable[[], None]
+    request: TrainRequest, options: ProofOptions, observe: Observer, check: Callable[[], None]
 ) -> Proof:
     """Train the request's profile twice in a temporary directory, and compare the results.
 
     The first training is uninterrupted, the second is killed and resumed. `check` may raise to
     stop. Raises LlmtrainError if a training fails by itself.
     """
-    profile = proof_profile(request, trial.steps)
+    profile = proof_profile(request, options.steps)
     with tempfile.TemporaryDirectory(prefix="llmtrain-proof-") as directory:
-        bench = _Bench(Path(directory), profile, trial, observe, check)
-        lengths, uninterrupted_s = bench.train_whole()
-        kills, interrupted_s = bench.train_killed(lengths)
+        pair = _TrainingPair(Path(directory), profile, options, observe, check)
+        lengths, uninterrupted_s = pair.train_whole()
+        kills, interrupted_s = pair.train_killed(lengths)
         return Proof(
-            steps=trial.steps,
-            processes=bench.processes(),
+            steps=options.steps,
+            processes=pair.processes(),
             kills=tuple(kills),
-            uninterrupted=_ending(bench.run("whole")),
-            interrupted=_ending(bench.run("killed")),
+            uninterrupted=_result(pair.run("whole")),
+            interrupted=_result(pair.run("killed")),
             uninterrupted_s=uninterrupted_s,
             interrupted_s=interrupted_s,
         )
@@ -138,20 +138,20 @@ def proof_profile(request: TrainRequest, steps: int) -> Profile:
     return profile_from_values(values, "the profile to verify")
 
 
-class _Bench:
+class _TrainingPair:
     """Two run directories, each with its own cache, so that both prepare their data."""
 
     def __init__(
         self,
         directory: Path,
         profile: Profile,
-        trial: Trial,
+        options: ProofOptions,
         observe: Observer,
         check: Callable[[], None],
     ) -> None:
         self._directory = directory
         self._profile = profile
-        self._trial = trial
+        self._options = options
         self._observe = observe
         self._check = check
         self._file = directory / "profile.yaml"
@@ -167,10 +167,10 @@ class _Bench:
 
     def train_whole(self) -> tuple[dict[Phase, float], float]:
         """Train uninterrupted; return the median seconds of each phase, and of all."""
-        trial = self._trial
+        options = self._options
         self._note(
-            f"training {trial.steps} steps twice in {self._directory}: once uninterrupted, "
-            f"once killed {trial.kills} times"
+            f"training {options.steps} steps twice in {self._directory}: once uninterrupted, "
+            f"once killed {options.kills} times"
         )
         self._copy_measurements(cache_directory(), self._cache("whole"))
         started_s = time.monotonic()
@@ -186,8 +186,8 @@ class _Bench:
         """Train with kills and resumes to the end; return the kills and the seconds it took."""
         self._note_cost(lengths)
         self._copy_measurements(self._cache("whole"), self._cache("killed"))
-        draw = random.Random(self._trial.seed)
-        targets = plan_kills(list(lengths), self._trial.kills, self._trial.steps, draw)
+        rng = random.Random(self._options.seed)
+        targets = plan_kills(list(lengths), self._options.kills, self._options.steps, rng)
         kills: list[Kill] = []
         started_s = time.monotonic()
         while True:
@@ -197,7 +197,7 @@ class _Bench:
                 kill = None
                 if target is not None:
                     length_s = lengths.get(target.phase, lengths.get("start-up", 0.0))
-                    kill = kill_at(training, watch, target, length_s, draw, self._check)
+                    kill = kill_at(training, watch, target, length_s, rng, self._check)
                 if kill is None:
                     self._wait(training)
                     return kills, time.monotonic() - started_s
@@ -208,7 +208,7 @@ class _Bench:
 
     def _start(self, name: str) -> tuple[Watch, TrainProcess]:
         run, cache = self.run(name), self._cache(name)
-        watch = Watch(run, cache, self._profile.eval, self._trial.steps)
+        watch = Watch(run, cache, self._profile.eval, self._options.steps)
         command = ["train", "-p", str(self._file), "--out", str(run.path), "--resume", "auto", "-q"]
         return watch, start_training(command, cache, self._directory / f"{name}.log")
 
@@ -229,20 +229,20 @@ class _Bench:
 
     def _note_cost(self, lengths: dict[Phase, float]) -> None:
         again_s = sum(lengths.values())
-        whole_s = self._trial.kills * again_s
-        self._note(f"about {format_duration(whole_s)} more for {self._trial.kills} kills")
+        whole_s = self._options.kills * again_s
+        self._note(f"about {format_duration(whole_s)} more for {self._options.kills} kills")
 
     def _note(self, text: str) -> None:
         self._observe(Note(text))
 
 
-def _ending(run: RunDirectory) -> Ending:
+def _result(run: RunDirectory) -> RunResult:
     """Return the result of a run. Raises LlmtrainError if it is not finished."""
     newest = next(reversed(list_checkpoints(run.checkpoints)), None)
     if newest is None or not load_state(newest).finished:
         raise LlmtrainError(f"{run.path} ended before it was finished")
     lines = [{n: m[n] for n in _REPRODUCIBLE if n in m} for m in run.read_metrics()]
-    return Ending(
+    return RunResult(
         sha256_file(newest / MODEL),
         sha256_file(newest / OPTIMIZER),
         (*lines, *run.read_samples()),

@@ -1,4 +1,4 @@
-"""Build the optimizer: every parameter in exactly one group, its state under readable names."""
+"""Build the optimizer's parameter groups, and save and load its state under readable names."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
 from llmtrain.profile.schema import OptimSection
 from llmtrain.recipe.learning_rate import Role, algorithm_of, peak_learning_rates
-from llmtrain.train.muon import STATE, RoleOptimizer
+from llmtrain.train.optimizer import STATE, RoleOptimizer
 
 
 def role_of(name: str, parameter: nn.Parameter) -> Role:

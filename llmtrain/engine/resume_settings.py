@@ -1,4 +1,4 @@
-"""What may change when a run is resumed, and what its run.yaml says of it."""
+"""Decide which settings may change when a run is resumed, by what its run.yaml records."""
 
 from __future__ import annotations
 
