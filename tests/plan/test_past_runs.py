@@ -71,7 +71,7 @@ def test_a_contended_run_is_not_the_rate_of_the_next_forecast(planned: Planned) 
     assert kept is not None
     options = ["train.tokens_per_step=4096"]
     profile = load_profile("cpu-tiny", environment={}, assignments=options).profile
-    rate = forecast(profile, replace(planned, kept=kept))
+    rate = forecast(profile, replace(planned, last_run=kept))
     assert rate.tokens_per_s is not None
     assert rate.tokens_per_s.source == "estimated"
 
