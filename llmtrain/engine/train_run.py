@@ -81,7 +81,7 @@ class TrainSession:
         """Notify the observer."""
         self.observe(Note(text, is_warning=is_warning))
 
-    def from_rank_0(
+    def broadcast_from_main(
         self, key: str, kind: type[T], produce: Callable[[], T], check: Callable[[], None]
     ) -> T:
         """Return on every rank what `produce` returns on rank 0, sent as JSON of `kind`.
@@ -125,7 +125,7 @@ def resolved_run(request: TrainRequest, session: TrainSession) -> Iterator[Resol
         def enter() -> ResolvedRun:
             return lock.enter_context(resolve(request, session.observe, world))
 
-        yield session.from_rank_0("run", ResolvedRun, enter, lambda: None)
+        yield session.broadcast_from_main("run", ResolvedRun, enter, lambda: None)
 
 
 def ranks_to_launch(resolved: ResolvedRun) -> int:
@@ -183,7 +183,7 @@ def _agreed_plan(resolved: ResolvedRun, session: TrainSession) -> Planned:
         with session.stop.immediate():  # measuring and compiling take long and have no checks
             return plan_resolved(resolved, world, session.note)
 
-    planned = session.from_rank_0("plan", Planned, plan, session.stop.check)
+    planned = session.broadcast_from_main("plan", Planned, plan, session.stop.check)
     if world.size == 1:
         return planned
     workload = replace(planned.workload, launched_local_processes=world.local_size)
@@ -222,7 +222,7 @@ def _shared_dataset(
         ranges = [(source.first_token, source.tokens) for source in dataset.mixture]
         return _SharedData(dataset.shards.index.key, dataset.tokenizer_directory, ranges)
 
-    shared = session.from_rank_0("data", _SharedData, prepare, session.stop.check)
+    shared = session.broadcast_from_main("data", _SharedData, prepare, session.stop.check)
     if prepared:
         return prepared[0]
     vocab_size = profile.model.vocab_size

@@ -139,14 +139,14 @@ def _cpu_candidates(shape: ModelShape, setup: TrainingSetup) -> tuple[_PeakCandi
     state, head = FP32_BYTES * shape.parameters, shape.vocab_size * shape.hidden_size
     gradients = state if setup.accumulates else 0
     casts = HALF_BYTES * cast_parameters(shape, setup) if setup.half_precision else 0
-    kept = tokens * saved_bytes_per_token(shape, setup) + mask_bytes(shape, setup)
+    saved = tokens * saved_bytes_per_token(shape, setup) + mask_bytes(shape, setup)
     hidden_gradients = 2 * tokens * shape.hidden_size * setup.element_bytes
     share = _COMPILED_BACKWARD_SHARE if setup.compiled else _BACKWARD_SHARE[setup.checkpointing]
     recomputed = int(share * tokens * block_bytes_per_token(shape, setup))
     update = update_bytes(shape, setup)
     return (
-        _PeakCandidate(gradients, casts, kept, loss_bytes(shape, setup)),
-        _PeakCandidate(gradients, casts, kept, hidden_gradients + FP32_BYTES * head, recomputed),
+        _PeakCandidate(gradients, casts, saved, loss_bytes(shape, setup)),
+        _PeakCandidate(gradients, casts, saved, hidden_gradients + FP32_BYTES * head, recomputed),
         _PeakCandidate(state, casts if setup.keeps_casts else 0, working_bytes=update),
     )
 
@@ -164,17 +164,17 @@ def _accelerator_candidates(shape: ModelShape, setup: TrainingSetup) -> tuple[_P
     gradients = state if setup.accumulates else 0
     in_forward, in_first, in_last = _accelerator_casts(shape, setup)
     activations, mask = tokens * saved_bytes_per_token(shape, setup), mask_bytes(shape, setup)
-    kept, first_kept = activations + mask, activations // shape.num_layers + mask
+    saved, first_saved = activations + mask, activations // shape.num_layers + mask
     if setup.checkpointing == "full":
-        first_kept = FP32_BYTES * hidden + mask
+        first_saved = FP32_BYTES * hidden + mask
     working = _accelerator_working_bytes(shape, setup)
     workspace = _ACCELERATOR_WORKSPACE_BYTES
     return (
-        _PeakCandidate(gradients, in_forward, kept, loss_bytes(shape, setup), workspace),
+        _PeakCandidate(gradients, in_forward, saved, loss_bytes(shape, setup), workspace),
         _PeakCandidate(
-            gradients, in_first, kept, head + setup.element_bytes * hidden, workspace + working
+            gradients, in_first, saved, head + setup.element_bytes * hidden, workspace + working
         ),
-        _PeakCandidate(state, in_last, first_kept, working_bytes=workspace + working),
+        _PeakCandidate(state, in_last, first_saved, working_bytes=workspace + working),
         _PeakCandidate(
             state, in_last if setup.keeps_casts else 0, 0, 0, workspace + update_bytes(shape, setup)
         ),

@@ -49,10 +49,10 @@ def saved_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
     final = _norm_bytes(shape.hidden_size, setup)
     if setup.checkpointing == "off":
         return shape.num_layers * block_bytes_per_token(shape, setup) + final
-    kept = FP32_BYTES * shape.hidden_size
+    saved = FP32_BYTES * shape.hidden_size
     if setup.checkpointing == "selective":
-        kept += product_bytes_per_token(shape, setup)
-    return shape.num_layers * kept + final
+        saved += product_bytes_per_token(shape, setup)
+    return shape.num_layers * saved + final
 
 
 def mask_bytes(shape: ModelShape, setup: TrainingSetup) -> int:

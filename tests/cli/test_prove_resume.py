@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llmtrain.engine.prove_resume import verify
+from llmtrain.engine.prove_resume import proof
 from llmtrain.engine.prove_resume.kill import Kill
 from llmtrain.engine.prove_resume.proof import Proof, ProofOptions, RunResult
 from tests.cli.conftest import Command
@@ -74,7 +74,7 @@ def test_the_answer_to_a_proof(
         kill = Kill("save", "step", 3, "the process", 0.1, True)
         return Proof(trial.steps, 1, (kill, kill), ENDING, ending, 3.0, 9.0)
 
-    monkeypatch.setattr(verify, "prove_resume", prove)
+    monkeypatch.setattr(proof, "prove_resume", prove)
     command = ("runs", "prove-resume", "-p", "tiny.yaml", "--kills", 2, "--steps", 6, "--seed", 5)
     outcome = llmtrain(*command, "--nproc", 2, "--json")
     document = outcome.document

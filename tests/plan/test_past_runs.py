@@ -67,11 +67,11 @@ def test_a_contended_run_is_not_the_rate_of_the_next_forecast(planned: Planned) 
     facts, workload, plan = planned.facts, planned.workload, planned.plan
     busy = FIGURES | {"step_s": 2.0, "waited_share": 0.5}
     record_run(facts, workload, plan, **busy)
-    kept = last_run(facts, workload, plan)
-    assert kept is not None
+    recorded = last_run(facts, workload, plan)
+    assert recorded is not None
     options = ["train.tokens_per_step=4096"]
     profile = load_profile("cpu-tiny", environment={}, assignments=options).profile
-    rate = forecast(profile, replace(planned, kept=kept))
+    rate = forecast(profile, replace(planned, last_run=recorded))
     assert rate.tokens_per_s is not None
     assert rate.tokens_per_s.source == "estimated"
 

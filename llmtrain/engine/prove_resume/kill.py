@@ -31,10 +31,10 @@ _KILLS_PER_STARTING_KILL = 10
 
 @dataclass(frozen=True, slots=True)
 class KillTarget:
-    """When to kill: `lengths` of the phase's median duration after it starts, at its end at latest.
+    """When to kill: `lengths` times the phase's median duration after it starts, or at its end.
 
-    It is the first time that the phase occurs at or after `from_step`; unless the phase is one of
-    starting, after a checkpoint was saved. Where it has not occurred by `latest_step`, it is then.
+    That of the first occurrence from `from_step` on; for phases of training, of the first one
+    after a checkpoint was saved. If there is none by `latest_step`, the kill is at that step.
     """
 
     phase: Phase
@@ -45,9 +45,9 @@ class KillTarget:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """One kill. `phase` is that of rank 0: at the kill, or as its files show it afterwards.
+    """One kill; `phase` is the one that rank 0 was in, by the files it left.
 
-    `after_checkpoint`: the next session resumed from a checkpoint, and did not start anew.
+    `after_checkpoint`: the next session resumed from a checkpoint instead of starting anew.
     """
 
     phase: Phase

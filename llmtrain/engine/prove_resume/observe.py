@@ -1,4 +1,4 @@
-"""Tell from its files which phase a training process is in."""
+"""Find out from a run's files which phase its training process is in."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Watch:
     """One session of a run, observed through its files. The run must log every step."""
 
     def __init__(self, run: RunDirectory, cache: Path, options: EvalSection, steps: int) -> None:
-        """Take note of the files that are there before the process is started."""
+        """Record which files exist before the process is started."""
         self._run = run
         self._cache = cache
         self._options = options

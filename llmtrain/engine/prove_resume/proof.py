@@ -228,8 +228,8 @@ class _TrainingPair:
             shutil.copytree(source / _MEASUREMENTS, cache / _MEASUREMENTS)
 
     def _note_cost(self, lengths: dict[Phase, float]) -> None:
-        again_s = sum(lengths.values())
-        whole_s = self._options.kills * again_s
+        per_kill_s = sum(lengths.values())
+        whole_s = self._options.kills * per_kill_s
         self._note(f"about {format_duration(whole_s)} more for {self._options.kills} kills")
 
     def _note(self, text: str) -> None:
