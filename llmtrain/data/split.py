@@ -19,7 +19,7 @@ _DIGEST_VALUES = 2**256
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class SplitPart:
     """A document, or a contiguous part of one, that is on one side."""
 
     side: Side
@@ -36,11 +36,11 @@ class DocumentSplit:
 
     held_out_below: int
 
-    def assign(self, documents: Iterable[Document]) -> Iterator[Piece]:
+    def assign(self, documents: Iterable[Document]) -> Iterator[SplitPart]:
         """Yield every document, whole, with its side."""
         for document in documents:
             held_out = _number(document.digest()) < self.held_out_below
-            yield Piece("validation" if held_out else "train", document)
+            yield SplitPart("validation" if held_out else "train", document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class BlockSplit:
     blocks: int
     held_out: int
 
-    def assign(self, documents: Iterable[Document]) -> Iterator[Piece]:
+    def assign(self, documents: Iterable[Document]) -> Iterator[SplitPart]:
         """Yield every document in pieces that alternate between sides and join to the whole."""
         first_block = 0
         for document in documents:
@@ -65,12 +65,14 @@ class BlockSplit:
             yield from self._pieces(document, blocks, first_block)
             first_block += len(blocks)
 
-    def _pieces(self, document: Document, blocks: list[bytes], first_block: int) -> Iterator[Piece]:
+    def _pieces(
+        self, document: Document, blocks: list[bytes], first_block: int
+    ) -> Iterator[SplitPart]:
         offset = 0
         numbered = enumerate(blocks, start=first_block)
         for side, group in groupby(numbered, key=lambda pair: self._side(pair[0])):
             data = b"".join(block for _, block in group)
-            yield Piece(side, Document(data.decode(), document.place(offset)))
+            yield SplitPart(side, Document(data.decode(), document.place(offset)))
             offset += len(data)
 
     def _side(self, block: int) -> Side:
@@ -85,10 +87,10 @@ class BlockSplit:
 class GivenSplit:
     """Documents of sources for validation are held out, and no others."""
 
-    def assign(self, documents: Iterable[Document]) -> Iterator[Piece]:
+    def assign(self, documents: Iterable[Document]) -> Iterator[SplitPart]:
         """Yield every document, whole, with its side."""
         for document in documents:
-            yield Piece("validation" if document.held_out else "train", document)
+            yield SplitPart("validation" if document.held_out else "train", document)
 
 
 Split = DocumentSplit | BlockSplit | GivenSplit

@@ -35,7 +35,9 @@ class Lengths:
         return self.train if side == "train" else self.validation
 
 
-def check_length(corpus: Corpus, section: DataSection, context: int, work: PrepareContext) -> None:
+def check_length(
+    corpus: Corpus, section: DataSection, context: int, prepare: PrepareContext
+) -> None:
     """Raise DataError if the text is certainly too short for windows of `context`.
 
     Reads no more of it than is needed to know.
@@ -44,7 +46,7 @@ def check_length(corpus: Corpus, section: DataSection, context: int, work: Prepa
         return
     stats = CorpusStatsBuilder()
     for document in corpus.documents():
-        work.check_stop()
+        prepare.check_stop()
         stats.add(document)
         if not corpus.has_validation and _is_long(stats.text_bytes, section, context):
             return
@@ -74,13 +76,13 @@ def working_fraction(
 
 
 def with_working_fraction(
-    corpus: Corpus, facts: CorpusStats, section: DataSection, context: int, work: PrepareContext
+    corpus: Corpus, facts: CorpusStats, section: DataSection, context: int, prepare: PrepareContext
 ) -> DataSection:
     """Return the section with the working fraction; announce it where it differs."""
     fraction = working_fraction(corpus, facts, section, context)
     if fraction == section.validation_fraction:
         return section
-    work.observe(
+    prepare.observe(
         Note(
             f"the text is short: {fraction:.1%} of it is held out for validation instead of "
             f"{section.validation_fraction:.1%}"

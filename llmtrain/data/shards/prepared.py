@@ -131,7 +131,7 @@ def prepare(
         locked_entry(cache_directory, recipe.key, check_stop, on_wait),
     ):
         found = _open_intact(directory)
-        if found is not None:  # whom this process waited for has made it
+        if found is not None:  # the process we waited for has built it
             return found
         with building_directory(directory.parent, recipe.key) as scratch:
             build(recipe, effort, scratch, made_from or {})

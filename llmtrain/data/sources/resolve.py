@@ -16,7 +16,7 @@ from typing import Literal
 from llmtrain.data.corpus import SUPPORTED, Corpus, PythonLibrary, Source
 from llmtrain.data.corpus_stats import FingerprintBuilder
 from llmtrain.data.document import Document, Limits, Skipped
-from llmtrain.data.formats.naming import reason_not_to_read
+from llmtrain.data.formats.registry import reason_not_to_read
 from llmtrain.data.formats.streams import readable
 from llmtrain.data.reading import (
     ReadOptions,
