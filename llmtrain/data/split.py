@@ -96,7 +96,7 @@ class GivenSplit:
 Split = DocumentSplit | BlockSplit | GivenSplit
 
 
-def plan_split(corpus: Corpus, facts: CorpusStats, fraction: float) -> Split:
+def plan_split(corpus: Corpus, stats: CorpusStats, fraction: float) -> Split:
     """Return the split that holds out about `fraction` of the corpus; no side is empty.
 
     Where the corpus has validation text of its own, exactly that is held out. Else from 100
@@ -108,16 +108,16 @@ def plan_split(corpus: Corpus, facts: CorpusStats, fraction: float) -> Split:
         message = f"data.validation_fraction is {fraction}; it has to be above 0 and below 1"
         raise UsageError(message, hint="--set data.validation_fraction=0.05")
     if corpus.has_validation:
-        return _given_split(facts)
-    if facts.documents >= BLOCKS and facts.lowest_digest != facts.highest_digest:
-        return _document_split(facts, fraction)
-    return _block_split(corpus, facts, fraction)
+        return _given_split(stats)
+    if stats.documents >= BLOCKS and stats.lowest_digest != stats.highest_digest:
+        return _document_split(stats, fraction)
+    return _block_split(corpus, stats, fraction)
 
 
-def _given_split(facts: CorpusStats) -> GivenSplit:
-    if not facts.held_out_documents:
+def _given_split(stats: CorpusStats) -> GivenSplit:
+    if not stats.held_out_documents:
         raise DataError("the validation text is empty", hint="--set data.validation=FILE")
-    if facts.held_out_documents == facts.documents:
+    if stats.held_out_documents == stats.documents:
         raise DataError(
             "there is no text to train on: all of it is validation text, or equal to it",
             hint="name other text with --data",
@@ -125,19 +125,19 @@ def _given_split(facts: CorpusStats) -> GivenSplit:
     return GivenSplit()
 
 
-def _document_split(facts: CorpusStats, fraction: float) -> DocumentSplit:
+def _document_split(stats: CorpusStats, fraction: float) -> DocumentSplit:
     """Return a threshold between the lowest and the highest digest, so no side is empty."""
-    lowest, highest = _number(facts.lowest_digest), _number(facts.highest_digest)
+    lowest, highest = _number(stats.lowest_digest), _number(stats.highest_digest)
     return DocumentSplit(min(max(int(fraction * _DIGEST_VALUES), lowest + 1), highest))
 
 
-def _block_split(corpus: Corpus, facts: CorpusStats, fraction: float) -> BlockSplit:
-    block_bytes = math.ceil(facts.text_bytes / BLOCKS)
-    longest_bytes = max(block_bytes, facts.text_bytes // 10)
+def _block_split(corpus: Corpus, stats: CorpusStats, fraction: float) -> BlockSplit:
+    block_bytes = math.ceil(stats.text_bytes / BLOCKS)
+    longest_bytes = max(block_bytes, stats.text_bytes // 10)
     documents = corpus.documents()
     blocks = sum(1 for each in documents for _ in _blocks(each, block_bytes, longest_bytes))
     if blocks < 2:
-        message = f"{facts.text_bytes} bytes of text cannot be split into train and validation"
+        message = f"{stats.text_bytes} bytes of text cannot be split into train and validation"
         raise DataError(message, hint="add text with --data")
     held_out = min(math.ceil(fraction * blocks), blocks - 1)
     return BlockSplit(block_bytes, longest_bytes, blocks, held_out)

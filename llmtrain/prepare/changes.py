@@ -93,7 +93,7 @@ def _newer(corpus: Corpus, shards: PreparedData) -> list[str] | None:
 def _changed_s(path: Path) -> float:
     """Return when the file was last written, renamed or replaced, by the system's clock."""
     try:
-        facts = path.stat()
+        stat = path.stat()
     except OSError:
         return float("inf")  # reading it says why
-    return max(facts.st_mtime, facts.st_ctime)
+    return max(stat.st_mtime, stat.st_ctime)

@@ -16,6 +16,7 @@ from llmtrain.data.quality.dropped import DropCount
 from llmtrain.data.quality.filters import filters_of
 from llmtrain.data.shards.encode import Encode
 from llmtrain.data.shards.prepared import PreparedData, entry_directory, open_prepared
+from llmtrain.data.shards.prepared import prepare as prepare_shards
 from llmtrain.data.sources.download import FetchOptions
 from llmtrain.data.sources.resolve import BUILTIN_PYTHON, resolve_sources
 from llmtrain.data.sources.urls import without_secrets
@@ -64,23 +65,23 @@ def prepare_dataset(
     cleaned = clean_corpus(corpus or resolve_corpus(section, prepare), section, prepare)
     corpus, left_out = cleaned.corpus, cleaned.left_out
     bad = DropCount("that cannot be used (data.on_error: skip)")
-    facts = (
+    stats = (
         prepare.with_progress("reading", corpus).counting(bad.add_bad).measure(prepare.check_stop)
     )
     if bad.documents:
         left_out = (*left_out, bad)
         prepare.observe(Note(f"left out {bad.describe()}", is_warning=True))
     is_own = section.specs == (BUILTIN_PYTHON,)  # nobody chose or can mend that text
-    if not is_own and facts.repeated_bytes > _NOTED_SHARE * facts.text_bytes:
-        prepare.observe(_repeats_note(facts))
+    if not is_own and stats.repeated_bytes > _NOTED_SHARE * stats.text_bytes:
+        prepare.observe(_repeats_note(stats))
     if not is_own:
         announce_skipped(corpus, prepare)
     if context is not None:
-        section = with_working_fraction(corpus, facts, section, context, prepare)
-        require_bytes(corpus, facts, section, section.validation_fraction, context)
+        section = with_working_fraction(corpus, stats, section, context, prepare)
+        require_bytes(corpus, stats, section, section.validation_fraction, context)
     leakage = cached_leakage(
         prepare.with_progress("looking for leakage", corpus),
-        facts,
+        stats,
         section.validation_fraction,
         prepare.check_stop,
     )
@@ -92,9 +93,9 @@ def prepare_dataset(
         )
     ):
         prepare.observe(warning)
-    directory = ensure_tokenizer(corpus, facts, section, vocab_size, prepare)
+    directory = ensure_tokenizer(corpus, stats, section, vocab_size, prepare)
     tokenizer = load_tokenizer(directory, vocab_size)
-    shards = prepare(
+    shards = prepare_shards(
         corpus,
         tokenizer,
         validation_fraction=section.validation_fraction,
@@ -102,8 +103,8 @@ def prepare_dataset(
         cache_directory=cache_directory(),
         on_progress=TimedProgress("tokenizing", prepare.observe),
         check_stop=prepare.check_stop,
-        facts=facts,
-        encode=_encode_with(directory, tokenizer, facts, prepare),
+        stats=stats,
+        encode=_encode_with(directory, tokenizer, stats, prepare),
         on_wait=prepare.announce_waiting,
         made_from={"tokenizer_directory": str(directory)},
     )
@@ -115,7 +116,7 @@ def prepare_dataset(
     }
     sources = corpus.describe()
     dataset = Dataset(tokenizer, directory, shards, sources, checked, left_out=left_out)
-    return dataset if section.weights is None else _mixed(dataset, corpus, facts, section)
+    return dataset if section.weights is None else _mixed(dataset, corpus, stats, section)
 
 
 def _require_windows(
@@ -129,10 +130,10 @@ def _require_windows(
         raise
 
 
-def _mixed(dataset: Dataset, corpus: Corpus, facts: CorpusStats, section: DataSection) -> Dataset:
+def _mixed(dataset: Dataset, corpus: Corpus, stats: CorpusStats, section: DataSection) -> Dataset:
     shards = dataset.shards
     try:
-        split = plan_split(corpus, facts, section.validation_fraction)
+        split = plan_split(corpus, stats, section.validation_fraction)
         mixture = locate_sources(
             corpus, split, shards.train, shards.index.separator_id, section.weights or ()
         )
@@ -142,10 +143,10 @@ def _mixed(dataset: Dataset, corpus: Corpus, facts: CorpusStats, section: DataSe
     return replace(dataset, mixture=mixture)
 
 
-def _repeats_note(facts: CorpusStats) -> Note:
-    share = facts.repeated_bytes / facts.text_bytes
+def _repeats_note(stats: CorpusStats) -> Note:
+    share = stats.repeated_bytes / stats.text_bytes
     return Note(
-        f"{facts.repeated_documents} of {facts.documents} documents are equal to an earlier one, "
+        f"{stats.repeated_documents} of {stats.documents} documents are equal to an earlier one, "
         f"{share:.1%} of the text; --set data.duplicates=drop_exact leaves them out"
     )
 
@@ -192,10 +193,10 @@ def clean_corpus(corpus: Corpus, section: DataSection, prepare: PrepareContext) 
 
 
 def _encode_with(
-    directory: Path, tokenizer: Tokenizer, facts: CorpusStats, prepare: PrepareContext
+    directory: Path, tokenizer: Tokenizer, stats: CorpusStats, prepare: PrepareContext
 ) -> Encode:
     """Return an `Encode` by processes, or by this one if the text is short."""
-    if prepare.workers == 1 or facts.text_bytes < _WORTH_PROCESSES_BYTES:
+    if prepare.workers == 1 or stats.text_bytes < _WORTH_PROCESSES_BYTES:
         return partial(encode_in_this_process, tokenizer)
     return partial(
         encode_in_processes, directory, tokenizer.fingerprint, prepare.workers, prepare.check_stop

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from sentencepiece import SentencePieceTrainer
 
@@ -44,7 +44,7 @@ _NAME_CHARACTERS = "".join(sorted({*"<0x123456789ABCDEF>", *UNKNOWN, *SEPARATOR,
 
 # Where sentencepiece may divide text into pieces: each digit is a piece of its own, and a run of
 # spaces may be one.
-_SPLITTING = {"split_digits": True, "allow_whitespace_only_pieces": True}
+_SPLITTING: dict[str, Any] = {"split_digits": True, "allow_whitespace_only_pieces": True}
 
 MOST_RESERVED = 1024
 

@@ -120,8 +120,8 @@ def _identity(file: SourceFile) -> str:
     """
     if "://" not in file.origin:
         return os.path.normcase(file.path.resolve())
-    facts = file.path.stat()
-    return f"{file.origin} {facts.st_dev} {facts.st_ino}"
+    stat = file.path.stat()
+    return f"{file.origin} {stat.st_dev} {stat.st_ino}"
 
 
 def _resolve(spec: str, options: ReadOptions, fetching: FetchOptions) -> Source:
