@@ -1,4 +1,4 @@
-"""A text, what is asked of files that hold texts, and what may be made of them at most."""
+"""A document, the options for reading files, and the limits on their size."""
 
 from __future__ import annotations
 

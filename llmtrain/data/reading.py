@@ -21,11 +21,11 @@ from llmtrain.data.document import (
 from llmtrain.data.formats.archives import Member
 from llmtrain.data.formats.compression import unpacked
 from llmtrain.data.formats.magic import LFS_POINTER, is_lfs_pointer, reason_against_content
-from llmtrain.data.formats.naming import (
+from llmtrain.data.formats.registry import (
     ARCHIVES,
     FORMATS,
+    FileFormat,
     Format,
-    Reading,
     reading_of,
     reason_not_to_read,
 )
@@ -51,7 +51,7 @@ def _ignore(error: DataError) -> None:
 class SourceFile:
     """A file that holds documents, or files that do. `origin` is its name in messages.
 
-    `kind` and `packing` are those of `Reading`. `held_out`: for validation, all of it.
+    `kind` and `packing` are those of `FileFormat`. `held_out`: for validation, all of it.
     """
 
     path: Path
@@ -61,8 +61,8 @@ class SourceFile:
     held_out: bool = False
 
     @property
-    def reading(self) -> Reading:
-        return Reading(self.kind, self.packing)
+    def reading(self) -> FileFormat:
+        return FileFormat(self.kind, self.packing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ _DIGEST_VALUES = 2**256
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class SplitPart:
     """A document, or a contiguous part of one, that is on one side."""
 
     side: Side
@@ -36,11 +36,11 @@ class DocumentSplit:
 
     held_out_below: int
 
-    def assign(self, documents: Iterable[Document]) -> Iterator[Piece]:
+    def assign(self, documents: Iterable[Document]) -> Iterator[SplitPart]:
         """Yield every document, whole, with its side."""
         for document in documents:
             held_out = _number(document.digest()) < self.held_out_below
-            yield Piece("validation" if held_out else "train", document)
+            yield SplitPart("validation" if held_out else "train", document)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class BlockSplit:
     blocks: int
     held_out: int
 
-    def assign(self, documents: Iterable[Document]) -> Iterator[Piece]:
+    def assign(self, documents: Iterable[Document]) -> Iterator[SplitPart]:
         """Yield every document in pieces that alternate between sides and join to the whole."""
         first_block = 0
         for document in documents:
@@ -65,12 +65,14 @@ class BlockSplit:
             yield from self._pieces(document, blocks, first_block)
             first_block += len(blocks)
 
-    def _pieces(self, document: Document, blocks: list[bytes], first_block: int) -> Iterator[Piece]:
+    def _pieces(
+        self, document: Document, blocks: list[bytes], first_block: int
+    ) -> Iterator[SplitPart]:
         offset = 0
         numbered = enumerate(blocks, start=first_block)
         for side, group in groupby(numbered, key=lambda pair: self._side(pair[0])):
             data = b"".join(block for _, block in group)
-            yield Piece(side, Document(data.decode(), document.place(offset)))
+            yield SplitPart(side, Document(data.decode(), document.place(offset)))
             offset += len(data)
 
     def _side(self, block: int) -> Side:
@@ -85,16 +87,16 @@ class BlockSplit:
 class GivenSplit:
     """Documents of sources for validation are held out, and no others."""
 
-    def assign(self, documents: Iterable[Document]) -> Iterator[Piece]:
+    def assign(self, documents: Iterable[Document]) -> Iterator[SplitPart]:
         """Yield every document, whole, with its side."""
         for document in documents:
-            yield Piece("validation" if document.held_out else "train", document)
+            yield SplitPart("validation" if document.held_out else "train", document)
 
 
 Split = DocumentSplit | BlockSplit | GivenSplit
 
 
-def plan_split(corpus: Corpus, facts: CorpusStats, fraction: float) -> Split:
+def plan_split(corpus: Corpus, stats: CorpusStats, fraction: float) -> Split:
     """Return the split that holds out about `fraction` of the corpus; no side is empty.
 
     Where the corpus has validation text of its own, exactly that is held out. Else from 100
@@ -106,16 +108,16 @@ def plan_split(corpus: Corpus, facts: CorpusStats, fraction: float) -> Split:
         message = f"data.validation_fraction is {fraction}; it has to be above 0 and below 1"
         raise UsageError(message, hint="--set data.validation_fraction=0.05")
     if corpus.has_validation:
-        return _given_split(facts)
-    if facts.documents >= BLOCKS and facts.lowest_digest != facts.highest_digest:
-        return _document_split(facts, fraction)
-    return _block_split(corpus, facts, fraction)
+        return _given_split(stats)
+    if stats.documents >= BLOCKS and stats.lowest_digest != stats.highest_digest:
+        return _document_split(stats, fraction)
+    return _block_split(corpus, stats, fraction)
 
 
-def _given_split(facts: CorpusStats) -> GivenSplit:
-    if not facts.held_out_documents:
+def _given_split(stats: CorpusStats) -> GivenSplit:
+    if not stats.held_out_documents:
         raise DataError("the validation text is empty", hint="--set data.validation=FILE")
-    if facts.held_out_documents == facts.documents:
+    if stats.held_out_documents == stats.documents:
         raise DataError(
             "there is no text to train on: all of it is validation text, or equal to it",
             hint="name other text with --data",
@@ -123,19 +125,19 @@ def _given_split(facts: CorpusStats) -> GivenSplit:
     return GivenSplit()
 
 
-def _document_split(facts: CorpusStats, fraction: float) -> DocumentSplit:
+def _document_split(stats: CorpusStats, fraction: float) -> DocumentSplit:
     """Return a threshold between the lowest and the highest digest, so no side is empty."""
-    lowest, highest = _number(facts.lowest_digest), _number(facts.highest_digest)
+    lowest, highest = _number(stats.lowest_digest), _number(stats.highest_digest)
     return DocumentSplit(min(max(int(fraction * _DIGEST_VALUES), lowest + 1), highest))
 
 
-def _block_split(corpus: Corpus, facts: CorpusStats, fraction: float) -> BlockSplit:
-    block_bytes = math.ceil(facts.text_bytes / BLOCKS)
-    longest_bytes = max(block_bytes, facts.text_bytes // 10)
+def _block_split(corpus: Corpus, stats: CorpusStats, fraction: float) -> BlockSplit:
+    block_bytes = math.ceil(stats.text_bytes / BLOCKS)
+    longest_bytes = max(block_bytes, stats.text_bytes // 10)
     documents = corpus.documents()
     blocks = sum(1 for each in documents for _ in _blocks(each, block_bytes, longest_bytes))
     if blocks < 2:
-        message = f"{facts.text_bytes} bytes of text cannot be split into train and validation"
+        message = f"{stats.text_bytes} bytes of text cannot be split into train and validation"
         raise DataError(message, hint="add text with --data")
     held_out = min(math.ceil(fraction * blocks), blocks - 1)
     return BlockSplit(block_bytes, longest_bytes, blocks, held_out)

@@ -81,7 +81,7 @@ def optional(description: str) -> Any:
 class Document(Part):
     """What `--json` prints: exactly one on stdout."""
 
-    schema_version: int = key("raised by every change that is no addition", const=SCHEMA_VERSION)
+    schema_version: int = key("incremented by each incompatible change", const=SCHEMA_VERSION)
     llmtrain: Text = key("the version of llmtrain that wrote it")
 
     @model_validator(mode="before")

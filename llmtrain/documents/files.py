@@ -15,7 +15,7 @@ class StepLine(Part):
 
     step: int = key("from 1")
     tokens: int = key("trained on since the run began")
-    loss: Number = key(f"of the step's text, nats a token; {NOT_FINITE}")
+    loss: Number = key(f"of the step's text, nats per token; {NOT_FINITE}")
     lr: Number = key("the first parameter group's learning rate")
     grad_norm: Number = key(f"before clipping; {NOT_FINITE}, which happens with fp16")
     tokens_per_s: Number = key("tokens a second, of all processes")
@@ -48,8 +48,8 @@ class EvaluationLine(Part):
     """A line of metrics.jsonl: an evaluation."""
 
     step: int = key("after which step")
-    val_loss: Number = key(f"on validation text, nats a token; {NOT_FINITE}")
-    val_bpb: Number = key(f"on validation text, bits a byte; {NOT_FINITE}")
+    val_loss: Number = key(f"on validation text, nats per token; {NOT_FINITE}")
+    val_bpb: Number = key(f"on validation text, bits per byte; {NOT_FINITE}")
 
 
 class SkippedLine(Part):

@@ -15,7 +15,7 @@ from llmtrain.documents.base import (
 
 
 class Baselines(Part):
-    """Bits a byte of the same text without a model."""
+    """Bits per byte of the same text without a model."""
 
     uniform_bpb: Number = key("every piece as likely as any other")
     unigram_bpb: Number = key(
@@ -30,7 +30,7 @@ class Eval(Document):
     """`llmtrain eval`: how well a model predicts a text."""
 
     checkpoint: Text = key("what was evaluated")
-    loss_nats_per_token: Number = key(f"mean loss, nats a token; {NOT_FINITE}")
+    loss_nats_per_token: Number = key(f"mean loss, nats per token; {NOT_FINITE}")
     perplexity: Number = key(f"e to the power of that; {NOT_FINITE}")
     bits_per_byte: Number = key(f"of raw text, so that tokenizers compare; {NOT_FINITE}")
     tokens: int = key("that were predicted")

@@ -127,7 +127,7 @@ class Forecast(Part):
     tokens_per_s: Figure | None = key("tokens a second, of all processes")
     seconds: Figure | None = key("seconds from the start to the last evaluation and save")
     checkpoints_bytes: Figure = key("disk space of the saved checkpoints")
-    val_bpb: Figure | None = key("bits a byte of validation text at the end")
+    val_bpb: Figure | None = key("bits per byte of validation text at the end")
 
 
 def planned_values(explained: ExplainedRun) -> dict[str, object]:

@@ -39,9 +39,9 @@ class Train(Document):
     tokens: int = key("tokens trained on since the run began")
     seconds: float = key("seconds of all sessions of the run")
     tokens_per_s: Number = key("tokens a second in this session; null: it did no step")
-    train_loss: Number = key("of the last logged step, nats a token")
-    val_loss: Number = key("of the last evaluation, nats a token; null: there was none")
-    val_bpb: Number = key("of the last evaluation, bits a byte; null: there was none")
+    train_loss: Number = key("of the last logged step, nats per token")
+    val_loss: Number = key("of the last evaluation, nats per token; null: there was none")
+    val_bpb: Number = key("of the last evaluation, bits per byte; null: there was none")
     peak_memory_bytes: int = key(
         "the most bytes of the device's memory: resident in all processes, or reserved by torch "
         "on the GPU that holds most"

@@ -73,7 +73,7 @@ def inspect_data(
         work.with_progress("reading", cleaned.corpus),
         encoder=open_tokenizer(tokenizer) if tokenizer is not None else None,
         threads=work.workers,
-        signer=MinHasher() if has_minhash() else None,
+        minhasher=MinHasher() if has_minhash() else None,
         detector=LanguageDetector() if has_language_detector() else None,
         check_stop=work.check_stop,
     )

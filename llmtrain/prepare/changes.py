@@ -22,10 +22,10 @@ _MOST_NAMES = 3
 
 
 def require_same_text(
-    section: DataSection, recorded: DataSection, fingerprint: str, work: PrepareContext
+    section: DataSection, recorded: DataSection, fingerprint: str, prepare: PrepareContext
 ) -> None:
     """Raise UsageError unless the section's text has the fingerprint of the recorded one."""
-    found = _fingerprint(resolve_corpus(section, work), section, work)
+    found = _fingerprint(resolve_corpus(section, prepare), section, prepare)
     if found != fingerprint:
         raise UsageError(
             f"the text of {', '.join(map(without_secrets, section.specs))} is not that of "
@@ -35,7 +35,7 @@ def require_same_text(
         )
 
 
-def announce_changes(section: DataSection, shards: PreparedData, work: PrepareContext) -> None:
+def announce_changes(section: DataSection, shards: PreparedData, prepare: PrepareContext) -> None:
     """Warn if the text is not what the shards were made from, or is gone.
 
     The text is read only if a file is newer than the shards. What is not on this machine, and
@@ -47,28 +47,28 @@ def announce_changes(section: DataSection, shards: PreparedData, work: PrepareCo
     names = ", ".join(map(without_secrets, specs))
     cached = "the run continues with the text as it was, from the cache"
     try:
-        corpus = resolve_corpus(section, work)
+        corpus = resolve_corpus(section, prepare)
         newer = _newer(corpus, shards)
-        if newer is None or has_same_text(corpus, section, shards, work):
+        if newer is None or has_same_text(corpus, section, shards, prepare):
             return
     except DataError as error:
-        work.observe(Note(f"{error.message}; {cached}", is_warning=True))
+        prepare.observe(Note(f"{error.message}; {cached}", is_warning=True))
         return
     which = f" ({', '.join(newer)})" if newer else ""
     text = f"the text of {names} has changed since it was prepared{which}; {cached}"
-    work.observe(Note(text, is_warning=True))
+    prepare.observe(Note(text, is_warning=True))
 
 
 def has_same_text(
-    corpus: Corpus, section: DataSection, shards: PreparedData, work: PrepareContext
+    corpus: Corpus, section: DataSection, shards: PreparedData, prepare: PrepareContext
 ) -> bool:
     """Return whether the corpus is what the shards were made from. Reads all of it."""
-    return _fingerprint(corpus, section, work) == shards.index.corpus_fingerprint
+    return _fingerprint(corpus, section, prepare) == shards.index.corpus_fingerprint
 
 
-def _fingerprint(corpus: Corpus, section: DataSection, work: PrepareContext) -> str:
-    cleaned = clean_corpus(corpus, section, work).corpus
-    return work.with_progress("comparing text", cleaned).measure(work.check_stop).fingerprint
+def _fingerprint(corpus: Corpus, section: DataSection, prepare: PrepareContext) -> str:
+    cleaned = clean_corpus(corpus, section, prepare).corpus
+    return prepare.with_progress("comparing text", cleaned).measure(prepare.check_stop).fingerprint
 
 
 def _newer(corpus: Corpus, shards: PreparedData) -> list[str] | None:
@@ -93,7 +93,7 @@ def _newer(corpus: Corpus, shards: PreparedData) -> list[str] | None:
 def _changed_s(path: Path) -> float:
     """Return when the file was last written, renamed or replaced, by the system's clock."""
     try:
-        facts = path.stat()
+        stat = path.stat()
     except OSError:
         return float("inf")  # reading it says why
-    return max(facts.st_mtime, facts.st_ctime)
+    return max(stat.st_mtime, stat.st_ctime)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.document import Document
-from llmtrain.progress import Note, Progress
-from llmtrain.train.events import Observer
+from llmtrain.progress import Note, Notify, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +16,7 @@ class PrepareContext:
     """How data is prepared, and who is told."""
 
     workers: int  # processes that tokenize
-    observe: Observer
+    observe: Notify
     check_stop: Callable[[], None]
 
     def announce_waiting(self) -> None:
@@ -39,7 +38,7 @@ class PrepareContext:
 class TimedProgress:
     """Tells an observer how far a work is, and when it will be done by how fast it went."""
 
-    def __init__(self, phase: str, observe: Observer) -> None:
+    def __init__(self, phase: str, observe: Notify) -> None:
         self._phase = phase
         self._observe = observe
         self._begun: tuple[float, int] | None = None

@@ -15,7 +15,8 @@ from llmtrain.data.quality.clean import Cleaned, clean
 from llmtrain.data.quality.dropped import DropCount
 from llmtrain.data.quality.filters import filters_of
 from llmtrain.data.shards.encode import Encode
-from llmtrain.data.shards.prepared import PreparedData, entry_directory, open_prepared, prepare
+from llmtrain.data.shards.prepared import PreparedData, entry_directory, open_prepared
+from llmtrain.data.shards.prepared import prepare as prepare_shards
 from llmtrain.data.sources.download import FetchOptions
 from llmtrain.data.sources.resolve import BUILTIN_PYTHON, resolve_sources
 from llmtrain.data.sources.urls import without_secrets
@@ -51,7 +52,7 @@ class Dataset:
 def prepare_dataset(
     section: DataSection,
     vocab_size: int,
-    work: PrepareContext,
+    prepare: PrepareContext,
     *,
     context: int | None = None,
     corpus: Corpus | None = None,
@@ -61,26 +62,28 @@ def prepare_dataset(
     With a `context` both parts have at least one window, and of a short text more is held out than
     the section says. `corpus`: what the sources are, where they are resolved already.
     """
-    cleaned = clean_corpus(corpus or resolve_corpus(section, work), section, work)
+    cleaned = clean_corpus(corpus or resolve_corpus(section, prepare), section, prepare)
     corpus, left_out = cleaned.corpus, cleaned.left_out
     bad = DropCount("that cannot be used (data.on_error: skip)")
-    facts = work.with_progress("reading", corpus).counting(bad.add_bad).measure(work.check_stop)
+    stats = (
+        prepare.with_progress("reading", corpus).counting(bad.add_bad).measure(prepare.check_stop)
+    )
     if bad.documents:
         left_out = (*left_out, bad)
-        work.observe(Note(f"left out {bad.describe()}", is_warning=True))
+        prepare.observe(Note(f"left out {bad.describe()}", is_warning=True))
     is_own = section.specs == (BUILTIN_PYTHON,)  # nobody chose or can mend that text
-    if not is_own and facts.repeated_bytes > _NOTED_SHARE * facts.text_bytes:
-        work.observe(_repeats_note(facts))
+    if not is_own and stats.repeated_bytes > _NOTED_SHARE * stats.text_bytes:
+        prepare.observe(_repeats_note(stats))
     if not is_own:
-        announce_skipped(corpus, work)
+        announce_skipped(corpus, prepare)
     if context is not None:
-        section = with_working_fraction(corpus, facts, section, context, work)
-        require_bytes(corpus, facts, section, section.validation_fraction, context)
+        section = with_working_fraction(corpus, stats, section, context, prepare)
+        require_bytes(corpus, stats, section, section.validation_fraction, context)
     leakage = cached_leakage(
-        work.with_progress("looking for leakage", corpus),
-        facts,
+        prepare.with_progress("looking for leakage", corpus),
+        stats,
         section.validation_fraction,
-        work.check_stop,
+        prepare.check_stop,
     )
     if (
         leakage is not None
@@ -89,20 +92,20 @@ def prepare_dataset(
             warning := leakage_warning(leakage, is_without_copies=section.duplicates == "drop_near")
         )
     ):
-        work.observe(warning)
-    directory = ensure_tokenizer(corpus, facts, section, vocab_size, work)
+        prepare.observe(warning)
+    directory = ensure_tokenizer(corpus, stats, section, vocab_size, prepare)
     tokenizer = load_tokenizer(directory, vocab_size)
-    shards = prepare(
+    shards = prepare_shards(
         corpus,
         tokenizer,
         validation_fraction=section.validation_fraction,
-        threads=work.workers,
+        threads=prepare.workers,
         cache_directory=cache_directory(),
-        on_progress=TimedProgress("tokenizing", work.observe),
-        check_stop=work.check_stop,
-        facts=facts,
-        encode=_encode_with(directory, tokenizer, facts, work),
-        on_wait=work.announce_waiting,
+        on_progress=TimedProgress("tokenizing", prepare.observe),
+        check_stop=prepare.check_stop,
+        stats=stats,
+        encode=_encode_with(directory, tokenizer, stats, prepare),
+        on_wait=prepare.announce_waiting,
         made_from={"tokenizer_directory": str(directory)},
     )
     if context is not None:
@@ -113,7 +116,7 @@ def prepare_dataset(
     }
     sources = corpus.describe()
     dataset = Dataset(tokenizer, directory, shards, sources, checked, left_out=left_out)
-    return dataset if section.weights is None else _mixed(dataset, corpus, facts, section)
+    return dataset if section.weights is None else _mixed(dataset, corpus, stats, section)
 
 
 def _require_windows(
@@ -127,10 +130,10 @@ def _require_windows(
         raise
 
 
-def _mixed(dataset: Dataset, corpus: Corpus, facts: CorpusStats, section: DataSection) -> Dataset:
+def _mixed(dataset: Dataset, corpus: Corpus, stats: CorpusStats, section: DataSection) -> Dataset:
     shards = dataset.shards
     try:
-        split = plan_split(corpus, facts, section.validation_fraction)
+        split = plan_split(corpus, stats, section.validation_fraction)
         mixture = locate_sources(
             corpus, split, shards.train, shards.index.separator_id, section.weights or ()
         )
@@ -140,21 +143,21 @@ def _mixed(dataset: Dataset, corpus: Corpus, facts: CorpusStats, section: DataSe
     return replace(dataset, mixture=mixture)
 
 
-def _repeats_note(facts: CorpusStats) -> Note:
-    share = facts.repeated_bytes / facts.text_bytes
+def _repeats_note(stats: CorpusStats) -> Note:
+    share = stats.repeated_bytes / stats.text_bytes
     return Note(
-        f"{facts.repeated_documents} of {facts.documents} documents are equal to an earlier one, "
+        f"{stats.repeated_documents} of {stats.documents} documents are equal to an earlier one, "
         f"{share:.1%} of the text; --set data.duplicates=drop_exact leaves them out"
     )
 
 
-def resolve_corpus(section: DataSection, work: PrepareContext) -> Corpus:
+def resolve_corpus(section: DataSection, prepare: PrepareContext) -> Corpus:
     """Return the corpus of the section's sources, fetched if remote. Raises DataError."""
     fetching = FetchOptions(
         cache_directory(),
         section.text_field,
-        TimedProgress("fetching", work.observe),
-        work.check_stop,
+        TimedProgress("fetching", prepare.observe),
+        prepare.check_stop,
     )
     return resolve_sources(
         section.specs,
@@ -167,36 +170,36 @@ def resolve_corpus(section: DataSection, work: PrepareContext) -> Corpus:
     )
 
 
-def announce_skipped(corpus: Corpus, work: PrepareContext) -> None:
+def announce_skipped(corpus: Corpus, prepare: PrepareContext) -> None:
     """Announce how many files and directories are skipped, by reason; and what is held out."""
     directories = {each.reason for each in corpus.skipped if each.origin.endswith(os.sep)}
     for reason, count in corpus.skipped_by_reason.items():
         one, more = ("directory", "directories") if reason in directories else ("file", "files")
-        work.observe(Note(f"skipped {count} {one if count == 1 else more}: {reason}"))
+        prepare.observe(Note(f"skipped {count} {one if count == 1 else more}: {reason}"))
     held_out = sum(file.held_out for source in corpus.sources for file in source.files)
     if held_out:
         text = f"{held_out} file{'s' if held_out > 1 else ''} of a dataset's validation split"
-        work.observe(Note(f"validation text: {text}"))
+        prepare.observe(Note(f"validation text: {text}"))
 
 
-def clean_corpus(corpus: Corpus, section: DataSection, work: PrepareContext) -> Cleaned:
+def clean_corpus(corpus: Corpus, section: DataSection, prepare: PrepareContext) -> Cleaned:
     """Return the corpus without what the section's rules drop; announce what that is."""
     filters = filters_of(section.filters)
-    watched = work.with_progress("deciding what to leave out", corpus)
-    cleaned = clean(watched, filters, section.duplicates, work.check_stop)
+    watched = prepare.with_progress("deciding what to leave out", corpus)
+    cleaned = clean(watched, filters, section.duplicates, prepare.check_stop)
     for count in cleaned.left_out:
-        work.observe(Note(f"left out {count.describe()}"))
+        prepare.observe(Note(f"left out {count.describe()}"))
     return replace(cleaned, corpus=replace(cleaned.corpus, on_read=None))
 
 
 def _encode_with(
-    directory: Path, tokenizer: Tokenizer, facts: CorpusStats, work: PrepareContext
+    directory: Path, tokenizer: Tokenizer, stats: CorpusStats, prepare: PrepareContext
 ) -> Encode:
     """Return an `Encode` by processes, or by this one if the text is short."""
-    if work.workers == 1 or facts.text_bytes < _WORTH_PROCESSES_BYTES:
+    if prepare.workers == 1 or stats.text_bytes < _WORTH_PROCESSES_BYTES:
         return partial(encode_in_this_process, tokenizer)
     return partial(
-        encode_in_processes, directory, tokenizer.fingerprint, work.workers, work.check_stop
+        encode_in_processes, directory, tokenizer.fingerprint, prepare.workers, prepare.check_stop
     )
 
 
@@ -205,7 +208,7 @@ def open_dataset(
     vocab_size: int,
     key: str,
     tokenizer_directory: Path,
-    work: PrepareContext,
+    prepare: PrepareContext,
     context: int | None = None,
 ) -> Dataset:
     """Open the data that a run started with: cached shards, even if their sources changed.
@@ -216,9 +219,9 @@ def open_dataset(
     try:
         shards = open_prepared(entry_directory(cache_directory(), key))
     except DataError:
-        work.observe(Note("the token shards are no longer in the cache; making them again"))
+        prepare.observe(Note("the token shards are no longer in the cache; making them again"))
         again = section.model_copy(update={"tokenizer": str(tokenizer_directory)})
-        return _made_again(again, vocab_size, key, work, context)
+        return _made_again(again, vocab_size, key, prepare, context)
     if shards.index.encoder_fingerprint != tokenizer.fingerprint:
         shards.close()
         raise DataError(
@@ -229,7 +232,7 @@ def open_dataset(
 
 
 def _made_again(
-    section: DataSection, vocab_size: int, key: str, work: PrepareContext, context: int | None
+    section: DataSection, vocab_size: int, key: str, prepare: PrepareContext, context: int | None
 ) -> Dataset:
     """Prepare the shards `key` again. Raises DataError that says what a run without them needs."""
     names = ", ".join(map(without_secrets, section.specs))
@@ -239,7 +242,7 @@ def _made_again(
     )
     for length in dict.fromkeys((context, None)):  # runs of 0.2.0 split short texts without it
         try:
-            dataset = prepare_dataset(section, vocab_size, work, context=length)
+            dataset = prepare_dataset(section, vocab_size, prepare, context=length)
         except DataError as error:
             if length is None or context is None:
                 message = f"the token shards of the run are not in the cache: {error.message}"

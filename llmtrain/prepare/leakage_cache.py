@@ -27,17 +27,17 @@ _WORTH_A_WARNING = 0.01  # of the validation side
 
 def cached_leakage(
     corpus: Corpus,
-    facts: CorpusStats,
+    stats: CorpusStats,
     validation_fraction: float,
     check_stop: Callable[[], None],
 ) -> Leakage | None:
     """Return the leakage, cached or measured now; None if its library is not installed."""
-    recipe = [SHINGLE, NEAR, facts.fingerprint, validation_fraction]
+    recipe = [SHINGLE, NEAR, stats.fingerprint, validation_fraction]
     path = cache_directory() / "leakage" / f"{json_key(recipe)}.json"
     kept = _read(path)
     if kept is not None or not has_minhash():
         return kept
-    found = find_leakage(corpus, facts, validation_fraction, check_stop)
+    found = find_leakage(corpus, stats, validation_fraction, check_stop)
     _keep(path, found)
     return found
 

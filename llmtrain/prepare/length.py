@@ -35,52 +35,54 @@ class Lengths:
         return self.train if side == "train" else self.validation
 
 
-def check_length(corpus: Corpus, section: DataSection, context: int, work: PrepareContext) -> None:
+def check_length(
+    corpus: Corpus, section: DataSection, context: int, prepare: PrepareContext
+) -> None:
     """Raise DataError if the text is certainly too short for windows of `context`.
 
     Reads no more of it than is needed to know.
     """
     if BUILTIN_PYTHON in section.specs and section.validation is None:
         return
-    stats = CorpusStatsBuilder()
+    builder = CorpusStatsBuilder()
     for document in corpus.documents():
-        work.check_stop()
-        stats.add(document)
-        if not corpus.has_validation and _is_long(stats.text_bytes, section, context):
+        prepare.check_stop()
+        builder.add(document)
+        if not corpus.has_validation and _is_long(builder.text_bytes, section, context):
             return
-    facts = corpus.facts(stats)
-    fraction = working_fraction(corpus, facts, section, context)
-    require_bytes(corpus, facts, section, fraction, context)
+    stats = corpus.facts(builder)
+    fraction = working_fraction(corpus, stats, section, context)
+    require_bytes(corpus, stats, section, fraction, context)
 
 
 def working_fraction(
-    corpus: Corpus, facts: CorpusStats, section: DataSection, context: int
+    corpus: Corpus, stats: CorpusStats, section: DataSection, context: int
 ) -> float:
     """Return `data.validation_fraction`; for a short text a larger one, of a quarter at most.
 
     If the fraction may hold out less than one window, it grows until two are held out.
     """
     fraction = section.validation_fraction
-    if corpus.has_validation or _is_long(facts.text_bytes, section, context):
+    if corpus.has_validation or _is_long(stats.text_bytes, section, context):
         return fraction
     window_bytes = context * _BYTES_PER_TOKEN
-    if _bytes_of(corpus, facts, fraction).validation >= window_bytes:
+    if _bytes_of(corpus, stats, fraction).validation >= window_bytes:
         return fraction
     while fraction < _LARGEST_FRACTION:
         fraction = min(_LARGEST_FRACTION, round(fraction * _GROWTH, 4))
-        if _bytes_of(corpus, facts, fraction).validation >= _WINDOWS * window_bytes:
+        if _bytes_of(corpus, stats, fraction).validation >= _WINDOWS * window_bytes:
             break
     return fraction
 
 
 def with_working_fraction(
-    corpus: Corpus, facts: CorpusStats, section: DataSection, context: int, work: PrepareContext
+    corpus: Corpus, stats: CorpusStats, section: DataSection, context: int, prepare: PrepareContext
 ) -> DataSection:
     """Return the section with the working fraction; announce it where it differs."""
-    fraction = working_fraction(corpus, facts, section, context)
+    fraction = working_fraction(corpus, stats, section, context)
     if fraction == section.validation_fraction:
         return section
-    work.observe(
+    prepare.observe(
         Note(
             f"the text is short: {fraction:.1%} of it is held out for validation instead of "
             f"{section.validation_fraction:.1%}"
@@ -90,11 +92,11 @@ def with_working_fraction(
 
 
 def require_bytes(
-    corpus: Corpus, facts: CorpusStats, section: DataSection, fraction: float, context: int
+    corpus: Corpus, stats: CorpusStats, section: DataSection, fraction: float, context: int
 ) -> None:
     """Raise DataError if a part has too few bytes for one window, whatever the tokenizer."""
-    if corpus.has_validation or not _is_long(facts.text_bytes, section, context):
-        lengths = _bytes_of(corpus, facts, fraction)
+    if corpus.has_validation or not _is_long(stats.text_bytes, section, context):
+        lengths = _bytes_of(corpus, stats, fraction)
         _require(lengths, context, fraction, is_given=corpus.has_validation)
 
 
@@ -111,10 +113,10 @@ def _is_long(text_bytes: int, section: DataSection, context: int) -> bool:
     return text_bytes * share >= 4 * context * _BYTES_PER_TOKEN
 
 
-def _bytes_of(corpus: Corpus, facts: CorpusStats, fraction: float) -> Lengths:
+def _bytes_of(corpus: Corpus, stats: CorpusStats, fraction: float) -> Lengths:
     """Return bytes of text and separators: at least as many as there are tokens."""
     found: dict[Side, int] = {"train": 1, "validation": 1}
-    for piece in plan_split(corpus, facts, fraction).assign(corpus.documents()):
+    for piece in plan_split(corpus, stats, fraction).assign(corpus.documents()):
         found[piece.side] += len(piece.document.text.encode()) + 1
     return Lengths(found["train"], found["validation"], "bytes")
 

@@ -30,11 +30,15 @@ _TOKENIZER_RECIPE = 2  # raised when training a tokenizer from the same text giv
 
 
 def ensure_tokenizer(
-    corpus: Corpus, facts: CorpusStats, section: DataSection, vocab_size: int, work: PrepareContext
+    corpus: Corpus,
+    stats: CorpusStats,
+    section: DataSection,
+    vocab_size: int,
+    prepare: PrepareContext,
 ) -> Path:
     """Return the directory of the tokenizer that the section names, or train one."""
     if section.tokenizer == "auto":
-        return _trained_tokenizer(corpus, facts, section, vocab_size, work)
+        return _trained_tokenizer(corpus, stats, section, vocab_size, prepare)
     return path_of(section.tokenizer)
 
 
@@ -54,19 +58,23 @@ def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
 
 
 def _trained_tokenizer(
-    corpus: Corpus, facts: CorpusStats, section: DataSection, vocab_size: int, work: PrepareContext
+    corpus: Corpus,
+    stats: CorpusStats,
+    section: DataSection,
+    vocab_size: int,
+    prepare: PrepareContext,
 ) -> Path:
     """Return the cached tokenizer of the corpus's training side; train it if there is none."""
-    key = _tokenizer_key(facts.fingerprint, section, vocab_size)
+    key = _tokenizer_key(stats.fingerprint, section, vocab_size)
     directory = cache_directory() / "tokenizers" / key
     if _is_intact(directory):
         return directory
     with (
         map_write_errors(directory.parent, "a tokenizer"),
-        locked_entry(cache_directory(), key, work.check_stop, work.announce_waiting),
+        locked_entry(cache_directory(), key, prepare.check_stop, prepare.announce_waiting),
     ):
-        if not _is_intact(directory):  # whom this process waited for may have made it
-            trained = _learnt(corpus, facts, section, vocab_size, work)
+        if not _is_intact(directory):  # the process we waited for may have built it
+            trained = _learnt(corpus, stats, section, vocab_size, prepare)
             _publish(trained.tokenizer, directory, {"key": key, "sources": corpus.describe()})
     return directory
 
@@ -82,20 +90,24 @@ def _is_intact(directory: Path) -> bool:
 
 
 def _learnt(
-    corpus: Corpus, facts: CorpusStats, section: DataSection, vocab_size: int, work: PrepareContext
+    corpus: Corpus,
+    stats: CorpusStats,
+    section: DataSection,
+    vocab_size: int,
+    prepare: PrepareContext,
 ) -> TrainedTokenizer:
-    work.observe(
-        Note(f"training a tokenizer of {vocab_size} pieces on {format_bytes(facts.text_bytes)}")
+    prepare.observe(
+        Note(f"training a tokenizer of {vocab_size} pieces on {format_bytes(stats.text_bytes)}")
     )
     trained = train_tokenizer(
-        _training_texts(corpus, facts, section, work),
+        _training_texts(corpus, stats, section, prepare),
         vocab_size=vocab_size,
         kind=section.tokenizer_kind,
-        learn=partial(train_in_process, check_stop=work.check_stop),
+        learn=partial(train_in_process, check_stop=prepare.check_stop),
     )
     pieces = trained.tokenizer.vocab_size
     if pieces < vocab_size:
-        work.observe(
+        prepare.observe(
             Note(
                 f"the text gives only {pieces} pieces of {vocab_size}; the rest of the embedding "
                 f"stays unused (--set model.vocab_size={pieces})",
@@ -106,11 +118,11 @@ def _learnt(
 
 
 def _training_texts(
-    corpus: Corpus, facts: CorpusStats, section: DataSection, work: PrepareContext
+    corpus: Corpus, stats: CorpusStats, section: DataSection, prepare: PrepareContext
 ) -> Iterator[str]:
-    split = plan_split(corpus, facts, section.validation_fraction)
-    pieces = split.assign(work.with_progress("sampling text", corpus).documents())
-    return work.training_texts(piece.document for piece in pieces if piece.side == "train")
+    split = plan_split(corpus, stats, section.validation_fraction)
+    pieces = split.assign(prepare.with_progress("sampling text", corpus).documents())
+    return prepare.training_texts(piece.document for piece in pieces if piece.side == "train")
 
 
 def _tokenizer_key(fingerprint: str, section: DataSection, vocab_size: int) -> str:

@@ -37,31 +37,31 @@ class LearnedTokenizer:
 
 
 def learn_tokenizer(
-    section: DataSection, wish: VocabularyOptions, work: PrepareContext
+    section: DataSection, options: VocabularyOptions, prepare: PrepareContext
 ) -> LearnedTokenizer:
     """Train a tokenizer on the section's sources. Raises DataError and UsageError."""
-    corpus = resolve_corpus(section, work)
-    announce_skipped(corpus, work)
+    corpus = resolve_corpus(section, prepare)
+    announce_skipped(corpus, prepare)
     reason: str | None = None
 
     def chosen(text_bytes: int) -> int:
         nonlocal reason
-        choice = vocabulary_size(text_bytes, wish.parameters)
+        choice = vocabulary_size(text_bytes, options.parameters)
         reason = choice.reason
-        work.observe(Note(f"vocabulary of {choice.value} pieces: {reason}"))
+        prepare.observe(Note(f"vocabulary of {choice.value} pieces: {reason}"))
         return choice.value
 
     trained = train_tokenizer(
-        work.training_texts(work.with_progress("sampling text", corpus).documents()),
-        vocab_size=chosen if wish.pieces is None else wish.pieces,
-        kind=wish.kind,
-        reserved=wish.reserved,
-        max_bytes=wish.max_bytes,
-        learn=partial(train_in_process, check_stop=work.check_stop),
+        prepare.training_texts(prepare.with_progress("sampling text", corpus).documents()),
+        vocab_size=chosen if options.pieces is None else options.pieces,
+        kind=options.kind,
+        reserved=options.reserved,
+        max_bytes=options.max_bytes,
+        learn=partial(train_in_process, check_stop=prepare.check_stop),
     )
     pieces = trained.tokenizer.vocab_size
     if pieces < trained.requested_vocab_size:
         text = f"the text gives only {pieces} pieces of {trained.requested_vocab_size}"
-        work.observe(Note(text, is_warning=True))
+        prepare.observe(Note(text, is_warning=True))
     sources = tuple(source.spec for source in corpus.sources)
     return LearnedTokenizer(trained, reason, corpus.skipped_by_reason, sources)

@@ -139,7 +139,7 @@ class FiltersSection(Section):
 
 
 class DataSection(Section):
-    """What is learned from."""
+    """Training data and its preparation."""
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1)] = ("builtin:python",)
     include: tuple[str, ...] = ()  # patterns as in .gitignore, of what is found; none: all
@@ -216,7 +216,7 @@ class OptimSection(Section):
 
 
 class EvalSection(Section):
-    """How the run is watched."""
+    """Reporting and tracking of the run."""
 
     every_steps: PositiveInt = 250
     tokens: PositiveCount = 65536  # of validation text, the same ones every time
@@ -237,7 +237,7 @@ class CheckpointSection(Section):
 
 
 class DeviceSection(Section):
-    """Wishes about the machine; what is `auto` is decided by the plan."""
+    """Options for the machine; the plan decides those that are `auto`."""
 
     kind: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     force_cpu: bool = False
@@ -255,7 +255,7 @@ class DeviceSection(Section):
 
 
 class Profile(Section):
-    """Everything a run is told. What the machine adds is in the plan."""
+    """All settings of a run. What depends on the machine is in the plan."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "custom"
     model: ModelSection = ModelSection()

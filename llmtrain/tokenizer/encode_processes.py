@@ -15,7 +15,7 @@ from llmtrain.children import WorkerProgram, ask_workers, serve
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.importing import open_tokenizer
 from llmtrain.tokenizer.tokenizer import Tokenizer
-from llmtrain.tokenizer.words import ID_BYTES, EncodeToBytes, fastest_encoder
+from llmtrain.tokenizer.word_cache import ID_BYTES, EncodeToBytes, fastest_encoder
 
 # The ids of several texts, one after the other, and the number of ids of each text.
 Encoded: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]

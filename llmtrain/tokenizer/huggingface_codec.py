@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from llmtrain.errors import DataError
-from llmtrain.tokenizer.byte_letters import bytes_of, spelled_bytes
+from llmtrain.tokenizer.byte_unicode import bytes_of, spelled_bytes
 from llmtrain.tokenizer.piece import UNKNOWN, Piece, PieceKind
 
 _MOST_PIECES = 1 << 20

@@ -30,7 +30,7 @@ class ByteSample:
         self._drawn = 0
 
     def add(self, document: str) -> None:
-        """`document` has had its chance to be in the sample."""
+        """Offer `document` to the sample."""
         if not document:
             return
         self.documents += 1

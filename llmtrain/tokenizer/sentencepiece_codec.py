@@ -9,7 +9,7 @@ from itertools import chain, islice
 from sentencepiece import SentencePieceProcessor
 
 from llmtrain.errors import DataError
-from llmtrain.tokenizer.byte_letters import spelled_bytes
+from llmtrain.tokenizer.byte_unicode import spelled_bytes
 from llmtrain.tokenizer.escape import SPACE_MARK, escape, unescape
 from llmtrain.tokenizer.piece import SEPARATOR, UNKNOWN, Piece, PieceKind, reserved_names
 from llmtrain.tokenizer.structure import require_sound

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from llmtrain.tokenizer.byte_letters import bytes_of
+from llmtrain.tokenizer.byte_unicode import bytes_of
 from llmtrain.tokenizer.piece import Piece
 from llmtrain.tokenizer.tokenizer import Tokenizer
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from llmtrain.errors import DataError, UsageError
-from llmtrain.tokenizer.byte_letters import letters_of
+from llmtrain.tokenizer.byte_unicode import letters_of
 
 _MOST_TOKENS = 1 << 20
 _CONTRACTION = "'(?:[sSſdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])"

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from sentencepiece import SentencePieceTrainer
 
@@ -41,6 +41,10 @@ _CHARACTER_COVERAGES = (0.9999, 0.999, 0.99, 0.98)
 # The characters of which the names of bytes and tokens consist have pieces in a unigram model: what
 # can be spelt so is never taken for the name.
 _NAME_CHARACTERS = "".join(sorted({*"<0x123456789ABCDEF>", *UNKNOWN, *SEPARATOR, *"reserved_"}))
+
+# Where sentencepiece may divide text into pieces: each digit is a piece of its own, and a run of
+# spaces may be one.
+_SPLITTING: dict[str, Any] = {"split_digits": True, "allow_whitespace_only_pieces": True}
 
 MOST_RESERVED = 1024
 
@@ -124,9 +128,9 @@ def train_tokenizer(
             hint="name files that have text in them: --data FILE",
         )
     pieces = vocab_size if isinstance(vocab_size, int) else vocab_size(sample.bytes_seen)
-    recipe = VocabularySpec(pieces, kind, reserved)
-    _require_room(recipe)
-    learned = (learn or learn_vocabulary)(sample, recipe)
+    spec = VocabularySpec(pieces, kind, reserved)
+    _require_room(spec)
+    learned = (learn or learn_vocabulary)(sample, spec)
     return TrainedTokenizer(
         tokenizer=_tokenizer_of(learned.model_proto, kind),
         requested_vocab_size=pieces,
@@ -137,10 +141,10 @@ def train_tokenizer(
     )
 
 
-def learn_vocabulary(texts: Iterable[str], recipe: VocabularySpec) -> LearnedVocabulary:
+def learn_vocabulary(texts: Iterable[str], spec: VocabularySpec) -> LearnedVocabulary:
     """Pieces for the texts, which are read once. Raises UsageError and DataError."""
-    learn = _merged(texts, recipe) if recipe.kind == "bpe" else _likeliest(texts, recipe)
-    needed = recipe.fewest_pieces
+    learn = _bpe_model(texts, spec) if spec.kind == "bpe" else _unigram_model(texts, spec)
+    needed = spec.fewest_pieces
     for coverage in _CHARACTER_COVERAGES:
         try:
             return LearnedVocabulary(learn(coverage), coverage)
@@ -149,7 +153,7 @@ def learn_vocabulary(texts: Iterable[str], recipe: VocabularySpec) -> LearnedVoc
             if shortage is None:
                 raise DataError(f"sentencepiece cannot learn from this text: {error}") from None
             needed = int(shortage[1])
-    raise _too_small(recipe, needed)
+    raise _too_small(spec, needed)
 
 
 def _tokenizer_of(model: bytes, kind: ModelKind) -> Tokenizer:
@@ -165,7 +169,7 @@ def _tokenizer_of(model: bytes, kind: ModelKind) -> Tokenizer:
     return Tokenizer.read_as(read_as, unigram_json(pieces).encode())
 
 
-def _merged(texts: Iterable[str], recipe: VocabularySpec) -> Callable[[float], bytes]:
+def _bpe_model(texts: Iterable[str], spec: VocabularySpec) -> Callable[[float], bytes]:
     """By character coverage: the model that byte pairs give."""
     times: Counter[str] = Counter()
     for text in texts:
@@ -173,28 +177,28 @@ def _merged(texts: Iterable[str], recipe: VocabularySpec) -> Callable[[float], b
 
     def learn(coverage: float) -> bytes:
         lines = (f"{word}\t{count}" for word, count in times.items())
-        model = _sentencepiece_model(lines, "tsv", recipe, coverage)
+        model = _sentencepiece_model(lines, "tsv", spec, coverage)
         return with_pieces_respelt(model, _TAB_PICTURE.encode(), _TAB.encode())
 
     return learn
 
 
-def _likeliest(texts: Iterable[str], recipe: VocabularySpec) -> Callable[[float], bytes]:
+def _unigram_model(texts: Iterable[str], spec: VocabularySpec) -> Callable[[float], bytes]:
     """By character coverage: the unigram model, whose first pieces come from whole texts."""
     kept = list(texts)
-    return lambda coverage: _sentencepiece_model(iter(kept), "text", recipe, coverage)
+    return lambda coverage: _sentencepiece_model(iter(kept), "text", spec, coverage)
 
 
 def _sentencepiece_model(
-    lines: Iterator[str], form: Literal["text", "tsv"], recipe: VocabularySpec, coverage: float
+    lines: Iterator[str], form: Literal["text", "tsv"], spec: VocabularySpec, coverage: float
 ) -> bytes:
     model = io.BytesIO()
     SentencePieceTrainer.train(
         sentence_iterator=lines,
         model_writer=model,
         input_format=form,
-        model_type=recipe.kind,
-        vocab_size=recipe.vocab_size,
+        model_type=spec.kind,
+        vocab_size=spec.vocab_size,
         hard_vocab_limit=False,  # fewer pieces where the text has no more to give
         character_coverage=coverage,
         num_threads=1,  # the model records it, so another number would be another fingerprint
@@ -203,10 +207,9 @@ def _sentencepiece_model(
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         add_dummy_prefix=False,
-        allow_whitespace_only_pieces=True,
         byte_fallback=True,
-        split_digits=True,
-        required_chars=recipe.required_characters,
+        **_SPLITTING,
+        required_chars=spec.required_characters,
         max_sentence_length=1 << 30,  # the default, 4,192 bytes, drops most documents
         unk_id=0,
         unk_piece=UNKNOWN,
@@ -215,31 +218,31 @@ def _sentencepiece_model(
         bos_piece=SEPARATOR,
         eos_id=-1,  # two ids may not share a piece; the separator ends documents as well
         pad_id=-1,
-        control_symbols=reserved_names(recipe.reserved),
+        control_symbols=reserved_names(spec.reserved),
     )
     return model.getvalue()
 
 
-def _require_room(recipe: VocabularySpec) -> None:
-    if not 0 <= recipe.reserved <= MOST_RESERVED:
+def _require_room(spec: VocabularySpec) -> None:
+    if not 0 <= spec.reserved <= MOST_RESERVED:
         raise UsageError(
-            f"{recipe.reserved} reserved pieces; there can be 0 to {MOST_RESERVED}",
+            f"{spec.reserved} reserved pieces; there can be 0 to {MOST_RESERVED}",
             hint="--reserve 64",
         )
-    if recipe.vocab_size > MOST_PIECES:
+    if spec.vocab_size > MOST_PIECES:
         raise UsageError(
-            f"a vocabulary of {recipe.vocab_size} pieces is too large; {MOST_PIECES} are the most",
+            f"a vocabulary of {spec.vocab_size} pieces is too large; {MOST_PIECES} are the most",
             hint="--vocab-size 8192, or auto",
         )
-    if recipe.vocab_size < recipe.fewest_pieces:
-        raise _too_small(recipe, recipe.fewest_pieces)
+    if spec.vocab_size < spec.fewest_pieces:
+        raise _too_small(spec, spec.fewest_pieces)
 
 
-def _too_small(recipe: VocabularySpec, needed: int) -> UsageError:
-    characters = needed - recipe.fixed_pieces
+def _too_small(spec: VocabularySpec, needed: int) -> UsageError:
+    characters = needed - spec.fixed_pieces
     return UsageError(
-        f"a vocabulary of {recipe.vocab_size} pieces is too small: this text needs at least "
-        f"{needed}, {recipe.fixed_pieces} for bytes and special tokens and {characters} for "
+        f"a vocabulary of {spec.vocab_size} pieces is too small: this text needs at least "
+        f"{needed}, {spec.fixed_pieces} for bytes and special tokens and {characters} for "
         "characters",
         hint=f"--vocab-size {needed} or more; --set model.vocab_size={needed} where a run asks it",
     )

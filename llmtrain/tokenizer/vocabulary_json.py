@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from llmtrain.errors import DataError
-from llmtrain.tokenizer.byte_letters import bytes_of
+from llmtrain.tokenizer.byte_unicode import bytes_of
 from llmtrain.untrusted import parse_json, problem_of, read_bytes
 
 VOCABULARY_FILE = "vocab.json"

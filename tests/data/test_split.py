@@ -12,7 +12,7 @@ from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import FingerprintBuilder
 from llmtrain.data.reading import Document
 from llmtrain.data.sources.resolve import resolve_sources
-from llmtrain.data.split import BlockSplit, DocumentSplit, Piece, cut_at_line_ends, plan_split
+from llmtrain.data.split import BlockSplit, DocumentSplit, SplitPart, cut_at_line_ends, plan_split
 from llmtrain.errors import DataError, UsageError
 
 CORPORA = st.lists(st.text(min_size=1, max_size=30), min_size=1, max_size=130)
@@ -24,11 +24,11 @@ def corpus_of(directory: Path, texts: list[str]) -> Corpus:
     return resolve_sources([str(path)])
 
 
-def split_of(corpus: Corpus, fraction: float) -> list[Piece]:
+def split_of(corpus: Corpus, fraction: float) -> list[SplitPart]:
     return list(plan_split(corpus, corpus.measure(), fraction).assign(corpus.documents()))
 
 
-def side(pieces: list[Piece], name: str) -> list[str]:
+def side(pieces: list[SplitPart], name: str) -> list[str]:
     return [piece.document.text for piece in pieces if piece.side == name]
 
 

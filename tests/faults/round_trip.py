@@ -36,7 +36,7 @@ from llmtrain.profile.schema import DataSection
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
 from llmtrain.tokenizer.escape import ESCAPE, SPACE_MARK
 from llmtrain.tokenizer.training import ModelKind
-from llmtrain.tokenizer.words import fastest_encoder
+from llmtrain.tokenizer.word_cache import fastest_encoder
 
 _TRICKY = f"{ESCAPE}{SPACE_MARK} \t\r\n01<>|\u2409\u2585\ufeff"
 _READ_TOKENS = 1 << 20

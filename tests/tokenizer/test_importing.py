@@ -26,7 +26,7 @@ from llmtrain.tokenizer import (
     open_tokenizer,
     streams,
 )
-from llmtrain.tokenizer.byte_letters import bytes_of
+from llmtrain.tokenizer.byte_unicode import bytes_of
 from llmtrain.tokenizer.escape import SPACE_MARK
 from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
 from llmtrain.tokenizer.tiktoken_ranks import PATTERNS

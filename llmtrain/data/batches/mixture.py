@@ -1,8 +1,12 @@
-"""Several sources in given shares: which window of which source comes at which position.
+"""Deterministic weighted interleaving of several sources.
 
-Of any N positions the first source has ⌊N·w/W + 1/2⌋, where w is its weight and W the sum of all;
-the others share what it leaves in the same way, each with W of those from it on, and the last has
-what is left. Such a count grows by 0 or 1 with N, so a position belongs to one source and is its
+Of any N positions the first source has
+
+    ⌊N·w/W + 1/2⌋
+
+where w is its weight and W the sum of all weights. The others share the rest in the same way, each
+with the W of itself and those after it, and the last has what is left. Such a count grows by 0 or
+1 with N, so a position belongs to one source and is its
 n-th, which is arithmetic alone: nothing is drawn, and there is no state. What N positions hold of
 a source differs from its share of N by at most half the number of sources, whatever N is.
 

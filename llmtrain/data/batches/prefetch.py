@@ -16,7 +16,7 @@ Windows = tuple[TokenArray, TokenArray]
 
 
 class Prefetch:
-    """Has read what it was told would be asked for next. Whoever asks for something else waits."""
+    """Reads the expected next windows ahead in a thread; any other request waits."""
 
     def __init__(self, read: Callable[[int, int], Windows]) -> None:
         """Prefetch for `read(first_position, count)`, which keeps no state: two threads call it."""

@@ -1,14 +1,15 @@
-"""What is in a file, by its name: an archive of files, packed or not, each in some format.
+"""The format of a file, chosen by its name, and the functions that read it.
 
-naming       a name → archive, compression and format, or why there is no text
-streams      bytes that say where they are bad, and end where a bomb would go on
+registry     file name → format, compression and archive, or why it holds no text
+magic        first bytes → what the file really holds
+streams      bounded byte streams that name the place of a bad byte
 compression  .gz .bz2 .xz .zst
 archives     .zip .tar
-text         a text, or a very long one in parts
-records      the text field of a record, and what is said where there is none
+text         plain text; a very long file in parts
+records      the text field of a record, and the error if it is missing
 json_text    .jsonl and .json
 table        .csv and .tsv
 columns      .parquet, .arrow and .feather, through pyarrow
 
-A format is a function from a stream to documents; `naming` has the table of all of them.
+A format is a function from a stream to documents; `registry` has the table of all formats.
 """

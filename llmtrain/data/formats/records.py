@@ -1,4 +1,4 @@
-"""The text of a record, and what is said of one that has none; alike for every format."""
+"""The text field of a record, and the error if it is missing, for every format."""
 
 from __future__ import annotations
 

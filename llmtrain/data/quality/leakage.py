@@ -1,4 +1,4 @@
-"""How much of the held-out text can be learned by heart, because it is trained on as well.
+"""How much of the held-out text also occurs in the training text.
 
 Looked for among whole documents, or among the blocks into which few documents are split. Of a large
 corpus in a sample of both sides, chosen by digest, which takes at most 110 MB: a copy is then found
@@ -46,27 +46,27 @@ class Leakage:
 
 def find_leakage(
     corpus: Corpus,
-    facts: CorpusStats,
+    stats: CorpusStats,
     validation_fraction: float,
     check_stop: Callable[[], None],
 ) -> Leakage:
     """Compare the two sides of the split. Reads all of the corpus; raises DataError."""
-    split = plan_split(corpus, facts, validation_fraction)
+    split = plan_split(corpus, stats, validation_fraction)
     share = validation_fraction
     if isinstance(split, GivenSplit):
-        share = facts.held_out_documents / facts.documents
+        share = stats.held_out_documents / stats.documents
     rates: dict[Side, float] = {
-        "train": _rate(facts, 1 - share),
-        "validation": _rate(facts, share),
+        "train": _rate(stats, 1 - share),
+        "validation": _rate(stats, share),
     }
-    signer, is_source = MinHasher(), []
+    minhasher, is_source = MinHasher(), []
     for side, unit in _units(split, corpus.documents()):
         check_stop()
         if _is_chosen(unit, rates[side]):
-            signer.add(unit.text)
+            minhasher.add(unit.text)
             is_source.append(side == "train")
     sources: Flags = np.array(is_source, np.bool_)
-    copies = copied_from(signer.signatures(), sources, check_stop)
+    copies = copied_from(minhasher.signatures(), sources, check_stop)
     return Leakage(
         units="blocks" if isinstance(split, BlockSplit) else "documents",
         held_out=int((~sources).sum()),
@@ -75,12 +75,12 @@ def find_leakage(
     )
 
 
-def _rate(facts: CorpusStats, share: float) -> float:
+def _rate(stats: CorpusStats, share: float) -> float:
     """Return the fraction to compare of a side that is `share` of the corpus."""
     return min(
         1.0,
-        _MOST_UNITS / max(1.0, share * facts.documents),
-        _MOST_BYTES / max(1.0, share * facts.text_bytes),
+        _MOST_UNITS / max(1.0, share * stats.documents),
+        _MOST_BYTES / max(1.0, share * stats.text_bytes),
     )
 
 

@@ -69,12 +69,12 @@ def survey(
     *,
     encoder: TextEncoder | None,
     threads: int,
-    signer: MinHasher | None,
+    minhasher: MinHasher | None,
     detector: LanguageDetector | None,
     check_stop: Callable[[], None],
 ) -> Survey:
     """Survey the corpus in one pass; None disables a measure. Raises DataError without text."""
-    stats, lengths, lottery = CorpusStatsBuilder(), _Lengths(), _Lottery()
+    stats, lengths, reservoir = CorpusStatsBuilder(), _Lengths(), _Reservoir()
     counter = _TokenCounter(encoder, threads) if encoder is not None else None
     characters = 0
     for document in corpus.documents():
@@ -82,28 +82,32 @@ def survey(
         size_bytes = stats.add(document)
         characters += len(document.text)
         lengths.add(document, size_bytes)
-        lottery.add(document, size_bytes)
+        reservoir.add(document, size_bytes)
         if counter is not None:
             counter.add(document.text)
-        if signer is not None:
-            signer.add(document.text)
+        if minhasher is not None:
+            minhasher.add(document.text)
     facts = corpus.facts(stats)
-    languages = Counter(detector.language(d.beginning) for d in lottery.drawn) if detector else None
+    languages = (
+        Counter(detector.language(d.beginning) for d in reservoir.drawn) if detector else None
+    )
     return Survey(
         facts=facts,
         characters=characters,
         lengths=lengths.bins(),
         longest=lengths.longest,
         equal=Copies(facts.repeated_documents, facts.repeated_bytes),
-        near=_near(stats, signer, check_stop) if signer is not None else None,
+        near=_near(stats, minhasher, check_stop) if minhasher is not None else None,
         tokens=counter.total() if counter is not None else None,
-        drawn=tuple(lottery.drawn),
+        drawn=tuple(reservoir.drawn),
         languages=dict(languages.most_common()) if languages is not None else None,
     )
 
 
-def _near(stats: CorpusStatsBuilder, signer: MinHasher, check_stop: Callable[[], None]) -> Copies:
-    flags = repeats(signer.signatures(), check_stop) & ~stats.repeats.flags()
+def _near(
+    stats: CorpusStatsBuilder, minhasher: MinHasher, check_stop: Callable[[], None]
+) -> Copies:
+    flags = repeats(minhasher.signatures(), check_stop) & ~stats.repeats.flags()
     return Copies(int(flags.sum()), int(stats.repeats.sizes_bytes()[flags].sum()))
 
 
@@ -131,7 +135,7 @@ class _Lengths:
         )
 
 
-class _Lottery:
+class _Reservoir:
     """Each document is among those drawn with the same chance (Vitter 1985, algorithm R)."""
 
     def __init__(self) -> None:

@@ -38,7 +38,7 @@ class ShardSpec:
     """Everything that decides what the shards hold."""
 
     corpus: Corpus
-    facts: CorpusStats
+    stats: CorpusStats
     encoder: TextEncoder
     validation_fraction: float
 
@@ -48,7 +48,7 @@ class ShardSpec:
         return json_key(
             {
                 "format_version": FORMAT_VERSION,
-                "corpus": self.facts.fingerprint,
+                "corpus": self.stats.fingerprint,
                 "encoder": self.encoder.fingerprint,
                 "vocab_size": self.encoder.vocab_size,
                 "separator_id": self.encoder.separator_id,
@@ -70,42 +70,44 @@ class BuildOptions:
 
 
 def build(
-    recipe: ShardSpec, effort: BuildOptions, scratch: Path, made_from: Mapping[str, object]
+    spec: ShardSpec, options: BuildOptions, scratch: Path, made_from: Mapping[str, object]
 ) -> None:
     """Write every shard, the manifest and the index to `new` in `scratch`.
 
     Goes on where the journal in `scratch` says that an earlier process stopped. Raises DataError.
     """
     begun_s = time.monotonic()
-    split = plan_split(recipe.corpus, recipe.facts, recipe.validation_fraction)
-    journal = read_journal(scratch, batch_bytes=effort.batch_bytes, shard_bytes=effort.shard_bytes)
+    split = plan_split(spec.corpus, spec.stats, spec.validation_fraction)
+    journal = read_journal(
+        scratch, batch_bytes=options.batch_bytes, shard_bytes=options.shard_bytes
+    )
     try:
-        index = _write_shards(recipe, effort, split, scratch, journal)
+        index = _write_shards(spec, options, split, scratch, journal)
     except StaleJournalError:
         start_over(scratch)
-        index = _write_shards(recipe, effort, split, scratch, None)
+        index = _write_shards(spec, options, split, scratch, None)
     seconds = time.monotonic() - begun_s
-    write_manifest(scratch / "new", index, recipe.corpus, recipe.facts, seconds, made_from)
+    write_manifest(scratch / "new", index, spec.corpus, spec.stats, seconds, made_from)
     write_index(scratch / "new", index)
 
 
 def _write_shards(
-    recipe: ShardSpec, effort: BuildOptions, split: Split, scratch: Path, journal: Journal | None
+    spec: ShardSpec, options: BuildOptions, split: Split, scratch: Path, journal: Journal | None
 ) -> ShardIndex:
     """Write every shard. Raises StaleJournalError if the journal does not match the files."""
     sides = (journal.train, journal.validation) if journal is not None else (None, None)
-    vocab_size, new = recipe.encoder.vocab_size, scratch / "new"
+    vocab_size, new = spec.encoder.vocab_size, scratch / "new"
     with (
-        SplitWriter(new, "train", vocab_size, effort.shard_bytes, sides[0]) as train,
-        SplitWriter(new, "validation", vocab_size, effort.shard_bytes, sides[1]) as validation,
+        SplitWriter(new, "train", vocab_size, options.shard_bytes, sides[0]) as train,
+        SplitWriter(new, "validation", vocab_size, options.shard_bytes, sides[1]) as validation,
     ):
-        _encode_corpus(recipe, effort, split, scratch, (train, validation), journal)
-        return _finished_index(recipe, split, train, validation)
+        _encode_corpus(spec, options, split, scratch, (train, validation), journal)
+        return _finished_index(spec, split, train, validation)
 
 
 def _encode_corpus(
-    recipe: ShardSpec,
-    effort: BuildOptions,
+    spec: ShardSpec,
+    options: BuildOptions,
     split: Split,
     scratch: Path,
     writers: tuple[SplitWriter, SplitWriter],
@@ -113,40 +115,40 @@ def _encode_corpus(
 ) -> None:
     """Write both sides. Raises DataError if the text changed since it was measured."""
     builder, read = FingerprintBuilder(), PartsRead()
-    documents = _fingerprinted(recipe.corpus.documents(), builder, effort.check_stop)
-    parts = cut_into_parts(split.assign(documents), effort.batch_bytes)
+    documents = _fingerprinted(spec.corpus.documents(), builder, options.check_stop)
+    parts = cut_into_parts(split.assign(documents), options.batch_bytes)
     if journal is not None:
         read.add(islice(parts, journal.parts))
         read.require(journal)
-        effort.on_progress(read.text_bytes, recipe.facts.text_bytes)
+        options.on_progress(read.text_bytes, spec.stats.text_bytes)
     journaled_bytes = read.text_bytes
-    encoded = encode_parts(parts, effort.encode, recipe.encoder, effort.batch_bytes)
+    encoded = encode_parts(parts, options.encode, spec.encoder, options.batch_bytes)
     with closing(encoded) as batches:
         for batch in batches:
-            effort.check_stop()
+            options.check_stop()
             for writer in writers:
                 writer.append_batch(batch)
             read.add(batch.parts)
-            if read.text_bytes - journaled_bytes >= effort.journal_bytes:
-                write_journal(scratch, _journal_of(read, effort, writers))
+            if read.text_bytes - journaled_bytes >= options.journal_bytes:
+                write_journal(scratch, _journal_of(read, options, writers))
                 journaled_bytes = read.text_bytes
-            effort.on_progress(read.text_bytes, recipe.facts.text_bytes)
-    if builder.hexdigest() != recipe.facts.fingerprint:
+            options.on_progress(read.text_bytes, spec.stats.text_bytes)
+    if builder.hexdigest() != spec.stats.fingerprint:
         remove_journal(scratch)
         raise DataError("the text changed while it was being read", hint="run the command again")
     for writer in writers:
-        writer.append(np.array([recipe.encoder.separator_id], dtype=np.int64))
+        writer.append(np.array([spec.encoder.separator_id], dtype=np.int64))
 
 
 def _journal_of(
-    read: PartsRead, effort: BuildOptions, writers: tuple[SplitWriter, SplitWriter]
+    read: PartsRead, options: BuildOptions, writers: tuple[SplitWriter, SplitWriter]
 ) -> Journal:
     train, validation = (writer.written() for writer in writers)
     return Journal(
         parts=read.count,
         text_sha256=read.hexdigest(),
-        batch_bytes=effort.batch_bytes,
-        shard_bytes=effort.shard_bytes,
+        batch_bytes=options.batch_bytes,
+        shard_bytes=options.shard_bytes,
         train=train,
         validation=validation,
     )
@@ -162,23 +164,23 @@ def _fingerprinted(
 
 
 def _finished_index(
-    recipe: ShardSpec, split: Split, train: SplitWriter, validation: SplitWriter
+    spec: ShardSpec, split: Split, train: SplitWriter, validation: SplitWriter
 ) -> ShardIndex:
     """Finish both sides; return the index. Raises DataError if bytes of text are missing."""
     sides = train.finish(), validation.finish()
     encoded_bytes = sum(side.text_bytes for side in sides)
-    if encoded_bytes != recipe.facts.text_bytes:
-        counted = f"{encoded_bytes} bytes of text were encoded, and {recipe.facts.text_bytes} read"
+    if encoded_bytes != spec.stats.text_bytes:
+        counted = f"{encoded_bytes} bytes of text were encoded, and {spec.stats.text_bytes} read"
         raise DataError(counted, hint="run the command again, and report it if this comes again")
     return ShardIndex(
         format_version=FORMAT_VERSION,
-        key=recipe.key,
-        dtype=token_dtype(recipe.encoder.vocab_size).name,
-        vocab_size=recipe.encoder.vocab_size,
-        separator_id=recipe.encoder.separator_id,
-        encoder_fingerprint=recipe.encoder.fingerprint,
-        corpus_fingerprint=recipe.facts.fingerprint,
-        validation_fraction=float(recipe.validation_fraction),
+        key=spec.key,
+        dtype=token_dtype(spec.encoder.vocab_size).name,
+        vocab_size=spec.encoder.vocab_size,
+        separator_id=spec.encoder.separator_id,
+        encoder_fingerprint=spec.encoder.fingerprint,
+        corpus_fingerprint=spec.stats.fingerprint,
+        validation_fraction=float(spec.validation_fraction),
         split_by="blocks" if isinstance(split, BlockSplit) else "documents",
         unigram_cross_entropy_nats=unigram_cross_entropy_nats(train.counts, validation.counts),
         train=sides[0],

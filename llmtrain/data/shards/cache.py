@@ -70,14 +70,14 @@ def _entries(kind: EntryKind, parent: Path) -> Iterator[CacheEntry]:
 def _entry(kind: EntryKind, directory: Path) -> CacheEntry:
     is_unfinished = directory.name.startswith(BUILDING)
     below = list(directory.rglob("*")) if directory.is_dir() else [directory]
-    facts = [path.stat() for path in (directory, *below)]
+    stat = [path.stat() for path in (directory, *below)]
     manifest = read_manifest(directory) or {}
     return CacheEntry(
         kind="unfinished" if is_unfinished else kind,
         key=directory.name.removeprefix(BUILDING),
         directory=directory,
-        size_bytes=sum(each.st_size for each in facts[1:]),
-        changed_s=max(each.st_mtime for each in facts),
+        size_bytes=sum(each.st_size for each in stat[1:]),
+        changed_s=max(each.st_mtime for each in stat),
         made_from=_specs(manifest.get("sources")) or _names(kind, directory, below),
         tokens=_tokens(manifest.get("tokens")),
     )
@@ -151,6 +151,6 @@ def _remove_unlinked(files: Path, numbers: set[int]) -> None:
     """Remove those of the files that no tree links to any more."""
     for path in files.iterdir() if numbers and files.is_dir() else ():
         with suppress(OSError):
-            facts = path.stat()
-            if facts.st_ino in numbers and facts.st_nlink == 1:
+            stat = path.stat()
+            if stat.st_ino in numbers and stat.st_nlink == 1:
                 path.unlink()

@@ -12,7 +12,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from llmtrain.data.shards.token_stream import TokenArray
-from llmtrain.data.split import Piece, Side, cut_at_line_ends
+from llmtrain.data.split import Side, SplitPart, cut_at_line_ends
 from llmtrain.errors import DataError
 
 # The ids of several texts, one after the other, and how many each text has.
@@ -83,7 +83,7 @@ def encode_here(encoder: TextEncoder, threads: int) -> Encode:
     return encode
 
 
-def cut_into_parts(pieces: Iterable[Piece], batch_bytes: int) -> Iterator[Part]:
+def cut_into_parts(pieces: Iterable[SplitPart], batch_bytes: int) -> Iterator[Part]:
     """Yield every piece, cut at line ends if it is too long for one batch."""
     for piece in pieces:
         data = piece.document.text.encode()

@@ -28,7 +28,7 @@ def write_manifest(
     directory: Path,
     index: ShardIndex,
     corpus: Corpus,
-    facts: CorpusStats,
+    stats: CorpusStats,
     seconds: float,
     made_from: Mapping[str, object],
 ) -> None:
@@ -42,10 +42,10 @@ def write_manifest(
         "sources": corpus.describe(),
         "text_field": corpus.options.text_field,
         "text": {
-            "documents": facts.documents,
-            "bytes_read": facts.text_bytes,
+            "documents": stats.documents,
+            "bytes_read": stats.text_bytes,
             "bytes_encoded": encoded_bytes,
-            "sha256": facts.fingerprint,
+            "sha256": stats.fingerprint,
         },
         "tokenizer": {
             "sha256": index.encoder_fingerprint,

@@ -92,7 +92,7 @@ def prepare(
     cache_directory: Path,
     on_progress: Callable[[int, int], None],
     check_stop: Callable[[], None],
-    facts: CorpusStats | None = None,
+    stats: CorpusStats | None = None,
     encode: Encode | None = None,
     on_wait: Callable[[], None] = _nothing,
     made_from: Mapping[str, object] | None = None,
@@ -102,23 +102,23 @@ def prepare(
 ) -> PreparedData:
     """Return the corpus as intact shards: verified ones from the cache, or new ones.
 
-    `facts` are the corpus's, where it is measured already. `encode` has to give the ids of
+    `stats` are the corpus's, where it is measured already. `encode` has to give the ids of
     `encoder`, which otherwise encodes here with so many `threads`. `on_progress` is told bytes of
     text done and in all, `on_wait` that another process prepares the same. `made_from` is written
     into the manifest. Whatever `check_stop` raises ends the work; from the first `journal_bytes` of
     text on the next call goes on where this one stopped, however it did. Raises DataError for text
     or tokens that cannot be used.
     """
-    measured = facts or corpus.measure(check_stop)
-    recipe = ShardSpec(corpus, measured, encoder, validation_fraction)
-    directory = entry_directory(cache_directory, recipe.key)
+    measured = stats or corpus.measure(check_stop)
+    spec = ShardSpec(corpus, measured, encoder, validation_fraction)
+    directory = entry_directory(cache_directory, spec.key)
     found = _open_intact(directory)
     if found is not None:
-        remove_leftover(directory.parent, recipe.key)
+        remove_leftover(directory.parent, spec.key)
         return found
     separator = np.array([encoder.separator_id], dtype=np.int64)
     require_in_vocabulary(separator, encoder.vocab_size, "the separator")
-    effort = BuildOptions(
+    options = BuildOptions(
         encode=encode or encode_here(encoder, threads),
         on_progress=on_progress,
         check_stop=check_stop,
@@ -128,13 +128,13 @@ def prepare(
     )
     with (
         map_write_errors(directory.parent),
-        locked_entry(cache_directory, recipe.key, check_stop, on_wait),
+        locked_entry(cache_directory, spec.key, check_stop, on_wait),
     ):
         found = _open_intact(directory)
-        if found is not None:  # whom this process waited for has made it
+        if found is not None:  # the process we waited for has built it
             return found
-        with building_directory(directory.parent, recipe.key) as scratch:
-            build(recipe, effort, scratch, made_from or {})
+        with building_directory(directory.parent, spec.key) as scratch:
+            build(spec, options, scratch, made_from or {})
             replace_entry(scratch, directory)
     return open_prepared(directory)
 

@@ -1,4 +1,4 @@
-"""What a directory or a glob never stands for, unless it is named: outputs, caches, packages."""
+"""Paths that directories and globs leave out unless named: outputs, caches, packages."""
 
 from __future__ import annotations
 

@@ -140,8 +140,8 @@ def _listing(directory: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(directory.rglob("*")):
         if path.is_file():
-            facts = path.stat()
-            line = [path.relative_to(directory).as_posix(), facts.st_size, facts.st_mtime_ns]
+            stat = path.stat()
+            line = [path.relative_to(directory).as_posix(), stat.st_size, stat.st_mtime_ns]
             digest.update(json.dumps(line).encode())
     return digest.hexdigest()
 

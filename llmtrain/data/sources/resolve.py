@@ -16,7 +16,7 @@ from typing import Literal
 from llmtrain.data.corpus import SUPPORTED, Corpus, PythonLibrary, Source
 from llmtrain.data.corpus_stats import FingerprintBuilder
 from llmtrain.data.document import Document, Limits, Skipped
-from llmtrain.data.formats.naming import reason_not_to_read
+from llmtrain.data.formats.registry import reason_not_to_read
 from llmtrain.data.formats.streams import readable
 from llmtrain.data.reading import (
     ReadOptions,
@@ -120,8 +120,8 @@ def _identity(file: SourceFile) -> str:
     """
     if "://" not in file.origin:
         return os.path.normcase(file.path.resolve())
-    facts = file.path.stat()
-    return f"{file.origin} {facts.st_dev} {facts.st_ino}"
+    stat = file.path.stat()
+    return f"{file.origin} {stat.st_dev} {stat.st_ino}"
 
 
 def _resolve(spec: str, options: ReadOptions, fetching: FetchOptions) -> Source:

@@ -9,7 +9,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from llmtrain.data.formats.naming import reading_of
+from llmtrain.data.formats.registry import reading_of
 from llmtrain.data.reading import SourceFile
 from llmtrain.errors import DataError, UsageError
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
-from llmtrain.tokenizer.words import EncodedWords, fastest_encoder
+from llmtrain.tokenizer.word_cache import EncodedWords, fastest_encoder
 from tests.data.fixed import TOKENIZER, fixed_texts
 
 MODEL = (TOKENIZER / "tokenizer.model").read_bytes()

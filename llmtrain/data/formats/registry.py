@@ -83,7 +83,7 @@ _BINARY_SUFFIXES = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class FileFormat:
     """A format or an archive, by its key, and how it is packed: a suffix, or nothing."""
 
     kind: str
@@ -99,10 +99,10 @@ class Reading:
         return ARCHIVES[self.kind].seeks if self.is_archive else FORMATS[self.kind].seeks
 
 
-def reading_of(name: str) -> Reading:
+def reading_of(name: str) -> FileFormat:
     """Return how to read a file of that name: as text if its suffix says nothing."""
     inner, packing = _unpacked_name(name)
-    return Reading(_KINDS.get(inner, "text"), packing)
+    return FileFormat(_KINDS.get(inner, "text"), packing)
 
 
 def reason_not_to_read(name: str, *, inside: bool = False) -> str | None:
