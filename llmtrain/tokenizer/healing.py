@@ -18,7 +18,7 @@ from llmtrain.tokenizer.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class HealedPrompt:
-    """The ids to continue from, and the dropped ids, whose text the first sampled ids must spell."""
+    """The ids to continue from, and the dropped ids, which the first sampled ids must spell."""
 
     kept: tuple[int, ...]  # begins with the separator
     dropped: tuple[int, ...]
@@ -41,7 +41,7 @@ class HealedPrompt:
 
 
 def heal_prompt(tokenizer: Tokenizer, prompt: str) -> HealedPrompt:
-    """Encode `prompt` and drop the last tokens whose text together is the prefix of a longer token."""
+    """Encode `prompt` without the last tokens that together are the prefix of a longer token."""
     ids = tokenizer.encode(prompt)
     spellings = tuple(tokenizer.spell(token) for token in range(tokenizer.vocab_size))
     count = _dropped(ids, spellings, escape(prompt) if tokenizer.kind.escaped else prompt)
