@@ -289,7 +289,7 @@ def _require_agreement(tokenizer: Tokenizer) -> None:
 
 
 def _change(lost: Sequence[tuple[str, str]]) -> str:
-    """Describe how the first text changes; name the Unicode normal form that explains all, if any."""
+    """Describe how the first text changes, and which Unicode normal form explains all, if any."""
     text, back = lost[0]
     change = f"{text!r} comes back as {back!r}"
     forms = (form for form in _FORMS if all(normalize(form, old) == new for old, new in lost))

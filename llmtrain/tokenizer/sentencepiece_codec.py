@@ -76,7 +76,7 @@ class SentencePieceCodec:
         ]
 
     def end_id(self) -> int | None:
-        """Return the end-of-text id, else the beginning-of-text id; None if the model has neither."""
+        """Return the end-of-text id, else the beginning-of-text id; None if there is neither."""
         stated = (self._processor.eos_id(), self._processor.bos_id())
         return next((int(token) for token in stated if token >= 0), None)
 

@@ -34,7 +34,7 @@ PATTERNS: Mapping[str, str] = MappingProxyType(
     }
 )
 
-# In tokenizer.json "^" and "$" match at line ends, and "}+" repeats instead of being possessive.
+# In tokenizer.json "^" and "$" match at each line, and "}+" repeats instead of being possessive.
 _TAKEN_AS_IT_IS = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[\^?(?:\\.|[^\]\\])*\]")
 _MEANS_SOMETHING_ELSE = re.compile(r"[$^]|\}\+")
 
@@ -71,7 +71,7 @@ def ranks_json(data: bytes, pattern: str) -> bytes:
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": True,  # a pre-token that is in the vocabulary is not merged step by step
+            "ignore_merges": True,  # a pre-token in the vocabulary is not split
             "vocab": _vocabulary(ranks),
             "merges": _merges(ranks),
         },
@@ -116,7 +116,7 @@ def _read_ranks(data: bytes) -> dict[bytes, int]:
 
 
 def _vocabulary(ranks: Mapping[bytes, int]) -> dict[str, int]:
-    """Map spellings to ids; unused ids get placeholder names with a space, which no spelling has."""
+    """Map spellings to ids; unused ids get placeholders with a space, which no spelling has."""
     vocabulary = {letters_of(token): rank for token, rank in ranks.items()}
     unused = set(range(max(vocabulary.values()) + 1)) - set(vocabulary.values())
     return vocabulary | {f"<|no token {rank}|>": rank for rank in sorted(unused)}

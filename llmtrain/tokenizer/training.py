@@ -37,11 +37,11 @@ _TAB, _TAB_PICTURE = "\t", "\u2409"
 _RARE_MARK = "\u2585"
 
 # Shares of the text's characters that have pieces of their own; the rest is encoded in bytes. A
-# script of many characters in a small vocabulary needs a lower one; sentencepiece's minimum is 0.98.
+# script of many characters in a small vocabulary needs a lower one; the minimum is 0.98.
 _CHARACTER_COVERAGES = (0.9999, 0.999, 0.99, 0.98)
 
-# In a unigram model the characters in the names of bytes and special tokens are pieces themselves, so
-# that a name in a text is encoded by them and not as the special token.
+# In a unigram model the characters in the names of bytes and special tokens are pieces themselves,
+# so that a name in a text is encoded by them and not as the special token.
 _NAME_CHARACTERS = "".join(sorted({*"<0x123456789ABCDEF>", *UNKNOWN, *SEPARATOR, *"reserved_"}))
 
 # Limits on pieces: each digit is a piece of its own, and a run of spaces may be a piece.
@@ -171,9 +171,7 @@ def _tokenizer_of(model: bytes, kind: ModelKind) -> Tokenizer:
         return Tokenizer.of_model(model)
     pieces = SentencePieceCodec(model).pieces()
     separator_id = next(token for token, piece in enumerate(pieces) if piece.kind == "control")
-    read_as = Kind(
-        "huggingface", separator_id, escaped=False
-    )  # the normalizer in tokenizer.json escapes
+    read_as = Kind("huggingface", separator_id, escaped=False)  # tokenizer.json escapes
     return Tokenizer.read_as(read_as, unigram_json(pieces).encode())
 
 
