@@ -50,7 +50,7 @@ class Horizon:
     def estimate(
         self, *, step: int, elapsed_s: float, step_s: float, reserve_s: float
     ) -> int | None:
-        """Return the expected number of steps, if `step` are done and each further one takes `step_s`.
+        """Return the expected number of steps, given that `step` are done and one takes `step_s`.
 
         None if the horizon is in epochs.
         """
