@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llmtrain.profile.schema import TrainSection
 
-_SHORTEST_STEP_S = 1e-6  # a coarse clock measures a short step as nothing
+_SHORTEST_STEP_S = 1e-6  # a coarse clock may measure a short step as 0 s
 
 
 @dataclass(frozen=True, slots=True)

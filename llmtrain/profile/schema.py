@@ -129,7 +129,7 @@ class FiltersSection(Section):
     min_bytes: PositiveInt | None = None
     max_bytes: Annotated[int, Field(ge=1, lt=2**25)] | None = None  # longer texts are read in parts
     languages: Annotated[tuple[LanguageCode, ...], Field(min_length=1)] | None = None
-    max_repetition: Annotated[float, Field(ge=0, lt=1)] | None = None  # Gopher's are 0.16 to 0.3
+    max_repetition: Annotated[float, Field(ge=0, lt=1)] | None = None  # Gopher: 0.16 to 0.3
 
     @model_validator(mode="after")
     def _some_length_passes(self) -> FiltersSection:
