@@ -1,4 +1,4 @@
-"""How long a run goes on: a number of steps, or of epochs, or a time."""
+"""The horizon of a run: a number of steps, a number of epochs, or a time."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from llmtrain.profile.schema import TrainSection
 
-_SHORTEST_STEP_S = 1e-6  # a coarse clock measures a short step as nothing
+_SHORTEST_STEP_S = 1e-6  # a coarse clock may measure a short step as 0 s
 
 
 @dataclass(frozen=True, slots=True)
 class Horizon:
-    """What was asked: exactly one of the first three is set.
+    """The length of a run; exactly one of `steps`, `time_s` and `epochs` is set.
 
-    `deadline_s`: the clock time at which the time is over, where that was asked.
+    `deadline_s` is the clock time, in seconds, at which `time_s` ends, if there is a deadline.
     """
 
     steps: int | None = None
@@ -22,24 +22,25 @@ class Horizon:
     deadline_s: float | None = None
 
     def in_steps(self, windows: int, windows_per_step: int) -> Horizon:
-        """Epochs as steps, of a text of so many windows; other horizons as they are."""
+        """Return epochs of `windows` windows converted to steps; other horizons are unchanged."""
         if self.epochs is None:
             return self
         return Horizon(steps=max(1, round(self.epochs * windows / windows_per_step)))
 
     def used_s(self, elapsed_s: float, now_s: float) -> float:
-        """How much of the time is used: what trained, or what a deadline no longer leaves.
+        """Return the used part of `time_s`, in seconds.
 
-        A machine that slept has not trained, but the deadline has come nearer.
+        That is `elapsed_s`, or the time that the deadline no longer allows if that is more, as
+        after the machine was suspended.
         """
         if self.deadline_s is None or self.time_s is None:
             return elapsed_s
         return max(elapsed_s, self.time_s - (self.deadline_s - now_s))
 
     def progress(self, *, elapsed_s: float, begun_s: float, reserve_s: float) -> float | None:
-        """The share of its time that a run has trained for; None where steps are counted.
+        """Return the share of the training time that has passed, at most 1; None without `time_s`.
 
-        Starting took `begun_s` of it in all, and the end leaves `reserve_s`.
+        Training time excludes `begun_s`, spent on starting, and `reserve_s`, kept for the end.
         """
         if self.time_s is None:
             return None
@@ -49,21 +50,27 @@ class Horizon:
     def estimate(
         self, *, step: int, elapsed_s: float, step_s: float, reserve_s: float
     ) -> int | None:
-        """The number of steps that the run will have, after `step` of them, at this pace."""
+        """Return the expected number of steps, given that `step` are done and one takes `step_s`.
+
+        None if the horizon is in epochs.
+        """
         if self.time_s is None:
             return self.steps
         left = (self.time_s - reserve_s - elapsed_s) / max(step_s, _SHORTEST_STEP_S)
         return max(step, step + int(left))
 
     def is_over(self, *, step: int, elapsed_s: float, step_s: float, reserve_s: float) -> bool:
-        """Whether `step` was the last one: all are done, or another would end too late."""
+        """Return whether `step` was the last: all are done, or another would exceed the time."""
         if self.time_s is None:
             return self.steps is not None and step >= self.steps
         return elapsed_s + step_s + reserve_s > self.time_s
 
 
 def horizon_of(train: TrainSection) -> Horizon | None:
-    """The horizon that a profile asks for; None where it names none."""
+    """Return the horizon of a profile's train section; None if it sets none.
+
+    Raises ValueError if `tokens` is set and `tokens_per_step` is still "auto".
+    """
     if train.time is not None:
         return Horizon(time_s=train.time)
     if train.steps is not None:

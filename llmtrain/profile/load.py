@@ -1,5 +1,6 @@
-"""Merge what was said about a run, layer over layer, remembering who said what.
+"""Merge the layers of a run's settings and record the origin of each value.
 
+From lowest to highest precedence:
 schema default < profile < environment (`LLMTRAIN_TRAIN__STEPS`) < `--set` < named flag
 """
 
@@ -32,7 +33,7 @@ _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A value and where it was said."""
+    """A value and its origin."""
 
     value: Any
     origin: str
@@ -40,13 +41,13 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class LoadedProfile:
-    """A validated profile, and for every value that is not a default where it came from."""
+    """A validated profile and the origin of every value that is not a default."""
 
     profile: Profile
     origins: Mapping[str, str]
 
     def origin_of(self, path: str) -> str:
-        """Who set `path`: a file with its line, a variable, a flag, or `default`."""
+        """Return the origin of `path`: a file with its line, a variable, a flag, or `default`."""
         return self.origins.get(path, "default")
 
 
@@ -60,9 +61,10 @@ def load_profile(
     assignments: Sequence[str] = (),
     flags: Layer | None = None,
 ) -> LoadedProfile:
-    """Return the profile that all layers together describe. Raises UsageError.
+    """Return the profile merged from all layers. Raises UsageError.
 
-    `profile` is a shipped profile's name, a file, or settings in place of one.
+    `profile` is the name of a shipped profile, a file, or a layer of settings. `environment`
+    defaults to that of the process.
     """
     base = profile_layer(profile) if isinstance(profile, str) else profile or {}
     variables = os.environ if environment is None else environment
@@ -72,7 +74,7 @@ def load_profile(
 def merge_layers(
     base: Layer, environment: Mapping[str, str], assignments: Sequence[str], flags: Layer
 ) -> dict[str, Setting]:
-    """Return every setting of the highest layer that has it. Raises UsageError for unknown keys."""
+    """Return each setting from the highest layer with it. Raises UsageError for unknown keys."""
     layers = (base, _environment_layer(environment), _assignment_layer(assignments), flags)
     merged = _merge(layers)
     _refuse_unknown(merged)
@@ -91,12 +93,12 @@ def load_section(section: type[S], name: str, merged: Mapping[str, Setting]) -> 
 
 
 def profile_from_values(values: Mapping[str, Any], origin: str) -> Profile:
-    """The profile that a run directory recorded. Raises UsageError."""
+    """Return the profile of nested values, as recorded in a run directory. Raises UsageError."""
     return validate_profile({path: Setting(v, origin) for path, v in flat_values(values)}).profile
 
 
 def shipped_profiles() -> dict[str, Path]:
-    """Name → file of the profiles that come with llmtrain."""
+    """Return the files of the profiles shipped with llmtrain, by name."""
     package = Path(llmtrain.__file__).parent
     for directory in (package / "profiles", package.parent / "profiles"):
         if directory.is_dir():
@@ -105,7 +107,7 @@ def shipped_profiles() -> dict[str, Path]:
 
 
 def profile_layer(profile: str) -> Layer:
-    """The settings of a shipped profile's name or of a profile file. Raises UsageError."""
+    """Return the settings of a shipped profile or of a profile file. Raises UsageError."""
     path = _profile_path(profile)
     try:
         text = read_bytes(path, LARGEST_BYTES, follow_links=True).decode()
@@ -116,14 +118,14 @@ def profile_layer(profile: str) -> Layer:
     layer = {
         entry.path: Setting(entry.value, f"{label}:{entry.line}")
         for entry in parse_entries(text, label)
-        if entry.value is not None or entry.path not in sections  # an empty section says nothing
+        if entry.value is not None or entry.path not in sections  # an empty section sets nothing
     }
     name = Setting(_NOT_IN_NAMES.sub("-", path.stem).strip("-._")[:64] or "custom", label)
     return layer if "name" in layer else {"name": name, **layer}
 
 
 def flat_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted paths and values of nested mappings."""
+    """Yield the dotted paths and values of nested mappings."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flat_values(value, f"{prefix}{key}.")
@@ -132,7 +134,7 @@ def flat_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[s
 
 
 def known_paths(section: type[BaseModel] = Profile, prefix: str = "") -> list[str]:
-    """Every key of a profile, dotted."""
+    """Return the dotted path of every key of a profile that has a value."""
     paths: list[str] = []
     for name, field in section.model_fields.items():
         kind = field.annotation
@@ -144,13 +146,13 @@ def known_paths(section: type[BaseModel] = Profile, prefix: str = "") -> list[st
 
 
 def known_sections() -> set[str]:
-    """Every key of a profile, dotted, that holds others."""
+    """Return the dotted path of every section of a profile."""
     words = [path.split(".")[:-1] for path in known_paths()]
     return {".".join(each[: n + 1]) for each in words for n in range(len(each))}
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str | None:
-    """The most similar choice, if one is similar at all."""
+    """Return the choice most similar to `word`; None if none is similar."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return close[0] if close else None
 
@@ -197,7 +199,10 @@ def _assignment_layer(assignments: Sequence[str]) -> Layer:
 
 
 def _said(path: str, text: str, origin: str) -> Layer:
-    """One setting, or one a key where `text` is a mapping: what it leaves out is untouched."""
+    """Return the setting in `text`, or one for each key if `text` is a mapping.
+
+    Keys that the mapping omits keep their values. Raises UsageError.
+    """
     try:
         value = parse_scalar(text)
     except UsageError as error:
@@ -235,7 +240,7 @@ def _refuse_unknown(merged: Mapping[str, Setting]) -> None:
 
 
 def _meant(path: str, known: Sequence[str]) -> str | None:
-    """The key of the same section, or else of any, that `path` was to be."""
+    """Return the known key most similar to `path`, preferably in its section; None if none is."""
     section, _, word = path.rpartition(".")
     siblings = {p.rpartition(".")[2]: p for p in known if p.rpartition(".")[0] == section}
     for keys in (siblings, {p.rpartition(".")[2]: p for p in known}):
@@ -246,7 +251,7 @@ def _meant(path: str, known: Sequence[str]) -> str | None:
 
 
 def validate_profile(merged: Mapping[str, Setting]) -> LoadedProfile:
-    """Return the profile that `merged` describes. Raises UsageError."""
+    """Return the validated profile of merged settings. Raises UsageError."""
     try:
         text = json.dumps(escape_names(_nested(merged)))
         profile = Profile.model_validate_json(text)
@@ -271,7 +276,7 @@ def _nested(merged: Mapping[str, Setting]) -> dict[str, Any]:
 
 
 def _usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) -> UsageError:
-    """Return one line for pydantic's first complaint, with the origin of the value."""
+    """Return pydantic's first error as a UsageError with the origin of the value."""
     error = errors[0]
     words = _known_part(error["loc"], merged)
     path = ".".join(map(str, error["loc"]))
@@ -289,7 +294,7 @@ def _usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) 
     is_about_a_key = error["type"] in ("missing", "extra_forbidden")
     if error["type"] == "missing":
         within.append(error["loc"][-1])
-    if any(isinstance(part, str) for part in within):  # not all of a list of mappings
+    if any(isinstance(part, str) for part in within):  # do not show the whole list of mappings
         place = ".".join([key, *map(str, within)])
         found = "" if is_about_a_key else f", not {error['input']!r}"
         return UsageError(f"{place} {message}{found} ({origin})")
@@ -303,7 +308,10 @@ def _usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) 
 
 
 def _known_part(place: Sequence[int | str], merged: Mapping[str, Setting]) -> list[str]:
-    """Return the part of a place that names a setting; pydantic adds branches of a union to it."""
+    """Return the part of an error location that names a setting.
+
+    pydantic's locations also have the branches of unions.
+    """
     words = [str(part) for part in place]
     while words and ".".join(words) not in merged:
         words.pop()
@@ -338,7 +346,7 @@ _REQUIREMENTS = {
 
 
 def requirement(error: ErrorDetails) -> str:
-    """Return what pydantic's complaint asks for, in plain English."""
+    """Return the requirement that a pydantic error reports, in plain English."""
     known = _REQUIREMENTS.get(error["type"])
     if known is None:
         return error["msg"].removeprefix("Value error, ")
@@ -348,7 +356,7 @@ def requirement(error: ErrorDetails) -> str:
 
 
 def _as_written(path: str, value: str, origin: str) -> str:
-    """Return how a setting is written where `origin` set it."""
+    """Return the setting in the syntax of its origin: flag, environment variable or YAML."""
     if origin.startswith("--set "):
         return f"--set {shlex.quote(f'{path}={value}')}"
     if origin.startswith("environment "):
@@ -357,7 +365,10 @@ def _as_written(path: str, value: str, origin: str) -> str:
 
 
 def _place(value: object, parts: Sequence[int | str]) -> list[int | str]:
-    """Those parts of a place that lead into the value; the others name branches of unions."""
+    """Return the parts of an error location that index into `value`.
+
+    The other parts name branches of unions.
+    """
     place: list[int | str] = []
     for part in parts:
         try:

@@ -1,7 +1,7 @@
-"""What a profile may say. Frozen, closed, and without a default that depends on the machine.
+"""The schema of a profile: frozen, without unknown keys or machine-dependent defaults.
 
-`auto` means that the plan decides, with a reason; the decision lives in the plan and is never
-written back here.
+`auto` means that the plan chooses the value and states a reason; the choice is stored in the plan
+and never in the profile.
 """
 
 from __future__ import annotations
@@ -56,29 +56,29 @@ Count = Annotated[
 ]
 PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
 PositiveCount = Annotated[Count, Field(ge=1, lt=2**63)]
-# The bound keeps such a value, and its products with others, within float32.
+# The bound keeps values and products with other settings within the range of float32.
 PositiveFloat = Annotated[float, Field(gt=0, lt=1e30)]
-MOST_THREADS = 4096  # a system gives out more only to those who ask for trouble
+MOST_THREADS = 4096  # a larger number is surely a mistake
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
 LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]  # ISO 639
 
 
 class Section(BaseModel):
-    """A part of a profile: values cannot change, unknown keys are errors, types are strict."""
+    """A part of a profile: immutable, strictly typed, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ModelSection(Section):
-    """The decoder's shape, in the Qwen3 form (without `qk_norm`: Llama)."""
+    """The decoder's architecture: that of Qwen3, or of Llama if `qk_norm` is false."""
 
     vocab_size: Annotated[int, Field(ge=300, lt=2**31)] = 32000
     hidden_size: PositiveInt = 384
     intermediate_size: PositiveInt = 1024
     num_layers: PositiveInt = 8
     num_heads: PositiveInt = 6
-    num_kv_heads: PositiveInt | Auto = "auto"  # num_heads
-    head_dim: PositiveInt | Auto = "auto"  # hidden_size / num_heads
+    num_kv_heads: PositiveInt | Auto = "auto"  # auto: num_heads
+    head_dim: PositiveInt | Auto = "auto"  # auto: hidden_size / num_heads
     context: Annotated[int, Field(ge=8, lt=2**31)] = 512
     rope_theta: PositiveFloat = 10000.0
     norm_epsilon: PositiveFloat = 1e-6
@@ -103,13 +103,14 @@ class ModelSection(Section):
 
 
 class SourceSection(Section):
-    """A source with the share of the training tokens that is drawn from it: weight / all weights.
+    """A data source; its share of the training tokens is its weight / the sum of all weights.
 
-    Whatever its size: where that is more than it has, it is read again, in another order.
+    The share does not depend on the source's size; a source that runs out is repeated in another
+    order.
     """
 
     spec: Annotated[str, Field(min_length=1)]
-    weight: PositiveFloat | None = None  # shares as sizes are
+    weight: PositiveFloat | None = None  # None for all sources: shares in proportion to size
 
 
 def _source_form(value: object) -> str:
@@ -123,12 +124,12 @@ Source = Annotated[
 
 
 class FiltersSection(Section):
-    """Which documents are left out for what they are; all that is not set lets all pass."""
+    """Filters by properties of a document; a filter that is not set excludes nothing."""
 
     min_bytes: PositiveInt | None = None
-    max_bytes: Annotated[int, Field(ge=1, lt=2**25)] | None = None  # longer texts come in parts
+    max_bytes: Annotated[int, Field(ge=1, lt=2**25)] | None = None  # longer texts are read in parts
     languages: Annotated[tuple[LanguageCode, ...], Field(min_length=1)] | None = None
-    max_repetition: Annotated[float, Field(ge=0, lt=1)] | None = None  # Gopher's are 0.16 to 0.3
+    max_repetition: Annotated[float, Field(ge=0, lt=1)] | None = None  # Gopher: 0.16 to 0.3
 
     @model_validator(mode="after")
     def _some_length_passes(self) -> FiltersSection:
@@ -139,30 +140,30 @@ class FiltersSection(Section):
 
 
 class DataSection(Section):
-    """Training data and its preparation."""
+    """The training data and its preparation."""
 
     sources: Annotated[tuple[Source, ...], Field(min_length=1)] = ("builtin:python",)
-    include: tuple[str, ...] = ()  # patterns as in .gitignore, of what is found; none: all
+    include: tuple[str, ...] = ()  # .gitignore patterns of files to read; empty: all
     exclude: tuple[str, ...] = ()
     text_field: Annotated[str, Field(min_length=1)] = "text"
-    on_error: Literal["stop", "skip"] = "stop"  # at a record that cannot be used
-    validation: Annotated[str, Field(min_length=1)] | None = None  # a source; all of it is held out
+    on_error: Literal["stop", "skip"] = "stop"  # for an invalid record
+    validation: Annotated[str, Field(min_length=1)] | None = None  # a source; validation only
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
-    mask_documents: bool = False  # attention within documents, though windows hold several
+    mask_documents: bool = False  # limit attention to the document, in windows of several
     packing: Literal["concatenate", "best_fit"] = "concatenate"  # of documents into windows
     tokenizer: Annotated[str, Field(min_length=1)] = "auto"  # or a tokenizer's directory or file
-    tokenizer_kind: Literal["bpe", "unigram"] = "bpe"  # what `auto` trains
-    duplicates: Duplicates = "keep"  # of equal or similar documents the first always stays
+    tokenizer_kind: Literal["bpe", "unigram"] = "bpe"  # the kind trained for `auto`
+    duplicates: Duplicates = "keep"  # the first of equal or similar documents is kept
     filters: FiltersSection = FiltersSection()
 
     @property
     def specs(self) -> tuple[str, ...]:
-        """The sources without their weights."""
+        """Specifications of the sources, without weights."""
         return tuple(s.spec if isinstance(s, SourceSection) else s for s in self.sources)
 
     @property
     def weights(self) -> tuple[float, ...] | None:
-        """One a source; None where text is read in proportion to its size."""
+        """One weight for each source; None if shares are in proportion to size."""
         found = [s.weight for s in self.sources if isinstance(s, SourceSection)]
         given = tuple(weight for weight in found if weight is not None)
         return given or None
@@ -175,36 +176,39 @@ class DataSection(Section):
 
 
 class TrainSection(Section):
-    """How much is learned at once, and for how long: one of steps, tokens, epochs or time."""
+    """Batch size and length of training: at most one of steps, tokens, epochs and time."""
 
-    tokens_per_step: PositiveCount | Auto = "auto"  # by how much is trained on in all
+    tokens_per_step: PositiveCount | Auto = "auto"  # auto: from the total of training tokens
     steps: PositiveCount | None = None
     tokens: PositiveCount | None = None
     epochs: Annotated[float, Field(gt=0, lt=1e6)] | None = None
     time: Annotated[Duration, Field(gt=0, lt=1e9)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    micro_batch: PositiveInt | Auto = "auto"  # sequences of one forward and backward
-    gradient_clip: PositiveFloat | None = 1.0  # global norm
-    skip_loss_spikes: bool = True  # no update from a loss that leaps above the recent ones
+    micro_batch: PositiveInt | Auto = "auto"  # sequences in one forward and backward pass
+    gradient_clip: PositiveFloat | None = 1.0  # maximum global norm
+    skip_loss_spikes: bool = True  # skip the update if the loss jumps above recent ones
     log_every_steps: PositiveInt = 10
 
     @property
     def chosen_tokens_per_step(self) -> int:
-        """The number, once it is one. Raises ValueError where it is still to be chosen."""
+        """`tokens_per_step` as a number. Raises ValueError if it is still "auto"."""
         if self.tokens_per_step == "auto":
             raise ValueError("train.tokens_per_step is still to be chosen")
         return self.tokens_per_step
 
 
 class OptimSection(Section):
-    """Muon (Jordan et al. 2024) for hidden matrices and AdamW (Loshchilov and Hutter 2019) for the
-    rest, or AdamW for all; one learning rate a parameter role."""
+    """The optimizer, with one learning rate for each parameter role.
+
+    It is Muon (Jordan et al. 2024) for hidden matrices and AdamW (Loshchilov and Hutter 2019) for
+    the other parameters, or AdamW for all.
+    """
 
     name: Literal["muon", "adamw"] = "muon"
-    learning_rate: PositiveFloat | Auto = "auto"  # hidden matrices; with adamw gains too
-    embedding_learning_rate: PositiveFloat | Auto = "auto"  # with muon gains too
-    head_learning_rate: PositiveFloat | Auto = "auto"  # the embedding's; only where untied
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # of muon
+    learning_rate: PositiveFloat | Auto = "auto"  # of hidden matrices; with adamw also of gains
+    embedding_learning_rate: PositiveFloat | Auto = "auto"  # with muon also of gains
+    head_learning_rate: PositiveFloat | Auto = "auto"  # auto: the embedding's; untied head only
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9  # muon only
     weight_decay: Annotated[float, Field(ge=0, lt=1e30)] = 0.1  # hidden matrices only
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -216,10 +220,10 @@ class OptimSection(Section):
 
 
 class EvalSection(Section):
-    """Reporting and tracking of the run."""
+    """Evaluation and text samples during the run."""
 
     every_steps: PositiveInt = 250
-    tokens: PositiveCount = 65536  # of validation text, the same ones every time
+    tokens: PositiveCount = 65536  # of validation text, the same in every evaluation
     patience: PositiveInt | None = None  # evaluations without a new best before stopping early
     sample_every_steps: PositiveInt | None = 500
     sample_tokens: PositiveInt = 64
@@ -228,7 +232,7 @@ class EvalSection(Section):
 
 
 class CheckpointSection(Section):
-    """When the run is saved: every so many steps or minutes, and always at the end."""
+    """Checkpoint intervals in steps or minutes; a run is always saved at its end."""
 
     every_steps: PositiveInt | None = None
     every_minutes: PositiveFloat | None = None
@@ -237,12 +241,12 @@ class CheckpointSection(Section):
 
 
 class DeviceSection(Section):
-    """Options for the machine; the plan decides those that are `auto`."""
+    """Hardware options; the plan chooses those that are `auto`."""
 
     kind: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     force_cpu: bool = False
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    threads: Threads | Auto = "auto"  # of one process
+    threads: Threads | Auto = "auto"  # in each process
     attention: Literal["auto", "sdpa", "blocks", "flex"] = "auto"
     activation_checkpointing: Literal["auto", "off", "selective", "full"] = "auto"
     compile: bool | Auto = "auto"
@@ -250,12 +254,12 @@ class DeviceSection(Section):
     pin_memory: bool | Auto = "auto"
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     processes: Threads | Auto = "auto"
-    # How long ranks wait for one that does not answer.
+    # How long ranks wait for a rank that does not respond.
     collective_timeout: Annotated[Duration, Field(ge=1, lt=1e6)] = 600.0
 
 
 class Profile(Section):
-    """All settings of a run. What depends on the machine is in the plan."""
+    """All settings of a run; values that depend on the machine are in the plan."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "custom"
     model: ModelSection = ModelSection()
@@ -267,11 +271,11 @@ class Profile(Section):
     device: DeviceSection = DeviceSection()
 
     def values(self) -> dict[str, Any]:
-        """Nested plain values as a profile file would hold them; unset ones are left out."""
+        """Return nested plain values as in a profile file, without unset ones."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
-# Of each group one may be set; the highest layer that sets one wins over all below.
+# At most one key of each group may be set; it replaces those of the group in lower layers.
 EXCLUSIVE_GROUPS: tuple[tuple[str, ...], ...] = (
     ("train.steps", "train.tokens", "train.epochs", "train.time"),
     ("checkpoint.every_steps", "checkpoint.every_minutes"),

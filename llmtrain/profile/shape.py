@@ -1,4 +1,4 @@
-"""Exact parameter and operation counts of a decoder, from its shape alone."""
+"""Exact parameter and FLOP counts of a decoder, from its shape alone."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from llmtrain.profile.schema import ModelSection
 
-_MUON_ITERATIONS = 5  # of Newton and Schulz, three products each
+_MUON_ITERATIONS = 5  # of Newton-Schulz, three matrix products each
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A decoder's shape with nothing left to decide."""
+    """A decoder's shape, with every `auto` resolved."""
 
     vocab_size: int
     hidden_size: int
@@ -28,44 +28,44 @@ class ModelShape:
 
     @property
     def attention_width(self) -> int:
-        """Features of all query heads together."""
+        """Total features of all query heads."""
         return self.num_heads * self.head_dim
 
     @property
     def kv_width(self) -> int:
-        """Features of all key heads together."""
+        """Total features of all key heads; those of the value heads are as many."""
         return self.num_kv_heads * self.head_dim
 
     @property
     def block_matrix_parameters(self) -> int:
-        """Weights of one block's seven matrices."""
+        """Number of weights in the seven matrices of one block."""
         attention = 2 * self.hidden_size * (self.attention_width + self.kv_width)
         return attention + 3 * self.hidden_size * self.intermediate_size
 
     @property
     def block_parameters(self) -> int:
-        """All weights of one block: matrices, two norm gains, and query and key gains."""
+        """Number of weights of one block: matrices, two norm gains, and query and key gains."""
         gains = 2 * self.hidden_size + (2 * self.head_dim if self.qk_norm else 0)
         return self.block_matrix_parameters + gains
 
     @property
     def embedding_parameters(self) -> int:
-        """Weights of the embedding, and of the head where it is not tied."""
+        """Number of weights of the embedding, and of the head if it is not tied."""
         return self.vocab_size * self.hidden_size * (1 if self.tie_embeddings else 2)
 
     @property
     def parameters(self) -> int:
-        """All weights of the model."""
+        """Number of weights of the model."""
         blocks = self.num_layers * self.block_parameters
         return self.embedding_parameters + blocks + self.hidden_size
 
     @property
     def training_flops_per_token(self) -> int:
-        """Model FLOPs for one token's forward and backward.
+        """Model FLOPs of one token's forward and backward pass.
 
-        2 FLOPs a weight and token forward, twice that backward, over every matrix that is
-        multiplied (the head once, the embedding look-up never), plus the attention products
-        over the causal half of the context: scores and values, 2·2·width·context/2 a layer
+        They are 2 FLOPs for each weight and token forward and twice that backward, for every
+        matrix that is multiplied (the head, but not the embedding), plus the attention products
+        over the causal half of the context: scores and values, 2·2·width·context/2 for each layer
         forward (Chowdhery et al. 2022, appendix B, halved for causality).
         """
         matrices = self.num_layers * self.block_matrix_parameters
@@ -75,7 +75,7 @@ class ModelShape:
 
 
 def shape_of(section: ModelSection) -> ModelShape:
-    """The shape that a profile's model section describes."""
+    """Return the shape of a profile's model section, with each `auto` resolved."""
     values = section.model_dump()
     if section.num_kv_heads == "auto":
         values["num_kv_heads"] = section.num_heads
@@ -85,7 +85,7 @@ def shape_of(section: ModelSection) -> ModelShape:
 
 
 def muon_flops(shape: ModelShape) -> int:
-    """Operations of one step of Muon: the products that orthogonalise every hidden matrix."""
+    """Return the FLOPs of one step of Muon, to orthogonalize every hidden matrix."""
     width, inner = shape.hidden_size, shape.intermediate_size
     flops = 2 * orthogonalization_flops(width, shape.attention_width)
     flops += 2 * orthogonalization_flops(width, shape.kv_width)
@@ -94,6 +94,9 @@ def muon_flops(shape: ModelShape) -> int:
 
 
 def orthogonalization_flops(rows: int, columns: int) -> int:
-    """Of one matrix: X·Xᵀ, its square, and their polynomial times X, in every iteration."""
+    """Return the FLOPs to orthogonalize one matrix X.
+
+    Each iteration computes X·Xᵀ, its square, and a polynomial of it times X.
+    """
     short, long = sorted((rows, columns))
     return _MUON_ITERATIONS * (2 * 2 * short * short * long + 2 * short**3)

@@ -1,4 +1,4 @@
-"""YAML as plain data that knows its lines: of bounded size, depth and number of values."""
+"""Parsing of YAML into plain data with line numbers, with limits on size, depth and count."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import yaml
 from llmtrain.errors import UsageError
 from llmtrain.units import format_bytes
 
-# What takes a second to read at worst.
+# Parsing at these limits takes at most a second.
 LARGEST_BYTES = 512 << 10
 _MOST_NODES = 20_000
 _DEEPEST_LEVEL = 20
 _LARGEST_INTEGER = 2**64
-_LONGEST_NUMBER = 100  # characters; to compute a number of thousands takes quadratic time
-# What YAML 1.1 reads as something else than it says: 010 as 8, 1:30 as 90.
+_LONGEST_NUMBER = 100  # characters; conversion takes quadratic time in them
+# Numbers with surprising values in YAML 1.1: 010 is 8, and 1:30 is 90.
 _OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _BASE_60 = re.compile(r"[-+]?\d[\d_]*:[\d:._]*")
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
-# What the scanner raises for an escape beyond Unicode, besides its own errors.
+# The parser's errors; ValueError and OverflowError are for an escape beyond Unicode.
 _MALFORMED = (yaml.YAMLError, ValueError, OverflowError)
 
 
 class _RefusedError(yaml.YAMLError):
-    """YAML that is not used here. Told by its line, from 1."""
+    """YAML that is invalid or unsupported here; `line` counts from 1."""
 
     def __init__(self, line: int, what: str) -> None:
         super().__init__(what)
@@ -38,10 +38,10 @@ class _RefusedError(yaml.YAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 6e-4 is a number and a date stays text.
+    """A safe YAML loader that reads 6e-4 as a number and dates as text.
 
-    Nothing in it names a type or refers elsewhere, and what is too deep or too much is refused
-    where it is met: the time to scan is quadratic in the depth.
+    It rejects anchors, aliases, tags and directives. Excess depth or number of values is rejected
+    during parsing, because scanning takes quadratic time in the depth.
     """
 
     def __init__(self, text: str) -> None:
@@ -81,13 +81,13 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if "timestamp" not in tag]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-# YAML 1.1 wants a dot in the mantissa and a sign in the exponent; nobody writes numbers so.
+# YAML 1.1 requires a dot in the mantissa and a sign in the exponent, which few people write.
 _FLOAT = re.compile(r"^[-+]?\d[\d_]*(?:\.\d*)?[eE][-+]?\d+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
 class _Dumper(yaml.SafeDumper):
-    """Safe YAML that `_Loader` reads as it was: a value is written out each time it occurs."""
+    """A safe YAML dumper for `_Loader`: repeated values are written out, without aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -97,9 +97,10 @@ _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    """Names of files that are not Unicode hold half a surrogate pair, which YAML cannot.
+    """Return a node for `text`, with lone surrogates, as in non-Unicode file names, escaped.
 
-    PyYAML writes the line ends of Unicode in single quotes and reads them there as spaces.
+    Text with Unicode line ends is double-quoted, because PyYAML would write it in single quotes
+    and read the line ends as spaces.
     """
     whole = text.encode(errors="backslashreplace").decode()
     style = '"' if re.search("[\x85\u2028\u2029]", whole) else None
@@ -111,7 +112,7 @@ _Dumper.add_representer(str, _represent_text)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One leaf of a YAML mapping."""
+    """A leaf of nested YAML mappings."""
 
     path: str  # dotted
     value: Any
@@ -119,7 +120,7 @@ class Entry:
 
 
 def parse_scalar(text: str) -> Any:
-    """The plain value that YAML reads in `text`, as on the right of `key:`. Raises UsageError."""
+    """Return the plain value of `text`, parsed as after `key:`. Raises UsageError."""
     shown = repr(text) if len(text) <= 60 else f"{text[:40]!r}…"
     try:
         node = yaml.compose(text, _Loader)
@@ -129,14 +130,14 @@ def parse_scalar(text: str) -> Any:
 
 
 def parse_document(text: str, origin: str) -> Any:
-    """The plain value of a whole text. Raises UsageError with `origin` and the line."""
+    """Return the plain value of a YAML document. Raises UsageError with `origin` and the line."""
     with _named(origin):
         node = yaml.compose(text, _Loader)
         return None if node is None else _value(node, _Loader(""))
 
 
 def parse_entries(text: str, origin: str) -> list[Entry]:
-    """The leaves of the mapping in `text`. Raises UsageError with `origin` and the line."""
+    """Return the leaves of the mapping in `text`. Raises UsageError with `origin` and the line."""
     with _named(origin):
         node = yaml.compose(text, _Loader)
         if node is None:
@@ -147,7 +148,7 @@ def parse_entries(text: str, origin: str) -> list[Entry]:
 
 
 def dump_document(value: Mapping[str, Any], origin: str) -> str:
-    """A text that `parse_document` reads. Raises UsageError where there is too much of it."""
+    """Return `value` as text for `parse_document`. Raises UsageError if it is over the limits."""
     text = yaml.dump(dict(value), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
     if len(text.encode()) > LARGEST_BYTES:
         raise UsageError(f"{origin} would be larger than {format_bytes(LARGEST_BYTES)}")
@@ -157,7 +158,7 @@ def dump_document(value: Mapping[str, Any], origin: str) -> str:
 
 @contextmanager
 def _named(origin: str) -> Iterator[None]:
-    """What is found inside the block is told with its origin."""
+    """Raise YAML errors of the block as UsageError with `origin`, and the line if known."""
     try:
         yield
     except _RefusedError as error:
@@ -185,7 +186,7 @@ def _leaves(
 
 
 def _value(node: yaml.Node, loader: _Loader) -> Any:
-    """What JSON can hold, and numbers that are not finite."""
+    """Return a node as plain data: JSON types, and non-finite numbers too."""
     if isinstance(node, yaml.MappingNode):
         return _mapping(node, loader)
     if isinstance(node, yaml.SequenceNode):
@@ -237,7 +238,7 @@ def _whole_number(text: str, value: Any) -> Any:
 
 
 def _whole(node: yaml.Node) -> str:
-    """The text of a scalar, in which no letter is a half one."""
+    """Return the text of a scalar. Raises _RefusedError if it has a lone surrogate."""
     text: str = node.value
     if _HALF_A_PAIR.search(text):
         what = "half a surrogate pair; write the character itself"

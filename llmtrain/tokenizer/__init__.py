@@ -1,4 +1,4 @@
-"""Lossless tokenization: learning a vocabulary, text to ids and back, and handing it on."""
+"""Lossless tokenization: train, import, inspect and save tokenizers; encode and decode text."""
 
 from llmtrain.tokenizer.importing import ImportOptions, import_tokenizer, open_tokenizer
 from llmtrain.tokenizer.inspection import TokenizerReport, inspect_tokenizer

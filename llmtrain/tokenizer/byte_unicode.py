@@ -1,6 +1,6 @@
-"""The letters in which vocabularies of bytes are spelt: one visible character a byte.
+"""The byte-to-character mapping of byte-level BPE: one visible character for each byte.
 
-Those of GPT-2 (Radford et al. 2019), which tokenizer.json calls ByteLevel.
+It is the mapping of GPT-2 (Radford et al. 2019), named ByteLevel in tokenizer.json.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 @cache
 def letter_of_byte() -> MappingProxyType[int, str]:
-    """Each byte's letter: the Latin-1 character where it is visible, or one from U+0100 on."""
+    """Return each byte's character: Latin-1 where that is visible, else one from U+0100 upwards."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = (byte for byte in range(256) if byte not in visible)
     substitutes = {byte: chr(_FIRST_SUBSTITUTE + n) for n, byte in enumerate(hidden)}
@@ -30,16 +30,19 @@ def _byte_of_letter() -> MappingProxyType[str, int]:
 
 
 def spelled_bytes(text: str) -> bytes:
-    """Return the UTF-8 of a piece in which a space is "▁" and a byte is "<0x0A>"."""
+    """Return the UTF-8 of a piece in which "▁" is a space and "<0x0A>" is a byte."""
     byte = _BYTE.fullmatch(text)
     return bytes([int(byte[1], 16)]) if byte else text.replace(SPACE_MARK, " ").encode()
 
 
 def letters_of(data: bytes) -> str:
-    """`data` in letters."""
+    """Return `data` with each byte replaced by its character."""
     return "".join(map(letter_of_byte().__getitem__, data))
 
 
 def bytes_of(text: str) -> bytes:
-    """What `text` spells. Raises KeyError where a character is no letter of a byte."""
+    """Return the bytes that the characters of `text` stand for.
+
+    Raises KeyError for a character that stands for no byte.
+    """
     return bytes(map(_byte_of_letter().__getitem__, text))

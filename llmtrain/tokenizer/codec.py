@@ -1,4 +1,4 @@
-"""What a library that turns text into ids has to offer, and how its files are to be read."""
+"""The interface of a tokenizer backend, and the names and kinds of tokenizer files."""
 
 from __future__ import annotations
 
@@ -10,59 +10,59 @@ from llmtrain.tokenizer.piece import Piece
 
 MODEL_FILE = "tokenizer.model"
 JSON_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"  # for Hugging Face; nothing of it is read here
-KIND_FILE = "tokenizer_kind.json"  # not there for an own model, which says all by itself
+CONFIG_FILE = "tokenizer_config.json"  # for Hugging Face; not needed to load a tokenizer
+KIND_FILE = "tokenizer_kind.json"  # absent for llmtrain's own models, which need none
 
-# A directory with one of these has a tokenizer that was saved by this package.
+# A directory with one of these files contains a tokenizer saved by llmtrain.
 NAMING_FILES = (KIND_FILE, MODEL_FILE)
 
-# own: a sentencepiece model as `llmtrain tokenizer train` makes them; the others are named after
-# the library that reads their file.
+# own: a sentencepiece model with the settings of `llmtrain tokenizer train`; the other kinds are
+# named after the library that reads the file.
 KindName = Literal["own", "sentencepiece", "huggingface"]
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How the file of a tokenizer is read. The same file read another way gives other ids."""
+    """How a tokenizer file is interpreted; the ids depend on it as well as on the file."""
 
     name: KindName
     separator_id: int
-    escaped: bool  # text is `escape`d before it is encoded
+    escaped: bool  # whether `escape` is applied before encoding
 
 
 class Codec(Protocol):
-    """Ids of text as one library has them; control tokens never come of text."""
+    """The encoder and decoder of one library; text never encodes to a control token."""
 
     @property
     def model(self) -> bytes:
-        """The file that it was read from."""
+        """Contents of the model file, in bytes."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """Ids are below it."""
+        """Number of ids; ids are 0 to `vocab_size` - 1."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of Unicode text."""
+        """Return the ids of Unicode text."""
         ...
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
-        """`encode` of each, in order."""
+        """Return the ids of each text, in order."""
         ...
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids below `vocab_size`; control tokens are nothing."""
+        """Return the text of ids below `vocab_size`; control tokens decode to ""."""
         ...
 
     def piece(self, token: int) -> str:
-        """How the model spells an id below `vocab_size`."""
+        """Return the piece of an id below `vocab_size`, in the model's spelling."""
         ...
 
     def spell(self, token: int) -> bytes:
-        """Return the UTF-8 that an id stands for inside a text; b"" for a control token."""
+        """Return the UTF-8 that an id contributes within a text; b"" for a control token."""
         ...
 
     def pieces(self) -> list[Piece]:
-        """The vocabulary in the order of ids; the separator is one of the control tokens."""
+        """Return the vocabulary in order of id; the separator is among the control tokens."""
         ...

@@ -1,4 +1,4 @@
-"""Encode batches of text in worker processes, or in this one."""
+"""Encode batches of text in worker processes or in the current process."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from llmtrain.tokenizer.importing import open_tokenizer
 from llmtrain.tokenizer.tokenizer import Tokenizer
 from llmtrain.tokenizer.word_cache import ID_BYTES, EncodeToBytes, fastest_encoder
 
-# The ids of several texts, one after the other, and the number of ids of each text.
+# The concatenated ids of several texts, and the number of ids of each text; both int64.
 Encoded: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
-_MAX_PROCESSES = 32  # reading the text for them is the bottleneck long before
+_MAX_PROCESSES = 32  # reading the text limits the rate well below this number
 _ID = np.dtype(np.int32)
 
 
@@ -33,9 +33,9 @@ def encode_in_processes(
 ) -> Generator[Encoded, None, None]:
     """Yield the ids of each batch of UTF-8 texts, in order, by the tokenizer in `directory`.
 
-    Each process loads the tokenizer; all end when `check_stop` raises and when the generator is
-    closed. Raises DataError where the tokenizer refuses a text or has another fingerprint, and
-    LlmtrainError if a process dies.
+    Each process loads the tokenizer; all processes end when `check_stop` raises or the generator
+    is closed. Raises DataError if the tokenizer cannot encode a text or its fingerprint is not
+    `fingerprint`, and LlmtrainError if a process dies.
     """
     program = WorkerProgram(
         "llmtrain.tokenizer.encode_processes:main",
@@ -51,7 +51,7 @@ def encode_in_processes(
 def encode_in_this_process(
     tokenizer: Tokenizer, batches: Iterable[Sequence[bytes]]
 ) -> Generator[Encoded, None, None]:
-    """Yield what `encode_in_processes` yields, without other processes."""
+    """Yield the ids of each batch of UTF-8 texts, in order, without worker processes."""
     encode = fastest_encoder(tokenizer)
     for batch in batches:
         yield _arrays(encode([data.decode() for data in batch]))
@@ -63,7 +63,7 @@ def _arrays(encoded: Sequence[bytes]) -> Encoded:
 
 
 def main() -> None:
-    """Serve as a worker process; its arguments are the tokenizer's directory and fingerprint."""
+    """Run a worker process; its arguments are the tokenizer's directory and fingerprint."""
     directory, fingerprint = sys.argv[1:]
     encode: EncodeToBytes | None = None
 

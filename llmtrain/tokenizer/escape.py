@@ -1,13 +1,13 @@
-"""Text with no "▁" in it, from which the text itself can be had back.
+"""A reversible escape that removes "▁" from text.
 
 sentencepiece writes a space as "▁" (U+2581) and so reads a literal "▁" back as a space. Escaping
 keeps the two apart: `ESCAPE` becomes `ESCAPE 0`, "▁" becomes `ESCAPE 1`.
 
-In escaped text every `ESCAPE` is the start of a two-character code, and no code holds a second
-one, so a code is found wherever its two characters stand side by side and nowhere else. Plain
-string replacement in `REPLACEMENTS` order escapes, and in the opposite order, from right to left,
-unescapes: "▁" has to come back first, since restoring `ESCAPE` may put it before a literal "1".
-tokenizer.json can say plain string replacement, which is what makes both readers agree.
+In escaped text every `ESCAPE` is the first character of a two-character code, and the second one
+is never `ESCAPE`, so codes cannot overlap or be confused with other text. String replacement in
+`REPLACEMENTS` order escapes; in reverse order, with the two strings swapped, it unescapes. "▁" is
+restored first, because restoring `ESCAPE` may place it in front of a literal "1".
+tokenizer.json supports string replacement too, so that both libraries give the same ids.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from __future__ import annotations
 from llmtrain.errors import DataError
 
 SPACE_MARK = "▁"
-ESCAPE = "\U000f2581"  # private use; digits follow it because no piece joins a digit to anything
+ESCAPE = "\U000f2581"  # private use; a digit follows because digits are pieces of their own
 
 REPLACEMENTS = ((ESCAPE, ESCAPE + "0"), (SPACE_MARK, ESCAPE + "1"))
 
 
 def require_unicode(text: str) -> None:
-    """Raises DataError where `text` holds half a surrogate pair, which no UTF-8 file can."""
+    """Raise DataError if `text` contains a lone surrogate, which UTF-8 cannot represent."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -33,9 +33,9 @@ def require_unicode(text: str) -> None:
 
 
 def escape(text: str) -> str:
-    """`text` without "▁": a different string for every string, and nearly always `text` itself.
+    """Return `text` with "▁" and `ESCAPE` replaced by codes; most texts are unchanged.
 
-    Raises DataError where `text` is not Unicode.
+    Different texts have different escapes. Raises DataError if `text` has a lone surrogate.
     """
     require_unicode(text)
     for plain, code in REPLACEMENTS:
@@ -44,7 +44,7 @@ def escape(text: str) -> str:
 
 
 def unescape(text: str) -> str:
-    """The string whose `escape` is `text`; codes that `escape` never writes stay as they are."""
+    """Return the string whose `escape` is `text`; codes that `escape` never writes are kept."""
     for plain, code in reversed(REPLACEMENTS):
         text = text.replace(code, plain)
     return text

@@ -1,8 +1,9 @@
-"""Prompts that end inside a token: back off to a boundary, and sample what was dropped again.
+"""Token healing: drop the last tokens of a prompt and sample them again with its continuation.
 
-A prompt that ends in "retur" or in a space has a last token that training shows only where the
-text does not continue with "n" or with a word. Its last tokens are dropped and sampled again, from
-those that begin with the dropped text.
+In training text, the last token of a prompt such as "retur" is followed by "n" only rarely,
+because "return" has a token of its own; the same holds for a space before a word. So the last
+tokens are dropped, and the first sampled ids are restricted to those that begin with the dropped
+text.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ from llmtrain.tokenizer.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class HealedPrompt:
-    """The ids to continue, and the dropped ones, which the first sampled ids have to spell."""
+    """The ids to continue from, and the dropped ids, which the first sampled ids must spell."""
 
     kept: tuple[int, ...]  # begins with the separator
     dropped: tuple[int, ...]
-    spellings: tuple[bytes, ...]  # in UTF-8, of each id; b"" for control tokens
-    text: str  # the prompt, as the tokenizer decodes it
+    spellings: tuple[bytes, ...]  # the UTF-8 of each id; b"" for control tokens
+    text: str  # the prompt, decoded from its ids
 
     def allowed(self, sampled: Sequence[int]) -> list[int] | None:
-        """Return the ids that may follow `sampled`; None where every id may.
+        """Return the ids that may follow `sampled`; None if every id may.
 
-        They are the dropped id, in front, and those that begin with all of the rest of the dropped
-        text, so that the prompt is spelled either as it was or by a token that goes beyond it.
+        The first is the next dropped id. The others are the ids whose text begins with all of the
+        remaining dropped text, so that the prompt is completed by its own tokens or by one that
+        extends it.
         """
         if len(sampled) >= len(self.dropped) or tuple(sampled) != self.dropped[: len(sampled)]:
             return None
@@ -39,7 +41,7 @@ class HealedPrompt:
 
 
 def heal_prompt(tokenizer: Tokenizer, prompt: str) -> HealedPrompt:
-    """Drop the tokens at the end of `prompt` whose text is the beginning of a longer token."""
+    """Encode `prompt` without the last tokens that together are the prefix of a longer token."""
     ids = tokenizer.encode(prompt)
     spellings = tuple(tokenizer.spell(token) for token in range(tokenizer.vocab_size))
     count = _dropped(ids, spellings, escape(prompt) if tokenizer.kind.escaped else prompt)
@@ -49,7 +51,7 @@ def heal_prompt(tokenizer: Tokenizer, prompt: str) -> HealedPrompt:
 
 
 def _dropped(ids: Sequence[int], spellings: Sequence[bytes], text: str) -> int:
-    """Return how many of the last ids together are the beginning of a longer token."""
+    """Return how many of the last ids together spell a proper prefix of a token."""
     ordered = sorted(spellings)
     longest = max(map(len, ordered), default=0)
     end = b" " + text.encode()  # some tokenizers put a space before each text

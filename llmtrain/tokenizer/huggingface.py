@@ -1,4 +1,4 @@
-"""The same vocabulary in the form that Hugging Face reads, with the same ids for every text."""
+"""Export of a vocabulary as tokenizer.json and tokenizer_config.json, with unchanged ids."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from llmtrain.tokenizer.escape import REPLACEMENTS, SPACE_MARK
 from llmtrain.tokenizer.piece import Piece
 
-# A word with the spaces before it: no piece goes on into the next.
+# A word with the spaces before it; no piece crosses into the next word.
 _WORD = f"{SPACE_MARK}+[^{SPACE_MARK}]*|[^{SPACE_MARK}]+"
 _EXTRA_SPACES = ((Regex(r"\A +| +\z"), ""), (Regex(" {2,}"), " "))
 _PADDINGS = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
-_NO_TEXT_SCORE = -1e4  # so low that a name in a text is spelt in any other way
+_NO_TEXT_SCORE = -1e4  # so low that a token name in a text is always split into other pieces
 
 
 @dataclass(frozen=True, slots=True)
 class TextSettings:
-    """What is done to a text before it is cut into pieces, and undone after."""
+    """The normalization applied before segmentation into pieces and reversed by the decoder."""
 
     escaped: bool = True
     adds_prefix: bool = False  # a space before each text
     removes_extra_spaces: bool = False
-    whole_pieces: tuple[str, ...] = ()  # found in a text before all others
+    whole_pieces: tuple[str, ...] = ()  # matched in a text before all other pieces
 
 
 _OWN = TextSettings()
 
 
 def bpe_json(pieces: Sequence[Piece], settings: TextSettings = _OWN) -> str:
-    """tokenizer.json of pieces that are merged in the order of their scores."""
+    """Return the tokenizer.json of a BPE vocabulary whose merges are ordered by score."""
     model = models.BPE(
         {piece.text: token for token, piece in enumerate(pieces)},
         _merges(pieces),
@@ -45,9 +45,9 @@ def bpe_json(pieces: Sequence[Piece], settings: TextSettings = _OWN) -> str:
 
 
 def unigram_json(pieces: Sequence[Piece], settings: TextSettings = _OWN) -> str:
-    """tokenizer.json of pieces of which the likeliest are chosen, word by word.
+    """Return the tokenizer.json of a unigram vocabulary, segmented word by word.
 
-    The pieces have to have one for each character that the name of another piece is spelt in.
+    Each character in the name of a byte or special token must be a piece itself.
     """
     scores = [
         (piece.text, piece.score if piece.kind == "text" else _NO_TEXT_SCORE) for piece in pieces
@@ -63,9 +63,9 @@ def tokenizer_config(
 ) -> str:
     """Return the contents of tokenizer_config.json.
 
-    The limit and `adds_prefix`, whether a space is put before each text, are left out if None.
-    Batches are padded with a token that text does not become, and not with the separator if there
-    is another: fine-tuning does not learn from what it takes for padding.
+    `model_max_length` is in tokens; `adds_prefix` is whether a space is put before each text; each
+    is left out if None. The padding token is one that text never encodes to, and the separator
+    only if there is no other, because fine-tuning ignores the loss at padding tokens.
     """
     separator = next(piece.text for piece in pieces if piece.kind == "separator")
     unknown = next((piece.text for piece in pieces if piece.kind == "unknown"), None)
@@ -78,7 +78,7 @@ def tokenizer_config(
         **({} if unknown is None else {"unk_token": unknown}),
         "pad_token": padding,
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # the name of a token in a text is text
+        "split_special_tokens": True,  # a special token's name in a text is encoded as text
         "model_input_names": ["input_ids", "attention_mask"],
     }
     if adds_prefix is not None:
@@ -91,7 +91,10 @@ def tokenizer_config(
 def _around(
     tokenizer: tokenizers.Tokenizer, pieces: Sequence[Piece], settings: TextSettings
 ) -> str:
-    """tokenizer.json, the same for the same pieces: escapes, and names that no text becomes."""
+    """Return the tokenizer.json of `tokenizer` with normalizer, decoder and special tokens added.
+
+    The output is deterministic.
+    """
     escapes = REPLACEMENTS if settings.escaped else ()
     trims = _EXTRA_SPACES if settings.removes_extra_spaces else ()
     replacements = (*escapes, *trims, (" ", SPACE_MARK))
@@ -99,7 +102,7 @@ def _around(
     tokenizer.normalizer = normalizers.Sequence(
         [*(normalizers.Replace(old, new) for old, new in replacements), *prefix]
     )
-    # A code may be spread over several tokens: only the fused text can be unescaped.
+    # An escape code may span several tokens, so only the fused text can be unescaped.
     tokenizer.decoder = decoders.Sequence(
         [
             decoders.Replace(SPACE_MARK, " "),
@@ -118,9 +121,10 @@ def _around(
 
 
 def _merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
-    """Every pair of pieces that joins into a third, the pair to be merged first in front.
+    """Return every pair of pieces that concatenates to a third, in order of merging.
 
-    sentencepiece merges whatever neighbours spell its best piece; the pairs are not in the model.
+    A sentencepiece model stores no merges: it merges any neighbours that spell the piece with the
+    highest score.
     """
     ids = {piece.text: token for token, piece in enumerate(pieces) if piece.kind == "text"}
     ranked = [

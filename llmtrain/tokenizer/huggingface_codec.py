@@ -1,4 +1,4 @@
-"""Text to ids by Hugging Face's `tokenizers`."""
+"""The backend for tokenizer.json, by Hugging Face's `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class HuggingFaceCodec:
-    """A tokenizer.json as the library reads it, without what it puts around a text.
+    """A tokenizer.json without its template: no special tokens are put around a text.
 
-    The name of a special token in a text is text, as with `split_special_tokens` of transformers.
+    A special token's name in a text is encoded as text, as with `split_special_tokens` in
+    transformers.
     """
 
     def __init__(self, model: bytes) -> None:
-        """Read the contents of a tokenizer.json. Raises DataError if the library cannot."""
+        """Read the contents of a tokenizer.json. Raises DataError if they cannot be used."""
         self.model = model
         try:
             self._tokenizer = HuggingFaceTokenizer.from_buffer(model)
@@ -47,44 +48,47 @@ class HuggingFaceCodec:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the highest id."""
+        """The highest id plus one."""
         return self._vocab_size
 
     def encode(self, text: str) -> list[int]:
-        """Ids, without those of a template."""
+        """Return the ids of `text`, without the special tokens of a template."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
-        """`encode` of each text, in order; with several threads as many as the library likes."""
+        """Return the ids of each text, in order.
+
+        If `threads` is above 1, the library chooses the number of threads.
+        """
         if threads == 1:
             return [self.encode(text) for text in texts]
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [each.ids for each in encoded]
 
     def decode(self, ids: list[int]) -> str:
-        """Text; control tokens are nothing."""
+        """Return the text of `ids`; control tokens decode to ""."""
         text: str = self._tokenizer.decode(
             [token for token in ids if token not in self._controls], skip_special_tokens=False
         )
         return text
 
     def piece(self, token: int) -> str:
-        """How the model spells an id; empty for one that it leaves out."""
+        """Return the piece of an id in the model's spelling; "" for an unassigned id."""
         return self._tokenizer.id_to_token(token) or ""
 
     def spell(self, token: int) -> bytes:
-        """Return the UTF-8 that an id stands for inside a text; b"" for a control token."""
+        """Return the UTF-8 that an id contributes within a text; b"" for a control token."""
         text = self.piece(token)
         if token in self._added:
             return b"" if token in self._controls else text.encode()
         try:
             return bytes_of(text) if self._is_in_letters else spelled_bytes(text)
-        except KeyError:  # a name for an id that no text has
+        except KeyError:  # the placeholder name of an id that no text encodes to
             return b""
 
     def pieces(self) -> list[Piece]:
-        """The vocabulary, in the order of ids. Earlier ids have higher scores."""
+        """Return the vocabulary in order of id; each piece's score is minus its id."""
         texts = map(self.piece, range(self.vocab_size))
         return [
             Piece(text, -float(token), self._kind(token, text, self._is_in_letters))
@@ -100,7 +104,7 @@ class HuggingFaceCodec:
 
 
 def _is_part_of_a_character(text: str) -> bool:
-    """Whether letters of bytes spell what is no UTF-8 by itself."""
+    """Return whether `text`, in ByteLevel characters, spells bytes that are not valid UTF-8."""
     try:
         bytes_of(text).decode()
     except KeyError:

@@ -1,7 +1,7 @@
-"""Tokenizers made elsewhere: a sentencepiece model, a tokenizer.json, or tiktoken's ranks.
+"""Import of tokenizers from other tools: sentencepiece, tokenizer.json, or tiktoken's ranks.
 
-Each keeps its ids. What makes it one to train with is found or added: a separator that no text
-becomes. What makes it exact is checked, not believed.
+Imported tokenizers keep their ids. Training needs a separator that no text encodes to: one of the
+control tokens, or an added one. Whether text round-trips exactly is checked.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ from llmtrain.tokenizer.vocabulary_json import MERGES_FILE, VOCABULARY_FILE, voc
 from llmtrain.untrusted import parse_json, problem_of, read_bytes
 
 _KINDS = "a sentencepiece .model, tokenizer.json, vocab.json or .tiktoken, or a directory of one"
-_MODEL_NAME = re.compile(r"\.model(\.v\d+)?$", re.IGNORECASE)  # Mistral's are numbered
+_MODEL_NAME = re.compile(r"\.model(\.v\d+)?$", re.IGNORECASE)  # Mistral numbers its files
 _FORMS: tuple[Literal["NFC", "NFKC", "NFD", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
-_MODELS = ("BPE", "Unigram")  # the others of Hugging Face's lose spaces or words
+_MODELS = ("BPE", "Unigram")  # Hugging Face's other models lose spaces or words
 
-# What well-known tokenizers call the end of a text, where nothing beside them says it.
+# End-of-text tokens of well-known tokenizers, in order of preference; used if none is stated.
 _ENDS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<s>", "<bos>")
 
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """What the file itself does not say."""
+    """The options of an import: what the tokenizer file does not contain."""
 
-    pattern: str | None = None  # how ranks split text: a name or a regular expression
-    separator: str | None = None  # the control token between documents
-    allow_lossy: bool = False  # also one that changes some text
+    pattern: str | None = None  # splits text before ranks apply: a name or a regular expression
+    separator: str | None = None  # the name of the control token between documents
+    allow_lossy: bool = False  # whether a tokenizer that changes some text is accepted
 
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """A tokenizer, and what there is to know of its import."""
+    """An imported tokenizer, with its file, its separator and the warnings of the import."""
 
     tokenizer: Tokenizer
-    path: Path  # the file
+    path: Path  # of the file
     separator: str
     added_separator: bool
     warnings: tuple[str, ...]
 
 
 def open_tokenizer(path: Path) -> Tokenizer:
-    """What is saved in the directory `path`, or what importing `path` gives. Raises DataError."""
+    """Load the tokenizer saved in the directory `path`, or else import `path`. Raises DataError."""
     is_saved = any((path / name).is_file() for name in NAMING_FILES)
     if path.is_file() or (not is_saved and path.is_dir() and _files_in(path)):
         return import_tokenizer(path, ImportOptions()).tokenizer
@@ -64,10 +64,10 @@ def open_tokenizer(path: Path) -> Tokenizer:
 
 
 def import_tokenizer(path: Path, options: ImportOptions) -> Imported:
-    """The tokenizer in a file, or in the one that a directory has, with the ids that it has there.
+    """Import the tokenizer in a file, or in the tokenizer file of a directory; the ids are kept.
 
-    Raises DataError that names the file, also where text does not come back as it was, unless
-    that is allowed.
+    Raises DataError, naming the file, if the file cannot be used, or if text does not round-trip
+    and `options.allow_lossy` is false.
     """
     file = _file_of(path, options)
     try:
@@ -85,7 +85,7 @@ def import_tokenizer(path: Path, options: ImportOptions) -> Imported:
 
 
 def _file_of(path: Path, options: ImportOptions) -> Path:
-    """The file that is meant; one with a pattern has ranks, whatever its name. Raises DataError."""
+    """Return the file to import; with a pattern, any name is accepted. Raises DataError."""
     if path.is_dir():
         return _file_in(path)
     if not path.exists():
@@ -99,7 +99,7 @@ def _file_of(path: Path, options: ImportOptions) -> Path:
 
 
 def _file_in(directory: Path) -> Path:
-    """Return the tokenizer's file in a directory. Raises DataError unless there is one."""
+    """Return the tokenizer file in a directory. Raises DataError if there is none or several."""
     found = _files_in(directory)
     if not found:
         raise DataError(
@@ -116,7 +116,7 @@ def _file_in(directory: Path) -> Path:
 
 
 def _files_in(directory: Path) -> list[Path]:
-    """Return the preferred file of a directory; several if it has models of several names."""
+    """Return the preferred tokenizer file of a directory; several if it has several models."""
     for name in (JSON_FILE, MODEL_FILE):
         if (directory / name).is_file():
             return [directory / name]
@@ -163,7 +163,7 @@ def _of_ranks(file: Path, options: ImportOptions) -> Imported:
 def _of_json(file: Path, data: bytes, options: ImportOptions) -> Imported:
     document = parse_json(data)
     _refuse_affixes(document)
-    codec = HuggingFaceCodec(data)  # which also knows that the document has its form
+    codec = HuggingFaceCodec(data)  # validates the form of the document as well
     document.setdefault("added_tokens", [])
     _require_supported(document)
     names = {
@@ -180,9 +180,10 @@ def _of_json(file: Path, data: bytes, options: ImportOptions) -> Imported:
 
 
 def _refuse_affixes(document: object) -> None:
-    """Byte pairs that mark the inside or the end of words lose the spaces between them.
+    """Raise DataError if the model marks the inside or the end of words with an affix.
 
-    Some of them make the library panic: they are looked for before it reads the file.
+    Such models lose the spaces between words. Some make the library panic, so this is checked
+    before the library reads the file.
     """
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         match document:
@@ -191,7 +192,10 @@ def _refuse_affixes(document: object) -> None:
 
 
 def _require_supported(document: Any) -> None:
-    """Byte pairs or unigrams that have an id for whatever they meet."""
+    """Raise DataError unless the model is BPE or unigram and its unknown token, if any, has an id.
+
+    A unigram model must have an unknown token.
+    """
     model = document["model"]
     kind = model.get("type", "BPE" if "merges" in model else None)
     if kind not in _MODELS:
@@ -210,7 +214,7 @@ def _added_token(name: str, token: int) -> dict[str, object]:
 
 
 def _stated_end(file: Path) -> str | None:
-    """What the tokenizer_config.json beside the file says ends a text."""
+    """Return the end-of-text token in the tokenizer_config.json next to the file; None if none."""
     try:
         config = parse_json(read_bytes(file.with_name(CONFIG_FILE), 4 << 20, follow_links=True))
     except (OSError, ValueError):
@@ -222,7 +226,11 @@ def _stated_end(file: Path) -> str | None:
 
 
 def _chosen(wished: str | None, stated: str | None, names: dict[str, int]) -> str:
-    """The separator: as wished, as stated, or what is usual; a new one where there is none."""
+    """Return the separator's name.
+
+    It is `wished`, else the first in `names` of `stated` and the usual ones, else `SEPARATOR`,
+    which has to be added.
+    """
     if wished is not None:
         return wished
     candidates = (stated, *_ENDS)
@@ -238,7 +246,11 @@ def _checked(
     separator: str,
     added: bool,
 ) -> Imported:
-    """It keeps text as it is; or with "▁" escaped; or it is said which text it does not."""
+    """Check that texts round-trip; escape "▁" if that helps; otherwise refuse or warn.
+
+    Raises DataError if texts do not round-trip and `options.allow_lossy` is false, and if no
+    tokenizer.json gives the ids of a sentencepiece model.
+    """
     probes = (*PROBES, *controls)
     warnings: list[str] = []
     tokenizer = Tokenizer.read_as(kind, model)
@@ -266,7 +278,7 @@ def _checked(
 
 
 def _require_agreement(tokenizer: Tokenizer) -> None:
-    """Raise DataError with the first text that has other ids in Hugging Face's form."""
+    """Raise DataError, naming a text, if tokenizer.json gives other ids than the model."""
     _, text = tokenizer.json_of_model()
     if text is not None:
         raise DataError(
@@ -277,7 +289,7 @@ def _require_agreement(tokenizer: Tokenizer) -> None:
 
 
 def _change(lost: Sequence[tuple[str, str]]) -> str:
-    """Return what comes back of the first text, and the normal form of Unicode if it is one."""
+    """Describe how the first text changes, and which Unicode normal form explains all, if any."""
     text, back = lost[0]
     change = f"{text!r} comes back as {back!r}"
     forms = (form for form in _FORMS if all(normalize(form, old) == new for old, new in lost))
@@ -296,7 +308,7 @@ def _change(lost: Sequence[tuple[str, str]]) -> str:
 
 
 def _lost(tokenizer: Tokenizer, probes: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Each text that does not come back, and what comes instead."""
+    """Yield each text that does not round-trip, and the text it decodes to instead."""
     for text in probes:
         back = tokenizer.decode(tokenizer.encode(text))
         if back != text:

@@ -1,4 +1,4 @@
-"""What a tokenizer does to samples of text, and others to the same."""
+"""Statistics of a tokenizer on samples of text, compared with other tokenizers."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _SPELT = ("1234567", "3.14", "    return x", "\t\tif a:\r\n\n", "two  spaces")
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a text becomes tokens. `name`: of the text, or of the tokenizer."""
+    """The compression of a text; `name` is that of the text or of the tokenizer."""
 
     name: str
     bytes: int
     tokens: int
-    bytes_per_token: float | None  # None: no text
+    bytes_per_token: float | None  # None if there are no tokens
 
 
 @dataclass(frozen=True, slots=True)
 class UsedPiece:
-    """A piece, and how often the samples needed it."""
+    """A piece and how often it occurs in the samples."""
 
     piece: str
     times: int
@@ -34,7 +34,7 @@ class UsedPiece:
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """A text in pieces, as the model spells them."""
+    """A text and its pieces, in the model's spelling."""
 
     text: str
     pieces: tuple[str, ...]
@@ -42,24 +42,24 @@ class Spelling:
 
 @dataclass(frozen=True, slots=True)
 class TokenizerReport:
-    """A vocabulary, and how well it fits the samples. Rates of an empty sample are None."""
+    """A vocabulary and how well it fits the samples; the rates of an empty sample are None."""
 
     kind: str
     vocab_size: int
     separator: str
     separator_id: int
     fingerprint: str
-    longest_pieces: tuple[str, ...]  # longest first, as the model spells them
+    longest_pieces: tuple[str, ...]  # longest first, in the model's spelling
     spellings: tuple[Spelling, ...]
     sample_bytes: int
     sample_tokens: int
     bytes_per_token: float | None
-    byte_fallback_rate: float | None  # share of the tokens that are parts of characters
-    unused_text_pieces: int  # that the samples never needed
-    unused_share: float | None  # of the text pieces
-    rarest_pieces: tuple[UsedPiece, ...]  # of those that were needed, the rarest first
+    byte_fallback_rate: float | None  # share of tokens that are byte pieces
+    unused_text_pieces: int  # text pieces that never occur in the samples
+    unused_share: float | None  # share of the text pieces
+    rarest_pieces: tuple[UsedPiece, ...]  # of those that occur, rarest first
     sources: tuple[Fit, ...]
-    beside: tuple[Fit, ...]  # others, on all samples
+    beside: tuple[Fit, ...]  # other tokenizers, on all samples
 
 
 def inspect_tokenizer(
@@ -67,9 +67,9 @@ def inspect_tokenizer(
     samples: Mapping[str, Iterable[str]],
     beside: Mapping[str, Tokenizer] | None = None,
 ) -> TokenizerReport:
-    """What there is to know of `tokenizer`, with rates as measured on all samples.
+    """Return the report on `tokenizer`, with rates measured on all samples together.
 
-    Samples are read once, a text at a time; `beside` are tokenizers to compare with.
+    Samples are read once, one text at a time. `beside` maps names to tokenizers to compare with.
     """
     others = beside or {}
     used: Counter[int] = Counter()

@@ -1,4 +1,4 @@
-"""One entry of a vocabulary, and the names of those that are not text."""
+"""A vocabulary entry, and the names of special tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 SEPARATOR = "<|endoftext|>"
 UNKNOWN = "<unk>"
 
-# A control token is one that no text becomes: the separator is one, the others wait for a use.
+# No text encodes to a control token: the separator is one, the others are reserved for later use.
 PieceKind = Literal["text", "byte", "separator", "control", "unknown"]
 
 
@@ -17,10 +17,10 @@ class Piece:
     """A vocabulary entry as the model spells it: a space is "▁", a byte is "<0x0A>"."""
 
     text: str
-    score: float  # the higher, the earlier it is merged or the likelier; of text pieces only
+    score: float  # higher: merged earlier (BPE) or likelier (unigram); text pieces only
     kind: PieceKind
 
 
 def reserved_names(count: int) -> list[str]:
-    """Names of control tokens that are kept for later: of a chat's roles, of tools."""
+    """Return the names of control tokens reserved for later use, as chat roles or tool calls."""
     return [f"<|reserved_{number}|>" for number in range(count)]

@@ -1,4 +1,4 @@
-"""Text that tokenizers are known to change."""
+"""Texts that some tokenizers do not round-trip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sample of a stream of documents, of bounded size, from all over it."""
+"""A uniform sample of bounded size from a stream of documents."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import heapq
 import random
 from collections.abc import Iterator
 
-_SEED = 20_240_601  # any number does, as long as it never changes
-_SEGMENTS = 64  # a sample has at least this many, so that no one document fills it
+_SEED = 20_240_601  # arbitrary, but constant, so that samples are reproducible
+_SEGMENTS = 64  # a full sample has at least this many, so that no one document fills it
 
 
 class ByteSample:
-    """Documents, whole, chosen evenly from all that were added, in at most `max_bytes` of UTF-8.
+    """A uniform sample of the added documents, of at most `max_bytes` of UTF-8.
 
-    Each document draws a number, and those that drew the smallest stay: the bottom-k sample of
-    Cohen and Kaplan (2007). A document over 1/64 of `max_bytes` is cut into segments at line ends,
-    and each is drawn for by itself. The same documents give the same sample. Memory is bounded by
-    `max_bytes` and the document at hand.
+    Each document gets a random number, and those with the smallest numbers are kept: the bottom-k
+    sample of Cohen and Kaplan (2007). Documents larger than 1/64 of `max_bytes` are cut into
+    segments at line ends, which are sampled separately. The same documents give the same sample.
+    Memory is bounded by `max_bytes` and the size of one document.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self.documents = 0  # with text in them
+        self.documents = 0  # non-empty ones
         self.bytes_seen = 0
         self.bytes_used = 0
         self._max_bytes = max_bytes
         self._random = random.Random(_SEED)
-        self._threshold = 1.0  # drawing this much or more is too much: the sample is full
-        self._kept: list[tuple[float, int, bytes]] = []  # heap, the largest draw in front
+        self._threshold = 1.0  # numbers from here on are rejected; below 1 once the sample is full
+        self._kept: list[tuple[float, int, bytes]] = []  # heap, the largest number first
         self._drawn = 0
 
     def add(self, document: str) -> None:
-        """Offer `document` to the sample."""
+        """Add `document` to the stream; whether it is kept is random."""
         if not document:
             return
         self.documents += 1
@@ -38,12 +38,12 @@ class ByteSample:
             self._draw(segment)
 
     def __iter__(self) -> Iterator[str]:
-        """The texts of the sample, in the order in which they were added."""
+        """Yield the texts of the sample, in the order in which they were added."""
         for _, _, data in sorted(self._kept, key=lambda entry: entry[1]):
             yield data.decode()
 
     def _draw(self, segment: str) -> None:
-        data = segment.encode()  # which takes no more than it says, whatever the script
+        data = segment.encode()  # bytes, because the memory of a str depends on its script
         self.bytes_seen += len(data)
         self._drawn += 1
         draw = self._random.random()
@@ -58,7 +58,7 @@ class ByteSample:
 
 
 def _segments(document: str, max_bytes: int) -> Iterator[str]:
-    """`document` in parts of at most `max_bytes`, cut after a line end where there is one."""
+    """Yield `document` in segments of at most `max_bytes`, cut after line ends where possible."""
     if len(document.encode()) <= max_bytes:
         yield document
         return

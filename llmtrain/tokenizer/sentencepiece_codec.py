@@ -1,4 +1,4 @@
-"""Text to ids by sentencepiece."""
+"""The backend for sentencepiece models."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from llmtrain.tokenizer.structure import require_sound
 _PART_CHARACTERS = 1 << 14
 _WORD_START = re.compile(f"(?<![ {SPACE_MARK}])[ {SPACE_MARK}]")
 
-# What a model made with other settings changes: outer and double spaces, line ends, composition,
-# compatibility forms and characters that were never seen.
+# Text that models with other settings change: outer and repeated spaces, line ends, combining and
+# compatibility characters, and characters outside the vocabulary.
 _PROBE = "  a  b\t\r\n\n\x00 e\u0301 \ufb01 \uff21 \ufeff \U0010fffd ▁ <unk> "
 
 
 class SentencePieceCodec:
-    """A sentencepiece model as the library reads it."""
+    """A sentencepiece model, by the sentencepiece library."""
 
     def __init__(self, model: bytes) -> None:
-        """Read a serialized model. Raises DataError if it is none, or not a sound one."""
+        """Read a serialized model. Raises DataError if it is invalid or over the size limits."""
         require_sound(model)
         self.model = model
         self._processor = SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
             pieces = self.pieces()
-            self.decode(list(range(self.vocab_size)))  # what stands for the unknown may be no text
+            self.decode(list(range(self.vocab_size)))  # raises if a surface is not UTF-8
         except (RuntimeError, UnicodeDecodeError):
             raise DataError("it is not a sentencepiece model") from None
         self._is_cut = self._keeps_words_apart(pieces)
@@ -44,46 +44,47 @@ class SentencePieceCodec:
         return int(self._processor.get_piece_size())
 
     def encode(self, text: str) -> list[int]:
-        """Ids as sentencepiece has them of the whole text."""
+        """Return the ids that sentencepiece gives the whole text."""
         return list(chain.from_iterable(map(self._processor.encode, self._parts(text))))
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
-        """`encode` of each text, in order."""
+        """Return the ids of each text, in order; `threads` is the number of threads."""
         parts = [list(self._parts(text)) for text in texts]
         encoded = iter(self._processor.encode(list(chain(*parts)), num_threads=threads))
         return [list(chain.from_iterable(islice(encoded, len(own)))) for own in parts]
 
     def decode(self, ids: list[int]) -> str:
-        """Text; control tokens are nothing."""
+        """Return the text of `ids`; control tokens decode to ""."""
         text: str = self._processor.decode(ids)
         return text
 
     def piece(self, token: int) -> str:
-        """How the model spells an id."""
+        """Return the piece of an id, in the model's spelling."""
         text: str = self._processor.id_to_piece(token)
         return text
 
     def spell(self, token: int) -> bytes:
-        """Return the UTF-8 that an id stands for inside a text; b"" for a control token."""
+        """Return the UTF-8 that an id contributes within a text; b"" for a control token."""
         kind, text = self._kind(token), self.piece(token)
         return spelled_bytes(text) if kind in ("text", "byte") else b""
 
     def pieces(self) -> list[Piece]:
-        """The vocabulary, in the order of ids."""
+        """Return the vocabulary, in order of id."""
         return [
             Piece(self.piece(token), self._processor.get_score(token), self._kind(token))
             for token in range(self.vocab_size)
         ]
 
     def end_id(self) -> int | None:
-        """The control token that the model itself says ends a text, or begins one."""
+        """Return the end-of-text id, else the beginning-of-text id; None if there is neither."""
         stated = (self._processor.eos_id(), self._processor.bos_id())
         return next((int(token) for token in stated if token >= 0), None)
 
     def require_own_settings(self) -> int:
-        """The separator's id: every text round-trips escaped, and none becomes a control token.
+        """Return the separator's id if the model has the settings of `llmtrain tokenizer train`.
 
-        Raises DataError for a model made with other settings than this package's.
+        With these settings every escaped text round-trips, and none encodes to a control token.
+        Raises DataError for a model with other settings.
         """
         pieces = self.pieces()
         controls = [piece.text for piece in pieces if piece.kind == "control"]
@@ -93,7 +94,7 @@ class SentencePieceCodec:
             raise DataError(f"its unknown token is not {UNKNOWN}")
         if sum(piece.kind == "byte" for piece in pieces) != 256:
             raise DataError("it does not spell unknown characters in bytes")
-        # Twice, for a model that puts a space before each text takes only the first away again.
+        # Twice: a model that puts a space before each text removes only the first one on decoding.
         if unescape(self.decode(self.encode(escape(_PROBE)) * 2)) != _PROBE * 2:
             raise DataError("it does not keep text exactly")
         if not self._is_cut:
@@ -109,15 +110,15 @@ class SentencePieceCodec:
         return "text" if is_text else "control"
 
     def _keeps_words_apart(self, pieces: Sequence[Piece]) -> bool:
-        """No piece goes on into the next word, and nothing is put before a text."""
+        """Return whether no piece crosses into the next word and no space is put before a text."""
         crosses = any(_WORD_START.search(piece.text, 1) for piece in pieces)
         return not crosses and not self.decode(self._processor.encode("a") * 2).count(" ")
 
     def _parts(self, text: str) -> Iterator[str]:
-        """`text` cut between words, so that the parts have the ids of the whole.
+        """Yield `text` in parts cut between words; their ids concatenate to those of the whole.
 
-        No merge crosses a cut where no piece crosses words. sentencepiece takes 70 bytes of memory
-        for each character of a string, and is slower on long ones.
+        If no piece crosses words, no merge crosses a cut. Parts are encoded because sentencepiece
+        takes 70 bytes of memory for each character of a string and is slower on long strings.
         """
         start = 0
         while start < len(text):

@@ -1,4 +1,4 @@
-"""A foreign sentencepiece model as tokenizer.json, where both give the same ids."""
+"""Conversion of imported sentencepiece models to tokenizer.json, with a check of the ids."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from llmtrain.tokenizer.probes import PROBES
 from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
 from llmtrain.tokenizer.structure import read_settings
 
-_PART_PIECES = 64  # in one text of the vocabulary's own pieces
+_PART_PIECES = 64  # of the vocabulary, in one probe
 
 
-@lru_cache(maxsize=2)  # it is written with every checkpoint
+@lru_cache(maxsize=2)  # the result is written with every checkpoint
 def sentencepiece_json(model: bytes, escaped: bool) -> tuple[str, str | None]:
-    """Return tokenizer.json, and the first text that has other ids in it; None: no text has.
+    """Return tokenizer.json and the first probe whose ids differ from the model's; None if none.
 
-    The ids are compared on texts that tokenizers change, on the names of control tokens and on
-    every piece of the vocabulary.
+    The probes are the texts of `PROBES`, the names of control tokens, and every text piece of the
+    vocabulary.
     """
     codec = SentencePieceCodec(model)
     settings = read_settings(model)
@@ -39,7 +39,7 @@ def sentencepiece_json(model: bytes, escaped: bool) -> tuple[str, str | None]:
 
 
 def _differing(ours: Codec, theirs: Codec, pieces: Sequence[Piece], escaped: bool) -> Iterator[str]:
-    """Yield each probe that has other ids in `theirs`, which escapes by itself."""
+    """Yield each probe whose ids differ in `theirs`, whose normalizer escapes text itself."""
     for text in _probes(pieces):
         if ours.encode(escape(text) if escaped else text) != theirs.encode(text):
             yield text

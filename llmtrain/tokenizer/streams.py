@@ -1,4 +1,4 @@
-"""Text and ids that need not be in memory at once."""
+"""Incremental encoding and decoding of texts too large for memory."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 def encoded_parts(tokenizer: Tokenizer, blocks: Iterable[str]) -> Iterator[list[int]]:
-    """Ids of the text that the blocks are, part by part: those of the whole.
+    """Encode blocks of text in parts; the ids equal those of the whole text.
 
-    Parts of about a million characters end between two words. Where there is no such place in 16
-    million characters, one ends at a line end or where it must, and ids there may be others than
-    of the whole. A tokenizer that puts a space before each text gets it whole.
+    Parts have about a million characters and end between two words. If 16 million characters have
+    no such place, the part ends at a line end or at the last character, and the ids there may
+    differ from those of the whole text. If the tokenizer puts a space before each text, the whole
+    text is one part.
     """
     if not joins(tokenizer):
         yield tokenizer.encode("".join(blocks))
@@ -41,7 +42,7 @@ def encoded_parts(tokenizer: Tokenizer, blocks: Iterable[str]) -> Iterator[list[
 
 
 def encoded_document(tokenizer: Tokenizer, text: str) -> Iterator[list[int]]:
-    """Yield the ids of a text that may be long, in parts as `encoded_parts` does."""
+    """Yield the ids of a text of any length, in parts as in `encoded_parts`."""
     if len(text) <= _PART_CHARACTERS:
         yield tokenizer.encode(text)
         return
@@ -50,7 +51,11 @@ def encoded_document(tokenizer: Tokenizer, text: str) -> Iterator[list[int]]:
 
 
 def decoded_parts(tokenizer: Tokenizer, batches: Iterable[Sequence[int]]) -> Iterator[str]:
-    """The text of ids that come in batches, part by part: that of the whole."""
+    """Decode batches of ids in parts; the text equals that of all ids.
+
+    Parts have at least 262,144 ids where possible and end before an id that begins a character. If
+    4 million ids have no such place, a character at the end of the part may be split.
+    """
     if not joins(tokenizer):
         yield tokenizer.decode([token for batch in batches for token in batch])
         return
@@ -67,12 +72,16 @@ def decoded_parts(tokenizer: Tokenizer, batches: Iterable[Sequence[int]]) -> Ite
 
 
 def joins(tokenizer: Tokenizer) -> bool:
-    """Whether ids of text cut between words are those of the whole."""
+    """Return whether the parts of a text cut between words have the ids of the whole."""
     return tokenizer.encode("one two") == tokenizer.encode("one") + tokenizer.encode(" two")
 
 
 def _begins(piece: Piece) -> bool:
-    """Neither a character goes on here nor a code of an escape, which ends in a digit."""
+    """Return whether ids can be split before this piece.
+
+    They cannot if the piece continues a UTF-8 character, or may be the second half of an escape
+    code, which is a digit 0 or 1.
+    """
     if piece.kind != "byte":
         return piece.kind == "text" and not piece.text.startswith(("0", "1"))
     spelt = _BYTE.fullmatch(piece.text)
@@ -81,9 +90,10 @@ def _begins(piece: Piece) -> bool:
 
 
 def _last_cut(text: str) -> int:
-    """Where the last part that is whole ends; 0: there is no such place yet.
+    """Return the last index at which `text` can be cut without changing ids; 0 if there is none.
 
-    No piece, and no pattern that splits text, goes on from a letter over a space to a letter.
+    That is before a space between two letters: no piece and no pre-tokenization pattern spans
+    these three characters. A text of 16 million characters is cut after a line end, or at its end.
     """
     end = len(text) - 1
     while (end := text.rfind(" ", 1, end)) > 0:

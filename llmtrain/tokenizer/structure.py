@@ -1,7 +1,7 @@
-"""What a sentencepiece model has to look like before the library parses it.
+"""Validation and editing of serialized sentencepiece models, without the library.
 
-Its fields are gone over without being read: how many there are and how long. See
-sentencepiece_model.proto and https://protobuf.dev/programming-guides/encoding/.
+Models are validated before the library parses them: only field numbers and lengths are checked.
+See sentencepiece_model.proto and https://protobuf.dev/programming-guides/encoding/.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from llmtrain.errors import DataError
 
 _PIECES, _TRAINER, _NORMALIZER, _SELF_TEST, _DENORMALIZER = 1, 2, 3, 4, 5
 _BYTES = 2  # the wire type of everything at the top level
-_MODEL_TYPE, _DUMMY_PREFIX, _EXTRA_SPACES = 3, 3, 4  # of the trainer; of the normalizer
+_MODEL_TYPE, _DUMMY_PREFIX, _EXTRA_SPACES = 3, 3, 4  # one of the trainer, two of the normalizer
 _CHARACTER_MAP = 2  # of the normalizer: a compiled table
 _PIECE_TEXT, _PIECE_KIND, _CONTROL, _USER_DEFINED = 1, 3, 3, 4  # of a piece
 MOST_PIECES = 1 << 20
@@ -23,9 +23,9 @@ _LONGEST_VARINT = 10
 
 
 def require_sound(model: bytes) -> None:
-    """`model` is a list of short pieces with settings, and no compiled tables.
+    """Raise DataError unless `model` has only short pieces and settings, and no compiled tables.
 
-    Raises DataError. What the settings say is for whoever uses them to check.
+    The values of the settings are not checked.
     """
     pieces = 0
     for field, wire_type, start, end in _fields(model, 0, len(model)):
@@ -44,16 +44,16 @@ def require_sound(model: bytes) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a model says of how it reads text."""
+    """The settings of a model that affect how text is encoded."""
 
     is_unigram: bool
     adds_dummy_prefix: bool  # a space before each text
     removes_extra_spaces: bool
-    whole_pieces: tuple[str, ...]  # found in a text before all others
+    whole_pieces: tuple[str, ...]  # matched in a text before all other pieces
 
 
 def read_settings(model: bytes) -> Settings:
-    """Return the settings of a sound model; what it does not say has sentencepiece's default."""
+    """Return the settings of a valid model, with sentencepiece's defaults for absent fields."""
     return Settings(
         is_unigram=_number(model, _TRAINER, _MODEL_TYPE, default=1) == 1,
         adds_dummy_prefix=bool(_number(model, _NORMALIZER, _DUMMY_PREFIX, default=1)),
@@ -73,7 +73,7 @@ def _whole_pieces(model: bytes) -> Iterator[str]:
 
 
 def _number(model: bytes, section: int, number: int, *, default: int) -> int:
-    """Return the last number that a section has under a field; the last one counts."""
+    """Return the integer in a field of a section; the last one if there are several."""
     for field, _, start, end in _fields(model, 0, len(model)):
         if field == section:
             for inner, wire_type, first, after in _fields(model, start, end):
@@ -90,7 +90,10 @@ def _has_table(model: bytes, start: int, end: int) -> bool:
 
 
 def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Number, wire type, and place of the contents of every field between two offsets."""
+    """Yield field number, wire type, and start and end of the contents of each field in a range.
+
+    Raises DataError if the range is truncated or has an unknown wire type.
+    """
     while start < end:
         key, start = _varint(data, start, end)
         wire_type = key & 7
@@ -111,8 +114,8 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, 
 
 
 def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
-    """The number at `start`, and where it ends."""
-    if start < end and data[start] < 0x80:  # nearly always
+    """Return the varint at `start`, and the offset after it. Raises DataError if truncated."""
+    if start < end and data[start] < 0x80:  # the usual case: one byte
         return data[start], start + 1
     value = 0
     for offset, byte in enumerate(data[start : min(end, start + _LONGEST_VARINT)]):
@@ -123,16 +126,16 @@ def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
 
 
 def with_control_piece(model: bytes, name: str) -> bytes:
-    """`model` with one more piece, behind the others, that no text becomes.
+    """Return `model` with a control piece added after the other pieces.
 
-    Messages that follow each other are merged, and lists joined.
+    Appending suffices: protobuf parsers concatenate the repeated fields of appended messages.
     """
     piece = _field(_PIECE_TEXT, name.encode()) + bytes([_PIECE_KIND << 3, _CONTROL])
     return model + _field(_PIECES, piece)
 
 
 def with_pieces_respelt(model: bytes, old: bytes, new: bytes) -> bytes:
-    """`model` with `new` for each `old` in the text of a piece."""
+    """Return `model` with each `old` in the texts of pieces replaced by `new`."""
     parts = []
     for field, _, start, end in _fields(model, 0, len(model)):
         content = model[start:end]
@@ -148,7 +151,7 @@ def with_pieces_respelt(model: bytes, old: bytes, new: bytes) -> bytes:
 
 
 def _field(number: int, content: bytes) -> bytes:
-    """A field of bytes."""
+    """Return a serialized length-delimited field."""
     length, rest = [], len(content)
     while rest >= 0x80:
         length.append(rest & 0x7F | 0x80)

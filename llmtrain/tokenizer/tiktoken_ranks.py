@@ -1,7 +1,7 @@
-"""Ranks of byte strings, as tiktoken keeps them, in the form of tokenizer.json, with the same ids.
+"""Conversion of tiktoken rank files to tokenizer.json, with the same ids.
 
-A file has a line a token: its bytes in base64, a space, its rank, which is also its id. How text
-is split before it is merged is not in the file: a pattern says it.
+A file has one line for each token: its bytes in base64, a space, and its rank, which is also its
+id. The pre-tokenization pattern is not in the file and has to be supplied.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _UPPER = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}"
 _LOWER = r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _OTHER = r"[^\r\n\p{L}\p{N}]"
 
-# How the encodings of those names split text, for regular expressions of tokenizer.json.
+# The pre-tokenization patterns of named encodings, in the regular expressions of tokenizer.json.
 PATTERNS: Mapping[str, str] = MappingProxyType(
     {
         "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
@@ -34,15 +34,16 @@ PATTERNS: Mapping[str, str] = MappingProxyType(
     }
 )
 
-# These mean something else in tokenizer.json: the end of a line, and a repeated repetition.
+# In tokenizer.json "^" and "$" match at each line, and "}+" repeats instead of being possessive.
 _TAKEN_AS_IT_IS = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[\^?(?:\\.|[^\]\\])*\]")
 _MEANS_SOMETHING_ELSE = re.compile(r"[$^]|\}\+")
 
 
 def ranks_json(data: bytes, pattern: str) -> bytes:
-    """tokenizer.json of the contents of a file of ranks. Raises DataError with the line.
+    """Convert the contents of a rank file to tokenizer.json; ids are the ranks.
 
-    Ids are the ranks. `pattern` is a name in `PATTERNS`, or a regular expression.
+    `pattern` is a name in `PATTERNS` or a regular expression. Raises DataError, with the line
+    number, for an invalid line, and UsageError for an unknown or unsupported pattern.
     """
     ranks = _read_ranks(data)
     lacking = next((byte for byte in range(256) if bytes([byte]) not in ranks), None)
@@ -70,7 +71,7 @@ def ranks_json(data: bytes, pattern: str) -> bytes:
             "end_of_word_suffix": None,
             "fuse_unk": False,
             "byte_fallback": False,
-            "ignore_merges": True,  # a part of the text that is a token is that token
+            "ignore_merges": True,  # a pre-token in the vocabulary is not split
             "vocab": _vocabulary(ranks),
             "merges": _merges(ranks),
         },
@@ -79,7 +80,7 @@ def ranks_json(data: bytes, pattern: str) -> bytes:
 
 
 def split_pattern(pattern: str) -> str:
-    """The regular expression that `pattern` names, or is. Raises UsageError."""
+    """Return the regular expression that `pattern` is or names. Raises UsageError."""
     if pattern in PATTERNS:
         return PATTERNS[pattern]
     if re.fullmatch(r"\w*", pattern):
@@ -115,14 +116,14 @@ def _read_ranks(data: bytes) -> dict[bytes, int]:
 
 
 def _vocabulary(ranks: Mapping[bytes, int]) -> dict[str, int]:
-    """Ids of spellings. One that no token has gets a name with a space, which no spelling has."""
+    """Map spellings to ids; unused ids get placeholders with a space, which no spelling has."""
     vocabulary = {letters_of(token): rank for token, rank in ranks.items()}
     unused = set(range(max(vocabulary.values()) + 1)) - set(vocabulary.values())
     return vocabulary | {f"<|no token {rank}|>": rank for rank in sorted(unused)}
 
 
 def _merges(ranks: Mapping[bytes, int]) -> list[tuple[str, str]]:
-    """Every pair of tokens that joins into a third, in the order of its rank."""
+    """Return every pair of tokens that concatenates to a third, in order of the third's rank."""
     ranked = sorted(
         (rank, ranks[token[:cut]], ranks[token[cut:]], token[:cut], token[cut:])
         for token, rank in ranks.items()

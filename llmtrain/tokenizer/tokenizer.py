@@ -1,4 +1,4 @@
-"""Text to ids and back, exactly."""
+"""The tokenizer: lossless encoding and decoding, loading and saving."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from llmtrain.tokenizer.structure import read_settings
 from llmtrain.untrusted import problem_of, read_bytes, read_json
 
 MAX_MODEL_BYTES = 16 << 20  # a vocabulary of 256,000 pieces takes under 5 MiB
-MAX_JSON_BYTES = 64 << 20  # and 35 MiB here
+MAX_JSON_BYTES = 64 << 20  # the same vocabulary takes 35 MiB as JSON
 _ALL_FILES = (MODEL_FILE, JSON_FILE, KIND_FILE, CONFIG_FILE)
 _FORMAT_VERSION = 1
 _HINT = "make one: llmtrain tokenizer train --data SPEC --vocab-size N --out DIR"
@@ -38,9 +38,9 @@ _HINT = "make one: llmtrain tokenizer train --data SPEC --vocab-size N --out DIR
 class Tokenizer:
     """A vocabulary with one separator token, which begins and ends documents.
 
-    Nothing in a text becomes the separator, not even its name. Every string of Unicode text
-    decodes to itself: an own tokenizer is held to that when it is loaded, another one when it is
-    imported.
+    No text encodes to the separator, not even its name. All Unicode text round-trips: this is
+    checked when one of llmtrain's own tokenizers is loaded and when another one is imported, which
+    may be accepted nevertheless (`ImportOptions.allow_lossy`).
     """
 
     __slots__ = ("_codec", "_fingerprint", "_kind")
@@ -53,13 +53,16 @@ class Tokenizer:
 
     @classmethod
     def of_model(cls, model: bytes) -> Tokenizer:
-        """The own one of a serialized sentencepiece model. Raises DataError if it is another's."""
+        """Return llmtrain's tokenizer for a serialized sentencepiece model.
+
+        Raises DataError if the model does not have llmtrain's settings.
+        """
         codec = SentencePieceCodec(model)
         return cls(codec, Kind("own", codec.require_own_settings(), escaped=True))
 
     @classmethod
     def read_as(cls, kind: Kind, model: bytes) -> Tokenizer:
-        """What `kind` makes of the contents of its file. Raises DataError."""
+        """Return the tokenizer of a model file's contents, read as `kind`. Raises DataError."""
         if kind.name == "own":
             return cls.of_model(model)
         codec = HuggingFaceCodec(model) if kind.name == "huggingface" else SentencePieceCodec(model)
@@ -69,7 +72,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: Path) -> Tokenizer:
-        """The tokenizer saved in `directory`. Raises DataError that names the file."""
+        """Load the tokenizer saved in `directory`. Raises DataError, naming the file."""
         kind = _kind_in(directory)
         is_json = kind is not None and kind.name == "huggingface"
         path = directory / (JSON_FILE if is_json else MODEL_FILE)
@@ -94,36 +97,37 @@ class Tokenizer:
 
     @property
     def separator_id(self) -> int:
-        """The token between documents: the beginning and the end of each."""
+        """Id of the token that begins and ends each document."""
         return self._kind.separator_id
 
     @property
     def kind(self) -> Kind:
-        """How its file is read."""
+        """The interpretation of the tokenizer's file."""
         return self._kind
 
     @property
     def model(self) -> bytes:
-        """The contents of its file."""
+        """Contents of the tokenizer's file."""
         return self._codec.model
 
     @property
     def fingerprint(self) -> str:
-        """Hexadecimal sha256 of the model: equal fingerprints give equal ids."""
+        """Hexadecimal SHA-256 of model and kind; equal fingerprints mean equal ids."""
         return self._fingerprint
 
     def encode(self, text: str) -> list[int]:
-        """Ids that decode to `text`, never the separator. Raises DataError on lone surrogates."""
+        """Return the ids of `text`, without separators. Raises DataError for a lone surrogate."""
         return self._codec.encode(self._prepared(text))
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
-        """`encode` of each text, in order."""
+        """Return the ids of each text, in order. Raises DataError for a lone surrogate."""
         return self._codec.encode_batch([self._prepared(text) for text in texts], threads)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The exact text; separators are nothing, bytes that are not UTF-8 become U+FFFD.
+        """Return the text of `ids`.
 
-        Raises DataError on an id outside the vocabulary.
+        Separators decode to "", and invalid UTF-8 to U+FFFD. Raises DataError for an id outside
+        the vocabulary.
         """
         limit = self.vocab_size
         for position, token in enumerate(ids):
@@ -136,27 +140,27 @@ class Tokenizer:
         return unescape(text) if self._kind.escaped else text
 
     def piece(self, token: int) -> str:
-        """How the model spells an id from 0 to `vocab_size` - 1."""
+        """Return the piece of an id from 0 to `vocab_size` - 1, in the model's spelling."""
         return self._codec.piece(token)
 
     def spell(self, token: int) -> bytes:
-        """Return the UTF-8 that an id stands for in text as it is encoded, escaped or not.
+        """Return the UTF-8 that an id contributes within a text; b"" for a control token.
 
-        It is b"" for a control token.
+        The text is the escaped one if `kind.escaped` is true.
         """
         return b"" if token == self.separator_id else self._codec.spell(token)
 
     def pieces(self) -> list[Piece]:
-        """The vocabulary, in the order of ids."""
+        """Return the vocabulary, in order of id."""
         pieces = self._codec.pieces()
         pieces[self.separator_id] = replace(pieces[self.separator_id], kind="separator")
         return pieces
 
     def save(self, directory: Path, *, model_max_length: int | None = None) -> None:
-        """`directory` holds the model and, where there is such a form, what Hugging Face reads.
+        """Write the model to `directory`, and tokenizer.json for Hugging Face if one has equal ids.
 
-        Each file is on disk, and nothing is left there of another tokenizer. `model_max_length` is
-        the context, in tokens, that Hugging Face warns beyond.
+        Files are written atomically, and those of another tokenizer are removed.
+        `model_max_length` is the context in tokens; Hugging Face warns about longer texts.
         """
         directory.mkdir(parents=True, exist_ok=True)
         files = self._files(model_max_length)
@@ -182,7 +186,7 @@ class Tokenizer:
         return files
 
     def json_of_model(self) -> tuple[str, str | None]:
-        """Return tokenizer.json of a foreign sentencepiece model, and a text that differs in it."""
+        """Return an imported sentencepiece model as tokenizer.json, and a text whose ids differ."""
         return sentencepiece_json(self._codec.model, self._kind.escaped)
 
     def _adds_prefix(self) -> bool:
@@ -196,7 +200,7 @@ class Tokenizer:
 
 
 def _kind_in(directory: Path) -> Kind | None:
-    """What the directory says of its tokenizer; None where it is silent. Raises DataError."""
+    """Return the kind recorded in `directory`; None if none is. Raises DataError."""
     path = directory / KIND_FILE
     try:
         said = read_json(path)

@@ -1,4 +1,4 @@
-"""Train a vocabulary in a worker process: sentencepiece takes minutes and handles no signal."""
+"""Train a vocabulary in a worker process, since sentencepiece cannot be interrupted by signals."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from llmtrain.tokenizer.training import LearnedVocabulary, VocabularySpec, learn
 def train_in_process(
     texts: Iterable[str], spec: VocabularySpec, check_stop: Callable[[], None]
 ) -> LearnedVocabulary:
-    """Return what `learn_vocabulary` returns. The process ends when `check_stop` raises.
+    """Learn a vocabulary in a worker process, which ends when `check_stop` raises.
 
-    Raises what `learn_vocabulary` raises, and LlmtrainError if the process dies.
+    Raises the errors of `learn_vocabulary`, and LlmtrainError if the process dies.
     """
     program = WorkerProgram(
         "llmtrain.tokenizer.train_process:main",
@@ -30,7 +30,7 @@ def train_in_process(
 
 
 def main() -> None:
-    """Serve as a worker process; its argument is the VocabularySpec as JSON."""
+    """Run a worker process; its argument is the VocabularySpec as JSON."""
     spec = VocabularySpec(**json.loads(sys.argv[1]))
 
     def handle(texts: Iterator[bytes]) -> tuple[bytes, bytes]:

@@ -1,4 +1,4 @@
-"""Learning a vocabulary from documents."""
+"""Training of BPE and unigram vocabularies on documents."""
 
 from __future__ import annotations
 
@@ -25,25 +25,26 @@ from llmtrain.tokenizer.tokenizer import Tokenizer
 _BYTE_PIECES = 256
 _FIXED_PIECES = _BYTE_PIECES + 2  # the bytes, the unknown token and the separator
 
-# sentencepiece learns byte pairs of words and how often they occur. Counting them here is faster
-# than in its reader, and takes memory for the words alone. A word: spaces, and what follows them.
+# sentencepiece learns BPE from words and their frequencies. Counting them here is faster than in
+# its reader, and takes memory for distinct words only. A word is a run of spaces and the text up to
+# the next space.
 _WORD = re.compile(" *[^ ]+| +")
-# A tab ends a word there; for as long as it learns, its picture, of the same script, stands for it.
+# sentencepiece's input format separates fields by tabs, so during training U+2409, which has the
+# same script, replaces the tab.
 _TAB, _TAB_PICTURE = "\t", "\u2409"
 
-# sentencepiece skips, without a word, every document that holds its mark for a rare character.
+# sentencepiece silently skips every document with this character, its mark for rare characters.
 _RARE_MARK = "\u2585"
 
-# Shares of the text whose characters have pieces of their own; the rest is spelt in bytes. A
-# script of many characters in a small vocabulary needs the lower ones; sentencepiece allows 0.98.
+# Shares of the text's characters that have pieces of their own; the rest is encoded in bytes. A
+# script of many characters in a small vocabulary needs a lower one; the minimum is 0.98.
 _CHARACTER_COVERAGES = (0.9999, 0.999, 0.99, 0.98)
 
-# The characters of which the names of bytes and tokens consist have pieces in a unigram model: what
-# can be spelt so is never taken for the name.
+# In a unigram model the characters in the names of bytes and special tokens are pieces themselves,
+# so that a name in a text is encoded by them and not as the special token.
 _NAME_CHARACTERS = "".join(sorted({*"<0x123456789ABCDEF>", *UNKNOWN, *SEPARATOR, *"reserved_"}))
 
-# Where sentencepiece may divide text into pieces: each digit is a piece of its own, and a run of
-# spaces may be one.
+# Limits on pieces: each digit is a piece of its own, and a run of spaces may be a piece.
 _SPLITTING: dict[str, Any] = {"split_digits": True, "allow_whitespace_only_pieces": True}
 
 MOST_RESERVED = 1024
@@ -55,47 +56,47 @@ VocabularySize = int | Callable[[int], int]
 
 @dataclass(frozen=True, slots=True)
 class VocabularySpec:
-    """What is to be learnt of a text."""
+    """The size and kind of a vocabulary to be learned."""
 
-    vocab_size: int  # with all that is not learnt
+    vocab_size: int  # including the fixed pieces
     kind: ModelKind = "bpe"
-    reserved: int = 0  # control tokens that are kept for later
+    reserved: int = 0  # number of control tokens reserved for later use
 
     @property
     def fixed_pieces(self) -> int:
-        """Pieces that every text gives."""
+        """Number of pieces that do not depend on the text."""
         return _FIXED_PIECES + self.reserved
 
     @property
     def required_characters(self) -> str:
-        """Characters that have pieces of their own whatever the text is."""
-        # In bytes the space would be read back as the mark, not as a space.
+        """Characters that are pieces regardless of the text."""
+        # Encoded in bytes, the space would decode to "▁".
         return SPACE_MARK + (_NAME_CHARACTERS if self.kind == "unigram" else "")
 
     @property
     def fewest_pieces(self) -> int:
-        """What a vocabulary needs for any text at all."""
+        """Minimum number of pieces of a vocabulary, for any text."""
         return self.fixed_pieces + len(self.required_characters)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedTokenizer:
-    """A tokenizer and what it was learnt from."""
+    """A trained tokenizer and statistics of its training text."""
 
     tokenizer: Tokenizer
-    requested_vocab_size: int  # the tokenizer has fewer where the text has no more to give
-    character_coverage: float  # share of the text whose characters are pieces
-    documents: int  # with text in them
+    requested_vocab_size: int  # the tokenizer has fewer if the text does not yield as many
+    character_coverage: float  # share of the text's characters that are pieces
+    documents: int  # non-empty ones
     bytes_seen: int  # UTF-8 bytes of all documents, escaped
-    bytes_used: int  # of which the vocabulary was learnt
+    bytes_used: int  # UTF-8 bytes in the sample
 
 
 @dataclass(frozen=True, slots=True)
 class LearnedVocabulary:
-    """What sentencepiece made of a text."""
+    """A vocabulary learned by sentencepiece."""
 
     model_proto: bytes  # serialized
-    character_coverage: float  # the highest that fits into the vocabulary
+    character_coverage: float  # the highest that the vocabulary size allows
 
 
 Learn = Callable[[Iterable[str], VocabularySpec], LearnedVocabulary]
@@ -110,16 +111,16 @@ def train_tokenizer(
     max_bytes: int | None = None,
     learn: Learn | None = None,
 ) -> TrainedTokenizer:
-    """A vocabulary of `vocab_size` pieces, or of as many as the documents have to give.
+    """Train a tokenizer of `vocab_size` pieces, or fewer if the documents do not yield as many.
 
-    `vocab_size` may be a function of the documents' bytes. Learns from a sample of at most
-    `max_bytes` (None: `SAMPLE_BYTES` of the kind) from all over the documents, and from the same
-    documents always the same; by `learn_vocabulary`, or by `learn` elsewhere. Raises UsageError
-    where `vocab_size` is too small for the text and DataError where there is no text.
+    `vocab_size` may be a function of the documents' size in bytes. Training uses a uniform sample
+    of at most `max_bytes` of UTF-8 (None: `SAMPLE_BYTES` of the kind) and is deterministic.
+    `learn` replaces `learn_vocabulary`, for example to run it in another process. Raises
+    UsageError if `vocab_size` is too small for the text, and DataError if there is no text.
     """
     sample = ByteSample(SAMPLE_BYTES[kind] if max_bytes is None else max_bytes)
     if isinstance(vocab_size, int):
-        _require_room(VocabularySpec(vocab_size, kind, reserved))  # before the text is read
+        _require_room(VocabularySpec(vocab_size, kind, reserved))  # before reading the text
     for document in documents:
         sample.add(escape(document).replace(_RARE_MARK, " "))
     if not any(text.strip("\r\n\x00") for text in sample):
@@ -142,7 +143,11 @@ def train_tokenizer(
 
 
 def learn_vocabulary(texts: Iterable[str], spec: VocabularySpec) -> LearnedVocabulary:
-    """Pieces for the texts, which are read once. Raises UsageError and DataError."""
+    """Learn a vocabulary from `texts`, which are read once.
+
+    Raises UsageError if the vocabulary size is too small for the text, and DataError if
+    sentencepiece fails.
+    """
     learn = _bpe_model(texts, spec) if spec.kind == "bpe" else _unigram_model(texts, spec)
     needed = spec.fewest_pieces
     for coverage in _CHARACTER_COVERAGES:
@@ -157,20 +162,21 @@ def learn_vocabulary(texts: Iterable[str], spec: VocabularySpec) -> LearnedVocab
 
 
 def _tokenizer_of(model: bytes, kind: ModelKind) -> Tokenizer:
-    """sentencepiece adds a text's scores in 32 bits, so that near ties fall by where a word stands.
+    """Return the tokenizer of a trained model; a unigram model is converted to tokenizer.json.
 
-    Hugging Face's reading, word by word, is therefore the one of a unigram model.
+    sentencepiece sums scores over the whole text in 32 bits, so that near ties of a unigram model
+    depend on a word's position. Hugging Face's library segments word by word instead.
     """
     if kind == "bpe":
         return Tokenizer.of_model(model)
     pieces = SentencePieceCodec(model).pieces()
     separator_id = next(token for token, piece in enumerate(pieces) if piece.kind == "control")
-    read_as = Kind("huggingface", separator_id, escaped=False)  # tokenizer.json itself escapes
+    read_as = Kind("huggingface", separator_id, escaped=False)  # tokenizer.json escapes
     return Tokenizer.read_as(read_as, unigram_json(pieces).encode())
 
 
 def _bpe_model(texts: Iterable[str], spec: VocabularySpec) -> Callable[[float], bytes]:
-    """By character coverage: the model that byte pairs give."""
+    """Return a function from character coverage to the serialized BPE model of `texts`."""
     times: Counter[str] = Counter()
     for text in texts:
         times.update(_WORD.findall(text.replace(_TAB, _TAB_PICTURE)))
@@ -184,7 +190,10 @@ def _bpe_model(texts: Iterable[str], spec: VocabularySpec) -> Callable[[float], 
 
 
 def _unigram_model(texts: Iterable[str], spec: VocabularySpec) -> Callable[[float], bytes]:
-    """By character coverage: the unigram model, whose first pieces come from whole texts."""
+    """Return a function from character coverage to the serialized unigram model of `texts`.
+
+    Whole texts are kept, because the initial pieces are extracted from them.
+    """
     kept = list(texts)
     return lambda coverage: _sentencepiece_model(iter(kept), "text", spec, coverage)
 
@@ -199,11 +208,11 @@ def _sentencepiece_model(
         input_format=form,
         model_type=spec.kind,
         vocab_size=spec.vocab_size,
-        hard_vocab_limit=False,  # fewer pieces where the text has no more to give
+        hard_vocab_limit=False,  # fewer pieces are accepted
         character_coverage=coverage,
-        num_threads=1,  # the model records it, so another number would be another fingerprint
+        num_threads=1,  # recorded in the model, so it would change the fingerprint
         minloglevel=3,
-        # Lossless: the text is taken as it is, and what has no piece is spelt in bytes.
+        # Lossless: no normalization, and characters without a piece are encoded in bytes.
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         add_dummy_prefix=False,

@@ -1,4 +1,4 @@
-"""vocab.json and merges.txt, as GPT-2 has them, as tokenizer.json with the same ids."""
+"""Conversion of GPT-2's vocab.json and merges.txt to tokenizer.json, with the same ids."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _MOST_BYTES = 64 << 20
 
 
 def vocabulary_json(vocabulary_file: Path) -> bytes:
-    """Return tokenizer.json of a vocabulary and of the merges beside it.
+    """Convert a vocabulary file, and the merges file next to it, to tokenizer.json.
 
-    Entries that no text becomes are special tokens. Raises DataError.
+    Entries that are neither a byte nor the result of a merge become special tokens. Raises
+    DataError if a file is invalid or merges.txt cannot be read.
     """
     vocabulary = parse_json(read_bytes(vocabulary_file, _MOST_BYTES, follow_links=True))
     if not isinstance(vocabulary, dict) or not all(type(n) is int for n in vocabulary.values()):

@@ -1,4 +1,4 @@
-"""Well-known tokenizers that other programs have left on this machine. Nothing is fetched."""
+"""Well-known tokenizers in the local caches of other programs. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -25,18 +25,21 @@ _MODELS = (
 
 
 def well_known_tokenizers() -> dict[str, Tokenizer]:
-    """Those that are here, by name. One that cannot be read is left out."""
+    """Return the tokenizers found, by name; those that cannot be imported are left out."""
     found = {}
     for name, path, options in (*_cached_ranks(), *_cached_models()):
         try:
             found[name] = import_tokenizer(path, options).tokenizer
         except LlmtrainError:
-            continue  # what somebody else's cache holds is not the user's concern
+            continue  # an unusable file in another program's cache is not an error here
     return found
 
 
 def _cached_ranks() -> Iterator[tuple[str, Path, ImportOptions]]:
-    """tiktoken's cache has a file an address, named after its sha1."""
+    """Yield name, path and options of rank files in tiktoken's cache.
+
+    The cache names each file after the SHA-1 of its URL.
+    """
     chosen = os.environ.get("TIKTOKEN_CACHE_DIR") or os.environ.get("DATA_GYM_CACHE_DIR")
     cache = Path(chosen) if chosen else Path(tempfile.gettempdir(), "data-gym-cache")
     for name in _RANKS:
@@ -47,7 +50,10 @@ def _cached_ranks() -> Iterator[tuple[str, Path, ImportOptions]]:
 
 
 def _cached_models() -> Iterator[tuple[str, Path, ImportOptions]]:
-    """Hugging Face's cache has a directory a model, with one a version."""
+    """Yield name, path and options of tokenizer.json files in Hugging Face's cache.
+
+    The cache has a directory for each model, with a subdirectory for each revision.
+    """
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
     for name in _MODELS:

@@ -1,8 +1,8 @@
-"""Encoding word by word, each word once: text says the same words again and again.
+"""A cache of encoded words, which makes encoding faster because most words repeat.
 
-Of a byte-pair vocabulary in which no piece goes on into the next word, the ids of a text are those
-of its words: no merge crosses the border of two, and merges on one side of it do not matter for
-those on the other.
+In a BPE vocabulary in which no piece crosses into the next word, the ids of a text are the
+concatenated ids of its words: no merge crosses a word boundary, and merges in one word do not
+affect those in another.
 """
 
 from __future__ import annotations
@@ -18,34 +18,37 @@ from sentencepiece import SentencePieceProcessor
 from llmtrain.tokenizer.escape import escape
 from llmtrain.tokenizer.tokenizer import Tokenizer
 
-# Texts to their ids, each id an int32 as the machine has it.
+# From texts to their ids; each id is an int32 in native byte order.
 EncodeToBytes: TypeAlias = Callable[[Sequence[str]], list[bytes]]
 
 ID_BYTES = array("i").itemsize
 _WORD = re.compile(" *[^ ]+| +")
-_MOST_WORDS = 1 << 18  # about 70 MB; a text's most frequent ones are far fewer
-_MOST_CHARACTERS = 1 << 24  # of these words
+_MOST_WORDS = 1 << 18  # about 70 MB; far more than the frequent words of a text
+_MOST_CHARACTERS = 1 << 24  # in cached words
 
 
 def fastest_encoder(tokenizer: Tokenizer) -> EncodeToBytes:
-    """What encodes as the tokenizer does."""
+    """Return the fastest function that gives the tokenizer's ids."""
     if _has_words(tokenizer):
         return EncodedWords(tokenizer.model)
     return lambda texts: [_id_bytes(ids) for ids in tokenizer.encode_batch(texts, threads=1)]
 
 
 def _has_words(tokenizer: Tokenizer) -> bool:
-    """Whether no piece goes on into the next word, as in own ones, and pieces have ranks, as
-    merges do."""
+    """Return whether words can be encoded separately.
+
+    That holds for llmtrain's own BPE models: no piece crosses into the next word, and scores are
+    the integer ranks of merges.
+    """
     has_ranks = all(piece.score.is_integer() for piece in tokenizer.pieces())
     return tokenizer.kind.name == "own" and has_ranks
 
 
 class EncodedWords:
-    """Words and their ids, as far as there is room for them. Called with texts."""
+    """An encoder with a bounded cache of words and their ids."""
 
     def __init__(self, model: bytes, most_words: int = _MOST_WORDS) -> None:
-        """`model` is one that a Tokenizer accepts."""
+        """Load a serialized model, which must be valid."""
         self._processor = SentencePieceProcessor()
         self._processor.LoadFromSerializedProto(model)
         self._most_words = most_words
@@ -53,7 +56,7 @@ class EncodedWords:
         self._characters = 0
 
     def __call__(self, texts: Sequence[str]) -> list[bytes]:
-        """The ids of each text."""
+        """Return the ids of each text, as int32 in native byte order."""
         if len(self._ids) > self._most_words or self._characters > _MOST_CHARACTERS:
             self._ids, self._characters = {}, 0
         split = [_WORD.findall(escape(text)) for text in texts]
