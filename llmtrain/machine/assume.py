@@ -1,4 +1,4 @@
-"""Invent the facts of another machine from a short specification: `cuda:8x80GiB`, `mps:16GiB`.
+"""Construct the facts of another machine from a short specification: `cuda:8x80GiB`, `mps:16GiB`.
 
     SPEC     = KIND ":" FIELD { ":" FIELD }        KIND = cpu | cuda | mps
     FIELD    = GPUS | SIZE | CORES | FEATURE, in any order, each at most once
@@ -7,7 +7,7 @@
     CORES    = NUMBER "c"                          physical cores
     FEATURE  = an instruction set, no-bf16 (of the GPUs) or no-compiler
 
-What the specification leaves open is assumed, and each assumption is listed.
+Facts that the specification omits are assumed, and each assumption is listed.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def _read_topology(cpus: Path) -> tuple[dict[int, str], set[str]]:
         if logical.isdecimal() and siblings:
             core_of[int(logical)] = siblings
         packages.add(_line(topology / "physical_package_id"))
-    return core_of, packages - {"", "-1"}  # -1: firmware does not say
+    return core_of, packages - {"", "-1"}  # -1: not reported by the firmware
 
 
 def _line(path: Path) -> str:

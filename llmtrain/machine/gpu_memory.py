@@ -1,4 +1,4 @@
-"""Read the memory of GPUs: through torch in the process that uses them, else from the driver."""
+"""Read the memory of GPUs: through torch in the process that uses them, else through the driver."""
 
 from __future__ import annotations
 

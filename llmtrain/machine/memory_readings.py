@@ -12,7 +12,7 @@ class SystemMemory:
     """The machine's memory now."""
 
     total_bytes: int
-    available_bytes: int  # what programs can still get without swapping
+    available_bytes: int  # can still be allocated without swapping
     used_bytes: int  # total − available
     percent: float  # used / total × 100
     limit_bytes: int | None  # of the control group, where it is below the total
@@ -50,7 +50,7 @@ class ProcessMemory:
 class AcceleratorMemory:
     """One GPU's memory: what all processes use, and what this process's allocator holds.
 
-    None where the device does not say: another process's allocator is unknown.
+    None if the device does not report it: another process's allocator is unknown.
     """
 
     kind: AcceleratorKind
@@ -64,11 +64,11 @@ class AcceleratorMemory:
 
     @property
     def used_bytes(self) -> int | None:
-        """What all processes use together."""
+        """The memory in use by all processes."""
         return None if self.available_bytes is None else self.total_bytes - self.available_bytes
 
     @property
     def percent(self) -> float | None:
-        """Used / total × 100."""
+        """The percentage in use: used / total × 100."""
         used_bytes = self.used_bytes
         return None if used_bytes is None else round(100 * used_bytes / self.total_bytes, 1)

@@ -1,4 +1,4 @@
-"""Read the hardware: what is there, and what of it works.
+"""Read the hardware: the devices present, and those that work.
 
 Only this module and those that it calls (cpu, cgroup, rlimits, memory_usage) read the machine. They
 return plain `Facts`, and every decision is a pure function of those.
@@ -62,7 +62,7 @@ def visible_cuda_devices() -> int:
 
 
 def read_cpu(root: Path = Path("/")) -> CpuFacts:
-    """Return the processor and what this process may use of it; /proc and /sys are in `root`."""
+    """Return the processor and the limits on this process; /proc and /sys are in `root`."""
     described = _describe_cpu(root)
     affinity = allowed_cores()
     memory = read_system_memory(root)

@@ -90,8 +90,8 @@ def generate_tokens(
 def _restrict(logits_v: Tensor, allowed: list[int]) -> Tensor:
     """Return the logits with all but the allowed ids excluded.
 
-    Where the model knows nothing of them, for it was never trained on such a beginning, ids that
-    no text has may be the likeliest: only the first is left.
+    If the model was never trained on such a beginning, its probabilities are noise, and ids that
+    occur in no text may be the likeliest: only the first is left.
     """
     if logits_v.softmax(-1)[allowed].sum() < len(allowed) / len(logits_v):
         allowed = allowed[:1]
@@ -107,7 +107,7 @@ def sample_token(
     logits_v = _penalize(logits_v.double(), previous, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return int(logits_v.argmax())
-    # In double precision and with the highest at 0, so that the least temperature overflows none.
+    # In double precision and with the highest at 0, so that no temperature overflows.
     logits_v = (logits_v - logits_v.max()) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < len(logits_v):
         threshold = logits_v.topk(sampling.top_k).values[-1]

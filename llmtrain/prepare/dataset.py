@@ -60,7 +60,7 @@ def prepare_dataset(
     """Prepare token shards of the profile's sources, and their tokenizer. Raises DataError.
 
     With a `context` both parts have at least one window, and of a short text more is held out than
-    the section says. `corpus`: the resolved sources, if they are resolved already.
+    the section says. `corpus`: the sources, if they are resolved already.
     """
     cleaned = clean_corpus(corpus or resolve_corpus(section, prepare), section, prepare)
     corpus, left_out = cleaned.corpus, cleaned.left_out

@@ -23,7 +23,7 @@ class VocabularyOptions:
     kind: ModelKind = "bpe"
     reserved: int = 0
     parameters: int | None = None  # of the model, beside its embeddings
-    max_bytes: int | None = None  # of text to learn from; None: as much as the kind of tokenizer allows
+    max_bytes: int | None = None  # of text to learn from; None: as much as the kind allows
 
 
 @dataclass(frozen=True, slots=True)

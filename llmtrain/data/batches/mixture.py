@@ -5,10 +5,10 @@ Of any N positions the first source has
     ⌊N·w/W + 1/2⌋
 
 where w is its weight and W the sum of all weights. The others share the rest in the same way, each
-with the W of itself and those after it, and the last has what is left. Such a count grows by 0 or
+with the W of itself and those after it, and the last has the remainder. Such a count grows by 0 or
 1 with N, so a position belongs to one source and is its
 n-th: this is computed, not sampled, and needs no state. What N positions hold of
-a source differs from its share of N by at most half the number of sources, whatever N is.
+a source differs from its share of N by at most half the number of sources, for every N.
 
 The n-th window of a source is the n-th of an order of its own, as if there were no other source:
 every window comes once before any comes again.
@@ -194,7 +194,7 @@ def _first_pieces(corpus: Corpus, split: Split) -> list[int]:
 def _nth_separators(stream: Tokens, separator_id: int, ordinals: Sequence[int]) -> list[int]:
     """Return the positions of the separators with these ascending numbers, counted from 0.
 
-    The last one has to end the stream: DataError where it does not.
+    Raises DataError if the last one does not end the stream.
     """
     found: list[int] = []
     seen = 0

@@ -41,7 +41,7 @@ _ENCRYPTED = 1
 class Member:
     """A file in an archive. `problem`: why it cannot be read, or None.
 
-    It can be opened until the next member is asked for.
+    It can be opened until the next member is requested.
     """
 
     name: str

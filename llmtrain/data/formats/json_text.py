@@ -127,7 +127,7 @@ class _Window:
         return found
 
     def require(self, character: str) -> None:
-        """Skip `character`, or check that this is the end if it is empty. Raises DataError."""
+        """Skip `character`; if it is empty, require the end of the text. Raises DataError."""
         if self.next_character() != character:
             raise self._failure(f"no {character or 'end'!r} after the last value", self._at)
         self._at += len(character)
@@ -156,7 +156,7 @@ class _Window:
         return near_end or error.msg.startswith("Unterminated string")
 
     def _refill(self) -> bool:
-        """Read as much again as is unread; return whether there was more text."""
+        """Double the unread text; return whether there was more."""
         passed = self._text[: self._at]
         self._before_bytes += len(passed.encode())
         self._text, self._at = self._text[self._at :], 0

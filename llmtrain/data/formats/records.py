@@ -24,7 +24,7 @@ class RepeatingRecord(dict[str, object]):
 
 
 def document_of(record: object, place: str, options: RecordOptions) -> Document:
-    """Return the document in the text field of a record. Raises DataError.
+    """Return the document in the text field of a record. Raises DataError if it cannot be used.
 
     `meta.content` is the field `content` of the object in field `meta`, if there is no field of
     the whole name.

@@ -46,7 +46,7 @@ class MinHasher:
     """A builder of signatures. It holds a batch of hashes, and 512 bytes for each text."""
 
     def __init__(self) -> None:
-        self._signed = bytearray()  # grows in place, where a list of arrays has to be joined
+        self._signed = bytearray()  # grows in place; a list of arrays would be joined by copying
         self._hashes: list[_Hashes] = []  # of stretches of texts, without signatures yet
         self._texts: list[int] = []  # to which text of the batch each stretch belongs
         self._pending = 0  # texts in the batch

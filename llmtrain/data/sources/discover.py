@@ -104,7 +104,7 @@ def found_below(directory: Path, selection: Selection) -> Iterator[Found]:
 
 
 def files_below(directory: Path) -> Iterator[Path]:
-    """Yield every file that is not hidden, in order, whatever a .gitignore says."""
+    """Yield every file that is not hidden, in order, including those that a .gitignore excludes."""
     return (found for found in _Walk(None).below(directory, "") if isinstance(found, Path))
 
 
