@@ -55,7 +55,7 @@ def _never_stop() -> None:
 class Corpus:
     """Documents in a fixed order. It holds names of files, never their text.
 
-    Those of `validation` come last. Where there are any, or files of a source are held out, they
+    Those of `validation` come last. If there are any, or files of a source are held out, they
     are all of the validation part; otherwise it is split off (see `plan_split`).
     """
 

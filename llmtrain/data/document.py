@@ -18,7 +18,7 @@ class Document:
 
     text: str
     origin: str
-    part_at: int | None = None  # the byte of a very long text at which this part of it begins
+    part_at: int | None = None  # the byte at which this part of a very long text begins
     held_out: bool = False  # it is from a source for validation
 
     def place(self, offset: int) -> str:
@@ -76,7 +76,7 @@ class RecordOptions:
 
 
 class NoRecordsError(DataError):
-    """A file of a format that holds records has none with the text field.
+    """No record of a file has the text field, in a format of records.
 
     `reason`: the same in a few words, for a file that was found in a directory and not named.
     """

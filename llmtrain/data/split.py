@@ -99,8 +99,8 @@ Split = DocumentSplit | BlockSplit | GivenSplit
 def plan_split(corpus: Corpus, stats: CorpusStats, fraction: float) -> Split:
     """Return the split that holds out about `fraction` of the corpus; no side is empty.
 
-    Where the corpus has validation text of its own, exactly that is held out. Else from 100
-    documents on, by document: the share of documents is the fraction but for chance.
+    If the corpus has validation text of its own, exactly that is held out. Else from 100
+    documents on, by document: the expected share of documents is the fraction.
     Under 100 documents, or if all are equal, by block: ⌈fraction × blocks⌉ are held out. Raises
     DataError if the text is a single character.
     """
@@ -154,7 +154,7 @@ def _blocks(document: Document, block_bytes: int, longest_bytes: int) -> Iterato
 def cut_at_line_ends(data: bytes, target_bytes: int, longest_bytes: int) -> Iterator[bytes]:
     """Yield contiguous pieces that join to `data`, each of `target_bytes` or a little more.
 
-    A piece ends with the first line end from there on. Where none comes before `longest_bytes`
+    A piece ends at the first line end after that. If there is none before `longest_bytes`
     (at least `target_bytes`), it ends between two characters. Only the last piece may be shorter.
     """
     start = 0

@@ -31,10 +31,10 @@ class CpuFacts:
     quota_cores: float | None  # CPU bandwidth limit of the control group, in cores
     isa: tuple[str, ...]  # of avx2, avx512f, avx512_bf16, amx_bf16, neon, bf16 …
     memory_total_bytes: int
-    memory_limit_bytes: int | None  # the tightest, where it is below the total
+    memory_limit_bytes: int | None  # the tightest, if it is below the total
     affinity_physical_cores: int | None = None  # distinct physical cores behind affinity_cores
     memory_limited_by: str | None = None  # the control group, RLIMIT_AS, RLIMIT_DATA
-    omp_threads: int | None = None  # OMP_NUM_THREADS, where the user set it
+    omp_threads: int | None = None  # OMP_NUM_THREADS, if the user set it
 
     @property
     def usable_cores(self) -> int:

@@ -18,7 +18,7 @@ _CANDIDATES = {
     "medium": ("medium", torch.float32),
     "bf16": ("highest", torch.bfloat16),
 }
-_SCREENING_SIZE = 256  # takes milliseconds, and 0.1 s where bf16 is emulated
+_SCREENING_SIZE = 256  # takes milliseconds, and 0.1 s if bf16 is emulated
 _SCREENING_ROUNDS = 3
 _HOPELESS_RATIO = 3.0  # a candidate this many times slower than fp32 is not measured further
 _BUDGET_S = 0.7

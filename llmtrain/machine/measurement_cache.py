@@ -42,7 +42,7 @@ class _Document(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class MeasurementKey:
-    """Everything that a measurement depends on."""
+    """The key of a measurement: everything that it depends on."""
 
     what: str
     cpu_model: str | None

@@ -73,7 +73,7 @@ def choose_action(
 ) -> MemoryAction:
     """Choose the largest plan that is comfortable, else the largest that survives, else stop.
 
-    `held_bytes` is what the run's processes hold now, and `peaks_bytes` the peaks expected in a
+    `held_bytes` is the memory of the run's processes now, `peaks_bytes` are the peaks expected in a
     step: by the current plan, then by each smaller one. A caller that takes a smaller plan must
     free the memory that it does not need.
     """

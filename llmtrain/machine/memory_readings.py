@@ -15,9 +15,9 @@ class SystemMemory:
     available_bytes: int  # can still be allocated without swapping
     used_bytes: int  # total − available
     percent: float  # used / total × 100
-    limit_bytes: int | None  # of the control group, where it is below the total
+    limit_bytes: int | None  # of the control group, if it is below the total
     limit_used_bytes: int | None  # charged against that limit, page cache included
-    source: str  # psutil, or os where psutil is missing
+    source: str  # psutil, or os if psutil is missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +37,18 @@ class ProcessMemory:
 
     Pages that several of them share are counted once for each. No system keeps a peak of a
     process tree: `peak_resident_bytes` is the process's own peak plus what its descendants hold
-    now. Where the system keeps no peak of another process (macOS), it is what is held now.
+    now. If the system keeps no peak of another process (macOS), it is the memory held now.
     """
 
     resident_bytes: int
     peak_resident_bytes: int
     processes: int
-    source: str  # psutil, or resource where psutil is missing
+    source: str  # psutil, or resource if psutil is missing
 
 
 @dataclass(frozen=True, slots=True)
 class AcceleratorMemory:
-    """One GPU's memory: what all processes use, and what this process's allocator holds.
+    """One GPU's memory: in use by all processes, and held by this process's allocator.
 
     None if the device does not report it: another process's allocator is unknown.
     """

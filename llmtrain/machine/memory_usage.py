@@ -1,6 +1,6 @@
 """Read how much memory is in use: the machine's, a control group's, a process tree's.
 
-psutil reads it. Where psutil is missing or refuses, the standard library gives less: the machine's
+psutil reads it. If psutil is missing or fails, the standard library gives less: the machine's
 memory, and of this process alone its peak.
 """
 
@@ -83,7 +83,7 @@ def read_process_memory(pid: int | None = None) -> ProcessMemory:
     """Return the memory of this process, or of `pid`, with its descendants.
 
     Reads every process of the machine, which takes milliseconds. A descendant that ends meanwhile
-    is left out. Raises ProcessLookupError where the process itself has ended.
+    is left out. Raises ProcessLookupError if the process itself has ended.
     """
     return _with_fallback(lambda: _psutil_tree(pid), lambda: _own_tree(pid))
 
@@ -91,7 +91,7 @@ def read_process_memory(pid: int | None = None) -> ProcessMemory:
 def resident_bytes(pid: int | None = None) -> int:
     """Return the resident memory of one process. Takes a tenth of a millisecond.
 
-    Raises ProcessLookupError where it has ended.
+    Raises ProcessLookupError if it has ended.
     """
     return _with_fallback(lambda: _psutil_rss(pid), lambda: _own_peak_rss(pid))
 
@@ -203,7 +203,7 @@ _PEAK_READERS = {"linux": _linux_peak, "win32": _windows_peak}
 
 
 def _with_fallback(from_psutil: Callable[[], T], from_standard_library: Callable[[], T]) -> T:
-    """Return psutil's answer, or the standard library's where psutil is missing or refuses.
+    """Return psutil's answer, or the standard library's if psutil is missing or fails.
 
     Raises ProcessLookupError if a process has ended, OSError if neither has an answer.
     """

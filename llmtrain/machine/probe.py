@@ -92,7 +92,7 @@ def _omp_threads() -> int | None:
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     is_number = first.isascii() and first.isdecimal() and 1 <= int(first) <= _MOST_THREADS
     if not is_number or (first == "1" and "TORCHELASTIC_RUN_ID" in os.environ):
-        return None  # torchrun sets 1 where the user set nothing
+        return None  # torchrun sets 1 if the user set nothing
     return int(first)
 
 
@@ -127,7 +127,7 @@ def _psutil_physical_cores() -> int | None:
 
 
 def _torch_build() -> str:
-    """Return what torch was compiled for: `cpu`, `cu130`, `rocm6.4`."""
+    """Return the platform that torch was compiled for: `cpu`, `cu130`, `rocm6.4`."""
     if torch.version.hip is not None:
         return "rocm" + ".".join(torch.version.hip.split(".")[:2])
     if torch.version.cuda is not None:

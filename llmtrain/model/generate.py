@@ -18,7 +18,7 @@ _HIGHEST_PENALTY = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is sampled. Temperature 0 is greedy."""
+    """The options of sampling the next token. Temperature 0 is greedy."""
 
     temperature: float = 0.8
     top_k: int | None = None
@@ -61,7 +61,7 @@ def generate_tokens(
     """Yield up to `limit` ids below `num_ids` that continue `prompt`.
 
     `allowed` returns the ids that may follow the ones sampled so far, or None for all; the first of
-    them is taken where the model finds them all together less likely than chance. When the
+    them is taken if the model gives all of them together a probability below chance. When the
     context is full, generation continues from its newer half. Raises LlmtrainError if the model's
     output holds NaN.
     """

@@ -38,7 +38,7 @@ def time_attention(
     """Return the seconds for attention forward and backward over some sequences, for each kernel.
 
     `masked`: attention stays within documents, of which each sequence has two. There are as many
-    sequences as in a micro-batch, or fewer where they are long: a kernel's speed depends on the
+    sequences as in a micro-batch, or fewer if they are long: a kernel's speed depends on the
     number of heads that it has at once.
     """
     context = min(shape.context, _LONGEST_CONTEXT)

@@ -234,7 +234,7 @@ def open_dataset(
 def _made_again(
     section: DataSection, vocab_size: int, key: str, prepare: PrepareContext, context: int | None
 ) -> Dataset:
-    """Prepare the shards `key` again. Raises DataError that names what a run without them needs."""
+    """Prepare the shards `key` again. Raises DataError with the requirements for that."""
     names = ", ".join(map(without_secrets, section.specs))
     needed = (
         f"the run needs the text that it was started with, or {entry_directory(Path(), key)} in "

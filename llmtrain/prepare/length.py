@@ -94,7 +94,7 @@ def with_working_fraction(
 def require_bytes(
     corpus: Corpus, stats: CorpusStats, section: DataSection, fraction: float, context: int
 ) -> None:
-    """Raise DataError if a part has too few bytes for one window of any tokenizer."""
+    """Raise DataError if a part has too few bytes for one window with any tokenizer."""
     if corpus.has_validation or not _is_long(stats.text_bytes, section, context):
         lengths = _bytes_of(corpus, stats, fraction)
         _require(lengths, context, fraction, is_given=corpus.has_validation)

@@ -38,8 +38,8 @@ _SCANNED_TOKENS = 1 << 20
 class MixedSource:
     """A source, its weight in the mixture, and its range of tokens in the training stream.
 
-    They begin with a separator and end with the one that follows its last document, which the
-    next source begins with.
+    The tokens begin with a separator and end with the one after its last document, with which the
+    next source begins.
     """
 
     spec: str

@@ -134,7 +134,7 @@ class _Windows:
         self._context = context
         self._opened = 0
         self._by_room: dict[int, TokenArray] = {}
-        self._rooms = 0  # bit r is set where there are windows with room r
+        self._rooms = 0  # bit r is set if there are windows with room r
 
     def place(self, length: int, count: int) -> TokenArray:
         """Return the windows that take `count` chunks of one length."""

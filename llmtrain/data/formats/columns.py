@@ -76,7 +76,7 @@ def _arrow(origin: str, what: str) -> Iterator[Any]:
 def _text_path(pa: Any, schema: Any, origin: str, options: RecordOptions) -> tuple[str, ...]:
     """Return the path of the text: the column's name, then the names of fields inside structs.
 
-    `meta.content` is `content` in the struct `meta`, where no column has the whole name. Raises
+    `meta.content` is `content` in the struct `meta`, if no column has the whole name. Raises
     DataError.
     """
     outer, _, inner = options.text_field.partition(".")

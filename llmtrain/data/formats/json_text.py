@@ -156,7 +156,7 @@ class _Window:
         return near_end or error.msg.startswith("Unterminated string")
 
     def _refill(self) -> bool:
-        """Double the unread text; return whether there was more."""
+        """Read at least as much again as is unread; return whether there was more."""
         passed = self._text[: self._at]
         self._before_bytes += len(passed.encode())
         self._text, self._at = self._text[self._at :], 0

@@ -26,7 +26,7 @@ def text_parts(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterato
 
 
 def _end_of_part(data: bytes, longest_bytes: int) -> int:
-    """Return the end of the last line, or of the last character where a line is very long."""
+    """Return the end of the last line, or of the last character if a line is very long."""
     if len(data) < longest_bytes:
         return len(data)
     line_end = data.rfind(b"\n", longest_bytes // 2) + 1

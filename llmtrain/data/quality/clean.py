@@ -25,7 +25,7 @@ _DIGEST_BYTES = 16  # of 32; two of 10^12 texts are equal in them with a chance 
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """The remaining corpus, and what was dropped by reason, in the order of the rules."""
+    """The remaining corpus, and the dropped documents by reason, in the order of the rules."""
 
     corpus: Corpus
     left_out: tuple[DropCount, ...]

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from llmtrain.errors import UsageError
 
-UNDETERMINED = "und"  # ISO 639 code, for program code, mostly, and texts that are too short
+UNDETERMINED = "und"  # ISO 639; mostly program code, and texts that are too short
 _LEAST_CONFIDENCE = 0.1  # text without words has the probability 0.007 in each of 142 languages
 _JUDGED_CHARACTERS = 4000  # of the beginning; more takes longer and is no more accurate
 

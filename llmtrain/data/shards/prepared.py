@@ -3,7 +3,7 @@
     <cache>/shards/<key>/
       train-00000.bin …         token ids, uint16 or uint32, little-endian
       validation-00000.bin …
-      manifest.json             what they were made from, for people
+      manifest.json             their origin, for people
       index.json                written last
 
 Each document is a separator and its tokens, and each side ends with one more separator. An entry

@@ -23,7 +23,7 @@ _GITIGNORE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Patterns of the files to read, all where there are none, and of those to leave out."""
+    """Patterns of the files to read (without any: all files), and of the files to skip."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
