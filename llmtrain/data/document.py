@@ -76,7 +76,7 @@ class RecordOptions:
 
 
 class NoRecordsError(DataError):
-    """No record of a file has the text field, in a format of records.
+    """No record of the file has the text field.
 
     `reason`: the same in a few words, for a file that was found in a directory and not named.
     """

@@ -234,7 +234,7 @@ def open_dataset(
 def _made_again(
     section: DataSection, vocab_size: int, key: str, prepare: PrepareContext, context: int | None
 ) -> Dataset:
-    """Prepare the shards `key` again. Raises DataError with the requirements for that."""
+    """Prepare the shards `key` again. Raises DataError if the text is gone or has changed."""
     names = ", ".join(map(without_secrets, section.specs))
     needed = (
         f"the run needs the text that it was started with, or {entry_directory(Path(), key)} in "

@@ -112,8 +112,8 @@ def found_matching(pattern: Path, selection: Selection) -> list[Found]:
     """Return the files that match the glob, in order, and those that the selection skips.
 
     `**` matches any number of directories. A directory that matches includes all files below
-    it, as it does when a shell expands the glob. A .gitignore applies only there: a file whose
-    own name matches is always read.
+    it, as it does when a shell expands the glob. A .gitignore applies only there, and not to a file
+    whose own name matches.
     """
     # A second `**` in a row only adds paths to the same file, exponentially many.
     before = ("", *pattern.parts)
