@@ -1,4 +1,4 @@
-"""Text that can be read any number of times."""
+"""A corpus: sources of text that can be read any number of times."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SUPPORTED = (
 
 @dataclass(frozen=True, slots=True)
 class PythonLibrary:
-    """Which standard library it was: enough to tell two of them apart."""
+    """The version of a standard library that was read, to distinguish two of them."""
 
     version: str
     text_bytes: int
@@ -34,9 +34,9 @@ class PythonLibrary:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """The files that one spec stands for, without those that an earlier spec already named.
+    """The files that one spec names, without those that an earlier spec already named.
 
-    `provenance`: of what was brought from elsewhere, which version it is, ready for JSON.
+    `provenance`: the version of fetched files, ready for JSON.
     """
 
     spec: str
@@ -53,16 +53,16 @@ def _never_stop() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Documents in a fixed order. Holds names of files, never their text.
+    """Documents in a fixed order. It holds names of files, never their text.
 
-    Those of `validation` come last. Where there are any, or files of a source are held out, they
+    Those of `validation` come last. If there are any, or files of a source are held out, they
     are all of the validation part; otherwise it is split off (see `plan_split`).
     """
 
     sources: tuple[Source, ...]
     validation: tuple[Source, ...] = ()
     options: ReadOptions = field(default_factory=ReadOptions)
-    first: int | None = None  # only so many documents, counted with those that are left out
+    first: int | None = None  # only so many documents, counting those that are dropped
     dropped: DroppedDocuments | None = None  # by `llmtrain.data.quality.clean`
     on_read: OnRead | None = field(default=None, compare=False)
 
@@ -81,7 +81,7 @@ class Corpus:
 
     @property
     def skipped_by_reason(self) -> dict[str, int]:
-        """How many files were found and are not read, the most frequent reason first."""
+        """The number of skipped files by reason, the most frequent reason first."""
         return dict(Counter(skipped.reason for skipped in self.skipped).most_common())
 
     def counting(self, on_bad: OnBad) -> Corpus:
@@ -91,7 +91,7 @@ class Corpus:
     def documents(self, on_source: Callable[[], None] = _never_stop) -> Iterator[Document]:
         """Yield every document that is not empty or dropped, one file in memory at a time.
 
-        `on_source` is called where each of `sources` begins, when all before it are taken. Raises
+        `on_source` is called where each of `sources` begins, after all documents before it. Raises
         DataError.
         """
         documents = islice(self._all_documents(on_source), self.first)
@@ -120,7 +120,7 @@ class Corpus:
         return self.facts(stats)
 
     def facts(self, stats: CorpusStatsBuilder) -> CorpusStats:
-        """Return what `stats` counted of all documents. Raises DataError if there were none."""
+        """Return the statistics that `stats` counted. Raises DataError without documents."""
         if not stats.documents:
             specs = ", ".join(source.spec for source in self.sources)
             raise DataError(f"there is no text in {specs}: every file is empty", hint=SUPPORTED)

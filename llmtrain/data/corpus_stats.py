@@ -1,4 +1,4 @@
-"""What one pass over documents tells: how many there are, their sizes, which text it is."""
+"""Statistics of a corpus in one pass: number of documents, sizes and fingerprint."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HELD_OUT = b"held out"
 
 @dataclass(frozen=True, slots=True)
 class CorpusStats:
-    """What one pass over a corpus tells. The digests are of single documents."""
+    """The statistics of a corpus. The digests are of single documents."""
 
     documents: int
     text_bytes: int
@@ -32,8 +32,8 @@ class FingerprintBuilder:
 
     It depends on the text and where documents end, not on paths, times or compression, so the
     same text has the same fingerprint on every machine. Parts of a text that is too long for one
-    document are told from documents: they are split into train and validation in another way. So
-    are documents of sources for validation.
+    document are hashed differently from documents, because they are split into train and validation
+    in another way. So are documents of sources for validation.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class FingerprintBuilder:
 
 
 class CorpusStatsBuilder:
-    """Measures documents as they pass."""
+    """A builder of the statistics, document by document."""
 
     def __init__(self) -> None:
         self.text_bytes = 0

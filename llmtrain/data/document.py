@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 from llmtrain.errors import DataError
 
-# Of one document in memory, which takes several times as much while it is worked on.
+# Of one document in memory; processing it takes several times as much.
 LONGEST_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text that stands for itself, and where it came from."""
+    """One text, independent of all others, and its origin."""
 
     text: str
     origin: str
-    part_at: int | None = None  # the byte of a very long text at which this part of it begins
+    part_at: int | None = None  # the byte at which this part of a very long text begins
     held_out: bool = False  # it is from a source for validation
 
     def place(self, offset: int) -> str:
-        """Return where in its file a byte of this text is."""
+        """Return the place in its file of a byte of this text, for messages."""
         return f"{self.origin}@{(self.part_at or 0) + offset}"
 
     def digest(self) -> bytes:
@@ -32,7 +32,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file that was found and is not read."""
+    """A file that was found and is skipped, with the reason."""
 
     origin: str
     reason: str
@@ -40,9 +40,9 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a file may make of itself. Text packs 2 to 50 times, a bomb a thousand times and more.
+    """Limits against decompression bombs. Text packs 2 to 50 times, a bomb 1,000 times or more.
 
-    A file is refused that unpacks to more than `unpacked_bytes` and to more than `unpacked_ratio`
+    A file is an error if it unpacks to more than `unpacked_bytes` and to more than `unpacked_ratio`
     times its own size.
     """
 
@@ -53,7 +53,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class RecordOptions:
-    """What a format is asked for: which field of a record is the text, and how long it may be.
+    """Options for reading records: the field with the text, and the greatest length of a text.
 
     `on_bad`: called with the error of a record that cannot be used, which is then left out; None:
     the error is raised.
@@ -76,9 +76,9 @@ class RecordOptions:
 
 
 class NoRecordsError(DataError):
-    """A file of a format that holds records has none with the text field.
+    """No record of the file has the text field.
 
-    `reason`: the same in a few words, for where the file was found and not named.
+    `reason`: the same in a few words, for a file that was found in a directory and not named.
     """
 
     def __init__(self, message: str, *, reason: str, hint: str | None = None) -> None:

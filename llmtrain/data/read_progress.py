@@ -1,4 +1,4 @@
-"""How far reading has come in files that are read one after the other."""
+"""Progress of reading files one after the other."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-# Told now and then how many bytes of the files are read, packed as they are, and of how many.
+# Called at intervals with the bytes of the files that are read, as compressed, and their total.
 OnRead: TypeAlias = Callable[[int, int], None]
 
 _REPORT_EVERY_BYTES = 1 << 20
 
 
 class ReadProgress:
-    """Tells of every mebibyte. With nobody to tell it asks nothing of the files."""
+    """A reporter of progress at every mebibyte. Without a callback it does not access the files."""
 
     def __init__(self, paths: Sequence[Path], on_read: OnRead | None) -> None:
         self._on_read = on_read
@@ -39,4 +39,4 @@ def _size_bytes(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
-        return 0  # what is wrong with it shows when it is opened
+        return 0  # opening it will raise the error

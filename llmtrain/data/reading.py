@@ -1,4 +1,4 @@
-"""From one file to its documents. A file that is bad in any way is a DataError that names where."""
+"""Read the documents of one file. Any defect of the file is a DataError that names the place."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ __all__ = ["LONGEST_BYTES", "Document", "Limits", "Skipped", "SourceFile", "read
 
 
 OnBad: TypeAlias = Callable[[DataError], None]
-_RECORDS_TO_CHECK = 1000  # before a file is said to have no record with the text field
+_RECORDS_TO_CHECK = 1000  # before the error that a file has no record with the text field
 
 
 def _ignore(error: DataError) -> None:
-    """Do nothing about a bad record."""
+    """Ignore a bad record."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file that holds documents, or files that do. `origin` is its name in messages.
+    """A file of documents, or an archive of such files. `origin` is its name in messages.
 
     `kind` and `packing` are those of `FileFormat`. `held_out`: for validation, all of it.
     """
@@ -67,13 +67,13 @@ class SourceFile:
 
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """What is asked of every file of a corpus."""
+    """Options for reading every file of a corpus."""
 
     text_field: str = "text"
     selection: Selection = field(default_factory=Selection)
     limits: Limits = field(default_factory=Limits)
     skips_bad: bool = False  # records that cannot be used, instead of an error
-    on_bad: OnBad | None = field(default=None, compare=False)  # called for each that is skipped
+    on_bad: OnBad | None = field(default=None, compare=False)  # called for each skipped record
 
     @property
     def record_options(self) -> RecordOptions:
@@ -83,7 +83,7 @@ class ReadOptions:
 
 @dataclass(frozen=True, slots=True)
 class FileCheck:
-    """What is known of a file before its text is read."""
+    """The result of checking a file before its text is read."""
 
     has_text: bool
     skipped: tuple[Skipped, ...]
@@ -91,7 +91,7 @@ class FileCheck:
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """Text that is open now: a file, or a member of an archive."""
+    """An open text: a file, or a member of an archive."""
 
     origin: str
     format: Format
@@ -112,7 +112,7 @@ def _again(first: Document | None, rest: Iterator[Document]) -> Iterator[Documen
 
 
 def source_file(path: Path, origin: str | None = None) -> SourceFile:
-    """Return the file with the format that its name says."""
+    """Return the file with the format of its name."""
     reading = reading_of(path.name)
     return SourceFile(path, origin or str(path), reading.kind, reading.packing)
 
@@ -122,8 +122,8 @@ def read_documents(
 ) -> Iterator[Document]:
     """Yield the documents in `file`, in order, without empty ones.
 
-    A text of 32 MiB or more is several documents, each a part of it. `at` is told before each how
-    far into the file reading has come, in bytes.
+    A text of 32 MiB or more is several documents, each a part of it. `at` is called before each
+    with the position in the file, in bytes.
     """
     for entry in _entries(file, options):
         if isinstance(entry, _Entry):
@@ -141,14 +141,14 @@ def _documents(entry: _Entry, options: ReadOptions, *, is_member: bool) -> Itera
         return entry.documents(options.record_options)
     except NoRecordsError:
         if is_member:
-            return iter(())  # as `check_file` said
+            return iter(())  # as `check_file` decided
         raise
 
 
 def check_file(file: SourceFile, options: ReadOptions, *, is_named: bool) -> FileCheck:
-    """Check whether `file` holds text, and what in it does not. Raises DataError for damage.
+    """Check whether `file` holds text, and which members do not. Raises DataError for damage.
 
-    Where it `is_named`, records without the text field are an error; else they are skipped.
+    If it `is_named`, records without the text field are an error; else they are skipped.
     """
     reason = reason_not_to_read(file.path.name)
     if not file.path.is_file():
@@ -192,7 +192,7 @@ def _checked(entry: _Entry | Skipped, options: ReadOptions, *, is_strict: bool) 
 
 
 def _entries(file: SourceFile, options: ReadOptions) -> Iterator[_Entry | Skipped]:
-    """Yield what is in the file, each open until the next is drawn."""
+    """Yield the entries of the file, each open until the next is requested."""
     with readable(file.origin):
         raw = cast("io.BufferedReader", open_regular(file.path, follow_links=True))
     with raw:

@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 
 class Repeats:
-    """Which texts are equal to earlier ones, in 16 bytes a text."""
+    """A record of which texts equal earlier ones, in 16 bytes a text."""
 
     def __init__(self) -> None:
-        self._digests = array("Q")  # 8 bytes of 32: among 10^8 texts two may be taken for equal
+        self._digests = array("Q")  # 8 bytes of 32: among 10^8 texts, two may collide
         self._sizes_bytes = array("Q")
 
     def add(self, digest: bytes, size_bytes: int) -> None:

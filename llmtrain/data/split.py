@@ -1,4 +1,4 @@
-"""Which text is trained on and which is held out: a pure function of the text and the fraction."""
+"""The split into training and held-out text: a pure function of the text and the fraction."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DIGEST_VALUES = 2**256
 
 @dataclass(frozen=True, slots=True)
 class SplitPart:
-    """A document, or a contiguous part of one, that is on one side."""
+    """A document, or a contiguous part of one, with its side of the split."""
 
     side: Side
     document: Document
@@ -28,10 +28,10 @@ class SplitPart:
 
 @dataclass(frozen=True, slots=True)
 class DocumentSplit:
-    """A document is held out if its sha256, read as a number, is below a threshold.
+    """A split by document: held out if its sha256, read as a number, is below a threshold.
 
-    Equal documents are on one side, the order does not matter, and a larger fraction holds out
-    what a smaller one does, and more.
+    Equal documents are on the same side, the order does not matter, and a larger fraction holds out
+    all documents that a smaller one does, and more.
     """
 
     held_out_below: int
@@ -45,11 +45,11 @@ class DocumentSplit:
 
 @dataclass(frozen=True, slots=True)
 class BlockSplit:
-    """Few documents are cut into about 100 blocks at line ends, and every n-th block is held out.
+    """A split of few documents: about 100 blocks cut at line ends, every n-th of them held out.
 
     The `held_out` blocks are evenly spaced over all of the text, beginning half a distance in, so
-    that they speak for each part of it. Neighbours on one side stay one piece: a document is torn
-    no more often than it must be.
+    that they represent each part of it. Neighbours on the same side stay one piece: a document is
+    cut no more often than necessary.
     """
 
     block_bytes: int
@@ -58,7 +58,7 @@ class BlockSplit:
     held_out: int
 
     def assign(self, documents: Iterable[Document]) -> Iterator[SplitPart]:
-        """Yield every document in pieces that alternate between sides and join to the whole."""
+        """Yield every document in contiguous pieces that alternate between sides."""
         first_block = 0
         for document in documents:
             blocks = list(_blocks(document, self.block_bytes, self.longest_bytes))
@@ -76,7 +76,7 @@ class BlockSplit:
             offset += len(data)
 
     def _side(self, block: int) -> Side:
-        """Return validation where the running sum of `held_out / blocks` passes a half."""
+        """Return validation if the running sum of `held_out / blocks` passes a half here."""
         half = self.blocks // 2
         before = (block * self.held_out + half) // self.blocks
         after = ((block + 1) * self.held_out + half) // self.blocks
@@ -85,7 +85,7 @@ class BlockSplit:
 
 @dataclass(frozen=True, slots=True)
 class GivenSplit:
-    """Documents of sources for validation are held out, and no others."""
+    """A split that holds out exactly the documents of sources for validation."""
 
     def assign(self, documents: Iterable[Document]) -> Iterator[SplitPart]:
         """Yield every document, whole, with its side."""
@@ -99,8 +99,8 @@ Split = DocumentSplit | BlockSplit | GivenSplit
 def plan_split(corpus: Corpus, stats: CorpusStats, fraction: float) -> Split:
     """Return the split that holds out about `fraction` of the corpus; no side is empty.
 
-    Where the corpus has validation text of its own, exactly that is held out. Else from 100
-    documents on, by document: the share of documents is the fraction but for chance.
+    If the corpus has validation text of its own, exactly that is held out. Else from 100
+    documents on, by document: the expected share of documents is the fraction.
     Under 100 documents, or if all are equal, by block: ⌈fraction × blocks⌉ are held out. Raises
     DataError if the text is a single character.
     """
@@ -146,7 +146,7 @@ def _block_split(corpus: Corpus, stats: CorpusStats, fraction: float) -> BlockSp
 def _blocks(document: Document, block_bytes: int, longest_bytes: int) -> Iterator[bytes]:
     data = document.text.encode()
     if document.part_at is not None:
-        # Equal ones, for a rest at the end of every part would be held out always or never.
+        # Of equal size: a short rest at the end of every part would be held out always or never.
         block_bytes = math.ceil(len(data) / max(1, round(len(data) / block_bytes)))
     return cut_at_line_ends(data, block_bytes, max(block_bytes, longest_bytes))
 
@@ -154,7 +154,7 @@ def _blocks(document: Document, block_bytes: int, longest_bytes: int) -> Iterato
 def cut_at_line_ends(data: bytes, target_bytes: int, longest_bytes: int) -> Iterator[bytes]:
     """Yield contiguous pieces that join to `data`, each of `target_bytes` or a little more.
 
-    A piece ends with the first line end from there on. Where none comes before `longest_bytes`
+    A piece ends at the first line end after that. If there is none before `longest_bytes`
     (at least `target_bytes`), it ends between two characters. Only the last piece may be shorter.
     """
     start = 0

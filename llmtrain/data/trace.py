@@ -1,4 +1,4 @@
-"""Which document a passage is from. No index remembers it: it is looked for in the text itself."""
+"""Find the document of a passage by searching the sources' text, without an index."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def trace_passages(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> list[str]:
-    """Return where the passages are in the sources, as `file` or `file:line` and a position.
+    """Return the places of the passages in the sources, as `file` or `file:line` and a position.
 
-    The first place of each that is found in time; none where the sources are no longer what they
-    were, or cannot be read. Standard input is not waited for again, and nothing is brought here.
+    The first place of each that is found in time; none if the sources are no longer what they
+    were, or cannot be read. Standard input is not read again, and nothing is fetched.
     """
     end_s = time.monotonic() + limit_s
     found: dict[str, str] = {}
@@ -46,5 +46,5 @@ def trace_passages(
             if len(found) == len(set(passages)) or time.monotonic() > end_s:
                 break
     except (LlmtrainError, OSError):
-        pass  # what was found before counts
+        pass  # places found before the error are returned
     return [found[passage] for passage in dict.fromkeys(passages) if passage in found]

@@ -20,7 +20,7 @@ _USER_VARIABLES = (_TUNABLES, "LD_PRELOAD")
 def restart_without_thread_cache() -> None:
     """Restart this process with glibc's thread cache turned off, unless it is off already.
 
-    Small chunks that the cache keeps lie between large free blocks, and torch's aligned
+    Small chunks that the cache keeps are between large free blocks, and torch's aligned
     allocations leave one beside every tensor: free blocks cannot be merged, the next step's
     tensors fit into none of them, and training takes up to a fifth more memory. glibc reads the
     setting only when a process starts. Child processes do not inherit it.
@@ -56,8 +56,8 @@ def keep_freed_memory() -> None:
         mallopt(_FASTBINS, 0)
         mallopt(_MMAP_MAX, 0)
         mallopt(_TRIM_THRESHOLD, -1)
-        # With this each thread that allocates maps 64 MiB at once. Under a limit on what is mapped
-        # a few threads would use it up, and libraries die of small allocations that fail.
+        # With this each thread that allocates maps 64 MiB at once. Under a limit on mapped memory
+        # a few threads would use it up, and libraries crash when small allocations fail.
         if not has_process_limit():
             mallopt(_TOP_PAD, _HEAP_STEP_BYTES)
 

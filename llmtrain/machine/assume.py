@@ -1,4 +1,4 @@
-"""Invent the facts of another machine from a short specification: `cuda:8x80GiB`, `mps:16GiB`.
+"""Construct the facts of another machine from a short specification: `cuda:8x80GiB`, `mps:16GiB`.
 
     SPEC     = KIND ":" FIELD { ":" FIELD }        KIND = cpu | cuda | mps
     FIELD    = GPUS | SIZE | CORES | FEATURE, in any order, each at most once
@@ -7,7 +7,7 @@
     CORES    = NUMBER "c"                          physical cores
     FEATURE  = an instruction set, no-bf16 (of the GPUs) or no-compiler
 
-What the specification leaves open is assumed, and each assumption is listed.
+Facts that the specification omits are assumed, and each assumption is listed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _LARGE_MAC_BYTES = 36 * 2**30
 
 @dataclass(frozen=True, slots=True)
 class AssumedMachine:
-    """The facts of another machine, and what was assumed about it."""
+    """The facts of another machine, and the assumptions about it."""
 
     spec: str
     facts: Facts
@@ -175,7 +175,7 @@ def _accelerators(words: _Words) -> Iterator[Accelerator]:
 
 
 def _assumptions(words: _Words, facts: Facts) -> Iterator[str]:
-    """Yield what was assumed, in sentences."""
+    """Yield the assumptions, as sentences."""
     cpu, compiler = facts.cpu, "without" if _NO_COMPILER in words.features else "with"
     system = {"cuda": "Linux", "mps": "macOS"}.get(words.kind, "an unknown system")
     extras = ", nccl and Triton" if words.kind == "cuda" else ""

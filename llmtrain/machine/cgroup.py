@@ -1,7 +1,7 @@
 """Read the limits of this process's Linux control group: a container, a slice, a batch job.
 
 Version 1, version 2 and the two mounted together. The file system's root is an argument, so that
-tests can invent one. What is missing, unreadable or malformed is unknown: `None`.
+tests can construct one. Missing, unreadable or malformed values are unknown: `None`.
 """
 
 from __future__ import annotations

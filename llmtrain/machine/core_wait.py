@@ -1,4 +1,4 @@
-"""How long this process's threads wait for a core, as Linux's scheduler counts it."""
+"""Measure how long this process's threads wait for a core, as Linux's scheduler counts it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CoreTimes = Mapping[str, tuple[int, int]]  # of each thread: ns on a core, ns re
 
 
 def read_core_times(root: Path = Path("/")) -> CoreTimes:
-    """Return the times of this process's threads until now; empty where they are not counted."""
+    """Return the times of this process's threads until now; empty if they are not counted."""
     found = {}
     for path in (root / "proc" / "self" / "task").glob("*/schedstat"):
         with suppress(OSError, ValueError):  # the thread ended
@@ -20,9 +20,9 @@ def read_core_times(root: Path = Path("/")) -> CoreTimes:
 
 
 def waited_share(before: CoreTimes, now: CoreTimes) -> float | None:
-    """Return the share of the time in which threads waited while they could have run.
+    """Return the share of their runnable time in which threads waited for a core.
 
-    None where it is not counted.
+    None if it is not counted.
     """
     started = {thread: before.get(thread, (0, 0)) for thread in now}
     running = sum(now[thread][0] - started[thread][0] for thread in now)

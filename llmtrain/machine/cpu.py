@@ -56,7 +56,7 @@ class CpuDescription:
 
 
 def read_linux_cpu(root: Path = Path("/")) -> CpuDescription:
-    """Read /proc/cpuinfo, and the cores from /sys where it has them, as ARM has them only there."""
+    """Read /proc/cpuinfo, and the cores from /sys if it has them, as ARM has them only there."""
     try:
         text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -90,7 +90,7 @@ def parse_cpuinfo(text: str) -> CpuDescription:
 
 
 def parse_sysctl(text: str) -> CpuDescription:
-    """Parse what `sysctl machdep.cpu hw.packages hw.optional` prints on macOS."""
+    """Parse the output of `sysctl machdep.cpu hw.packages hw.optional` on macOS."""
     values = _fields(text)
     packages = values.get("hw.packages", "")
     return CpuDescription(
@@ -127,7 +127,7 @@ def _read_topology(cpus: Path) -> tuple[dict[int, str], set[str]]:
         if logical.isdecimal() and siblings:
             core_of[int(logical)] = siblings
         packages.add(_line(topology / "physical_package_id"))
-    return core_of, packages - {"", "-1"}  # -1: firmware does not say
+    return core_of, packages - {"", "-1"}  # -1: not reported by the firmware
 
 
 def _line(path: Path) -> str:

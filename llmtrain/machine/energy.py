@@ -14,17 +14,17 @@ _READ_EVERY_S = 60.0  # a package's counter overflows after a few minutes to an 
 
 
 class Counter(Protocol):
-    """Counts joules since it was created."""
+    """A counter of joules since it was created."""
 
     def joules(self) -> float:
-        """Return the joules so far. Raises OSError where they can no longer be read."""
+        """Return the joules so far. Raises OSError if they can no longer be read."""
 
 
 class PackageCounter:
-    """A CPU package's counter, which overflows: to be read more often than that."""
+    """A CPU package's counter. It overflows, and must be read more often than that."""
 
     def __init__(self, zone: Path) -> None:
-        """Raises OSError and ValueError where the zone cannot be read; most are for root only."""
+        """Raise OSError or ValueError if the zone cannot be read; most are for root only."""
         self._path = zone / "energy_uj"
         self._range_uj = int((zone / "max_energy_range_uj").read_text(encoding="ascii"))
         self._last_uj = self._read_uj()
@@ -44,7 +44,7 @@ class GpuCounter:
     """An NVIDIA GPU's counter, which starts when its driver is loaded."""
 
     def __init__(self, nvml: ModuleType, uuid: str) -> None:
-        """Raises the module's NVMLError where the GPU does not count."""
+        """Raise the module's NVMLError if the GPU has no counter."""
         self._nvml = nvml
         self._handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
         self._start_mj = self._read_mj()
@@ -65,7 +65,7 @@ class EnergyMeter:
         self._stop = threading.Event()
 
     def joules(self) -> float | None:
-        """Return the joules so far; None without counters, or where one can no longer be read."""
+        """Return the joules so far; None without counters, or if one can no longer be read."""
         if not self._counters:
             return None
         with self._lock, suppress(OSError, ValueError):

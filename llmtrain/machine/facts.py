@@ -1,6 +1,6 @@
-"""What is known about a machine, as plain values. Nothing here reads the hardware.
+"""The facts about a machine, as plain values. Nothing here reads the hardware.
 
-Tests invent facts, so that plans for any machine are tested on every machine. `None` means
+Tests construct facts, so that plans for any machine are tested on every machine. `None` means
 unknown; nothing is guessed.
 """
 
@@ -11,16 +11,16 @@ from typing import Literal
 
 AcceleratorKind = Literal["cuda", "mps"]
 
-# A faster way to compute that gives other bits replaces the standing choice if it takes less than
-# this share of its time. Repeated measurements differ by less than the margin, so that the same
-# request is computed in the same way each time: see tests/benchmarks/kernel_choice.py.
+# A faster way to compute that gives other bits replaces the default if it takes less than this
+# share of its time. Repeated measurements differ by less than the margin, so that the same request
+# is computed in the same way each time: see tests/benchmarks/kernel_choice.py.
 FASTER_RATIO = 0.8
 CONTENDED_SHARE = 0.15  # of the time that a run's threads wait for a core
 
 
 @dataclass(frozen=True, slots=True)
 class CpuFacts:
-    """A processor and memory, and what this process may use of them."""
+    """A processor and memory, and the limits on this process's use of them."""
 
     model: str | None
     architecture: str  # x86_64, aarch64, arm64, AMD64
@@ -31,16 +31,16 @@ class CpuFacts:
     quota_cores: float | None  # CPU bandwidth limit of the control group, in cores
     isa: tuple[str, ...]  # of avx2, avx512f, avx512_bf16, amx_bf16, neon, bf16 …
     memory_total_bytes: int
-    memory_limit_bytes: int | None  # the tightest, where it is below the total
+    memory_limit_bytes: int | None  # the tightest, if it is below the total
     affinity_physical_cores: int | None = None  # distinct physical cores behind affinity_cores
     memory_limited_by: str | None = None  # the control group, RLIMIT_AS, RLIMIT_DATA
-    omp_threads: int | None = None  # OMP_NUM_THREADS, where the user set it
+    omp_threads: int | None = None  # OMP_NUM_THREADS, if the user set it
 
     @property
     def usable_cores(self) -> int:
-        """Physical cores that affinity and quota allow this process, at least 1.
+        """The physical cores that affinity and quota allow this process, at least 1.
 
-        The affinity mask counts hardware threads. Where it is unknown which of them share a core,
+        The affinity mask counts hardware threads. If it is unknown which of them share a core,
         the count is scaled by the machine's threads per core.
         """
         physical = self.physical_cores or self.logical_cores
@@ -132,16 +132,16 @@ class BlockTimes:
 
 @dataclass(frozen=True, slots=True)
 class RunFigures:
-    """What was measured of a run: its rate while it trained, and its peak memory."""
+    """The measurements of a run: its training rate and its peak memory."""
 
     tokens_per_s: float
     peak_memory_bytes: float
     steps: float
-    ran_share: float = 1.0  # of the time its threads could run, that they had a core
+    ran_share: float = 1.0  # the share of their runnable time in which its threads had a core
 
     @property
     def is_contended(self) -> bool:
-        """Whether other programs kept the cores busy, so that the rate is not this machine's."""
+        """Whether other programs kept the cores busy, so that the rate is too low."""
         return self.ran_share < 1 - CONTENDED_SHARE
 
 

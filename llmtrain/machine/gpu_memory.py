@@ -1,4 +1,4 @@
-"""Read the memory of GPUs: through torch in the process that uses them, else from the driver."""
+"""Read the memory of GPUs: through torch in the process that uses them, else through the driver."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read_accelerators_from_outside() -> tuple[AcceleratorMemory, ...]:
 
 
 def _may_have_a_gpu() -> bool:
-    """Return False where torch, whose import takes hundreds of MB, would find no GPU."""
+    """Return False if torch, whose import takes hundreds of MB, would find no GPU."""
     drivers = (Path("/dev/nvidiactl"), Path("/dev/kfd"))  # NVIDIA's and AMD's
     return sys.platform != "linux" or any(driver.exists() for driver in drivers)
 

@@ -11,12 +11,12 @@ from llmtrain.machine.memory_readings import AcceleratorMemory
 from llmtrain.machine.memory_usage import read_bounds, read_process_memory, resident_bytes
 
 _READ_EVERY_S = 1.0
-_MOST_OVERHEAD = 0.01  # of the time: a machine can have very many processes to read
+_MOST_OVERHEAD = 0.01  # of the time, for reading: a machine can have many processes
 
 
 @dataclass(frozen=True, slots=True)
 class LiveMemory:
-    """What a run holds on this machine, and what is left for it."""
+    """The memory that a run uses on this machine, and the memory left for it."""
 
     process_bytes: int  # resident, of all its processes
     available_bytes: int | None  # within the tightest limit; None: unknown
@@ -25,17 +25,17 @@ class LiveMemory:
 
     @property
     def tightest_percent(self) -> float | None:
-        """The share in use of the accelerator's memory, or of the machine's without one."""
+        """The percentage in use of the accelerator's memory, or of the machine's without one."""
         return self.percent if self.accelerator is None else self.accelerator.percent
 
 
 class MemoryMeter:
-    """Reads this process at every call, and all other processes about once per second."""
+    """A reader of this process at every call, and of all other processes about once per second."""
 
     def __init__(
         self, *, launcher_pid: int | None, is_on_cpu: bool, device_index: int | None
     ) -> None:
-        """`launcher_pid` is the process that started this machine's ranks, if one did."""
+        """Include `launcher_pid`, the process that started this machine's ranks, if any."""
         self._launcher_pid = launcher_pid
         self._is_on_cpu = is_on_cpu
         self._device_index = device_index

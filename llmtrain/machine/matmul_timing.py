@@ -1,4 +1,4 @@
-"""Measure how fast this CPU multiplies in each precision that it offers, in about a second."""
+"""Time matrix products of this CPU in each precision that it supports, in about a second."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from llmtrain.machine.facts import MatmulTimes
 from llmtrain.machine.timing import Run, Timing, compare
 
-# The standing choice first: fp32 matmul precision, and the dtype of weights and inputs.
+# The default first: fp32 matmul precision, and the dtype of weights and inputs.
 _CANDIDATES = {
     "fp32": ("highest", torch.float32),
     "medium": ("medium", torch.float32),
     "bf16": ("highest", torch.bfloat16),
 }
-_SCREENING_SIZE = 256  # takes milliseconds, and 0.1 s where bf16 is emulated
+_SCREENING_SIZE = 256  # takes milliseconds, and 0.1 s if bf16 is emulated
 _SCREENING_ROUNDS = 3
 _HOPELESS_RATIO = 3.0  # a candidate this many times slower than fp32 is not measured further
 _BUDGET_S = 0.7
@@ -61,7 +61,7 @@ def time_matmuls(
 
 
 def _screen() -> dict[str, Timing]:
-    """Time each candidate on small layers and one thread, which waits for no other thread."""
+    """Time each candidate on small layers with one thread, which never waits for another."""
     torch.set_num_threads(1)
     operands = _operands(_SCREENING_SIZE, _SCREENING_SIZE, _SCREENING_SIZE)
     return _time(_CANDIDATES, operands, 0.0, _SCREENING_ROUNDS, _SCREENING_ROUNDS)

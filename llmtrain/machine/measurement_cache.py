@@ -1,4 +1,4 @@
-"""Save what was measured on this machine, so that it is measured once."""
+"""Cache measurements of this machine, so that each is made once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Document(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class MeasurementKey:
-    """Everything that a measurement depends on."""
+    """The key of a measurement: everything that it depends on."""
 
     what: str
     cpu_model: str | None
@@ -76,7 +76,7 @@ def measurement_key(
 
 
 def load_measurement(directory: Path, key: MeasurementKey, kind: type[T]) -> T | None:
-    """Return what is saved for `key`; None where there is nothing, or nothing valid."""
+    """Return the measurement saved for `key`; None if there is none, or it is invalid."""
     try:
         document = _Document.model_validate(read_json(_path(directory, key)))
     except (OSError, ValueError, UsageError):
@@ -88,7 +88,7 @@ def load_measurement(directory: Path, key: MeasurementKey, kind: type[T]) -> T |
 
 
 def save_measurement(directory: Path, key: MeasurementKey, times: Times) -> None:
-    """Save `times` for `key`, if the directory can be written."""
+    """Save `times` for `key`, if the directory is writable."""
     document = _Document(key=json.loads(_canonical(key)), times=asdict(times))
     path = _path(directory, key)
     try:

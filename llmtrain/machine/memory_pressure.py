@@ -1,4 +1,4 @@
-"""Decide whether memory lasts for another step. Pure: readings in, an action out."""
+"""Decide whether memory suffices for another step: pure functions from readings to an action."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 
 from llmtrain.units import format_bytes
 
-# What is left free. Below the first a smaller plan is worth compiling anew; below the second the
-# kernel may kill before the next check, or a library may die of an allocation that it does not
-# check. Neither grows with the machine without end: what programs take between two checks does not.
+# Memory to leave free. Below the first a smaller plan is worth compiling; below the second the
+# kernel may kill before the next check, or a library may crash at an allocation that it does not
+# check. Both are bounded on large machines, as is what programs take between two checks.
 _COMFORT_SHARE, _MOST_COMFORT_BYTES = 12, 1 << 30
 _LAST_SHARE, _MOST_LAST_BYTES = 24, 256 << 20
-# Of a limit on what one process maps: threads that start, with their stacks, and libraries that
+# Of a limit on one process's mappings: threads that start, with their stacks, and libraries that
 # are loaded late.
 _UNCHECKED_BYTES = 96 << 20
 
@@ -29,24 +29,24 @@ class Bound:
     is_per_process: bool = False  # each process of the run has as much; allocations fail at it
 
     def is_comfortable_with(self, more_bytes: int) -> bool:
-        """Return True if so much more can be taken with room to spare."""
+        """Return True if that many more bytes can be allocated with a margin."""
         margin = min(self.limit_bytes // _COMFORT_SHARE, _MOST_COMFORT_BYTES)
         return self._then_bytes(more_bytes) <= self.limit_bytes - self._at_least(margin)
 
     def survives(self, more_bytes: int) -> bool:
-        """Return True if so much more can be taken without any process being killed."""
+        """Return True if that many more bytes can be allocated without any process being killed."""
         margin = self._at_least(min(self.limit_bytes // _LAST_SHARE, _MOST_LAST_BYTES))
         return self._then_bytes(more_bytes) <= self.limit_bytes + self.swap_bytes - margin
 
     def of_processes(self, processes: int) -> Bound:
-        """Return the bound on so many processes together that each use as much as this one."""
+        """Return the bound on that many processes together, each using as much as this one."""
         if not self.is_per_process:
             return self
         limit_bytes, used_bytes = processes * self.limit_bytes, processes * self.used_bytes
         return replace(self, limit_bytes=limit_bytes, used_bytes=used_bytes)
 
     def shortage(self, more_bytes: int) -> str:
-        """`1.9 GiB of the control group's 2 GiB are in use, and a step takes 120 MiB more`"""
+        """Return `1.9 GiB of the group's 2 GiB are in use, and a step takes 120 MiB more`."""
         of = f"{format_bytes(self.used_bytes)} of {self.name}'s {format_bytes(self.limit_bytes)}"
         more = f"a step takes {format_bytes(max(0, more_bytes))} more"
         grows = f", others {format_bytes(self.growth_bytes)}" if self.growth_bytes else ""
@@ -61,7 +61,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class MemoryAction:
-    """What to do before the next step: continue, take so many smaller plans, or save and stop."""
+    """The action before the next step: continue, move down `smaller` plans, or save and stop."""
 
     smaller: int = 0
     stop: bool = False
@@ -73,9 +73,9 @@ def choose_action(
 ) -> MemoryAction:
     """Choose the largest plan that is comfortable, else the largest that survives, else stop.
 
-    `held_bytes` is what the run's processes hold now, and `peaks_bytes` the peaks expected in a
-    step: by the plan as it is, then by each smaller one. Whoever takes a smaller plan has to give
-    back what it does not need.
+    `held_bytes` is the memory of the run's processes now, `peaks_bytes` are the peaks expected in a
+    step: by the current plan, then by each smaller one. A caller that takes a smaller plan must
+    free the memory that it does not need.
     """
     more = [peak - held_bytes for peak in peaks_bytes]
     tight = [bound for bound in bounds if not bound.is_comfortable_with(more[0])]
@@ -91,14 +91,14 @@ def choose_action(
 
 @dataclass(frozen=True, slots=True)
 class OtherUse:
-    """What others held within each bound at a check, and how fast that had grown."""
+    """The memory of other processes within each bound at a check, and its rate of growth."""
 
     at_s: float = 0.0
     held_bytes: Mapping[str, int] = field(default_factory=dict)
     bytes_per_s: Mapping[str, float] = field(default_factory=dict)
 
     def updated(self, bounds: Sequence[Bound], held_bytes: int, at_s: float) -> OtherUse:
-        """Return the same at a later check, when the run itself held `held_bytes`."""
+        """Return the values at a later check, when the run itself held `held_bytes`."""
         others = {bound.name: bound.used_bytes - held_bytes for bound in bounds}
         rates = {
             name: max(0, taken - self.held_bytes[name]) / (at_s - self.at_s)

@@ -12,12 +12,12 @@ class SystemMemory:
     """The machine's memory now."""
 
     total_bytes: int
-    available_bytes: int  # what programs can still get without swapping
+    available_bytes: int  # can still be allocated without swapping
     used_bytes: int  # total − available
     percent: float  # used / total × 100
-    limit_bytes: int | None  # of the control group, where it is below the total
+    limit_bytes: int | None  # of the control group, if it is below the total
     limit_used_bytes: int | None  # charged against that limit, page cache included
-    source: str  # psutil, or os where psutil is missing
+    source: str  # psutil, or os if psutil is missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,20 +37,20 @@ class ProcessMemory:
 
     Pages that several of them share are counted once for each. No system keeps a peak of a
     process tree: `peak_resident_bytes` is the process's own peak plus what its descendants hold
-    now. Where the system keeps no peak of another process (macOS), it is what is held now.
+    now. If the system keeps no peak of another process (macOS), it is the memory held now.
     """
 
     resident_bytes: int
     peak_resident_bytes: int
     processes: int
-    source: str  # psutil, or resource where psutil is missing
+    source: str  # psutil, or resource if psutil is missing
 
 
 @dataclass(frozen=True, slots=True)
 class AcceleratorMemory:
-    """One GPU's memory: what all processes use, and what this process's allocator holds.
+    """One GPU's memory: in use by all processes, and held by this process's allocator.
 
-    None where the device does not say: another process's allocator is unknown.
+    None if the device does not report it: another process's allocator is unknown.
     """
 
     kind: AcceleratorKind
@@ -64,11 +64,11 @@ class AcceleratorMemory:
 
     @property
     def used_bytes(self) -> int | None:
-        """What all processes use together."""
+        """The memory in use by all processes."""
         return None if self.available_bytes is None else self.total_bytes - self.available_bytes
 
     @property
     def percent(self) -> float | None:
-        """Used / total × 100."""
+        """The percentage in use: used / total × 100."""
         used_bytes = self.used_bytes
         return None if used_bytes is None else round(100 * used_bytes / self.total_bytes, 1)

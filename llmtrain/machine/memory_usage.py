@@ -1,6 +1,6 @@
 """Read how much memory is in use: the machine's, a control group's, a process tree's.
 
-psutil reads it. Where psutil is missing or refuses, the standard library gives less: the machine's
+psutil reads it. If psutil is missing or fails, the standard library gives less: the machine's
 memory, and of this process alone its peak.
 """
 
@@ -42,7 +42,7 @@ def read_system_memory(root: Path = Path("/")) -> SystemMemory:
 
 
 def read_bounds(root: Path = Path("/")) -> list[Bound]:
-    """Return every limit on this process's memory with what is used of it. Raises OSError.
+    """Return every limit on this process's memory, with the bytes in use. Raises OSError.
 
     Takes under a millisecond.
     """
@@ -83,7 +83,7 @@ def read_process_memory(pid: int | None = None) -> ProcessMemory:
     """Return the memory of this process, or of `pid`, with its descendants.
 
     Reads every process of the machine, which takes milliseconds. A descendant that ends meanwhile
-    is left out. Raises ProcessLookupError where the process itself has ended.
+    is left out. Raises ProcessLookupError if the process itself has ended.
     """
     return _with_fallback(lambda: _psutil_tree(pid), lambda: _own_tree(pid))
 
@@ -91,7 +91,7 @@ def read_process_memory(pid: int | None = None) -> ProcessMemory:
 def resident_bytes(pid: int | None = None) -> int:
     """Return the resident memory of one process. Takes a tenth of a millisecond.
 
-    Raises ProcessLookupError where it has ended.
+    Raises ProcessLookupError if it has ended.
     """
     return _with_fallback(lambda: _psutil_rss(pid), lambda: _own_peak_rss(pid))
 
@@ -118,13 +118,13 @@ def _machine_from_os() -> tuple[str, int, int]:
         raise OSError("memory cannot be read on Windows without psutil")
     page_bytes = os.sysconf("SC_PAGE_SIZE")
     total_bytes = page_bytes * os.sysconf("SC_PHYS_PAGES")
-    if sys.platform == "darwin":  # does not say how much is free
+    if sys.platform == "darwin":  # does not report how much is free
         return "os", total_bytes, total_bytes
     return "os", total_bytes, page_bytes * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def _read_free_swap_bytes() -> int:
-    """Return what could be moved out of memory before any process is killed."""
+    """Return the bytes that could be swapped out before any process is killed."""
     if sys.platform == "darwin":  # its swap grows on the disk
         return shutil.disk_usage("/").free
 
@@ -144,7 +144,7 @@ def _psutil_tree(pid: int | None) -> ProcessMemory:
         with suppress(psutil.Error):
             descendants.append(child.memory_info().rss)
     own_bytes, others_bytes = _psutil_rss(pid), sum(descendants)
-    # The kernel updates its peak lazily: it can be less than what is held now.
+    # The kernel updates its peak lazily: it can be less than the current value.
     peak_bytes = max(own_bytes, _read_peak(pid))
     return ProcessMemory(
         own_bytes + others_bytes, peak_bytes + others_bytes, 1 + len(descendants), "psutil"
@@ -161,7 +161,7 @@ def _psutil_rss(pid: int | None) -> int:
 
 
 def _own_tree(pid: int | None) -> ProcessMemory:
-    """Return this process's peak in place of what its tree holds now."""
+    """Return a process's peak as the memory of its tree, which needs psutil to be read."""
     peak_bytes = _own_peak_rss(pid)
     return ProcessMemory(peak_bytes, peak_bytes, 1, "resource")
 
@@ -176,9 +176,9 @@ def _own_peak_rss(pid: int | None) -> int:
 
 
 def _read_peak(pid: int | None) -> int:
-    """Return a process's peak of resident memory; 0 where the system does not say.
+    """Return a process's peak of resident memory; 0 if the system does not report it.
 
-    Linux: VmHWM. What getrusage says includes what the parent held before this process started.
+    Linux: VmHWM. The value of getrusage includes the parent's memory before this process started.
     """
     with suppress(OSError, ValueError):
         return _PEAK_READERS.get(sys.platform, _own_peak_rss)(pid)
@@ -203,9 +203,9 @@ _PEAK_READERS = {"linux": _linux_peak, "win32": _windows_peak}
 
 
 def _with_fallback(from_psutil: Callable[[], T], from_standard_library: Callable[[], T]) -> T:
-    """Return psutil's answer, or the standard library's where psutil is missing or refuses.
+    """Return psutil's answer, or the standard library's if psutil is missing or fails.
 
-    Raises ProcessLookupError where a process has ended, OSError where neither answers.
+    Raises ProcessLookupError if a process has ended, OSError if neither has an answer.
     """
     try:
         with _psutil_errors_mapped():

@@ -1,4 +1,4 @@
-"""Recognise errors that mean that memory ran out."""
+"""Recognise errors that are caused by exhausted memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llmtrain.units import format_bytes
 MEMORY_ERRORS = (MemoryError, RuntimeError, OSError)
 # Messages of allocators of torch and other libraries that have no error type for it.
 _MESSAGES = ("out of memory", "can't allocate memory", "not enough memory", "bad_alloc")
-# Messages that also have other causes: believed if no memory can be allocated now.
+# Messages that also have other causes: counted if no memory can be allocated now.
 _UNCLEAR = (
     "could not create a primitive",
     "could not execute a primitive",
@@ -29,7 +29,7 @@ _SIZE = re.compile(r"tried to allocate (?:(\d+) bytes|([\d.]+ [KMG]iB))", re.IGN
 
 
 def out_of_memory(error: BaseException) -> str | None:
-    """Return what could not be allocated, as a clause; None for any other error."""
+    """Return a clause that names the failed allocation; None for any other error."""
     text = str(error)
     if not _is_out_of_memory(error, text):
         return None
@@ -63,7 +63,7 @@ def _is_short() -> bool:
 
 @contextmanager
 def memory_errors_mapped() -> Iterator[None]:
-    """Raise DoesNotFitError where memory runs out within the block."""
+    """Raise DoesNotFitError if memory runs out within the block."""
     try:
         yield
     except MEMORY_ERRORS as error:

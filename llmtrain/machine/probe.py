@@ -1,4 +1,4 @@
-"""Read the hardware: what is there, and what of it works.
+"""Read the hardware: the devices present, and those that work.
 
 Only this module and those that it calls (cpu, cgroup, rlimits, memory_usage) read the machine. They
 return plain `Facts`, and every decision is a pure function of those.
@@ -62,7 +62,7 @@ def visible_cuda_devices() -> int:
 
 
 def read_cpu(root: Path = Path("/")) -> CpuFacts:
-    """Return the processor and what this process may use of it; /proc and /sys are in `root`."""
+    """Return the processor and the limits on this process; /proc and /sys are in `root`."""
     described = _describe_cpu(root)
     affinity = allowed_cores()
     memory = read_system_memory(root)
@@ -92,7 +92,7 @@ def _omp_threads() -> int | None:
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     is_number = first.isascii() and first.isdecimal() and 1 <= int(first) <= _MOST_THREADS
     if not is_number or (first == "1" and "TORCHELASTIC_RUN_ID" in os.environ):
-        return None  # torchrun sets 1 where the user set nothing
+        return None  # torchrun sets 1 if the user set nothing
     return int(first)
 
 
@@ -127,7 +127,7 @@ def _psutil_physical_cores() -> int | None:
 
 
 def _torch_build() -> str:
-    """Return what torch was compiled for: `cpu`, `cu130`, `rocm6.4`."""
+    """Return the platform that torch was compiled for: `cpu`, `cu130`, `rocm6.4`."""
     if torch.version.hip is not None:
         return "rocm" + ".".join(torch.version.hip.split(".")[:2])
     if torch.version.cuda is not None:

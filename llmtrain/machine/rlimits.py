@@ -1,7 +1,7 @@
 """Read this process's own limits on memory: `ulimit -v` and `ulimit -d`. POSIX.
 
-Both limit what is mapped, and not what is used. A library that does not check an allocation dies
-when one is reached: the C library of a thread's local data, for example.
+Both limit mapped memory, not used memory. A library that does not check an allocation crashes
+when one is reached: for example the C library, allocating a thread's local data.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-# What a thread maps beside memory that is used: its stack, and in the address space the arena
+# Memory that a thread maps and does not use: its stack, and in the address space the arena
 # that glibc's allocator reserves for it.
 _STACK_BYTES, _ARENA_BYTES = 8 << 20, 64 << 20
 _STEP_BYTES = 64 << 20  # mappings vary a little from start to start; a plan should not
@@ -19,7 +19,7 @@ _STEP_BYTES = 64 << 20  # mappings vary a little from start to start; a plan sho
 
 @dataclass(frozen=True, slots=True)
 class ProcessLimit:
-    """A limit that is set, and the memory that this process can come to use under it."""
+    """A limit that is set, and the memory that this process can use under it."""
 
     name: str
     reachable_bytes: int
@@ -27,17 +27,17 @@ class ProcessLimit:
 
 @dataclass(frozen=True, slots=True)
 class MappedMemory:
-    """A limit that is set, and what is mapped of it now."""
+    """A limit that is set, and the memory mapped now."""
 
     name: str  # RLIMIT_AS or RLIMIT_DATA
     limit_bytes: int
     mapped_bytes: int
     unused_bytes: int  # mapped and not in memory
-    reusable_bytes: int  # of those what is no thread's stack: freed blocks of the heap
+    reusable_bytes: int  # of those, outside threads' stacks: freed blocks of the heap
 
     @property
     def used_bytes(self) -> int:
-        """What is mapped, without what later allocations can take from the heap."""
+        """The mapped bytes, without those that later allocations can take from the heap."""
         return self.mapped_bytes - self.reusable_bytes
 
 
@@ -47,9 +47,9 @@ def has_process_limit() -> bool:
 
 
 def read_process_limit(threads: int, root: Path = Path("/")) -> ProcessLimit | None:
-    """Return the tighter of RLIMIT_AS and RLIMIT_DATA for so many threads; None: neither is set.
+    """Return the tighter of RLIMIT_AS and RLIMIT_DATA for that many threads; None: neither is set.
 
-    What this process has mapped beyond what it uses is subtracted, and so is what its threads
+    Memory that this process maps and does not use is subtracted, and so is the memory its threads
     will map.
     """
     mapped = {limit.name: limit for limit in read_mapped(root)}
@@ -63,7 +63,7 @@ def read_process_limit(threads: int, root: Path = Path("/")) -> ProcessLimit | N
 
 
 def read_mapped(root: Path = Path("/")) -> list[MappedMemory]:
-    """Return each limit that is set with what is mapped of it, where the system is Linux."""
+    """Return each limit that is set, with the memory mapped now. Linux only."""
     limits = _read_limits()
     if not limits:
         return []

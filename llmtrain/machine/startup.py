@@ -1,4 +1,4 @@
-"""Set up what has to be set before torch is imported. Imports nothing heavy."""
+"""Set up the environment before torch is imported. Imports nothing heavy."""
 
 from __future__ import annotations
 

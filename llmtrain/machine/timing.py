@@ -1,4 +1,4 @@
-"""Compare the speed of several ways to compute the same, undisturbed by other programs."""
+"""Compare the speed of several ways to compute the same result, undisturbed by other programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llmtrain.machine.facts import FASTER_RATIO
 
 Run = Callable[[], object]
 
-# Ratios to the standing choice that are measured longer: noise could carry them over FASTER_RATIO.
+# Ratios to the default that are measured longer: noise could move them past FASTER_RATIO.
 _CLOSE = (0.75 * FASTER_RATIO, 1.25 * FASTER_RATIO)
 _MORE_BUDGETS = 3  # for close ones
 
@@ -34,7 +34,7 @@ class Timing:
 def compare(
     ways: Mapping[str, Sequence[Run]], *, budget_s: float, least_rounds: int, most_rounds: int
 ) -> dict[str, Timing]:
-    """Time each way; the first is the standing choice that the others have to beat.
+    """Time each way; the first is the default that the others must beat.
 
     A way is a sequence of parts: each counts with its fastest round, and the parts are summed.
     The ways take turns, so that a slow moment affects all. A way that comes close to

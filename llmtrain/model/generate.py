@@ -18,7 +18,7 @@ _HIGHEST_PENALTY = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is sampled. Temperature 0 is greedy."""
+    """The options of sampling the next token. Temperature 0 is greedy."""
 
     temperature: float = 0.8
     top_k: int | None = None
@@ -61,7 +61,7 @@ def generate_tokens(
     """Yield up to `limit` ids below `num_ids` that continue `prompt`.
 
     `allowed` returns the ids that may follow the ones sampled so far, or None for all; the first of
-    them is taken where the model finds them all together less likely than chance. When the
+    them is taken if the model gives all of them together a probability below chance. When the
     context is full, generation continues from its newer half. Raises LlmtrainError if the model's
     output holds NaN.
     """
@@ -90,8 +90,8 @@ def generate_tokens(
 def _restrict(logits_v: Tensor, allowed: list[int]) -> Tensor:
     """Return the logits with all but the allowed ids excluded.
 
-    Where the model knows nothing of them, for it was never trained on such a beginning, ids that
-    no text has may be the likeliest: only the first is left.
+    If the model was never trained on such a beginning, its probabilities are noise, and ids that
+    occur in no text may be the likeliest: only the first is left.
     """
     if logits_v.softmax(-1)[allowed].sum() < len(allowed) / len(logits_v):
         allowed = allowed[:1]
@@ -107,7 +107,7 @@ def sample_token(
     logits_v = _penalize(logits_v.double(), previous, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return int(logits_v.argmax())
-    # In double precision and with the highest at 0, so that the least temperature overflows none.
+    # In double precision and with the highest at 0, so that no temperature overflows.
     logits_v = (logits_v - logits_v.max()) / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < len(logits_v):
         threshold = logits_v.topk(sampling.top_k).values[-1]

@@ -1,4 +1,4 @@
-"""Measure how fast this CPU computes parts of the model in each way that there is."""
+"""Time parts of the model on this CPU with each available kernel."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from llmtrain.profile.shape import ModelShape
 
 _BUDGET_S = 0.4
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 8
-# Of attention that is timed, where one sequence does not have more: up to 0.3 s on two cores.
+# Scores and tokens of attention that are timed, unless one sequence has more (0.3 s on two cores).
 _SCORES, _TOKENS = 64 << 20, 4096
-_LONGEST_CONTEXT = 4096  # the squares of longer ones take long and change nothing
+_LONGEST_CONTEXT = 4096  # longer ones take quadratic time and do not change the result
 
 
 class CompileError(LlmtrainError):
@@ -35,10 +35,10 @@ class CompileError(LlmtrainError):
 def time_attention(
     shape: ModelShape, precision: Precision, threads: int, masked: bool = False
 ) -> AttentionTimes:
-    """Return the seconds for attention forward and backward over some sequences, by each kernel.
+    """Return the seconds for attention forward and backward over some sequences, for each kernel.
 
     `masked`: attention stays within documents, of which each sequence has two. There are as many
-    sequences as in a micro-batch, or fewer where they are long: a kernel's speed depends on the
+    sequences as in a micro-batch, or fewer if they are long: a kernel's speed depends on the
     number of heads that it has at once.
     """
     context = min(shape.context, _LONGEST_CONTEXT)

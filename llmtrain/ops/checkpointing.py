@@ -37,7 +37,7 @@ _SAVED = {
 def checkpointed(
     mode: ActivationCheckpointing, function: Callable[..., Tensor], *args: object
 ) -> Tensor:
-    """Return `function(*args)`; `mode` says what is saved for the backward.
+    """Return `function(*args)`; `mode` selects what is saved for the backward.
 
     Off: all that autograd saves. Selective: products and attention. Full: only the arguments.
     """

@@ -1,4 +1,4 @@
-"""How many rows of logits the loss computes at once. Without torch, so that plans can use it."""
+"""The number of rows of logits that the loss computes at once. Without torch, for use in plans."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""From the text of a run to its tokenizer and token shards, cached."""
+"""Preparation of a run's text: its tokenizer and token shards, cached."""

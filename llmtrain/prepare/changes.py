@@ -1,4 +1,4 @@
-"""Whether a run's text is still what it was prepared from."""
+"""Check whether a run's text has changed since it was prepared."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def require_same_text(
 
 
 def announce_changes(section: DataSection, shards: PreparedData, prepare: PrepareContext) -> None:
-    """Warn if the text is not what the shards were made from, or is gone.
+    """Warn if the text has changed since the shards were made, or is gone.
 
-    The text is read only if a file is newer than the shards. What is not on this machine, and
+    The text is read only if a file is newer than the shards. Remote files, and
     standard input, is not checked.
     """
     specs = [*section.specs, *([section.validation] if section.validation else [])]
@@ -62,7 +62,7 @@ def announce_changes(section: DataSection, shards: PreparedData, prepare: Prepar
 def has_same_text(
     corpus: Corpus, section: DataSection, shards: PreparedData, prepare: PrepareContext
 ) -> bool:
-    """Return whether the corpus is what the shards were made from. Reads all of it."""
+    """Return whether the corpus has the text that the shards were made from. Reads all of it."""
     return _fingerprint(corpus, section, prepare) == shards.index.corpus_fingerprint
 
 
@@ -74,7 +74,7 @@ def _fingerprint(corpus: Corpus, section: DataSection, prepare: PrepareContext) 
 def _newer(corpus: Corpus, shards: PreparedData) -> list[str] | None:
     """Return files that are newer than the shards, a few by name; None if nothing differs.
 
-    An empty list: another number of files, or it is not known when the shards were made.
+    An empty list: the number of files differs, or the time when the shards were made is unknown.
     """
     manifest = read_manifest(shards.directory) or {}
     files = [file for source in corpus.all_sources for file in source.files]
@@ -95,5 +95,5 @@ def _changed_s(path: Path) -> float:
     try:
         stat = path.stat()
     except OSError:
-        return float("inf")  # reading it says why
+        return float("inf")  # reading it will raise the error
     return max(stat.st_mtime, stat.st_ctime)

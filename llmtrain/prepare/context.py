@@ -1,4 +1,4 @@
-"""How data is prepared, and who is told of it."""
+"""The options of preparing data: worker processes, the observer, the stop check."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llmtrain.progress import Note, Notify, Progress
 
 @dataclass(frozen=True, slots=True)
 class PrepareContext:
-    """How data is prepared, and who is told."""
+    """The options of preparing data."""
 
     workers: int  # processes that tokenize
     observe: Notify
@@ -24,11 +24,11 @@ class PrepareContext:
         self.observe(Note("another process prepares this text; waiting for it"))
 
     def with_progress(self, phase: str, corpus: Corpus) -> Corpus:
-        """Return the corpus so that reading it reports progress."""
+        """Return the corpus, changed so that reading it reports progress."""
         return replace(corpus, on_read=TimedProgress(phase, self.observe))
 
     def training_texts(self, documents: Iterable[Document]) -> Iterator[str]:
-        """Yield the texts to learn from, then announce the training, which reports nothing."""
+        """Yield the texts to learn from, then announce the training, which reports no progress."""
         for document in documents:
             self.check_stop()
             yield document.text
@@ -36,7 +36,7 @@ class PrepareContext:
 
 
 class TimedProgress:
-    """Tells an observer how far a work is, and when it will be done by how fast it went."""
+    """A callback that reports progress to an observer, with the time left at the rate so far."""
 
     def __init__(self, phase: str, observe: Notify) -> None:
         self._phase = phase

@@ -1,4 +1,4 @@
-"""The tokenizer and the shards of a run: from the cache, or made now."""
+"""Prepare the tokenizer and the shards of a run, or open them in the cache."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ from llmtrain.progress import Note
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.encode_processes import encode_in_processes, encode_in_this_process
 
-_NOTED_SHARE = 0.01  # of the text; less than that is not worth a line
+_NOTED_SHARE = 0.01  # of the text; a smaller share is not announced
 _WORTH_PROCESSES_BYTES = 16 << 20  # of text: each process takes a second to start
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """What a run reads. `directory` is the cache entry that every rank opens."""
+    """The data of a run. `directory` is the cache entry that every rank opens."""
 
     tokenizer: Tokenizer
     tokenizer_directory: Path
     shards: PreparedData
     sources: list[dict[str, object]]
-    checked: dict[str, object] | None = None  # left out, leakage; None: not known any more
-    mixture: tuple[MixedSource, ...] = ()  # where sources have weights
-    left_out: tuple[DropCount, ...] = ()  # where they were read now
+    checked: dict[str, object] | None = None  # dropped documents, leakage; None: no longer known
+    mixture: tuple[MixedSource, ...] = ()  # if sources have weights
+    left_out: tuple[DropCount, ...] = ()  # if they were read in this process
 
 
 def prepare_dataset(
@@ -60,7 +60,7 @@ def prepare_dataset(
     """Prepare token shards of the profile's sources, and their tokenizer. Raises DataError.
 
     With a `context` both parts have at least one window, and of a short text more is held out than
-    the section says. `corpus`: what the sources are, where they are resolved already.
+    the section says. `corpus`: the sources, if they are resolved already.
     """
     cleaned = clean_corpus(corpus or resolve_corpus(section, prepare), section, prepare)
     corpus, left_out = cleaned.corpus, cleaned.left_out
@@ -71,7 +71,7 @@ def prepare_dataset(
     if bad.documents:
         left_out = (*left_out, bad)
         prepare.observe(Note(f"left out {bad.describe()}", is_warning=True))
-    is_own = section.specs == (BUILTIN_PYTHON,)  # nobody chose or can mend that text
+    is_own = section.specs == (BUILTIN_PYTHON,)  # the user neither chose nor can fix that text
     if not is_own and stats.repeated_bytes > _NOTED_SHARE * stats.text_bytes:
         prepare.observe(_repeats_note(stats))
     if not is_own:
@@ -171,7 +171,7 @@ def resolve_corpus(section: DataSection, prepare: PrepareContext) -> Corpus:
 
 
 def announce_skipped(corpus: Corpus, prepare: PrepareContext) -> None:
-    """Announce how many files and directories are skipped, by reason; and what is held out."""
+    """Announce the number of skipped files and directories by reason, and the held-out files."""
     directories = {each.reason for each in corpus.skipped if each.origin.endswith(os.sep)}
     for reason, count in corpus.skipped_by_reason.items():
         one, more = ("directory", "directories") if reason in directories else ("file", "files")
@@ -183,7 +183,7 @@ def announce_skipped(corpus: Corpus, prepare: PrepareContext) -> None:
 
 
 def clean_corpus(corpus: Corpus, section: DataSection, prepare: PrepareContext) -> Cleaned:
-    """Return the corpus without what the section's rules drop; announce what that is."""
+    """Return the corpus without what the section's rules drop; announce the counts."""
     filters = filters_of(section.filters)
     watched = prepare.with_progress("deciding what to leave out", corpus)
     cleaned = clean(watched, filters, section.duplicates, prepare.check_stop)
@@ -213,7 +213,7 @@ def open_dataset(
 ) -> Dataset:
     """Open the data that a run started with: cached shards, even if their sources changed.
 
-    Where the cache is gone the shards are made again, and have to come out the same.
+    If the cache entry is gone, the shards are made again, and must be the same.
     """
     tokenizer = load_tokenizer(tokenizer_directory, vocab_size)
     try:
@@ -234,7 +234,7 @@ def open_dataset(
 def _made_again(
     section: DataSection, vocab_size: int, key: str, prepare: PrepareContext, context: int | None
 ) -> Dataset:
-    """Prepare the shards `key` again. Raises DataError that says what a run without them needs."""
+    """Prepare the shards `key` again. Raises DataError if the text is gone or has changed."""
     names = ", ".join(map(without_secrets, section.specs))
     needed = (
         f"the run needs the text that it was started with, or {entry_directory(Path(), key)} in "
@@ -263,7 +263,7 @@ def with_recorded_mixture(
 ) -> Dataset:
     """Return the dataset with the sources' token ranges that the run recorded.
 
-    Raises DataError where they are not those of the profile's sources.
+    Raises DataError if they do not match the profile's sources.
     """
     weights = section.weights or ()
     if len(ranges) != len(weights):

@@ -1,4 +1,4 @@
-"""How much of a text's validation side is trained on too: looked for once, and kept in the cache.
+"""The leakage between the sides of a text's split: measured once, and kept in the cache.
 
 <cache>/leakage/<key>.json; the key is that of the text and the split.
 """
@@ -70,4 +70,4 @@ def _keep(path: Path, leakage: Leakage) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(path, json.dumps(asdict(leakage)) + "\n")
     except OSError:
-        return  # it is looked for again the next time
+        return  # it is measured again the next time

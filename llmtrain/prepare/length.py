@@ -1,4 +1,4 @@
-"""Whether both parts of the text are long enough for a context, checked before costly work."""
+"""Check before costly work whether both parts of the text are long enough for the context."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from llmtrain.prepare.context import PrepareContext
 from llmtrain.profile.schema import DataSection
 from llmtrain.progress import Note
 
-_BYTES_PER_TOKEN = 6  # more than most tokenizers reach
-_LARGEST_FRACTION = 0.25  # that a short text is split by
+_BYTES_PER_TOKEN = 6  # more bytes per token than most tokenizers reach
+_LARGEST_FRACTION = 0.25  # the greatest validation fraction for a short text
 _GROWTH = 1.5
-_WINDOWS = 2  # of validation text that are wanted
+_WINDOWS = 2  # the windows of validation text to aim for
 _NAMES: dict[Side, str] = {"train": "text to train on", "validation": "validation text"}
-_SHORTEST_CONTEXT = 32  # worth proposing
+_SHORTEST_CONTEXT = 32  # the shortest context to propose
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def check_length(
 ) -> None:
     """Raise DataError if the text is certainly too short for windows of `context`.
 
-    Reads no more of it than is needed to know.
+    Reads only as much of it as is needed to decide.
     """
     if BUILTIN_PYTHON in section.specs and section.validation is None:
         return
@@ -78,7 +78,7 @@ def working_fraction(
 def with_working_fraction(
     corpus: Corpus, stats: CorpusStats, section: DataSection, context: int, prepare: PrepareContext
 ) -> DataSection:
-    """Return the section with the working fraction; announce it where it differs."""
+    """Return the section with the working fraction; announce it if it differs."""
     fraction = working_fraction(corpus, stats, section, context)
     if fraction == section.validation_fraction:
         return section
@@ -94,7 +94,7 @@ def with_working_fraction(
 def require_bytes(
     corpus: Corpus, stats: CorpusStats, section: DataSection, fraction: float, context: int
 ) -> None:
-    """Raise DataError if a part has too few bytes for one window, whatever the tokenizer."""
+    """Raise DataError if a part has too few bytes for one window with any tokenizer."""
     if corpus.has_validation or not _is_long(stats.text_bytes, section, context):
         lengths = _bytes_of(corpus, stats, fraction)
         _require(lengths, context, fraction, is_given=corpus.has_validation)
@@ -114,7 +114,7 @@ def _is_long(text_bytes: int, section: DataSection, context: int) -> bool:
 
 
 def _bytes_of(corpus: Corpus, stats: CorpusStats, fraction: float) -> Lengths:
-    """Return bytes of text and separators: at least as many as there are tokens."""
+    """Return the bytes of text and separators, an upper bound on the number of tokens."""
     found: dict[Side, int] = {"train": 1, "validation": 1}
     for piece in plan_split(corpus, stats, fraction).assign(corpus.documents()):
         found[piece.side] += len(piece.document.text.encode()) + 1
@@ -133,7 +133,7 @@ def _require(lengths: Lengths, context: int, fraction: float, *, is_given: bool)
 
 
 def _hint(lengths: Lengths, side: Side, context: int, fraction: float, *, is_given: bool) -> str:
-    """Return what to type: another fraction or a shorter context where they work, or more text."""
+    """Return a hint: another fraction or a shorter context if that suffices, else more text."""
     per_token = 1 if lengths.unit == "tokens" else _BYTES_PER_TOKEN
     tokens = (lengths.train + lengths.validation) // per_token
     advice = []

@@ -1,4 +1,4 @@
-"""The tokenizer of a run: the one that its profile names, or one trained for its text."""
+"""Load the tokenizer that a run's profile names, or train one on its text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from llmtrain.tokenizer import Tokenizer, TrainedTokenizer, open_tokenizer, trai
 from llmtrain.tokenizer.train_process import train_in_process
 from llmtrain.units import format_bytes
 
-_TOKENIZER_RECIPE = 2  # raised when training a tokenizer from the same text gives another
+_TOKENIZER_RECIPE = 2  # raised when training a tokenizer from the same text gives another one
 
 
 def ensure_tokenizer(
@@ -133,7 +133,7 @@ def _tokenizer_key(fingerprint: str, section: DataSection, vocab_size: int) -> s
 
 
 def _publish(tokenizer: Tokenizer, directory: Path, record: Mapping[str, object]) -> None:
-    """Write the tokenizer and its record to `directory`, whatever was there before."""
+    """Write the tokenizer and its record to `directory`, replacing any earlier ones."""
     with building_directory(directory.parent, directory.name) as scratch:
         tokenizer.save(scratch / "new")
         made = {"at": now_utc(), "versions": versions()}

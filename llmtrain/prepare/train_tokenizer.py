@@ -1,4 +1,4 @@
-"""Learning a tokenizer from the text that sources name."""
+"""Train a tokenizer on the text of sources."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from llmtrain.tokenizer.training import ModelKind
 
 @dataclass(frozen=True, slots=True)
 class VocabularyOptions:
-    """How many pieces of what kind. Without `pieces` the text and the model say how many."""
+    """The kind and number of pieces; without `pieces`, the text and the model determine it."""
 
     pieces: int | None
     kind: ModelKind = "bpe"
     reserved: int = 0
     parameters: int | None = None  # of the model, beside its embeddings
-    max_bytes: int | None = None  # of text to learn from; None: as much as the kind takes
+    max_bytes: int | None = None  # of text to learn from; None: as much as the kind allows
 
 
 @dataclass(frozen=True, slots=True)
 class LearnedTokenizer:
-    """A tokenizer, why it has as many pieces as were asked for, and what was not read for it."""
+    """A trained tokenizer, the reason for its number of pieces, and the skipped files."""
 
     trained: TrainedTokenizer
     pieces_reason: str | None
     skipped: dict[str, int]  # files by reason
-    sources: tuple[str, ...]  # what the text was named as
+    sources: tuple[str, ...]  # the names of the sources
 
 
 def learn_tokenizer(

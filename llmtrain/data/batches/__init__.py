@@ -1,1 +1,1 @@
-"""From shards to batches: windows, permutation, packing, mixtures."""
+"""Batches cut from token shards: windows, permutation, packing, mixtures."""

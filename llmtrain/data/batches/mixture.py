@@ -5,13 +5,13 @@ Of any N positions the first source has
     ⌊N·w/W + 1/2⌋
 
 where w is its weight and W the sum of all weights. The others share the rest in the same way, each
-with the W of itself and those after it, and the last has what is left. Such a count grows by 0 or
+with the W of itself and those after it, and the last has the remainder. Such a count grows by 0 or
 1 with N, so a position belongs to one source and is its
-n-th, which is arithmetic alone: nothing is drawn, and there is no state. What N positions hold of
-a source differs from its share of N by at most half the number of sources, whatever N is.
+n-th: this is computed, not sampled, and needs no state. What N positions hold of
+a source differs from its share of N by at most half the number of sources, for every N.
 
 The n-th window of a source is the n-th of an order of its own, as if there were no other source:
-it is every window once before any comes again.
+every window comes once before any comes again.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _SCANNED_TOKENS = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class MixedSource:
-    """A source, its weight in what is read, and the tokens it has in what is trained on.
+    """A source, its weight in the mixture, and its range of tokens in the training stream.
 
-    They begin with a separator and end with the one that follows its last document, which the
-    next source begins with.
+    The tokens begin with a separator and end with the one after its last document, with which the
+    next source begins.
     """
 
     spec: str
@@ -49,7 +49,7 @@ class MixedSource:
 
 
 class Interleaving:
-    """Positions shared out among sources by weight, evenly and exactly: see the module."""
+    """The assignment of positions to sources by weight, evenly and exactly: see the module."""
 
     def __init__(self, weights: Sequence[float]) -> None:
         exact = [Fraction(repr(weight)) for weight in weights]  # 0.1 is a tenth
@@ -94,7 +94,7 @@ class TokenRange:
 
 
 class MixedBatches:
-    """Windows of several sources, as a BatchReader has them of one: the position is everything."""
+    """Windows of several sources, determined by the position alone, as in BatchReader."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class MixedBatches:
             _reader(stream, source, _own_seed(seed, index), reader_of)
             for index, source in enumerate(sources)
         ]
-        # An epoch is as many windows as all sources have, whichever of them are then read.
+        # An epoch is as many windows as all sources have together, whichever it has.
         self.num_windows = sum(reader.num_windows for reader in self._readers)
 
     def read(self, first_position: int, count: int) -> tuple[TokenArray, TokenArray]:
@@ -127,12 +127,12 @@ class MixedBatches:
         return self._readers[source].read(turn, 1)
 
     def place(self, position: int) -> str:
-        """Return in words where in the text the window at `position` is."""
+        """Return a description, for messages, of where in the text the window at `position` is."""
         source, turn = self._interleaving.locate(position)
         return f"{self._specs[source]}: {self._readers[source].place(turn)}"
 
     def count_targets(self, first_position: int, count: int) -> int:
-        """Return the number of targets in so many windows."""
+        """Return the number of targets in that many windows."""
         turns = (self._interleaving.locate(first_position + row) for row in range(count))
         return sum(self._readers[source].count_targets(turn, 1) for source, turn in turns)
 
@@ -151,16 +151,16 @@ def _reader(
 
 
 def _own_seed(seed: int, source: int) -> int:
-    """Return the seed of one source, so that equally long sources are not read in step."""
+    """Return a seed per source, so that sources of equal length are in different orders."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{source}".encode()).digest()[:8], "big")
 
 
 def locate_sources(
     corpus: Corpus, split: Split, train: Tokens, separator_id: int, weights: Sequence[float]
 ) -> tuple[MixedSource, ...]:
-    """Return where each source of `corpus` lies in its tokens.
+    """Return each source of `corpus` with its range of tokens.
 
-    Reads the text once more, since equal tokens may be those of other sources. Raises DataError
+    Reads the text again, because tokens do not record their source. Raises DataError
     for a source that has no text to train on.
     """
     firsts = _first_pieces(corpus, split)
@@ -194,7 +194,7 @@ def _first_pieces(corpus: Corpus, split: Split) -> list[int]:
 def _nth_separators(stream: Tokens, separator_id: int, ordinals: Sequence[int]) -> list[int]:
     """Return the positions of the separators with these ascending numbers, counted from 0.
 
-    The last one has to end the stream: DataError where it does not.
+    Raises DataError if the last one does not end the stream.
     """
     found: list[int] = []
     seen = 0

@@ -1,12 +1,12 @@
-"""Documents placed whole into windows, so that none is cut which could have been whole.
+"""Packing of documents into windows: only documents longer than the context are cut.
 
 Best-fit-decreasing packing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"): a
 document longer than the context is cut into chunks of its length and a rest; then, longest first,
-each chunk goes into the fullest window that has room for it. That is done for so many chunks in a
-row at a time, so that a window's documents are from one region of the text. What room is left in
-a window is padded.
+each chunk goes into the fullest window that has room for it. A fixed number of chunks in a
+row is packed at a time, so that a window's documents are from one region of the text. The rest of
+a window is padding.
 
-Every token but the first is a target exactly once an epoch, as it is of concatenated windows.
+Every token but the first is a target exactly once an epoch, as without packing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llmtrain.data.batches.windows import Tokens
 from llmtrain.data.shards.token_stream import TokenArray
 from llmtrain.errors import DataError
 
-IGNORED = -1  # a target that is none
+IGNORED = -1  # a target that does not count
 HORIZON_CHUNKS = 1 << 18
 _LENGTH_BITS = 24
 _LONGEST_CONTEXT = (1 << _LENGTH_BITS) - 1
@@ -33,7 +33,7 @@ Packed = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """Which chunks are in which window: eight bytes a chunk, and eight a window.
+    """The assignment of chunks to windows, in eight bytes a chunk and eight a window.
 
     `chunks`: window by window, where each begins in the text, and its length in the low 24 bits.
     `windows`: where each window's chunks begin among them, and the end.
@@ -66,9 +66,9 @@ def pack(
     check_stop: Callable[[], None] = lambda: None,
     horizon_chunks: int = HORIZON_CHUNKS,
 ) -> Packing:
-    """Return the packing of a text whose documents begin with the separator. Reads all of it.
+    """Return the packing of tokens whose documents begin with the separator. Reads all of them.
 
-    Raises DataError where there is nothing to predict, or the context is beyond 2²⁴ − 1.
+    Raises DataError if there is no target, or the context is longer than 2²⁴ − 1.
     """
     if context > _LONGEST_CONTEXT:
         message = f"data.packing best_fit: context {context} is longer than {_LONGEST_CONTEXT}"
@@ -91,7 +91,7 @@ def pack(
 
 
 def _borders(stream: Tokens, separator_id: int, check_stop: Callable[[], None]) -> TokenArray:
-    """Return where documents begin, and the last token, which is only a target."""
+    """Return the positions of document starts, and of the last token, which is only a target."""
     last = stream.num_tokens - 1
     found = [np.zeros(1, dtype=np.int64)]
     for start in range(1, last, _SCANNED_TOKENS):
@@ -114,9 +114,9 @@ def _chunks(borders: TokenArray, context: int) -> tuple[TokenArray, TokenArray]:
 def best_fit(lengths: TokenArray, context: int) -> TokenArray:
     """Return the window of each chunk: longest first, into the fullest window with room.
 
-    Chunks of one length are placed together, as one by one they would be: the fullest window with
-    room for one takes as many as fit, then the next. Of equally full windows the first opened
-    comes first.
+    Chunks of one length are placed together, with the same result as one by one: the fullest
+    window with room for one takes as many as fit, then the next. Of equally full windows the
+    first opened comes first.
     """
     order = np.argsort(-lengths, kind="stable")
     window_of = np.empty(len(lengths), dtype=np.int64)
@@ -128,13 +128,13 @@ def best_fit(lengths: TokenArray, context: int) -> TokenArray:
 
 
 class _Windows:
-    """Windows by the room that is left in them."""
+    """Open windows by their remaining room."""
 
     def __init__(self, context: int) -> None:
         self._context = context
         self._opened = 0
         self._by_room: dict[int, TokenArray] = {}
-        self._rooms = 0  # bit r is set where there are windows with room r
+        self._rooms = 0  # bit r is set if there are windows with room r
 
     def place(self, length: int, count: int) -> TokenArray:
         """Return the windows that take `count` chunks of one length."""
@@ -165,7 +165,7 @@ class _Windows:
         return self._context
 
     def _put(self, room: int, windows: TokenArray, *, replace: bool = False) -> None:
-        """Record that the windows have so much room; with `replace`, no others have."""
+        """Record that the windows have this much room; with `replace`, no others have."""
         if not replace and room in self._by_room:
             windows = np.sort(np.concatenate([self._by_room[room], windows]))
         if room and len(windows):
@@ -177,9 +177,9 @@ class _Windows:
 
 
 class PackedReader:
-    """Windows of whole documents in permuted order. The position is everything, as in BatchReader.
+    """Windows of whole documents in permuted order, determined by the position alone.
 
-    Padding is the separator, and its targets are IGNORED.
+    Padding inputs are separators, and padding targets are IGNORED.
     """
 
     def __init__(
@@ -207,13 +207,13 @@ class PackedReader:
         return inputs, targets
 
     def place(self, position: int) -> str:
-        """Return in words where in the text the window at `position` is."""
+        """Return a description, for messages, of where in the text the window at `position` is."""
         chunks = list(self._packing.chunks_of(self._window(position)))
         documents = "1 document" if len(chunks) == 1 else f"{len(chunks)} documents"
         return f"{documents} of the training text, the first from token {chunks[0][0]} on"
 
     def count_targets(self, first_position: int, count: int) -> int:
-        """Return the number of targets in so many windows, without the padding."""
+        """Return the number of targets in that many windows, without the padding."""
         positions = range(first_position, first_position + count)
         return sum(int(self._fills[self._window(position)]) for position in positions)
 

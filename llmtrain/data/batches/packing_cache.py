@@ -1,4 +1,4 @@
-"""A packing beside its shards, so that a long text is gone through once."""
+"""A cache of packings beside the shards, so that a long text is packed once."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _DTYPE = np.dtype("<u8")
 def cached_packing(
     data: PreparedData, context: int, check_stop: Callable[[], None] = lambda: None
 ) -> Packing:
-    """Return the packing of the training side: cached beside the shards, or a new one.
+    """Return the packing of the training side: the one cached beside the shards, or a new one.
 
-    A damaged one, or one that cannot be written, is made again. Raises DataError.
+    A damaged file is replaced; a cache that cannot be written is ignored. Raises DataError.
     """
     path = data.directory / f"packing-{_VERSION}-{context}.bin"
     kept = _read(path, data.train)
@@ -58,4 +58,4 @@ def _write(path: Path, packing: Packing) -> None:
     try:
         write_pieces_atomically(path, [digest.digest(), *parts])
     except OSError:
-        return  # a cache that is full, or not ours to write to
+        return  # a cache that is full or not writable

@@ -1,7 +1,7 @@
-"""Which window of the text comes at which position of training: arithmetic, no state.
+"""The order of windows in training, computed from the position without any state.
 
 window(i) covers the tokens [i·T, i·T + T], both ends included: T inputs, and the T targets that
-are one further. So every token but the first is a target exactly once an epoch, up to the last
+follow them. So every token but the first is a target exactly once an epoch, up to the last
 whole window.
 """
 

@@ -1,7 +1,7 @@
-"""The next windows, read while those before them are worked on.
+"""Reading ahead: the next windows are read in a thread during the current step.
 
-Windows lie all over the text, and from a disk each takes its time: a thread waits for them instead
-of the training. It decides nothing, so what is read is the same without it.
+Windows are scattered over the text, and reading each from a disk takes time: a thread waits instead
+of the training. The windows are the same with and without it.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ Windows = tuple[TokenArray, TokenArray]
 
 
 class Prefetch:
-    """Reads the expected next windows ahead in a thread; any other request waits."""
+    """A reader that reads the expected next windows ahead in a thread; any other request waits."""
 
     def __init__(self, read: Callable[[int, int], Windows]) -> None:
-        """Prefetch for `read(first_position, count)`, which keeps no state: two threads call it."""
+        """Use `read(first_position, count)`, which two threads call: it must keep no state."""
         self._read = read
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="batches")
         self._coming: tuple[tuple[int, int], Future[Windows]] | None = None
 
     def read(self, first_position: int, count: int, then: int) -> Windows:
-        """Return `count` windows, and start to read as many from position `then` on.
+        """Return `count` windows, and start to read as many from position `then` in the thread.
 
-        Raises what reading raised.
+        Raises what `read` raised in the thread.
         """
         coming, self._coming = self._coming, None
         if coming is not None and coming[0] == (first_position, count):

@@ -13,7 +13,7 @@ from llmtrain.errors import DataError
 
 
 class Tokens(Protocol):
-    """What a batch is cut from; a TokenStream is one."""
+    """A source of tokens for batches, such as a TokenStream."""
 
     @property
     def num_tokens(self) -> int: ...
@@ -22,7 +22,7 @@ class Tokens(Protocol):
 
 
 class WindowReader(Protocol):
-    """Windows at positions of training, whatever they hold."""
+    """A reader of windows by their position in training."""
 
     @property
     def num_windows(self) -> int: ...
@@ -35,9 +35,9 @@ class WindowReader(Protocol):
 
 
 class BatchReader:
-    """Windows in permuted order. Nothing is remembered between calls: the position is everything.
+    """Windows in permuted order, determined by the position alone: no state between calls.
 
-    A rank's share is arithmetic on positions. With R ranks and m windows per micro-batch, step s of
+    A rank's share is a range of positions. With R ranks and m windows per micro-batch, step s of
     rank r reads from s·R·m + r·m; all ranks together then read what one rank with R·m would.
     """
 
@@ -62,12 +62,12 @@ class BatchReader:
         return window * self._context
 
     def place(self, position: int) -> str:
-        """Return in words where in the text the window at `position` is."""
+        """Return a description, for messages, of where in the text the window at `position` is."""
         start = self.first_token(position)
         return f"tokens {start} to {start + self._context} of the training text"
 
     def count_targets(self, first_position: int, count: int) -> int:
-        """Return the number of targets in so many windows, which have no padding."""
+        """Return the number of targets in that many windows, which have no padding."""
         return count * self._context
 
 
@@ -89,7 +89,7 @@ def sequential_windows(stream: Tokens, context: int) -> Iterator[tuple[TokenArra
 def windows_of(
     batches: Iterable[TokenArray], context: int
 ) -> Iterator[tuple[TokenArray, TokenArray]]:
-    """Yield the same windows of ids that come in batches of any size."""
+    """Yield the windows of `sequential_windows` from ids that come in batches of any size."""
     pending = np.empty(0, dtype=np.int64)
     for batch in batches:
         pending = np.concatenate([pending, batch])

@@ -1,7 +1,7 @@
 """The format of a file, chosen by its name, and the functions that read it.
 
 registry     file name → format, compression and archive, or why it holds no text
-magic        first bytes → what the file really holds
+magic        first bytes → the file's real content
 streams      bounded byte streams that name the place of a bad byte
 compression  .gz .bz2 .xz .zst
 archives     .zip .tar

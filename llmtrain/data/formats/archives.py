@@ -1,4 +1,4 @@
-"""The members of a .zip or a .tar, in its order, read where they lie: nothing is ever extracted."""
+"""The members of a .zip or a .tar, in its order, read as streams: nothing is extracted to disk."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ZIP_FAILURES = (
     *(NotImplementedError, RuntimeError, struct.error, ValueError),
 )
 _TAR_FAILURES = (tarfile.TarError, EOFError)
-# Names and attributes of a member that do not fit its header; the library reads them at once.
+# Names and attributes of a member that do not fit its header; the library reads them into memory.
 _EXTENSIONS = frozenset(
     (
         *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
@@ -39,9 +39,9 @@ _ENCRYPTED = 1
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in an archive. `problem`: why it is not read, whatever its name.
+    """A file in an archive. `problem`: why it cannot be read, or None.
 
-    It can be opened until the next member is asked for.
+    It can be opened until the next member is requested.
     """
 
     name: str
@@ -94,7 +94,7 @@ class _BoundedHeader(tarfile.TarInfo):
             header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if buf and not any(buf):
-                raise  # the mark of the end; the library takes whatever else it is for one too
+                raise  # the end mark; the library also takes any invalid header for one
             said = str(error) if buf else "there is no mark of the end"
             raise tarfile.ReadError(said) from error
         if header.type in _EXTENSIONS and header.size > _LONGEST_EXTENSION_BYTES:
@@ -105,7 +105,7 @@ class _BoundedHeader(tarfile.TarInfo):
 def tar_members(stream: io.BufferedReader, origin: str, meter: UnpackedMeter) -> Iterator[Member]:
     """Yield every file in a .tar, in one pass. Raises DataError if it is damaged."""
     with map_damage(origin, "tar file", _TAR_FAILURES):
-        # Never closed: it holds nothing but the stream, which is not its own.
+        # Never closed: it holds only the stream, which the caller closes.
         archive = tarfile.open(fileobj=stream, mode="r|", tarinfo=_BoundedHeader)  # noqa: SIM115
     while (info := _next(archive, origin)) is not None:
         archive.members.clear()  # type: ignore[attr-defined] # it would keep every header
@@ -146,7 +146,7 @@ def _tar_opener(
 
 
 def _unsafe(name: str) -> str | None:
-    """Return whether a name leads out of the archive: harmless here, but a bad sign."""
+    """Return whether a name leads out of the archive: harmless here, but suspicious."""
     parts = name.replace("\\", "/").split("/")
     leads_out = ".." in parts or not parts[0] or ":" in parts[0]
     return "an unsafe name" if leads_out else None

@@ -19,7 +19,7 @@ from llmtrain.units import format_bytes
 _BATCH_BYTES = 8 << 20
 _MOST_ROWS = 4096
 _ARROW_FILE = b"ARROW1"
-# A row group that unpacks to more than this, and to so many times the file, is none of text.
+# A row group that unpacks to more than this, and to this many times the file, is not text.
 _GROUP_BYTES = 1 << 30
 _GROUP_RATIO = 300
 
@@ -34,7 +34,7 @@ def parquet_rows(stream: BinaryIO, origin: str, options: RecordOptions) -> Itera
         file = pyarrow.parquet.ParquetFile(
             stream,
             metadata=known.metadata,
-            # A value that many rows share stays one in memory until its row is read.
+            # A value that many rows share is stored once in memory until its row is read.
             read_dictionary=list(path) if len(path) == 1 else None,
             buffer_size=1 << 20,
             pre_buffer=False,
@@ -63,20 +63,20 @@ def arrow_rows(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterato
 
 @contextmanager
 def _arrow(origin: str, what: str) -> Iterator[Any]:
-    """Yield pyarrow; turn what it raises inside the block into a DataError that names `origin`."""
+    """Yield pyarrow; convert what it raises inside the block to a DataError that names `origin`."""
     try:
         import pyarrow as pa
     except ImportError as error:
         raise library_missing(origin, "parquet") from error
-    # A size that is no size may be more than there is memory, and a name no text.
+    # A damaged size may exceed the memory, and a damaged name may be invalid Unicode.
     with map_damage(origin, what, (pa.ArrowException, UnicodeDecodeError, EOFError, MemoryError)):
         yield pa
 
 
 def _text_path(pa: Any, schema: Any, origin: str, options: RecordOptions) -> tuple[str, ...]:
-    """Return the column of text; with the names inside it where it is a struct.
+    """Return the path of the text: the column's name, then the names of fields inside structs.
 
-    `meta.content` is `content` in the struct `meta`, where no column has the whole name. Raises
+    `meta.content` is `content` in the struct `meta`, if no column has the whole name. Raises
     DataError.
     """
     outer, _, inner = options.text_field.partition(".")
@@ -108,7 +108,7 @@ def _is_text(pa: Any, kind: Any) -> bool:
 def _rows_in_batch(metadata: Any, file_bytes: int, origin: str) -> int:
     """Return the number of rows that take a few megabytes. Raises DataError for a bomb.
 
-    Nothing is asked of single columns: the library ends the process where those are damaged.
+    Metadata of single columns is not read: the library aborts the process if it is damaged.
     """
     longest_bytes = 1.0
     for number in range(metadata.num_row_groups):
@@ -127,7 +127,7 @@ def _documents(
 ) -> Iterator[Document]:
     row = 0
     for column in columns:
-        column.validate(full=True)  # where it lies about its sizes, reading it ends the process
+        column.validate(full=True)  # if its sizes are wrong, reading it aborts the process
         for cell in column:
             yield from options.attempt(
                 partial(_document, cell, inside, f"{origin}[{row}]", options)

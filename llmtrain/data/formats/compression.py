@@ -1,4 +1,4 @@
-"""Files that are packed as a whole: .gz, .bz2, .xz and .zst, several packed parts in a row too."""
+"""Compressed files: .gz, .bz2, .xz and .zst, also of several compressed parts in a row."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _PACKED_BYTES = 1 << 17
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """One way to pack. `open` gives a stream of what is unpacked.
+    """A compression method. `open` returns a stream of the unpacked content.
 
-    It raises ImportError where its library is not installed, which the `extra` brings, if any.
+    It raises ImportError if its library is not installed; `extra`, if any, installs it.
     """
 
     name: str
@@ -51,7 +51,7 @@ def _zstd_file(stream: BinaryIO) -> Any:
 
 
 class _Decompressor(Protocol):
-    """Of one packed part."""
+    """A decompressor of one compressed part."""
 
     @property
     def eof(self) -> bool: ...
@@ -63,9 +63,9 @@ class _Decompressor(Protocol):
 
 
 class _Parts:
-    """Packed parts in a row, unpacked. What follows the last one and is none is an EOFError.
+    """The unpacked content of compressed parts in a row. Raises EOFError for anything after them.
 
-    Python's own files take it for the end, and a damaged part with all after it would be lost.
+    Python's own classes stop there silently, and would lose a damaged part and all after it.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class _Parts:
 
 
 class _OwnError:
-    """A file whose own error, which may not be there to be named, is an EOFError."""
+    """A file that raises EOFError instead of its library's error, whose class may not exist."""
 
     def __init__(self, file: Any, error: type[Exception]) -> None:
         self._file = file
@@ -154,7 +154,7 @@ CODECS: Mapping[str, Codec] = {
 def unpacked(
     stream: io.BufferedReader, suffix: str, origin: str, meter: UnpackedMeter
 ) -> Iterator[io.BufferedReader]:
-    """Yield the content of `stream`, unpacked as `suffix` says, or as it is if that is empty."""
+    """Yield the content of `stream`, decompressed by `suffix`; unchanged if that is empty."""
     if not suffix:
         yield stream
         return

@@ -18,7 +18,7 @@ from llmtrain.units import format_bytes
 _BOM = b"\xef\xbb\xbf"
 _READ_BYTES = 1 << 20
 _WHITESPACE = " \t\n\r"
-# Where the decoder stops nearer to the end than this, what follows may be what it misses.
+# If the decoder fails nearer to the end than this, the value may only be incomplete.
 _LONGEST_PIECE = 16
 _LONGEST_INTEGER = 20  # digits
 
@@ -33,7 +33,7 @@ def _record(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _integer(digits: str) -> float:
-    """Return a number for messages: Python refuses to read an integer of 5,000 digits."""
+    """Return the number, for messages; a float if it has too many digits for Python's `int`."""
     return int(digits) if len(digits) <= _LONGEST_INTEGER else float(digits)
 
 
@@ -97,7 +97,7 @@ def _top_values(window: _Window) -> Iterator[object]:
 
 
 class _Window:
-    """The part of a JSON text that is looked at: a value, and what was read along with it."""
+    """The part of a JSON text in memory: the current value, and what was read along with it."""
 
     def __init__(self, stream: BinaryIO, origin: str, longest_bytes: int) -> None:
         self._stream = stream
@@ -127,7 +127,7 @@ class _Window:
         return found
 
     def require(self, character: str) -> None:
-        """Skip `character`, or check that this is the end if it is empty. Raises DataError."""
+        """Skip `character`; if it is empty, require the end of the text. Raises DataError."""
         if self.next_character() != character:
             raise self._failure(f"no {character or 'end'!r} after the last value", self._at)
         self._at += len(character)
@@ -156,7 +156,7 @@ class _Window:
         return near_end or error.msg.startswith("Unterminated string")
 
     def _refill(self) -> bool:
-        """Read as much again as is unread; return whether there was more text."""
+        """Read at least as much again as is unread; return whether there was more."""
         passed = self._text[: self._at]
         self._before_bytes += len(passed.encode())
         self._text, self._at = self._text[self._at :], 0

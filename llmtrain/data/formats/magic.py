@@ -1,11 +1,11 @@
-"""What a file is by its first bytes, where its name says text and it is something else."""
+"""Detection by first bytes of files that are not the text that their name suggests."""
 
 from __future__ import annotations
 
 _RENAME = "; rename it to end in {}"
 LFS_POINTER = "a Git LFS pointer, not the file itself; git lfs pull brings it"
 _LFS_HEAD = b"version https://git-lfs.github.com/spec/"
-# Every one of these begins with bytes that are no UTF-8, or is followed by such.
+# Each of these has, or is followed by, bytes that are invalid UTF-8.
 _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x1f\x8b", "a gzip file", ".gz"),
     (b"BZh", "a bzip2 file", ".bz2"),
@@ -35,8 +35,8 @@ _TAR, _TAR_AT = b"ustar", 257
 
 
 def reason_against_content(head: bytes) -> str | None:
-    """Return what a file that begins with `head` is, in words, if that is no text; else None."""
-    if head.startswith(_PDF):  # which may be ASCII, and still has no text that reads as such
+    """Return a description of what a file that begins with `head` is; None if it may be text."""
+    if head.startswith(_PDF):  # which may be all ASCII, and still holds no readable text
         return "a PDF file, not text; pdftotext makes text of it"
     if _is_text(head):
         return None
@@ -49,7 +49,7 @@ def reason_against_content(head: bytes) -> str | None:
 
 
 def is_lfs_pointer(head: bytes) -> bool:
-    """Return whether it is what Git LFS leaves in place of a file that was not downloaded."""
+    """Return whether it is a Git LFS pointer, left in place of a file that was not downloaded."""
     return head.startswith(_LFS_HEAD)
 
 

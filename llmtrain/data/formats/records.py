@@ -16,7 +16,7 @@ _MOST_CHARACTERS = 40
 
 
 class RepeatingRecord(dict[str, object]):
-    """A record that says more than one thing under some names, of which it holds the last."""
+    """A record that repeats some field names; it holds the last value of each."""
 
     def __init__(self, values: dict[str, object], repeated: frozenset[str]) -> None:
         super().__init__(values)
@@ -24,9 +24,9 @@ class RepeatingRecord(dict[str, object]):
 
 
 def document_of(record: object, place: str, options: RecordOptions) -> Document:
-    """Return the document in the text field of a record. Raises DataError.
+    """Return the document in the text field of a record. Raises DataError if it cannot be used.
 
-    `meta.content` is the field `content` of the object in field `meta`, where there is no field of
+    `meta.content` is the field `content` of the object in field `meta`, if there is no field of
     the whole name.
     """
     if not isinstance(record, dict):

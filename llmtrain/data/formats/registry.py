@@ -1,4 +1,4 @@
-"""How a file is read, judged by its name alone."""
+"""The table of formats, and the choice of a file's format by its name."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Reader = Callable[[io.BufferedReader, str, RecordOptions], Iterator[Document]]
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How documents lie in a stream.
+    """A function that reads documents from a stream, and its properties.
 
-    `has_records`: in a field of records, which another file of that suffix may not have.
-    `refuses_nul`: a NUL in front means that it is something else. `seeks`: its end is read first.
+    `has_records`: texts are in a field of records, and a file of that suffix may lack the field.
+    `refuses_nul`: a NUL near the beginning means another format. `seeks`: its end is read first.
     """
 
     read: Reader
@@ -35,7 +35,7 @@ class Format:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """How files lie in a stream."""
+    """A function that reads the members of an archive from a stream, and its properties."""
 
     members: Members
     suffixes: tuple[str, ...]
@@ -68,7 +68,7 @@ _KINDS: Mapping[str, str] = {
     for kind, each in table.items()
     for suffix in each.suffixes
 }
-# Suffixes of things that are not text although they may begin without a NUL byte.
+# Suffixes of formats that are not text although they may begin without a NUL byte.
 _BINARY_SUFFIXES = frozenset(
     f".{name}"
     for names in (
@@ -84,7 +84,7 @@ _BINARY_SUFFIXES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class FileFormat:
-    """A format or an archive, by its key, and how it is packed: a suffix, or nothing."""
+    """The key of a format or archive, and the suffix of its compression, or an empty string."""
 
     kind: str
     packing: str = ""
@@ -95,12 +95,12 @@ class FileFormat:
 
     @property
     def seeks(self) -> bool:
-        """It can be read neither packed nor inside an archive."""
+        """Whether reading it seeks: it can then be neither compressed nor inside an archive."""
         return ARCHIVES[self.kind].seeks if self.is_archive else FORMATS[self.kind].seeks
 
 
 def reading_of(name: str) -> FileFormat:
-    """Return how to read a file of that name: as text if its suffix says nothing."""
+    """Return the format of a file of that name: text if its suffix is unknown."""
     inner, packing = _unpacked_name(name)
     return FileFormat(_KINDS.get(inner, "text"), packing)
 

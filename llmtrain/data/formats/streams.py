@@ -1,4 +1,4 @@
-"""Byte streams that turn what is wrong with them into a DataError with its place."""
+"""Byte streams that raise DataError, with the place, for damage and read errors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BUFFER_BYTES = 1 << 16
 
 
 class UnpackedMeter:
-    """Counts what one file unpacks to, in all layers and members together."""
+    """A count of the bytes that one file unpacks to, in all layers and members together."""
 
     def __init__(self, origin: str, packed_bytes: int, limits: Limits) -> None:
         self._origin = origin
@@ -40,16 +40,16 @@ class UnpackedMeter:
 
 
 class OneRead(Protocol):
-    """What can be read so that what came before a failure is not lost."""
+    """A stream with `read1`, which returns what was read before a failure."""
 
     def read1(self, size: int, /) -> bytes: ...
 
 
 class CheckedStream(io.RawIOBase):
-    """Reads `inner` to its end. Each of its ways to fail is a DataError that names `origin`.
+    """A stream that reads `inner`, and raises DataError that names `origin` for each failure.
 
-    `failures`: what `inner` raises where it is damaged, as against not readable.
-    `size_bytes`: what it has to hold at least.
+    `failures`: what `inner` raises if its data is damaged, as opposed to unreadable.
+    `size_bytes`: the least size that it must have.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class CheckedStream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Fill all of `buffer` except at the end, so that a reader always sees the same."""
+        """Fill all of `buffer` except at the end, so that reads always have the same sizes."""
         view = memoryview(buffer).cast("B")
         filled = 0
         while filled < len(view) and (data := self._read(len(view) - filled)):
@@ -111,7 +111,7 @@ def head_of(stream: io.BufferedReader) -> bytes:
 
 @contextmanager
 def readable(origin: str) -> Iterator[None]:
-    """Turn an OSError inside the block into a DataError that names `origin`."""
+    """Convert an OSError inside the block to a DataError that names `origin`."""
     try:
         yield
     except OSError as error:
@@ -125,9 +125,9 @@ def map_damage(
     failures: tuple[type[Exception], ...],
     place: Callable[[], str] = str,
 ) -> Iterator[None]:
-    """Turn `failures` inside the block into a DataError: `origin` is not a complete `what`.
+    """Convert `failures` inside the block to a DataError: `origin` is not a complete `what`.
 
-    So is an OSError without a number: it is a library that says it, and not the system.
+    So is an OSError without an errno: it is from a library, and not from the system.
     """
     try:
         yield

@@ -74,7 +74,7 @@ def _rows(
 
 
 class _Lines:
-    """The lines of a table as text, each with its end; no more of a row than memory is to hold."""
+    """The lines of a table as text, each with its end. Raises DataError for an overlong row."""
 
     def __init__(self, stream: BinaryIO, origin: str, longest_bytes: int) -> None:
         self._stream = stream
@@ -87,7 +87,7 @@ class _Lines:
 
     @property
     def row_place(self) -> str:
-        """Where the row began that is being read."""
+        """The place where the current row began."""
         return f"{self._origin}:{self._row_number}"
 
     def begin_row(self) -> None:

@@ -1,4 +1,4 @@
-"""Plain text, decoded strictly: every byte of it is in a document, or the file is refused."""
+"""Plain text, decoded strictly: a file with any invalid byte is an error."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def text_parts(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterato
 
 
 def _end_of_part(data: bytes, longest_bytes: int) -> int:
-    """Return the end of the last line, or of the last character where a line is very long."""
+    """Return the end of the last line, or of the last character if a line is very long."""
     if len(data) < longest_bytes:
         return len(data)
     line_end = data.rfind(b"\n", longest_bytes // 2) + 1
     return line_end or next(
         (end for end in range(len(data) - 1, len(data) - 5, -1) if data[end] & 0xC0 != 0x80),
-        len(data),  # no UTF-8, as decoding it will say
+        len(data),  # not UTF-8: decoding it will raise the error
     )
 
 
@@ -78,7 +78,7 @@ def python_source(stream: BinaryIO, origin: str, options: RecordOptions) -> Iter
 def decode_python(data: bytes) -> str:
     """Decode a Python source file in the encoding that it declares (PEP 263).
 
-    Raises SyntaxError, LookupError or UnicodeError where that cannot be done.
+    Raises SyntaxError, LookupError or UnicodeError if it cannot be decoded.
     """
     encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
     text = data.decode(encoding)

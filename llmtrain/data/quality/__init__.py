@@ -1,1 +1,1 @@
-"""What is left out of a text, and what is found in it."""
+"""The quality of a corpus: filters, duplicates, leakage and surveys."""

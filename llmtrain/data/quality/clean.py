@@ -1,6 +1,6 @@
-"""Leaving documents out of a corpus: by filters, as copies, as near copies. No text is changed.
+"""Dropping documents from a corpus: filters, copies and near copies. No text is changed.
 
-Decided in one pass, and kept as a bit a document. In memory until then: for exact copies about 100
+One pass decides; the result is a bit a document. Memory during the pass: for exact copies about 100
 bytes a document that is kept, for near copies 512 more, so about 0.6 GB a million documents.
 """
 
@@ -25,7 +25,7 @@ _DIGEST_BYTES = 16  # of 32; two of 10^12 texts are equal in them with a chance 
 
 @dataclass(frozen=True, slots=True)
 class Cleaned:
-    """A corpus without what was left out, and that by reason, in the order of the rules."""
+    """The remaining corpus, and the dropped documents by reason, in the order of the rules."""
 
     corpus: Corpus
     left_out: tuple[DropCount, ...]
@@ -37,10 +37,10 @@ def clean(
     duplicates: Duplicates,
     check_stop: Callable[[], None],
 ) -> Cleaned:
-    """Return the corpus without what the rules drop; unread if there are no rules.
+    """Return the corpus without the documents that the rules drop; it is not read without rules.
 
-    A document is left out for the first rule that it breaks, and of copies the first stays. Raises
-    DataError where nothing is left, UsageError where a library is missing.
+    A document is dropped by the first rule that it breaks, and of copies the first is kept. Raises
+    DataError if nothing is left, UsageError if a library is missing.
     """
     if not filters and duplicates == "keep":
         return Cleaned(corpus, ())
@@ -77,7 +77,7 @@ class _Pass:
 
     @property
     def tallies(self) -> list[DropCount]:
-        """One a rule, in the order in which they are asked."""
+        """The counts, one per rule, in the order in which the rules are applied."""
         return [*(tally for _, tally in self._filters), self._exact, self._near]
 
     def decide(self, document: Document) -> None:

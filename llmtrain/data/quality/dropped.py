@@ -1,4 +1,4 @@
-"""Which documents of a corpus are not read, and what is told of them."""
+"""Documents dropped from a corpus, counted by reason."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _EXAMPLE_CHARACTERS = 60
 
 @dataclass(frozen=True, slots=True)
 class DroppedDocuments:
-    """Places of documents in a corpus, a bit each. Decided once, so that every pass is alike."""
+    """The dropped documents, a bit each; decided once, so that every pass is the same."""
 
-    documents: int  # of the corpus, with those that are left out
-    characters: int  # as well; a text that has changed has other ones
+    documents: int  # of the corpus, including those that are dropped
+    characters: int  # including those that are dropped; differs if the text has changed
     bits: bytes
 
     def filter(self, documents: Iterator[Document]) -> Iterator[Document]:
-        """Yield the others, in order. Raises DataError if the documents have changed."""
+        """Yield the documents that are kept, in order. Raises DataError if the text has changed."""
         read = characters = 0
         for document in documents:
             read, characters = read + 1, characters + len(document.text)
@@ -37,7 +37,7 @@ class DroppedDocuments:
 
 
 class Marks:
-    """Bits that grow one by one."""
+    """An array of bits that grows by one bit at a time."""
 
     def __init__(self) -> None:
         self._bits = bytearray()
@@ -52,7 +52,7 @@ class Marks:
         self.count += 1
 
     def set(self, place: int) -> None:
-        """Set the bit of `place`."""
+        """Set the bit at `place`."""
         self._bits[place >> 3] |= 1 << (place & 7)
 
     def __getitem__(self, place: int) -> bool:
@@ -65,7 +65,7 @@ class Marks:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A document that was left out."""
+    """A dropped document."""
 
     origin: str
     beginning: str  # its first characters
@@ -73,7 +73,7 @@ class Example:
 
 @dataclass(slots=True)
 class DropCount:
-    """What was left out for one reason."""
+    """The count of documents dropped for one reason."""
 
     reason: str
     documents: int = 0
@@ -81,7 +81,7 @@ class DropCount:
     examples: list[Example] = field(default_factory=list)  # the first few
 
     def add(self, document: Document) -> None:
-        """Count a document that was dropped for this reason."""
+        """Count a document dropped for this reason."""
         self.documents += 1
         self.text_bytes += len(document.text.encode())
         if len(self.examples) < _EXAMPLES:
@@ -95,7 +95,7 @@ class DropCount:
             self.examples.append(Example(error.message, ""))
 
     def describe(self) -> str:
-        """Return one line: how many, how much, and the examples."""
+        """Return one line: the number of documents, their size, and the examples."""
         some = "; ".join(map(_shown, self.examples))
         kind = "document" if self.documents == 1 else "documents"
         size = f" ({format_bytes(self.text_bytes)})" if self.text_bytes else ""

@@ -1,4 +1,4 @@
-"""Filters: which documents are left out for what they are. None of them changes a text."""
+"""Filters that drop documents by their content. None of them changes a text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST_GRAM = 4  # words
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A rule, and in a few words what it leaves out."""
+    """A rule, and a short description of what it drops."""
 
     reason: str
     drops: Callable[[Document], bool]
@@ -25,7 +25,7 @@ class Filter:
 def filters_of(section: FiltersSection) -> tuple[Filter, ...]:
     """Return the filters of the section, the cheapest first.
 
-    Raises UsageError where languages are asked for and cannot be told.
+    Raises UsageError if languages are asked for and cannot be detected.
     """
     return tuple(_filters(section))
 
@@ -70,8 +70,8 @@ def size_bytes(document: Document) -> int:
 def repetition(text: str) -> float:
     """Return the largest share of a text that repeats, 0 to 1.
 
-    Of: lines that occurred before, by number and by characters; and the characters in the 2, 3 and
-    4 words in a row that take most of it, where they occur more than once. These are the measures
+    Measured: lines that occurred before, by number and by characters; and the characters in the 2,
+    3 and 4 words in a row that take most of it, if they occur more than once. These are measures
     of Rae et al. 2021 ("Scaling Language Models: Methods, Analysis & Insights from Training
     Gopher", table A1), whose limits for them are 0.30, 0.20, 0.20, 0.18 and 0.16.
     """

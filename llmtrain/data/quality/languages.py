@@ -1,4 +1,4 @@
-"""Which language a text is in, told by py3langid: offline, and with numpy alone."""
+"""Detect the language of a text with py3langid: offline, and with numpy alone."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from importlib.util import find_spec
 
 from llmtrain.errors import UsageError
 
-UNDETERMINED = "und"  # ISO 639: code, mostly, and what is too short
-_LEAST_CONFIDENCE = 0.1  # what has no words is 0.007 likely to be in each of 142 languages
-_JUDGED_CHARACTERS = 4000  # of the beginning; more takes longer and tells no more
+UNDETERMINED = "und"  # ISO 639; mostly program code, and texts that are too short
+_LEAST_CONFIDENCE = 0.1  # text without words has the probability 0.007 in each of 142 languages
+_JUDGED_CHARACTERS = 4000  # of the beginning; more takes longer and is no more accurate
 
 
 def has_language_detector() -> bool:
@@ -19,7 +19,7 @@ def has_language_detector() -> bool:
 
 
 class LanguageDetector:
-    """Takes about 100 MB of memory, and a millisecond a text."""
+    """A language detector. It takes about 100 MB of memory, and a millisecond a text."""
 
     def __init__(self) -> None:
         """Raise UsageError if the library is not installed."""

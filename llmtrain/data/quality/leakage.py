@@ -1,8 +1,8 @@
-"""How much of the held-out text also occurs in the training text.
+"""The share of the held-out text that also occurs in the training text.
 
-Looked for among whole documents, or among the blocks into which few documents are split. Of a large
-corpus in a sample of both sides, chosen by digest, which takes at most 110 MB: a copy is then found
-as often as its original is in the sample, and the count is scaled up by that.
+Whole documents are compared, or the blocks into which few documents are split. Of a large
+corpus, a sample of each side is compared, chosen by digest, in at most 110 MB: a copy is then found
+only if its original is in the sample, so the count is divided by the sampled share.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _MOST_BYTES = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Leakage:
-    """Held-out documents or blocks that are near copies of what is trained on, equal ones too."""
+    """The count of held-out documents or blocks that are near or exact copies of training text."""
 
     units: Literal["documents", "blocks"]
     held_out: int  # that were compared
-    copies: int  # of those, that a copy was found of
-    train_share: float  # of what is trained on, that they were compared with
+    copies: int  # of those, with a copy in the training text
+    train_share: float  # of the training text, that they were compared with
 
     @property
     def share(self) -> float:
-        """Of what is held out, 0 to 1: an estimate where not all was compared."""
+        """The leaked share of the held-out text, 0 to 1; of a sample, an estimate."""
         found = self.copies / max(1, self.held_out)
         return min(1.0, found / self.train_share)
 
@@ -90,9 +90,9 @@ def _is_chosen(unit: Document, rate: float) -> bool:
 
 
 def _units(split: Split, documents: Iterator[Document]) -> Iterator[tuple[Side, Document]]:
-    """Yield what is compared: documents, or blocks of equal size where documents are cut.
+    """Yield the units of comparison: documents, or blocks of equal size if documents are cut.
 
-    A copy is cut elsewhere than its original. Train is cut twice, half a block apart, so that some
+    A copy is cut at other places than its original. Train is cut twice, half a block apart: some
     block of it has three quarters of the copy or more.
     """
     for piece in split.assign(documents):

@@ -1,7 +1,7 @@
 """MinHash signatures of texts (Broder 1997, "On the resemblance and containment of documents").
 
 The similarity of two texts is that of their sets of shingles, stretches of `SHINGLE` characters
-after whitespace is taken out and letters are made small: shared shingles ÷ all shingles. Two
+after whitespace is removed and letters are lowercased: shared shingles ÷ all shingles. Two
 signatures agree in about that share of their places. With 5% of the words replaced it is about
 0.82, with 5% of the characters replaced 0.57; unrelated prose stays below 0.2.
 
@@ -22,7 +22,7 @@ from llmtrain.errors import UsageError
 SHINGLE = 6  # characters
 PLACES = 256  # of a signature; two agree to within 0.03, one standard deviation
 SIGNATURE_BYTES = 2 * PLACES
-_SEED = 20_240_601  # any number does, as long as it never changes
+_SEED = 20_240_601  # arbitrary, but it must never change
 _BATCH_CHARACTERS = 1 << 20
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd: 2^64 divided by the golden ratio
 
@@ -43,11 +43,11 @@ def require_minhash(asked_by: str) -> None:
 
 
 class MinHasher:
-    """Takes texts one after the other; holds a batch of hashes and 512 bytes for each text."""
+    """A builder of signatures. It holds a batch of hashes, and 512 bytes for each text."""
 
     def __init__(self) -> None:
-        self._signed = bytearray()  # grows in place, where a list of arrays has to be joined
-        self._hashes: list[_Hashes] = []  # of stretches of texts, not signed yet
+        self._signed = bytearray()  # grows in place; a list of arrays would be joined by copying
+        self._hashes: list[_Hashes] = []  # of stretches of texts, without signatures yet
         self._texts: list[int] = []  # to which text of the batch each stretch belongs
         self._pending = 0  # texts in the batch
         self._room = _BATCH_CHARACTERS
@@ -75,7 +75,7 @@ class MinHasher:
         minima = _minima(self._hashes)
         first_stretches = np.searchsorted(self._texts, np.arange(self._pending))
         of_texts = np.minimum.reduceat(minima, first_stretches, axis=0)
-        # Half of the bits say as much: unrelated places agree once in 65,536.
+        # Half of the bits suffice: unrelated places agree once in 65,536.
         self._signed += of_texts.astype(np.uint16).tobytes()
         self._hashes, self._texts = [], []
         self._pending, self._room = 0, _BATCH_CHARACTERS

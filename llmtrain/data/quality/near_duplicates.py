@@ -1,10 +1,10 @@
-"""Which texts nearly repeat others, told from their signatures.
+"""Find near-duplicate texts by their MinHash signatures.
 
 Texts that agree in all places of a band of their signatures are compared (locality-sensitive
 hashing; Leskovec, Rajaraman and Ullman, "Mining of Massive Datasets", chapter 3). Of 64 bands of 4
 places, texts of similarity s share one with the probability 1 - (1 - s^4)^64: 99% for s = 0.52,
-87% for 0.42, 0.6% for 0.1. What counts is the similarity of the whole signatures, not that they
-met.
+87% for 0.42, 0.6% for 0.1. Texts that share a band are near copies only if their whole signatures
+are similar.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from llmtrain.data.quality.minhash import PLACES, Signatures
 
-# Texts of at least this similarity are near copies. Where 5% of its characters changed, a text has
-# 0.5 with what it was, a little less where shingles repeat; the estimate errs by 0.03.
+# Texts of at least this similarity are near copies. If 5% of its characters changed, a text has
+# 0.5 with the original, a little less if shingles repeat; the estimate errs by 0.03.
 NEAR = 0.42
 _BAND_PLACES = 4  # 16 bits each: a band is a 64-bit number
 _BANDS = PLACES // _BAND_PLACES
@@ -33,8 +33,8 @@ Flags: TypeAlias = npt.NDArray[np.bool_]
 def repeats(signatures: Signatures, check_stop: Callable[[], None]) -> Flags:
     """Return True for each near copy of an earlier text that is not flagged itself.
 
-    So every flagged text has an unflagged one that is like it: a chain of small changes does not
-    take the whole chain away but for its beginning.
+    So every flagged text has a similar unflagged one, and of a chain of small changes not all but
+    the first text are flagged.
     """
     flags = np.zeros(len(signatures), np.bool_)
     kept: dict[int, list[int]] = defaultdict(list)  # unflagged texts by bucket

@@ -1,5 +1,6 @@
-"""What one pass over documents tells of them, in bounded memory beside 16 bytes a document, and 512
-more where near copies are looked for."""
+"""Statistics of documents in one pass: lengths, copies, languages, tokens and examples.
+
+Memory is bounded, apart from 16 bytes a document, and 512 more to find near copies."""
 
 from __future__ import annotations
 
@@ -17,15 +18,15 @@ from llmtrain.data.reading import Document
 from llmtrain.data.shards.encode import TextEncoder
 from llmtrain.data.split import cut_at_line_ends
 
-_SEED = 20_240_601  # any number does, as long as it never changes
-_DRAWN = 1000  # documents of which languages are told, and some are shown
+_SEED = 20_240_601  # arbitrary, but it must never change
+_DRAWN = 1000  # documents whose languages are detected; some of them are examples
 _DRAWN_CHARACTERS = 4000  # of each
 _BATCH_BYTES = 2 << 20  # ids take many times the text
 
 
 @dataclass(frozen=True, slots=True)
 class LengthBin:
-    """Documents whose text has from so many bytes on, and fewer than twice as many."""
+    """A bin of the histogram: documents of at least so many bytes, and fewer than twice as many."""
 
     from_bytes: int
     documents: int
@@ -42,7 +43,7 @@ class Copies:
 
 @dataclass(frozen=True, slots=True)
 class SampledDocument:
-    """A document that was drawn by chance."""
+    """A document of the random sample."""
 
     origin: str
     beginning: str
@@ -51,17 +52,17 @@ class SampledDocument:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What the documents are like."""
+    """The statistics of the documents."""
 
     facts: CorpusStats
     characters: int
     lengths: tuple[LengthBin, ...]  # without gaps, the shortest first
     longest: SampledDocument
     equal: Copies
-    near: Copies | None  # without the equal ones; None: not looked for
+    near: Copies | None  # without the equal ones; None: not counted
     tokens: int | None  # with a separator a document; None: not counted
     drawn: tuple[SampledDocument, ...]  # in no order
-    languages: dict[str, int] | None  # of those drawn, the most frequent first
+    languages: dict[str, int] | None  # of the sample, the most frequent first
 
 
 def survey(
@@ -136,7 +137,7 @@ class _Lengths:
 
 
 class _Reservoir:
-    """Each document is among those drawn with the same chance (Vitter 1985, algorithm R)."""
+    """A uniform random sample of the documents (Vitter 1985, algorithm R)."""
 
     def __init__(self) -> None:
         self.drawn: list[SampledDocument] = []
@@ -158,7 +159,7 @@ def _beginning_of(document: Document, size_bytes: int) -> SampledDocument:
 
 
 class _TokenCounter:
-    """Encodes a batch at a time, and forgets it."""
+    """A counter of tokens that encodes a batch at a time, without keeping it."""
 
     def __init__(self, encoder: TextEncoder, threads: int) -> None:
         self._encoder = encoder

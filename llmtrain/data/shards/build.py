@@ -1,4 +1,4 @@
-"""From a corpus to shards in a directory, or the rest of them where an earlier process stopped."""
+"""Write a corpus as shards in a directory, continuing where an earlier process stopped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from llmtrain.files import json_key
 
 @dataclass(frozen=True, slots=True)
 class ShardSpec:
-    """Everything that decides what the shards hold."""
+    """The settings that determine the content of the shards."""
 
     corpus: Corpus
     stats: CorpusStats
@@ -44,7 +44,7 @@ class ShardSpec:
 
     @property
     def key(self) -> str:
-        """Names the shards in the cache."""
+        """The name of the shards in the cache."""
         return json_key(
             {
                 "format_version": FORMAT_VERSION,
@@ -59,7 +59,7 @@ class ShardSpec:
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """How the work is done, as against what comes out of it."""
+    """Options of the work that do not affect its result."""
 
     encode: Encode
     on_progress: Callable[[int, int], None]
@@ -74,7 +74,7 @@ def build(
 ) -> None:
     """Write every shard, the manifest and the index to `new` in `scratch`.
 
-    Goes on where the journal in `scratch` says that an earlier process stopped. Raises DataError.
+    Continues from the journal that an earlier process left in `scratch`. Raises DataError.
     """
     begun_s = time.monotonic()
     split = plan_split(spec.corpus, spec.stats, spec.validation_fraction)

@@ -1,7 +1,7 @@
-"""What the cache holds of text: shards, tokenizers, what was fetched, and what is not finished.
+"""The entries of the cache for text: shards, tokenizers, fetched files and unfinished entries.
 
-Files that were fetched are in `remote/files`, each once; an entry of `remote/trees` has links to
-those of one source. Where there are no links, and where a tree is gone, a file is an entry.
+Fetched files are in `remote/files`, each once; an entry of `remote/trees` has links to
+those of one source. A file that no tree links to is an entry itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _NAMED_FILES = 3
 class CacheEntry:
     """A directory of the cache, or a file.
 
-    What it was made from is unknown where earlier versions made it.
+    What it was made from is unknown for entries made by earlier versions.
     """
 
     kind: EntryKind
@@ -62,7 +62,7 @@ def _entries(kind: EntryKind, parent: Path) -> Iterator[CacheEntry]:
     if not parent.is_dir():
         return
     for directory in sorted(parent.iterdir()):
-        with suppress(FileNotFoundError):  # another process removes it, or gives it its place
+        with suppress(FileNotFoundError):  # another process removes it, or moves it to its place
             if directory.is_dir() or directory.stat().st_nlink == 1:
                 yield _entry(kind, directory)
 
@@ -90,7 +90,7 @@ def _specs(sources: object) -> tuple[str, ...]:
 
 
 def _names(kind: EntryKind, directory: Path, below: Sequence[Path]) -> tuple[str, ...]:
-    """Return the first names of fetched files, where nothing else says what an entry is."""
+    """Return the first names of fetched files, to describe an entry without a manifest."""
     files = [path for path in below if path.is_file()] if kind == "fetched" else []
     names = tuple(path.relative_to(directory).as_posix() for path in files[:_NAMED_FILES])
     return (*names, "…") if len(files) > _NAMED_FILES else names
@@ -107,7 +107,7 @@ def _tokens(counts: object) -> int | None:
 def open_directories(entries: Sequence[CacheEntry]) -> set[Path]:
     """Return the directories of entries in use: a visible process has a file of them open.
 
-    Whoever trains or evaluates has its shards open. On Windows they cannot be removed meanwhile.
+    A process that trains or evaluates has its shards open; Windows refuses to remove them.
     """
     directories = {os.path.realpath(entry.directory): entry.directory for entry in entries}
     found: set[Path] = set()
@@ -122,7 +122,7 @@ def open_directories(entries: Sequence[CacheEntry]) -> set[Path]:
 def remove_entry(cache_directory: Path, entry: CacheEntry) -> bool:
     """Remove the entry; return False if a process builds it or the system refuses.
 
-    It is gone at once or not at all: nobody finds half of it.
+    Removal is atomic: no other process finds a part of the entry.
     """
     parent = entry.directory.parent
     linked = _linked_files(entry)
@@ -141,7 +141,7 @@ def remove_entry(cache_directory: Path, entry: CacheEntry) -> bool:
 
 
 def _linked_files(entry: CacheEntry) -> set[int]:
-    """Return the inode numbers of the files of an entry that is links."""
+    """Return the inode numbers of the files that an entry links to."""
     if entry.kind != "fetched" or not entry.directory.is_dir():
         return set()
     return {path.stat().st_ino for path in entry.directory.rglob("*") if path.is_file()}

@@ -1,9 +1,9 @@
-"""How an entry of the cache is built: aside, then moved to its place, so it is whole or not there.
+"""Build an entry of the cache atomically: in a directory of its own, then moved to its place.
 
 <cache>/locks/<key>.lock            held by the process that builds the entry
 <cache>/shards/.building-<key>/     tokenizers/ and remote/…/ have the same
   new/                              becomes <cache>/shards/<key>
-  journal.json                      of shards: how far they are, for the next process to continue
+  journal.json                      of shards: their progress, for the next process to continue
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _POLL_S = 0.2
 
 @contextmanager
 def map_write_errors(place: Path, what: str = "token shards") -> Iterator[None]:
-    """Turn an OSError inside the block into an LlmtrainError: `what` cannot be written."""
+    """Convert an OSError inside the block to an LlmtrainError: `what` cannot be written."""
     try:
         yield
     except OSError as error:
@@ -66,7 +66,7 @@ def entry_lock(cache_directory: Path, key: str) -> FileLock:
 def locked_entry(
     cache_directory: Path, key: str, check_stop: Callable[[], None], on_wait: Callable[[], None]
 ) -> Iterator[None]:
-    """Hold the lock of the entry `key` inside the block; wait for it as long as another has it.
+    """Hold the lock of the entry `key` inside the block; wait while another process holds it.
 
     Calls `on_wait` once if it has to wait. Raises what `check_stop` raises.
     """
@@ -90,7 +90,7 @@ def locked_entry(
 def building_directory(parent: Path, key: str | None = None) -> Iterator[Path]:
     """Yield `.building-<key>` in `parent` with the directory `new` inside.
 
-    Without a `key`, for what several processes may build at once, it has a name of its own. It is
+    Without a `key`, for entries that several processes may build at once, its name is unique. It is
     removed afterwards, unless it has a journal: the next process with that key finds all of it.
     """
     remove_abandoned(parent)
@@ -114,7 +114,7 @@ def has_journal(scratch: Path) -> bool:
 
 
 def remove_journal(scratch: Path) -> None:
-    """Remove the journal: nothing in `scratch` is to be continued."""
+    """Remove the journal, so that no process continues what is in `scratch`."""
     (scratch / JOURNAL_NAME).unlink(missing_ok=True)
 
 
@@ -126,7 +126,7 @@ def start_over(scratch: Path) -> None:
 
 
 def publish(built: Path, entry: Path) -> None:
-    """Move what was built to its place, unless another process has put the same there."""
+    """Move the built entry to its place, unless another process has put the same there."""
     try:
         built.rename(entry)
     except OSError:
@@ -137,7 +137,7 @@ def publish(built: Path, entry: Path) -> None:
 
 
 def replace_entry(scratch: Path, entry: Path) -> None:
-    """Move `new` in `scratch` to its place; what was there is damaged, and goes."""
+    """Move `new` in `scratch` to its place; the damaged entry there is removed."""
     if entry.exists():
         entry.rename(scratch / f"damaged-{time.time_ns()}")
     publish(scratch / "new", entry)
@@ -145,16 +145,16 @@ def replace_entry(scratch: Path, entry: Path) -> None:
 
 
 def remove_abandoned(parent: Path) -> None:
-    """Remove what killed processes left behind, where nothing was written for a day."""
+    """Remove building directories of killed processes, if nothing was written for a day."""
     for scratch in parent.glob(BUILDING + "*"):
-        with suppress(OSError, Timeout):  # its owner may be alive, and removing files meanwhile
+        with suppress(OSError, Timeout):  # its owner may be alive and removing files
             times = [path.stat().st_mtime for path in (scratch, *scratch.rglob("*"))]
             if time.time() - max(times) > _ABANDONED_AFTER_S:
                 _remove(scratch)
 
 
 def remove_leftover(parent: Path, key: str) -> None:
-    """Remove what a process left behind that was killed after it had published the entry."""
+    """Remove the building directory of a process killed after it had published the entry."""
     scratch = parent / (BUILDING + key)
     if scratch.is_dir():
         with suppress(OSError, Timeout):  # another process uses it, or builds the entry again

@@ -1,4 +1,4 @@
-"""From pieces of text to checked token ids, a few megabytes at a time."""
+"""Encode pieces of text to validated token ids, a few megabytes at a time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from llmtrain.errors import DataError
 
 # The ids of several texts, one after the other, and how many each text has.
 Encoded: TypeAlias = tuple[TokenArray, TokenArray]
-# Batches of texts as UTF-8, encoded in their order by whoever it is.
+# Encodes batches of texts as UTF-8, in their order.
 Encode: TypeAlias = Callable[[Iterable[Sequence[bytes]]], Generator[Encoded, None, None]]
 
 
 class TextEncoder(Protocol):
-    """What a tokenizer has to offer. `encode_batch` adds no separators of its own."""
+    """The interface of a tokenizer. `encode_batch` adds no separators."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -40,7 +40,7 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A stretch of a piece that is encoded at once. `data` is its text as UTF-8."""
+    """A part of a piece, encoded in one call. `data` is its text as UTF-8."""
 
     side: Side
     data: bytes
@@ -58,11 +58,11 @@ class EncodedBatch:
 
     @property
     def text_bytes(self) -> int:
-        """Of all parts."""
+        """The bytes of text in all parts."""
         return sum(len(part.data) for part in self.parts)
 
     def of_side(self, side: Side) -> EncodedBatch:
-        """Return the parts that are on one side, in order."""
+        """Return the parts on one side of the split, in order."""
         mine = np.array([part.side == side for part in self.parts], dtype=bool)
         ids = self.ids[np.repeat(mine, self.counts)]
         return EncodedBatch(

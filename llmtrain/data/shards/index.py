@@ -1,4 +1,4 @@
-"""`index.json`: what a directory of token shards holds, read as strictly as it is written."""
+"""`index.json`: the description of a directory of token shards, with strict validation."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ class SplitFacts:
 
 @dataclass(frozen=True, slots=True)
 class ShardIndex:
-    """What was built, from what, and how.
+    """The description of built shards: their source, their settings and their files.
 
     `unigram_cross_entropy_nats` is nats per validation token under the token frequencies of train,
-    with one added to each count: what a model that ignores all context reaches.
+    with one added to each count: the loss of a model that ignores all context.
     """
 
     format_version: int

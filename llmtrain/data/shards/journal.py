@@ -1,7 +1,7 @@
-"""`journal.json`: how far an unfinished preparation got, so that the next one goes on from there.
+"""`journal.json`: the progress of an unfinished preparation, from which the next one continues.
 
-Both sides are written at the same time, so the journal is about both at the end of one batch. What
-came after it on disk is cut off again.
+Both sides are written at the same time, so the journal records both at the end of one batch. What
+was written after it is truncated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from llmtrain.untrusted import read_json
 
 @dataclass(frozen=True, slots=True)
 class Journal:
-    """What is on disk of both sides. The last shard of each may have room left.
+    """The state of both sides on disk. The last shard of each may be incomplete.
 
     `text_sha256` is of all text up to there, and of how it was cut into `parts`.
     """
@@ -35,11 +35,11 @@ class Journal:
 
 
 class StaleJournalError(Exception):
-    """What an earlier process left is not what its journal says, or is of another text."""
+    """The files of an earlier process do not match its journal, or are of another text."""
 
 
 class PartsRead:
-    """Counts and hashes parts in their order."""
+    """A counter and hash of parts in their order."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -58,7 +58,7 @@ class PartsRead:
         return self._digest.hexdigest()
 
     def require(self, journal: Journal) -> None:
-        """Raise StaleJournalError if these are not the parts of the journal."""
+        """Raise StaleJournalError if the parts so far are not those of the journal."""
         if (self.count, self.hexdigest()) != (journal.parts, journal.text_sha256):
             raise StaleJournalError("it is of another text")
 

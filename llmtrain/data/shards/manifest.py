@@ -1,6 +1,6 @@
-"""`manifest.json`: what token shards were made from, by what and when. For people and lists.
+"""`manifest.json`: the origin of token shards, for people and listings: sources, versions and time.
 
-Nothing depends on it: an entry without one, as earlier versions made them, is as good.
+Nothing depends on it: an entry without one, made by an earlier version, is valid.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def write_manifest(
     seconds: float,
     made_from: Mapping[str, object],
 ) -> None:
-    """Write the manifest of the entry to `directory`, with what `made_from` adds."""
+    """Write the manifest of the entry to `directory`, with the fields of `made_from`."""
     sides = (index.train, index.validation)
     tokens = sum(side.tokens for side in sides)
     encoded_bytes = sum(side.text_bytes for side in sides)
@@ -84,6 +84,6 @@ def now_utc() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what decides which tokens come out."""
+    """Return the versions of the software that determines the tokens."""
     found = {name: version(name) for name in _LIBRARIES}
     return {"llmtrain": llmtrain.__version__, "python": platform.python_version(), **found}

@@ -1,13 +1,13 @@
-"""Token shards in the cache: built once for a text, a tokenizer and the settings, and opened after.
+"""Token shards in the cache: built once for a text, a tokenizer and the settings, then opened.
 
     <cache>/shards/<key>/
       train-00000.bin …         token ids, uint16 or uint32, little-endian
       validation-00000.bin …
-      manifest.json             what they were made from, for people
+      manifest.json             their origin, for people
       index.json                written last
 
 Each document is a separator and its tokens, and each side ends with one more separator. An entry
-is built in a directory of `cache_entry`, and an interrupted preparation goes on there.
+is built in a directory of `cache_entry`, and an interrupted preparation continues there.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SHARD_BYTES = 256 * 2**20
 # Ids as Python lists take about 25 times the text: 2 MiB cost 50 MB, 8 MiB 250 MB and no less time.
 # A longer document is cut here, which can move a token border: change it with FORMAT_VERSION.
 BATCH_BYTES = 2 * 2**20
-# Of text; what a killed preparation has to do again at most, with what was under way.
+# Of text between two journals: a killed preparation repeats at most this and its current batches.
 JOURNAL_BYTES = 32 * 2**20
 
 
@@ -102,12 +102,12 @@ def prepare(
 ) -> PreparedData:
     """Return the corpus as intact shards: verified ones from the cache, or new ones.
 
-    `stats` are the corpus's, where it is measured already. `encode` has to give the ids of
-    `encoder`, which otherwise encodes here with so many `threads`. `on_progress` is told bytes of
-    text done and in all, `on_wait` that another process prepares the same. `made_from` is written
-    into the manifest. Whatever `check_stop` raises ends the work; from the first `journal_bytes` of
-    text on the next call goes on where this one stopped, however it did. Raises DataError for text
-    or tokens that cannot be used.
+    `stats` are the corpus's, if it is measured already. `encode` must return the ids of `encoder`,
+    which otherwise encodes in this process with `threads` threads. `on_progress` is called with the
+    bytes of text done and in all, `on_wait` once if another process prepares the same. `made_from`
+    is written into the manifest. An exception from `check_stop` ends the work; after the first
+    `journal_bytes` of text, the next call continues where this one stopped, for any reason. Raises
+    DataError for text or tokens that cannot be used.
     """
     measured = stats or corpus.measure(check_stop)
     spec = ShardSpec(corpus, measured, encoder, validation_fraction)
@@ -140,14 +140,14 @@ def prepare(
 
 
 def entry_directory(cache_directory: Path, key: str) -> Path:
-    """Return where the cache has the shards that `key` names, whether they exist or not."""
+    """Return the cache directory of the shards named `key`, which may not exist."""
     return cache_directory / "shards" / key
 
 
 def open_prepared(directory: Path) -> PreparedData:
     """Open the shards in `directory`; check the index and sizes. Raises DataError.
 
-    Reads the index only: the text need not exist any more. `verify` reads all of it.
+    Reads only the index, and does not need the text. `verify` reads every shard.
     """
     index = read_index(directory)
     dtype = token_dtype(index.vocab_size)
@@ -166,7 +166,7 @@ def open_prepared(directory: Path) -> PreparedData:
 def _open_intact(directory: Path) -> PreparedData | None:
     """Open and verify the shards in `directory`; None if there are none or they are damaged.
 
-    Raises DataError where this user may not read them.
+    Raises DataError if this user may not read them.
     """
     require_readable(directory)
     try:

@@ -1,4 +1,4 @@
-"""The tokens of one split, whatever shards they lie in."""
+"""The tokens of one split, across all of its shards."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ TokenArray: TypeAlias = npt.NDArray[np.int64]
 
 
 class TokenStream:
-    """Token ids at any position, memory-mapped: nothing is read before it is asked for.
+    """Token ids at any position, memory-mapped: pages are read on demand.
 
-    Arrays that it hands out are copies, so closing is possible at any time, on Windows too, where
+    Arrays that it returns are copies, so closing is possible at any time, on Windows too, where
     a mapped file cannot be removed.
     """
 
@@ -49,7 +49,7 @@ class TokenStream:
         """Return `count` ids from `start` on, all within the vocabulary.
 
         Raises IndexError beyond either end, and DataError for an id that no embedding has a row
-        for: it would end the process on a GPU.
+        for: on a GPU it would abort the process.
         """
         if start < 0 or count < 0 or start + count > self.num_tokens:
             raise IndexError(f"tokens {start}..{start + count} of {self.num_tokens}")
@@ -78,7 +78,7 @@ class TokenStream:
         return count
 
     def close(self) -> None:
-        """Unmap the files: they can be removed, and not read any more."""
+        """Unmap the files, so that they can be removed. Reading is not possible afterwards."""
         for mapped in self._maps:
             mapped.close()
 

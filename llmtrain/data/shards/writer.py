@@ -1,4 +1,4 @@
-"""Writing one side of a split as shards, counting as it goes."""
+"""Write one side of a split as shards, and count its tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PIECE_BYTES = 1 << 20  # a whole number of tokens
 
 
 class SplitWriter:
-    """Appends tokens to `<side>-00000.bin`, `<side>-00001.bin`, …, each full before the next."""
+    """A writer of `<side>-00000.bin`, `<side>-00001.bin`, …, each full before the next."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class SplitWriter:
         shard_bytes: int,
         written: SplitFacts | None = None,
     ) -> None:
-        """Continue after what is `written`. Raises StaleJournalError if that is not on disk."""
+        """Continue after `written`. Raises StaleJournalError if its shards are not on disk."""
         self.counts: TokenArray = np.zeros(vocab_size, dtype=np.int64)
         self._directory = directory
         self._side = side
@@ -101,7 +101,7 @@ class SplitWriter:
             self._open = None
 
     def written(self) -> SplitFacts:
-        """Sync what is written so far, and return what that is. More can follow."""
+        """Sync the shards written so far to disk, and return their facts. More can follow."""
         shards = list(self._finished)
         if self._open is not None:
             self._open.sync()
@@ -110,7 +110,7 @@ class SplitWriter:
         return SplitFacts(tokens, self._text_bytes, self._documents, tuple(shards))
 
     def finish(self) -> SplitFacts:
-        """Finish the last shard; return what was written."""
+        """Finish the last shard; return the facts of all shards."""
         self._finish_shard()
         return self.written()
 
@@ -132,7 +132,7 @@ class SplitWriter:
 
 
 class _OpenShard:
-    """A file that is hashed as it is written. `kept_bytes` of it are there already."""
+    """A file that is hashed as it is written. Its first `kept_bytes` exist already."""
 
     def __init__(self, path: Path, kept_bytes: int | None = None) -> None:
         self.size_bytes = 0

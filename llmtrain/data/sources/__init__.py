@@ -1,1 +1,1 @@
-"""From what a user names to files: here, in a store, or on a hub."""
+"""Sources of text: local files, object stores, web servers and dataset hubs."""

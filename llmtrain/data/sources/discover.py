@@ -1,4 +1,4 @@
-"""Which files a directory, a glob or the standard library stands for, alike on every platform."""
+"""List the files of a directory, a glob or the standard library, the same on every platform."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Found = Path | Skipped
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
-    """What is passed over on the way; where `path_filter` is None, nothing but what is hidden."""
+    """A walk through directories. Without a `path_filter` only hidden files are skipped."""
 
     path_filter: PathFilter | None
 
     def below(
         self, directory: Path, prefix: str, ignored: tuple[Ignored, ...] = ()
     ) -> Iterator[Found]:
-        """Yield every file below `directory`, whose path is `prefix` to the filter."""
+        """Yield every file below `directory`, whose path is `prefix` for the filter."""
         own = ignored_in(directory, prefix) if self.path_filter is not None else None
         ignored = (*ignored, own) if own is not None else ignored
         listed = listed_files(directory) if self.path_filter is not None else None
@@ -95,33 +95,33 @@ def is_glob(spec: str) -> bool:
 
 
 def found_below(directory: Path, selection: Selection) -> Iterator[Found]:
-    """Yield the files below `directory` in order, and what the selection skips.
+    """Yield the files below `directory` in order, and those that the selection skips.
 
-    A directory that is not wanted is one that is skipped, and is not looked into. Links to
+    An excluded directory counts as one skipped item, and its files are not listed. Links to
     directories are not followed, so a cycle of links ends.
     """
     return _Walk(PathFilter(selection)).below(directory, "")
 
 
 def files_below(directory: Path) -> Iterator[Path]:
-    """Yield every file that is not hidden, in order, whatever a .gitignore says."""
+    """Yield every file that is not hidden, in order, including those that a .gitignore excludes."""
     return (found for found in _Walk(None).below(directory, "") if isinstance(found, Path))
 
 
 def found_matching(pattern: Path, selection: Selection) -> list[Found]:
-    """Return the files that the glob names, in order, and what the selection skips.
+    """Return the files that match the glob, in order, and those that the selection skips.
 
-    `**` stands for any number of directories. A directory that matches stands for all files below
-    it, as it does when a shell expands the glob. A .gitignore counts only in there: a file whose
-    own name matches was asked for.
+    `**` matches any number of directories. A directory that matches includes all files below
+    it, as it does when a shell expands the glob. A .gitignore applies only there, and not to a file
+    whose own name matches.
     """
-    # A second `**` in a row adds nothing but ways to find the same file, exponentially many.
+    # A second `**` in a row only adds paths to the same file, exponentially many.
     before = ("", *pattern.parts)
     parts = [p for p, last in zip(pattern.parts, before, strict=False) if (p, last) != ("**", "**")]
     fixed = next(index for index, part in enumerate(parts) if is_glob(part))
     found = set(_Walk(PathFilter(selection)).matching(Path(*parts[:fixed]), "", parts[fixed:]))
     files = {each for each in found if isinstance(each, Path)}
-    # What one way through a `**` passes over may be, or lead to, what another one names.
+    # A file skipped by one expansion of a `**` may be matched by another.
     named = files.union(*(file.parents for file in files))
     skipped = (e for e in found if isinstance(e, Skipped) and Path(e.origin) not in named)
     return sorted([*files, *skipped], key=_path_parts)
@@ -138,14 +138,14 @@ def _file_reason(entry: os.DirEntry[str], listed: frozenset[str] | None) -> str 
 def _leads_to_directory(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle, which is no regular file either
+    except OSError:  # a cycle of links, which is not a regular file either
         return False
 
 
 def _visible(directory: Path, *, even_hidden: bool = False) -> list[os.DirEntry[str]]:
-    """Return entries sorted by code point, whatever the locale or the file system.
+    """Return entries sorted by code point, independent of the locale and the file system.
 
-    What git keeps for itself is never among them.
+    Git's own files are never among them.
     """
     if not directory.is_dir():
         return []

@@ -1,7 +1,7 @@
-"""Files elsewhere, `s3://…`, `https://…`: copied into the cache, and then files like all others.
+"""Download remote files, `s3://…`, `https://…`, into the cache, and read them as local files.
 
 <cache>/remote/files/<key>          one file; the key is of its address and of its version
-<cache>/remote/trees/<key>/…        what one source was, as links to these, by their names
+<cache>/remote/trees/<key>/…        the files of one source, as links to these, by their names
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from llmtrain.files import json_key, sha256_file, sync_file
 
 _PLAIN_NAME = re.compile(r"\w([\w .,+=@~-]*[\w+=@~-])?")  # the same file name on every platform
 _CHUNK_BYTES = 4 << 20
-_AT_ONCE = 8  # small files are waited for more than they are read
+_AT_ONCE = 8  # small files take more time to request than to transfer
 _LOOK_EVERY_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class FetchOptions:
-    """How what lies elsewhere is brought here. Whatever `check_stop` raises ends it.
+    """Options of fetching remote files. An exception from `check_stop` ends it.
 
-    `on_progress` is told bytes done and in all; `text_field` is where text goes in `.jsonl`.
-    `reason_against` says of a name below an address why its file can stay where it is.
+    `on_progress` is called with bytes done and in all; `text_field` is the text's in `.jsonl`.
+    `reason_against` returns why the file of a name below an address is not fetched, or None.
     """
 
     cache: Path
@@ -56,10 +56,10 @@ class FetchOptions:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What a spec stands for, as it is here: `path` holds what was at `address`.
+    """A fetched spec: `path` is the local copy of `address`.
 
-    `provenance` says which version of it, ready for JSON; `left_there` the addresses of files that
-    were not wanted, and why.
+    `provenance` is its version, ready for JSON; `left_there` has the addresses of files that
+    were not fetched, and the reasons.
     """
 
     path: Path
@@ -69,9 +69,9 @@ class Fetched:
 
 
 def fetch(spec: str, work: FetchOptions) -> Fetched:
-    """Fetch what is at an address into the cache: a file, or a directory of files.
+    """Fetch an address into the cache: a file, or a directory of files.
 
-    What the cache has in that version is not brought again. Raises DataError.
+    A version that the cache has is not fetched again. Raises DataError.
     """
     require_no_secret(spec)
     store, path = store_of(spec)
@@ -126,7 +126,7 @@ def _bring(download: _Download, files: Sequence[StoredFile], work: FetchOptions)
 
 @dataclass(slots=True)
 class _Download:
-    """Files of one source on their way into the directory above `scratch`, several at once."""
+    """A download of one source's files into the directory above `scratch`, several at once."""
 
     spec: str
     store: Store
@@ -136,7 +136,7 @@ class _Download:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def key_of(self, file: StoredFile) -> str | None:
-        """Return the name in the cache; None if only its content tells its versions apart."""
+        """Return the name in the cache; None if versions can only be distinguished by content."""
         if not file.version:
             return None
         return json_key([scheme_of(self.spec), file.path, file.size_bytes, dict(file.version)])
@@ -151,9 +151,9 @@ class _Download:
         return key
 
     def _write(self, file: StoredFile, part: Path) -> None:
-        """Write the file to `part`, or some of it if the download is given up."""
+        """Write the file to `part`; incomplete if the download is cancelled."""
         address, size_bytes = address_of(self.spec, file.path), 0
-        # A web server need not know how to send parts; 0 asks for the whole.
+        # A web server may not support range requests; 0 requests the whole file.
         block_bytes = 0 if scheme_of(self.spec) in WEB else _CHUNK_BYTES
         with part.open("wb") as out:
             with map_errors(address):
@@ -214,7 +214,7 @@ def _local_part(part: str) -> str:
 
 
 def _provenance(files: list[StoredFile], keys: Mapping[str, str], kept: Path) -> dict[str, object]:
-    """Return which files they were; of a single one also its version."""
+    """Return a record of the files; for a single one also its version."""
     record: dict[str, object] = {
         "fetched_files": len(files),
         "fetched_bytes": sum((kept / keys[file.path]).stat().st_size for file in files),

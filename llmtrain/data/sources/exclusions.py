@@ -1,4 +1,4 @@
-"""Paths that directories and globs leave out unless named: outputs, caches, packages."""
+"""Paths that are skipped in directories and globs unless named: outputs, caches, packages."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def reason_against_directory(path: Path) -> str | None:
     try:
         names = {each.name for each in path.iterdir()}
     except OSError:
-        return None  # walking into it says why
+        return None  # walking into it will raise the error
     if "pyvenv.cfg" in names:
         return "a virtual environment"
     if "run.yaml" in names and names & {"checkpoints", "metrics.jsonl"}:
@@ -54,7 +54,7 @@ def reason_against_directory(path: Path) -> str | None:
 
 
 def _is_cache(path: Path, names: set[str]) -> bool:
-    """Return whether it is the cache, or one that LLMTRAIN_CACHE_DIR named before."""
+    """Return whether it is the cache, or an earlier LLMTRAIN_CACHE_DIR."""
     if "locks" in names and names & {"shards", "tokenizers", "remote"}:
         return True
     here = cache_directory()
@@ -75,7 +75,7 @@ def reason_against_file(path: Path, listed: frozenset[str] | None) -> str | None
 
 
 def listed_files(directory: Path) -> frozenset[str] | None:
-    """Return the data files of what `Dataset.save_to_disk` wrote; None for another directory."""
+    """Return the data files of a directory by `Dataset.save_to_disk`; None for any other."""
     try:
         state = read_json(directory / _STATE)
         return frozenset(str(each["filename"]) for each in state["_data_files"])
@@ -86,8 +86,8 @@ def listed_files(directory: Path) -> frozenset[str] | None:
 def split_role(path: Path, root: Path) -> Role:
     """Return which split of a dataset below `root` a file that was found belongs to.
 
-    Splits are directories in what `DatasetDict.save_to_disk` wrote, and names as
-    `train-00000-of-00001.parquet` in a clone from the Hugging Face Hub. What is no such file is
+    Splits are directories in the output of `DatasetDict.save_to_disk`, and names such as
+    `train-00000-of-00001.parquet` in a clone from the Hugging Face Hub. Any other file is
     trained on.
     """
     if path.parent != root and _is_split_directory(path.parent):

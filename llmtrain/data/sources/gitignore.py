@@ -1,6 +1,6 @@
-"""Which of the files that are found are wanted: `data.include`, `data.exclude` and .gitignore.
+"""Filter found files by `data.include`, `data.exclude` and .gitignore.
 
-Patterns are those of .gitignore in all three, and stand for paths below what the user named.
+All three use the patterns of .gitignore, which match paths below the directory that was named.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _GITIGNORE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Patterns of the files to read, all where there are none, and of those to leave out."""
+    """Patterns of the files to read (without any: all files), and of the files to skip."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
 
 class PathFilter:
-    """What a selection says of paths. Raises UsageError for what is no pattern."""
+    """A filter of paths by a selection. Raises UsageError for an invalid pattern."""
 
     def __init__(self, selection: Selection) -> None:
         self._include = _patterns(selection.include, "data.include")
@@ -58,7 +58,7 @@ def _patterns(patterns: Sequence[str], key: str) -> GitIgnoreSpec:
 def _spec(lines: Iterable[str]) -> GitIgnoreSpec:
     """Return the patterns of `lines`. Raises ValueError for an invalid one."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of what a later `re` may understand
+        warnings.simplefilter("ignore", FutureWarning)  # about syntax that a later `re` may change
         try:
             return GitIgnoreSpec.from_lines(lines, backend="simple")
         except re.error as error:
@@ -67,7 +67,7 @@ def _spec(lines: Iterable[str]) -> GitIgnoreSpec:
 
 @dataclass(frozen=True, slots=True)
 class Ignored:
-    """What the .gitignore of one directory says. `prefix` is that directory, with a slash."""
+    """The patterns of one directory's .gitignore. `prefix` is that directory, with a slash."""
 
     prefix: str
     spec: GitIgnoreSpec
@@ -76,7 +76,7 @@ class Ignored:
 def ignored_in(directory: Path, prefix: str) -> Ignored | None:
     """Read the .gitignore in `directory`, if there is one. Raises DataError.
 
-    A link is not followed, and a line that is no pattern says nothing, as with git.
+    A link is not followed, and an invalid line is ignored, as by git.
     """
     path = directory / _GITIGNORE
     with readable(str(directory)):

@@ -1,10 +1,10 @@
 """`hf://DATASET[/CONFIG][:SPLIT][#COLUMN]`: a dataset's texts, in a `.jsonl` of the cache.
 
-    <cache>/remote/datasets/<key>/documents.jsonl    one row a line, with nothing but its text
-                                  facts.json         how many rows there were, and without text
+    <cache>/remote/datasets/<key>/documents.jsonl    one row a line, with only its text
+                                  facts.json         the number of rows, and of those without text
 
 DATASET is `owner/name`, `name`, or a directory that begins with `/`, `.` or `~`. The key has the
-dataset's revision, so another one is read anew and the same one never again.
+dataset's revision, so each revision is read once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ROWS_BETWEEN_LOOKS = 256
 
 @dataclass(frozen=True, slots=True)
 class DatasetSpec:
-    """What a spec says; `column` None: the field that holds text everywhere else."""
+    """A parsed spec. `column` None: the text field of all other formats."""
 
     dataset: str
     config: str | None
@@ -44,12 +44,12 @@ class DatasetSpec:
 
     @property
     def is_here(self) -> bool:
-        """The dataset is a directory of this machine."""
+        """Whether the dataset is a local directory."""
         return _HERE.match(self.dataset) is not None
 
 
 class _Rows(Protocol):
-    """What is used of a dataset that streams."""
+    """The interface of a streaming dataset, as far as it is used."""
 
     column_names: list[str] | None
 
@@ -58,7 +58,7 @@ class _Rows(Protocol):
 
 
 def is_dataset(spec: str) -> bool:
-    """Return whether `spec` is one of `hf://`."""
+    """Return whether `spec` begins with `hf://`."""
     return spec.lower().startswith(_SCHEME)
 
 
@@ -105,7 +105,7 @@ def fetch_dataset(spec: str, work: FetchOptions) -> Fetched:
 
 
 def _facts(entry: Path) -> dict[str, object]:
-    """Return how many rows there were. Raises DataError if the entry is damaged."""
+    """Return the row counts of the entry. Raises DataError if it is damaged."""
     try:
         return dict(read_json(entry / "facts.json"))
     except (OSError, ValueError) as error:
@@ -184,7 +184,7 @@ def _write(
 
 
 def _texts(spec: str, asked: DatasetSpec, column: str, revision: str) -> Iterator[str | None]:
-    """Yield the column of every row in order; None where it is empty."""
+    """Yield the column of every row in order; None if it is empty."""
     with map_errors(spec, _data_error):
         rows = _rows(asked, revision)
         if rows.column_names is not None:

@@ -1,7 +1,7 @@
-"""Object stores and web servers, through fsspec: which files an address stands for.
+"""List the files of an address on object stores and web servers, through fsspec.
 
-A version is what the store says of a file: a checksum, a tag or a time, and its size. Who may read
-it is known to the libraries (environment, their own files), never to a spec.
+A version is the store's record of a file: a checksum, a tag or a time, and its size. Credentials
+are read by the libraries (from the environment or their own files), and are never in a spec.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _PACKAGES = {
     **dict.fromkeys(("gs", "gcs"), "gcsfs"),
     **dict.fromkeys(("az", "abfs"), "adlfs"),
 }
-_SILENT_S = 60.0  # so long nothing may come
+_SILENT_S = 60.0  # the longest wait for data
 _OF_THE_EXTRA = frozenset({"s3fs", "aiohttp", "fsspec"})
-# The first of these that a store says, beside the size, tells two versions of a file apart.
+# The first of these that a store reports, with the size, identifies the version of a file.
 _VERSION_KEYS = (
     *("ETag", "etag", "md5Hash", "content_md5", "Content-MD5", "Digest", "checksum", "crc32c"),
     *("VersionId", "generation", "Last-Modified", "LastModified", "last_modified", "updated"),
@@ -34,7 +34,7 @@ _VERSION_KEYS = (
 
 
 class Store(Protocol):
-    """What is used of fsspec's file systems."""
+    """The interface of fsspec's file systems, as far as it is used."""
 
     def info(self, path: str) -> dict[str, Any]: ...
     def find(self, path: str, *, detail: bool) -> dict[str, dict[str, Any]]: ...
@@ -44,7 +44,7 @@ class Store(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """One file of a store; `name` is below what the spec names, `version` may be unknown."""
+    """One file of a store; `name` is relative to the spec's path, `version` may be unknown."""
 
     path: str
     name: str
@@ -64,7 +64,7 @@ def store_of(spec: str) -> tuple[Store, str]:
         )
     with map_errors(spec):
         try:
-            # Otherwise what was listed once in a process would be what it knows for ever.
+            # Otherwise a process would reuse its first listing and never see changes.
             options = {"skip_instance_cache": True, **_web_options(spec)}
             store, path = fsspec.core.url_to_fs(spec, **options)
         except ImportError:
@@ -98,14 +98,14 @@ def _has_pattern(spec: str) -> bool:
 
 
 def listed(spec: str, store: Store, path: str) -> tuple[str, list[StoredFile]]:
-    """Return the path where names begin, and every file that is not hidden, by name."""
+    """Return the path that names are relative to, and every file that is not hidden, by name."""
     if _has_pattern(spec):
         fixed = re.split(r"[*?\[]", path)[0]
         root, found = fixed.rpartition("/")[0], store.glob(path, detail=True)
         if not found:
             raise FileNotFoundError(path)
     else:
-        # A page of the web is a file or, where its name ends so, a list of files.
+        # A web page is a file or, if its name ends like this, a list of files.
         is_list = scheme_of(spec) in WEB and spec.endswith("/")
         info = {} if is_list else store.info(path)
         if info.get("type") == "file":
@@ -130,7 +130,7 @@ def _is_hidden(name: str) -> bool:
 
 def _file(store: Store, path: str, name: str, info: Mapping[str, Any]) -> StoredFile:
     version = _version(info)
-    if not version:  # a list on the web says nothing but names
+    if not version:  # a list on the web has only names
         info = store.info(path)
         version = _version(info)
     size = info.get("size")
@@ -143,5 +143,5 @@ def _version(info: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _as_text(value: object) -> str:
-    """Return a version as text: listings and single requests give times in two forms."""
+    """Return a version as text; listings and single requests have different forms of times."""
     return str(value.timestamp() if isinstance(value, datetime) else value)

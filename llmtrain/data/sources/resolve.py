@@ -1,4 +1,4 @@
-"""From what the user names as data to a corpus that can be read any number of times."""
+"""Resolve the sources that a user names to a corpus that can be read any number of times."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ def resolve_sources(
 ) -> Corpus:
     """Return the corpus that `specs` name, in that order; a file named twice counts once.
 
-    All that `validation` names is held out, and what it has in common with `specs` too; then the
+    All files that `validation` names are held out, also those that `specs` names too; then the
     validation splits of saved datasets in `specs` are not read.
-    What lies elsewhere is in the cache afterwards. Every file is known to exist and to check like
-    text. `include` and `exclude` are patterns as in .gitignore, of what is found in directories,
-    globs and archives. `skips_bad`: records that cannot be used are left out. Raises DataError for
-    a spec that stands for no text, UsageError where there is no spec, or for what is no pattern.
+    Remote files are fetched into the cache. Every file is checked: it exists and begins like text.
+    `include` and `exclude` are patterns as in .gitignore, for files found in directories, globs and
+    archives. `skips_bad`: records that cannot be used are skipped. Raises DataError for a spec
+    without text, UsageError without any spec or for an invalid pattern.
     """
     if not specs or not all(specs):
         raise UsageError("no data is given", hint="--data FILE, or --data builtin:python")
     selection = Selection(tuple(include), tuple(exclude))
-    PathFilter(selection)  # what is no pattern is told before anything is looked for
+    PathFilter(selection)  # an invalid pattern is an error before any search
     options = ReadOptions(text_field, selection, limits or Limits(), skips_bad)
     seen: set[str] = set()
     fetching = _only_wanted(fetching or FetchOptions(cache_directory(), text_field), selection)
@@ -85,7 +85,7 @@ def _held_out(source: Source) -> Source:
 
 
 def _without_validation(source: Source) -> Source:
-    """Return the source without its own validation split: data.validation names another."""
+    """Return the source without its own validation split, which data.validation replaces."""
     reason = "a validation split, and data.validation names another"
     skipped = (Skipped(file.origin, reason) for file in source.files if file.held_out)
     files = tuple(file for file in source.files if not file.held_out)
@@ -93,7 +93,7 @@ def _without_validation(source: Source) -> Source:
 
 
 def _only_wanted(fetching: FetchOptions, selection: Selection) -> FetchOptions:
-    """Return options that fetch no file that would be skipped by its name."""
+    """Return the options, changed to fetch no file that would be skipped by its name."""
     path_filter, before = PathFilter(selection), fetching.reason_against
 
     def reason_against(name: str) -> str | None:
@@ -113,10 +113,10 @@ def _without_repeats(source: Source, seen: set[str]) -> Source:
 
 
 def _identity(file: SourceFile) -> str:
-    """Return what identifies a file, however it was named.
+    """Return the identity of a file, the same for all of its names.
 
-    What was brought here is a link to the same file of the cache. Its address alone does not tell:
-    it is without_secrets without its query, and without the column of a dataset.
+    A fetched file is a link to the same file of the cache. Its address does not identify it:
+    it is recorded without its query, and without the column of a dataset.
     """
     if "://" not in file.origin:
         return os.path.normcase(file.path.resolve())
@@ -141,7 +141,7 @@ def _resolve(spec: str, options: ReadOptions, fetching: FetchOptions) -> Source:
 
 
 def _fetched(fetched: Fetched, spec: str, options: ReadOptions) -> Source:
-    """Return what was fetched as a source, named by its address."""
+    """Return the fetched files as a source, named by its address."""
     here = str(fetched.path)
 
     def named(origin: str) -> str:
@@ -180,14 +180,14 @@ def _resolve_here(spec: str, options: ReadOptions) -> Source:
 def _expanded(spec: str) -> Path:
     try:
         return path_of(str(Path(spec).expanduser()))
-    except RuntimeError:  # `~name` where there is no such user: a file may be called that
+    except RuntimeError:  # `~name` without such a user: it may be the name of a file
         return path_of(spec)
 
 
 def _named(
     spec: str, kind: Literal["file", "stdin"], file: SourceFile, options: ReadOptions
 ) -> Source:
-    """Return a file that the user named. Raises DataError where a found one is skipped."""
+    """Return a file that the user named. Raises DataError where a found file would be skipped."""
     check = check_file(file, options, is_named=True)
     if check.has_text:
         return Source(spec, kind, (file,), check.skipped)

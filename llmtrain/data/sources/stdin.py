@@ -1,4 +1,4 @@
-"""Standard input as a file: read once, kept for as long as the process lives."""
+"""Standard input as a file: read once, and kept until the process ends."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _ORIGIN = "stdin"
 
 
 def is_stdin(spec: str) -> bool:
-    """Return whether `spec` is `-`, or `-.jsonl` and the like, which names the format."""
+    """Return whether `spec` is `-`, or `-` with the suffix of a format, such as `-.jsonl`."""
     return spec == "-" or spec.startswith("-.")
 
 
 def stdin_file(spec: str) -> SourceFile:
     """Return standard input as a file that can be read any number of times.
 
-    Raises UsageError where nothing can come, DataError where there is no room for it.
+    Raises UsageError if there is no input, DataError if there is no room on the disk.
     """
     reading = reading_of(_ORIGIN + spec[1:])
     return SourceFile(_spooled(), _ORIGIN, reading.kind, reading.packing)
 
 
-@cache  # standard input is the process's, and it can be read a single time
+@cache  # there is one standard input per process, which can be read only once
 def _spooled() -> Path:
     if sys.stdin is None or sys.stdin.closed:
         raise UsageError("--data - reads standard input, which is closed", hint="--data FILE")

@@ -1,4 +1,4 @@
-"""Where data lies that is not here: what an address says, and what may be without_secrets of it."""
+"""Addresses of remote data: schemes, secrets in them, and errors of the libraries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SECRET_KEY = re.compile(  # of a query: signed addresses of the large stores, a
 )
 _SCHEMES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "http", "https", "memory"})
 _WITH_CONTAINERS = frozenset({"az", "abfs"})
-_LIBRARY_ERRORS = (  # the base classes of what they raise, by module
+_LIBRARY_ERRORS = (  # the base classes of their errors, by module
     ("aiohttp", "ClientError"),
     ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"),
@@ -90,7 +90,7 @@ def _query_keys(spec: str) -> list[str]:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return what a library says in one line, without the secrets of addresses in it."""
+    """Return the message of a library's error in one line, without secrets of addresses."""
     text = " ".join(str(error).split()) or type(error).__name__
     return re.sub(_SCHEME.pattern + r"[^\s'\")]+", lambda match: without_secrets(match[0]), text)[
         :300
@@ -122,7 +122,7 @@ def _data_error(spec: str, error: BaseException) -> DataError:
 def map_errors(
     spec: str, data_error: Callable[[str, BaseException], DataError] = _data_error
 ) -> Iterator[None]:
-    """Turn what libraries raise inside the block into the DataError that `data_error` returns."""
+    """Convert errors of libraries inside the block to the DataError that `data_error` returns."""
     failures = _failures()
     try:
         yield
@@ -131,7 +131,7 @@ def map_errors(
 
 
 def _failures() -> tuple[type[BaseException], ...]:
-    """Return what an unreadable store raises, of the libraries that are loaded."""
+    """Return the error classes for an unreadable store, of the libraries that are loaded."""
     loaded = ((sys.modules.get(module), name) for module, name in _LIBRARY_ERRORS)
     of_libraries = (vars(module)[name] for module, name in loaded if module is not None)
     return (OSError, ValueError, asyncio.TimeoutError, *of_libraries)
