@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from llmtrain.children import MAIN, python_command
 from llmtrain.errors import LlmtrainError, describe_exit_code
 from llmtrain.machine.facts import Facts, RunFigures
-from llmtrain.plan.past_runs import last_run
+from llmtrain.plan.past_runs import last_run, replace_run
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.workload import Workload
 
@@ -41,16 +41,20 @@ def calibrate(options: list[str], facts: Facts, workload: Workload, plan: Plan) 
     with tempfile.TemporaryDirectory(prefix="llmtrain-calibrate-") as scratch:
         out = ("--steps", str(_STEPS), "--out", str(Path(scratch) / "run"), "--json", "--quiet")
         command = python_command(MAIN, "train", *options, *_as_planned(workload, plan))
+        before = last_run(facts, workload, plan)
+        replace_run(facts, workload, plan, None)  # an undisturbed run would stay
         done = subprocess.run([*command, *out], capture_output=True, text=True)
+    measured = last_run(facts, workload, plan)
+    if measured is None and before is not None:
+        replace_run(facts, workload, plan, before)
     if done.returncode != 0:
         raise _failure(done)
-    previous = last_run(facts, workload, plan)
-    if previous is None:
+    if measured is None:
         raise LlmtrainError(
             "the measured run left the plan because memory became short",
             hint="close other programs, or add --set train.micro_batch=1",
         )
-    return previous
+    return measured
 
 
 def _as_planned(workload: Workload, plan: Plan) -> Iterator[str]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -85,6 +86,12 @@ def load_measurement(directory: Path, key: MeasurementKey, kind: type[T]) -> T |
     if document.key != json.loads(_canonical(key)) or set(document.times) != names:
         return None
     return kind(**document.times)
+
+
+def remove_measurement(directory: Path, key: MeasurementKey) -> None:
+    """Remove what is saved for `key`, if the directory can be written."""
+    with suppress(OSError):
+        _path(directory, key).unlink()
 
 
 def save_measurement(directory: Path, key: MeasurementKey, times: Times) -> None:

@@ -10,6 +10,7 @@ from llmtrain.machine.measurement_cache import (
     MeasurementKey,
     load_measurement,
     measurement_key,
+    remove_measurement,
     save_measurement,
 )
 from llmtrain.plan.planner import Plan
@@ -50,6 +51,15 @@ def record_run(
     if figures.is_contended and before is not None and not before.is_contended:
         return
     save_measurement(cache_directory(), _key(facts, workload, plan), figures)
+
+
+def replace_run(facts: Facts, workload: Workload, plan: Plan, figures: RunFigures | None) -> None:
+    """Save figures as those of the last run; None forgets it."""
+    key = _key(facts, workload, plan)
+    if figures is None:
+        remove_measurement(cache_directory(), key)
+    else:
+        save_measurement(cache_directory(), key, figures)
 
 
 def rate_remark(

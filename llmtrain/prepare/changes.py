@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def has_same_text(
 
 
 def _fingerprint(corpus: Corpus, section: DataSection, prepare: PrepareContext) -> str:
-    cleaned = clean_corpus(corpus, section, prepare).corpus
+    silent = replace(prepare, observe=lambda _: None)  # what is left out was announced at first
+    cleaned = clean_corpus(corpus, section, silent).corpus
     return prepare.with_progress("comparing text", cleaned).measure(prepare.check_stop).fingerprint
 
 
