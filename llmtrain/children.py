@@ -48,7 +48,7 @@ def python_command(entry: str, *arguments: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class WorkerProgram:
-    """What a worker process runs: `entry`, a `module:function` that calls `serve`.
+    """The program of a worker process: `entry`, a `module:function` that calls `serve`.
 
     `task` completes "process 123, which …" where a worker dies, and `hint` says what to do then.
     """

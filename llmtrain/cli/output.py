@@ -22,7 +22,7 @@ _NOT_PRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Output:
-    """What a command prints, and how much of it."""
+    """The output of a command: results on stdout, everything else on stderr."""
 
     quiet: bool = False
     verbose: bool = False
@@ -38,7 +38,7 @@ class Output:
 
     @property
     def is_live(self) -> bool:
-        """Whether stderr is a terminal that can redraw a line."""
+        """True if stderr is a terminal that can redraw a line."""
         return self.stderr.is_terminal and not self.stderr.is_dumb_terminal and not self.quiet
 
     def result(self, text: str) -> None:

@@ -72,7 +72,7 @@ class Corpus:
 
     @property
     def has_validation(self) -> bool:
-        """Whether files are held out as validation text."""
+        """True if files are held out as validation text."""
         return any(file.held_out for source in self.all_sources for file in source.files)
 
     @property

@@ -79,7 +79,7 @@ def optional(description: str) -> Any:
 
 
 class Document(Part):
-    """What `--json` prints: exactly one on stdout."""
+    """The JSON document of a command: exactly one on stdout."""
 
     schema_version: int = key("incremented by each incompatible change", const=SCHEMA_VERSION)
     llmtrain: Text = key("the version of llmtrain that wrote it")

@@ -60,7 +60,7 @@ class MeasuredPlan(Part):
 
 
 class BenchCpu(Part):
-    """What was measured."""
+    """The measured CPU."""
 
     model: Text | None = key("its name; null: unknown")
     cores: int = key("physical cores that may be used")

@@ -22,7 +22,7 @@ class Failure(Part):
 
 
 class Error(Document):
-    """What every command prints on failure, with `--json`."""
+    """The document of every command on failure, with `--json`."""
 
     error: Failure = key("why")
 

@@ -77,7 +77,7 @@ class Sample(Part):
 
 
 class Epochs(Part):
-    """How often a run would read the text."""
+    """The number of times that a run would read the text."""
 
     profile: Text = key("the profile's name")
     trained_tokens: int | None = key("in all; null: under a time, or a number of epochs")

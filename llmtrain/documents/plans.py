@@ -83,7 +83,7 @@ class Plan(Part):
 
 
 class Measured(Part):
-    """What was measured in the last run with this plan on this machine."""
+    """The measurements of the last run with this plan on this machine."""
 
     peak_memory_bytes: int = key("as `train` gives it: on a GPU without `libraries_bytes`")
     tokens_per_s: float = key("while it trained")
@@ -119,7 +119,7 @@ class Figure(Part):
 
 
 class Forecast(Part):
-    """What is predicted of a run before it starts. null: unknown, as on a machine that was not
+    """The prediction of a run before it starts. null: unknown, as on a machine that was not
     measured."""
 
     steps: Figure | None = key("optimizer steps")

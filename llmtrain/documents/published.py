@@ -76,5 +76,5 @@ def published_schema(name: str) -> dict[str, Any]:
 
 
 def describes(name: str) -> str:
-    """What it is of, in a line. Raises KeyError."""
+    """Return one line on what the document describes. Raises KeyError."""
     return " ".join((PUBLISHED[name].__doc__ or "").split())

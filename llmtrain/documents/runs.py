@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Run(Part):
-    """Where a run stands."""
+    """The progress of a run."""
 
     run: Text = key("the run directory")
     profile: Text | None = key("the profile's name")

@@ -88,7 +88,7 @@ class TokenizerDecode(Document):
 
 
 class Fit(Part):
-    """How a text becomes tokens."""
+    """The token counts and rates of a text."""
 
     name: Text = key("of the text, or of the tokenizer")
     bytes: int = key("of the text")

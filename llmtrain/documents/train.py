@@ -21,7 +21,7 @@ from llmtrain.train.events import Stopped, TrainResult
 
 
 class Predicted(Part):
-    """What was predicted before a run."""
+    """The prediction made before a run."""
 
     peak_memory_bytes: int = optional(
         "the peak of `peak_memory_bytes`; missing where nothing was trained"

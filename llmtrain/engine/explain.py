@@ -41,7 +41,7 @@ _OPTIONS = {  # the profile's key for a decision of the plan
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """What would be trained, how, and why."""
+    """A profile and its plan, with the origin or reason of every value."""
 
     resolved: ResolvedProfile
     planned: Planned

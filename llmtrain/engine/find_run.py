@@ -72,12 +72,12 @@ class ResolvedRun:
 
     @property
     def has_new_horizon(self) -> bool:
-        """Whether a resumed run is to last longer than before."""
+        """True if a resumed run is to last longer than before."""
         return self.recorded is not None and self.recorded.horizon != self.horizon
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing is left to train."""
+        """True if nothing is left to train."""
         state, steps = self.state, self.horizon.steps
         if state is None or not state.finished or self.has_new_horizon:
             return False

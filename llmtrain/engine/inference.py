@@ -66,7 +66,7 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """How well a model predicts a text, beside what needs no model."""
+    """The loss of a model on a text, beside baselines that need no model."""
 
     checkpoint: Path
     loss_nats_per_token: float

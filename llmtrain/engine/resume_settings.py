@@ -43,7 +43,7 @@ class RecordedRun:
 
     @property
     def horizon(self) -> Horizon | None:
-        """How long the run was to last."""
+        """The recorded horizon of the run."""
         return horizon_of(self.profile.train)
 
     @property

@@ -102,7 +102,7 @@ class TrainSession:
 
 @dataclass(frozen=True, slots=True)
 class _SharedData:
-    """What a rank needs to open the data that rank 0 prepared."""
+    """The message from rank 0 with which a rank opens the prepared data."""
 
     key: str
     tokenizer: Path

@@ -141,7 +141,7 @@ class RunFigures:
 
     @property
     def is_contended(self) -> bool:
-        """Whether other programs kept the cores busy, so that the rate is too low."""
+        """True if other programs kept the cores busy, so that the rate is too low."""
         return self.ran_share < 1 - CONTENDED_SHARE
 
 

@@ -31,7 +31,7 @@ from llmtrain.profile.schema import MOST_THREADS, DeviceSection
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a run uses the machine."""
+    """The decisions about how a run uses the machine."""
 
     device: Choice[DeviceKind]
     precision: Choice[Precision]
@@ -69,7 +69,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class InferencePlan:
-    """How evaluation and generation use the machine."""
+    """The decisions about how evaluation and generation use the machine."""
 
     device: Choice[DeviceKind]
     precision: Choice[Precision]

@@ -30,7 +30,7 @@ class Requirement:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What the machine has of a requirement."""
+    """A requirement, and the amount or feature that the machine has."""
 
     requirement: Requirement
     measured: bool | int
@@ -38,7 +38,7 @@ class Finding:
 
     @property
     def is_met(self) -> bool:
-        """Whether the requirement is met."""
+        """True if the requirement is met."""
         least = self.requirement.least
         return bool(self.measured) if least is None else self.measured >= least
 

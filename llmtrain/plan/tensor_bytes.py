@@ -40,7 +40,7 @@ class TrainingSetup:
 
     @property
     def keeps_casts(self) -> bool:
-        """Whether half-precision copies of the weights are kept between micro-batches."""
+        """True if half-precision copies of the weights are kept between micro-batches."""
         return self.half_precision and self.accumulates
 
 

@@ -23,7 +23,7 @@ KindName = Literal["own", "sentencepiece", "huggingface"]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """How a tokenizer file is interpreted; the ids depend on it as well as on the file."""
+    """The interpretation of a tokenizer file; ids depend on it as well as on the file."""
 
     name: KindName
     separator_id: int

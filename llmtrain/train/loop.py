@@ -55,7 +55,7 @@ class StepReport:
 
 @dataclass(slots=True)
 class Run:
-    """What a training step reads and changes."""
+    """The model, optimizer, data and position that a training step reads and changes."""
 
     model: Decoder
     objective: nn.Module  # the model, or the model in DDP

@@ -88,7 +88,7 @@ class Pace:
 
     @property
     def is_known(self) -> bool:
-        """Whether enough steps were measured for an estimate."""
+        """True if enough steps were measured for an estimate."""
         return len(self._step_times_s) >= _STEPS_BEFORE_AN_ESTIMATE
 
     @property

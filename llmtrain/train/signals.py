@@ -32,7 +32,7 @@ class _Abandoned(BaseException):
 
 @dataclass(slots=True)
 class StopRequest:
-    """Whether a signal requested to stop, or to save and continue."""
+    """A request by signal to stop, or to save and continue."""
 
     signal_name: str | None = None
     made_s: float = -math.inf  # when, by the monotonic clock
@@ -43,7 +43,7 @@ class StopRequest:
 
     @property
     def is_made(self) -> bool:
-        """Whether a stop signal has arrived."""
+        """True if a stop signal has arrived."""
         return self.signal_name is not None
 
     def check(self) -> None:

@@ -24,7 +24,7 @@ _COUNTED_STEPS = 3  # the last ones of a run, where progress is counted in steps
 
 @dataclass(frozen=True, slots=True)
 class StopDecision:
-    """What all ranks do after a step."""
+    """The decision that all ranks agree on after a step."""
 
     is_over: bool
     stop_requested: bool
@@ -33,7 +33,7 @@ class StopDecision:
 
     @property
     def ends_run(self) -> bool:
-        """Whether no other step follows in this session."""
+        """True if no other step follows in this session."""
         return self.is_over or self.stop_requested
 
 

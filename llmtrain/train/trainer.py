@@ -43,7 +43,7 @@ _SAVE_S, _SAVED_BYTES_PER_S = 0.3, 170e6
 
 @dataclass(frozen=True, slots=True)
 class TrainSetup:
-    """What a session is given; `run` is what it changes."""
+    """The inputs of a session, of which only `run` changes."""
 
     run: Run
     profile: Profile

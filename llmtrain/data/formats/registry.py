@@ -95,7 +95,7 @@ class FileFormat:
 
     @property
     def seeks(self) -> bool:
-        """Whether reading it seeks: it can then be neither compressed nor inside an archive."""
+        """True if reading it seeks: it can then be neither compressed nor inside an archive."""
         return ARCHIVES[self.kind].seeks if self.is_archive else FORMATS[self.kind].seeks
 
 

@@ -44,7 +44,7 @@ class DatasetSpec:
 
     @property
     def is_here(self) -> bool:
-        """Whether the dataset is a local directory."""
+        """True if the dataset is a local directory."""
         return _HERE.match(self.dataset) is not None
 
 

@@ -45,7 +45,7 @@ class Watch:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is a complete checkpoint."""
+        """True if there is a complete checkpoint."""
         return bool(list_checkpoints(self._run.checkpoints))
 
     def phase(self) -> Phase:

@@ -63,12 +63,12 @@ class Proof:
 
     @property
     def resumes_from_checkpoint(self) -> int:
-        """How many of the resumes were from a checkpoint; the others started anew."""
+        """The number of resumes from a checkpoint; the others started anew."""
         return sum(kill.after_checkpoint for kill in self.kills)
 
     @property
     def is_equal(self) -> bool:
-        """Whether weights, optimizer state and logged values are bitwise equal."""
+        """True if weights, optimizer state and logged values are bitwise equal."""
         return self.uninterrupted == self.interrupted
 
     @property
@@ -89,7 +89,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class ProofOptions:
-    """How often to kill in how many steps. Equal seeds give equal kill targets."""
+    """The number of kills and steps of a proof. Equal seeds give equal kill targets."""
 
     kills: int
     steps: int

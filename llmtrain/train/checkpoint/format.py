@@ -251,7 +251,7 @@ def _problem(error: OSError | ValueError) -> str:
 
 
 def load_state(path: Path) -> SavedState:
-    """Where the run stood at the checkpoint, unverified. Raises DamagedCheckpointError."""
+    """Return the run's state at the checkpoint, unverified. Raises DamagedCheckpointError."""
     with _errors_mapped(path / STATE) as file:
         return SavedState.model_validate(_upgraded(path, read_json(file)))
 

@@ -54,7 +54,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and reports."""
+        """True if this process writes files and reports."""
         return self.rank == 0
 
     @contextmanager

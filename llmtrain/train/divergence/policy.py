@@ -48,7 +48,7 @@ DivergenceAction = Literal["continue", "rewind", "stop"]
 
 @dataclass(frozen=True, slots=True)
 class StepVerdict:
-    """Whether a step updates the weights, and if not, why."""
+    """The decision whether a step updates the weights, with the reason if not."""
 
     skipped: str | None = None
     is_finite: bool = True
@@ -65,7 +65,7 @@ class Jump(BaseModel):
 
 
 class DivergenceState(BaseModel):
-    """What later decisions depend on; saved as `course` in state.json.
+    """The history that later decisions depend on; saved as `course` in state.json.
 
     `jumps` are ordered by step: replaying the run from an earlier state takes them again.
     """
@@ -84,14 +84,14 @@ class DivergenceState(BaseModel):
 
     @property
     def action(self) -> DivergenceAction:
-        """What to do before the next step."""
+        """The action before the next step."""
         if len(self.bad_steps) < _BAD_STEPS and not self.is_lost:
             return "continue"
         return "stop" if self._rewinds_nearby >= _REWINDS else "rewind"
 
     @property
     def has_updated_since_rewind(self) -> bool:
-        """Whether an update was applied after the last rewind and its replay."""
+        """True if an update was applied after the last rewind and its replay."""
         return not self.jumps or self.sound_step > self.jumps[-1].step
 
     @property

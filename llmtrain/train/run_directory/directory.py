@@ -54,12 +54,12 @@ class RunDirectory:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a run.yaml here."""
+        """True if there is a run.yaml here."""
         return (self.path / RUN_FILE).is_file()
 
     @property
     def has_saved_state(self) -> bool:
-        """Whether a checkpoint was saved here; before that there is no run to resume."""
+        """True if a checkpoint was saved here; before that there is no run to resume."""
         return has_saved_state(self.checkpoints)
 
     def require_own_files(self) -> None:

@@ -56,7 +56,7 @@ class _Data(_Part):
 
 
 class _Result(_Part):
-    """How the last session ended."""
+    """The result of the last session."""
 
     stopped: Annotated[str, Field(pattern=r"^[a-z]{1,20}$")]
     checkpoint: str | None = None

@@ -44,6 +44,6 @@ def _process(run: RunDirectory) -> int | None:
 
 
 def newest_in_training() -> Training | None:
-    """Of the runs under runs/ that are being trained on this machine the one begun last."""
+    """Return the run under runs/ that is being trained on this machine and started last."""
     found = [(run, pid) for run in all_runs() if (pid := _process(run)) is not None]
     return max(found, key=lambda training: training[0].path.stat().st_mtime_ns, default=None)
