@@ -28,7 +28,7 @@ _SAMPLE_CHARACTERS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Epochs:
-    """The number of times that a run of a profile reads the text; None if the profile does not say."""
+    """The number of times that a run of a profile reads the text; None if unknown."""
 
     profile: str
     trained_tokens: int | None  # None under a time or a number of epochs

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
@@ -305,25 +305,32 @@ def _train(
         result = trained_with_energy(Trainer(setup, state))
     if not world.is_main:
         return result
-    said = (resolved.recorded and resolved.recorded.forecast) or expected.document()
-    rate, seconds = ((said.get(name) or {}).get("value") for name in ("tokens_per_s", "seconds"))
-    result = replace(
-        result,
-        predicted_tokens_per_s=rate,
-        predicted_seconds=seconds,
-        prompt_example=prompt_example(dataset),
+    predicted = (resolved.recorded and resolved.recorded.forecast) or expected.document()
+    result = replace(_with_prediction(result, predicted), prompt_example=prompt_example(dataset))
+    _record(resolved, planned, run.plan, result)
+    return result
+
+
+def _with_prediction(result: TrainResult, predicted: Mapping[str, Any]) -> TrainResult:
+    """Return the result with the rate and the time that were predicted before the run."""
+    rate, seconds = (
+        (predicted.get(name) or {}).get("value") for name in ("tokens_per_s", "seconds")
     )
+    return replace(result, predicted_tokens_per_s=rate, predicted_seconds=seconds)
+
+
+def _record(resolved: ResolvedRun, planned: Planned, plan: Plan, result: TrainResult) -> None:
+    """Save the result in run.yaml, and its rate for the next forecast by this plan."""
     record_run(
         planned.facts,
         planned.workload,
-        run.plan,
+        plan,
         step_s=result.step_s,
         steps=result.trained_steps,
         peak_memory_bytes=result.peak_memory_bytes,
         waited_share=result.waited_share,
     )
     write_result(resolved.directory, result)
-    return result
 
 
 def _finished(resolved: ResolvedRun) -> TrainResult:

@@ -68,13 +68,11 @@ def rate_remark(
     """Return a remark on a rate that is far from the predicted one; None if it is near."""
     if not predicted_per_s or _NEAR[0] <= tokens_per_s / predicted_per_s <= _NEAR[1]:
         return None
-    if tokens_per_s > predicted_per_s:
-        return "faster than predicted; the next forecast uses this rate"
     remark = f"{tokens_per_s / predicted_per_s:.0%} of the predicted rate"
     if waited_share is not None and waited_share > CONTENDED_SHARE:
         return (
-            f"{remark}: threads waited for a core {waited_share:.0%} of the time, because other "
-            "programs used it; the next forecast does not use this rate"
+            f"{remark}; threads waited for a core {waited_share:.0%} of the time (other programs, "
+            "or more threads than cores), so the next forecast does not use this rate"
         )
     return f"{remark}; the next forecast uses the measured one"
 

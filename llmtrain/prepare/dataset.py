@@ -14,6 +14,7 @@ from llmtrain.data.corpus_stats import CorpusStats
 from llmtrain.data.quality.clean import Cleaned, clean
 from llmtrain.data.quality.dropped import DropCount
 from llmtrain.data.quality.filters import filters_of
+from llmtrain.data.quality.leakage import Leakage
 from llmtrain.data.shards.encode import Encode
 from llmtrain.data.shards.prepared import PreparedData, entry_directory, open_prepared
 from llmtrain.data.shards.prepared import prepare as prepare_shards
@@ -79,20 +80,7 @@ def prepare_dataset(
     if context is not None:
         section = with_working_fraction(corpus, stats, section, context, prepare)
         require_bytes(corpus, stats, section, section.validation_fraction, context)
-    leakage = cached_leakage(
-        prepare.with_progress("looking for leakage", corpus),
-        stats,
-        section.validation_fraction,
-        prepare.check_stop,
-    )
-    if (
-        leakage is not None
-        and not is_own
-        and (
-            warning := leakage_warning(leakage, is_without_copies=section.duplicates == "drop_near")
-        )
-    ):
-        prepare.observe(warning)
+    leakage = _leakage(corpus, stats, section, prepare, warns=not is_own)
     directory = ensure_tokenizer(corpus, stats, section, vocab_size, prepare)
     tokenizer = load_tokenizer(directory, vocab_size)
     shards = prepare_shards(
@@ -117,6 +105,29 @@ def prepare_dataset(
     sources = corpus.describe()
     dataset = Dataset(tokenizer, directory, shards, sources, checked, left_out=left_out)
     return dataset if section.weights is None else _mixed(dataset, corpus, stats, section)
+
+
+def _leakage(
+    corpus: Corpus,
+    stats: CorpusStats,
+    section: DataSection,
+    prepare: PrepareContext,
+    *,
+    warns: bool,
+) -> Leakage | None:
+    """Return the held-out text that is trained on too, with a warning if it is much."""
+    leakage = cached_leakage(
+        prepare.with_progress("looking for leakage", corpus),
+        stats,
+        section.validation_fraction,
+        prepare.check_stop,
+    )
+    if leakage is None or not warns:
+        return leakage
+    warning = leakage_warning(leakage, is_without_copies=section.duplicates == "drop_near")
+    if warning is not None:
+        prepare.observe(warning)
+    return leakage
 
 
 def _require_windows(

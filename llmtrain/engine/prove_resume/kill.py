@@ -31,7 +31,7 @@ _KILLS_PER_STARTING_KILL = 10
 
 @dataclass(frozen=True, slots=True)
 class KillTarget:
-    """The moment of a kill: `lengths` times the phase's median duration after it starts, or at its end.
+    """The moment of a kill: `lengths` median durations after the phase starts, or its end.
 
     That of the first occurrence from `from_step` on; for phases of training, of the first one
     after a checkpoint was saved. If there is none by `latest_step`, the kill is at that step.
