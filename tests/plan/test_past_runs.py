@@ -87,7 +87,7 @@ def test_a_contended_run_is_not_the_rate_of_the_next_forecast(planned: Planned) 
         (90.0, 0.5, None),
         (40.0, 0.5, "other programs"),
         (40.0, None, "40% of the predicted"),
-        (200.0, 0.0, "faster"),
+        (200.0, 0.0, "200% of the predicted rate; the next forecast uses"),
     ],
 )
 def test_a_rate_far_from_the_forecast_is_remarked_on(
