@@ -13,6 +13,7 @@ _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | 
     "gib": 2**30,
     "tib": 2**40,
 }
+_LONGEST_NUMBER = 100  # characters; conversion takes quadratic time in them
 
 
 def parse_duration_s(text: str) -> float:
@@ -38,6 +39,8 @@ def _scaled(text: str, factors: dict[str, int], kind: str) -> int:
     if match is None or match[2] not in factors:
         raise ValueError(f"{text!r} is not {kind}")
     number, factor = match[1].replace("_", ""), factors[match[2]]
+    if len(number) > _LONGEST_NUMBER:
+        raise ValueError(f"{text[:20]}… is too large")
     exact = Fraction(number) * factor
     if exact.denominator != 1 and factor == 1:
         raise ValueError(f"{text!r} is not a whole number")

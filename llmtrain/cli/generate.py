@@ -13,6 +13,7 @@ from llmtrain.cli.options import (
     JsonOption,
     RunArgument,
     device_section,
+    whole_number,
 )
 from llmtrain.cli.output import Output
 
@@ -26,14 +27,12 @@ def generate(
     output: Output,
     run: RunArgument,
     prompt: Annotated[str, typer.Option("--prompt", help="The text to continue.")] = "",
-    max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=1, help="The most new tokens.")
-    ] = 200,
+    max_tokens: Annotated[int, whole_number("--max-tokens", "The most new tokens.", 1)] = 200,
     temperature: Annotated[
         float, typer.Option("--temperature", min=0.0, help="0: always the most likely token.")
     ] = 0.8,
     top_k: Annotated[
-        int | None, typer.Option("--top-k", min=1, help="Sample from the k most likely tokens.")
+        int | None, whole_number("--top-k", "Sample from the k most likely tokens.", 1)
     ] = None,
     top_p: Annotated[
         float | None,
@@ -47,7 +46,7 @@ def generate(
     repetition_penalty: Annotated[
         float, typer.Option("--repetition-penalty", min=1.0, help="Above 1: fewer repetitions.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal texts.")] = 0,
+    seed: Annotated[int, whole_number("--seed", "Equal seeds give equal texts.")] = 0,
     device: DeviceOption = None,
     force_cpu: ForceCpuOption = False,
     json: JsonOption = False,

@@ -88,19 +88,27 @@ ProfileTextFieldOption = Annotated[  # None: as in the profile
     typer.Option("--text-field", help="The field or column that is the text; default: text."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-NprocOption = Annotated[
-    int | None, typer.Option("--nproc", min=1, help="Processes on this machine.")
-]
 
 
-def whole_number(text: str) -> int:
-    """Return the integer that `5000`, `5k` or `5e3` is. Raises BadParameter."""
-    from llmtrain.units import parse_count
+def whole_number(flag: str, help_text: str, least: int | None = None) -> Any:
+    """Return an option that is an integer from `least` on, written as `5000`, `5k` or `5e3`."""
 
-    try:
-        return -parse_count(text[1:]) if text.startswith("-") else parse_count(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    def parse(given: str | int) -> int:
+        from llmtrain.units import parse_count
+
+        text = str(given)  # a default is parsed too
+        try:
+            number = -parse_count(text[1:]) if text.startswith("-") else parse_count(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        if least is not None and number < least:
+            raise typer.BadParameter(f"has to be at least {least}, not {text}")
+        return number
+
+    return typer.Option(flag, metavar="NUMBER", parser=parse, help=help_text)
+
+
+NprocOption = Annotated[int | None, whole_number("--nproc", "Processes on this machine.", 1)]
 
 
 def weighted_sources(data: list[str] | None, weights: list[float] | None) -> list[Any] | None:

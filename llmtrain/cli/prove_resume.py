@@ -16,6 +16,7 @@ from llmtrain.cli.options import (
     WeightOption,
     flag_settings,
     weighted_sources,
+    whole_number,
 )
 from llmtrain.cli.output import Output
 
@@ -26,14 +27,10 @@ if TYPE_CHECKING:
 def prove_resume(
     output: Output,
     profile: ProfileOption = None,
-    kills: Annotated[
-        int, typer.Option("--kills", min=1, help="How many times the process is killed.")
-    ] = 5,
-    steps: Annotated[
-        int, typer.Option("--steps", min=2, help="Optimizer steps of each training.")
-    ] = 8,
+    kills: Annotated[int, whole_number("--kills", "How many times the process is killed.", 1)] = 5,
+    steps: Annotated[int, whole_number("--steps", "Optimizer steps of each training.", 2)] = 8,
     nproc: NprocOption = None,
-    seed: Annotated[int, typer.Option("--seed", help="Equal seeds plan equal kills.")] = 0,
+    seed: Annotated[int, whole_number("--seed", "Equal seeds plan equal kills.")] = 0,
     set_: SetOption = None,
     data: DataOption = None,
     weight: WeightOption = None,

@@ -66,10 +66,7 @@ def train(
     time: Annotated[
         str | None, typer.Option("--time", help="Finish after 150s, 30m, 2h …, or by until=07:30.")
     ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option("--steps", metavar="COUNT", parser=whole_number, help="Optimizer steps."),
-    ] = None,
+    steps: Annotated[int | None, whole_number("--steps", "Optimizer steps.")] = None,
     tokens: Annotated[
         str | None, typer.Option("--tokens", help="Tokens to train on, as in 50M.")
     ] = None,
@@ -89,7 +86,7 @@ def train(
     ] = None,
     nproc: NprocOption = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", help="Seed of the weights and the data order.")
+        int | None, whole_number("--seed", "Seed of the weights and the data order.")
     ] = None,
     tokenizer: Annotated[
         str | None,

@@ -296,7 +296,7 @@ def _usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) 
         within.append(error["loc"][-1])
     if any(isinstance(part, str) for part in within):  # do not show the whole list of mappings
         place = ".".join([key, *map(str, within)])
-        found = "" if is_about_a_key else f", not {error['input']!r}"
+        found = "" if is_about_a_key else f", not {_shown(error['input'])}"
         return UsageError(f"{place} {message}{found} ({origin})")
     hint = None
     if error["type"] in ("tuple_type", "list_type"):
@@ -304,7 +304,18 @@ def _usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) 
         hint = f"a list is in brackets: {written}"
     elif error["type"] == "string_type" and not isinstance(setting.value, (list, dict)):
         hint = "quote a text that YAML reads as something else, as in 'no', '2024' and 'null'"
-    return UsageError(f"{key}: {message}, not {setting.value!r} ({origin})", hint=hint)
+    return UsageError(f"{key}: {message}, not {_shown(setting.value)} ({origin})", hint=hint)
+
+
+_READ_AS = {True: "true", False: "false", None: "null"}
+_WRITTEN = {True: "yes, on and true", False: "no, off and false", None: "~, null and nothing"}
+
+
+def _shown(value: object) -> str:
+    """Return a value as YAML writes it; for one that is not written so, with what is read as it."""
+    if value is None or isinstance(value, bool):
+        return f"{_READ_AS[value]} (YAML reads {_WRITTEN[value]} so)"
+    return json.dumps(value) if isinstance(value, (list, dict)) else repr(value)
 
 
 def _known_part(place: Sequence[int | str], merged: Mapping[str, Setting]) -> list[str]:
@@ -337,7 +348,9 @@ _REQUIREMENTS = {
     "list_type": "has to be a list",
     "missing": "is missing",
     "model_type": "has to be a section of keys",
-    "string_pattern_mismatch": "has to match {pattern}",
+    "string_pattern_mismatch": (
+        "has to be at most 64 letters, digits, points, '-' and '_', the first a letter or digit"
+    ),
     "string_too_short": "is empty",
     "string_type": "has to be text",
     "too_short": "has to have at least {min_length} of them",

@@ -38,7 +38,7 @@ class _RefusedError(yaml.YAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe YAML loader that reads 6e-4 as a number and dates as text.
+    """A safe YAML loader that reads 6e-4 as a number, and dates, `=` and `<<` as text.
 
     It rejects anchors, aliases, tags and directives. Excess depth or number of values is rejected
     during parsing, because scanning takes quadratic time in the depth.
@@ -77,8 +77,9 @@ class _Loader(yaml.SafeLoader):
             self._level -= 1
 
 
+_AS_TEXT = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("timestamp", "value", "merge"))
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if "timestamp" not in tag]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _AS_TEXT]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 # YAML 1.1 requires a dot in the mantissa and a sign in the exponent, which few people write.
@@ -112,7 +113,7 @@ _Dumper.add_representer(str, _represent_text)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A leaf of nested YAML mappings."""
+    """A leaf of nested YAML mappings; an empty mapping is one whose value is None."""
 
     path: str  # dotted
     value: Any
@@ -177,6 +178,8 @@ def _leaves(
             raise _RefusedError(line, f"{path} is set twice")
         seen.add(path)
         if isinstance(value_node, yaml.MappingNode):
+            if not value_node.value:
+                yield Entry(path, None, line)
             yield from _leaves(value_node, path + ".", loader, seen)
             continue
         try:

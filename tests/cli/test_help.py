@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperGroup, TyperOption
 
 import llmtrain as package
 from llmtrain.cli.app import app
@@ -168,3 +168,19 @@ def test_what_is_no_number_of_steps_is_refused(text: str, code: int, llmtrain: C
     outcome = llmtrain("train", "-p", "tiny.yaml", f"--steps={text}")
     assert outcome.code == code
     assert "--steps" in outcome.err
+
+
+def test_every_whole_number_can_be_written_with_an_exponent() -> None:
+    """`--steps 1e3` and `--max-tokens 1e3` are read alike; a process id is no quantity."""
+    whole = [
+        (name, option)
+        for name, command in commands()
+        for option in command.params
+        if isinstance(option, TyperOption)
+        and option.type_descriptor.annotation is int
+        and "--pid" not in option.opts
+    ]
+    assert len(whole) > 10
+    for name, option in whole:
+        context = typer.Context(COMMANDS[name])
+        assert option.process_value(context, "1e3") == 1000, (name, option.opts)

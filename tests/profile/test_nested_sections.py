@@ -18,6 +18,14 @@ def test_an_empty_section_within_a_section_says_nothing(tmp_path: Path) -> None:
         assert load_profile(str(path), environment={}).profile.data == Profile().data
 
 
+@pytest.mark.parametrize("text", ["MODEL: {}", "mode: {}", "data: {filter: {}}"])
+def test_an_unknown_section_is_refused_also_when_empty(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "empty.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="unknown key"):
+        load_profile(str(path), environment={})
+
+
 @pytest.mark.parametrize(
     ("said", "hint"),
     [

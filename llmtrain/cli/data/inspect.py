@@ -14,6 +14,7 @@ from llmtrain.cli.options import (
     ProfileTextFieldOption,
     SetOption,
     flag_settings,
+    whole_number,
 )
 from llmtrain.cli.output import Output
 
@@ -34,8 +35,7 @@ def inspect(
     text_field: ProfileTextFieldOption = None,
     set_: SetOption = None,
     sample: Annotated[
-        int | None,
-        typer.Option("--sample", min=1, metavar="N", help="Inspect only the first N documents."),
+        int | None, whole_number("--sample", "Inspect only so many documents, the first.", 1)
     ] = None,
     json: JsonOption = False,
 ) -> int:

@@ -13,6 +13,7 @@ from llmtrain.cli.options import (
     ProfileTextFieldOption,
     SetOption,
     flag_settings,
+    whole_number,
 )
 from llmtrain.cli.output import Output
 
@@ -31,7 +32,7 @@ def prepare(
     text_field: ProfileTextFieldOption = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, help="Processes that tokenize; default: one per core."),
+        whole_number("--workers", "Processes that tokenize; default: one per core.", 1),
     ] = None,
     set_: SetOption = None,
     json: JsonOption = False,

@@ -15,6 +15,7 @@ from llmtrain.cli.options import (
     OverwriteOption,
     ProfileTextFieldOption,
     flag_settings,
+    whole_number,
 )
 from llmtrain.cli.output import Output
 
@@ -47,7 +48,7 @@ def train(
         typer.Option("--kind", help="Byte-pair encoding, or a unigram model."),
     ] = "bpe",
     reserve: Annotated[
-        int, typer.Option("--reserve", help="Control pieces to reserve for later use.")
+        int, whole_number("--reserve", "Control pieces to reserve for later use.")
     ] = 0,
     parameters: Annotated[
         str | None,
