@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from llmtrain.errors import UsageError
+from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.units import format_bytes
 
 JSON_BYTES = 2 << 20
@@ -26,6 +26,7 @@ _DEEPEST_LEVEL = 32
 _LONGEST_INTEGER = 20  # characters: 64 bits and a sign
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 _PIECE_BYTES = 1 << 16
+_WRONG_KIND = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.EFBIG)
 # Without these a name that became a pipe after it was looked at would be waited for.
 _OPEN_FLAGS = (
     os.O_RDONLY
@@ -72,6 +73,22 @@ def open_regular(path: Path, *, follow_links: bool = False) -> BinaryIO:
 def problem_of(error: OSError | ValueError) -> str:
     """Return why reading a file failed, without its name."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def is_unreached(error: OSError) -> bool:
+    """Return whether the content was not seen, so that it may be intact.
+
+    Otherwise the path was reached, and nothing or something else than a file is there.
+    """
+    return error.errno not in _WRONG_KIND
+
+
+def unreadable(path: Path, error: OSError) -> LlmtrainError:
+    """Return the error of what permissions, the disk or a removal keep from being read."""
+    return LlmtrainError(
+        f"{path} cannot be read: {problem_of(error)}",
+        hint="nothing was renamed; make it readable and give the same command again",
+    )
 
 
 def _require_regular(path: Path, mode: int) -> None:

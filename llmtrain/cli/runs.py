@@ -42,14 +42,14 @@ def list_runs(
     """List runs: when each began, its profile, last step, loss and state."""
     from llmtrain.cli.runs_text import runs_table
     from llmtrain.documents.runs import RunsList
-    from llmtrain.errors import UsageError
+    from llmtrain.errors import LlmtrainError
     from llmtrain.train.run_directory.running import listed_runs
 
     rows = []
     for run in listed_runs(directory):
         try:
             rows.append(run_summary(run))
-        except UsageError as error:
+        except LlmtrainError as error:
             output.warning(error.message)
     if json:
         output.document(RunsList.of(runs=rows))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -220,6 +221,44 @@ def test_what_cannot_be_read_is_not_renamed(
     assert "the system says no" in outcome.err
     assert "step-00000010" in outcome.err
     assert stopped.checkpoints == before
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "checkpoints"])
+@pytest.mark.parametrize(
+    "words",
+    [RESUME, ("eval", "run"), ("generate", "run"), ("runs", "show", "run")],
+    ids=lambda words: words[0],
+)
+def test_a_record_or_directory_that_cannot_be_read_is_told_in_one_way(
+    words: tuple[str, ...],
+    name: str,
+    stopped: Files,
+    llmtrain: Llmtrain,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    denied = PermissionError(errno.EACCES, "the system says no", name)
+    stat, iterdir = Path.stat, Path.iterdir
+
+    def refuse_stat(path: Path, **options: Any) -> Any:
+        if path.name == name == "run.yaml" and sys._getframe(1).f_code.co_name == "open_regular":
+            raise denied
+        return stat(path, **options)
+
+    def refuse_listing(path: Path) -> Iterator[Path]:
+        if path.name == name:
+            raise denied
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "stat", refuse_stat)
+    monkeypatch.setattr(Path, "iterdir", refuse_listing)
+    before = stopped.path / "run.yaml", stopped.path / "checkpoints"
+
+    outcome = llmtrain(*words)
+
+    assert outcome.code == 1, outcome.err
+    assert f"run/{name} cannot be read: the system says no" in outcome.err
+    assert "nothing was renamed" in outcome.err
+    assert all(path.exists() for path in before)
 
 
 def test_a_checkpoint_that_is_removed_meanwhile_is_not_damaged(

@@ -26,15 +26,13 @@ from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.codec import NAMING_FILES
 from llmtrain.train.checkpoint.tensors import read_tensors
 from llmtrain.train.divergence.policy import DivergenceState
-from llmtrain.untrusted import problem_of, read_json, refuse_link
+from llmtrain.untrusted import is_unreached, problem_of, read_json, refuse_link, unreadable
 
 FORMAT_VERSION = 2
 _NAME = re.compile(r"step-(\d{8,18})", re.ASCII)
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _SAVED_STATE = re.compile(r"step-\d{8,18}(\..*)?|\.step-\d{8,18}\.[0-9a-f]{8}\.old", re.ASCII)
 _DAMAGED = re.compile(r"step-\d{8,18}\.damaged\d*", re.ASCII)
-# The file was reached, and is not what was written; every other OSError leaves that open.
-_WRONG_FILE = (errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.EFBIG)
 MODEL, OPTIMIZER, STATE, MANIFEST = (
     "model.safetensors",
     "optimizer.safetensors",
@@ -98,15 +96,13 @@ def checkpoint_name(step: int) -> str:
 
 def list_checkpoints(directory: Path) -> list[Path]:
     """Return the directories with a checkpoint's name, oldest step first."""
-    if not directory.is_dir():
-        return []
-    found = [p for p in directory.iterdir() if is_checkpoint_name(p) and p.is_dir()]
+    found = [path for path in entries_of(directory) if is_checkpoint_name(path) and path.is_dir()]
     return sorted((p for p in found if not p.is_symlink()), key=lambda path: step_of(path))
 
 
 def refuse_only_damaged(directory: Path) -> None:
     """Raise LlmtrainError if every checkpoint that was saved here was set aside as damaged."""
-    damaged = sorted(p.name for p in _entries(directory) if _DAMAGED.fullmatch(p.name))
+    damaged = sorted(p.name for p in entries_of(directory) if _DAMAGED.fullmatch(p.name))
     if damaged and not list_checkpoints(directory):
         raise LlmtrainError(
             f"{directory} has no checkpoint but damaged ones: {', '.join(damaged)}",
@@ -116,11 +112,17 @@ def refuse_only_damaged(directory: Path) -> None:
 
 def has_saved_state(directory: Path) -> bool:
     """Return whether a checkpoint was ever saved here, good or set aside."""
-    return any(_SAVED_STATE.fullmatch(path.name) for path in _entries(directory))
+    return any(_SAVED_STATE.fullmatch(path.name) for path in entries_of(directory))
 
 
-def _entries(directory: Path) -> list[Path]:
-    return list(directory.iterdir()) if directory.is_dir() else []
+def entries_of(directory: Path) -> list[Path]:
+    """Return the paths in the directory; none if there is no directory. Raises LlmtrainError."""
+    try:
+        return list(directory.iterdir())
+    except OSError as error:
+        if is_unreached(error):
+            raise unreadable(directory, error) from error
+        return []
 
 
 def is_checkpoint_name(path: Path) -> bool:
@@ -235,12 +237,9 @@ def _errors_mapped(file: Path) -> Iterator[Path]:
             if not file.parent.exists():
                 raise _removed(file.parent) from error
             raise DamagedCheckpointError(f"{file} is missing") from None
-        if error.errno in _WRONG_FILE:
-            raise DamagedCheckpointError(f"{file}: {_problem(error)}") from None
-        raise LlmtrainError(
-            f"{file} cannot be read: {_problem(error)}",
-            hint="nothing was renamed; make it readable and give the same command again",
-        ) from error
+        if is_unreached(error):
+            raise unreadable(file, error) from error
+        raise DamagedCheckpointError(f"{file}: {_problem(error)}") from None
 
 
 def _problem(error: OSError | ValueError) -> str:

@@ -33,6 +33,7 @@ from llmtrain.train.checkpoint.format import (
     Checkpoint,
     SavedState,
     checkpoint_name,
+    entries_of,
     is_on_current_path,
     list_checkpoints,
     set_aside,
@@ -115,9 +116,7 @@ def recover(directory: Path) -> None:
     The caller must hold the run's lock. A checkpoint that lost its name while another of its step
     was to replace it is renamed back.
     """
-    if not directory.is_dir():
-        return
-    for path in sorted(directory.iterdir()):
+    for path in sorted(entries_of(directory)):
         match = _HIDDEN.fullmatch(path.name)
         if match is None:
             continue

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.files import write_pieces_atomically
 from llmtrain.train.checkpoint.format import (
+    entries_of,
     has_saved_state,
     is_checkpoint_name,
     list_checkpoints,
@@ -31,10 +32,10 @@ from llmtrain.train.checkpoint.format import (
 from llmtrain.train.run_directory.record import read_run_file, write_run_file
 from llmtrain.untrusted import (
     parse_json,
-    problem_of,
     read_last_objects,
     read_lines,
     refuse_link,
+    unreadable,
 )
 
 RUNS = Path("runs")
@@ -70,9 +71,8 @@ class RunDirectory:
         for path in files:
             if path.exists() and not path.is_file():
                 raise UsageError(f"{path} is not an ordinary file", hint="choose another --out")
-        if self.checkpoints.is_dir():
-            for path in filter(is_checkpoint_name, self.checkpoints.iterdir()):
-                refuse_link(path)
+        for path in filter(is_checkpoint_name, entries_of(self.checkpoints)):
+            refuse_link(path)
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
@@ -206,8 +206,8 @@ def newest_run(profile_name: str, runs: Path = RUNS) -> Path | None:
     for run in saved:
         try:
             name = run.read_record()["profile"].get("name")
-        except UsageError as error:
-            raise UsageError(
+        except LlmtrainError as error:
+            raise type(error)(
                 error.message,
                 hint="name the run to resume: --resume RUN; or move that directory away",
             ) from None
@@ -218,9 +218,7 @@ def newest_run(profile_name: str, runs: Path = RUNS) -> Path | None:
 
 def all_runs(runs: Path = RUNS) -> list[RunDirectory]:
     """Return every run directly under `runs`, by name."""
-    if not runs.is_dir():
-        return []
-    return [run for path in sorted(runs.iterdir()) if (run := RunDirectory(path)).exists]
+    return [run for path in sorted(entries_of(runs)) if (run := RunDirectory(path)).exists]
 
 
 def find_run(text: str) -> RunDirectory:
@@ -289,7 +287,7 @@ def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {problem_of(error)}") from None
+        raise unreadable(path, error) from error
 
 
 def _parsed(line: bytes) -> Any:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from llmtrain.errors import UsageError
 from llmtrain.files import write_text_atomically
 from llmtrain.profile.yaml_text import LARGEST_BYTES, dump_document, parse_document
-from llmtrain.untrusted import problem_of, read_bytes
+from llmtrain.untrusted import is_unreached, problem_of, read_bytes, unreadable
 
 _FEW_SESSIONS = 3
 
@@ -97,10 +97,15 @@ def write_run_file(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
-    """Read and validate `path`; of the profile only the name is validated. Raises UsageError."""
+    """Read and validate `path`; of the profile only the name is validated.
+
+    Raises UsageError, and LlmtrainError where permissions or the disk keep it from being read.
+    """
     try:
         text = read_bytes(path, LARGEST_BYTES).decode()
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and is_unreached(error):
+            raise unreadable(path, error) from error
         raise UsageError(f"{path} cannot be read: {problem_of(error)}") from None
     record = parse_document(text, str(path))
     if isinstance(record, dict) and "sittings" in record:  # schema_version 1
