@@ -228,7 +228,7 @@ def _train(
         if not resolved.is_finished and not is_launched():
             for text in text_notes(resolved.profile.loaded, Path()):
                 output.note(text)
-        ranks = ranks_to_launch(resolved) if "RANK" not in os.environ else 1
+        ranks = ranks_to_launch(resolved, session) if "RANK" not in os.environ else 1
         if ranks > 1:
             from llmtrain.train.distributed.launch import launch
 

@@ -226,12 +226,6 @@ def generate_text(
     check_stop: Callable[[], None],
 ) -> Iterator[str]:
     """Yield pieces of text that continue `prompt`, as they are sampled, in whole characters."""
-    rows, pieces = trained.model.shape.vocab_size, trained.tokenizer.vocab_size
-    if rows < pieces:
-        raise DataError(
-            f"the model has {rows} embedding rows for the {pieces} pieces of its tokenizer",
-            hint="use the tokenizer that the model was trained with",
-        )
     with trained.autocast():
         texts = continue_prompt(trained.model, trained.tokenizer, prompt, sampling, max_tokens)
         for text in texts:

@@ -128,13 +128,15 @@ def resolved_run(request: TrainRequest, session: TrainSession) -> Iterator[Resol
         yield session.broadcast_from_main("run", ResolvedRun, enter, lambda: None)
 
 
-def ranks_to_launch(resolved: ResolvedRun) -> int:
+def ranks_to_launch(resolved: ResolvedRun, session: TrainSession) -> int:
     """Return how many processes to launch for the run; 1 where this one is enough.
 
-    Raises UsageError, and DoesNotFitError before anything is launched.
+    Raises UsageError, and before anything is launched DoesNotFitError, and DataError for a text
+    that is too short.
     """
     processes = processes_of(resolved)
     if processes > 1:
+        _checked_corpus(resolved, session)
         plan_resolved(resolved)
     return processes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from llmtrain.data.corpus import Corpus
@@ -40,8 +40,10 @@ def check_length(
 ) -> None:
     """Raise DataError if the text is certainly too short for windows of `context`.
 
-    Reads only as much of it as is needed to decide.
+    Of sources with weights each has to have a window. Reads only as much as is needed to decide.
     """
+    if section.weights is not None:
+        _require_every_source(corpus, context, prepare)
     if BUILTIN_PYTHON in section.specs and section.validation is None:
         return
     builder = CorpusStatsBuilder()
@@ -53,6 +55,24 @@ def check_length(
     stats = corpus.facts(builder)
     fraction = working_fraction(corpus, stats, section, context)
     require_bytes(corpus, stats, section, fraction, context)
+
+
+def _require_every_source(corpus: Corpus, context: int, prepare: PrepareContext) -> None:
+    """Raise DataError for a source with too few bytes for one window with any tokenizer."""
+    for source in corpus.sources:
+        found_bytes = 1
+        for document in replace(corpus, sources=(source,), validation=()).documents():
+            prepare.check_stop()
+            found_bytes += len(document.text.encode()) + 1
+            if found_bytes > context:
+                break
+        else:
+            shorter = _shorter_context(found_bytes // _BYTES_PER_TOKEN, context)
+            raise DataError(
+                f"{source.spec} has {found_bytes} bytes, too few for one window of context "
+                f"{context}: a source with a weight fills windows of its own",
+                hint=", or ".join([*shorter, "leave that source out, or add text to it"]),
+            )
 
 
 def working_fraction(
@@ -142,8 +162,12 @@ def _hint(lengths: Lengths, side: Side, context: int, fraction: float, *, is_giv
         if needed <= 0.5 and (needed > fraction) == (side == "validation"):
             advice.append(f"--set data.validation_fraction={needed:g}")
     shortest = min(lengths.train, lengths.validation) // per_token
-    shorter = 1 << max(0, shortest // _WINDOWS).bit_length() >> 1
-    if _SHORTEST_CONTEXT <= shorter < context:
-        advice.append(f"--set model.context={shorter}")
+    advice += _shorter_context(shortest, context)
     file = "data.validation" if is_given and side == "validation" else "--data"
     return ", or ".join([*advice, f"add text with {file}"])
+
+
+def _shorter_context(tokens: int, context: int) -> list[str]:
+    """Return the option of a context of which `tokens` fill windows, if it is worth training."""
+    shorter = 1 << max(0, tokens // _WINDOWS).bit_length() >> 1
+    return [f"--set model.context={shorter}"] if _SHORTEST_CONTEXT <= shorter < context else []

@@ -8,7 +8,6 @@ import inspect
 import lzma
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.engine import inference
 from llmtrain.engine.inference import Trained, _evaluate_corpus, _evaluate_shards, generate_text
 from llmtrain.engine.plan_run import plan_inference
-from llmtrain.errors import DataError
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.generate import Sampling
 from llmtrain.prepare.context import PrepareContext
@@ -139,10 +137,3 @@ def test_text_after_a_prompt_begins_with_it(trained: Trained, prompt: str) -> No
         ]
         assert texts[0] == texts[1]
         assert not texts[0].startswith(prompt) or not prompt  # the continuation alone
-
-
-def test_fewer_embedding_rows_than_pieces_are_an_error(trained: Trained) -> None:
-    shape = replace(trained.model.shape, vocab_size=100)
-    fewer = replace(trained, model=Decoder(shape).eval())
-    with pytest.raises(DataError, match="100 embedding rows"):
-        next(generate_text(fewer, "def", Sampling(), 1, lambda: None))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from llmtrain.cli.app import run
 from llmtrain.engine import train_run
 from llmtrain.engine.api import train
 from llmtrain.errors import DataError
@@ -125,3 +126,29 @@ def test_a_context_larger_than_the_text_is_refused_before_planning(
     monkeypatch.setattr(train_run, "plan_resolved", None)
     with pytest.raises(DataError, match="window of context 16384"):
         train("cpu-tiny", data=[str(tmp_path / "a.txt")], settings={"model.context": 16384})
+
+
+def test_a_weighted_source_shorter_than_a_window_is_named_before_planning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text(prose(50_000))
+    (tmp_path / "b.txt").write_text("a few words")
+    monkeypatch.setattr(train_run, "plan_resolved", None)
+    for short, long in (("b", "a"), ("a", "b")):  # in either place
+        sources = [{"spec": str(tmp_path / f"{name}.txt"), "weight": 1} for name in (short, long)]
+        with pytest.raises(
+            DataError, match=r"b\.txt has 13 bytes, too few for one window"
+        ) as caught:
+            train("cpu-tiny", data=sources)
+        assert caught.value.hint == "leave that source out, or add text to it"
+
+
+def test_a_short_text_is_refused_before_ranks_are_launched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text(prose(900))
+    monkeypatch.setattr(train_run, "plan_resolved", None)
+    words = ["train", "-p", "cpu-tiny", "--data", str(tmp_path / "a.txt"), "--nproc", "2"]
+    assert run([*words, "--out", str(tmp_path / "run")]) == 5
+    assert "too few for one window" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -300,6 +300,28 @@ def refuse_to_read(path: Path) -> str:
     raise OSError(errno.EACCES, "Permission denied", str(path))
 
 
+@pytest.mark.parametrize(
+    "words", [RESUME, ("eval", "run"), ("generate", "run")], ids=lambda w: w[0]
+)
+def test_fewer_embedding_rows_than_pieces_are_named_by_every_command(
+    words: tuple[str, ...], stopped: Files, llmtrain: Llmtrain
+) -> None:
+    for name in stopped.checkpoints:
+        path = stopped.path / "checkpoints" / name
+        config, manifest = (
+            json.loads((path / file).read_text()) for file in ("config.json", "manifest.json")
+        )
+        (path / "config.json").write_text(json.dumps(config | {"vocab_size": 300}))
+        size, digest = (path / "config.json").stat().st_size, sha256_file(path / "config.json")
+        manifest["files"]["config.json"] = {"bytes": size, "sha256": digest}
+        (path / "manifest.json").write_text(json.dumps(manifest))
+
+    outcome = llmtrain(*words)
+
+    assert outcome.code == 5, outcome.err
+    assert "the model has 300 embedding rows for the" in outcome.err
+
+
 def test_a_rewind_does_not_pass_over_what_cannot_be_read(
     stopped: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:

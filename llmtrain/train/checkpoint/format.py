@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 from torch import Tensor
 
-from llmtrain.errors import LlmtrainError, UsageError
+from llmtrain.errors import DataError, LlmtrainError, UsageError
 from llmtrain.files import sha256_file
 from llmtrain.model.huggingface import shape_from_config
 from llmtrain.profile.shape import ModelShape
@@ -208,7 +208,8 @@ def _verify_file(file: Path, entry: Mapping[str, Any]) -> None:
 def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
     """Verify and load the checkpoint at `path`. Raises DamagedCheckpointError.
 
-    Where its optimizer file is missing, it has no optimizer state.
+    Where its optimizer file is missing, it has no optimizer state. Raises DataError for a tokenizer
+    of more pieces than the model has embedding rows.
     """
     with_optimizer = with_optimizer and not lacks_optimizer(path)
     verify_checkpoint(path, with_optimizer=with_optimizer)
@@ -219,7 +220,14 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
         weights = read_tensors(file)
     with _errors_mapped(path / OPTIMIZER) as file:
         optimizer = read_tensors(file) if with_optimizer else {}
-    return Checkpoint(state, weights, optimizer, shape, Tokenizer.load(path), with_optimizer)
+    tokenizer = Tokenizer.load(path)
+    if shape.vocab_size < tokenizer.vocab_size:
+        raise DataError(
+            f"{path}: the model has {shape.vocab_size} embedding rows for the "
+            f"{tokenizer.vocab_size} pieces of its tokenizer",
+            hint="put back the tokenizer that the model was trained with",
+        )
+    return Checkpoint(state, weights, optimizer, shape, tokenizer, with_optimizer)
 
 
 @contextmanager
