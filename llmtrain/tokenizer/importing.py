@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,7 +111,7 @@ def _file_in(directory: Path) -> Path:
         names = ", ".join(path.name for path in found[:5])
         raise DataError(
             f"{directory} has several sentencepiece models: {names}",
-            hint=f"name one: llmtrain tokenizer import {found[-1]} --out DIR",
+            hint=f"name one: llmtrain tokenizer import {shlex.quote(str(found[-1]))} --out DIR",
         )
     return found[0]
 

@@ -32,7 +32,10 @@ MAX_MODEL_BYTES = 16 << 20  # a vocabulary of 256,000 pieces takes under 5 MiB
 MAX_JSON_BYTES = 64 << 20  # the same vocabulary takes 35 MiB as JSON
 _ALL_FILES = (MODEL_FILE, JSON_FILE, KIND_FILE, CONFIG_FILE)
 _FORMAT_VERSION = 1
-_HINT = "make one: llmtrain tokenizer train --data SPEC --vocab-size N --out DIR"
+_HINT = (
+    "make one: llmtrain tokenizer train --data SPEC --vocab-size N --out DIR; a run has its own in "
+    "each checkpoint: --tokenizer RUN/checkpoints/step-…"
+)
 
 
 class Tokenizer:

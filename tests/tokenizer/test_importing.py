@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shlex
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -468,10 +469,13 @@ def test_a_sentencepiece_model_may_have_any_usual_name(
 def test_a_directory_with_several_models_is_not_guessed(
     documents: list[str], tmp_path: Path
 ) -> None:
+    directory = tmp_path / "my models"
+    directory.mkdir()
     for name in ("tokenizer.model.v1", "tokenizer.model.v3"):
-        (tmp_path / name).write_bytes(sentencepiece_model(documents))
-    with pytest.raises(DataError, match=r"v1.*v3"):
-        open_tokenizer(tmp_path)
+        (directory / name).write_bytes(sentencepiece_model(documents))
+    with pytest.raises(DataError, match=r"v1.*v3") as caught:
+        open_tokenizer(directory)
+    assert str(directory / "tokenizer.model.v3") in shlex.split(str(caught.value.hint))
 
 
 def test_vocab_and_merges_keep_their_ids(

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,7 +199,7 @@ def _texts(spec: str, asked: DatasetSpec, column: str, revision: str) -> Iterato
         text = row[column]
         if text is not None and not isinstance(text, str):
             message = f"{spec}: column {column!r} of row {number} is not text: {str(text)[:40]}"
-            raise DataError(message, hint=f"name another one: {spec.partition('#')[0]}#COLUMN")
+            raise DataError(message, hint=f"name another one: {_with_column(spec, 'COLUMN')}")
         yield text
 
 
@@ -213,8 +214,12 @@ def _require_column(spec: str, columns: list[str] | Mapping[str, Any], column: s
         first = next(iter(columns), "COLUMN")
         raise DataError(
             f"{spec} has no column {column!r}; it has {there}",
-            hint=f"name the one that holds the text: {spec.partition('#')[0]}#{first}",
+            hint=f"name the one that holds the text: {_with_column(spec, first)}",
         )
+
+
+def _with_column(spec: str, column: str) -> str:
+    return f"--data {shlex.quote(spec.partition('#')[0] + '#' + column)}"
 
 
 def _data_error(spec: str, error: BaseException) -> DataError:

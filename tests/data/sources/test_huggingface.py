@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from llmtrain.data.corpus import Corpus
+from llmtrain.data.sources import huggingface
 from llmtrain.data.sources.download import FetchOptions
 from llmtrain.data.sources.huggingface import DatasetSpec, parse_dataset_spec
 from llmtrain.data.sources.resolve import resolve_sources
@@ -211,3 +212,9 @@ def test_a_hub_that_does_not_answer(
 def test_a_missing_library_names_the_extra(resolve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert_data_error(partial(resolve, "hf://owner/name"), "pip install 'llmtrain[hf]'")
+
+
+def test_a_hint_with_a_column_can_be_typed() -> None:
+    with pytest.raises(DataError) as caught:
+        huggingface._require_column("hf://a/b:train#text", ["full text"], "text")
+    assert str(caught.value.hint).endswith("--data 'hf://a/b:train#full text'")
