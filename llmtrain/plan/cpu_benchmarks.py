@@ -118,8 +118,11 @@ def measured_cpu(
     Compiling a block takes seconds to tens of seconds: that is done only where `announce` is given,
     which reports it, and the run is long enough to gain by it.
     """
-    products = measured_products(facts, workload.shape, cpu_threads(facts, options, workload))
-    attention = attention_probe(facts, options, workload, products).times()
+    threads = cpu_threads(facts, options, workload)
+    products = _announced(products_probe(facts, workload.shape, threads), "products", announce)
+    attention = _announced(
+        attention_probe(facts, options, workload, products), "attention", announce
+    )
     times = CpuTimes(products, attention)
     plan = make_plan(facts, options, workload, times)
     if options.compile != "auto" or not plan.compile.value:
@@ -130,6 +133,16 @@ def measured_cpu(
         return replace(times, block=saved)
     announce("compiling one block, once for this machine and shape: up to a minute")
     return with_fresh_block(times, probe, announce)
+
+
+def _announced(probe: Probe[T], what: str, announce: Announce | None) -> T:
+    """Return the times of the probe; where they are to be measured now, announce it."""
+    saved = probe.saved()
+    if saved is not None:
+        return saved
+    if announce is not None:
+        announce(f"timing {what}, once for this machine and shape: a few seconds")
+    return probe.fresh()
 
 
 def with_fresh_block(times: CpuTimes, probe: Probe[BlockTimes], announce: Announce) -> CpuTimes:
