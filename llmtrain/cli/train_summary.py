@@ -43,7 +43,7 @@ def _beside_predictions(result: TrainResult) -> Iterator[str]:
         yield f"peak memory {format_bytes(measured)}, predicted {format_bytes(predicted)}"
     if result.predicted_tokens_per_s is not None and result.step_s is not None:
         rate = result.trained_tokens_per_step / result.step_s
-        line = f"{format_count(round(rate))} tokens/s, predicted "
+        line = f"typical step {format_count(round(rate))} tokens/s, predicted "
         line += f"{format_count(round(result.predicted_tokens_per_s))}"
         if result.predicted_seconds is not None and result.stopped == "done":
             line += f"; {format_duration(result.seconds)}, predicted "

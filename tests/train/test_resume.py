@@ -336,6 +336,37 @@ def test_changed_text_without_cached_shards_is_refused(
     assert "corpus.txt" in outcome.err
 
 
+def test_validation_text_of_its_own_is_resumed_with_or_without_the_cache(
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`data.validation` is read again as it was named, and both ways end the same."""
+    (place / "held.txt").write_text("held out, and trained on by nobody\n" * 400)
+    settings = {"data__validation": "held.txt"}
+    train(place / "whole", **settings)
+    assert Files(place / "whole").digests() != {}
+    for name in ("cached", "again"):
+        train(place / name, stop_at=after_step(6), **settings)
+        if name == "again":
+            monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(place / "empty"))
+        train(place / name, resume="auto")
+        assert Files(place / name).digests() == Files(place / "whole").digests()
+        assert Files(place / name).course() == Files(place / "whole").course()
+
+
+def test_validation_text_that_changed_is_refused_without_the_cache(
+    train: InProcessTrainer, llmtrain: Llmtrain, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "held.txt").write_text("held out, and trained on by nobody\n" * 400)
+    train(place / "run", stop_at=after_step(6), data__validation="held.txt")
+    (place / "held.txt").write_text("something else\n" * 400)
+    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(place / "empty"))
+
+    outcome = llmtrain("train", "--out", "run", "--resume", "auto")
+
+    assert outcome.code == 5
+    assert "has changed since the run started" in outcome.err
+
+
 def damage(checkpoint: Path) -> None:
     model = checkpoint / "model.safetensors"
     content = bytearray(model.read_bytes())
