@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -412,3 +415,36 @@ def test_an_option_is_refused_in_plain_english(
     outcome = llmtrain(*arguments)
     assert outcome.code == 2
     assert what in outcome.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the cache of Windows is not under HOME")
+def test_a_home_that_cannot_be_written_names_the_variable_of_the_cache(
+    llmtrain: Command, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "home").write_text("no directory")
+    monkeypatch.delenv("LLMTRAIN_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(place / "home"))
+
+    outcome = llmtrain("train", "-p", "tiny.yaml", "--out", "run")
+
+    assert outcome.code == 1
+    assert str(place / "home") in outcome.err
+    assert "LLMTRAIN_CACHE_DIR" in outcome.err
+    assert not (place / "run").exists()
+
+
+def test_a_working_directory_that_cannot_be_written_names_out(
+    llmtrain: Command, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+    outcome = llmtrain("train", "-p", "tiny.yaml")
+
+    assert outcome.code == 2
+    assert "cannot be written: Read-only file system" in outcome.err
+    assert "hint: --out DIRECTORY" in outcome.err
+    assert not (place / "runs").exists()

@@ -34,7 +34,7 @@ def map_write_errors(place: Path, what: str = "token shards") -> Iterator[None]:
         yield
     except OSError as error:
         message = f"cannot write {what} to {place}: {error.strerror or error}"
-        hint = "make room there, or choose another place with LLMTRAIN_CACHE_DIR"
+        hint = "make it writable, with room, or choose another place with LLMTRAIN_CACHE_DIR"
         raise LlmtrainError(message, hint=hint) from error
 
 
