@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import ConfigDict, NonNegativeInt
 from pydantic.dataclasses import dataclass
 
-from llmtrain.data.reading import readable
+from llmtrain.data.formats.streams import readable
 from llmtrain.errors import DataError
 from llmtrain.files import write_text_atomically
 from llmtrain.untrusted import JSON_BYTES, parse_model, read_bytes
