@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from llmtrain.data.document import Skipped
+from llmtrain.data.formats.registry import FileFormat
 from llmtrain.data.formats.streams import readable
 from llmtrain.data.reading import SourceFile
 from llmtrain.data.sources.exclusions import (
@@ -50,8 +51,8 @@ class _Walk:
                 yield Skipped(entry.path, _LINKED)
             else:
                 path = f"{prefix}{entry.name}"
-                reason = self._reason_against(path, ignored) or _file_reason(entry, listed)
-                yield Path(entry.path) if reason is None else Skipped(entry.path, reason)
+                reason = self._reason_against(path, ignored)
+                yield _file(entry, reason, listed)
 
     def _exclusion(self, entry: os.DirEntry[str]) -> str | None:
         return None if self.path_filter is None else reason_against_directory(Path(entry.path))
@@ -85,8 +86,7 @@ class _Walk:
                     yield from self.matching(Path(entry.path), f"{path}/", rest)
             elif not rest and fnmatchcase(entry.name, head):
                 reason = _LINKED if _leads_to_directory(entry) else self._reason_against(path, ())
-                reason = reason or _file_reason(entry, listed)
-                yield Path(entry.path) if reason is None else Skipped(entry.path, reason)
+                yield _file(entry, reason, listed)
 
 
 def is_glob(spec: str) -> bool:
@@ -124,15 +124,16 @@ def found_matching(pattern: Path, selection: Selection) -> list[Found]:
     # A file skipped by one expansion of a `**` may be matched by another.
     named = files.union(*(file.parents for file in files))
     skipped = (e for e in found if isinstance(e, Skipped) and Path(e.origin) not in named)
-    return sorted([*files, *skipped], key=_path_parts)
+    return sorted(
+        [*files, *skipped],
+        key=lambda each: (each if isinstance(each, Path) else Path(each.origin)).parts,
+    )
 
 
-def _path_parts(found: Found) -> tuple[str, ...]:
-    return found.parts if isinstance(found, Path) else Path(found.origin).parts
-
-
-def _file_reason(entry: os.DirEntry[str], listed: frozenset[str] | None) -> str | None:
-    return reason_against_file(Path(entry.path), listed)
+def _file(entry: os.DirEntry[str], reason: str | None, listed: frozenset[str] | None) -> Found:
+    path = Path(entry.path)
+    reason = reason or reason_against_file(path, listed)
+    return path if reason is None else Skipped(entry.path, reason)
 
 
 def _leads_to_directory(entry: os.DirEntry[str]) -> bool:
@@ -163,7 +164,7 @@ def library_files() -> list[SourceFile]:
     root = Path(sysconfig.get_path("stdlib"))
     names = (path.relative_to(root) for path in files_below(root) if path.suffix == ".py")
     return [
-        SourceFile(root / name, f"builtin:python/{name.as_posix()}", "python")
+        SourceFile(root / name, f"builtin:python/{name.as_posix()}", FileFormat("python"))
         for name in names
         if _NOT_THE_LIBRARY.isdisjoint(name.parts)
     ]
