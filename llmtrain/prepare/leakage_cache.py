@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import CorpusStats
 from llmtrain.data.quality.leakage import Leakage, find_leakage
@@ -20,7 +18,7 @@ from llmtrain.data.quality.near_duplicates import NEAR
 from llmtrain.errors import UsageError
 from llmtrain.files import cache_directory, json_key, write_text_atomically
 from llmtrain.progress import Note
-from llmtrain.untrusted import read_json
+from llmtrain.untrusted import JSON_BYTES, parse_model, read_bytes
 
 _WORTH_A_WARNING = 0.01  # of the validation side
 
@@ -58,8 +56,8 @@ def leakage_warning(leakage: Leakage, *, is_without_copies: bool) -> Note | None
 
 def _read(path: Path) -> Leakage | None:
     try:
-        kept = TypeAdapter(Leakage).validate_python(read_json(path))
-    except (OSError, UsageError, ValueError):  # pydantic's errors are ValueErrors
+        kept = parse_model(Leakage, read_bytes(path, JSON_BYTES))
+    except (OSError, UsageError, ValueError):
         return None
     is_possible = 0 < kept.train_share <= 1 and 0 <= kept.copies <= kept.held_out
     return kept if is_possible else None
