@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from llmtrain.errors import DataError, UsageError
 from llmtrain.tokenizer.byte_unicode import letters_of
+from llmtrain.tokenizer.piece import merges_of
 
 _MOST_TOKENS = 1 << 20
 _CONTRACTION = "'(?:[sSſdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])"
@@ -73,7 +74,7 @@ def ranks_json(data: bytes, pattern: str) -> bytes:
             "byte_fallback": False,
             "ignore_merges": True,  # a pre-token in the vocabulary is not split
             "vocab": _vocabulary(ranks),
-            "merges": _merges(ranks),
+            "merges": [tuple(map(letters_of, pair)) for pair in merges_of(ranks, ranks)],
         },
     }
     return json.dumps(document, ensure_ascii=False).encode()
@@ -120,14 +121,3 @@ def _vocabulary(ranks: Mapping[bytes, int]) -> dict[str, int]:
     vocabulary = {letters_of(token): rank for token, rank in ranks.items()}
     unused = set(range(max(vocabulary.values()) + 1)) - set(vocabulary.values())
     return vocabulary | {f"<|no token {rank}|>": rank for rank in sorted(unused)}
-
-
-def _merges(ranks: Mapping[bytes, int]) -> list[tuple[str, str]]:
-    """Return every pair of tokens that concatenates to a third, in order of the third's rank."""
-    ranked = sorted(
-        (rank, ranks[token[:cut]], ranks[token[cut:]], token[:cut], token[cut:])
-        for token, rank in ranks.items()
-        for cut in range(1, len(token))
-        if token[:cut] in ranks and token[cut:] in ranks
-    )
-    return [(letters_of(left), letters_of(right)) for _, _, _, left, right in ranked]
