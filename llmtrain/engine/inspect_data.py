@@ -83,12 +83,7 @@ def inspect_data(
         only_first=only_first,
         left_out=cleaned.left_out,
         found=found,
-        leakage=cached_leakage(
-            work.with_progress("looking for leakage", cleaned.corpus),
-            found.facts,
-            section.validation_fraction,
-            work.check_stop,
-        ),
+        leakage=cached_leakage(MeasuredText(cleaned.corpus, found.facts, section, work)),
         tokenizer=tokenizer,
         epochs=_epochs(profile, found.tokens) if is_for_profile else None,
     )

@@ -111,12 +111,7 @@ def prepare_dataset(
 
 def _leakage(text: MeasuredText, *, warns: bool) -> Leakage | None:
     """Return the held-out text that is trained on too, with a warning if it is much."""
-    leakage = cached_leakage(
-        text.prepare.with_progress("looking for leakage", text.corpus),
-        text.stats,
-        text.section.validation_fraction,
-        text.prepare.check_stop,
-    )
+    leakage = cached_leakage(text)
     if leakage is not None and warns:
         is_without_copies = text.section.duplicates == "drop_near"
         warning = leakage_warning(leakage, is_without_copies=is_without_copies)

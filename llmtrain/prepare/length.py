@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
 
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import CorpusStatsBuilder
@@ -23,16 +23,9 @@ _NAMES: dict[Side, str] = {"train": "text to train on", "validation": "validatio
 _SHORTEST_CONTEXT = 32  # the shortest context to propose
 
 
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """The length of both parts of the text, in tokens or in bytes."""
-
-    train: int
-    validation: int
-    unit: Literal["tokens", "bytes"]
-
-    def of(self, side: Side) -> int:
-        return self.train if side == "train" else self.validation
+# The length of each part, in tokens or in bytes.
+Lengths: TypeAlias = Mapping[Side, int]
+Unit = Literal["tokens", "bytes"]
 
 
 def check_length(
@@ -63,11 +56,11 @@ def _with_working_fraction(text: MeasuredText, context: int) -> MeasuredText:
         return text
     window_bytes = context * _BYTES_PER_TOKEN
     fraction = text.section.validation_fraction
-    if _bytes_of(text).validation >= window_bytes:
+    if _bytes_of(text)["validation"] >= window_bytes:
         return text
     while fraction < _LARGEST_FRACTION:
         fraction = min(_LARGEST_FRACTION, round(fraction * _GROWTH, 4))
-        if _bytes_of(text.with_fraction(fraction)).validation >= _WINDOWS * window_bytes:
+        if _bytes_of(text.with_fraction(fraction))["validation"] >= _WINDOWS * window_bytes:
             break
     return text.with_fraction(fraction)
 
@@ -85,12 +78,12 @@ def with_working_fraction(text: MeasuredText, context: int) -> MeasuredText:
 def require_bytes(text: MeasuredText, context: int) -> None:
     """Raise DataError if a part has too few bytes for one window with any tokenizer."""
     if text.corpus.has_validation or not _is_long(text.stats.text_bytes, text.section, context):
-        _require(_bytes_of(text), text, context)
+        _require(_bytes_of(text), "bytes", text, context)
 
 
 def require_tokens(train: int, validation: int, text: MeasuredText, context: int) -> None:
     """Raise DataError if a part has too few tokens for one window."""
-    _require(Lengths(train, validation, "tokens"), text, context)
+    _require({"train": train, "validation": validation}, "tokens", text, context)
 
 
 def _is_long(text_bytes: int, section: DataSection, context: int) -> bool:
@@ -104,30 +97,30 @@ def _bytes_of(text: MeasuredText) -> Lengths:
     found: dict[Side, int] = {"train": 1, "validation": 1}
     for piece in text.split().assign(text.corpus.documents()):
         found[piece.side] += len(piece.document.text.encode()) + 1
-    return Lengths(found["train"], found["validation"], "bytes")
+    return found
 
 
-def _require(lengths: Lengths, text: MeasuredText, context: int) -> None:
+def _require(lengths: Lengths, unit: Unit, text: MeasuredText, context: int) -> None:
     sides: tuple[tuple[Side, Side], ...] = (("train", "validation"), ("validation", "train"))
     for side, other in sides:
-        if lengths.of(side) <= context:
+        if lengths[side] <= context:
             raise DataError(
-                f"the {_NAMES[side]} has {lengths.of(side)} {lengths.unit}, too few for one "
-                f"window of context {context}; the {_NAMES[other]} has {lengths.of(other)}",
-                hint=_hint(lengths, side, text, context),
+                f"the {_NAMES[side]} has {lengths[side]} {unit}, too few for one "
+                f"window of context {context}; the {_NAMES[other]} has {lengths[other]}",
+                hint=_hint(lengths, unit, side, text, context),
             )
 
 
-def _hint(lengths: Lengths, side: Side, text: MeasuredText, context: int) -> str:
+def _hint(lengths: Lengths, unit: Unit, side: Side, text: MeasuredText, context: int) -> str:
     """Return a hint: another fraction or a shorter context if that suffices, else more text."""
-    per_token = 1 if lengths.unit == "tokens" else _BYTES_PER_TOKEN
-    tokens = (lengths.train + lengths.validation) // per_token
+    per_token = 1 if unit == "tokens" else _BYTES_PER_TOKEN
+    tokens = sum(lengths.values()) // per_token
     advice = []
     if not text.corpus.has_validation:
         needed = math.ceil(100 * _WINDOWS * (context + 1) / max(1, tokens)) / 100
         if needed <= 0.5 and (needed > text.section.validation_fraction) == (side == "validation"):
             advice.append(f"--set data.validation_fraction={needed:g}")
-    shortest = min(lengths.train, lengths.validation) // per_token
+    shortest = min(lengths.values()) // per_token
     shorter = 1 << max(0, shortest // _WINDOWS).bit_length() >> 1
     if _SHORTEST_CONTEXT <= shorter < context:
         advice.append(f"--set model.context={shorter}")
