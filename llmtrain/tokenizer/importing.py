@@ -272,20 +272,14 @@ def _checked(
                 "same; bits per byte then count bytes that the model was never shown",
             )
         warnings.append(f"{problem}; bits per byte count bytes that the model is never shown")
-    if kind.name == "sentencepiece":
-        _require_agreement(tokenizer)
-    return Imported(tokenizer, file, separator, added, tuple(warnings))
-
-
-def _require_agreement(tokenizer: Tokenizer) -> None:
-    """Raise DataError, naming a text, if tokenizer.json gives other ids than the model."""
-    _, text = tokenizer.json_of_model()
-    if text is not None:
+    differs_at = tokenizer.json_of_model()[1] if kind.name == "sentencepiece" else None
+    if differs_at is not None:
         raise DataError(
             "no tokenizer.json gives the ids of this sentencepiece model, so Hugging Face would "
-            f"read the checkpoint with others: {text[:80]!r} differs",
+            f"read the checkpoint with others: {differs_at[:80]!r} differs",
             hint="import the tokenizer.json of the same model, if it has one",
         )
+    return Imported(tokenizer, file, separator, added, tuple(warnings))
 
 
 def _change(lost: Sequence[tuple[str, str]]) -> str:

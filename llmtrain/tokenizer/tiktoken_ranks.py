@@ -11,7 +11,6 @@ import binascii
 import json
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from llmtrain.errors import DataError, UsageError
 from llmtrain.tokenizer.byte_unicode import letters_of
@@ -24,16 +23,14 @@ _LOWER = r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _OTHER = r"[^\r\n\p{L}\p{N}]"
 
 # The pre-tokenization patterns of named encodings, in the regular expressions of tokenizer.json.
-PATTERNS: Mapping[str, str] = MappingProxyType(
-    {
-        "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-        "cl100k_base": rf"{_CONTRACTION}|{_OTHER}?\p{{L}}+|\p{{N}}{{1,3}}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+\z|\s*[\r\n]|\s+(?!\S)|\s",
-        "o200k_base": rf"{_OTHER}?[{_UPPER}]*[{_LOWER}]+(?:{_CONTRACTION})?"
-        rf"|{_OTHER}?[{_UPPER}]+[{_LOWER}]*(?:{_CONTRACTION})?"
-        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    }
-)
+PATTERNS: Mapping[str, str] = {
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "cl100k_base": rf"{_CONTRACTION}|{_OTHER}?\p{{L}}+|\p{{N}}{{1,3}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+\z|\s*[\r\n]|\s+(?!\S)|\s",
+    "o200k_base": rf"{_OTHER}?[{_UPPER}]*[{_LOWER}]+(?:{_CONTRACTION})?"
+    rf"|{_OTHER}?[{_UPPER}]+[{_LOWER}]*(?:{_CONTRACTION})?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
 
 # In tokenizer.json "^" and "$" match at each line, and "}+" repeats instead of being possessive.
 _TAKEN_AS_IT_IS = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[\^?(?:\\.|[^\]\\])*\]")

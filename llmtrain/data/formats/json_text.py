@@ -94,7 +94,6 @@ class _Window:
         self._stream = stream
         self._origin = origin
         self._longest_bytes = longest_bytes
-        self._decoder = _DECODER
         self._text, self._at = "", 0
         self._before_bytes = 0  # in the file, before `_text`
         self._undecoded = b""  # the first bytes of a character
@@ -130,7 +129,7 @@ class _Window:
             raise self._failure("neither an object nor a string", self._at)
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._text, self._at)
+                value, end = _DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 failure = self._failure(error.msg, error.pos)
                 if not (self._may_be_cut(error) and self._refill()):
