@@ -127,27 +127,13 @@ def flag_settings(**flags: Any) -> dict[str, Setting]:
     """
     from llmtrain.profile.load import Setting
 
-    names = {
-        "data_sources": "--data",
-        "data_text_field": "--text-field",
-        "data_tokenizer": "--tokenizer",
-        "data_include": "--include",
-        "data_exclude": "--exclude",
-        "train_steps": "--steps",
-        "train_tokens": "--tokens",
-        "train_epochs": "--epochs",
-        "train_time": "--time",
-        "train_seed": "--seed",
-        "device_kind": "--device",
-        "device_force_cpu": "--force-cpu",
-        "device_processes": "--nproc",
-        "device_workers": "--workers",
-    }
-    return {
-        key.replace("_", ".", 1): Setting(value, names[key])
-        for key, value in flags.items()
-        if value is not None and value is not False and value != []
-    }
+    flag_of = {"data_sources": "data", "device_kind": "device", "device_processes": "nproc"}
+    given = {key: v for key, v in flags.items() if v is not None and v is not False and v != []}
+    settings = {}
+    for key, value in given.items():
+        flag = flag_of.get(key, key.partition("_")[2]).replace("_", "-")
+        settings[key.replace("_", ".", 1)] = Setting(value, f"--{flag}")
+    return settings
 
 
 def request_of(
