@@ -72,9 +72,9 @@ def test_sizes_are_exact(text: str, count: int) -> None:
     "text", ["", "M", "-1", "5X", "1e-6", "1e999", "1.5", "GiB", "5 0", "1..5M", "9" * 5000]
 )
 def test_what_is_not_a_number_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not a|is too large"):
+    with pytest.raises(ValueError, match=r"is not a|is too large"):
         parse_count(text)
-    with pytest.raises(ValueError, match="is not a|is too large"):
+    with pytest.raises(ValueError, match=r"is not a|is too large"):
         parse_bytes(text)
 
 
