@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TextIO, cast
 
 from llmtrain.cli.streams import UnfailingStream, unread_output_lost, write_text
+from llmtrain.files import escape_names
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -120,7 +121,8 @@ class Output:
 
 
 def _json(document: Document, indent: int | None) -> str:
-    return escape_control(json.dumps(document.json_values(), indent=indent)) + "\n"
+    values = escape_names(document.json_values())
+    return escape_control(json.dumps(values, indent=indent)) + "\n"
 
 
 def _escaped(text: str) -> str:
@@ -132,6 +134,7 @@ def _escaped(text: str) -> str:
 def escape_control(text: str) -> str:
     """Return `text` with control characters and surrogates escaped as in JSON.
 
-    Names of files, and keys in them, may contain either.
+    Names of files, and keys in them, may contain either. A byte of a name that is not UTF-8 is
+    written as in run.yaml: `\\xe9`.
     """
-    return _NOT_PRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return _NOT_PRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", escape_names(text))

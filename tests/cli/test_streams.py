@@ -218,7 +218,7 @@ def test_a_value_that_is_not_utf_8_is_refused_at_once(
     before = sorted(place.iterdir())
     outcome = llmtrain(*arguments)
     assert outcome.code == 2
-    assert outcome.err.startswith(f"error: {name} caf\\udce9 is not UTF-8\nhint: ")
+    assert outcome.err.startswith(f"error: {name} caf\\xe9 is not UTF-8\nhint: ")
     assert sorted(place.iterdir()) == before
 
 
