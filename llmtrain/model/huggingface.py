@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from llmtrain.errors import UsageError
+from llmtrain.profile.load import requirement
 from llmtrain.profile.schema import ModelSection
 from llmtrain.profile.shape import ModelShape, shape_of
 
@@ -74,7 +75,7 @@ def shape_from_config(config: object, origin: str) -> ModelShape:
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(_KEYS[str(part)] + ": " for part in first["loc"][:1])
-        raise UsageError(f"{origin}: {where}{first['msg']}") from None
+        raise UsageError(f"{origin}: {where}{requirement(first)}") from None
 
 
 def weight_shapes(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:

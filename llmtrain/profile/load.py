@@ -22,7 +22,12 @@ from pydantic_core import ErrorDetails
 import llmtrain
 from llmtrain.errors import UsageError
 from llmtrain.files import escape_names
-from llmtrain.profile.schema import EXCLUSIVE_GROUPS, Profile
+from llmtrain.profile.schema import (
+    EXCLUSIVE_GROUPS,
+    LANGUAGE_PATTERN,
+    NAME_PATTERN,
+    Profile,
+)
 from llmtrain.profile.yaml_text import LARGEST_BYTES, parse_entries, parse_scalar
 from llmtrain.untrusted import problem_of, read_bytes
 
@@ -348,13 +353,18 @@ _REQUIREMENTS = {
     "list_type": "has to be a list",
     "missing": "is missing",
     "model_type": "has to be a section of keys",
-    "string_pattern_mismatch": (
-        "has to be at most 64 letters, digits, points, '-' and '_', the first a letter or digit"
-    ),
+    "string_pattern_mismatch": "has to match {pattern}",
     "string_too_short": "is empty",
     "string_type": "has to be text",
     "too_short": "has to have at least {min_length} of them",
     "tuple_type": "has to be a list",
+}
+
+# Instead of a regular expression.
+_PATTERNS = {
+    NAME_PATTERN: "has to be at most 64 letters, digits, points, '-' and '_', "
+    "the first a letter or digit",
+    LANGUAGE_PATTERN: "has to be two or three small letters, as in en",
 }
 
 
@@ -364,6 +374,8 @@ def requirement(error: ErrorDetails) -> str:
     if known is None:
         return error["msg"].removeprefix("Value error, ")
     limits = error.get("ctx", {})
+    if limits.get("pattern") in _PATTERNS:
+        return _PATTERNS[limits["pattern"]]
     whole = {n: int(v) for n, v in limits.items() if isinstance(v, float) and v.is_integer()}
     return known.format(**limits | whole)
 

@@ -60,7 +60,9 @@ PositiveCount = Annotated[Count, Field(ge=1, lt=2**63)]
 PositiveFloat = Annotated[float, Field(gt=0, lt=1e30)]
 MOST_THREADS = 4096  # a larger number is surely a mistake
 Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
-LanguageCode = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]  # ISO 639
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+LANGUAGE_PATTERN = r"^[a-z]{2,3}$"
+LanguageCode = Annotated[str, Field(pattern=LANGUAGE_PATTERN)]  # ISO 639
 
 
 class Section(BaseModel):
@@ -261,7 +263,7 @@ class DeviceSection(Section):
 class Profile(Section):
     """All settings of a run; values that depend on the machine are in the plan."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "custom"
+    name: Annotated[str, Field(pattern=NAME_PATTERN)] = "custom"
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()

@@ -353,6 +353,7 @@ def test_a_profile_does_not_change() -> None:
         ("name", "007", "007 is octal"),
         ("name", "no", "has to be text, not false (YAML reads no, off and false so)"),
         ("name", "a/b", "letters, digits, points, '-' and '_', the first a letter or digit, not"),
+        ("data.filters.languages", "[English]", "two or three small letters, as in en"),
         ("data.filters.languages", "[no]", "has to be text, not [false]"),
         ("data.text_field", "on", "has to be text, not true (YAML reads yes, on and true so)"),
         ("data.text_field", "null", "has to be text, not null (YAML reads ~, null and nothing so)"),

@@ -21,6 +21,7 @@ from torch import Tensor
 from llmtrain.errors import DataError, LlmtrainError, UsageError
 from llmtrain.files import sha256_file
 from llmtrain.model.huggingface import shape_from_config
+from llmtrain.profile.load import requirement
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.codec import NAMING_FILES
@@ -253,7 +254,7 @@ def _errors_mapped(file: Path) -> Iterator[Path]:
 def _problem(error: OSError | ValueError) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return f"{'.'.join(map(str, first['loc']))}: {requirement(first)}"
     return problem_of(error)
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmtrain.errors import UsageError
 from llmtrain.files import write_text_atomically
+from llmtrain.profile.load import requirement
 from llmtrain.profile.yaml_text import LARGEST_BYTES, dump_document, parse_document
 from llmtrain.untrusted import is_unreached, problem_of, read_bytes, unreadable
 
@@ -115,7 +116,9 @@ def read_run_file(path: Path) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"{part}: " for part in first["loc"])
-        raise UsageError(f"{path} is not the record of a run: {where}{first['msg']}") from None
+        raise UsageError(
+            f"{path} is not the record of a run: {where}{requirement(first)}"
+        ) from None
     plain: dict[str, Any] = record
     return plain
 
