@@ -52,6 +52,16 @@ WeightOption = Annotated[
         "data.sources: [{spec: a.jsonl, weight: 2}, …].",
     ),
 ]
+InitFromOption = Annotated[
+    str | None,
+    typer.Option(
+        "--init-from",
+        metavar="MODEL",
+        help="Continue a model: a run, a Qwen3 or Llama directory, or hf://OWNER/NAME. Its shape "
+        "and tokenizer replace the profile's.",
+        autocompletion=completion.run_names,
+    ),
+]
 DeviceOption = Annotated[
     Device | None, typer.Option("--device", help="The device; auto: CUDA, else MPS, else CPU.")
 ]
@@ -135,6 +145,8 @@ def flag_settings(**flags: Any) -> dict[str, Setting]:
         "data_sources": "--data",
         "data_text_field": "--text-field",
         "data_tokenizer": "--tokenizer",
+        "data_tokenizer_reserve": "--reserve",
+        "model_init_from": "--init-from",
         "data_include": "--include",
         "data_exclude": "--exclude",
         "train_steps": "--steps",

@@ -21,6 +21,7 @@ from llmtrain.cli.options import (
     DataOption,
     DeviceOption,
     ForceCpuOption,
+    InitFromOption,
     JsonOption,
     NprocOption,
     ProfileOption,
@@ -95,6 +96,11 @@ def train(
         str | None,
         typer.Option("--tokenizer", help="A tokenizer's directory or file; default: train one."),
     ] = None,
+    init_from: InitFromOption = None,
+    reserve: Annotated[
+        int | None,
+        typer.Option("--reserve", min=0, help="Control pieces to add to the tokenizer."),
+    ] = None,
     text_field: ProfileTextFieldOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
@@ -125,6 +131,8 @@ def train(
         data_sources=weighted_sources(data, weight),
         data_text_field=text_field,
         data_tokenizer=tokenizer,
+        data_tokenizer_reserve=reserve,
+        model_init_from=init_from,
         train_steps=steps,
         train_tokens=tokens,
         train_epochs=epochs,

@@ -23,6 +23,7 @@ from llmtrain.prepare.context import PrepareContext
 from llmtrain.profile.schema import DataSection
 from llmtrain.progress import Note
 from llmtrain.tokenizer import Tokenizer, TrainedTokenizer, open_tokenizer, train_tokenizer
+from llmtrain.tokenizer.of_model import with_reserved_pieces
 from llmtrain.tokenizer.train_process import train_in_process
 from llmtrain.units import format_bytes
 
@@ -36,10 +37,27 @@ def ensure_tokenizer(
     vocab_size: int,
     prepare: PrepareContext,
 ) -> Path:
-    """Return the directory of the tokenizer that the section names, or train one."""
+    """Return the directory of the tokenizer that the section names, or train one.
+
+    `data.tokenizer_reserve` control pieces are added to one that is named.
+    """
     if section.tokenizer == "auto":
         return _trained_tokenizer(corpus, stats, section, vocab_size, prepare)
-    return path_of(section.tokenizer)
+    path = path_of(section.tokenizer)
+    if not section.tokenizer_reserve:
+        return path
+    extended = with_reserved_pieces(open_tokenizer(path), section.tokenizer_reserve)
+    return cached_tokenizer(extended, {"extended": str(path)})
+
+
+def cached_tokenizer(tokenizer: Tokenizer, record: Mapping[str, object]) -> Path:
+    """Return the directory of the cache in which the tokenizer is; write it where it is not."""
+    key = json_key(["imported", tokenizer.fingerprint])
+    directory = cache_directory() / "tokenizers" / key
+    if not _is_intact(directory):
+        with map_write_errors(directory.parent, "a tokenizer"):
+            _publish(tokenizer, directory, {"key": key, **record})
+    return directory
 
 
 def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
@@ -103,6 +121,7 @@ def _learnt(
         _training_texts(corpus, stats, section, prepare),
         vocab_size=vocab_size,
         kind=section.tokenizer_kind,
+        reserved=section.tokenizer_reserve,
         learn=partial(train_in_process, check_stop=prepare.check_stop),
     )
     pieces = trained.tokenizer.vocab_size
@@ -129,6 +148,8 @@ def _tokenizer_key(fingerprint: str, section: DataSection, vocab_size: int) -> s
     recipe = [_TOKENIZER_RECIPE, fingerprint, section.validation_fraction, vocab_size]
     if section.tokenizer_kind != "bpe":
         recipe.append(section.tokenizer_kind)
+    if section.tokenizer_reserve:
+        recipe.append(section.tokenizer_reserve)
     return json_key(recipe)
 
 

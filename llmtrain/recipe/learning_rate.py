@@ -32,6 +32,7 @@ Role = Literal["matrix", "gain", "embedding", "head"]
 _EXPONENT = 0.6  # of tokens a step, and of the width
 _MUON_RATE, _MUON_TOKENS, _MUON_MOST = 0.02, 16_384, 0.03
 _ADAMW_RATE, _ADAMW_TOKENS, _ADAMW_WIDTH = 4e-3, 8_192, 384
+CONTINUED_SHARE = 0.3
 _ADAMW_MOST_BY_TOKENS, _ADAMW_MOST = 1.5, 8e-3
 
 
@@ -54,13 +55,17 @@ def adamw_rate(tokens_per_step: int, hidden_size: int) -> float:
 
 
 def peak_learning_rates(
-    section: OptimSection, hidden_size: int, tokens_per_step: int
+    section: OptimSection, hidden_size: int, tokens_per_step: int, *, continues: bool = False
 ) -> dict[Role, float]:
-    """Return each role's rate before the schedule: the profile's, or by rule 4."""
-    adamw = adamw_rate(tokens_per_step, hidden_size)
+    """Return each role's rate before the schedule: the profile's, or by rule 4.
+
+    `continues`: the model begins with the weights of another one.
+    """
+    share = CONTINUED_SHARE if continues else 1.0
+    adamw = share * adamw_rate(tokens_per_step, hidden_size)
     matrix, embedding = section.learning_rate, section.embedding_learning_rate
     if matrix == "auto":
-        matrix = muon_rate(tokens_per_step) if section.name == "muon" else adamw
+        matrix = share * muon_rate(tokens_per_step) if section.name == "muon" else adamw
     if embedding == "auto":
         embedding = adamw if section.name == "muon" else matrix
     head = embedding if section.head_learning_rate == "auto" else section.head_learning_rate

@@ -173,7 +173,7 @@ def _of_json(file: Path, data: bytes, options: ImportOptions) -> Imported:
     added = separator not in names
     if added:
         names[separator] = codec.vocab_size
-        document["added_tokens"].append(_added_token(separator, codec.vocab_size))
+        document["added_tokens"].append(added_token(separator, codec.vocab_size))
         data = json.dumps(document, ensure_ascii=False).encode()
     kind = Kind("huggingface", names[separator], escaped=False)
     return _checked(file, data, kind, options, tuple(names), separator, added)
@@ -208,7 +208,8 @@ def _require_supported(document: Any) -> None:
         raise DataError("it has no unknown token")
 
 
-def _added_token(name: str, token: int) -> dict[str, object]:
+def added_token(name: str, token: int) -> dict[str, object]:
+    """Return a control token as tokenizer.json has it among its `added_tokens`."""
     flags = ("single_word", "lstrip", "rstrip", "normalized")
     return {"id": token, "content": name, **dict.fromkeys(flags, False), "special": True}
 
