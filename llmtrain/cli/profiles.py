@@ -1,9 +1,8 @@
-"""`llmtrain profiles list|show|validate|schema`."""
+"""`llmtrain profiles list|show|validate|schema`; `convert` is in `profiles_convert`."""
 
 from __future__ import annotations
 
 import json as json_text
-import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,16 +21,14 @@ from llmtrain.cli.options import (
     flag_settings,
 )
 from llmtrain.cli.output import Output
+from llmtrain.cli.profiles_convert import convert
+from llmtrain.cli.yaml_lines import commented, yaml_scalar
 
 if TYPE_CHECKING:
     from llmtrain.choice import Choice
     from llmtrain.engine.explain import Explained
     from llmtrain.engine.request import TrainRequest
     from llmtrain.profile.load import LoadedProfile
-
-_PLAIN_WORD = re.compile(r"[A-Za-z][\w-]*(:[\w-]+)*|\d+(\.\d+)?s", re.ASCII)
-# YAML reads these as line ends, or refuses them.
-_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 NameArgument = Annotated[
     str,
@@ -50,6 +47,7 @@ def register(app: typer.Typer) -> None:
     command(profiles, "list", "llmtrain profiles list")(list_profiles)
     command(profiles, "show", "llmtrain profiles show cpu-small > my.yaml")(show)
     command(profiles, "validate", "llmtrain profiles validate my.yaml")(validate)
+    command(profiles, "convert", "llmtrain profiles convert old.yaml --out my.yaml")(convert)
     command(profiles, "schema", "llmtrain profiles schema > profile.schema.json")(schema)
 
 
@@ -188,7 +186,7 @@ def _yaml_lines(
 
     def line(path: str, value: object, indent: str) -> str:
         name = path.rpartition(".")[2]
-        return _commented(f"{indent}{name}: {_scalar(value)}", comment_on(path))
+        return commented(f"{indent}{name}: {yaml_scalar(value)}", comment_on(path))
 
     def comment_on(path: str) -> str:
         origin = loaded.origin_of(path)
@@ -197,7 +195,9 @@ def _yaml_lines(
         if path not in decided:
             return origin
         choice = decided[path]
-        value = f"{choice.value:.4g}" if isinstance(choice.value, float) else _scalar(choice.value)
+        value = (
+            f"{choice.value:.4g}" if isinstance(choice.value, float) else yaml_scalar(choice.value)
+        )
         return f"{origin}; here {value}: {choice.reason}"
 
     def section(values: Mapping[str, Any], prefix: str, indent: str) -> Iterator[str]:
@@ -209,17 +209,3 @@ def _yaml_lines(
                 yield line(prefix + key, value, indent)
 
     return list(section(loaded.profile.values(), "", ""))
-
-
-def _scalar(value: object) -> str:
-    """Return a value as YAML that parses to the same: a plain word if it stays text, else JSON."""
-    from llmtrain.profile.yaml_text import parse_scalar
-
-    if isinstance(value, str) and _PLAIN_WORD.fullmatch(value) and parse_scalar(value) == value:
-        return value
-    text = json_text.dumps(value, ensure_ascii=False)
-    return _NOT_IN_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-def _commented(line: str, comment: str) -> str:
-    return f"{line:<40}  # {' '.join(comment.split())}" if comment else line

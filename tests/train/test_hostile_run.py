@@ -15,8 +15,8 @@ import yaml
 
 from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.files import sha256_file
-from llmtrain.tokenizer import train_tokenizer
 from llmtrain.model.decoder import Decoder
+from llmtrain.tokenizer import train_tokenizer
 from llmtrain.train.build import trained_model
 from llmtrain.train.checkpoint.format import (
     Checkpoint,
