@@ -117,8 +117,9 @@ def _tensor_files(path: Path) -> dict[Path, set[str] | None]:
 
 def _require_fit(path: Path, shape: ModelShape, found: Mapping[str, Shape]) -> None:
     """Raise LlmtrainError unless there are just the tensors of the shape, with its dimensions."""
-    wanted = dict(weight_shapes(shape))
-    for name, dims in wanted.items():
+    wanted: dict[str, Shape] = {}
+    for name, dims in weight_shapes(shape):  # ends at the first that is missing, however many
+        wanted[name] = dims
         if name not in found:
             raise LlmtrainError(f"{path}: {name} is missing, which {CONFIG} describes")
         if found[name] != dims:
