@@ -32,7 +32,7 @@ Role = Literal["matrix", "gain", "embedding", "head"]
 _EXPONENT = 0.6  # of tokens a step, and of the width
 _MUON_RATE, _MUON_TOKENS, _MUON_MOST = 0.02, 16_384, 0.03
 _ADAMW_RATE, _ADAMW_TOKENS, _ADAMW_WIDTH = 4e-3, 8_192, 384
-CONTINUED_SHARE = 0.3
+CONTINUED_SHARE = 0.5
 _ADAMW_MOST_BY_TOKENS, _ADAMW_MOST = 1.5, 8e-3
 
 
