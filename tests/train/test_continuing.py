@@ -73,7 +73,7 @@ def test_the_vocabulary_grows_by_reserved_pieces(
 
 
 def test_without_a_profile_the_model_names_the_run(model: Path, llmtrain: Llmtrain) -> None:
-    options = ("--data", "corpus.txt", "--steps", 1, "--set", "train.tokens_per_step=256")
+    options = ("--data", "corpus.txt", "--steps", 1, "--set", "train.tokens_per_step=240")
     options += ("--device", "cpu", "--set", "device.precision=fp32", "--out", "run")
     options += ("--set", "device.attention=blocks")
     assert llmtrain("train", "--init-from", "model", *options).code == 0
@@ -130,9 +130,7 @@ def test_weights_that_are_not_finite_are_refused(
     assert not (place / "run").exists()
 
 
-def test_a_run_of_ours_is_continued(
-    reference: Files, train: InProcessTrainer, place: Path
-) -> None:
+def test_a_run_of_ours_is_continued(reference: Files, train: InProcessTrainer, place: Path) -> None:
     train(place / "more", model__init_from=str(reference.path), train__steps=2)
     first = next(event for event in train.events if isinstance(event, Step))
     last = reference.lines("metrics.jsonl")[-2]["loss"]
