@@ -53,6 +53,7 @@ SPANNING = {
     "profile/test_shipped": "the profiles in profiles/",
     "tokenizer/test_unigram": "unigram tokenizers, trained and read",
     "train/run_directory/test_refused": "what a refused run leaves",
+    "train/test_continuing": "training that continues a model, from --init-from to a resume",
     "train/test_documents": "training with attention within documents",
     "train/test_hostile_run": "damaged and hostile run directories",
     "train/test_mixture": "training on several sources",

@@ -32,6 +32,7 @@ from llmtrain.cli.eval import evaluate
 from llmtrain.cli.generate import generate
 from llmtrain.cli.memory.command import memory
 from llmtrain.cli.output import Output
+from llmtrain.cli.profiles_convert import convert
 from llmtrain.cli.prove_resume import prove_resume
 from llmtrain.cli.schema import schema
 from llmtrain.cli.streams import discard_stdout, set_up_standard_streams
@@ -64,6 +65,7 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "profiles list": (profiles.list_profiles, ""),
     "profiles show": (profiles.show, "cpu-small > my.yaml"),
     "profiles validate": (profiles.validate, "my.yaml"),
+    "profiles convert": (convert, "old.yaml --out my.yaml"),
     "profiles schema": (profiles.schema, "> profile.schema.json"),
     "tokenizer train": (train_tokenizer, "--vocab-size 8192 --data notes/ --out tok"),
     "tokenizer import": (import_, "tokenizer.json --out tok"),

@@ -53,6 +53,16 @@ Weight = Annotated[
         "data.sources: [{spec: a.jsonl, weight: 2}, …].",
     ),
 ]
+InitFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--init-from",
+        metavar="MODEL",
+        help="Continue a model: a run, a Qwen3 or Llama directory, or hf://OWNER/NAME. Its shape "
+        "and tokenizer replace the profile's.",
+        autocompletion=completion.run_names,
+    ),
+]
 Device = Annotated[
     DeviceName | None, typer.Option("--device", help="The device; auto: CUDA, else MPS, else CPU.")
 ]
@@ -137,7 +147,13 @@ def flag_settings(**flags: Any) -> dict[str, Setting]:
     """
     from llmtrain.profile.load import Setting
 
-    flag_of = {"data_sources": "data", "device_kind": "device", "device_processes": "nproc"}
+    flag_of = {
+        "data_sources": "data",
+        "data_tokenizer_reserve": "reserve",
+        "model_init_from": "init-from",
+        "device_kind": "device",
+        "device_processes": "nproc",
+    }
     given = {key: v for key, v in flags.items() if v is not None and v is not False and v != []}
     settings = {}
     for key, value in given.items():

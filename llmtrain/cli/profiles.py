@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,16 +10,13 @@ import typer
 
 from llmtrain.cli import completion, options
 from llmtrain.cli.output import Output
+from llmtrain.cli.yaml_lines import commented, yaml_scalar
 
 if TYPE_CHECKING:
     from llmtrain.choice import Choice
     from llmtrain.documents.plans import ListedProfile
     from llmtrain.engine.explain import Explained
     from llmtrain.profile.load import LoadedProfile
-
-_PLAIN_WORD = re.compile(r"[A-Za-z][\w-]*(:[\w-]+)*|\d+(\.\d+)?s", re.ASCII)
-# YAML reads these as line ends, or refuses them.
-_NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 NameArgument = Annotated[
     str,
@@ -145,7 +141,7 @@ def _yaml_lines(
 
     def line(path: str, value: object, indent: str) -> str:
         name = path.rpartition(".")[2]
-        return _commented(f"{indent}{name}: {_scalar(value)}", comment_on(path))
+        return commented(f"{indent}{name}: {yaml_scalar(value)}", comment_on(path))
 
     def comment_on(path: str) -> str:
         origin = loaded.origin_of(path)
@@ -154,7 +150,9 @@ def _yaml_lines(
         if path not in decided:
             return origin
         choice = decided[path]
-        value = f"{choice.value:.4g}" if isinstance(choice.value, float) else _scalar(choice.value)
+        value = (
+            f"{choice.value:.4g}" if isinstance(choice.value, float) else yaml_scalar(choice.value)
+        )
         return f"{origin}; here {value}: {choice.reason}"
 
     def section(values: Mapping[str, Any], prefix: str, indent: str) -> Iterator[str]:
@@ -166,17 +164,3 @@ def _yaml_lines(
                 yield line(prefix + key, value, indent)
 
     return list(section(loaded.profile.values(), "", ""))
-
-
-def _scalar(value: object) -> str:
-    """Return a value as YAML that parses to the same: a plain word if it stays text, else JSON."""
-    from llmtrain.profile.yaml_text import parse_scalar
-
-    if isinstance(value, str) and _PLAIN_WORD.fullmatch(value) and parse_scalar(value) == value:
-        return value
-    text = json.dumps(value, ensure_ascii=False)
-    return _NOT_IN_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-def _commented(line: str, comment: str) -> str:
-    return f"{line:<40}  # {' '.join(comment.split())}" if comment else line

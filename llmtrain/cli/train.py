@@ -66,6 +66,11 @@ def train(
         str | None,
         typer.Option("--tokenizer", help="A tokenizer's directory or file; default: train one."),
     ] = None,
+    init_from: options.InitFrom = None,
+    reserve: Annotated[
+        int | None,
+        typer.Option("--reserve", min=0, help="Control pieces to add to the tokenizer."),
+    ] = None,
     text_field: options.ProfileTextField = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
@@ -103,6 +108,8 @@ def train(
                 data_sources=options.weighted_sources(data, weight),
                 data_text_field=text_field,
                 data_tokenizer=tokenizer,
+                data_tokenizer_reserve=reserve,
+                model_init_from=init_from,
                 train_steps=steps,
                 train_tokens=tokens,
                 train_epochs=epochs,

@@ -325,3 +325,26 @@ class ProfilesValidate(Document):
     valid: Literal[True] = key("always true")
     name: Text = key("the profile's name")
     parameters: int = key("weights of the model")
+
+
+class ConvertedKey(Part):
+    """A key of the old configuration, and what became of it."""
+
+    name: Text = key("of the key, as the old configuration has it, with its section")
+    value: Any = key("its value there")
+    given: bool = key("false: the other tool's default, which the profile has to say")
+    outcome: Literal["mapped", "replaced", "dropped"] = key(
+        "`mapped`: the profile says the same; `replaced`: something else does it; `dropped`: "
+        "nothing does"
+    )
+    settings: dict[str, Any] = key("of the profile; empty unless mapped")
+    note: Text = key("what it is now, what replaces it, or why nothing does, for people")
+
+
+class ProfilesConvert(Document):
+    """`llmtrain profiles convert`: a configuration of another tool as a profile."""
+
+    source: Literal["llm-trainer", "nanogpt", "huggingface"] = key("whose configuration it was")
+    profile: dict[str, Any] = key("dotted keys that the profile sets")
+    keys: list[ConvertedKey] = key("every key of the old configuration")
+    out: Text | None = key("the profile that was written; null: none")

@@ -37,6 +37,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "profiles-show": plans.ProfilesShow,
     "profiles-show-resolved": plans.ProfilesShowResolved,
     "profiles-validate": plans.ProfilesValidate,
+    "profiles-convert": plans.ProfilesConvert,
     "runs-list": runs.RunsList,
     "runs-show": runs.RunsShow,
     "runs-verify": runs.RunsVerify,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from llmtrain.engine.initial_model import InitialModel, recorded_initial_model
 from llmtrain.engine.request import ResolvedProfile, TrainRequest, resolve_profile
 from llmtrain.engine.resume_settings import (
     RecordedRun,
@@ -69,6 +70,13 @@ class ResolvedRun:
     def directory(self) -> RunDirectory:
         """The files of the run."""
         return RunDirectory(self.path)
+
+    @property
+    def initial_model(self) -> InitialModel | None:
+        """The model that the run continues; None if it began with random weights."""
+        if self.recorded is None:
+            return self.profile.initial
+        return recorded_initial_model(self.recorded.values)
 
     @property
     def has_new_horizon(self) -> bool:
@@ -234,10 +242,10 @@ def _new_run(request: TrainRequest, place: _Place, world: World | None) -> Resol
     if place.resumes and request.profile is None:  # as it was started before
         base = recorded_settings(read_recorded(directory), str(directory.path / RUN_FILE))
     profile = place.profile or resolve_profile(request, world, base)
-    notes = []
+    notes = list(profile.notes)
     if place.resumes:
         notes.append(f"{directory.path} has no checkpoint; starting fresh")
-    elif request.profile is None:
+    elif request.profile is None and profile.initial is None:
         notes.append(f"profile {profile.name.value}: {profile.name.reason}")
     return ResolvedRun(
         directory.path,

@@ -16,6 +16,7 @@ from llmtrain.data.batches.windows import sequential_windows, windows_of
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.data.sources.resolve import resolve_sources
+from llmtrain.engine.open_model import open_model
 from llmtrain.engine.plan_run import plan_inference
 from llmtrain.errors import DataError, UsageError
 from llmtrain.eval.baselines import Baselines, measure_baselines
@@ -30,20 +31,11 @@ from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import open_dataset
 from llmtrain.profile.load import profile_from_values
 from llmtrain.profile.schema import DataSection, DeviceSection
-from llmtrain.progress import Note
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.streams import decoded_parts, encoded_document
 from llmtrain.train.build import masking_separator, set_up_device, trained_model
-from llmtrain.train.checkpoint.format import (
-    Checkpoint,
-    DamagedCheckpointError,
-    RemovedCheckpointError,
-    load_checkpoint,
-    step_of,
-)
 from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Observer
-from llmtrain.train.run_directory.directory import RunDirectory, find_checkpoints
 from llmtrain.train.run_directory.record import data_key
 
 READ_TOKENS = 1 << 16  # at once, of shards that are decoded for the baselines
@@ -78,14 +70,12 @@ class Evaluation:
 
 
 def load_trained(run: str, device: DeviceSection, observe: Observer) -> Trained:
-    """Load the newest intact checkpoint that `run` names, on the requested device."""
-    path, checkpoint = _newest_whole(run, observe)
-    directory = RunDirectory(path.parent.parent)
-    record = directory.read_record() if directory.exists else None
-    plan = plan_inference(device, checkpoint.shape)
+    """Load the model that `run` names (see `open_model`), on the requested device."""
+    opened = open_model(run, observe)
+    plan = plan_inference(device, opened.shape)
     where = set_up_device(plan, World())
-    model = trained_model(checkpoint)
-    return Trained(model.to(where).eval(), checkpoint.tokenizer, path, plan, record)
+    model = trained_model(opened.shape, opened.weights, str(opened.path))
+    return Trained(model.to(where).eval(), opened.tokenizer, opened.path, plan, opened.record)
 
 
 def evaluate_run(
@@ -232,22 +222,3 @@ def generate_text(
             check_stop()
             if text:
                 yield text
-
-
-def _newest_whole(run: str, observe: Observer) -> tuple[Path, Checkpoint]:
-    """Load the newest intact checkpoint that `run` names.
-
-    Raises DamagedCheckpointError if none is intact, and LlmtrainError for one that cannot be read.
-    """
-    paths = find_checkpoints(run)
-    for path in reversed(paths):
-        try:
-            return path, load_checkpoint(path, with_optimizer=False)
-        except RemovedCheckpointError:  # a run in training removes it after saving a newer one
-            return _newest_whole(run, observe)
-        except DamagedCheckpointError as error:
-            if path == paths[0]:
-                raise
-            text = f"damaged checkpoint: {error.message}; using one before step {step_of(path)}"
-            observe(Note(text, is_warning=True))
-    raise AssertionError("find_checkpoints returns at least one")

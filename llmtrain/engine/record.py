@@ -57,10 +57,16 @@ def write_start(
             "mixture": [asdict(source) for source in dataset.mixture],
             **_read_data(dataset, before.get("data") or {}),
         },
+        **_initial_model(resolved),
         "sessions": [*before.get("sessions", []), session],
     }
     resolved.directory.cut_after(step)
     resolved.directory.write_record(record)
+
+
+def _initial_model(resolved: ResolvedRun) -> dict[str, Any]:
+    initial = resolved.initial_model
+    return {} if initial is None else {"init_from": initial.document()}
 
 
 def write_result(directory: RunDirectory, result: TrainResult) -> None:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from llmtrain.choice import Choice
+from llmtrain.engine.initial_model import InitialModel, continue_from
 from llmtrain.machine.assume import AssumedMachine
 from llmtrain.machine.facts import Facts
 from llmtrain.machine.probe import read_facts, visible_cuda_devices
 from llmtrain.plan.auto_profile import choose_profile, choose_tokens_per_step, with_chosen_step
 from llmtrain.plan.decisions import may_use_gpu
 from llmtrain.profile.load import (
+    INIT_FROM,
     Layer,
     LoadedProfile,
     Setting,
     load_section,
     merge_layers,
     profile_layer,
+    profile_name,
     validate_profile,
 )
-from llmtrain.profile.schema import DeviceSection, TrainSection
+from llmtrain.profile.schema import DeviceSection, ModelSection, TrainSection
 from llmtrain.train.distributed.world import World
 
 
@@ -85,6 +88,10 @@ class TrainRequest:
             flags["train.time"] = self.deadline.setting(used_s)
         return merge_layers(base, os.environ, self.assignments, flags)
 
+    def initial_model(self) -> str | None:
+        """Return the model that the request itself says to continue. Raises UsageError."""
+        return load_section(ModelSection, "model", self._merged({})).init_from
+
     def choose_profile(self, world: World | None = None) -> tuple[Choice[str], Facts]:
         """Return the shipped profile for this machine and the time there is. Raises UsageError."""
         merged = self._merged({})
@@ -102,6 +109,8 @@ class ResolvedProfile:
     name: Choice[str]
     facts: Facts
     assumed: AssumedMachine | None = None  # the machine of `facts`, unless it is this one
+    initial: InitialModel | None = None  # of a new run that continues a model
+    notes: tuple[str, ...] = ()  # on that model
 
 
 def resolve_profile(
@@ -110,8 +119,12 @@ def resolve_profile(
     """Return the profile of a new run. Raises UsageError.
 
     Where the request names none, it is made from the settings in `base`, or else chosen for the
-    machine. The profile is validated once and the machine probed once.
+    machine. The profile is validated once and the machine probed once. A model to continue sets
+    shape and tokenizer.
     """
+    spec = request.initial_model() if request.profile is None and base is None else None
+    if spec is not None:
+        base = {"name": Setting(profile_name(PurePath(spec).name), INIT_FROM + spec)}
     if request.profile is None and base is None:
         name, facts = request.choose_profile(world)
         loaded = request.load(name.value)
@@ -119,5 +132,10 @@ def resolve_profile(
         loaded = request.load(request.profile) if request.profile else request.over(base or {})
         name = Choice(loaded.profile.name, "asked for")
         facts = request.read_facts(loaded.profile.device, world)
+    initial, notes = None, tuple[str, ...]()
+    if loaded.profile.model.init_from is not None:
+        continued = continue_from(loaded.profile.model.init_from, loaded)
+        loaded, initial, notes = continued.loaded, continued.model, continued.notes
     tokens_per_step = choose_tokens_per_step(loaded.profile, facts, measure=request.assumed is None)
-    return ResolvedProfile(with_chosen_step(loaded, tokens_per_step), name, facts, request.assumed)
+    loaded = with_chosen_step(loaded, tokens_per_step)
+    return ResolvedProfile(loaded, name, facts, request.assumed, initial, notes)

@@ -17,6 +17,7 @@ from llmtrain.profile.load import (
     LoadedProfile,
     Setting,
     flat_values,
+    layer_of,
     load_profile,
     profile_from_values,
 )
@@ -31,7 +32,6 @@ _MAY_DIFFER = (
 _HORIZON = ("train.steps", "train.tokens", "train.epochs", "train.time")
 _SOURCES = "data.sources"  # the same text may be somewhere else now
 _CHOSEN = "train.tokens_per_step"  # "auto" in a profile, a number in a run
-_DELIBERATE = ("--", "argument ")  # how origins begin that the call itself set
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,18 +205,9 @@ def _changes(
         if path == _CHOSEN and value == "auto":
             continue
         group = _HORIZON if path in _HORIZON else (path,)  # one of which is set at a time
-        if _layer_of(origin) >= max(_layer_of(origins.get(p, "default")) for p in group):
+        if layer_of(origin) >= max(layer_of(origins.get(p, "default")) for p in group):
             changes[path] = Setting(value, origin)
     return changes
-
-
-def _layer_of(origin: str) -> int:
-    """Return the number of the layer that an origin names; higher layers win."""
-    if origin.startswith(_DELIBERATE):
-        return 3
-    if origin.startswith("environment "):
-        return 2
-    return 0 if origin == "default" else 1
 
 
 def _refuse_shorter(now: Horizon, then: Horizon | None) -> None:

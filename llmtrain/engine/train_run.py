@@ -266,6 +266,7 @@ def _train(
     session: TrainSession,
 ) -> TrainResult:
     profile, world, shards = resolved.profile.loaded.profile, session.world, dataset.shards
+    initial = resolved.initial_model
     run = build_run(
         profile,
         planned.plan,
@@ -275,6 +276,7 @@ def _train(
         shards.index.separator_id,
         _packing(resolved, dataset, session),
         dataset.mixture,
+        initial.read_weights if initial is not None else None,
     )
     horizon = resolved.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
     step = run.position.step

@@ -12,7 +12,8 @@ from llmtrain.profile.load import requirement
 from llmtrain.profile.schema import ModelSection
 from llmtrain.profile.shape import ModelShape, shape_of
 
-_KEYS = {
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+KEYS = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
     "intermediate_size": "intermediate_size",
@@ -32,7 +33,7 @@ def config_of(shape: ModelShape, separator_id: int) -> dict[str, Any]:
     architecture, kind = (
         ("Qwen3ForCausalLM", "qwen3") if shape.qk_norm else ("LlamaForCausalLM", "llama")
     )
-    values = {key: getattr(shape, field) for field, key in _KEYS.items()}
+    values = {key: getattr(shape, field) for field, key in KEYS.items()}
     return {
         "architectures": [architecture],
         "model_type": kind,
@@ -63,25 +64,30 @@ def shape_from_config(config: object, origin: str) -> ModelShape:
     kind = config.get("model_type")
     if kind not in ("qwen3", "llama"):
         raise UsageError(f"{origin}: model_type {kind!r} is not one that llmtrain writes")
-    missing = [key for key in _KEYS.values() if key not in config]
+    missing = [key for key in KEYS.values() if key not in config]
     if missing:
         raise UsageError(f"{origin}: {', '.join(missing)} missing")
-    values = {field: config[key] for field, key in _KEYS.items()}
-    auto = [_KEYS[field] for field, value in values.items() if value == "auto"]
+    auto = [key for key in KEYS.values() if config[key] == "auto"]
     if auto:
         raise UsageError(f"{origin}: {auto[0]} is not a number")
+    return shape_from_values(config, origin, qk_norm=kind == "qwen3")
+
+
+def shape_from_values(values: Mapping[str, Any], origin: str, *, qk_norm: bool) -> ModelShape:
+    """Return the shape of values by Hugging Face's keys, all of them. Raises UsageError."""
+    ours = {field: values[key] for field, key in KEYS.items()}
     try:
-        return shape_of(ModelSection.model_validate({**values, "qk_norm": kind == "qwen3"}))
+        return shape_of(ModelSection.model_validate({**ours, "qk_norm": qk_norm}))
     except ValidationError as error:
         first = error.errors()[0]
-        where = "".join(_KEYS[str(part)] + ": " for part in first["loc"][:1])
+        where = "".join(KEYS[str(part)] + ": " for part in first["loc"][:1])
         raise UsageError(f"{origin}: {where}{requirement(first)}") from None
 
 
 def weight_shapes(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield the Hugging Face name and dimensions of every weight."""
     width, inner = shape.hidden_size, shape.intermediate_size
-    yield "model.embed_tokens.weight", (shape.vocab_size, width)
+    yield EMBEDDING, (shape.vocab_size, width)
     for layer in range(shape.num_layers):
         block = f"model.layers.{layer}."
         yield block + "input_layernorm.weight", (width,)
@@ -98,4 +104,4 @@ def weight_shapes(shape: ModelShape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield block + "mlp.down_proj.weight", (width, inner)
     yield "model.norm.weight", (width,)
     if not shape.tie_embeddings:
-        yield "lm_head.weight", (shape.vocab_size, width)
+        yield HEAD, (shape.vocab_size, width)

@@ -40,6 +40,8 @@ def alternatives(profile: Profile, predicted_bytes: PredictedBytes) -> list[Alte
             found.append(alternative)
         if len(found) == _MOST:
             return found
+    if profile.model.init_from is not None:
+        return found  # whose shape no profile changes
     return [*found, *_smaller_profile(profile, predicted_bytes)]
 
 
@@ -60,6 +62,8 @@ def _changes(profile: Profile) -> Iterator[list[_Change]]:
     model = profile.model
     lengths = _halves(model.context, _SHORTEST_CONTEXT)
     yield [_Change({"model.context": n}, f"{n} tokens of context") for n in lengths]
+    if model.init_from is not None:
+        return
     layers = _halves(model.num_layers, _FEWEST_LAYERS)
     yield [_Change({"model.num_layers": n}, f"{n} layers: a smaller model") for n in layers]
 

@@ -72,7 +72,8 @@ def forecast(profile: Profile, planned: Planned) -> Forecast:
         tokens_per_s=rate,
         seconds=_seconds(profile, planned, tokens, rate),
         checkpoints_bytes=_checkpoints(profile, planned),
-        val_bpb=_loss(planned, tokens),
+        # The fit is of models that begin with random weights.
+        val_bpb=None if profile.model.init_from is not None else _loss(planned, tokens),
     )
 
 

@@ -19,6 +19,7 @@ from llmtrain.files import cache_directory, json_key, path_of
 from llmtrain.prepare.context import MeasuredText
 from llmtrain.progress import Note
 from llmtrain.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
+from llmtrain.tokenizer.of_model import with_reserved_pieces
 from llmtrain.tokenizer.train_process import train_in_process
 from llmtrain.units import format_bytes
 
@@ -28,10 +29,11 @@ _TOKENIZER_RECIPE = 2  # raised when training a tokenizer from the same text giv
 def ensure_tokenizer(text: MeasuredText, vocab_size: int) -> Path:
     """Return the directory of the tokenizer that the section names, or of one trained on it.
 
-    A trained one is of the training side, and is cached.
+    A trained one is of the training side, and is cached. `data.tokenizer_reserve` control pieces
+    are added to one that is named.
     """
     if text.section.tokenizer != "auto":
-        return path_of(text.section.tokenizer)
+        return _named_tokenizer(path_of(text.section.tokenizer), text.section.tokenizer_reserve)
     key, prepare = _tokenizer_key(text, vocab_size), text.prepare
     directory = cache_directory() / "tokenizers" / key
     if _is_intact(directory):
@@ -42,6 +44,23 @@ def ensure_tokenizer(text: MeasuredText, vocab_size: int) -> Path:
     ):
         if not _is_intact(directory):  # the process we waited for may have built it
             _publish(_learnt(text, vocab_size), directory, {"sources": text.corpus.describe()})
+    return directory
+
+
+def _named_tokenizer(path: Path, reserved: int) -> Path:
+    if not reserved:
+        return path
+    extended = with_reserved_pieces(open_tokenizer(path), reserved)
+    return cached_tokenizer(extended, {"extended": str(path)})
+
+
+def cached_tokenizer(tokenizer: Tokenizer, record: Mapping[str, object]) -> Path:
+    """Return the directory of the cache in which the tokenizer is; write it where it is not."""
+    key = json_key(["imported", tokenizer.fingerprint])
+    directory = cache_directory() / "tokenizers" / key
+    if not _is_intact(directory):
+        with map_write_errors(directory.parent, "a tokenizer"):
+            _publish(tokenizer, directory, record)
     return directory
 
 
@@ -76,6 +95,7 @@ def _learnt(text: MeasuredText, vocab_size: int) -> Tokenizer:
         prepare.training_texts(part.document for part in parts if part.side == "train"),
         vocab_size=vocab_size,
         kind=text.section.tokenizer_kind,
+        reserved=text.section.tokenizer_reserve,
         learn=partial(train_in_process, check_stop=prepare.check_stop),
     ).tokenizer
     pieces = tokenizer.vocab_size
@@ -93,6 +113,8 @@ def _tokenizer_key(text: MeasuredText, vocab_size: int) -> str:
     recipe = [_TOKENIZER_RECIPE, text.stats.fingerprint, section.validation_fraction, vocab_size]
     if section.tokenizer_kind != "bpe":
         recipe.append(section.tokenizer_kind)
+    if section.tokenizer_reserve:
+        recipe.append(section.tokenizer_reserve)
     return json_key(recipe)
 
 

@@ -32,6 +32,9 @@ from llmtrain.profile.yaml_text import LARGEST_BYTES, parse_entries, parse_scala
 from llmtrain.untrusted import problem_of, read_bytes
 
 ENVIRONMENT_PREFIX = "LLMTRAIN_"
+INIT_FROM = "model.init_from "  # with the model's name the origin of what it determines
+# How origins begin that the call itself set, or the model that it continues.
+_DELIBERATE = ("--", "argument ", INIT_FROM)
 S = TypeVar("S", bound=BaseModel)
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -102,6 +105,15 @@ def profile_from_values(values: Mapping[str, Any], origin: str) -> Profile:
     return validate_profile({path: Setting(v, origin) for path, v in flat_values(values)}).profile
 
 
+def layer_of(origin: str) -> int:
+    """Return the number of the layer that an origin names; higher layers win."""
+    if origin.startswith(_DELIBERATE):
+        return 3
+    if origin.startswith("environment "):
+        return 2
+    return 0 if origin == "default" else 1
+
+
 def shipped_profiles() -> dict[str, Path]:
     """Return the files of the profiles shipped with llmtrain, by name."""
     package = Path(llmtrain.__file__).parent
@@ -125,8 +137,13 @@ def profile_layer(profile: str) -> Layer:
         for entry in parse_entries(text, label)
         if entry.value is not None or entry.path not in sections  # an empty section sets nothing
     }
-    name = Setting(_NOT_IN_NAMES.sub("-", path.stem).strip("-._")[:64] or "custom", label)
+    name = Setting(profile_name(path.stem), label)
     return layer if "name" in layer else {"name": name, **layer}
+
+
+def profile_name(text: str) -> str:
+    """Return the name of a profile that is made from a file name or other text."""
+    return _NOT_IN_NAMES.sub("-", text).strip("-._")[:64] or "custom"
 
 
 def flat_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -86,6 +86,8 @@ class ModelSection(Section):
     norm_epsilon: PositiveFloat = 1e-6
     qk_norm: bool = True
     tie_embeddings: bool = True
+    # A run, a model directory or hf://OWNER/NAME to continue from, whose shape replaces this one.
+    init_from: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _heads_divide(self) -> ModelSection:
@@ -155,6 +157,7 @@ class DataSection(Section):
     packing: Literal["concatenate", "best_fit"] = "concatenate"  # of documents into windows
     tokenizer: Annotated[str, Field(min_length=1)] = "auto"  # or a tokenizer's directory or file
     tokenizer_kind: Literal["bpe", "unigram"] = "bpe"  # the kind trained for `auto`
+    tokenizer_reserve: Annotated[int, Field(ge=0, le=1024)] = 0  # control pieces to add
     duplicates: Duplicates = "keep"  # the first of equal or similar documents is kept
     filters: FiltersSection = FiltersSection()
 

@@ -76,7 +76,7 @@ class ModelShape:
 
 def shape_of(section: ModelSection) -> ModelShape:
     """Return the shape of a profile's model section, with each `auto` resolved."""
-    values = section.model_dump()
+    values = section.model_dump(exclude={"init_from"})
     if section.num_kv_heads == "auto":
         values["num_kv_heads"] = section.num_heads
     if section.head_dim == "auto":

@@ -18,6 +18,11 @@
     (`recipe_*.yaml`, `momentum.yaml`, `against_baseline_117m.yaml`).
 4.3 With Muon, everything that is not a hidden matrix has AdamW's rate. With AdamW alone,
     `optim.learning_rate` is the rate of all roles unless embedding or head have their own.
+4.4 A model that is continued (`model.init_from`) has half of these rates, after a warm-up as usual.
+    Of 2, 1, 0.5, 0.3 and 0.1 of the rule's rates, a 27M model trained on code learned prose and
+    other code best at 1 (at 2 with several passes); at 0.5 its loss on the new text was 1% to 2.5%
+    above that, and on the first text as low or lower. Models that were trained for much longer than
+    that one have more to lose (`tests/benchmarks/continuing.py`).
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ Role = Literal["matrix", "gain", "embedding", "head"]
 _EXPONENT = 0.6  # of tokens a step, and of the width
 _MUON_RATE, _MUON_TOKENS, _MUON_MOST = 0.02, 16_384, 0.03
 _ADAMW_RATE, _ADAMW_TOKENS, _ADAMW_WIDTH = 4e-3, 8_192, 384
+CONTINUED_SHARE = 0.5
 _ADAMW_MOST_BY_TOKENS, _ADAMW_MOST = 1.5, 8e-3
 
 
@@ -54,13 +60,17 @@ def adamw_rate(tokens_per_step: int, hidden_size: int) -> float:
 
 
 def peak_learning_rates(
-    section: OptimSection, hidden_size: int, tokens_per_step: int
+    section: OptimSection, hidden_size: int, tokens_per_step: int, *, continues: bool = False
 ) -> dict[Role, float]:
-    """Return each role's rate before the schedule: the profile's, or by rule 4."""
-    adamw = adamw_rate(tokens_per_step, hidden_size)
+    """Return each role's rate before the schedule: the profile's, or by rule 4.
+
+    `continues`: the model begins with the weights of another one.
+    """
+    share = CONTINUED_SHARE if continues else 1.0
+    adamw = share * adamw_rate(tokens_per_step, hidden_size)
     matrix, embedding = section.learning_rate, section.embedding_learning_rate
     if matrix == "auto":
-        matrix = muon_rate(tokens_per_step) if section.name == "muon" else adamw
+        matrix = share * muon_rate(tokens_per_step) if section.name == "muon" else adamw
     if embedding == "auto":
         embedding = adamw if section.name == "muon" else matrix
     head = embedding if section.head_learning_rate == "auto" else section.head_learning_rate

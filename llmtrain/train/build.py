@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,16 +16,16 @@ from llmtrain.data.batches.windows import BatchReader, Tokens, WindowReader
 from llmtrain.data.shards.token_stream import TokenStream
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
-from llmtrain.model.huggingface import weight_shapes
+from llmtrain.model.huggingface import EMBEDDING, HEAD, weight_shapes
 from llmtrain.ops.precision import WeightCasts, half_dtype
 from llmtrain.plan.planner import InferencePlan, Plan
 from llmtrain.profile.schema import DataSection, Profile
-from llmtrain.profile.shape import shape_of
+from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.recipe.learning_rate import peak_learning_rates
 from llmtrain.train.checkpoint.format import Checkpoint
 from llmtrain.train.distributed.world import World, device_of
 from llmtrain.train.divergence.policy import DivergenceState
-from llmtrain.train.loop import Position, Run
+from llmtrain.train.loop import Position, ReadWeights, Run
 from llmtrain.train.parameter_groups import build_optimizer, load_named_state
 from llmtrain.train.schedule import Schedule
 
@@ -49,25 +49,30 @@ def build_run(
     separator_id: int | None = None,
     packing: Packing | None = None,
     mixture: Sequence[MixedSource] = (),
+    initial: ReadWeights | None = None,
 ) -> Run:
     """Return a run at its first step, or at the checkpoint `resumed`; sets up the device.
+
+    `initial`: reads the weights that the run begins with, unless they are random.
 
     `separator_id`: the token that documents of the stream begin with. `packing`: how documents
     are packed into windows, unless they are concatenated. `mixture`: the parts of the stream that
     are read by weight, each packed by itself; if empty, the stream is read as a whole.
     """
     device = set_up_device(plan, world)
-    model = build_model(profile, resumed).to(device)
+    model = build_model(profile, resumed, initial).to(device)
     model.separator_id = masking_separator(profile.data, separator_id)
     model.has_padding = profile.data.packing != "concatenate"
     products = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
     tokens_per_step = profile.train.chosen_tokens_per_step
+    continues = profile.model.init_from is not None
     optimizer = build_optimizer(
         model,
         profile.optim,
         "fused",
         products,
         tokens_per_step=tokens_per_step,
+        continues=continues,
     )
     scaler = torch.amp.GradScaler(device.type, enabled=plan.grad_scaler.value)
     position, divergence = Position(), DivergenceState()
@@ -88,11 +93,12 @@ def build_run(
         position=position,
         context=profile.model.context,
         peak_learning_rate=peak_learning_rates(
-            profile.optim, model.shape.hidden_size, tokens_per_step
+            profile.optim, model.shape.hidden_size, tokens_per_step, continues=continues
         )["matrix"],
         gradient_clip=profile.train.gradient_clip,
         skips_spikes=profile.train.skip_loss_spikes,
         divergence=divergence,
+        initial_weights=initial,
     )
 
 
@@ -105,9 +111,9 @@ def rewind_run(run: Run, seed: int, checkpoint: Checkpoint | None) -> None:
     run.scaler = torch.amp.GradScaler(run.device.type, enabled=run.scaler.is_enabled())
     earlier, position = DivergenceState(), Position()
     if checkpoint is None:
-        run.model.initialise(seed)
+        _initialise(run.model, seed, run.initial_weights)
     else:
-        load_weights(run.model, checkpoint)
+        load_weights(run.model, checkpoint.weights)
         load_named_state(run.model, run.optimizer, checkpoint.optimizer)
         earlier, position = checkpoint.state.course, _restore(checkpoint, run.scaler)
     if run.model.casts is not None:
@@ -172,45 +178,74 @@ def schedule_of(profile: Profile) -> Schedule:
     )
 
 
-def build_model(profile: Profile, resumed: Checkpoint | None) -> Decoder:
-    """Return the profile's model on the CPU, with fresh weights or those of a checkpoint."""
+def build_model(
+    profile: Profile, resumed: Checkpoint | None, initial: ReadWeights | None = None
+) -> Decoder:
+    """Return the profile's model on the CPU, with the weights of a checkpoint or the first ones."""
     model = Decoder(shape_of(profile.model))
     if resumed is None:
-        model.initialise(profile.train.seed)
+        _initialise(model, profile.train.seed, initial)
     else:
-        load_weights(model, resumed)
+        load_weights(model, resumed.weights)
     return model
 
 
-def trained_model(checkpoint: Checkpoint) -> Decoder:
-    """Return the checkpoint's own model, on the CPU.
+def _initialise(model: Decoder, seed: int, initial: ReadWeights | None) -> None:
+    """Set the weights of step 0: random ones, or those of another model with rows added."""
+    if initial is None:
+        model.initialise(seed)
+        return
+    weights = with_vocabulary(initial(), model.shape.vocab_size)
+    _require_finite(weights, "the model to continue from")
+    load_weights(model, weights)
+
+
+def with_vocabulary(weights: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """Return the weights with `rows` embedding rows, and as many of the head if it has its own.
+
+    A row that is added is the mean of the others, so that no token starts likelier than an average
+    one (Hewitt 2021, "Initializing new word embeddings for pretrained language models").
+    """
+    extended = dict(weights)
+    for name in (EMBEDDING, HEAD):
+        matrix = extended.get(name)
+        if matrix is not None and len(matrix) < rows:
+            mean = matrix.mean(dim=0, keepdim=True)
+            extended[name] = torch.cat([matrix, mean.expand(rows - len(matrix), -1)])
+    return extended
+
+
+def trained_model(shape: ModelShape, weights: Mapping[str, Tensor], origin: str) -> Decoder:
+    """Return the model of a shape and its weights, on the CPU.
 
     Raises LlmtrainError if the weights do not match config.json, before memory is allocated for a
     model of that shape, and if one is not a finite number.
     """
-    shape, weights = checkpoint.shape, checkpoint.weights
     if sum(tensor.numel() for tensor in weights.values()) != shape.parameters or any(
         name not in weights or weights[name].shape != dims for name, dims in weight_shapes(shape)
     ):
         raise LlmtrainError(
             f"the weights do not match config.json, which describes {shape.parameters} parameters"
         )
-    broken = next((name for name, w in weights.items() if not torch.isfinite(w).all()), None)
-    if broken is not None:
-        raise LlmtrainError(
-            f"the weights of step {checkpoint.state.step} are of no use: "
-            f"{broken} holds numbers that are not finite",
-            hint="name an earlier checkpoint, or train again at a lower learning rate",
-        )
+    _require_finite(weights, origin)
     model = Decoder(shape)
-    load_weights(model, checkpoint)
+    load_weights(model, weights)
     return model
 
 
-def load_weights(model: Decoder, checkpoint: Checkpoint) -> None:
-    """Load the checkpoint's weights. Raises LlmtrainError if they do not fit."""
+def _require_finite(weights: Mapping[str, Tensor], origin: str) -> None:
+    broken = next((name for name, w in weights.items() if not torch.isfinite(w).all()), None)
+    if broken is not None:
+        raise LlmtrainError(
+            f"the weights of {origin} are of no use: {broken} holds numbers that are not finite",
+            hint="name an earlier checkpoint, or train again at a lower learning rate",
+        )
+
+
+def load_weights(model: Decoder, weights: Mapping[str, Tensor]) -> None:
+    """Load the weights. Raises LlmtrainError if they do not fit."""
     try:
-        model.load_state_dict(dict(checkpoint.weights), strict=True)
+        model.load_state_dict(dict(weights), strict=True)
     except RuntimeError as error:
         raise LlmtrainError(f"the weights do not fit the model: {error}") from None
 

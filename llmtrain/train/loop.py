@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -21,6 +21,8 @@ from llmtrain.train.divergence.policy import DivergenceState, StepVerdict, judge
 from llmtrain.train.optimizer import RoleOptimizer
 from llmtrain.train.parameter_groups import set_learning_rate
 from llmtrain.train.schedule import Schedule
+
+ReadWeights = Callable[[], Mapping[str, Tensor]]
 
 
 @dataclass(slots=True)
@@ -73,6 +75,7 @@ class Run:
     skips_spikes: bool = True
     divergence: DivergenceState = field(default_factory=DivergenceState)
     prefetch: Prefetch | None = None  # of `batches`
+    initial_weights: ReadWeights | None = None  # of step 0; None: random ones
 
     @property
     def windows_per_step(self) -> int:

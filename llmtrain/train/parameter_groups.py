@@ -36,12 +36,18 @@ def build_optimizer(
     product_dtype: torch.dtype = torch.float32,
     *,
     tokens_per_step: int,
+    continues: bool = False,
 ) -> RoleOptimizer:
-    """Build one group per role, with its algorithm and rate. Only hidden matrices decay."""
+    """Build one group per role, with its algorithm and rate. Only hidden matrices decay.
+
+    `continues`: the model begins with the weights of another one.
+    """
     by_role: dict[Role, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         by_role.setdefault(role_of(name, parameter), []).append(parameter)
-    rates = peak_learning_rates(section, model.shape.hidden_size, tokens_per_step)
+    rates = peak_learning_rates(
+        section, model.shape.hidden_size, tokens_per_step, continues=continues
+    )
     groups = [
         {
             "params": parameters,

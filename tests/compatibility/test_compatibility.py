@@ -237,7 +237,7 @@ def _text_of_whole_prompt(run: Path) -> str:
     tokenizer = checkpoint.tokenizer
     prompt = [tokenizer.separator_id, *tokenizer.encode(EXPECTED["prompt"])]
     ids = generate_tokens(
-        trained_model(checkpoint).eval(),
+        trained_model(checkpoint.shape, checkpoint.weights, "it").eval(),
         prompt,
         Sampling(temperature=0),
         tokenizer.vocab_size,

@@ -25,12 +25,14 @@ from llmtrain.model.huggingface import config_of, shape_from_config, weight_shap
 from llmtrain.plan.inference_memory import predict_generation
 from llmtrain.plan.planner import make_plan
 from llmtrain.plan.workload import Workload
+from llmtrain.profile.convert.read import convert_file, profile_of
 from llmtrain.profile.load import load_profile, profile_from_values
 from llmtrain.profile.schema import DeviceSection, ModelSection
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
 from llmtrain.train.build import RandomState
 from llmtrain.train.checkpoint.format import SavedState, load_state, verify_checkpoint
+from llmtrain.train.checkpoint.pretrained import open_pretrained
 from llmtrain.train.checkpoint.tensors import read_tensors, write_tensors
 from llmtrain.train.divergence.policy import DivergenceState, Jump
 from llmtrain.train.run_directory.directory import RunDirectory
@@ -53,6 +55,18 @@ optim:
   learning_rate: 6e-4
 eval: {prompts: ["", 'é']}
 """
+OLD_YAML = b"""\
+device: cpu
+model: {vocab_size: 32000, d_model: 64, n_heads: 4, d_ff: 128, max_seq_len: 64, dropout: 0.1}
+training:
+  batch_size: 2
+  learning_rate: 8e-4
+  lr_scheduler: cosine
+  use_amp: false
+data: {dataset_name: wikitext, dataset_config: null, max_length: 32}
+"""
+OLD_PYTHON = b"n_layer = 6\nbatch_size = 5 * 8\nlearning_rate = 1e-3  # a comment\nx: int = -2\n"
+OLD_JSON = b'{"max_steps": 10, "learning_rate": 0.001, "warmup_steps": 0.1, "fsdp": [], "seed": 1}'
 RECORD = """\
 llmtrain: 0.2.0
 profile:
@@ -103,6 +117,13 @@ def readers(place: Path) -> dict[str, Callable[[], Reader]]:
         "manifest": lambda: _manifest(place),
         "state": lambda: Reader(_state(), mutations.json_file, _load_state),
         "config": lambda: Reader(_config(), mutations.json_file, _load_config),
+        "pretrained-config": lambda: _pretrained(place, "config.json", mutations.json_file),
+        "pretrained-tensors": lambda: _pretrained(
+            place, "model.safetensors", mutations.tensor_file
+        ),
+        "old-yaml": lambda: Reader(OLD_YAML, mutations.yaml_file, _converted("old.yaml")),
+        "old-python": lambda: Reader(OLD_PYTHON, mutations.any_bytes, _converted("old.py")),
+        "old-json": lambda: Reader(OLD_JSON, mutations.json_file, _converted("old.json")),
         "metrics": lambda: Reader(METRICS, mutations.json_lines, _metrics),
         "jsonl": lambda: Reader(CORPUS, mutations.json_lines, _corpus("a.jsonl")),
         "jsonl.gz": lambda: Reader(
@@ -216,6 +237,27 @@ def _load_config(data: bytes, place: Path) -> None:
     shape = shape_from_config(config, "config.json")
     predict_generation(shape, "cpu", half_precision=True)
     sum(len(dims) for _, dims in islice(weight_shapes(shape), 1000))
+
+
+def _pretrained(place: Path, name: str, mutate: mutations.Mutator) -> Reader:
+    (place / "config.json").write_bytes(_config())
+    tensors = {name: torch.ones(dims) for name, dims in weight_shapes(_SHAPE)}
+    write_tensors(place / "model.safetensors", tensors)
+
+    def read(data: bytes, _: Path) -> None:
+        (place / name).write_bytes(data)
+        for tensor in open_pretrained(place).read_weights().values():
+            tensor.sum().item()
+
+    return Reader((place / name).read_bytes(), mutate, read)
+
+
+def _converted(name: str) -> Callable[[bytes, Path], None]:
+    def read(data: bytes, place: Path) -> None:
+        (place / name).write_bytes(data)
+        profile_of(convert_file(place / name), place / name)
+
+    return read
 
 
 def _metrics(data: bytes, place: Path) -> None:

@@ -100,3 +100,10 @@ def test_the_commands_that_are_named_work(
         assert words[0] == "llmtrain"
         assert run(words[1:]) == 0, command
     capsys.readouterr()
+
+
+def test_a_model_that_is_continued_keeps_its_shape() -> None:
+    size = lambda changed: changed.model.num_layers  # noqa: E731
+    assert alternatives(profile("model.init_from=a-model"), needing(size, 2)) == []
+    ways = alternatives(profile("model.init_from=a-model"), lambda changed: 1 << 20)
+    assert [way.options for way in ways] == [("--set=model.context=256",)]

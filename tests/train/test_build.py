@@ -16,12 +16,24 @@ from torch import Tensor
 from llmtrain.choice import Choice
 from llmtrain.engine.plan_run import workload_of
 from llmtrain.machine.probe import read_facts
+from llmtrain.model.decoder import Decoder
 from llmtrain.plan.planner import Plan, make_plan
 from llmtrain.profile.load import Setting, load_profile
 from llmtrain.profile.schema import Profile
-from llmtrain.train.build import build_run, rewind_run
+from llmtrain.profile.shape import shape_of
+from llmtrain.tokenizer import Tokenizer
+from llmtrain.train.build import (
+    RandomState,
+    build_run,
+    rewind_run,
+    trained_model,
+    with_vocabulary,
+)
+from llmtrain.train.checkpoint.format import Checkpoint, SavedState
 from llmtrain.train.distributed.world import World
+from llmtrain.train.divergence.policy import DivergenceState
 from llmtrain.train.loop import Run, training_steps
+from tests.data.fixed import TOKENIZER
 
 SETTINGS: dict[str, Any] = {
     "model.vocab_size": 300,
@@ -130,6 +142,68 @@ def test_a_run_that_is_rewound_to_its_beginning_is_a_fresh_one(optimizer: str) -
     rewind_run(run, profile.train.seed, None)
     assert (run.position.step, run.position.tokens, run.position.windows) == (0, 0, 0)
     assert same(weights_after(run, 3), weights_after(fresh, 3))
+
+
+def continued(profile: Profile, plan: Plan, weights: dict[str, Tensor]) -> Run:
+    return build_run(profile, plan, World(), Ids(), None, initial=lambda: weights)
+
+
+def test_continuing_is_resuming_without_optimizer_state() -> None:
+    """Of a checkpoint whose steps and windows begin again."""
+    profile, plan = planned()
+    weights = weights_after(run_of(profile, plan), 3)
+    state = SavedState(
+        step=0,
+        tokens=0,
+        windows=0,
+        elapsed_s=0,
+        horizon_steps=None,
+        torch_rng=RandomState.now().text,
+        numerics={},
+        course=DivergenceState(),
+    )
+    tokenizer = Tokenizer.load(TOKENIZER)
+    shape = shape_of(profile.model)
+    checkpoint = Checkpoint(state, weights, {}, shape, tokenizer, has_optimizer=False)
+    resumed = build_run(profile, plan, World(), Ids(), checkpoint)
+    begun = continued(profile, plan, weights)
+    assert same(weights_after(begun, 4), weights_after(resumed, 4))
+
+
+def test_a_continued_run_is_rewound_to_the_weights_it_began_with() -> None:
+    profile, plan = planned()
+    weights = weights_after(run_of(profile, plan), 3)
+    run = continued(profile, plan, weights)
+    weights_after(run, 3)
+    rewind_run(run, profile.train.seed, None)
+    assert same(dict(run.model.state_dict()), weights)
+
+
+def test_a_continued_model_has_half_of_the_rates() -> None:
+    auto: dict[str, Any] = {"optim__learning_rate": "auto"}
+    new = run_of(*planned(**auto))
+    more = continued(*planned(**auto, model__init_from="it"), dict(new.model.state_dict()))
+    for a, b in zip(new.optimizer.param_groups, more.optimizer.param_groups, strict=True):
+        assert b["peak_lr"] == a["peak_lr"] * 0.5
+    assert more.peak_learning_rate == new.peak_learning_rate * 0.5
+    named = continued(*planned(model__init_from="it"), dict(new.model.state_dict()))
+    assert named.peak_learning_rate == 1e-2
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_rows_that_are_added_are_the_mean_and_change_no_other_logits(is_tied: bool) -> None:
+    profile, _ = planned(model__tie_embeddings=is_tied)
+    model = Decoder(shape_of(profile.model)).eval()
+    model.initialise(0)
+    weights = with_vocabulary(model.state_dict(), 310)
+    shape = replace(model.shape, vocab_size=310)
+    larger = trained_model(shape, weights, "it").eval()
+    tokens = torch.arange(16)[None]
+    with torch.no_grad():
+        before, after = model.logits(tokens), larger.logits(tokens)
+    assert torch.allclose(after[..., :300], before, atol=1e-6)
+    mean = before.mean(dim=-1, keepdim=True).expand(-1, -1, 10)
+    assert torch.allclose(after[..., 300:], mean, atol=1e-5)
 
 
 def test_in_fp32_there_is_nothing_to_cast() -> None:

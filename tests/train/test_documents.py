@@ -59,7 +59,7 @@ def test_masking_is_another_course(masked: Any, run_alone: Callable[..., Any]) -
 
 def test_both_evaluations_mask_as_training_did(masked: Any, data: PreparedData) -> None:
     checkpoint = load_checkpoint(masked.newest)
-    model = trained_model(checkpoint)
+    model = trained_model(checkpoint.shape, checkpoint.weights, "it")
     reader = BatchReader(data.validation, CONTEXT, seed=0)
     during = [line["val_loss"] for line in masked.course() if "val_loss" in line][-1]
     device = DeviceSection(kind="cpu", precision="fp32")

@@ -15,9 +15,11 @@ import yaml
 
 from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.files import sha256_file
+from llmtrain.model.decoder import Decoder
 from llmtrain.tokenizer import train_tokenizer
 from llmtrain.train.build import trained_model
 from llmtrain.train.checkpoint.format import (
+    Checkpoint,
     DamagedCheckpointError,
     list_checkpoints,
     load_checkpoint,
@@ -292,6 +294,10 @@ CONFIGS: dict[str, object] = {
 }
 
 
+def model_of(checkpoint: Checkpoint) -> Decoder:
+    return trained_model(checkpoint.shape, checkpoint.weights, "the checkpoint")
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_that_is_not_of_the_weights_takes_no_memory(
     checkpoint: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -299,7 +305,7 @@ def test_a_config_that_is_not_of_the_weights_takes_no_memory(
     monkeypatch.setattr("llmtrain.train.build.Decoder", None)
     change_json(checkpoint / "config.json", **{name: CONFIGS[name]})
     with pytest.raises(LlmtrainError, match=r"config\.json"):
-        trained_model(load_checkpoint(checkpoint))
+        model_of(load_checkpoint(checkpoint))
 
 
 def test_a_context_that_does_not_fit_is_refused(checkpoint: Path, llmtrain: Llmtrain) -> None:
@@ -316,7 +322,7 @@ def test_weights_of_other_names_or_shapes_are_refused(checkpoint: Path) -> None:
     (checkpoint / "model.safetensors").write_bytes(other)
     sign(checkpoint)
     with pytest.raises(LlmtrainError, match=r"do not match config\.json"):
-        trained_model(load_checkpoint(checkpoint))
+        model_of(load_checkpoint(checkpoint))
 
 
 STATES: dict[str, object] = {

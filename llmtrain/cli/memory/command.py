@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,7 +21,11 @@ def memory(
     output: Output,
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="The processes of a run that is being trained."),
+        typer.Argument(
+            metavar="[RUN]",
+            help="The processes of a run that is being trained; or a model directory, as "
+            "--init-from takes it: what continuing and using it takes.",
+        ),
     ] = None,
     pid: Annotated[
         int | None,
@@ -42,6 +47,7 @@ def memory(
     device: options.Device = None,
     force_cpu: options.ForceCpu = False,
     nproc: options.Nproc = None,
+    init_from: options.InitFrom = None,
     set_: options.Set = None,
     fail_over: Annotated[
         str | None,
@@ -67,8 +73,11 @@ def memory(
     from llmtrain.cli.memory.watch import watch_memory
 
     limit_bytes = positive_bytes(FAIL_OVER, fail_over)
+    if run is not None and init_from is None and _is_model(run):
+        run, init_from = None, run
     planning = {
         "--profile": profile,
+        "--init-from": init_from,
         "--data": data or None,
         "--device": device,
         "--force-cpu": force_cpu or None,
@@ -84,12 +93,13 @@ def memory(
     _refuse_together({"--calibrate": calibrate or None}, {"--assume": assume})
     if every is not None and not watch:
         raise UsageError(f"--every {every} needs --watch", hint="add --watch")
-    if profile is not None:
+    if profile is not None or init_from is not None:
         request = options.request_of(
             profile,
             set_,
             assume,
             data_sources=data,
+            model_init_from=init_from,
             device_kind=device,
             device_force_cpu=force_cpu,
             device_processes=nproc,
@@ -113,6 +123,14 @@ def memory(
         watch_memory(output, run, pid, every or _EVERY)
     else:
         show_memory_now(output, run, pid, limit_bytes)
+
+
+def _is_model(run: str) -> bool:
+    """Return whether `run` is a model directory, or one on the Hub; torch is not imported."""
+    path = Path(run)
+    files = ("state.json", "manifest.json", "run.yaml")
+    is_ours = any((path / file).exists() for file in files)
+    return run.lower().startswith("hf://") or (not is_ours and (path / "config.json").is_file())
 
 
 def _refuse_together(some: Mapping[str, object], others: Mapping[str, object]) -> None:

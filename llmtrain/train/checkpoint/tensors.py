@@ -4,7 +4,8 @@
     header               JSON: name → dtype, shape and offsets in the data
     data                 the tensors one after the other, without gaps
 
-Everything that llmtrain saves is fp32.
+Everything that llmtrain saves is fp32. Other programs' files may have half precision, which is read
+as fp32.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -29,7 +30,9 @@ _LENGTH = struct.Struct("<Q")
 _METADATA = "__metadata__"
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 _MOST_DIMENSIONS = 4
-_FP32_BYTES = 4
+# Bytes of a number, by the dtype's name in a header.
+_FP32 = {"F32": 4}
+_FLOATS = {**_FP32, "BF16": 2, "F16": 2}
 
 Shape = tuple[int, ...]
 
@@ -52,12 +55,35 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(str(error)) from None
 
 
+def read_floats_as_fp32(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield each tensor of a file of fp32, bf16 or fp16, as fp32 on the CPU, one at a time.
+
+    Raises OSError and ValueError. Links are followed.
+    """
+    names = read_float_shapes(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in names:
+                yield name, file.get_tensor(name).float()
+    except SafetensorError as error:
+        raise ValueError(str(error)) from None
+
+
+def read_float_shapes(path: Path) -> dict[str, Shape]:
+    """Read the shapes of a file for `read_floats_as_fp32`, as `read_shapes` does."""
+    return _read_header(path, _FLOATS, follow_links=True)
+
+
 def read_shapes(path: Path) -> dict[str, Shape]:
     """Read the shapes from the header of `path` and check the file size; read no tensor.
 
     Raises OSError, ValueError, UsageError for links.
     """
-    with open_regular(path) as file:
+    return _read_header(path, _FP32, follow_links=False)
+
+
+def _read_header(path: Path, dtypes: Mapping[str, int], *, follow_links: bool) -> dict[str, Shape]:
+    with open_regular(path, follow_links=follow_links) as file:
         size_bytes = file.seek(0, 2)
         file.seek(0)
         text = _header_text(file, size_bytes)
@@ -65,7 +91,7 @@ def read_shapes(path: Path) -> dict[str, Shape]:
     if not isinstance(entries, dict):
         raise ValueError("the header is not an object")
     entries.pop(_METADATA, None)
-    shapes = {name: _shape(name, entry) for name, entry in entries.items()}
+    shapes = {name: _shape(name, entry, dtypes) for name, entry in entries.items()}
     _require_no_gaps(entries, size_bytes - _LENGTH.size - len(text))
     return shapes
 
@@ -80,20 +106,22 @@ def _header_text(file: BinaryIO, size_bytes: int) -> bytes:
     return file.read(length)
 
 
-def _shape(name: str, entry: Any) -> Shape:
+def _shape(name: str, entry: Any, dtypes: Mapping[str, int]) -> Shape:
     """Return the shape of one tensor after checking its entry and its size in bytes."""
     if not _NAME.fullmatch(name):
         raise ValueError(f"{name[:80]!r} is not the name of a tensor")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name} has other fields than dtype, shape and data_offsets")
-    if entry["dtype"] != "F32":
-        raise ValueError(f"{name} has dtype {str(entry['dtype'])[:20]!r}, not 'F32'")
+    number_bytes = dtypes.get(str(entry["dtype"]))
+    if number_bytes is None:
+        found, allowed = str(entry["dtype"])[:20], ", ".join(map(repr, dtypes))
+        raise ValueError(f"{name} has dtype {found!r}, not {allowed}")
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _are_counts(shape) or len(shape) > _MOST_DIMENSIONS:
         raise ValueError(f"{name} has no valid shape")
     if not _are_counts(offsets) or len(offsets) != 2:
         raise ValueError(f"{name} has no valid data_offsets")
-    if offsets[1] - offsets[0] != _FP32_BYTES * math.prod(shape):
+    if offsets[1] - offsets[0] != number_bytes * math.prod(shape):
         raise ValueError(f"{name} has shape {shape} in {offsets[1] - offsets[0]} bytes")
     return tuple(shape)
 

@@ -56,6 +56,16 @@ class _Data(_Part):
     mixture: list[_Range] = []
 
 
+class _InitFrom(_Part):
+    """The model that the run continues."""
+
+    spec: str
+    path: str
+    sha256: dict[str, str]
+    parameters: int
+    vocab_size: int
+
+
 class _Result(_Part):
     """The result of the last session."""
 
@@ -77,6 +87,7 @@ class _Record(_Part):
     origins: dict[str, str] = {}
     plan: dict[str, _Choice] = {}
     data: _Data | None = None
+    init_from: _InitFrom | None = None
     sessions: list[Any] = []
     machine: dict[str, Any] = {}
     peak_flops: Annotated[float, Field(ge=0)] | None = None

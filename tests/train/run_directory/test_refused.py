@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -183,4 +182,4 @@ def test_weights_that_are_not_finite_are_named(place: Path, reference: Files) ->
     name = next(iter(checkpoint.weights))
     broken = {**checkpoint.weights, name: checkpoint.weights[name] * float("nan")}
     with pytest.raises(LlmtrainError, match=name):
-        trained_model(replace(checkpoint, weights=broken))
+        trained_model(checkpoint.shape, broken, "the checkpoint")
