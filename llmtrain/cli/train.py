@@ -69,7 +69,7 @@ def train(
     init_from: options.InitFrom = None,
     reserve: Annotated[
         int | None,
-        typer.Option("--reserve", min=0, help="Control pieces to add to the tokenizer."),
+        options.whole_number("--reserve", "Control pieces to add to the tokenizer.", 0),
     ] = None,
     text_field: options.ProfileTextField = None,
     dry_run: Annotated[
