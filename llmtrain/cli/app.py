@@ -20,7 +20,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import llmtrain
-from llmtrain.cli import data, device, generate, profiles, runs, schema, tokenizer, train
+from llmtrain.cli import data, device, export, generate, profiles, runs, schema, tokenizer, train
 from llmtrain.cli import eval as eval_command
 from llmtrain.cli.arguments import find_command, given_flags, without_options
 from llmtrain.cli.memory import command as memory
@@ -40,7 +40,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for _commands in (
-    *(train, eval_command, generate, device, memory, profiles, tokenizer, data, runs, schema),
+    *(train, eval_command, generate, export, device, memory),
+    *(profiles, tokenizer, data, runs, schema),
 ):
     _commands.register(app)
 

@@ -120,4 +120,4 @@ def read_weights(path: Path, shape: ModelShape) -> Iterator[tuple[str, Array]]:
         values = dequantize(found[tensor.name].data, found[tensor.name].tensor_type)
         if tensor.rotated_heads:
             values = separate_halves(values, tensor.rotated_heads)
-        yield tensor.weight, np.ascontiguousarray(values, dtype=np.float32)
+        yield tensor.weight, np.require(values, np.float32, ["C", "W"])

@@ -67,7 +67,7 @@ def vocabulary_of(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     pieces = tokenizer.pieces()
     if sum(piece.kind == "byte" for piece in pieces) != _BYTES:
         raise UsageError(
-            f"the tokenizer does not have a piece for each of {_BYTES} bytes, which llama.cpp needs",
+            f"the tokenizer has no piece for each of {_BYTES} bytes, which llama.cpp needs",
             hint=_INSTEAD,
         )
     whole = set(settings.whole_pieces)
@@ -103,7 +103,7 @@ def _byte_level(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     pre, text = find_pre_tokenizer(tokenizer.model)
     if pre is None:
         raise UsageError(
-            f"llama.cpp splits text in no way that gives the tokenizer's ids: {text[:60]!r} differs",
+            f"llama.cpp splits text in no way that gives these ids: {text[:60]!r} differs",
             hint=_INSTEAD,
         )
     added = {each["id"]: bool(each["special"]) for each in document["added_tokens"]}

@@ -93,7 +93,10 @@ def _model_rows(provenance: Provenance, shape: ModelShape) -> Iterator[tuple[str
 def _training_rows(provenance: Provenance) -> Iterator[tuple[str, str]]:
     unknown = "not recorded"
     yield "text", ", ".join(f"`{each}`" for each in provenance.sources) or unknown
-    yield "sha256 of the text", f"`{provenance.corpus_sha256}`" if provenance.corpus_sha256 else unknown
+    yield (
+        "sha256 of the text",
+        f"`{provenance.corpus_sha256}`" if provenance.corpus_sha256 else unknown,
+    )
     yield "tokens", unknown if provenance.tokens is None else f"{provenance.tokens:,}"
     yield "steps", unknown if provenance.steps is None else f"{provenance.steps:,}"
     yield "time", unknown if provenance.seconds is None else format_duration(provenance.seconds)
@@ -111,7 +114,9 @@ def _evaluation(scores: Scores) -> str:
     return f"{text}\n\n{_table(rows, head=('predictor', 'bits per byte'))}"
 
 
-def _table(rows: Iterator[tuple[str, str]] | list[tuple[str, str]], head: tuple[str, str] = ("", "")) -> str:
+def _table(
+    rows: Iterator[tuple[str, str]] | list[tuple[str, str]], head: tuple[str, str] = ("", "")
+) -> str:
     cells = [head, ("---", "---"), *rows]
     return "\n".join(f"| {_cell(name)} | {_cell(value)} |" for name, value in cells)
 

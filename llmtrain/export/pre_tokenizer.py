@@ -44,17 +44,20 @@ class PreTokenizer:
 
 
 _MARKS = r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"""
+_QWEN35 = (
+    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|"
+    rf" ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_LINES}"
+)
+_DEEPSEEK_WORDS = (
+    rf"{_MARKS}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+|"
+    rf" ?[\p{{P}}\p{{S}}]+[\r\n]*|{_LINES}"
+)
 PRE_TOKENIZERS = {
     "gpt-2": PreTokenizer((_WORDS,)),
     "llama-bpe": PreTokenizer((_modern(r"\p{N}{1,3}"),), takes_whole_words=True),
     "dbrx": PreTokenizer((_modern(r"\p{N}{1,3}"),)),
     "qwen2": PreTokenizer((_modern(r"\p{N}"),)),
-    "qwen35": PreTokenizer(
-        (
-            rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}|"
-            rf" ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_LINES}",
-        )
-    ),
+    "qwen35": PreTokenizer((_QWEN35,)),
     "gpt-4o": PreTokenizer((_cased(r"\p{N}{1,3}", _CONTRACTION + "?"),)),
     "tekken": PreTokenizer((_cased(r"\p{N}", ""),), takes_whole_words=True),
     "smollm": PreTokenizer((r"\p{N}", _WORDS)),
@@ -62,8 +65,7 @@ PRE_TOKENIZERS = {
         (
             r"\p{N}{1,3}",
             "[一-龥぀-ゟ゠-ヿ]+",
-            rf"{_MARKS}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+|"
-            rf" ?[\p{{P}}\p{{S}}]+[\r\n]*|{_LINES}",
+            _DEEPSEEK_WORDS,
         )
     ),
 }

@@ -37,7 +37,19 @@ _LONG_CONTINUATION, _CONTINUATION = 64, 4  # tokens
 _HINT = "nothing was exported; report it with the text above, or --no-verify writes it all the same"
 _PARTS = (
     *("the", " The", "THE", "don't", "I'LL", " naïve", "e\u0301", "ﬁ", "中文", "日本語", "한국어"),
-    *("שלום", "مرحبا", "привет", "ελληνικά", "😀", "👩‍💻", "🇫🇷", "\u200b", "\ufeff", "\u00a0", "\u3000"),
+    *(
+        "שלום",
+        "مرحبا",
+        "привет",
+        "ελληνικά",
+        "😀",
+        "👩‍💻",
+        "🇫🇷",
+        "\u200b",
+        "\ufeff",
+        "\u00a0",
+        "\u3000",
+    ),
     *(" ", "  ", "    ", "\n", "\r\n", "\n\n\n", "\t", "0", "12", "345", "6789", "3.14", "½", "٣"),
     *("<s>", "<unk>", "<|endoftext|>", "<0x0A>", "[INST]", "#", "//", "==", "!=", "->", "{}", "_a"),
 )
