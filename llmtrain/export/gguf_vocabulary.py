@@ -27,6 +27,10 @@ _TYPES = {
 }
 _BYTES = 256
 _INSTEAD = "llmtrain export RUN --format hf is read by transformers, with these ids"
+_UNIGRAM = (
+    "the tokenizer is a unigram one, and llama.cpp's has no byte fall-back: a character outside "
+    "the vocabulary would be lost"
+)
 _MARK_DIFFERS = (
     "a literal ▁ (U+2581), and U+F2581, have other ids: the tokenizer escapes them, llama.cpp "
     "reads ▁ as a space"
@@ -59,11 +63,7 @@ def vocabulary_of(tokenizer: Tokenizer, rows: int) -> Vocabulary:
         return _byte_level(tokenizer, rows)
     settings = read_settings(tokenizer.model)
     if settings.is_unigram:
-        raise UsageError(
-            "the tokenizer is a unigram one, and llama.cpp's has no byte fall-back: a character "
-            "outside the vocabulary would be lost",
-            hint=_INSTEAD,
-        )
+        raise UsageError(_UNIGRAM, hint=_INSTEAD)
     pieces = tokenizer.pieces()
     if sum(piece.kind == "byte" for piece in pieces) != _BYTES:
         raise UsageError(
@@ -94,6 +94,8 @@ def _has_mark(text: str) -> bool:
 
 def _byte_level(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     document = parse_json(tokenizer.model)
+    if document["model"].get("type") == "Unigram":
+        raise UsageError(_UNIGRAM, hint=_INSTEAD)
     if not _is_byte_level_bpe(document):
         raise UsageError(
             "the tokenizer's tokenizer.json is not byte-level BPE, the only kind of it that "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmtrain.errors import LlmtrainError, UsageError
 
-_REPOSITORY = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
 def require_push(repository: str) -> None:

@@ -76,22 +76,35 @@ class Server:
         return ids
 
     def continuation(self, prompt: Prompt) -> list[Step]:
-        """Return the steps of a greedy continuation."""
+        """Return the steps of a greedy continuation; it ends before an end-of-text token."""
+        steps: list[Step] = []
+        while len(steps) < prompt.tokens and (step := self._step(prompt, steps)) is not None:
+            steps.append(step)
+        return steps
+
+    def _step(self, prompt: Prompt, before: list[Step]) -> Step | None:
+        """Return the next step; None at the end of the text.
+
+        The server says no probabilities where the new text ends inside a character. One step is
+        asked for at a time, because it would not say which steps those are.
+        """
         document = {
-            "prompt": prompt.ids,
-            "n_predict": prompt.tokens,
+            "prompt": [*prompt.ids, *(step.token for step in before)],
+            "n_predict": 1,
             "n_probs": TOP,
             "temperature": 0,
-            "cache_prompt": False,
+            "cache_prompt": True,
+            "return_tokens": True,
         }
-        steps = self._post("/completion", document)["completion_probabilities"]
-        return [
-            Step(
-                token=step["id"],
-                top=[(each["id"], each["logprob"]) for each in step["top_logprobs"]],
-            )
-            for step in steps
+        answer = self._post("/completion", document)
+        if not answer["tokens"]:
+            return None
+        top = [
+            (each["id"], each["logprob"])
+            for step in answer.get("completion_probabilities", [])
+            for each in step["top_logprobs"]
         ]
+        return Step(token=answer["tokens"][0], top=top)
 
     def _post(self, path: str, document: dict[str, object]) -> Any:
         headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}

@@ -74,7 +74,7 @@ PRE_TOKENIZERS = {
 def find_pre_tokenizer(model: bytes) -> tuple[str | None, str]:
     """Return llama.cpp's name for how a byte-level BPE tokenizer.json splits text.
 
-    None where none has its ids, and then with the first text that differs in the closest one.
+    None where none has its ids, and then with the first text that differs in the likeliest one.
     Texts that the tokenizer normalizes are not compared: llama.cpp does not normalize.
     """
     theirs, ours = Tokenizer.from_buffer(model), Tokenizer.from_buffer(model)
@@ -82,22 +82,28 @@ def find_pre_tokenizer(model: bytes) -> tuple[str | None, str]:
     theirs.normalizer = normalizers.Sequence([])
     texts = [text for text in _probes(ours) if not normalizes(ours, text)]
     wanted = [ours.encode(text, add_special_tokens=False).ids for text in texts]
-    furthest = -1
-    for name, each in PRE_TOKENIZERS.items():
-        theirs.pre_tokenizer = _splitting(each)
-        theirs.model.ignore_merges = each.takes_whole_words
-        differs_at = next(
-            (
-                number
-                for number, text in enumerate(texts)
-                if theirs.encode(text, add_special_tokens=False).ids != wanted[number]
-            ),
-            None,
-        )
-        if differs_at is None:
+    problem = ""
+    for name in sorted(PRE_TOKENIZERS, key=lambda name: _differing_splits(ours, name)):
+        theirs.pre_tokenizer = _splitting(PRE_TOKENIZERS[name])
+        theirs.model.ignore_merges = PRE_TOKENIZERS[name].takes_whole_words
+        for text, ids in zip(texts, wanted, strict=True):
+            if theirs.encode(text, add_special_tokens=False).ids != ids:
+                problem = problem or text
+                break
+        else:
             return name, ""
-        furthest = max(furthest, differs_at)
-    return None, texts[furthest]
+    return None, problem
+
+
+def _differing_splits(tokenizer: Tokenizer, name: str) -> tuple[int, bool]:
+    """Return how unlike the tokenizer's own way one of llama.cpp's is: 0, False is the same."""
+    theirs = _splitting(PRE_TOKENIZERS[name])
+    differing = sum(
+        tokenizer.pre_tokenizer.pre_tokenize_str(text) != theirs.pre_tokenize_str(text)
+        for text in PROBES
+    )
+    whole_words = PRE_TOKENIZERS[name].takes_whole_words
+    return differing, tokenizer.model.ignore_merges != whole_words
 
 
 def normalizes(tokenizer: Tokenizer, text: str) -> bool:

@@ -39,7 +39,10 @@ class Questions(BaseModel):
 
 
 class Step(BaseModel):
-    """The token that was taken, and the likeliest ones with their log-probabilities in nats."""
+    """The token that was taken, and the likeliest ones with their log-probabilities in nats.
+
+    There may be none: see `llama_process`.
+    """
 
     model_config = ConfigDict(frozen=True)
 

@@ -23,12 +23,12 @@ READERS: dict[Format, Reader] = {
     "hf": Reader("transformers", "llmtrain.export.transformers_process", "transformers"),
 }
 _INSTALL: dict[Format, str] = {
-    "gguf": 'pip install "llmtrain[llama]"',
+    "gguf": "pip install 'llmtrain[llama]'",
     "hf": "pip install transformers",
 }
 _TEXTS = 222
 _MIXED_TEXTS = 64
-_LONGEST_TEXT = 2_000  # characters
+_SHORTEST_TEXT, _LONGEST_TEXT = 16, 2_000  # characters
 _PROMPTS = 10
 # llama.cpp's threads wait for each other by spinning, which costs a small model more than it saves.
 _SMALL_PARAMETERS = 200_000_000
@@ -134,7 +134,7 @@ def verification_texts(sample: str) -> list[str]:
     draw = random.Random(0)
     mixed = ["".join(draw.choices(_PARTS, k=draw.randint(1, 40))) for _ in range(_TEXTS)]
     wanted = _TEXTS - len(PROBES) - _MIXED_TEXTS
-    size = max(1, min(_LONGEST_TEXT, len(sample) // wanted))
+    size = max(_SHORTEST_TEXT, min(_LONGEST_TEXT, len(sample) // wanted))
     parts = [sample[start : start + size] for start in range(0, len(sample), size)][:wanted]
     return [*PROBES, *mixed[:_MIXED_TEXTS], *parts, *mixed[_MIXED_TEXTS:]]
 
