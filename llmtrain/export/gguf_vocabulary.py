@@ -114,7 +114,7 @@ def _byte_level(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     tokens, types = _with_unused_rows(pieces, types, rows)
     merges = document["model"]["merges"]
     library = HuggingFaceTokenizer.from_buffer(tokenizer.model)
-    is_escaped, changes = tokenizer.kind.escaped, document.get("normalizer") is not None
+    is_escaped, changes = tokenizer.kind.escaped, _changes_text(document.get("normalizer"))
     known = ((_MARK_DIFFERS,) if is_escaped else ()) + ((_NORMALIZED,) if changes else ())
     return Vocabulary(
         "gpt2",
@@ -125,6 +125,13 @@ def _byte_level(tokenizer: Tokenizer, rows: int) -> Vocabulary:
         differs=lambda text: (is_escaped and _has_mark(text)) or normalizes(library, text),
         known_differences=known,
     )
+
+
+def _changes_text(normalizer: object) -> bool:
+    match normalizer:
+        case None | {"type": "Sequence", "normalizers": []}:
+            return False
+    return True
 
 
 def _is_byte_level_bpe(document: dict[str, dict[str, object]]) -> bool:

@@ -40,14 +40,16 @@ def push(repository: str, files: Sequence[Path]) -> str:
     import httpx
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import disable_progress_bars
 
+    disable_progress_bars()  # the command shows its own
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     operations = [CommitOperationAdd(path.name, path) for path in files]
     try:
         address = api.create_repo(repository, private=True, exist_ok=True)
         message = "Upload " + ", ".join(path.name for path in files)
         api.create_commit(repository, operations, commit_message=message)
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, httpx.HTTPError, OSError, RuntimeError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LlmtrainError(
             f"{repository} did not take the files: {reason}",

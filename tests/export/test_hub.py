@@ -17,6 +17,9 @@ pytest.importorskip("huggingface_hub")
 from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.export.hub import push, require_push
 
+# httpx warns of how huggingface_hub uploads files.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
 
 class Hub(ThreadingHTTPServer):
     """Takes small files inside of commits, and large ones by the LFS protocol."""
@@ -101,6 +104,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with Hub() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("HF_ENDPOINT", server.address)
+        # hf_xet speaks another protocol, to other servers.
+        monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: False)
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
         yield server
         server.shutdown()
