@@ -84,13 +84,15 @@ def _rotated_heads(shape: ModelShape, name: str) -> int:
 def interleave_halves(rows: Array, heads: int) -> Array:
     """Return the rows of each head with those of its two halves taken in turn."""
     halves = rows.reshape(heads, 2, rows.shape[0] // heads // 2, rows.shape[1])
-    return halves.swapaxes(1, 2).reshape(rows.shape)
+    interleaved: Array = halves.swapaxes(1, 2).reshape(rows.shape)
+    return interleaved
 
 
 def separate_halves(rows: Array, heads: int) -> Array:
     """Return what `interleave_halves` was given."""
     pairs = rows.reshape(heads, rows.shape[0] // heads // 2, 2, rows.shape[1])
-    return pairs.swapaxes(1, 2).reshape(rows.shape)
+    separate: Array = pairs.swapaxes(1, 2).reshape(rows.shape)
+    return separate
 
 
 def stored_values(tensor: GgufTensor, weights: Mapping[str, Tensor]) -> Array:

@@ -40,7 +40,7 @@ def push(repository: str, files: Sequence[Path]) -> str:
     import httpx
     from huggingface_hub import CommitOperationAdd, HfApi
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()  # the command shows its own
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
