@@ -21,10 +21,10 @@ from concurrent.futures import TimeoutError as NotYetError
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
-from types import TracebackType
 from typing import IO
 
 from llmtrain.errors import DataError, LlmtrainError, UsageError, describe_exit_code
+from llmtrain.files import Closing
 
 MAIN = "llmtrain.cli.app:main"  # the command itself
 
@@ -107,7 +107,7 @@ def _result(future: Future[list[bytes]], check_stop: Callable[[], None]) -> list
             raise
 
 
-class _Worker:
+class _Worker(Closing):
     """A worker process, seen from its parent. One thread uses it at a time."""
 
     def __init__(self, program: WorkerProgram) -> None:
@@ -132,15 +132,8 @@ class _Worker:
                 raise kind(refusal["message"], hint=refusal["hint"])
         return parts
 
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Kill the process, and close its pipes."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):

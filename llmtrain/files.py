@@ -10,13 +10,29 @@ import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 # Set for the ranks that `llmtrain` itself launches: they tell the launcher why they failed.
 LAUNCHED_VARIABLE = "LLMTRAIN_LAUNCHED"
 _CHUNK_BYTES = 1 << 20
 _NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how Python represents such a byte
 _ESCAPED = re.compile(r"\\x([89a-f][0-9a-f])")
+
+
+class Closing:
+    """A context manager that is closed at the end of its block."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
 
 def cache_directory() -> Path:

@@ -15,11 +15,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from llmtrain.errors import UsageError
 from llmtrain.units import format_bytes
 
+T = TypeVar("T")
 JSON_BYTES = 2 << 20
 LINE_BYTES = 1 << 20
 _DEEPEST_LEVEL = 32
@@ -152,6 +153,20 @@ def parse_json(data: bytes | str, *, allow_nan: bool = False) -> Any:
         raise ValueError("nested too deeply") from None
     _require_plain(value)
     return value
+
+
+def parse_model(kind: type[T], data: bytes) -> T:
+    """Parse JSON as a pydantic model or dataclass. Raises ValueError that names the first field."""
+    from pydantic import TypeAdapter, ValidationError
+
+    parse_json(data)
+    try:
+        return TypeAdapter(kind).validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "it"
+    found = "" if first["type"] == "missing" else f" is {first['input']!r:.80}"
+    raise ValueError(f"{where[:200]}{found}: {first['msg']}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

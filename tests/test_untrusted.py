@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import NonNegativeInt
+from pydantic.dataclasses import dataclass
 
 from llmtrain.errors import UsageError
 from llmtrain.untrusted import (
     open_regular,
     parse_json,
+    parse_model,
     problem_of,
     read_bytes,
     read_json,
@@ -204,3 +207,30 @@ def test_the_limit_of_json_is_that_of_the_file(tmp_path: Path) -> None:
     assert read_json(tmp_path / "a.json", 12) == []
     with pytest.raises(OSError, match="the limit is 11 B"):
         read_json(tmp_path / "a.json", 11)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Something that JSON may hold."""
+
+    x: NonNegativeInt
+    name: str
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("{", "Expecting"),
+        ('{"x": 1, "x": 2, "name": "a"}', "a key occurs twice"),
+        ('{"x": -1, "name": "a"}', "x is -1: "),
+        ('{"x": 1}', "name: Field required"),
+        ("[]", r"it is \[\]: "),
+    ],
+)
+def test_a_model_names_the_first_field_that_is_wrong(data: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{said}"):
+        parse_model(Point, data.encode())
+
+
+def test_a_model_is_what_the_json_says() -> None:
+    assert parse_model(Point, b'{"x": 1, "name": "a"}') == Point(1, "a")

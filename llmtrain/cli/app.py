@@ -20,17 +20,69 @@ from typing import Annotated, NoReturn
 import typer
 
 import llmtrain
-from llmtrain.cli import data, device, export, generate, profiles, runs, schema, tokenizer, train
-from llmtrain.cli import eval as eval_command
+from llmtrain.cli import profiles, runs
 from llmtrain.cli.arguments import find_command, given_flags, without_options
-from llmtrain.cli.memory import command as memory
+from llmtrain.cli.command import Function, add_command, add_group
+from llmtrain.cli.data import cache
+from llmtrain.cli.data.inspect import inspect as inspect_data
+from llmtrain.cli.data.prepare import prepare
+from llmtrain.cli.device.bench import bench
+from llmtrain.cli.device.info import info
+from llmtrain.cli.eval import evaluate
+from llmtrain.cli.export import export
+from llmtrain.cli.generate import generate
+from llmtrain.cli.memory.command import memory
 from llmtrain.cli.output import Output
+from llmtrain.cli.prove_resume import prove_resume
+from llmtrain.cli.schema import schema
 from llmtrain.cli.streams import discard_stdout, set_up_standard_streams
+from llmtrain.cli.tokenizer.import_ import import_
+from llmtrain.cli.tokenizer.inspect import inspect as inspect_tokenizer
+from llmtrain.cli.tokenizer.text import decode, encode
+from llmtrain.cli.tokenizer.train import train as train_tokenizer
+from llmtrain.cli.train import train
 from llmtrain.errors import AbortedError, DoesNotFitError, LlmtrainError, ThresholdError, UsageError
 from llmtrain.files import LAUNCHED_VARIABLE, cache_directory
 from llmtrain.machine.allocator import restart_without_thread_cache
 
 _RANK_0_REPORTS_FIRST_S = 5.0
+_GROUPS = {
+    "device": "What the machine has, and how it will be used.",
+    "profiles": "Profiles: what can be trained, every value, and the schema of profile files.",
+    "tokenizer": "Tokenizers: train, import, use and inspect them.",
+    "data": "Text: inspect it, prepare it ahead of training, and manage the cache.",
+    "data cache": "The cache: token shards, tokenizers, and downloads.",
+    "runs": "Past runs.",
+}
+# Each command with the arguments of the example that ends its help.
+_COMMANDS: dict[str, tuple[Function, str]] = {
+    "train": (train, "--data notes/ --time 30m"),
+    "eval": (evaluate, "my-run --data other.txt"),
+    "generate": (generate, "my-run --prompt 'Once upon a time'"),
+    "export": (export, "my-run --format gguf --quant q8_0"),
+    "device info": (info, "--profile cpu-small"),
+    "device bench": (bench, "--profile cpu-small"),
+    "memory": (memory, "--profile cpu-small"),
+    "profiles list": (profiles.list_profiles, ""),
+    "profiles show": (profiles.show, "cpu-small > my.yaml"),
+    "profiles validate": (profiles.validate, "my.yaml"),
+    "profiles schema": (profiles.schema, "> profile.schema.json"),
+    "tokenizer train": (train_tokenizer, "--vocab-size 8192 --data notes/ --out tok"),
+    "tokenizer import": (import_, "tokenizer.json --out tok"),
+    "tokenizer encode": (encode, "--tokenizer tok notes.txt"),
+    "tokenizer decode": (decode, "--tokenizer tok ids.txt"),
+    "tokenizer inspect": (inspect_tokenizer, "--tokenizer tok --data notes/"),
+    "data prepare": (prepare, "--profile cpu-small --data notes/"),
+    "data inspect": (inspect_data, "--data notes/"),
+    "data cache list": (cache.list_entries, ""),
+    "data cache clear": (cache.clear, "--older-than 30d"),
+    "runs list": (runs.list_runs, ""),
+    "runs show": (runs.show, "my-run"),
+    "runs verify": (runs.verify, "my-run"),
+    "runs prove-resume": (prove_resume, "--profile cpu-tiny"),
+    "schema": (schema, "train"),
+}
+_WITHOUT_JSON = {"profiles schema"}  # it prints JSON and no document
 
 app = typer.Typer(
     help=llmtrain.__doc__,
@@ -39,11 +91,20 @@ app = typer.Typer(
     epilog="Example: llmtrain train --data notes/ --time 30m",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for _commands in (
-    *(train, eval_command, generate, export, device, memory),
-    *(profiles, tokenizer, data, runs, schema),
-):
-    _commands.register(app)
+
+
+def _add_commands() -> None:
+    groups = {"": app}
+    for path, help_text in _GROUPS.items():
+        parent, _, name = path.rpartition(" ")
+        groups[path] = add_group(groups[parent], name, help_text)
+    for path, (function, arguments) in _COMMANDS.items():
+        parent, _, name = path.rpartition(" ")
+        example = f"llmtrain {path} {arguments}".rstrip()
+        add_command(groups[parent], name, function, example, takes_json=path not in _WITHOUT_JSON)
+
+
+_add_commands()
 
 
 @app.callback(invoke_without_command=True)
@@ -143,8 +204,11 @@ def _fail(error: LlmtrainError, arguments: Sequence[str]) -> int:
     flags = given_flags(root, arguments)
     if "debug" in flags:
         traceback.print_exception(error)
-    if LAUNCHED_VARIABLE in os.environ and _launcher_reports(error):
-        return error.exit_code
+    if LAUNCHED_VARIABLE in os.environ:
+        from llmtrain.train.distributed.failures import report_failure
+
+        if report_failure(error):  # the launcher prints it
+            return error.exit_code
     is_main = os.environ.get("RANK", "0") == "0" or "MASTER_ADDR" not in os.environ
     if not is_main:
         # Most failures are rank 0's too: it reports them, and torchrun then ends this rank.
@@ -154,10 +218,13 @@ def _fail(error: LlmtrainError, arguments: Sequence[str]) -> int:
     hint = next(iter(alternatives), None) or error.hint
     is_shown = isinstance(error, ThresholdError)  # it is in the document with the results
     if "json" in flags and is_main and not is_shown:
-        from llmtrain.documents.error import Error
+        from llmtrain.documents.base import present
+        from llmtrain.documents.error import Error, Failure
 
+        more = present(ways_out=list(alternatives))
+        failure = Failure.of(error, code=error.exit_code, hint=hint or "", **more)
         with suppress(OSError):  # stdout may be what failed
-            output.document(Error.of_failure(error, hint or "", list(alternatives)))
+            output.document(Error.of(error=failure))
     output.error(error.message, None if alternatives else hint)
     for command, outcome in alternatives.items():
         output.hint(f"{command}   # {outcome}")
@@ -172,12 +239,6 @@ def _alternative_commands(error: LlmtrainError, arguments: Sequence[str]) -> dic
         remaining = without_options(arguments, each.in_place_of)
         commands[shlex.join(["llmtrain", *remaining, *each.options])] = each.outcome
     return commands
-
-
-def _launcher_reports(error: LlmtrainError) -> bool:
-    from llmtrain.train.distributed.failures import report_failure
-
-    return report_failure(error)
 
 
 def _report_unexpected(

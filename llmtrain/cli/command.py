@@ -1,8 +1,7 @@
-"""Registering commands: each gets an Output, the options -q, -v and --debug, checked values."""
+"""Commands: each gets an Output, the options --json, -q, -v and --debug, and checked values."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
 import sys
@@ -31,6 +30,7 @@ _METAVARS: dict[Any, str] = {
 _MAY_BE_EMPTY = {"--prompt"}
 
 _COMMON = {
+    "json": Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")],
     "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors and results.")],
     "verbose": Annotated[bool, typer.Option("--verbose", "-v", help="Print more.")],
     "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks.")],
@@ -92,39 +92,36 @@ def _require_usable(parameter: TyperArgument | TyperOption, text: str) -> None:
         )
 
 
-def command(app: typer.Typer, name: str, example: str) -> Callable[[Function], Function]:
-    """Register a function, whose first parameter is an Output, as the command `name` of `app`.
+def add_command(
+    app: typer.Typer, name: str, function: Function, example: str, *, takes_json: bool = True
+) -> None:
+    """Add a function, whose first parameter is an Output, as the command `name` of `app`.
 
     It returns the exit code; None is 0. The help ends with the example.
     """
-
-    def register(function: Function) -> Function:
-        app.command(name, cls=_Command, epilog=f"Example: {example}")(
-            _with_common_options(function)
-        )
-        return function
-
-    return register
+    common = {each: kind for each, kind in _COMMON.items() if takes_json or each != "json"}
+    run = _with_options(function, common)
+    app.command(name, cls=_Command, epilog=f"Example: {example}")(run)
 
 
-def group(help_text: str) -> typer.Typer:
-    """Return a group of commands that shows its help if no command is named."""
-    app = typer.Typer(help=help_text, rich_markup_mode=None, add_completion=False)
+def add_group(app: typer.Typer, name: str, help_text: str) -> typer.Typer:
+    """Add a group of commands to `app`; it shows its help if no command is named."""
+    group = typer.Typer(help=help_text, rich_markup_mode=None, add_completion=False)
 
-    @app.callback(invoke_without_command=True)
+    @group.callback(invoke_without_command=True)
     def show_help(context: typer.Context) -> None:
         if context.invoked_subcommand is None:
             typer.echo(context.get_help())
 
-    return app
+    app.add_typer(group, name=name)
+    return group
 
 
-def _with_common_options(function: Function) -> Function:
-    @functools.wraps(function)
-    def run(*, quiet: bool, verbose: bool, debug: bool, **arguments: Any) -> int | None:
+def _with_options(function: Function, common: dict[str, Any]) -> Function:
+    def run(**arguments: Any) -> int | None:
         code: int | None = 0
         try:
-            output = Output(quiet, verbose, debug)
+            output = Output(**{name: arguments.pop(name) for name in common})
             for text in unknown_variables(os.environ):
                 output.warning(text)
             code = function(output, **arguments)
@@ -135,12 +132,12 @@ def _with_common_options(function: Function) -> Function:
         return code
 
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-    common = [
+    options = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
-        for name, kind in _COMMON.items()
+        for name, kind in common.items()
     ]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + common
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + options
+    run.__doc__ = function.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
-    del run.__wrapped__
     return run

@@ -4,88 +4,54 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmtrain.cli.command import command
-from llmtrain.cli.options import (
-    DataOption,
-    DeviceOption,
-    ForceCpuOption,
-    JsonOption,
-    RunArgument,
-    TextFieldOption,
-    device_section,
-)
+from llmtrain.cli import options
 from llmtrain.cli.output import Output
-from llmtrain.cli.thresholds import (
-    Threshold,
-    at_most,
-    positive,
-    require_met,
-)
+from llmtrain.cli.thresholds import at_most, positive, require_met
 from llmtrain.units import counted, format_bytes
 
 if TYPE_CHECKING:
-    from llmtrain.documents.inference import Eval
-    from llmtrain.engine.inference import Evaluation
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command `eval` to `app`."""
-    command(app, "eval", "llmtrain eval my-run --data other.txt")(evaluate)
+    from llmtrain.cli.output import Part
+    from llmtrain.documents.runs import Eval
 
 
 def evaluate(
     output: Output,
-    run: RunArgument,
-    data: DataOption = None,
-    device: DeviceOption = None,
-    force_cpu: ForceCpuOption = False,
-    text_field: TextFieldOption = "text",
+    run: options.Run,
+    data: options.Data = None,
+    device: options.Device = None,
+    force_cpu: options.ForceCpu = False,
+    text_field: options.TextField = "text",
     max_bpb: Annotated[
         float | None,
         typer.Option(
             "--max-bpb", metavar="BITS", help="Exit with 6 if bits per byte are above this."
         ),
     ] = None,
-    json: JsonOption = False,
-) -> int:
+) -> None:
     """Evaluate a model: nats per token, perplexity, bits per byte, beside baselines."""
     from llmtrain.cli.progress import watching
     from llmtrain.documents.base import present
-    from llmtrain.documents.inference import Eval
+    from llmtrain.documents.runs import Eval
     from llmtrain.engine.inference import evaluate_run
     from llmtrain.train.signals import stop_on_signals
 
     positive("--max-bpb", max_bpb)
-    section = device_section(device, force_cpu)
+    section = options.device_section(device, force_cpu)
     with stop_on_signals() as stop, watching(output) as observe:
         evaluation = evaluate_run(run, data or [], section, observe, stop.check, text_field)
-    thresholds = _thresholds(evaluation, max_bpb)
+    name = f"bits per byte of {evaluation.checkpoint}"
+    unknown = f"{name} are not a finite number"
+    thresholds = at_most(
+        "--max-bpb", max_bpb, evaluation.bits_per_byte, is_named=name, unknown=unknown
+    )
     document = Eval.of(evaluation, **present(thresholds=thresholds))
-    if json:
-        output.document(document)
-    else:
-        _show(output, document)
+    output.answer(document, _parts(document))
     require_met(thresholds, hint=f"llmtrain runs show {shlex.quote(run)} shows the run")
-    return 0
-
-
-def _thresholds(evaluation: Evaluation, max_bpb: float | None) -> list[Threshold]:
-    if max_bpb is None:
-        return []
-    return [
-        at_most(
-            "--max-bpb",
-            max_bpb,
-            evaluation.bits_per_byte,
-            is_named=f"bits per byte of {evaluation.checkpoint}",
-            unknown=f"bits per byte of {evaluation.checkpoint} are not a finite number",
-        )
-    ]
 
 
 _BASELINES = {
@@ -97,7 +63,7 @@ _BASELINES = {
 }
 
 
-def _show(output: Output, evaluation: Eval) -> None:
+def _parts(evaluation: Eval) -> Iterator[Part]:
     from llmtrain.cli.tables import facts_table
 
     baselines = {n: float(v) for n, v in evaluation.baselines if v is not None}
@@ -114,7 +80,7 @@ def _show(output: Output, evaluation: Eval) -> None:
         ),
         ("verdict", verdict_of(evaluation.bits_per_byte, baselines)),
     ]
-    output.show(facts_table(rows))
+    yield facts_table(rows)
 
 
 def verdict_of(bits_per_byte: float | None, baselines: Mapping[str, float]) -> str:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmtrain.cli.command import command
-from llmtrain.cli.options import DataOption, JsonOption, RunArgument
+from llmtrain.cli import options
 from llmtrain.cli.output import Output
 from llmtrain.export.encoding import Encoding, Format
 from llmtrain.export.provenance import LICENSE_PLACEHOLDER
@@ -18,14 +17,9 @@ if TYPE_CHECKING:
     from llmtrain.documents.export import Export
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command `export` to `app`."""
-    command(app, "export", "llmtrain export my-run --format gguf --quant q8_0")(export)
-
-
 def export(
     output: Output,
-    run: RunArgument,
+    run: options.Run,
     format: Annotated[  # noqa: A002 - the option's name
         Format,
         typer.Option("--format", help="gguf: llama.cpp, Ollama, LM Studio; hf: transformers."),
@@ -51,7 +45,7 @@ def export(
             "probabilities; default: where it is installed.",
         ),
     ] = None,
-    data: DataOption = None,
+    data: options.Data = None,
     license_: Annotated[
         str,
         typer.Option("--license", metavar="ID", help="The model's licence, as apache-2.0."),
@@ -67,7 +61,6 @@ def export(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what was exported there before.")
     ] = False,
-    json: JsonOption = False,
 ) -> int:
     """Write a trained model for other programs, and prove that they compute the same.
 
@@ -94,7 +87,7 @@ def export(
     with stop_on_signals() as stop, watching(output) as observe:
         exported = export_run(request, observe, stop.check)
     document = Export.of_exported(exported)
-    if json:
+    if output.json:
         output.document(document)
     else:
         _show(output, document)

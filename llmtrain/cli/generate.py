@@ -6,25 +6,13 @@ from typing import Annotated
 
 import typer
 
-from llmtrain.cli.command import command
-from llmtrain.cli.options import (
-    DeviceOption,
-    ForceCpuOption,
-    JsonOption,
-    RunArgument,
-    device_section,
-)
+from llmtrain.cli import options
 from llmtrain.cli.output import Output
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command `generate` to `app`."""
-    command(app, "generate", "llmtrain generate my-run --prompt 'Once upon a time'")(generate)
 
 
 def generate(
     output: Output,
-    run: RunArgument,
+    run: options.Run,
     prompt: Annotated[str, typer.Option("--prompt", help="The text to continue.")] = "",
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", min=1, help="The most new tokens.")
@@ -48,13 +36,12 @@ def generate(
         float, typer.Option("--repetition-penalty", min=1.0, help="Above 1: fewer repetitions.")
     ] = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal texts.")] = 0,
-    device: DeviceOption = None,
-    force_cpu: ForceCpuOption = False,
-    json: JsonOption = False,
+    device: options.Device = None,
+    force_cpu: options.ForceCpu = False,
 ) -> int:
     """Continue a prompt with a trained model; the prompt is printed first."""
     from llmtrain.cli.progress import watching
-    from llmtrain.documents.inference import Generate
+    from llmtrain.documents.runs import Generate
     from llmtrain.engine.inference import generate_text, load_trained
     from llmtrain.errors import AbortedError, InterruptedRunError, UsageError
     from llmtrain.model.generate import Sampling
@@ -66,10 +53,10 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     with stop_on_signals() as stop:
         with watching(output) as observe:
-            trained = load_trained(run, device_section(device, force_cpu), observe)
+            trained = load_trained(run, options.device_section(device, force_cpu), observe)
         texts = generate_text(trained, prompt, sampling, max_tokens, stop.check)
         try:
-            if json:
+            if output.json:
                 text = "".join(texts)
                 output.document(Generate.of(trained, prompt=prompt, text=text, seed=seed))
                 return 0
@@ -79,7 +66,7 @@ def generate(
         except InterruptedRunError:
             if stop.signal_name != "SIGINT":
                 raise
-            if json:
+            if output.json:
                 raise AbortedError("interrupted") from None
             code = 130  # somebody has read enough
         output.result("")

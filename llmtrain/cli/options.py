@@ -9,13 +9,14 @@ import typer
 from llmtrain.cli import completion
 
 if TYPE_CHECKING:
+    from llmtrain.engine.request import TrainRequest
     from llmtrain.machine.assume import AssumedMachine
     from llmtrain.profile.load import Setting
     from llmtrain.profile.schema import DeviceSection
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
-ProfileOption = Annotated[
+Profile = Annotated[
     str | None,
     typer.Option(
         "--profile",
@@ -25,7 +26,7 @@ ProfileOption = Annotated[
         autocompletion=completion.profile_names,
     ),
 ]
-RunArgument = Annotated[
+Run = Annotated[
     str,
     typer.Argument(
         metavar="RUN",
@@ -33,7 +34,7 @@ RunArgument = Annotated[
         autocompletion=completion.run_names,
     ),
 ]
-DataOption = Annotated[
+Data = Annotated[
     list[str] | None,
     typer.Option(
         "--data",
@@ -42,7 +43,7 @@ DataOption = Annotated[
         "builtin:python, the default where no profile names text. Repeatable.",
     ),
 ]
-WeightOption = Annotated[
+Weight = Annotated[
     list[float] | None,
     typer.Option(
         "--weight",
@@ -52,13 +53,11 @@ WeightOption = Annotated[
         "data.sources: [{spec: a.jsonl, weight: 2}, …].",
     ),
 ]
-DeviceOption = Annotated[
-    Device | None, typer.Option("--device", help="The device; auto: CUDA, else MPS, else CPU.")
+Device = Annotated[
+    DeviceName | None, typer.Option("--device", help="The device; auto: CUDA, else MPS, else CPU.")
 ]
-ForceCpuOption = Annotated[
-    bool, typer.Option("--force-cpu", help="Use the CPU even if there is a GPU.")
-]
-SetOption = Annotated[
+ForceCpu = Annotated[bool, typer.Option("--force-cpu", help="Use the CPU even if there is a GPU.")]
+Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
@@ -67,7 +66,7 @@ SetOption = Annotated[
         autocompletion=completion.assignments,
     ),
 ]
-AssumeOption = Annotated[
+Assume = Annotated[
     str | None,
     typer.Option(
         "--assume",
@@ -77,20 +76,17 @@ AssumeOption = Annotated[
         ":no-compiler.",
     ),
 ]
-OverwriteOption = Annotated[
+Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace the tokenizer that is in --out.")
 ]
-TextFieldOption = Annotated[
+TextField = Annotated[
     str, typer.Option("--text-field", help="The field or column that is the text.")
 ]
-ProfileTextFieldOption = Annotated[  # None: as in the profile
+ProfileTextField = Annotated[  # None: as in the profile
     str | None,
     typer.Option("--text-field", help="The field or column that is the text; default: text."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-NprocOption = Annotated[
-    int | None, typer.Option("--nproc", min=1, help="Processes on this machine.")
-]
+Nproc = Annotated[int | None, typer.Option("--nproc", min=1, help="Processes on this machine.")]
 
 
 def whole_number(text: str) -> int:
@@ -131,30 +127,26 @@ def flag_settings(**flags: Any) -> dict[str, Setting]:
     """
     from llmtrain.profile.load import Setting
 
-    names = {
-        "data_sources": "--data",
-        "data_text_field": "--text-field",
-        "data_tokenizer": "--tokenizer",
-        "data_include": "--include",
-        "data_exclude": "--exclude",
-        "train_steps": "--steps",
-        "train_tokens": "--tokens",
-        "train_epochs": "--epochs",
-        "train_time": "--time",
-        "train_seed": "--seed",
-        "device_kind": "--device",
-        "device_force_cpu": "--force-cpu",
-        "device_processes": "--nproc",
-        "device_workers": "--workers",
-    }
-    return {
-        key.replace("_", ".", 1): Setting(value, names[key])
-        for key, value in flags.items()
-        if value is not None and value is not False and value != []
-    }
+    flag_of = {"data_sources": "data", "device_kind": "device", "device_processes": "nproc"}
+    given = {key: v for key, v in flags.items() if v is not None and v is not False and v != []}
+    settings = {}
+    for key, value in given.items():
+        flag = flag_of.get(key, key.partition("_")[2]).replace("_", "-")
+        settings[key.replace("_", ".", 1)] = Setting(value, f"--{flag}")
+    return settings
 
 
-def device_section(device: Device | None, force_cpu: bool) -> DeviceSection:
+def request_of(
+    profile: str | None, assignments: list[str] | None, assume: str | None = None, **flags: Any
+) -> TrainRequest:
+    """Return the request of a command that plans; `flags` as `flag_settings` takes them."""
+    from llmtrain.engine.request import TrainRequest
+
+    assumed = assumed_machine(assume)
+    return TrainRequest(profile, assignments or [], flag_settings(**flags), assumed=assumed)
+
+
+def device_section(device: DeviceName | None, force_cpu: bool) -> DeviceSection:
     """Return the device options of a command without a profile."""
     from llmtrain.profile.schema import DeviceSection
 

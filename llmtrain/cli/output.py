@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TextIO, cast
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from llmtrain.documents.base import Document
+
+    Part = str | RenderableType  # of what people read: a line or a table
 
 # Control characters except tabs and line ends, and halves of surrogate pairs.
 _NOT_PRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -27,6 +30,7 @@ class Output:
     quiet: bool = False
     verbose: bool = False
     debug: bool = False
+    json: bool = False  # the result is to be a document
 
     @cached_property
     def stderr(self) -> Console:
@@ -40,6 +44,23 @@ class Output:
     def is_live(self) -> bool:
         """True if stderr is a terminal that can redraw a line."""
         return self.stderr.is_terminal and not self.stderr.is_dumb_terminal and not self.quiet
+
+    def answer(self, document: Document, parts: Iterable[Part], note: str = "") -> None:
+        """Print the result: the document with --json, else lines and tables, and a note."""
+        if self.json:
+            self.document(document)
+            return
+        self.show_all(parts)
+        if note:
+            self.note(note)
+
+    def show_all(self, parts: Iterable[Part]) -> None:
+        """Print lines and tables as the result."""
+        for part in parts:
+            if isinstance(part, str):
+                self.result(part)
+            else:
+                self.show(part)
 
     def result(self, text: str) -> None:
         """Print one line of the result."""

@@ -4,67 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
-from rich.table import Table
-
-from llmtrain.cli.output import Output
 from llmtrain.cli.tables import plain_value, rows_table
 from llmtrain.engine.explain import Explained
 from llmtrain.machine.assume import AssumedMachine
 from llmtrain.plan.forecast import Figure
-from llmtrain.plan.memory import MemoryPrediction
 from llmtrain.plan.planned import Planned
 from llmtrain.units import format_bytes, format_count, format_duration
+
+if TYPE_CHECKING:
+    from llmtrain.cli.output import Part
 
 # How origins start that are neither the schema nor the profile's file.
 _REQUESTED = ("--", "argument ", "environment ", "chosen: ")
 
 
-def show_explained(output: Output, explained: Explained) -> None:
-    """Print the profile, the values set by the user, the plan, its memory and its forecast."""
-    output.result(f"profile {explained.profile.value}: {explained.profile.reason}")
-    output.result("")
-    show_decisions(output, explained)
-    output.result("")
-    show_prediction(output, explained)
-    output.result("")
-    show_forecast(output, explained)
+def explained_parts(explained: Explained) -> Iterator[Part]:
+    """Yield the profile, the values set by the user, the plan, its memory and its forecast."""
+    yield f"profile {explained.profile.value}: {explained.profile.reason}"
+    yield ""
+    yield from decision_parts(explained)
+    yield ""
+    yield from prediction_parts(explained.planned)
+    yield ""
+    columns = ("figure", "value", "is", "from")
+    yield rows_table("expected", columns, forecast_rows(explained))
 
 
-def show_assumed(output: Output, assumed: AssumedMachine | None) -> None:
-    """Print the assumed machine and what its SPEC leaves open; nothing for this machine."""
+def assumed_parts(assumed: AssumedMachine | None) -> Iterator[Part]:
+    """Yield the assumed machine and what its SPEC leaves open; nothing for this machine."""
     if assumed is not None:
-        for line in assumed_lines(assumed):
-            output.result(line)
-        output.result("")
+        yield from assumed_lines(assumed)
+        yield ""
 
 
-def show_decisions(output: Output, explained: Explained) -> None:
-    """Print the values that options and environment set, if any, and the plan."""
+def decision_parts(explained: Explained) -> Iterator[Part]:
+    """Yield the values that options and environment set, if any, and the plan."""
     requested = [
         (path, plain_value(value), origin)
         for path, value, origin in explained.settings()
         if origin.startswith(_REQUESTED)
     ]
     if requested:
-        output.show(rows_table("requested", ("key", "value", "from"), requested))
-        output.result("")
-    output.show(rows_table("plan", ("decision", "value", "from", "why"), plan_rows(explained)))
+        yield rows_table("requested", ("key", "value", "from"), requested)
+        yield ""
+    yield rows_table("plan", ("decision", "value", "from", "why"), plan_rows(explained))
 
 
-def show_prediction(output: Output, explained: Explained) -> None:
-    """Print the predicted memory and whether it fits."""
-    planned = explained.planned
-    output.show(prediction_table(planned.prediction, planned.limit_bytes))
-    output.result(fits_line(planned))
-    if (measured := measured_line(planned)) is not None:
-        output.result(measured)
-
-
-def show_forecast(output: Output, explained: Explained) -> None:
-    """Print the predicted length, speed, disk space and loss, each with its source."""
-    columns = ("figure", "value", "is", "from")
-    output.show(rows_table("expected", columns, forecast_rows(explained)))
+def prediction_parts(planned: Planned) -> Iterator[Part]:
+    """Yield the predicted memory, whether it fits, and what was measured by the same plan."""
+    sizes = {**planned.prediction.items(), "limit": planned.limit_bytes}
+    rows = [(name.removesuffix("_bytes"), format_bytes(size)) for name, size in sizes.items()]
+    yield rows_table("predicted memory", ("part", "size"), rows, justify="right")
+    yield fits_line(planned)
+    if planned.last_run is not None:
+        predicted_bytes = planned.prediction.measured_on(planned.plan.device.value)
+        error = predicted_bytes / planned.last_run.peak_memory_bytes - 1
+        yield (
+            f"measured: {format_bytes(round(planned.last_run.peak_memory_bytes))}, predicted "
+            f"{abs(error):.1%} {'more' if error > 0 else 'less'}; in a run of "
+            f"{planned.last_run.steps:.0f} steps with this plan on this machine"
+        )
 
 
 def forecast_rows(explained: Explained) -> Iterator[tuple[str, str, str, str]]:
@@ -115,27 +116,3 @@ def plan_rows(explained: Explained) -> Iterator[tuple[str, str, str, str]]:
     """Yield each decision: name, value, who asked for it, and why."""
     for name, choice, origin in explained.decisions():
         yield name, plain_value(choice.value), origin, choice.reason
-
-
-def prediction_table(prediction: MemoryPrediction, limit_bytes: int) -> Table:
-    """Return the predicted memory, itemised, and the limit."""
-    table = Table(title="predicted memory", title_justify="left", box=None, pad_edge=False)
-    table.add_column("part", style="bold")
-    table.add_column("size", justify="right", style="cyan")
-    for name, size in prediction.items().items():
-        table.add_row(name.removesuffix("_bytes"), format_bytes(size))
-    table.add_row("limit", format_bytes(limit_bytes))
-    return table
-
-
-def measured_line(planned: Planned) -> str | None:
-    """Return measured memory beside predicted; None if no run with this plan was measured."""
-    if planned.last_run is None:
-        return None
-    predicted_bytes = planned.prediction.measured_on(planned.plan.device.value)
-    error = predicted_bytes / planned.last_run.peak_memory_bytes - 1
-    return (
-        f"measured: {format_bytes(round(planned.last_run.peak_memory_bytes))}, predicted "
-        f"{abs(error):.1%} {'more' if error > 0 else 'less'}; in a run of "
-        f"{planned.last_run.steps:.0f} steps with this plan on this machine"
-    )

@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import json as json_text
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmtrain.cli import completion
-from llmtrain.cli.command import command, group
-from llmtrain.cli.options import (
-    AssumeOption,
-    DeviceOption,
-    ForceCpuOption,
-    JsonOption,
-    NprocOption,
-    SetOption,
-    assumed_machine,
-    flag_settings,
-)
+from llmtrain.cli import completion, options
 from llmtrain.cli.output import Output
 
 if TYPE_CHECKING:
     from llmtrain.choice import Choice
+    from llmtrain.documents.plans import ListedProfile
     from llmtrain.engine.explain import Explained
-    from llmtrain.engine.request import TrainRequest
     from llmtrain.profile.load import LoadedProfile
 
 _PLAIN_WORD = re.compile(r"[A-Za-z][\w-]*(:[\w-]+)*|\d+(\.\d+)?s", re.ASCII)
@@ -43,22 +32,11 @@ NameArgument = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group `profiles` to `app`."""
-    profiles = group("Profiles: what can be trained, every value, and the schema of profile files.")
-    app.add_typer(profiles, name="profiles")
-    command(profiles, "list", "llmtrain profiles list")(list_profiles)
-    command(profiles, "show", "llmtrain profiles show cpu-small > my.yaml")(show)
-    command(profiles, "validate", "llmtrain profiles validate my.yaml")(validate)
-    command(profiles, "schema", "llmtrain profiles schema > profile.schema.json")(schema)
-
-
-def list_profiles(output: Output, json: JsonOption = False) -> int:
+def list_profiles(output: Output) -> None:
     """List the shipped profiles with their sizes."""
     from llmtrain.documents.plans import ListedProfile, ProfilesList
     from llmtrain.profile.load import load_profile, shipped_profiles
     from llmtrain.profile.shape import shape_of
-    from llmtrain.units import format_count
 
     profiles = []
     for name, path in shipped_profiles().items():
@@ -73,66 +51,51 @@ def list_profiles(output: Output, json: JsonOption = False) -> int:
                 path=path,
             )
         )
-    if json:
-        output.document(ProfilesList.of(profiles=profiles))
-        return 0
+    output.answer(ProfilesList.of(profiles=profiles), _list_lines(profiles))
+
+
+def _list_lines(profiles: Sequence[ListedProfile]) -> Iterator[str]:
+    from llmtrain.units import format_count
+
     row = "{:<12}{:>10}{:>9}{:>12}{:>15}".format
-    output.result(row("profile", "parameters", "context", "vocabulary", "tokens per step"))
+    yield row("profile", "parameters", "context", "vocabulary", "tokens per step")
     for each in sorted(profiles, key=lambda each: each.parameters):
         step = each.tokens_per_step
         per_step = f"{step:,}" if isinstance(step, int) else step
         size = format_count(each.parameters)
-        output.result(row(each.name, size, f"{each.context:,}", f"{each.vocab_size:,}", per_step))
-    return 0
+        yield row(each.name, size, f"{each.context:,}", f"{each.vocab_size:,}", per_step)
 
 
 def show(
     output: Output,
     profile: NameArgument,
-    device: DeviceOption = None,
-    force_cpu: ForceCpuOption = False,
-    nproc: NprocOption = None,
-    set_: SetOption = None,
+    device: options.Device = None,
+    force_cpu: options.ForceCpu = False,
+    nproc: options.Nproc = None,
+    set_: options.Set = None,
     resolved: Annotated[
         bool,
         typer.Option(
             "--resolved", help="Also the value of each auto on this machine, and all decisions."
         ),
     ] = False,
-    assume: AssumeOption = None,
-    json: JsonOption = False,
-) -> int:
+    assume: options.Assume = None,
+) -> None:
     """Show every value of a profile and its origin, as YAML that `--profile` takes."""
-    from llmtrain.documents.plans import ProfilesShow
+    from llmtrain.documents.plans import ProfilesShow, ProfilesShowResolved
     from llmtrain.profile.load import load_profile
 
-    flags = flag_settings(device_kind=device, device_force_cpu=force_cpu, device_processes=nproc)
+    flags = {"device_kind": device, "device_force_cpu": force_cpu, "device_processes": nproc}
     if resolved or assume is not None:
-        from llmtrain.engine.request import TrainRequest
+        from llmtrain.engine.explain import explain
 
-        assumed = assumed_machine(assume)
-        request = TrainRequest(profile, assignments=set_ or [], flags=flags, assumed=assumed)
-        return _show_resolved(output, request, as_json=json)
-    loaded = load_profile(profile, assignments=set_ or [], flags=flags)
-    if json:
-        output.document(ProfilesShow.of_profile(loaded))
-        return 0
-    for line in _yaml_lines(loaded):
-        output.result(line)
-    return 0
-
-
-def _show_resolved(output: Output, request: TrainRequest, *, as_json: bool) -> int:
-    from llmtrain.documents.plans import ProfilesShowResolved
-    from llmtrain.engine.explain import explain
-
-    explained = explain(request)
-    if as_json:
-        output.document(ProfilesShowResolved.of_resolved(explained))
-        return 0
-    for line in _resolved_lines(explained):
-        output.result(line)
-    return 0
+        explained = explain(options.request_of(profile, set_, assume, **flags))
+        document = ProfilesShowResolved.of_resolved(explained)
+        output.answer(document, _resolved_lines(explained))
+    else:
+        settings = options.flag_settings(**flags)
+        loaded = load_profile(profile, assignments=set_ or [], flags=settings)
+        output.answer(ProfilesShow.of_profile(loaded), _yaml_lines(loaded))
 
 
 def _resolved_lines(explained: Explained) -> Iterator[str]:
@@ -151,7 +114,7 @@ def _resolved_lines(explained: Explained) -> Iterator[str]:
         yield f"#   {name + ': ' + value:<36}{source}: {how}" if how else f"#   {name}: {value}"
 
 
-def validate(output: Output, profile: NameArgument, json: JsonOption = False) -> int:
+def validate(output: Output, profile: NameArgument) -> None:
     """Check a profile file; errors name the line."""
     from llmtrain.documents.plans import ProfilesValidate
     from llmtrain.profile.load import load_profile
@@ -160,21 +123,15 @@ def validate(output: Output, profile: NameArgument, json: JsonOption = False) ->
 
     loaded = load_profile(profile, environment={})
     parameters = shape_of(loaded.profile.model).parameters
-    if json:
-        output.document(
-            ProfilesValidate.of(valid=True, name=loaded.profile.name, parameters=parameters)
-        )
-    else:
-        output.result(f"{profile} is valid: {format_count(parameters)} parameters")
-    return 0
+    document = ProfilesValidate.of(valid=True, name=loaded.profile.name, parameters=parameters)
+    output.answer(document, [f"{profile} is valid: {format_count(parameters)} parameters"])
 
 
-def schema(output: Output) -> int:
+def schema(output: Output) -> None:
     """Print the JSON Schema of profile files."""
     from llmtrain.profile.schema import Profile
 
-    output.result(json_text.dumps(Profile.model_json_schema(), indent=2))
-    return 0
+    output.result(json.dumps(Profile.model_json_schema(), indent=2))
 
 
 def _yaml_lines(
@@ -217,7 +174,7 @@ def _scalar(value: object) -> str:
 
     if isinstance(value, str) and _PLAIN_WORD.fullmatch(value) and parse_scalar(value) == value:
         return value
-    text = json_text.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False)
     return _NOT_IN_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 

@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmtrain.cli.options import (
-    DataOption,
-    JsonOption,
-    NprocOption,
-    ProfileOption,
-    SetOption,
-    WeightOption,
-    flag_settings,
-    weighted_sources,
-)
+from llmtrain.cli import options
 from llmtrain.cli.output import Output
 
 if TYPE_CHECKING:
-    from llmtrain.engine.prove_resume.proof import Proof
+    from llmtrain.documents.runs import RunsProveResume
 
 
 def prove_resume(
     output: Output,
-    profile: ProfileOption = None,
+    profile: options.Profile = None,
     kills: Annotated[
         int, typer.Option("--kills", min=1, help="How many times the process is killed.")
     ] = 5,
     steps: Annotated[
         int, typer.Option("--steps", min=2, help="Optimizer steps of each training.")
     ] = 8,
-    nproc: NprocOption = None,
+    nproc: options.Nproc = None,
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds plan equal kills.")] = 0,
-    set_: SetOption = None,
-    data: DataOption = None,
-    weight: WeightOption = None,
-    json: JsonOption = False,
+    set_: options.Set = None,
+    data: options.Data = None,
+    weight: options.Weight = None,
 ) -> int:
     """Train twice for a few steps, once killed at random and resumed, and compare bit for bit.
 
@@ -52,33 +43,35 @@ def prove_resume(
 
         prepare_for_torch()
         from llmtrain.cli.progress import watching
-        from llmtrain.documents.runs import RunsProveResume
+        from llmtrain.documents.runs import Ending, RunsProveResume
         from llmtrain.engine.prove_resume.proof import ProofOptions
         from llmtrain.engine.prove_resume.proof import prove_resume as prove
-        from llmtrain.engine.request import TrainRequest
 
-        flags = flag_settings(data_sources=weighted_sources(data, weight), device_processes=nproc)
-        request = TrainRequest(profile=profile, assignments=set_ or [], flags=flags)
+        sources = options.weighted_sources(data, weight)
+        request = options.request_of(profile, set_, data_sources=sources, device_processes=nproc)
         with watching(output) as observe:
             proof = prove(request, ProofOptions(kills, steps, seed), observe, stop.check)
-    if json:
-        output.document(RunsProveResume.of_proof(proof))
-    else:
-        _show(output, proof)
+    whole, killed = proof.uninterrupted, proof.interrupted
+    document = RunsProveResume.of(
+        proof,  # first_difference, steps, processes, kills, resumes_from_checkpoint
+        equal=proof.is_equal,
+        resumes=len(proof.kills),
+        uninterrupted=Ending.of(whole, lines=len(whole.course), seconds=proof.uninterrupted_s),
+        interrupted=Ending.of(killed, lines=len(killed.course), seconds=proof.interrupted_s),
+    )
+    output.answer(document, _lines(document))
     return 0 if proof.is_equal else 1
 
 
-def _show(output: Output, proof: Proof) -> None:
+def _lines(proof: RunsProveResume) -> Iterator[str]:
     phases = Counter(kill.phase for kill in proof.kills)
     counts = ", ".join(f"{phase} {count}" for phase, count in phases.most_common())
-    output.result(f"kills      {len(proof.kills)} ({counts})")
-    output.result(
-        f"resumes    {len(proof.kills)}, {proof.resumes_from_checkpoint} from a checkpoint"
-    )
-    output.result(f"steps      {proof.steps}, {proof.processes} processes")
-    if proof.is_equal:
-        output.result(f"weights    equal, sha256 {proof.interrupted.model_sha256}")
-        output.result(f"optimizer  equal, sha256 {proof.interrupted.optimizer_sha256}")
-        output.result(f"losses     equal, {len(proof.interrupted.course)} lines")
+    yield f"kills      {len(proof.kills)} ({counts})"
+    yield f"resumes    {proof.resumes}, {proof.resumes_from_checkpoint} from a checkpoint"
+    yield f"steps      {proof.steps}, {proof.processes} processes"
+    if proof.equal:
+        yield f"weights    equal, sha256 {proof.interrupted.model_sha256}"
+        yield f"optimizer  equal, sha256 {proof.interrupted.optimizer_sha256}"
+        yield f"losses     equal, {proof.interrupted.lines} lines"
     else:
-        output.result(f"NOT EQUAL  first difference: {proof.first_difference}")
+        yield f"NOT EQUAL  first difference: {proof.first_difference}"

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmtrain.cli import prove_resume
-from llmtrain.cli.command import command, group
-from llmtrain.cli.options import JsonOption, RunArgument
+from llmtrain.cli import options
 from llmtrain.cli.output import Output
 
 if TYPE_CHECKING:
@@ -20,27 +18,14 @@ Numbers = dict[str, float]
 _STATES = {"done": "finished", "time": "finished", "interrupted": "interrupted"}
 
 
-def register(app: typer.Typer) -> None:
-    """Add the group `runs` to `app`."""
-    runs = group("Past runs.")
-    app.add_typer(runs, name="runs")
-    command(runs, "list", "llmtrain runs list")(list_runs)
-    command(runs, "show", "llmtrain runs show my-run")(show)
-    command(runs, "verify", "llmtrain runs verify my-run")(verify)
-    command(runs, "prove-resume", "llmtrain runs prove-resume --profile cpu-tiny")(
-        prove_resume.prove_resume
-    )
-
-
 def list_runs(
     output: Output,
     directory: Annotated[
         Path, typer.Argument(metavar="DIRECTORY", help="The directory of the runs.")
     ] = Path("runs"),
-    json: JsonOption = False,
-) -> int:
+) -> None:
     """List runs: when each began, its profile, last step, loss and state."""
-    from llmtrain.cli.runs_text import runs_table
+    from llmtrain.cli.runs_text import runs_parts
     from llmtrain.documents.runs import RunsList
     from llmtrain.errors import UsageError
     from llmtrain.train.run_directory.running import listed_runs
@@ -51,57 +36,41 @@ def list_runs(
             rows.append(run_summary(run))
         except UsageError as error:
             output.warning(error.message)
-    if json:
-        output.document(RunsList.of(runs=rows))
-        return 0
-    if rows:
-        output.show(runs_table(rows, output.stdout.width))
-    else:
-        output.note(f"no runs under {directory}; start one with llmtrain train")
-    return 0
+    note = "" if rows else f"no runs under {directory}; start one with llmtrain train"
+    output.answer(RunsList.of(runs=rows), runs_parts(rows, output.stdout.width), note)
 
 
-def show(output: Output, run: RunArgument, json: JsonOption = False) -> int:
+def show(output: Output, run: options.Run) -> None:
     """Show one run: its result and every decision of its plan."""
-    from llmtrain.cli.runs_text import run_facts
-    from llmtrain.cli.tables import facts_table, plain_value, rows_table
+    from llmtrain.cli.runs_text import run_parts
     from llmtrain.documents.runs import RunsShow
     from llmtrain.train.run_directory.directory import find_run
 
     directory = find_run(run)
     record = directory.read_record()
     summary = run_summary(directory)
-    if json:
-        output.document(RunsShow.of(summary, record=record))
-        return 0
-    output.show(facts_table(run_facts(summary, record)))
-    output.result("")
-    rows = [
-        (name.replace("_", " "), plain_value(choice["value"]), str(choice["reason"]))
-        for name, choice in record.get("plan", {}).items()
-    ]
-    output.show(rows_table("plan", ("decision", "value", "reason"), rows))
-    return 0
+    output.answer(RunsShow.of(summary, record=record), run_parts(summary, record))
 
 
-def verify(output: Output, run: RunArgument, json: JsonOption = False) -> int:
+def verify(output: Output, run: options.Run) -> int:
     """Check every file of a run's checkpoints against its hash; nothing is changed."""
-    from llmtrain.documents.runs import RunsVerify
+    from llmtrain.documents.runs import Problem, RunsVerify
     from llmtrain.train.run_directory.verify import verify_run
 
     found = verify_run(run)
-    if json:
-        output.document(RunsVerify.of_verified(found))
-    else:
-        for name in found.good:
-            output.result(f"good        {name}")
-        for name, why in found.damaged.items():
-            output.result(f"damaged     {name}: {why}")
-        for name, why in found.unreadable.items():
-            output.result(f"unreadable  {name}: {why}")
-        newest = found.newest_good
-        output.note(f"newest good: {newest}" if newest else "no checkpoint is good")
-    return 1 if found.damaged or found.unreadable else 0
+    damaged, unreadable = (
+        [Problem.of(checkpoint=path, problem=why) for path, why in problems.items()]
+        for problems in (found.damaged, found.unreadable)
+    )
+    document = RunsVerify.of(found, damaged=damaged, unreadable=unreadable)
+    lines = [
+        *(f"good        {path}" for path in document.good),
+        *(f"damaged     {each.checkpoint}: {each.problem}" for each in damaged),
+        *(f"unreadable  {each.checkpoint}: {each.problem}" for each in unreadable),
+    ]
+    newest = document.newest_good
+    output.answer(document, lines, f"newest good: {newest}" if newest else "no checkpoint is good")
+    return 1 if damaged or unreadable else 0
 
 
 def run_summary(run: RunDirectory) -> Run:

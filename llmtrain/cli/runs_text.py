@@ -5,21 +5,27 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from llmtrain.cli.output import escape_control
+from llmtrain.cli.tables import facts_table, plain_value, rows_table
 from llmtrain.documents.runs import Run
 from llmtrain.units import counted, format_count, format_duration
+
+if TYPE_CHECKING:
+    from llmtrain.cli.output import Part
 
 _WIDE_COLUMNS = 90
 _STATUS = {"done": "all steps done", "time": "its time was up"}
 
 
-def runs_table(runs: Sequence[Run], columns: int) -> Table:
-    """Return a line for each run, under a heading; a narrow one without dates and profiles."""
+def runs_parts(runs: Sequence[Run], columns: int) -> Iterator[Table]:
+    """Yield a table of runs, if there are any; a narrow one without dates and profiles."""
+    if not runs:
+        return
     rows = [
         {
             "run": run.run,
@@ -44,11 +50,21 @@ def runs_table(runs: Sequence[Run], columns: int) -> Table:
     for row in rows:
         cells = (value for name, value in row.items() if name not in omitted)
         table.add_row(*(Text(escape_control(cell)) for cell in cells))
-    return table
+    yield table
 
 
-def run_facts(run: Run, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield names and values of what a run is, did and reached."""
+def run_parts(run: Run, record: Mapping[str, Any]) -> Iterator[Part]:
+    """Yield what a run is, did and reached, and every decision of its plan."""
+    yield facts_table(_facts(run, record))
+    yield ""
+    rows = [
+        (name.replace("_", " "), plain_value(choice["value"]), str(choice["reason"]))
+        for name, choice in record.get("plan", {}).items()
+    ]
+    yield rows_table("plan", ("decision", "value", "reason"), rows)
+
+
+def _facts(run: Run, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "run", run.run
     yield "profile", run.profile or "-"
     how = _STATUS.get(run.status)

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json as json_text
+import json
 from typing import Annotated
 
 import typer
 
 from llmtrain.cli import completion
-from llmtrain.cli.command import command
-from llmtrain.cli.options import JsonOption
 from llmtrain.cli.output import Output
 from llmtrain.errors import UsageError
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command `schema` to `app`."""
-    command(app, "schema", "llmtrain schema train")(schema)
 
 
 def schema(
@@ -29,8 +22,7 @@ def schema(
             autocompletion=completion.schema_names,
         ),
     ] = None,
-    json: JsonOption = False,
-) -> int:
+) -> None:
     """Print the JSON Schema of a document; without a name, list the documents.
 
     The schema of profile files is printed by `llmtrain profiles schema`.
@@ -40,17 +32,13 @@ def schema(
 
     if name is None:
         schemas = [{"name": each, "describes": describes(each)} for each in PUBLISHED]
-        if json:
-            output.document(SchemaList.of(schemas=schemas))
-            return 0
-        for row in schemas:
-            output.result(f"{row['name']:<24}{row['describes']}")
-        return 0
+        lines = (f"{row['name']:<24}{row['describes']}" for row in schemas)
+        output.answer(SchemaList.of(schemas=schemas), lines)
+        return
     if name not in PUBLISHED:
         close = did_you_mean(name, PUBLISHED)
         raise UsageError(
             f"there is no document {name!r}",
             hint=f"llmtrain schema {close}" if close else "llmtrain schema",
         )
-    output.result(json_text.dumps(published_schema(name), indent=2, ensure_ascii=False))
-    return 0
+    output.result(json.dumps(published_schema(name), indent=2, ensure_ascii=False))

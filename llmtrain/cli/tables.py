@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -10,12 +11,17 @@ from rich.text import Text
 from llmtrain.cli.output import escape_control
 
 
-def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+def rows_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    justify: Literal["left", "right"] = "left",
+) -> Table:
     """Return a table of rows: a name, a value, and texts about it."""
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     name, value, *words = columns
     table.add_column(name, style="bold", no_wrap=True)
-    table.add_column(value, style="cyan")
+    table.add_column(value, style="cyan", justify=justify)
     for word in words:
         table.add_column(word)
     for row in rows:
@@ -23,9 +29,9 @@ def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]
     return table
 
 
-def facts_table(rows: Iterable[tuple[str, str]]) -> Table:
-    """Return a table of names and values, without a heading."""
-    table = Table(box=None, pad_edge=False, show_header=False)
+def facts_table(rows: Iterable[tuple[str, str]], title: str | None = None) -> Table:
+    """Return a table of names and values, without headings of columns."""
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:

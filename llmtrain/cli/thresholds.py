@@ -23,27 +23,32 @@ class Threshold:
 
 
 def at_most(
-    flag: str, limit: float, measured: float | None, *, is_named: str, unknown: str, digits: int = 4
-) -> Threshold:
-    """Return the threshold that `flag` sets; a value that is not finite counts as unknown."""
-    name = _name(flag)
+    flag: str, limit: float | None, measured: float | None, *, is_named: str, unknown: str
+) -> list[Threshold]:
+    """Return the threshold that `flag` sets, if any; a value that is not finite is unknown."""
+    if limit is None:
+        return []
     if measured is None or not math.isfinite(measured):
         complaint = f"{unknown}, so {flag} {limit:g} is not met"
-        return Threshold(name, limit, None, met=False, complaint=complaint)
-    complaint = f"{is_named} is {measured:.{digits}f}, above {limit:g}, the limit of {flag}"
-    return Threshold(name, limit, measured, met=measured <= limit, complaint=complaint)
+        return [Threshold(_name(flag), limit, None, met=False, complaint=complaint)]
+    complaint = f"{is_named} is {measured:.4f}, above {limit:g}, the limit of {flag}"
+    return [Threshold(_name(flag), limit, measured, met=measured <= limit, complaint=complaint)]
 
 
-def bytes_at_most(flag: str, limit_bytes: int, measured_bytes: int, *, is_named: str) -> Threshold:
-    """Return the threshold that `flag` sets for a size."""
+def bytes_at_most(
+    flag: str, limit_bytes: int | None, measured_bytes: int, *, is_named: str
+) -> list[Threshold]:
+    """Return the threshold that `flag` sets for a size, if any."""
     from llmtrain.units import format_bytes
 
+    if limit_bytes is None:
+        return []
     complaint = (
         f"{is_named} is {format_bytes(measured_bytes)} ({measured_bytes} bytes), above "
         f"{format_bytes(limit_bytes)}, the limit of {flag}"
     )
     met = measured_bytes <= limit_bytes
-    return Threshold(_name(flag), limit_bytes, measured_bytes, met=met, complaint=complaint)
+    return [Threshold(_name(flag), limit_bytes, measured_bytes, met=met, complaint=complaint)]
 
 
 def require_met(thresholds: Sequence[Threshold], *, hint: str) -> None:

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from datetime import time as time_of_day
 from pathlib import Path
@@ -14,67 +15,42 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from llmtrain.cli import completion
-from llmtrain.cli.command import command
-from llmtrain.cli.options import (
-    AssumeOption,
-    DataOption,
-    DeviceOption,
-    ForceCpuOption,
-    JsonOption,
-    NprocOption,
-    ProfileOption,
-    ProfileTextFieldOption,
-    SetOption,
-    WeightOption,
-    assumed_machine,
-    flag_settings,
-    weighted_sources,
-    whole_number,
-)
+from llmtrain.cli import completion, options
 from llmtrain.cli.output import Output
 from llmtrain.cli.streams import unread_output_lost
-from llmtrain.cli.thresholds import (
-    Threshold,
-    at_most,
-    positive,
-    require_met,
-)
+from llmtrain.cli.thresholds import Threshold, at_most, positive, require_met
 from llmtrain.errors import UsageError
 
 if TYPE_CHECKING:
+    from llmtrain.documents.runs import Train
     from llmtrain.engine.request import Deadline, TrainRequest
     from llmtrain.train.events import TrainResult
     from llmtrain.train.signals import StopRequest
 
-
 _UNTIL = "until="
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command `train` to `app`."""
-    command(app, "train", "llmtrain train --data notes/ --time 30m")(train)
 
 
 def train(
     output: Output,
-    profile: ProfileOption = None,
-    data: DataOption = None,
-    weight: WeightOption = None,
-    device: DeviceOption = None,
-    force_cpu: ForceCpuOption = False,
+    profile: options.Profile = None,
+    data: options.Data = None,
+    weight: options.Weight = None,
+    device: options.Device = None,
+    force_cpu: options.ForceCpu = False,
     time: Annotated[
         str | None, typer.Option("--time", help="Finish after 150s, 30m, 2h …, or by until=07:30.")
     ] = None,
     steps: Annotated[
         int | None,
-        typer.Option("--steps", metavar="COUNT", parser=whole_number, help="Optimizer steps."),
+        typer.Option(
+            "--steps", metavar="COUNT", parser=options.whole_number, help="Optimizer steps."
+        ),
     ] = None,
     tokens: Annotated[
         str | None, typer.Option("--tokens", help="Tokens to train on, as in 50M.")
     ] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Passes over the text.")] = None,
-    set_: SetOption = None,
+    set_: options.Set = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The run directory; default: under runs/.")
     ] = None,
@@ -87,7 +63,7 @@ def train(
             autocompletion=completion.resumable_names,
         ),
     ] = None,
-    nproc: NprocOption = None,
+    nproc: options.Nproc = None,
     seed: Annotated[
         int | None, typer.Option("--seed", help="Seed of the weights and the data order.")
     ] = None,
@@ -95,7 +71,7 @@ def train(
         str | None,
         typer.Option("--tokenizer", help="A tokenizer's directory or file; default: train one."),
     ] = None,
-    text_field: ProfileTextFieldOption = None,
+    text_field: options.ProfileTextField = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
     ] = False,
@@ -107,8 +83,7 @@ def train(
             help="Exit with 6 if the final validation loss per token is above this.",
         ),
     ] = None,
-    assume: AssumeOption = None,
-    json: JsonOption = False,
+    assume: options.Assume = None,
 ) -> int:
     """Train a model. Without --profile, one is chosen for the machine and the time."""
     from llmtrain.train.signals import stop_on_signals
@@ -121,39 +96,37 @@ def train(
         )
     if assume is not None and not dry_run:
         raise UsageError("--assume: an assumed machine cannot train", hint="add --dry-run")
-    flags = flag_settings(
-        data_sources=weighted_sources(data, weight),
-        data_text_field=text_field,
-        data_tokenizer=tokenizer,
-        train_steps=steps,
-        train_tokens=tokens,
-        train_epochs=epochs,
-        train_time=None if _is_deadline(time) else time,
-        train_seed=seed,
-        device_kind=device,
-        device_force_cpu=force_cpu,
-        device_processes=nproc,
-    )
     with stop_on_signals() as stop:  # before torch is imported, which takes seconds
         from llmtrain.machine.startup import prepare_for_torch
 
         prepare_for_torch()
-        from llmtrain.engine.request import TrainRequest
-
-        request = TrainRequest(
-            profile=profile,
-            assignments=set_ or [],
-            flags=flags,
+        request = replace(
+            options.request_of(
+                profile,
+                set_,
+                assume,
+                data_sources=options.weighted_sources(data, weight),
+                data_text_field=text_field,
+                data_tokenizer=tokenizer,
+                train_steps=steps,
+                train_tokens=tokens,
+                train_epochs=epochs,
+                train_time=None if _is_deadline(time) else time,
+                train_seed=seed,
+                device_kind=device,
+                device_force_cpu=force_cpu,
+                device_processes=nproc,
+            ),
             out=out,
             resume=resume,
             deadline=_deadline(time),
             command=["llmtrain", *sys.argv[1:]],
-            assumed=assumed_machine(assume),
         )
         if dry_run:
             stop.check()
-            return _dry_run(output, request, as_json=json)
-        return _train(output, request, stop, max_loss, as_json=json)
+            _dry_run(output, request)
+            return 0
+        return _train(output, request, stop, max_loss)
 
 
 def _is_deadline(time: str | None) -> bool:
@@ -182,31 +155,19 @@ def _deadline(time: str | None) -> Deadline | None:
     return Deadline(at.timestamp(), now.timestamp() - process_age_s())
 
 
-def _dry_run(output: Output, request: TrainRequest, *, as_json: bool) -> int:
-    from llmtrain.cli.plan_tables import show_assumed, show_explained
+def _dry_run(output: Output, request: TrainRequest) -> None:
+    from llmtrain.cli.plan_tables import assumed_parts, explained_parts
     from llmtrain.documents.plans import TrainDryRun
     from llmtrain.engine.explain import explain_run
 
     explained = explain_run(request)
-    if as_json:
-        output.document(TrainDryRun.of_explained(explained))
-    else:
-        show_assumed(output, request.assumed)
-        show_explained(output, explained)
-    return 0
+    parts = (*assumed_parts(explained.assumed), *explained_parts(explained))
+    output.answer(TrainDryRun.of_explained(explained), parts)
 
 
-def _train(
-    output: Output,
-    request: TrainRequest,
-    stop: StopRequest,
-    max_loss: float | None,
-    *,
-    as_json: bool,
-) -> int:
+def _train(output: Output, request: TrainRequest, stop: StopRequest, max_loss: float | None) -> int:
     from llmtrain.cli.progress import watching
     from llmtrain.cli.train_summary import summary_lines
-    from llmtrain.documents.train import Train
     from llmtrain.engine.text_notes import text_notes
     from llmtrain.engine.train_run import (
         TrainSession,
@@ -239,9 +200,13 @@ def _train(
             return launch(ranks, sys.argv[1:], stop)
         result = train_resolved(resolved, session)
     is_over = result.stopped != "interrupted"
-    thresholds = _thresholds(result, max_loss) if is_over else []
-    if as_json:
-        output.document(Train.of_result(result, thresholds))
+    name = f"the validation loss after {result.steps} steps"
+    limit = max_loss if is_over else None
+    thresholds = at_most(
+        "--max-loss", limit, result.val_loss, is_named=name, unknown=f"{name} is unknown"
+    )
+    if output.json:
+        output.document(_document(result, thresholds))
     for line in summary_lines(result):
         output.note(line)
     if stop.has_abandoned_work:
@@ -252,19 +217,18 @@ def _train(
     return 0 if is_over else 75
 
 
-def _thresholds(result: TrainResult, max_loss: float | None) -> list[Threshold]:
-    """Return the threshold of --max-loss, if it is set."""
-    if max_loss is None:
-        return []
-    return [
-        at_most(
-            "--max-loss",
-            max_loss,
-            result.val_loss,
-            is_named=f"the validation loss after {result.steps} steps",
-            unknown=f"the validation loss after {result.steps} steps is unknown",
-        )
-    ]
+def _document(result: TrainResult, thresholds: list[Threshold]) -> Train:
+    from llmtrain.documents.base import present
+    from llmtrain.documents.runs import Train
+
+    predicted = {
+        "peak_memory_bytes": result.predicted_peak_bytes,
+        "tokens_per_s": result.predicted_tokens_per_s,
+        "seconds": result.predicted_seconds,
+    }
+    was_trained = result.predicted_peak_bytes is not None
+    more = present(thresholds=thresholds)
+    return Train.of(result, predicted=predicted if was_trained else {}, **more)
 
 
 def _leave_at_once() -> NoReturn:

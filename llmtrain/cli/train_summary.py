@@ -11,6 +11,7 @@ from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.units import format_bytes, format_count, format_duration
 
 _PROMPT_CHARACTERS = 30
+_ENDINGS = {"done": "done", "time": "time is up", "interrupted": "interrupted"}
 
 
 def summary_lines(result: TrainResult) -> list[str]:
@@ -23,8 +24,8 @@ def summary_lines(result: TrainResult) -> list[str]:
             f", {format_count(round(result.tokens_per_s))} tokens/s" if result.tokens_per_s else ""
         )
         lines.append(
-            f"{_ending(result)} after {result.steps} steps, {format_count(result.tokens)} tokens, "
-            f"{format_duration(result.seconds)}{rate}"
+            f"{_ENDINGS[result.stopped]} after {result.steps} steps, "
+            f"{format_count(result.tokens)} tokens, {format_duration(result.seconds)}{rate}"
         )
     if result.val_loss is not None and result.val_bpb is not None:
         lines.append(
@@ -52,10 +53,6 @@ def _beside_predictions(result: TrainResult) -> Iterator[str]:
         predicted_rate = result.predicted_tokens_per_s
         if remark := rate_remark(rate, predicted_rate, result.waited_share):
             yield remark
-
-
-def _ending(result: TrainResult) -> str:
-    return {"done": "done", "time": "time is up", "interrupted": "interrupted"}[result.stopped]
 
 
 def _next_commands(result: TrainResult) -> list[str]:

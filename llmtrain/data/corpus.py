@@ -24,26 +24,16 @@ SUPPORTED = (
 
 
 @dataclass(frozen=True, slots=True)
-class PythonLibrary:
-    """The version of a standard library that was read, to distinguish two of them."""
-
-    version: str
-    text_bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
 class Source:
     """The files that one spec names, without those that an earlier spec already named.
 
-    `provenance`: the version of fetched files, ready for JSON.
+    `provenance`: the version of fetched files, or of the standard library, ready for JSON.
     """
 
     spec: str
     kind: Literal["file", "directory", "glob", "stdin", "builtin"]
     files: tuple[SourceFile, ...]
     skipped: tuple[Skipped, ...] = ()
-    library: PythonLibrary | None = None
     provenance: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -107,10 +97,6 @@ class Corpus:
                 yield from read_documents(file, self.options, progress.report)
                 progress.next_file()
 
-    def fingerprint(self) -> str:
-        """Return the fingerprint (see `FingerprintBuilder`). Reads the whole corpus."""
-        return self.measure().fingerprint
-
     def measure(self, check_stop: Callable[[], None] = _never_stop) -> CorpusStats:
         """Return sizes and fingerprint. Reads the whole corpus; raises DataError if it is empty."""
         stats = CorpusStatsBuilder()
@@ -140,8 +126,4 @@ def _describe(source: Source) -> dict[str, object]:
     }
     if held_out := sum(file.held_out for file in source.files):
         record["validation_files"] = held_out
-    if source.library is not None:
-        record["python_version"] = source.library.version
-        record["text_bytes"] = source.library.text_bytes
-        record["sha256"] = source.library.sha256
     return record | dict(source.provenance)

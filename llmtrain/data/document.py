@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from llmtrain.errors import DataError
@@ -36,6 +37,13 @@ class Skipped:
 
     origin: str
     reason: str
+
+
+def no_text_file(skipped: Iterable[Skipped]) -> str:
+    """Return that there is no text file, with the reasons for which files were skipped."""
+    counts = Counter(each.reason for each in skipped)
+    why = "; ".join(f"{count} skipped: {reason}" for reason, count in counts.items())
+    return "no text file" + (f" ({why})" if why else "")
 
 
 @dataclass(frozen=True, slots=True)

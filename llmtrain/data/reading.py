@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -36,33 +37,18 @@ from llmtrain.data.sources.gitignore import PathFilter, Selection
 from llmtrain.errors import DataError
 from llmtrain.untrusted import open_regular, read_bytes
 
-__all__ = ["LONGEST_BYTES", "Document", "Limits", "Skipped", "SourceFile", "readable"]
-
-
 OnBad: TypeAlias = Callable[[DataError], None]
 _RECORDS_TO_CHECK = 1000  # before the error that a file has no record with the text field
 
 
-def _ignore(error: DataError) -> None:
-    """Ignore a bad record."""
-
-
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of documents, or an archive of such files. `origin` is its name in messages.
-
-    `kind` and `packing` are those of `FileFormat`. `held_out`: for validation, all of it.
-    """
+    """A file of documents, or an archive of such files. `origin` is its name in messages."""
 
     path: Path
     origin: str
-    kind: str = "text"
-    packing: str = ""
-    held_out: bool = False
-
-    @property
-    def reading(self) -> FileFormat:
-        return FileFormat(self.kind, self.packing)
+    reading: FileFormat
+    held_out: bool = False  # for validation, all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +63,7 @@ class ReadOptions:
 
     @property
     def record_options(self) -> RecordOptions:
-        on_bad = (self.on_bad or _ignore) if self.skips_bad else None
+        on_bad = (self.on_bad or (lambda error: None)) if self.skips_bad else None
         return RecordOptions(self.text_field, self.limits.longest_bytes, on_bad)
 
 
@@ -98,23 +84,10 @@ class _Entry:
     stream: io.BufferedReader
     file: io.BufferedReader  # in which it is
 
-    def documents(self, options: RecordOptions) -> Iterator[Document]:
-        """Return all documents; read the first now, so that NoRecordsError is raised at once."""
-        documents = self.format.read(self.stream, self.origin, options)
-        first = next(documents, None)
-        return _again(first, documents)
-
-
-def _again(first: Document | None, rest: Iterator[Document]) -> Iterator[Document]:
-    if first is not None:
-        yield first
-        yield from rest
-
 
 def source_file(path: Path, origin: str | None = None) -> SourceFile:
     """Return the file with the format of its name."""
-    reading = reading_of(path.name)
-    return SourceFile(path, origin or str(path), reading.kind, reading.packing)
+    return SourceFile(path, origin or str(path), reading_of(path.name))
 
 
 def read_documents(
@@ -137,12 +110,15 @@ def read_documents(
 
 
 def _documents(entry: _Entry, options: ReadOptions, *, is_member: bool) -> Iterator[Document]:
+    """Return all documents; read the first now, so that NoRecordsError is raised at once."""
+    documents = entry.format.read(entry.stream, entry.origin, options.record_options)
     try:
-        return entry.documents(options.record_options)
+        first = list(islice(documents, 1))
     except NoRecordsError:
         if is_member:
             return iter(())  # as `check_file` decided
         raise
+    return chain(first, documents)
 
 
 def check_file(file: SourceFile, options: ReadOptions, *, is_named: bool) -> FileCheck:
@@ -205,10 +181,10 @@ def _entries(file: SourceFile, options: ReadOptions) -> Iterator[_Entry | Skippe
         meter = UnpackedMeter(file.origin, packed_bytes, options.limits)
         with _content(raw, file, packed_bytes, meter) as stream:
             if not file.reading.is_archive:
-                yield _entry(stream, file.origin, file.kind, raw)
+                yield _entry(stream, file.origin, file.reading.kind, raw)
                 return
             path_filter = PathFilter(options.selection)
-            for member in ARCHIVES[file.kind].members(stream, file.origin, meter):
+            for member in ARCHIVES[file.reading.kind].members(stream, file.origin, meter):
                 yield from _member(member, file.origin, path_filter, meter, raw)
 
 
@@ -221,7 +197,7 @@ def _content(
         yield raw
         return
     checked = CheckedStream(raw, file.origin, size_bytes=packed_bytes)
-    with unpacked(checked.buffered(), file.packing, file.origin, meter) as stream:
+    with unpacked(checked.buffered(), file.reading.packing, file.origin, meter) as stream:
         yield stream
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import CorpusStats
-from llmtrain.data.reading import Document
+from llmtrain.data.document import Document
 from llmtrain.errors import DataError, UsageError
 
 Side = Literal["train", "validation"]

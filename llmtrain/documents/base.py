@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import CoreSchema
 from typing_extensions import Self
@@ -20,6 +20,7 @@ T = TypeVar("T")
 Number = float | None  # JSON has neither infinity nor NaN: both become null
 NOT_FINITE = "null: not a finite number"
 Amount = int | float  # an integer stays one
+Rounded = Annotated[int, BeforeValidator(round)]
 
 
 def _text(value: object) -> str:
@@ -43,17 +44,17 @@ class Part(BaseModel):
         cls.__doc__ = cls.__doc__ or cls.__mro__[1].__doc__
 
     @classmethod
-    def of(cls, source: object = None, /, **values: object) -> Self:
-        """Return the part with the attributes of `source`; `values` replace or complete them.
+    def of(cls, *sources: object, **values: object) -> Self:
+        """Return the part with the attributes of `sources`, of the first that has each.
 
-        Raises ValidationError where a value is not as published.
+        `values` replace or complete them. Raises ValidationError where a value is not as published.
         """
-        names = cls.model_fields.keys() - values.keys()
-        if isinstance(source, Part):
-            names &= source.model_fields_set  # a key that is missing there is missing here
-        return cls.model_validate(
-            {name: getattr(source, name) for name in names if hasattr(source, name)} | values
-        )
+        for source in sources:
+            names = cls.model_fields.keys() - values.keys()
+            if isinstance(source, Part):
+                names &= source.model_fields_set  # a key that is missing there is missing here
+            values |= {name: getattr(source, name) for name in names if hasattr(source, name)}
+        return cls.model_validate(values)
 
     def json_values(self) -> dict[str, Any]:
         """Return what JSON holds: keys that were never set are missing, NaN and infinity null."""

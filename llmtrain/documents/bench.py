@@ -2,17 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from typing_extensions import Self
-
 from llmtrain.choice import ActivationCheckpointing, AttentionKernel, MatmulPrecision, Precision
 from llmtrain.documents.base import Document, Number, Part, Reasoned, Text, key
-from llmtrain.plan.throughput import seconds_by_kind
-
-if TYPE_CHECKING:
-    from llmtrain.choice import Choice
-    from llmtrain.engine.bench import Bench
 
 
 class Product(Part):
@@ -85,23 +76,3 @@ class DeviceBench(Document):
     compile_failure: Text | None = key("why a block could not be compiled; null: it could")
     plan: MeasuredPlan = key("the decisions that follow")
     predicted: PredictedSpeed | None = key("null: no block was measured as the plan computes it")
-
-    @classmethod
-    def of_bench(cls, bench: Bench, profile: Choice[str]) -> Self:
-        """Return the document of fresh times, measured on the shapes of `profile`."""
-        cpu, times = bench.facts.cpu, bench.times
-        return cls.of(
-            times,  # attention, block, compile_failure
-            profile=profile,
-            cpu={
-                "model": cpu.model,
-                "cores": cpu.usable_cores,
-                "threads": bench.plan.threads.value,
-            },
-            products={
-                kind: {"seconds": seconds, "gflops": times.matmul.flops / seconds / 1e9}
-                for kind, seconds in seconds_by_kind(times.matmul).items()
-            },
-            plan=bench.plan,
-            predicted=bench if bench.step_s is not None else None,
-        )

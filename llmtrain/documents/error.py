@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from typing_extensions import Self
-
-from llmtrain.documents.base import Document, Part, Text, key, optional, present
-from llmtrain.errors import LlmtrainError
+from llmtrain.documents.base import Document, Part, Text, key, optional
 
 
 class Failure(Part):
@@ -25,10 +20,3 @@ class Error(Document):
     """The document of every command on failure, with `--json`."""
 
     error: Failure = key("why")
-
-    @classmethod
-    def of_failure(cls, error: LlmtrainError, hint: str, commands: Sequence[str]) -> Self:
-        """Return the document of a failure; `commands`: alternatives that would fit."""
-        return cls.of(
-            error=Failure.of(error, code=error.exit_code, hint=hint, **present(ways_out=commands))
-        )

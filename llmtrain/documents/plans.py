@@ -20,6 +20,7 @@ from llmtrain.documents.base import (
     Document,
     Part,
     Reasoned,
+    Rounded,
     T,
     Text,
     Threshold,
@@ -31,7 +32,6 @@ from llmtrain.machine.facts import AcceleratorKind
 
 if TYPE_CHECKING:
     from llmtrain.engine.explain import Explained as ExplainedRun
-    from llmtrain.machine.facts import Facts, RunFigures
     from llmtrain.profile.load import LoadedProfile
 
 
@@ -85,9 +85,9 @@ class Plan(Part):
 class Measured(Part):
     """The measurements of the last run with this plan on this machine."""
 
-    peak_memory_bytes: int = key("as `train` gives it: on a GPU without `libraries_bytes`")
+    peak_memory_bytes: Rounded = key("as `train` gives it: on a GPU without `libraries_bytes`")
     tokens_per_s: float = key("while it trained")
-    steps: int = key("of the measurement")
+    steps: Rounded = key("of the measurement")
 
 
 class Prediction(Part):
@@ -142,16 +142,8 @@ def planned_values(explained: ExplainedRun) -> dict[str, object]:
         "prediction": planned.prediction,
         "limit_bytes": planned.limit_bytes,
         "fits": planned.prediction.total_bytes <= planned.limit_bytes,
-        "measured": None if planned.last_run is None else _measured(planned.last_run),
+        "measured": planned.last_run,
         "forecast": explained.forecast,
-    }
-
-
-def _measured(figures: RunFigures) -> dict[str, object]:
-    return {
-        "peak_memory_bytes": round(figures.peak_memory_bytes),
-        "tokens_per_s": figures.tokens_per_s,
-        "steps": round(figures.steps),
     }
 
 
@@ -261,25 +253,18 @@ class DeviceInfo(Explained, Document):
         facts = explained.planned.facts
         return cls.of_explained(
             explained,
-            platform=_platform(facts),
+            platform=Platform.of(
+                facts,  # system, torch_build, cxx_compiler, backends
+                python=facts.python_version,
+                torch=facts.torch_version,
+                triton=facts.has_triton,
+            ),
             cpu=facts.cpu,
             accelerators=facts.accelerators,
             failures=[{"kind": kind, "reason": reason} for kind, reason in facts.failures],
             unusable_gpu=facts.unusable_gpu,
             **present(thresholds=limits),
         )
-
-
-def _platform(facts: Facts) -> dict[str, object]:
-    return {
-        "system": facts.system,
-        "python": facts.python_version,
-        "torch": facts.torch_version,
-        "torch_build": facts.torch_build,
-        "cxx_compiler": facts.cxx_compiler,
-        "triton": facts.has_triton,
-        "backends": facts.backends,
-    }
 
 
 class TrainDryRun(Explained, Document):

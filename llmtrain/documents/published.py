@@ -6,20 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from llmtrain.documents import (
-    bench,
-    data,
-    error,
-    export,
-    files,
-    inference,
-    inspection,
-    memory,
-    plans,
-    runs,
-    tokenizer,
-    train,
-)
+from llmtrain.documents import bench, data, error, export, files, memory, plans, runs, tokenizer
 from llmtrain.documents.base import Document, Part, Text, key, schema_of
 
 
@@ -38,10 +25,10 @@ class SchemaList(Document):
 
 # By the words of the command, or the name of the file.
 PUBLISHED: dict[str, type[BaseModel]] = {
-    "train": train.Train,
+    "train": runs.Train,
     "train-dry-run": plans.TrainDryRun,
-    "eval": inference.Eval,
-    "generate": inference.Generate,
+    "eval": runs.Eval,
+    "generate": runs.Generate,
     "export": export.Export,
     "memory": memory.Memory,
     "memory-profile": memory.MemoryProfile,
@@ -63,7 +50,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "tokenizer-encode": tokenizer.TokenizerEncode,
     "tokenizer-decode": tokenizer.TokenizerDecode,
     "tokenizer-inspect": tokenizer.TokenizerInspect,
-    "data-inspect": inspection.DataInspect,
+    "data-inspect": data.DataInspect,
     "schema": SchemaList,
     "error": error.Error,
     "metrics.jsonl": files.MetricsLine,
@@ -73,7 +60,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
 
 
 def published_schema(name: str) -> dict[str, Any]:
-    """The JSON Schema of what is published as `name`. Raises KeyError."""
+    """Return the JSON Schema of what is published as `name`. Raises KeyError."""
     return schema_of(name, PUBLISHED[name])
 
 

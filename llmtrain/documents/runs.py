@@ -1,16 +1,91 @@
-"""Past runs, their checkpoints, and the proof that a resume changes nothing."""
+"""Documents about runs: what `train`, `eval` and `generate` end with, past runs, and the proof that
+a resume changes nothing."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from typing_extensions import Self
+from llmtrain.documents.base import (
+    NOT_FINITE,
+    Document,
+    Number,
+    Part,
+    Text,
+    Threshold,
+    key,
+    optional,
+    thresholds,
+)
+from llmtrain.train.events import Stopped
 
-from llmtrain.documents.base import Document, Number, Part, Text, key
 
-if TYPE_CHECKING:
-    from llmtrain.engine.prove_resume.proof import Proof, RunResult
-    from llmtrain.train.run_directory.verify import Verified
+class Predicted(Part):
+    """The prediction made before a run."""
+
+    peak_memory_bytes: int = optional(
+        "the peak of `peak_memory_bytes`; missing where nothing was trained"
+    )
+    tokens_per_s: Number = optional("the rate; missing or null: not predicted")
+    seconds: Number = optional("of the whole run; missing or null: not predicted")
+
+
+class Train(Document):
+    """`llmtrain train`, also where it was interrupted."""
+
+    run: Text = key("the run directory")
+    checkpoint: Text | None = key("the last checkpoint; null: none was saved")
+    steps: int = key("optimizer steps since the run began")
+    tokens: int = key("tokens trained on since the run began")
+    seconds: float = key("seconds of all sessions of the run")
+    tokens_per_s: Number = key("tokens a second in this session; null: it did no step")
+    train_loss: Number = key("of the last logged step, nats per token")
+    val_loss: Number = key("of the last evaluation, nats per token; null: there was none")
+    val_bpb: Number = key("of the last evaluation, bits per byte; null: there was none")
+    peak_memory_bytes: int = key(
+        "the most bytes of the device's memory: resident in all processes, or reserved by torch "
+        "on the GPU that holds most"
+    )
+    energy_joules: Number = key(
+        "what this machine's CPU packages and the run's GPUs used in this session, whoever used "
+        "them; null: nothing here counts it"
+    )
+    predicted: Predicted = key("what was predicted of this")
+    stopped: Stopped = key("why it ended: all steps done, the time is up, or by a signal")
+    thresholds: list[Threshold] = thresholds("`--max-loss`")
+
+
+class Baselines(Part):
+    """Bits per byte of the same text without a model."""
+
+    uniform_bpb: Number = key("every piece as likely as any other")
+    unigram_bpb: Number = key(
+        "pieces by how often the training text has them; null: of a text that is not the run's"
+    )
+    gzip_bpb: Number = key("by gzip")
+    bzip2_bpb: Number = key("by bzip2")
+    xz_bpb: Number = key("by xz")
+
+
+class Eval(Document):
+    """`llmtrain eval`: how well a model predicts a text."""
+
+    checkpoint: Text = key("what was evaluated")
+    loss_nats_per_token: Number = key(f"mean loss, nats per token; {NOT_FINITE}")
+    perplexity: Number = key(f"e to the power of that; {NOT_FINITE}")
+    bits_per_byte: Number = key(f"of raw text, so that tokenizers compare; {NOT_FINITE}")
+    tokens: int = key("that were predicted")
+    bytes: int = key("of raw text")
+    baselines: Baselines = key("what other ways need for the same text")
+    thresholds: list[Threshold] = thresholds("`--max-bpb`")
+
+
+class Generate(Document):
+    """`llmtrain generate`: one text."""
+
+    checkpoint: Text = key("of which model")
+    prompt: Text = key("what was continued")
+    text: Text = key("the continuation, without the prompt")
+    seed: int = key("equal seeds give equal texts on one machine")
 
 
 class Run(Part):
@@ -60,21 +135,6 @@ class RunsVerify(Document):
     unreadable: list[Problem] = key("ones that permissions or the disk keep from being read")
     newest_good: Text | None = key("the last of the good ones; null: there is none")
 
-    @classmethod
-    def of_verified(cls, found: Verified) -> Self:
-        """Return the document of what was verified."""
-        damaged, unreadable = (
-            [{"checkpoint": str(path), "problem": why} for path, why in problems.items()]
-            for problems in (found.damaged, found.unreadable)
-        )
-        newest = found.newest_good
-        return cls.of(
-            good=[str(path) for path in found.good],
-            damaged=damaged,
-            unreadable=unreadable,
-            newest_good=None if newest is None else str(newest),
-        )
-
 
 class Kill(Part):
     """One kill, of one process or of all."""
@@ -98,11 +158,6 @@ class Ending(Part):
     lines: int = key("of metrics")
     seconds: float = key("it took")
 
-    @classmethod
-    def of_training(cls, result: RunResult, seconds: float) -> Self:
-        """Return the end of a training run that took `seconds`."""
-        return cls.of(result, lines=len(result.course), seconds=seconds)
-
 
 class RunsProveResume(Document):
     """`llmtrain runs prove-resume`: exit code 1 where the two differ."""
@@ -116,14 +171,3 @@ class RunsProveResume(Document):
     resumes_from_checkpoint: int = key("of those, from a checkpoint and not from the beginning")
     uninterrupted: Ending = key("of the uninterrupted training")
     interrupted: Ending = key("of the one that was killed and resumed")
-
-    @classmethod
-    def of_proof(cls, proof: Proof) -> Self:
-        """Return the document of two trainings that were compared."""
-        return cls.of(
-            proof,  # first_difference, steps, processes, kills
-            equal=proof.is_equal,
-            resumes=len(proof.kills),
-            uninterrupted=Ending.of_training(proof.uninterrupted, proof.uninterrupted_s),
-            interrupted=Ending.of_training(proof.interrupted, proof.interrupted_s),
-        )

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-from typing_extensions import Self
+from typing import Literal
 
 from llmtrain.documents.base import Document, Number, Part, Text, key, optional
 from llmtrain.tokenizer.codec import KindName
-
-if TYPE_CHECKING:
-    from llmtrain.prepare.train_tokenizer import LearnedTokenizer, VocabularyOptions
-    from llmtrain.tokenizer.importing import Imported
 
 
 class TokenizerTrain(Document):
@@ -30,20 +23,6 @@ class TokenizerTrain(Document):
     skipped: dict[Text, int] = key("files that were not read, by reason")
     sha256: Text = key("of the tokenizer")
 
-    @classmethod
-    def of_training(cls, out: Path, request: VocabularyOptions, result: LearnedTokenizer) -> Self:
-        """Return the document of a tokenizer that was trained and saved to `out`."""
-        return cls.of(
-            result.trained,  # requested_vocab_size, documents, bytes_seen, bytes_used
-            out=out,
-            kind=request.kind,
-            vocab_size=result.trained.tokenizer.vocab_size,
-            vocab_size_reason=result.pieces_reason,
-            reserved=request.reserved,
-            skipped=result.skipped,
-            sha256=result.trained.tokenizer.fingerprint,
-        )
-
 
 class TokenizerImport(Document):
     """`llmtrain tokenizer import`."""
@@ -57,20 +36,6 @@ class TokenizerImport(Document):
     added_separator: bool = key("whether it is new")
     warnings: list[Text] = key("text that it changes, or encodes differently than the original")
     sha256: Text = key("of the tokenizer")
-
-    @classmethod
-    def of_import(cls, out: Path, imported: Imported) -> Self:
-        """Return the document of a tokenizer that was imported and saved to `out`."""
-        tokenizer = imported.tokenizer
-        return cls.of(
-            imported,  # separator, added_separator, warnings
-            out=out,
-            source=imported.path,
-            kind=tokenizer.kind.name,
-            vocab_size=tokenizer.vocab_size,
-            separator_id=tokenizer.separator_id,
-            sha256=tokenizer.fingerprint,
-        )
 
 
 class TokenizerEncode(Document):

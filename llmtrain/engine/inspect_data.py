@@ -14,7 +14,7 @@ from llmtrain.data.quality.survey import SampledDocument, Survey, survey
 from llmtrain.machine.probe import read_facts
 from llmtrain.plan.auto_profile import choose_tokens_per_step
 from llmtrain.plan.decisions import may_use_gpu
-from llmtrain.prepare.context import PrepareContext
+from llmtrain.prepare.context import MeasuredText, PrepareContext
 from llmtrain.prepare.dataset import clean_corpus, resolve_corpus
 from llmtrain.prepare.leakage_cache import cached_leakage
 from llmtrain.prepare.length import with_working_fraction
@@ -83,12 +83,7 @@ def inspect_data(
         only_first=only_first,
         left_out=cleaned.left_out,
         found=found,
-        leakage=cached_leakage(
-            work.with_progress("looking for leakage", cleaned.corpus),
-            found.facts,
-            section.validation_fraction,
-            work.check_stop,
-        ),
+        leakage=cached_leakage(MeasuredText(cleaned.corpus, found.facts, section, work)),
         tokenizer=tokenizer,
         epochs=_epochs(profile, found.tokens) if is_for_profile else None,
     )
@@ -107,8 +102,8 @@ def _tokenizer(
     if not is_for_profile or only_first is not None:
         return None
     facts = work.with_progress("reading", corpus).measure(work.check_stop)
-    section = with_working_fraction(corpus, facts, section, profile.model.context, work)
-    return ensure_tokenizer(corpus, facts, section, profile.model.vocab_size, work)
+    text = with_working_fraction(MeasuredText(corpus, facts, section, work), profile.model.context)
+    return ensure_tokenizer(text, profile.model.vocab_size)
 
 
 def _epochs(profile: Profile, tokens: int | None) -> Epochs:

@@ -1,4 +1,4 @@
-"""The options of preparing data: worker processes, the observer, the stop check."""
+"""The options of preparing data, and a text that is being prepared."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from llmtrain.data.corpus import Corpus
+from llmtrain.data.corpus_stats import CorpusStats
 from llmtrain.data.document import Document
+from llmtrain.data.split import Split, plan_split
+from llmtrain.profile.schema import DataSection
 from llmtrain.progress import Note, Notify, Progress
 
 
@@ -33,6 +36,25 @@ class PrepareContext:
             self.check_stop()
             yield document.text
         self.observe(Progress("learning pieces", 0, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredText:
+    """A corpus and its statistics, with the section of the profile by which it is prepared."""
+
+    corpus: Corpus
+    stats: CorpusStats
+    section: DataSection
+    prepare: PrepareContext
+
+    def split(self) -> Split:
+        """Return the split into training and validation text. Raises DataError."""
+        return plan_split(self.corpus, self.stats, self.section.validation_fraction)
+
+    def with_fraction(self, fraction: float) -> MeasuredText:
+        """Return the text, changed to hold out that fraction for validation."""
+        section = self.section.model_copy(update={"validation_fraction": fraction})
+        return replace(self, section=section)
 
 
 class TimedProgress:

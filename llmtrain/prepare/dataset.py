@@ -15,16 +15,16 @@ from llmtrain.data.quality.clean import Cleaned, clean
 from llmtrain.data.quality.dropped import DropCount
 from llmtrain.data.quality.filters import filters_of
 from llmtrain.data.quality.leakage import Leakage
+from llmtrain.data.shards.build import BuildOptions, ShardSpec
 from llmtrain.data.shards.encode import Encode
 from llmtrain.data.shards.prepared import PreparedData, entry_directory, open_prepared
 from llmtrain.data.shards.prepared import prepare as prepare_shards
 from llmtrain.data.sources.download import FetchOptions
 from llmtrain.data.sources.resolve import BUILTIN_PYTHON, resolve_sources
 from llmtrain.data.sources.urls import without_secrets
-from llmtrain.data.split import plan_split
 from llmtrain.errors import DataError
 from llmtrain.files import cache_directory
-from llmtrain.prepare.context import PrepareContext, TimedProgress
+from llmtrain.prepare.context import MeasuredText, PrepareContext, TimedProgress
 from llmtrain.prepare.leakage_cache import cached_leakage, leakage_warning
 from llmtrain.prepare.length import require_bytes, require_tokens, with_working_fraction
 from llmtrain.prepare.tokenizer import ensure_tokenizer, load_tokenizer
@@ -77,81 +77,55 @@ def prepare_dataset(
         prepare.observe(_repeats_note(stats))
     if not is_own:
         announce_skipped(corpus, prepare)
+    text = MeasuredText(corpus, stats, section, prepare)
     if context is not None:
-        section = with_working_fraction(corpus, stats, section, context, prepare)
-        require_bytes(corpus, stats, section, section.validation_fraction, context)
-    leakage = _leakage(corpus, stats, section, prepare, warns=not is_own)
-    directory = ensure_tokenizer(corpus, stats, section, vocab_size, prepare)
+        text = with_working_fraction(text, context)
+        require_bytes(text, context)
+    leakage = _leakage(text, warns=not is_own)
+    directory = ensure_tokenizer(text, vocab_size)
     tokenizer = load_tokenizer(directory, vocab_size)
-    shards = prepare_shards(
-        corpus,
-        tokenizer,
-        validation_fraction=section.validation_fraction,
-        threads=prepare.workers,
-        cache_directory=cache_directory(),
+    spec = ShardSpec(corpus, stats, tokenizer, text.section.validation_fraction)
+    options = BuildOptions(
+        _encode_with(directory, tokenizer, stats, prepare),
         on_progress=TimedProgress("tokenizing", prepare.observe),
         check_stop=prepare.check_stop,
-        stats=stats,
-        encode=_encode_with(directory, tokenizer, stats, prepare),
         on_wait=prepare.announce_waiting,
         made_from={"tokenizer_directory": str(directory)},
     )
-    if context is not None:
-        _require_windows(shards, section, context, is_given=corpus.has_validation)
+    shards = prepare_shards(spec, options, cache_directory())
     checked: dict[str, object] = {
         "left_out": [tally.document() for tally in left_out],
         "leakage": leakage.document() if leakage is not None else None,
     }
-    sources = corpus.describe()
-    dataset = Dataset(tokenizer, directory, shards, sources, checked, left_out=left_out)
-    return dataset if section.weights is None else _mixed(dataset, corpus, stats, section)
-
-
-def _leakage(
-    corpus: Corpus,
-    stats: CorpusStats,
-    section: DataSection,
-    prepare: PrepareContext,
-    *,
-    warns: bool,
-) -> Leakage | None:
-    """Return the held-out text that is trained on too, with a warning if it is much."""
-    leakage = cached_leakage(
-        prepare.with_progress("looking for leakage", corpus),
-        stats,
-        section.validation_fraction,
-        prepare.check_stop,
-    )
-    if leakage is None or not warns:
-        return leakage
-    warning = leakage_warning(leakage, is_without_copies=section.duplicates == "drop_near")
-    if warning is not None:
-        prepare.observe(warning)
-    return leakage
-
-
-def _require_windows(
-    shards: PreparedData, section: DataSection, context: int, *, is_given: bool
-) -> None:
-    train, validation = shards.index.train.tokens, shards.index.validation.tokens
     try:
-        require_tokens(train, validation, context, section.validation_fraction, is_given=is_given)
-    except DataError:
-        shards.close()
-        raise
-
-
-def _mixed(dataset: Dataset, corpus: Corpus, stats: CorpusStats, section: DataSection) -> Dataset:
-    shards = dataset.shards
-    try:
-        split = plan_split(corpus, stats, section.validation_fraction)
-        mixture = locate_sources(
-            corpus, split, shards.train, shards.index.separator_id, section.weights or ()
-        )
+        if context is not None:
+            index = shards.index
+            require_tokens(index.train.tokens, index.validation.tokens, text, context)
+        mixture = _mixture(shards, text)
     except BaseException:
         shards.close()
         raise
-    return replace(dataset, mixture=mixture)
+    sources = corpus.describe()
+    return Dataset(tokenizer, directory, shards, sources, checked, mixture, left_out)
+
+
+def _leakage(text: MeasuredText, *, warns: bool) -> Leakage | None:
+    """Return the held-out text that is trained on too, with a warning if it is much."""
+    leakage = cached_leakage(text)
+    if leakage is not None and warns:
+        is_without_copies = text.section.duplicates == "drop_near"
+        warning = leakage_warning(leakage, is_without_copies=is_without_copies)
+        if warning is not None:
+            text.prepare.observe(warning)
+    return leakage
+
+
+def _mixture(shards: PreparedData, text: MeasuredText) -> tuple[MixedSource, ...]:
+    """Return the sources' ranges of tokens if they have weights. Raises DataError."""
+    weights, separator_id = text.section.weights, shards.index.separator_id
+    if weights is None:
+        return ()
+    return locate_sources(text.corpus, text.split(), shards.train, separator_id, weights)
 
 
 def _repeats_note(stats: CorpusStats) -> Note:

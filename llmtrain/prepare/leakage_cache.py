@@ -6,38 +6,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
-from llmtrain.data.corpus import Corpus
-from llmtrain.data.corpus_stats import CorpusStats
 from llmtrain.data.quality.leakage import Leakage, find_leakage
 from llmtrain.data.quality.minhash import SHINGLE, has_minhash
 from llmtrain.data.quality.near_duplicates import NEAR
 from llmtrain.errors import UsageError
 from llmtrain.files import cache_directory, json_key, write_text_atomically
+from llmtrain.prepare.context import MeasuredText
 from llmtrain.progress import Note
-from llmtrain.untrusted import read_json
+from llmtrain.untrusted import JSON_BYTES, parse_model, read_bytes
 
 _WORTH_A_WARNING = 0.01  # of the validation side
 
 
-def cached_leakage(
-    corpus: Corpus,
-    stats: CorpusStats,
-    validation_fraction: float,
-    check_stop: Callable[[], None],
-) -> Leakage | None:
+def cached_leakage(text: MeasuredText) -> Leakage | None:
     """Return the leakage, cached or measured now; None if its library is not installed."""
-    recipe = [SHINGLE, NEAR, stats.fingerprint, validation_fraction]
+    fraction, prepare = text.section.validation_fraction, text.prepare
+    recipe = [SHINGLE, NEAR, text.stats.fingerprint, fraction]
     path = cache_directory() / "leakage" / f"{json_key(recipe)}.json"
     kept = _read(path)
     if kept is not None or not has_minhash():
         return kept
-    found = find_leakage(corpus, stats, validation_fraction, check_stop)
+    corpus = prepare.with_progress("looking for leakage", text.corpus)
+    found = find_leakage(corpus, text.stats, fraction, prepare.check_stop)
     _keep(path, found)
     return found
 
@@ -58,8 +51,8 @@ def leakage_warning(leakage: Leakage, *, is_without_copies: bool) -> Note | None
 
 def _read(path: Path) -> Leakage | None:
     try:
-        kept = TypeAdapter(Leakage).validate_python(read_json(path))
-    except (OSError, UsageError, ValueError):  # pydantic's errors are ValueErrors
+        kept = parse_model(Leakage, read_bytes(path, JSON_BYTES))
+    except (OSError, UsageError, ValueError):
         return None
     is_possible = 0 < kept.train_share <= 1 and 0 <= kept.copies <= kept.held_out
     return kept if is_possible else None

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
 
 from llmtrain.data.corpus import Corpus
-from llmtrain.data.corpus_stats import CorpusStats, CorpusStatsBuilder
+from llmtrain.data.corpus_stats import CorpusStatsBuilder
 from llmtrain.data.sources.resolve import BUILTIN_PYTHON
-from llmtrain.data.split import Side, plan_split
+from llmtrain.data.split import Side
 from llmtrain.errors import DataError
-from llmtrain.prepare.context import PrepareContext
+from llmtrain.prepare.context import MeasuredText, PrepareContext
 from llmtrain.profile.schema import DataSection
 from llmtrain.progress import Note
 
@@ -23,16 +23,9 @@ _NAMES: dict[Side, str] = {"train": "text to train on", "validation": "validatio
 _SHORTEST_CONTEXT = 32  # the shortest context to propose
 
 
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """The length of both parts of the text, in tokens or in bytes."""
-
-    train: int
-    validation: int
-    unit: Literal["tokens", "bytes"]
-
-    def of(self, side: Side) -> int:
-        return self.train if side == "train" else self.validation
+# The length of each part, in tokens or in bytes.
+Lengths: TypeAlias = Mapping[Side, int]
+Unit = Literal["tokens", "bytes"]
 
 
 def check_length(
@@ -50,61 +43,47 @@ def check_length(
         builder.add(document)
         if not corpus.has_validation and _is_long(builder.text_bytes, section, context):
             return
-    stats = corpus.facts(builder)
-    fraction = working_fraction(corpus, stats, section, context)
-    require_bytes(corpus, stats, section, fraction, context)
+    text = MeasuredText(corpus, corpus.facts(builder), section, prepare)
+    require_bytes(_with_working_fraction(text, context), context)
 
 
-def working_fraction(
-    corpus: Corpus, stats: CorpusStats, section: DataSection, context: int
-) -> float:
-    """Return `data.validation_fraction`; for a short text a larger one, of a quarter at most.
+def _with_working_fraction(text: MeasuredText, context: int) -> MeasuredText:
+    """Return the text; of a short one a larger fraction is held out, of a quarter at most.
 
     If the fraction may hold out less than one window, it grows until two are held out.
     """
-    fraction = section.validation_fraction
-    if corpus.has_validation or _is_long(stats.text_bytes, section, context):
-        return fraction
+    if text.corpus.has_validation or _is_long(text.stats.text_bytes, text.section, context):
+        return text
     window_bytes = context * _BYTES_PER_TOKEN
-    if _bytes_of(corpus, stats, fraction).validation >= window_bytes:
-        return fraction
+    fraction = text.section.validation_fraction
+    if _bytes_of(text)["validation"] >= window_bytes:
+        return text
     while fraction < _LARGEST_FRACTION:
         fraction = min(_LARGEST_FRACTION, round(fraction * _GROWTH, 4))
-        if _bytes_of(corpus, stats, fraction).validation >= _WINDOWS * window_bytes:
+        if _bytes_of(text.with_fraction(fraction))["validation"] >= _WINDOWS * window_bytes:
             break
-    return fraction
+    return text.with_fraction(fraction)
 
 
-def with_working_fraction(
-    corpus: Corpus, stats: CorpusStats, section: DataSection, context: int, prepare: PrepareContext
-) -> DataSection:
-    """Return the section with the working fraction; announce it if it differs."""
-    fraction = working_fraction(corpus, stats, section, context)
-    if fraction == section.validation_fraction:
-        return section
-    prepare.observe(
-        Note(
-            f"the text is short: {fraction:.1%} of it is held out for validation instead of "
-            f"{section.validation_fraction:.1%}"
-        )
-    )
-    return section.model_copy(update={"validation_fraction": fraction})
+def with_working_fraction(text: MeasuredText, context: int) -> MeasuredText:
+    """Return the text; of a short one more is held out than asked, which is announced."""
+    changed = _with_working_fraction(text, context)
+    asked, fraction = text.section.validation_fraction, changed.section.validation_fraction
+    if fraction != asked:
+        said = f"the text is short: {fraction:.1%} of it is held out for validation instead of"
+        text.prepare.observe(Note(f"{said} {asked:.1%}"))
+    return changed
 
 
-def require_bytes(
-    corpus: Corpus, stats: CorpusStats, section: DataSection, fraction: float, context: int
-) -> None:
+def require_bytes(text: MeasuredText, context: int) -> None:
     """Raise DataError if a part has too few bytes for one window with any tokenizer."""
-    if corpus.has_validation or not _is_long(stats.text_bytes, section, context):
-        lengths = _bytes_of(corpus, stats, fraction)
-        _require(lengths, context, fraction, is_given=corpus.has_validation)
+    if text.corpus.has_validation or not _is_long(text.stats.text_bytes, text.section, context):
+        _require(_bytes_of(text), "bytes", text, context)
 
 
-def require_tokens(
-    train: int, validation: int, context: int, fraction: float, *, is_given: bool
-) -> None:
-    """Raise DataError if a part has too few tokens for one window. `is_given`: not split off."""
-    _require(Lengths(train, validation, "tokens"), context, fraction, is_given=is_given)
+def require_tokens(train: int, validation: int, text: MeasuredText, context: int) -> None:
+    """Raise DataError if a part has too few tokens for one window."""
+    _require({"train": train, "validation": validation}, "tokens", text, context)
 
 
 def _is_long(text_bytes: int, section: DataSection, context: int) -> bool:
@@ -113,37 +92,37 @@ def _is_long(text_bytes: int, section: DataSection, context: int) -> bool:
     return text_bytes * share >= 4 * context * _BYTES_PER_TOKEN
 
 
-def _bytes_of(corpus: Corpus, stats: CorpusStats, fraction: float) -> Lengths:
+def _bytes_of(text: MeasuredText) -> Lengths:
     """Return the bytes of text and separators, an upper bound on the number of tokens."""
     found: dict[Side, int] = {"train": 1, "validation": 1}
-    for piece in plan_split(corpus, stats, fraction).assign(corpus.documents()):
+    for piece in text.split().assign(text.corpus.documents()):
         found[piece.side] += len(piece.document.text.encode()) + 1
-    return Lengths(found["train"], found["validation"], "bytes")
+    return found
 
 
-def _require(lengths: Lengths, context: int, fraction: float, *, is_given: bool) -> None:
+def _require(lengths: Lengths, unit: Unit, text: MeasuredText, context: int) -> None:
     sides: tuple[tuple[Side, Side], ...] = (("train", "validation"), ("validation", "train"))
     for side, other in sides:
-        if lengths.of(side) <= context:
+        if lengths[side] <= context:
             raise DataError(
-                f"the {_NAMES[side]} has {lengths.of(side)} {lengths.unit}, too few for one "
-                f"window of context {context}; the {_NAMES[other]} has {lengths.of(other)}",
-                hint=_hint(lengths, side, context, fraction, is_given=is_given),
+                f"the {_NAMES[side]} has {lengths[side]} {unit}, too few for one "
+                f"window of context {context}; the {_NAMES[other]} has {lengths[other]}",
+                hint=_hint(lengths, unit, side, text, context),
             )
 
 
-def _hint(lengths: Lengths, side: Side, context: int, fraction: float, *, is_given: bool) -> str:
+def _hint(lengths: Lengths, unit: Unit, side: Side, text: MeasuredText, context: int) -> str:
     """Return a hint: another fraction or a shorter context if that suffices, else more text."""
-    per_token = 1 if lengths.unit == "tokens" else _BYTES_PER_TOKEN
-    tokens = (lengths.train + lengths.validation) // per_token
+    per_token = 1 if unit == "tokens" else _BYTES_PER_TOKEN
+    tokens = sum(lengths.values()) // per_token
     advice = []
-    if not is_given:
+    if not text.corpus.has_validation:
         needed = math.ceil(100 * _WINDOWS * (context + 1) / max(1, tokens)) / 100
-        if needed <= 0.5 and (needed > fraction) == (side == "validation"):
+        if needed <= 0.5 and (needed > text.section.validation_fraction) == (side == "validation"):
             advice.append(f"--set data.validation_fraction={needed:g}")
-    shortest = min(lengths.train, lengths.validation) // per_token
+    shortest = min(lengths.values()) // per_token
     shorter = 1 << max(0, shortest // _WINDOWS).bit_length() >> 1
     if _SHORTEST_CONTEXT <= shorter < context:
         advice.append(f"--set model.context={shorter}")
-    file = "data.validation" if is_given and side == "validation" else "--data"
+    file = "data.validation" if text.corpus.has_validation and side == "validation" else "--data"
     return ", or ".join([*advice, f"add text with {file}"])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from llmtrain.data.corpus import Corpus
-from llmtrain.data.corpus_stats import CorpusStats
 from llmtrain.data.shards.cache_entry import (
     building_directory,
     locked_entry,
@@ -16,56 +14,25 @@ from llmtrain.data.shards.cache_entry import (
     require_readable,
 )
 from llmtrain.data.shards.manifest import now_utc, versions, write_record
-from llmtrain.data.split import plan_split
 from llmtrain.errors import DataError
 from llmtrain.files import cache_directory, json_key, path_of
-from llmtrain.prepare.context import PrepareContext
-from llmtrain.profile.schema import DataSection
+from llmtrain.prepare.context import MeasuredText
 from llmtrain.progress import Note
-from llmtrain.tokenizer import Tokenizer, TrainedTokenizer, open_tokenizer, train_tokenizer
+from llmtrain.tokenizer import Tokenizer, open_tokenizer, train_tokenizer
 from llmtrain.tokenizer.train_process import train_in_process
 from llmtrain.units import format_bytes
 
 _TOKENIZER_RECIPE = 2  # raised when training a tokenizer from the same text gives another one
 
 
-def ensure_tokenizer(
-    corpus: Corpus,
-    stats: CorpusStats,
-    section: DataSection,
-    vocab_size: int,
-    prepare: PrepareContext,
-) -> Path:
-    """Return the directory of the tokenizer that the section names, or train one."""
-    if section.tokenizer == "auto":
-        return _trained_tokenizer(corpus, stats, section, vocab_size, prepare)
-    return path_of(section.tokenizer)
+def ensure_tokenizer(text: MeasuredText, vocab_size: int) -> Path:
+    """Return the directory of the tokenizer that the section names, or of one trained on it.
 
-
-def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    """Load a tokenizer for a model with `vocab_size` embedding rows.
-
-    Raises DataError.
+    A trained one is of the training side, and is cached.
     """
-    tokenizer = open_tokenizer(path)
-    if tokenizer.vocab_size > vocab_size:
-        raise DataError(
-            f"tokenizer {path} has {tokenizer.vocab_size} pieces, the model "
-            f"{vocab_size} embedding rows",
-            hint=f"--set model.vocab_size={tokenizer.vocab_size}",
-        )
-    return tokenizer
-
-
-def _trained_tokenizer(
-    corpus: Corpus,
-    stats: CorpusStats,
-    section: DataSection,
-    vocab_size: int,
-    prepare: PrepareContext,
-) -> Path:
-    """Return the cached tokenizer of the corpus's training side; train it if there is none."""
-    key = _tokenizer_key(stats.fingerprint, section, vocab_size)
+    if text.section.tokenizer != "auto":
+        return path_of(text.section.tokenizer)
+    key, prepare = _tokenizer_key(text, vocab_size), text.prepare
     directory = cache_directory() / "tokenizers" / key
     if _is_intact(directory):
         return directory
@@ -74,9 +41,20 @@ def _trained_tokenizer(
         locked_entry(cache_directory(), key, prepare.check_stop, prepare.announce_waiting),
     ):
         if not _is_intact(directory):  # the process we waited for may have built it
-            trained = _learnt(corpus, stats, section, vocab_size, prepare)
-            _publish(trained.tokenizer, directory, {"key": key, "sources": corpus.describe()})
+            _publish(_learnt(text, vocab_size), directory, {"sources": text.corpus.describe()})
     return directory
+
+
+def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    """Load a tokenizer for a model with `vocab_size` embedding rows. Raises DataError."""
+    tokenizer = open_tokenizer(path)
+    if tokenizer.vocab_size > vocab_size:
+        raise DataError(
+            f"tokenizer {path} has {tokenizer.vocab_size} pieces, the model "
+            f"{vocab_size} embedding rows",
+            hint=f"--set model.vocab_size={tokenizer.vocab_size}",
+        )
+    return tokenizer
 
 
 def _is_intact(directory: Path) -> bool:
@@ -89,44 +67,30 @@ def _is_intact(directory: Path) -> bool:
     return True
 
 
-def _learnt(
-    corpus: Corpus,
-    stats: CorpusStats,
-    section: DataSection,
-    vocab_size: int,
-    prepare: PrepareContext,
-) -> TrainedTokenizer:
-    prepare.observe(
-        Note(f"training a tokenizer of {vocab_size} pieces on {format_bytes(stats.text_bytes)}")
-    )
-    trained = train_tokenizer(
-        _training_texts(corpus, stats, section, prepare),
+def _learnt(text: MeasuredText, vocab_size: int) -> Tokenizer:
+    prepare = text.prepare
+    size = format_bytes(text.stats.text_bytes)
+    prepare.observe(Note(f"training a tokenizer of {vocab_size} pieces on {size}"))
+    parts = text.split().assign(prepare.with_progress("sampling text", text.corpus).documents())
+    tokenizer = train_tokenizer(
+        prepare.training_texts(part.document for part in parts if part.side == "train"),
         vocab_size=vocab_size,
-        kind=section.tokenizer_kind,
+        kind=text.section.tokenizer_kind,
         learn=partial(train_in_process, check_stop=prepare.check_stop),
-    )
-    pieces = trained.tokenizer.vocab_size
+    ).tokenizer
+    pieces = tokenizer.vocab_size
     if pieces < vocab_size:
-        prepare.observe(
-            Note(
-                f"the text gives only {pieces} pieces of {vocab_size}; the rest of the embedding "
-                f"stays unused (--set model.vocab_size={pieces})",
-                is_warning=True,
-            )
+        said = (
+            f"the text gives only {pieces} pieces of {vocab_size}; the rest of the embedding "
+            f"stays unused (--set model.vocab_size={pieces})"
         )
-    return trained
+        prepare.observe(Note(said, is_warning=True))
+    return tokenizer
 
 
-def _training_texts(
-    corpus: Corpus, stats: CorpusStats, section: DataSection, prepare: PrepareContext
-) -> Iterator[str]:
-    split = plan_split(corpus, stats, section.validation_fraction)
-    pieces = split.assign(prepare.with_progress("sampling text", corpus).documents())
-    return prepare.training_texts(piece.document for piece in pieces if piece.side == "train")
-
-
-def _tokenizer_key(fingerprint: str, section: DataSection, vocab_size: int) -> str:
-    recipe = [_TOKENIZER_RECIPE, fingerprint, section.validation_fraction, vocab_size]
+def _tokenizer_key(text: MeasuredText, vocab_size: int) -> str:
+    section = text.section
+    recipe = [_TOKENIZER_RECIPE, text.stats.fingerprint, section.validation_fraction, vocab_size]
     if section.tokenizer_kind != "bpe":
         recipe.append(section.tokenizer_kind)
     return json_key(recipe)
@@ -137,5 +101,5 @@ def _publish(tokenizer: Tokenizer, directory: Path, record: Mapping[str, object]
     with building_directory(directory.parent, directory.name) as scratch:
         tokenizer.save(scratch / "new")
         made = {"at": now_utc(), "versions": versions()}
-        write_record(scratch / "new", {**record, "made": made})
+        write_record(scratch / "new", {"key": directory.name, **record, "made": made})
         replace_entry(scratch, directory)

@@ -29,6 +29,11 @@ def _byte_of_letter() -> MappingProxyType[str, int]:
     return MappingProxyType({letter: byte for byte, letter in letter_of_byte().items()})
 
 
+def is_byte_name(text: str) -> bool:
+    """Return whether a piece names a byte, as "<0x0A>" does."""
+    return _BYTE.fullmatch(text) is not None
+
+
 def spelled_bytes(text: str) -> bytes:
     """Return the UTF-8 of a piece in which "▁" is a space and "<0x0A>" is a byte."""
     byte = _BYTE.fullmatch(text)

@@ -33,36 +33,23 @@ class Kind:
 class Codec(Protocol):
     """The encoder and decoder of one library; text never encodes to a control token."""
 
-    @property
-    def model(self) -> bytes:
-        """Contents of the model file, in bytes."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids; ids are 0 to `vocab_size` - 1."""
-        ...
+    model: bytes  # contents of the model file
+    vocab_size: int  # ids are 0 to `vocab_size` - 1
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of Unicode text."""
-        ...
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
         """Return the ids of each text, in order."""
-        ...
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of ids below `vocab_size`; control tokens decode to ""."""
-        ...
 
     def piece(self, token: int) -> str:
         """Return the piece of an id below `vocab_size`, in the model's spelling."""
-        ...
 
     def spell(self, token: int) -> bytes:
         """Return the UTF-8 that an id contributes within a text; b"" for a control token."""
-        ...
 
     def pieces(self) -> list[Piece]:
         """Return the vocabulary in order of id; the separator is among the control tokens."""
-        ...

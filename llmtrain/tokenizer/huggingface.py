@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from llmtrain.tokenizer.escape import REPLACEMENTS, SPACE_MARK
-from llmtrain.tokenizer.piece import Piece
+from llmtrain.tokenizer.piece import Piece, merges_of
+from llmtrain.tokenizer.structure import Settings
 
 # A word with the spaces before it; no piece crosses into the next word.
 _WORD = f"{SPACE_MARK}+[^{SPACE_MARK}]*|[^{SPACE_MARK}]+"
@@ -19,20 +19,11 @@ _PADDINGS = ("<pad>", "<|pad|>", "[PAD]", "<|finetune_right_pad_id|>")
 _NO_TEXT_SCORE = -1e4  # so low that a token name in a text is always split into other pieces
 
 
-@dataclass(frozen=True, slots=True)
-class TextSettings:
-    """The normalization applied before segmentation into pieces and reversed by the decoder."""
-
-    escaped: bool = True
-    adds_prefix: bool = False  # a space before each text
-    removes_extra_spaces: bool = False
-    whole_pieces: tuple[str, ...] = ()  # matched in a text before all other pieces
+# Of llmtrain's own tokenizers, whose text is escaped and otherwise unchanged.
+_OWN = Settings(adds_dummy_prefix=False, removes_extra_spaces=False)
 
 
-_OWN = TextSettings()
-
-
-def bpe_json(pieces: Sequence[Piece], settings: TextSettings = _OWN) -> str:
+def bpe_json(pieces: Sequence[Piece], settings: Settings = _OWN, *, escaped: bool = True) -> str:
     """Return the tokenizer.json of a BPE vocabulary whose merges are ordered by score."""
     model = models.BPE(
         {piece.text: token for token, piece in enumerate(pieces)},
@@ -41,10 +32,12 @@ def bpe_json(pieces: Sequence[Piece], settings: TextSettings = _OWN) -> str:
         fuse_unk=True,
         byte_fallback=True,
     )
-    return _around(tokenizers.Tokenizer(model), pieces, settings)
+    return _around(tokenizers.Tokenizer(model), pieces, settings, escaped=escaped)
 
 
-def unigram_json(pieces: Sequence[Piece], settings: TextSettings = _OWN) -> str:
+def unigram_json(
+    pieces: Sequence[Piece], settings: Settings = _OWN, *, escaped: bool = True
+) -> str:
     """Return the tokenizer.json of a unigram vocabulary, segmented word by word.
 
     Each character in the name of a byte or special token must be a piece itself.
@@ -55,7 +48,7 @@ def unigram_json(pieces: Sequence[Piece], settings: TextSettings = _OWN) -> str:
     unknown = next(token for token, piece in enumerate(pieces) if piece.kind == "unknown")
     tokenizer = tokenizers.Tokenizer(models.Unigram(scores, unk_id=unknown, byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD), "isolated")
-    return _around(tokenizer, pieces, settings)
+    return _around(tokenizer, pieces, settings, escaped=escaped)
 
 
 def tokenizer_config(
@@ -89,16 +82,16 @@ def tokenizer_config(
 
 
 def _around(
-    tokenizer: tokenizers.Tokenizer, pieces: Sequence[Piece], settings: TextSettings
+    tokenizer: tokenizers.Tokenizer, pieces: Sequence[Piece], settings: Settings, *, escaped: bool
 ) -> str:
     """Return the tokenizer.json of `tokenizer` with normalizer, decoder and special tokens added.
 
     The output is deterministic.
     """
-    escapes = REPLACEMENTS if settings.escaped else ()
+    escapes = REPLACEMENTS if escaped else ()
     trims = _EXTRA_SPACES if settings.removes_extra_spaces else ()
     replacements = (*escapes, *trims, (" ", SPACE_MARK))
-    prefix = [normalizers.Prepend(SPACE_MARK)] if settings.adds_prefix else []
+    prefix = [normalizers.Prepend(SPACE_MARK)] if settings.adds_dummy_prefix else []
     tokenizer.normalizer = normalizers.Sequence(
         [*(normalizers.Replace(old, new) for old, new in replacements), *prefix]
     )
@@ -108,7 +101,7 @@ def _around(
             decoders.Replace(SPACE_MARK, " "),
             decoders.ByteFallback(),
             decoders.Fuse(),
-            *([decoders.Strip(" ", 1, 0)] if settings.adds_prefix else []),
+            *([decoders.Strip(" ", 1, 0)] if settings.adds_dummy_prefix else []),
             *(decoders.Replace(code, plain) for plain, code in reversed(escapes)),
         ]
     )
@@ -121,16 +114,9 @@ def _around(
 
 
 def _merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
-    """Return every pair of pieces that concatenates to a third, in order of merging.
+    """Return the merges of a sentencepiece model, which stores none.
 
-    A sentencepiece model stores no merges: it merges any neighbours that spell the piece with the
-    highest score.
+    It merges any neighbours that spell the piece with the highest score.
     """
-    ids = {piece.text: token for token, piece in enumerate(pieces) if piece.kind == "text"}
-    ranked = [
-        (-pieces[token].score, ids[text[:cut]], ids[text[cut:]])
-        for text, token in ids.items()
-        for cut in range(1, len(text))
-        if text[:cut] in ids and text[cut:] in ids
-    ]
-    return [(pieces[left].text, pieces[right].text) for _, left, right in sorted(ranked)]
+    texts = {piece.text: token for token, piece in enumerate(pieces) if piece.kind == "text"}
+    return merges_of({text: -pieces[token].score for text, token in texts.items()}, texts)

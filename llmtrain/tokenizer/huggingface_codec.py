@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from llmtrain.errors import DataError
-from llmtrain.tokenizer.byte_unicode import bytes_of, spelled_bytes
+from llmtrain.tokenizer.byte_unicode import bytes_of, is_byte_name, spelled_bytes
+from llmtrain.tokenizer.codec import Codec
 from llmtrain.tokenizer.piece import UNKNOWN, Piece, PieceKind
 
 _MOST_PIECES = 1 << 20
-_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
-class HuggingFaceCodec:
+class HuggingFaceCodec(Codec):
     """A tokenizer.json without its template: no special tokens are put around a text.
 
     A special token's name in a text is encoded as text, as with `split_special_tokens` in
@@ -36,9 +35,9 @@ class HuggingFaceCodec:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._tokenizer.encode_special_tokens = True
-        self._vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
-        if self._vocab_size > _MOST_PIECES:
-            highest = self._vocab_size - 1
+        self.vocab_size = 1 + max(self._tokenizer.get_vocab().values(), default=-1)
+        if self.vocab_size > _MOST_PIECES:
+            highest = self.vocab_size - 1
             raise DataError(f"it has an id {highest}, and {_MOST_PIECES - 1} is the highest")
         added = self._tokenizer.get_added_tokens_decoder()
         self._added = frozenset(added)
@@ -46,13 +45,7 @@ class HuggingFaceCodec:
         self._is_in_letters = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
         self._controls = {token: each.content for token, each in added.items() if each.special}
 
-    @property
-    def vocab_size(self) -> int:
-        """The highest id plus one."""
-        return self._vocab_size
-
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, without the special tokens of a template."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -67,7 +60,6 @@ class HuggingFaceCodec:
         return [each.ids for each in encoded]
 
     def decode(self, ids: list[int]) -> str:
-        """Return the text of `ids`; control tokens decode to ""."""
         text: str = self._tokenizer.decode(
             [token for token in ids if token not in self._controls], skip_special_tokens=False
         )
@@ -78,7 +70,6 @@ class HuggingFaceCodec:
         return self._tokenizer.id_to_token(token) or ""
 
     def spell(self, token: int) -> bytes:
-        """Return the UTF-8 that an id contributes within a text; b"" for a control token."""
         text = self.piece(token)
         if token in self._added:
             return b"" if token in self._controls else text.encode()
@@ -91,16 +82,15 @@ class HuggingFaceCodec:
         """Return the vocabulary in order of id; each piece's score is minus its id."""
         texts = map(self.piece, range(self.vocab_size))
         return [
-            Piece(text, -float(token), self._kind(token, text, self._is_in_letters))
-            for token, text in enumerate(texts)
+            Piece(text, -float(token), self._kind(token, text)) for token, text in enumerate(texts)
         ]
 
-    def _kind(self, token: int, text: str, in_letters: bool) -> PieceKind:
+    def _kind(self, token: int, text: str) -> PieceKind:
         if token in self._controls or not text:
             return "unknown" if text == UNKNOWN else "control"
-        if in_letters:
+        if self._is_in_letters:
             return "byte" if _is_part_of_a_character(text) else "text"
-        return "byte" if _BYTE.fullmatch(text) else "text"
+        return "byte" if is_byte_name(text) else "text"
 
 
 def _is_part_of_a_character(text: str) -> bool:

@@ -23,7 +23,12 @@ from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
 from llmtrain.tokenizer.structure import with_control_piece
 from llmtrain.tokenizer.tiktoken_ranks import ranks_json
 from llmtrain.tokenizer.tokenizer import MAX_JSON_BYTES, MAX_MODEL_BYTES, Tokenizer
-from llmtrain.tokenizer.vocabulary_json import MERGES_FILE, VOCABULARY_FILE, vocabulary_json
+from llmtrain.tokenizer.vocabulary_json import (
+    MERGES_FILE,
+    VOCABULARY_FILE,
+    special_token,
+    vocabulary_json,
+)
 from llmtrain.untrusted import parse_json, problem_of, read_bytes
 
 _KINDS = "a sentencepiece .model, tokenizer.json, vocab.json or .tiktoken, or a directory of one"
@@ -173,7 +178,7 @@ def _of_json(file: Path, data: bytes, options: ImportOptions) -> Imported:
     added = separator not in names
     if added:
         names[separator] = codec.vocab_size
-        document["added_tokens"].append(_added_token(separator, codec.vocab_size))
+        document["added_tokens"].append(special_token(separator, codec.vocab_size))
         data = json.dumps(document, ensure_ascii=False).encode()
     kind = Kind("huggingface", names[separator], escaped=False)
     return _checked(file, data, kind, options, tuple(names), separator, added)
@@ -206,11 +211,6 @@ def _require_supported(document: Any) -> None:
         raise DataError(f"its unknown token {unknown!r} is not in its vocabulary")
     if kind == "Unigram" and model.get("unk_id") is None:
         raise DataError("it has no unknown token")
-
-
-def _added_token(name: str, token: int) -> dict[str, object]:
-    flags = ("single_word", "lstrip", "rstrip", "normalized")
-    return {"id": token, "content": name, **dict.fromkeys(flags, False), "special": True}
 
 
 def _stated_end(file: Path) -> str | None:
@@ -272,20 +272,14 @@ def _checked(
                 "same; bits per byte then count bytes that the model was never shown",
             )
         warnings.append(f"{problem}; bits per byte count bytes that the model is never shown")
-    if kind.name == "sentencepiece":
-        _require_agreement(tokenizer)
-    return Imported(tokenizer, file, separator, added, tuple(warnings))
-
-
-def _require_agreement(tokenizer: Tokenizer) -> None:
-    """Raise DataError, naming a text, if tokenizer.json gives other ids than the model."""
-    _, text = tokenizer.json_of_model()
-    if text is not None:
+    differs_at = tokenizer.json_of_model()[1] if kind.name == "sentencepiece" else None
+    if differs_at is not None:
         raise DataError(
             "no tokenizer.json gives the ids of this sentencepiece model, so Hugging Face would "
-            f"read the checkpoint with others: {text[:80]!r} differs",
+            f"read the checkpoint with others: {differs_at[:80]!r} differs",
             hint="import the tokenizer.json of the same model, if it has one",
         )
+    return Imported(tokenizer, file, separator, added, tuple(warnings))
 
 
 def _change(lost: Sequence[tuple[str, str]]) -> str:

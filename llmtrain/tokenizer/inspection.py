@@ -94,7 +94,9 @@ def inspect_tokenizer(
         separator_id=tokenizer.separator_id,
         fingerprint=tokenizer.fingerprint,
         longest_pieces=_longest(pieces, text_ids),
-        spellings=tuple(Spelling(text, _spelt(tokenizer, text)) for text in _SPELT),
+        spellings=tuple(
+            Spelling(text, tuple(map(tokenizer.piece, tokenizer.encode(text)))) for text in _SPELT
+        ),
         sample_bytes=total.bytes,
         sample_tokens=total.tokens,
         bytes_per_token=total.bytes_per_token,
@@ -121,7 +123,3 @@ def _rarest(
 ) -> tuple[UsedPiece, ...]:
     needed = sorted((used[token], token) for token in text_ids if token in used)
     return tuple(UsedPiece(pieces[token].text, times) for times, token in needed[:_PIECES_SHOWN])
-
-
-def _spelt(tokenizer: Tokenizer, text: str) -> tuple[str, ...]:
-    return tuple(tokenizer.piece(token) for token in tokenizer.encode(text))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import AnyStr, Literal
 
 SEPARATOR = "<|endoftext|>"
 UNKNOWN = "<unk>"
@@ -19,6 +20,19 @@ class Piece:
     text: str
     score: float  # higher: merged earlier (BPE) or likelier (unigram); text pieces only
     kind: PieceKind
+
+
+def merges_of(
+    order: Mapping[AnyStr, float], ids: Mapping[AnyStr, int]
+) -> list[tuple[AnyStr, AnyStr]]:
+    """Return every pair of pieces that concatenates to a third, by the `order` of the third."""
+    ranked = sorted(
+        (rank, ids[text[:cut]], ids[text[cut:]], text[:cut], text[cut:])
+        for text, rank in order.items()
+        for cut in range(1, len(text))
+        if text[:cut] in ids and text[cut:] in ids
+    )
+    return [(left, right) for *_, left, right in ranked]
 
 
 def reserved_names(count: int) -> list[str]:

@@ -10,6 +10,7 @@ from sentencepiece import SentencePieceProcessor
 
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.byte_unicode import spelled_bytes
+from llmtrain.tokenizer.codec import Codec
 from llmtrain.tokenizer.escape import SPACE_MARK, escape, unescape
 from llmtrain.tokenizer.piece import SEPARATOR, UNKNOWN, Piece, PieceKind, reserved_names
 from llmtrain.tokenizer.structure import require_sound
@@ -22,7 +23,7 @@ _WORD_START = re.compile(f"(?<![ {SPACE_MARK}])[ {SPACE_MARK}]")
 _PROBE = "  a  b\t\r\n\n\x00 e\u0301 \ufb01 \uff21 \ufeff \U0010fffd ▁ <unk> "
 
 
-class SentencePieceCodec:
+class SentencePieceCodec(Codec):
     """A sentencepiece model, by the sentencepiece library."""
 
     def __init__(self, model: bytes) -> None:
@@ -32,44 +33,34 @@ class SentencePieceCodec:
         self._processor = SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)
+            self.vocab_size = self._processor.get_piece_size()
             pieces = self.pieces()
             self.decode(list(range(self.vocab_size)))  # raises if a surface is not UTF-8
         except (RuntimeError, UnicodeDecodeError):
             raise DataError("it is not a sentencepiece model") from None
         self._is_cut = self._keeps_words_apart(pieces)
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of pieces."""
-        return int(self._processor.get_piece_size())
-
     def encode(self, text: str) -> list[int]:
-        """Return the ids that sentencepiece gives the whole text."""
         return list(chain.from_iterable(map(self._processor.encode, self._parts(text))))
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
-        """Return the ids of each text, in order; `threads` is the number of threads."""
         parts = [list(self._parts(text)) for text in texts]
         encoded = iter(self._processor.encode(list(chain(*parts)), num_threads=threads))
         return [list(chain.from_iterable(islice(encoded, len(own)))) for own in parts]
 
     def decode(self, ids: list[int]) -> str:
-        """Return the text of `ids`; control tokens decode to ""."""
         text: str = self._processor.decode(ids)
         return text
 
     def piece(self, token: int) -> str:
-        """Return the piece of an id, in the model's spelling."""
         text: str = self._processor.id_to_piece(token)
         return text
 
     def spell(self, token: int) -> bytes:
-        """Return the UTF-8 that an id contributes within a text; b"" for a control token."""
         kind, text = self._kind(token), self.piece(token)
         return spelled_bytes(text) if kind in ("text", "byte") else b""
 
     def pieces(self) -> list[Piece]:
-        """Return the vocabulary, in order of id."""
         return [
             Piece(self.piece(token), self._processor.get_score(token), self._kind(token))
             for token in range(self.vocab_size)

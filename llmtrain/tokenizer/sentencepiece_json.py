@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
-from llmtrain.tokenizer.codec import Codec
 from llmtrain.tokenizer.escape import escape
-from llmtrain.tokenizer.huggingface import TextSettings, bpe_json, unigram_json
+from llmtrain.tokenizer.huggingface import bpe_json, unigram_json
 from llmtrain.tokenizer.huggingface_codec import HuggingFaceCodec
 from llmtrain.tokenizer.piece import Piece
 from llmtrain.tokenizer.probes import PROBES
@@ -27,22 +26,15 @@ def sentencepiece_json(model: bytes, escaped: bool) -> tuple[str, str | None]:
     codec = SentencePieceCodec(model)
     settings = read_settings(model)
     pieces = codec.pieces()
-    text_settings = TextSettings(
-        escaped=escaped,
-        adds_prefix=settings.adds_dummy_prefix,
-        removes_extra_spaces=settings.removes_extra_spaces,
-        whole_pieces=settings.whole_pieces,
-    )
     to_json = unigram_json if settings.is_unigram else bpe_json
-    text = to_json(pieces, text_settings)
-    return text, next(_differing(codec, HuggingFaceCodec(text.encode()), pieces, escaped), None)
-
-
-def _differing(ours: Codec, theirs: Codec, pieces: Sequence[Piece], escaped: bool) -> Iterator[str]:
-    """Yield each probe whose ids differ in `theirs`, whose normalizer escapes text itself."""
-    for text in _probes(pieces):
-        if ours.encode(escape(text) if escaped else text) != theirs.encode(text):
-            yield text
+    text = to_json(pieces, settings, escaped=escaped)
+    theirs = HuggingFaceCodec(text.encode())  # its normalizer escapes text itself
+    differing = (
+        probe
+        for probe in _probes(pieces)
+        if codec.encode(escape(probe) if escaped else probe) != theirs.encode(probe)
+    )
+    return text, next(differing, None)
 
 
 def _probes(pieces: Sequence[Piece]) -> Iterator[str]:

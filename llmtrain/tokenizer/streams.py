@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from llmtrain.tokenizer.byte_unicode import bytes_of
+from llmtrain.tokenizer.byte_unicode import bytes_of, is_byte_name, spelled_bytes
 from llmtrain.tokenizer.piece import Piece
 from llmtrain.tokenizer.tokenizer import Tokenizer
 
@@ -13,7 +12,6 @@ _PART_CHARACTERS = 1 << 20
 _LONGEST_CHARACTERS = 1 << 24
 _PART_IDS = 1 << 18
 _LONGEST_IDS = 1 << 22
-_BYTE = re.compile("<0x([0-9A-F]{2})>")
 
 
 def encoded_parts(tokenizer: Tokenizer, blocks: Iterable[str]) -> Iterator[list[int]]:
@@ -84,8 +82,7 @@ def _begins(piece: Piece) -> bool:
     """
     if piece.kind != "byte":
         return piece.kind == "text" and not piece.text.startswith(("0", "1"))
-    spelt = _BYTE.fullmatch(piece.text)
-    first = int(spelt[1], 16) if spelt else bytes_of(piece.text)[0]
+    first = (spelled_bytes if is_byte_name(piece.text) else bytes_of)(piece.text)[0]
     return first & 0xC0 != 0x80 and first not in b"01"
 
 

@@ -46,10 +46,10 @@ def require_sound(model: bytes) -> None:
 class Settings:
     """The settings of a model that affect how text is encoded."""
 
-    is_unigram: bool
     adds_dummy_prefix: bool  # a space before each text
     removes_extra_spaces: bool
-    whole_pieces: tuple[str, ...]  # matched in a text before all other pieces
+    whole_pieces: tuple[str, ...] = ()  # matched in a text before all other pieces
+    is_unigram: bool = False
 
 
 def read_settings(model: bytes) -> Settings:

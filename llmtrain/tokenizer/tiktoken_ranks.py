@@ -11,10 +11,10 @@ import binascii
 import json
 import re
 from collections.abc import Mapping
-from types import MappingProxyType
 
 from llmtrain.errors import DataError, UsageError
 from llmtrain.tokenizer.byte_unicode import letters_of
+from llmtrain.tokenizer.piece import merges_of
 
 _MOST_TOKENS = 1 << 20
 _CONTRACTION = "'(?:[sSſdDmMtT]|[lL][lL]|[vV][eE]|[rR][eE])"
@@ -23,16 +23,14 @@ _LOWER = r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
 _OTHER = r"[^\r\n\p{L}\p{N}]"
 
 # The pre-tokenization patterns of named encodings, in the regular expressions of tokenizer.json.
-PATTERNS: Mapping[str, str] = MappingProxyType(
-    {
-        "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-        "cl100k_base": rf"{_CONTRACTION}|{_OTHER}?\p{{L}}+|\p{{N}}{{1,3}}"
-        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+\z|\s*[\r\n]|\s+(?!\S)|\s",
-        "o200k_base": rf"{_OTHER}?[{_UPPER}]*[{_LOWER}]+(?:{_CONTRACTION})?"
-        rf"|{_OTHER}?[{_UPPER}]+[{_LOWER}]*(?:{_CONTRACTION})?"
-        r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-    }
-)
+PATTERNS: Mapping[str, str] = {
+    "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    "cl100k_base": rf"{_CONTRACTION}|{_OTHER}?\p{{L}}+|\p{{N}}{{1,3}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+\z|\s*[\r\n]|\s+(?!\S)|\s",
+    "o200k_base": rf"{_OTHER}?[{_UPPER}]*[{_LOWER}]+(?:{_CONTRACTION})?"
+    rf"|{_OTHER}?[{_UPPER}]+[{_LOWER}]*(?:{_CONTRACTION})?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}
 
 # In tokenizer.json "^" and "$" match at each line, and "}+" repeats instead of being possessive.
 _TAKEN_AS_IT_IS = re.compile(r"\\[pP]\{[^}]*\}|\\.|\[\^?(?:\\.|[^\]\\])*\]")
@@ -73,7 +71,7 @@ def ranks_json(data: bytes, pattern: str) -> bytes:
             "byte_fallback": False,
             "ignore_merges": True,  # a pre-token in the vocabulary is not split
             "vocab": _vocabulary(ranks),
-            "merges": _merges(ranks),
+            "merges": [tuple(map(letters_of, pair)) for pair in merges_of(ranks, ranks)],
         },
     }
     return json.dumps(document, ensure_ascii=False).encode()
@@ -120,14 +118,3 @@ def _vocabulary(ranks: Mapping[bytes, int]) -> dict[str, int]:
     vocabulary = {letters_of(token): rank for token, rank in ranks.items()}
     unused = set(range(max(vocabulary.values()) + 1)) - set(vocabulary.values())
     return vocabulary | {f"<|no token {rank}|>": rank for rank in sorted(unused)}
-
-
-def _merges(ranks: Mapping[bytes, int]) -> list[tuple[str, str]]:
-    """Return every pair of tokens that concatenates to a third, in order of the third's rank."""
-    ranked = sorted(
-        (rank, ranks[token[:cut]], ranks[token[cut:]], token[:cut], token[cut:])
-        for token, rank in ranks.items()
-        for cut in range(1, len(token))
-        if token[:cut] in ranks and token[cut:] in ranks
-    )
-    return [(letters_of(left), letters_of(right)) for _, _, _, left, right in ranked]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from llmtrain.errors import DataError
 from llmtrain.files import write_pieces_atomically
@@ -43,13 +43,17 @@ class Tokenizer:
     may be accepted nevertheless (`ImportOptions.allow_lossy`).
     """
 
-    __slots__ = ("_codec", "_fingerprint", "_kind")
+    __slots__ = ("_codec", "fingerprint", "kind", "model", "separator_id", "vocab_size")
 
     def __init__(self, codec: Codec, kind: Kind) -> None:
-        self._codec = codec
-        self._kind = kind
+        self._codec: Final = codec
+        self.kind: Final = kind
+        self.model: Final = codec.model  # contents of the tokenizer's file
+        self.vocab_size: Final = codec.vocab_size  # ids are 0 to `vocab_size` - 1
+        self.separator_id: Final = kind.separator_id  # it begins and ends each document
         read_as = b"" if kind.name == "own" else json.dumps(asdict(kind)).encode()
-        self._fingerprint = hashlib.sha256(read_as + codec.model).hexdigest()
+        # Hexadecimal SHA-256; equal fingerprints mean equal ids.
+        self.fingerprint: Final = hashlib.sha256(read_as + codec.model).hexdigest()
 
     @classmethod
     def of_model(cls, model: bytes) -> Tokenizer:
@@ -88,32 +92,7 @@ class Tokenizer:
             raise DataError(f"{path} cannot be used: {error.message}", hint=_HINT) from None
 
     def __reduce__(self) -> tuple[Any, tuple[Kind, bytes]]:
-        return Tokenizer.read_as, (self._kind, self._codec.model)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of pieces; ids are 0 to `vocab_size` - 1."""
-        return self._codec.vocab_size
-
-    @property
-    def separator_id(self) -> int:
-        """Id of the token that begins and ends each document."""
-        return self._kind.separator_id
-
-    @property
-    def kind(self) -> Kind:
-        """The interpretation of the tokenizer's file."""
-        return self._kind
-
-    @property
-    def model(self) -> bytes:
-        """Contents of the tokenizer's file."""
-        return self._codec.model
-
-    @property
-    def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of model and kind; equal fingerprints mean equal ids."""
-        return self._fingerprint
+        return Tokenizer.read_as, (self.kind, self.model)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, without separators. Raises DataError for a lone surrogate."""
@@ -137,7 +116,7 @@ class Tokenizer:
                     f"ids go from 0 to {limit - 1}"
                 )
         text = self._codec.decode([int(token) for token in ids])
-        return unescape(text) if self._kind.escaped else text
+        return unescape(text) if self.kind.escaped else text
 
     def piece(self, token: int) -> str:
         """Return the piece of an id from 0 to `vocab_size` - 1, in the model's spelling."""
@@ -171,29 +150,27 @@ class Tokenizer:
 
     def _files(self, model_max_length: int | None) -> dict[str, bytes]:
         pieces = self.pieces()
-        adds_prefix = None if self._kind.name == "huggingface" else self._adds_prefix()
+        is_json = self.kind.name == "huggingface"
+        adds_prefix = None if is_json else read_settings(self.model).adds_dummy_prefix
         config = tokenizer_config(pieces, model_max_length, adds_prefix=adds_prefix)
         files = {CONFIG_FILE: config.encode()}
-        if self._kind.name == "own":
-            files |= {MODEL_FILE: self._codec.model, JSON_FILE: bpe_json(pieces).encode()}
+        if self.kind.name == "own":
+            files |= {MODEL_FILE: self.model, JSON_FILE: bpe_json(pieces).encode()}
             return files
-        said = {"format_version": _FORMAT_VERSION, **asdict(self._kind)}
+        said = {"format_version": _FORMAT_VERSION, **asdict(self.kind)}
         files[KIND_FILE] = (json.dumps(said, indent=2) + "\n").encode()
-        files[JSON_FILE if self._kind.name == "huggingface" else MODEL_FILE] = self._codec.model
-        if self._kind.name == "sentencepiece":
+        files[JSON_FILE if is_json else MODEL_FILE] = self.model
+        if self.kind.name == "sentencepiece":
             text, differs_at = self.json_of_model()
             files |= {JSON_FILE: text.encode()} if differs_at is None else {}
         return files
 
     def json_of_model(self) -> tuple[str, str | None]:
         """Return an imported sentencepiece model as tokenizer.json, and a text whose ids differ."""
-        return sentencepiece_json(self._codec.model, self._kind.escaped)
-
-    def _adds_prefix(self) -> bool:
-        return read_settings(self._codec.model).adds_dummy_prefix
+        return sentencepiece_json(self.model, self.kind.escaped)
 
     def _prepared(self, text: str) -> str:
-        if self._kind.escaped:
+        if self.kind.escaped:
             return escape(text)
         require_unicode(text)
         return text

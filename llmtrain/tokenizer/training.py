@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Literal
 
 from sentencepiece import SentencePieceTrainer
@@ -50,7 +49,7 @@ _SPLITTING: dict[str, Any] = {"split_digits": True, "allow_whitespace_only_piece
 MOST_RESERVED = 1024
 
 ModelKind = Literal["bpe", "unigram"]
-SAMPLE_BYTES: Mapping[ModelKind, int] = MappingProxyType({"bpe": 64 << 20, "unigram": 16 << 20})
+SAMPLE_BYTES: Mapping[ModelKind, int] = {"bpe": 64 << 20, "unigram": 16 << 20}
 VocabularySize = int | Callable[[int], int]
 
 

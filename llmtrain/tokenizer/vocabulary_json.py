@@ -31,11 +31,10 @@ def vocabulary_json(vocabulary_file: Path) -> bytes:
         if name not in merged and (len(name) > 1 or not _is_byte(name))
     }
     letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     document = {
         "version": "1.0",
         "added_tokens": [
-            {"id": token, "content": name, **flags, "special": True}
+            special_token(name, token)
             for name, token in sorted(special.items(), key=lambda item: item[1])
         ],
         "pre_tokenizer": {**letters, "use_regex": True},
@@ -43,6 +42,12 @@ def vocabulary_json(vocabulary_file: Path) -> bytes:
         "model": {"type": "BPE", "vocab": vocabulary, "merges": [list(pair) for pair in merges]},
     }
     return json.dumps(document, ensure_ascii=False).encode()
+
+
+def special_token(name: str, token: int) -> dict[str, object]:
+    """Return an entry of `added_tokens` in tokenizer.json."""
+    flags = ("single_word", "lstrip", "rstrip", "normalized")
+    return {"id": token, "content": name, **dict.fromkeys(flags, False), "special": True}
 
 
 def _read_merges(path: Path, vocabulary: dict[str, int]) -> list[tuple[str, str]]:

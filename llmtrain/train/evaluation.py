@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -115,21 +114,19 @@ class Evaluator:
 
     def sample(self, prompt: str, seed: int) -> str:
         """Return a continuation of `prompt`."""
-        return "".join(self._generated(prompt, seed))
-
-    def sampled(self, step: int) -> None:
-        """Record that the samples of `step` are complete."""
-        self._sampled_step = step
-
-    def _generated(self, prompt: str, seed: int) -> Iterator[str]:
-        run, sampling = self._run, replace(_SAMPLING, seed=seed)
+        run, sampling, sampled = self._run, replace(_SAMPLING, seed=seed), ""
         limit = self._options.sample_tokens
         with run.autocast(), torch.compiler.set_stance("force_eager"):
             for text in continue_prompt(run.model, self._tokenizer, prompt, sampling, limit):
                 self._check_stop()
-                yield text
+                sampled += text
                 if self._is_time_over():
-                    return
+                    break
+        return sampled
+
+    def sampled(self, step: int) -> None:
+        """Record that the samples of `step` are complete."""
+        self._sampled_step = step
 
     def _is_time_over(self) -> bool:
         return time.monotonic() > self.deadline_s

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 
@@ -21,41 +22,31 @@ from llmtrain.train.repetition import overfitting_note, repetition_warnings
 from llmtrain.train.run_directory.directory import RunDirectory
 
 
+@dataclass
 class TrainLogger:
     """Logs on rank 0; does nothing on other ranks.
 
     `flops_per_token` and `peak_flops` (of one process) give the model FLOPs utilisation.
     """
 
-    def __init__(
-        self,
-        directory: RunDirectory,
-        observe: Observer,
-        options: TrainSection,
-        world: World,
-        device: torch.device,
-        *,
-        first_step: int,
-        flops_per_token: float,
-        peak_flops: float | None,
-        text_tokens: int,
-        mixture: Sequence[MixedSource] = (),
-    ) -> None:
-        self._directory = directory
-        self._observe = observe
-        self._options = options
-        self._world = world
-        self._flops_per_token = flops_per_token
-        self._peak_flops = peak_flops
-        self._text_tokens = text_tokens
-        self._mixture = mixture
-        self._first_step = self._logged_step = first_step
-        self._logged_at_s = time.monotonic()
-        self._is_length_known = False
+    directory: RunDirectory
+    observe: Observer
+    options: TrainSection
+    world: World
+    device: torch.device
+    first_step: int
+    flops_per_token: float
+    peak_flops: float | None
+    text_tokens: int
+    mixture: Sequence[MixedSource] = ()
+    _is_length_known: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self._logged_step, self._logged_at_s = self.first_step, time.monotonic()
         self._memory = MemoryMeter(
             launcher_pid=os.getppid() if is_launched() else None,
-            is_on_cpu=device.type == "cpu",
-            device_index=device.index,
+            is_on_cpu=self.device.type == "cpu",
+            device_index=self.device.index,
         )
 
     def log_step(
@@ -68,14 +59,14 @@ class TrainLogger:
         is_last: bool,
     ) -> None:
         """Notify the observer of a step that was not skipped, and log the first, last and n-th."""
-        if not self._world.is_main:
+        if not self.world.is_main:
             return
         self._warn_of_repetition(position.horizon_steps)
         if report.verdict.skipped is not None:
             return  # see `log_skipped`
-        is_first = report.step == self._first_step + 1
-        is_due = report.step % self._options.log_every_steps == 0
-        tokens = (report.step - self._logged_step) * self._options.chosen_tokens_per_step
+        is_first = report.step == self.first_step + 1
+        is_due = report.step % self.options.log_every_steps == 0
+        tokens = (report.step - self._logged_step) * self.options.chosen_tokens_per_step
         tokens_per_s = tokens / max(1e-9, time.monotonic() - self._logged_at_s)
         event = Step(
             step=report.step,
@@ -93,17 +84,17 @@ class TrainLogger:
         )
         if event.is_logged:
             self._logged_at_s, self._logged_step = time.monotonic(), report.step
-            self._directory.append(self._directory.metrics, metrics_line(event))
-        self._observe(event)
+            self.directory.append(self.directory.metrics, metrics_line(event))
+        self.observe(event)
 
     def log_event(self, event: Evaluated | Sampled) -> None:
         """Append the event to metrics.jsonl or samples.jsonl and notify the observer."""
-        if not self._world.is_main:
+        if not self.world.is_main:
             return
-        directory = self._directory
+        directory = self.directory
         path = directory.samples if isinstance(event, Sampled) else directory.metrics
         directory.append(path, metrics_line(event))
-        self._observe(event)
+        self.observe(event)
 
     def log_skipped(self, step: int, reason: str) -> None:
         """Log a step whose update was skipped, and warn."""
@@ -128,13 +119,13 @@ class TrainLogger:
     def log_end(self, val_loss: float | None, best: float | None, best_step: int | None) -> None:
         """Note if a finished run's validation loss was clearly better before its end."""
         note = overfitting_note(val_loss, best, best_step)
-        if note is not None and self._world.is_main:
-            self._observe(Note(note))
+        if note is not None and self.world.is_main:
+            self.observe(Note(note))
 
     def log_warning(self, text: str) -> None:
         """Send the observer a warning."""
-        if self._world.is_main:
-            self._observe(Note(text, is_warning=True))
+        if self.world.is_main:
+            self.observe(Note(text, is_warning=True))
 
     def exclude(self, seconds: float) -> None:
         """Exclude time that was not spent training from the token rate."""
@@ -148,21 +139,19 @@ class TrainLogger:
         self.exclude(time.monotonic() - started_s)
 
     def _append_metrics(self, line: Mapping[str, object]) -> None:
-        if self._world.is_main:
-            self._directory.append(self._directory.metrics, line)
+        if self.world.is_main:
+            self.directory.append(self.directory.metrics, line)
 
     def _mfu(self, tokens_per_s: float) -> float | None:
-        if not self._peak_flops:
+        if not self.peak_flops:
             return None
-        return self._flops_per_token * tokens_per_s / self._peak_flops / self._world.size
+        return self.flops_per_token * tokens_per_s / self.peak_flops / self.world.size
 
     def _warn_of_repetition(self, steps: int | None) -> None:
         """Warn once, when the number of steps is first known."""
         if steps is None or self._is_length_known:
             return
         self._is_length_known = True
-        tokens_per_step = self._options.chosen_tokens_per_step
-        for warning in repetition_warnings(
-            steps, tokens_per_step, self._text_tokens, self._mixture
-        ):
+        tokens_per_step = self.options.chosen_tokens_per_step
+        for warning in repetition_warnings(steps, tokens_per_step, self.text_tokens, self.mixture):
             self.log_warning(warning)

@@ -11,12 +11,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
 from llmtrain.errors import AbortedError, InterruptedRunError
+
+Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 SAVE_SIGNAL = "SIGUSR1"
@@ -136,10 +138,17 @@ def stop_on_signals(always: Collection[str] = ()) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    previous = {n: signal.signal(n, request.on_signal) for n in stop_signals(always)}
-    previous |= {n: signal.signal(n, request.on_save_signal) for n in save_signals()}
-    try:
+    handlers: dict[int, Handler] = dict.fromkeys(stop_signals(always), request.on_signal)
+    with handled(handlers | dict.fromkeys(save_signals(), request.on_save_signal)):
         yield request
+
+
+@contextmanager
+def handled(handlers: Mapping[int, Handler]) -> Iterator[None]:
+    """Within the block, handle these signals so."""
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
     finally:
         for number, before in previous.items():
             signal.signal(number, before if before is not None else signal.SIG_DFL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 from llmtrain.machine.gpu_memory import read_accelerator_memory
 from llmtrain.machine.memory_usage import read_process_memory
@@ -17,15 +18,10 @@ from llmtrain.train.pace import Pace
 
 def current_state(state: SavedState, run: Run, pace: Pace) -> SavedState:
     """Return `state` as of the run's current step. Every rank has to call it."""
-    position = run.position
     return state.model_copy(
-        update={
-            "step": position.step,
-            "tokens": position.tokens,
-            "windows": position.windows,
+        update=asdict(run.position)
+        | {
             "begun_s": pace.startup_s,
-            "horizon_steps": position.horizon_steps,
-            "time_progress": position.time_progress,
             "elapsed_s": pace.elapsed_s,
             "peak_memory_bytes": max(state.peak_memory_bytes, _peak_memory_bytes(run)),
             "torch_rng": RandomState.now().text,

@@ -222,14 +222,13 @@ class Trainer:
             report,
             self.run.position,
             elapsed_s=self.pace.elapsed_s,
-            remaining_s=self._remaining_s(),
+            remaining_s=self.pace.remaining_s(
+                self.setup.horizon,
+                self.setup.profile.eval,
+                self.run.position.step,
+                self.run.position.horizon_steps,
+            ),
             is_last=is_last,
-        )
-
-    def _remaining_s(self) -> float | None:
-        position = self.run.position
-        return self.pace.remaining_s(
-            self.setup.horizon, self.setup.profile.eval, position.step, position.horizon_steps
         )
 
     def _log_jumps(self) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from llmtrain.data.shards.build import unigram_cross_entropy_nats
+from llmtrain.data.shards.build import SHARD_BYTES, unigram_cross_entropy_nats
 from llmtrain.data.shards.index import SplitFacts, token_dtype, write_index
-from llmtrain.data.shards.prepared import SHARD_BYTES, PreparedData
+from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.data.shards.writer import SplitWriter
 from llmtrain.data.split import Side
 from llmtrain.machine.probe import read_cpu

@@ -34,7 +34,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def invented(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are invented, on a machine with a compiler."""
     facts = replace(read_facts(), accelerators=(), cxx_compiler="/usr/bin/g++")
-    monkeypatch.setattr(probe, "read_facts", lambda **_: facts)
+    monkeypatch.setattr(request, "read_facts", lambda **_: facts)
     monkeypatch.setattr(request, "read_facts", lambda **_: facts)
     monkeypatch.setattr(cpu_benchmarks, "time_matmuls", lambda *_: PRODUCTS)
     monkeypatch.setattr(cpu_benchmarks, "time_attention", lambda *_: ATTENTION)
@@ -155,7 +155,7 @@ def test_failure_to_compile_is_one_line(llmtrain: Command, monkeypatch: pytest.M
 def test_gpu_is_refused(llmtrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Accelerator("cuda", 0, "H100", 80 << 30, supports_bf16=True)
     facts = replace(probe.read_facts(), accelerators=(gpu,))
-    monkeypatch.setattr(probe, "read_facts", lambda **_: facts)
+    monkeypatch.setattr(request, "read_facts", lambda **_: facts)
 
     refused = llmtrain("device", "bench")
     assert (refused.code, refused.out) == (2, "")

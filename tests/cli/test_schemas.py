@@ -154,7 +154,7 @@ def test_the_pages_program_validates(
 
 def test_schemas_need_no_torch() -> None:
     loaded = loaded_after("import llmtrain.cli.schema, llmtrain.documents.published")
-    assert "llmtrain.documents.train" in loaded
+    assert "llmtrain.documents.runs" in loaded
     assert not loaded & {"torch", "numpy"}
 
 

@@ -98,7 +98,7 @@ def test_train(llmtrain: Command, place: Path) -> None:
 
 def test_a_loss_that_nobody_knows_is_not_below(capsys: pytest.CaptureFixture[str]) -> None:
     for loss in (None, float("nan"), float("inf")):
-        threshold = at_most("--max-loss", 3.5, loss, is_named="it", unknown="nobody knows")
+        [threshold] = at_most("--max-loss", 3.5, loss, is_named="it", unknown="nobody knows")
         assert (threshold.name, threshold.limit) == ("max_loss", 3.5)
         assert (threshold.measured, threshold.met) == (None, False)
         with pytest.raises(ThresholdError, match=r"nobody knows, so --max-loss 3\.5 is not met"):

@@ -10,8 +10,9 @@ from typing_extensions import Unpack
 
 from llmtrain.data.corpus_stats import CorpusStats
 from llmtrain.data.shards.encode import Encode
-from llmtrain.data.shards.prepared import PreparedData, prepare
+from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.data.sources.resolve import resolve_sources
+from tests.shards import prepared_shards
 
 
 @dataclasses.dataclass
@@ -39,9 +40,9 @@ class PrepareOptions(TypedDict, total=False):
     """Further options of `prepare`."""
 
     encode: Encode | None
-    facts: CorpusStats | None
+    stats: CorpusStats | None
     journal_bytes: int
-    made_from: Mapping[str, object] | None
+    made_from: Mapping[str, object]
     on_wait: Callable[[], None]
 
 
@@ -105,12 +106,11 @@ def prepare_data(cache: Path) -> Prepare:
         check_stop: Callable[[], None] = lambda: None,
         **options: Unpack[PrepareOptions],
     ) -> PreparedData:
-        return prepare(
+        return prepared_shards(
             resolve_sources([str(data)]),
             encoder or ByteEncoder(),
+            cache,
             validation_fraction=validation_fraction,
-            threads=1,
-            cache_directory=cache,
             on_progress=on_progress,
             check_stop=check_stop,
             shard_bytes=shard_bytes,

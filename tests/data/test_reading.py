@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from llmtrain.data.document import Document
 from llmtrain.data.formats.text import decode_python
-from llmtrain.data.reading import Document, ReadOptions, read_documents, source_file
+from llmtrain.data.reading import ReadOptions, read_documents, source_file
 from llmtrain.errors import DataError
 
 _BOM = b"\xef\xbb\xbf"

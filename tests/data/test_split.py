@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import FingerprintBuilder
-from llmtrain.data.reading import Document
+from llmtrain.data.document import Document
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.data.split import BlockSplit, DocumentSplit, SplitPart, cut_at_line_ends, plan_split
 from llmtrain.errors import DataError, UsageError

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmtrain.data.shards.encode import encode_here
-from llmtrain.data.shards.prepared import PreparedData, prepare
+from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.data.shards.token_stream import TokenArray, TokenStream
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.engine import inference
@@ -29,6 +28,7 @@ from llmtrain.profile.schema import DeviceSection, ModelSection
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer, streams
 from tests.data.fixed import TOKENIZER
+from tests.shards import prepared_shards
 
 CONTEXT, LARGEST = 16, 4_000
 WORK = PrepareContext(1, print, lambda: None)
@@ -62,17 +62,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shards(text: Path, trained: Trained, tmp_path: Path) -> Iterator[PreparedData]:
-    encode = encode_here(trained.tokenizer, 1)
-    with prepare(
-        resolve_sources([str(text)]),
-        trained.tokenizer,
-        validation_fraction=0.5,
-        threads=1,
-        cache_directory=tmp_path / "cache",
-        on_progress=lambda done, total: None,
-        check_stop=lambda: None,
-        encode=encode,
-    ) as prepared:
+    corpus, cache = resolve_sources([str(text)]), tmp_path / "cache"
+    with prepared_shards(corpus, trained.tokenizer, cache, validation_fraction=0.5) as prepared:
         yield prepared
 
 

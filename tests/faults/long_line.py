@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from llmtrain.data.reading import LONGEST_BYTES
+from llmtrain.data.document import LONGEST_BYTES
 
 _MOST_PARTS = 16
 _PIECE_BYTES = 1 << 20
@@ -27,11 +27,12 @@ _PIECE_BYTES = 1 << 20
 _CHILD = """
 import resource, sys, tempfile, time
 from pathlib import Path
-from llmtrain.data.shards.encode import cut_into_parts, encode_here, encode_parts
-from llmtrain.data.shards.prepared import BATCH_BYTES
+from llmtrain.data.shards.encode import cut_into_parts, encode_parts
+from llmtrain.data.shards.build import BATCH_BYTES
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.data.split import plan_split
 from llmtrain.errors import DataError
+from tests.shards import encode_here
 
 class Bytes:
     vocab_size, separator_id, fingerprint = 257, 256, "bytes"
@@ -47,7 +48,7 @@ try:
     split = plan_split(corpus, corpus.measure(), 0.05)
     parts = cut_into_parts(split.assign(corpus.documents()), BATCH_BYTES)
     encoder = Bytes()
-    for batch in encode_parts(parts, encode_here(encoder, 1), encoder, BATCH_BYTES):
+    for batch in encode_parts(parts, encode_here(encoder), encoder, BATCH_BYTES):
         tokens += len(batch.ids)
     print(f"{tokens} tokens")
 except DataError as error:

@@ -30,12 +30,12 @@ from pathlib import Path
 import psutil
 
 from llmtrain.data.shards.manifest import MANIFEST_NAME
-from llmtrain.data.shards.prepared import prepare
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.encode_processes import encode_in_processes, encode_in_this_process
 from tests.checkout import import_path
 from tests.data.fixed import TOKENIZER, fixed_texts
+from tests.shards import prepared_shards
 
 _ROUNDS = 6  # of the fixed texts: 600 kB
 _SHARD_BYTES = 200_000
@@ -121,14 +121,11 @@ def _prepare(directory: Path, workers: int) -> None:
     fingerprint = tokenizer.fingerprint
     apart = partial(encode_in_processes, TOKENIZER, fingerprint, workers, lambda: None)
     _say(0)
-    prepare(
+    prepared_shards(
         resolve_sources([str(directory / "corpus.jsonl")]),
         tokenizer,
-        validation_fraction=0.1,
-        threads=1,
-        cache_directory=cache,
+        cache,
         on_progress=lambda done, total: _say(done),
-        check_stop=lambda: None,
         encode=apart if workers > 1 else partial(encode_in_this_process, tokenizer),
         shard_bytes=_SHARD_BYTES,
         batch_bytes=_BATCH_BYTES,

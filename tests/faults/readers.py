@@ -14,7 +14,7 @@ import torch
 
 from llmtrain.cli.runs import _last_lines
 from llmtrain.data.shards.index import INDEX_NAME
-from llmtrain.data.shards.prepared import open_prepared, prepare
+from llmtrain.data.shards.prepared import open_prepared
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.data.split import plan_split
 from llmtrain.engine.resume_settings import plan_in
@@ -40,6 +40,7 @@ from tests.data.making import FORMATS
 from tests.faults import mutations
 from tests.faults.mutations import Reader
 from tests.machines import CPU
+from tests.shards import prepared_shards
 
 PROFILE = """\
 name: mine  # a comment
@@ -258,15 +259,8 @@ class _Bytes:
 def _prepared(place: Path) -> Path:
     """A directory of shards."""
     (place / "corpus.txt").write_text("some lines of text\n" * 20)
-    with prepare(
-        resolve_sources([str(place / "corpus.txt")]),
-        _Bytes(),
-        validation_fraction=0.1,
-        threads=1,
-        cache_directory=place / "cache",
-        on_progress=lambda done, total: None,
-        check_stop=lambda: None,
-    ) as prepared:
+    corpus = resolve_sources([str(place / "corpus.txt")])
+    with prepared_shards(corpus, _Bytes(), place / "cache") as prepared:
         return prepared.directory
 
 

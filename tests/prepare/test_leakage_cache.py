@@ -9,12 +9,17 @@ from llmtrain.data.corpus import Corpus
 from llmtrain.data.quality.leakage import Leakage
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.prepare import leakage_cache
+from llmtrain.prepare.context import MeasuredText, PrepareContext
 from llmtrain.prepare.leakage_cache import cached_leakage, leakage_warning
+from llmtrain.profile.schema import DataSection
 from tests.benchmarks.near_duplicates import invented
 
 
-def go_on() -> None:
-    """Nobody stops these tests."""
+def cached(corpus: Corpus, fraction: float) -> Leakage | None:
+    """The leakage of a split, as a run prepares it and nobody stops it."""
+    section = DataSection(validation_fraction=fraction)
+    prepare = PrepareContext(1, lambda _: None, lambda: None)
+    return cached_leakage(MeasuredText(corpus, corpus.measure(), section, prepare))
 
 
 @pytest.fixture
@@ -34,15 +39,14 @@ def kept_file(directory: Path) -> Path:
 
 
 def test_it_is_looked_for_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts = corpus.measure()
-    found = cached_leakage(corpus, facts, 0.2, go_on)
+    found = cached(corpus, 0.2)
     assert found is not None
     assert found.copies > 0
 
     monkeypatch.setattr(leakage_cache, "find_leakage", lambda *_: pytest.fail("it is known"))
     monkeypatch.setattr(leakage_cache, "has_minhash", lambda: False)
-    assert cached_leakage(corpus, facts, 0.2, go_on) == found
-    assert cached_leakage(corpus, facts, 0.3, go_on) is None  # another split
+    assert cached(corpus, 0.2) == found
+    assert cached(corpus, 0.3) is None  # another split
 
 
 @pytest.mark.parametrize(
@@ -58,16 +62,15 @@ def test_it_is_looked_for_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) 
 def test_what_cannot_be_believed_is_looked_for_again(
     damage: str, corpus: Corpus, tmp_path: Path
 ) -> None:
-    facts = corpus.measure()
-    found = cached_leakage(corpus, facts, 0.2, go_on)
+    found = cached(corpus, 0.2)
     kept_file(tmp_path).write_text(damage)
-    assert cached_leakage(corpus, facts, 0.2, go_on) == found
+    assert cached(corpus, 0.2) == found
     assert json.loads(kept_file(tmp_path).read_text())["copies"] == found.copies  # type: ignore[union-attr]
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(corpus: Corpus, tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
-    assert cached_leakage(corpus, corpus.measure(), 0.2, go_on) is not None
+    assert cached(corpus, 0.2) is not None
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmtrain.cli.command import command, group
-from llmtrain.cli.options import JsonOption
 from llmtrain.cli.output import Output
 
 if TYPE_CHECKING:
@@ -19,15 +17,7 @@ if TYPE_CHECKING:
 _SHORTEST_KEY = 6  # characters of a prefix that names an entry
 
 
-def register(data: typer.Typer) -> None:
-    """Add the group `cache` to `data`."""
-    cache = group("The cache: token shards, tokenizers, and downloads.")
-    data.add_typer(cache, name="cache")
-    command(cache, "list", "llmtrain data cache list")(list_entries)
-    command(cache, "clear", "llmtrain data cache clear --older-than 30d")(clear)
-
-
-def list_entries(output: Output, json: JsonOption = False) -> int:
+def list_entries(output: Output) -> None:
     """List every entry with its size, age and sources, the newest first."""
     from llmtrain.data.shards.cache import cache_entries
     from llmtrain.documents.data import DataCacheList
@@ -35,17 +25,12 @@ def list_entries(output: Output, json: JsonOption = False) -> int:
     from llmtrain.units import format_bytes
 
     entries = cache_entries(cache_directory())
-    total_bytes = sum(entry.size_bytes for entry in entries)
-    if json:
-        rows = [_document(entry) for entry in entries]
-        output.document(
-            DataCacheList.of(cache=cache_directory(), size_bytes=total_bytes, entries=rows)
-        )
-        return 0
-    for entry in entries:
-        output.result(_line(entry))
-    output.note(f"{len(entries)} entries, {format_bytes(total_bytes)}, in {cache_directory()}")
-    return 0
+    size_bytes = sum(entry.size_bytes for entry in entries)
+    document = DataCacheList.of(
+        cache=cache_directory(), size_bytes=size_bytes, entries=_documents(entries)
+    )
+    note = f"{len(entries)} entries, {format_bytes(size_bytes)}, in {cache_directory()}"
+    output.answer(document, map(_line, document.entries), note)
 
 
 def clear(
@@ -60,7 +45,6 @@ def clear(
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every entry.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
-    json: JsonOption = False,
 ) -> int:
     """Remove entries, except those that a process has open or is writing."""
     from llmtrain.data.shards.cache import cache_entries
@@ -78,20 +62,14 @@ def clear(
     )
     removed, kept = _remove([] if is_declined else chosen)
     freed_bytes = sum(entry.size_bytes for entry in removed)
-    if json:
-        output.document(
-            DataCacheClear.of(
-                removed=[_document(entry) for entry in removed],
-                in_use=[_document(entry) for entry in kept],
-                freed_bytes=freed_bytes,
-            )
-        )
-        return 130 if is_declined else 0
-    for entry in removed:
-        output.result(_line(entry))
-    for entry in kept:
-        output.warning(f"{entry.directory} is in use by a process and was not removed")
-    output.note(f"{len(removed)} entries removed, {format_bytes(freed_bytes)}")
+    document = DataCacheClear.of(
+        removed=_documents(removed), in_use=_documents(kept), freed_bytes=freed_bytes
+    )
+    if not output.json:
+        for entry in kept:
+            output.warning(f"{entry.directory} is in use by a process and was not removed")
+    note = f"{len(removed)} entries removed, {format_bytes(freed_bytes)}"
+    output.answer(document, map(_line, document.removed), note)
     return 130 if is_declined else 0
 
 
@@ -144,17 +122,17 @@ def _remove(entries: Sequence[CacheEntry]) -> tuple[list[CacheEntry], list[Cache
     return removed, kept
 
 
-def _document(entry: CacheEntry) -> Document:
+def _documents(entries: Sequence[CacheEntry]) -> list[Document]:
     from llmtrain.documents.data import CacheEntry as Document
 
-    return Document.of_entry(entry)
+    return [Document.of(entry, age_s=entry.age_s()) for entry in entries]
 
 
-def _line(entry: CacheEntry) -> str:
+def _line(entry: Document) -> str:
     from llmtrain.units import format_bytes, format_count, format_duration
 
     tokens = f"{format_count(entry.tokens)} tokens" if entry.tokens is not None else ""
     return (
         f"{entry.key:<34}{entry.kind:<12}{format_bytes(entry.size_bytes):>9}  "
-        f"{format_duration(entry.age_s()) + ' old':<14}{tokens:<14}{', '.join(entry.made_from)}"
+        f"{format_duration(entry.age_s) + ' old':<14}{tokens:<14}{', '.join(entry.made_from)}"
     ).rstrip()

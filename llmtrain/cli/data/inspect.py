@@ -6,71 +6,58 @@ from typing import Annotated
 
 import typer
 
-from llmtrain.cli.command import command
-from llmtrain.cli.options import (
-    DataOption,
-    JsonOption,
-    ProfileOption,
-    ProfileTextFieldOption,
-    SetOption,
-    flag_settings,
-)
+from llmtrain.cli import options
 from llmtrain.cli.output import Output
-
-
-def register(group: typer.Typer) -> None:
-    """Add the command `inspect` to `group`."""
-    command(group, "inspect", "llmtrain data inspect --data notes/")(inspect)
 
 
 def inspect(
     output: Output,
-    data: DataOption = None,
-    profile: ProfileOption = None,
+    data: options.Data = None,
+    profile: options.Profile = None,
     tokenizer: Annotated[
         str | None,
         typer.Option("--tokenizer", help="Count tokens with it; default: the profile's."),
     ] = None,
-    text_field: ProfileTextFieldOption = None,
-    set_: SetOption = None,
+    text_field: options.ProfileTextField = None,
+    set_: options.Set = None,
     sample: Annotated[
         int | None,
         typer.Option("--sample", min=1, metavar="N", help="Inspect only the first N documents."),
     ] = None,
-    json: JsonOption = False,
-) -> int:
+) -> None:
     """Show what is in a text: lengths, tokens, near copies, leakage, languages, samples.
 
     Finding near copies takes 0.6 GB of memory per million documents.
     """
     from llmtrain.cli.progress import watching
-    from llmtrain.documents.inspection import DataInspect
+    from llmtrain.documents.data import DataInspect
     from llmtrain.engine.inspect_data import inspect_data
+    from llmtrain.machine.probe import read_cpu
     from llmtrain.prepare.context import PrepareContext
     from llmtrain.profile.load import load_profile
     from llmtrain.train.signals import stop_on_signals
 
-    flags = flag_settings(
-        data_sources=data or None, data_text_field=text_field, data_tokenizer=tokenizer
+    flags = options.flag_settings(
+        data_sources=data, data_text_field=text_field, data_tokenizer=tokenizer
     )
     loaded = load_profile(profile, assignments=set_ or [], flags=flags)
     with stop_on_signals() as stop, watching(output) as observe:
+        work = PrepareContext(read_cpu().usable_cores, observe, stop.check)
         report = inspect_data(
-            loaded.profile,
-            PrepareContext(_threads(), observe, stop.check),
-            only_first=sample,
-            is_for_profile=profile is not None,
+            loaded.profile, work, only_first=sample, is_for_profile=profile is not None
         )
-    if json:
-        output.document(DataInspect.of_report(report))
-        return 0
+    if output.json:
+        found, facts = report.found, report.found.facts
+        document = DataInspect.of(
+            report,
+            found,
+            facts,
+            only_first_documents=report.only_first,
+            bytes=facts.text_bytes,
+            bytes_per_token=facts.text_bytes / found.tokens if found.tokens else None,
+        )
+        output.document(document)
+        return
     from llmtrain.cli.data.report import show_report
 
     show_report(output, report)
-    return 0
-
-
-def _threads() -> int:
-    from llmtrain.machine.probe import read_cpu
-
-    return read_cpu().usable_cores

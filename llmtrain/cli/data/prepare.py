@@ -2,80 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmtrain.cli.options import (
-    DataOption,
-    JsonOption,
-    ProfileOption,
-    ProfileTextFieldOption,
-    SetOption,
-    flag_settings,
-)
+from llmtrain.cli import options
 from llmtrain.cli.output import Output
 
 if TYPE_CHECKING:
-    from llmtrain.engine.prepare_data import PreparedAhead
+    from llmtrain.documents.data import DataPrepare
 
 
 def prepare(
     output: Output,
-    profile: ProfileOption = None,
-    data: DataOption = None,
+    profile: options.Profile = None,
+    data: options.Data = None,
     tokenizer: Annotated[
         str | None,
         typer.Option("--tokenizer", help="A tokenizer directory; default: train one."),
     ] = None,
-    text_field: ProfileTextFieldOption = None,
+    text_field: options.ProfileTextField = None,
     workers: Annotated[
         int | None,
         typer.Option("--workers", min=1, help="Processes that tokenize; default: one per core."),
     ] = None,
-    set_: SetOption = None,
-    json: JsonOption = False,
-) -> int:
+    set_: options.Set = None,
+) -> None:
     """Tokenize text into shards in the cache, for `train` with the same options.
 
     After an interruption, the same command continues where it stopped.
     """
     from llmtrain.train.signals import stop_on_signals
 
-    flags = flag_settings(
-        data_sources=data or None,
-        data_text_field=text_field,
-        data_tokenizer=tokenizer,
-        device_workers=workers,
-    )
     with stop_on_signals() as stop:
         from llmtrain.cli.progress import watching
         from llmtrain.documents.data import DataPrepare
         from llmtrain.engine.prepare_data import prepare_ahead
-        from llmtrain.engine.request import TrainRequest
 
-        request = TrainRequest(profile=profile, assignments=set_ or [], flags=flags)
+        request = options.request_of(
+            profile,
+            set_,
+            data_sources=data,
+            data_text_field=text_field,
+            data_tokenizer=tokenizer,
+            device_workers=workers,
+        )
         with watching(output) as observe:
             prepared = prepare_ahead(request, observe, stop.check)
-    if json:
-        output.document(DataPrepare.of_prepared(prepared))
-    else:
-        _show(output, prepared)
-    return 0
+    train, validation = prepared.index.train, prepared.index.validation
+    document = DataPrepare.of(
+        prepared,
+        prepared.index,
+        documents=train.documents + validation.documents,
+        train_tokens=train.tokens,
+        validation_tokens=validation.tokens,
+        bytes_per_token=prepared.text_bytes / prepared.tokens,
+    )
+    output.answer(document, _lines(document))
 
 
-def _show(output: Output, prepared: PreparedAhead) -> None:
+def _lines(prepared: DataPrepare) -> Iterator[str]:
     from llmtrain.units import format_bytes, format_count, format_duration
 
-    index = prepared.index
-    train, validation = format_count(index.train.tokens), format_count(index.validation.tokens)
+    train, validation = map(format_count, (prepared.train_tokens, prepared.validation_tokens))
     rows = {
         "shards": prepared.directory,
-        "tokenizer": f"{prepared.tokenizer} ({index.vocab_size} pieces)",
+        "tokenizer": f"{prepared.tokenizer} ({prepared.vocab_size} pieces)",
         "text": format_bytes(prepared.text_bytes),
         "tokens": f"{train} to train on, {validation} to validate",
-        "bytes per token": f"{prepared.text_bytes / prepared.tokens:.3f}",
+        "bytes per token": f"{prepared.bytes_per_token:.3f}",
         "time": format_duration(prepared.seconds),
     }
-    for name, value in rows.items():
-        output.result(f"{name:<18}{value}")
+    return (f"{name:<18}{value}" for name, value in rows.items())

@@ -6,17 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmtrain.cli.options import (
-    AssumeOption,
-    DeviceOption,
-    ForceCpuOption,
-    JsonOption,
-    NprocOption,
-    ProfileOption,
-    SetOption,
-    assumed_machine,
-    flag_settings,
-)
+from llmtrain.cli import options
 from llmtrain.cli.output import Output
 from llmtrain.cli.thresholds import Threshold, require_met
 from llmtrain.units import format_bytes
@@ -30,11 +20,11 @@ if TYPE_CHECKING:
 
 def info(
     output: Output,
-    profile: ProfileOption = None,
-    device: DeviceOption = None,
-    force_cpu: ForceCpuOption = False,
-    nproc: NprocOption = None,
-    set_: SetOption = None,
+    profile: options.Profile = None,
+    device: options.Device = None,
+    force_cpu: options.ForceCpu = False,
+    nproc: options.Nproc = None,
+    set_: options.Set = None,
     require: Annotated[
         str | None,
         typer.Option(
@@ -44,32 +34,30 @@ def info(
             "cpu, cuda, mps, bf16, amx, compile, cores:4, memory:8GiB.",
         ),
     ] = None,
-    assume: AssumeOption = None,
-    json: JsonOption = False,
-) -> int:
+    assume: options.Assume = None,
+) -> None:
     """Show what the machine has, what of it will be used, and why."""
-    from llmtrain.cli.plan_tables import show_assumed, show_explained
+    from llmtrain.cli.plan_tables import assumed_parts, explained_parts
     from llmtrain.documents.plans import DeviceInfo
     from llmtrain.engine.explain import explain
-    from llmtrain.engine.request import TrainRequest
     from llmtrain.plan.require import find, parse_requirements
 
     requirements = [] if require is None else parse_requirements(require)
-    flags = flag_settings(device_kind=device, device_force_cpu=force_cpu, device_processes=nproc)
-    assumed = assumed_machine(assume)
-    request = TrainRequest(profile, assignments=set_ or [], flags=flags, assumed=assumed)
+    request = options.request_of(
+        profile,
+        set_,
+        assume,
+        device_kind=device,
+        device_force_cpu=force_cpu,
+        device_processes=nproc,
+    )
     explained = explain(request)
     facts, device_kind = explained.planned.facts, explained.planned.plan.device.value
     thresholds = [_threshold(find(each, facts, device_kind)) for each in requirements]
-    if json:
-        output.document(DeviceInfo.of_machine(explained, thresholds))
-    else:
-        show_assumed(output, assumed)
-        output.show(_facts_table(facts))
-        output.result("")
-        show_explained(output, explained)
+    found = _facts_table(facts)
+    parts = (*assumed_parts(request.assumed), found, "", *explained_parts(explained))
+    output.answer(DeviceInfo.of_machine(explained, thresholds), parts)
     require_met(thresholds, hint="run this on a machine that has it, or leave it out of --require")
-    return 0
 
 
 def _threshold(finding: Finding) -> Threshold:
@@ -89,7 +77,7 @@ def _threshold(finding: Finding) -> Threshold:
 
 def _facts_table(facts: Facts) -> Table:
     """Return what was found on the machine."""
-    from rich.table import Table
+    from llmtrain.cli.tables import facts_table
 
     cpu = facts.cpu
     limit = ""
@@ -123,9 +111,4 @@ def _facts_table(facts: Facts) -> Table:
         *[(kind, f"failed: {reason}") for kind, reason in facts.failures],
         *([("gpu", facts.unusable_gpu)] if facts.unusable_gpu else []),
     ]
-    table = Table(title="found", title_justify="left", box=None, pad_edge=False, show_header=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column()
-    for name, value in rows:
-        table.add_row(name, value)
-    return table
+    return facts_table(rows, title="found")

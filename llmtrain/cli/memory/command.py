@@ -8,32 +8,12 @@ from typing import Annotated
 
 import typer
 
-from llmtrain.cli.command import command
-from llmtrain.cli.options import (
-    AssumeOption,
-    DataOption,
-    DeviceOption,
-    ForceCpuOption,
-    JsonOption,
-    NprocOption,
-    ProfileOption,
-    SetOption,
-    assumed_machine,
-    flag_settings,
-)
+from llmtrain.cli import options
 from llmtrain.cli.output import Output
-from llmtrain.cli.thresholds import (
-    FAIL_OVER,
-    positive_bytes,
-)
+from llmtrain.cli.thresholds import FAIL_OVER, positive_bytes
 from llmtrain.errors import UsageError
 
 _EVERY = "2s"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command `memory` to `app`."""
-    command(app, "memory", "llmtrain memory --profile cpu-small")(memory)
 
 
 def memory(
@@ -57,12 +37,12 @@ def memory(
     every: Annotated[
         str | None, typer.Option("--every", help=f"The interval of --watch; default: {_EVERY}.")
     ] = None,
-    profile: ProfileOption = None,
-    data: DataOption = None,
-    device: DeviceOption = None,
-    force_cpu: ForceCpuOption = False,
-    nproc: NprocOption = None,
-    set_: SetOption = None,
+    profile: options.Profile = None,
+    data: options.Data = None,
+    device: options.Device = None,
+    force_cpu: options.ForceCpu = False,
+    nproc: options.Nproc = None,
+    set_: options.Set = None,
     fail_over: Annotated[
         str | None,
         typer.Option(
@@ -79,9 +59,8 @@ def memory(
             help="Train a few steps with the plan, and show their memory beside the predicted.",
         ),
     ] = False,
-    assume: AssumeOption = None,
-    json: JsonOption = False,
-) -> int:
+    assume: options.Assume = None,
+) -> None:
     """Show memory in use now; with a profile, what training takes and whether it fits."""
     from llmtrain.cli.memory.now import show_memory_now
     from llmtrain.cli.memory.predict import show_memory_of_profile
@@ -106,37 +85,34 @@ def memory(
     if every is not None and not watch:
         raise UsageError(f"--every {every} needs --watch", hint="add --watch")
     if profile is not None:
-        from llmtrain.engine.request import TrainRequest
-
-        flags = flag_settings(
+        request = options.request_of(
+            profile,
+            set_,
+            assume,
             data_sources=data,
             device_kind=device,
             device_force_cpu=force_cpu,
             device_processes=nproc,
         )
-        assumed = assumed_machine(assume)
-        request = TrainRequest(profile, assignments=set_ or [], flags=flags, assumed=assumed)
-        return show_memory_of_profile(
-            output, request, limit_bytes, calibrates=calibrate, as_json=json
-        )
-    if calibrate:
-        raise UsageError(
-            "--calibrate measures a profile, and none is named",
-            hint="llmtrain memory --profile cpu-tiny --calibrate",
-        )
-    if data:
-        raise UsageError(
-            "--data is text to train on by a profile, and none is named",
-            hint=shlex.join(["llmtrain", "memory", "--profile", "cpu-tiny", "--data", data[0]]),
-        )
-    if assume is not None:
-        raise UsageError(
-            "--assume plans for a profile, and none is named",
-            hint=f"llmtrain memory --profile gpu-small --assume {shlex.quote(assume)}",
-        )
+        show_memory_of_profile(output, request, limit_bytes, calibrates=calibrate)
+        return
+    needs_profile = [
+        ("--calibrate measures a profile", calibrate, ["cpu-tiny", "--calibrate"]),
+        (
+            "--data is text to train on by a profile",
+            data,
+            ["cpu-tiny", "--data", *(data or [])[:1]],
+        ),
+        ("--assume plans for a profile", assume, ["gpu-small", "--assume", assume or ""]),
+    ]
+    for use, value, example in needs_profile:
+        if value:
+            command = shlex.join(["llmtrain", "memory", "--profile", *example])
+            raise UsageError(f"{use}, and none is named", hint=command)
     if watch:
-        return watch_memory(output, run, pid, every or _EVERY, as_lines=json)
-    return show_memory_now(output, run, pid, limit_bytes, as_json=json)
+        watch_memory(output, run, pid, every or _EVERY)
+    else:
+        show_memory_now(output, run, pid, limit_bytes)
 
 
 def _refuse_together(some: Mapping[str, object], others: Mapping[str, object]) -> None:

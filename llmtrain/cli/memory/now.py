@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from llmtrain.cli.output import Output
 from llmtrain.cli.thresholds import FAIL_OVER, Threshold, bytes_at_most, require_met
 from llmtrain.documents.base import present
-from llmtrain.documents.files import StepLine
 from llmtrain.documents.memory import (
     AcceleratorMemory,
     GroupMemory,
@@ -33,22 +32,18 @@ class Target:
 
 
 def show_memory_now(
-    output: Output, run: str | None, pid: int | None, limit_bytes: int | None, *, as_json: bool
-) -> int:
-    """Print memory in use, of this process or of the one that is named; return the exit code."""
+    output: Output, run: str | None, pid: int | None, limit_bytes: int | None
+) -> None:
+    """Print memory in use, of this process or of the one that is named."""
     target = find_target(run, pid)
     try:
         memory = memory_now(target)
     except ProcessLookupError:
         raise no_such_process(target) from None
-    thresholds = [_in_use(memory, limit_bytes)] if limit_bytes is not None else []
-    if as_json:
-        output.document(Memory.of(memory, **present(thresholds=thresholds)))
-    else:
-        for line in memory_lines(memory):
-            output.result(line)
+    thresholds = _in_use(memory, limit_bytes)
+    document = Memory.of(memory, **present(thresholds=thresholds))
+    output.answer(document, memory_lines(memory))
     require_met(thresholds, hint="llmtrain memory --watch shows how it changes")
-    return 0
 
 
 def find_target(run: str | None, pid: int | None) -> Target | None:
@@ -69,7 +64,7 @@ def no_such_process(target: Target | None) -> UsageError:
     return UsageError(f"--pid {pid}: no such process is running", hint="llmtrain runs list")
 
 
-def _in_use(memory: Memory, limit_bytes: int) -> Threshold:
+def _in_use(memory: Memory, limit_bytes: int | None) -> list[Threshold]:
     """Return --fail-over as a threshold: on the named process, the control group or the system."""
     used_bytes, name = memory.system.used_bytes, "memory in use on this machine"
     if "pid" in memory.process.model_fields_set:
@@ -156,12 +151,7 @@ def _sizes(allocated: int | None, reserved: int | None, peak: int | None) -> str
 
 def _run(run: WatchedRun) -> str:
     """Return the run and its last step; only its log says what its allocator uses on a GPU."""
-    if run.logged is None:
+    if (line := run.logged) is None:
         return f"{run.path}, step 0"
-    return f"{run.path}, step {run.logged.step}{_logged_sizes(run.logged)}"
-
-
-def _logged_sizes(line: StepLine) -> str:
-    return _sizes(
-        line.accelerator_allocated_bytes, line.accelerator_bytes, line.accelerator_peak_bytes
-    )
+    sizes = line.accelerator_allocated_bytes, line.accelerator_bytes, line.accelerator_peak_bytes
+    return f"{run.path}, step {line.step}{_sizes(*sizes)}"

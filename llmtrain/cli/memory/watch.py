@@ -23,9 +23,7 @@ _MIN_INTERVAL_S, _MAX_INTERVAL_S = 0.05, 86400.0
 Show = Callable[[Memory], None]
 
 
-def watch_memory(
-    output: Output, run: str | None, pid: int | None, every: str, *, as_lines: bool
-) -> int:
+def watch_memory(output: Output, run: str | None, pid: int | None, every: str) -> None:
     """Show memory until a signal, a closed output, or the end of the process.
 
     SIGINT and SIGTERM end it even if they were ignored when it started: nothing else would.
@@ -37,15 +35,13 @@ def watch_memory(
     # The handlers come first: finding the run takes seconds.
     with stop_on_signals(always=("SIGINT", "SIGTERM")) as stop:
         target = _target(output, run, pid)
-        with _display(output, as_lines=as_lines) as show:
+        with _display(output) as show:
             for last in _samples(target, every_s, stop):
                 show(last)
         if last is None and not stop.is_made:
             raise no_such_process(target)
-    if last is not None and _is_live(as_lines):
-        for line in memory_lines(last):
-            output.result(line)
-    return 0
+    if last is not None and _is_live(output):
+        output.show_all(memory_lines(last))
 
 
 def _interval_s(text: str) -> float:
@@ -95,17 +91,17 @@ def _samples(target: Target, every_s: float, stop: StopRequest) -> Iterator[Memo
                 time.sleep(every_s)
 
 
-def _is_live(as_lines: bool) -> bool:
+def _is_live(output: Output) -> bool:
     from rich.console import Console
 
     console = Console()
-    return console.is_terminal and not console.is_dumb_terminal and not as_lines
+    return console.is_terminal and not console.is_dumb_terminal and not output.json
 
 
 @contextmanager
-def _display(output: Output, *, as_lines: bool) -> Iterator[Show]:
+def _display(output: Output) -> Iterator[Show]:
     """Yield a function that shows a sample: in a temporary view on a terminal, or as a line."""
-    if not _is_live(as_lines):
+    if not _is_live(output):
         yield output.document_line
         return
     from rich.console import Console

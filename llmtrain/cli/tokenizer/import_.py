@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from llmtrain.cli.options import JsonOption, OverwriteOption
+from llmtrain.cli import options
 from llmtrain.cli.output import Output
 from llmtrain.cli.tokenizer.train import require_directory
 
@@ -22,7 +22,7 @@ def import_(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The directory to write.")],
-    overwrite: OverwriteOption = False,
+    overwrite: options.Overwrite = False,
     pattern: Annotated[
         str | None,
         typer.Option(
@@ -39,8 +39,7 @@ def import_(
     allow_lossy: Annotated[
         bool, typer.Option("--allow-lossy", help="Import it even if it changes some text.")
     ] = False,
-    json: JsonOption = False,
-) -> int:
+) -> None:
     """Import a tokenizer of another library, with its ids."""
     from llmtrain.documents.tokenizer import TokenizerImport
     from llmtrain.tokenizer import ImportOptions, import_tokenizer
@@ -51,12 +50,17 @@ def import_(
     tokenizer.save(out)
     for warning in imported.warnings:
         output.warning(warning)
-    if json:
-        output.document(TokenizerImport.of_import(out, imported))
-    else:
-        how = ", added" if imported.added_separator else ""
-        output.result(
-            f"{out}: {tokenizer.vocab_size} pieces of {imported.path}; separator "
-            f"{imported.separator} ({tokenizer.separator_id}{how})"
-        )
-    return 0
+    document = TokenizerImport.of(
+        imported,
+        tokenizer,
+        out=out,
+        source=imported.path,
+        kind=tokenizer.kind.name,
+        sha256=tokenizer.fingerprint,
+    )
+    how = ", added" if imported.added_separator else ""
+    line = (
+        f"{out}: {tokenizer.vocab_size} pieces of {imported.path}; separator "
+        f"{imported.separator} ({tokenizer.separator_id}{how})"
+    )
+    output.answer(document, [line])

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmtrain.cli.options import DataOption, JsonOption, TextFieldOption
+from llmtrain.cli import options
 from llmtrain.cli.output import Output
 from llmtrain.cli.tokenizer.text import TokenizerOption
 from llmtrain.units import counted, format_bytes
 
 if TYPE_CHECKING:
+    from llmtrain.cli.output import Part
     from llmtrain.documents.tokenizer import TokenizerInspect
 
 _KINDS = {"own": "trained by llmtrain"}
@@ -22,14 +23,13 @@ _KINDS = {"own": "trained by llmtrain"}
 def inspect(
     output: Output,
     tokenizer: TokenizerOption,
-    data: DataOption = None,
-    text_field: TextFieldOption = "text",
+    data: options.Data = None,
+    text_field: options.TextField = "text",
     beside: Annotated[
         list[Path] | None,
         typer.Option("--beside", help="Another tokenizer, for comparison. Repeatable."),
     ] = None,
-    json: JsonOption = False,
-) -> int:
+) -> None:
     """Show a tokenizer's vocabulary, and with --data how well it fits a text, beside others."""
     from llmtrain.data.sources.resolve import resolve_sources
     from llmtrain.documents.tokenizer import TokenizerInspect
@@ -45,21 +45,17 @@ def inspect(
         spec: (document.text for document in corpus.documents()) for spec, corpus in corpora.items()
     }
     report = TokenizerInspect.of(inspect_tokenizer(own, samples, others))
-    if json:
-        output.document(report)
-    else:
-        _show(output, report)
-    return 0
+    output.answer(report, _parts(report))
 
 
-def _show(output: Output, report: TokenizerInspect) -> None:
-    """Print what it is, how it fits the text, and how it spells."""
+def _parts(report: TokenizerInspect) -> Iterator[Part]:
+    """Yield what it is, how it fits the text, and how it spells."""
     from llmtrain.cli.tables import facts_table
 
-    output.show(facts_table(_facts(report)))
-    output.result("")
+    yield facts_table(_facts(report))
+    yield ""
     rows = [(repr(each.text), "  ".join(map(repr, each.pieces))) for each in report.spellings]
-    output.show(facts_table(rows))
+    yield facts_table(rows)
 
 
 def _facts(report: TokenizerInspect) -> Iterator[tuple[str, str]]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import codecs
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import typer
 
-from llmtrain.cli.options import JsonOption
 from llmtrain.cli.output import Output
 from llmtrain.cli.streams import write_bytes
 
@@ -32,8 +31,7 @@ def encode(
         Path | None,
         typer.Option("--out", help="Write raw little-endian uint16 or uint32 to this file."),
     ] = None,
-    json: JsonOption = False,
-) -> int:
+) -> None:
     """Encode text as ids, separated by spaces."""
     from llmtrain.documents.tokenizer import TokenizerEncode
     from llmtrain.tokenizer import open_tokenizer
@@ -43,11 +41,9 @@ def encode(
     parts = encoded_parts(model, _text_blocks(file))
     if out is not None:
         tokens = _write_ids(out, parts, model.vocab_size)
-        if json:
-            output.document(TokenizerEncode.of(out=out, tokens=tokens))
-        else:
-            output.note(f"{out}: {tokens} ids of {_id_bytes(model.vocab_size)} bytes each")
-    elif json:
+        note = f"{out}: {tokens} ids of {_id_bytes(model.vocab_size)} bytes each"
+        output.answer(TokenizerEncode.of(out=out, tokens=tokens), (), note)
+    elif output.json:
         ids = [token for part in parts for token in part]
         output.document(TokenizerEncode.of(ids=ids, tokens=len(ids)))
     else:
@@ -57,7 +53,6 @@ def encode(
                 write_bytes((before + " ".join(map(str, part))).encode())
                 before = " "
         write_bytes(b"\n")
-    return 0
 
 
 def decode(
@@ -67,8 +62,7 @@ def decode(
     raw: Annotated[
         bool, typer.Option("--raw", help="Read ids as `tokenizer encode --out` writes them.")
     ] = False,
-    json: JsonOption = False,
-) -> int:
+) -> None:
     """Decode ids to the exact text."""
     from llmtrain.documents.tokenizer import TokenizerDecode
     from llmtrain.tokenizer import open_tokenizer
@@ -77,12 +71,11 @@ def decode(
     model = open_tokenizer(tokenizer)
     batches = _raw_batches(file, model.vocab_size) if raw else _id_batches(file)
     parts = decoded_parts(model, batches)
-    if json:
+    if output.json:
         output.document(TokenizerDecode.of(text="".join(parts)))
-        return 0
+        return
     for part in parts:
         write_bytes(part.encode("utf-8"))
-    return 0
 
 
 def _write_ids(path: Path, parts: Iterator[list[int]], vocab_size: int) -> int:
@@ -180,7 +173,7 @@ def _blocks(file: Path | None) -> Iterator[bytes]:
     from llmtrain.errors import DataError
 
     try:
-        with _opened(file) as source:
+        with nullcontext(sys.stdin.buffer) if file is None else file.open("rb") as source:
             while block := source.read(_BLOCK_BYTES):
                 yield block
     except OSError as error:
@@ -189,12 +182,3 @@ def _blocks(file: Path | None) -> Iterator[bytes]:
 
 def _name(file: Path | None) -> str:
     return str(file) if file is not None else "stdin"
-
-
-@contextmanager
-def _opened(file: Path | None) -> Iterator[BinaryIO]:
-    if file is None:
-        yield sys.stdin.buffer
-        return
-    with file.open("rb") as source:
-        yield source

@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from llmtrain.cli.options import (
-    DataOption,
-    JsonOption,
-    OverwriteOption,
-    ProfileTextFieldOption,
-    flag_settings,
-)
+from llmtrain.cli import options
 from llmtrain.cli.output import Output
-
-if TYPE_CHECKING:
-    from llmtrain.prepare.train_tokenizer import LearnedTokenizer
 
 
 def train(
@@ -29,9 +20,9 @@ def train(
         typer.Option("--vocab-size", help="Pieces to learn; auto: chosen for the model and text."),
     ],
     out: Annotated[Path, typer.Option("--out", help="The directory to write.")],
-    overwrite: OverwriteOption = False,
-    data: DataOption = None,
-    text_field: ProfileTextFieldOption = None,
+    overwrite: options.Overwrite = False,
+    data: options.Data = None,
+    text_field: options.ProfileTextField = None,
     include: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,11 +51,10 @@ def train(
             help="Train on a sample of at most this size. Default: 64MiB; unigram 16MiB.",
         ),
     ] = None,
-    json: JsonOption = False,
-) -> int:
+) -> None:
     """Train a lossless tokenizer on text."""
     from llmtrain.train.signals import stop_on_signals
-    from llmtrain.units import parse_bytes, parse_count
+    from llmtrain.units import counted, format_bytes, parse_bytes, parse_count
 
     with stop_on_signals() as stop:
         from llmtrain.cli.progress import watching
@@ -73,14 +63,14 @@ def train(
         from llmtrain.prepare.train_tokenizer import VocabularyOptions, learn_tokenizer
         from llmtrain.profile.load import load_profile
 
-        flags = flag_settings(
-            data_sources=data or None,
+        flags = options.flag_settings(
+            data_sources=data,
             data_text_field=text_field,
-            data_include=include or None,
-            data_exclude=exclude or None,
+            data_include=include,
+            data_exclude=exclude,
         )
         pieces = None if vocab_size == "auto" else vocab_size
-        options = VocabularyOptions(
+        wanted = VocabularyOptions(
             pieces=_amount("--vocab-size", pieces, parse_count),
             kind=kind,
             reserved=reserve,
@@ -89,23 +79,21 @@ def train(
         )
         with _written(out, overwrite=overwrite), watching(output) as observe:
             section = load_profile(flags=flags).profile.data
-            trained = learn_tokenizer(section, options, PrepareContext(1, observe, stop.check))
-            trained.trained.tokenizer.save(out)
-    if json:
-        output.document(TokenizerTrain.of_training(out, options, trained))
-    else:
-        output.result(_line(out, trained))
-    return 0
-
-
-def _line(out: Path, result: LearnedTokenizer) -> str:
-    from llmtrain.units import format_bytes
-
-    trained = result.trained
-    documents = "1 document" if trained.documents == 1 else f"{trained.documents} documents"
-    read = f"{format_bytes(trained.bytes_used)} of {documents}"
-    sources = ", ".join(result.sources)
-    return f"{out}: {trained.tokenizer.vocab_size} pieces from {read} of {sources}"
+            learned = learn_tokenizer(section, wanted, PrepareContext(1, observe, stop.check))
+            trained = learned.trained
+            trained.tokenizer.save(out)
+    document = TokenizerTrain.of(
+        wanted,
+        learned,
+        trained,
+        trained.tokenizer,
+        out=out,
+        vocab_size_reason=learned.pieces_reason,
+        sha256=trained.tokenizer.fingerprint,
+    )
+    read = f"{format_bytes(trained.bytes_used)} of {counted(trained.documents, 'document')}"
+    line = f"{out}: {document.vocab_size} pieces from {read} of {', '.join(learned.sources)}"
+    output.answer(document, [line])
 
 
 def _amount(option: str, text: str | None, parse: Callable[[str], int]) -> int | None:

@@ -118,13 +118,10 @@ class MixedBatches:
 
     def read(self, first_position: int, count: int) -> tuple[TokenArray, TokenArray]:
         """Return inputs and targets of `count` windows, each int64 of shape (count, context)."""
-        rows = [self._row(first_position + row) for row in range(count)]
+        turns = map(self._interleaving.locate, range(first_position, first_position + count))
+        rows = [self._readers[source].read(turn, 1) for source, turn in turns]
         inputs, targets = zip(*rows, strict=True)
         return np.concatenate(inputs), np.concatenate(targets)
-
-    def _row(self, position: int) -> tuple[TokenArray, TokenArray]:
-        source, turn = self._interleaving.locate(position)
-        return self._readers[source].read(turn, 1)
 
     def place(self, position: int) -> str:
         """Return a description, for messages, of where in the text the window at `position` is."""
@@ -133,7 +130,7 @@ class MixedBatches:
 
     def count_targets(self, first_position: int, count: int) -> int:
         """Return the number of targets in that many windows."""
-        turns = (self._interleaving.locate(first_position + row) for row in range(count))
+        turns = map(self._interleaving.locate, range(first_position, first_position + count))
         return sum(self._readers[source].count_targets(turn, 1) for source, turn in turns)
 
 

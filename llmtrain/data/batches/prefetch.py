@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 
 from llmtrain.data.shards.token_stream import TokenArray
+from llmtrain.files import Closing
 
 Windows = tuple[TokenArray, TokenArray]
 
 
-class Prefetch:
+class Prefetch(Closing):
     """A reader that reads the expected next windows ahead in a thread; any other request waits."""
 
     def __init__(self, read: Callable[[int, int], Windows]) -> None:
@@ -40,14 +40,3 @@ class Prefetch:
     def close(self) -> None:
         """Wait for the thread, so that the files can be closed."""
         self._thread.shutdown(wait=True, cancel_futures=True)
-
-    def __enter__(self) -> Prefetch:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

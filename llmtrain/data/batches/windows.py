@@ -15,8 +15,7 @@ from llmtrain.errors import DataError
 class Tokens(Protocol):
     """A source of tokens for batches, such as a TokenStream."""
 
-    @property
-    def num_tokens(self) -> int: ...
+    num_tokens: int
 
     def read(self, start: int, count: int) -> TokenArray: ...
 
@@ -24,8 +23,7 @@ class Tokens(Protocol):
 class WindowReader(Protocol):
     """A reader of windows by their position in training."""
 
-    @property
-    def num_windows(self) -> int: ...
+    num_windows: int
 
     def read(self, first_position: int, count: int) -> tuple[TokenArray, TokenArray]: ...
 

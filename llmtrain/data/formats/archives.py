@@ -11,7 +11,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import cast
+from functools import partial
+from typing import IO, cast
 
 from llmtrain.data.formats.streams import CheckedStream, UnpackedMeter, map_damage
 from llmtrain.errors import DataError
@@ -63,23 +64,28 @@ def zip_members(stream: io.BufferedReader, origin: str, meter: UnpackedMeter) ->
                 raise DataError(f"{place} is encrypted", hint="unpack it, and name the directory")
             is_link = stat.S_ISLNK(info.external_attr >> 16)
             problem = "a link" if is_link else _unsafe(info.filename)
-            yield Member(info.filename, problem, _zip_opener(archive, info, place, meter))
+            open_member = partial(archive.open, info)
+            opener = _opener(open_member, place, "member of a zip file", _ZIP_FAILURES, meter)
+            yield Member(info.filename, problem, opener)
 
 
-def _zip_opener(
-    archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: str, meter: UnpackedMeter
+def _opener(
+    open_member: Callable[[], IO[bytes] | None],
+    place: str,
+    what: str,
+    failures: tuple[type[Exception], ...],
+    meter: UnpackedMeter | None = None,
 ) -> Callable[[], AbstractContextManager[io.BufferedReader]]:
+    """Return a function that opens the member at `place` of a `what`."""
+
     @contextmanager
     def opened() -> Iterator[io.BufferedReader]:
-        with map_damage(place, "member of a zip file", _ZIP_FAILURES):
-            member = archive.open(info)
+        with map_damage(place, what, failures):
+            member = open_member()
+        assert member is not None, "only files are opened"
         with member:
             yield CheckedStream(
-                cast("io.BufferedReader", member),
-                place,
-                what="member of a zip file",
-                failures=_ZIP_FAILURES,
-                meter=meter,
+                cast("io.BufferedReader", member), place, what=what, failures=failures, meter=meter
             ).buffered()
 
     return opened
@@ -111,7 +117,9 @@ def tar_members(stream: io.BufferedReader, origin: str, meter: UnpackedMeter) ->
         archive.members.clear()  # type: ignore[attr-defined] # it would keep every header
         if not info.isdir():
             place = f"{origin}!{info.name}"
-            yield Member(info.name, _tar_problem(info), _tar_opener(archive, info, place))
+            open_member = partial(archive.extractfile, info)
+            opener = _opener(open_member, place, "member of a tar file", _TAR_FAILURES)
+            yield Member(info.name, _tar_problem(info), opener)
 
 
 def _next(archive: tarfile.TarFile, origin: str) -> tarfile.TarInfo | None:
@@ -125,24 +133,6 @@ def _tar_problem(info: tarfile.TarInfo) -> str | None:
     if not info.isfile() or info.issparse():
         return "not a regular file"
     return _unsafe(info.name)
-
-
-def _tar_opener(
-    archive: tarfile.TarFile, info: tarfile.TarInfo, place: str
-) -> Callable[[], AbstractContextManager[io.BufferedReader]]:
-    @contextmanager
-    def opened() -> Iterator[io.BufferedReader]:
-        member = archive.extractfile(info)
-        assert member is not None, "only files are opened"
-        with member:
-            yield CheckedStream(
-                cast("io.BufferedReader", member),
-                place,
-                what="member of a tar file",
-                failures=_TAR_FAILURES,
-            ).buffered()
-
-    return opened
 
 
 def _unsafe(name: str) -> str | None:

@@ -87,8 +87,6 @@ def _text_path(pa: Any, schema: Any, origin: str, options: RecordOptions) -> tup
             options = replace(options, text_field=inner)
             return (outer, *_text_path(pa, held, f"{origin}: {outer}", options))
     require_field(schema.names, origin, options)
-    if schema.names.count(options.text_field) > 1:
-        raise DataError(f"{origin} names the column {options.text_field!r} twice")
     kind = schema.field(options.text_field).type
     if not _is_text(pa, kind):
         message = f"{origin}: column {options.text_field!r} is {kind}, not text"

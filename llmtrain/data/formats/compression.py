@@ -9,57 +9,54 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from llmtrain.data.formats.streams import CheckedStream, UnpackedMeter, library_missing
 from llmtrain.errors import DataError
 
+if TYPE_CHECKING:
+    import bz2
+    import lzma
+
 _PACKED_BYTES = 1 << 17
+Failures: TypeAlias = tuple[type[Exception], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """A compression method. `open` returns a stream of the unpacked content.
+    """A compression method.
 
-    It raises ImportError if its library is not installed; `extra`, if any, installs it.
+    `open` returns a stream of the unpacked content, and what it raises for damage besides an
+    OSError. It raises ImportError if its library is not installed; `extra`, if any, installs it.
     """
 
     name: str
-    open: Callable[[BinaryIO], Any]
-    failures: tuple[type[Exception], ...] = (EOFError,)
+    open: Callable[[BinaryIO], tuple[Any, Failures]]
     extra: str = ""
 
 
-def _bz2_file(stream: BinaryIO) -> Any:
+def _gzip_file(stream: BinaryIO) -> tuple[Any, Failures]:
+    return gzip.GzipFile(fileobj=stream), (EOFError, gzip.BadGzipFile, zlib.error)
+
+
+def _bz2_file(stream: BinaryIO) -> tuple[Any, Failures]:
     import bz2  # a Python can be built without it, and without lzma
 
-    return _Parts(stream, bz2.BZ2Decompressor, OSError)
+    return _Parts(stream, bz2.BZ2Decompressor), (EOFError,)
 
 
-def _xz_file(stream: BinaryIO) -> Any:
+def _xz_file(stream: BinaryIO) -> tuple[Any, Failures]:
     import lzma
 
-    return _Parts(stream, lzma.LZMADecompressor, lzma.LZMAError, pads=True)
+    return _Parts(stream, lzma.LZMADecompressor, pads=True), (EOFError, lzma.LZMAError)
 
 
-def _zstd_file(stream: BinaryIO) -> Any:
+def _zstd_file(stream: BinaryIO) -> tuple[Any, Failures]:
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
         from backports import zstd
-    return _OwnError(zstd.ZstdFile(stream), zstd.ZstdError)
-
-
-class _Decompressor(Protocol):
-    """A decompressor of one compressed part."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def needs_input(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
+    return zstd.ZstdFile(stream), (EOFError, zstd.ZstdError)
 
 
 class _Parts:
@@ -71,15 +68,13 @@ class _Parts:
     def __init__(
         self,
         stream: BinaryIO,
-        new: Callable[[], _Decompressor],
-        error: type[Exception],
+        new: Callable[[], bz2.BZ2Decompressor | lzma.LZMADecompressor],
         *,
         pads: bool = False,
     ) -> None:
         """Read the parts of `stream`. With `pads`, zeros by fours may be between them."""
         self._stream = stream
         self._new = new
-        self._error = error
         self._pads = pads
         self._part = new()
         self._packed = b""
@@ -95,11 +90,7 @@ class _Parts:
                 packed, self._packed = self._packed or self._stream.read(_PACKED_BYTES), b""
                 if not packed:
                     raise EOFError("it ends before its end-of-stream marker")
-            try:
-                data = self._part.decompress(packed, size)
-            except self._error as error:
-                raise EOFError(str(error)) from error
-            if data:
+            if data := self._part.decompress(packed, size):
                 return data
 
     def _begin_next(self) -> bool:
@@ -121,29 +112,8 @@ class _Parts:
         """Close this stream; the one below stays open."""
 
 
-class _OwnError:
-    """A file that raises EOFError instead of its library's error, whose class may not exist."""
-
-    def __init__(self, file: Any, error: type[Exception]) -> None:
-        self._file = file
-        self._error = error
-
-    def read1(self, size: int) -> bytes:
-        try:
-            return bytes(self._file.read1(size))
-        except self._error as error:
-            raise EOFError(str(error)) from error
-
-    def close(self) -> None:
-        self._file.close()
-
-
 CODECS: Mapping[str, Codec] = {
-    ".gz": Codec(
-        "gzip file",
-        lambda stream: gzip.GzipFile(fileobj=stream),
-        (EOFError, gzip.BadGzipFile, zlib.error),
-    ),
+    ".gz": Codec("gzip file", _gzip_file),
     ".bz2": Codec("bzip2 file", _bz2_file),
     ".xz": Codec("xz file", _xz_file),
     ".zst": Codec("zstd file", _zstd_file, extra="zstd"),
@@ -162,11 +132,9 @@ def unpacked(
     if not stream.peek(1):
         raise DataError(f"{origin} is not a complete {codec.name}: it is empty")
     try:
-        opened = codec.open(stream)
+        opened, failures = codec.open(stream)
     except ImportError as error:
         raise library_missing(origin, codec.extra) from error
     with closing(opened) as inner:
-        checked = CheckedStream(
-            inner, origin, what=codec.name, failures=codec.failures, meter=meter
-        )
+        checked = CheckedStream(inner, origin, what=codec.name, failures=failures, meter=meter)
         yield checked.buffered()

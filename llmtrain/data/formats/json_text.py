@@ -9,13 +9,12 @@ from functools import partial
 from typing import BinaryIO
 
 from llmtrain.data.document import Document, NoRecordsError, RecordOptions
-from llmtrain.data.formats.records import RepeatingRecord, document, document_of
+from llmtrain.data.formats.records import RepeatingRecord, document_of
 from llmtrain.data.formats.streams import how_to_leave_out
-from llmtrain.data.formats.text import decoded, lines_of, not_utf8
+from llmtrain.data.formats.text import BOM, decoded, lines_of, not_utf8
 from llmtrain.errors import DataError
 from llmtrain.units import format_bytes
 
-_BOM = b"\xef\xbb\xbf"
 _READ_BYTES = 1 << 20
 _WHITESPACE = " \t\n\r"
 # If the decoder fails nearer to the end than this, the value may only be incomplete.
@@ -47,7 +46,7 @@ def json_lines(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterato
     """
     offset = 0
     for number, line in enumerate(lines_of(stream, origin, options.longest_bytes), start=1):
-        content = line.removeprefix(_BOM) if number == 1 else line
+        content = line.removeprefix(BOM) if number == 1 else line
         if content.strip():
             first_byte = offset + len(line) - len(content)
             yield from options.attempt(
@@ -57,20 +56,12 @@ def json_lines(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterato
 
 
 def _line(content: bytes, place: str, first_byte: int, options: RecordOptions) -> Document:
-    return _document(_parsed(decoded(content, place, first_byte), place), place, options)
-
-
-def _document(value: object, place: str, options: RecordOptions) -> Document:
-    if isinstance(value, str):
-        return document(value, place, options)
-    return document_of(value, place, options)
-
-
-def _parsed(line: str, place: str) -> object:
+    text = decoded(content, place, first_byte)
     try:
-        return _DECODER.decode(line)
+        value = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place} is not JSON: {error}") from error
+    return document_of(value, place, options)
 
 
 def json_values(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterator[Document]:
@@ -80,7 +71,7 @@ def json_values(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterat
     """
     values = _top_values(_Window(stream, origin, options.longest_bytes))
     for index, value in enumerate(values):
-        yield from options.attempt(partial(_document, value, f"{origin}[{index}]", options))
+        yield from options.attempt(partial(document_of, value, f"{origin}[{index}]", options))
 
 
 def _top_values(window: _Window) -> Iterator[object]:
@@ -103,7 +94,6 @@ class _Window:
         self._stream = stream
         self._origin = origin
         self._longest_bytes = longest_bytes
-        self._decoder = _DECODER
         self._text, self._at = "", 0
         self._before_bytes = 0  # in the file, before `_text`
         self._undecoded = b""  # the first bytes of a character
@@ -139,7 +129,7 @@ class _Window:
             raise self._failure("neither an object nor a string", self._at)
         while True:
             try:
-                value, end = self._decoder.raw_decode(self._text, self._at)
+                value, end = _DECODER.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
                 failure = self._failure(error.msg, error.pos)
                 if not (self._may_be_cut(error) and self._refill()):

@@ -24,11 +24,13 @@ class RepeatingRecord(dict[str, object]):
 
 
 def document_of(record: object, place: str, options: RecordOptions) -> Document:
-    """Return the document in the text field of a record. Raises DataError if it cannot be used.
+    """Return the document in the text field of a record, or the string that the record is.
 
-    `meta.content` is the field `content` of the object in field `meta`, if there is no field of
-    the whole name.
+    Raises DataError if it cannot be used. `meta.content` is the field `content` of the object in
+    field `meta`, if there is no field of the whole name.
     """
+    if isinstance(record, str):
+        return document(record, place, options)
     if not isinstance(record, dict):
         message = f"{place} is JSON, but not an object: {json_beginning(record)}"
         raise NoRecordsError(message, reason="no objects")
@@ -64,8 +66,13 @@ def document(text: object, place: str, options: RecordOptions) -> Document:
 
 
 def require_field(names: Iterable[str], place: str, options: RecordOptions) -> None:
-    """Raise NoRecordsError, with the fields there are, unless `names` has the text field."""
+    """Raise NoRecordsError, with the fields there are, unless `names` has the text field.
+
+    Raises DataError if two columns have that name.
+    """
     names = list(names)
+    if names.count(options.text_field) > 1:
+        raise DataError(f"{place} names the column {options.text_field!r} twice")
     if options.text_field in names:
         return
     there = ", ".join(repr(name[:_MOST_CHARACTERS]) for name in names[:_MOST_NAMES]) or "no fields"

@@ -89,15 +89,13 @@ class CheckedStream(io.RawIOBase):
         return filled
 
     def _read(self, size: int) -> bytes:
-        with map_damage(self._origin, self._what, self._failures, self._place):
+        place = f"after {self.position_bytes} bytes"
+        with map_damage(self._origin, self._what, self._failures, lambda: place):
             data = self._inner.read1(size)
         self.position_bytes += len(data)
         if self._meter is not None:
             self._meter.add(len(data))
         return data
-
-    def _place(self) -> str:
-        return f"after {self.position_bytes} bytes"
 
     def buffered(self) -> io.BufferedReader:
         """Return the stream with a buffer that can peek at least `HEAD_BYTES`."""

@@ -11,6 +11,8 @@ from llmtrain.data.document import Document, RecordOptions
 from llmtrain.errors import DataError
 from llmtrain.units import format_bytes
 
+BOM = b"\xef\xbb\xbf"
+
 
 def text_parts(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterator[Document]:
     """Yield the text, or parts of a long one of at most `options.longest_bytes`."""

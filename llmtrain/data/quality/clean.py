@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from llmtrain.data.corpus import Corpus
-from llmtrain.data.quality.dropped import DropCount, DroppedDocuments, Marks
+from llmtrain.data.document import Document
+from llmtrain.data.quality.dropped import DropCount, DroppedDocuments
 from llmtrain.data.quality.filters import Filter
 from llmtrain.data.quality.minhash import MinHasher, require_minhash
 from llmtrain.data.quality.near_duplicates import repeats
-from llmtrain.data.reading import Document
 from llmtrain.errors import DataError
 from llmtrain.profile.schema import Duplicates
 
@@ -51,7 +53,7 @@ def clean(
     if pass_.signer is not None:
         pass_.decide_near(pass_.signer, corpus, check_stop)
     tallies = tuple(tally for tally in pass_.tallies if tally.documents)
-    if pass_.marks.count and sum(tally.documents for tally in tallies) == pass_.marks.count:
+    if pass_.is_dropped and all(pass_.is_dropped):
         reasons = "; ".join(f"{tally.documents} {tally.reason}" for tally in tallies)
         raise DataError(
             f"data.filters leave out every document: {reasons}",
@@ -64,7 +66,7 @@ class _Pass:
     """The decisions of one pass over a corpus."""
 
     def __init__(self, filters: Sequence[Filter], duplicates: Duplicates) -> None:
-        self.marks = Marks()
+        self.is_dropped = bytearray()
         self.characters = 0
         self.signer: MinHasher | None = None
         if duplicates == "drop_near":
@@ -83,7 +85,7 @@ class _Pass:
     def decide(self, document: Document) -> None:
         """Decide by all rules except near copies."""
         tally = self._reason(document)
-        self.marks.append(tally is not None)
+        self.is_dropped.append(tally is not None)
         self.characters += len(document.text)
         if tally is not None:
             tally.add(document)
@@ -108,15 +110,15 @@ class _Pass:
         """Drop near copies too. Reads the corpus again, to count them."""
         self._seen = None
         flags = repeats(signer.signatures(), check_stop).tolist()
-        kept = (place for place in range(self.marks.count) if not self.marks[place])
-        near = [place for place, flag in zip(kept, flags, strict=True) if flag]
+        kept = [place for place, is_dropped in enumerate(self.is_dropped) if not is_dropped]
         for document, flag in zip(self.dropped().filter(corpus.documents()), flags, strict=True):
             check_stop()
             if flag:
                 self._near.add(document)
-        for place in near:
-            self.marks.set(place)
+        for place, flag in zip(kept, flags, strict=True):
+            self.is_dropped[place] = flag
 
     def dropped(self) -> DroppedDocuments:
         """Return the decisions so far."""
-        return DroppedDocuments(self.marks.count, self.characters, self.marks.to_bytes())
+        bits = np.packbits(np.frombuffer(self.is_dropped, np.uint8), bitorder="little").tobytes()
+        return DroppedDocuments(len(self.is_dropped), self.characters, bits)

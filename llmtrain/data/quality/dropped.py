@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
-from llmtrain.data.reading import Document
+from llmtrain.data.document import Document
 from llmtrain.errors import DataError
 from llmtrain.units import format_bytes
 
@@ -19,7 +19,7 @@ class DroppedDocuments:
 
     documents: int  # of the corpus, including those that are dropped
     characters: int  # including those that are dropped; differs if the text has changed
-    bits: bytes
+    bits: bytes  # the first document in the lowest bit of the first byte
 
     def filter(self, documents: Iterator[Document]) -> Iterator[Document]:
         """Yield the documents that are kept, in order. Raises DataError if the text has changed."""
@@ -34,33 +34,6 @@ class DroppedDocuments:
             raise DataError(
                 "the text changed while it was being read", hint="run the command again"
             )
-
-
-class Marks:
-    """An array of bits that grows by one bit at a time."""
-
-    def __init__(self) -> None:
-        self._bits = bytearray()
-        self.count = 0
-
-    def append(self, mark: bool) -> None:
-        """Append one bit."""
-        if self.count & 7 == 0:
-            self._bits.append(0)
-        if mark:
-            self.set(self.count)
-        self.count += 1
-
-    def set(self, place: int) -> None:
-        """Set the bit at `place`."""
-        self._bits[place >> 3] |= 1 << (place & 7)
-
-    def __getitem__(self, place: int) -> bool:
-        return bool(self._bits[place >> 3] >> (place & 7) & 1)
-
-    def to_bytes(self) -> bytes:
-        """Return the bits, eight a byte, the first in the lowest bit."""
-        return bytes(self._bits)
 
 
 @dataclass(frozen=True, slots=True)

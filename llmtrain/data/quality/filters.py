@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from llmtrain.data.reading import LONGEST_BYTES, Document
+from llmtrain.data.document import LONGEST_BYTES, Document
 from llmtrain.profile.schema import FiltersSection
 from llmtrain.units import format_bytes
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import CorpusStats
+from llmtrain.data.document import Document
 from llmtrain.data.quality.minhash import MinHasher
 from llmtrain.data.quality.near_duplicates import Flags, copied_from
-from llmtrain.data.reading import Document
 from llmtrain.data.split import BlockSplit, GivenSplit, Side, Split, cut_at_line_ends, plan_split
 
 _MOST_UNITS = 100_000  # of a side that are compared

@@ -9,12 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import CorpusStats, CorpusStatsBuilder
+from llmtrain.data.document import Document
 from llmtrain.data.quality.languages import LanguageDetector
 from llmtrain.data.quality.minhash import MinHasher
 from llmtrain.data.quality.near_duplicates import repeats
-from llmtrain.data.reading import Document
 from llmtrain.data.shards.encode import TextEncoder
 from llmtrain.data.split import cut_at_line_ends
 
@@ -75,14 +78,15 @@ def survey(
     check_stop: Callable[[], None],
 ) -> Survey:
     """Survey the corpus in one pass; None disables a measure. Raises DataError without text."""
-    stats, lengths, reservoir = CorpusStatsBuilder(), _Lengths(), _Reservoir()
+    stats, reservoir = CorpusStatsBuilder(), _Reservoir()
     counter = _TokenCounter(encoder, threads) if encoder is not None else None
-    characters = 0
+    characters, longest = 0, SampledDocument("", "", 0)
     for document in corpus.documents():
         check_stop()
         size_bytes = stats.add(document)
         characters += len(document.text)
-        lengths.add(document, size_bytes)
+        if size_bytes > longest.text_bytes:
+            longest = _beginning_of(document, size_bytes)
         reservoir.add(document, size_bytes)
         if counter is not None:
             counter.add(document.text)
@@ -95,8 +99,8 @@ def survey(
     return Survey(
         facts=facts,
         characters=characters,
-        lengths=lengths.bins(),
-        longest=lengths.longest,
+        lengths=_lengths(stats.sizes_bytes()),
+        longest=longest,
         equal=Copies(facts.repeated_documents, facts.repeated_bytes),
         near=_near(stats, minhasher, check_stop) if minhasher is not None else None,
         tokens=counter.total() if counter is not None else None,
@@ -108,32 +112,16 @@ def survey(
 def _near(
     stats: CorpusStatsBuilder, minhasher: MinHasher, check_stop: Callable[[], None]
 ) -> Copies:
-    flags = repeats(minhasher.signatures(), check_stop) & ~stats.repeats.flags()
-    return Copies(int(flags.sum()), int(stats.repeats.sizes_bytes()[flags].sum()))
+    flags = repeats(minhasher.signatures(), check_stop) & ~stats.repeats()
+    return Copies(int(flags.sum()), int(stats.sizes_bytes()[flags].sum()))
 
 
-class _Lengths:
-    """A histogram with bins of doubling width."""
-
-    def __init__(self) -> None:
-        self._documents: Counter[int] = Counter()  # by the number of bits of the size
-        self._bytes: Counter[int] = Counter()
-        self.longest = SampledDocument("", "", 0)
-
-    def add(self, document: Document, size_bytes: int) -> None:
-        bits = size_bytes.bit_length()
-        self._documents[bits] += 1
-        self._bytes[bits] += size_bytes
-        if size_bytes > self.longest.text_bytes:
-            self.longest = _beginning_of(document, size_bytes)
-
-    def bins(self) -> tuple[LengthBin, ...]:
-        if not self._documents:
-            return ()
-        every = range(min(self._documents), max(self._documents) + 1)
-        return tuple(
-            LengthBin(1 << (bits - 1), self._documents[bits], self._bytes[bits]) for bits in every
-        )
+def _lengths(sizes_bytes: npt.NDArray[np.uint64]) -> tuple[LengthBin, ...]:
+    """Return the histogram of the sizes, none of them 0, in bins of doubling width."""
+    _, bits = np.frexp(sizes_bytes.astype(np.float64))  # so many bits has the integer
+    documents, text_bytes = np.bincount(bits), np.bincount(bits, sizes_bytes)
+    every = range(int(bits.min()), len(documents))
+    return tuple(LengthBin(1 << (n - 1), int(documents[n]), int(text_bytes[n])) for n in every)
 
 
 class _Reservoir:

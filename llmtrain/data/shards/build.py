@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import CorpusStats, FingerprintBuilder
-from llmtrain.data.reading import Document
+from llmtrain.data.document import Document
 from llmtrain.data.shards.cache_entry import remove_journal, start_over
 from llmtrain.data.shards.encode import Encode, TextEncoder, cut_into_parts, encode_parts
 from llmtrain.data.shards.index import FORMAT_VERSION, ShardIndex, token_dtype, write_index
@@ -31,6 +31,13 @@ from llmtrain.data.shards.writer import SplitWriter
 from llmtrain.data.split import BlockSplit, Split, plan_split
 from llmtrain.errors import DataError
 from llmtrain.files import json_key
+
+SHARD_BYTES = 256 * 2**20
+# Ids as Python lists take about 25 times the text: 2 MiB cost 50 MB, 8 MiB 250 MB and no less time.
+# A longer document is cut here, which can move a token border: change it with FORMAT_VERSION.
+BATCH_BYTES = 2 * 2**20
+# Of text between two journals: a killed preparation repeats at most this and its current batches.
+JOURNAL_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +66,19 @@ class ShardSpec:
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """Options of the work that do not affect its result."""
+    """Options of the work that do not affect its result. `encode` gives the ids of the encoder."""
 
     encode: Encode
-    on_progress: Callable[[int, int], None]
-    check_stop: Callable[[], None]
-    shard_bytes: int
-    batch_bytes: int
-    journal_bytes: int
+    on_progress: Callable[[int, int], None]  # called with bytes of text done and in all
+    check_stop: Callable[[], None]  # an exception from it ends the work
+    on_wait: Callable[[], None] = lambda: None  # called once if another process prepares the same
+    made_from: Mapping[str, object] = field(default_factory=dict)  # for the manifest
+    shard_bytes: int = SHARD_BYTES
+    batch_bytes: int = BATCH_BYTES
+    journal_bytes: int = JOURNAL_BYTES
 
 
-def build(
-    spec: ShardSpec, options: BuildOptions, scratch: Path, made_from: Mapping[str, object]
-) -> None:
+def build(spec: ShardSpec, options: BuildOptions, scratch: Path) -> None:
     """Write every shard, the manifest and the index to `new` in `scratch`.
 
     Continues from the journal that an earlier process left in `scratch`. Raises DataError.
@@ -87,7 +94,7 @@ def build(
         start_over(scratch)
         index = _write_shards(spec, options, split, scratch, None)
     seconds = time.monotonic() - begun_s
-    write_manifest(scratch / "new", index, spec.corpus, spec.stats, seconds, made_from)
+    write_manifest(scratch / "new", index, spec.corpus, spec.stats, seconds, options.made_from)
     write_index(scratch / "new", index)
 
 

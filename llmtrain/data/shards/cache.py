@@ -97,11 +97,10 @@ def _names(kind: EntryKind, directory: Path, below: Sequence[Path]) -> tuple[str
 
 
 def _tokens(counts: object) -> int | None:
-    sides = (
-        [counts.get(side) for side in ("train", "validation")] if isinstance(counts, dict) else []
-    )
-    numbers = [number for number in sides if isinstance(number, int)]
-    return sum(numbers) if numbers else None
+    match counts:
+        case {"train": int(train), "validation": int(validation)}:
+            return train + validation
+    return None
 
 
 def open_directories(entries: Sequence[CacheEntry]) -> set[Path]:

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -68,19 +67,6 @@ class EncodedBatch:
         return EncodedBatch(
             [part for part in self.parts if part.side == side], ids, self.counts[mine]
         )
-
-
-def encode_here(encoder: TextEncoder, threads: int) -> Encode:
-    """Return an `Encode` that works in this process."""
-
-    def encode(batches: Iterable[Sequence[bytes]]) -> Generator[Encoded, None, None]:
-        for batch in batches:
-            lists = encoder.encode_batch([data.decode() for data in batch], threads)
-            counts = np.array([len(ids) for ids in lists], dtype=np.int64)
-            ids = np.fromiter(chain.from_iterable(lists), np.int64, int(counts.sum()))
-            yield ids, counts
-
-    return encode
 
 
 def cut_into_parts(pieces: Iterable[SplitPart], batch_bytes: int) -> Iterator[Part]:

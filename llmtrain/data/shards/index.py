@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Literal
 
 import numpy as np
+from pydantic import ConfigDict, NonNegativeInt
+from pydantic.dataclasses import dataclass
 
-from llmtrain.data.reading import readable
+from llmtrain.data.formats.streams import readable
 from llmtrain.errors import DataError
 from llmtrain.files import write_text_atomically
-from llmtrain.untrusted import JSON_BYTES, parse_json, read_bytes
+from llmtrain.untrusted import JSON_BYTES, parse_model, read_bytes
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 INDEX_NAME = "index.json"
 _SHARD_NAME = re.compile(r"(train|validation)-\d{5}\.bin", re.ASCII)
 _BUILD_AGAIN = "prepare the data again; a damaged entry of the cache is replaced"
-T = TypeVar("T")
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class ShardFacts:
     """One file of token ids. `name` is within the directory of the index."""
 
     name: str
-    size_bytes: int
+    size_bytes: NonNegativeInt
     sha256: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class SplitFacts:
     """One side of the split.
 
@@ -40,13 +41,13 @@ class SplitFacts:
     begins, so a document that is cut into blocks counts once for each piece.
     """
 
-    tokens: int
-    text_bytes: int
-    documents: int
+    tokens: NonNegativeInt
+    text_bytes: NonNegativeInt
+    documents: NonNegativeInt
     shards: tuple[ShardFacts, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class ShardIndex:
     """The description of built shards: their source, their settings and their files.
 
@@ -54,11 +55,11 @@ class ShardIndex:
     with one added to each count: the loss of a model that ignores all context.
     """
 
-    format_version: int
+    format_version: Literal[1]
     key: str
     dtype: str
-    vocab_size: int
-    separator_id: int
+    vocab_size: NonNegativeInt
+    separator_id: NonNegativeInt
     encoder_fingerprint: str
     corpus_fingerprint: str
     validation_fraction: float
@@ -87,57 +88,13 @@ def read_index(directory: Path) -> ShardIndex:
     with readable(str(path)):
         data = read_bytes(path, JSON_BYTES, follow_links=True)
     try:
-        index = _index_from(parse_json(data))
+        index = parse_model(ShardIndex, data)
         _require_consistent(index)
     except ValueError as error:
         raise DataError(f"{path} is damaged: {error}", hint=_BUILD_AGAIN) from error
     for shard in (*index.train.shards, *index.validation.shards):
         _require_size(directory / shard.name, shard.size_bytes, index.dtype)
     return index
-
-
-def _index_from(value: object) -> ShardIndex:
-    record = as_mapping(value)
-    version = record.get("format_version")
-    if version != FORMAT_VERSION:
-        message = f"format_version is {version}, and this version reads {FORMAT_VERSION}"
-        raise ValueError(message)
-    sides = {side: split_from(record.get(side)) for side in ("train", "validation")}
-    return exactly(ShardIndex, {**record, **sides})
-
-
-def split_from(value: object) -> SplitFacts:
-    """Return one side of the split from JSON. Raises ValueError."""
-    record = as_mapping(value)
-    shards = record.get("shards")
-    if not isinstance(shards, list):
-        raise ValueError("shards is not a list")
-    parsed = tuple(exactly(ShardFacts, as_mapping(shard)) for shard in shards)
-    return exactly(SplitFacts, {**record, "shards": parsed})
-
-
-def as_mapping(value: object) -> Mapping[str, Any]:
-    """Return `value`, a JSON object. Raises ValueError for anything else."""
-    if not isinstance(value, dict):
-        raise ValueError("an object is missing")
-    return value
-
-
-def exactly(kind: type[T], record: Mapping[str, Any]) -> T:
-    """Return a `kind` of `record`, which must have exactly its fields and types.
-
-    Raises ValueError.
-    """
-    expected = {field.name: str(field.type) for field in fields(kind)}  # type: ignore[arg-type]
-    if record.keys() != expected.keys():
-        wrong = ", ".join(sorted(record.keys() ^ expected.keys()))
-        raise ValueError(f"{kind.__name__} has missing or unknown fields: {wrong[:200]}")
-    for name, value in record.items():
-        if type(value).__name__ != expected[name].partition("[")[0]:
-            raise ValueError(f"{name} is {repr(value)[:80]}, not {expected[name]}")
-        if type(value) is int and value < 0:
-            raise ValueError(f"{name} is negative")
-    return kind(**record)
 
 
 def _require_consistent(index: ShardIndex) -> None:

@@ -9,27 +9,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+
+from pydantic import NonNegativeInt
+from pydantic.dataclasses import dataclass
 
 from llmtrain.data.shards.cache_entry import JOURNAL_NAME
 from llmtrain.data.shards.encode import Part
-from llmtrain.data.shards.index import SplitFacts, as_mapping, exactly, split_from
+from llmtrain.data.shards.index import STRICT, SplitFacts
 from llmtrain.files import write_text_atomically
-from llmtrain.untrusted import read_json
+from llmtrain.untrusted import JSON_BYTES, parse_model, read_bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, config=STRICT)
 class Journal:
     """The state of both sides on disk. The last shard of each may be incomplete.
 
     `text_sha256` is of all text up to there, and of how it was cut into `parts`.
     """
 
-    parts: int
+    parts: NonNegativeInt
     text_sha256: str
-    batch_bytes: int
-    shard_bytes: int
+    batch_bytes: NonNegativeInt
+    shard_bytes: NonNegativeInt
     train: SplitFacts
     validation: SplitFacts
 
@@ -71,9 +74,7 @@ def write_journal(directory: Path, journal: Journal) -> None:
 def read_journal(directory: Path, *, batch_bytes: int, shard_bytes: int) -> Journal | None:
     """Read the journal in `directory`; None if there is none for these sizes."""
     try:
-        record = as_mapping(read_json(directory / JOURNAL_NAME))
-        sides = {side: split_from(record.get(side)) for side in ("train", "validation")}
-        journal = exactly(Journal, {**record, **sides})
+        journal = parse_model(Journal, read_bytes(directory / JOURNAL_NAME, JSON_BYTES))
     except (OSError, ValueError):
         return None
     is_same = (journal.batch_bytes, journal.shard_bytes) == (batch_bytes, shard_bytes)

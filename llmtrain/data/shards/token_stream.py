@@ -7,18 +7,18 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from llmtrain.errors import DataError
+from llmtrain.files import Closing
 
 TokenArray: TypeAlias = npt.NDArray[np.int64]
 
 
-class TokenStream:
+class TokenStream(Closing):
     """Token ids at any position, memory-mapped: pages are read on demand.
 
     Arrays that it returns are copies, so closing is possible at any time, on Windows too, where
@@ -34,16 +34,14 @@ class TokenStream:
         self._maps: list[mmap.mmap] = []
         try:
             for shard in shards:
-                self._maps.append(_mapped(shard))
+                with shard.open("rb") as file:
+                    self._maps.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except BaseException:
             self.close()
             raise
         sizes = (len(mapped) // dtype.itemsize for mapped in self._maps)
         self._starts = list(accumulate(sizes, initial=0))
-
-    @property
-    def num_tokens(self) -> int:
-        return self._starts[-1]
+        self.num_tokens = self._starts[-1]
 
     def read(self, start: int, count: int) -> TokenArray:
         """Return `count` ids from `start` on, all within the vocabulary.
@@ -81,19 +79,3 @@ class TokenStream:
         """Unmap the files, so that they can be removed. Reading is not possible afterwards."""
         for mapped in self._maps:
             mapped.close()
-
-    def __enter__(self) -> TokenStream:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
@@ -16,11 +15,12 @@ from llmtrain.data.shards.index import ShardFacts, SplitFacts, token_dtype
 from llmtrain.data.shards.journal import StaleJournalError
 from llmtrain.data.shards.token_stream import TokenArray
 from llmtrain.data.split import Side
+from llmtrain.files import Closing
 
 _PIECE_BYTES = 1 << 20  # a whole number of tokens
 
 
-class SplitWriter:
+class SplitWriter(Closing):
     """A writer of `<side>-00000.bin`, `<side>-00001.bin`, …, each full before the next."""
 
     def __init__(
@@ -118,17 +118,6 @@ class SplitWriter:
         """Close an unfinished shard as it is."""
         if self._open is not None:
             self._open.close()
-
-    def __enter__(self) -> SplitWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 class _OpenShard:

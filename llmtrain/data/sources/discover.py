@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from llmtrain.data.document import Skipped
+from llmtrain.data.formats.registry import FileFormat
 from llmtrain.data.formats.streams import readable
 from llmtrain.data.reading import SourceFile
 from llmtrain.data.sources.exclusions import (
@@ -27,21 +28,22 @@ Found = Path | Skipped
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
-    """A walk through directories. Without a `path_filter` only hidden files are skipped."""
+    """A walk through directories."""
 
-    path_filter: PathFilter | None
+    path_filter: PathFilter
 
     def below(
         self, directory: Path, prefix: str, ignored: tuple[Ignored, ...] = ()
     ) -> Iterator[Found]:
         """Yield every file below `directory`, whose path is `prefix` for the filter."""
-        own = ignored_in(directory, prefix) if self.path_filter is not None else None
+        own = ignored_in(directory, prefix)
         ignored = (*ignored, own) if own is not None else ignored
-        listed = listed_files(directory) if self.path_filter is not None else None
+        listed = listed_files(directory)
         for entry in _visible(directory):
             if entry.is_dir(follow_symlinks=False):
                 path = f"{prefix}{entry.name}/"
-                reason = self._reason_against(path, ignored) or self._exclusion(entry)
+                reason = self._reason_against(path, ignored)
+                reason = reason or reason_against_directory(Path(entry.path))
                 if reason is None:
                     yield from self.below(Path(entry.path), path, ignored)
                 else:
@@ -50,15 +52,10 @@ class _Walk:
                 yield Skipped(entry.path, _LINKED)
             else:
                 path = f"{prefix}{entry.name}"
-                reason = self._reason_against(path, ignored) or _file_reason(entry, listed)
-                yield Path(entry.path) if reason is None else Skipped(entry.path, reason)
-
-    def _exclusion(self, entry: os.DirEntry[str]) -> str | None:
-        return None if self.path_filter is None else reason_against_directory(Path(entry.path))
+                reason = self._reason_against(path, ignored)
+                yield _file(entry, reason, listed)
 
     def _reason_against(self, path: str, ignored: Sequence[Ignored]) -> str | None:
-        if self.path_filter is None:
-            return None
         if is_ignored(path, ignored):
             return "in .gitignore"
         return self.path_filter.reason_against(path)
@@ -77,7 +74,8 @@ class _Walk:
             if entry.is_dir(follow_symlinks=False):
                 if not (head == "**" or fnmatchcase(entry.name, head)):
                     continue
-                if is_glob(head) and (reason := self._exclusion(entry)) is not None:
+                reason = reason_against_directory(Path(entry.path)) if is_glob(head) else None
+                if reason is not None:
                     yield Skipped(f"{entry.path}{os.sep}", reason)
                 elif head == "**":
                     yield from self.matching(Path(entry.path), f"{path}/", segments)
@@ -85,8 +83,7 @@ class _Walk:
                     yield from self.matching(Path(entry.path), f"{path}/", rest)
             elif not rest and fnmatchcase(entry.name, head):
                 reason = _LINKED if _leads_to_directory(entry) else self._reason_against(path, ())
-                reason = reason or _file_reason(entry, listed)
-                yield Path(entry.path) if reason is None else Skipped(entry.path, reason)
+                yield _file(entry, reason, listed)
 
 
 def is_glob(spec: str) -> bool:
@@ -101,11 +98,6 @@ def found_below(directory: Path, selection: Selection) -> Iterator[Found]:
     directories are not followed, so a cycle of links ends.
     """
     return _Walk(PathFilter(selection)).below(directory, "")
-
-
-def files_below(directory: Path) -> Iterator[Path]:
-    """Yield every file that is not hidden, in order, including those that a .gitignore excludes."""
-    return (found for found in _Walk(None).below(directory, "") if isinstance(found, Path))
 
 
 def found_matching(pattern: Path, selection: Selection) -> list[Found]:
@@ -124,15 +116,16 @@ def found_matching(pattern: Path, selection: Selection) -> list[Found]:
     # A file skipped by one expansion of a `**` may be matched by another.
     named = files.union(*(file.parents for file in files))
     skipped = (e for e in found if isinstance(e, Skipped) and Path(e.origin) not in named)
-    return sorted([*files, *skipped], key=_path_parts)
+    return sorted(
+        [*files, *skipped],
+        key=lambda each: (each if isinstance(each, Path) else Path(each.origin)).parts,
+    )
 
 
-def _path_parts(found: Found) -> tuple[str, ...]:
-    return found.parts if isinstance(found, Path) else Path(found.origin).parts
-
-
-def _file_reason(entry: os.DirEntry[str], listed: frozenset[str] | None) -> str | None:
-    return reason_against_file(Path(entry.path), listed)
+def _file(entry: os.DirEntry[str], reason: str | None, listed: frozenset[str] | None) -> Found:
+    path = Path(entry.path)
+    reason = reason or reason_against_file(path, listed)
+    return path if reason is None else Skipped(entry.path, reason)
 
 
 def _leads_to_directory(entry: os.DirEntry[str]) -> bool:
@@ -158,12 +151,19 @@ def _visible(directory: Path, *, even_hidden: bool = False) -> list[os.DirEntry[
     return sorted(chosen, key=lambda entry: entry.name)
 
 
+def files_below(directory: Path) -> list[Path]:
+    """Return every file that is not hidden, in order, also those that a .gitignore excludes."""
+    found = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+    seen = (path for path in found if not any(part.startswith(".") for part in path.parts))
+    return [directory / path for path in sorted(seen, key=lambda path: path.parts)]
+
+
 def library_files() -> list[SourceFile]:
     """Return the `.py` files of the interpreter's own standard library, in order."""
     root = Path(sysconfig.get_path("stdlib"))
     names = (path.relative_to(root) for path in files_below(root) if path.suffix == ".py")
     return [
-        SourceFile(root / name, f"builtin:python/{name.as_posix()}", "python")
+        SourceFile(root / name, f"builtin:python/{name.as_posix()}", FileFormat("python"))
         for name in names
         if _NOT_THE_LIBRARY.isdisjoint(name.parts)
     ]

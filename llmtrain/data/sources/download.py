@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
+from llmtrain.data.document import Skipped, no_text_file
 from llmtrain.data.shards.cache_entry import building_directory, map_write_errors, publish
 from llmtrain.data.sources.object_stores import Store, StoredFile, listed, store_of
 from llmtrain.data.sources.urls import (
@@ -58,14 +58,14 @@ class FetchOptions:
 class Fetched:
     """A fetched spec: `path` is the local copy of `address`.
 
-    `provenance` is its version, ready for JSON; `left_there` has the addresses of files that
-    were not fetched, and the reasons.
+    `provenance` is its version, ready for JSON; `left_there` are the files that were not
+    fetched.
     """
 
     path: Path
     address: str
     provenance: dict[str, object]
-    left_there: tuple[tuple[str, str], ...] = ()
+    left_there: tuple[Skipped, ...] = ()
 
 
 def fetch(spec: str, work: FetchOptions) -> Fetched:
@@ -80,13 +80,11 @@ def fetch(spec: str, work: FetchOptions) -> Fetched:
     only = found[0] if len(found) == 1 and found[0].path == root else None
     reasons = {} if only else {f.path: work.reason_against(f.name) for f in found}
     files = [file for file in found if reasons.get(file.path) is None]
-    left_there = tuple((address_of(spec, p), why) for p, why in reasons.items() if why is not None)
+    left_there = tuple(Skipped(address_of(spec, p), why) for p, why in reasons.items() if why)
     if not files:
         hint = "names that begin with . do not count"
-        counts = Counter(why for why in reasons.values() if why is not None)
-        told_why = "; ".join(f"{count} skipped: {why}" for why, count in counts.items())
-        why = f" ({told_why})" if told_why else ""
-        raise DataError(f"{without_secrets(spec)} has no text file{why}", hint=hint)
+        none = no_text_file(left_there)
+        raise DataError(f"{without_secrets(spec)} has {none}", hint=hint)
     directory = work.cache / "remote"
     with map_write_errors(directory, f"the files of {without_secrets(spec)}"):
         with building_directory(directory / "files") as scratch:

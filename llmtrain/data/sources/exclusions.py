@@ -12,12 +12,7 @@ from llmtrain.untrusted import read_json
 Role = Literal["train", "validation", "test"]
 
 _PACKAGES = "installed packages or compiled code"
-_NAMES = {
-    "node_modules": _PACKAGES,
-    "__pycache__": _PACKAGES,
-    "site-packages": _PACKAGES,
-    "dist-packages": _PACKAGES,
-}
+_PACKAGE_NAMES = frozenset({"node_modules", "__pycache__", "site-packages", "dist-packages"})
 _STATE = "state.json"
 _INFO = "dataset_info.json"
 _DATASETS_CACHE = re.compile(r"cache-.*\.arrow|tmp[^.]*")
@@ -28,7 +23,7 @@ _SPLIT_FILE = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.[A-Za-z]+(\.[A-Za-z
 
 def reason_against_name(name: str) -> str | None:
     """Return why a directory of that name is not read, or None."""
-    return _NAMES.get(name)
+    return _PACKAGES if name in _PACKAGE_NAMES else None
 
 
 def reason_against_directory(path: Path) -> str | None:

@@ -6,16 +6,15 @@ import difflib
 import os
 import platform
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
 
-from llmtrain.data.corpus import SUPPORTED, Corpus, PythonLibrary, Source
-from llmtrain.data.corpus_stats import FingerprintBuilder
-from llmtrain.data.document import Document, Limits, Skipped
+from llmtrain.data.corpus import SUPPORTED, Corpus, Source
+from llmtrain.data.corpus_stats import CorpusStatsBuilder
+from llmtrain.data.document import Document, Limits, Skipped, no_text_file
 from llmtrain.data.formats.registry import reason_not_to_read
 from llmtrain.data.formats.streams import readable
 from llmtrain.data.reading import (
@@ -73,15 +72,13 @@ def resolve_sources(
     fetching = _only_wanted(fetching or FetchOptions(cache_directory(), text_field), selection)
     held_out: tuple[Source, ...] = ()
     if validation is not None:
-        held_out = (_held_out(_without_repeats(_resolve(validation, options, fetching), seen)),)
+        source = _without_repeats(_resolve(validation, options, fetching), seen)
+        files = tuple(replace(file, held_out=True) for file in source.files)
+        held_out = (replace(source, files=files),)
     sources = tuple(_without_repeats(_resolve(spec, options, fetching), seen) for spec in specs)
     if held_out:
         sources = tuple(map(_without_validation, sources))
     return Corpus(sources, held_out, options)
-
-
-def _held_out(source: Source) -> Source:
-    return replace(source, files=tuple(replace(file, held_out=True) for file in source.files))
 
 
 def _without_validation(source: Source) -> Source:
@@ -157,7 +154,7 @@ def _fetched(fetched: Fetched, spec: str, options: ReadOptions) -> Source:
         files=tuple(replace(file, origin=named(file.origin)) for file in source.files),
         skipped=(
             *(Skipped(named(each.origin), each.reason) for each in source.skipped),
-            *(Skipped(origin, reason) for origin, reason in fetched.left_there),
+            *fetched.left_there,
         ),
         provenance=fetched.provenance,
     )
@@ -192,7 +189,10 @@ def _named(
     if check.has_text:
         return Source(spec, kind, (file,), check.skipped)
     if file.reading.is_archive and not any(each.origin == file.origin for each in check.skipped):
-        raise DataError(f"archive {file.origin} has {_no_text(check.skipped)}", hint=SUPPORTED)
+        raise DataError(
+            f"archive {file.origin} has {no_text_file(check.skipped)}",
+            hint=SUPPORTED,
+        )
     reason = check.skipped[0].reason
     if reason == "binary":
         hint = "text has to be UTF-8; for UTF-16: iconv -f UTF-16 -t UTF-8 OLD > NEW"
@@ -226,14 +226,8 @@ def _found(
         if check.has_text:
             files.append(file)
     if not files:
-        raise DataError(f"{kind} {spec} has {_no_text(skipped)}", hint=SUPPORTED)
+        raise DataError(f"{kind} {spec} has {no_text_file(skipped)}", hint=SUPPORTED)
     return Source(spec, kind, tuple(files), tuple(skipped))
-
-
-def _no_text(skipped: Iterable[Skipped]) -> str:
-    counts = Counter(each.reason for each in skipped)
-    why = "; ".join(f"{count} skipped: {reason}" for reason, count in counts.items())
-    return "no text file" + (f" ({why})" if why else "")
 
 
 def _missing(spec: str, path: Path) -> DataError:
@@ -250,7 +244,7 @@ def _missing(spec: str, path: Path) -> DataError:
 
 def _python_library() -> Source:
     files, skipped = [], []
-    builder, text_bytes = FingerprintBuilder(), 0
+    stats = CorpusStatsBuilder()
     for file in library_files():
         try:
             with readable(file.origin):
@@ -260,10 +254,14 @@ def _python_library() -> Source:
             continue
         files.append(file)
         if text:
-            builder.add(Document(text, file.origin))
-            text_bytes += len(text.encode())
+            stats.add(Document(text, file.origin))
     if not files:
         message = "this Python has no standard library sources on disk"
         raise DataError(message, hint="name a text file instead: --data FILE")
-    library = PythonLibrary(platform.python_version(), text_bytes, builder.hexdigest())
-    return Source(BUILTIN_PYTHON, "builtin", tuple(files), tuple(skipped), library)
+    facts = stats.facts()
+    version = {
+        "python_version": platform.python_version(),
+        "text_bytes": facts.text_bytes,
+        "sha256": facts.fingerprint,
+    }
+    return Source(BUILTIN_PYTHON, "builtin", tuple(files), tuple(skipped), version)

@@ -26,8 +26,7 @@ def stdin_file(spec: str) -> SourceFile:
 
     Raises UsageError if there is no input, DataError if there is no room on the disk.
     """
-    reading = reading_of(_ORIGIN + spec[1:])
-    return SourceFile(_spooled(), _ORIGIN, reading.kind, reading.packing)
+    return SourceFile(_spooled(), _ORIGIN, reading_of(_ORIGIN + spec[1:]))
 
 
 @cache  # there is one standard input per process, which can be read only once

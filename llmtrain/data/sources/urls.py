@@ -77,16 +77,13 @@ def require_no_secret(spec: str) -> None:
             "with the run",
             hint="leave them out: https reads ~/.netrc, s3:// the environment and ~/.aws",
         )
-    secret = next(filter(_SECRET_KEY.fullmatch, _query_keys(spec)), None)
+    query = parse_qsl(urlsplit(spec).query, keep_blank_values=True)
+    secret = next((key for key, _ in query if _SECRET_KEY.fullmatch(key)), None)
     if secret is not None:
         raise DataError(
             f"{without_secrets(spec)} has {secret}=…, which would be saved with the run",
             hint="download the file first (curl --output FILE ADDRESS), then --data FILE",
         )
-
-
-def _query_keys(spec: str) -> list[str]:
-    return [key for key, _ in parse_qsl(urlsplit(spec).query, keep_blank_values=True)]
 
 
 def describe_error(error: BaseException) -> str:

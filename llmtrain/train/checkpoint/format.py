@@ -259,24 +259,14 @@ def load_state(path: Path) -> SavedState:
 def _upgraded(path: Path, state: object) -> Mapping[str, Any]:
     """Return the state in the current format. Raises UsageError for an unknown format."""
     found = state.get("format_version") if isinstance(state, dict) else None
-    if not isinstance(state, dict) or found not in (*_UPGRADES, FORMAT_VERSION):
-        known = ", ".join(str(version) for version in (*_UPGRADES, FORMAT_VERSION))
+    if not isinstance(state, dict) or found not in (1, FORMAT_VERSION):
         raise UsageError(
-            f"{path} has format {found}; this llmtrain reads {known}",
+            f"{path} has format {found}; this llmtrain reads 1, {FORMAT_VERSION}",
             hint="it was written by a newer llmtrain: pipx upgrade llmtrain",
         )
-    while (version := state["format_version"]) != FORMAT_VERSION:
-        state = _UPGRADES[version](state) | {"format_version": version + 1}
+    if found == 1:  # whose runs stopped at the first number that was not finite
+        return state | {"course": {}, "format_version": FORMAT_VERSION}
     return state
-
-
-def _from_1(state: dict[str, Any]) -> dict[str, Any]:
-    """Upgrade from format 1, which stopped at the first number that was not finite."""
-    return state | {"course": {}}
-
-
-# By the format that each upgrades.
-_UPGRADES: Mapping[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
 
 
 def newest_good(directory: Path, on_damage: Callable[[Path, str], None]) -> Path | None:

@@ -22,7 +22,7 @@ from llmtrain.errors import (
 )
 from llmtrain.files import LAUNCHED_VARIABLE
 from llmtrain.train.distributed.failures import open_store, rank_environment, reported_failure
-from llmtrain.train.signals import StopRequest, save_signals, stop_signals
+from llmtrain.train.signals import StopRequest, handled, save_signals, stop_signals
 
 _POLL_EVERY_S = 0.1
 _GRACE_S = 2.0  # for the other ranks to end after one failed; then they are killed
@@ -68,7 +68,8 @@ class _Ranks:
     def start(self, count: int, port: int, arguments: Sequence[str]) -> None:
         """Start `count` ranks."""
         environment = os.environ | {LAUNCHED_VARIABLE: "1"}
-        with _signals_ignored(save_signals()):
+        # Ignored until a rank handles them.
+        with handled(dict.fromkeys(save_signals(), signal.SIG_IGN)):
             for rank in range(count):
                 variables = rank_environment(rank, count, port)
                 command = python_command(MAIN, *arguments)
@@ -96,15 +97,10 @@ class _Ranks:
     @contextmanager
     def signals_forwarded(self, stop: StopRequest) -> Iterator[None]:
         """Forward signals to the ranks, including one that arrived while they were started."""
-        numbers = [*stop_signals(), *save_signals()]
-        previous = {number: signal.signal(number, self._forward) for number in numbers}
-        try:
+        with handled(dict.fromkeys([*stop_signals(), *save_signals()], self._forward)):
             if stop.is_made:
                 self._forward(signal.SIGTERM, None)
             yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         self._forwarded.add(number)
@@ -149,14 +145,3 @@ def _group_signal(number: int) -> int:
     if sys.platform == "win32":
         return signal.CTRL_BREAK_EVENT
     return number
-
-
-@contextmanager
-def _signals_ignored(numbers: Sequence[int]) -> Iterator[None]:
-    """Let processes started within the block ignore these signals until they handle them."""
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,7 @@ _SNIPPET_CHARACTERS = 60
 _SHORTEST_PASSAGE_CHARACTERS = 8  # shorter ones occur everywhere
 
 Place = Literal["weight", "input", "output", "gradient"]
-_PLACES: tuple[Place, ...] = (
-    "weight",
-    "input",
-    "output",
-    "gradient",
-)  # in order
+_PLACES: tuple[Place, ...] = ("weight", "input", "output", "gradient")  # in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +111,33 @@ def _on_this_rank(run: Run, first_window: int) -> Finding | None:
 
 
 def _in_window(run: Run, position: int) -> Finding | None:
-    """Return the first non-finite value in one window's forward, else in its backward."""
+    """Return the first non-finite value in one window's forward, else in its backward.
+
+    A fault between modules, as in attention, appears in the input of the next one.
+    """
     inputs, targets = (torch.as_tensor(a).to(run.device) for a in run.batches.read(position, 1))
     seen: list[Finding] = []
-    with _watched_forward(run.model, seen, position), run.autocast():
-        nats = run.model(inputs, targets)
+
+    def check(place: Place, name: str, *values: object) -> None:
+        if not all(map(_is_finite, values)):
+            seen.append(Finding(place, name, position))
+
+    with ExitStack() as hooks:
+        for name, module in _modules(run.model).items():
+            for handle in (
+                module.register_forward_pre_hook(lambda _, args, n=name: check("input", n, *args)),
+                module.register_forward_hook(lambda _m, _a, out, n=name: check("output", n, out)),
+            ):
+                hooks.callback(handle.remove)
+        with run.autocast():
+            nats = run.model(inputs, targets)
     if not seen:
-        with _watched_backward(run.model, seen, position):
+        with ExitStack() as hooks:
+            for name, parameter in run.model.named_parameters():
+                handle = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                    lambda p, n=name: check("gradient", n, p.grad)
+                )
+                hooks.callback(handle.remove)
             run.scaler.scale(nats / (run.windows_per_step * run.context)).backward()
         run.optimizer.zero_grad()
     return seen[0] if seen else None
@@ -148,64 +163,6 @@ def _checkpointing_off(model: Decoder) -> Iterator[None]:
 def _modules(model: Decoder) -> dict[str, nn.Module]:
     """Return the modules by name; the whole model, which computes head and loss, is last."""
     return {name or "head and loss": module for name, module in model.named_modules()}
-
-
-@contextmanager
-def _watched_forward(model: Decoder, seen: list[Finding], position: int) -> Iterator[None]:
-    """Within the block, append modules with non-finite inputs or outputs to `seen`.
-
-    A fault between modules, as in attention, appears in the input of the next one.
-    """
-
-    def check_inputs(name: str) -> Any:
-        def hook(_module: nn.Module, args: tuple[object, ...]) -> None:
-            if not all(map(_is_finite, args)):
-                seen.append(Finding("input", name, position))
-
-        return hook
-
-    def check_output(name: str) -> Any:
-        def hook(_module: nn.Module, _args: tuple[object, ...], output: object) -> None:
-            if not _is_finite(output):
-                seen.append(Finding("output", name, position))
-
-        return hook
-
-    handles = [
-        handle
-        for name, module in _modules(model).items()
-        for handle in (
-            module.register_forward_pre_hook(check_inputs(name)),
-            module.register_forward_hook(check_output(name)),
-        )
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _watched_backward(model: Decoder, seen: list[Finding], position: int) -> Iterator[None]:
-    """Within the block, append parameters with non-finite gradients to `seen`."""
-
-    def check_gradient(name: str) -> Any:
-        def hook(parameter: Tensor) -> None:
-            if not _is_finite(parameter.grad):
-                seen.append(Finding("gradient", name, position))
-
-        return hook
-
-    handles = [
-        parameter.register_post_accumulate_grad_hook(check_gradient(name))  # type: ignore[no-untyped-call]
-        for name, parameter in model.named_parameters()
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _is_finite(value: object) -> bool:

@@ -17,9 +17,9 @@ def run_in_training(text: str) -> Training:
     Raises UsageError if no process on this machine trains it.
     """
     run = find_run(text)
-    identity = run.process()
-    pid = None if identity is None else running_process(identity)
+    pid = _process(run)
     if pid is None:
+        identity = run.process()
         last = "its process" if identity is None else f"its last process, {identity.split()[0]},"
         raise UsageError(
             f"{run.path} is not being trained on this machine: {last} is not running",

@@ -23,12 +23,13 @@ from llmtrain.data.batches.packing import IGNORED, PackedReader, pack
 from llmtrain.data.batches.windows import BatchReader, Tokens, WindowReader
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.quality.clean import clean
-from llmtrain.data.shards.prepared import PreparedData, prepare
+from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.data.shards.token_stream import TokenArray
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.data.split import plan_split
 from llmtrain.errors import DataError
 from tests.data.conftest import ByteEncoder
+from tests.shards import prepared_shards
 from tests.tokens import Ids
 
 CONTEXT = 8
@@ -228,15 +229,7 @@ def located(
 
 
 def prepared(corpus: Corpus, cache: Path, encoder: ByteEncoder) -> PreparedData:
-    return prepare(
-        corpus,
-        encoder,
-        validation_fraction=0.1,
-        threads=1,
-        cache_directory=cache,
-        on_progress=lambda done, total: None,
-        check_stop=lambda: None,
-    )
+    return prepared_shards(corpus, encoder, cache)
 
 
 def found_in(data: PreparedData, corpus: Corpus) -> tuple[MixedSource, ...]:

@@ -72,9 +72,11 @@ def test_a_nul_is_text_where_it_can_be_told_from_binary(tmp_path: Path, kind: st
 
 
 def test_the_fingerprint_is_of_the_text_alone(tmp_path: Path) -> None:
-    assert len({corpus_of(tmp_path, NASTY, *way).fingerprint() for way in WAYS}) == 1
+    assert len({corpus_of(tmp_path, NASTY, *way).measure().fingerprint for way in WAYS}) == 1
     fewer = corpus_of(tmp_path, NASTY[1:], ".parquet")
-    assert fewer.fingerprint() != corpus_of(tmp_path, NASTY, ".parquet").fingerprint()
+    assert (
+        fewer.measure().fingerprint != corpus_of(tmp_path, NASTY, ".parquet").measure().fingerprint
+    )
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -121,7 +123,7 @@ def test_json_is_read_alike_wherever_a_read_ends(
 
 
 def read_by_another(corpus: Corpus) -> tuple[Corpus, str]:
-    return corpus, corpus.fingerprint()
+    return corpus, corpus.measure().fingerprint
 
 
 def test_a_corpus_is_names_that_travel_to_another_process(tmp_path: Path) -> None:
@@ -132,7 +134,7 @@ def test_a_corpus_is_names_that_travel_to_another_process(tmp_path: Path) -> Non
     assert len(corpus.sources[0].files) == len(WAYS)
     assert len(ForkingPickler.dumps(corpus)) < 10_000
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(read_by_another, (corpus,)) == (corpus, corpus.fingerprint())
+        assert pool.apply(read_by_another, (corpus,)) == (corpus, corpus.measure().fingerprint)
 
 
 @pytest.mark.parametrize("kind", [".json-array", ".csv", ".parquet", ".feather"])

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from llmtrain.data.corpus import Corpus
+from llmtrain.data.document import Document
 from llmtrain.data.quality.clean import EXACT, NEAR_COPY, clean
 from llmtrain.data.quality.dropped import DroppedDocuments
 from llmtrain.data.quality.filters import Filter, filters_of
-from llmtrain.data.reading import Document
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.errors import DataError, UsageError
 from llmtrain.profile.schema import FiltersSection
@@ -74,7 +74,7 @@ def test_every_pass_is_alike_and_no_text_is_changed(write: Write) -> None:
     whole = write(*invented(30, seed=1), "x" * 5, *invented(30, seed=1))
     cleaned = clean(whole, filters_of(FiltersSection(min_bytes=6)), "drop_near", go_on).corpus
     assert texts(cleaned) == texts(cleaned) == list(invented(30, seed=1))
-    assert cleaned.fingerprint() == write(*invented(30, seed=1)).fingerprint()
+    assert cleaned.measure().fingerprint == write(*invented(30, seed=1)).measure().fingerprint
 
 
 def test_a_document_counts_for_the_first_rule_that_it_breaks(write: Write) -> None:

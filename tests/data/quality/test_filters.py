@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from llmtrain.data.document import LONGEST_BYTES, Document
 from llmtrain.data.quality.filters import filters_of, repetition
 from llmtrain.data.quality.languages import LanguageDetector
-from llmtrain.data.reading import LONGEST_BYTES, Document
 from llmtrain.errors import UsageError
 from llmtrain.profile.schema import FiltersSection
 

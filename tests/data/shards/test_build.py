@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from llmtrain.data.shards.encode import Encode, Encoded, encode_here
+from llmtrain.data.shards.encode import Encode, Encoded
 from llmtrain.data.shards.journal import JOURNAL_NAME
 from llmtrain.data.shards.manifest import MANIFEST_NAME, read_manifest
 from llmtrain.data.shards.prepared import PreparedData, open_prepared
@@ -22,6 +22,7 @@ from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.encode_processes import encode_in_processes, encode_in_this_process
 from tests.data.conftest import ByteEncoder, Prepare
 from tests.data.fixed import TOKENIZER, write_fixed
+from tests.shards import encode_here
 
 # sha256 of names and contents of the fixed corpus's shards and index, as version 0.2.0 made them.
 RECORDED = {
@@ -69,7 +70,7 @@ class Stopping:
 
     def __init__(self, encoder: ByteEncoder, batches: int | None, error: BaseException) -> None:
         self.bytes = 0
-        self._encode = encode_here(encoder, 1)
+        self._encode = encode_here(encoder)
         self._batches = batches
         self._error = error
 

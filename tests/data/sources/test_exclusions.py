@@ -158,8 +158,8 @@ def test_a_corpus_with_validation_text_has_another_fingerprint(tmp_path: Path) -
     for name in ("a.txt", "b.txt"):
         write(tmp_path / name, name)
     one, two = (str(tmp_path / name) for name in ("a.txt", "b.txt"))
-    plain = resolve_sources([one, two]).fingerprint()
-    assert resolve_sources([one], validation=two).fingerprint() != plain
+    plain = resolve_sources([one, two]).measure().fingerprint
+    assert resolve_sources([one], validation=two).measure().fingerprint != plain
 
 
 def test_all_text_held_out_leaves_nothing_to_train_on(tmp_path: Path) -> None:

@@ -127,14 +127,14 @@ def test_gzip_is_the_same_text_and_the_same_fingerprint(tmp_path: Path, name: st
     plain = resolve_sources([str(write(tmp_path / name, data))])
     packed = resolve_sources([str(write(tmp_path / f"{name}.gz", gzip.compress(data)))])
     assert texts(plain) == texts(packed)
-    assert plain.fingerprint() == packed.fingerprint()
+    assert plain.measure().fingerprint == packed.measure().fingerprint
 
 
 def test_fingerprint_is_of_the_content_and_where_it_ends(tmp_path: Path) -> None:
     def fingerprint(directory: str, *contents: str) -> str:
         for number, content in enumerate(contents):
             write(tmp_path / directory / f"{number}.txt", content)
-        return resolve_sources([str(tmp_path / directory)]).fingerprint()
+        return resolve_sources([str(tmp_path / directory)]).measure().fingerprint
 
     first = fingerprint("one", "ab", "c")
     assert first == fingerprint("two", "ab", "c")
