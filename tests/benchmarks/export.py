@@ -16,6 +16,7 @@ import time
 
 ENCODINGS = ("f32", "f16", "bf16", "q8_0", "q5_0", "q4_0")
 _MIB = 1 << 20
+_HEAD = "| encoding | MiB | bits per byte | change | nats, at most | s | processor s | peak MiB |\n"
 
 
 def main() -> None:
@@ -25,10 +26,10 @@ def main() -> None:
     parser.add_argument("--encodings", default=",".join(ENCODINGS))
     parser.add_argument("--data", default=None, help="text to compare on")
     options = parser.parse_args()
-    print("| encoding | MiB | bits per byte | change | nats, at most | s | processor s | peak MiB |")
-    print("| --- " * 8 + "|")
+    sys.stdout.write(_HEAD + "| --- " * 8 + "|\n")
     for encoding in options.encodings.split(","):
-        print(_row(options.run, encoding, options.data), flush=True)
+        sys.stdout.write(_row(options.run, encoding, options.data) + "\n")
+        sys.stdout.flush()
 
 
 def _row(run: str, encoding: str, data: str | None) -> str:
