@@ -24,7 +24,7 @@ LAYERS = (
     {"ops"},
     {"model", "data", "tokenizer", "recipe"},
     {"plan"},
-    {"eval"},
+    {"eval", "export"},
     {"prepare"},
     {"train"},
     {"engine"},

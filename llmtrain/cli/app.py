@@ -29,6 +29,7 @@ from llmtrain.cli.data.prepare import prepare
 from llmtrain.cli.device.bench import bench
 from llmtrain.cli.device.info import info
 from llmtrain.cli.eval import evaluate
+from llmtrain.cli.export import export
 from llmtrain.cli.generate import generate
 from llmtrain.cli.memory.command import memory
 from llmtrain.cli.output import Output
@@ -59,6 +60,7 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "train": (train, "--data notes/ --time 30m"),
     "eval": (evaluate, "my-run --data other.txt"),
     "generate": (generate, "my-run --prompt 'Once upon a time'"),
+    "export": (export, "my-run --format gguf --quant q8_0"),
     "device info": (info, "--profile cpu-small"),
     "device bench": (bench, "--profile cpu-small"),
     "memory": (memory, "--profile cpu-small"),

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from llmtrain.documents import bench, data, error, files, memory, plans, runs, tokenizer
+from llmtrain.documents import bench, data, error, export, files, memory, plans, runs, tokenizer
 from llmtrain.documents.base import Document, Part, Text, key, schema_of
 
 
@@ -29,6 +29,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "train-dry-run": plans.TrainDryRun,
     "eval": runs.Eval,
     "generate": runs.Generate,
+    "export": export.Export,
     "memory": memory.Memory,
     "memory-profile": memory.MemoryProfile,
     "device-info": plans.DeviceInfo,

@@ -139,7 +139,7 @@ def test_a_weighted_source_shorter_than_a_window_is_named_before_planning(
         with pytest.raises(
             DataError, match=r"b\.txt has 13 bytes, too few for one window"
         ) as caught:
-            train("cpu-tiny", data=sources)
+            train("cpu-tiny", settings={"data.sources": sources})
         assert caught.value.hint == "leave that source out, or add text to it"
 
 

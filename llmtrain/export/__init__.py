@@ -1,0 +1,1 @@
+"""Trained models for other programs: GGUF files, Hugging Face directories, and proof of both."""
