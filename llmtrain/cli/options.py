@@ -107,8 +107,10 @@ def whole_number(flag: str, help_text: str, least: int | None = None) -> Any:
         text = str(given)  # a default is parsed too
         try:
             number = -parse_count(text[1:]) if text.startswith("-") else parse_count(text)
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
+        except ValueError:
+            raise typer.BadParameter(
+                f"has to be a whole number, not {text:.40}; write 20000, 20k or 2e4"
+            ) from None
         if least is not None and number < least:
             raise typer.BadParameter(f"has to be at least {least}, not {text}")
         return number
