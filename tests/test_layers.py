@@ -24,6 +24,7 @@ LAYERS = (
     {"ops"},
     {"model", "data", "tokenizer", "recipe"},
     {"plan"},
+    {"generate"},
     {"eval", "export"},
     {"prepare"},
     {"train"},

@@ -79,13 +79,43 @@ class Eval(Document):
     thresholds: list[Threshold] = thresholds("`--max-bpb`")
 
 
-class Generate(Document):
-    """`llmtrain generate`: one text."""
+class LikelyToken(Part):
+    """A token that could have been sampled."""
 
-    checkpoint: Text = key("of which model")
+    id: int = key("in the vocabulary")
+    text: Text = key("what it spells alone; U+FFFD: a part of a character")
+    logprob: Number = key("the logarithm of its probability by the model, in nats")
+
+
+class SampledToken(LikelyToken):
+    """A token that was sampled."""
+
+    likeliest: list[LikelyToken] = optional(
+        "the likeliest at its place, the likeliest first; missing without `--top-logprobs`"
+    )
+
+
+class GeneratedText(Part):
+    """One continued prompt."""
+
     prompt: Text = key("what was continued")
     text: Text = key("the continuation, without the prompt")
-    seed: int = key("equal seeds give equal texts on one machine")
+    seed: int = key("what it was sampled with; equal seeds give equal texts on one machine")
+    finish: Literal["stop", "length"] = key(
+        "stop: the model or a string of `--stop` ended it; length: `--max-tokens` did"
+    )
+    prompt_tokens: int = key("tokens of the prompt, with the separator before it")
+    tokens: list[SampledToken] = key("of the continuation, in order")
+
+
+class Generate(Document):
+    """`llmtrain generate`: texts."""
+
+    checkpoint: Text = key("of which model")
+    prompt: Text = key("of the first text")
+    text: Text = key("of the first text: the continuation, without the prompt")
+    seed: int = key("of the first text")
+    texts: list[GeneratedText] = key("each prompt in order, each as often as `--n` says")
 
 
 class Run(Part):

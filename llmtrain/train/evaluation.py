@@ -6,13 +6,12 @@ import math
 import time
 from dataclasses import replace
 
-import torch
-
 from llmtrain.data.batches.windows import BatchReader
 from llmtrain.data.shards.prepared import PreparedData
-from llmtrain.eval.continuation import continue_prompt
 from llmtrain.eval.evaluate import LossSum, bits_per_byte, sum_loss
-from llmtrain.model.generate import Sampling
+from llmtrain.generate.generator import TextGenerator
+from llmtrain.generate.sampling import Sampling
+from llmtrain.generate.text import TextRequest
 from llmtrain.profile.schema import EvalSection
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.events import Evaluated
@@ -115,13 +114,13 @@ class Evaluator:
     def sample(self, prompt: str, seed: int) -> str:
         """Return a continuation of `prompt`."""
         run, sampling, sampled = self._run, replace(_SAMPLING, seed=seed), ""
-        limit = self._options.sample_tokens
-        with run.autocast(), torch.compiler.set_stance("force_eager"):
-            for text in continue_prompt(run.model, self._tokenizer, prompt, sampling, limit):
-                self._check_stop()
-                sampled += text
-                if self._is_time_over():
-                    break
+        generator = TextGenerator(run.model, self._tokenizer, run.plan.precision.value)
+        request = TextRequest(prompt, sampling, self._options.sample_tokens)
+        for piece in generator.generate(request):
+            self._check_stop()
+            sampled += piece.text
+            if self._is_time_over():
+                break
         return sampled
 
     def sampled(self, step: int) -> None:
