@@ -25,7 +25,7 @@ LAYERS = (
     {"model", "data", "tokenizer", "recipe"},
     {"plan"},
     {"generate"},
-    {"eval", "export"},
+    {"eval", "export", "serve"},
     {"prepare"},
     {"train"},
     {"engine"},

@@ -36,6 +36,7 @@ from llmtrain.cli.output import Output
 from llmtrain.cli.profiles_convert import convert
 from llmtrain.cli.prove_resume import prove_resume
 from llmtrain.cli.schema import schema
+from llmtrain.cli.serve import serve
 from llmtrain.cli.streams import discard_stdout, set_up_standard_streams
 from llmtrain.cli.tokenizer.import_ import import_
 from llmtrain.cli.tokenizer.inspect import inspect as inspect_tokenizer
@@ -60,6 +61,7 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "train": (train, "--data notes/ --time 30m"),
     "eval": (evaluate, "my-run --data other.txt"),
     "generate": (generate, "my-run --prompt 'Once upon a time'"),
+    "serve": (serve, "my-run --port 8000"),
     "export": (export, "my-run --format gguf --quant q8_0"),
     "device info": (info, "--profile cpu-small"),
     "device bench": (bench, "--profile cpu-small"),

@@ -29,6 +29,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "train-dry-run": plans.TrainDryRun,
     "eval": runs.Eval,
     "generate": runs.Generate,
+    "serve": runs.Serve,
     "export": export.Export,
     "memory": memory.Memory,
     "memory-profile": memory.MemoryProfile,

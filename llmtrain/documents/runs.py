@@ -118,6 +118,17 @@ class Generate(Document):
     texts: list[GeneratedText] = key("each prompt in order, each as often as `--n` says")
 
 
+class Serve(Document):
+    """`llmtrain serve`, once requests are answered."""
+
+    url: Text = key("where clients on this machine connect")
+    model: Text = key("what clients call the model")
+    context: int = key("tokens of a prompt and its text together, at most")
+    can_chat: bool = key("whether `/v1/chat/completions` answers")
+    slots: int = key("texts that are continued together")
+    queue: int = key("texts that may wait for a slot")
+
+
 class Run(Part):
     """The progress of a run."""
 

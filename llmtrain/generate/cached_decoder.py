@@ -132,8 +132,9 @@ class CachedDecoder:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values by head, normed and rotated."""
         shape, dtype = self.shape, self._weights.dtype
-        heads = projected.unflatten(-1, (-1, shape.head_dim)).transpose(1, 2)
-        q, k, v = heads.split([shape.num_heads, shape.num_kv_heads, shape.num_kv_heads], dim=1)
+        heads = projected.view(*projected.shape[:2], -1, shape.head_dim).transpose(1, 2)
+        sizes = [shape.num_heads, shape.num_kv_heads, shape.num_kv_heads]
+        q, k, v = torch.split_with_sizes(heads, sizes, dim=1)
         if layer.query_gain is not None and layer.key_gain is not None:
             q = rms_norm(q, layer.query_gain, shape.norm_epsilon, dtype)
             k = rms_norm(k, layer.key_gain, shape.norm_epsilon, dtype)

@@ -28,9 +28,15 @@ class TextGenerator:
         dtype = half_dtype(precision) or torch.float32
         self.tokenizer = tokenizer
         self.context = model.shape.context
+        self.slots = slots
         self._batch = Batch(CachedDecoder(model, dtype, slots), tokenizer.vocab_size)
         self._spellings = Spellings(tokenizer)
         self._streams: list[TextStream] = []
+
+    @property
+    def longest_prompt_characters(self) -> int:
+        """The most characters that the context can hold; texts of more need not be encoded."""
+        return self.context * max(1, self._spellings.longest)
 
     @property
     def free(self) -> int:

@@ -57,6 +57,7 @@ class TextStream:
     def __init__(self, request: TextRequest, tokenizer: Tokenizer, spellings: Spellings) -> None:
         """Raise DataError for a prompt with a lone surrogate."""
         self.request = request
+        self._max_tokens = request.max_tokens
         self.finish: Finish | None = None
         self.sampled_tokens = 0  # beyond the prompt
         self._tokenizer = tokenizer
@@ -76,6 +77,10 @@ class TextStream:
         self._shown_length = 0
         self._tokens: list[tuple[int, TokenText]] = []  # not shown, each with where it begins
 
+    def limit_tokens(self, most: int) -> None:
+        """End the text after at most so many tokens."""
+        self._max_tokens = min(self._max_tokens, most)
+
     def push(self, token: Token) -> Piece:
         """Add the next sampled token; return what can be shown."""
         assert self.finish is None
@@ -88,7 +93,7 @@ class TextStream:
             begins = self._shown_length + len(self._held)
             self._tokens.append((begins, self._token_text(token)))
         piece = self._add_text(self._decoder.add(token.id))
-        if self.finish is None and self.sampled_tokens >= self.request.max_tokens:
+        if self.finish is None and self.sampled_tokens >= self._max_tokens:
             last = self._finish("length")
             return Piece(piece.text + last.text, piece.tokens + last.tokens)
         return piece
