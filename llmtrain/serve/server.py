@@ -15,6 +15,7 @@ from llmtrain.serve.access import LOOPBACK
 from llmtrain.serve.app import Service, make_app
 
 SHUTDOWN_S = 30  # for answers that are being given when the server is to end
+_HEADER_BYTES = 1 << 14  # that may wait for their end
 _IDLE_CONNECTIONS = 64  # beside those that are answered or wait
 
 
@@ -79,6 +80,7 @@ class Serving:
             proxy_headers=False,
             limit_concurrency=most_clients + _IDLE_CONNECTIONS,
             timeout_keep_alive=5,
+            h11_max_incomplete_event_size=_HEADER_BYTES,
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
         self._server = _Server(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import httpx
@@ -22,7 +22,8 @@ from llmtrain.serve.metrics import Metrics
 from llmtrain.serve.scheduler import Scheduler
 from llmtrain.serve.server import Address, Serving, listen
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.tokenizer.chat_template import ChatTemplate, default_source
+from llmtrain.tokenizer.chat_template import CHAT_PIECES, ChatTemplate, default_source
+from llmtrain.tokenizer.of_model import with_reserved_pieces
 from tests.data.fixed import TOKENIZER
 
 CONTEXT = 64
@@ -40,9 +41,18 @@ class Running:
         return httpx.Client(base_url=self.url, timeout=20, **options)  # type: ignore[arg-type]
 
 
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    """What is computed here is too small to share out."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer.load(TOKENIZER)
+    tokenizer = with_reserved_pieces(Tokenizer.load(TOKENIZER), CHAT_PIECES)
     return tokenizer.with_chat(default_source(tokenizer))
 
 
@@ -54,7 +64,7 @@ def model(tokenizer: Tokenizer) -> Decoder:
     return Decoder(shape_of(section)).eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def serve(model: Decoder, tokenizer: Tokenizer) -> Callable[..., object]:
     """Starts a server; `key`, `queue`, `slots`, `can_chat` are as the options."""
 
@@ -96,7 +106,7 @@ def serve(model: Decoder, tokenizer: Tokenizer) -> Callable[..., object]:
     return start
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def server(serve: Callable[..., object]) -> Iterator[Running]:
     """A server with the usual options."""
     with serve() as running:  # type: ignore[attr-defined]
@@ -115,6 +125,7 @@ def raw(url: str, data: bytes) -> bytes:
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(data)
         answer = b""
-        while part := connection.recv(1 << 16):
-            answer += part
+        with suppress(ConnectionResetError):
+            while part := connection.recv(1 << 16):
+                answer += part
         return answer

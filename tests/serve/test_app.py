@@ -246,7 +246,7 @@ def test_nothing_is_answered_without_the_key(
     [
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * (1 << 20) + b"\r\n\r\n",
         b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -1\r\n\r\n",
         (
             b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\n"
@@ -352,7 +352,7 @@ def test_answers_that_are_being_given_are_finished_at_the_end(slow: Any) -> None
 def test_requests_together_are_those_alone(server: Running) -> None:
     bodies = [
         {"prompt": prompt, "max_tokens": 20, "seed": seed, "temperature": 1.5}
-        for seed in range(6)
+        for seed in range(3)
         for prompt in ("def ", "import os\nimport ", "")
     ]
     with server.client() as client:
@@ -378,10 +378,11 @@ def test_a_model_that_computes_nan_fails_the_request_and_not_the_server(
         assert client.get("/health").status_code == 200
 
 
-def test_what_was_asked_and_answered_is_counted(client: httpx.Client) -> None:
-    used = post(client, COMPLETIONS, prompt="def ", max_tokens=5)["usage"]
-    client.post(COMPLETIONS, json={"prompt": 3})
-    text = client.get("/metrics").text
+def test_what_was_asked_and_answered_is_counted(serve: Serve) -> None:
+    with serve() as running, running.client() as client:
+        used = post(client, COMPLETIONS, prompt="def ", max_tokens=5)["usage"]
+        client.post(COMPLETIONS, json={"prompt": 3})
+        text = client.get("/metrics").text
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert values["llmtrain_prompt_tokens_total"] == str(used["prompt_tokens"])
     assert values["llmtrain_generated_tokens_total"] == str(used["completion_tokens"])
