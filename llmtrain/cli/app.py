@@ -22,6 +22,7 @@ import typer
 import llmtrain
 from llmtrain.cli import profiles, runs
 from llmtrain.cli.arguments import find_command, given_flags, without_options
+from llmtrain.cli.chat import chat
 from llmtrain.cli.command import Function, add_command, add_group
 from llmtrain.cli.data import cache
 from llmtrain.cli.data.inspect import inspect as inspect_data
@@ -61,6 +62,7 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "train": (train, "--data notes/ --time 30m"),
     "eval": (evaluate, "my-run --data other.txt"),
     "generate": (generate, "my-run --prompt 'Once upon a time'"),
+    "chat": (chat, "my-run"),
     "serve": (serve, "my-run --port 8000"),
     "export": (export, "my-run --format gguf --quant q8_0"),
     "device info": (info, "--profile cpu-small"),
@@ -86,7 +88,7 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "runs prove-resume": (prove_resume, "--profile cpu-tiny"),
     "schema": (schema, "train"),
 }
-_WITHOUT_JSON = {"profiles schema"}  # it prints JSON and no document
+_WITHOUT_JSON = {"profiles schema", "chat"}  # JSON and no document; a conversation
 
 app = typer.Typer(
     help=llmtrain.__doc__,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from llmtrain.serve.server import Serving
 
 _SHORTEST_KEY = 16
+_HIGHEST_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +146,12 @@ def require_server_packages() -> None:
 
 
 def require_safe(request: ServeRequest) -> None:
-    """Raise UsageError for an address that others can reach without a key, and for weak keys."""
+    """Raise UsageError for an address that others reach without a key, weak keys, and no port."""
     from llmtrain.serve.server import Address
 
     key = request.key
+    if request.port > _HIGHEST_PORT:
+        raise UsageError(f"--port {request.port} is above {_HIGHEST_PORT}", hint="--port 8000")
     if key is None and not Address(request.host, request.port).is_loopback:
         raise UsageError(
             f"--host {request.host} lets other machines in, and there is no key",

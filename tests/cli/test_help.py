@@ -17,7 +17,17 @@ from llmtrain.cli.app import app
 from tests.cli.conftest import Command, ProcessCommand
 
 CONTRACT = {
-    *("train", "eval", "generate", "memory", "device info", "device bench", "schema"),
+    *(
+        "train",
+        "eval",
+        "generate",
+        "chat",
+        "serve",
+        "memory",
+        "device info",
+        "device bench",
+        "schema",
+    ),
     *("tokenizer train", "tokenizer encode", "tokenizer decode", "tokenizer inspect"),
     "data inspect",
     *("profiles list", "profiles show", "profiles validate", "profiles schema"),
