@@ -169,6 +169,9 @@ def flag_settings(**flags: Any) -> dict[str, Setting]:
         "data_sources": "data",
         "data_tokenizer_reserve": "reserve",
         "model_init_from": "init-from",
+        "lora_rank": "lora",
+        "lora_alpha": "lora",
+        "lora_targets": "lora",
         "device_kind": "device",
         "device_processes": "nproc",
     }

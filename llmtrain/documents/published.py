@@ -27,6 +27,8 @@ class SchemaList(Document):
 PUBLISHED: dict[str, type[BaseModel]] = {
     "train": runs.Train,
     "train-dry-run": plans.TrainDryRun,
+    "finetune": runs.Finetune,
+    "finetune-dry-run": plans.FinetuneDryRun,
     "eval": runs.Eval,
     "generate": runs.Generate,
     "serve": runs.Serve,

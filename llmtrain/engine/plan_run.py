@@ -141,5 +141,5 @@ def workload_of(
         optimizer=profile.optim.name,
         tokens=tokens,
         time_s=train.time,
-        mask_documents=profile.data.mask_documents,
+        mask_documents=profile.data.masks_documents,
     )

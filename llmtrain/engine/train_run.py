@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
+from llmtrain.data.batches.conversations import PackedConversations, pack_conversations
 from llmtrain.data.batches.packing import Packing
 from llmtrain.data.batches.packing_cache import cached_packing
 from llmtrain.data.batches.prefetch import Prefetch
+from llmtrain.data.chat.marks import Marks
 from llmtrain.data.corpus import Corpus
 from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.find_run import ResolvedRun, resolve
@@ -173,7 +175,8 @@ def _checked_corpus(resolved: ResolvedRun, session: TrainSession) -> Corpus | No
     profile = resolved.profile.loaded.profile
     work = PrepareContext(1, session.observe, session.stop.check)
     corpus = resolve_corpus(profile.data, work)
-    check_length(corpus, profile.data, profile.model.context, work)
+    if profile.data.rows == "text":
+        check_length(corpus, profile.data, profile.model.context, work)
     return corpus
 
 
@@ -220,7 +223,8 @@ def _shared_dataset(
     def prepare() -> _SharedData:
         dataset = _dataset(resolved, work, corpus)
         prepared.append(dataset)
-        _packing(resolved, dataset, session)  # cached, for the other ranks to read
+        if profile.data.rows == "text":
+            _packing(resolved, dataset, session)  # cached, for the other ranks to read
         ranges = [(source.first_token, source.tokens) for source in dataset.mixture]
         return _SharedData(dataset.shards.index.key, dataset.tokenizer_directory, ranges)
 
@@ -247,14 +251,22 @@ def _dataset(resolved: ResolvedRun, work: PrepareContext, corpus: Corpus | None)
     return with_recorded_mixture(dataset, profile.data, data_ranges(recorded.values))
 
 
-def _packing(resolved: ResolvedRun, dataset: Dataset, session: TrainSession) -> Packing | None:
-    """Return how documents fill windows; None if they are concatenated.
+def _packing(
+    resolved: ResolvedRun, dataset: Dataset, session: TrainSession
+) -> Packing | PackedConversations | None:
+    """Return how documents or conversations fill windows; None if they are concatenated.
 
     None of a mixture, whose sources are packed one by one.
     """
     profile = resolved.profile.loaded.profile
-    if profile.data.packing == "concatenate" or dataset.mixture:
+    if not profile.data.pads_windows or dataset.mixture:
         return None
+    if profile.data.rows == "chat":
+        marks = Marks.of_separator(dataset.shards.index.separator_id)
+        check_stop = session.stop.check
+        return pack_conversations(
+            dataset.shards.train, marks, profile.model.context, check_stop=check_stop
+        )
     return cached_packing(dataset.shards, profile.model.context, session.stop.check)
 
 
@@ -267,6 +279,11 @@ def _train(
 ) -> TrainResult:
     profile, world, shards = resolved.profile.loaded.profile, session.world, dataset.shards
     initial = resolved.initial_model
+    packing = _packing(resolved, dataset, session)
+    if isinstance(packing, PackedConversations):
+        cut = packing.describe(profile.model.context)
+        if cut is not None and world.is_main:
+            session.note(cut)
     run = build_run(
         profile,
         planned.plan,
@@ -274,9 +291,10 @@ def _train(
         shards.train,
         resumed,
         shards.index.separator_id,
-        _packing(resolved, dataset, session),
+        packing,
         dataset.mixture,
         initial.read_weights if initial is not None else None,
+        None if initial is None else initial.adapter(profile.lora),
     )
     horizon = resolved.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
     step = run.position.step
@@ -310,7 +328,9 @@ def _train(
     if not world.is_main:
         return result
     predicted = (resolved.recorded and resolved.recorded.forecast) or expected.document()
-    result = replace(_with_prediction(result, predicted), prompt_example=prompt_example(dataset))
+    result = replace(
+        _with_prediction(result, predicted), prompt_example=prompt_example(profile.data, dataset)
+    )
     _record(resolved, planned, run.plan, result)
     return result
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from llmtrain.generate.weights import LayerWeights, multiply, weights_of
-from llmtrain.model.decoder import Decoder
+from llmtrain.model.decoder import Decoder, as_residual
 from llmtrain.ops.attention import cached_attention, causal_attention
 from llmtrain.ops.norm import rms_norm
 from llmtrain.ops.rotary import rotate
@@ -116,7 +116,7 @@ class CachedDecoder:
     ) -> Tensor:
         """Return the logits after the last token of each sequence, (B, V) fp32."""
         weights, epsilon = self._weights, self.shape.norm_epsilon
-        x_btc = F.embedding(tokens_bt, weights.embedding)
+        x_btc = as_residual(F.embedding(tokens_bt, weights.embedding))
         for index, layer in enumerate(weights.layers):
             normed = rms_norm(x_btc, layer.attention_gain, epsilon, weights.dtype)
             q, k, v = self._heads(multiply(normed, layer.query_key_value), layer, rotations)

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmtrain.model.decoder import Block, Decoder
+from llmtrain.model.lora import AdaptedLinear
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,20 +57,28 @@ def _layer_weights(block: Block, dtype: torch.dtype) -> LayerWeights:
     query_norm, key_norm = attention.q_norm, attention.k_norm
     return LayerWeights(
         attention_gain=block.input_layernorm.weight.detach(),
-        query_key_value=_stacked([each.weight for each in projections], dtype),
+        query_key_value=_stacked([_weight(each) for each in projections], dtype),
         query_gain=None if query_norm is None else query_norm.weight.detach(),
         key_gain=None if key_norm is None else key_norm.weight.detach(),
-        output=attention.o_proj.weight.detach().to(dtype),
+        output=_weight(attention.o_proj).to(dtype),
         feed_forward_gain=block.post_attention_layernorm.weight.detach(),
-        gate_up=_stacked([feed_forward.gate_proj.weight, feed_forward.up_proj.weight], dtype),
-        down=feed_forward.down_proj.weight.detach().to(dtype),
+        gate_up=_stacked([_weight(feed_forward.gate_proj), _weight(feed_forward.up_proj)], dtype),
+        down=_weight(feed_forward.down_proj).to(dtype),
     )
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    """Return the layer's matrix, with its adapter added if it has one."""
+    if isinstance(layer, AdaptedLinear):
+        return layer.merged_weight()
+    assert isinstance(layer, nn.Linear)
+    return layer.weight.detach()
 
 
 def _stacked(matrices: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
     if all(matrix.dtype == dtype for matrix in matrices):
-        return tuple(matrix.detach() for matrix in matrices)
-    return (torch.cat([matrix.detach().to(dtype) for matrix in matrices]),)
+        return tuple(matrices)
+    return (torch.cat([matrix.to(dtype) for matrix in matrices]),)
 
 
 def multiply(x_btc: Tensor, matrices: tuple[Tensor, ...]) -> Tensor:

@@ -186,7 +186,7 @@ class Backbone(nn.Module):
         `first_bt`: the first token that each attends to, unless that is the window's first.
         """
         length = tokens_bt.shape[1]
-        x_btc = self.embed_tokens(tokens_bt)
+        x_btc = as_residual(self.embed_tokens(tokens_bt))
         documents: DocumentMask | None = None
         if first_bt is not None:
             documents = document_mask(self._attention, first_bt, compute_dtype(x_btc))
@@ -200,6 +200,11 @@ class Backbone(nn.Module):
     @property
     def _attention(self) -> AttentionKernel:
         return next(self.blocks()).self_attn.kernel
+
+
+def as_residual(embedded: Tensor) -> Tensor:
+    """Return embeddings in the residual stream's type: fp32 where they are in half precision."""
+    return embedded.float() if embedded.dtype.itemsize == 2 else embedded
 
 
 class Decoder(nn.Module):

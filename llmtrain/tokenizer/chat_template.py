@@ -29,7 +29,7 @@ from typing import Any
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.chat_rendering import Message, Renderer, unused_marks
 from llmtrain.tokenizer.chat_source import ChatSource
-from llmtrain.tokenizer.of_model import tokenizer_of_model
+from llmtrain.tokenizer.of_model import tokenizer_of_model, with_reserved_pieces
 from llmtrain.tokenizer.piece import reserved_names
 from llmtrain.tokenizer.tokenizer import Tokenizer
 
@@ -222,6 +222,21 @@ def default_source(tokenizer: Tokenizer) -> ChatSource:
         )
     template = _CHATML.format(start=start, middle=middle, end=end, after=after)
     return ChatSource(template, (("bos_token", separator), ("eos_token", end)))
+
+
+def with_chat_template(tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer with a chat template: its own, or ChatML with the pieces it needs.
+
+    Pieces that it does not have come after its last; other ids are kept.
+    """
+    if tokenizer.chat is not None:
+        return tokenizer
+    controls = tokenizer.controls()
+    if not all(name in controls for name in _CHATML_NAMES):
+        missing = [name for name in reserved_names(CHAT_PIECES) if name not in controls]
+        if missing:
+            tokenizer = with_reserved_pieces(tokenizer, len(missing))
+    return tokenizer.with_chat(default_source(tokenizer))
 
 
 def _covering(starts: Sequence[int], start: int, end: int) -> tuple[int, int]:

@@ -6,8 +6,6 @@ import math
 import time
 from dataclasses import replace
 
-from llmtrain.data.batches.windows import BatchReader
-from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.eval.evaluate import LossSum, bits_per_byte, sum_loss
 from llmtrain.generate.generator import TextGenerator
 from llmtrain.generate.sampling import Sampling
@@ -18,6 +16,7 @@ from llmtrain.train.events import Evaluated
 from llmtrain.train.loop import Run
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.train.signals import StopRequest
+from llmtrain.train.validation import Validation
 
 _SAMPLING = Sampling(temperature=0.8)
 
@@ -32,15 +31,14 @@ class Evaluator:
         self,
         run: Run,
         options: EvalSection,
-        data: PreparedData,
+        validation: Validation,
         tokenizer: Tokenizer,
         stop: StopRequest,
     ) -> None:
-        """Raise DataError if the validation text is shorter than one context."""
         self._run = run
         self._options = options
-        self._facts = data.index.validation
-        self._reader = BatchReader(data.validation, run.context, seed=0)
+        self._validation = validation
+        self._reader = validation.reader
         self._tokenizer = tokenizer
         self._stop = stop
         self._evaluated_step = self._sampled_step = 0
@@ -54,8 +52,8 @@ class Evaluator:
 
     @property
     def tokens(self) -> int:
-        """The number of validation tokens."""
-        return self.windows * self._run.context
+        """The number of validation tokens that count in the loss."""
+        return self._reader.count_targets(0, self.windows)
 
     def restore(self, directory: RunDirectory) -> None:
         """Read from the run directory which steps were evaluated and sampled last."""
@@ -107,15 +105,20 @@ class Evaluator:
         """Return the evaluation of `step`, compared with the `best` loss of those before it."""
         self._evaluated_step = step
         mean = loss.nats_per_token
-        bpb = bits_per_byte(mean, self._facts.tokens, self._facts.text_bytes)
+        bpb = bits_per_byte(mean, self._validation.tokens, self._validation.text_bytes)
         is_best = math.isfinite(mean) and (best is None or mean < best)
         return Evaluated(step, mean, bpb, is_best)
 
     def sample(self, prompt: str, seed: int) -> str:
-        """Return a continuation of `prompt`."""
-        run, sampling, sampled = self._run, replace(_SAMPLING, seed=seed), ""
+        """Return a continuation of `prompt`, or in a conversation the answer to it."""
+        run, sampled, chat = self._run, "", self._validation.chat
+        request = TextRequest(
+            prompt if chat is None else tuple(chat.ids[prompt]),
+            replace(_SAMPLING, seed=seed),
+            self._options.sample_tokens,
+            ends=frozenset() if chat is None else frozenset(chat.stop_ids),
+        )
         generator = TextGenerator(run.model, self._tokenizer, run.plan.precision.value)
-        request = TextRequest(prompt, sampling, self._options.sample_tokens)
         for piece in generator.generate(request):
             self._check_stop()
             sampled += piece.text

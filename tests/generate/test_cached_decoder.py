@@ -8,7 +8,9 @@ from torch import Tensor
 
 from llmtrain.generate.cached_decoder import CachedDecoder
 from llmtrain.model.decoder import Decoder
+from llmtrain.model.lora import adapted_decoder
 from llmtrain.ops.precision import autocast_as
+from llmtrain.profile.lora_shape import TARGETS, LoraShape
 from llmtrain.profile.shape import ModelShape
 
 MakeModel = Callable[[ModelShape], Decoder]
@@ -114,3 +116,22 @@ def test_the_weights_are_those_of_the_time_of_making_or_the_models_own(
     assert shared.data_ptr() == weight.data_ptr()
     assert copied.dtype == torch.bfloat16
     assert not shared.requires_grad
+
+
+def test_adapters_are_added_to_the_weights_beside_them(
+    small_shape: ModelShape, make_model: MakeModel
+) -> None:
+    lora = LoraShape(rank=3, alpha=6.0, targets=tuple(TARGETS))
+    ids, found = draw_ids(small_shape, 20), []
+    for dtype in (torch.float32, torch.bfloat16):
+        weights = make_model(small_shape).state_dict().items()
+        model = adapted_decoder(small_shape, weights, lora, dtype)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if ".lora_" in name:
+                    parameter.normal_(0, 0.1, generator=generator)
+        found.append(CachedDecoder(model, torch.float32).extend(0, ids))
+        if dtype == torch.float32:
+            assert (found[0] - expected_logits(model, ids)[-1]).abs().max() <= 1e-4
+    assert (found[1] - found[0]).square().mean() < 1e-3  # the rounding of the weights

@@ -45,22 +45,28 @@ class PretrainedDirectory:
 
     def read_weights(self) -> dict[str, Tensor]:
         """Return the weights in fp32 by their Hugging Face names. Raises LlmtrainError."""
+        return dict(self.tensors())
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the weights of each tensor, in fp32. Raises LlmtrainError.
+
+        A head that is the embedding is left out.
+        """
         wanted = dict(weight_shapes(self.shape))
-        weights: dict[str, Tensor] = {}
+        both: dict[str, Tensor] = {}  # a head beside an embedding that it has to equal
         for file in self.files:
             with _damage_named(file):
                 for name, tensor in read_floats_as_fp32(file):
-                    if name in wanted or name == HEAD:
-                        weights[name] = tensor
-        if self.shape.tie_embeddings and HEAD in weights:
-            if not weights[HEAD].equal(weights[EMBEDDING]):
-                raise UsageError(
-                    f"{self.path / CONFIG}: tie_word_embeddings is true, and {HEAD} differs from "
-                    f"{EMBEDDING}",
-                    hint="set it to false in a copy of the directory if the head is its own",
-                )
-            del weights[HEAD]
-        return weights
+                    if self.shape.tie_embeddings and name in (EMBEDDING, HEAD):
+                        both[name] = tensor
+                    if name in wanted:
+                        yield name, tensor
+        if HEAD in both and not both[HEAD].equal(both[EMBEDDING]):
+            raise UsageError(
+                f"{self.path / CONFIG}: tie_word_embeddings is true, and {HEAD} differs from "
+                f"{EMBEDDING}",
+                hint="set it to false in a copy of the directory if the head is its own",
+            )
 
 
 def is_pretrained_directory(path: Path) -> bool:
