@@ -61,13 +61,14 @@ def chat(
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     with watching(output) as observe:
         trained = load_trained(run, options.device_section(device, force_cpu), observe)
-    if not can_chat(trained):
-        raise UsageError(
-            f"{model_name(trained)} was never taught to chat: it continues texts, and answers none",
-            hint=f"llmtrain generate {run} --prompt 'Once upon a time', or teach it: "
-            f"llmtrain finetune {run} --data conversations.jsonl",
-        )
-    conversation = Conversation.with_model(trained, sampling, max_tokens)
+        if not can_chat(trained):
+            raise UsageError(
+                f"{model_name(trained)} was never taught to chat: it continues texts, "
+                "and answers none",
+                hint=f"llmtrain generate {run} --prompt 'Once upon a time', or teach it: "
+                f"llmtrain finetune {run} --data conversations.jsonl",
+            )
+        conversation = Conversation.with_model(trained, sampling, max_tokens, observe)
     conversation.begin(system)
     screen = ChatScreen(output, model_name(trained))
     _talk(conversation, screen)

@@ -11,6 +11,7 @@ from llmtrain.generate.generator import TextGenerator
 from llmtrain.generate.sampling import Sampling
 from llmtrain.generate.text import TextRequest
 from llmtrain.tokenizer.chat_template import ChatTemplate
+from llmtrain.train.events import Observer
 
 # Of the context, kept free for an answer: less of it is the conversation so far.
 _ROOM_FOR_ANSWER = 4
@@ -33,10 +34,13 @@ class Conversation:
     forgotten: int = 0  # messages that the last answer was given without
 
     @classmethod
-    def with_model(cls, trained: Trained, sampling: Sampling, max_tokens: int) -> Conversation:
+    def with_model(
+        cls, trained: Trained, sampling: Sampling, max_tokens: int, observe: Observer
+    ) -> Conversation:
         """Return an empty conversation. Raises DataError for a model without a chat template."""
         template = ChatTemplate.of(trained.tokenizer)
-        return cls(text_generator(trained), template, sampling, max_tokens)
+        generator = text_generator(trained, observe=observe)
+        return cls(generator, template, sampling, max_tokens)
 
     def begin(self, system: str | None) -> None:
         """Begin anew, with a system message if there is one."""

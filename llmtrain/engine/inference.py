@@ -24,8 +24,10 @@ from llmtrain.eval.baselines import Baselines, measure_baselines
 from llmtrain.eval.evaluate import LossSum, Window, bits_per_byte, sum_loss
 from llmtrain.eval.questions import ExactMatches
 from llmtrain.generate.generator import TextGenerator
+from llmtrain.generate.native.library import load_decode_step
 from llmtrain.generate.sampling import Sampling
 from llmtrain.generate.text import Piece, TextRequest, TextStream
+from llmtrain.machine.probe import read_facts
 from llmtrain.model.decoder import Decoder
 from llmtrain.ops.precision import autocast_as
 from llmtrain.plan.inference_memory import EVALUATION_TOKENS
@@ -246,9 +248,25 @@ def _evaluation(
     )
 
 
-def text_generator(trained: Trained, slots: int = 1) -> TextGenerator:
-    """Return what continues up to `slots` texts together in the plan's precision."""
-    return TextGenerator(trained.model, trained.tokenizer, trained.plan.precision.value, slots)
+def text_generator(
+    trained: Trained, slots: int = 1, *, observe: Observer | None = None
+) -> TextGenerator:
+    """Return what continues up to `slots` texts together in the plan's precision.
+
+    With `observe`, the step for single tokens is compiled if this machine has not done so before,
+    which it is told; else it is used if it is there.
+    """
+    precision, plan = trained.plan.precision.value, trained.plan
+    generator = TextGenerator(trained.model, trained.tokenizer, precision, slots)
+    if precision != "bf16" or plan.device.value != "cpu":
+        return generator
+    announce = None if observe is None else lambda text: observe(Note(text))
+    facts = read_facts(tries_gpus=False)
+    loaded = load_decode_step(facts, announce, compiles=observe is not None)
+    step = generator.use_faster_step() if loaded.value else loaded
+    if observe is not None:
+        observe(Note(f"single tokens: {step.reason}"))
+    return generator
 
 
 def generate_texts(

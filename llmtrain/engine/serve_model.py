@@ -77,14 +77,18 @@ def open_server(request: ServeRequest, device: DeviceSection, observe: Observer)
     listening = listen(Address(request.host, request.port))
     try:
         trained = load_trained(request.run, device, observe)
-        return _server_of(trained, request, device, listening)
+        return _server_of(trained, request, device, listening, observe)
     except BaseException:
         listening.close()
         raise
 
 
 def _server_of(
-    trained: Trained, request: ServeRequest, device: DeviceSection, listening: socket
+    trained: Trained,
+    request: ServeRequest,
+    device: DeviceSection,
+    listening: socket,
+    observe: Observer,
 ) -> ModelServer:
     from llmtrain.serve.access import LOOPBACK
     from llmtrain.serve.app import Service
@@ -99,7 +103,7 @@ def _server_of(
         half_precision=trained.plan.precision.value != "fp32",
         requested=request.slots,
     )
-    generator = text_generator(trained, slots.value)
+    generator = text_generator(trained, slots.value, observe=observe)
     metrics = Metrics(slots.value)
     service = Service(
         name=model_name(trained),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmtrain.generate.weights import LayerWeights, multiply, weights_of
+from llmtrain.generate.weights import LayerWeights, multiply, native_weights, weights_of
 from llmtrain.model.decoder import Decoder, as_residual
 from llmtrain.ops.attention import cached_attention, causal_attention
 from llmtrain.ops.norm import rms_norm
@@ -40,6 +40,14 @@ class CachedDecoder:
         self._k_lsgtd = torch.zeros(size, dtype=dtype, device=self._device)
         self._v_lsgtd = torch.zeros(size, dtype=dtype, device=self._device)
         self._lengths = [0] * slots
+        self._native_weights: list[Tensor] | None = None  # where the compiled step computes
+
+    def compute_natively(self, is_native: bool) -> None:
+        """From now on compute single tokens by the compiled step, which has to be loaded, or not.
+
+        For weights in bf16 on a CPU.
+        """
+        self._native_weights = native_weights(self._weights) if is_native else None
 
     def length(self, slot: int) -> int:
         """Return how many tokens of the sequence in `slot` are cached."""
@@ -84,15 +92,53 @@ class CachedDecoder:
     def step(self, slots: Sequence[int], tokens: Sequence[int]) -> Tensor:
         """Append one token to the sequence in each of `slots`; return the logits, (B, V) fp32."""
         starts = [self._lengths[slot] for slot in slots]
+        assert max(starts) < self.shape.context, "more tokens than the context"
+        positions_b, slots_b = self._tensor(starts), self._tensor(slots)
+        if self._native_weights is None:
+            logits_bv = self._step(slots, starts, slots_b, positions_b, tokens)
+        else:
+            logits_bv = self._native_step(self._native_weights, slots_b, positions_b, tokens)
+        for slot, start in zip(slots, starts, strict=True):
+            self._lengths[slot] = start + 1
+        return logits_bv
+
+    def _native_step(
+        self,
+        weights: list[Tensor],
+        slots_b: Tensor,
+        positions_b: Tensor,
+        tokens: Sequence[int],
+    ) -> Tensor:
+        embedded_bc = as_residual(F.embedding(self._tensor(tokens), self._weights.embedding))
+        logits_bv: Tensor = torch.ops.llmtrain_decode.step(
+            embedded_bc,
+            weights,
+            self._k_lsgtd,
+            self._v_lsgtd,
+            self._cos_td,
+            self._sin_td,
+            slots_b,
+            positions_b,
+            self.shape.num_heads,
+            self.shape.intermediate_size,
+            self.shape.norm_epsilon,
+        )
+        return logits_bv
+
+    def _step(
+        self,
+        slots: Sequence[int],
+        starts: Sequence[int],
+        slots_b: Tensor,
+        positions_b: Tensor,
+        tokens: Sequence[int],
+    ) -> Tensor:
         longest = max(starts) + 1
-        assert longest <= self.shape.context, "more tokens than the context"
-        positions_b = self._tensor(starts)
         rotations = self._cos_td[positions_b, None, None], self._sin_td[positions_b, None, None]
         mask = None
         if min(starts) + 1 < longest:
             seen_s = torch.arange(longest, device=self._device)
             mask = (seen_s <= positions_b[:, None])[:, None, None]
-        slots_b = self._tensor(slots)
         is_range = list(slots) == list(range(slots[0], slots[0] + len(slots)))
         rows = slice(slots[0], slots[0] + len(slots)) if is_range else slots_b
 
@@ -103,10 +149,7 @@ class CachedDecoder:
             k_bgsd, v_bgsd = k_sgtd[rows, :, :longest], v_sgtd[rows, :, :longest]
             return cached_attention(q_bhtd, k_bgsd, v_bgsd, mask)
 
-        logits_bv = self._forward(self._tensor(tokens)[:, None], rotations, attend)
-        for slot, start in zip(slots, starts, strict=True):
-            self._lengths[slot] = start + 1
-        return logits_bv
+        return self._forward(self._tensor(tokens)[:, None], rotations, attend)
 
     def _tensor(self, values: Sequence[object]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._device)

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from llmtrain.choice import Precision
+from llmtrain.choice import Choice, Precision
 from llmtrain.generate.batch import Batch
 from llmtrain.generate.cached_decoder import CachedDecoder
+from llmtrain.generate.step_choice import choose_step
 from llmtrain.generate.text import Piece, TextRequest, TextStream
 from llmtrain.model.decoder import Decoder
 from llmtrain.ops.precision import half_dtype
@@ -29,9 +30,17 @@ class TextGenerator:
         self.tokenizer = tokenizer
         self.context = model.shape.context
         self.slots = slots
-        self._batch = Batch(CachedDecoder(model, dtype, slots), tokenizer.vocab_size)
+        self._decoder = CachedDecoder(model, dtype, slots)
+        self._batch = Batch(self._decoder, tokenizer.vocab_size)
         self._spellings = Spellings(tokenizer)
         self._streams: list[TextStream] = []
+
+    def use_faster_step(self) -> Choice[bool]:
+        """Compute single tokens by the compiled step, which has to be loaded, if it is faster.
+
+        For a model in bf16 on a CPU, before the first text.
+        """
+        return choose_step(self._decoder)
 
     @property
     def longest_prompt_characters(self) -> int:

@@ -86,3 +86,15 @@ def multiply(x_btc: Tensor, matrices: tuple[Tensor, ...]) -> Tensor:
     if len(matrices) == 1:
         return F.linear(x_btc, matrices[0])
     return torch.cat([F.linear(x_btc, matrix) for matrix in matrices], dim=-1)
+
+
+def native_weights(weights: DecoderWeights) -> list[Tensor]:
+    """Return the weights as the compiled step takes them: eight a layer, then gain and head."""
+    none = torch.empty(0)
+    found = []
+    for layer in weights.layers:
+        (query_key_value,), (gate_up,) = layer.query_key_value, layer.gate_up
+        gains = (none if each is None else each for each in (layer.query_gain, layer.key_gain))
+        found += [layer.attention_gain, query_key_value, *gains, layer.output]
+        found += [layer.feed_forward_gain, gate_up, layer.down]
+    return [*found, weights.gain, weights.head]

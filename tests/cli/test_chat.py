@@ -24,6 +24,12 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_chat_model(tmp_path_factory.mktemp("chat"))
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled step is for bf16."""
+    monkeypatch.setenv("LLMTRAIN_DEVICE__PRECISION", "fp32")
+
+
 def said(llmtrain: Command, chat_model: Path, lines: str, *more: object) -> tuple[str, str]:
     outcome = llmtrain("chat", chat_model, *FP32, *more, stdin=lines.encode())
     assert outcome.code == 0, outcome.err

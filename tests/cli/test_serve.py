@@ -31,6 +31,12 @@ def served(trained: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str]
         process.communicate()
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compiled step is for bf16."""
+    monkeypatch.setenv("LLMTRAIN_DEVICE__PRECISION", "fp32")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM")
 def test_sigterm_lets_answers_end_and_exits_with_0(trained: Path) -> None:
     with served(trained) as (process, line):
