@@ -390,3 +390,37 @@ def test_what_was_asked_and_answered_is_counted(serve: Serve) -> None:
     assert values['llmtrain_requests_total{status="400"}'] == "1"
     assert values["llmtrain_answer_seconds_count"] == "1"
     assert values["llmtrain_slots"] == "4"
+
+
+def test_openais_own_client_completes_streams_and_is_refused(serve: Serve) -> None:
+    openai = pytest.importorskip("openai")
+    key = "a-key-of-twenty-char"
+    with serve(key=key) as running:
+        with openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, max_retries=0) as client:
+            assert [model.id for model in client.models.list()] == ["small"]
+            options = {"model": "small", "max_tokens": 8, "seed": 1}
+            whole = client.completions.create(prompt="def ", logprobs=2, **options)
+            parts = client.completions.create(prompt="def ", stream=True, **options)
+            assert "".join(part.choices[0].text for part in parts) == whole.choices[0].text
+            answer = client.chat.completions.create(messages=HELLO, logprobs=True, **options)
+            streamed = client.chat.completions.create(messages=HELLO, stream=True, **options)
+            text = "".join(part.choices[0].delta.content or "" for part in streamed)
+            assert answer.choices[0].message.content == text
+            turn = [HELLO[1], answer.choices[0].message.model_dump(exclude_none=True)]
+            turn.append({"role": "user", "content": "?"})
+            options["max_tokens"] = 1
+            assert client.chat.completions.create(messages=turn, **options).choices
+            with pytest.raises(openai.NotFoundError):
+                client.completions.create(model="other", prompt="a")
+            with pytest.raises(openai.BadRequestError, match="context"):
+                client.completions.create(model="small", prompt="word " * 500)
+            with client.completions.create(
+                model="small", prompt="a", stream=True, max_tokens=50, temperature=2
+            ) as cancelled:
+                next(iter(cancelled))
+            wait_until(lambda: not running.service.scheduler._running)
+        with (
+            openai.OpenAI(base_url=f"{running.url}/v1", api_key="wrong") as client,
+            pytest.raises(openai.AuthenticationError),
+        ):
+            client.models.list()

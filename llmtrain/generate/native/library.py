@@ -15,13 +15,11 @@ _FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16",
 
 def decode_source() -> NativeSource:
     """Return the C++ file of the decode step."""
-    here = Path(__file__).parent
     return NativeSource(
         name="decode",
         namespace="llmtrain_decode",
         operators=("step",),
-        files=(here / "decode.cpp",),
-        headers=(here.parents[1] / "ops" / "native" / "vectors.h",),
+        files=(Path(__file__).with_name("decode.cpp"),),
         flags=_FLAGS,
     )
 
