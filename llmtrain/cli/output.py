@@ -35,11 +35,13 @@ class Output:
 
     @cached_property
     def stderr(self) -> Console:
-        """The console of everything that is not a result; plain text off a terminal."""
+        """The console of everything that is not a result: plain, unbroken lines off a terminal."""
         from rich.console import Console
 
         stream = cast("TextIO", UnfailingStream(sys.stderr))
-        return Console(file=stream, stderr=True, highlight=False, soft_wrap=True)
+        console = Console(file=stream, stderr=True, highlight=False)
+        console.soft_wrap = not console.is_terminal  # a terminal's own wrapping breaks words
+        return console
 
     @property
     def is_live(self) -> bool:

@@ -185,10 +185,10 @@ def _profile_path(profile: str) -> Path:
         return shipped[profile]
     path = Path(profile)
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        if path.is_file():
+        if path.exists() and not path.is_dir():
             return path
         raise UsageError(
-            f"profile file {profile} does not exist",
+            f"profile file {profile} {'is a directory' if path.is_dir() else 'does not exist'}",
             hint="llmtrain profiles show cpu-small > my.yaml",
         )
     close = did_you_mean(profile, shipped)
