@@ -26,15 +26,15 @@ def require_push(repository: str) -> None:
             "--push needs the package huggingface_hub, which is not installed",
             hint="pip install 'llmtrain[hf]'",
         ) from None
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise UsageError(
-            f"--push {repository} needs the Hub, and HF_HUB_OFFLINE forbids it",
-            hint="unset HF_HUB_OFFLINE, or leave --push out",
-        )
     if not huggingface_hub.get_token():
         raise UsageError(
             f"--push {repository} needs a token that may write, and there is none",
             hint="hf auth login, or set HF_TOKEN",
+        )
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        raise UsageError(
+            f"--push {repository} needs the Hub, and HF_HUB_OFFLINE forbids it",
+            hint="unset HF_HUB_OFFLINE, or leave --push out",
         )
 
 
