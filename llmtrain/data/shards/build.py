@@ -200,6 +200,7 @@ def unigram_cross_entropy_nats(train_counts: TokenArray, validation_counts: Toke
 
     The sum is exact: NumPy's depends on the CPU in its last digits.
     """
-    train, validation = train_counts.tolist(), validation_counts.tolist()
+    train: list[int] = train_counts.tolist()
+    validation: list[int] = validation_counts.tolist()
     log_counts = (n * math.log(count + 1) for n, count in zip(validation, train, strict=True))
     return math.log(sum(train) + len(train)) - math.fsum(log_counts) / sum(validation)
