@@ -68,8 +68,13 @@ def _row(path: Path, splitter: str) -> str:
             lambda: None,
             vocabulary.differs,
         )
-    figures = (f"{path.parent.name}/{path.name}", vocabulary.pre, f"{found.texts}")
-    figures += (f"{found.tokens:,}", f"{found.largest_difference_nats:.1e}")
+    figures = (
+        f"{path.parent.name}/{path.name}",
+        vocabulary.pre,
+        f"{found.texts}",
+        f"{found.tokens:,}",
+        f"{found.largest_difference_nats:.1e}",
+    )
     return "| " + " | ".join(figures) + " |"
 
 
