@@ -4,9 +4,9 @@
     tokens         = those asked for; under a time limit: rate · (limit - starting - ending)
     bits per byte  = the fit to trainings on Python source in `llmtrain.recipe.model_size`
 
-The rate is that of an earlier run by the same plan on this machine, else computed from a measured
-block (`llmtrain.plan.throughput`), else 0.55 of the measured products' rate. Without measurements
-there is no forecast of time.
+The rate is that of an earlier run by the same plan on this machine, else computed from the parts of
+a step, each timed on this machine (`llmtrain.plan.throughput`). Without measurements there is no
+forecast of time.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from llmtrain.machine.facts import CpuTimes, StepTimes
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.tensor_bytes import checkpoint_bytes
-from llmtrain.plan.throughput import predicted_tokens_per_s, product_flops_per_s, step_work
+from llmtrain.plan.throughput import parts_of, predicted_tokens_per_s
 from llmtrain.profile.horizon import horizon_of
 from llmtrain.profile.schema import Profile
-from llmtrain.recipe.model_size import UTILISATION, expected_loss
+from llmtrain.recipe.model_size import expected_loss
 
 Source = Literal["asked for", "measured", "estimated"]
 
@@ -78,22 +79,29 @@ def forecast(profile: Profile, planned: Planned) -> Forecast:
 
 
 def _rate(planned: Planned) -> Figure | None:
-    times, plan, shape = planned.cpu_times, planned.plan, planned.workload.shape
+    times, plan = planned.cpu_times, planned.plan
     last_run = planned.last_run
     if last_run is not None and not last_run.is_contended:
         how = f"in a run of {last_run.steps:.0f} steps by this plan on this machine"
         return Figure(last_run.tokens_per_s, "measured", how)
-    if times is None:
+    parts = None if times is None else parts_of(times, compiled=plan.compile.value)
+    if times is None or parts is None:
         return None
-    work = step_work(plan, planned.workload.optimizer)
-    by_block = predicted_tokens_per_s(shape, work, times)
-    if by_block is not None:
-        return Figure(by_block, "estimated", "from a block and products measured on this machine")
-    flops_per_s = plan.processes.value * product_flops_per_s(times.matmul, work)
-    by_products = UTILISATION * flops_per_s / shape.training_flops_per_token
-    return Figure(
-        by_products, "estimated", f"{UTILISATION} of the rate of products measured on this machine"
+    rate = predicted_tokens_per_s(
+        planned.workload.shape,
+        parts,
+        tokens_per_step=planned.workload.tokens_per_step,
+        processes=plan.processes.value,
     )
+    return Figure(rate, "estimated", _how_timed(times, parts, compiled=plan.compile.value))
+
+
+def _how_timed(times: CpuTimes, parts: StepTimes, *, compiled: bool) -> str:
+    is_compiled = parts is times.compiled
+    how = f"from the parts of {'a compiled' if is_compiled else 'an eager'} step, timed here"
+    if compiled and not is_compiled:
+        how += "; compiled they are not timed yet"
+    return f"{how}; other programs kept it busy" if parts.is_contended else how
 
 
 def _length(
