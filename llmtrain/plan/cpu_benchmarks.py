@@ -16,6 +16,7 @@ from llmtrain.machine.measurement_cache import (
     T,
     load_measurement,
     measurement_key,
+    remove_measurement,
     save_measurement,
 )
 from llmtrain.model.timing import CompileError, multiplied_in, time_attention, time_block
@@ -50,6 +51,10 @@ class Probe(Generic[T]):
         times = self.measure()
         save_measurement(cache_directory(), self.key, times)
         return times
+
+    def forget(self) -> None:
+        """Remove the saved times, so that the next run measures again."""
+        remove_measurement(cache_directory(), self.key)
 
     def times(self) -> T:
         """Return the saved times, or fresh ones."""
@@ -221,6 +226,13 @@ def with_compiled_step(
         return replace(times, compiled=step.times(measure, times.block))
     except CompileError as error:
         return replace(times, compile_failure=error.message)
+
+
+def forget_step(facts: Facts, workload: Workload, plan: Plan) -> None:
+    """Forget the parts of the plan's step: the next run measures them again."""
+    step_probes(facts, workload, plan).forget()
+    if plan.compile.value:
+        block_probe(facts, workload, plan).forget()
 
 
 def cpu_threads(facts: Facts, options: DeviceSection, workload: Workload) -> int:

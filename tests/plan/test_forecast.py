@@ -94,6 +94,21 @@ def test_a_time_is_filled_with_the_tokens_that_it_leaves_room_for() -> None:
     assert found.steps.value == found.tokens.value / 4096
 
 
+def test_what_a_run_took_to_come_to_its_first_step_counts() -> None:
+    """The seconds to the first step are known by then: those of a dry run are an estimate."""
+    last_run = RunFigures(tokens_per_s=1000.0, peak_memory_bytes=1.0, steps=7.0)
+    for length, is_longer in (("train.steps=100", True), ("train.time=10m", False)):
+        asked = profile(length, "train.tokens_per_step=4096")
+        plan = planned(asked, last_run=last_run)
+        short, long = (forecast(asked, plan, elapsed_s) for elapsed_s in (10.0, 110.0))
+        assert short.seconds is not None
+        assert long.seconds is not None
+        assert short.steps is not None
+        assert long.steps is not None
+        assert long.seconds.value - short.seconds.value == pytest.approx(100.0 * is_longer)
+        assert (long.steps.value < short.steps.value) is not bool(is_longer)
+
+
 def test_of_a_machine_that_was_not_measured_no_time_is_said() -> None:
     asked = profile("train.steps=100", "train.tokens_per_step=4096")
     found = forecast(asked, planned(asked))
