@@ -148,8 +148,10 @@ class BlockTimes:
     @property
     def compiled(self) -> PartTime:
         """The time of the compiled block, for a forecast."""
-        seconds = None if self.is_contended else self.wall_s
-        return PartTime(self.compiled_s if seconds is None else seconds, self.ran_share)
+        seconds = self.compiled_s if self.wall_s is None else self.wall_s
+        if self.is_contended:  # without the waiting
+            seconds = self.compiled_s * self.ran_share
+        return PartTime(seconds, self.ran_share)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ computes is proportional to them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import fmean
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from llmtrain.choice import (
 )
 from llmtrain.machine.core_wait import ran_share, read_core_times
 from llmtrain.machine.facts import PartTime
-from llmtrain.machine.timing import Run, compare
+from llmtrain.machine.timing import Run
 from llmtrain.model.decoder import Block, Decoder
 from llmtrain.model.optimizer import RoleOptimizer
 from llmtrain.model.timing import compiling_s, new_block, thread_count, two_documents
@@ -37,7 +38,7 @@ from llmtrain.ops.rotary import rotary_table
 from llmtrain.profile.shape import ModelShape
 
 _BUDGET_S = 0.4
-_LEAST_ROUNDS, _MOST_ROUNDS = 2, 12
+_LEAST_ROUNDS = 2
 _LONGEST_ROUND_S = 0.8
 # Of the layers that are timed together: enough that neither the weights nor what their backward
 # needs stays in a cache, which would be faster than in a whole model.
@@ -181,9 +182,9 @@ def _updating(parameters: Sequence[nn.Parameter], way: Way, optimizer: Optimizer
 def _time_sequences(run: partial[None], way: Way) -> PartTime:
     """Return the seconds of `run(sequences)` on a micro-batch, or in proportion to fewer."""
     with thread_count(way.threads):
-        started_s = time.perf_counter()
+        started_s = perf_counter()
         run(1)  # warms up, too
-        affordable = int(_LONGEST_ROUND_S / max(1e-9, time.perf_counter() - started_s))
+        affordable = int(_LONGEST_ROUND_S / max(1e-9, perf_counter() - started_s))
     sequences = max(1, min(way.micro_batch, affordable))
     timed = _time(partial(run, sequences), way.threads)
     return _scaled(timed, way.micro_batch / sequences)
@@ -192,19 +193,19 @@ def _time_sequences(run: partial[None], way: Way) -> PartTime:
 def _time(run: Run, threads: int) -> PartTime:
     """Return the seconds of the fastest of several calls.
 
-    If other programs needed the cores meanwhile, the CPU time of all threads over their number.
+    If other programs needed the cores meanwhile, those of a mean call without its waiting.
     """
     with thread_count(threads):
         run()
-        before = read_core_times()
-        timed = compare(
-            {"": [run]},
-            budget_s=_BUDGET_S,
-            least_rounds=_LEAST_ROUNDS,
-            most_rounds=_MOST_ROUNDS,
-        )[""]
-        part = PartTime(timed.wall_s, ran_share(before, read_core_times()))
-    return replace(part, seconds=timed.cpu_s / threads) if part.is_contended else part
+        walls_s = list[float]()
+        before, started_s = read_core_times(), perf_counter()
+        while len(walls_s) < _LEAST_ROUNDS or sum(walls_s) < _BUDGET_S:
+            run()
+            walls_s.append(perf_counter() - started_s)
+            started_s = perf_counter()
+        share = ran_share(before, read_core_times())
+    part = PartTime(min(walls_s), share)
+    return replace(part, seconds=fmean(walls_s) * share) if part.is_contended else part
 
 
 def _scaled(part: PartTime, factor: float) -> PartTime:

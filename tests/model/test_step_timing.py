@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +12,6 @@ import torch
 
 from llmtrain.choice import AttentionKernel, OptimizerName
 from llmtrain.machine.facts import PartTime
-from llmtrain.machine.timing import Timing
 from llmtrain.model import step_timing
 from llmtrain.model.decoder import Backbone, Decoder
 from llmtrain.model.optimizer import RoleOptimizer
@@ -76,42 +73,54 @@ def test_measuring_leaves_threads_and_random_numbers(small_shape: ModelShape) ->
 
 
 class Clock:
-    """A clock that tells one second for each call, and what the calls were."""
+    """A clock by which each call takes a second or, every other one, three."""
 
-    def __init__(self, ran_share: float = 1.0) -> None:
-        self.ran_share = ran_share
-        self.calls: Counter[Any] = Counter()
+    def __init__(self) -> None:
+        self.ran_share = 1.0
+        self.now_s, self.calls = 0.0, 0
 
-    def compare(self, ways: dict[str, list[Callable[[], object]]], **_: Any) -> dict[str, Timing]:
-        ((run,),) = ways.values()
-        if isinstance(run, partial):
-            self.calls[run.args[-1]] += 1
-        return {"": Timing(wall_s=1.0, cpu_s=0.6)}
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    def called(self) -> None:
+        self.calls += 1
+        self.now_s += 1.0 if self.calls % 2 else 3.0
 
     def share(self, *_: object) -> float:
         return self.ran_share
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of everything that is timed; sequences of a part are not limited by it."""
     clock = Clock()
-    monkeypatch.setattr(step_timing, "compare", clock.compare)
+    real = step_timing._time
+
+    def timed(run: Callable[[], object], threads: int) -> PartTime:
+        def call() -> None:
+            run()
+            clock.called()
+
+        clock.calls = 0
+        return real(call, threads)
+
+    monkeypatch.setattr(step_timing, "_time", timed)
     monkeypatch.setattr(step_timing, "ran_share", clock.share)
+    monkeypatch.setattr(step_timing, "perf_counter", clock.perf_counter)
     return clock
 
 
 def test_each_block_has_its_share_of_the_chain(clock: Clock, small_shape: ModelShape) -> None:
     assert time_eager_block(small_shape, WAY).seconds == 1 / 2
     assert time_eager_block(replace(small_shape, num_layers=1), WAY).seconds == 1.0
-    assert clock.calls == {3: 2}  # the whole micro-batch, each time
 
 
 def test_a_long_part_is_timed_on_fewer_sequences(
     clock: Clock, small_shape: ModelShape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert time_head(small_shape, WAY, compiled=False).seconds == 1.0
     monkeypatch.setattr(step_timing, "_LONGEST_ROUND_S", 0.0)
     assert time_head(small_shape, WAY, compiled=False).seconds == 3.0
-    assert clock.calls == {1: 1}
 
 
 def test_the_update_is_that_of_all_layers(
@@ -123,12 +132,12 @@ def test_the_update_is_that_of_all_layers(
     assert time_update(deep, WAY, "muon").seconds == 10 / 2 + 1.0
 
 
-def test_a_busy_machine_is_timed_by_its_cpu_and_marked(
+def test_a_busy_machine_is_timed_without_the_waiting_and_marked(
     clock: Clock, small_shape: ModelShape
 ) -> None:
     clock.ran_share = 0.5
     timed = time_eager_block(replace(small_shape, num_layers=1), WAY)
-    assert timed == PartTime(0.6, ran_share=0.5)
+    assert timed == PartTime(2.0 * 0.5, ran_share=0.5)  # the mean call
     assert timed.is_contended
 
 

@@ -72,9 +72,9 @@ def test_a_compiled_step_has_its_block_from_the_comparison(clock: Clock) -> None
     assert probes(COMPILED).saved_times(BLOCK) == found
 
 
-def test_a_contended_comparison_tells_time_by_its_cpu() -> None:
+def test_a_contended_comparison_tells_time_without_the_waiting() -> None:
     assert BLOCK.compiled == PartTime(0.25)
-    assert replace(BLOCK, ran_share=0.5).compiled == PartTime(0.3, 0.5)
+    assert replace(BLOCK, ran_share=0.5).compiled == PartTime(0.15, 0.5)
     assert replace(BLOCK, wall_s=None).compiled == PartTime(0.3)
 
 
