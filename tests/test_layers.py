@@ -38,7 +38,10 @@ PURE = (
     *("machine/facts", "machine/assume", "machine/memory_pressure", "ops/chunk_sizes"),
 )
 # The parts of `plan` that measure, or read and write files.
-IMPURE = {"plan/cpu_benchmarks", "plan/past_runs", "plan/auto_profile", "plan/memory_watch"}
+IMPURE = {
+    *("plan/cpu_benchmarks", "plan/step_benchmarks", "plan/past_runs"),
+    *("plan/auto_profile", "plan/memory_watch"),
+}
 # Modules of `machine` that only define values and functions of values.
 VALUES = {"facts", "assume", "memory_pressure", "memory_readings", "out_of_memory"}
 

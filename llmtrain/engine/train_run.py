@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from llmtrain.data.corpus import Corpus
 from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.find_run import ResolvedRun, resolve
 from llmtrain.engine.plan_run import plan_resolved, processes_of
-from llmtrain.engine.record import write_result, write_start
+from llmtrain.engine.record import correct_forecast, write_result, write_start
 from llmtrain.engine.request import TrainRequest
 from llmtrain.engine.session_start import (
     difference_from_run,
@@ -283,7 +284,8 @@ def _train(
     set_horizon(run.position, resolved, horizon)
     if (difference := difference_from_run(resolved, resumed, planned.plan)) is not None:
         session.note(f"{difference}: not bitwise from step {step}", is_warning=True)
-    expected = forecast(profile, planned)
+    expected = forecast(profile, planned, elapsed_s=session.elapsed_s)
+    rate = expected.tokens_per_s
     if world.is_main:
         write_start(resolved, planned, expected, dataset, step)
     for line in mixture_lines(dataset.mixture, horizon.steps, planned.workload.tokens_per_step):
@@ -303,6 +305,8 @@ def _train(
         observe=session.observe,
         used_before_s=used_before_s(resolved),
         starting_s=session.elapsed_s,
+        forecast_tokens_per_s=None if rate is None else rate.value,
+        correct_forecast=partial(correct_forecast, resolved.directory, planned),
     )
     with Prefetch(run.batches.read) as run.prefetch:
         state = first_state(resolved, planned.plan, is_bitwise=difference is None)

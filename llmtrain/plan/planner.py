@@ -121,7 +121,9 @@ def make_plan(
     local = workload.launched_local_processes or processes.value
     products = times.matmul if times is not None else None
     precision = numerics.choose_precision(facts, options, kind, products)
-    compilation = numerics.choose_compilation(facts, options, kind, workload, times)
+    compilation = numerics.choose_compilation(
+        facts, options, kind, workload, times, processes.value
+    )
     can_use_flex = numerics.can_use_flex(workload, kind, precision.value, compilation.value)
     attention = numerics.choose_attention(
         options, kind, times, masked=workload.mask_documents, can_use_flex=can_use_flex
