@@ -35,6 +35,7 @@ from llmtrain.cli.memory.command import memory
 from llmtrain.cli.output import Output
 from llmtrain.cli.profiles_convert import convert
 from llmtrain.cli.prove_resume import prove_resume
+from llmtrain.cli.report_bug import report_bug
 from llmtrain.cli.schema import schema
 from llmtrain.cli.streams import discard_stdout, set_up_standard_streams
 from llmtrain.cli.tokenizer.import_ import import_
@@ -82,6 +83,7 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "runs show": (runs.show, "my-run"),
     "runs verify": (runs.verify, "my-run"),
     "runs prove-resume": (prove_resume, "--profile cpu-tiny"),
+    "report-bug": (report_bug, "my-run --out report.json"),
     "schema": (schema, "train"),
 }
 _WITHOUT_JSON = {"profiles schema"}  # it prints JSON and no document

@@ -91,11 +91,11 @@ class Output:
     def document(self, document: Document) -> None:
         """Print the one JSON document of a `--json` call."""
         with unread_output_lost():
-            write_text(_json(document, indent=2), flush=True)
+            write_text(json_text(document, indent=2), flush=True)
 
     def document_line(self, document: Document) -> None:
         """Print one of several documents as a line. Raises BrokenPipeError if nobody reads it."""
-        write_text(_json(document, indent=None), flush=True)
+        write_text(json_text(document, indent=None), flush=True)
 
     def note(self, text: str) -> None:
         """Print an informative line, unless quiet."""
@@ -122,7 +122,8 @@ class Output:
         self.stderr.print(f"[bold]hint:[/bold] {_escaped(text)}", soft_wrap=True)
 
 
-def _json(document: Document, indent: int | None) -> str:
+def json_text(document: Document, indent: int | None) -> str:
+    """Return a document as `--json` prints it."""
     values = escape_names(document.json_values())
     return escape_control(json.dumps(values, indent=indent)) + "\n"
 

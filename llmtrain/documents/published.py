@@ -6,7 +6,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from llmtrain.documents import bench, data, error, export, files, memory, plans, runs, tokenizer
+from llmtrain.documents import (
+    bench,
+    bug_report,
+    data,
+    error,
+    export,
+    files,
+    memory,
+    plans,
+    runs,
+    tokenizer,
+)
 from llmtrain.documents.base import Document, Part, Text, key, schema_of
 
 
@@ -52,6 +63,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "tokenizer-decode": tokenizer.TokenizerDecode,
     "tokenizer-inspect": tokenizer.TokenizerInspect,
     "data-inspect": data.DataInspect,
+    "report-bug": bug_report.ReportBug,
     "schema": SchemaList,
     "error": error.Error,
     "metrics.jsonl": files.MetricsLine,
