@@ -28,11 +28,6 @@ WAY = Way(
 )
 
 
-@pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_timing, "_BUDGET_S", 0.0)
-
-
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("checkpointing", ["off", "full"])
 @pytest.mark.parametrize("attention", ["blocks", "sdpa"])
@@ -92,8 +87,10 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """The clock of everything that is timed; sequences of a part are not limited by it."""
+    """The clock of everything that is timed; it does not limit the sequences of a part."""
     clock = Clock()
+    monkeypatch.setattr(step_timing, "_LEAST_ROUNDS", 2)
+    monkeypatch.setattr(step_timing, "_LONGEST_ROUND_S", 1.0)
     real = step_timing._time
 
     def timed(run: Callable[[], object], threads: int) -> PartTime:
