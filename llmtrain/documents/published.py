@@ -54,6 +54,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "tokenizer-decode": tokenizer.TokenizerDecode,
     "tokenizer-inspect": tokenizer.TokenizerInspect,
     "data-inspect": data.DataInspect,
+    "data-inspect-chat": data.DataInspectChat,
     "schema": SchemaList,
     "error": error.Error,
     "metrics.jsonl": files.MetricsLine,

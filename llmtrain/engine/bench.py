@@ -84,7 +84,7 @@ def _same_block(plan: Plan, timed: Plan) -> bool:
 def _bench(
     facts: Facts, workload: Workload, times: CpuTimes, plan: Plan, *, block_applies: bool = True
 ) -> Bench:
-    work = step_work(plan, workload.optimizer)
+    work = step_work(plan, workload)
     applying = times if block_applies else replace(times, block=None)
     return Bench(
         facts=facts,

@@ -49,6 +49,7 @@ from llmtrain.prepare.dataset import (
     with_recorded_mixture,
 )
 from llmtrain.prepare.length import check_length
+from llmtrain.profile.lora_shape import lora_shape_of
 from llmtrain.profile.shape import shape_of
 from llmtrain.progress import Note
 from llmtrain.train.build import build_run, set_up_device
@@ -198,7 +199,9 @@ def _agreed_plan(resolved: ResolvedRun, session: TrainSession) -> Planned:
 def _require_disk_space(resolved: ResolvedRun, session: TrainSession) -> None:
     """Raise LlmtrainError unless a checkpoint fits on the disk; warn unless all of them do."""
     profile, directory = resolved.profile.loaded.profile, resolved.directory.checkpoints
-    each = checkpoint_bytes(shape_of(profile.model), profile.optim.name)
+    each = checkpoint_bytes(
+        shape_of(profile.model), profile.optim.name, lora_shape_of(profile.lora)
+    )
     require_room(directory, each, "a checkpoint of this run")
     options = profile.checkpoint
     missing = options.keep_last + options.keep_best + 1 - len(list_checkpoints(directory))

@@ -15,10 +15,12 @@ from llmtrain.errors import LlmtrainError
 from llmtrain.machine.facts import AttentionTimes, BlockTimes
 from llmtrain.machine.timing import Run, Timing, compare
 from llmtrain.model.decoder import Block, compile_block
+from llmtrain.model.lora import add_adapters
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.documents import DocumentMask, document_mask
 from llmtrain.ops.precision import WeightCasts, autocast_as, compute_dtype
 from llmtrain.ops.rotary import rotary_table
+from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
 
 _BUDGET_S = 0.4
@@ -77,6 +79,7 @@ def time_block(
     keep_casts: bool,
     threads: int,
     masked: bool = False,
+    lora: LoraShape | None = None,
 ) -> BlockTimes:
     """Return the seconds for one block forward and backward on a micro-batch, eager and compiled.
 
@@ -85,7 +88,8 @@ def time_block(
     """
     with torch.random.fork_rng(devices=()):  # measuring must not change a run's random numbers
         x = torch.randn(micro_batch, shape.context, shape.hidden_size, requires_grad=True)
-        blocks = {name: _block(shape, attention) for name in ("eager", "compiled")}
+        frozen = torch.bfloat16 if precision == "bf16" else torch.float32
+        blocks = {name: _block(shape, attention, lora, frozen) for name in ("eager", "compiled")}
     cos, sin = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
     blocks["compiled"].checkpointing = checkpointing
     compile_block(blocks["compiled"])
@@ -117,9 +121,17 @@ def _documents(
     return document_mask(attention, first_bt.to(torch.int32), dtype)
 
 
-def _block(shape: ModelShape, attention: AttentionKernel) -> Block:
+def _block(
+    shape: ModelShape, attention: AttentionKernel, lora: LoraShape | None, dtype: torch.dtype
+) -> Block:
+    """Return a block, with adapters beside matrices of `dtype` where there are any."""
     block = Block(shape)
     block.self_attn.kernel = attention
+    if lora is not None:
+        for parameter in block.parameters():
+            if parameter.dim() == 2:
+                parameter.data = parameter.data.to(dtype)
+        add_adapters(block, lora)
     return block
 
 

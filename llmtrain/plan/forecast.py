@@ -85,12 +85,12 @@ def _rate(planned: Planned) -> Figure | None:
         return Figure(last_run.tokens_per_s, "measured", how)
     if times is None:
         return None
-    work = step_work(plan, planned.workload.optimizer)
+    work = step_work(plan, planned.workload)
     by_block = predicted_tokens_per_s(shape, work, times)
     if by_block is not None:
         return Figure(by_block, "estimated", "from a block and products measured on this machine")
     flops_per_s = plan.processes.value * product_flops_per_s(times.matmul, work)
-    by_products = UTILISATION * flops_per_s / shape.training_flops_per_token
+    by_products = UTILISATION * flops_per_s / planned.workload.flops_per_token
     return Figure(
         by_products, "estimated", f"{UTILISATION} of the rate of products measured on this machine"
     )
@@ -149,7 +149,8 @@ def _checkpoints(profile: Profile, planned: Planned) -> Figure:
 
 
 def _checkpoint_bytes(planned: Planned) -> int:
-    return checkpoint_bytes(planned.workload.shape, planned.workload.optimizer)
+    workload = planned.workload
+    return checkpoint_bytes(workload.shape, workload.optimizer, workload.lora)
 
 
 def _loss(planned: Planned, tokens: Figure | None) -> Figure | None:

@@ -58,4 +58,4 @@ def _peak_flops(times: CpuTimes | None, plan: Plan, workload: Workload) -> float
     """Return the rate of the model's matrix products in the plan's precision."""
     if times is None:
         return None
-    return product_flops_per_s(times.matmul, step_work(plan, workload.optimizer))
+    return product_flops_per_s(times.matmul, step_work(plan, workload))

@@ -6,6 +6,8 @@
     step_s        = accumulation · micro_batch_s + optimizer_s
     tokens/s      = processes · accumulation · n / step_s
 
+Beside adapters the head has four products and no gradient, 4·n·V·C, and only adapters are updated.
+
 of n tokens in a micro-batch, L blocks, V vocabulary rows and C hidden features; block_s is one
 block forward and backward on a micro-batch, compiled or eager as the run computes it.
 """
@@ -18,6 +20,8 @@ from typing import Literal
 from llmtrain.choice import MatmulPrecision, OptimizerName, Precision
 from llmtrain.machine.facts import CpuTimes, MatmulTimes
 from llmtrain.plan.planner import Plan
+from llmtrain.plan.workload import Workload
+from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape, muon_flops
 
 ProductKind = Literal["fp32", "medium", "bf16"]
@@ -42,12 +46,14 @@ class StepWork:
     matmul_precision: MatmulPrecision
     compiled: bool
     optimizer: OptimizerName
+    lora: LoraShape | None = None
 
 
-def step_work(plan: Plan, optimizer: OptimizerName) -> StepWork:
+def step_work(plan: Plan, workload: Workload) -> StepWork:
     """Return what a step's time depends on."""
     return StepWork(
-        optimizer=optimizer,
+        optimizer=workload.optimizer,
+        lora=workload.lora,
         micro_batch=plan.micro_batch.value,
         accumulation=plan.accumulation.value,
         processes=plan.processes.value,
@@ -71,8 +77,8 @@ def predicted_step_s(shape: ModelShape, work: StepWork, times: CpuTimes) -> floa
         return None
     block_s = times.block.compiled_s if work.compiled else times.block.eager_s
     rate = product_flops_per_s(times.matmul, work)
-    micro_batch_s = shape.num_layers * block_s + _head_s(shape, work.micro_batch, rate)
-    return work.accumulation * micro_batch_s + _optimizer_s(shape, work.optimizer, rate)
+    micro_batch_s = shape.num_layers * block_s + _head_s(shape, work, rate)
+    return work.accumulation * micro_batch_s + _optimizer_s(shape, work, rate)
 
 
 def product_flops_per_s(products: MatmulTimes, work: StepWork) -> float:
@@ -95,11 +101,14 @@ def seconds_by_kind(products: MatmulTimes) -> dict[ProductKind, float]:
     return {"fp32": products.fp32_s, "medium": products.medium_s, "bf16": products.bf16_s}
 
 
-def _head_s(shape: ModelShape, micro_batch: int, flops_per_s: float) -> float:
-    tokens = micro_batch * shape.context
-    return HEAD_OVERHEAD * 6 * tokens * shape.vocab_size * shape.hidden_size / flops_per_s
+def _head_s(shape: ModelShape, work: StepWork, flops_per_s: float) -> float:
+    tokens = work.micro_batch * shape.context
+    products = 3 if work.lora is None else 2  # no gradient of the head beside adapters
+    flops = 2 * products * tokens * shape.vocab_size * shape.hidden_size
+    return HEAD_OVERHEAD * flops / flops_per_s
 
 
-def _optimizer_s(shape: ModelShape, optimizer: OptimizerName, flops_per_s: float) -> float:
-    moved_s = OPTIMIZER_BYTES_PER_PARAMETER * shape.parameters / MEMORY_BYTES_PER_S
-    return moved_s + (muon_flops(shape) / flops_per_s if optimizer == "muon" else 0.0)
+def _optimizer_s(shape: ModelShape, work: StepWork, flops_per_s: float) -> float:
+    trained = shape.parameters if work.lora is None else work.lora.parameters(shape)
+    moved_s = OPTIMIZER_BYTES_PER_PARAMETER * trained / MEMORY_BYTES_PER_S
+    return moved_s + (muon_flops(shape) / flops_per_s if work.optimizer == "muon" else 0.0)

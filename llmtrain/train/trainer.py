@@ -86,7 +86,7 @@ class Trainer:
             run.world,
             run.device,
             first_step=run.position.step,
-            flops_per_token=self.shape.training_flops_per_token,
+            flops_per_token=setup.workload.flops_per_token,
             peak_flops=setup.peak_flops,
             text_tokens=setup.data.index.train.tokens,
             mixture=setup.mixture,
@@ -194,7 +194,8 @@ class Trainer:
             for _ in range(2):  # the first call is slower; the second replaces its cost
                 with self.pace.measured("evaluation", times):
                     self.guard.run_guarded(partial(self.evaluator.validation_loss, few))
-            size_bytes = checkpoint_bytes(self.shape, self.setup.profile.optim.name)
+            workload = self.setup.workload
+            size_bytes = checkpoint_bytes(self.shape, workload.optimizer, workload.lora)
             self.pace.record_cost("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
 
     def _decide(self, step: int) -> StopDecision:

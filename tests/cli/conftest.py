@@ -58,6 +58,8 @@ def published_name(arguments: tuple[str, ...]) -> str:
     name = next(words for words in candidates if words in PUBLISHED)
     if name in ("train", "finetune") and "--dry-run" in arguments:
         return f"{name}-dry-run"
+    if name == "data-inspect" and "--chat" in arguments:
+        return "data-inspect-chat"
     if name == "memory" and {"-p", "--profile"} & set(arguments):
         return "memory-profile"
     if name == "profiles-show" and {"--resolved", "--assume"} & set(arguments):
