@@ -30,6 +30,7 @@ from llmtrain.cli.device.bench import bench
 from llmtrain.cli.device.info import info
 from llmtrain.cli.eval import evaluate
 from llmtrain.cli.export import export
+from llmtrain.cli.finetune import finetune
 from llmtrain.cli.generate import generate
 from llmtrain.cli.memory.command import memory
 from llmtrain.cli.output import Output
@@ -59,6 +60,7 @@ _GROUPS = {
 # Each command with the arguments of the example that ends its help.
 _COMMANDS: dict[str, tuple[Function, str]] = {
     "train": (train, "--data notes/ --time 30m"),
+    "finetune": (finetune, "my-run --data chat.jsonl"),
     "eval": (evaluate, "my-run --data other.txt"),
     "generate": (generate, "my-run --prompt 'Once upon a time'"),
     "export": (export, "my-run --format gguf --quant q8_0"),
@@ -125,7 +127,7 @@ def root(
 
 def main() -> NoReturn:
     """Run the command line of this process and exit with its code."""
-    if sys.argv[1:2] == ["train"]:
+    if sys.argv[1:2] in (["train"], ["finetune"]):
         restart_without_thread_cache()
     sys.excepthook = _report_unexpected
     set_up_standard_streams()

@@ -26,6 +26,10 @@ def evaluate(
     device: options.Device = None,
     force_cpu: options.ForceCpu = False,
     text_field: options.TextField = "text",
+    questions: Annotated[
+        int,
+        options.whole_number("--questions", "Of conversations: short answers to compare.", 0),
+    ] = 100,
     max_bpb: Annotated[
         float | None,
         typer.Option(
@@ -43,7 +47,9 @@ def evaluate(
     positive("--max-bpb", max_bpb)
     section = options.device_section(device, force_cpu)
     with stop_on_signals() as stop, watching(output) as observe:
-        evaluation = evaluate_run(run, data or [], section, observe, stop.check, text_field)
+        evaluation = evaluate_run(
+            run, data or [], section, observe, stop.check, text_field, questions
+        )
     name = f"bits per byte of {evaluation.checkpoint}"
     unknown = f"{name} are not a finite number"
     thresholds = at_most(
@@ -78,9 +84,20 @@ def _parts(evaluation: Eval) -> Iterator[Part]:
             (f"  {name.removesuffix('_bpb')}", f"{v:.4f}  {_BASELINES[name]}")
             for name, v in baselines.items()
         ),
+        *_answer_rows(evaluation),
         ("verdict", verdict_of(evaluation.bits_per_byte, baselines)),
     ]
     yield facts_table(rows)
+
+
+def _answer_rows(evaluation: Eval) -> Iterator[tuple[str, str]]:
+    answers = evaluation.answers
+    if answers is not None:
+        interval = f"{answers.share_low:.1%} to {answers.share_high:.1%}"
+        yield (
+            "exact answers",
+            f"{answers.exact} of {answers.questions}: {answers.share:.1%} ({interval})",
+        )
 
 
 def verdict_of(bits_per_byte: float | None, baselines: Mapping[str, float]) -> str:

@@ -153,6 +153,10 @@ def flag_settings(**flags: Any) -> dict[str, Setting]:
         "data_sources": "data",
         "data_tokenizer_reserve": "reserve",
         "model_init_from": "init-from",
+        "data_rows": "chat",
+        "lora_rank": "lora",
+        "lora_alpha": "lora",
+        "lora_targets": "lora",
         "device_kind": "device",
         "device_processes": "nproc",
     }

@@ -38,6 +38,8 @@ class SchemaList(Document):
 PUBLISHED: dict[str, type[BaseModel]] = {
     "train": runs.Train,
     "train-dry-run": plans.TrainDryRun,
+    "finetune": runs.Finetune,
+    "finetune-dry-run": plans.FinetuneDryRun,
     "eval": runs.Eval,
     "generate": runs.Generate,
     "export": export.Export,
@@ -64,6 +66,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "tokenizer-inspect": tokenizer.TokenizerInspect,
     "data-inspect": data.DataInspect,
     "report-bug": bug_report.ReportBug,
+    "data-inspect-chat": data.DataInspectChat,
     "schema": SchemaList,
     "error": error.Error,
     "metrics.jsonl": files.MetricsLine,

@@ -66,8 +66,25 @@ class Baselines(Part):
     xz_bpb: Number = key("by xz")
 
 
+class Finetune(Train):
+    """`llmtrain finetune`: as of `llmtrain train`; losses are of what the assistant says."""
+
+
+class Answers(Part):
+    """Held-back questions that were answered word for word, and the share's 95% interval."""
+
+    questions: int = key("that were asked: those with short answers, at most `--questions`")
+    exact: int = key("that were answered as the data has it, up to spaces around it")
+    share: float = key("of the questions")
+    share_low: float = key("Wilson's 95% interval of that share: its lower end")
+    share_high: float = key("and its upper end")
+
+
 class Eval(Document):
-    """`llmtrain eval`: how well a model predicts a text."""
+    """`llmtrain eval`: how well a model predicts a text.
+
+    Of a run on conversations, text and tokens are those that the assistant says.
+    """
 
     checkpoint: Text = key("what was evaluated")
     loss_nats_per_token: Number = key(f"mean loss, nats per token; {NOT_FINITE}")
@@ -76,6 +93,9 @@ class Eval(Document):
     tokens: int = key("that were predicted")
     bytes: int = key("of raw text")
     baselines: Baselines = key("what other ways need for the same text")
+    answers: Answers | None = key(
+        "of conversations, how many short answers are exact; null: other text, or no short answers"
+    )
     thresholds: list[Threshold] = thresholds("`--max-bpb`")
 
 

@@ -5,28 +5,31 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtrain.data.batches.windows import sequential_windows, windows_of
+from llmtrain.data.batches.windows import Tokens, sequential_windows, windows_of
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.data.sources.resolve import resolve_sources
+from llmtrain.engine.evaluate_chat import encoded_conversations, evaluate_conversations
 from llmtrain.engine.open_model import open_model
 from llmtrain.engine.plan_run import plan_inference
 from llmtrain.errors import DataError, UsageError
 from llmtrain.eval.baselines import Baselines, measure_baselines
 from llmtrain.eval.continuation import continue_prompt
 from llmtrain.eval.evaluate import LossSum, Window, bits_per_byte, sum_loss
+from llmtrain.eval.questions import ExactMatches
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.generate import Sampling
 from llmtrain.ops.precision import autocast_as
 from llmtrain.plan.inference_memory import EVALUATION_TOKENS
 from llmtrain.plan.planner import InferencePlan
+from llmtrain.prepare.chat import ChatEncoder
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import open_dataset
 from llmtrain.profile.load import profile_from_values
@@ -67,6 +70,7 @@ class Evaluation:
     tokens: int
     bytes: int
     baselines: Baselines
+    answers: ExactMatches | None = None  # of conversations
 
 
 def load_trained(run: str, device: DeviceSection, observe: Observer) -> Trained:
@@ -85,10 +89,12 @@ def evaluate_run(
     observe: Observer,
     check_stop: Callable[[], None],
     text_field: str = "text",
+    questions: int = 100,
 ) -> Evaluation:
     """Evaluate on all of the run's validation text, or on all of `data`.
 
-    Documents are masked where the run was trained so.
+    Documents are masked where the run was trained so. Where it was trained on conversations, the
+    loss is that of what the assistant says, and up to `questions` are answered.
     """
     trained = load_trained(run, device, observe)
     work = PrepareContext(trained.plan.workers.value, observe, check_stop)
@@ -96,6 +102,10 @@ def evaluate_run(
     if trained.record is not None:
         profile = profile_from_values(trained.record["profile"], "run.yaml")
         _mask_as_trained(trained, profile.data)
+    chat = ChatEncoder(trained.tokenizer) if profile and profile.data.rows == "chat" else None
+    if data and chat is not None:
+        tokens = encoded_conversations(resolve_sources(data, rows="chat"), chat, work)
+        return _evaluate_chat(trained, chat, tokens, work, questions)
     if data:
         corpus = resolve_sources(data, text_field=text_field)
         return _evaluate_corpus(trained, corpus, work)
@@ -108,6 +118,8 @@ def evaluate_run(
     vocab_size, context = profile.model.vocab_size, profile.model.context
     dataset = open_dataset(profile.data, vocab_size, key, trained.checkpoint, work, context)
     with closing(dataset.shards):
+        if chat is not None:
+            return _evaluate_chat(trained, chat, dataset.shards.validation, work, questions)
         return _evaluate_shards(trained, dataset.shards, work)
 
 
@@ -117,6 +129,24 @@ def _mask_as_trained(trained: Trained, section: DataSection) -> None:
     model.separator_id = masking_separator(section, trained.tokenizer.separator_id)
     if model.separator_id is not None and trained.plan.device.value == "cpu":
         model.compute_with(attention="blocks")  # torch's kernel wants a mask of all pairs
+
+
+def _evaluate_chat(
+    trained: Trained, encoder: ChatEncoder, stream: Tokens, work: PrepareContext, questions: int
+) -> Evaluation:
+    """Evaluate on a stream of conversations."""
+    trained.model.has_padding = True
+    found = evaluate_conversations(
+        trained.model, encoder, stream, work, questions=questions, autocast=trained.autocast
+    )
+    evaluation = _evaluation(
+        trained,
+        found.loss,
+        found.texts,
+        text_bytes=max(1, found.text_bytes),
+        unigram_nats_per_token=None,
+    )
+    return replace(evaluation, answers=found.exact if found.exact.questions else None)
 
 
 def _evaluate_shards(trained: Trained, shards: PreparedData, work: PrepareContext) -> Evaluation:

@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
+from llmtrain.data.batches.conversations import PackedConversations, pack_conversations
 from llmtrain.data.batches.packing import Packing
 from llmtrain.data.batches.packing_cache import cached_packing
 from llmtrain.data.batches.prefetch import Prefetch
+from llmtrain.data.chat.marks import Marks
 from llmtrain.data.corpus import Corpus
 from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.find_run import ResolvedRun, resolve
@@ -48,6 +50,7 @@ from llmtrain.prepare.dataset import (
     with_recorded_mixture,
 )
 from llmtrain.prepare.length import check_length
+from llmtrain.profile.lora_shape import lora_shape_of
 from llmtrain.profile.shape import shape_of
 from llmtrain.progress import Note
 from llmtrain.train.build import build_run, set_up_device
@@ -174,7 +177,8 @@ def _checked_corpus(resolved: ResolvedRun, session: TrainSession) -> Corpus | No
     profile = resolved.profile.loaded.profile
     work = PrepareContext(1, session.observe, session.stop.check)
     corpus = resolve_corpus(profile.data, work)
-    check_length(corpus, profile.data, profile.model.context, work)
+    if profile.data.rows == "text":
+        check_length(corpus, profile.data, profile.model.context, work)
     return corpus
 
 
@@ -196,7 +200,9 @@ def _agreed_plan(resolved: ResolvedRun, session: TrainSession) -> Planned:
 def _require_disk_space(resolved: ResolvedRun, session: TrainSession) -> None:
     """Raise LlmtrainError unless a checkpoint fits on the disk; warn unless all of them do."""
     profile, directory = resolved.profile.loaded.profile, resolved.directory.checkpoints
-    each = checkpoint_bytes(shape_of(profile.model), profile.optim.name)
+    each = checkpoint_bytes(
+        shape_of(profile.model), profile.optim.name, lora_shape_of(profile.lora)
+    )
     require_room(directory, each, "a checkpoint of this run")
     options = profile.checkpoint
     missing = options.keep_last + options.keep_best + 1 - len(list_checkpoints(directory))
@@ -221,7 +227,8 @@ def _shared_dataset(
     def prepare() -> _SharedData:
         dataset = _dataset(resolved, work, corpus)
         prepared.append(dataset)
-        _packing(resolved, dataset, session)  # cached, for the other ranks to read
+        if profile.data.rows == "text":
+            _packing(resolved, dataset, session)  # cached, for the other ranks to read
         ranges = [(source.first_token, source.tokens) for source in dataset.mixture]
         return _SharedData(dataset.shards.index.key, dataset.tokenizer_directory, ranges)
 
@@ -248,14 +255,22 @@ def _dataset(resolved: ResolvedRun, work: PrepareContext, corpus: Corpus | None)
     return with_recorded_mixture(dataset, profile.data, data_ranges(recorded.values))
 
 
-def _packing(resolved: ResolvedRun, dataset: Dataset, session: TrainSession) -> Packing | None:
-    """Return how documents fill windows; None if they are concatenated.
+def _packing(
+    resolved: ResolvedRun, dataset: Dataset, session: TrainSession
+) -> Packing | PackedConversations | None:
+    """Return how documents or conversations fill windows; None if they are concatenated.
 
     None of a mixture, whose sources are packed one by one.
     """
     profile = resolved.profile.loaded.profile
-    if profile.data.packing == "concatenate" or dataset.mixture:
+    if not profile.data.pads_windows or dataset.mixture:
         return None
+    if profile.data.rows == "chat":
+        marks = Marks.of_separator(dataset.shards.index.separator_id)
+        check_stop = session.stop.check
+        return pack_conversations(
+            dataset.shards.train, marks, profile.model.context, check_stop=check_stop
+        )
     return cached_packing(dataset.shards, profile.model.context, session.stop.check)
 
 
@@ -268,6 +283,11 @@ def _train(
 ) -> TrainResult:
     profile, world, shards = resolved.profile.loaded.profile, session.world, dataset.shards
     initial = resolved.initial_model
+    packing = _packing(resolved, dataset, session)
+    if isinstance(packing, PackedConversations):
+        cut = packing.describe(profile.model.context)
+        if cut is not None and world.is_main:
+            session.note(cut)
     run = build_run(
         profile,
         planned.plan,
@@ -275,9 +295,10 @@ def _train(
         shards.train,
         resumed,
         shards.index.separator_id,
-        _packing(resolved, dataset, session),
+        packing,
         dataset.mixture,
         initial.read_weights if initial is not None else None,
+        None if initial is None else initial.adapter(profile.lora),
     )
     horizon = resolved.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
     step = run.position.step
@@ -314,7 +335,9 @@ def _train(
     if not world.is_main:
         return result
     predicted = (resolved.recorded and resolved.recorded.forecast) or expected.document()
-    result = replace(_with_prediction(result, predicted), prompt_example=prompt_example(dataset))
+    result = replace(
+        _with_prediction(result, predicted), prompt_example=prompt_example(profile.data, dataset)
+    )
     _record(resolved, planned, run.plan, result)
     return result
 

@@ -65,7 +65,7 @@ def sum_loss(
             with autocast():
                 loss = model(inputs.to(device), targets.to(device))
             nats += loss.item()
-            tokens += targets.numel()
+            tokens += int((targets >= 0).sum())  # the others are padding, or of other roles
             if is_time_over():
                 break
     return LossSum(nats, tokens)

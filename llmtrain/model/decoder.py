@@ -209,7 +209,7 @@ class Backbone(nn.Module):
         `first_bt`: the first token that each attends to, unless that is the window's first.
         """
         length = tokens_bt.shape[1]
-        x_btc = self.embed_tokens(tokens_bt)
+        x_btc = _residual(self.embed_tokens(tokens_bt))
         documents: DocumentMask | None = None
         if first_bt is not None:
             documents = document_mask(self._attention, first_bt, compute_dtype(x_btc))
@@ -228,12 +228,17 @@ class Backbone(nn.Module):
         """Return final hidden states of tokens that follow those in `caches`; extend the caches."""
         start = caches[0].length
         now = slice(start, start + tokens_bt.shape[1])
-        x_btc = self.embed_tokens(tokens_bt)
+        x_btc = _residual(self.embed_tokens(tokens_bt))
         for block, cache in zip(self.layers, caches, strict=True):
             # .forward: a compiled block has static shapes, and these differ.
             x_btc = block.forward(x_btc, self.cos_td[now], self.sin_td[now], cache=cache)
         hidden: Tensor = self.norm(x_btc)
         return hidden
+
+
+def _residual(embedded: Tensor) -> Tensor:
+    """Return embeddings in the residual stream's type: fp32 where they are in half precision."""
+    return embedded.float() if embedded.dtype.itemsize == 2 else embedded
 
 
 class Decoder(nn.Module):

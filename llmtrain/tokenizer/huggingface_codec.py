@@ -49,6 +49,10 @@ class HuggingFaceCodec(Codec):
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoded.ids, [start for start, _ in encoded.offsets]
+
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
         """Return the ids of each text, in order.
 

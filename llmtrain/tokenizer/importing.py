@@ -16,6 +16,7 @@ from typing import Any, Literal
 from unicodedata import normalize
 
 from llmtrain.errors import DataError
+from llmtrain.tokenizer.chat_source import read_chat_source
 from llmtrain.tokenizer.codec import CONFIG_FILE, JSON_FILE, MODEL_FILE, NAMING_FILES, Kind
 from llmtrain.tokenizer.huggingface_codec import HuggingFaceCodec
 from llmtrain.tokenizer.piece import SEPARATOR
@@ -73,10 +74,17 @@ def open_tokenizer(path: Path) -> Tokenizer:
 def import_tokenizer(path: Path, options: ImportOptions) -> Imported:
     """Import the tokenizer in a file, or in the tokenizer file of a directory; the ids are kept.
 
-    Raises DataError, naming the file, if the file cannot be used, or if text does not round-trip
-    and `options.allow_lossy` is false.
+    The chat template of a directory is kept with it. Raises DataError, naming the file, if the
+    file cannot be used, or if text does not round-trip and `options.allow_lossy` is false.
     """
     file = _file_of(path, options)
+    imported = _import_file(file, options)
+    if not path.is_dir():
+        return imported
+    return replace(imported, tokenizer=imported.tokenizer.with_chat(read_chat_source(path)))
+
+
+def _import_file(file: Path, options: ImportOptions) -> Imported:
     try:
         if options.pattern is None and _MODEL_NAME.search(file.name):
             return _of_model(file, options)

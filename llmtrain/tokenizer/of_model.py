@@ -49,4 +49,4 @@ def with_reserved_pieces(tokenizer: Tokenizer, count: int) -> Tokenizer:
     else:
         for name in names:
             model = with_control_piece(model, name)
-    return Tokenizer.read_as(tokenizer.kind, model)
+    return Tokenizer.read_as(tokenizer.kind, model).with_chat(tokenizer.chat)
