@@ -53,7 +53,7 @@ def list_profiles(output: Output) -> None:
 def _list_lines(profiles: Sequence[ListedProfile]) -> Iterator[str]:
     from llmtrain.units import format_count
 
-    row = "{:<12}{:>10}{:>9}{:>12}{:>15}".format
+    row = "{:<12}{:>10}  {:>7}  {:>10}  {:>15}".format
     yield row("profile", "parameters", "context", "vocabulary", "tokens per step")
     for each in sorted(profiles, key=lambda each: each.parameters):
         step = each.tokens_per_step
