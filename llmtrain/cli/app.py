@@ -38,7 +38,7 @@ from llmtrain.cli.profiles_convert import convert
 from llmtrain.cli.prove_resume import prove_resume
 from llmtrain.cli.report_bug import report_bug
 from llmtrain.cli.schema import schema
-from llmtrain.cli.streams import discard_stdout, set_up_standard_streams
+from llmtrain.cli.streams import discard_stdout, set_up_standard_streams, write_text
 from llmtrain.cli.tokenizer.import_ import import_
 from llmtrain.cli.tokenizer.inspect import inspect as inspect_tokenizer
 from llmtrain.cli.tokenizer.text import decode, encode
@@ -120,9 +120,9 @@ def root(
 ) -> None:
     """Train a language model from scratch on the machine you have."""
     if version:
-        typer.echo(f"llmtrain {llmtrain.__version__}")
+        write_text(f"llmtrain {llmtrain.__version__}\n", flush=True)
     elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        write_text(f"{context.get_help()}\n", flush=True)
 
 
 def main() -> NoReturn:

@@ -82,6 +82,7 @@ class Output:
 
     def show(self, renderable: RenderableType) -> None:
         """Print a table or panel as the result."""
+        write_text("", flush=True)  # the console would flush it and not name stdout in an error
         is_terminal, console = sys.stdout.isatty(), self.stdout
         with console.capture() as captured:
             console.print(renderable)

@@ -161,8 +161,12 @@ def show_dry_run(output: Output, request: TrainRequest) -> None:
     from llmtrain.cli.plan_tables import assumed_parts, explained_parts
     from llmtrain.documents.plans import TrainDryRun
     from llmtrain.engine.explain import explain_run
+    from llmtrain.engine.text_notes import unusable_text
 
     explained = explain_run(request)
+    if explained.assumed is None:  # another machine has other files
+        for text in unusable_text(explained.loaded):
+            output.warning(text)
     parts = (*assumed_parts(explained.assumed), *explained_parts(explained))
     output.answer(TrainDryRun.of_explained(explained), parts)
 

@@ -340,7 +340,8 @@ def _usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) 
         hint = f"a list is in brackets: {written}"
     elif error["type"] == "string_type" and not isinstance(setting.value, (list, dict)):
         hint = "quote a text that YAML reads as something else, as in 'no', '2024' and 'null'"
-    return UsageError(f"{key}: {message}, not {_shown(setting.value)} ({origin})", hint=hint)
+    found = "" if message.startswith(repr(setting.value)) else f", not {_shown(setting.value)}"
+    return UsageError(f"{key}: {message}{found} ({origin})", hint=hint)
 
 
 _READ_AS = {True: "true", False: "false", None: "null"}
