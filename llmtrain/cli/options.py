@@ -34,6 +34,14 @@ Run = Annotated[
         autocompletion=completion.run_names,
     ),
 ]
+Runs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...",
+        help="Run directories, checkpoints, or names under runs/.",
+        autocompletion=completion.run_names,
+    ),
+]
 Data = Annotated[
     list[str] | None,
     typer.Option(

@@ -28,6 +28,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "train": runs.Train,
     "train-dry-run": plans.TrainDryRun,
     "eval": runs.Eval,
+    "eval-compared": runs.EvalCompared,
     "generate": runs.Generate,
     "export": export.Export,
     "memory": memory.Memory,

@@ -66,8 +66,20 @@ class Baselines(Part):
     xz_bpb: Number = key("by xz")
 
 
-class Eval(Document):
-    """`llmtrain eval`: how well a model predicts a text."""
+class Confidence(Part):
+    """A confidence interval in bits per byte: how much depends on the text that was drawn."""
+
+    low: Number = key(f"its lower end; {NOT_FINITE}")
+    high: Number = key(f"its upper end; {NOT_FINITE}")
+    level: float = key("the share of such intervals that hold the true value: 0.95")
+    unit: Literal["document", "block"] = key(
+        "what was drawn: documents, or contiguous blocks where there are few documents"
+    )
+    units: int = key("how many of these the text has")
+
+
+class Evaluated(Part):
+    """How well a model predicts a text."""
 
     checkpoint: Text = key("what was evaluated")
     loss_nats_per_token: Number = key(f"mean loss, nats per token; {NOT_FINITE}")
@@ -75,8 +87,31 @@ class Eval(Document):
     bits_per_byte: Number = key(f"of raw text, so that tokenizers compare; {NOT_FINITE}")
     tokens: int = key("that were predicted")
     bytes: int = key("of raw text")
+    interval: Confidence = key("of the bits per byte, by a bootstrap over the text")
     baselines: Baselines = key("what other ways need for the same text")
+
+
+class Eval(Evaluated, Document):
+    """`llmtrain eval`: how well a model predicts a text."""
+
     thresholds: list[Threshold] = thresholds("`--max-bpb`")
+
+
+class ModelDifference(Part):
+    """A model beside the first one, on the same documents."""
+
+    checkpoint: Text = key("of the other model")
+    bits_per_byte: Number = key(f"its bits per byte less the first one's; {NOT_FINITE}")
+    interval: Confidence = key("of that difference")
+    is_seen: bool = key("whether the interval leaves out 0")
+
+
+class EvalCompared(Document):
+    """`llmtrain eval` of several models: each on the same documents."""
+
+    models: list[Evaluated] = key("in the order of the command")
+    differences: list[ModelDifference] = key("of each later model from the first")
+    thresholds: list[Threshold] = thresholds("`--max-bpb`, for each model,")
 
 
 class Generate(Document):
