@@ -27,6 +27,7 @@ LAYERS = (
     {"eval", "export"},
     {"prepare"},
     {"train"},
+    {"report"},
     {"engine"},
     {"documents"},
     {"cli"},

@@ -35,6 +35,8 @@ from llmtrain.cli.memory.command import memory
 from llmtrain.cli.output import Output
 from llmtrain.cli.profiles_convert import convert
 from llmtrain.cli.prove_resume import prove_resume
+from llmtrain.cli.runs_compare import compare
+from llmtrain.cli.runs_edit import rm, tag
 from llmtrain.cli.schema import schema
 from llmtrain.cli.streams import discard_stdout, set_up_standard_streams
 from llmtrain.cli.tokenizer.import_ import import_
@@ -80,6 +82,9 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "data cache clear": (cache.clear, "--older-than 30d"),
     "runs list": (runs.list_runs, ""),
     "runs show": (runs.show, "my-run"),
+    "runs compare": (compare, "my-run another-run"),
+    "runs tag": (tag, "my-run baseline"),
+    "runs rm": (rm, "my-run"),
     "runs verify": (runs.verify, "my-run"),
     "runs prove-resume": (prove_resume, "--profile cpu-tiny"),
     "schema": (schema, "train"),

@@ -92,6 +92,8 @@ def _facts(run: Run, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "validation loss",
             f"{run.val_loss:.4f} nats/token{best}; {run.val_bpb:.4f} bits/byte",
         )
+    if run.tags:
+        yield "tags", ", ".join(run.tags)
     yield "checkpoints", ", ".join(run.checkpoints) or "none"
 
 

@@ -6,7 +6,18 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from llmtrain.documents import bench, data, error, export, files, memory, plans, runs, tokenizer
+from llmtrain.documents import (
+    bench,
+    compare,
+    data,
+    error,
+    export,
+    files,
+    memory,
+    plans,
+    runs,
+    tokenizer,
+)
 from llmtrain.documents.base import Document, Part, Text, key, schema_of
 
 
@@ -42,6 +53,9 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "profiles-convert": plans.ProfilesConvert,
     "runs-list": runs.RunsList,
     "runs-show": runs.RunsShow,
+    "runs-compare": compare.RunsCompare,
+    "runs-tag": runs.RunsTag,
+    "runs-rm": runs.RunsRm,
     "runs-verify": runs.RunsVerify,
     "runs-prove-resume": runs.RunsProveResume,
     "data-prepare": data.DataPrepare,

@@ -141,12 +141,35 @@ class Run(Part):
         "running on this machine, finished, stopped by a signal, or ended without a result"
     )
     started: Text | None = key("when its first session began, ISO 8601; null: unknown")
+    tags: list[Text] = key("that `runs tag` attached, sorted")
 
 
 class RunsList(Document):
     """`llmtrain runs list`."""
 
-    runs: list[Run] = key("by name")
+    runs: list[Run] = key("by name, or as `--sort` says")
+
+
+class RunsTag(Document):
+    """`llmtrain runs tag`."""
+
+    run: Text = key("the run directory")
+    tags: list[Text] = key("that it has now, sorted")
+
+
+class RemovedRun(Part):
+    """A run that was removed."""
+
+    run: Text = key("its directory")
+    freed_bytes: int = key("of its files")
+    left: list[Text] = key("names in the directory that training did not write, which stay")
+
+
+class RunsRm(Document):
+    """`llmtrain runs rm`."""
+
+    removed: list[RemovedRun] = key("in the order of the command")
+    freed_bytes: int = key("of all")
 
 
 class RunsShow(Run, Document):

@@ -25,9 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmtrain.eval.segments import SegmentLosses, aligned
+from llmtrain.eval.student import student_quantile
 
 Unit = Literal["document", "block"]
-LEVEL = 0.95
+LEVEL = 0.95  # that of `student_quantile`
 _DRAWS = 2000
 _FEWEST_DOCUMENTS = 30  # in effect: as many of equal size would be as good
 _BLOCKS = 100
@@ -124,12 +125,5 @@ def _drawn_ratios(bits: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArra
 
 def _expanded_share(units: float) -> float:
     """Return the share of draws below the interval, so that few units do not make it too narrow."""
-    tail = NormalDist().inv_cdf((1 - LEVEL) / 2)
-    return NormalDist().cdf(math.sqrt(units / (units - 1)) * _student_quantile(tail, units - 1))
-
-
-def _student_quantile(normal_quantile: float, degrees: float) -> float:
-    """Return Student's quantile by an expansion (Abramowitz and Stegun 26.7.5)."""
-    z = normal_quantile
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + (z**3 + z) / (4 * degrees) + second / degrees**2
+    tail = math.sqrt(units / (units - 1)) * student_quantile(units - 1)
+    return NormalDist().cdf(-tail)

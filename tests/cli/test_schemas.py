@@ -198,6 +198,7 @@ def test_no_document_has_what_json_has_no_word_for(capsys: pytest.CaptureFixture
             status="done",
             state="finished",
             started=None,
+            tags=[],
             record=record,
         )
     )
