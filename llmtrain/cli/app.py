@@ -37,6 +37,7 @@ from llmtrain.cli.profiles_convert import convert
 from llmtrain.cli.prove_resume import prove_resume
 from llmtrain.cli.runs_compare import compare
 from llmtrain.cli.runs_edit import rm, tag
+from llmtrain.cli.runs_report import report
 from llmtrain.cli.schema import schema
 from llmtrain.cli.streams import discard_stdout, set_up_standard_streams
 from llmtrain.cli.tokenizer.import_ import import_
@@ -83,6 +84,7 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "runs list": (runs.list_runs, ""),
     "runs show": (runs.show, "my-run"),
     "runs compare": (compare, "my-run another-run"),
+    "runs report": (report, "my-run --open"),
     "runs tag": (tag, "my-run baseline"),
     "runs rm": (rm, "my-run"),
     "runs verify": (runs.verify, "my-run"),

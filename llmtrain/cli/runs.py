@@ -59,15 +59,18 @@ def list_runs(
 
 
 def show(output: Output, run: options.Run) -> None:
-    """Show one run: its result and every decision of its plan."""
+    """Show one run: its result, its loss curves and every decision of its plan."""
+    from llmtrain.cli.loss_plot import loss_plot
     from llmtrain.cli.runs_text import run_parts
     from llmtrain.documents.runs import RunsShow
     from llmtrain.train.run_directory.directory import find_run
+    from llmtrain.train.run_directory.history import read_history
 
     directory = find_run(run)
     record = directory.read_record()
     summary = run_summary(directory)
-    output.answer(RunsShow.of(summary, record=record), run_parts(summary, record))
+    plot = None if output.json else loss_plot(read_history(directory), output.stdout.width)
+    output.answer(RunsShow.of(summary, record=record), run_parts(summary, record, plot))
 
 
 def verify(output: Output, run: options.Run) -> int:

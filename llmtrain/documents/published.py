@@ -54,6 +54,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "runs-list": runs.RunsList,
     "runs-show": runs.RunsShow,
     "runs-compare": compare.RunsCompare,
+    "runs-report": runs.RunsReport,
     "runs-tag": runs.RunsTag,
     "runs-rm": runs.RunsRm,
     "runs-verify": runs.RunsVerify,

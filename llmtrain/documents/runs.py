@@ -178,6 +178,15 @@ class RunsShow(Run, Document):
     record: dict[Text, Any] = key("what run.yaml holds: see `run.yaml`")
 
 
+class RunsReport(Document):
+    """`llmtrain runs report`."""
+
+    runs: list[Text] = key("the run directories, in the order of the command")
+    report: Text | None = key("the file; null: with `--watch`")
+    report_bytes: int | None = key("its size; null: with `--watch`")
+    url: Text | None = key("where `--watch` serves it; null: without it")
+
+
 class Problem(Part):
     """A checkpoint with a file that is missing or changed, or cannot be read."""
 

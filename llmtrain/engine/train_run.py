@@ -20,6 +20,7 @@ from llmtrain.engine.find_run import ResolvedRun, resolve
 from llmtrain.engine.plan_run import plan_resolved, processes_of
 from llmtrain.engine.record import write_result, write_start
 from llmtrain.engine.request import TrainRequest
+from llmtrain.engine.run_report import write_report
 from llmtrain.engine.session_start import (
     difference_from_run,
     first_state,
@@ -49,6 +50,7 @@ from llmtrain.prepare.dataset import (
 from llmtrain.prepare.length import check_length
 from llmtrain.profile.shape import shape_of
 from llmtrain.progress import Note
+from llmtrain.report.plots import require_plots
 from llmtrain.train.build import build_run, set_up_device
 from llmtrain.train.checkpoint.format import Checkpoint, list_checkpoints, load_checkpoint
 from llmtrain.train.checkpoint.saver import require_room
@@ -145,6 +147,8 @@ def ranks_to_launch(resolved: ResolvedRun, session: TrainSession) -> int:
 def train_resolved(resolved: ResolvedRun, session: TrainSession) -> TrainResult:
     """Train the run to its end or to a stop request. Raises LlmtrainError."""
     world, profile = session.world, resolved.profile.loaded.profile
+    if profile.report:
+        require_plots()  # before hours of training
     for text in resolved.notes:
         session.note(text)
     if resolved.is_finished:
@@ -312,6 +316,8 @@ def _train(
     predicted = (resolved.recorded and resolved.recorded.forecast) or expected.document()
     result = replace(_with_prediction(result, predicted), prompt_example=prompt_example(dataset))
     _record(resolved, planned, run.plan, result)
+    if profile.report:
+        _write_report(resolved, session)
     return result
 
 
@@ -335,6 +341,14 @@ def _record(resolved: ResolvedRun, planned: Planned, plan: Plan, result: TrainRe
         waited_share=result.waited_share,
     )
     write_result(resolved.directory, result)
+
+
+def _write_report(resolved: ResolvedRun, session: TrainSession) -> None:
+    """Write report.html; a full disk is a warning, as the run itself is saved."""
+    try:
+        session.note(f"report: {write_report(resolved.directory)}")
+    except OSError as error:
+        session.note(f"the report was not written: {error.strerror}", is_warning=True)
 
 
 def _finished(resolved: ResolvedRun) -> TrainResult:

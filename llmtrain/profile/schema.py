@@ -267,6 +267,7 @@ class Profile(Section):
     """All settings of a run; values that depend on the machine are in the plan."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)] = "custom"
+    report: bool = False  # write report.html in the run directory at the end of each session
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
