@@ -27,7 +27,7 @@ LAYERS = (
     {"eval", "export"},
     {"prepare"},
     {"train"},
-    {"report"},
+    {"report", "tracking"},
     {"engine"},
     {"documents"},
     {"cli"},

@@ -51,6 +51,8 @@ from llmtrain.prepare.length import check_length
 from llmtrain.profile.shape import shape_of
 from llmtrain.progress import Note
 from llmtrain.report.plots import require_plots
+from llmtrain.tracking.observe import tracked
+from llmtrain.tracking.tracker import require_trackers
 from llmtrain.train.build import build_run, set_up_device
 from llmtrain.train.checkpoint.format import Checkpoint, list_checkpoints, load_checkpoint
 from llmtrain.train.checkpoint.saver import require_room
@@ -149,6 +151,7 @@ def train_resolved(resolved: ResolvedRun, session: TrainSession) -> TrainResult:
     world, profile = session.world, resolved.profile.loaded.profile
     if profile.report:
         require_plots()  # before hours of training
+    require_trackers(profile.log_to)
     for text in resolved.notes:
         session.note(text)
     if resolved.is_finished:
@@ -293,22 +296,26 @@ def _train(
     for line in mixture_lines(dataset.mixture, horizon.steps, planned.workload.tokens_per_step):
         session.note(line)
     session.observe(started_event(resolved, planned, dataset, step, horizon))
-    setup = TrainSetup(
-        run=run,
-        profile=profile,
-        horizon=horizon,
-        directory=resolved.directory,
-        data=shards,
-        tokenizer=dataset.tokenizer,
-        mixture=dataset.mixture,
-        workload=planned.workload,
-        peak_flops=planned.peak_flops,
-        stop=session.stop,
-        observe=session.observe,
-        used_before_s=used_before_s(resolved),
-        starting_s=session.elapsed_s,
-    )
-    with Prefetch(run.batches.read) as run.prefetch:
+    trackers = profile.log_to if world.is_main else ()
+    with (
+        tracked(session.observe, trackers, resolved.path, profile.values(), step) as observe,
+        Prefetch(run.batches.read) as run.prefetch,
+    ):
+        setup = TrainSetup(
+            run=run,
+            profile=profile,
+            horizon=horizon,
+            directory=resolved.directory,
+            data=shards,
+            tokenizer=dataset.tokenizer,
+            mixture=dataset.mixture,
+            workload=planned.workload,
+            peak_flops=planned.peak_flops,
+            stop=session.stop,
+            observe=observe,
+            used_before_s=used_before_s(resolved),
+            starting_s=session.elapsed_s,
+        )
         state = first_state(resolved, planned.plan, is_bitwise=difference is None)
         result = trained_with_energy(Trainer(setup, state))
     if not world.is_main:

@@ -31,7 +31,7 @@ _NORMAL_QUANTILE = 1.96
 _FEWEST_DEGREES = 2
 _SEED = "train.seed"
 # Settings that change neither the model nor what it is trained on.
-_WITHOUT_EFFECT = {"name", "train.log_every_steps", "report"}
+_WITHOUT_EFFECT = {"name", "train.log_every_steps", "log_to", "report"}
 _SPLIT = ("validation", "validation_fraction")  # of the data section: what is held out
 _ASIDE = ("checkpoint.", "eval.", "device.")
 
