@@ -27,6 +27,7 @@ LAYERS = (
     {"eval", "export"},
     {"prepare"},
     {"train"},
+    {"report", "tracking"},
     {"engine"},
     {"documents"},
     {"cli"},

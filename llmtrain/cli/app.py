@@ -37,6 +37,9 @@ from llmtrain.cli.output import Output
 from llmtrain.cli.profiles_convert import convert
 from llmtrain.cli.prove_resume import prove_resume
 from llmtrain.cli.report_bug import report_bug
+from llmtrain.cli.runs_compare import compare
+from llmtrain.cli.runs_edit import rm, tag
+from llmtrain.cli.runs_report import report
 from llmtrain.cli.schema import schema
 from llmtrain.cli.streams import discard_stdout, set_up_standard_streams, write_text
 from llmtrain.cli.tokenizer.import_ import import_
@@ -83,6 +86,10 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "data cache clear": (cache.clear, "--older-than 30d"),
     "runs list": (runs.list_runs, ""),
     "runs show": (runs.show, "my-run"),
+    "runs compare": (compare, "my-run another-run"),
+    "runs report": (report, "my-run --open"),
+    "runs tag": (tag, "my-run baseline"),
+    "runs rm": (rm, "my-run"),
     "runs verify": (runs.verify, "my-run"),
     "runs prove-resume": (prove_resume, "--profile cpu-tiny"),
     "report-bug": (report_bug, "my-run --out report.json"),

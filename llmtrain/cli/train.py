@@ -72,6 +72,14 @@ def train(
         options.whole_number("--reserve", "Control pieces to add to the tokenizer.", 0),
     ] = None,
     text_field: options.ProfileTextField = None,
+    log_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log-to",
+            metavar="tensorboard|trackio",
+            help="Send the metrics to a tracker too. Repeatable.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
     ] = False,
@@ -118,6 +126,7 @@ def train(
                 device_kind=device,
                 device_force_cpu=force_cpu,
                 device_processes=nproc,
+                log_to=log_to,
             ),
             out=out,
             resume=resume,
