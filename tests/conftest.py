@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -37,6 +38,18 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
             patch.delenv(variable)
         patch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time each part of a step once and on one sequence, once its module is imported.
+
+    How exact a time is does not matter to a test.
+    """
+    timing = sys.modules.get("llmtrain.model.step_timing")
+    if timing is not None:
+        for name, value in (("_BUDGET_S", 0.0), ("_LEAST_ROUNDS", 1), ("_LONGEST_ROUND_S", 0.0)):
+            monkeypatch.setattr(timing, name, value)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -72,6 +72,14 @@ def train(
         options.whole_number("--reserve", "Control pieces to add to the tokenizer.", 0),
     ] = None,
     text_field: options.ProfileTextField = None,
+    log_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log-to",
+            metavar="tensorboard|trackio",
+            help="Send the metrics to a tracker too. Repeatable.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
     ] = False,
@@ -118,6 +126,7 @@ def train(
                 device_kind=device,
                 device_force_cpu=force_cpu,
                 device_processes=nproc,
+                log_to=log_to,
             ),
             out=out,
             resume=resume,
@@ -161,8 +170,12 @@ def show_dry_run(output: Output, request: TrainRequest) -> None:
     from llmtrain.cli.plan_tables import assumed_parts, explained_parts
     from llmtrain.documents.plans import TrainDryRun
     from llmtrain.engine.explain import explain_run
+    from llmtrain.engine.text_notes import unusable_text
 
     explained = explain_run(request)
+    if explained.assumed is None:  # another machine has other files
+        for text in unusable_text(explained.loaded):
+            output.warning(text)
     parts = (*assumed_parts(explained.assumed), *explained_parts(explained))
     output.answer(TrainDryRun.of_explained(explained), parts)
 

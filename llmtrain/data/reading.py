@@ -22,7 +22,6 @@ from llmtrain.data.document import (
 )
 from llmtrain.data.formats.archives import Member
 from llmtrain.data.formats.compression import unpacked
-from llmtrain.data.formats.magic import LFS_POINTER, is_lfs_pointer, reason_against_content
 from llmtrain.data.formats.registry import (
     ARCHIVES,
     FORMATS,
@@ -36,6 +35,7 @@ from llmtrain.data.formats.text import decode_python
 from llmtrain.data.sources.exclusions import reason_against_name
 from llmtrain.data.sources.gitignore import PathFilter, Selection
 from llmtrain.errors import DataError
+from llmtrain.magic import LFS_POINTER, is_lfs_pointer, reason_against_content
 from llmtrain.untrusted import open_regular, read_bytes
 
 OnBad: TypeAlias = Callable[[DataError], None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llmtrain.choice import ActivationCheckpointing, AttentionKernel, MatmulPrecision, Precision
 from llmtrain.documents.base import Document, Number, Part, Reasoned, Text, key
+from llmtrain.machine.facts import StepTimes
 
 
 class Product(Part):
@@ -34,6 +35,15 @@ class Block(Part):
     eager_s: float = key("eager, seconds")
     compiled_s: float = key("compiled, seconds")
     compile_s: float = key("compiling it, seconds")
+
+
+class StepParts(Part):
+    """The parts of a training step."""
+
+    block_s: float = key("one block, forward and backward, on a micro-batch, seconds")
+    head_s: float = key("embedding, final norm, head and loss, likewise")
+    update_s: float = key("clipping, optimizer and rounding of the weights, of the whole model")
+    contended: bool = key("whether other programs kept the cores busy: measured again by a run")
 
 
 class MeasuredPlan(Part):
@@ -73,6 +83,20 @@ class DeviceBench(Document):
     products: Products = key("matrix products by precision")
     attention: Attention | None = key("null: not measured")
     block: Block | None = key("null: not measured, or it could not be compiled")
+    eager: StepParts | None = key("null: not measured, as only a compiled step fits the memory")
+    compiled: StepParts | None = key("null: not measured, or it could not be compiled")
     compile_failure: Text | None = key("why a block could not be compiled; null: it could")
     plan: MeasuredPlan = key("the decisions that follow")
-    predicted: PredictedSpeed | None = key("null: no block was measured as the plan computes it")
+    predicted: PredictedSpeed | None = key("null: no step was measured as the plan computes it")
+
+
+def step_parts(times: StepTimes | None) -> dict[str, object] | None:
+    """Return the values of `StepParts`."""
+    if times is None:
+        return None
+    return {
+        "block_s": times.block.seconds,
+        "head_s": times.head.seconds,
+        "update_s": times.update.seconds,
+        "contended": times.is_contended,
+    }

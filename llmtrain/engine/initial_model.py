@@ -100,7 +100,7 @@ def continue_from(spec: str, loaded: LoadedProfile) -> Continued:
     and LlmtrainError where it is damaged.
     """
     notes: list[str] = []
-    path = _directory_of(spec, notes)
+    path = directory_of_model(spec, notes)
     if (path / ADAPTER).is_file():
         raise UsageError(
             f"{spec} has adapters, and no whole model to continue",
@@ -132,7 +132,7 @@ def continue_from(spec: str, loaded: LoadedProfile) -> Continued:
     return Continued(_with_settings(loaded, settings, spec), model, tuple(notes))
 
 
-def _directory_of(spec: str, notes: list[str]) -> Path:
+def directory_of_model(spec: str, notes: list[str]) -> Path:
     """Return the model directory, or the newest intact checkpoint, that `spec` names."""
     directory = model_directory(spec)
     if directory is not None:

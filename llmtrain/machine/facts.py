@@ -18,6 +18,11 @@ FASTER_RATIO = 0.8
 CONTENDED_SHARE = 0.15  # of the time that a run's threads wait for a core
 
 
+def was_contended(ran_share: float) -> bool:
+    """Return whether threads waited for a core longer than an undisturbed program's do."""
+    return ran_share < 1 - CONTENDED_SHARE
+
+
 @dataclass(frozen=True, slots=True)
 class CpuFacts:
     """A processor and memory, and the limits on this process's use of them."""
@@ -123,11 +128,58 @@ class AttentionTimes:
 
 @dataclass(frozen=True, slots=True)
 class BlockTimes:
-    """Seconds for one block forward and backward on a micro-batch, and for compiling it."""
+    """Seconds for one block forward and backward on a micro-batch, and for compiling it.
+
+    `compiled_s` is the eager time times the ratio of CPU times, which a busy machine hardly
+    changes: the two are to be compared. `wall_s` is the compiled block's own time.
+    """
 
     eager_s: float
     compiled_s: float
     compile_s: float
+    wall_s: float | None = None  # None: as `compiled_s`
+    ran_share: float = 1.0  # of its runnable time in which threads had a core
+
+    @property
+    def is_contended(self) -> bool:
+        """True if other programs kept the cores busy: measured again for the next run."""
+        return was_contended(self.ran_share)
+
+    @property
+    def compiled(self) -> PartTime:
+        """The time of the compiled block, for a forecast."""
+        seconds = self.compiled_s if self.wall_s is None else self.wall_s
+        if self.is_contended:  # without the waiting
+            seconds = self.compiled_s * self.ran_share
+        return PartTime(seconds, self.ran_share)
+
+
+@dataclass(frozen=True, slots=True)
+class PartTime:
+    """Seconds of a part of a training step."""
+
+    seconds: float
+    ran_share: float = 1.0  # of their runnable time in which the threads had a core
+
+    @property
+    def is_contended(self) -> bool:
+        """True if other programs kept the cores busy: measured again for the next run."""
+        return was_contended(self.ran_share)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """The parts of a training step, by one way to compute: eager or compiled."""
+
+    micro_batch: int  # sequences
+    block: PartTime  # one block, forward and backward, on a micro-batch
+    head: PartTime  # embedding, final norm, head and loss, likewise
+    update: PartTime  # clipping, the optimizer and rounding the weights, of the whole model
+
+    @property
+    def is_contended(self) -> bool:
+        """True if other programs kept the cores busy during one of the measurements."""
+        return any(part.is_contended for part in (self.block, self.head, self.update))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +194,7 @@ class RunFigures:
     @property
     def is_contended(self) -> bool:
         """True if other programs kept the cores busy, so that the rate is too low."""
-        return self.ran_share < 1 - CONTENDED_SHARE
+        return was_contended(self.ran_share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,3 +205,5 @@ class CpuTimes:
     attention: AttentionTimes | None = None
     block: BlockTimes | None = None
     compile_failure: str | None = None  # why a block could not be compiled
+    eager: StepTimes | None = None  # the parts of a step; None: not measured
+    compiled: StepTimes | None = None

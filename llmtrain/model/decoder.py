@@ -22,6 +22,7 @@ from llmtrain.ops.loss import (
     compiled_exponentiate,
     exponentiate,
     linear_cross_entropy,
+    token_cross_entropy,
 )
 from llmtrain.ops.norm import rms_norm
 from llmtrain.ops.precision import WeightCasts, compute_dtype
@@ -235,12 +236,8 @@ class Decoder(nn.Module):
         """Return the negative log-likelihood summed over all targets, in nats."""
         is_training = torch.is_grad_enabled()
         casts = self.casts if is_training else None
-        first_bt = None
-        if self.separator_id is not None:
-            first_bt = first_of_document(targets_bt, self.separator_id)
-        hidden_btc = self.model(tokens_bt, casts, first_bt)
         return linear_cross_entropy(
-            hidden_btc.flatten(0, 1),
+            self._hidden(tokens_bt, targets_bt, casts).flatten(0, 1),
             self.head_weight,
             targets_bt.flatten(),
             weight_cast_vd=None if casts is None else casts.plain(self.head_weight),
@@ -248,6 +245,23 @@ class Decoder(nn.Module):
             exponentiate=self.exponentiate if is_training else exponentiate,
             has_padding=self.has_padding,
         )
+
+    @torch.no_grad()
+    def token_losses(self, tokens_bt: Tensor, targets_bt: Tensor) -> Tensor:
+        """Return the negative log-likelihood of each target, in nats, (B, T)."""
+        hidden_nc = self._hidden(tokens_bt, targets_bt).flatten(0, 1)
+        losses_n = token_cross_entropy(hidden_nc, self.head_weight, targets_bt.flatten())
+        return losses_n.view(targets_bt.shape)
+
+    def _hidden(
+        self, tokens_bt: Tensor, targets_bt: Tensor, casts: WeightCasts | None = None
+    ) -> Tensor:
+        """Return final hidden states, (B, T, C); each document for itself if they are masked."""
+        first_bt = None
+        if self.separator_id is not None:
+            first_bt = first_of_document(targets_bt, self.separator_id)
+        hidden_btc: Tensor = self.model(tokens_bt, casts, first_bt)
+        return hidden_btc
 
     def compute_with(
         self,

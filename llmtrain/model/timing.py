@@ -10,15 +10,23 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from llmtrain.choice import ActivationCheckpointing, AttentionKernel, Precision
+from llmtrain.choice import (
+    ActivationCheckpointing,
+    AttentionKernel,
+    MatmulPrecision,
+    Precision,
+)
 from llmtrain.errors import LlmtrainError
+from llmtrain.machine.core_wait import ran_share, read_core_times
 from llmtrain.machine.facts import AttentionTimes, BlockTimes
 from llmtrain.machine.timing import Run, Timing, compare
 from llmtrain.model.decoder import Block, compile_block
+from llmtrain.model.lora import add_adapters, freeze_matrices
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.documents import DocumentMask, document_mask
 from llmtrain.ops.precision import WeightCasts, autocast_as, compute_dtype
 from llmtrain.ops.rotary import rotary_table
+from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
 
 _BUDGET_S = 0.4
@@ -54,14 +62,14 @@ def time_attention(
 
     kernels: tuple[AttentionKernel, ...] = ("sdpa", "blocks")
     masks = {
-        name: _documents(name, sequences, context, dtype) if masked else None for name in kernels
+        name: two_documents(name, sequences, context, dtype) if masked else None for name in kernels
     }
 
     def run(kernel: AttentionKernel) -> None:
         y = causal_attention(q, k, v, kernel, masks[kernel])
         torch.autograd.grad(y, (q, k, v), y)
 
-    with _threads(threads):
+    with thread_count(threads):
         timed = _compare({kernel: partial(run, kernel) for kernel in kernels})
     sdpa_s = timed["sdpa"].wall_s
     return AttentionTimes(sdpa_s, sdpa_s * timed["blocks"].ratio_to(timed["sdpa"]))
@@ -77,6 +85,7 @@ def time_block(
     keep_casts: bool,
     threads: int,
     masked: bool = False,
+    lora: LoraShape | None = None,
 ) -> BlockTimes:
     """Return the seconds for one block forward and backward on a micro-batch, eager and compiled.
 
@@ -85,14 +94,16 @@ def time_block(
     """
     with torch.random.fork_rng(devices=()):  # measuring must not change a run's random numbers
         x = torch.randn(micro_batch, shape.context, shape.hidden_size, requires_grad=True)
-        blocks = {name: _block(shape, attention) for name in ("eager", "compiled")}
+        blocks = {
+            name: new_block(shape, attention, lora, precision) for name in ("eager", "compiled")
+        }
     cos, sin = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
     blocks["compiled"].checkpointing = checkpointing
     compile_block(blocks["compiled"])
     casts = WeightCasts(torch.bfloat16) if keep_casts else None
     with autocast_as(precision, x.device):
         dtype = compute_dtype(x)
-    documents = _documents(attention, micro_batch, shape.context, dtype) if masked else None
+    documents = two_documents(attention, micro_batch, shape.context, dtype) if masked else None
 
     def run(block: nn.Module) -> None:
         inputs = x, cos, sin, documents
@@ -101,14 +112,21 @@ def time_block(
         torch.autograd.backward(y, y.detach())
         block.zero_grad(set_to_none=False)
 
-    with _threads(threads):
-        compile_s = _compile_s(partial(run, blocks["compiled"]))
+    with thread_count(threads):
+        compile_s = compiling_s(partial(run, blocks["compiled"]))
+        before = read_core_times()  # compiling keeps all cores busy
         timed = _compare({name: partial(run, block) for name, block in blocks.items()})
     eager_s = timed["eager"].wall_s
-    return BlockTimes(eager_s, eager_s * timed["compiled"].ratio_to(timed["eager"]), compile_s)
+    return BlockTimes(
+        eager_s=eager_s,
+        compiled_s=eager_s * timed["compiled"].ratio_to(timed["eager"]),
+        compile_s=compile_s,
+        wall_s=timed["compiled"].wall_s,
+        ran_share=ran_share(before, read_core_times()),
+    )
 
 
-def _documents(
+def two_documents(
     attention: AttentionKernel, sequences: int, tokens: int, dtype: torch.dtype
 ) -> DocumentMask:
     """Return a mask of two documents per sequence, with the boundary at different positions."""
@@ -117,13 +135,26 @@ def _documents(
     return document_mask(attention, first_bt.to(torch.int32), dtype)
 
 
-def _block(shape: ModelShape, attention: AttentionKernel) -> Block:
+def new_block(
+    shape: ModelShape,
+    attention: AttentionKernel,
+    lora: LoraShape | None = None,
+    precision: Precision = "fp32",
+) -> Block:
+    """Return a block that computes attention by this kernel.
+
+    With adapters its matrices are those that products read: bf16 where `precision` is.
+    """
     block = Block(shape)
     block.self_attn.kernel = attention
+    if lora is not None:
+        freeze_matrices(block, precision)
+        add_adapters(block, lora)
     return block
 
 
-def _compile_s(run: Run) -> float:
+def compiling_s(run: Run) -> float:
+    """Return the seconds of the first call of something compiled. Raises CompileError."""
     # Importing it takes half as long as torch, and 60 MB; only those who compile need it.
     from torch._dynamo.exc import TorchDynamoException
 
@@ -147,10 +178,22 @@ def _compare(runs: Mapping[str, Run]) -> dict[str, Timing]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def thread_count(count: int) -> Iterator[None]:
+    """Compute with `count` threads within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def multiplied_in(precision: MatmulPrecision) -> Iterator[None]:
+    """Set the precision of fp32 products within the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

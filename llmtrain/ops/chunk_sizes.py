@@ -1,4 +1,4 @@
-"""The number of rows of logits that the loss computes at once. Without torch, for use in plans."""
+"""What the loss and the optimizer compute at once. Without torch, for use in plans."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from __future__ import annotations
 # faster. fp32 products pack the whole head for every chunk: with 32 MiB a step takes 7% longer.
 _CPU_LOSS_CHUNK_BYTES = {2: 32 << 20, 4: 128 << 20}
 _ACCELERATOR_LOSS_CHUNK_BYTES = 1 << 30  # large enough that products fill the device
+MUON_STACK_BYTES = 64 << 20  # of matrices that Muon orthogonalises at once
 
 
 def loss_chunk_tokens(vocab_size: int, device_kind: str, element_bytes: int) -> int:

@@ -1,15 +1,13 @@
-"""Benchmark a model's products, attention and block on this CPU, once for each shape."""
+"""Benchmark a model's work on this CPU, once for each shape: kernels, and the parts of a step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic
 
-import torch
-
-from llmtrain.choice import MatmulPrecision, Precision
+from llmtrain.choice import Precision
+from llmtrain.errors import DoesNotFitError
 from llmtrain.files import cache_directory
 from llmtrain.machine.facts import AttentionTimes, BlockTimes, CpuTimes, Facts, MatmulTimes
 from llmtrain.machine.matmul_timing import time_matmuls
@@ -18,12 +16,15 @@ from llmtrain.machine.measurement_cache import (
     T,
     load_measurement,
     measurement_key,
+    remove_measurement,
     save_measurement,
 )
-from llmtrain.model.timing import CompileError, time_attention, time_block
+from llmtrain.model.timing import CompileError, multiplied_in, time_attention, time_block
 from llmtrain.plan import decisions as decide
 from llmtrain.plan import numerics
 from llmtrain.plan.planner import Plan, make_plan
+from llmtrain.plan.step_benchmarks import Measure, StepProbes, step_probes
+from llmtrain.plan.throughput import predicted_tokens_per_s
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.profile.shape import ModelShape
@@ -51,6 +52,10 @@ class Probe(Generic[T]):
         save_measurement(cache_directory(), self.key, times)
         return times
 
+    def forget(self) -> None:
+        """Remove the saved times, so that the next run measures again."""
+        remove_measurement(cache_directory(), self.key)
+
     def times(self) -> T:
         """Return the saved times, or fresh ones."""
         saved = self.saved()
@@ -77,7 +82,7 @@ def attention_probe(
     passes = numerics.choose_matmul_precision(options, "cpu", precision, products).value
 
     def measure() -> AttentionTimes:
-        with _multiplying(passes):
+        with multiplied_in(passes):
             return time_attention(shape, precision, threads, workload.mask_documents)
 
     key = _shape_key(
@@ -90,7 +95,7 @@ def block_probe(facts: Facts, workload: Workload, plan: Plan) -> Probe[BlockTime
     """Return the benchmark of a block, eager and compiled. Measuring raises CompileError."""
 
     def measure() -> BlockTimes:
-        with _multiplying(plan.matmul_precision.value):
+        with multiplied_in(plan.matmul_precision.value):
             return time_block(
                 workload.shape,
                 micro_batch=plan.micro_batch.value,
@@ -100,6 +105,7 @@ def block_probe(facts: Facts, workload: Workload, plan: Plan) -> Probe[BlockTime
                 keep_casts=plan.keep_weight_casts.value,
                 threads=plan.threads.value,
                 masked=workload.mask_documents,
+                lora=workload.lora,
             )
 
     return Probe(_block_key(facts, workload, plan), BlockTimes, measure)
@@ -115,8 +121,35 @@ def measured_cpu(
 ) -> CpuTimes:
     """Return all measurements that a plan for this CPU needs.
 
-    Compiling a block takes seconds to tens of seconds: that is done only where `announce` is given,
-    which reports it, and the run is long enough to gain by it.
+    Compiling takes seconds to tens of seconds: that is done only where `announce` is given, which
+    reports it, and the run is to be compiled.
+    """
+    times = measured_eager_step(facts, options, workload, announce)
+    plan = make_plan(facts, options, workload, times)
+    if not plan.compile.value:
+        return times
+    probe, step = block_probe(facts, workload, plan), step_probes(facts, workload, plan)
+    saved = probe.saved()
+    if announce is None:
+        if saved is None:
+            return times
+        return replace(times, block=saved, compiled=step.saved_times(saved))
+    if saved is not None and not saved.is_contended:
+        times = replace(times, block=saved)
+    else:
+        announce("compiling one block, once for this machine and shape: up to a minute")
+        times = with_fresh_block(times, probe, announce)
+    if not make_plan(facts, options, workload, times).compile.value:
+        return times
+    return with_compiled_step(times, step, announce, "contended")
+
+
+def measured_eager_step(
+    facts: Facts, options: DeviceSection, workload: Workload, announce: Announce | None = None
+) -> CpuTimes:
+    """Return the times of the kernels and of the parts of an eager step.
+
+    Without the parts where only a compiled step fits the memory.
     """
     threads = cpu_threads(facts, options, workload)
     products = _announced(products_probe(facts, workload.shape, threads), "products", announce)
@@ -124,15 +157,42 @@ def measured_cpu(
         attention_probe(facts, options, workload, products), "attention", announce
     )
     times = CpuTimes(products, attention)
-    plan = make_plan(facts, options, workload, times)
-    if options.compile != "auto" or not plan.compile.value:
+    probes = eager_step_probes(facts, options, workload, times)
+    if probes is None:
         return times
-    probe = block_probe(facts, workload, plan)
-    saved = probe.saved()
-    if saved is not None or announce is None:
-        return replace(times, block=saved)
-    announce("compiling one block, once for this machine and shape: up to a minute")
-    return with_fresh_block(times, probe, announce)
+    if announce is not None and not probes.are_saved():
+        announce("timing the parts of a step, once for this machine and shape: a few seconds")
+    measure: Measure = "missing" if announce is None else "contended"
+    return replace(times, eager=probes.times(measure))
+
+
+def eager_step_probes(
+    facts: Facts, options: DeviceSection, workload: Workload, times: CpuTimes
+) -> StepProbes | None:
+    """Return the benchmarks of an eager step; None if it does not fit the memory."""
+    eager = options.model_copy(update={"compile": False})
+    try:
+        plan = make_plan(facts, eager, workload, times)
+    except DoesNotFitError:
+        return None
+    return step_probes(facts, workload, plan)
+
+
+def eager_tokens_per_s(facts: Facts, options: DeviceSection, workload: Workload) -> float | None:
+    """Return the rate of an eager run, measured once; None if only a compiled one fits.
+
+    What compiling gains is not known before it is done; it gains alike for every shape, and a
+    choice that is made before it should not depend on whether it was done.
+    """
+    parts = measured_eager_step(facts, options, workload).eager
+    if parts is None:
+        return None
+    return predicted_tokens_per_s(
+        workload.shape,
+        parts,
+        tokens_per_step=workload.tokens_per_step,
+        processes=decide.choose_processes(facts, options, workload, "cpu").value,
+    )
 
 
 def _announced(probe: Probe[T], what: str, announce: Announce | None) -> T:
@@ -153,6 +213,27 @@ def with_fresh_block(times: CpuTimes, probe: Probe[BlockTimes], announce: Announ
         return replace(times, compile_failure=error.message)
     announce(f"compiled in {block.compile_s:.0f} s")
     return replace(times, block=block)
+
+
+def with_compiled_step(
+    times: CpuTimes, step: StepProbes, announce: Announce, measure: Measure
+) -> CpuTimes:
+    """Return `times` with the parts of a compiled step, measured if they are not saved."""
+    if times.block is None:
+        return times
+    if measure == "all" or not step.are_saved():
+        announce("compiling the loss, once for this machine and shape: some seconds")
+    try:
+        return replace(times, compiled=step.times(measure, times.block))
+    except CompileError as error:
+        return replace(times, compile_failure=error.message)
+
+
+def forget_step(facts: Facts, workload: Workload, plan: Plan) -> None:
+    """Forget the parts of the plan's step: the next run measures them again."""
+    step_probes(facts, workload, plan).forget()
+    if plan.compile.value:
+        block_probe(facts, workload, plan).forget()
 
 
 def cpu_threads(facts: Facts, options: DeviceSection, workload: Workload) -> int:
@@ -185,6 +266,8 @@ def _shape_key(
     shape = workload.shape
     if workload.mask_documents:
         others["documents"] = "masked"
+    if workload.lora is not None and what == "block":
+        others["lora"] = f"{workload.lora.rank} {' '.join(workload.lora.targets)}"
     return measurement_key(
         facts,
         what,
@@ -198,14 +281,3 @@ def _shape_key(
         context=shape.context,
         **others,
     )
-
-
-@contextmanager
-def _multiplying(precision: MatmulPrecision) -> Iterator[None]:
-    """Set the precision of fp32 products within the block."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

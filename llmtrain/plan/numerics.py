@@ -7,9 +7,9 @@ import math
 from llmtrain.choice import AttentionKernel, Choice, DeviceKind, MatmulPrecision, Precision
 from llmtrain.errors import UsageError
 from llmtrain.machine.facts import FASTER_RATIO, CpuTimes, Facts, MatmulTimes
+from llmtrain.plan.throughput import predicted_tokens_per_s
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
-from llmtrain.recipe.model_size import UTILISATION
 
 _WORTH_COMPILING_S = (
     120.0  # of eager training: compiled it takes a fifth less, after up to 20 s of compilation
@@ -94,6 +94,7 @@ def choose_compilation(
     kind: DeviceKind,
     workload: Workload,
     times: CpuTimes | None,
+    processes: int = 1,
 ) -> Choice[bool]:
     """Choose whether blocks are compiled. Raises UsageError where a compiler is missing."""
     if options.compile != "auto":
@@ -108,7 +109,7 @@ def choose_compilation(
         return Choice(False, "eager: no C++ compiler was found")
     if times is None:
         return Choice(False, "eager: not measured on this CPU")
-    return _measured_compilation(workload, times)
+    return _measured_compilation(workload, times, processes)
 
 
 def missing_to_compile(facts: Facts, kind: DeviceKind) -> str | None:
@@ -128,10 +129,10 @@ def _asked_compilation(facts: Facts, asked: bool, kind: DeviceKind) -> Choice[bo
     return Choice(asked, "asked for")
 
 
-def _measured_compilation(workload: Workload, times: CpuTimes) -> Choice[bool]:
+def _measured_compilation(workload: Workload, times: CpuTimes, processes: int) -> Choice[bool]:
     if times.compile_failure is not None:
         return Choice(False, f"eager: compiling failed: {times.compile_failure}")
-    run_s = _eager_run_s(workload, times.matmul)
+    run_s = _eager_run_s(workload, times, processes)
     if run_s < _WORTH_COMPILING_S:
         return Choice(False, f"eager: the run takes about {run_s:.0f} s, and compiling up to 20 s")
     block = times.block
@@ -147,16 +148,20 @@ def _measured_compilation(workload: Workload, times: CpuTimes) -> Choice[bool]:
     return Choice(True, f"{figures}; compiling took {block.compile_s:.0f} s")
 
 
-def _eager_run_s(workload: Workload, times: MatmulTimes) -> float:
-    """Return about how long the run lasts; infinity for one without an end."""
+def _eager_run_s(workload: Workload, times: CpuTimes, processes: int) -> float:
+    """Return about how long the run lasts eagerly; infinity if that is unknown, or it has no end.
+
+    Unknown: only a compiled step fits the memory.
+    """
     if workload.time_s is not None:
         return workload.time_s
-    if workload.tokens is None:
+    if workload.tokens is None or times.eager is None:
         return math.inf
-    return (
-        workload.tokens
-        * workload.shape.training_flops_per_token
-        / (UTILISATION * times.fastest_flops_per_s)
+    return workload.tokens / predicted_tokens_per_s(
+        workload.shape,
+        times.eager,
+        tokens_per_step=workload.tokens_per_step,
+        processes=processes,
     )
 
 

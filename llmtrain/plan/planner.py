@@ -24,7 +24,7 @@ from llmtrain.machine.facts import CpuTimes, Facts, MatmulTimes
 from llmtrain.plan import decisions as decide
 from llmtrain.plan import numerics
 from llmtrain.plan.memory import MemoryPrediction, compiling_anew_bytes, predict_training
-from llmtrain.plan.tensor_bytes import TrainingSetup
+from llmtrain.plan.tensor_bytes import TrainingSetup, frozen_bytes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import MOST_THREADS, DeviceSection
 
@@ -121,7 +121,9 @@ def make_plan(
     local = workload.launched_local_processes or processes.value
     products = times.matmul if times is not None else None
     precision = numerics.choose_precision(facts, options, kind, products)
-    compilation = numerics.choose_compilation(facts, options, kind, workload, times)
+    compilation = numerics.choose_compilation(
+        facts, options, kind, workload, times, processes.value
+    )
     can_use_flex = numerics.can_use_flex(workload, kind, precision.value, compilation.value)
     attention = numerics.choose_attention(
         options, kind, times, masked=workload.mask_documents, can_use_flex=can_use_flex
@@ -193,6 +195,8 @@ def predict(workload: Workload, plan: Plan) -> MemoryPrediction:
             optimizer=workload.optimizer,
             processes=plan.processes.value,
             masks_pairs=workload.masks_pairs(plan.attention.value),
+            lora=workload.lora,
+            frozen_bytes=frozen_bytes(workload, plan.precision.value),
         ),
     )
     local = workload.launched_local_processes or plan.processes.value

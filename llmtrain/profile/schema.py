@@ -24,6 +24,7 @@ from pydantic.json_schema import WithJsonSchema
 from llmtrain.units import parse_count, parse_duration_s
 
 Auto = Literal["auto"]
+TrackerName = Literal["tensorboard", "trackio"]
 Duplicates = Literal["keep", "drop_exact", "drop_near"]
 
 
@@ -289,6 +290,8 @@ class Profile(Section):
     """All settings of a run; values that depend on the machine are in the plan."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)] = "custom"
+    log_to: tuple[TrackerName, ...] = ()  # trackers that get the metrics too
+    report: bool = False  # write report.html in the run directory at the end of each session
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()

@@ -151,3 +151,19 @@ def test_conversations_need_a_model(base: Path, llmtrain: Command) -> None:
     found = llmtrain("train", "--profile", "finetune-cpu", "--data", "chat.jsonl", *SMALL)
     assert found.code == 2
     assert "llmtrain finetune" in found.err
+
+
+def test_data_inspect_shows_what_carries_loss(base: Path, llmtrain: Command) -> None:
+    shown = llmtrain("data", "inspect", "--chat", "base", "--data", "chat.jsonl")
+    assert shown.code == 0
+    assert "[[ab<|reserved_1|>]]" in shown.out
+    document = llmtrain(
+        "data", "inspect", "--chat", "base", "--data", "chat.jsonl", "--json"
+    ).document
+    assert document["conversations"] == 60
+    Path("bad.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    refused = llmtrain("data", "inspect", "--chat", "base", "--data", "bad.jsonl")
+    assert refused.code == 5
+    assert "bad.jsonl:1" in refused.err
+    both = ("--chat", "base", "--tokenizer", "base", "--data", "chat.jsonl")
+    assert llmtrain("data", "inspect", *both).code == 2

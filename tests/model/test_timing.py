@@ -106,7 +106,7 @@ def test_the_compilers_telling_line_is_the_message(
         raise Failed
 
     with pytest.raises(CompileError) as caught:
-        timing._compile_s(fail)
+        timing.compiling_s(fail)
     assert caught.value.message == told
 
 
@@ -115,7 +115,7 @@ def test_what_is_not_the_compilers_failure_is_not_taken_for_one() -> None:
         raise MemoryError("no room")
 
     with pytest.raises(MemoryError, match="no room"):
-        timing._compile_s(fail)
+        timing.compiling_s(fail)
 
 
 BROKEN = """

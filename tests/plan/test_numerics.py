@@ -9,10 +9,9 @@ import pytest
 
 from llmtrain.choice import AttentionKernel, Choice, Precision
 from llmtrain.errors import UsageError
-from llmtrain.machine.facts import AttentionTimes, BlockTimes, CpuTimes, Facts
+from llmtrain.machine.facts import AttentionTimes, BlockTimes, CpuTimes, Facts, PartTime
 from llmtrain.plan import numerics
 from llmtrain.plan.planner import make_plan
-from llmtrain.recipe.model_size import UTILISATION
 from tests.machines import (
     CPU,
     CUDA,
@@ -24,6 +23,7 @@ from tests.machines import (
     decided,
     products,
     refused,
+    step_times,
     wish,
 )
 
@@ -212,8 +212,9 @@ def test_compiling_is_decided_by_what_a_block_was_measured_at(
     assert why in choice.reason
 
 
-# At the share of 10 GFLOP/s that a whole step has.
-FLOPS_PER_S = UTILISATION * 1e10
+# 2 blocks of 0.2 s and 0.5 s beside them: 1 s for a step of 24 × 64 tokens.
+EAGER = step_times(0.2, 0.5, 0.1, micro_batch=24)
+TOKENS_PER_S = 24 * 64
 
 
 @pytest.mark.parametrize(
@@ -231,22 +232,29 @@ def test_a_run_too_short_to_gain_by_it_is_not_compiled(
     tokens_s: float | None, time_s: float | None, compiled: bool
 ) -> None:
     """The run is given as tokens that take so many seconds, or as a time, or has no end."""
-    per_token = WORKLOAD.shape.training_flops_per_token
-    tokens = None if tokens_s is None else round(tokens_s * FLOPS_PER_S / per_token)
+    tokens = None if tokens_s is None else tokens_s * TOKENS_PER_S
     workload = replace(WORKLOAD, tokens=tokens, time_s=time_s)
-    choice = make_plan(WITH_COMPILER, wish(), workload, FAST).compile
+    choice = make_plan(WITH_COMPILER, wish(), workload, replace(FAST, eager=EAGER)).compile
     assert choice.value is compiled
     if not compiled:
         seconds = time_s if time_s is not None else tokens_s
         assert choice.reason == f"eager: the run takes about {seconds} s, and compiling up to 20 s"
 
 
-def test_how_long_a_run_takes_is_told_by_the_fastest_products() -> None:
-    tokens = round(150 * FLOPS_PER_S / WORKLOAD.shape.training_flops_per_token)
-    workload = replace(WORKLOAD, tokens=tokens)
-    faster = replace(FAST, matmul=replace(FAST.matmul, bf16_s=0.5))
-    assert make_plan(WITH_COMPILER, wish(), workload, FAST).compile.value is True
-    assert make_plan(WITH_COMPILER, wish(), workload, faster).compile.value is False
+def test_how_long_a_run_takes_follows_from_the_parts_of_a_step() -> None:
+    """Faster products alone change nothing: the run of 150 s is one still."""
+    workload = replace(WORKLOAD, tokens=150 * TOKENS_PER_S)
+    timed = replace(FAST, eager=EAGER)
+    faster_products = replace(timed, matmul=replace(FAST.matmul, bf16_s=0.01))
+    faster_head = replace(timed, eager=replace(EAGER, head=PartTime(0.1)))
+    for times, compiled in ((timed, True), (faster_products, True), (faster_head, False)):
+        assert make_plan(WITH_COMPILER, wish(), workload, times).compile.value is compiled
+
+
+def test_processes_share_the_work_of_a_run() -> None:
+    workload = replace(WORKLOAD, tokens=150 * TOKENS_PER_S, launched_processes=2)
+    choice = make_plan(WITH_COMPILER, wish(), workload, replace(FAST, eager=EAGER)).compile
+    assert choice.value is False
 
 
 def test_compiling_that_was_asked_for_is_done_in_the_shortest_run() -> None:

@@ -66,13 +66,13 @@ def pack_conversations(
     for first, values in read_conversations(stream, marks, check_stop):
         read += 1
         is_assistant = marks.is_assistant(values)
-        length = _usable_length(is_assistant, context)
+        length, is_truncated = answered_tokens(is_assistant, context)
         count = int(is_assistant[1:length].sum())
         if count:
             starts.append(first)
             lengths.append(length)
             targets.append(count)
-            truncated += length < len(values) and bool(is_assistant[length:].any())
+            truncated += is_truncated
     if not starts:
         raise DataError(
             f"none of {read} conversations has an answer within the context of {context} tokens",
@@ -101,11 +101,15 @@ def read_conversations(
         pending, offset = pending[last:], offset + last
 
 
-def _usable_length(is_assistant: npt.NDArray[np.bool_], context: int) -> int:
-    """Return the number of tokens up to the end of the last answer that ends in the context."""
+def answered_tokens(is_assistant: npt.NDArray[np.bool_], context: int) -> tuple[int, bool]:
+    """Return the number of tokens up to the last answer's end in the context; whether more follow.
+
+    It is 0 where no answer ends in the context.
+    """
     ends = np.flatnonzero(is_assistant & ~np.append(is_assistant[1:], False)) + 1
     fitting = ends[ends <= context]
-    return int(fitting[-1]) if len(fitting) else 0
+    length = int(fitting[-1]) if len(fitting) else 0
+    return length, length > 0 and bool(is_assistant[length:].any())
 
 
 class ConversationReader:

@@ -74,14 +74,19 @@ def is_pretrained_directory(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
+def shape_in(path: Path) -> ModelShape:
+    """Return the shape in the directory's config.json. Raises UsageError and LlmtrainError."""
+    with _damage_named(path / CONFIG) as file:
+        config = parse_json(read_bytes(file, _JSON_BYTES, follow_links=True))
+    return shape_of_pretrained(config, str(path / CONFIG))
+
+
 def open_pretrained(path: Path) -> PretrainedDirectory:
     """Read config.json and the headers of all tensors; no tensor is read.
 
     Raises UsageError for a model that is unsupported, and LlmtrainError for damaged files.
     """
-    with _damage_named(path / CONFIG) as file:
-        config = parse_json(read_bytes(file, _JSON_BYTES, follow_links=True))
-    shape = shape_of_pretrained(config, str(path / CONFIG))
+    shape = shape_in(path)
     files = _tensor_files(path)
     found: dict[str, Shape] = {}
     for file, names in files.items():

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from llmtrain.choice import Algorithm
+from llmtrain.ops.chunk_sizes import MUON_STACK_BYTES
 from llmtrain.ops.orthogonal import orthogonalize
-from llmtrain.plan.tensor_bytes import MUON_STACK_BYTES
 
 # State tensors per parameter.
 STATE: dict[Algorithm, tuple[str, ...]] = {

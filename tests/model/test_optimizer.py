@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from llmtrain.train import optimizer as optimizer_module
-from llmtrain.train.optimizer import RoleOptimizer
+from llmtrain.model import optimizer as optimizer_module
+from llmtrain.model.optimizer import RoleOptimizer
 
 LR = 0.1
 
