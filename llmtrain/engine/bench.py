@@ -7,15 +7,19 @@ from dataclasses import dataclass, replace
 from llmtrain.engine.plan_run import workload_of
 from llmtrain.errors import UsageError
 from llmtrain.machine.facts import CpuTimes, Facts
+from llmtrain.ops.chunk_sizes import NATIVE_WIDTH_MULTIPLE
 from llmtrain.plan.cpu_benchmarks import (
     Announce,
     attention_probe,
     block_probe,
     cpu_threads,
+    loss_probe,
+    native_kernels,
     products_probe,
     with_fresh_block,
 )
 from llmtrain.plan.decisions import choose_device
+from llmtrain.plan.numerics import choose_precision
 from llmtrain.plan.planner import Plan, make_plan
 from llmtrain.plan.throughput import predicted_step_s, predicted_tokens_per_s, step_work
 from llmtrain.plan.workload import Workload
@@ -69,7 +73,17 @@ def _kernels(
     announce("timing products…")
     products = products_probe(facts, workload.shape, cpu_threads(facts, options, workload)).fresh()
     announce("timing attention…")
-    return CpuTimes(products, attention_probe(facts, options, workload, products).fresh())
+    is_bf16 = choose_precision(facts, options, "cpu", products).value == "bf16"
+    native = native_kernels(facts, options, workload, products, announce, always=is_bf16)
+    has_native = native is not None and native.value
+    probe = attention_probe(facts, options, workload, products, native=has_native)
+    missing = native.reason if native is not None and not native.value else None
+    times = CpuTimes(products, probe.fresh(), native_missing=missing)
+    if not has_native or workload.shape.hidden_size % NATIVE_WIDTH_MULTIPLE:
+        return times
+    announce("timing the loss…")
+    micro_batch = make_plan(facts, options, workload, times).micro_batch.value
+    return replace(times, loss=loss_probe(facts, options, workload, micro_batch).fresh())
 
 
 def _same_block(plan: Plan, timed: Plan) -> bool:

@@ -119,6 +119,15 @@ class AttentionTimes:
 
     sdpa_s: float
     blocks_s: float
+    native_s: float | None = None  # None: no native kernels
+
+
+@dataclass(frozen=True, slots=True)
+class LossTimes:
+    """Seconds for the loss of some tokens and both its gradients, in bf16."""
+
+    chunks_s: float
+    native_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,3 +162,5 @@ class CpuTimes:
     attention: AttentionTimes | None = None
     block: BlockTimes | None = None
     compile_failure: str | None = None  # why a block could not be compiled
+    loss: LossTimes | None = None
+    native_missing: str | None = None  # why there are no native kernels, where they are wanted

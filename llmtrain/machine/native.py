@@ -46,6 +46,11 @@ class NativeSource:
     headers: tuple[Path, ...] = ()
     flags: tuple[str, ...] = ()
 
+    def digest(self) -> str:
+        """Return a key of the files' contents and the flags."""
+        files = [sha256_file(path) for path in (*self.files, *self.headers)]
+        return json_key([files, [*_FLAGS, *self.flags]])
+
     def is_loaded(self) -> bool:
         """Return whether this process has the operators."""
         known = getattr(torch.ops, self.namespace)
@@ -53,22 +58,28 @@ class NativeSource:
 
 
 def load_native(
-    source: NativeSource, facts: Facts, cache: Path, announce: Announce | None = None
+    source: NativeSource,
+    facts: Facts,
+    cache: Path,
+    announce: Announce | None = None,
+    *,
+    compiles: bool = True,
 ) -> Choice[bool]:
     """Make the operators of `source` available in this process, compiling them if need be.
 
     The reason says how they came about or, where the value is False, why they are missing and what
-    to do about it. Compiling takes seconds to a minute; `announce` is told before.
+    to do about it. Compiling takes seconds to a minute; `announce` is told before. Without
+    `compiles`, only what has been compiled before is available.
     """
     if source.is_loaded():  # of whatever build: a namespace can be registered only once
         return Choice(True, "compiled for this machine")
-    built = build_native(source, facts, cache, announce)
+    built = build_native(source, facts, cache, announce, compiles=compiles)
     if built.value is None:
         return Choice(False, built.reason)
     try:
         torch.ops.load_library(str(built.value))  # type: ignore[no-untyped-call]
     except OSError as error:
-        said = str(error).splitlines()[0]
+        said = str(error.__cause__ or error).splitlines()[0]
         return Choice(False, f"the compiled library cannot be loaded: {said}; remove {built.value}")
     if not source.is_loaded():
         return Choice(False, f"{built.value} does not hold the operators; remove it")
@@ -76,7 +87,12 @@ def load_native(
 
 
 def build_native(
-    source: NativeSource, facts: Facts, cache: Path, announce: Announce | None = None
+    source: NativeSource,
+    facts: Facts,
+    cache: Path,
+    announce: Announce | None = None,
+    *,
+    compiles: bool = True,
 ) -> Choice[Path | None]:
     """Return the compiled library of `source`, from the cache or compiled now; None: it failed."""
     if sys.platform == "win32":
@@ -91,6 +107,8 @@ def build_native(
         target = cache / "native" / f"{key}.so"
         if target.exists():
             return Choice(target, "compiled for this machine")
+        if not compiles:
+            return Choice(None, "not compiled yet: a run does it when it starts")
         locks = cache / "locks"
         for directory in (target.parent, locks):
             directory.mkdir(parents=True, exist_ok=True)
@@ -171,8 +189,7 @@ def _key(source: NativeSource, facts: Facts, compiler_version: str) -> str:
     """Return what tells this build from all others."""
     return json_key(
         {
-            "files": [sha256_file(path) for path in (*source.files, *source.headers)],
-            "flags": [*_FLAGS, *source.flags],
+            "source": source.digest(),
             "compiler": compiler_version,
             "torch": [facts.torch_version, facts.torch_build, str(Path(torch.__file__).parent)],
             "processor": [facts.cpu.architecture, facts.cpu.model, *facts.cpu.isa],

@@ -9,9 +9,16 @@ from typing import Generic
 
 import torch
 
-from llmtrain.choice import MatmulPrecision, Precision
+from llmtrain.choice import Choice, MatmulPrecision, Precision
 from llmtrain.files import cache_directory
-from llmtrain.machine.facts import AttentionTimes, BlockTimes, CpuTimes, Facts, MatmulTimes
+from llmtrain.machine.facts import (
+    AttentionTimes,
+    BlockTimes,
+    CpuTimes,
+    Facts,
+    LossTimes,
+    MatmulTimes,
+)
 from llmtrain.machine.matmul_timing import time_matmuls
 from llmtrain.machine.measurement_cache import (
     MeasurementKey,
@@ -20,7 +27,9 @@ from llmtrain.machine.measurement_cache import (
     measurement_key,
     save_measurement,
 )
-from llmtrain.model.timing import CompileError, time_attention, time_block
+from llmtrain.model.timing import CompileError, time_attention, time_block, time_loss
+from llmtrain.ops.chunk_sizes import NATIVE_WIDTH_MULTIPLE
+from llmtrain.ops.native.library import kernel_source, load_kernels, unsuitable
 from llmtrain.plan import decisions as decide
 from llmtrain.plan import numerics
 from llmtrain.plan.planner import Plan, make_plan
@@ -40,10 +49,12 @@ class Probe(Generic[T]):
     key: MeasurementKey
     kind: type[T]
     measure: Callable[[], T]
+    is_complete: Callable[[T], bool] = lambda _: True
 
     def saved(self) -> T | None:
-        """Return the saved times; None where there are none."""
-        return load_measurement(cache_directory(), self.key, self.kind)
+        """Return the saved times; None where there are none, or not all that are wanted."""
+        found = load_measurement(cache_directory(), self.key, self.kind)
+        return found if found is not None and self.is_complete(found) else None
 
     def fresh(self) -> T:
         """Measure now, save and return the times."""
@@ -69,21 +80,79 @@ def products_probe(facts: Facts, shape: ModelShape, threads: int) -> Probe[Matmu
 
 
 def attention_probe(
-    facts: Facts, options: DeviceSection, workload: Workload, products: MatmulTimes
+    facts: Facts,
+    options: DeviceSection,
+    workload: Workload,
+    products: MatmulTimes,
+    *,
+    native: bool = False,
 ) -> Probe[AttentionTimes]:
-    """Return the benchmark of each attention kernel, in the precision that `products` decide."""
+    """Return the benchmark of each attention kernel, in the precision that `products` decide.
+
+    `native`: the native kernels are loaded, and one of those that are compared.
+    """
     shape, threads = workload.shape, cpu_threads(facts, options, workload)
     precision: Precision = numerics.choose_precision(facts, options, "cpu", products).value
     passes = numerics.choose_matmul_precision(options, "cpu", precision, products).value
 
     def measure() -> AttentionTimes:
         with _multiplying(passes):
-            return time_attention(shape, precision, threads, workload.mask_documents)
+            return time_attention(shape, precision, threads, workload.mask_documents, native)
 
     key = _shape_key(
-        facts, "attention", threads, workload, precision=precision, matmul_precision=passes
+        facts,
+        "attention",
+        threads,
+        workload,
+        precision=precision,
+        matmul_precision=passes,
+        native=kernel_source().digest(),
     )
-    return Probe(key, AttentionTimes, measure)
+    return Probe(
+        key, AttentionTimes, measure, lambda times: times.native_s is not None or not native
+    )
+
+
+def native_kernels(
+    facts: Facts,
+    options: DeviceSection,
+    workload: Workload,
+    products: MatmulTimes,
+    announce: Announce | None,
+    *,
+    always: bool = False,
+) -> Choice[bool] | None:
+    """Load the native kernels for a plan; None where they are not wanted, unless `always`.
+
+    Only with `announce` they are compiled, where they have not been yet. It is also told what is
+    lost without them, where the user can mend that.
+    """
+    if unsuitable(facts) is not None and "native" not in (options.attention, options.loss):
+        return None
+    if not always and not numerics.wants_native(facts, options, workload, products):
+        return None
+    loaded = load_kernels(facts, announce, compiles=announce is not None)
+    if not loaded.value and announce is not None:
+        announce(f"without native kernels attention and the loss take longer: {loaded.reason}")
+    return loaded
+
+
+def loss_probe(
+    facts: Facts, options: DeviceSection, workload: Workload, micro_batch: int
+) -> Probe[LossTimes]:
+    """Return the benchmark of the loss, in chunks and by the native kernel, which is loaded."""
+    shape, threads = workload.shape, cpu_threads(facts, options, workload)
+    tokens = micro_batch * shape.context
+    key = measurement_key(
+        facts,
+        "loss",
+        threads,
+        hidden=shape.hidden_size,
+        vocabulary=shape.vocab_size,
+        tokens=tokens,
+        native=kernel_source().digest(),
+    )
+    return Probe(key, LossTimes, lambda: time_loss(shape, tokens, threads))
 
 
 def block_probe(facts: Facts, workload: Workload, plan: Plan) -> Probe[BlockTimes]:
@@ -120,11 +189,22 @@ def measured_cpu(
     """
     threads = cpu_threads(facts, options, workload)
     products = _announced(products_probe(facts, workload.shape, threads), "products", announce)
+    native = native_kernels(facts, options, workload, products, announce)
+    has_native = native is not None and native.value
     attention = _announced(
-        attention_probe(facts, options, workload, products), "attention", announce
+        attention_probe(facts, options, workload, products, native=has_native),
+        "attention",
+        announce,
     )
-    times = CpuTimes(products, attention)
+    if not has_native:  # a time may be saved from when there were kernels
+        attention = replace(attention, native_s=None)
+    missing = native.reason if native is not None and not native.value else None
+    times = CpuTimes(products, attention, native_missing=missing)
     plan = make_plan(facts, options, workload, times)
+    if has_native and workload.shape.hidden_size % NATIVE_WIDTH_MULTIPLE == 0:
+        probe_of_loss = loss_probe(facts, options, workload, plan.micro_batch.value)
+        times = replace(times, loss=_announced(probe_of_loss, "the loss", announce))
+        plan = make_plan(facts, options, workload, times)
     if options.compile != "auto" or not plan.compile.value:
         return times
     probe = block_probe(facts, workload, plan)

@@ -17,6 +17,7 @@ from llmtrain.data.shards.token_stream import TokenStream
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.huggingface import EMBEDDING, HEAD, weight_shapes
+from llmtrain.ops.native.library import require_kernels
 from llmtrain.ops.precision import WeightCasts, half_dtype
 from llmtrain.plan.planner import InferencePlan, Plan
 from llmtrain.profile.schema import DataSection, Profile
@@ -133,8 +134,11 @@ def _apply_plan(model: Decoder, plan: Plan, optimizer: torch.optim.Optimizer) ->
     if casts is not None:
         forget = casts.forget
         optimizer.register_step_post_hook(lambda *_: forget())
+    if "native" in (plan.attention.value, plan.loss.value):
+        require_kernels()
     model.compute_with(
         attention=plan.attention.value,
+        loss=plan.loss.value,
         checkpointing=plan.activation_checkpointing.value,
         casts=casts,
         compiled=plan.compile.value,
