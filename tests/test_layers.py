@@ -59,7 +59,9 @@ VALUES = {"facts", "assume", "memory_pressure", "memory_readings", "out_of_memor
 
 
 # They run matrix products, read tensors' sizes, or ask torch for devices.
-NEEDS_TORCH = {"machine/matmul_timing", "machine/out_of_memory", "machine/probe"}
+NEEDS_TORCH = {
+    *("machine/matmul_timing", "machine/native", "machine/out_of_memory", "machine/probe"),
+}
 
 
 @dataclass(frozen=True)

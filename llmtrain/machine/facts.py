@@ -124,6 +124,15 @@ class AttentionTimes:
 
     sdpa_s: float
     blocks_s: float
+    native_s: float | None = None  # None: no native kernels
+
+
+@dataclass(frozen=True, slots=True)
+class LossTimes:
+    """Seconds for the loss of some tokens and both its gradients, in bf16."""
+
+    chunks_s: float
+    native_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,3 +216,6 @@ class CpuTimes:
     compile_failure: str | None = None  # why a block could not be compiled
     eager: StepTimes | None = None  # the parts of a step; None: not measured
     compiled: StepTimes | None = None
+    plain: StepTimes | None = None  # those of an eager step without native kernels
+    loss: LossTimes | None = None
+    native_missing: str | None = None  # why there are no native kernels, where they are wanted

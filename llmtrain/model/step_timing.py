@@ -23,6 +23,7 @@ from llmtrain.choice import (
     ActivationCheckpointing,
     Algorithm,
     AttentionKernel,
+    LossKernel,
     OptimizerName,
     Precision,
 )
@@ -60,6 +61,7 @@ class Way:
     keep_casts: bool
     threads: int
     masked: bool = False  # attention stays within documents, of which each sequence has two
+    loss: LossKernel = "chunks"
     lora: LoraShape | None = None  # adapters that are trained, beside a model that is not
 
     def new_casts(self) -> WeightCasts | None:
@@ -113,7 +115,7 @@ def time_head(shape: ModelShape, way: Way, *, compiled: bool) -> PartTime:
         tokens = torch.randint(shape.vocab_size, (way.micro_batch, shape.context))
     if way.lora is not None:  # the gradient ends at the last norm's output
         freeze_matrices(model, way.precision)
-    model.compute_with(casts=way.new_casts(), compiled=compiled)
+    model.compute_with(loss=way.loss, casts=way.new_casts(), compiled=compiled)
     run = partial(_train_head, model, way.precision, tokens)
     if compiled:
         with thread_count(way.threads):

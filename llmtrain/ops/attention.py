@@ -12,6 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from llmtrain.choice import AttentionKernel
 from llmtrain.ops.blocked_attention import blocked_attention
 from llmtrain.ops.documents import DocumentMask
+from llmtrain.ops.native.attention import native_attention
 
 
 def causal_attention(
@@ -29,9 +30,10 @@ def causal_attention(
     """
     is_prefix = q_bhtd.shape[2] == k_bgtd.shape[2]
     assert is_prefix or q_bhtd.shape[2] == 1, "one new token at a time"
-    if kernel == "blocks" and is_prefix:
+    if kernel in ("blocks", "native") and is_prefix:
         assert not isinstance(documents, BlockMask)
-        return blocked_attention(q_bhtd, k_bgtd, v_bgtd, documents)
+        by_kernel = blocked_attention if kernel == "blocks" else native_attention
+        return by_kernel(q_bhtd, k_bgtd, v_bgtd, documents)
     grouped = q_bhtd.shape[1] != k_bgtd.shape[1]
     if isinstance(documents, BlockMask):
         found = flex_attention(q_bhtd, k_bgtd, v_bgtd, block_mask=documents, enable_gqa=grouped)

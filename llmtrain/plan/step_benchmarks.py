@@ -21,6 +21,7 @@ from llmtrain.machine.measurement_cache import (
 )
 from llmtrain.model.step_timing import Way, time_eager_block, time_head, time_update
 from llmtrain.model.timing import multiplied_in
+from llmtrain.ops.native.library import kernel_source
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.workload import Workload
 
@@ -105,6 +106,7 @@ def step_probes(facts: Facts, workload: Workload, plan: Plan) -> StepProbes:
         micro_batch=plan.micro_batch.value,
         precision=plan.precision.value,
         attention=plan.attention.value,
+        loss=plan.loss.value,
         checkpointing=plan.activation_checkpointing.value,
         keep_casts=plan.keep_weight_casts.value,
         threads=plan.threads.value,
@@ -120,6 +122,8 @@ def step_probes(facts: Facts, workload: Workload, plan: Plan) -> StepProbes:
                 return measure()
 
         way_of_all = {"precision": way.precision, "keep_casts": str(way.keep_casts)}
+        if "native" in (way.attention, way.loss):
+            way_of_all["native"] = kernel_source().digest()
         if way.lora is not None:
             way_of_all["lora"] = f"{way.lora.rank} {' '.join(way.lora.targets)}"
         key = measurement_key(
@@ -157,6 +161,7 @@ def step_probes(facts: Facts, workload: Workload, plan: Plan) -> StepProbes:
             vocabulary=shape.vocab_size,
             tied=str(shape.tie_embeddings),
             compiled=str(facts.cxx_compiler) if compiled else "no",
+            loss=way.loss,
         ),
         update=probe(
             "step: update",
