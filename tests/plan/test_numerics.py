@@ -9,7 +9,7 @@ import pytest
 
 from llmtrain.choice import AttentionKernel, Choice, Precision
 from llmtrain.errors import UsageError
-from llmtrain.machine.facts import AttentionTimes, BlockTimes, CpuTimes, Facts, PartTime
+from llmtrain.machine.facts import AttentionTimes, BlockTimes, CpuTimes, Facts, PartTime, StepTimes
 from llmtrain.plan import numerics
 from llmtrain.plan.planner import make_plan
 from tests.machines import (
@@ -220,9 +220,9 @@ TOKENS_PER_S = 24 * 64
 @pytest.mark.parametrize(
     ("tokens_s", "time_s", "compiled"),
     [
-        (60, None, False),
-        (119, None, False),
-        (121, None, True),
+        (30, None, False),
+        (59, None, False),
+        (61, None, True),
         (None, 119, False),
         (None, 121, True),
         (None, None, True),
@@ -242,8 +242,8 @@ def test_a_run_too_short_to_gain_by_it_is_not_compiled(
 
 
 def test_how_long_a_run_takes_follows_from_the_parts_of_a_step() -> None:
-    """Faster products alone change nothing: the run of 150 s is one still."""
-    workload = replace(WORKLOAD, tokens=150 * TOKENS_PER_S)
+    """Faster products alone change nothing: the run of 75 s is one still."""
+    workload = replace(WORKLOAD, tokens=75 * TOKENS_PER_S)
     timed = replace(FAST, eager=EAGER)
     faster_products = replace(timed, matmul=replace(FAST.matmul, bf16_s=0.01))
     faster_head = replace(timed, eager=replace(EAGER, head=PartTime(0.1)))
@@ -251,8 +251,19 @@ def test_how_long_a_run_takes_follows_from_the_parts_of_a_step() -> None:
         assert make_plan(WITH_COMPILER, wish(), workload, times).compile.value is compiled
 
 
+def test_a_busy_machine_decides_as_an_idle_one() -> None:
+    """By CPU time: the same request computes the same bits, whatever runs beside it."""
+    workload = replace(WORKLOAD, tokens=75 * TOKENS_PER_S)
+    for wall in (1.0, 3.0):
+        block, head, update = (PartTime(wall * s, 1 / wall, s) for s in (0.2, 0.5, 0.1))
+        times = replace(FAST, eager=StepTimes(24, block, head, update))
+        assert make_plan(WITH_COMPILER, wish(), workload, times).compile.value is True
+        short = replace(workload, tokens=45 * TOKENS_PER_S)
+        assert make_plan(WITH_COMPILER, wish(), short, times).compile.value is False
+
+
 def test_processes_share_the_work_of_a_run() -> None:
-    workload = replace(WORKLOAD, tokens=150 * TOKENS_PER_S, launched_processes=2)
+    workload = replace(WORKLOAD, tokens=75 * TOKENS_PER_S, launched_processes=2)
     choice = make_plan(WITH_COMPILER, wish(), workload, replace(FAST, eager=EAGER)).compile
     assert choice.value is False
 
