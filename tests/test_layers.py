@@ -17,7 +17,7 @@ import llmtrain
 ROOT = Path(llmtrain.__file__).parent
 # From the bottom up. Rooms of one layer do not import each other.
 LAYERS = (
-    {"", "errors", "units", "files", "choice", "progress"},
+    {"", "errors", "units", "files", "choice", "progress", "magic"},
     {"untrusted", "children"},
     {"profile"},
     {"machine"},
@@ -27,6 +27,7 @@ LAYERS = (
     {"eval", "export"},
     {"prepare"},
     {"train"},
+    {"report", "tracking"},
     {"engine"},
     {"documents"},
     {"cli"},
@@ -34,7 +35,18 @@ LAYERS = (
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 PURE = (
-    *("profile", "recipe", "plan", "choice", "progress", "errors", "units", "files", "untrusted"),
+    *(
+        "profile",
+        "recipe",
+        "plan",
+        "choice",
+        "progress",
+        "errors",
+        "units",
+        "files",
+        "untrusted",
+        "magic",
+    ),
     *("machine/facts", "machine/assume", "machine/memory_pressure", "ops/chunk_sizes"),
 )
 # The parts of `plan` that measure, or read and write files.

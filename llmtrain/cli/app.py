@@ -30,13 +30,18 @@ from llmtrain.cli.device.bench import bench
 from llmtrain.cli.device.info import info
 from llmtrain.cli.eval import evaluate
 from llmtrain.cli.export import export
+from llmtrain.cli.finetune import finetune
 from llmtrain.cli.generate import generate
 from llmtrain.cli.memory.command import memory
 from llmtrain.cli.output import Output
 from llmtrain.cli.profiles_convert import convert
 from llmtrain.cli.prove_resume import prove_resume
+from llmtrain.cli.report_bug import report_bug
+from llmtrain.cli.runs_compare import compare
+from llmtrain.cli.runs_edit import rm, tag
+from llmtrain.cli.runs_report import report
 from llmtrain.cli.schema import schema
-from llmtrain.cli.streams import discard_stdout, set_up_standard_streams
+from llmtrain.cli.streams import discard_stdout, set_up_standard_streams, write_text
 from llmtrain.cli.tokenizer.import_ import import_
 from llmtrain.cli.tokenizer.inspect import inspect as inspect_tokenizer
 from llmtrain.cli.tokenizer.text import decode, encode
@@ -58,6 +63,7 @@ _GROUPS = {
 # Each command with the arguments of the example that ends its help.
 _COMMANDS: dict[str, tuple[Function, str]] = {
     "train": (train, "--data notes/ --time 30m"),
+    "finetune": (finetune, "my-run --data chat.jsonl"),
     "eval": (evaluate, "my-run --data other.txt"),
     "generate": (generate, "my-run --prompt 'Once upon a time'"),
     "export": (export, "my-run --format gguf --quant q8_0"),
@@ -80,8 +86,13 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "data cache clear": (cache.clear, "--older-than 30d"),
     "runs list": (runs.list_runs, ""),
     "runs show": (runs.show, "my-run"),
+    "runs compare": (compare, "my-run another-run"),
+    "runs report": (report, "my-run --open"),
+    "runs tag": (tag, "my-run baseline"),
+    "runs rm": (rm, "my-run"),
     "runs verify": (runs.verify, "my-run"),
     "runs prove-resume": (prove_resume, "--profile cpu-tiny"),
+    "report-bug": (report_bug, "my-run --out report.json"),
     "schema": (schema, "train"),
 }
 _WITHOUT_JSON = {"profiles schema"}  # it prints JSON and no document
@@ -116,14 +127,14 @@ def root(
 ) -> None:
     """Train a language model from scratch on the machine you have."""
     if version:
-        typer.echo(f"llmtrain {llmtrain.__version__}")
+        write_text(f"llmtrain {llmtrain.__version__}\n", flush=True)
     elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        write_text(f"{context.get_help()}\n", flush=True)
 
 
 def main() -> NoReturn:
     """Run the command line of this process and exit with its code."""
-    if sys.argv[1:2] == ["train"]:
+    if sys.argv[1:2] in (["train"], ["finetune"]):
         restart_without_thread_cache()
     sys.excepthook = _report_unexpected
     set_up_standard_streams()

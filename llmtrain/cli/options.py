@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmtrain.profile.load import Setting
     from llmtrain.profile.schema import DeviceSection
 
+_WITHOUT_SECTION = {"log_to"}  # keys at the top of a profile
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 Profile = Annotated[
@@ -31,6 +32,14 @@ Run = Annotated[
     typer.Argument(
         metavar="RUN",
         help="A run directory, a checkpoint, or a name under runs/.",
+        autocompletion=completion.run_names,
+    ),
+]
+Runs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...",
+        help="Run directories, checkpoints, or names under runs/.",
         autocompletion=completion.run_names,
     ),
 ]
@@ -153,14 +162,20 @@ def flag_settings(**flags: Any) -> dict[str, Setting]:
         "data_sources": "data",
         "data_tokenizer_reserve": "reserve",
         "model_init_from": "init-from",
+        "data_rows": "chat",
+        "lora_rank": "lora",
+        "lora_alpha": "lora",
+        "lora_targets": "lora",
         "device_kind": "device",
         "device_processes": "nproc",
+        "log_to": "log-to",
     }
     given = {key: v for key, v in flags.items() if v is not None and v is not False and v != []}
     settings = {}
     for key, value in given.items():
         flag = flag_of.get(key, key.partition("_")[2]).replace("_", "-")
-        settings[key.replace("_", ".", 1)] = Setting(value, f"--{flag}")
+        path = key if key in _WITHOUT_SECTION else key.replace("_", ".", 1)
+        settings[path] = Setting(value, f"--{flag}")
     return settings
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -37,12 +38,13 @@ def list_profiles(output: Output) -> None:
     profiles = []
     for name, path in shipped_profiles().items():
         profile = load_profile(name, environment={}).profile
-        shape = shape_of(profile.model)
+        is_shaped = profile.data.rows == "text"  # the others take the model's shape
         profiles.append(
             ListedProfile.of(
-                profile.model,  # context, vocab_size
+                profile.model,  # context
                 name=name,
-                parameters=shape.parameters,
+                parameters=shape_of(profile.model).parameters if is_shaped else None,
+                vocab_size=profile.model.vocab_size if is_shaped else None,
                 tokens_per_step=profile.train.tokens_per_step,
                 path=path,
             )
@@ -53,13 +55,14 @@ def list_profiles(output: Output) -> None:
 def _list_lines(profiles: Sequence[ListedProfile]) -> Iterator[str]:
     from llmtrain.units import format_count
 
-    row = "{:<12}{:>10}{:>9}{:>12}{:>15}".format
+    row = "{:<13}{:>12}  {:>7}  {:>10}  {:>15}".format
     yield row("profile", "parameters", "context", "vocabulary", "tokens per step")
-    for each in sorted(profiles, key=lambda each: each.parameters):
+    for each in sorted(profiles, key=lambda each: each.parameters or math.inf):
         step = each.tokens_per_step
         per_step = f"{step:,}" if isinstance(step, int) else step
-        size = format_count(each.parameters)
-        yield row(each.name, size, f"{each.context:,}", f"{each.vocab_size:,}", per_step)
+        size = "the model's" if each.parameters is None else format_count(each.parameters)
+        pieces = "its own" if each.vocab_size is None else f"{each.vocab_size:,}"
+        yield row(each.name, size, f"{each.context:,}", pieces, per_step)
 
 
 def show(

@@ -72,6 +72,14 @@ def train(
         options.whole_number("--reserve", "Control pieces to add to the tokenizer.", 0),
     ] = None,
     text_field: options.ProfileTextField = None,
+    log_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log-to",
+            metavar="tensorboard|trackio",
+            help="Send the metrics to a tracker too. Repeatable.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
     ] = False,
@@ -113,31 +121,32 @@ def train(
                 train_steps=steps,
                 train_tokens=tokens,
                 train_epochs=epochs,
-                train_time=None if _is_deadline(time) else time,
+                train_time=None if is_deadline(time) else time,
                 train_seed=seed,
                 device_kind=device,
                 device_force_cpu=force_cpu,
                 device_processes=nproc,
+                log_to=log_to,
             ),
             out=out,
             resume=resume,
-            deadline=_deadline(time),
+            deadline=deadline_of(time),
             command=["llmtrain", *sys.argv[1:]],
         )
         if dry_run:
             stop.check()
-            _dry_run(output, request)
+            show_dry_run(output, request)
             return 0
-        return _train(output, request, stop, max_loss)
+        return train_request(output, request, stop, max_loss)
 
 
-def _is_deadline(time: str | None) -> bool:
+def is_deadline(time: str | None) -> bool:
     return time is not None and time.startswith(_UNTIL)
 
 
-def _deadline(time: str | None) -> Deadline | None:
+def deadline_of(time: str | None) -> Deadline | None:
     """Return the next time of day that `--time until=` names. Raises UsageError."""
-    if time is None or not _is_deadline(time):
+    if time is None or not is_deadline(time):
         return None
     from llmtrain.engine.request import Deadline
     from llmtrain.machine.process_age import process_age_s
@@ -157,17 +166,23 @@ def _deadline(time: str | None) -> Deadline | None:
     return Deadline(at.timestamp(), now.timestamp() - process_age_s())
 
 
-def _dry_run(output: Output, request: TrainRequest) -> None:
+def show_dry_run(output: Output, request: TrainRequest) -> None:
     from llmtrain.cli.plan_tables import assumed_parts, explained_parts
     from llmtrain.documents.plans import TrainDryRun
     from llmtrain.engine.explain import explain_run
+    from llmtrain.engine.text_notes import unusable_text
 
     explained = explain_run(request)
+    if explained.assumed is None:  # another machine has other files
+        for text in unusable_text(explained.loaded):
+            output.warning(text)
     parts = (*assumed_parts(explained.assumed), *explained_parts(explained))
     output.answer(TrainDryRun.of_explained(explained), parts)
 
 
-def _train(output: Output, request: TrainRequest, stop: StopRequest, max_loss: float | None) -> int:
+def train_request(
+    output: Output, request: TrainRequest, stop: StopRequest, max_loss: float | None
+) -> int:
     from llmtrain.cli.progress import watching
     from llmtrain.cli.train_summary import summary_lines
     from llmtrain.engine.text_notes import text_notes

@@ -6,11 +6,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from llmtrain.errors import DataError
 
 # Of one document in memory; processing it takes several times as much.
 LONGEST_BYTES = 32 << 20
+Rows = Literal["text", "chat"]  # what a record has: a text, or a conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,12 @@ class Limits:
 class RecordOptions:
     """Options for reading records: the field with the text, and the greatest length of a text.
 
-    `on_bad`: called with the error of a record that cannot be used, which is then left out; None:
-    the error is raised.
+    `rows`: whether a record has a text or a conversation. `on_bad`: called with the error of a
+    record that cannot be used, which is then left out; None: the error is raised.
     """
 
     text_field: str = "text"
+    rows: Rows = "text"
     longest_bytes: int = LONGEST_BYTES
     on_bad: Callable[[DataError], None] | None = None
 

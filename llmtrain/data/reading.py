@@ -17,11 +17,11 @@ from llmtrain.data.document import (
     Limits,
     NoRecordsError,
     RecordOptions,
+    Rows,
     Skipped,
 )
 from llmtrain.data.formats.archives import Member
 from llmtrain.data.formats.compression import unpacked
-from llmtrain.data.formats.magic import LFS_POINTER, is_lfs_pointer, reason_against_content
 from llmtrain.data.formats.registry import (
     ARCHIVES,
     FORMATS,
@@ -35,6 +35,7 @@ from llmtrain.data.formats.text import decode_python
 from llmtrain.data.sources.exclusions import reason_against_name
 from llmtrain.data.sources.gitignore import PathFilter, Selection
 from llmtrain.errors import DataError
+from llmtrain.magic import LFS_POINTER, is_lfs_pointer, reason_against_content
 from llmtrain.untrusted import open_regular, read_bytes
 
 OnBad: TypeAlias = Callable[[DataError], None]
@@ -58,13 +59,14 @@ class ReadOptions:
     text_field: str = "text"
     selection: Selection = field(default_factory=Selection)
     limits: Limits = field(default_factory=Limits)
+    rows: Rows = "text"
     skips_bad: bool = False  # records that cannot be used, instead of an error
     on_bad: OnBad | None = field(default=None, compare=False)  # called for each skipped record
 
     @property
     def record_options(self) -> RecordOptions:
         on_bad = (self.on_bad or (lambda error: None)) if self.skips_bad else None
-        return RecordOptions(self.text_field, self.limits.longest_bytes, on_bad)
+        return RecordOptions(self.text_field, self.rows, self.limits.longest_bytes, on_bad)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +145,17 @@ def check_file(file: SourceFile, options: ReadOptions, *, is_named: bool) -> Fil
 
 
 def _checked(entry: _Entry | Skipped, options: ReadOptions, *, is_strict: bool) -> _Entry | Skipped:
-    if isinstance(entry, Skipped) or not entry.format.has_records:
+    if isinstance(entry, Skipped):
         return entry
+    if not entry.format.has_records:
+        if options.rows == "text":
+            return entry
+        if not is_strict:
+            return Skipped(entry.origin, "no rows with conversations")
+        raise DataError(
+            f"{entry.origin} is plain text, and conversations are in rows",
+            hint="name a .jsonl, .json, .parquet, .arrow or .csv with --data",
+        )
     bad: list[DataError] = []
 
     def add(error: DataError) -> None:

@@ -101,8 +101,9 @@ def plan_split(corpus: Corpus, stats: CorpusStats, fraction: float) -> Split:
 
     If the corpus has validation text of its own, exactly that is held out. Else from 100
     documents on, by document: the expected share of documents is the fraction.
-    Under 100 documents, or if all are equal, by block: ⌈fraction × blocks⌉ are held out. Raises
-    DataError if the text is a single character.
+    Under 100 documents, or if all are equal, by block: ⌈fraction × blocks⌉ are held out;
+    conversations are never cut. Raises DataError if the text is a single character, or if all
+    conversations are equal.
     """
     if not 0 < fraction < 1:
         message = f"data.validation_fraction is {fraction}; it has to be above 0 and below 1"
@@ -111,6 +112,8 @@ def plan_split(corpus: Corpus, stats: CorpusStats, fraction: float) -> Split:
         return _given_split(stats)
     if stats.documents >= BLOCKS and stats.lowest_digest != stats.highest_digest:
         return _document_split(stats, fraction)
+    if corpus.options.rows == "chat":
+        return _conversation_split(stats, fraction)
     return _block_split(corpus, stats, fraction)
 
 
@@ -123,6 +126,16 @@ def _given_split(stats: CorpusStats) -> GivenSplit:
             hint="name other text with --data",
         )
     return GivenSplit()
+
+
+def _conversation_split(stats: CorpusStats, fraction: float) -> DocumentSplit:
+    """Return the split of few conversations. Raises DataError if there is only one."""
+    if stats.lowest_digest == stats.highest_digest:
+        raise DataError(
+            "there is only one conversation, or all are equal, so none can be held back",
+            hint="add rows with --data, or name others to validate on: --set data.validation=FILE",
+        )
+    return _document_split(stats, fraction)
 
 
 def _document_split(stats: CorpusStats, fraction: float) -> DocumentSplit:

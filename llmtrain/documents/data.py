@@ -140,6 +140,31 @@ class Epochs(Part):
     )
 
 
+class ChatSegment(Part):
+    """A part of a rendered conversation."""
+
+    text: Text = key("with control tokens by their names")
+    carries_loss: bool = key("whether it is what the assistant says")
+
+
+class DataInspectChat(Document):
+    """`llmtrain data inspect --chat MODEL`: conversations by the chat template of a model."""
+
+    model: Text = key("the directory of the model")
+    marks_answers: bool = key(
+        "whether `{% generation %}` in its template says what the assistant writes"
+    )
+    conversations: int = key("rows")
+    messages: int = key("of all conversations")
+    tokens: int = key("of all conversations, however long")
+    answer_tokens: int = key("of those, the ones that carry loss")
+    context: int = key("tokens of a window: the profile's, or the model's if that is shorter")
+    truncated: int = key("conversations that end early, with the last answer in the context")
+    left_out: int = key("conversations whose first answer is not in the context")
+    origin: Text = key("of the example: its file, with a line where there are several in it")
+    example: list[ChatSegment] = key("a conversation as it is trained on")
+
+
 class DataInspect(Document):
     """`llmtrain data inspect`: what is in a text, after `data.filters` and `data.duplicates`."""
 

@@ -271,13 +271,17 @@ class TrainDryRun(Explained, Document):
     """`llmtrain train --dry-run`: the plan of a run, and its predicted cost."""
 
 
+class FinetuneDryRun(TrainDryRun):
+    """`llmtrain finetune --dry-run`: as of `llmtrain train --dry-run`."""
+
+
 class ListedProfile(Part):
     """A shipped profile."""
 
     name: Text = key("what `--profile` takes")
-    parameters: int = key("weights of the model")
+    parameters: int | None = key("weights of the model; null: of the model that is fine-tuned")
     context: int = key("tokens that the model sees at once")
-    vocab_size: int = key("rows of the embedding")
+    vocab_size: int | None = key("rows of the embedding; null: of the model that is fine-tuned")
     tokens_per_step: int | Literal["auto"] = key("tokens of an optimizer step")
     path: Text = key("its file")
 

@@ -66,8 +66,37 @@ class Baselines(Part):
     xz_bpb: Number = key("by xz")
 
 
-class Eval(Document):
-    """`llmtrain eval`: how well a model predicts a text."""
+class Finetune(Train):
+    """`llmtrain finetune`: as of `llmtrain train`; losses are of what the assistant says."""
+
+
+class Answers(Part):
+    """Held-back questions that were answered word for word, and the share's 95% interval."""
+
+    questions: int = key("that were asked: those with short answers, at most `--questions`")
+    exact: int = key("that were answered as the data has it, up to spaces around it")
+    share: float = key("of the questions")
+    share_low: float = key("Wilson's 95% interval of that share: its lower end")
+    share_high: float = key("and its upper end")
+
+
+class Confidence(Part):
+    """A confidence interval in bits per byte: how much depends on the text that was drawn."""
+
+    low: Number = key(f"its lower end; {NOT_FINITE}")
+    high: Number = key(f"its upper end; {NOT_FINITE}")
+    level: float = key("the share of such intervals that hold the true value: 0.95")
+    unit: Literal["document", "block"] = key(
+        "what was drawn: documents, or contiguous blocks where there are few documents"
+    )
+    units: int = key("how many of these the text has")
+
+
+class Evaluated(Part):
+    """How well a model predicts a text.
+
+    Of a run on conversations, text and tokens are those that the assistant says.
+    """
 
     checkpoint: Text = key("what was evaluated")
     loss_nats_per_token: Number = key(f"mean loss, nats per token; {NOT_FINITE}")
@@ -75,8 +104,34 @@ class Eval(Document):
     bits_per_byte: Number = key(f"of raw text, so that tokenizers compare; {NOT_FINITE}")
     tokens: int = key("that were predicted")
     bytes: int = key("of raw text")
+    interval: Confidence = key("of the bits per byte, by a bootstrap over the text")
     baselines: Baselines = key("what other ways need for the same text")
+    answers: Answers | None = key(
+        "of conversations, how many short answers are exact; null: other text, or no short answers"
+    )
+
+
+class Eval(Evaluated, Document):
+    """`llmtrain eval`: how well a model predicts a text."""
+
     thresholds: list[Threshold] = thresholds("`--max-bpb`")
+
+
+class ModelDifference(Part):
+    """A model beside the first one, on the same documents."""
+
+    checkpoint: Text = key("of the other model")
+    bits_per_byte: Number = key(f"its bits per byte less the first one's; {NOT_FINITE}")
+    interval: Confidence = key("of that difference")
+    is_seen: bool = key("whether the interval leaves out 0")
+
+
+class EvalCompared(Document):
+    """`llmtrain eval` of several models: each on the same documents."""
+
+    models: list[Evaluated] = key("in the order of the command")
+    differences: list[ModelDifference] = key("of each later model from the first")
+    thresholds: list[Threshold] = thresholds("`--max-bpb`, for each model,")
 
 
 class Generate(Document):
@@ -106,18 +161,50 @@ class Run(Part):
         "running on this machine, finished, stopped by a signal, or ended without a result"
     )
     started: Text | None = key("when its first session began, ISO 8601; null: unknown")
+    tags: list[Text] = key("that `runs tag` attached, sorted")
 
 
 class RunsList(Document):
     """`llmtrain runs list`."""
 
-    runs: list[Run] = key("by name")
+    runs: list[Run] = key("by name, or as `--sort` says")
+
+
+class RunsTag(Document):
+    """`llmtrain runs tag`."""
+
+    run: Text = key("the run directory")
+    tags: list[Text] = key("that it has now, sorted")
+
+
+class RemovedRun(Part):
+    """A run that was removed."""
+
+    run: Text = key("its directory")
+    freed_bytes: int = key("of its files")
+    left: list[Text] = key("names in the directory that training did not write, which stay")
+
+
+class RunsRm(Document):
+    """`llmtrain runs rm`."""
+
+    removed: list[RemovedRun] = key("in the order of the command")
+    freed_bytes: int = key("of all")
 
 
 class RunsShow(Run, Document):
     """`llmtrain runs show`."""
 
     record: dict[Text, Any] = key("what run.yaml holds: see `run.yaml`")
+
+
+class RunsReport(Document):
+    """`llmtrain runs report`."""
+
+    runs: list[Text] = key("the run directories, in the order of the command")
+    report: Text | None = key("the file; null: with `--watch`")
+    report_bytes: int | None = key("its size; null: with `--watch`")
+    url: Text | None = key("where `--watch` serves it; null: without it")
 
 
 class Problem(Part):

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmtrain.data.batches.windows import sequential_windows, windows_of
+from llmtrain.data.batches.windows import Tokens, sequential_windows, windows_of
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.data.sources.resolve import resolve_sources
+from llmtrain.engine.evaluate_chat import encoded_conversations, evaluate_conversations
 from llmtrain.engine.open_model import open_model
 from llmtrain.engine.plan_run import plan_inference
 from llmtrain.errors import DataError, UsageError
 from llmtrain.eval.baselines import Baselines, measure_baselines
+from llmtrain.eval.bootstrap import Interval, bits_per_byte_interval
 from llmtrain.eval.continuation import continue_prompt
-from llmtrain.eval.evaluate import LossSum, Window, bits_per_byte, sum_loss
+from llmtrain.eval.evaluate import LossSum, Window, bits_per_byte, token_losses
+from llmtrain.eval.questions import ExactMatches
+from llmtrain.eval.segments import SegmentLosses, SegmentMeter
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.generate import Sampling
 from llmtrain.ops.precision import autocast_as
 from llmtrain.plan.inference_memory import EVALUATION_TOKENS
 from llmtrain.plan.planner import InferencePlan
+from llmtrain.prepare.chat import ChatEncoder
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import open_dataset
 from llmtrain.profile.load import profile_from_values
-from llmtrain.profile.schema import DataSection, DeviceSection
+from llmtrain.profile.schema import DeviceSection
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.streams import decoded_parts, encoded_document
 from llmtrain.train.build import masking_separator, set_up_device, trained_model
@@ -38,6 +43,7 @@ from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Observer
 from llmtrain.train.run_directory.record import data_key
 
+Texts = Callable[[], Iterator[str]]  # the documents of a text, as often as it is called
 READ_TOKENS = 1 << 16  # at once, of shards that are decoded for the baselines
 
 
@@ -67,6 +73,9 @@ class Evaluation:
     tokens: int
     bytes: int
     baselines: Baselines
+    interval: Interval  # of the bits per byte
+    losses: SegmentLosses
+    answers: ExactMatches | None = None  # of conversations
 
 
 def load_trained(run: str, device: DeviceSection, observe: Observer) -> Trained:
@@ -85,76 +94,126 @@ def evaluate_run(
     observe: Observer,
     check_stop: Callable[[], None],
     text_field: str = "text",
+    questions: int = 100,
 ) -> Evaluation:
     """Evaluate on all of the run's validation text, or on all of `data`.
 
-    Documents are masked where the run was trained so.
+    Documents are masked where the run was trained so. Where it was trained on conversations, the
+    loss is that of what the assistant says, and up to `questions` are answered.
     """
     trained = load_trained(run, device, observe)
     work = PrepareContext(trained.plan.workers.value, observe, check_stop)
-    profile = None
-    if trained.record is not None:
-        profile = profile_from_values(trained.record["profile"], "run.yaml")
-        _mask_as_trained(trained, profile.data)
+    mask_as_trained(trained)
+    chat = ChatEncoder(trained.tokenizer) if is_of_conversations(trained.record) else None
+    if data and chat is not None:
+        tokens = encoded_conversations(resolve_sources(data, rows="chat"), chat, work)
+        return _evaluate_chat(trained, chat, tokens, work, questions)
     if data:
-        corpus = resolve_sources(data, text_field=text_field)
-        return _evaluate_corpus(trained, corpus, work)
-    if trained.record is None or profile is None:
+        return evaluate_corpus(trained, resolve_sources(data, text_field=text_field), work)
+    with validation_shards(trained.record, trained.checkpoint, run, work) as shards:
+        if chat is not None:
+            return _evaluate_chat(trained, chat, shards.validation, work, questions)
+        return evaluate_shards(trained, shards, work)
+
+
+def is_of_conversations(record: Mapping[str, Any] | None) -> bool:
+    """Return whether the run of this record was trained on conversations."""
+    if record is None:
+        return False
+    return profile_from_values(record["profile"], "run.yaml").data.rows == "chat"
+
+
+@contextmanager
+def validation_shards(
+    record: Mapping[str, Any] | None, checkpoint: Path, run: str, work: PrepareContext
+) -> Iterator[PreparedData]:
+    """Yield the shards that a run was trained and validated on.
+
+    Raises UsageError where the checkpoint lies in no run, and DataError where they cannot be used.
+    """
+    if record is None:
         raise UsageError(
-            f"{trained.checkpoint} lies in no run directory, so its validation text is not known",
+            f"{checkpoint} lies in no run directory, so its validation text is not known",
             hint=f"llmtrain eval {shlex.quote(run)} --data FILE",
         )
-    key = data_key(trained.record, run)
+    profile, key = profile_from_values(record["profile"], "run.yaml"), data_key(record, run)
     vocab_size, context = profile.model.vocab_size, profile.model.context
-    dataset = open_dataset(profile.data, vocab_size, key, trained.checkpoint, work, context)
+    dataset = open_dataset(profile.data, vocab_size, key, checkpoint, work, context)
     with closing(dataset.shards):
-        return _evaluate_shards(trained, dataset.shards, work)
+        yield dataset.shards
 
 
-def _mask_as_trained(trained: Trained, section: DataSection) -> None:
+def mask_as_trained(trained: Trained) -> None:
     """Mask documents from each other if the run was trained so."""
-    model = trained.model
+    if trained.record is None:
+        return
+    model, section = trained.model, profile_from_values(trained.record["profile"], "run.yaml").data
     model.separator_id = masking_separator(section, trained.tokenizer.separator_id)
     if model.separator_id is not None and trained.plan.device.value == "cpu":
         model.compute_with(attention="blocks")  # torch's kernel wants a mask of all pairs
 
 
-def _evaluate_shards(trained: Trained, shards: PreparedData, work: PrepareContext) -> Evaluation:
+def _evaluate_chat(
+    trained: Trained, encoder: ChatEncoder, stream: Tokens, work: PrepareContext, questions: int
+) -> Evaluation:
+    """Evaluate on a stream of conversations."""
+    trained.model.has_padding = True
+    found = evaluate_conversations(
+        trained.model, encoder, stream, work, questions=questions, autocast=trained.autocast
+    )
+    evaluation = _evaluation(
+        trained,
+        found.losses,
+        found.texts,
+        text_bytes=max(1, found.text_bytes),
+        unigram_nats_per_token=None,
+    )
+    return replace(evaluation, answers=found.exact if found.exact.questions else None)
+
+
+def evaluate_shards(trained: Trained, shards: PreparedData, work: PrepareContext) -> Evaluation:
+    """Evaluate on the validation side of shards that the model's own tokenizer made."""
     stream = shards.validation
-    loss = _sum_loss(trained, sequential_windows(stream, trained.model.shape.context), work)
+    losses = _losses(trained, sequential_windows(stream, trained.model.shape.context), work)
     starts = range(0, stream.num_tokens, READ_TOKENS)
     batches = (
         stream.read(start, min(READ_TOKENS, stream.num_tokens - start)).tolist() for start in starts
     )
     return _evaluation(
         trained,
-        loss,
+        losses,
         decoded_parts(trained.tokenizer, batches),
         text_bytes=shards.index.validation.text_bytes,
         unigram_nats_per_token=shards.index.unigram_cross_entropy_nats,
     )
 
 
-def _evaluate_corpus(trained: Trained, corpus: Corpus, work: PrepareContext) -> Evaluation:
+def evaluate_corpus(trained: Trained, corpus: Corpus, work: PrepareContext) -> Evaluation:
     """Evaluate on text other than the run's, tokenized while it is read."""
-    encoded = _EncodedCorpus(corpus, trained.tokenizer, work.check_stop)
-    loss = _sum_loss(trained, windows_of(encoded.batches(), trained.model.shape.context), work)
+    return evaluate_texts(trained, lambda: (document.text for document in corpus.documents()), work)
+
+
+def evaluate_texts(trained: Trained, texts: Texts, work: PrepareContext) -> Evaluation:
+    """Evaluate on documents, which are read twice. Raises DataError if there is no text."""
+    encoded = _EncodedTexts(texts, trained.tokenizer, work.check_stop)
+    windows = windows_of(encoded.batches(), trained.model.shape.context)
+    losses = _losses(trained, windows, work)
     if encoded.text_bytes == 0:
         raise DataError("there is no text to evaluate on", hint="name a file with --data")
     return _evaluation(
         trained,
-        loss,
-        (document.text for document in corpus.documents()),
+        losses,
+        texts(),
         text_bytes=encoded.text_bytes,
         unigram_nats_per_token=None,
     )
 
 
 @dataclass(slots=True)
-class _EncodedCorpus:
-    """The token ids of a corpus, with its size in bytes as far as they were read."""
+class _EncodedTexts:
+    """The token ids of documents, with their size in bytes as far as they were read."""
 
-    corpus: Corpus
+    texts: Texts
     tokenizer: Tokenizer
     check_stop: Callable[[], None]
     text_bytes: int = 0
@@ -163,34 +222,39 @@ class _EncodedCorpus:
         """Yield ids of each document, at most a few million at once, each after a separator."""
         separator = np.array([self.tokenizer.separator_id])
         yield separator
-        for document in self.corpus.documents():
-            for ids in encoded_document(self.tokenizer, document.text):
+        for text in self.texts():
+            for ids in encoded_document(self.tokenizer, text):
                 self.check_stop()
                 yield np.array(ids, dtype=np.int64)
             yield separator
-            self.text_bytes += len(document.text.encode())
+            self.text_bytes += len(text.encode())
 
 
-def _sum_loss(trained: Trained, windows: Iterable[Window], work: PrepareContext) -> LossSum:
+def _losses(trained: Trained, windows: Iterable[Window], work: PrepareContext) -> SegmentLosses:
     """Return the loss of every token but the first, each predicted from those in its window."""
-    return sum_loss(
+    tokenizer = trained.tokenizer
+    meter = SegmentMeter(tokenizer.vocab_size, tokenizer.separator_id, tokenizer.spell)
+    for targets, nats in token_losses(
         trained.model,
         windows,
         micro_batch=max(1, EVALUATION_TOKENS // trained.model.shape.context),
         autocast=trained.autocast,
         check_stop=work.check_stop,
-    )
+    ):
+        meter.add(targets, nats)
+    return meter.losses()
 
 
 def _evaluation(
     trained: Trained,
-    loss: LossSum,
+    losses: SegmentLosses,
     texts: Iterable[str],
     *,
     text_bytes: int,
     unigram_nats_per_token: float | None,
 ) -> Evaluation:
     """Return the loss in all its units, with the baselines of the same text."""
+    loss = LossSum(float(losses.nats.sum()), int(losses.tokens.sum()))
     return Evaluation(
         checkpoint=trained.checkpoint,
         loss_nats_per_token=loss.nats_per_token,
@@ -205,6 +269,8 @@ def _evaluation(
             text_bytes=text_bytes,
             unigram_nats_per_token=unigram_nats_per_token,
         ),
+        interval=bits_per_byte_interval(losses),
+        losses=losses,
     )
 
 

@@ -7,6 +7,7 @@ reads the files again only if it is rewound to its beginning.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +26,12 @@ from llmtrain.profile.load import (
     layer_of,
     validate_profile,
 )
+from llmtrain.profile.lora_shape import lora_shape_of
+from llmtrain.profile.schema import LoraSection
 from llmtrain.profile.shape import ModelShape
+from llmtrain.tokenizer.chat_template import with_chat_template
 from llmtrain.tokenizer.of_model import tokenizer_of_model
+from llmtrain.train.checkpoint.adapter import ADAPTER, Adapter, BaseModel
 from llmtrain.train.checkpoint.format import newest_good, verify_checkpoint
 from llmtrain.train.checkpoint.pretrained import open_pretrained
 from llmtrain.train.run_directory.directory import find_checkpoints
@@ -50,6 +55,11 @@ class InitialModel:
     def document(self) -> dict[str, Any]:
         """Return it as plain values."""
         return asdict(self) | {"path": str(self.path)}
+
+    def adapter(self, section: LoraSection) -> Adapter | None:
+        """Return what is trained beside this model; None where all of it is trained."""
+        lora = lora_shape_of(section)
+        return None if lora is None else Adapter(lora, BaseModel(self.path, self.sha256))
 
     def read_weights(self) -> Mapping[str, Tensor]:
         """Return the weights. Raises LlmtrainError if they are gone or are not what they were."""
@@ -90,9 +100,17 @@ def continue_from(spec: str, loaded: LoadedProfile) -> Continued:
     and LlmtrainError where it is damaged.
     """
     notes: list[str] = []
-    directory = open_pretrained(_directory_of(spec, notes))
+    path = directory_of_model(spec, notes)
+    if (path / ADAPTER).is_file():
+        raise UsageError(
+            f"{spec} has adapters, and no whole model to continue",
+            hint=f"llmtrain export {shlex.quote(spec)} --format hf --out DIR makes one of it",
+        )
+    directory = open_pretrained(path)
     tokenizer, warnings = tokenizer_of_model(directory.path)
     notes += warnings
+    if loaded.profile.data.rows == "chat":
+        tokenizer = with_chat_template(tokenizer)
     cached = cached_tokenizer(tokenizer, {"model": str(directory.path)})
     profile = loaded.profile
     rows = max(directory.shape.vocab_size, tokenizer.vocab_size + profile.data.tokenizer_reserve)
@@ -114,7 +132,7 @@ def continue_from(spec: str, loaded: LoadedProfile) -> Continued:
     return Continued(_with_settings(loaded, settings, spec), model, tuple(notes))
 
 
-def _directory_of(spec: str, notes: list[str]) -> Path:
+def directory_of_model(spec: str, notes: list[str]) -> Path:
     """Return the model directory, or the newest intact checkpoint, that `spec` names."""
     directory = model_directory(spec)
     if directory is not None:

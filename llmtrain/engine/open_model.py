@@ -61,7 +61,7 @@ def open_model(name: str, observe: Observer) -> OpenedModel:
     return OpenedModel(
         path,
         checkpoint.shape,
-        checkpoint.weights,
+        checkpoint.whole_weights(),
         checkpoint.tokenizer,
         checkpoint.state.step,
         run.read_record() if run.exists else None,

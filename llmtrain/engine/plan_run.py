@@ -22,6 +22,7 @@ from llmtrain.plan.past_runs import last_run
 from llmtrain.plan.planned import Planned, planned_with
 from llmtrain.plan.planner import InferencePlan, Plan, make_inference_plan, make_plan
 from llmtrain.plan.workload import Workload
+from llmtrain.profile.lora_shape import lora_shape_of
 from llmtrain.profile.schema import DeviceSection, Profile
 from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.train.distributed.world import World
@@ -141,5 +142,6 @@ def workload_of(
         optimizer=profile.optim.name,
         tokens=tokens,
         time_s=train.time,
-        mask_documents=profile.data.mask_documents,
+        mask_documents=profile.data.masks_documents,
+        lora=lora_shape_of(profile.lora),
     )

@@ -6,13 +6,20 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
+from typing import Literal
 
 from llmtrain.choice import Choice
 from llmtrain.engine.initial_model import InitialModel, continue_from
+from llmtrain.errors import UsageError
 from llmtrain.machine.assume import AssumedMachine
 from llmtrain.machine.facts import Facts
 from llmtrain.machine.probe import read_facts, visible_cuda_devices
-from llmtrain.plan.auto_profile import choose_profile, choose_tokens_per_step, with_chosen_step
+from llmtrain.plan.auto_profile import (
+    choose_finetuning_profile,
+    choose_profile,
+    choose_tokens_per_step,
+    with_chosen_step,
+)
 from llmtrain.plan.decisions import may_use_gpu
 from llmtrain.profile.load import (
     INIT_FROM,
@@ -27,6 +34,8 @@ from llmtrain.profile.load import (
 )
 from llmtrain.profile.schema import DeviceSection, ModelSection, TrainSection
 from llmtrain.train.distributed.world import World
+
+Purpose = Literal["train", "finetune"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,7 @@ class TrainRequest:
     deadline: Deadline | None = None  # replaces train.time
     command: Sequence[str] = ()
     assumed: AssumedMachine | None = None  # plan for this machine; nothing is trained
+    purpose: Purpose = "train"  # which profile is chosen where none is named
 
     def load(self, profile: str | None, used_s: float = 0.0) -> LoadedProfile:
         """Return `profile` with the request's settings over it. Raises UsageError."""
@@ -97,6 +107,8 @@ class TrainRequest:
         merged = self._merged({})
         options = load_section(DeviceSection, "device", merged)
         facts = self.read_facts(options, world)
+        if self.purpose == "finetune":
+            return choose_finetuning_profile(facts, options), facts
         time_s = load_section(TrainSection, "train", merged).time
         return choose_profile(facts, options, time_s, measure=self.assumed is None), facts
 
@@ -122,7 +134,8 @@ def resolve_profile(
     machine. The profile is validated once and the machine probed once. A model to continue sets
     shape and tokenizer.
     """
-    spec = request.initial_model() if request.profile is None and base is None else None
+    is_unnamed = request.profile is None and base is None
+    spec = request.initial_model() if is_unnamed and request.purpose == "train" else None
     if spec is not None:
         base = {"name": Setting(profile_name(PurePath(spec).name), INIT_FROM + spec)}
     if request.profile is None and base is None:
@@ -132,6 +145,12 @@ def resolve_profile(
         loaded = request.load(request.profile) if request.profile else request.over(base or {})
         name = Choice(loaded.profile.name, "asked for")
         facts = request.read_facts(loaded.profile.device, world)
+    if loaded.profile.data.rows == "chat" and loaded.profile.model.init_from is None:
+        raise UsageError(
+            f"data.rows is chat ({loaded.origin_of('data.rows')}), and no model is named to "
+            "fine-tune",
+            hint="llmtrain finetune RUN --data FILE",
+        )
     initial, notes = None, tuple[str, ...]()
     if loaded.profile.model.init_from is not None:
         continued = continue_from(loaded.profile.model.init_from, loaded)

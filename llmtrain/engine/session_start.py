@@ -5,8 +5,10 @@ from __future__ import annotations
 from llmtrain.engine.find_run import ResolvedRun
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.planner import Plan
+from llmtrain.prepare.chat import encoder_of
 from llmtrain.prepare.dataset import Dataset
 from llmtrain.profile.horizon import Horizon
+from llmtrain.profile.schema import DataSection
 from llmtrain.train.build import RandomState
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
 from llmtrain.train.divergence.policy import DivergenceState
@@ -32,10 +34,11 @@ def difference_from_run(
     return "the plan differs from the run's"
 
 
-def prompt_example(dataset: Dataset) -> str:
-    """Return the beginning of the validation text."""
+def prompt_example(section: DataSection, dataset: Dataset) -> str:
+    """Return the beginning of the validation text, and of conversations their first words."""
     tokens = dataset.shards.validation
-    return dataset.tokenizer.decode(tokens.read(0, min(64, tokens.num_tokens)).tolist())
+    values = tokens.read(0, min(64, tokens.num_tokens)).tolist()
+    return encoder_of(section, dataset.tokenizer).decode(values)
 
 
 def set_horizon(position: Position, resolved: ResolvedRun, horizon: Horizon) -> None:

@@ -12,15 +12,18 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
+from llmtrain.data.batches.conversations import PackedConversations, pack_conversations
 from llmtrain.data.batches.packing import Packing
 from llmtrain.data.batches.packing_cache import cached_packing
 from llmtrain.data.batches.prefetch import Prefetch
+from llmtrain.data.chat.marks import Marks
 from llmtrain.data.corpus import Corpus
 from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.find_run import ResolvedRun, resolve
 from llmtrain.engine.plan_run import plan_resolved, processes_of
 from llmtrain.engine.record import correct_forecast, write_result, write_start
 from llmtrain.engine.request import TrainRequest
+from llmtrain.engine.run_report import write_report
 from llmtrain.engine.session_start import (
     difference_from_run,
     first_state,
@@ -48,8 +51,12 @@ from llmtrain.prepare.dataset import (
     with_recorded_mixture,
 )
 from llmtrain.prepare.length import check_length
+from llmtrain.profile.lora_shape import lora_shape_of
 from llmtrain.profile.shape import shape_of
 from llmtrain.progress import Note
+from llmtrain.report.plots import require_plots
+from llmtrain.tracking.observe import tracked
+from llmtrain.tracking.tracker import require_trackers
 from llmtrain.train.build import build_run, set_up_device
 from llmtrain.train.checkpoint.format import Checkpoint, list_checkpoints, load_checkpoint
 from llmtrain.train.checkpoint.saver import require_room
@@ -146,6 +153,9 @@ def ranks_to_launch(resolved: ResolvedRun, session: TrainSession) -> int:
 def train_resolved(resolved: ResolvedRun, session: TrainSession) -> TrainResult:
     """Train the run to its end or to a stop request. Raises LlmtrainError."""
     world, profile = session.world, resolved.profile.loaded.profile
+    if profile.report:
+        require_plots()  # before hours of training
+    require_trackers(profile.log_to)
     for text in resolved.notes:
         session.note(text)
     if resolved.is_finished:
@@ -174,7 +184,8 @@ def _checked_corpus(resolved: ResolvedRun, session: TrainSession) -> Corpus | No
     profile = resolved.profile.loaded.profile
     work = PrepareContext(1, session.observe, session.stop.check)
     corpus = resolve_corpus(profile.data, work)
-    check_length(corpus, profile.data, profile.model.context, work)
+    if profile.data.rows == "text":
+        check_length(corpus, profile.data, profile.model.context, work)
     return corpus
 
 
@@ -196,7 +207,9 @@ def _agreed_plan(resolved: ResolvedRun, session: TrainSession) -> Planned:
 def _require_disk_space(resolved: ResolvedRun, session: TrainSession) -> None:
     """Raise LlmtrainError unless a checkpoint fits on the disk; warn unless all of them do."""
     profile, directory = resolved.profile.loaded.profile, resolved.directory.checkpoints
-    each = checkpoint_bytes(shape_of(profile.model), profile.optim.name)
+    each = checkpoint_bytes(
+        shape_of(profile.model), profile.optim.name, lora_shape_of(profile.lora)
+    )
     require_room(directory, each, "a checkpoint of this run")
     options = profile.checkpoint
     missing = options.keep_last + options.keep_best + 1 - len(list_checkpoints(directory))
@@ -221,7 +234,8 @@ def _shared_dataset(
     def prepare() -> _SharedData:
         dataset = _dataset(resolved, work, corpus)
         prepared.append(dataset)
-        _packing(resolved, dataset, session)  # cached, for the other ranks to read
+        if profile.data.rows == "text":
+            _packing(resolved, dataset, session)  # cached, for the other ranks to read
         ranges = [(source.first_token, source.tokens) for source in dataset.mixture]
         return _SharedData(dataset.shards.index.key, dataset.tokenizer_directory, ranges)
 
@@ -248,14 +262,22 @@ def _dataset(resolved: ResolvedRun, work: PrepareContext, corpus: Corpus | None)
     return with_recorded_mixture(dataset, profile.data, data_ranges(recorded.values))
 
 
-def _packing(resolved: ResolvedRun, dataset: Dataset, session: TrainSession) -> Packing | None:
-    """Return how documents fill windows; None if they are concatenated.
+def _packing(
+    resolved: ResolvedRun, dataset: Dataset, session: TrainSession
+) -> Packing | PackedConversations | None:
+    """Return how documents or conversations fill windows; None if they are concatenated.
 
     None of a mixture, whose sources are packed one by one.
     """
     profile = resolved.profile.loaded.profile
-    if profile.data.packing == "concatenate" or dataset.mixture:
+    if not profile.data.pads_windows or dataset.mixture:
         return None
+    if profile.data.rows == "chat":
+        marks = Marks.of_separator(dataset.shards.index.separator_id)
+        check_stop = session.stop.check
+        return pack_conversations(
+            dataset.shards.train, marks, profile.model.context, check_stop=check_stop
+        )
     return cached_packing(dataset.shards, profile.model.context, session.stop.check)
 
 
@@ -268,6 +290,11 @@ def _train(
 ) -> TrainResult:
     profile, world, shards = resolved.profile.loaded.profile, session.world, dataset.shards
     initial = resolved.initial_model
+    packing = _packing(resolved, dataset, session)
+    if isinstance(packing, PackedConversations):
+        cut = packing.describe(profile.model.context)
+        if cut is not None and world.is_main:
+            session.note(cut)
     run = build_run(
         profile,
         planned.plan,
@@ -275,9 +302,10 @@ def _train(
         shards.train,
         resumed,
         shards.index.separator_id,
-        _packing(resolved, dataset, session),
+        packing,
         dataset.mixture,
         initial.read_weights if initial is not None else None,
+        None if initial is None else initial.adapter(profile.lora),
     )
     horizon = resolved.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
     step = run.position.step
@@ -291,31 +319,39 @@ def _train(
     for line in mixture_lines(dataset.mixture, horizon.steps, planned.workload.tokens_per_step):
         session.note(line)
     session.observe(started_event(resolved, planned, dataset, step, horizon))
-    setup = TrainSetup(
-        run=run,
-        profile=profile,
-        horizon=horizon,
-        directory=resolved.directory,
-        data=shards,
-        tokenizer=dataset.tokenizer,
-        mixture=dataset.mixture,
-        workload=planned.workload,
-        peak_flops=planned.peak_flops,
-        stop=session.stop,
-        observe=session.observe,
-        used_before_s=used_before_s(resolved),
-        starting_s=session.elapsed_s,
-        forecast_tokens_per_s=None if rate is None else rate.value,
-        correct_forecast=partial(correct_forecast, resolved.directory, planned),
-    )
-    with Prefetch(run.batches.read) as run.prefetch:
+    trackers = profile.log_to if world.is_main else ()
+    with (
+        tracked(session.observe, trackers, resolved.path, profile.values(), step) as observe,
+        Prefetch(run.batches.read) as run.prefetch,
+    ):
+        setup = TrainSetup(
+            run=run,
+            profile=profile,
+            horizon=horizon,
+            directory=resolved.directory,
+            data=shards,
+            tokenizer=dataset.tokenizer,
+            mixture=dataset.mixture,
+            workload=planned.workload,
+            peak_flops=planned.peak_flops,
+            stop=session.stop,
+            observe=observe,
+            used_before_s=used_before_s(resolved),
+            starting_s=session.elapsed_s,
+            forecast_tokens_per_s=None if rate is None else rate.value,
+            correct_forecast=partial(correct_forecast, resolved.directory, planned),
+        )
         state = first_state(resolved, planned.plan, is_bitwise=difference is None)
         result = trained_with_energy(Trainer(setup, state))
     if not world.is_main:
         return result
     predicted = (resolved.recorded and resolved.recorded.forecast) or expected.document()
-    result = replace(_with_prediction(result, predicted), prompt_example=prompt_example(dataset))
+    result = replace(
+        _with_prediction(result, predicted), prompt_example=prompt_example(profile.data, dataset)
+    )
     _record(resolved, planned, run.plan, result)
+    if profile.report:
+        _write_report(resolved, session)
     return result
 
 
@@ -339,6 +375,14 @@ def _record(resolved: ResolvedRun, planned: Planned, plan: Plan, result: TrainRe
         waited_share=result.waited_share,
     )
     write_result(resolved.directory, result)
+
+
+def _write_report(resolved: ResolvedRun, session: TrainSession) -> None:
+    """Write report.html; a full disk is a warning, as the run itself is saved."""
+    try:
+        session.note(f"report: {write_report(resolved.directory)}")
+    except OSError as error:
+        session.note(f"the report was not written: {error.strerror}", is_warning=True)
 
 
 def _finished(resolved: ResolvedRun) -> TrainResult:

@@ -23,6 +23,7 @@ from llmtrain.ops.loss import (
     compiled_exponentiate,
     exponentiate,
     linear_cross_entropy,
+    token_cross_entropy,
 )
 from llmtrain.ops.norm import rms_norm
 from llmtrain.ops.precision import WeightCasts, compute_dtype
@@ -209,7 +210,7 @@ class Backbone(nn.Module):
         `first_bt`: the first token that each attends to, unless that is the window's first.
         """
         length = tokens_bt.shape[1]
-        x_btc = self.embed_tokens(tokens_bt)
+        x_btc = _residual(self.embed_tokens(tokens_bt))
         documents: DocumentMask | None = None
         if first_bt is not None:
             documents = document_mask(self._attention, first_bt, compute_dtype(x_btc))
@@ -228,12 +229,17 @@ class Backbone(nn.Module):
         """Return final hidden states of tokens that follow those in `caches`; extend the caches."""
         start = caches[0].length
         now = slice(start, start + tokens_bt.shape[1])
-        x_btc = self.embed_tokens(tokens_bt)
+        x_btc = _residual(self.embed_tokens(tokens_bt))
         for block, cache in zip(self.layers, caches, strict=True):
             # .forward: a compiled block has static shapes, and these differ.
             x_btc = block.forward(x_btc, self.cos_td[now], self.sin_td[now], cache=cache)
         hidden: Tensor = self.norm(x_btc)
         return hidden
+
+
+def _residual(embedded: Tensor) -> Tensor:
+    """Return embeddings in the residual stream's type: fp32 where they are in half precision."""
+    return embedded.float() if embedded.dtype.itemsize == 2 else embedded
 
 
 class Decoder(nn.Module):
@@ -264,12 +270,8 @@ class Decoder(nn.Module):
         """Return the negative log-likelihood summed over all targets, in nats."""
         is_training = torch.is_grad_enabled()
         casts = self.casts if is_training else None
-        first_bt = None
-        if self.separator_id is not None:
-            first_bt = first_of_document(targets_bt, self.separator_id)
-        hidden_btc = self.model(tokens_bt, casts, first_bt)
         return linear_cross_entropy(
-            hidden_btc.flatten(0, 1),
+            self._hidden(tokens_bt, targets_bt, casts).flatten(0, 1),
             self.head_weight,
             targets_bt.flatten(),
             weight_cast_vd=None if casts is None else casts.plain(self.head_weight),
@@ -277,6 +279,23 @@ class Decoder(nn.Module):
             exponentiate=self.exponentiate if is_training else exponentiate,
             has_padding=self.has_padding,
         )
+
+    @torch.no_grad()
+    def token_losses(self, tokens_bt: Tensor, targets_bt: Tensor) -> Tensor:
+        """Return the negative log-likelihood of each target, in nats, (B, T)."""
+        hidden_nc = self._hidden(tokens_bt, targets_bt).flatten(0, 1)
+        losses_n = token_cross_entropy(hidden_nc, self.head_weight, targets_bt.flatten())
+        return losses_n.view(targets_bt.shape)
+
+    def _hidden(
+        self, tokens_bt: Tensor, targets_bt: Tensor, casts: WeightCasts | None = None
+    ) -> Tensor:
+        """Return final hidden states, (B, T, C); each document for itself if they are masked."""
+        first_bt = None
+        if self.separator_id is not None:
+            first_bt = first_of_document(targets_bt, self.separator_id)
+        hidden_btc: Tensor = self.model(tokens_bt, casts, first_bt)
+        return hidden_btc
 
     def compute_with(
         self,

@@ -30,11 +30,13 @@ from llmtrain.machine.core_wait import ran_share, read_core_times
 from llmtrain.machine.facts import PartTime
 from llmtrain.machine.timing import Run, cpu_seconds
 from llmtrain.model.decoder import Block, Decoder
+from llmtrain.model.lora import add_adapters, freeze_matrices
 from llmtrain.model.optimizer import RoleOptimizer
 from llmtrain.model.timing import compiling_s, new_block, thread_count, two_documents
 from llmtrain.ops.checkpointing import checkpointed
 from llmtrain.ops.precision import WeightCasts, autocast_as, compute_dtype, half_dtype
 from llmtrain.ops.rotary import rotary_table
+from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
 
 _BUDGET_S = 0.4
@@ -59,6 +61,7 @@ class Way:
     keep_casts: bool
     threads: int
     masked: bool = False  # attention stays within documents, of which each sequence has two
+    lora: LoraShape | None = None  # adapters that are trained, beside a model that is not
 
     def new_casts(self) -> WeightCasts | None:
         """Return a cache of half-precision weights, if the way keeps one."""
@@ -71,7 +74,7 @@ def time_eager_block(shape: ModelShape, way: Way) -> PartTime:
     count = min(_CHAINED_BLOCKS, shape.num_layers)
     with torch.random.fork_rng(devices=()):  # measuring must not change a run's random numbers
         x = torch.randn(way.micro_batch, shape.context, shape.hidden_size, requires_grad=True)
-        blocks = [new_block(shape, way.attention) for _ in range(count)]
+        blocks = [new_block(shape, way.attention, way.lora, way.precision) for _ in range(count)]
     casts = way.new_casts()
     run = partial(_train_blocks, shape, way, blocks, casts, x)
     return _scaled(_time_sequences(run, way), 1 / count)
@@ -109,6 +112,8 @@ def time_head(shape: ModelShape, way: Way, *, compiled: bool) -> PartTime:
     with torch.random.fork_rng(devices=()):
         model = Decoder(replace(shape, num_layers=0))
         tokens = torch.randint(shape.vocab_size, (way.micro_batch, shape.context))
+    if way.lora is not None:  # the gradient ends at the last norm's output
+        freeze_matrices(model, way.precision)
     model.compute_with(casts=way.new_casts(), compiled=compiled)
     run = partial(_train_head, model, way.precision, tokens)
     if compiled:
@@ -133,14 +138,24 @@ def time_update(shape: ModelShape, way: Way, optimizer: OptimizerName) -> PartTi
     layers = max(1, min(shape.num_layers, _UPDATED_PARAMETERS // shape.block_parameters))
     with torch.random.fork_rng(devices=()):
         model = Decoder(replace(shape, num_layers=layers))
-        for parameter in model.parameters():
+        if way.lora is not None:
+            model.requires_grad_(False)
+            for block in model.model.blocks():
+                add_adapters(block, way.lora)
+        for parameter in _trained(model):
             parameter.grad = torch.randn_like(parameter) / shape.parameters
-    blocks = list(model.model.layers.parameters())
+    blocks = _trained(model.model.layers)
     known = {id(parameter) for parameter in blocks}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in known]
+    others = [each for each in _trained(model) if id(each) not in known]
     of_blocks = _time(_updating(blocks, way, optimizer), way.threads)
+    if not others:
+        return _scaled(of_blocks, shape.num_layers / layers)
     of_others = _time(_updating(others, way, "adamw"), way.threads)
     return _sum(_scaled(of_blocks, shape.num_layers / layers), of_others)
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _updating(parameters: Sequence[nn.Parameter], way: Way, optimizer: OptimizerName) -> Run:

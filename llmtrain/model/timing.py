@@ -21,10 +21,12 @@ from llmtrain.machine.core_wait import ran_share, read_core_times
 from llmtrain.machine.facts import AttentionTimes, BlockTimes
 from llmtrain.machine.timing import Run, Timing, compare
 from llmtrain.model.decoder import Block, compile_block
+from llmtrain.model.lora import add_adapters, freeze_matrices
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.documents import DocumentMask, document_mask
 from llmtrain.ops.precision import WeightCasts, autocast_as, compute_dtype
 from llmtrain.ops.rotary import rotary_table
+from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
 
 _BUDGET_S = 0.4
@@ -83,6 +85,7 @@ def time_block(
     keep_casts: bool,
     threads: int,
     masked: bool = False,
+    lora: LoraShape | None = None,
 ) -> BlockTimes:
     """Return the seconds for one block forward and backward on a micro-batch, eager and compiled.
 
@@ -91,7 +94,9 @@ def time_block(
     """
     with torch.random.fork_rng(devices=()):  # measuring must not change a run's random numbers
         x = torch.randn(micro_batch, shape.context, shape.hidden_size, requires_grad=True)
-        blocks = {name: new_block(shape, attention) for name in ("eager", "compiled")}
+        blocks = {
+            name: new_block(shape, attention, lora, precision) for name in ("eager", "compiled")
+        }
     cos, sin = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
     blocks["compiled"].checkpointing = checkpointing
     compile_block(blocks["compiled"])
@@ -130,10 +135,21 @@ def two_documents(
     return document_mask(attention, first_bt.to(torch.int32), dtype)
 
 
-def new_block(shape: ModelShape, attention: AttentionKernel) -> Block:
-    """Return a block that computes attention by this kernel."""
+def new_block(
+    shape: ModelShape,
+    attention: AttentionKernel,
+    lora: LoraShape | None = None,
+    precision: Precision = "fp32",
+) -> Block:
+    """Return a block that computes attention by this kernel.
+
+    With adapters its matrices are those that products read: bf16 where `precision` is.
+    """
     block = Block(shape)
     block.self_attn.kernel = attention
+    if lora is not None:
+        freeze_matrices(block, precision)
+        add_adapters(block, lora)
     return block
 
 

@@ -90,6 +90,25 @@ def linear_cross_entropy(
     return loss
 
 
+@torch.no_grad()
+def token_cross_entropy(hidden_nd: Tensor, weight_vd: Tensor, targets_n: Tensor) -> Tensor:
+    """Return each token's −log softmax(hidden · weightᵀ)[target], in nats, (N,).
+
+    It is 0 where the target is negative, which is none.
+    Products and logits are in the autocast type. Memory: one chunk's logits.
+    """
+    dtype = compute_dtype(hidden_nd)
+    limit = loss_chunk_tokens(weight_vd.shape[0], hidden_nd.device.type, dtype.itemsize)
+    rows = even_chunk(hidden_nd.shape[0], limit)
+    found = []
+    with torch.autocast(hidden_nd.device.type, enabled=False):
+        weight, hidden = weight_vd.to(dtype), hidden_nd.to(dtype)
+        for h, y in zip(torch.split(hidden, rows), torch.split(targets_n, rows), strict=True):
+            losses = _exponentiated_losses(h @ weight.t(), y.clamp_min(0), exponentiate)[0][:, 0]
+            found.append(losses.where(y >= 0, 0.0))
+    return torch.cat(found)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -153,16 +172,26 @@ def _differentiate(
     """
     if is_target_c is not None:
         targets_c = targets_c.clamp(min=0)
-    target_logits = logits_cv.gather(1, targets_c[:, None])
-    largest, sums = exponentiate(logits_cv)
-    target_above = target_logits.to(sums.dtype) - largest
+    losses, sums, target_above = _exponentiated_losses(logits_cv, targets_c, exponentiate)
     rows = torch.arange(len(targets_c), device=targets_c.device)
     logits_cv[rows, targets_c] = (target_above.exp() - sums).to(logits_cv.dtype)[:, 0]
-    losses = sums.log() - target_above
     if is_target_c is not None:
         losses = torch.where(is_target_c[:, None], losses, 0.0)
         sums = torch.where(is_target_c[:, None], sums, torch.inf)
     return losses.sum(), sums
+
+
+def _exponentiated_losses(
+    logits_cv: Tensor, targets_c: Tensor, exponentiate: Exponentiate
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each row's loss, its sum of exponentials, and its target's logit above the maximum.
+
+    Each is (C, 1). The logits are replaced by exp(logit − row maximum).
+    """
+    target_logits = logits_cv.gather(1, targets_c[:, None])
+    largest, sums = exponentiate(logits_cv)
+    target_above = target_logits.to(sums.dtype) - largest
+    return sums.log() - target_above, sums, target_above
 
 
 def _add_product(total_vd: Tensor, logits_cv: Tensor, hidden_cd: Tensor) -> None:

@@ -51,6 +51,8 @@ class WeightCasts:
 
     def plain(self, weight: Tensor) -> Tensor:
         """Return `weight` as `dtype`, without autograd."""
+        if weight.dtype == self.dtype:
+            return weight.detach()
         key = id(weight)
         if key not in self._current:
             copy = self._copies.setdefault(key, torch.empty_like(weight, dtype=self.dtype))
@@ -60,7 +62,8 @@ class WeightCasts:
 
     def call(self, module: nn.Module, *args: Any) -> Any:
         """Return `module(*args)` with every matrix in it as `dtype`."""
-        casts = {name: self.of(p) for name, p in module.named_parameters() if p.dim() == 2}
+        matrices = ((name, p) for name, p in module.named_parameters() if p.dim() == 2)
+        casts = {name: self.of(p) for name, p in matrices if p.dtype != self.dtype}
         return functional_call(module, casts, args)
 
 

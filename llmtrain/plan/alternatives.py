@@ -101,6 +101,8 @@ def _smaller_profile(profile: Profile, predicted_bytes: PredictedBytes) -> Itera
     sizes = {}
     for name in shipped_profiles():
         other = load_profile(name, environment={}).profile
+        if other.data.rows != profile.data.rows:
+            continue  # for fine-tuning, with the shape of another model
         sizes[name] = (name.startswith(family), shape_of(other.model).parameters, other)
     smaller = [entry for entry in sizes.items() if entry[1][1] < wanted]
     for name, (_, parameters, other) in sorted(smaller, key=lambda e: e[1][:2], reverse=True):

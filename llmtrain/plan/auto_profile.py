@@ -51,6 +51,13 @@ def choose_profile(
     return best_for_time(shapes, time_s, tokens_per_s)
 
 
+def choose_finetuning_profile(facts: Facts, options: DeviceSection) -> Choice[str]:
+    """Choose the profile for fine-tuning on the device that will train. Raises UsageError."""
+    if choose_device(facts, options).value == "cpu":
+        return Choice("finetune-cpu", "trains on a CPU")
+    return Choice("finetune-gpu", "there is a GPU")
+
+
 def choose_tokens_per_step(profile: Profile, facts: Facts, *, measure: bool = True) -> Choice[int]:
     """Choose the profile's number, or the rule's for the expected tokens of the run.
 

@@ -105,6 +105,7 @@ def block_probe(facts: Facts, workload: Workload, plan: Plan) -> Probe[BlockTime
                 keep_casts=plan.keep_weight_casts.value,
                 threads=plan.threads.value,
                 masked=workload.mask_documents,
+                lora=workload.lora,
             )
 
     return Probe(_block_key(facts, workload, plan), BlockTimes, measure)
@@ -267,6 +268,8 @@ def _shape_key(
     shape = workload.shape
     if workload.mask_documents:
         others["documents"] = "masked"
+    if workload.lora is not None and what == "block":
+        others["lora"] = f"{workload.lora.rank} {' '.join(workload.lora.targets)}"
     return measurement_key(
         facts,
         what,

@@ -18,7 +18,7 @@ from llmtrain.errors import DoesNotFitError, UsageError
 from llmtrain.machine.facts import Accelerator, Facts
 from llmtrain.plan.inference_memory import predict_generation
 from llmtrain.plan.memory import predict_training
-from llmtrain.plan.tensor_bytes import TrainingSetup
+from llmtrain.plan.tensor_bytes import TrainingSetup, frozen_bytes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.profile.shape import ModelShape
@@ -193,6 +193,8 @@ def choose_activations(
                 optimizer=workload.optimizer,
                 processes=processes,
                 masks_pairs=workload.masks_pairs(attention),
+                lora=workload.lora,
+                frozen_bytes=frozen_bytes(workload, precision),
             )
             chosen = _micro_batch(facts, workload, kind, setup, local)
         except DoesNotFitError:

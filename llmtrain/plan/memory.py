@@ -22,12 +22,14 @@ from llmtrain.plan.tensor_bytes import (
     TrainingSetup,
     block_bytes_per_token,
     cast_parameters,
+    gradient_bytes,
     loss_bytes,
     mask_bytes,
     optimizer_bytes,
     product_bytes_per_token,
     saved_bytes_per_token,
     update_bytes,
+    weight_bytes,
 )
 from llmtrain.profile.shape import ModelShape
 
@@ -104,9 +106,9 @@ def predict_training(shape: ModelShape, setup: TrainingSetup) -> MemoryPredictio
     on_cpu = setup.device_kind == "cpu"
     candidates = _cpu_candidates(shape, setup) if on_cpu else _accelerator_candidates(shape, setup)
     peak = max(candidates, key=lambda candidate: candidate.total_bytes)
-    state = FP32_BYTES * shape.parameters
-    optimizer_state = optimizer_bytes(shape, setup.optimizer)
-    communication = state if setup.processes > 1 else 0
+    state = weight_bytes(shape, setup)
+    optimizer_state = optimizer_bytes(shape, setup.optimizer, setup.lora)
+    communication = gradient_bytes(shape, setup) if setup.processes > 1 else 0
     if on_cpu:
         slack = _cpu_slack_bytes(shape, peak, setup)
     else:
@@ -138,9 +140,11 @@ def libraries_bytes(device_kind: str) -> int:
 def _cpu_candidates(shape: ModelShape, setup: TrainingSetup) -> tuple[_PeakCandidate, ...]:
     """Return what is alive on a CPU in the loss, in the first backward and in the update."""
     tokens = setup.micro_batch * shape.context
-    state, head = FP32_BYTES * shape.parameters, shape.vocab_size * shape.hidden_size
+    state = gradient_bytes(shape, setup)
+    head = shape.vocab_size * shape.hidden_size if setup.lora is None else 0
     gradients = state if setup.accumulates else 0
-    casts = HALF_BYTES * cast_parameters(shape, setup) if setup.half_precision else 0
+    is_cast = setup.half_precision and setup.frozen_bytes == FP32_BYTES
+    casts = HALF_BYTES * cast_parameters(shape, setup) if is_cast else 0
     saved = tokens * saved_bytes_per_token(shape, setup) + mask_bytes(shape, setup)
     hidden_gradients = 2 * tokens * shape.hidden_size * setup.element_bytes
     share = _COMPILED_BACKWARD_SHARE if setup.compiled else _BACKWARD_SHARE[setup.checkpointing]
@@ -161,8 +165,8 @@ def _cpu_slack_bytes(shape: ModelShape, peak: _PeakCandidate, setup: TrainingSet
 def _accelerator_candidates(shape: ModelShape, setup: TrainingSetup) -> tuple[_PeakCandidate, ...]:
     """Return the candidates on a GPU, in bytes that torch's allocator holds."""
     tokens = setup.micro_batch * shape.context
-    state, hidden = FP32_BYTES * shape.parameters, tokens * shape.hidden_size
-    head = FP32_BYTES * shape.vocab_size * shape.hidden_size
+    state, hidden = gradient_bytes(shape, setup), tokens * shape.hidden_size
+    head = FP32_BYTES * shape.vocab_size * shape.hidden_size if setup.lora is None else 0
     gradients = state if setup.accumulates else 0
     in_forward, in_first, in_last = _accelerator_casts(shape, setup)
     activations, mask = tokens * saved_bytes_per_token(shape, setup), mask_bytes(shape, setup)
@@ -189,7 +193,7 @@ def _accelerator_casts(shape: ModelShape, setup: TrainingSetup) -> tuple[int, in
     The last backward holds those of its block and their gradients. Autocast keeps all casts until
     the forward ends, except in compiled blocks.
     """
-    if not setup.half_precision:
+    if not setup.half_precision or setup.frozen_bytes < FP32_BYTES:
         return 0, 0, 0
     block = HALF_BYTES * shape.block_matrix_parameters
     every = HALF_BYTES * cast_parameters(shape, setup)

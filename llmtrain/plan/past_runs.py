@@ -83,6 +83,8 @@ def _key(facts: Facts, workload: Workload, plan: Plan) -> MeasurementKey:
     names = ",".join(gpu.name for gpu in facts.accelerators)
     if workload.mask_documents:
         decided["documents"] = "masked"
+    if workload.lora is not None:
+        decided["lora"] = f"{workload.lora.rank} {' '.join(workload.lora.targets)}"
     return measurement_key(
         facts,
         "run",

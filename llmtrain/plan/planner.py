@@ -24,7 +24,7 @@ from llmtrain.machine.facts import CpuTimes, Facts, MatmulTimes
 from llmtrain.plan import decisions as decide
 from llmtrain.plan import numerics
 from llmtrain.plan.memory import MemoryPrediction, compiling_anew_bytes, predict_training
-from llmtrain.plan.tensor_bytes import TrainingSetup
+from llmtrain.plan.tensor_bytes import TrainingSetup, frozen_bytes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import MOST_THREADS, DeviceSection
 
@@ -195,6 +195,8 @@ def predict(workload: Workload, plan: Plan) -> MemoryPrediction:
             optimizer=workload.optimizer,
             processes=plan.processes.value,
             masks_pairs=workload.masks_pairs(plan.attention.value),
+            lora=workload.lora,
+            frozen_bytes=frozen_bytes(workload, plan.precision.value),
         ),
     )
     local = workload.launched_local_processes or plan.processes.value

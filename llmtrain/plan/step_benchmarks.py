@@ -109,6 +109,7 @@ def step_probes(facts: Facts, workload: Workload, plan: Plan) -> StepProbes:
         keep_casts=plan.keep_weight_casts.value,
         threads=plan.threads.value,
         masked=workload.mask_documents,
+        lora=workload.lora,
     )
     shape, compiled, optimizer = workload.shape, plan.compile.value, workload.optimizer
     products = plan.matmul_precision.value
@@ -119,6 +120,8 @@ def step_probes(facts: Facts, workload: Workload, plan: Plan) -> StepProbes:
                 return measure()
 
         way_of_all = {"precision": way.precision, "keep_casts": str(way.keep_casts)}
+        if way.lora is not None:
+            way_of_all["lora"] = f"{way.lora.rank} {' '.join(way.lora.targets)}"
         key = measurement_key(
             facts,
             part,

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from llmtrain.choice import ActivationCheckpointing, OptimizerName
+from llmtrain.choice import ActivationCheckpointing, OptimizerName, Precision
 from llmtrain.ops.chunk_sizes import MUON_STACK_BYTES, even_chunk, loss_chunk_tokens
+from llmtrain.plan.workload import Workload
+from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
 
 FP32_BYTES = 4
@@ -31,6 +33,8 @@ class TrainingSetup:
     optimizer: OptimizerName = "adamw"
     processes: int = 1
     masks_pairs: bool = False  # attention by a mask of all pairs of tokens
+    lora: LoraShape | None = None  # adapters that are trained beside the model
+    frozen_bytes: int = FP32_BYTES  # of a number of the model that they are beside
 
     @property
     def element_bytes(self) -> int:
@@ -41,6 +45,28 @@ class TrainingSetup:
     def keeps_casts(self) -> bool:
         """True if half-precision copies of the weights are kept between micro-batches."""
         return self.half_precision and self.accumulates
+
+
+def frozen_bytes(workload: Workload, precision: Precision) -> int:
+    """Return the bytes of a number of the model that adapters are beside.
+
+    Where products are in bf16 it is kept in bf16.
+    """
+    return HALF_BYTES if workload.lora is not None and precision == "bf16" else FP32_BYTES
+
+
+def weight_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
+    """Return the bytes of all weights, trained or not."""
+    if setup.lora is None:
+        return FP32_BYTES * shape.parameters
+    return setup.frozen_bytes * shape.parameters + FP32_BYTES * setup.lora.parameters(shape)
+
+
+def gradient_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
+    """Return the bytes of the gradients of what is trained."""
+    if setup.lora is None:
+        return FP32_BYTES * shape.parameters
+    return FP32_BYTES * setup.lora.parameters(shape)
 
 
 def saved_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
@@ -90,8 +116,11 @@ def block_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
     head_copies = 2 if setup.device_kind == "cpu" else 1
     # attention's output, and a copy with the heads side by side, which a GPU's fp32 kernel gives
     outputs = 2 if setup.device_kind == "cpu" or setup.half_precision else 1
+    # with adapters, their hidden features
+    adapters = 0 if setup.lora is None else size * setup.lora.rank * len(setup.lora.targets)
     return (
         common
+        + adapters
         + 2 * _norm_bytes(shape.hidden_size, setup)
         + head_copies * FP32_BYTES * normed_heads
         + outputs * size * queries
@@ -130,7 +159,10 @@ def loss_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     tokens = setup.micro_batch * shape.context
     limit = loss_chunk_tokens(shape.vocab_size, setup.device_kind, size)
     chunk = even_chunk(tokens, limit)
-    if setup.device_kind == "cpu":  # one chunk's share of the head's gradient; the cast weight
+    head_gradient = head * FP32_BYTES if setup.lora is None else 0
+    if setup.lora is not None:
+        beside = head * size if size < setup.frozen_bytes else 0  # the cast weight
+    elif setup.device_kind == "cpu":  # one chunk's share of the head's gradient; the cast weight
         beside = head * size * (2 if setup.half_precision else 1)
     else:
         hidden = chunk * shape.hidden_size
@@ -139,13 +171,17 @@ def loss_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     return (
         chunk * shape.vocab_size * size  # logits, overwritten by their own gradient
         + tokens * shape.hidden_size * size  # gradient of the hidden states
-        + head * FP32_BYTES  # gradient of the head, added to the embedding's at the end
+        + head_gradient  # added to the embedding's at the end
         + beside
     )
 
 
-def optimizer_bytes(shape: ModelShape, optimizer: OptimizerName) -> int:
+def optimizer_bytes(
+    shape: ModelShape, optimizer: OptimizerName, lora: LoraShape | None = None
+) -> int:
     """Return the bytes of AdamW's two moments, or of Muon's one for hidden matrices."""
+    if lora is not None:
+        return 2 * FP32_BYTES * lora.parameters(shape)
     one_moment = shape.num_layers * shape.block_matrix_parameters if optimizer == "muon" else 0
     return FP32_BYTES * (2 * shape.parameters - one_moment)
 
@@ -174,6 +210,9 @@ def _stack_bytes(rows: int, columns: int, number: int, element_bytes: int) -> in
     return stacked * (3 * matrix + 2 * rows * rows * element_bytes)
 
 
-def checkpoint_bytes(shape: ModelShape, optimizer: OptimizerName) -> int:
-    """Return the bytes of a checkpoint's tensors: weights and optimizer state."""
-    return FP32_BYTES * shape.parameters + optimizer_bytes(shape, optimizer)
+def checkpoint_bytes(
+    shape: ModelShape, optimizer: OptimizerName, lora: LoraShape | None = None
+) -> int:
+    """Return the bytes of a checkpoint's tensors: trained weights and optimizer state."""
+    trained = shape.parameters if lora is None else lora.parameters(shape)
+    return FP32_BYTES * trained + optimizer_bytes(shape, optimizer, lora)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmtrain.choice import AttentionKernel, OptimizerName
+from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
 
 
@@ -22,7 +23,25 @@ class Workload:
     tokens: int | None = None  # that end the run
     time_s: float | None = None  # that end the run
     mask_documents: bool = False  # attention stays within documents
+    lora: LoraShape | None = None  # adapters that are trained beside the model
     compiles_anew: bool = False  # this process compiles a block for the first time on the machine
+
+    @property
+    def trained_parameters(self) -> int:
+        """The number of weights that are trained: all, or those of the adapters."""
+        return self.shape.parameters if self.lora is None else self.lora.parameters(self.shape)
+
+    @property
+    def flops_per_token(self) -> int:
+        """Model FLOPs of one token's forward and backward pass.
+
+        Beside adapters the backward has one product for each matrix in place of two, and the
+        adapters are small matrices that are trained.
+        """
+        whole = self.shape.training_flops_per_token
+        if self.lora is None:
+            return whole
+        return whole * 2 // 3 + 6 * self.lora.parameters(self.shape)
 
     def masks_pairs(self, attention: AttentionKernel) -> bool:
         """Return True if attention needs a mask of all pairs of tokens, as torch's kernels do."""

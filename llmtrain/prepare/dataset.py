@@ -24,6 +24,7 @@ from llmtrain.data.sources.resolve import BUILTIN_PYTHON, resolve_sources
 from llmtrain.data.sources.urls import without_secrets
 from llmtrain.errors import DataError
 from llmtrain.files import cache_directory
+from llmtrain.prepare.chat import ChatEncoder, encode_conversations, encoder_of
 from llmtrain.prepare.context import MeasuredText, PrepareContext, TimedProgress
 from llmtrain.prepare.leakage_cache import cached_leakage, leakage_warning
 from llmtrain.prepare.length import require_bytes, require_tokens, with_working_fraction
@@ -78,15 +79,19 @@ def prepare_dataset(
     if not is_own:
         announce_skipped(corpus, prepare)
     text = MeasuredText(corpus, stats, section, prepare)
-    if context is not None:
+    is_chat = section.rows == "chat"  # whose windows are packed, however short the text is
+    if context is not None and not is_chat:
         text = with_working_fraction(text, context)
         require_bytes(text, context)
     leakage = _leakage(text, warns=not is_own)
     directory = ensure_tokenizer(text, vocab_size)
     tokenizer = load_tokenizer(directory, vocab_size)
-    spec = ShardSpec(corpus, stats, tokenizer, text.section.validation_fraction)
+    encoder = encoder_of(section, tokenizer)
+    spec = ShardSpec(corpus, stats, encoder, text.section.validation_fraction)
     options = BuildOptions(
-        _encode_with(directory, tokenizer, stats, prepare),
+        partial(encode_conversations, encoder, prepare.check_stop)
+        if isinstance(encoder, ChatEncoder)
+        else _encode_with(directory, tokenizer, stats, prepare),
         on_progress=TimedProgress("tokenizing", prepare.observe),
         check_stop=prepare.check_stop,
         on_wait=prepare.announce_waiting,
@@ -98,7 +103,7 @@ def prepare_dataset(
         "leakage": leakage.document() if leakage is not None else None,
     }
     try:
-        if context is not None:
+        if context is not None and not is_chat:
             index = shards.index
             require_tokens(index.train.tokens, index.validation.tokens, text, context)
         mixture = _mixture(shards, text)
@@ -141,6 +146,7 @@ def resolve_corpus(section: DataSection, prepare: PrepareContext) -> Corpus:
     fetching = FetchOptions(
         cache_directory(),
         section.text_field,
+        section.rows,
         TimedProgress("fetching", prepare.observe),
         prepare.check_stop,
     )
@@ -148,6 +154,7 @@ def resolve_corpus(section: DataSection, prepare: PrepareContext) -> Corpus:
         section.specs,
         validation=section.validation,
         text_field=section.text_field,
+        rows=section.rows,
         include=section.include,
         exclude=section.exclude,
         skips_bad=section.on_error == "skip",
@@ -207,7 +214,7 @@ def open_dataset(
         prepare.observe(Note("the token shards are no longer in the cache; making them again"))
         again = section.model_copy(update={"tokenizer": str(tokenizer_directory)})
         return _made_again(again, vocab_size, key, prepare, context)
-    if shards.index.encoder_fingerprint != tokenizer.fingerprint:
+    if shards.index.encoder_fingerprint != encoder_of(section, tokenizer).fingerprint:
         shards.close()
         raise DataError(
             f"the token shards {key} were made with another tokenizer than {tokenizer_directory}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -56,7 +57,8 @@ def _named_tokenizer(path: Path, reserved: int) -> Path:
 
 def cached_tokenizer(tokenizer: Tokenizer, record: Mapping[str, object]) -> Path:
     """Return the directory of the cache in which the tokenizer is; write it where it is not."""
-    key = json_key(["imported", tokenizer.fingerprint])
+    chat = [] if tokenizer.chat is None else [asdict(tokenizer.chat)]
+    key = json_key(["imported", tokenizer.fingerprint, *chat])
     directory = cache_directory() / "tokenizers" / key
     if not _is_intact(directory):
         with map_write_errors(directory.parent, "a tokenizer"):

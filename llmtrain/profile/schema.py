@@ -24,6 +24,7 @@ from pydantic.json_schema import WithJsonSchema
 from llmtrain.units import parse_count, parse_duration_s
 
 Auto = Literal["auto"]
+TrackerName = Literal["tensorboard", "trackio"]
 Duplicates = Literal["keep", "drop_exact", "drop_near"]
 
 
@@ -150,6 +151,7 @@ class DataSection(Section):
     include: tuple[str, ...] = ()  # .gitignore patterns of files to read; empty: all
     exclude: tuple[str, ...] = ()
     text_field: Annotated[str, Field(min_length=1)] = "text"
+    rows: Literal["text", "chat"] = "text"  # chat: conversations; only answers carry loss
     on_error: Literal["stop", "skip"] = "stop"  # for an invalid record
     validation: Annotated[str, Field(min_length=1)] | None = None  # a source; validation only
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
@@ -160,6 +162,16 @@ class DataSection(Section):
     tokenizer_reserve: Annotated[int, Field(ge=0, le=1024)] = 0  # control pieces to add
     duplicates: Duplicates = "keep"  # the first of equal or similar documents is kept
     filters: FiltersSection = FiltersSection()
+
+    @property
+    def masks_documents(self) -> bool:
+        """Whether attention is limited to the document: always for conversations."""
+        return self.mask_documents or self.rows == "chat"
+
+    @property
+    def pads_windows(self) -> bool:
+        """Whether windows have tokens that do not count in the loss."""
+        return self.packing != "concatenate" or self.rows == "chat"
 
     @property
     def specs(self) -> tuple[str, ...]:
@@ -224,6 +236,17 @@ class OptimSection(Section):
     final_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
+LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class LoraSection(Section):
+    """Low-rank adapters (Hu et al. 2021), trained beside weights that stay as they are."""
+
+    rank: Annotated[int, Field(ge=1, le=4096)] | None = None  # None: all weights are trained
+    alpha: PositiveFloat = 32.0  # an adapter's product is scaled by alpha / rank
+    targets: Literal["all"] | Annotated[tuple[LoraTarget, ...], Field(min_length=1)] = "all"
+
+
 class EvalSection(Section):
     """Evaluation and text samples during the run."""
 
@@ -267,13 +290,26 @@ class Profile(Section):
     """All settings of a run; values that depend on the machine are in the plan."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)] = "custom"
+    log_to: tuple[TrackerName, ...] = ()  # trackers that get the metrics too
+    report: bool = False  # write report.html in the run directory at the end of each session
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()
     optim: OptimSection = OptimSection()
+    lora: LoraSection = LoraSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     device: DeviceSection = DeviceSection()
+
+    @model_validator(mode="after")
+    def _adapters_are_possible(self) -> Profile:
+        if self.lora.rank is None:
+            return self
+        if self.model.init_from is None:
+            raise ValueError("lora.rank: adapters are trained beside a model; name model.init_from")
+        if self.optim.name != "adamw":
+            raise ValueError("lora.rank: adapters are trained by optim.name adamw")
+        return self
 
     def values(self) -> dict[str, Any]:
         """Return nested plain values as in a profile file, without unset ones."""

@@ -39,6 +39,12 @@ class Codec(Protocol):
     def encode(self, text: str) -> list[int]:
         """Return the ids of Unicode text."""
 
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the ids of Unicode text, and for each the index of its first character.
+
+        Tokens that share a character, as its bytes do, begin at the same one.
+        """
+
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
         """Return the ids of each text, in order."""
 

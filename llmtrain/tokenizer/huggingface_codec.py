@@ -49,6 +49,10 @@ class HuggingFaceCodec(Codec):
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoded.ids, [start for start, _ in encoded.offsets]
+
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
         """Return the ids of each text, in order.
 
@@ -58,6 +62,12 @@ class HuggingFaceCodec(Codec):
             return [self.encode(text) for text in texts]
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [each.ids for each in encoded]
+
+    def template_tokens(self) -> list[str]:
+        """Return the special tokens that the template of the file puts around a text."""
+        around = self._tokenizer.encode("", add_special_tokens=True)
+        masked = zip(around.tokens, around.special_tokens_mask, strict=True)
+        return [token for token, is_special in masked if is_special]
 
     def decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(

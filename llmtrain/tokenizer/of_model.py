@@ -29,7 +29,7 @@ def tokenizer_of_model(directory: Path) -> tuple[Tokenizer, tuple[str, ...]]:
             return Tokenizer.load(directory), ()
         except DataError:
             pass  # a sentencepiece model of another tool: import it
-    imported = import_tokenizer(directory, ImportOptions(allow_lossy=True))
+    imported = import_tokenizer(directory, ImportOptions(allow_lossy=True, keep_template=True))
     return imported.tokenizer, imported.warnings
 
 
@@ -49,4 +49,4 @@ def with_reserved_pieces(tokenizer: Tokenizer, count: int) -> Tokenizer:
     else:
         for name in names:
             model = with_control_piece(model, name)
-    return Tokenizer.read_as(tokenizer.kind, model)
+    return Tokenizer.read_as(tokenizer.kind, model).with_chat(tokenizer.chat)

@@ -43,6 +43,19 @@ class SentencePieceCodec(Codec):
     def encode(self, text: str) -> list[int]:
         return list(chain.from_iterable(map(self._processor.encode, self._parts(text))))
 
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        ids, starts, at = list[int](), list[int](), 0
+        for part in self._parts(text):
+            # The library counts in bytes of UTF-8.
+            character_of = [
+                index for index, each in enumerate(part) for _ in range(len(each.encode()))
+            ]
+            for piece in self._processor.encode(part, return_type="proto").pieces:
+                ids.append(piece.id)
+                starts.append(at + character_of[piece.begin])
+            at += len(part)
+        return ids, starts
+
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
         parts = [list(self._parts(text)) for text in texts]
         encoded = iter(self._processor.encode(list(chain(*parts)), num_threads=threads))

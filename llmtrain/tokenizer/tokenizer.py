@@ -11,6 +11,12 @@ from typing import Any, Final
 
 from llmtrain.errors import DataError
 from llmtrain.files import write_pieces_atomically
+from llmtrain.tokenizer.chat_source import (
+    TEMPLATE_FILE,
+    ChatSource,
+    read_chat_source,
+    with_chat_source,
+)
 from llmtrain.tokenizer.codec import (
     CONFIG_FILE,
     JSON_FILE,
@@ -30,7 +36,7 @@ from llmtrain.untrusted import problem_of, read_bytes, read_json
 
 MAX_MODEL_BYTES = 16 << 20  # a vocabulary of 256,000 pieces takes under 5 MiB
 MAX_JSON_BYTES = 64 << 20  # the same vocabulary takes 35 MiB as JSON
-_ALL_FILES = (MODEL_FILE, JSON_FILE, KIND_FILE, CONFIG_FILE)
+_ALL_FILES = (MODEL_FILE, JSON_FILE, KIND_FILE, CONFIG_FILE, TEMPLATE_FILE)
 _FORMAT_VERSION = 1
 _HINT = (
     "make one: llmtrain tokenizer train --data SPEC --vocab-size N --out DIR; a run has its own in "
@@ -46,10 +52,11 @@ class Tokenizer:
     may be accepted nevertheless (`ImportOptions.allow_lossy`).
     """
 
-    __slots__ = ("_codec", "fingerprint", "kind", "model", "separator_id", "vocab_size")
+    __slots__ = ("_codec", "chat", "fingerprint", "kind", "model", "separator_id", "vocab_size")
 
-    def __init__(self, codec: Codec, kind: Kind) -> None:
+    def __init__(self, codec: Codec, kind: Kind, chat: ChatSource | None = None) -> None:
         self._codec: Final = codec
+        self.chat: Final = chat  # its own chat template
         self.kind: Final = kind
         self.model: Final = codec.model  # contents of the tokenizer's file
         self.vocab_size: Final = codec.vocab_size  # ids are 0 to `vocab_size` - 1
@@ -86,20 +93,35 @@ class Tokenizer:
         limit_bytes = MAX_JSON_BYTES if is_json else MAX_MODEL_BYTES
         try:
             model = read_bytes(path, limit_bytes, follow_links=True)
-            return cls.of_model(model) if kind is None else cls.read_as(kind, model)
+            tokenizer = cls.of_model(model) if kind is None else cls.read_as(kind, model)
         except FileNotFoundError:
             raise DataError(f"{path} does not exist", hint=_HINT) from None
         except (OSError, ValueError) as error:
             raise DataError(f"{path} cannot be read: {problem_of(error)}", hint=_HINT) from None
         except DataError as error:
             raise DataError(f"{path} cannot be used: {error.message}", hint=_HINT) from None
+        return tokenizer.with_chat(read_chat_source(directory))
 
-    def __reduce__(self) -> tuple[Any, tuple[Kind, bytes]]:
-        return Tokenizer.read_as, (self.kind, self.model)
+    def __reduce__(self) -> tuple[Any, tuple[Kind, bytes, ChatSource | None]]:
+        return _unpickled, (self.kind, self.model, self.chat)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, without separators. Raises DataError for a lone surrogate."""
         return self._codec.encode(self._prepared(text))
+
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the ids of `text`, and for each the index in it of the first character.
+
+        Tokens that share a character, as its bytes do, begin at the same one.
+        """
+        prepared = self._prepared(text)
+        ids, starts = self._codec.encode_with_starts(prepared)
+        if prepared == text:
+            return ids, starts
+        before = list[int]()  # for each character of the escaped text, its index in `text`
+        for index, character in enumerate(text):
+            before += [index] * len(escape(character))
+        return ids, [before[start] for start in starts]
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:
         """Return the ids of each text, in order. Raises DataError for a lone surrogate."""
@@ -138,6 +160,19 @@ class Tokenizer:
         pieces[self.separator_id] = replace(pieces[self.separator_id], kind="separator")
         return pieces
 
+    def controls(self) -> dict[str, int]:
+        """Return the ids of the control tokens, with the separator, by name."""
+        kinds = ("control", "separator")
+        return {
+            piece.text: token
+            for token, piece in enumerate(self.pieces())
+            if piece.kind in kinds and piece.text
+        }
+
+    def with_chat(self, chat: ChatSource | None) -> Tokenizer:
+        """Return the same tokenizer with another chat template, or none."""
+        return Tokenizer(self._codec, self.kind, chat)
+
     def save(self, directory: Path, *, model_max_length: int | None = None) -> None:
         """Write the model to `directory`, and tokenizer.json for Hugging Face if one has equal ids.
 
@@ -157,6 +192,11 @@ class Tokenizer:
         adds_prefix = None if is_json else read_settings(self.model).adds_dummy_prefix
         config = tokenizer_config(pieces, model_max_length, adds_prefix=adds_prefix)
         files = {CONFIG_FILE: config.encode()}
+        if self.chat is not None:
+            files = {
+                CONFIG_FILE: with_chat_source(config, self.chat).encode(),
+                TEMPLATE_FILE: self.chat.template.encode(),
+            }
         if self.kind.name == "own":
             files |= {MODEL_FILE: self.model, JSON_FILE: bpe_json(pieces).encode()}
             return files
@@ -177,6 +217,10 @@ class Tokenizer:
             return escape(text)
         require_unicode(text)
         return text
+
+
+def _unpickled(kind: Kind, model: bytes, chat: ChatSource | None) -> Tokenizer:
+    return Tokenizer.read_as(kind, model).with_chat(chat)
 
 
 def _kind_in(directory: Path) -> Kind | None:

@@ -10,24 +10,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from llmtrain.data.batches.conversations import (
+    END,
+    ConversationReader,
+    PackedConversations,
+    pack_conversations,
+)
 from llmtrain.data.batches.mixture import MixedBatches, MixedSource
 from llmtrain.data.batches.packing import PackedReader, Packing, pack
 from llmtrain.data.batches.windows import BatchReader, Tokens, WindowReader
+from llmtrain.data.chat.marks import Marks
 from llmtrain.data.shards.token_stream import TokenStream
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.huggingface import EMBEDDING, HEAD, weight_shapes
+from llmtrain.model.lora import adapted_decoder, reset_adapters
 from llmtrain.ops.precision import WeightCasts, half_dtype
 from llmtrain.plan.planner import InferencePlan, Plan
 from llmtrain.profile.schema import DataSection, Profile
 from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.recipe.learning_rate import peak_learning_rates
+from llmtrain.train.checkpoint.adapter import Adapter
 from llmtrain.train.checkpoint.format import Checkpoint
 from llmtrain.train.distributed.world import World, device_of
 from llmtrain.train.divergence.policy import DivergenceState
 from llmtrain.train.loop import Position, ReadWeights, Run
 from llmtrain.train.parameter_groups import build_optimizer, load_named_state
 from llmtrain.train.schedule import Schedule
+
+AnyPacking = Packing | PackedConversations
 
 
 def set_up_device(plan: Plan | InferencePlan, world: World) -> torch.device:
@@ -47,22 +58,27 @@ def build_run(
     stream: TokenStream,
     resumed: Checkpoint | None,
     separator_id: int | None = None,
-    packing: Packing | None = None,
+    packing: AnyPacking | None = None,
     mixture: Sequence[MixedSource] = (),
     initial: ReadWeights | None = None,
+    adapter: Adapter | None = None,
 ) -> Run:
     """Return a run at its first step, or at the checkpoint `resumed`; sets up the device.
 
-    `initial`: reads the weights that the run begins with, unless they are random.
+    `initial`: reads the weights that the run begins with, unless they are random. `adapter`: what
+    is trained where that is not the whole model.
 
     `separator_id`: the token that documents of the stream begin with. `packing`: how documents
     are packed into windows, unless they are concatenated. `mixture`: the parts of the stream that
     are read by weight, each packed by itself; if empty, the stream is read as a whole.
     """
     device = set_up_device(plan, world)
-    model = build_model(profile, resumed, initial).to(device)
+    if adapter is None:
+        model = build_model(profile, resumed, initial).to(device)
+    else:
+        model = build_adapted_model(profile, adapter, plan, resumed).to(device)
     model.separator_id = masking_separator(profile.data, separator_id)
-    model.has_padding = profile.data.packing != "concatenate"
+    model.has_padding = profile.data.pads_windows
     products = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
     tokens_per_step = profile.train.chosen_tokens_per_step
     continues = profile.model.init_from is not None
@@ -99,6 +115,7 @@ def build_run(
         skips_spikes=profile.train.skip_loss_spikes,
         divergence=divergence,
         initial_weights=initial,
+        adapter=adapter,
     )
 
 
@@ -110,10 +127,13 @@ def rewind_run(run: Run, seed: int, checkpoint: Checkpoint | None) -> None:
     run.optimizer.state.clear()
     run.scaler = torch.amp.GradScaler(run.device.type, enabled=run.scaler.is_enabled())
     earlier, position = DivergenceState(), Position()
-    if checkpoint is None:
-        _initialise(run.model, seed, run.initial_weights)
-    else:
+    if checkpoint is not None:
         load_weights(run.model, checkpoint.weights)
+    elif run.adapter is not None:
+        reset_adapters(run.model, seed)
+    else:
+        _initialise(run.model, seed, run.initial_weights)
+    if checkpoint is not None:
         load_named_state(run.model, run.optimizer, checkpoint.optimizer)
         earlier, position = checkpoint.state.course, _restore(checkpoint, run.scaler)
     if run.model.casts is not None:
@@ -145,15 +165,19 @@ def _reader(
     profile: Profile,
     stream: TokenStream,
     separator_id: int | None,
-    packing: Packing | None,
+    packing: AnyPacking | None,
     mixture: Sequence[MixedSource],
 ) -> WindowReader:
     context, seed = profile.model.context, profile.train.seed
 
-    def reader_of(tokens: Tokens, seed: int, packing: Packing | None = None) -> WindowReader:
+    def reader_of(tokens: Tokens, seed: int, packing: AnyPacking | None = None) -> WindowReader:
+        if profile.data.rows == "chat":
+            assert separator_id is not None, "the marks of conversations are known by it"
+            return conversation_reader(tokens, separator_id, context, seed, packing)
         if profile.data.packing == "concatenate":
             return BatchReader(tokens, context, seed)
         assert separator_id is not None, "packing needs the token that documents begin with"
+        assert not isinstance(packing, PackedConversations), "these are documents"
         packed = packing or pack(tokens, separator_id, context)
         return PackedReader(tokens, packed, separator_id, context, seed)
 
@@ -162,8 +186,24 @@ def _reader(
     return reader_of(stream, seed, packing)
 
 
+def conversation_reader(
+    tokens: Tokens,
+    separator_id: int,
+    context: int,
+    seed: int,
+    packing: AnyPacking | None = None,
+) -> ConversationReader:
+    """Return a reader of conversations, packed now unless they are. Raises DataError."""
+    marks = Marks.of_separator(separator_id)
+    assert not isinstance(packing, Packing), "these are conversations"
+    packed = packing or pack_conversations(tokens, marks, context)
+    return ConversationReader(tokens, packed, marks, context, seed)
+
+
 def masking_separator(section: DataSection, separator_id: int | None) -> int | None:
-    """Return the token that attention does not look past; None unless documents are masked."""
+    """Return the target that attention does not look past; None unless documents are masked."""
+    if section.rows == "chat":
+        return END
     if not section.mask_documents:
         return None
     assert separator_id is not None, "masking needs the token that documents begin with"
@@ -185,6 +225,25 @@ def build_model(
     model = Decoder(shape_of(profile.model))
     if resumed is None:
         _initialise(model, profile.train.seed, initial)
+    else:
+        load_weights(model, resumed.weights)
+    return model
+
+
+def build_adapted_model(
+    profile: Profile, adapter: Adapter, plan: Plan, resumed: Checkpoint | None
+) -> Decoder:
+    """Return the model that adapters are beside, with those of a checkpoint or new ones.
+
+    Where products are in bf16, the weights that stay as they are are kept in bf16: they would be
+    rounded to it in every step. Raises LlmtrainError if the model is gone or has changed.
+    """
+    shape = shape_of(profile.model)
+    dtype = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
+    tensors = adapter.base.tensors(shape.vocab_size)
+    model = adapted_decoder(shape, tensors, adapter.lora, dtype)
+    if resumed is None:
+        reset_adapters(model, profile.train.seed)
     else:
         load_weights(model, resumed.weights)
     return model
@@ -243,11 +302,14 @@ def _require_finite(weights: Mapping[str, Tensor], origin: str) -> None:
 
 
 def load_weights(model: Decoder, weights: Mapping[str, Tensor]) -> None:
-    """Load the weights. Raises LlmtrainError if they do not fit."""
+    """Load what is trained of the model. Raises LlmtrainError if it does not fit."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
-        model.load_state_dict(dict(weights), strict=True)
+        missing, unexpected = model.load_state_dict(dict(weights), strict=False)
     except RuntimeError as error:
         raise LlmtrainError(f"the weights do not fit the model: {error}") from None
+    if wrong := [*unexpected, *trained.intersection(missing)]:
+        raise LlmtrainError(f"the weights do not fit the model: {min(wrong)}")
 
 
 @dataclass(frozen=True, slots=True)

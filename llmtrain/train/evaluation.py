@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 
-from llmtrain.data.batches.windows import BatchReader
-from llmtrain.data.shards.prepared import PreparedData
+from llmtrain.eval.answer import answer_prompt
 from llmtrain.eval.continuation import continue_prompt
 from llmtrain.eval.evaluate import LossSum, bits_per_byte, sum_loss
 from llmtrain.model.generate import Sampling
@@ -19,6 +19,7 @@ from llmtrain.train.events import Evaluated
 from llmtrain.train.loop import Run
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.train.signals import StopRequest
+from llmtrain.train.validation import Validation
 
 _SAMPLING = Sampling(temperature=0.8)
 
@@ -33,15 +34,14 @@ class Evaluator:
         self,
         run: Run,
         options: EvalSection,
-        data: PreparedData,
+        validation: Validation,
         tokenizer: Tokenizer,
         stop: StopRequest,
     ) -> None:
-        """Raise DataError if the validation text is shorter than one context."""
         self._run = run
         self._options = options
-        self._facts = data.index.validation
-        self._reader = BatchReader(data.validation, run.context, seed=0)
+        self._validation = validation
+        self._reader = validation.reader
         self._tokenizer = tokenizer
         self._stop = stop
         self._evaluated_step = self._sampled_step = 0
@@ -55,8 +55,8 @@ class Evaluator:
 
     @property
     def tokens(self) -> int:
-        """The number of validation tokens."""
-        return self.windows * self._run.context
+        """The number of validation tokens that count in the loss."""
+        return self._reader.count_targets(0, self.windows)
 
     def restore(self, directory: RunDirectory) -> None:
         """Read from the run directory which steps were evaluated and sampled last."""
@@ -108,21 +108,28 @@ class Evaluator:
         """Return the evaluation of `step`, compared with the `best` loss of those before it."""
         self._evaluated_step = step
         mean = loss.nats_per_token
-        bpb = bits_per_byte(mean, self._facts.tokens, self._facts.text_bytes)
+        bpb = bits_per_byte(mean, self._validation.tokens, self._validation.text_bytes)
         is_best = math.isfinite(mean) and (best is None or mean < best)
         return Evaluated(step, mean, bpb, is_best)
 
     def sample(self, prompt: str, seed: int) -> str:
-        """Return a continuation of `prompt`."""
-        run, sampling, sampled = self._run, replace(_SAMPLING, seed=seed), ""
-        limit = self._options.sample_tokens
+        """Return a continuation of `prompt`, or in a conversation the answer to it."""
+        run, sampled = self._run, ""
         with run.autocast(), torch.compiler.set_stance("force_eager"):
-            for text in continue_prompt(run.model, self._tokenizer, prompt, sampling, limit):
+            for text in self._continuation(prompt, replace(_SAMPLING, seed=seed)):
                 self._check_stop()
                 sampled += text
                 if self._is_time_over():
                     break
         return sampled
+
+    def _continuation(self, prompt: str, sampling: Sampling) -> Iterator[str]:
+        model, chat = self._run.model, self._validation.chat
+        limit = self._options.sample_tokens
+        if chat is None:
+            return continue_prompt(model, self._tokenizer, prompt, sampling, limit)
+        ids = chat.ids[prompt]
+        return answer_prompt(model, self._tokenizer, ids, chat.stop_ids, sampling, limit)
 
     def sampled(self, step: int) -> None:
         """Record that the samples of `step` are complete."""

@@ -17,6 +17,7 @@ from llmtrain.model.decoder import Decoder
 from llmtrain.model.optimizer import RoleOptimizer
 from llmtrain.ops.precision import autocast_as
 from llmtrain.plan.planner import Plan
+from llmtrain.train.checkpoint.adapter import Adapter
 from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence.policy import DivergenceState, StepVerdict, judge
 from llmtrain.train.parameter_groups import set_learning_rate
@@ -76,6 +77,7 @@ class Run:
     divergence: DivergenceState = field(default_factory=DivergenceState)
     prefetch: Prefetch | None = None  # of `batches`
     initial_weights: ReadWeights | None = None  # of step 0; None: random ones
+    adapter: Adapter | None = None  # where only adapters are trained
 
     @property
     def windows_per_step(self) -> int:

@@ -44,7 +44,8 @@ def build_optimizer(
     """
     by_role: dict[Role, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        by_role.setdefault(role_of(name, parameter), []).append(parameter)
+        if parameter.requires_grad:
+            by_role.setdefault(role_of(name, parameter), []).append(parameter)
     rates = peak_learning_rates(
         section, model.shape.hidden_size, tokens_per_step, continues=continues
     )
@@ -75,7 +76,7 @@ def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
     return {
         f"{name}.{key}": value
         for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 

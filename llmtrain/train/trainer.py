@@ -15,6 +15,7 @@ from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
 from llmtrain.machine.core_wait import CoreTimes, ran_share, read_core_times, waited_share
 from llmtrain.machine.out_of_memory import memory_errors_mapped
+from llmtrain.model.lora import trained_weights
 from llmtrain.plan.tensor_bytes import checkpoint_bytes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.horizon import Horizon
@@ -33,10 +34,10 @@ from llmtrain.train.pace import Pace, expected_steps
 from llmtrain.train.parameter_groups import named_state
 from llmtrain.train.rate_check import CHECKED_STEPS, CorrectForecast, rate_difference
 from llmtrain.train.run_directory.directory import RunDirectory
-from llmtrain.train.sample_prompts import sample_prompts
 from llmtrain.train.signals import StopRequest
 from llmtrain.train.state import current_state, with_evaluation, with_plan
 from llmtrain.train.stopping import StopDecision, StopPolicy
+from llmtrain.train.validation import open_validation
 
 # The assumed cost of a save before one is measured: write, hash, sync, read back.
 _SAVE_S, _SAVED_BYTES_PER_S = 0.3, 170e6
@@ -88,7 +89,7 @@ class Trainer:
             run.world,
             run.device,
             first_step=run.position.step,
-            flops_per_token=self.shape.training_flops_per_token,
+            flops_per_token=setup.workload.flops_per_token,
             peak_flops=setup.peak_flops,
             text_tokens=setup.data.index.train.tokens,
             mixture=setup.mixture,
@@ -97,9 +98,10 @@ class Trainer:
         self.guard = MemoryGuard(run, setup.workload, directory, setup.observe)
         self.stopping = StopPolicy(setup.horizon, profile.eval, run.world, run.device)
         self.rewinder = Rewinder(run, profile, directory, setup.tokenizer)
-        self.evaluator = Evaluator(run, profile.eval, setup.data, setup.tokenizer, setup.stop)
+        validation = open_validation(profile, setup.data, setup.tokenizer)
+        self.evaluator = Evaluator(run, profile.eval, validation, setup.tokenizer, setup.stop)
         self.evaluator.restore(directory)
-        self.prompts = sample_prompts(profile, setup.tokenizer, setup.data.validation)
+        self.prompts = validation.prompts
         self.trained_s, self.trained_steps = 0.0, 0
         self.core_times: CoreTimes = {}  # after the first step
         self.end_costs_known = setup.horizon.time_s is None  # only a time limit needs them early
@@ -197,7 +199,8 @@ class Trainer:
             for _ in range(2):  # the first call is slower; the second replaces its cost
                 with self.pace.measured("evaluation", times):
                     self.guard.run_guarded(partial(self.evaluator.validation_loss, few))
-            size_bytes = checkpoint_bytes(self.shape, self.setup.profile.optim.name)
+            workload = self.setup.workload
+            size_bytes = checkpoint_bytes(self.shape, workload.optimizer, workload.lora)
             self.pace.record_cost("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
 
     def _decide(self, step: int) -> StopDecision:
@@ -334,10 +337,13 @@ class Trainer:
         with self.logger.excluded():
             self.state = current_state(self.state, self.run, self.pace)
             if self.run.world.is_main:
-                weights = self.run.model.state_dict()
-                optimizer = named_state(self.run.model, self.run.optimizer)
                 checkpoint = Checkpoint(
-                    self.state, weights, optimizer, self.shape, self.setup.tokenizer
+                    self.state,
+                    trained_weights(self.run.model),
+                    named_state(self.run.model, self.run.optimizer),
+                    self.shape,
+                    self.setup.tokenizer,
+                    adapter=self.run.adapter,
                 )
                 self.saver.save(checkpoint, in_background=in_background)
                 self._poll_saver()

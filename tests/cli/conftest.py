@@ -48,6 +48,7 @@ class Outcome:
         assert document["schema_version"] == package.SCHEMA_VERSION
         assert document["llmtrain"] == package.__version__
         name = "error" if "error" in document else published_name(self.arguments)
+        name = "eval-compared" if name == "eval" and "models" in document else name
         assert complaints(name, document) == []
         return document
 
@@ -56,8 +57,10 @@ def published_name(arguments: tuple[str, ...]) -> str:
     """Under which name the document of a command line is published."""
     candidates = ("-".join(arguments[:count]) for count in (3, 2, 1))
     name = next(words for words in candidates if words in PUBLISHED)
-    if name == "train" and "--dry-run" in arguments:
-        return "train-dry-run"
+    if name in ("train", "finetune") and "--dry-run" in arguments:
+        return f"{name}-dry-run"
+    if name == "data-inspect" and "--chat" in arguments:
+        return "data-inspect-chat"
     if name == "memory" and {"-p", "--profile"} & set(arguments):
         return "memory-profile"
     if name == "profiles-show" and {"--resolved", "--assume"} & set(arguments):

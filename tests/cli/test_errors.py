@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -448,3 +449,58 @@ def test_a_working_directory_that_cannot_be_written_names_out(
     assert "cannot be written: Read-only file system" in outcome.err
     assert "hint: --out DIRECTORY" in outcome.err
     assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["profiles list", "device info", "--version"])
+def test_a_full_disk_behind_stdout_is_named(command: str, place: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("/dev/full is a device of Linux")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "llmtrain", *command.split()],
+            cwd=place,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: stdout: No space left on device")
+
+
+def test_a_value_is_repeated_once_in_an_error(llmtrain: Command) -> None:
+    outcome = llmtrain("train", "-p", "tiny.yaml", "--dry-run", "--tokens", "nan")
+    assert outcome.code == 2
+    assert outcome.err.count("'nan'") == 1
+
+
+@pytest.mark.parametrize("command", ["memory", "runs list", "eval"])
+def test_an_argument_is_named_without_the_brackets_of_its_usage(
+    command: str, llmtrain: Command
+) -> None:
+    outcome = llmtrain(*command.split(), "")
+    assert outcome.code == 2
+    assert re.search(r"error: \w+ is empty", outcome.err)
+
+
+def test_a_file_that_is_no_profile_is_not_called_an_unknown_one(
+    llmtrain: Command, place: Path
+) -> None:
+    (place / "text.txt").write_text("words")
+    outcome = llmtrain("train", "--dry-run", "-p", "text.txt")
+    assert outcome.code == 2
+    assert "text.txt is not a profile file" in outcome.err
+
+
+def test_a_plan_warns_of_text_that_training_would_refuse(llmtrain: Command) -> None:
+    flags = ("train", "-p", "tiny.yaml", "--dry-run", "--data", "missing.txt")
+    assert "warning: missing.txt does not exist" in llmtrain(*flags).err
+    assert "missing.txt" not in llmtrain(*flags, "--assume", "cpu:8c:32GiB").err
+
+
+def test_columns_of_profiles_are_apart(llmtrain: Command) -> None:
+    heading, *rows = llmtrain("profiles", "list").out.splitlines()
+    assert re.split(r" {2,}", heading) == [
+        *("profile", "parameters", "context", "vocabulary", "tokens per step")
+    ]
+    assert {len(row) for row in rows} == {len(heading)}

@@ -23,6 +23,7 @@ CONTRACT = {
     *("profiles list", "profiles show", "profiles validate", "profiles schema"),
     *("data prepare", "data cache list", "data cache clear"),
     *("runs list", "runs show", "runs verify", "runs prove-resume"),
+    *("runs compare", "runs report", "runs tag", "runs rm"),
 }
 
 

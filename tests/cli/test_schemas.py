@@ -42,7 +42,14 @@ from tests.test_layers import loaded_after
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "reference" / "json.md"
 FILES = {"metrics.jsonl", "samples.jsonl", "run.yaml"}
-OF_AN_OPTION = {"train-dry-run", "memory-profile", "profiles-show-resolved"}
+OF_AN_OPTION = {
+    "eval-compared",
+    "train-dry-run",
+    "finetune-dry-run",
+    "data-inspect-chat",
+    "memory-profile",
+    "profiles-show-resolved",
+}
 
 
 def objects(schema: Any) -> Iterator[dict[str, Any]]:
@@ -198,6 +205,7 @@ def test_no_document_has_what_json_has_no_word_for(capsys: pytest.CaptureFixture
             status="done",
             state="finished",
             started=None,
+            tags=[],
             record=record,
         )
     )

@@ -25,6 +25,49 @@ def test_evaluation_is_repeatable_and_near_the_runs_own(llmtrain: Command, train
     assert math.isclose(first["loss_nats_per_token"], shown["val_loss"], rel_tol=0.02)
 
 
+def test_two_models_are_compared_on_the_same_documents(
+    llmtrain: Command, trained: Path, place: Path
+) -> None:
+    early = trained / "checkpoints" / "step-00000010"
+    alone = llmtrain("eval", early, "--json").document
+    document = llmtrain("eval", trained, early, "--json").document
+    last, first = document["models"]
+    assert first == {key: alone[key] for key in first}
+    (difference,) = document["differences"]
+    assert difference["checkpoint"] == str(early)
+    between = first["bits_per_byte"] - last["bits_per_byte"]
+    assert math.isclose(difference["bits_per_byte"], between, rel_tol=1e-6)
+    assert difference["interval"]["low"] < between < difference["interval"]["high"]
+    assert difference["is_seen"] is True
+    out = llmtrain("eval", trained, early).out
+    assert re.search(r": worse than the first: \+\d\.\d{4} bits per byte, ", out)
+    itself = llmtrain("eval", trained, trained, "--json").document["differences"][0]
+    assert (itself["bits_per_byte"], itself["is_seen"]) == (0, False)
+
+
+def test_other_tokenizers_are_compared_on_the_first_ones_text(
+    llmtrain: Command, trained: Path, place: Path
+) -> None:
+    settings = ("--set", "model.vocab_size=320", "--steps", 2, "-q")
+    assert llmtrain("train", "-p", "tiny.yaml", *settings, "--out", "small").code == 0
+    outcome = llmtrain("eval", trained, "small", "--json")
+    first, other = outcome.document["models"]
+    assert outcome.err.count("warning") == 0
+    assert (first["bytes"], first["tokens"]) != (other["bytes"], other["tokens"])
+    assert first["bytes"] == other["bytes"]
+    assert first["interval"]["units"] == other["interval"]["units"]
+
+    (place / "other.txt").write_text("QQQQ ZZZZ\n" * 300)
+    elsewhere = ("--data", "other.txt", "--steps", 2, "-q", "--out", "elsewhere")
+    assert (
+        llmtrain("train", "-p", "tiny.yaml", "--set", "model.vocab_size=300", *elsewhere).code == 0
+    )
+    outcome = llmtrain("eval", trained, "elsewhere", "--max-bpb", 0.1, "--json")
+    assert outcome.code == 6
+    assert "may have seen this validation text" in outcome.err
+    assert [limit["met"] for limit in outcome.document["thresholds"]] == [False, False]
+
+
 def test_evaluation_on_other_text(llmtrain: Command, trained: Path, place: Path) -> None:
     (place / "other.txt").write_text("QQQQ ZZZZ\n" * 30)
     own = llmtrain("eval", trained, "--data", "corpus.txt", "--json").document

@@ -16,6 +16,7 @@ from llmtrain.model import step_timing
 from llmtrain.model.decoder import Backbone, Decoder
 from llmtrain.model.optimizer import RoleOptimizer
 from llmtrain.model.step_timing import Way, time_eager_block, time_head, time_update
+from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
 
 WAY = Way(
@@ -55,6 +56,27 @@ def test_head_and_update_are_timed(small_shape: ModelShape, precision: Any, tied
     timed = [time_head(shape, way, compiled=False)]
     timed += [time_update(shape, way, optimizer) for optimizer in optimizers]
     assert all(0 < part.seconds < math.inf for part in timed)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_beside_adapters_only_they_are_updated(
+    small_shape: ModelShape, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = LoraShape(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
+    way = replace(WAY, precision=precision, lora=lora)
+    updated: list[int] = []
+
+    def updating(parameters: Any, *arguments: Any) -> Any:
+        updated.append(sum(each.numel() for each in parameters))
+        return original(parameters, *arguments)
+
+    original = step_timing._updating
+    monkeypatch.setattr(step_timing, "_updating", updating)
+    timed = [time_eager_block(small_shape, way), time_head(small_shape, way, compiled=False)]
+    timed.append(time_update(small_shape, way, "adamw"))
+
+    assert all(0 < part.seconds < math.inf for part in timed)
+    assert updated == [lora.parameters(small_shape)]
 
 
 def test_measuring_leaves_threads_and_random_numbers(small_shape: ModelShape) -> None:

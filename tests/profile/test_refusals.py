@@ -262,10 +262,12 @@ def test_a_byte_order_mark_is_not_text(file: Path) -> None:
 
 
 def test_a_file_or_profile_that_is_not_there(tmp_path: Path) -> None:
-    for name in ("mine.yaml", "mine.yml", str(tmp_path / "cpu-tiny"), str(tmp_path)):
+    for name in ("mine.yaml", "mine.yml", str(tmp_path / "cpu-tiny")):
         with pytest.raises(UsageError, match="does not exist") as caught:
             load_profile(name, environment={})
         assert name in caught.value.message
+    with pytest.raises(UsageError, match="is a directory"):
+        load_profile(str(tmp_path), environment={})
     with pytest.raises(UsageError, match="unknown profile 'cpu-tinny'; there are cpu-") as caught:
         load_profile("cpu-tinny", environment={})
     assert caught.value.hint == "did you mean cpu-tiny?"

@@ -30,6 +30,8 @@ SIZES = {
     "mps-small": (32000, 8, 512, 1408, 42e6),
 }
 
+FINETUNING = {"finetune-cpu", "finetune-gpu"}  # their shape is that of the model
+
 LARGE_BOX = Facts(
     system="Linux",
     python_version="3.12.0",
@@ -52,7 +54,16 @@ LARGE_BOX = Facts(
 
 
 def test_the_table_is_complete() -> None:
-    assert set(shipped_profiles()) == set(SIZES)
+    assert set(shipped_profiles()) == set(SIZES) | FINETUNING
+
+
+@pytest.mark.parametrize("name", sorted(FINETUNING))
+def test_a_profile_for_fine_tuning_has_no_shape(name: str) -> None:
+    profile = load_profile(name, environment={}).profile
+    default = ModelSection()
+    assert profile.name == name
+    assert profile.model == default.model_copy(update={"context": profile.model.context})
+    assert (profile.data.rows, profile.optim.name, profile.device.kind) == ("chat", "adamw", "auto")
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from llmtrain.cli.train import _deadline
+from llmtrain.cli.train import deadline_of
 from llmtrain.engine.request import Deadline, TrainRequest
 from llmtrain.engine.session_start import _FINAL_SAVE_S
 from llmtrain.engine.train_run import TrainSession, run_training
@@ -89,18 +89,18 @@ def test_what_comes_before_training_counts_too(place: Path) -> None:
 
 
 def test_a_deadline_is_what_a_clock_shows_next() -> None:
-    soon = _deadline("until=23:59")
+    soon = deadline_of("until=23:59")
     assert soon is not None
     assert 0 < soon.at_s - soon.from_s <= 25 * 3600 + 60  # a day, and an hour where clocks change
     assert time.localtime(soon.at_s)[3:5] == (23, 59)
-    assert _deadline("30m") is None
-    assert _deadline(None) is None
+    assert deadline_of("30m") is None
+    assert deadline_of(None) is None
 
 
 @pytest.mark.parametrize("text", ["until=25:00", "until=", "until=soon", "until=7.30"])
 def test_what_no_clock_shows_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match="not a time of day") as refused:
-        _deadline(text)
+        deadline_of(text)
     assert "until=07:30" in str(refused.value.hint)
 
 

@@ -8,6 +8,7 @@ import typer
 
 from llmtrain.cli import options
 from llmtrain.cli.output import Output
+from llmtrain.errors import UsageError
 
 
 def inspect(
@@ -20,6 +21,15 @@ def inspect(
     ] = None,
     text_field: options.ProfileTextField = None,
     set_: options.Set = None,
+    chat: Annotated[
+        str | None,
+        typer.Option(
+            "--chat",
+            metavar="MODEL",
+            help="Rows are conversations: show one by the chat template of this run or model, with "
+            "what carries loss, and check all.",
+        ),
+    ] = None,
     sample: Annotated[
         int | None,
         options.whole_number("--sample", "Inspect only so many documents.", 1),
@@ -29,8 +39,10 @@ def inspect(
 
     Finding near copies takes 0.6 GB of memory per million documents.
     """
+    from llmtrain.cli.data.chat_report import chat_parts
     from llmtrain.cli.progress import watching
-    from llmtrain.documents.data import DataInspect
+    from llmtrain.documents.data import DataInspect, DataInspectChat
+    from llmtrain.engine.inspect_chat import inspect_chat
     from llmtrain.engine.inspect_data import inspect_data
     from llmtrain.machine.probe import read_cpu
     from llmtrain.prepare.context import PrepareContext
@@ -40,9 +52,21 @@ def inspect(
     flags = options.flag_settings(
         data_sources=data, data_text_field=text_field, data_tokenizer=tokenizer
     )
-    loaded = load_profile(profile, assignments=set_ or [], flags=flags)
+    if chat is not None:
+        if tokenizer is not None:
+            raise UsageError(
+                "--chat counts tokens with the model's tokenizer", hint="leave --tokenizer out"
+            )
+        flags |= options.flag_settings(data_rows="chat")
+    default = None if chat is None else "finetune-cpu"
+    loaded = load_profile(profile or default, assignments=set_ or [], flags=flags)
     with stop_on_signals() as stop, watching(output) as observe:
         work = PrepareContext(read_cpu().usable_cores, observe, stop.check)
+        if chat is not None:
+            conversations = inspect_chat(loaded.profile, chat, work, only_first=sample)
+            answer = DataInspectChat.of(conversations)
+            output.answer(answer, chat_parts(answer))
+            return
         report = inspect_data(
             loaded.profile, work, only_first=sample, is_for_profile=profile is not None
         )

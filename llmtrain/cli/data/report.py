@@ -73,7 +73,10 @@ def _facts(report: DataReport) -> Iterator[tuple[str, str]]:
     for source in report.sources:
         yield "source", f"{shown(str(source['spec']))}: {_files(source['files'])}"
     if report.skipped:
-        yield "skipped", ", ".join(f"{count} {reason}" for reason, count in report.skipped.items())
+        yield (
+            "skipped",
+            "; ".join(f"{reason} ({count})" for reason, count in report.skipped.items()),
+        )
     only = f"; only the first {report.only_first:,} were read" if report.only_first else ""
     yield "documents", f"{facts.documents:,}{only}"
     yield "text", f"{format_bytes(facts.text_bytes)}, {found.characters:,} characters"

@@ -82,12 +82,19 @@ def pack(
         check_stop()
         some = slice(begin, begin + horizon_chunks)
         window_of = best_fit(lengths[some], context)
-        order = np.argsort(window_of, kind="stable")
-        packed = starts[some].astype(np.uint64) << np.uint64(_LENGTH_BITS)
-        chunks.append((packed | lengths[some].astype(np.uint64))[order])
-        counts.append(np.bincount(window_of).astype(np.uint64))
+        part = packing_of(starts[some], lengths[some], window_of)
+        chunks.append(part.chunks)
+        counts.append(np.diff(part.windows))
     ends = np.cumsum(np.concatenate([np.zeros(1, np.uint64), *counts]), dtype=np.uint64)
     return Packing(np.concatenate(chunks), ends)
+
+
+def packing_of(starts: TokenArray, lengths: TokenArray, window_of: TokenArray) -> Packing:
+    """Return the packing in which each chunk is in the window that `window_of` says."""
+    order = np.argsort(window_of, kind="stable")
+    chunks = starts.astype(np.uint64) << np.uint64(_LENGTH_BITS) | lengths.astype(np.uint64)
+    counts = np.concatenate([np.zeros(1, np.uint64), np.bincount(window_of).astype(np.uint64)])
+    return Packing(chunks[order], np.cumsum(counts, dtype=np.uint64))
 
 
 def _borders(stream: Tokens, separator_id: int, check_stop: Callable[[], None]) -> TokenArray:

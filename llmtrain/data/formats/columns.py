@@ -9,8 +9,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, BinaryIO
 
+from llmtrain.data.chat.rows import COLUMNS
 from llmtrain.data.document import Document, RecordOptions
-from llmtrain.data.formats.records import document, require_field
+from llmtrain.data.formats.records import chat_document, document, require_field
 from llmtrain.data.formats.streams import library_missing, map_damage
 from llmtrain.data.formats.text import decoded
 from llmtrain.errors import DataError
@@ -30,7 +31,8 @@ def parquet_rows(stream: BinaryIO, origin: str, options: RecordOptions) -> Itera
         import pyarrow.parquet
 
         known = pyarrow.parquet.ParquetFile(stream)
-        path = _text_path(pa, known.schema_arrow, origin, options)
+        chat = _chat_columns(known.schema_arrow, options)
+        path = () if chat else _text_path(pa, known.schema_arrow, origin, options)
         file = pyarrow.parquet.ParquetFile(
             stream,
             metadata=known.metadata,
@@ -41,9 +43,12 @@ def parquet_rows(stream: BinaryIO, origin: str, options: RecordOptions) -> Itera
         )
         batches = file.iter_batches(
             _rows_in_batch(file.metadata, stream.seek(0, os.SEEK_END), origin),
-            columns=[options.text_field],
+            columns=chat or [options.text_field],
             use_threads=False,
         )
+        if chat:
+            yield from _chat_rows(batches, origin, options)
+            return
         columns = (batch.column(0) for batch in batches)
         yield from _documents(columns, path[1:], origin, options)
 
@@ -54,9 +59,12 @@ def arrow_rows(stream: BinaryIO, origin: str, options: RecordOptions) -> Iterato
         is_file = stream.read(len(_ARROW_FILE)) == _ARROW_FILE
         stream.seek(0)
         reader = pa.ipc.open_file(stream) if is_file else pa.ipc.open_stream(stream)
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+        if chat := _chat_columns(reader.schema, options):
+            yield from _chat_rows((batch.select(chat) for batch in batches), origin, options)
+            return
         path = _text_path(pa, reader.schema, origin, options)
         column = reader.schema.get_field_index(path[0])
-        batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
         columns = (batch.column(column) for batch in batches)
         yield from _documents(columns, path[1:], origin, options)
 
@@ -71,6 +79,28 @@ def _arrow(origin: str, what: str) -> Iterator[Any]:
     # A damaged size may exceed the memory, and a damaged name may be invalid Unicode.
     with map_damage(origin, what, (pa.ArrowException, UnicodeDecodeError, EOFError, MemoryError)):
         yield pa
+
+
+def _chat_columns(schema: Any, options: RecordOptions) -> list[str]:
+    """Return the columns with conversations, or all if there are none; empty for texts."""
+    if options.rows == "text":
+        return []
+    return [name for name in schema.names if name in COLUMNS] or list(schema.names)
+
+
+def _chat_rows(batches: Iterator[Any], origin: str, options: RecordOptions) -> Iterator[Document]:
+    row = 0
+    for batch in batches:
+        batch.validate(full=True)  # if its sizes are wrong, reading it aborts the process
+        for index in range(batch.num_rows):
+            yield from options.attempt(
+                partial(_conversation, batch.slice(index, 1), f"{origin}[{row}]", options)
+            )
+            row += 1
+
+
+def _conversation(row: Any, place: str, options: RecordOptions) -> Document:
+    return chat_document(row.to_pylist()[0], place, options)
 
 
 def _text_path(pa: Any, schema: Any, origin: str, options: RecordOptions) -> tuple[str, ...]:

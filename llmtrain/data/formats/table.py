@@ -8,7 +8,7 @@ from functools import partial
 from typing import BinaryIO, Literal
 
 from llmtrain.data.document import Document, RecordOptions
-from llmtrain.data.formats.records import document, require_field
+from llmtrain.data.formats.records import chat_document, document, require_field
 from llmtrain.data.formats.text import BOM, decoded
 from llmtrain.errors import DataError
 from llmtrain.units import format_bytes
@@ -34,19 +34,24 @@ def _documents(
     place, header = next(rows, (origin, None))
     if header is None:
         return
-    require_field(header, place, options)
-    column = header.index(options.text_field)
+    if options.rows == "chat":
+        column = None
+    else:
+        require_field(header, place, options)
+        column = header.index(options.text_field)
     for place, row in rows:
         yield from options.attempt(partial(_document, row, column, header, place, options))
 
 
 def _document(
-    row: list[str], column: int, header: list[str], place: str, options: RecordOptions
+    row: list[str], column: int | None, header: list[str], place: str, options: RecordOptions
 ) -> Document:
     if len(row) != len(header):
         message = f"{place}: the row has {len(row)} fields, and the header {len(header)}"
         hint = "a field with a separator or a line end in it has to be quoted"
         raise DataError(message, hint=hint)
+    if column is None:
+        return chat_document(dict(zip(header, row, strict=True)), place, options)
     return document(row[column], place, options)
 
 

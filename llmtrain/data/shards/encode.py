@@ -37,6 +37,14 @@ class TextEncoder(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
+class RefusedTextError(DataError):
+    """A text that cannot be encoded; `index` is its position in the batch."""
+
+    def __init__(self, message: str, index: int, *, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.index = index
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A part of a piece, encoded in one call. `data` is its text as UTF-8."""
@@ -94,10 +102,14 @@ def encode_parts(
             yield [part.data for part in batch]
 
     with closing(encode(texts())) as encoded:
-        for ids, counts in encoded:
-            batch = waiting.popleft()
-            _require_valid(ids, counts, batch, encoder)
-            yield _with_separators(ids, counts, batch, encoder.separator_id)
+        try:
+            for ids, counts in encoded:
+                batch = waiting.popleft()
+                _require_valid(ids, counts, batch, encoder)
+                yield _with_separators(ids, counts, batch, encoder.separator_id)
+        except RefusedTextError as error:
+            origin = waiting[0][error.index].origin
+            raise DataError(f"{origin}: {error.message}", hint=error.hint) from None
 
 
 def _batches(parts: Iterable[Part], batch_bytes: int) -> Iterator[list[Part]]:

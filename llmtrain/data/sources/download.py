@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import quote
 
-from llmtrain.data.document import Skipped, no_text_file
+from llmtrain.data.document import Rows, Skipped, no_text_file
 from llmtrain.data.shards.cache_entry import building_directory, map_write_errors, publish
 from llmtrain.data.sources.object_stores import Store, StoredFile, listed, store_of
 from llmtrain.data.sources.urls import (
@@ -44,11 +44,13 @@ class FetchOptions:
     """Options of fetching remote files. An exception from `check_stop` ends it.
 
     `on_progress` is called with bytes done and in all; `text_field` is the text's in `.jsonl`.
+    `rows`: whether rows of datasets have a text or a conversation.
     `reason_against` returns why the file of a name below an address is not fetched, or None.
     """
 
     cache: Path
     text_field: str
+    rows: Rows = "text"
     on_progress: Callable[[int, int], None] = lambda done, total: None
     check_stop: Callable[[], None] = lambda: None
     reason_against: Callable[[str], str | None] = lambda name: None

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from llmtrain.data.chat.rows import COLUMNS
 from llmtrain.data.shards.cache_entry import building_directory, map_write_errors, publish
 from llmtrain.data.sources.download import Fetched, FetchOptions
 from llmtrain.data.sources.urls import describe_error, map_errors, without_secrets
@@ -88,6 +89,7 @@ def fetch_dataset(spec: str, work: FetchOptions) -> Fetched:
     with map_errors(spec, _data_error):
         revision = _revision(asked)
     parts = [asked.dataset, asked.config, asked.split, column, work.text_field, revision]
+    parts += [work.rows] if work.rows == "chat" else []
     entry = work.cache / "remote" / "datasets" / json_key(parts)
     if not entry.is_dir():
         what = f"the texts of {spec}"
@@ -168,12 +170,12 @@ def _write(
     facts = {"rows": 0, "rows_without_text": 0}
     done_bytes = 0
     with (directory / "documents.jsonl").open("wb") as out:
-        for text in _texts(spec, asked, column, revision):
+        for record in _records(spec, asked, column, revision, work):
             facts["rows"] += 1
-            if not text:
+            if record is None:
                 facts["rows_without_text"] += 1
                 continue
-            line = json.dumps({work.text_field: text}, ensure_ascii=False).encode()
+            line = json.dumps(record, ensure_ascii=False).encode()
             out.write(line + b"\n")
             done_bytes += len(line)
             if facts["rows"] % _ROWS_BETWEEN_LOOKS == 0:
@@ -182,6 +184,20 @@ def _write(
     sync_file(directory / "documents.jsonl")
     (directory / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
     sync_file(directory / "facts.json")
+
+
+def _records(
+    spec: str, asked: DatasetSpec, column: str, revision: str, work: FetchOptions
+) -> Iterator[dict[str, Any] | None]:
+    """Yield a record for every row in order; None for one that has no text."""
+    if work.rows == "text":
+        for text in _texts(spec, asked, column, revision):
+            yield {work.text_field: text} if text else None
+        return
+    with map_errors(spec, _data_error):
+        rows = iter(_rows(asked, revision))
+    while (row := _next_row(spec, rows)) is not None:
+        yield {name: row[name] for name in COLUMNS if name in row}
 
 
 def _texts(spec: str, asked: DatasetSpec, column: str, revision: str) -> Iterator[str | None]:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from llmtrain.data.corpus import SUPPORTED, Corpus, Source
 from llmtrain.data.corpus_stats import CorpusStatsBuilder
-from llmtrain.data.document import Document, Limits, Skipped, no_text_file
+from llmtrain.data.document import Document, Limits, Rows, Skipped, no_text_file
 from llmtrain.data.formats.registry import reason_not_to_read
 from llmtrain.data.formats.streams import readable
 from llmtrain.data.reading import (
@@ -48,6 +48,7 @@ def resolve_sources(
     *,
     validation: str | None = None,
     text_field: str = "text",
+    rows: Rows = "text",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     skips_bad: bool = False,
@@ -60,16 +61,19 @@ def resolve_sources(
     validation splits of saved datasets in `specs` are not read.
     Remote files are fetched into the cache. Every file is checked: it exists and begins like text.
     `include` and `exclude` are patterns as in .gitignore, for files found in directories, globs and
-    archives. `skips_bad`: records that cannot be used are skipped. Raises DataError for a spec
-    without text, UsageError without any spec or for an invalid pattern.
+    archives. `rows`: whether records have a text or a conversation. `skips_bad`: records that
+    cannot be used are skipped. Raises DataError for a spec without text, UsageError without any
+    spec or for an invalid pattern.
     """
     if not specs or not all(specs):
         raise UsageError("no data is given", hint="--data FILE, or --data builtin:python")
     selection = Selection(tuple(include), tuple(exclude))
     PathFilter(selection)  # an invalid pattern is an error before any search
-    options = ReadOptions(text_field, selection, limits or Limits(), skips_bad)
+    options = ReadOptions(text_field, selection, limits or Limits(), rows, skips_bad)
     seen: set[str] = set()
-    fetching = _only_wanted(fetching or FetchOptions(cache_directory(), text_field), selection)
+    fetching = _only_wanted(
+        fetching or FetchOptions(cache_directory(), text_field, rows), selection
+    )
     held_out: tuple[Source, ...] = ()
     if validation is not None:
         source = _without_repeats(_resolve(validation, options, fetching), seen)
@@ -122,6 +126,8 @@ def _identity(file: SourceFile) -> str:
 
 
 def _resolve(spec: str, options: ReadOptions, fetching: FetchOptions) -> Source:
+    if spec == BUILTIN_PYTHON and options.rows == "chat":
+        raise DataError(f"{spec} has no conversations", hint="--data FILE.jsonl")
     if spec == BUILTIN_PYTHON:
         return _python_library()
     if is_stdin(spec):

@@ -28,7 +28,12 @@ from llmtrain.files import cache_directory, sha256_file
 from llmtrain.profile.load import profile_from_values
 from llmtrain.profile.schema import Profile
 from llmtrain.progress import Note
-from llmtrain.train.checkpoint.format import MODEL, OPTIMIZER, list_checkpoints, load_state
+from llmtrain.train.checkpoint.format import (
+    OPTIMIZER,
+    list_checkpoints,
+    load_state,
+    weights_file,
+)
 from llmtrain.train.events import Observer
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.units import format_duration
@@ -243,7 +248,7 @@ def _result(run: RunDirectory) -> RunResult:
         raise LlmtrainError(f"{run.path} ended before it was finished")
     lines = [{n: m[n] for n in _REPRODUCIBLE if n in m} for m in run.read_metrics()]
     return RunResult(
-        sha256_file(newest / MODEL),
+        sha256_file(weights_file(newest)),
         sha256_file(newest / OPTIMIZER),
         (*lines, *run.read_samples()),
         load_state(newest).numerics,

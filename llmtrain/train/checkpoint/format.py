@@ -25,6 +25,13 @@ from llmtrain.profile.load import requirement
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.codec import NAMING_FILES
+from llmtrain.train.checkpoint.adapter import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    BASE,
+    Adapter,
+    read_adapter,
+)
 from llmtrain.train.checkpoint.tensors import read_tensors
 from llmtrain.train.divergence.policy import DivergenceState
 from llmtrain.untrusted import is_unreached, problem_of, read_json, refuse_link, unreadable
@@ -88,6 +95,13 @@ class Checkpoint:
     shape: ModelShape
     tokenizer: Tokenizer
     has_optimizer: bool = True  # False: the weights alone were saved or kept
+    adapter: Adapter | None = None  # of which `weights` are the tensors, and not of a whole model
+
+    def whole_weights(self) -> Mapping[str, Tensor]:
+        """Return the weights of the whole model, adapters merged. Raises LlmtrainError."""
+        if self.adapter is None:
+            return self.weights
+        return self.adapter.merged(self.weights, self.shape)
 
 
 def checkpoint_name(step: int) -> str:
@@ -217,8 +231,13 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
     state = load_state(path)
     with _errors_mapped(path / "config.json") as file:
         shape = shape_from_config(read_json(file), str(file))
-    with _errors_mapped(path / MODEL) as file:
-        weights = read_tensors(file)
+    adapter: Adapter | None = None
+    if (path / ADAPTER).is_file():
+        with _errors_mapped(path / ADAPTER):
+            adapter, weights = read_adapter(path, shape)
+    else:
+        with _errors_mapped(path / MODEL) as file:
+            weights = read_tensors(file)
     with _errors_mapped(path / OPTIMIZER) as file:
         optimizer = read_tensors(file) if with_optimizer else {}
     tokenizer = Tokenizer.load(path)
@@ -228,7 +247,12 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
             f"{tokenizer.vocab_size} pieces of its tokenizer",
             hint="put back the tokenizer that the model was trained with",
         )
-    return Checkpoint(state, weights, optimizer, shape, tokenizer, with_optimizer)
+    return Checkpoint(state, weights, optimizer, shape, tokenizer, with_optimizer, adapter)
+
+
+def weights_file(path: Path) -> Path:
+    """Return the file of a checkpoint with what was trained: the model, or its adapters."""
+    return path / (ADAPTER if (path / ADAPTER).is_file() else MODEL)
 
 
 @contextmanager
@@ -334,8 +358,10 @@ def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
         complete = all({"bytes", "sha256"} <= set(entry) for entry in files.values())
     except (LookupError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{file} cannot be read: {error}") from None
-    required = {MODEL, STATE, "config.json"}
-    has_all = required <= set(files) and any(name in files for name in NAMING_FILES)
+    required = {STATE, "config.json"}
+    has_weights = MODEL in files or {ADAPTER, ADAPTER_CONFIG, BASE} <= set(files)
+    has_tokenizer = any(name in files for name in NAMING_FILES)
+    has_all = required <= set(files) and has_weights and has_tokenizer
     if not names_are_plain or not complete or not has_all:
         raise DamagedCheckpointError(f"{file} is not the manifest of a checkpoint")
     checked: dict[str, dict[str, Any]] = files

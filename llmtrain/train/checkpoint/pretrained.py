@@ -45,22 +45,28 @@ class PretrainedDirectory:
 
     def read_weights(self) -> dict[str, Tensor]:
         """Return the weights in fp32 by their Hugging Face names. Raises LlmtrainError."""
+        return dict(self.tensors())
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the weights of each tensor, in fp32. Raises LlmtrainError.
+
+        A head that is the embedding is left out.
+        """
         wanted = dict(weight_shapes(self.shape))
-        weights: dict[str, Tensor] = {}
+        both: dict[str, Tensor] = {}  # a head beside an embedding that it has to equal
         for file in self.files:
             with _damage_named(file):
                 for name, tensor in read_floats_as_fp32(file):
-                    if name in wanted or name == HEAD:
-                        weights[name] = tensor
-        if self.shape.tie_embeddings and HEAD in weights:
-            if not weights[HEAD].equal(weights[EMBEDDING]):
-                raise UsageError(
-                    f"{self.path / CONFIG}: tie_word_embeddings is true, and {HEAD} differs from "
-                    f"{EMBEDDING}",
-                    hint="set it to false in a copy of the directory if the head is its own",
-                )
-            del weights[HEAD]
-        return weights
+                    if self.shape.tie_embeddings and name in (EMBEDDING, HEAD):
+                        both[name] = tensor
+                    if name in wanted:
+                        yield name, tensor
+        if HEAD in both and not both[HEAD].equal(both[EMBEDDING]):
+            raise UsageError(
+                f"{self.path / CONFIG}: tie_word_embeddings is true, and {HEAD} differs from "
+                f"{EMBEDDING}",
+                hint="set it to false in a copy of the directory if the head is its own",
+            )
 
 
 def is_pretrained_directory(path: Path) -> bool:
@@ -68,14 +74,19 @@ def is_pretrained_directory(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
+def shape_in(path: Path) -> ModelShape:
+    """Return the shape in the directory's config.json. Raises UsageError and LlmtrainError."""
+    with _damage_named(path / CONFIG) as file:
+        config = parse_json(read_bytes(file, _JSON_BYTES, follow_links=True))
+    return shape_of_pretrained(config, str(path / CONFIG))
+
+
 def open_pretrained(path: Path) -> PretrainedDirectory:
     """Read config.json and the headers of all tensors; no tensor is read.
 
     Raises UsageError for a model that is unsupported, and LlmtrainError for damaged files.
     """
-    with _damage_named(path / CONFIG) as file:
-        config = parse_json(read_bytes(file, _JSON_BYTES, follow_links=True))
-    shape = shape_of_pretrained(config, str(path / CONFIG))
+    shape = shape_in(path)
     files = _tensor_files(path)
     found: dict[str, Shape] = {}
     for file, names in files.items():

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from llmtrain.files import forget_cached, sha256_file, sync_directory, sync_file
 from llmtrain.model.huggingface import config_of, generation_config_of
+from llmtrain.train.checkpoint.adapter import write_adapter
 from llmtrain.train.checkpoint.format import (
     FORMAT_VERSION,
     MANIFEST,
@@ -145,7 +146,10 @@ def _write_files(directory: Path, checkpoint: Checkpoint) -> None:
     _write_json(directory / "config.json", config_of(checkpoint.shape, separator_id))
     _write_json(directory / "generation_config.json", generation_config_of(separator_id))
     checkpoint.tokenizer.save(directory, model_max_length=checkpoint.shape.context)
-    write_tensors(directory / MODEL, checkpoint.weights)
+    if checkpoint.adapter is None:
+        write_tensors(directory / MODEL, checkpoint.weights)
+    else:
+        write_adapter(directory, checkpoint.adapter, checkpoint.weights)
     write_tensors(directory / OPTIMIZER, checkpoint.optimizer)
     _write_json(directory / STATE, checkpoint.state.model_dump(mode="json"))
 

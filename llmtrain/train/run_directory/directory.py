@@ -70,7 +70,9 @@ class RunDirectory:
             refuse_link(path)
         for path in files:
             if path.exists() and not path.is_file():
-                raise UsageError(f"{path} is not an ordinary file", hint="choose another --out")
+                raise UsageError(
+                    f"{path} is not an ordinary file", hint="remove it, or name another run"
+                )
         for path in filter(is_checkpoint_name, entries_of(self.checkpoints)):
             refuse_link(path)
 
@@ -260,7 +262,7 @@ def find_checkpoints(text: str) -> list[Path]:
             refuse_only_damaged(path / "checkpoints")
             if not found:
                 raise UsageError(
-                    f"run {path} has no checkpoint yet",
+                    f"run {path} has no checkpoint",
                     hint=f"llmtrain train --out {shlex.quote(str(path))} --resume auto",
                 )
             return found

@@ -1,7 +1,8 @@
-"""Detection by first bytes of files that are not the text that their name suggests."""
+"""Detection by first bytes of files that are not what their name suggests."""
 
 from __future__ import annotations
 
+_READ_BYTES = 4096
 _RENAME = "; rename it to end in {}"
 LFS_POINTER = "a Git LFS pointer, not the file itself; git lfs pull brings it"
 _LFS_HEAD = b"version https://git-lfs.github.com/spec/"
@@ -31,6 +32,7 @@ _BEGINNINGS: tuple[tuple[bytes, str, str], ...] = (
     (b"OggS", "a sound", ""),
 )
 _PDF = b"%PDF-"
+_WEB_PAGES = (b"<!doctype html", b"<html")
 _TAR, _TAR_AT = b"ustar", 257
 
 
@@ -38,14 +40,38 @@ def reason_against_content(head: bytes) -> str | None:
     """Return a description of what a file that begins with `head` is; None if it may be text."""
     if head.startswith(_PDF):  # which may be all ASCII, and still holds no readable text
         return "a PDF file, not text; pdftotext makes text of it"
-    if _is_text(head):
+    found = None if _is_text(head) else _binary_kind(head)
+    if found is None:
         return None
+    what, suffix = found
+    return f"{what}, not text" + (_RENAME.format(suffix) if suffix else "")
+
+
+def other_content(head: bytes) -> str | None:
+    """Return what a file is that is read as JSON, YAML, a model or weights and is none of them.
+
+    None if the first bytes do not say so.
+    """
+    if not head:
+        return "empty"
+    if is_lfs_pointer(head):
+        return LFS_POINTER
+    if head.startswith(_PDF):
+        return "a PDF file"
+    if head.lstrip()[:15].lower().startswith(_WEB_PAGES):
+        return "a web page, not the file itself; download it again"
+    found = None if _is_text(head) else _binary_kind(head)
+    return None if found is None else found[0]
+
+
+def _binary_kind(head: bytes) -> tuple[str, str] | None:
+    """Return the kind of a binary file and the suffix that it should have; "" if none is read."""
     if head[_TAR_AT : _TAR_AT + len(_TAR)] == _TAR:
-        return "a tar file, not text" + _RENAME.format(".tar")
-    for beginning, what, suffix in _BEGINNINGS:
-        if head.startswith(beginning):
-            return f"{what}, not text" + (_RENAME.format(suffix) if suffix else "")
-    return None
+        return "a tar file", ".tar"
+    kinds = (
+        (what, suffix) for beginning, what, suffix in _BEGINNINGS if head.startswith(beginning)
+    )
+    return next(kinds, None)
 
 
 def is_lfs_pointer(head: bytes) -> bool:
@@ -56,6 +82,7 @@ def is_lfs_pointer(head: bytes) -> bool:
 def _is_text(head: bytes) -> bool:
     if b"\0" in head:
         return False
+    head = head[:_READ_BYTES]
     try:
         head.decode()
     except UnicodeDecodeError as error:

@@ -1,0 +1,1 @@
+"""Conversations as data: their rows, and their tokens with what the assistant wrote marked."""

@@ -1,0 +1,143 @@
+"""Low-rank adapters (Hu et al. 2021, "LoRA") beside weights that are not trained.
+
+    y = W·x + (α / r) · B·(A·x)      A: r × inputs, B: outputs × r
+
+Names of tensors are those of PEFT. An adapter is merged by adding (α / r) · B·A to W. Only the
+matrices of blocks have adapters: the embedding and the head never change, so it does not matter
+whether they are one matrix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmtrain.choice import Precision
+from llmtrain.errors import LlmtrainError
+from llmtrain.model.decoder import Block, Decoder
+from llmtrain.ops.rotary import rotary_table
+from llmtrain.profile.lora_shape import TARGETS, LoraShape
+from llmtrain.profile.shape import ModelShape
+
+_A, _B = ".lora_A.weight", ".lora_B.weight"
+
+
+class AdaptedLinear(nn.Module):
+    """A linear layer whose weight stays as it is, and an adapter."""
+
+    def __init__(self, weight: Tensor, lora: LoraShape) -> None:
+        """Add an adapter that is zero to `weight`."""
+        super().__init__()
+        outputs, inputs = weight.shape
+        self.scale = lora.scale
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.lora_A = nn.Linear(inputs, lora.rank, bias=False)
+        self.lora_B = nn.Linear(lora.rank, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output with the adapter's added."""
+        weight = self.weight if self.weight.dtype == x.dtype else self.weight.to(x.dtype)
+        y: Tensor = F.linear(x, weight) + self.lora_B(self.lora_A(x)) * self.scale
+        return y
+
+
+def adapted_decoder(
+    shape: ModelShape,
+    tensors: Iterable[tuple[str, Tensor]],
+    lora: LoraShape,
+    dtype: torch.dtype,
+) -> Decoder:
+    """Return a model of which only adapters are trained; its own matrices become `dtype`.
+
+    `tensors` are its weights, which are read one at a time, so that those in fp32 are never all in
+    memory. Raises LlmtrainError unless they are just the weights of the shape.
+    """
+    with torch.device("meta"):
+        model = Decoder(shape)
+    backbone = model.model
+    backbone.cos_td, backbone.sin_td = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
+    missing = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    for name, tensor in tensors:
+        if missing.pop(name, None) != tensor.shape:
+            raise LlmtrainError(f"{name} does not fit the model that adapters are trained beside")
+        if not torch.isfinite(tensor).all():
+            raise LlmtrainError(f"{name} of the model to fine-tune has numbers that are not finite")
+        parent, _, own = name.rpartition(".")
+        weight = tensor.to(dtype) if tensor.dim() == 2 else tensor
+        setattr(model.get_submodule(parent), own, nn.Parameter(weight, requires_grad=False))
+    if missing:
+        raise LlmtrainError(f"{min(missing)} is missing in the model to fine-tune")
+    for block in backbone.blocks():
+        add_adapters(block, lora)
+    return model
+
+
+def add_adapters(block: Block, lora: LoraShape) -> None:
+    """Put an adapter beside each of the block's matrices that has one; freeze all else."""
+    block.requires_grad_(False)
+    for target in lora.targets:
+        parent = block.get_submodule(TARGETS[target])
+        linear = parent.get_submodule(target)
+        assert isinstance(linear, nn.Linear), target
+        setattr(parent, target, AdaptedLinear(linear.weight.data, lora))
+
+
+def freeze_matrices(module: nn.Module, precision: Precision) -> None:
+    """Freeze the module's matrices; in bf16 where products are."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    for parameter in module.parameters():
+        if parameter.dim() == 2:
+            parameter.requires_grad_(False)
+            parameter.data = parameter.data.to(dtype)
+
+
+@torch.no_grad()
+def reset_adapters(model: Decoder, seed: int) -> None:
+    """Initialise every adapter from `seed`, the same on every device.
+
+    A is drawn as in PEFT, uniformly with variance 1 / (3 · inputs), and B is zero: the model
+    computes what it did before.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith(_A):
+            bound = 1 / math.sqrt(parameter.shape[1])
+            drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+            parameter.copy_(drawn)
+        elif name.endswith(_B):
+            parameter.zero_()
+
+
+def trained_weights(model: Decoder) -> dict[str, Tensor]:
+    """Return what is trained: all weights, or the adapters where there are some."""
+    return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def adapter_shapes(
+    shapes: Mapping[str, tuple[int, ...]], lora: LoraShape
+) -> dict[str, tuple[int, ...]]:
+    """Return the dimensions of every adapter's tensors, by name, of a model's weights."""
+    found = dict[str, tuple[int, ...]]()
+    for name, dims in shapes.items():
+        stem = name.removesuffix(".weight")
+        if stem.rpartition(".")[2] in lora.targets:
+            found[stem + _A] = (lora.rank, dims[1])
+            found[stem + _B] = (dims[0], lora.rank)
+    return found
+
+
+def merged_weights(
+    weights: Mapping[str, Tensor], adapters: Mapping[str, Tensor], lora: LoraShape
+) -> dict[str, Tensor]:
+    """Return the weights with the adapters added, in fp32."""
+    merged = dict(weights)
+    for name, b in adapters.items():
+        if name.endswith(_B):
+            stem = name.removesuffix(_B)
+            product = b.float() @ adapters[stem + _A].float()
+            merged[stem + ".weight"] = weights[stem + ".weight"] + lora.scale * product
+    return merged
