@@ -40,7 +40,7 @@ from llmtrain.plan import decisions as decide
 from llmtrain.plan import numerics
 from llmtrain.plan.planner import Plan, make_plan
 from llmtrain.plan.step_benchmarks import Measure, StepProbes, step_probes
-from llmtrain.plan.throughput import predicted_tokens_per_s
+from llmtrain.plan.throughput import compiled_block, predicted_tokens_per_s
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.profile.shape import ModelShape
@@ -212,7 +212,8 @@ def measured_cpu(
     if announce is None:
         if saved is None:
             return times
-        return replace(times, block=saved, compiled=step.saved_times(saved))
+        block = compiled_block(saved, times.eager, step.micro_batch)
+        return replace(times, block=saved, compiled=step.saved_times(block))
     if saved is not None and not saved.is_contended:
         times = replace(times, block=saved)
     else:
@@ -338,8 +339,9 @@ def with_compiled_step(
         return times
     if measure == "all" or not step.are_saved():
         announce("compiling the loss, once for this machine and shape: some seconds")
+    block = compiled_block(times.block, times.eager, step.micro_batch)
     try:
-        return replace(times, compiled=step.times(measure, times.block))
+        return replace(times, compiled=step.times(measure, block))
     except CompileError as error:
         return replace(times, compile_failure=error.message)
 

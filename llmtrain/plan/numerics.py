@@ -20,10 +20,12 @@ from llmtrain.plan.throughput import predicted_tokens_per_s
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
 
-_WORTH_COMPILING_S = (
-    120.0  # of eager training: compiled it takes a fifth less, after up to 20 s of compilation
-)
-_WORTH_NATIVE_S = 60.0  # of training: native kernels are compiled once, in some 15 s
+# Of eager training: compiled it takes a fifth to two fifths less, after up to 20 s of compilation,
+# and native kernels are compiled in some 15 s. A run for a time gives of that time. For another it
+# is CPU time, which repeated measurements find alike also beside other programs: a run computes the
+# same bits each time it is started.
+_WORTH_COMPILING_TIME_S, _WORTH_COMPILING_CPU_S = 120.0, 60.0
+_WORTH_NATIVE_TIME_S, _WORTH_NATIVE_CPU_S = 60.0, 30.0
 _LEAST_FLEX_HEAD_DIM = 16  # its kernels multiply tiles of 16 features
 
 
@@ -142,8 +144,9 @@ def _asked_compilation(facts: Facts, asked: bool, kind: DeviceKind) -> Choice[bo
 def _measured_compilation(workload: Workload, times: CpuTimes, processes: int) -> Choice[bool]:
     if times.compile_failure is not None:
         return Choice(False, f"eager: compiling failed: {times.compile_failure}")
-    run_s = _eager_run_s(workload, times.eager, processes)
-    if run_s < _WORTH_COMPILING_S:
+    limits = _WORTH_COMPILING_TIME_S, _WORTH_COMPILING_CPU_S
+    if not _is_long(workload, times.eager, processes, *limits):
+        run_s = workload.time_s or _run_s(workload, times.eager, processes)
         return Choice(False, f"eager: the run takes about {run_s:.0f} s, and compiling up to 20 s")
     block = times.block
     if block is None:
@@ -158,13 +161,20 @@ def _measured_compilation(workload: Workload, times: CpuTimes, processes: int) -
     return Choice(True, f"{figures}; compiling took {block.compile_s:.0f} s")
 
 
-def _eager_run_s(workload: Workload, parts: StepTimes | None, processes: int) -> float:
-    """Return about how long the run lasts eagerly; infinity if that is unknown, or it has no end.
+def _is_long(
+    workload: Workload, parts: StepTimes | None, processes: int, time_s: float, cpu_s: float
+) -> bool:
+    """Return whether a run takes so long, also if that is unknown or it has no end.
 
     Unknown: only a compiled step fits the memory.
     """
     if workload.time_s is not None:
-        return workload.time_s
+        return workload.time_s >= time_s
+    return parts is None or _run_s(workload, parts.by_cpu(), processes) >= cpu_s
+
+
+def _run_s(workload: Workload, parts: StepTimes | None, processes: int) -> float:
+    """Return about how long the run lasts by these parts; infinity if that is unknown."""
     if workload.tokens is None or parts is None:
         return math.inf
     return workload.tokens / predicted_tokens_per_s(
@@ -251,7 +261,8 @@ def wants_native(
     if choose_precision(facts, options, "cpu", times.matmul).value != "bf16":
         return False
     asked = (options.attention, options.loss)
-    is_long = _eager_run_s(workload, times.plain, processes) >= _WORTH_NATIVE_S
+    limits = _WORTH_NATIVE_TIME_S, _WORTH_NATIVE_CPU_S
+    is_long = _is_long(workload, times.plain, processes, *limits)
     return "native" in asked or ("auto" in asked and is_long)
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from llmtrain.files import cache_directory
-from llmtrain.machine.facts import BlockTimes, Facts, PartTime, StepTimes
+from llmtrain.machine.facts import Facts, PartTime, StepTimes
 from llmtrain.machine.measurement_cache import (
     MeasurementKey,
     load_measurement,
@@ -76,23 +76,23 @@ class StepProbes:
             for saved in (probe.saved() for probe in self.parts())
         )
 
-    def times(self, measure: Measure, block: BlockTimes | None = None) -> StepTimes:
+    def times(self, measure: Measure, block: PartTime | None = None) -> StepTimes:
         """Return the times of the parts, saved or measured now. Raises CompileError.
 
-        `block`: the times of the block, if that is compiled.
+        `block`: the time of the block, if that is compiled.
         """
         head, update = self.head.time(measure), self.update.time(measure)
         if self.block is not None:
             return StepTimes(self.micro_batch, self.block.time(measure), head, update)
         assert block is not None
-        return StepTimes(self.micro_batch, block.compiled, head, update)
+        return StepTimes(self.micro_batch, block, head, update)
 
-    def saved_times(self, block: BlockTimes) -> StepTimes | None:
+    def saved_times(self, block: PartTime) -> StepTimes | None:
         """Return the saved times of a compiled step; None unless all parts are saved."""
         head, update = self.head.saved(), self.update.saved()
         if head is None or update is None:
             return None
-        return StepTimes(self.micro_batch, block.compiled, head, update)
+        return StepTimes(self.micro_batch, block, head, update)
 
     def forget(self) -> None:
         """Remove what is saved, so that the next run measures again."""

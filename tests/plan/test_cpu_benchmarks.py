@@ -289,7 +289,7 @@ def test_a_failure_is_told_and_tried_again(clock: Clock, facts: Facts) -> None:
 def test_training_goes_on_eagerly_where_compiling_fails(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(numerics, "_WORTH_COMPILING_S", 0.0)
+    monkeypatch.setattr(numerics, "_WORTH_COMPILING_CPU_S", 0.0)
     clock.failure = "fatal error: omp.h: No such file or directory"
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 7))) for _ in range(300)]

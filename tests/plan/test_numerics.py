@@ -16,6 +16,7 @@ from llmtrain.machine.facts import (
     Facts,
     LossTimes,
     PartTime,
+    StepTimes,
 )
 from llmtrain.plan import numerics
 from llmtrain.plan.planner import make_plan
@@ -190,12 +191,12 @@ def test_what_native_kernels_lack_is_in_the_reasons_and_refused_where_asked_for(
 def test_native_kernels_are_for_bf16_and_runs_of_a_minute() -> None:
     bf16, fp32 = products(1.0, 1.0, 0.5), products(1.0, 1.0, 1.0)
     short = replace(WORKLOAD, time_s=59.0)
-    assert numerics.wants_native(CPU, wish(), LONG, bf16.matmul)
-    assert not numerics.wants_native(CPU, wish(), LONG, fp32.matmul)
-    assert not numerics.wants_native(CPU, wish(), short, bf16.matmul)
-    assert numerics.wants_native(CPU, wish(loss="native"), short, bf16.matmul)
+    assert numerics.wants_native(CPU, wish(), LONG, bf16)
+    assert not numerics.wants_native(CPU, wish(), LONG, fp32)
+    assert not numerics.wants_native(CPU, wish(), short, bf16)
+    assert numerics.wants_native(CPU, wish(loss="native"), short, bf16)
     others = wish(attention="blocks", loss="chunks")
-    assert not numerics.wants_native(CPU, others, LONG, bf16.matmul)
+    assert not numerics.wants_native(CPU, others, LONG, bf16)
 
 
 def test_a_short_run_computes_alike_whether_kernels_were_measured_or_not() -> None:
@@ -306,9 +307,9 @@ TOKENS_PER_S = 24 * 64
 @pytest.mark.parametrize(
     ("tokens_s", "time_s", "compiled"),
     [
-        (60, None, False),
-        (119, None, False),
-        (121, None, True),
+        (30, None, False),
+        (59, None, False),
+        (61, None, True),
         (None, 119, False),
         (None, 121, True),
         (None, None, True),
@@ -328,8 +329,8 @@ def test_a_run_too_short_to_gain_by_it_is_not_compiled(
 
 
 def test_how_long_a_run_takes_follows_from_the_parts_of_a_step() -> None:
-    """Faster products alone change nothing: the run of 150 s is one still."""
-    workload = replace(WORKLOAD, tokens=150 * TOKENS_PER_S)
+    """Faster products alone change nothing: the run of 75 s is one still."""
+    workload = replace(WORKLOAD, tokens=75 * TOKENS_PER_S)
     timed = replace(FAST, eager=EAGER)
     faster_products = replace(timed, matmul=replace(FAST.matmul, bf16_s=0.01))
     faster_head = replace(timed, eager=replace(EAGER, head=PartTime(0.1)))
@@ -337,8 +338,19 @@ def test_how_long_a_run_takes_follows_from_the_parts_of_a_step() -> None:
         assert make_plan(WITH_COMPILER, wish(), workload, times).compile.value is compiled
 
 
+def test_a_busy_machine_decides_as_an_idle_one() -> None:
+    """By CPU time: the same request computes the same bits, whatever runs beside it."""
+    workload = replace(WORKLOAD, tokens=75 * TOKENS_PER_S)
+    for wall in (1.0, 3.0):
+        block, head, update = (PartTime(wall * s, 1 / wall, s) for s in (0.2, 0.5, 0.1))
+        times = replace(FAST, eager=StepTimes(24, block, head, update))
+        assert make_plan(WITH_COMPILER, wish(), workload, times).compile.value is True
+        short = replace(workload, tokens=45 * TOKENS_PER_S)
+        assert make_plan(WITH_COMPILER, wish(), short, times).compile.value is False
+
+
 def test_processes_share_the_work_of_a_run() -> None:
-    workload = replace(WORKLOAD, tokens=150 * TOKENS_PER_S, launched_processes=2)
+    workload = replace(WORKLOAD, tokens=75 * TOKENS_PER_S, launched_processes=2)
     choice = make_plan(WITH_COMPILER, wish(), workload, replace(FAST, eager=EAGER)).compile
     assert choice.value is False
 
