@@ -40,6 +40,7 @@ from llmtrain.cli.runs_edit import rm, tag
 from llmtrain.cli.runs_report import report
 from llmtrain.cli.schema import schema
 from llmtrain.cli.streams import discard_stdout, set_up_standard_streams
+from llmtrain.cli.sweep import sweep
 from llmtrain.cli.tokenizer.import_ import import_
 from llmtrain.cli.tokenizer.inspect import inspect as inspect_tokenizer
 from llmtrain.cli.tokenizer.text import decode, encode
@@ -89,6 +90,7 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "runs rm": (rm, "my-run"),
     "runs verify": (runs.verify, "my-run"),
     "runs prove-resume": (prove_resume, "--profile cpu-tiny"),
+    "sweep": (sweep, "plan.yaml --time 5m"),
     "schema": (schema, "train"),
 }
 _WITHOUT_JSON = {"profiles schema"}  # it prints JSON and no document

@@ -16,6 +16,7 @@ from llmtrain.documents import (
     memory,
     plans,
     runs,
+    sweep,
     tokenizer,
 )
 from llmtrain.documents.base import Document, Part, Text, key, schema_of
@@ -68,6 +69,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "tokenizer-decode": tokenizer.TokenizerDecode,
     "tokenizer-inspect": tokenizer.TokenizerInspect,
     "data-inspect": data.DataInspect,
+    "sweep": sweep.Sweep,
     "schema": SchemaList,
     "error": error.Error,
     "metrics.jsonl": files.MetricsLine,
