@@ -18,6 +18,7 @@ from tests.cli.conftest import Command, ProcessCommand
 
 CONTRACT = {
     *("train", "eval", "generate", "memory", "device info", "device bench", "schema"),
+    "sweep",
     *("tokenizer train", "tokenizer encode", "tokenizer decode", "tokenizer inspect"),
     "data inspect",
     *("profiles list", "profiles show", "profiles validate", "profiles schema"),
