@@ -22,6 +22,7 @@ import typer
 import llmtrain
 from llmtrain.cli import profiles, runs
 from llmtrain.cli.arguments import find_command, given_flags, without_options
+from llmtrain.cli.chat import chat
 from llmtrain.cli.command import Function, add_command, add_group
 from llmtrain.cli.data import cache
 from llmtrain.cli.data.inspect import inspect as inspect_data
@@ -41,6 +42,7 @@ from llmtrain.cli.runs_compare import compare
 from llmtrain.cli.runs_edit import rm, tag
 from llmtrain.cli.runs_report import report
 from llmtrain.cli.schema import schema
+from llmtrain.cli.serve import serve
 from llmtrain.cli.streams import discard_stdout, set_up_standard_streams, write_text
 from llmtrain.cli.sweep import sweep
 from llmtrain.cli.tokenizer.import_ import import_
@@ -67,6 +69,8 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "finetune": (finetune, "my-run --data chat.jsonl"),
     "eval": (evaluate, "my-run --data other.txt"),
     "generate": (generate, "my-run --prompt 'Once upon a time'"),
+    "chat": (chat, "my-run"),
+    "serve": (serve, "my-run --port 8000"),
     "export": (export, "my-run --format gguf --quant q8_0"),
     "device info": (info, "--profile cpu-small"),
     "device bench": (bench, "--profile cpu-small"),
@@ -97,7 +101,7 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "sweep": (sweep, "plan.yaml --time 5m"),
     "schema": (schema, "train"),
 }
-_WITHOUT_JSON = {"profiles schema"}  # it prints JSON and no document
+_WITHOUT_JSON = {"profiles schema", "chat"}  # JSON and no document; a conversation
 
 app = typer.Typer(
     help=llmtrain.__doc__,

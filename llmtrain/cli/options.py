@@ -127,6 +127,22 @@ def whole_number(flag: str, help_text: str, least: int | None = None) -> Any:
     return typer.Option(flag, metavar="NUMBER", parser=parse, help=help_text)
 
 
+Temperature = Annotated[
+    float, typer.Option("--temperature", min=0.0, help="0: always the most likely token.")
+]
+TopK = Annotated[int | None, whole_number("--top-k", "Sample from the k most likely tokens.", 1)]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p",
+        min=0.0,
+        max=1.0,
+        help="Sample from the most likely tokens that together have this probability.",
+    ),
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option("--repetition-penalty", min=1.0, help="Above 1: fewer repetitions.")
+]
 Nproc = Annotated[int | None, whole_number("--nproc", "Processes on this machine.", 1)]
 
 
@@ -210,3 +226,11 @@ def assumed_machine(spec: str | None) -> AssumedMachine | None:
         python_version=platform.python_version(),
         torch_version=version("torch").partition("+")[0],
     )
+
+
+def require_possible_top_p(top_p: float | None) -> None:
+    """Raise UsageError for 0."""
+    from llmtrain.errors import UsageError
+
+    if top_p == 0:
+        raise UsageError("--top-p 0 leaves no token to choose", hint="--temperature 0 is greedy")

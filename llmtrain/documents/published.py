@@ -45,6 +45,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "eval": runs.Eval,
     "eval-compared": runs.EvalCompared,
     "generate": runs.Generate,
+    "serve": runs.Serve,
     "export": export.Export,
     "memory": memory.Memory,
     "memory-profile": memory.MemoryProfile,

@@ -134,13 +134,54 @@ class EvalCompared(Document):
     thresholds: list[Threshold] = thresholds("`--max-bpb`, for each model,")
 
 
-class Generate(Document):
-    """`llmtrain generate`: one text."""
+class LikelyToken(Part):
+    """A token that could have been sampled."""
 
-    checkpoint: Text = key("of which model")
+    id: int = key("in the vocabulary")
+    text: Text = key("what it spells alone; U+FFFD: a part of a character")
+    logprob: Number = key("the logarithm of its probability by the model, in nats")
+
+
+class SampledToken(LikelyToken):
+    """A token that was sampled."""
+
+    likeliest: list[LikelyToken] = optional(
+        "the likeliest at its place, the likeliest first; missing without `--top-logprobs`"
+    )
+
+
+class GeneratedText(Part):
+    """One continued prompt."""
+
     prompt: Text = key("what was continued")
     text: Text = key("the continuation, without the prompt")
-    seed: int = key("equal seeds give equal texts on one machine")
+    seed: int = key("what it was sampled with; equal seeds give equal texts on one machine")
+    finish: Literal["stop", "length"] = key(
+        "stop: the model or a string of `--stop` ended it; length: `--max-tokens` did"
+    )
+    prompt_tokens: int = key("tokens of the prompt, with the separator before it")
+    tokens: list[SampledToken] = key("of the continuation, in order")
+
+
+class Generate(Document):
+    """`llmtrain generate`: texts."""
+
+    checkpoint: Text = key("of which model")
+    prompt: Text = key("of the first text")
+    text: Text = key("of the first text: the continuation, without the prompt")
+    seed: int = key("of the first text")
+    texts: list[GeneratedText] = key("each prompt in order, each as often as `--n` says")
+
+
+class Serve(Document):
+    """`llmtrain serve`, once requests are answered."""
+
+    url: Text = key("where clients on this machine connect")
+    model: Text = key("what clients call the model")
+    context: int = key("tokens of a prompt and its text together, at most")
+    can_chat: bool = key("whether `/v1/chat/completions` answers")
+    slots: int = key("texts that are continued together")
+    queue: int = key("texts that may wait for a slot")
 
 
 class Run(Part):

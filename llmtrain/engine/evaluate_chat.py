@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmtrain.choice import Precision
 from llmtrain.data.batches.conversations import (
     END,
     ConversationReader,
@@ -20,7 +20,6 @@ from llmtrain.data.batches.conversations import (
 from llmtrain.data.batches.windows import Tokens
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.shards.token_stream import TokenArray
-from llmtrain.eval.answer import answer_prompt
 from llmtrain.eval.evaluate import Window, token_losses
 from llmtrain.eval.questions import (
     SHORT_TOKENS,
@@ -30,14 +29,15 @@ from llmtrain.eval.questions import (
     short_questions,
 )
 from llmtrain.eval.segments import SegmentLosses
+from llmtrain.generate.generator import TextGenerator
+from llmtrain.generate.sampling import Sampling
+from llmtrain.generate.text import TextRequest
 from llmtrain.model.decoder import Decoder
-from llmtrain.model.generate import Sampling
+from llmtrain.ops.precision import autocast_as
 from llmtrain.plan.inference_memory import EVALUATION_TOKENS
 from llmtrain.prepare.chat import ChatEncoder
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.tokenizer import Tokenizer
-
-Autocast: TypeAlias = Callable[[], AbstractContextManager[object]]
 
 
 class MemoryTokens:
@@ -85,7 +85,7 @@ def evaluate_conversations(
     work: PrepareContext,
     *,
     questions: int,
-    autocast: Autocast,
+    precision: Precision,
 ) -> ConversationLoss:
     """Return the loss of all answers in a stream, and of `questions` how many are exact.
 
@@ -100,7 +100,7 @@ def evaluate_conversations(
             model,
             _windows(reader),
             micro_batch=max(1, EVALUATION_TOKENS // context),
-            autocast=autocast,
+            autocast=partial(autocast_as, precision, model.head_weight.device),
             check_stop=work.check_stop,
         ),
         tokenizer,
@@ -111,20 +111,14 @@ def evaluate_conversations(
     ]
     asked = itertools.islice(short_questions(read_conversations(stream, marks), marks), questions)
 
+    generator = TextGenerator(model, tokenizer, precision)
+    ends = frozenset(encoder.template.stop_ids)
+
     def answer(question: Question) -> str:
         work.check_stop()
-        stop_ids = encoder.template.stop_ids
-        with autocast():
-            return "".join(
-                answer_prompt(
-                    model,
-                    tokenizer,
-                    question.prompt,
-                    stop_ids,
-                    Sampling(temperature=0.0),
-                    SHORT_TOKENS,
-                )
-            )
+        prompt = tuple(question.prompt)
+        request = TextRequest(prompt, Sampling(temperature=0.0), SHORT_TOKENS, ends=ends)
+        return "".join(piece.text for piece in generator.generate(request))
 
     return ConversationLoss(losses, texts, count_exact(asked, answer, tokenizer.decode))
 

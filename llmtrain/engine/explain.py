@@ -70,11 +70,10 @@ class Explained:
     def uses(self) -> dict[str, MemoryPrediction]:
         """Return the peak memory of evaluation and generation with the trained model."""
         shape, plan = self.planned.workload.shape, self.planned.plan
-        predictions = {"evaluation": predict_evaluation, "generation": predict_generation}
-        is_half = plan.precision.value != "fp32"
+        kind, is_half = plan.device.value, plan.precision.value != "fp32"
         return {
-            name: predict(shape, plan.device.value, half_precision=is_half)
-            for name, predict in predictions.items()
+            "evaluation": predict_evaluation(shape, kind, half_precision=is_half),
+            "generation": predict_generation(shape, kind, half_precision=is_half),
         }
 
     def settings(self) -> Iterator[tuple[str, Any, str]]:

@@ -22,12 +22,15 @@ from llmtrain.engine.plan_run import plan_inference
 from llmtrain.errors import DataError, UsageError
 from llmtrain.eval.baselines import Baselines, measure_baselines
 from llmtrain.eval.bootstrap import Interval, bits_per_byte_interval
-from llmtrain.eval.continuation import continue_prompt
 from llmtrain.eval.evaluate import LossSum, Window, bits_per_byte, token_losses
 from llmtrain.eval.questions import ExactMatches
 from llmtrain.eval.segments import SegmentLosses, SegmentMeter
+from llmtrain.generate.generator import TextGenerator
+from llmtrain.generate.native.library import load_decode_step
+from llmtrain.generate.sampling import Sampling
+from llmtrain.generate.text import Piece, TextRequest, TextStream
+from llmtrain.machine.probe import read_facts
 from llmtrain.model.decoder import Decoder
-from llmtrain.model.generate import Sampling
 from llmtrain.ops.precision import autocast_as
 from llmtrain.plan.inference_memory import EVALUATION_TOKENS
 from llmtrain.plan.planner import InferencePlan
@@ -36,6 +39,7 @@ from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import open_dataset
 from llmtrain.profile.load import profile_from_values
 from llmtrain.profile.schema import DeviceSection
+from llmtrain.progress import Note
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.streams import decoded_parts, encoded_document
 from llmtrain.train.build import masking_separator, set_up_device, trained_model
@@ -43,6 +47,7 @@ from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Observer
 from llmtrain.train.run_directory.record import data_key
 
+_TEXTS_TOGETHER = 16  # of one call: each has a cache for the whole context
 Texts = Callable[[], Iterator[str]]  # the documents of a text, as often as it is called
 READ_TOKENS = 1 << 16  # at once, of shards that are decoded for the baselines
 
@@ -159,7 +164,12 @@ def _evaluate_chat(
     """Evaluate on a stream of conversations."""
     trained.model.has_padding = True
     found = evaluate_conversations(
-        trained.model, encoder, stream, work, questions=questions, autocast=trained.autocast
+        trained.model,
+        encoder,
+        stream,
+        work,
+        questions=questions,
+        precision=trained.plan.precision.value,
     )
     evaluation = _evaluation(
         trained,
@@ -274,6 +284,48 @@ def _evaluation(
     )
 
 
+def text_generator(
+    trained: Trained, slots: int = 1, *, observe: Observer | None = None
+) -> TextGenerator:
+    """Return what continues up to `slots` texts together in the plan's precision.
+
+    With `observe`, the step for single tokens is compiled if this machine has not done so before,
+    which it is told; else it is used if it is there.
+    """
+    precision, plan = trained.plan.precision.value, trained.plan
+    generator = TextGenerator(trained.model, trained.tokenizer, precision, slots)
+    if precision != "bf16" or plan.device.value != "cpu":
+        return generator
+    announce = None if observe is None else lambda text: observe(Note(text))
+    facts = read_facts(tries_gpus=False)
+    loaded = load_decode_step(facts, announce, compiles=observe is not None)
+    step = generator.use_faster_step() if loaded.value else loaded
+    if observe is not None:
+        observe(Note(f"single tokens: {step.reason}"))
+    return generator
+
+
+def generate_texts(
+    trained: Trained,
+    requests: Sequence[TextRequest],
+    observe: Observer,
+    check_stop: Callable[[], None],
+) -> Iterator[tuple[int, Piece, TextStream]]:
+    """Yield the pieces of each request's text, as they are sampled, with the request's index.
+
+    Of a prompt that is longer than the context the end is read, which `observe` is told.
+    """
+    generator = text_generator(trained, min(len(requests), _TEXTS_TOGETHER))
+    streams = [generator.prepare(request) for request in requests]
+    longest = max((stream.prompt_tokens for stream in streams), default=0)
+    if longest > generator.context:
+        text = f"the prompt has {longest} tokens; the model reads the last {generator.context}"
+        observe(Note(f"{text}, its context"))
+    for found in generator.generate_all(streams):
+        check_stop()
+        yield found
+
+
 def generate_text(
     trained: Trained,
     prompt: str,
@@ -282,9 +334,7 @@ def generate_text(
     check_stop: Callable[[], None],
 ) -> Iterator[str]:
     """Yield pieces of text that continue `prompt`, as they are sampled, in whole characters."""
-    with trained.autocast():
-        texts = continue_prompt(trained.model, trained.tokenizer, prompt, sampling, max_tokens)
-        for text in texts:
-            check_stop()
-            if text:
-                yield text
+    for piece in text_generator(trained).generate(TextRequest(prompt, sampling, max_tokens)):
+        check_stop()
+        if piece.text:
+            yield piece.text

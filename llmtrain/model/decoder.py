@@ -7,7 +7,6 @@ Parameters have their Hugging Face names, so that a checkpoint needs no conversi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -54,23 +53,6 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.epsilon, compute_dtype(x))
 
 
-@dataclass(slots=True)
-class LayerCache:
-    """Keys and values of one layer's earlier tokens, in buffers for the whole context."""
-
-    k_bgtd: Tensor
-    v_bgtd: Tensor
-    length: int = 0
-
-    def extend(self, k_bgtd: Tensor, v_bgtd: Tensor) -> tuple[Tensor, Tensor]:
-        """Append keys and values; return all of them."""
-        end = self.length + k_bgtd.shape[2]
-        self.k_bgtd[:, :, self.length : end] = k_bgtd
-        self.v_bgtd[:, :, self.length : end] = v_bgtd
-        self.length = end
-        return self.k_bgtd[:, :, :end], self.v_bgtd[:, :, :end]
-
-
 class Attention(nn.Module):
     """Causal self-attention with grouped queries, rotary positions and normed queries and keys."""
 
@@ -92,7 +74,6 @@ class Attention(nn.Module):
         cos_td: Tensor,
         sin_td: Tensor,
         documents: DocumentMask | None = None,
-        cache: LayerCache | None = None,
     ) -> Tensor:
         """Return the attention output, (B, T, C).
 
@@ -104,8 +85,6 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, cos_td, sin_td, v.dtype), rotate(k, cos_td, sin_td, v.dtype)
-        if cache is not None:
-            k, v = cache.extend(k, v)
         y_btc: Tensor = self.o_proj(causal_attention(q, k, v, self.kernel, documents))
         return y_btc
 
@@ -146,10 +125,9 @@ class Block(nn.Module):
         cos_td: Tensor,
         sin_td: Tensor,
         documents: DocumentMask | None = None,
-        cache: LayerCache | None = None,
     ) -> Tensor:
         """Return the residual stream after this block, (B, T, C)."""
-        rest = cos_td, sin_td, documents, cache
+        rest = cos_td, sin_td, documents
         return checkpointed(self.checkpointing, self._forward, x_btc, *rest)
 
     def _forward(
@@ -158,10 +136,9 @@ class Block(nn.Module):
         cos_td: Tensor,
         sin_td: Tensor,
         documents: DocumentMask | None,
-        cache: LayerCache | None,
     ) -> Tensor:
         normed = self.input_layernorm(x_btc)
-        x_btc = x_btc + self.self_attn(normed, cos_td, sin_td, documents, cache)
+        x_btc = x_btc + self.self_attn(normed, cos_td, sin_td, documents)
         mixed: Tensor = self.mlp(self.post_attention_layernorm(x_btc))
         return x_btc + mixed
 
@@ -210,7 +187,7 @@ class Backbone(nn.Module):
         `first_bt`: the first token that each attends to, unless that is the window's first.
         """
         length = tokens_bt.shape[1]
-        x_btc = _residual(self.embed_tokens(tokens_bt))
+        x_btc = as_residual(self.embed_tokens(tokens_bt))
         documents: DocumentMask | None = None
         if first_bt is not None:
             documents = document_mask(self._attention, first_bt, compute_dtype(x_btc))
@@ -225,19 +202,8 @@ class Backbone(nn.Module):
     def _attention(self) -> AttentionKernel:
         return next(self.blocks()).self_attn.kernel
 
-    def extend(self, tokens_bt: Tensor, caches: list[LayerCache]) -> Tensor:
-        """Return final hidden states of tokens that follow those in `caches`; extend the caches."""
-        start = caches[0].length
-        now = slice(start, start + tokens_bt.shape[1])
-        x_btc = _residual(self.embed_tokens(tokens_bt))
-        for block, cache in zip(self.layers, caches, strict=True):
-            # .forward: a compiled block has static shapes, and these differ.
-            x_btc = block.forward(x_btc, self.cos_td[now], self.sin_td[now], cache=cache)
-        hidden: Tensor = self.norm(x_btc)
-        return hidden
 
-
-def _residual(embedded: Tensor) -> Tensor:
+def as_residual(embedded: Tensor) -> Tensor:
     """Return embeddings in the residual stream's type: fp32 where they are in half precision."""
     return embedded.float() if embedded.dtype.itemsize == 2 else embedded
 
@@ -327,32 +293,9 @@ class Decoder(nn.Module):
                 run_eagerly(block)
         self.exponentiate = compiled_exponentiate() if compiled else exponentiate
 
-    def logits(
-        self,
-        tokens_bt: Tensor,
-        caches: list[LayerCache] | None = None,
-        *,
-        of_last_only: bool = False,
-    ) -> Tensor:
-        """Return logits after every token, (B, T, vocabulary).
-
-        With `caches`, the tokens continue those in them. `of_last_only`: (B, 1, vocabulary).
-        """
-        hidden = self.model(tokens_bt) if caches is None else self.model.extend(tokens_bt, caches)
-        return F.linear(hidden[:, -1:] if of_last_only else hidden, self.head_weight)
-
-    def new_caches(self, sequences: int = 1) -> list[LayerCache]:
-        """Return empty caches for the whole context, one per layer."""
-        shape, weight = self.shape, self.head_weight
-        dtype = compute_dtype(weight)
-        size = (sequences, shape.num_kv_heads, shape.context, shape.head_dim)
-        return [
-            LayerCache(
-                torch.empty(size, dtype=dtype, device=weight.device),
-                torch.empty(size, dtype=dtype, device=weight.device),
-            )
-            for _ in range(shape.num_layers)
-        ]
+    def logits(self, tokens_bt: Tensor) -> Tensor:
+        """Return logits after every token, (B, T, vocabulary)."""
+        return F.linear(self.model(tokens_bt), self.head_weight)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

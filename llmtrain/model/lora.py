@@ -44,6 +44,12 @@ class AdaptedLinear(nn.Module):
         y: Tensor = F.linear(x, weight) + self.lora_B(self.lora_A(x)) * self.scale
         return y
 
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """Return the weight with the adapter added, in fp32."""
+        product = self.lora_B.weight.float() @ self.lora_A.weight.float()
+        return self.weight.float() + self.scale * product
+
 
 def adapted_decoder(
     shape: ModelShape,

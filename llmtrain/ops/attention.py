@@ -24,13 +24,10 @@ def causal_attention(
 ) -> Tensor:
     """Return softmax(q · kᵀ / √D) · v over each token and those before it, (B, T, H · D).
 
-    With fewer queries than keys, the query is the newest token, of which there is exactly one.
     With `documents`, from `ops.documents.document_mask`, tokens attend to their own document only;
     the `flex` kernel is for that and for compiled code, because eagerly it computes all scores.
     """
-    is_prefix = q_bhtd.shape[2] == k_bgtd.shape[2]
-    assert is_prefix or q_bhtd.shape[2] == 1, "one new token at a time"
-    if kernel in ("blocks", "native") and is_prefix:
+    if kernel in ("blocks", "native"):
         assert not isinstance(documents, BlockMask)
         by_kernel = blocked_attention if kernel == "blocks" else native_attention
         return by_kernel(q_bhtd, k_bgtd, v_bgtd, documents)
@@ -44,8 +41,23 @@ def causal_attention(
         share = q_bhtd.shape[1] // k_bgtd.shape[1]
         k_bgtd, v_bgtd = (x.repeat_interleave(share, dim=1) for x in (k_bgtd, v_bgtd))
         grouped = False
-    is_causal = is_prefix and documents is None  # else the mask is
+    is_causal = documents is None  # else the mask is
     y_bhtd = F.scaled_dot_product_attention(
         q_bhtd, k_bgtd, v_bgtd, attn_mask=documents, is_causal=is_causal, enable_gqa=grouped
+    )
+    return y_bhtd.transpose(1, 2).flatten(2)
+
+
+def cached_attention(
+    q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Return the attention of new tokens over the S tokens so far, (B, T, H · D).
+
+    `mask`, which (B, H, T, S) can be broadcast from, is true where a token attends; without one,
+    each attends to all.
+    """
+    grouped = q_bhtd.shape[1] != k_bgsd.shape[1]
+    y_bhtd = F.scaled_dot_product_attention(
+        q_bhtd, k_bgsd, v_bgsd, attn_mask=mask, enable_gqa=grouped
     )
     return y_bhtd.transpose(1, 2).flatten(2)

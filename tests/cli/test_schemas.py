@@ -77,7 +77,7 @@ def test_every_command_with_a_result_can_be_asked_for_a_document() -> None:
         if path and not hasattr(command, "commands")
         if not any("--json" in parameter.opts for parameter in command.params)
     }
-    assert silent == {"profiles schema"}  # which is JSON anyway
+    assert silent == {"profiles schema", "chat"}  # JSON anyway, and a conversation
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -19,8 +19,8 @@ from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.engine import inference
 from llmtrain.engine.inference import Trained, evaluate_corpus, evaluate_shards, generate_text
 from llmtrain.engine.plan_run import plan_inference
+from llmtrain.generate.sampling import Sampling
 from llmtrain.model.decoder import Decoder
-from llmtrain.model.generate import Sampling
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.profile.schema import DeviceSection, ModelSection
 from llmtrain.profile.shape import shape_of

@@ -1,19 +1,21 @@
-"""Sample a continuation token by token."""
+"""Draw the next token from a model's logits."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from llmtrain.errors import LlmtrainError, UsageError
-from llmtrain.model.decoder import Decoder
+from llmtrain.errors import UsageError
 
 _LOWEST_SEED, _HIGHEST_SEED = -(2**63), 2**64 - 1  # of torch's generators
 _HIGHEST_PENALTY = 1e6
+_HIGHEST_ADDED_PENALTY = 2.0  # as OpenAI's interface has it
+_NUCLEUS_TOKENS = 512  # the likeliest, which nearly always hold the nucleus: sorting all takes long
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,8 @@ class Sampling:
     top_p: float | None = None  # Holtzman et al. 2020
     repetition_penalty: float = 1.0  # Keskar et al. 2019, equation 1
     seed: int = 0
+    presence_penalty: float = 0.0  # taken from the logit of each id that was sampled before
+    frequency_penalty: float = 0.0  # the same, times how often it was
 
     def __post_init__(self) -> None:
         """Raise UsageError for a value that no token can be sampled with."""
@@ -47,47 +51,16 @@ class Sampling:
             raise UsageError(f"top_k {self.top_k} leaves no token to sample", hint="--top-k 50")
         if self.top_p is not None and not 0 <= self.top_p <= 1:
             raise UsageError(f"top_p {self.top_p} is not between 0 and 1", hint="--top-p 0.95")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not abs(getattr(self, name)) <= _HIGHEST_ADDED_PENALTY:
+                raise UsageError(
+                    f"{name} {getattr(self, name)} is not between -{_HIGHEST_ADDED_PENALTY:g} and "
+                    f"{_HIGHEST_ADDED_PENALTY:g}",
+                    hint=f"{name} 0.5",
+                )
 
 
-@torch.inference_mode()
-def generate_tokens(
-    model: Decoder,
-    prompt: Sequence[int],
-    sampling: Sampling,
-    num_ids: int,
-    limit: int,
-    allowed: Callable[[Sequence[int]], Sequence[int] | None] = lambda sampled: None,
-) -> Iterator[int]:
-    """Yield up to `limit` ids below `num_ids` that continue `prompt`.
-
-    `allowed` returns the ids that may follow the ones sampled so far, or None for all; the first of
-    them is taken if the model gives all of them together a probability below chance. When the
-    context is full, generation continues from its newer half. Raises LlmtrainError if the model's
-    output holds NaN.
-    """
-    context, device = model.shape.context, model.head_weight.device
-    generator = torch.Generator().manual_seed(sampling.seed)
-    ids = list(prompt)
-    caches, pending = model.new_caches(), ids[-context:]
-    for _ in range(limit):
-        if caches[0].length + len(pending) > context:
-            caches, pending = model.new_caches(), ids[-(context // 2) :]
-        tokens = torch.tensor([pending], device=device)
-        last_v = model.logits(tokens, caches, of_last_only=True)[0, -1, :num_ids].float().cpu()
-        if last_v.isnan().any():
-            raise LlmtrainError(
-                "the model computes NaN: its weights are not finite, or overflow in this precision",
-                hint="use an earlier checkpoint: llmtrain generate RUN/checkpoints/STEP",
-            )
-        if (choice := allowed(ids[len(prompt) :])) is not None:
-            last_v = _restrict(last_v, list(choice))
-        token = sample_token(last_v, ids, sampling, generator)
-        ids.append(token)
-        pending = [token]
-        yield token
-
-
-def _restrict(logits_v: Tensor, allowed: list[int]) -> Tensor:
+def restrict(logits_v: Tensor, allowed: list[int]) -> Tensor:
     """Return the logits with all but the allowed ids excluded.
 
     If the model was never trained on such a beginning, its probabilities are noise, and ids that
@@ -101,10 +74,21 @@ def _restrict(logits_v: Tensor, allowed: list[int]) -> Tensor:
 
 
 def sample_token(
-    logits_v: Tensor, previous: Sequence[int], sampling: Sampling, generator: torch.Generator
+    logits_v: Tensor,
+    prompt: Sequence[int],
+    sampled: Sequence[int],
+    sampling: Sampling,
+    generator: torch.Generator,
 ) -> int:
-    """Return one token id sampled from the logits."""
-    logits_v = _penalize(logits_v.double(), previous, sampling.repetition_penalty)
+    """Return one token id drawn from the logits after `prompt` and what was `sampled` since.
+
+    Repetitions of the prompt are penalised too; presence and frequency count what was sampled.
+    """
+    logits_v = logits_v.double()
+    if sampling.repetition_penalty != 1.0:
+        logits_v = _penalize(logits_v, {*prompt, *sampled}, sampling.repetition_penalty)
+    if sampling.presence_penalty or sampling.frequency_penalty:
+        logits_v = _subtract_penalties(logits_v, sampled, sampling)
     if sampling.temperature == 0:
         return int(logits_v.argmax())
     # In double precision and with the highest at 0, so that no temperature overflows.
@@ -113,25 +97,54 @@ def sample_token(
         threshold = logits_v.topk(sampling.top_k).values[-1]
         logits_v = logits_v.masked_fill(logits_v < threshold, -torch.inf)
     probabilities = logits_v.softmax(-1)
-    if sampling.top_p is not None:
+    if sampling.top_p is not None and sampling.top_p < 1:
         probabilities = nucleus(probabilities, sampling.top_p)
     return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
 def nucleus(probabilities_v: Tensor, top_p: float) -> Tensor:
     """Keep the likeliest tokens until their probabilities reach `top_p`; set the rest to 0."""
-    ordered, order = probabilities_v.sort(descending=True)
-    cumulative_before = ordered.cumsum(-1) - ordered
+    count = min(_NUCLEUS_TOKENS, len(probabilities_v))
+    likeliest, order = probabilities_v.topk(count)
+    if count < len(probabilities_v) and likeliest.sum() < top_p:
+        likeliest, order = probabilities_v.sort(descending=True)
+    cumulative_before = likeliest.cumsum(-1) - likeliest
     dropped = cumulative_before >= top_p
     dropped[0] = False
-    kept = ordered.masked_fill(dropped, 0.0)
+    kept = likeliest.masked_fill(dropped, 0.0)
     return torch.zeros_like(probabilities_v).scatter(0, order, kept)
 
 
-def _penalize(logits_v: Tensor, previous: Sequence[int], penalty: float) -> Tensor:
-    if penalty == 1.0 or not previous:
-        return logits_v
-    seen = torch.tensor(sorted({i for i in previous if i < len(logits_v)}), dtype=torch.long)
+def _penalize(logits_v: Tensor, previous: set[int], penalty: float) -> Tensor:
+    seen = torch.tensor(sorted(i for i in previous if i < len(logits_v)), dtype=torch.long)
     values = logits_v[seen]
     penalized = torch.where(values > 0, values / penalty, values * penalty)
     return logits_v.scatter(0, seen, penalized)
+
+
+def _subtract_penalties(logits_v: Tensor, sampled: Sequence[int], sampling: Sampling) -> Tensor:
+    counts = Counter(sampled)
+    ids = torch.tensor(list(counts), dtype=torch.long)
+    times = torch.tensor(list(counts.values()), dtype=logits_v.dtype)
+    taken = sampling.presence_penalty + sampling.frequency_penalty * times
+    return logits_v.index_add(0, ids, -taken)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A sampled id; with its log-probability, and the likeliest ids with theirs, if asked for.
+
+    They are the model's own, in nats, before temperature, penalties and limits of sampling.
+    """
+
+    id: int
+    logprob: float | None = None
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
+def with_logprobs(token: int, logits_v: Tensor, likeliest: int) -> Token:
+    """Return the token with its log-probability, and those of the `likeliest` ids."""
+    logprobs_v = logits_v.double().log_softmax(-1)
+    best = logprobs_v.topk(min(likeliest, len(logprobs_v)))
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return Token(token, float(logprobs_v[token]), tuple(pairs))

@@ -1,9 +1,7 @@
 """What is drawn, and from what."""
 
-import dataclasses
 import math
 from collections.abc import Callable
-from itertools import islice
 
 import pytest
 import torch
@@ -11,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llmtrain.errors import LlmtrainError, UsageError
+from llmtrain.errors import UsageError
+from llmtrain.generate.sampling import Sampling, nucleus, restrict, sample_token, with_logprobs
 from llmtrain.model.decoder import Decoder
-from llmtrain.model.generate import Sampling, _restrict, generate_tokens, nucleus, sample_token
 from llmtrain.profile.shape import ModelShape
 
 MakeModel = Callable[[ModelShape], Decoder]
@@ -28,7 +26,7 @@ def distribution(counts: list[int]) -> Tensor:
 
 def support(logits: Tensor, sampling: Sampling, draws: int = 300) -> set[int]:
     generator = torch.Generator().manual_seed(1)
-    return {sample_token(logits, [], sampling, generator) for _ in range(draws)}
+    return {sample_token(logits, [], [], sampling, generator) for _ in range(draws)}
 
 
 @given(st.lists(st.integers(-50, 50), min_size=1, max_size=20, unique=True), st.integers(1, 25))
@@ -43,7 +41,7 @@ def test_greedy_is_the_likeliest(values: list[int], top_k: int) -> None:
         Sampling(temperature=1.3, top_p=1e-9),
         Sampling(temperature=1.3, top_p=0.0),
     ):
-        assert sample_token(logits, [], sampling, generator) == likeliest
+        assert sample_token(logits, [], [], sampling, generator) == likeliest
 
 
 @given(shares, st.integers(1, 64))
@@ -96,7 +94,9 @@ def test_temperature_sharpens_and_flattens() -> None:
     assert support(logits, Sampling(temperature=0.01)) == {0}
     generator = torch.Generator().manual_seed(0)
     for temperature in (0.5, 1.0, 50.0):
-        drawn = [sample_token(logits, [], Sampling(temperature), generator) for _ in range(4000)]
+        drawn = [
+            sample_token(logits, [], [], Sampling(temperature), generator) for _ in range(4000)
+        ]
         frequencies = torch.bincount(torch.tensor(drawn), minlength=3) / 4000
         expected = (logits / temperature).softmax(0)
         assert (frequencies - expected).abs().max() < 0.04
@@ -105,15 +105,17 @@ def test_temperature_sharpens_and_flattens() -> None:
 def test_repetition_is_penalised_on_either_side_of_zero() -> None:
     sampling = Sampling(temperature=0, repetition_penalty=2.0)
     generator = torch.Generator()
-    assert sample_token(torch.tensor([3.0, 2.0]), [0, 0], sampling, generator) == 1  # once, to 1.5
-    assert sample_token(torch.tensor([3.0, 1.0]), [0, 0, 0, 0], sampling, generator) == 0
-    assert sample_token(torch.tensor([-1.0, -1.5]), [0], sampling, generator) == 1  # to -2
-    assert sample_token(torch.tensor([-1.0, -2.5]), [0], sampling, generator) == 0
     assert (
-        sample_token(torch.tensor([3.0, 2.0]), [7], sampling, generator) == 0
+        sample_token(torch.tensor([3.0, 2.0]), [0, 0], [], sampling, generator) == 1
+    )  # once, to 1.5
+    assert sample_token(torch.tensor([3.0, 1.0]), [0, 0, 0, 0], [], sampling, generator) == 0
+    assert sample_token(torch.tensor([-1.0, -1.5]), [0], [], sampling, generator) == 1  # to -2
+    assert sample_token(torch.tensor([-1.0, -2.5]), [0], [], sampling, generator) == 0
+    assert (
+        sample_token(torch.tensor([3.0, 2.0]), [7], [], sampling, generator) == 0
     )  # not in the logits
     logits = torch.tensor([3.0, 2.0])
-    sample_token(logits, [0], sampling, generator)
+    sample_token(logits, [0], [], sampling, generator)
     assert logits.tolist() == [3.0, 2.0]
 
 
@@ -122,7 +124,7 @@ def test_repetition_is_penalised_on_either_side_of_zero() -> None:
 def test_no_temperature_overflows(temperature: float, penalty: float) -> None:
     logits = torch.tensor([30.0, -4.0, 12.0])
     sampling = Sampling(temperature, top_p=0.9, repetition_penalty=penalty)
-    token = sample_token(logits, [1], sampling, torch.Generator())
+    token = sample_token(logits, [1], [], sampling, torch.Generator())
     assert token == 0 or temperature > 1
 
 
@@ -139,6 +141,8 @@ def test_no_temperature_overflows(temperature: float, penalty: float) -> None:
         {"top_k": 0},
         {"top_p": 1.5},
         {"top_p": math.nan},
+        {"presence_penalty": 2.5},
+        {"frequency_penalty": math.nan},
     ],
 )
 def test_what_no_token_can_be_sampled_with_is_a_usage_error(value: dict[str, float]) -> None:
@@ -146,99 +150,43 @@ def test_what_no_token_can_be_sampled_with_is_a_usage_error(value: dict[str, flo
         Sampling(**value)
 
 
-@pytest.mark.parametrize("seed", [-(2**63), -1, 2**63, 2**64 - 1])
-def test_every_seed_of_64_bits_samples(
-    seed: int, small_shape: ModelShape, make_model: MakeModel
-) -> None:
-    assert list(generate_tokens(make_model(small_shape), [1], Sampling(seed=seed), 512, 1))
-
-
-def test_weights_of_nan_are_an_error(small_shape: ModelShape, make_model: MakeModel) -> None:
-    model = make_model(small_shape)
-    with torch.no_grad():
-        next(model.parameters()).fill_(math.nan)
-    for temperature in (0.0, 1.0):
-        with pytest.raises(LlmtrainError, match="NaN"):
-            next(generate_tokens(model, [1], Sampling(temperature), 512, 1))
-
-
 def test_the_first_allowed_id_is_taken_where_all_are_less_likely_than_chance() -> None:
     logits = torch.tensor([0.0, -9.0, -8.0, 0.0])
-    assert _restrict(logits, [1, 2]).isfinite().tolist() == [False, True, False, False]
-    assert _restrict(logits, [1, 0, 3]).isfinite().tolist() == [True, True, False, True]
+    assert restrict(logits, [1, 2]).isfinite().tolist() == [False, True, False, False]
+    assert restrict(logits, [1, 0, 3]).isfinite().tolist() == [True, True, False, True]
 
 
-def test_only_allowed_ids_are_sampled(small_shape: ModelShape, make_model: MakeModel) -> None:
-    steps = [[3, 5], [7]]
-    sampled = generate_tokens(
-        make_model(small_shape),
-        [1],
-        Sampling(temperature=5.0),
-        512,
-        20,
-        allowed=lambda sampled: steps[len(sampled)] if len(sampled) < 2 else None,
-    )
-    first, second, *rest = sampled
-    assert first in (3, 5)  # both or, if they are less likely than chance, the first
-    assert second == 7
-    assert set(rest) - {3, 5, 7}
+def test_presence_and_frequency_count_what_was_sampled_alone() -> None:
+    generator = torch.Generator()
+    logits = torch.tensor([3.0, 2.0, 1.2])
+
+    def drawn(sampled: list[int], **penalties: float) -> int:
+        return sample_token(logits, [0, 0], sampled, Sampling(0.0, **penalties), generator)
+
+    assert drawn([], presence_penalty=2.0, frequency_penalty=2.0) == 0
+    assert drawn([0], presence_penalty=1.5) == 1
+    assert drawn([0] * 9, presence_penalty=0.9) == 0
+    assert drawn([0], frequency_penalty=0.4) == 0
+    assert drawn([0] * 3, frequency_penalty=0.4) == 1
+    assert drawn([0] * 5 + [1] * 3, frequency_penalty=0.4) == 2
+    assert drawn([2], presence_penalty=-2.0) == 2
 
 
-def test_a_seed_is_a_text(small_shape: ModelShape, make_model: MakeModel) -> None:
-    model = make_model(small_shape)
-
-    def text(seed: int) -> list[int]:
-        return list(generate_tokens(model, [1, 2], Sampling(1.0, seed=seed), 512, 20))
-
-    first = text(3)
-    torch.manual_seed(99)
-    assert text(3) == first
-    assert text(4) != first
-    assert len(first) == 20
+def test_the_nucleus_of_a_large_vocabulary_is_that_of_all_tokens_sorted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for flatness in (0.1, 1.0, 4.0):
+        drawn = torch.randn(3_000, generator=generator, dtype=torch.float64)
+        probabilities = (drawn / flatness).softmax(0)
+        ordered, order = probabilities.sort(descending=True)
+        count = int((ordered.cumsum(0) - ordered < 0.9).sum())
+        kept = nucleus(probabilities, 0.9)
+        assert set(kept.nonzero().flatten().tolist()) == set(order[:count].tolist())
 
 
-def test_only_ids_that_have_a_piece_are_drawn(
-    small_shape: ModelShape, make_model: MakeModel
-) -> None:
-    drawn = generate_tokens(make_model(small_shape), [1], Sampling(temperature=5.0), 10, 200)
-    assert set(drawn) == set(range(10))
-
-
-def greedy_by_rereading(model: Decoder, prompt: list[int], limit: int) -> list[int]:
-    """As `generate_tokens` says it, with no cache: reads a window of the text anew each time."""
-    context, ids = model.shape.context, list(prompt)
-    window = ids[-context:]
-    with torch.no_grad():
-        for _ in range(limit):
-            if len(window) > context:
-                window = ids[-(context // 2) :]
-            chosen = int(model.logits(torch.tensor([window]))[0, -1].argmax())
-            ids.append(chosen)
-            window = [*window, chosen]
-    return ids[len(prompt) :]
-
-
-@pytest.mark.parametrize("prompt_length", [1, 7, 12, 13, 40])
-def test_text_goes_on_past_the_context(
-    small_shape: ModelShape, make_model: MakeModel, prompt_length: int
-) -> None:
-    model = make_model(dataclasses.replace(small_shape, context=12))
-    prompt = [(7 * i) % 512 for i in range(prompt_length)]
-    found = list(generate_tokens(model, prompt, Sampling(temperature=0), 512, 50))
-    assert found == greedy_by_rereading(model, prompt, 50)
-
-
-def test_tokens_come_as_they_are_drawn(small_shape: ModelShape, make_model: MakeModel) -> None:
-    endless = generate_tokens(make_model(small_shape), [1], Sampling(), 512, limit=10**12)
-    assert len(list(islice(endless, 5))) == 5
-    assert list(generate_tokens(make_model(small_shape), [1], Sampling(), 512, limit=0)) == []
-
-
-def test_drawing_leaves_the_model_trainable(small_shape: ModelShape, make_model: MakeModel) -> None:
-    model = make_model(small_shape)
-    state = torch.get_rng_state()
-    next(generate_tokens(model, [1], Sampling(), 512, 5))
-    assert torch.equal(torch.get_rng_state(), state)  # training's own draws are not disturbed
-    tokens = torch.ones(1, 4, dtype=torch.long)
-    model(tokens, tokens).backward()
-    assert all(p.grad is not None for p in model.parameters())
+def test_log_probabilities_are_the_models_own() -> None:
+    logits = torch.tensor([2.0, 0.0, 1.0])
+    token = with_logprobs(1, logits, 2)
+    expected = logits.double().log_softmax(0)
+    assert token.logprob == float(expected[1])
+    assert token.likeliest == ((0, float(expected[0])), (2, float(expected[2])))
+    assert len(with_logprobs(0, logits, 20).likeliest) == 3
