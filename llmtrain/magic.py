@@ -64,6 +64,17 @@ def other_content(head: bytes) -> str | None:
     return None if found is None else found[0]
 
 
+def content_kind(head: bytes) -> tuple[str, str] | None:
+    """Return what a file that begins with `head` is, and the suffix of such files; None if unknown.
+
+    The suffix of text is "".
+    """
+    found = _binary_kind(head)
+    if found is None and head and _is_text(head):
+        return "text", ""
+    return found
+
+
 def _binary_kind(head: bytes) -> tuple[str, str] | None:
     """Return the kind of a binary file and the suffix that it should have; "" if none is read."""
     if head[_TAR_AT : _TAR_AT + len(_TAR)] == _TAR:

@@ -73,6 +73,17 @@ def _do_nothing(_number: int, _frame: FrameType | None) -> None:
     pass
 
 
+@pytest.fixture(scope="session")
+def native_kernels() -> None:
+    """Compile the native kernels once for the session; skip where this machine has none."""
+    from llmtrain.machine.probe import read_facts
+    from llmtrain.ops.native.library import load_kernels
+
+    loaded = load_kernels(read_facts(tries_gpus=False))
+    if not loaded.value:
+        pytest.skip(loaded.reason)
+
+
 @pytest.fixture
 def snapshot(pytestconfig: pytest.Config) -> Callable[[Path, str], None]:
     """Return a function that compares a text with a file, or writes the file."""

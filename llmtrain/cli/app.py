@@ -44,6 +44,7 @@ from llmtrain.cli.runs_report import report
 from llmtrain.cli.schema import schema
 from llmtrain.cli.serve import serve
 from llmtrain.cli.streams import discard_stdout, set_up_standard_streams, write_text
+from llmtrain.cli.sweep import sweep
 from llmtrain.cli.tokenizer.import_ import import_
 from llmtrain.cli.tokenizer.inspect import inspect as inspect_tokenizer
 from llmtrain.cli.tokenizer.text import decode, encode
@@ -97,6 +98,7 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "runs verify": (runs.verify, "my-run"),
     "runs prove-resume": (prove_resume, "--profile cpu-tiny"),
     "report-bug": (report_bug, "my-run --out report.json"),
+    "sweep": (sweep, "plan.yaml --time 5m"),
     "schema": (schema, "train"),
 }
 _WITHOUT_JSON = {"profiles schema", "chat"}  # JSON and no document; a conversation

@@ -98,10 +98,13 @@ class Output:
         """Print one of several documents as a line. Raises BrokenPipeError if nobody reads it."""
         write_text(json_text(document, indent=None), flush=True)
 
-    def note(self, text: str) -> None:
-        """Print an informative line, unless quiet."""
+    def note(self, text: str, *, in_one_piece: bool = False) -> None:
+        """Print an informative line, unless quiet.
+
+        `in_one_piece` is for commands: broken by line ends they cannot be copied.
+        """
         if not self.quiet:
-            self.stderr.print(escape_control(text), markup=False)
+            self.stderr.print(escape_control(text), markup=False, soft_wrap=in_one_piece or None)
 
     def detail(self, text: str) -> None:
         """Print a line that is only shown with -v."""

@@ -184,7 +184,7 @@ def train_request(
     output: Output, request: TrainRequest, stop: StopRequest, max_loss: float | None
 ) -> int:
     from llmtrain.cli.progress import watching
-    from llmtrain.cli.train_summary import summary_lines
+    from llmtrain.cli.train_summary import next_commands, summary_lines
     from llmtrain.engine.text_notes import text_notes
     from llmtrain.engine.train_run import (
         TrainSession,
@@ -224,8 +224,9 @@ def train_request(
     )
     if output.json:
         output.document(_document(result, thresholds))
+    commands = next_commands(result)
     for line in summary_lines(result):
-        output.note(line)
+        output.note(line, in_one_piece=line in commands)
     if stop.has_abandoned_work:
         _leave_at_once()
     run = shlex.quote(str(result.run))

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from llmtrain.choice import ActivationCheckpointing, AttentionKernel, MatmulPrecision, Precision
+from llmtrain.choice import (
+    ActivationCheckpointing,
+    AttentionKernel,
+    LossKernel,
+    MatmulPrecision,
+    Precision,
+)
 from llmtrain.documents.base import Document, Number, Part, Reasoned, Text, key
 from llmtrain.machine.facts import StepTimes
 
@@ -27,6 +33,14 @@ class Attention(Part):
 
     sdpa_s: float = key("torch's kernel, seconds")
     blocks_s: float = key("products over blocks of rows, seconds")
+    native_s: float | None = key("the native kernel, seconds; null: there is none")
+
+
+class Loss(Part):
+    """The loss and its gradients, for some tokens in bf16."""
+
+    chunks_s: float = key("in chunks of logits, seconds")
+    native_s: float = key("the native kernel, seconds")
 
 
 class Block(Part):
@@ -52,6 +66,7 @@ class MeasuredPlan(Part):
     precision: Reasoned[Precision] = key("of matrix products")
     matmul_precision: Reasoned[MatmulPrecision] = key("torch's setting for products in fp32")
     attention: Reasoned[AttentionKernel] = key("the kernel")
+    loss: Reasoned[LossKernel] = key("how the loss is computed")
     compile: Reasoned[bool] = key("whether blocks are compiled")
     threads: Reasoned[int] = key("of one process")
     micro_batch: Reasoned[int] = key("sequences of one forward and backward")
@@ -82,6 +97,10 @@ class DeviceBench(Document):
     cpu: BenchCpu = key("what was measured")
     products: Products = key("matrix products by precision")
     attention: Attention | None = key("null: not measured")
+    loss: Loss | None = key("null: there are no native kernels to compare")
+    native_missing: Text | None = key(
+        "why there are no native kernels; null: there are, or the work needs none"
+    )
     block: Block | None = key("null: not measured, or it could not be compiled")
     eager: StepParts | None = key("null: not measured, as only a compiled step fits the memory")
     compiled: StepParts | None = key("null: not measured, or it could not be compiled")

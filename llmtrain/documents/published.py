@@ -17,6 +17,7 @@ from llmtrain.documents import (
     memory,
     plans,
     runs,
+    sweep,
     tokenizer,
 )
 from llmtrain.documents.base import Document, Part, Text, key, schema_of
@@ -74,6 +75,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "data-inspect": data.DataInspect,
     "report-bug": bug_report.ReportBug,
     "data-inspect-chat": data.DataInspectChat,
+    "sweep": sweep.Sweep,
     "schema": SchemaList,
     "error": error.Error,
     "metrics.jsonl": files.MetricsLine,

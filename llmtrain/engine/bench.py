@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llmtrain.engine.plan_run import workload_of
 from llmtrain.errors import UsageError
 from llmtrain.machine.facts import CpuTimes, Facts
 from llmtrain.plan.cpu_benchmarks import (
     Announce,
-    attention_probe,
     block_probe,
-    cpu_threads,
-    eager_step_probes,
-    products_probe,
+    measured_eager_step,
     with_compiled_step,
     with_fresh_block,
 )
@@ -47,7 +44,7 @@ def bench_cpu(profile: Profile, facts: Facts, *, block: bool, announce: Announce
     """
     options, workload = profile.device, workload_of(profile, None, facts)
     _refuse_gpu(facts, options)
-    times = _eager(facts, options, workload, announce)
+    times = measured_eager_step(facts, options, workload, announce, fresh=True)
     if block and facts.cxx_compiler is not None:
         times = _compiled(facts, options, workload, times, announce)
     plan = make_plan(facts, options, workload, times)
@@ -70,20 +67,6 @@ def _refuse_gpu(facts: Facts, options: DeviceSection) -> None:
         raise UsageError(
             f"only the CPU is measured, and the plan is for {device}", hint="--force-cpu"
         )
-
-
-def _eager(
-    facts: Facts, options: DeviceSection, workload: Workload, announce: Announce
-) -> CpuTimes:
-    announce("timing products…")
-    products = products_probe(facts, workload.shape, cpu_threads(facts, options, workload)).fresh()
-    announce("timing attention…")
-    times = CpuTimes(products, attention_probe(facts, options, workload, products).fresh())
-    probes = eager_step_probes(facts, options, workload, times)
-    if probes is None:
-        return times
-    announce("timing the parts of a step…")
-    return replace(times, eager=probes.times("all"))
 
 
 def _compiled(

@@ -31,6 +31,7 @@ _OPTIONS = {  # the profile's key for a decision of the plan
     "threads": "device.threads",
     "micro_batch": "train.micro_batch",
     "attention": "device.attention",
+    "loss": "device.loss",
     "compile": "device.compile",
     "activation_checkpointing": "device.activation_checkpointing",
     "backend": "device.backend",

@@ -34,6 +34,7 @@ from llmtrain.generate.sampling import Sampling
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.progress import Note
+from llmtrain.tokenizer.chat_template import stop_ids_of
 from llmtrain.train.events import Observer
 
 EXPORTS = Path("exports")
@@ -257,6 +258,7 @@ class _Export:
             self.trained.model.shape,
             self.vocabulary,
             self.trained.tokenizer.separator_id,
+            stop_ids_of(self.trained.tokenizer),
             self.provenance,
             self.request.encoding,
             self.work.check_stop,

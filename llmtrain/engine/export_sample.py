@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from llmtrain.engine.inference import Trained
 from llmtrain.errors import DataError, LlmtrainError
 from llmtrain.eval.baselines import Baselines, measure_baselines
 from llmtrain.eval.evaluate import bits_per_byte, sum_loss
+from llmtrain.prepare.chat import encoder_of
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import open_dataset
 from llmtrain.profile.load import profile_from_values
@@ -76,7 +77,12 @@ def _validation_text(trained: Trained, work: PrepareContext) -> str:
             for start in range(0, stream.num_tokens, _READ_TOKENS)
         )
         text = ""
-        for part in decoded_parts(trained.tokenizer, batches):
+        parts: Iterator[str]
+        if profile.data.rows == "chat":
+            parts = map(encoder_of(profile.data, trained.tokenizer).decode, batches)
+        else:
+            parts = decoded_parts(trained.tokenizer, batches)
+        for part in parts:
             text += part
             if len(text) >= _SAMPLE_CHARACTERS:
                 break

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,11 +40,15 @@ def write_gguf(
     shape: ModelShape,
     vocabulary: Vocabulary,
     separator_id: int,
+    stop_ids: Collection[int],
     provenance: Provenance,
     encoding: Encoding,
     check_stop: Callable[[], None],
 ) -> None:
-    """Write a model to `path`; one tensor at a time is converted."""
+    """Write a model to `path`; one tensor at a time is converted.
+
+    Of `stop_ids` the one that is not the separator ends an answer.
+    """
     from gguf import GGUFWriter
     from gguf.quants import quant_shape_to_byte_shape
 
@@ -53,6 +57,8 @@ def write_gguf(
         _add_provenance(writer, provenance, shape, encoding)
         _add_shape(writer, shape)
         _add_vocabulary(writer, vocabulary, separator_id)
+        for token in {*stop_ids} - {separator_id}:
+            writer.add_eot_token_id(token)  # the end of an answer; there is one at most
         if provenance.chat_template is not None:
             writer.add_chat_template(provenance.chat_template)
         tensors = list(gguf_tensors(shape, encoding))

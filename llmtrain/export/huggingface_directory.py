@@ -19,6 +19,7 @@ from llmtrain.export.provenance import Provenance
 from llmtrain.model.huggingface import config_of, generation_config_of, weight_shapes
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
+from llmtrain.tokenizer.chat_template import stop_ids_of
 
 WEIGHTS, CHAT_TEMPLATE = "model.safetensors", "chat_template.jinja"
 _TYPES = {
@@ -42,7 +43,8 @@ def write_directory(
     separator_id = tokenizer.separator_id
     config = config_of(shape, separator_id) | {"dtype": _TYPES[encoding][2]}
     _write_json(directory / "config.json", config)
-    _write_json(directory / "generation_config.json", generation_config_of(separator_id))
+    generation = generation_config_of(separator_id, stop_ids_of(tokenizer))
+    _write_json(directory / "generation_config.json", generation)
     tokenizer.save(directory, model_max_length=shape.context)
     if provenance.chat_template is not None:
         text = provenance.chat_template

@@ -26,6 +26,8 @@ def _answer(arguments: Arguments, questions: Questions) -> Answers:
     torch.set_num_threads(arguments.threads)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.path)
+        # With a chat template names of special tokens are read as these; texts have none of them.
+        tokenizer.split_special_tokens = True
         model = transformers.AutoModelForCausalLM.from_pretrained(
             arguments.path, dtype=torch.float32
         ).eval()

@@ -6,7 +6,7 @@ unknown; nothing is guessed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 AcceleratorKind = Literal["cuda", "mps"]
@@ -124,6 +124,15 @@ class AttentionTimes:
 
     sdpa_s: float
     blocks_s: float
+    native_s: float | None = None  # None: no native kernels
+
+
+@dataclass(frozen=True, slots=True)
+class LossTimes:
+    """Seconds for the loss of some tokens and both its gradients, in bf16."""
+
+    chunks_s: float
+    native_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,21 +154,19 @@ class BlockTimes:
         """True if other programs kept the cores busy: measured again for the next run."""
         return was_contended(self.ran_share)
 
-    @property
-    def compiled(self) -> PartTime:
-        """The time of the compiled block, for a forecast."""
-        seconds = self.compiled_s if self.wall_s is None else self.wall_s
-        if self.is_contended:  # without the waiting
-            seconds = self.compiled_s * self.ran_share
-        return PartTime(seconds, self.ran_share)
-
 
 @dataclass(frozen=True, slots=True)
 class PartTime:
-    """Seconds of a part of a training step."""
+    """Seconds of a part of a training step.
+
+    `seconds` are for forecasts. `cpu_s`, of all threads over their number, are less by what
+    threads wait for each other; they hardly depend on the load, as a choice that changes bits
+    must not.
+    """
 
     seconds: float
     ran_share: float = 1.0  # of their runnable time in which the threads had a core
+    cpu_s: float | None = None  # None: as `seconds`
 
     @property
     def is_contended(self) -> bool:
@@ -176,10 +183,23 @@ class StepTimes:
     head: PartTime  # embedding, final norm, head and loss, likewise
     update: PartTime  # clipping, the optimizer and rounding the weights, of the whole model
 
+    def by_cpu(self) -> StepTimes:
+        """Return the same parts with their CPU time as their seconds."""
+        return replace(
+            self,
+            block=_by_cpu(self.block),
+            head=_by_cpu(self.head),
+            update=_by_cpu(self.update),
+        )
+
     @property
     def is_contended(self) -> bool:
         """True if other programs kept the cores busy during one of the measurements."""
         return any(part.is_contended for part in (self.block, self.head, self.update))
+
+
+def _by_cpu(part: PartTime) -> PartTime:
+    return part if part.cpu_s is None else replace(part, seconds=part.cpu_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,3 +227,6 @@ class CpuTimes:
     compile_failure: str | None = None  # why a block could not be compiled
     eager: StepTimes | None = None  # the parts of a step; None: not measured
     compiled: StepTimes | None = None
+    plain: StepTimes | None = None  # those of an eager step without native kernels
+    loss: LossTimes | None = None
+    native_missing: str | None = None  # why there are no native kernels, where they are wanted

@@ -19,6 +19,7 @@ from llmtrain.machine.facts import (
     AttentionTimes,
     BlockTimes,
     Facts,
+    LossTimes,
     MatmulTimes,
     PartTime,
     RunFigures,
@@ -35,8 +36,8 @@ _KERNEL_VARIABLES = (
     "ONEDNN_MAX_CPU_ISA",
 )
 
-Times = MatmulTimes | AttentionTimes | BlockTimes | PartTime | RunFigures
-T = TypeVar("T", MatmulTimes, AttentionTimes, BlockTimes, PartTime, RunFigures)
+Times = MatmulTimes | AttentionTimes | BlockTimes | LossTimes | PartTime | RunFigures
+T = TypeVar("T", MatmulTimes, AttentionTimes, BlockTimes, LossTimes, PartTime, RunFigures)
 
 
 class _Document(BaseModel):

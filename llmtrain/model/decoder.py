@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmtrain.choice import ActivationCheckpointing, AttentionKernel
+from llmtrain.choice import ActivationCheckpointing, AttentionKernel, LossKernel
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.checkpointing import checkpointed, silence_compiler_warning
 from llmtrain.ops.documents import DocumentMask, document_mask, first_of_document
@@ -215,6 +215,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.shape = shape
         self.exponentiate: Exponentiate = exponentiate
+        self.loss_kernel: LossKernel = "chunks"
         self.casts: WeightCasts | None = None
         # If set, tokens do not attend to anything before their document's separator.
         self.separator_id: int | None = None
@@ -244,6 +245,7 @@ class Decoder(nn.Module):
             # It is compiled for training's shapes; run eagerly, each of its passes would copy.
             exponentiate=self.exponentiate if is_training else exponentiate,
             has_padding=self.has_padding,
+            kernel=self.loss_kernel,
         )
 
     @torch.no_grad()
@@ -267,6 +269,7 @@ class Decoder(nn.Module):
         self,
         *,
         attention: AttentionKernel = "sdpa",
+        loss: LossKernel = "chunks",
         checkpointing: ActivationCheckpointing = "off",
         casts: WeightCasts | None = None,
         compiled: bool = False,
@@ -275,8 +278,9 @@ class Decoder(nn.Module):
 
         With `casts` the training forward multiplies those copies, which the caller keeps up to
         date. `compiled`: the block, once for all layers, and the softmax of the loss are compiled
-        at their next call, for that call's shapes.
+        at their next call, for that call's shapes. Native kernels are loaded already.
         """
+        self.loss_kernel = loss
         self.casts = casts
         # Compiled blocks checkpoint inside; eager ones around, so that casts are not repeated.
         self.model.checkpointing = "off" if compiled else checkpointing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -52,9 +52,11 @@ def config_of(shape: ModelShape, separator_id: int) -> dict[str, Any]:
     }
 
 
-def generation_config_of(separator_id: int) -> dict[str, Any]:
-    """Return the generation_config.json; sampling stops at the separator."""
-    return {"bos_token_id": separator_id, "eos_token_id": separator_id, "do_sample": True}
+def generation_config_of(separator_id: int, stop_ids: Collection[int] = ()) -> dict[str, Any]:
+    """Return the generation_config.json; sampling stops at the separator and at `stop_ids`."""
+    others = sorted({*stop_ids} - {separator_id})
+    stops = [separator_id, *others] if others else separator_id
+    return {"bos_token_id": separator_id, "eos_token_id": stops, "do_sample": True}
 
 
 def shape_from_config(config: object, origin: str) -> ModelShape:

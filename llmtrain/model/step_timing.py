@@ -23,12 +23,13 @@ from llmtrain.choice import (
     ActivationCheckpointing,
     Algorithm,
     AttentionKernel,
+    LossKernel,
     OptimizerName,
     Precision,
 )
 from llmtrain.machine.core_wait import ran_share, read_core_times
 from llmtrain.machine.facts import PartTime
-from llmtrain.machine.timing import Run
+from llmtrain.machine.timing import Run, cpu_seconds
 from llmtrain.model.decoder import Block, Decoder
 from llmtrain.model.lora import add_adapters, freeze_matrices
 from llmtrain.model.optimizer import RoleOptimizer
@@ -41,6 +42,7 @@ from llmtrain.profile.shape import ModelShape
 
 _BUDGET_S = 0.4
 _LEAST_ROUNDS = 2
+_LEAST_CPU_S = 1e-6  # a coarse clock measures a short part as 0
 _LONGEST_ROUND_S = 0.8
 # Of the layers that are timed together: enough that neither the weights nor what their backward
 # needs stays in a cache, which would be faster than in a whole model.
@@ -60,6 +62,7 @@ class Way:
     keep_casts: bool
     threads: int
     masked: bool = False  # attention stays within documents, of which each sequence has two
+    loss: LossKernel = "chunks"
     lora: LoraShape | None = None  # adapters that are trained, beside a model that is not
 
     def new_casts(self) -> WeightCasts | None:
@@ -113,7 +116,7 @@ def time_head(shape: ModelShape, way: Way, *, compiled: bool) -> PartTime:
         tokens = torch.randint(shape.vocab_size, (way.micro_batch, shape.context))
     if way.lora is not None:  # the gradient ends at the last norm's output
         freeze_matrices(model, way.precision)
-    model.compute_with(casts=way.new_casts(), compiled=compiled)
+    model.compute_with(loss=way.loss, casts=way.new_casts(), compiled=compiled)
     run = partial(_train_head, model, way.precision, tokens)
     if compiled:
         with thread_count(way.threads):
@@ -150,10 +153,7 @@ def time_update(shape: ModelShape, way: Way, optimizer: OptimizerName) -> PartTi
     if not others:
         return _scaled(of_blocks, shape.num_layers / layers)
     of_others = _time(_updating(others, way, "adamw"), way.threads)
-    return PartTime(
-        of_blocks.seconds * shape.num_layers / layers + of_others.seconds,
-        min(of_blocks.ran_share, of_others.ran_share),
-    )
+    return _sum(_scaled(of_blocks, shape.num_layers / layers), of_others)
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:
@@ -208,20 +208,32 @@ def _time_sequences(run: partial[None], way: Way) -> PartTime:
 def _time(run: Run, threads: int) -> PartTime:
     """Return the seconds of the fastest of several calls.
 
-    If other programs needed the cores meanwhile, those of a mean call without its waiting.
+    If other programs needed the cores meanwhile, those of a mean call without its waiting, if less.
     """
     with thread_count(threads):
         run()
-        walls_s = list[float]()
-        before, started_s = read_core_times(), perf_counter()
+        walls_s, cpus_s = list[float](), list[float]()
+        before = read_core_times()
         while len(walls_s) < _LEAST_ROUNDS or sum(walls_s) < _BUDGET_S:
+            started_s, started_cpu_s = perf_counter(), cpu_seconds()
             run()
+            cpus_s.append((cpu_seconds() - started_cpu_s) / threads)
             walls_s.append(perf_counter() - started_s)
-            started_s = perf_counter()
         share = ran_share(before, read_core_times())
-    part = PartTime(min(walls_s), share)
-    return replace(part, seconds=fmean(walls_s) * share) if part.is_contended else part
+    part = PartTime(min(walls_s), share, max(_LEAST_CPU_S, min(cpus_s)))
+    if part.is_contended:
+        part = replace(part, seconds=min(part.seconds, fmean(walls_s) * share))
+    return part
+
+
+def _sum(one: PartTime, other: PartTime) -> PartTime:
+    return PartTime(
+        one.seconds + other.seconds,
+        min(one.ran_share, other.ran_share),
+        None if one.cpu_s is None or other.cpu_s is None else one.cpu_s + other.cpu_s,
+    )
 
 
 def _scaled(part: PartTime, factor: float) -> PartTime:
-    return replace(part, seconds=part.seconds * factor)
+    cpu_s = None if part.cpu_s is None else part.cpu_s * factor
+    return replace(part, seconds=part.seconds * factor, cpu_s=cpu_s)

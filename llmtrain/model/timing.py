@@ -13,17 +13,19 @@ from torch import Tensor, nn
 from llmtrain.choice import (
     ActivationCheckpointing,
     AttentionKernel,
+    LossKernel,
     MatmulPrecision,
     Precision,
 )
 from llmtrain.errors import LlmtrainError
 from llmtrain.machine.core_wait import ran_share, read_core_times
-from llmtrain.machine.facts import AttentionTimes, BlockTimes
+from llmtrain.machine.facts import AttentionTimes, BlockTimes, LossTimes
 from llmtrain.machine.timing import Run, Timing, compare
 from llmtrain.model.decoder import Block, compile_block
 from llmtrain.model.lora import add_adapters, freeze_matrices
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.documents import DocumentMask, document_mask
+from llmtrain.ops.loss import linear_cross_entropy
 from llmtrain.ops.precision import WeightCasts, autocast_as, compute_dtype
 from llmtrain.ops.rotary import rotary_table
 from llmtrain.profile.lora_shape import LoraShape
@@ -33,6 +35,7 @@ _BUDGET_S = 0.4
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 8
 # Scores and tokens of attention that are timed, unless one sequence has more (0.3 s on two cores).
 _SCORES, _TOKENS = 64 << 20, 4096
+_LOSS_TOKENS = 1024  # whose loss is timed (0.5 s for 32,000 rows of vocabulary on two cores)
 _LONGEST_CONTEXT = 4096  # longer ones take quadratic time and do not change the result
 
 
@@ -41,13 +44,17 @@ class CompileError(LlmtrainError):
 
 
 def time_attention(
-    shape: ModelShape, precision: Precision, threads: int, masked: bool = False
+    shape: ModelShape,
+    precision: Precision,
+    threads: int,
+    masked: bool = False,
+    native: bool = False,
 ) -> AttentionTimes:
     """Return the seconds for attention forward and backward over some sequences, for each kernel.
 
     `masked`: attention stays within documents, of which each sequence has two. There are as many
     sequences as in a micro-batch, or fewer if they are long: a kernel's speed depends on the
-    number of heads that it has at once.
+    number of heads that it has at once. `native`: the native kernels are loaded.
     """
     context = min(shape.context, _LONGEST_CONTEXT)
     sequences = max(1, min(_TOKENS // context, _SCORES // (shape.num_heads * context**2)))
@@ -60,7 +67,7 @@ def time_attention(
         for heads in (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
     )
 
-    kernels: tuple[AttentionKernel, ...] = ("sdpa", "blocks")
+    kernels: tuple[AttentionKernel, ...] = ("sdpa", "blocks", *(("native",) if native else ()))
     masks = {
         name: two_documents(name, sequences, context, dtype) if masked else None for name in kernels
     }
@@ -72,7 +79,33 @@ def time_attention(
     with thread_count(threads):
         timed = _compare({kernel: partial(run, kernel) for kernel in kernels})
     sdpa_s = timed["sdpa"].wall_s
-    return AttentionTimes(sdpa_s, sdpa_s * timed["blocks"].ratio_to(timed["sdpa"]))
+    times = {name: sdpa_s * timing.ratio_to(timed["sdpa"]) for name, timing in timed.items()}
+    return AttentionTimes(sdpa_s, times["blocks"], times.get("native"))
+
+
+def time_loss(shape: ModelShape, tokens: int, threads: int) -> LossTimes:
+    """Return the seconds for the loss of some tokens in bf16 and its gradients, eager and native.
+
+    The native kernels are loaded. There are as many tokens as in a micro-batch, or fewer.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape.vocab_size, shape.hidden_size, generator=generator).mul_(0.02)
+    rows = max(1, min(tokens, _LOSS_TOKENS))
+    hidden = torch.randn(rows, shape.hidden_size, generator=generator).to(torch.bfloat16)
+    targets = torch.randint(shape.vocab_size, (rows,), generator=generator)
+    cast = weight.to(torch.bfloat16)
+    leaves = hidden.requires_grad_(), weight.requires_grad_()
+
+    def run(kernel: LossKernel) -> None:
+        with autocast_as("bf16", hidden.device):
+            total = linear_cross_entropy(*leaves, targets, weight_cast_vd=cast, kernel=kernel)
+        torch.autograd.grad(total, leaves)
+
+    kernels: tuple[LossKernel, ...] = ("chunks", "native")
+    with thread_count(threads):
+        timed = _compare({kernel: partial(run, kernel) for kernel in kernels})
+    chunks_s = timed["chunks"].wall_s
+    return LossTimes(chunks_s, chunks_s * timed["native"].ratio_to(timed["chunks"]))
 
 
 def time_block(

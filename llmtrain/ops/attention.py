@@ -12,6 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from llmtrain.choice import AttentionKernel
 from llmtrain.ops.blocked_attention import blocked_attention
 from llmtrain.ops.documents import DocumentMask
+from llmtrain.ops.native.attention import native_attention
 
 
 def causal_attention(
@@ -26,9 +27,10 @@ def causal_attention(
     With `documents`, from `ops.documents.document_mask`, tokens attend to their own document only;
     the `flex` kernel is for that and for compiled code, because eagerly it computes all scores.
     """
-    if kernel == "blocks":
+    if kernel in ("blocks", "native"):
         assert not isinstance(documents, BlockMask)
-        return blocked_attention(q_bhtd, k_bgtd, v_bgtd, documents)
+        by_kernel = blocked_attention if kernel == "blocks" else native_attention
+        return by_kernel(q_bhtd, k_bgtd, v_bgtd, documents)
     grouped = q_bhtd.shape[1] != k_bgtd.shape[1]
     if isinstance(documents, BlockMask):
         found = flex_attention(q_bhtd, k_bgtd, v_bgtd, block_mask=documents, enable_gqa=grouped)

@@ -6,10 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Generic
 
-from llmtrain.choice import Precision
+from llmtrain.choice import Choice, Precision
 from llmtrain.errors import DoesNotFitError
 from llmtrain.files import cache_directory
-from llmtrain.machine.facts import AttentionTimes, BlockTimes, CpuTimes, Facts, MatmulTimes
+from llmtrain.machine.facts import (
+    AttentionTimes,
+    BlockTimes,
+    CpuTimes,
+    Facts,
+    LossTimes,
+    MatmulTimes,
+    StepTimes,
+)
 from llmtrain.machine.matmul_timing import time_matmuls
 from llmtrain.machine.measurement_cache import (
     MeasurementKey,
@@ -19,12 +27,20 @@ from llmtrain.machine.measurement_cache import (
     remove_measurement,
     save_measurement,
 )
-from llmtrain.model.timing import CompileError, multiplied_in, time_attention, time_block
+from llmtrain.model.timing import (
+    CompileError,
+    multiplied_in,
+    time_attention,
+    time_block,
+    time_loss,
+)
+from llmtrain.ops.chunk_sizes import NATIVE_WIDTH_MULTIPLE
+from llmtrain.ops.native.library import kernel_source, load_kernels, unsuitable
 from llmtrain.plan import decisions as decide
 from llmtrain.plan import numerics
 from llmtrain.plan.planner import Plan, make_plan
 from llmtrain.plan.step_benchmarks import Measure, StepProbes, step_probes
-from llmtrain.plan.throughput import predicted_tokens_per_s
+from llmtrain.plan.throughput import compiled_block, predicted_tokens_per_s
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.profile.shape import ModelShape
@@ -41,10 +57,12 @@ class Probe(Generic[T]):
     key: MeasurementKey
     kind: type[T]
     measure: Callable[[], T]
+    is_complete: Callable[[T], bool] = lambda _: True
 
     def saved(self) -> T | None:
-        """Return the saved times; None where there are none."""
-        return load_measurement(cache_directory(), self.key, self.kind)
+        """Return the saved times; None where there are none, or not all that are wanted."""
+        found = load_measurement(cache_directory(), self.key, self.kind)
+        return found if found is not None and self.is_complete(found) else None
 
     def fresh(self) -> T:
         """Measure now, save and return the times."""
@@ -74,21 +92,82 @@ def products_probe(facts: Facts, shape: ModelShape, threads: int) -> Probe[Matmu
 
 
 def attention_probe(
-    facts: Facts, options: DeviceSection, workload: Workload, products: MatmulTimes
+    facts: Facts,
+    options: DeviceSection,
+    workload: Workload,
+    products: MatmulTimes,
+    *,
+    native: bool = False,
 ) -> Probe[AttentionTimes]:
-    """Return the benchmark of each attention kernel, in the precision that `products` decide."""
+    """Return the benchmark of each attention kernel, in the precision that `products` decide.
+
+    `native`: the native kernels are loaded, and one of those that are compared.
+    """
     shape, threads = workload.shape, cpu_threads(facts, options, workload)
     precision: Precision = numerics.choose_precision(facts, options, "cpu", products).value
     passes = numerics.choose_matmul_precision(options, "cpu", precision, products).value
 
     def measure() -> AttentionTimes:
         with multiplied_in(passes):
-            return time_attention(shape, precision, threads, workload.mask_documents)
+            return time_attention(shape, precision, threads, workload.mask_documents, native)
 
     key = _shape_key(
-        facts, "attention", threads, workload, precision=precision, matmul_precision=passes
+        facts,
+        "attention",
+        threads,
+        workload,
+        precision=precision,
+        matmul_precision=passes,
+        native=kernel_source().digest(),
     )
-    return Probe(key, AttentionTimes, measure)
+    return Probe(
+        key, AttentionTimes, measure, lambda times: times.native_s is not None or not native
+    )
+
+
+def native_kernels(
+    facts: Facts,
+    options: DeviceSection,
+    workload: Workload,
+    times: CpuTimes,
+    announce: Announce | None,
+    *,
+    always: bool = False,
+) -> Choice[bool] | None:
+    """Load the native kernels for a plan; None where they are not wanted, unless `always`.
+
+    Only with `announce` they are compiled, where they have not been yet. It is also told what is
+    lost without them, where the user can mend that.
+    """
+    if unsuitable(facts) is not None and "native" not in (options.attention, options.loss):
+        return None
+    is_bf16 = numerics.choose_precision(facts, options, "cpu", times.matmul).value == "bf16"
+    processes = decide.choose_processes(facts, options, workload, "cpu").value
+    is_wanted = numerics.wants_native(facts, options, workload, times, processes)
+    if not is_wanted and not (always and is_bf16):
+        return None
+    loaded = load_kernels(facts, announce, compiles=announce is not None)
+    if not loaded.value and announce is not None:
+        announce(f"without native kernels attention and the loss take longer: {loaded.reason}")
+    return loaded
+
+
+def loss_probe(
+    facts: Facts, options: DeviceSection, workload: Workload, micro_batch: int
+) -> Probe[LossTimes]:
+    """Return the benchmark of the loss, in chunks and by the native kernel, which is loaded."""
+    shape, threads = workload.shape, cpu_threads(facts, options, workload)
+    tokens = micro_batch * shape.context
+    key = measurement_key(
+        facts,
+        "loss",
+        threads,
+        hidden=shape.hidden_size,
+        vocabulary=shape.vocab_size,
+        tokens=tokens,
+        native=kernel_source().digest(),
+    )
+    return Probe(key, LossTimes, lambda: time_loss(shape, tokens, threads))
 
 
 def block_probe(facts: Facts, workload: Workload, plan: Plan) -> Probe[BlockTimes]:
@@ -133,7 +212,8 @@ def measured_cpu(
     if announce is None:
         if saved is None:
             return times
-        return replace(times, block=saved, compiled=step.saved_times(saved))
+        block = compiled_block(saved, times.eager, step.micro_batch)
+        return replace(times, block=saved, compiled=step.saved_times(block))
     if saved is not None and not saved.is_contended:
         times = replace(times, block=saved)
     else:
@@ -145,25 +225,71 @@ def measured_cpu(
 
 
 def measured_eager_step(
-    facts: Facts, options: DeviceSection, workload: Workload, announce: Announce | None = None
+    facts: Facts,
+    options: DeviceSection,
+    workload: Workload,
+    announce: Announce | None = None,
+    *,
+    fresh: bool = False,
 ) -> CpuTimes:
     """Return the times of the kernels and of the parts of an eager step.
 
-    Without the parts where only a compiled step fits the memory.
+    Whether native kernels are among them depends on how long the run takes without them. Without
+    the parts where only a compiled step fits the memory. `fresh`: all is measured now.
     """
     threads = cpu_threads(facts, options, workload)
-    products = _announced(products_probe(facts, workload.shape, threads), "products", announce)
-    attention = _announced(
-        attention_probe(facts, options, workload, products), "attention", announce
-    )
-    times = CpuTimes(products, attention)
-    probes = eager_step_probes(facts, options, workload, times)
-    if probes is None:
+    timing = _Timing(announce, fresh)
+    products = timing.of(products_probe(facts, workload.shape, threads), "products")
+    attention = timing.of(attention_probe(facts, options, workload, products), "attention")
+    times = CpuTimes(products, replace(attention, native_s=None))
+    plain = timing.of_step(facts, numerics.without_native(options), workload, times)
+    times = replace(times, plain=plain, eager=plain)
+    native = native_kernels(facts, options, workload, times, announce, always=fresh)
+    if native is None:
         return times
-    if announce is not None and not probes.are_saved():
-        announce("timing the parts of a step, once for this machine and shape: a few seconds")
-    measure: Measure = "missing" if announce is None else "contended"
-    return replace(times, eager=probes.times(measure))
+    if not native.value:
+        return replace(times, native_missing=native.reason)
+    probe = attention_probe(facts, options, workload, products, native=True)
+    times = replace(times, attention=timing.of(probe, "attention by native kernels"))
+    if workload.shape.hidden_size % NATIVE_WIDTH_MULTIPLE == 0 and workload.lora is None:
+        micro_batch = make_plan(facts, options, workload, times).micro_batch.value
+        loss = timing.of(loss_probe(facts, options, workload, micro_batch), "the loss")
+        times = replace(times, loss=loss)
+    return replace(times, eager=timing.of_step(facts, options, workload, times))
+
+
+@dataclass(frozen=True, slots=True)
+class _Timing:
+    """Measures what is not saved, or everything, and announces it."""
+
+    announce: Announce | None
+    fresh: bool
+
+    def of(self, probe: Probe[T], what: str) -> T:
+        saved = None if self.fresh else probe.saved()
+        if saved is not None:
+            return saved
+        self._announce(what)
+        return probe.fresh()
+
+    def of_step(
+        self, facts: Facts, options: DeviceSection, workload: Workload, times: CpuTimes
+    ) -> StepTimes | None:
+        """Return the parts of an eager step; None where it does not fit the memory."""
+        probes = eager_step_probes(facts, options, workload, times)
+        if probes is None:
+            return None
+        if self.fresh or not probes.are_saved():
+            self._announce("the parts of a step")
+        if self.fresh:
+            return probes.times("all")
+        return probes.times("missing" if self.announce is None else "contended")
+
+    def _announce(self, what: str) -> None:
+        if self.announce is None:
+            return
+        once = "" if self.fresh else ", once for this machine and shape: a few seconds"
+        self.announce(f"timing {what}{once or '…'}")
 
 
 def eager_step_probes(
@@ -195,16 +321,6 @@ def eager_tokens_per_s(facts: Facts, options: DeviceSection, workload: Workload)
     )
 
 
-def _announced(probe: Probe[T], what: str, announce: Announce | None) -> T:
-    """Return the times of the probe; where they are to be measured now, announce it."""
-    saved = probe.saved()
-    if saved is not None:
-        return saved
-    if announce is not None:
-        announce(f"timing {what}, once for this machine and shape: a few seconds")
-    return probe.fresh()
-
-
 def with_fresh_block(times: CpuTimes, probe: Probe[BlockTimes], announce: Announce) -> CpuTimes:
     """Return `times` with a block measured now, or with the reason why it cannot be compiled."""
     try:
@@ -223,8 +339,9 @@ def with_compiled_step(
         return times
     if measure == "all" or not step.are_saved():
         announce("compiling the loss, once for this machine and shape: some seconds")
+    block = compiled_block(times.block, times.eager, step.micro_batch)
     try:
-        return replace(times, compiled=step.times(measure, times.block))
+        return replace(times, compiled=step.times(measure, block))
     except CompileError as error:
         return replace(times, compile_failure=error.message)
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from llmtrain.files import cache_directory
-from llmtrain.machine.facts import BlockTimes, Facts, PartTime, StepTimes
+from llmtrain.machine.facts import Facts, PartTime, StepTimes
 from llmtrain.machine.measurement_cache import (
     MeasurementKey,
     load_measurement,
@@ -21,6 +21,7 @@ from llmtrain.machine.measurement_cache import (
 )
 from llmtrain.model.step_timing import Way, time_eager_block, time_head, time_update
 from llmtrain.model.timing import multiplied_in
+from llmtrain.ops.native.library import kernel_source
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.workload import Workload
 
@@ -75,23 +76,23 @@ class StepProbes:
             for saved in (probe.saved() for probe in self.parts())
         )
 
-    def times(self, measure: Measure, block: BlockTimes | None = None) -> StepTimes:
+    def times(self, measure: Measure, block: PartTime | None = None) -> StepTimes:
         """Return the times of the parts, saved or measured now. Raises CompileError.
 
-        `block`: the times of the block, if that is compiled.
+        `block`: the time of the block, if that is compiled.
         """
         head, update = self.head.time(measure), self.update.time(measure)
         if self.block is not None:
             return StepTimes(self.micro_batch, self.block.time(measure), head, update)
         assert block is not None
-        return StepTimes(self.micro_batch, block.compiled, head, update)
+        return StepTimes(self.micro_batch, block, head, update)
 
-    def saved_times(self, block: BlockTimes) -> StepTimes | None:
+    def saved_times(self, block: PartTime) -> StepTimes | None:
         """Return the saved times of a compiled step; None unless all parts are saved."""
         head, update = self.head.saved(), self.update.saved()
         if head is None or update is None:
             return None
-        return StepTimes(self.micro_batch, block.compiled, head, update)
+        return StepTimes(self.micro_batch, block, head, update)
 
     def forget(self) -> None:
         """Remove what is saved, so that the next run measures again."""
@@ -105,6 +106,7 @@ def step_probes(facts: Facts, workload: Workload, plan: Plan) -> StepProbes:
         micro_batch=plan.micro_batch.value,
         precision=plan.precision.value,
         attention=plan.attention.value,
+        loss=plan.loss.value,
         checkpointing=plan.activation_checkpointing.value,
         keep_casts=plan.keep_weight_casts.value,
         threads=plan.threads.value,
@@ -120,6 +122,8 @@ def step_probes(facts: Facts, workload: Workload, plan: Plan) -> StepProbes:
                 return measure()
 
         way_of_all = {"precision": way.precision, "keep_casts": str(way.keep_casts)}
+        if "native" in (way.attention, way.loss):
+            way_of_all["native"] = kernel_source().digest()
         if way.lora is not None:
             way_of_all["lora"] = f"{way.lora.rank} {' '.join(way.lora.targets)}"
         key = measurement_key(
@@ -157,6 +161,7 @@ def step_probes(facts: Facts, workload: Workload, plan: Plan) -> StepProbes:
             vocabulary=shape.vocab_size,
             tied=str(shape.tie_embeddings),
             compiled=str(facts.cxx_compiler) if compiled else "no",
+            loss=way.loss,
         ),
         update=probe(
             "step: update",

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Literal
 
 from llmtrain.choice import MatmulPrecision, Precision
-from llmtrain.machine.facts import CpuTimes, MatmulTimes, StepTimes
+from llmtrain.machine.facts import BlockTimes, CpuTimes, MatmulTimes, PartTime, StepTimes
 from llmtrain.profile.shape import ModelShape
 
 ProductKind = Literal["fp32", "medium", "bf16"]
@@ -42,6 +42,17 @@ def parts_of(times: CpuTimes, *, compiled: bool) -> StepTimes | None:
     Those of an eager step while a compiled one is not measured; None if nothing is.
     """
     return times.compiled if compiled and times.compiled is not None else times.eager
+
+
+def compiled_block(block: BlockTimes, eager: StepTimes | None, micro_batch: int) -> PartTime:
+    """Return the time of a compiled block on a micro-batch.
+
+    If it was compared with an eager one on a busy machine, their ratio holds, and not their times.
+    """
+    if block.is_contended and eager is not None:
+        ratio = block.compiled_s / block.eager_s * micro_batch / eager.micro_batch
+        return PartTime(ratio * eager.block.seconds, block.ran_share)
+    return PartTime(block.compiled_s if block.wall_s is None else block.wall_s, block.ran_share)
 
 
 def product_flops_per_s(

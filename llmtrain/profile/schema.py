@@ -275,7 +275,8 @@ class DeviceSection(Section):
     force_cpu: bool = False
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: Threads | Auto = "auto"  # in each process
-    attention: Literal["auto", "sdpa", "blocks", "flex"] = "auto"
+    attention: Literal["auto", "sdpa", "blocks", "flex", "native"] = "auto"
+    loss: Literal["auto", "chunks", "native"] = "auto"
     activation_checkpointing: Literal["auto", "off", "selective", "full"] = "auto"
     compile: bool | Auto = "auto"
     workers: Threads | Auto = "auto"  # processes that tokenize

@@ -206,6 +206,16 @@ class _Tokens:
     spans: list[tuple[int, int]]  # characters that the assistant wrote
 
 
+def stop_ids_of(tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the ids at which a text or an answer ends: without a chat template the separator."""
+    if tokenizer.chat is None:
+        return frozenset({tokenizer.separator_id})
+    try:
+        return ChatTemplate.of(tokenizer).stop_ids
+    except DataError:  # it takes other conversations than a question and its answer
+        return frozenset({tokenizer.separator_id})
+
+
 def default_source(tokenizer: Tokenizer) -> ChatSource:
     """Return ChatML for a tokenizer without a template. Raises DataError without the pieces."""
     controls = tokenizer.controls()

@@ -55,7 +55,7 @@ def _row(path: Path, splitter: str) -> str:
         file = Path(directory) / "model.gguf"
         separator = tokenizer.separator_id
         write_gguf(
-            file, weights, model.shape, vocabulary, separator, _PROVENANCE, "f32", lambda: None
+            file, weights, model.shape, vocabulary, separator, (), _PROVENANCE, "f32", lambda: None
         )
         found = verify(
             "gguf",

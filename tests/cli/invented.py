@@ -81,7 +81,7 @@ def times(
         AttentionTimes(sdpa_s=2 * bf16_s, blocks_s=bf16_s),
         block,
         eager=eager,
-        compiled=None if block is None else replace(eager, block=block.compiled),
+        compiled=None if block is None else replace(eager, block=PartTime(block.compiled_s)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import re
 import shutil
@@ -10,11 +11,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from llmtrain.__main__ import main
 from tests.cli.conftest import Command
 
 TRAIN = ("train", "-p", "tiny.yaml")
@@ -504,3 +507,51 @@ def test_columns_of_profiles_are_apart(llmtrain: Command) -> None:
         *("profile", "parameters", "context", "vocabulary", "tokens per step")
     ]
     assert {len(row) for row in rows} == {len(heading)}
+
+
+def test_nothing_is_written_into_a_checkpoint(
+    llmtrain: Command, trained: Path, place: Path
+) -> None:
+    run = shutil.copytree(trained, place / "kept")
+    checkpoint = next((run / "checkpoints").glob("step-*"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    tokenizer = str(checkpoint / "tokenizer.model")
+    commands = (
+        ("train", "-p", "tiny.yaml"),
+        ("export", str(run), "--format", "gguf", "--no-verify"),
+        ("tokenizer", "encode", "--tokenizer", tokenizer, "corpus.txt"),
+        ("tokenizer", "import", tokenizer, "--overwrite"),
+        ("profiles", "convert", "tiny.yaml"),
+    )
+    places = (run / "checkpoints" / "new", checkpoint / "config.json")
+    for command, out in itertools.product(commands, places):
+        outcome = llmtrain(*command, "--out", str(out))
+        assert outcome.code == 2
+        assert "nothing is written into a checkpoint" in outcome.err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_ids_do_not_replace_the_text_that_they_are_of(
+    llmtrain: Command, trained: Path, place: Path
+) -> None:
+    tokenizer = str(next((trained / "checkpoints").glob("step-*/tokenizer.model")))
+    before = (place / "corpus.txt").read_bytes()
+    words = ("tokenizer", "encode", "--tokenizer", tokenizer, "corpus.txt", "--out", "./corpus.txt")
+    outcome = llmtrain(*words)
+    assert outcome.code == 2
+    assert "is the text that is read" in outcome.err
+    assert (place / "corpus.txt").read_bytes() == before
+
+
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "llmtrain.cli.app", Interrupted("app"))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == ""

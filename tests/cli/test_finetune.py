@@ -85,6 +85,13 @@ def test_adapters_are_beside_the_model_and_merged_where_it_is_used(
     assert evaluated["loss_nats_per_token"] == pytest.approx(done.document["val_loss"], rel=2e-3)
     assert evaluated["answers"]["questions"] > 0
     assert llmtrain("runs", "verify", "run").code == 0
+    exporting = ("--format", "hf", "--out", "whole", "--no-verify")
+    assert llmtrain("export", "run", *exporting).code == 0
+    exported = open_model("whole", print)
+    assert exported.tokenizer.chat == opened.tokenizer.chat
+    assert all(torch.equal(exported.weights[n], w) for n, w in opened.weights.items())
+    stops = json.loads(Path("whole/generation_config.json").read_text())["eos_token_id"]
+    assert {*stops} == ChatTemplate.of(exported.tokenizer).stop_ids
     again = llmtrain("finetune", "run", "--data", "chat.jsonl", *SMALL, "--steps", 1)
     assert again.code == 2
     assert "adapters" in again.err

@@ -102,3 +102,16 @@ def test_only_a_terminal_gets_long_lines_broken_and_between_words(
     lines = stream.getvalue().splitlines()
     assert len(lines) == (3 if is_terminal else 1)
     assert " ".join(lines).split() == text.split()
+
+
+def test_a_command_is_not_broken_by_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "30")
+    line = "generate: llmtrain generate run --prompt 'one two three'"
+    Output().note(line, in_one_piece=True)
+    Output().note(line)
+    whole, *broken = capsys.readouterr().err.splitlines()
+    assert whole == line
+    assert len(broken) > 1

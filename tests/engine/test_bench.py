@@ -57,8 +57,10 @@ def profile(**settings: Any) -> Profile:
 
 @pytest.fixture
 def facts() -> Facts:
-    """This machine, with a compiler and no GPU."""
-    return replace(read_facts(), accelerators=(), cxx_compiler="/usr/bin/g++")
+    """This machine, with a compiler, no GPU, and a processor without native kernels."""
+    here = read_facts()
+    cpu = replace(here.cpu, isa=("avx2",))
+    return replace(here, cpu=cpu, accelerators=(), cxx_compiler="/usr/bin/g++")
 
 
 class Clock:

@@ -126,7 +126,8 @@ class Exporter:
         weights = {name: each.data for name, each in model.named_parameters()}
         separator = tokenizer.separator_id
         write_gguf(
-            path, weights, model.shape, vocabulary, separator, PROVENANCE, encoding, lambda: None
+            *(path, weights, model.shape, vocabulary, separator, ()),
+            *(PROVENANCE, encoding, lambda: None),
         )
         return path
 

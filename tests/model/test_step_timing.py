@@ -151,12 +151,23 @@ def test_the_update_is_that_of_all_layers(
     assert time_update(deep, WAY, "muon").seconds == 10 / 2 + 1.0
 
 
+def test_cpu_time_is_that_of_one_thread(
+    clock: Clock, small_shape: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_timing, "cpu_seconds", lambda: 0.6 * clock.now_s)
+    deep = replace(small_shape, num_layers=4)
+    way = replace(WAY, threads=2)
+    assert time_eager_block(deep, way).cpu_s == pytest.approx(0.3 / 2)
+    monkeypatch.setattr(step_timing, "_UPDATED_PARAMETERS", small_shape.block_parameters)
+    assert time_update(deep, way, "muon").cpu_s == pytest.approx(4 * 0.3 + 0.3)
+
+
 def test_a_busy_machine_is_timed_without_the_waiting_and_marked(
     clock: Clock, small_shape: ModelShape
 ) -> None:
     clock.ran_share = 0.5
     timed = time_eager_block(replace(small_shape, num_layers=1), WAY)
-    assert timed == PartTime(2.0 * 0.5, ran_share=0.5)  # the mean call
+    assert (timed.seconds, timed.ran_share) == (2.0 * 0.5, 0.5)  # the mean call
     assert timed.is_contended
 
 

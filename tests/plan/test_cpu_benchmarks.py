@@ -11,8 +11,16 @@ import pytest
 import yaml
 
 from llmtrain import engine
+from llmtrain.choice import Choice
 from llmtrain.engine.plan_run import plan_run
-from llmtrain.machine.facts import AttentionTimes, BlockTimes, Facts, MatmulTimes, PartTime
+from llmtrain.machine.facts import (
+    AttentionTimes,
+    BlockTimes,
+    Facts,
+    LossTimes,
+    MatmulTimes,
+    PartTime,
+)
 from llmtrain.machine.probe import read_facts
 from llmtrain.model.timing import CompileError
 from llmtrain.plan import cpu_benchmarks, numerics, step_benchmarks
@@ -183,6 +191,53 @@ def test_a_fresh_cache_decides_alike(
     assert made[0] == made[1] == made[2]
 
 
+@pytest.mark.parametrize("asks", [True, False], ids=["a run", "a question"])
+def test_native_kernels_that_are_missing_are_told_once_and_the_run_goes_on(
+    asks: bool, clock: Clock, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def missing(*_: object, compiles: bool) -> Choice[bool]:
+        asked.append(compiles)
+        return Choice(False, "no C++ compiler was found: install one")
+
+    fast = MatmulTimes(fp32_s=0.1, medium_s=0.1, bf16_s=0.01, flops=1e9)
+    monkeypatch.setattr(cpu_benchmarks, "time_matmuls", lambda *_: fast)
+    monkeypatch.setattr(cpu_benchmarks, "unsuitable", lambda _: None)
+    monkeypatch.setattr(cpu_benchmarks, "load_kernels", missing)
+    told: list[str] = []
+    made = plan(facts, told if asks else None)
+    assert (made.attention.value, made.loss.value) == ("blocks", "chunks")
+    assert asked == [asks]  # whoever asks for a plan alone waits for no compiler
+    why = "without native kernels attention and the loss take longer: no C++ compiler was found"
+    assert [line for line in told if "native" in line] == [f"{why}: install one"] * asks
+    plan(facts, None, train__time="30s")
+    assert asked == [asks]
+
+
+def test_native_kernels_are_timed_beside_the_others_and_chosen(
+    facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = MatmulTimes(fp32_s=0.1, medium_s=0.1, bf16_s=0.01, flops=1e9)
+    timed: list[object] = []
+
+    def attention(*arguments: object) -> AttentionTimes:
+        timed.append(arguments[-1])
+        return AttentionTimes(sdpa_s=0.4, blocks_s=0.3, native_s=0.1 if arguments[-1] else None)
+
+    monkeypatch.setattr(cpu_benchmarks, "time_matmuls", lambda *_: fast)
+    monkeypatch.setattr(cpu_benchmarks, "time_attention", attention)
+    monkeypatch.setattr(cpu_benchmarks, "time_loss", lambda *_: LossTimes(0.3, 0.1))
+    monkeypatch.setattr(cpu_benchmarks, "unsuitable", lambda _: None)
+    monkeypatch.setattr(cpu_benchmarks, "load_kernels", lambda *_, **__: Choice(True, "there"))
+    assert plan(facts, [], train__time="30s").attention.value == "blocks"
+    for _ in range(2):
+        made = plan(facts, [])
+        assert (made.attention.value, made.loss.value) == ("native", "native")
+    assert plan(facts, [], train__time="30s").attention.value == "blocks"
+    assert timed == [False, True]
+
+
 def test_without_a_compiler_nothing_is_compiled(clock: Clock, facts: Facts) -> None:
     made = plan(replace(facts, cxx_compiler=None), [])
     assert made.compile.reason == "eager: no C++ compiler was found"
@@ -234,7 +289,7 @@ def test_a_failure_is_told_and_tried_again(clock: Clock, facts: Facts) -> None:
 def test_training_goes_on_eagerly_where_compiling_fails(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(numerics, "_WORTH_COMPILING_S", 0.0)
+    monkeypatch.setattr(numerics, "_WORTH_COMPILING_CPU_S", 0.0)
     clock.failure = "fatal error: omp.h: No such file or directory"
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 7))) for _ in range(300)]

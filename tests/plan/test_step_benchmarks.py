@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.choice import Choice
-from llmtrain.machine.facts import BlockTimes, PartTime
+from llmtrain.machine.facts import PartTime
 from llmtrain.plan import step_benchmarks
 from llmtrain.plan.planner import Plan, make_plan
 from llmtrain.plan.step_benchmarks import StepProbes, step_probes
@@ -16,7 +16,7 @@ from tests.machines import CPU, WORKLOAD, wish
 
 PLAN = make_plan(CPU, wish(compile=False), WORKLOAD)
 COMPILED = replace(PLAN, compile=Choice(True, ""))
-BLOCK = BlockTimes(eager_s=0.4, compiled_s=0.3, compile_s=9.0, wall_s=0.25)
+BLOCK = PartTime(0.25)
 
 
 class Clock:
@@ -70,12 +70,6 @@ def test_a_compiled_step_has_its_block_from_the_comparison(clock: Clock) -> None
     assert (found.block.seconds, found.head.seconds) == (0.25, 1.0)
     assert clock.asked.count("update") == 1  # the optimizer computes alike
     assert probes(COMPILED).saved_times(BLOCK) == found
-
-
-def test_a_contended_comparison_tells_time_without_the_waiting() -> None:
-    assert BLOCK.compiled == PartTime(0.25)
-    assert replace(BLOCK, ran_share=0.5).compiled == PartTime(0.15, 0.5)
-    assert replace(BLOCK, wall_s=None).compiled == PartTime(0.3)
 
 
 def test_a_contended_measurement_is_made_again(clock: Clock) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 
 import pytest
 
-from llmtrain.machine.facts import CpuTimes, MatmulTimes
+from llmtrain.machine.facts import BlockTimes, CpuTimes, MatmulTimes, PartTime
 from llmtrain.plan import forecast, numerics, throughput
 from llmtrain.plan.throughput import (
+    compiled_block,
     parts_of,
     predicted_step_s,
     predicted_tokens_per_s,
@@ -45,6 +47,20 @@ def test_an_eager_step_stands_in_until_a_compiled_one_is_timed() -> None:
     assert parts_of(both, compiled=False) is PARTS
     assert parts_of(CpuTimes(PRODUCTS, eager=PARTS), compiled=True) is PARTS
     assert parts_of(CpuTimes(PRODUCTS), compiled=False) is None
+
+
+def test_a_compiled_block_is_timed_by_itself_on_an_idle_machine() -> None:
+    block = BlockTimes(eager_s=0.4, compiled_s=0.3, compile_s=9.0, wall_s=0.25)
+    assert compiled_block(block, PARTS, micro_batch=4) == PartTime(0.25)
+    assert compiled_block(replace(block, wall_s=None), PARTS, micro_batch=4) == PartTime(0.3)
+
+
+def test_of_a_comparison_on_a_busy_machine_the_ratio_holds() -> None:
+    busy = BlockTimes(eager_s=0.8, compiled_s=0.6, compile_s=9.0, wall_s=0.9, ran_share=0.5)
+    found = compiled_block(busy, PARTS, micro_batch=8)  # that of PARTS is 4
+    assert found.seconds == pytest.approx(2 * 0.75 * 0.05)
+    assert found.is_contended
+    assert compiled_block(busy, None, micro_batch=4).seconds == 0.9
 
 
 def test_products_count_in_the_precision_of_the_plan() -> None:

@@ -198,4 +198,6 @@ def _escaped(character: str) -> str:
     if unicodedata.category(character) not in _NOT_PRINTABLE:
         return character
     code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"

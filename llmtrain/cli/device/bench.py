@@ -48,7 +48,7 @@ def bench(
         output.warning(f"a block cannot be compiled: {times.compile_failure}")
     reason = "asked for" if profile else "the smallest one for a CPU"
     document = DeviceBench.of(
-        times,  # attention, block, compile_failure
+        times,  # attention, loss, native_missing, block, compile_failure
         profile={"value": loaded.name, "reason": reason},
         cpu={"model": cpu.model, "cores": cpu.usable_cores, "threads": threads},
         products={
@@ -108,9 +108,15 @@ def _times(measured: DeviceBench) -> Iterator[tuple[str, float, str, bool]]:
     for kind, product in measured.products:
         yield names[kind], product.seconds, f"{product.gflops:,.1f}", kind == used
     if measured.attention is not None:
-        blocks = plan.attention.value == "blocks"
-        yield "attention, torch's kernel", measured.attention.sdpa_s, "", not blocks
-        yield "attention, products over blocks", measured.attention.blocks_s, "", blocks
+        kernel, attention = plan.attention.value, measured.attention
+        yield "attention, torch's kernel", attention.sdpa_s, "", kernel == "sdpa"
+        yield "attention, products over blocks", attention.blocks_s, "", kernel == "blocks"
+        if attention.native_s is not None:
+            yield "attention, native kernel", attention.native_s, "", kernel == "native"
+    if measured.loss is not None:
+        native = plan.loss.value == "native"
+        yield "loss, in chunks", measured.loss.chunks_s, "", not native
+        yield "loss, native kernel", measured.loss.native_s, "", native
     if measured.block is not None:
         compiled = plan.compile.value
         yield "one block, eager", measured.block.eager_s, "", not compiled

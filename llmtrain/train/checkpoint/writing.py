@@ -24,6 +24,7 @@ from torch import Tensor
 
 from llmtrain.files import forget_cached, sha256_file, sync_directory, sync_file
 from llmtrain.model.huggingface import config_of, generation_config_of
+from llmtrain.tokenizer.chat_template import stop_ids_of
 from llmtrain.train.checkpoint.adapter import write_adapter
 from llmtrain.train.checkpoint.format import (
     FORMAT_VERSION,
@@ -144,7 +145,8 @@ def _rename(hidden: Path, final: Path) -> None:
 def _write_files(directory: Path, checkpoint: Checkpoint) -> None:
     separator_id = checkpoint.tokenizer.separator_id
     _write_json(directory / "config.json", config_of(checkpoint.shape, separator_id))
-    _write_json(directory / "generation_config.json", generation_config_of(separator_id))
+    generation = generation_config_of(separator_id, stop_ids_of(checkpoint.tokenizer))
+    _write_json(directory / "generation_config.json", generation)
     checkpoint.tokenizer.save(directory, model_max_length=checkpoint.shape.context)
     if checkpoint.adapter is None:
         write_tensors(directory / MODEL, checkpoint.weights)

@@ -99,10 +99,13 @@ class RunDirectory:
         except OSError as error:
             if error.errno in _DISK_ERRORS:
                 raise
-            raise UsageError(
-                f"--out {self.path} cannot be written: {error.strerror}",
-                hint="--out DIRECTORY, where you may write",
-            ) from None
+            whose, hint = f"--out {self.path}", "--out DIRECTORY, where you may write"
+            if had_record:  # it may have been named by --resume
+                whose, hint = (
+                    f"run {self.path}",
+                    "make it writable, or continue a copy: --resume COPY",
+                )
+            raise UsageError(f"{whose} cannot be written: {error.strerror}", hint=hint) from None
         try:
             yield
         except BaseException:

@@ -1,0 +1,154 @@
+"""What a model learns of a made task by fine-tuning, by the rate, all weights or adapters.
+
+    python -m tests.benchmarks.docstrings MODEL --rates 1 0.3 --lora-rates 3 1 --epochs 2
+
+The rows ask what a function, class or method of Python's standard library does, or how it is
+called, and have the first sentence of its docstring or its arguments as the answer; a tenth is held
+back. MODEL is a run or a directory. Each training prints a line of JSON: the loss of held-back
+answers, and how many short ones are exact. Rates are shares of the rule's for a model that is
+continued; `--rows` alone writes the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import sys
+import sysconfig
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from llmtrain.engine.api import train
+from llmtrain.engine.inference import evaluate_run
+from llmtrain.profile.load import load_profile
+from llmtrain.profile.schema import DeviceSection
+from llmtrain.profile.shape import shape_of
+from llmtrain.recipe.learning_rate import CONTINUED_SHARE, adamw_rate
+from llmtrain.train.checkpoint.pretrained import shape_in
+
+_LONGEST_CHARACTERS = 120
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print every training as a line of JSON."""
+    options = _parser().parse_args(arguments)
+    if options.rows is not None:
+        write_rows(options.rows)
+        return 0
+    with tempfile.TemporaryDirectory(prefix="llmtrain-docstrings-") as scratch:
+        place = Path(scratch)
+        write_rows(place / "rows.jsonl")
+        for lora, share in [
+            *((False, share) for share in options.rates),
+            *((True, share) for share in options.lora_rates),
+        ]:
+            line = _trained(options, place, share, lora=lora)
+            sys.stdout.write(json.dumps(line) + "\n")
+            sys.stdout.flush()
+    return 0
+
+
+def _trained(
+    options: argparse.Namespace, place: Path, share: float, *, lora: bool
+) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "train.epochs": options.epochs,
+        "train.tokens_per_step": options.tokens_per_step,
+        "model.context": options.context,
+        "model.init_from": str(options.model),
+        "optim.learning_rate": share * _rate(options),
+        "eval.every_steps": 10**6,
+        "eval.sample_every_steps": None,
+        "eval.tokens": 10**6,
+        "checkpoint.keep_last": 1,
+    }
+    if lora:
+        settings |= {"lora.rank": options.rank}
+    out = place / f"run-{share:g}-{lora}"
+    result = train("finetune-cpu", data=[str(place / "rows.jsonl")], settings=settings, out=out)
+    found = evaluate_run(
+        str(out), [], DeviceSection(), lambda _: None, lambda: None, questions=options.questions
+    )
+    answers = found.answers
+    return {
+        "way": "lora" if lora else "full",
+        "share": share,
+        "rate": settings["optim.learning_rate"],
+        "steps": result.steps,
+        "val_loss": found.loss_nats_per_token,
+        "exact": None if answers is None else answers.exact,
+        "questions": None if answers is None else answers.questions,
+    }
+
+
+def _rate(options: argparse.Namespace) -> float:
+    profile = load_profile("finetune-cpu").profile
+    directory = options.model
+    newest = sorted((options.model / "checkpoints").glob("step-????????"))
+    shape = shape_in(newest[-1] if newest else directory)
+    assert shape_of(profile.model).context >= options.context
+    return CONTINUED_SHARE * adamw_rate(options.tokens_per_step, shape.hidden_size)
+
+
+def write_rows(file: Path) -> int:
+    """Write the rows of the standard library to `file`; return how many there are."""
+    count = 0
+    with file.open("w", encoding="utf-8") as out:
+        for question, answer in _questions():
+            out.write(json.dumps({"prompt": question, "completion": answer}) + "\n")
+            count += 1
+    return count
+
+
+def _questions() -> Iterator[tuple[str, str]]:
+    root, seen = Path(sysconfig.get_path("stdlib")), set[str]()
+    for path in sorted(root.glob("*.py")):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            continue
+        for pair in _of_module(path.stem, tree):
+            if pair[0] not in seen:
+                seen.add(pair[0])
+                yield pair
+
+
+def _of_module(module: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        first = (ast.get_docstring(node) or "").strip().partition("\n\n")[0]
+        sentence = " ".join(first.split()).partition(". ")[0]
+        if 0 < len(sentence) <= _LONGEST_CHARACTERS:
+            yield f"What does {node.name} of {module} do?", sentence
+        if isinstance(node, ast.FunctionDef) and len(node.args.args) <= 5:
+            names = ", ".join(each.arg for each in node.args.args)
+            yield f"What are the arguments of {node.name} in {module}?", f"({names})"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.benchmarks.docstrings",
+        description=(__doc__ or "").partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("model", type=Path, nargs="?", help="what is fine-tuned")
+    parser.add_argument("--rows", type=Path, help="write the rows to this file, and stop")
+    parser.add_argument("--rates", type=float, nargs="*", default=[1.0, 0.3, 0.1])
+    parser.add_argument("--lora-rates", type=float, nargs="*", default=[3.0, 1.0, 0.3])
+    parser.add_argument("--epochs", type=float, default=2.0)
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--tokens-per-step", type=int, default=2048)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--questions", type=int, default=100)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
