@@ -41,6 +41,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "train-dry-run": plans.TrainDryRun,
     "eval": runs.Eval,
     "eval-compared": runs.EvalCompared,
+    "eval-tasks": runs.EvalTasks,
     "generate": runs.Generate,
     "export": export.Export,
     "memory": memory.Memory,

@@ -42,7 +42,13 @@ from tests.test_layers import loaded_after
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "reference" / "json.md"
 FILES = {"metrics.jsonl", "samples.jsonl", "run.yaml"}
-OF_AN_OPTION = {"eval-compared", "train-dry-run", "memory-profile", "profiles-show-resolved"}
+OF_AN_OPTION = {
+    "eval-compared",
+    "eval-tasks",
+    "train-dry-run",
+    "memory-profile",
+    "profiles-show-resolved",
+}
 
 
 def objects(schema: Any) -> Iterator[dict[str, Any]]:
