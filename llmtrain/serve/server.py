@@ -16,7 +16,10 @@ from llmtrain.serve.app import Service, make_app
 
 SHUTDOWN_S = 30  # for answers that are being given when the server is to end
 _HEADER_BYTES = 1 << 14  # that may wait for their end
-_IDLE_CONNECTIONS = 64  # beside those that are answered or wait
+_IDLE_CONNECTIONS = 256  # beside those that are answered or wait
+# Longer than clients keep idle connections (httpx and OpenAI's: 5 s): with the same time, one may
+# send a request just as the server closes.
+_KEEP_ALIVE_S = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ class Serving:
             server_header=False,
             proxy_headers=False,
             limit_concurrency=most_clients + _IDLE_CONNECTIONS,
-            timeout_keep_alive=5,
+            timeout_keep_alive=_KEEP_ALIVE_S,
             h11_max_incomplete_event_size=_HEADER_BYTES,
             timeout_graceful_shutdown=SHUTDOWN_S,
         )

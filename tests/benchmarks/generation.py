@@ -181,7 +181,10 @@ def _transformers_rate(checkpoint: Path, work: Work) -> Rate:
 def _llama_rate(checkpoint: Path, directory: Path, work: Work, threads: int) -> Rate:
     import xllamacpp
 
+    text = directory / "text.txt"
+    text.write_text("What rounding costs is measured on this.\n" * 9, encoding="utf-8")
     command = [sys.executable, "-m", "llmtrain", "export", str(checkpoint), "--format", "gguf"]
+    command += ["--data", str(text)]
     command += ["--quant", "bf16", "--no-verify", "--out", str(directory / "gguf"), "-q"]
     subprocess.run(command, check=True, capture_output=True)
     parameters = xllamacpp.CommonParams()
