@@ -12,12 +12,14 @@ import typer
 from llmtrain.cli import options
 from llmtrain.cli.output import Output
 from llmtrain.cli.thresholds import Threshold, at_most, positive, require_met
+from llmtrain.errors import UsageError
 from llmtrain.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from llmtrain.cli.output import Part
-    from llmtrain.documents.runs import Confidence, Eval, EvalCompared, ModelDifference
+    from llmtrain.documents.runs import Confidence, Eval, EvalCompared, EvalTasks, ModelDifference
     from llmtrain.engine.inference import Evaluation
+    from llmtrain.profile.schema import DeviceSection
 
 
 def evaluate(
@@ -31,6 +33,18 @@ def evaluate(
         int,
         options.whole_number("--questions", "Of conversations: short answers to compare.", 0),
     ] = 100,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tasks",
+            metavar="NAME|FILE.yaml",
+            help="Score on a task instead: python_identifiers and python_brackets need no network, "
+            "a YAML file or a name is as in lm-evaluation-harness. Repeatable.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, options.whole_number("--limit", "Questions of each of --tasks.", 1)
+    ] = None,
     max_bpb: Annotated[
         float | None,
         typer.Option(
@@ -51,6 +65,16 @@ def evaluate(
 
     positive("--max-bpb", max_bpb)
     section = options.device_section(device, force_cpu)
+    if tasks:
+        if len(runs) > 1 or data or max_bpb is not None:
+            raise UsageError(
+                "--tasks evaluates one model on questions, without --data and --max-bpb",
+                hint=f"llmtrain eval {shlex.quote(runs[0])} --tasks {shlex.quote(tasks[0])}",
+            )
+        _answer_tasks(output, runs[0], tasks, section, limit)
+        return
+    if limit is not None:
+        raise UsageError("--limit limits the questions of --tasks, and there are none")
     with stop_on_signals() as stop, watching(output) as observe:
         found = evaluate_models(
             runs, data or [], section, observe, stop.check, text_field, questions
@@ -62,6 +86,41 @@ def evaluate(
     else:
         _answer_compared(output, found, limits)
     require_met(limits, hint=f"llmtrain runs show {shlex.quote(runs[0])} shows the run")
+
+
+def _answer_tasks(
+    output: Output, run: str, tasks: list[str], device: DeviceSection, limit: int | None
+) -> None:
+    """Score a model on tasks, and print a row for each metric."""
+    from llmtrain.cli.progress import watching
+    from llmtrain.documents.runs import EvalTasks, Task
+    from llmtrain.engine.task_evaluation import evaluate_tasks
+    from llmtrain.train.signals import stop_on_signals
+
+    with stop_on_signals() as stop, watching(output) as observe:
+        trained, scores = evaluate_tasks(run, tasks, device, observe, stop.check, limit)
+    document = EvalTasks.of(
+        checkpoint=trained.checkpoint, tasks=[Task.of(score) for score in scores]
+    )
+    output.answer(document, _task_parts(document))
+
+
+def _task_parts(document: EvalTasks) -> Iterator[Part]:
+    from llmtrain.cli.tables import rows_table
+
+    rows = (
+        (
+            each.task,
+            _figure(each.value),
+            each.metric,
+            "-" if each.standard_error is None else f"± {each.standard_error:.4f}",
+            "-" if each.chance is None else f"{each.chance:.4f}",
+            f"{each.examples:,}",
+        )
+        for each in document.tasks
+    )
+    heads = ("task", "score", "metric", "standard error", "chance", "questions")
+    yield rows_table("", heads, rows)
 
 
 def _thresholds(evaluation: Evaluation, max_bpb: float | None) -> list[Threshold]:

@@ -84,6 +84,9 @@ def compared_parts(document: RunsCompare) -> Iterator[Part]:
             [_count(value) for value in to.tokens],
         )
         add(f"time to {to.val_bpb:.4f}", [_duration(value) for value in to.seconds])
+    for task in document.tasks:
+        pairs = zip(task.values, task.standard_errors, strict=True)
+        add(f"{task.task} {task.metric}", [_score(*pair) for pair in pairs])
     for row in document.differing:
         add(row.name, [_short(value) for value in row.values])
     yield table
@@ -101,6 +104,12 @@ def verdict_in_words(verdict: RunVerdict) -> str:
     if verdict.margin_bpb is None:
         return words
     return f"{words}, noise is up to {verdict.margin_bpb:.4f}"
+
+
+def _score(value: float | None, error: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"
 
 
 def _count(number: float | None) -> str:

@@ -76,7 +76,7 @@ def train(
         list[str] | None,
         typer.Option(
             "--log-to",
-            metavar="tensorboard|trackio",
+            metavar="tensorboard|trackio|wandb",
             help="Send the metrics to a tracker too. Repeatable.",
         ),
     ] = None,

@@ -43,6 +43,15 @@ class EqualLoss(Part):
     seconds: list[Number] = key("that each run took to it")
 
 
+class TaskCompared(Part):
+    """The newest scores of the runs on a task, from `eval --tasks`."""
+
+    task: Text = key("its name")
+    metric: Text = key("as in `eval --tasks`")
+    values: list[Number] = key("the score of each run in order; null: not scored on it")
+    standard_errors: list[Number] = key("of each score; null: unknown")
+
+
 class RunVerdict(Part):
     """A run beside the first one."""
 
@@ -69,4 +78,5 @@ class RunsCompare(Document):
     at_equal_tokens: EqualAmount | None = key("null: a run was not evaluated")
     at_equal_time: EqualAmount | None = key("null: a run was not evaluated")
     to_equal_loss: EqualLoss | None = key("null: a run was not evaluated")
+    tasks: list[TaskCompared] = key("scores that any run has")
     verdicts: list[RunVerdict] = key("of each later run beside the first")

@@ -44,6 +44,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "finetune-dry-run": plans.FinetuneDryRun,
     "eval": runs.Eval,
     "eval-compared": runs.EvalCompared,
+    "eval-tasks": runs.EvalTasks,
     "generate": runs.Generate,
     "serve": runs.Serve,
     "export": export.Export,

@@ -117,6 +117,26 @@ class Eval(Evaluated, Document):
     thresholds: list[Threshold] = thresholds("`--max-bpb`")
 
 
+class Task(Part):
+    """A metric of a benchmark task."""
+
+    task: Text = key("its name")
+    metric: Text = key("as lm-evaluation-harness calls it: `acc`, `acc_norm`, `bits_per_byte` …")
+    value: Number = key(f"the score; {NOT_FINITE}")
+    standard_error: Number = key("of the score over its questions; null: unknown")
+    chance: Number = key(
+        "what guessing reaches, 0 to 1; null: the metric is not a share of right choices"
+    )
+    examples: int = key("questions that were asked")
+
+
+class EvalTasks(Document):
+    """`llmtrain eval --tasks`: scores on benchmark tasks."""
+
+    checkpoint: Text = key("what was evaluated")
+    tasks: list[Task] = key("a score for each metric, in the order of the command")
+
+
 class ModelDifference(Part):
     """A model beside the first one, on the same documents."""
 

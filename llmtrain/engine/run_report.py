@@ -71,6 +71,8 @@ def _rows(comparison: Comparison) -> list[Row]:
         seconds = ("-" if v is None else format_duration(v) for v in to.seconds)
         rows.append((f"tokens to {to.val_bpb:.4f}", *tokens))
         rows.append((f"time to {to.val_bpb:.4f}", *seconds))
+    for task in comparison.tasks:
+        rows.append((f"{task.task} {task.metric}", *map(_bits, task.values)))
     for each in comparison.differing:
         rows.append((each.name, *("-" if v is None else str(v) for v in each.values)))
     return rows

@@ -136,8 +136,8 @@ def native_kernels(
 ) -> Choice[bool] | None:
     """Load the native kernels for a plan; None where they are not wanted, unless `always`.
 
-    Only with `announce` they are compiled, where they have not been yet. It is also told what is
-    lost without them, where the user can mend that.
+    Only with `announce`, or if they are asked for, they are compiled where they have not been yet.
+    It is also told what is lost without them, where the user can mend that.
     """
     if unsuitable(facts) is not None and "native" not in (options.attention, options.loss):
         return None
@@ -146,7 +146,8 @@ def native_kernels(
     is_wanted = numerics.wants_native(facts, options, workload, times, processes)
     if not is_wanted and not (always and is_bf16):
         return None
-    loaded = load_kernels(facts, announce, compiles=announce is not None)
+    is_asked_for = "native" in (options.attention, options.loss)
+    loaded = load_kernels(facts, announce, compiles=is_asked_for or announce is not None)
     if not loaded.value and announce is not None:
         announce(f"without native kernels attention and the loss take longer: {loaded.reason}")
     return loaded
@@ -308,9 +309,10 @@ def eager_tokens_per_s(facts: Facts, options: DeviceSection, workload: Workload)
     """Return the rate of an eager run, measured once; None if only a compiled one fits.
 
     What compiling gains is not known before it is done; it gains alike for every shape, and a
-    choice that is made before it should not depend on whether it was done.
+    choice that is made before it should not depend on whether it was done. So it is with native
+    kernels: the rate is that without them.
     """
-    parts = measured_eager_step(facts, options, workload).eager
+    parts = measured_eager_step(facts, options, workload).plain
     if parts is None:
         return None
     return predicted_tokens_per_s(

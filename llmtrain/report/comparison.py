@@ -23,6 +23,7 @@ from llmtrain.eval.student import student_quantile
 from llmtrain.profile.load import flat_values
 from llmtrain.train.run_directory.directory import RunDirectory, all_runs, find_run
 from llmtrain.train.run_directory.history import LoggedEvaluation, RunHistory, read_history
+from llmtrain.train.run_directory.task_scores import read_scores
 
 Axis = Literal["tokens", "elapsed_s"]
 Outcome = Literal["better", "worse", "no difference seen", "incomparable"]
@@ -57,6 +58,16 @@ class Differing:
 
     name: str  # dotted
     values: tuple[Any, ...]  # None: the run has no such value
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """The newest saved scores of each run on a task."""
+
+    task: str
+    metric: str
+    values: tuple[float | None, ...]  # None: the run was not scored on it
+    standard_errors: tuple[float | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +108,7 @@ class Comparison:
     at_equal_tokens: AtEqual | None
     at_equal_time: AtEqual | None
     to_equal_loss: ToEqual | None
+    tasks: tuple[TaskRow, ...]
     verdicts: tuple[Verdict, ...]
 
 
@@ -111,6 +123,7 @@ def compare_runs(names: Sequence[str]) -> Comparison:
         _at_equal(curves, "tokens"),
         _at_equal(curves, "elapsed_s"),
         _to_equal(curves),
+        tuple(_tasks([RunDirectory(run.path) for run in runs])),
         tuple(_verdict(first, other) for other in others),
     )
 
@@ -175,6 +188,22 @@ def _facts(record: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     yield from (record.get("versions") or {}).items()
     for name, value in flat_values(record.get("machine") or {}):
         yield f"machine.{name}", value
+
+
+def _tasks(runs: Sequence[RunDirectory]) -> Iterable[TaskRow]:
+    """Yield a row for each task and metric that any run was scored on."""
+    scores = [
+        {(each.score.task, each.score.metric): each.score for each in read_scores(run)}
+        for run in runs
+    ]
+    for task, metric in dict.fromkeys(key for each in scores for key in each):
+        found = [each.get((task, metric)) for each in scores]
+        yield TaskRow(
+            task,
+            metric,
+            tuple(None if score is None else score.value for score in found),
+            tuple(None if score is None else score.standard_error for score in found),
+        )
 
 
 def _at_equal(curves: Sequence[Sequence[LoggedEvaluation]], axis: Axis) -> AtEqual | None:

@@ -16,6 +16,7 @@ from llmtrain.report.plots import Chart
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.train.run_directory.history import RunHistory, read_history
 from llmtrain.train.run_directory.running import is_in_training
+from llmtrain.train.run_directory.task_scores import read_scores
 from llmtrain.units import counted, format_bytes, format_count, format_duration
 
 _MOST_SAMPLES = 12
@@ -42,7 +43,7 @@ class RunContent:
     state: str
     is_running: bool
     results: list[Row]  # name, predicted, measured
-    scores: list[Row]  # name, bits per byte, words
+    scores: list[Row]  # task, metric, value, chance, examples, checkpoint
     charts: list[Chart]
     samples: list[Sample]
     plan: list[Row]  # decision, value, reason
@@ -52,7 +53,7 @@ class RunContent:
     versions: list[Row]
 
 
-def run_content(run: RunDirectory, scores: Sequence[Row] = ()) -> RunContent:
+def run_content(run: RunDirectory) -> RunContent:
     """Return what the report says of a run. Raises UsageError where its files cannot be read."""
     record, history = run.read_record(), read_history(run)
     result = record.get("result") or {}
@@ -63,7 +64,7 @@ def run_content(run: RunDirectory, scores: Sequence[Row] = ()) -> RunContent:
         state=state,
         is_running=is_running,
         results=list(_results(record, history)),
-        scores=list(scores),
+        scores=list(_scores(run)),
         charts=[chart for chart in _charts(record, history) if not chart.is_empty],
         samples=_samples(run),
         plan=[
@@ -127,6 +128,21 @@ def _results(record: Mapping[str, Any], history: RunHistory) -> Iterator[Row]:
         trouble = [counted(len(history.skipped), "skipped step")]
         trouble.append(counted(len(history.rewinds), "rewind"))
         yield "trouble", "-", ", ".join(trouble)
+
+
+def _scores(run: RunDirectory) -> Iterator[Row]:
+    """Yield scores on tasks, each with its standard error and what guessing would reach."""
+    for each in read_scores(run):
+        score = each.score
+        error = "" if score.standard_error is None else f" ± {score.standard_error:.3f}"
+        yield (
+            score.task,
+            score.metric,
+            f"{score.value:.4f}{error}",
+            "-" if score.chance is None else f"{score.chance:.3f}",
+            f"{score.examples:,}",
+            each.checkpoint,
+        )
 
 
 def _charts(record: Mapping[str, Any], history: RunHistory) -> Iterator[Chart]:

@@ -26,6 +26,8 @@ _VARIABLES = {_INK: "var(--ink)", _GRID: "var(--grid)"} | {
 }
 _DASHES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 _MARKED = {"resumed": ":", "skipped": "-.", "rewound": "--"}
+_MOST_TICKS = 5
+_TIME_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200)
 _MOST_MARKS = 40  # of a kind
 _STYLE = {
     "svg.fonttype": "none",
@@ -85,6 +87,7 @@ def draw(chart: Chart, prefix: str) -> str:
     """Return the chart as an SVG element; its ids begin with `prefix`, unique on the page."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MultipleLocator
 
     out = io.StringIO()
     with mpl.rc_context(_STYLE):
@@ -96,6 +99,8 @@ def draw(chart: Chart, prefix: str) -> str:
         for axis, kind in ((axes.xaxis, chart.x), (axes.yaxis, chart.y)):
             if kind != "number":
                 axis.set_major_formatter(partial(_tick, kind))
+            if (step := tick_step(axis.get_view_interval()[1], kind)) is not None:
+                axis.set_major_locator(MultipleLocator(step))
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     return _inline(out.getvalue(), prefix, chart.description)
 
@@ -152,8 +157,22 @@ def _after_start(ys: Sequence[float]) -> Sequence[float]:
     return ys[len(ys) // 50 :] if len(ys) > 50 else ys
 
 
+def tick_step(highest: float, kind: Amount) -> float | None:
+    """Return the distance of ticks that people expect of times and sizes; None: any is fine."""
+    if kind == "seconds":
+        steps = [*_TIME_STEPS_S, *(86400.0 * 2**power for power in range(20))]
+    elif kind == "bytes":
+        steps = [float(2**power) for power in range(60)]
+    else:
+        return None
+    return next((step for step in steps if highest / step <= _MOST_TICKS), None)
+
+
 def _tick(kind: Amount, value: float, _position: int) -> str:
-    return _amount(value, kind)
+    if kind != "seconds":
+        return _amount(value, kind)
+    parts = [(value // 3600, "h"), (value % 3600 // 60, "m"), (value % 60, "s")]
+    return " ".join(f"{part:g}{unit}" for part, unit in parts if part) or "0"
 
 
 def _plain(text: str) -> str:

@@ -25,18 +25,17 @@ from llmtrain.progress import Note
 _WORKER = "llmtrain.tracking.worker:main"
 _QUEUED_LINES = 10_000
 _CLOSE_S = 20.0  # for what is queued at the end
-_LIBRARIES: dict[TrackerName, str] = {"tensorboard": "tensorboard", "trackio": "trackio"}
 Line = Mapping[str, Any]
 
 
 def require_trackers(names: Sequence[TrackerName]) -> None:
-    """Raise UsageError unless the library of each tracker is installed."""
+    """Raise UsageError unless the library of each tracker, which has its name, is installed."""
     import importlib.util
 
     for name in names:
-        if importlib.util.find_spec(_LIBRARIES[name]) is None:
+        if importlib.util.find_spec(name) is None:
             raise UsageError(
-                f"--log-to {name}: {_LIBRARIES[name]} is not installed",
+                f"--log-to {name}: {name} is not installed",
                 hint=f"pip install 'llmtrain[{name}]'",
             )
 

@@ -62,4 +62,8 @@ def _sink(name: str, run: Path) -> Sink:
         from llmtrain.tracking.trackio import TrackioSink
 
         return TrackioSink(run)
+    if name == "wandb":
+        from llmtrain.tracking.wandb import WandbSink
+
+        return WandbSink(run)
     raise ValueError(f"unknown tracker {name}")

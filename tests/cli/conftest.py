@@ -20,6 +20,7 @@ import llmtrain as package
 from llmtrain.cli.app import run
 from llmtrain.documents.published import PUBLISHED, published_schema
 
+_EVALS = {"models": "compared", "tasks": "tasks"}  # by a key that only that document has
 PROFILE = """\
 name: tiny
 model: {vocab_size: 400, hidden_size: 32, intermediate_size: 64, num_layers: 2, num_heads: 2,
@@ -48,7 +49,8 @@ class Outcome:
         assert document["schema_version"] == package.SCHEMA_VERSION
         assert document["llmtrain"] == package.__version__
         name = "error" if "error" in document else published_name(self.arguments)
-        name = "eval-compared" if name == "eval" and "models" in document else name
+        if name == "eval":
+            name = next((f"eval-{v}" for k, v in _EVALS.items() if k in document), name)
         assert complaints(name, document) == []
         return document
 

@@ -44,6 +44,7 @@ DOCS = Path(__file__).parent.parent.parent / "docs" / "reference" / "json.md"
 FILES = {"metrics.jsonl", "samples.jsonl", "run.yaml"}
 OF_AN_OPTION = {
     "eval-compared",
+    "eval-tasks",
     "train-dry-run",
     "finetune-dry-run",
     "data-inspect-chat",

@@ -13,6 +13,7 @@ import yaml
 from llmtrain import engine
 from llmtrain.choice import Choice
 from llmtrain.engine.plan_run import plan_run
+from llmtrain.errors import UsageError
 from llmtrain.machine.facts import (
     AttentionTimes,
     BlockTimes,
@@ -25,7 +26,10 @@ from llmtrain.machine.probe import read_facts
 from llmtrain.model.timing import CompileError
 from llmtrain.plan import cpu_benchmarks, numerics, step_benchmarks
 from llmtrain.plan.planner import Plan
+from llmtrain.plan.workload import Workload
 from llmtrain.profile.load import Setting, load_profile
+from llmtrain.profile.schema import DeviceSection, ModelSection
+from llmtrain.profile.shape import shape_of
 from llmtrain.progress import Note
 from llmtrain.train.events import Event, Started
 
@@ -236,6 +240,48 @@ def test_native_kernels_are_timed_beside_the_others_and_chosen(
         assert (made.attention.value, made.loss.value) == ("native", "native")
     assert plan(facts, [], train__time="30s").attention.value == "blocks"
     assert timed == [False, True]
+
+
+def test_tokens_a_step_do_not_depend_on_whether_kernels_were_compiled_before(
+    facts: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a first run for a time and the same one later would compute different bits."""
+    fast = MatmulTimes(fp32_s=0.1, medium_s=0.1, bf16_s=0.01, flops=1e9)
+    monkeypatch.setattr(cpu_benchmarks, "time_matmuls", lambda *_: fast)
+    monkeypatch.setattr(
+        cpu_benchmarks, "time_attention", lambda *_: AttentionTimes(0.4, 0.3, native_s=0.1)
+    )
+    monkeypatch.setattr(cpu_benchmarks, "time_loss", lambda *_: LossTimes(0.3, 0.1))
+    monkeypatch.setattr(cpu_benchmarks, "unsuitable", lambda _: None)
+    monkeypatch.setattr(
+        step_benchmarks,
+        "time_eager_block",
+        lambda _, way: PartTime(0.001 if way.attention == "native" else 0.02),
+    )
+    rates = []
+    for has_kernels in (False, True):
+        monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / str(has_kernels)))
+        found = Choice(has_kernels, "")
+        monkeypatch.setattr(cpu_benchmarks, "load_kernels", lambda *_, found=found, **__: found)
+        shape = shape_of(ModelSection(hidden_size=32, num_heads=2, num_layers=2, context=32))
+        workload = Workload(shape, tokens_per_step=256)
+        rates.append(cpu_benchmarks.eager_tokens_per_s(facts, DeviceSection(), workload))
+    assert rates[0] == rates[1]
+
+
+def test_kernels_that_are_asked_for_are_compiled_for_a_question_too(
+    facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def missing(*_: object, compiles: bool) -> Choice[bool]:
+        asked.append(compiles)
+        return Choice(False, "no C++ compiler was found")
+
+    monkeypatch.setattr(cpu_benchmarks, "load_kernels", missing)
+    with pytest.raises(UsageError, match=r"device\.attention native: no C"):
+        plan(facts, None, device__attention="native", device__precision="bf16")
+    assert asked == [True]
 
 
 def test_without_a_compiler_nothing_is_compiled(clock: Clock, facts: Facts) -> None:

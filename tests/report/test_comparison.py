@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from llmtrain.report.comparison import Comparison, compare_runs
+from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.run_directory.task_scores import TaskScore, save_scores
 
 Make = Callable[..., str]
 
@@ -103,6 +105,15 @@ def test_a_run_without_an_evaluation_is_incomparable(make: Make, tmp_path: Path)
     found = compare_runs(names)
     assert only_verdict(found) == ("incomparable", None)
     assert (found.at_equal_tokens, found.to_equal_loss) == (None, None)
+
+
+def test_saved_scores_stand_side_by_side(make: Make, tmp_path: Path) -> None:
+    names = [make("one", 1.5), make("other", 1.5)]
+    score = TaskScore("brackets", "acc", 0.5, 0.05, 1 / 3, 100)
+    save_scores(RunDirectory(tmp_path / "one"), "step-1", [score])
+    (row,) = compare_runs(names).tasks
+    assert (row.task, row.metric) == ("brackets", "acc")
+    assert (row.values, row.standard_errors) == ((0.5, None), (0.05, None))
 
 
 def test_losses_are_read_at_equal_tokens_and_time(make: Make) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,40 @@ def test_trackio_has_the_curves(place: Path) -> None:
     for step, text in rows:
         for name, value in json.loads(text).items():
             found[name][step] = value
+    assert_equal(found, logged(place / "run"))
+    assert found["sample"]
+
+
+def wandb_records(path: Path) -> Iterator[bytes]:
+    """The records of a .wandb file: a log in blocks of 32 KiB, in the form of LevelDB's."""
+    data, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        _, size, kind = struct.unpack_from("<IHB", data, at)
+        whole += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # all of a record, or the last part of one
+            yield whole
+            whole = b""
+
+
+def test_wandb_has_the_curves_offline(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    train("--out", "run", "--log-to", "wandb")
+    (path,) = (place / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    found: dict[str, dict[int, Any]] = defaultdict(dict)
+    for data in wandb_records(path):
+        record = Record.FromString(data)
+        if record.WhichOneof("record_type") == "history":
+            for item in record.history.item:
+                name = item.key or "/".join(item.nested_key)
+                found[name][record.history.step.num] = json.loads(item.value_json)
     assert_equal(found, logged(place / "run"))
     assert found["sample"]
 

@@ -58,7 +58,7 @@ def test_a_run_whose_kernels_are_gone_goes_on_without_them(
     train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They were chosen by their measured times; the resume says why it computes other bits."""
-    monkeypatch.setattr(numerics, "_WORTH_NATIVE_S", 0.0)
+    monkeypatch.setattr(numerics, "_WORTH_NATIVE_CPU_S", 0.0)
     times = AttentionTimes(sdpa_s=0.3, blocks_s=0.2, native_s=0.1)
     monkeypatch.setattr(cpu_benchmarks, "time_attention", lambda *_: times)
     monkeypatch.setattr(cpu_benchmarks, "time_loss", lambda *_: LossTimes(0.2, 0.1))

@@ -11,8 +11,9 @@ from llmtrain.errors import UsageError
 from llmtrain.train.run_directory.directory import RUN_FILE, RunDirectory
 from llmtrain.train.run_directory.running import is_in_training
 from llmtrain.train.run_directory.tags import TAGS_FILE
+from llmtrain.train.run_directory.task_scores import TASKS_FILE
 
-_WRITTEN_LATER = ("report.html", TAGS_FILE)
+_WRITTEN_LATER = ("report.html", TAGS_FILE, TASKS_FILE)
 
 
 @dataclass(frozen=True, slots=True)
