@@ -117,7 +117,8 @@ def _evaluate(
     for spec in specs:
         if isinstance(spec, str) and spec not in manager.all_tasks:
             raise UsageError(f"--tasks {spec}: there is no such task", hint=_HINT)
-    model = HarnessModel(trained.model, trained.tokenizer, trained.autocast, check_stop)
+    precision = trained.plan.precision.value
+    model = HarnessModel(trained.model, trained.tokenizer, precision, check_stop)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
         with redirect_stderr(io.StringIO()):  # bars, which neither know --quiet nor a terminal

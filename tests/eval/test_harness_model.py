@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,7 +46,7 @@ def model(tokenizer: Tokenizer) -> Decoder:
 
 @pytest.fixture(scope="module")
 def harness(model: Decoder, tokenizer: Tokenizer) -> HarnessModel:
-    return HarnessModel(model, tokenizer, nullcontext, lambda: None)
+    return HarnessModel(model, tokenizer, "fp32", lambda: None)
 
 
 def requests(*arguments: tuple[Any, ...]) -> list[Any]:

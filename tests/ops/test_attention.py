@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from llmtrain.choice import AttentionKernel
-from llmtrain.ops.attention import causal_attention
+from llmtrain.ops.attention import cached_attention, causal_attention
 from llmtrain.ops.norm import rms_norm
 from llmtrain.ops.rotary import rotary_table, rotate
 
@@ -33,28 +33,23 @@ def test_attention_is_the_formula(kernel: AttentionKernel) -> None:
 
 
 @pytest.mark.parametrize("key_heads", [1, 2, 3, 6])
-@pytest.mark.parametrize("queries", [9, 1])
 @pytest.mark.parametrize("kernel", ["sdpa", "blocks"])
-def test_grouped_queries_are_repeated_keys(
-    kernel: AttentionKernel, queries: int, key_heads: int
-) -> None:
-    q = draw(2, 6, queries, 4)
+def test_grouped_queries_are_repeated_keys(kernel: AttentionKernel, key_heads: int) -> None:
+    q = draw(2, 6, 9, 4)
     k, v = draw(2, key_heads, 9, 4, seed=1), draw(2, key_heads, 9, 4, seed=2)
     repeated = [t.repeat_interleave(6 // key_heads, dim=1) for t in (k, v)]
     expected = causal_attention(q, *repeated, kernel)
     torch.testing.assert_close(causal_attention(q, k, v, kernel), expected)
 
 
-@pytest.mark.parametrize("kernel", ["sdpa", "blocks"])
-def test_one_new_token_sees_all_keys(kernel: AttentionKernel) -> None:
-    q, k, v = (draw(1, 2, 9, 4, seed=seed) for seed in range(3))
-    last = causal_attention(q[:, :, -1:], k, v, kernel)
-    torch.testing.assert_close(last, causal_attention(q, k, v, kernel)[:, -1:])
-
-
-def test_several_new_tokens_are_a_mistake() -> None:
-    with pytest.raises(AssertionError):
-        causal_attention(draw(1, 2, 3, 4), draw(1, 2, 9, 4), draw(1, 2, 9, 4))
+@pytest.mark.parametrize("key_heads", [1, 2, 6])
+@pytest.mark.parametrize("new", [1, 4])
+def test_new_tokens_see_those_before_them(new: int, key_heads: int) -> None:
+    q = draw(1, 6, 9, 4)
+    k, v = (draw(1, key_heads, 9, 4, seed=seed) for seed in (1, 2))
+    mask = None if new == 1 else torch.ones(new, 9, dtype=torch.bool).tril(9 - new)
+    found = cached_attention(q[:, :, -new:], k, v, mask)
+    torch.testing.assert_close(found, causal_attention(q, k, v)[:, -new:])
 
 
 @settings(deadline=None, max_examples=50)
