@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,8 +16,11 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch.nn import functional as F
 
+from llmtrain.choice import Precision
+from llmtrain.generate.generator import TextGenerator
+from llmtrain.generate.sampling import Sampling
+from llmtrain.generate.text import TextRequest
 from llmtrain.model.decoder import Decoder
-from llmtrain.model.generate import Sampling, generate_tokens
 from llmtrain.tokenizer import Tokenizer
 
 _BATCH_TOKENS = 8192
@@ -31,11 +35,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         self,
         model: Decoder,
         tokenizer: Tokenizer,
+        precision: Precision,
         autocast: Callable[[], AbstractContextManager[object]],
         check_stop: Callable[[], None],
     ) -> None:
         super().__init__()
-        self._model, self._tokens = model, tokenizer
+        self._model, self._tokens, self._precision = model, tokenizer, precision
         self._autocast, self._check_stop = autocast, check_stop
 
     @property
@@ -116,19 +121,18 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         until = options.get("until") or []
         ends = [until] if isinstance(until, str) else list(until)
         limit = int(options.get("max_gen_toks", _GENERATED_TOKENS))
-        prompt = self.tok_encode(context) or [self.prefix_token_id]
-        shown, ids, text = self._tokens.decode(prompt), list(prompt), ""
-        with torch.compiler.set_stance("force_eager"), self._autocast():
-            for token in generate_tokens(
-                self._model, prompt, Sampling(temperature=0.0), self._tokens.vocab_size, limit
-            ):
-                self._check_stop()
-                if token == self.eot_token_id:
-                    break
-                ids.append(token)
-                text = self._tokens.decode(ids)[len(shown) :]
-                if any(end and end in text for end in ends):
-                    break
-        for end in ends:
-            text = text.split(end)[0] if end else text
+        request = TextRequest(
+            prompt=tuple(self.tok_encode(context) or [self.prefix_token_id]),
+            sampling=Sampling(temperature=0.0),
+            max_tokens=limit,
+            stop=tuple(end for end in ends if end),
+        )
+        text = ""
+        for piece in self._generator.generate(request):
+            self._check_stop()
+            text += piece.text
         return text
+
+    @cached_property
+    def _generator(self) -> TextGenerator:
+        return TextGenerator(self._model, self._tokens, self._precision)

@@ -47,7 +47,7 @@ def model(tokenizer: Tokenizer) -> Decoder:
 
 @pytest.fixture(scope="module")
 def harness(model: Decoder, tokenizer: Tokenizer) -> HarnessModel:
-    return HarnessModel(model, tokenizer, nullcontext, lambda: None)
+    return HarnessModel(model, tokenizer, "fp32", nullcontext, lambda: None)
 
 
 def requests(*arguments: tuple[Any, ...]) -> list[Any]:
