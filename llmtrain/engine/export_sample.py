@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 
@@ -77,6 +77,7 @@ def _validation_text(trained: Trained, work: PrepareContext) -> str:
             for start in range(0, stream.num_tokens, _READ_TOKENS)
         )
         text = ""
+        parts: Iterator[str]
         if profile.data.rows == "chat":
             parts = map(encoder_of(profile.data, trained.tokenizer).decode, batches)
         else:
