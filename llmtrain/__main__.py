@@ -1,6 +1,25 @@
-"""`python -m llmtrain`, also what torchrun starts."""
+"""The command `llmtrain`, also as `python -m llmtrain` and as what torchrun starts."""
 
-from llmtrain.cli.app import main
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+from llmtrain.errors import AbortedError
+
+
+def main() -> NoReturn:
+    """Run the command line of this process and exit with its code.
+
+    Ctrl-C ends it without a traceback also while modules are imported.
+    """
+    try:
+        from llmtrain.cli.app import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(AbortedError.exit_code)
+
 
 if __name__ == "__main__":
     main()

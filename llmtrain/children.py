@@ -112,7 +112,7 @@ class _Worker(Closing):
 
     def __init__(self, program: WorkerProgram) -> None:
         self._program = program
-        self._process = _start(python_command(program.entry, *program.arguments))
+        self._process = start_process(python_command(program.entry, *program.arguments))
 
     def ask(self, request: Iterable[bytes]) -> list[bytes]:
         assert self._process.stdin is not None
@@ -142,13 +142,22 @@ class _Worker(Closing):
                 pipe.close()
 
 
-def _start(command: list[str]) -> subprocess.Popen[bytes]:
-    """Start a process that a Ctrl-C in the terminal does not reach: the parent handles that."""
+def start_process(
+    command: list[str], *, stdout: int = subprocess.PIPE, stderr: int | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process that a Ctrl-C in the terminal does not reach: the parent handles that.
+
+    Its stdin is a pipe; `stdout` and `stderr` are as for `subprocess.Popen`.
+    """
     pipe = subprocess.PIPE
     if sys.platform == "win32":
         group = subprocess.CREATE_NEW_PROCESS_GROUP
-        return subprocess.Popen(command, stdin=pipe, stdout=pipe, creationflags=group)
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
+        return subprocess.Popen(
+            command, stdin=pipe, stdout=stdout, stderr=stderr, creationflags=group
+        )
+    return subprocess.Popen(
+        command, stdin=pipe, stdout=stdout, stderr=stderr, start_new_session=True
+    )
 
 
 def serve(handle: Callable[[Iterator[bytes]], Iterable[bytes]]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TypeVar
 
 from llmtrain.errors import LlmtrainError, UsageError
+from llmtrain.magic import other_content
 from llmtrain.units import format_bytes
 
 T = TypeVar("T")
@@ -168,6 +169,11 @@ def parse_json(data: bytes | str, *, allow_nan: bool = False) -> Any:
         )
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        what = other_content(data) if isinstance(data, bytes) else None
+        if what is None:
+            raise
+        raise ValueError(f"it is {what}") from None
     _require_plain(value)
     return value
 

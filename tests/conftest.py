@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -39,6 +40,18 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
+@pytest.fixture(autouse=True)
+def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time each part of a step once and on one sequence, once its module is imported.
+
+    How exact a time is does not matter to a test.
+    """
+    timing = sys.modules.get("llmtrain.model.step_timing")
+    if timing is not None:
+        for name, value in (("_BUDGET_S", 0.0), ("_LEAST_ROUNDS", 1), ("_LONGEST_ROUND_S", 0.0)):
+            monkeypatch.setattr(timing, name, value)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _default_signals_in_children() -> Iterator[None]:
     """Start children with default handlers also under nohup or as a background job.
@@ -58,6 +71,17 @@ def _default_signals_in_children() -> Iterator[None]:
 
 def _do_nothing(_number: int, _frame: FrameType | None) -> None:
     pass
+
+
+@pytest.fixture(scope="session")
+def native_kernels() -> None:
+    """Compile the native kernels once for the session; skip where this machine has none."""
+    from llmtrain.machine.probe import read_facts
+    from llmtrain.ops.native.library import load_kernels
+
+    loaded = load_kernels(read_facts(tries_gpus=False))
+    if not loaded.value:
+        pytest.skip(loaded.reason)
 
 
 @pytest.fixture

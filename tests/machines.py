@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from llmtrain.errors import UsageError
-from llmtrain.machine.facts import Accelerator, CpuFacts, CpuTimes, Facts, MatmulTimes
+from llmtrain.machine.facts import (
+    Accelerator,
+    CpuFacts,
+    CpuTimes,
+    Facts,
+    MatmulTimes,
+    PartTime,
+    StepTimes,
+)
 from llmtrain.plan.planner import make_plan
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.load import load_profile
@@ -63,6 +71,18 @@ def wish(**values: Any) -> DeviceSection:
 
 def products(fp32_s: float, medium_s: float, bf16_s: float, flops: float = 1e10) -> CpuTimes:
     return CpuTimes(MatmulTimes(fp32_s, medium_s, bf16_s, flops))
+
+
+def step_times(
+    block_s: float,
+    head_s: float,
+    update_s: float,
+    *,
+    micro_batch: int = 4,
+    ran_share: float = 1.0,
+) -> StepTimes:
+    block, head, update = (PartTime(s, ran_share) for s in (block_s, head_s, update_s))
+    return StepTimes(micro_batch, block, head, update)
 
 
 def decided(facts: Facts, workload: Workload = WORKLOAD, **options: Any) -> dict[str, Any]:

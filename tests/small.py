@@ -14,4 +14,5 @@ ENVIRONMENT = {
     "LLMTRAIN_EVAL__SAMPLE_TOKENS": "4",
     "LLMTRAIN_DEVICE__PRECISION": "fp32",  # nothing is benchmarked
     "LLMTRAIN_DEVICE__ATTENTION": "blocks",
+    "LLMTRAIN_DEVICE__LOSS": "chunks",
 }

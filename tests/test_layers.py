@@ -17,16 +17,18 @@ import llmtrain
 ROOT = Path(llmtrain.__file__).parent
 # From the bottom up. Rooms of one layer do not import each other.
 LAYERS = (
-    {"", "errors", "units", "files", "choice", "progress"},
+    {"", "errors", "units", "files", "choice", "progress", "magic"},
     {"untrusted", "children"},
     {"profile"},
     {"machine"},
     {"ops"},
     {"model", "data", "tokenizer", "recipe"},
     {"plan"},
-    {"eval", "export"},
+    {"generate"},
+    {"eval", "export", "serve"},
     {"prepare"},
     {"train"},
+    {"report", "tracking"},
     {"engine"},
     {"documents"},
     {"cli"},
@@ -34,17 +36,33 @@ LAYERS = (
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 PURE = (
-    *("profile", "recipe", "plan", "choice", "progress", "errors", "units", "files", "untrusted"),
+    *(
+        "profile",
+        "recipe",
+        "plan",
+        "choice",
+        "progress",
+        "errors",
+        "units",
+        "files",
+        "untrusted",
+        "magic",
+    ),
     *("machine/facts", "machine/assume", "machine/memory_pressure", "ops/chunk_sizes"),
 )
 # The parts of `plan` that measure, or read and write files.
-IMPURE = {"plan/cpu_benchmarks", "plan/past_runs", "plan/auto_profile", "plan/memory_watch"}
+IMPURE = {
+    *("plan/cpu_benchmarks", "plan/step_benchmarks", "plan/past_runs"),
+    *("plan/auto_profile", "plan/memory_watch"),
+}
 # Modules of `machine` that only define values and functions of values.
 VALUES = {"facts", "assume", "memory_pressure", "memory_readings", "out_of_memory"}
 
 
 # They run matrix products, read tensors' sizes, or ask torch for devices.
-NEEDS_TORCH = {"machine/matmul_timing", "machine/out_of_memory", "machine/probe"}
+NEEDS_TORCH = {
+    *("machine/matmul_timing", "machine/native", "machine/out_of_memory", "machine/probe"),
+}
 
 
 @dataclass(frozen=True)

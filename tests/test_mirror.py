@@ -56,6 +56,7 @@ SPANNING = {
     "train/test_continuing": "training that continues a model, from --init-from to a resume",
     "train/test_documents": "training with attention within documents",
     "train/test_hostile_run": "damaged and hostile run directories",
+    "train/test_native": "training with native kernels",
     "train/test_mixture": "training on several sources",
     "train/test_resolve": "from a request to the run that it trains",
     "train/test_resume": "resumed equals uninterrupted",

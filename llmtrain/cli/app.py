@@ -22,6 +22,7 @@ import typer
 import llmtrain
 from llmtrain.cli import profiles, runs
 from llmtrain.cli.arguments import find_command, given_flags, without_options
+from llmtrain.cli.chat import chat
 from llmtrain.cli.command import Function, add_command, add_group
 from llmtrain.cli.data import cache
 from llmtrain.cli.data.inspect import inspect as inspect_data
@@ -36,8 +37,14 @@ from llmtrain.cli.memory.command import memory
 from llmtrain.cli.output import Output
 from llmtrain.cli.profiles_convert import convert
 from llmtrain.cli.prove_resume import prove_resume
+from llmtrain.cli.report_bug import report_bug
+from llmtrain.cli.runs_compare import compare
+from llmtrain.cli.runs_edit import rm, tag
+from llmtrain.cli.runs_report import report
 from llmtrain.cli.schema import schema
-from llmtrain.cli.streams import discard_stdout, set_up_standard_streams
+from llmtrain.cli.serve import serve
+from llmtrain.cli.streams import discard_stdout, set_up_standard_streams, write_text
+from llmtrain.cli.sweep import sweep
 from llmtrain.cli.tokenizer.import_ import import_
 from llmtrain.cli.tokenizer.inspect import inspect as inspect_tokenizer
 from llmtrain.cli.tokenizer.text import decode, encode
@@ -62,6 +69,8 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "finetune": (finetune, "my-run --data chat.jsonl"),
     "eval": (evaluate, "my-run --data other.txt"),
     "generate": (generate, "my-run --prompt 'Once upon a time'"),
+    "chat": (chat, "my-run"),
+    "serve": (serve, "my-run --port 8000"),
     "export": (export, "my-run --format gguf --quant q8_0"),
     "device info": (info, "--profile cpu-small"),
     "device bench": (bench, "--profile cpu-small"),
@@ -82,11 +91,17 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "data cache clear": (cache.clear, "--older-than 30d"),
     "runs list": (runs.list_runs, ""),
     "runs show": (runs.show, "my-run"),
+    "runs compare": (compare, "my-run another-run"),
+    "runs report": (report, "my-run --open"),
+    "runs tag": (tag, "my-run baseline"),
+    "runs rm": (rm, "my-run"),
     "runs verify": (runs.verify, "my-run"),
     "runs prove-resume": (prove_resume, "--profile cpu-tiny"),
+    "report-bug": (report_bug, "my-run --out report.json"),
+    "sweep": (sweep, "plan.yaml --time 5m"),
     "schema": (schema, "train"),
 }
-_WITHOUT_JSON = {"profiles schema"}  # it prints JSON and no document
+_WITHOUT_JSON = {"profiles schema", "chat"}  # JSON and no document; a conversation
 
 app = typer.Typer(
     help=llmtrain.__doc__,
@@ -118,9 +133,9 @@ def root(
 ) -> None:
     """Train a language model from scratch on the machine you have."""
     if version:
-        typer.echo(f"llmtrain {llmtrain.__version__}")
+        write_text(f"llmtrain {llmtrain.__version__}\n", flush=True)
     elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        write_text(f"{context.get_help()}\n", flush=True)
 
 
 def main() -> NoReturn:

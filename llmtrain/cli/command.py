@@ -28,6 +28,8 @@ _METAVARS: dict[Any, str] = {
     **dict.fromkeys((int, float, list[float]), "NUMBER"),
 }
 _MAY_BE_EMPTY = {"--prompt"}
+# As in `train`, whose modules import torch.
+_RUN_FILE, _CHECKPOINTS, _MANIFEST = "run.yaml", "checkpoints", "manifest.json"
 
 _COMMON = {
     "json": Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")],
@@ -77,7 +79,7 @@ class _Command(TyperCommand):
 def _require_usable(parameter: TyperArgument | TyperOption, text: str) -> None:
     """Raise UsageError if the value is empty, or is not UTF-8 and will be written to a file."""
     if isinstance(parameter, TyperArgument):
-        name = parameter.metavar or (parameter.name or "").upper()
+        name = (parameter.metavar or (parameter.name or "").upper()).strip("[]…")
     else:
         name = max(parameter.opts, key=len)
     if not text.strip() and name not in _MAY_BE_EMPTY:
@@ -90,6 +92,27 @@ def _require_usable(parameter: TyperArgument | TyperOption, text: str) -> None:
         raise UsageError(
             f"{name} {text} is not UTF-8", hint="name it in UTF-8; rename a file or directory first"
         )
+    if name == "--out":
+        _refuse_inside_checkpoint(Path(text))
+
+
+def _refuse_inside_checkpoint(path: Path) -> None:
+    """Raise UsageError if `path` is a checkpoint, or in one or beside a run's.
+
+    What is written there damages the checkpoint or is taken for one.
+    """
+    for place in (path.absolute(), *path.absolute().parents):
+        is_checkpoint = (place / _MANIFEST).is_file()
+        if is_checkpoint or _holds_checkpoints(place):
+            kind = "a checkpoint" if is_checkpoint else "the checkpoints of a run"
+            raise UsageError(
+                f"--out {path} is in {place}, {kind}",
+                hint="another --out; nothing is written into a checkpoint",
+            )
+
+
+def _holds_checkpoints(place: Path) -> bool:
+    return place.name == _CHECKPOINTS and (place.parent / _RUN_FILE).is_file()
 
 
 def add_command(

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from llmtrain.files import LAUNCHED_VARIABLE
 
 _PREFIX = "LLMTRAIN_"
-_OWN = ("LLMTRAIN_CACHE_DIR", LAUNCHED_VARIABLE)
+_OWN = ("LLMTRAIN_CACHE_DIR", "LLMTRAIN_API_KEY", LAUNCHED_VARIABLE)
 _OF_OTHERS = ("LLMTRAIN_TEST_", "LLMTRAIN_PROBE_")  # of the project's own tests and benchmarks
 
 

@@ -2,72 +2,184 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmtrain.cli import options
 from llmtrain.cli.output import Output
+from llmtrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmtrain.documents.runs import GeneratedText, SampledToken
+    from llmtrain.generate.sampling import Sampling
+    from llmtrain.generate.text import Piece, TextRequest, TextStream, TokenText
+    from llmtrain.tokenizer import Tokenizer
+
+_MOST_TEXTS = 1000
 
 
 def generate(
     output: Output,
     run: options.Run,
-    prompt: Annotated[str, typer.Option("--prompt", help="The text to continue.")] = "",
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="The text to continue. Repeatable.")
+    ] = None,
+    n: Annotated[int, options.whole_number("--n", "Texts for each prompt.", 1)] = 1,
     max_tokens: Annotated[
         int, options.whole_number("--max-tokens", "The most new tokens.", 1)
     ] = 200,
-    temperature: Annotated[
-        float, typer.Option("--temperature", min=0.0, help="0: always the most likely token.")
-    ] = 0.8,
-    top_k: Annotated[
-        int | None, options.whole_number("--top-k", "Sample from the k most likely tokens.", 1)
+    temperature: options.Temperature = 0.8,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    repetition_penalty: options.RepetitionPenalty = 1.0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option("--stop", help="End the text before this string. Repeatable."),
     ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            "--top-p",
-            min=0.0,
-            max=1.0,
-            help="Sample from the most likely tokens that together have this probability.",
+    seed: Annotated[
+        int, options.whole_number("--seed", "Equal seeds give equal texts; --n counts up from it.")
+    ] = 0,
+    top_logprobs: Annotated[
+        int | None,
+        options.whole_number(
+            "--top-logprobs", "With --json: the likeliest tokens at each place, so many.", 1
         ),
     ] = None,
-    repetition_penalty: Annotated[
-        float, typer.Option("--repetition-penalty", min=1.0, help="Above 1: fewer repetitions.")
-    ] = 1.0,
-    seed: Annotated[int, options.whole_number("--seed", "Equal seeds give equal texts.")] = 0,
     device: options.Device = None,
     force_cpu: options.ForceCpu = False,
 ) -> int:
-    """Continue a prompt with a trained model; the prompt is printed first."""
+    """Continue prompts with a trained model; each is printed before its text.
+
+    A prompt that is longer than the model's context is read from its end, and a text that fills
+    the context goes on from its newer half.
+    """
     from llmtrain.cli.progress import watching
     from llmtrain.documents.runs import Generate
-    from llmtrain.engine.inference import generate_text, load_trained
-    from llmtrain.errors import AbortedError, InterruptedRunError, UsageError
-    from llmtrain.model.generate import Sampling
+    from llmtrain.engine.inference import generate_texts, load_trained
+    from llmtrain.errors import AbortedError, InterruptedRunError
+    from llmtrain.generate.sampling import Sampling
+    from llmtrain.generate.text import TextRequest
     from llmtrain.train.signals import stop_on_signals
 
-    code = 0
-    if top_p == 0:
-        raise UsageError("--top-p 0 leaves no token to choose", hint="--temperature 0 is greedy")
-    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
-    with stop_on_signals() as stop:
+    if top_logprobs is not None and not output.json:
+        raise UsageError("--top-logprobs is shown with --json", hint="add --json")
+    options.require_possible_top_p(top_p)
+    first = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
+    prompts = prompt if prompt is not None else [""]
+    if len(prompts) * n > _MOST_TEXTS:
+        raise UsageError(
+            f"{len(prompts)} prompts × --n {n} are more than {_MOST_TEXTS} texts", hint="--n 100"
+        )
+    likeliest = (top_logprobs or 0) if output.json else None
+    requests = [
+        TextRequest(each, sampling, max_tokens, tuple(stop or ()), likeliest=likeliest)
+        for each in prompts
+        for sampling in _samplings(first, n)
+    ]
+    with stop_on_signals() as stopping:
         with watching(output) as observe:
             trained = load_trained(run, options.device_section(device, force_cpu), observe)
-        texts = generate_text(trained, prompt, sampling, max_tokens, stop.check)
+            found = generate_texts(trained, requests, observe, stopping.check)
         try:
             if output.json:
-                text = "".join(texts)
-                output.document(Generate.of(trained, prompt=prompt, text=text, seed=seed))
+                texts = _documents(requests, found, trained.tokenizer)
+                output.document(Generate.of(trained, texts[0], texts=texts))
                 return 0
-            output.text(prompt)
-            for text in texts:
-                output.text(text)
+            _show(output, requests, found)
         except InterruptedRunError:
-            if stop.signal_name != "SIGINT":
+            if stopping.signal_name != "SIGINT":
                 raise
             if output.json:
                 raise AbortedError("interrupted") from None
-            code = 130  # somebody has read enough
-        output.result("")
-    return code
+            output.result("")
+            return 130  # somebody has read enough
+    return 0
+
+
+def _samplings(first: Sampling, count: int) -> list[Sampling]:
+    return [replace(first, seed=first.seed + number) for number in range(count)]
+
+
+@dataclass(slots=True)
+class _Text:
+    """A text as far as it is sampled."""
+
+    request: TextRequest
+    text: str = ""
+    tokens: list[TokenText] = field(default_factory=list)
+    stream: TextStream | None = None
+    is_finished: bool = False
+
+    def add(self, piece: Piece, stream: TextStream) -> None:
+        self.text += piece.text
+        self.tokens += piece.tokens
+        self.stream = stream
+        self.is_finished = stream.finish is not None  # then this is its last piece
+
+
+def _show(
+    output: Output,
+    requests: Sequence[TextRequest],
+    found: Iterable[tuple[int, Piece, TextStream]],
+) -> None:
+    """Print the texts in order: the one whose turn it is as it grows, with a line above each."""
+    texts = [_Text(request) for request in requests]
+    turn = 0
+    _show_prompt(output, texts, turn)
+    for index, piece, stream in found:
+        texts[index].add(piece, stream)
+        if index == turn and piece.text:
+            output.text(piece.text)
+        while turn < len(texts) and texts[turn].is_finished:
+            output.result("")
+            turn += 1
+            if turn < len(texts):
+                _show_prompt(output, texts, turn)
+                output.text(texts[turn].text)
+
+
+def _show_prompt(output: Output, texts: Sequence[_Text], turn: int) -> None:
+    request = texts[turn].request
+    if len(texts) > 1:
+        output.result(f"--- {turn + 1} of {len(texts)}, seed {request.sampling.seed} ---")
+    assert isinstance(request.prompt, str)
+    output.text(request.prompt)
+
+
+def _documents(
+    requests: Sequence[TextRequest],
+    found: Iterable[tuple[int, Piece, TextStream]],
+    tokenizer: Tokenizer,
+) -> list[GeneratedText]:
+    from llmtrain.documents.runs import GeneratedText
+
+    texts = [_Text(request) for request in requests]
+    for index, piece, stream in found:
+        texts[index].add(piece, stream)
+    return [
+        GeneratedText.of(
+            each.stream,
+            prompt=each.request.prompt,
+            text=each.text,
+            seed=each.request.sampling.seed,
+            tokens=[_token(token, tokenizer, each.request.likeliest or 0) for token in each.tokens],
+        )
+        for each in texts
+    ]
+
+
+def _token(sampled: TokenText, tokenizer: Tokenizer, likeliest: int) -> SampledToken:
+    from llmtrain.documents.base import present
+    from llmtrain.documents.runs import LikelyToken, SampledToken
+    from llmtrain.generate.text import spelled_text
+
+    token = sampled.token
+    others = [
+        LikelyToken.of(id=other, text=spelled_text(tokenizer, other), logprob=logprob)
+        for other, logprob in token.likeliest[:likeliest]
+    ]
+    more = present(likeliest=others)
+    return SampledToken.of(id=token.id, text=sampled.text, logprob=token.logprob, **more)

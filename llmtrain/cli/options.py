@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llmtrain.profile.load import Setting
     from llmtrain.profile.schema import DeviceSection
 
+_WITHOUT_SECTION = {"log_to"}  # keys at the top of a profile
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
 Profile = Annotated[
@@ -31,6 +32,14 @@ Run = Annotated[
     typer.Argument(
         metavar="RUN",
         help="A run directory, a checkpoint, or a name under runs/.",
+        autocompletion=completion.run_names,
+    ),
+]
+Runs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...",
+        help="Run directories, checkpoints, or names under runs/.",
         autocompletion=completion.run_names,
     ),
 ]
@@ -118,6 +127,22 @@ def whole_number(flag: str, help_text: str, least: int | None = None) -> Any:
     return typer.Option(flag, metavar="NUMBER", parser=parse, help=help_text)
 
 
+Temperature = Annotated[
+    float, typer.Option("--temperature", min=0.0, help="0: always the most likely token.")
+]
+TopK = Annotated[int | None, whole_number("--top-k", "Sample from the k most likely tokens.", 1)]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p",
+        min=0.0,
+        max=1.0,
+        help="Sample from the most likely tokens that together have this probability.",
+    ),
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option("--repetition-penalty", min=1.0, help="Above 1: fewer repetitions.")
+]
 Nproc = Annotated[int | None, whole_number("--nproc", "Processes on this machine.", 1)]
 
 
@@ -159,12 +184,14 @@ def flag_settings(**flags: Any) -> dict[str, Setting]:
         "lora_targets": "lora",
         "device_kind": "device",
         "device_processes": "nproc",
+        "log_to": "log-to",
     }
     given = {key: v for key, v in flags.items() if v is not None and v is not False and v != []}
     settings = {}
     for key, value in given.items():
         flag = flag_of.get(key, key.partition("_")[2]).replace("_", "-")
-        settings[key.replace("_", ".", 1)] = Setting(value, f"--{flag}")
+        path = key if key in _WITHOUT_SECTION else key.replace("_", ".", 1)
+        settings[path] = Setting(value, f"--{flag}")
     return settings
 
 
@@ -199,3 +226,11 @@ def assumed_machine(spec: str | None) -> AssumedMachine | None:
         python_version=platform.python_version(),
         torch_version=version("torch").partition("+")[0],
     )
+
+
+def require_possible_top_p(top_p: float | None) -> None:
+    """Raise UsageError for 0."""
+    from llmtrain.errors import UsageError
+
+    if top_p == 0:
+        raise UsageError("--top-p 0 leaves no token to choose", hint="--temperature 0 is greedy")

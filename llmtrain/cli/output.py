@@ -35,11 +35,13 @@ class Output:
 
     @cached_property
     def stderr(self) -> Console:
-        """The console of everything that is not a result; plain text off a terminal."""
+        """The console of everything that is not a result: plain, unbroken lines off a terminal."""
         from rich.console import Console
 
         stream = cast("TextIO", UnfailingStream(sys.stderr))
-        return Console(file=stream, stderr=True, highlight=False, soft_wrap=True)
+        console = Console(file=stream, stderr=True, highlight=False)
+        console.soft_wrap = not console.is_terminal  # a terminal's own wrapping breaks words
+        return console
 
     @property
     def is_live(self) -> bool:
@@ -80,6 +82,7 @@ class Output:
 
     def show(self, renderable: RenderableType) -> None:
         """Print a table or panel as the result."""
+        write_text("", flush=True)  # the console would flush it and not name stdout in an error
         is_terminal, console = sys.stdout.isatty(), self.stdout
         with console.capture() as captured:
             console.print(renderable)
@@ -89,16 +92,19 @@ class Output:
     def document(self, document: Document) -> None:
         """Print the one JSON document of a `--json` call."""
         with unread_output_lost():
-            write_text(_json(document, indent=2), flush=True)
+            write_text(json_text(document, indent=2), flush=True)
 
     def document_line(self, document: Document) -> None:
         """Print one of several documents as a line. Raises BrokenPipeError if nobody reads it."""
-        write_text(_json(document, indent=None), flush=True)
+        write_text(json_text(document, indent=None), flush=True)
 
-    def note(self, text: str) -> None:
-        """Print an informative line, unless quiet."""
+    def note(self, text: str, *, in_one_piece: bool = False) -> None:
+        """Print an informative line, unless quiet.
+
+        `in_one_piece` is for commands: broken by line ends they cannot be copied.
+        """
         if not self.quiet:
-            self.stderr.print(escape_control(text), markup=False)
+            self.stderr.print(escape_control(text), markup=False, soft_wrap=in_one_piece or None)
 
     def detail(self, text: str) -> None:
         """Print a line that is only shown with -v."""
@@ -120,7 +126,8 @@ class Output:
         self.stderr.print(f"[bold]hint:[/bold] {_escaped(text)}", soft_wrap=True)
 
 
-def _json(document: Document, indent: int | None) -> str:
+def json_text(document: Document, indent: int | None) -> str:
+    """Return a document as `--json` prints it."""
     values = escape_names(document.json_values())
     return escape_control(json.dumps(values, indent=indent)) + "\n"
 

@@ -55,7 +55,7 @@ def list_profiles(output: Output) -> None:
 def _list_lines(profiles: Sequence[ListedProfile]) -> Iterator[str]:
     from llmtrain.units import format_count
 
-    row = "{:<13}{:>12}{:>9}{:>12}{:>17}".format
+    row = "{:<13}{:>12}  {:>7}  {:>10}  {:>15}".format
     yield row("profile", "parameters", "context", "vocabulary", "tokens per step")
     for each in sorted(profiles, key=lambda each: each.parameters or math.inf):
         step = each.tokens_per_step

@@ -1,4 +1,4 @@
-"""`llmtrain runs list|show|verify|prove-resume`."""
+"""`llmtrain runs list|show|verify`."""
 
 from __future__ import annotations
 
@@ -23,33 +23,54 @@ def list_runs(
     directory: Annotated[
         Path, typer.Argument(metavar="DIRECTORY", help="The directory of the runs.")
     ] = Path("runs"),
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            metavar="KEY=VALUE",
+            help="Only runs with that value; also !=, <, >, <=, >=. KEY is one of --json, as "
+            "val_bpb, state or tags, or one of the profile. Repeatable.",
+        ),
+    ] = None,
+    sort: Annotated[
+        str | None, typer.Option("--sort", metavar="KEY", help="Order by that value, lowest first.")
+    ] = None,
+    reverse: Annotated[bool, typer.Option("--reverse", help="Highest or last first.")] = False,
 ) -> None:
     """List runs: when each began, its profile, last step, loss and state."""
+    from llmtrain.cli.runs_filter import chosen_runs, parse_conditions, run_values
     from llmtrain.cli.runs_text import runs_parts
     from llmtrain.documents.runs import RunsList
     from llmtrain.errors import LlmtrainError
     from llmtrain.train.run_directory.running import listed_runs
 
-    rows = []
+    conditions, found = parse_conditions(where or []), []
     for run in listed_runs(directory):
         try:
-            rows.append(run_summary(run))
+            summary = run_summary(run)
+            found.append((summary, run_values(summary, run.read_record())))
         except LlmtrainError as error:
             output.warning(error.message)
+    rows = chosen_runs(found, conditions, sort, reverse=reverse)
     note = "" if rows else f"no runs under {directory}; start one with llmtrain train"
+    if found and not rows:
+        note = f"none of {len(found)} runs under {directory} meets {', '.join(where or [])}"
     output.answer(RunsList.of(runs=rows), runs_parts(rows, output.stdout.width), note)
 
 
 def show(output: Output, run: options.Run) -> None:
-    """Show one run: its result and every decision of its plan."""
+    """Show one run: its result, its loss curves and every decision of its plan."""
+    from llmtrain.cli.loss_plot import loss_plot
     from llmtrain.cli.runs_text import run_parts
     from llmtrain.documents.runs import RunsShow
     from llmtrain.train.run_directory.directory import find_run
+    from llmtrain.train.run_directory.history import read_history
 
     directory = find_run(run)
     record = directory.read_record()
     summary = run_summary(directory)
-    output.answer(RunsShow.of(summary, record=record), run_parts(summary, record))
+    plot = None if output.json else loss_plot(read_history(directory), output.stdout.width)
+    output.answer(RunsShow.of(summary, record=record), run_parts(summary, record, plot))
 
 
 def verify(output: Output, run: options.Run) -> int:
@@ -78,6 +99,7 @@ def run_summary(run: RunDirectory) -> Run:
     from llmtrain.documents.runs import Run
     from llmtrain.train.checkpoint.format import list_checkpoints
     from llmtrain.train.run_directory.running import is_in_training
+    from llmtrain.train.run_directory.tags import read_tags
 
     record = run.read_record()
     step, evaluation, best = _last_lines(run)
@@ -96,6 +118,7 @@ def run_summary(run: RunDirectory) -> Run:
         status=status,
         state=_STATES.get(status) or ("running" if is_in_training(run) else "crashed"),
         started=sessions[0].get("begun") if (sessions := record.get("sessions")) else None,
+        tags=read_tags(run),
     )
 
 

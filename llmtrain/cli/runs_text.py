@@ -53,9 +53,12 @@ def runs_parts(runs: Sequence[Run], columns: int) -> Iterator[Table]:
     yield table
 
 
-def run_parts(run: Run, record: Mapping[str, Any]) -> Iterator[Part]:
-    """Yield what a run is, did and reached, and every decision of its plan."""
+def run_parts(run: Run, record: Mapping[str, Any], plot: Text | None = None) -> Iterator[Part]:
+    """Yield what a run is, did and reached, its curves, and every decision of its plan."""
     yield facts_table(_facts(run, record))
+    if plot is not None:
+        yield ""
+        yield plot
     yield ""
     rows = [
         (name.replace("_", " "), plain_value(choice["value"]), str(choice["reason"]))
@@ -92,6 +95,8 @@ def _facts(run: Run, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             "validation loss",
             f"{run.val_loss:.4f} nats/token{best}; {run.val_bpb:.4f} bits/byte",
         )
+    if run.tags:
+        yield "tags", ", ".join(run.tags)
     yield "checkpoints", ", ".join(run.checkpoints) or "none"
 
 

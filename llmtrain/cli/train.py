@@ -72,6 +72,14 @@ def train(
         options.whole_number("--reserve", "Control pieces to add to the tokenizer.", 0),
     ] = None,
     text_field: options.ProfileTextField = None,
+    log_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log-to",
+            metavar="tensorboard|trackio",
+            help="Send the metrics to a tracker too. Repeatable.",
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
     ] = False,
@@ -118,6 +126,7 @@ def train(
                 device_kind=device,
                 device_force_cpu=force_cpu,
                 device_processes=nproc,
+                log_to=log_to,
             ),
             out=out,
             resume=resume,
@@ -161,8 +170,12 @@ def show_dry_run(output: Output, request: TrainRequest) -> None:
     from llmtrain.cli.plan_tables import assumed_parts, explained_parts
     from llmtrain.documents.plans import TrainDryRun
     from llmtrain.engine.explain import explain_run
+    from llmtrain.engine.text_notes import unusable_text
 
     explained = explain_run(request)
+    if explained.assumed is None:  # another machine has other files
+        for text in unusable_text(explained.loaded):
+            output.warning(text)
     parts = (*assumed_parts(explained.assumed), *explained_parts(explained))
     output.answer(TrainDryRun.of_explained(explained), parts)
 
@@ -171,7 +184,7 @@ def train_request(
     output: Output, request: TrainRequest, stop: StopRequest, max_loss: float | None
 ) -> int:
     from llmtrain.cli.progress import watching
-    from llmtrain.cli.train_summary import summary_lines
+    from llmtrain.cli.train_summary import next_commands, summary_lines
     from llmtrain.engine.text_notes import text_notes
     from llmtrain.engine.train_run import (
         TrainSession,
@@ -211,8 +224,9 @@ def train_request(
     )
     if output.json:
         output.document(_document(result, thresholds))
+    commands = next_commands(result)
     for line in summary_lines(result):
-        output.note(line)
+        output.note(line, in_one_piece=line in commands)
     if stop.has_abandoned_work:
         _leave_at_once()
     run = shlex.quote(str(result.run))

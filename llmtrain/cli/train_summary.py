@@ -34,7 +34,7 @@ def summary_lines(result: TrainResult) -> list[str]:
     if result.energy_joules is not None:
         lines.append(f"energy {result.energy_joules / 3.6e6:.3g} kWh in this session")
     lines.extend(_beside_predictions(result))
-    return [*lines, *_next_commands(result)]
+    return [*lines, *next_commands(result)]
 
 
 def _beside_predictions(result: TrainResult) -> Iterator[str]:
@@ -55,7 +55,8 @@ def _beside_predictions(result: TrainResult) -> Iterator[str]:
             yield remark
 
 
-def _next_commands(result: TrainResult) -> list[str]:
+def next_commands(result: TrainResult) -> list[str]:
+    """Return lines with the commands that go on from the result."""
     if result.checkpoint is None and not RunDirectory(result.run).exists:
         return ["nothing was trained yet; the same command starts again"]
     run = shlex.quote(str(result.run))

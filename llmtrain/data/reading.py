@@ -21,8 +21,7 @@ from llmtrain.data.document import (
     Skipped,
 )
 from llmtrain.data.formats.archives import Member
-from llmtrain.data.formats.compression import unpacked
-from llmtrain.data.formats.magic import LFS_POINTER, is_lfs_pointer, reason_against_content
+from llmtrain.data.formats.compression import CODECS, unpacked
 from llmtrain.data.formats.registry import (
     ARCHIVES,
     FORMATS,
@@ -36,9 +35,15 @@ from llmtrain.data.formats.text import decode_python
 from llmtrain.data.sources.exclusions import reason_against_name
 from llmtrain.data.sources.gitignore import PathFilter, Selection
 from llmtrain.errors import DataError
+from llmtrain.magic import LFS_POINTER, content_kind, is_lfs_pointer, reason_against_content
 from llmtrain.untrusted import open_regular, read_bytes
 
 OnBad: TypeAlias = Callable[[DataError], None]
+# What the first bytes tell apart: a packing, or a kind that is no text.
+_PACKED = {
+    **{suffix: codec.name for suffix, codec in CODECS.items()},
+    **{f".{kind}": f"{kind} file" for kind in ("zip", "tar", "parquet", "arrow")},
+}
 _RECORDS_TO_CHECK = 1000  # before the error that a file has no record with the text field
 
 
@@ -184,10 +189,11 @@ def _entries(file: SourceFile, options: ReadOptions) -> Iterator[_Entry | Skippe
         raw = cast("io.BufferedReader", open_regular(file.path, follow_links=True))
     with raw:
         with readable(file.origin):
-            is_pointer = is_lfs_pointer(head_of(raw))
-        if is_pointer:
+            head = head_of(raw)
+        if is_lfs_pointer(head):
             yield Skipped(file.origin, LFS_POINTER)
             return
+        _require_packing(file, head)
         packed_bytes = os.fstat(raw.fileno()).st_size
         meter = UnpackedMeter(file.origin, packed_bytes, options.limits)
         with _content(raw, file, packed_bytes, meter) as stream:
@@ -197,6 +203,19 @@ def _entries(file: SourceFile, options: ReadOptions) -> Iterator[_Entry | Skippe
             path_filter = PathFilter(options.selection)
             for member in ARCHIVES[file.reading.kind].members(stream, file.origin, meter):
                 yield from _member(member, file.origin, path_filter, meter, raw)
+
+
+def _require_packing(file: SourceFile, head: bytes) -> None:
+    """Raise DataError if a packed file is text or packed in another way than its name says."""
+    expected = file.reading.packing or f".{file.reading.kind}"
+    found = content_kind(head)
+    if expected not in _PACKED or found is None or found[1] == expected:
+        return
+    what, suffix = found
+    raise DataError(
+        f"{file.origin} is not a complete {_PACKED[expected]}: it is {what}",
+        hint=f"rename it to end in {suffix}" if suffix else f"rename it without {expected}",
+    )
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from llmtrain.data.corpus import Corpus
 from llmtrain.data.corpus_stats import CorpusStats
 from llmtrain.data.document import Document
 from llmtrain.errors import DataError, UsageError
+from llmtrain.units import counted
 
 Side = Literal["train", "validation"]
 BLOCKS = 100
@@ -150,7 +151,9 @@ def _block_split(corpus: Corpus, stats: CorpusStats, fraction: float) -> BlockSp
     documents = corpus.documents()
     blocks = sum(1 for each in documents for _ in _blocks(each, block_bytes, longest_bytes))
     if blocks < 2:
-        message = f"{stats.text_bytes} bytes of text cannot be split into train and validation"
+        message = (
+            f"{counted(stats.text_bytes, 'byte')} of text cannot be split into train and validation"
+        )
         raise DataError(message, hint="add text with --data")
     held_out = min(math.ceil(fraction * blocks), blocks - 1)
     return BlockSplit(block_bytes, longest_bytes, blocks, held_out)

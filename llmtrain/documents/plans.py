@@ -12,6 +12,7 @@ from llmtrain.choice import (
     AttentionKernel,
     Backend,
     DeviceKind,
+    LossKernel,
     MatmulPrecision,
     Precision,
 )
@@ -69,6 +70,7 @@ class Plan(Part):
     micro_batch: Decision[int] = key("sequences of one forward and backward")
     accumulation: Decision[int] = key("micro-batches of one process in an optimizer step")
     attention: Decision[AttentionKernel] = key("the kernel")
+    loss: Decision[LossKernel] = key("how the loss is computed")
     compile: Decision[bool] = key("whether blocks are compiled by torch.compile")
     activation_checkpointing: Decision[ActivationCheckpointing] = key(
         "what the backward recomputes instead of saving it"

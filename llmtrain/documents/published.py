@@ -6,7 +6,20 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from llmtrain.documents import bench, data, error, export, files, memory, plans, runs, tokenizer
+from llmtrain.documents import (
+    bench,
+    bug_report,
+    compare,
+    data,
+    error,
+    export,
+    files,
+    memory,
+    plans,
+    runs,
+    sweep,
+    tokenizer,
+)
 from llmtrain.documents.base import Document, Part, Text, key, schema_of
 
 
@@ -30,7 +43,9 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "finetune": runs.Finetune,
     "finetune-dry-run": plans.FinetuneDryRun,
     "eval": runs.Eval,
+    "eval-compared": runs.EvalCompared,
     "generate": runs.Generate,
+    "serve": runs.Serve,
     "export": export.Export,
     "memory": memory.Memory,
     "memory-profile": memory.MemoryProfile,
@@ -43,6 +58,10 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "profiles-convert": plans.ProfilesConvert,
     "runs-list": runs.RunsList,
     "runs-show": runs.RunsShow,
+    "runs-compare": compare.RunsCompare,
+    "runs-report": runs.RunsReport,
+    "runs-tag": runs.RunsTag,
+    "runs-rm": runs.RunsRm,
     "runs-verify": runs.RunsVerify,
     "runs-prove-resume": runs.RunsProveResume,
     "data-prepare": data.DataPrepare,
@@ -54,7 +73,9 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "tokenizer-decode": tokenizer.TokenizerDecode,
     "tokenizer-inspect": tokenizer.TokenizerInspect,
     "data-inspect": data.DataInspect,
+    "report-bug": bug_report.ReportBug,
     "data-inspect-chat": data.DataInspectChat,
+    "sweep": sweep.Sweep,
     "schema": SchemaList,
     "error": error.Error,
     "metrics.jsonl": files.MetricsLine,

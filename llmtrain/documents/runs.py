@@ -80,8 +80,20 @@ class Answers(Part):
     share_high: float = key("and its upper end")
 
 
-class Eval(Document):
-    """`llmtrain eval`: how well a model predicts a text.
+class Confidence(Part):
+    """A confidence interval in bits per byte: how much depends on the text that was drawn."""
+
+    low: Number = key(f"its lower end; {NOT_FINITE}")
+    high: Number = key(f"its upper end; {NOT_FINITE}")
+    level: float = key("the share of such intervals that hold the true value: 0.95")
+    unit: Literal["document", "block"] = key(
+        "what was drawn: documents, or contiguous blocks where there are few documents"
+    )
+    units: int = key("how many of these the text has")
+
+
+class Evaluated(Part):
+    """How well a model predicts a text.
 
     Of a run on conversations, text and tokens are those that the assistant says.
     """
@@ -92,20 +104,84 @@ class Eval(Document):
     bits_per_byte: Number = key(f"of raw text, so that tokenizers compare; {NOT_FINITE}")
     tokens: int = key("that were predicted")
     bytes: int = key("of raw text")
+    interval: Confidence = key("of the bits per byte, by a bootstrap over the text")
     baselines: Baselines = key("what other ways need for the same text")
     answers: Answers | None = key(
         "of conversations, how many short answers are exact; null: other text, or no short answers"
     )
+
+
+class Eval(Evaluated, Document):
+    """`llmtrain eval`: how well a model predicts a text."""
+
     thresholds: list[Threshold] = thresholds("`--max-bpb`")
 
 
-class Generate(Document):
-    """`llmtrain generate`: one text."""
+class ModelDifference(Part):
+    """A model beside the first one, on the same documents."""
 
-    checkpoint: Text = key("of which model")
+    checkpoint: Text = key("of the other model")
+    bits_per_byte: Number = key(f"its bits per byte less the first one's; {NOT_FINITE}")
+    interval: Confidence = key("of that difference")
+    is_seen: bool = key("whether the interval leaves out 0")
+
+
+class EvalCompared(Document):
+    """`llmtrain eval` of several models: each on the same documents."""
+
+    models: list[Evaluated] = key("in the order of the command")
+    differences: list[ModelDifference] = key("of each later model from the first")
+    thresholds: list[Threshold] = thresholds("`--max-bpb`, for each model,")
+
+
+class LikelyToken(Part):
+    """A token that could have been sampled."""
+
+    id: int = key("in the vocabulary")
+    text: Text = key("what it spells alone; U+FFFD: a part of a character")
+    logprob: Number = key("the logarithm of its probability by the model, in nats")
+
+
+class SampledToken(LikelyToken):
+    """A token that was sampled."""
+
+    likeliest: list[LikelyToken] = optional(
+        "the likeliest at its place, the likeliest first; missing without `--top-logprobs`"
+    )
+
+
+class GeneratedText(Part):
+    """One continued prompt."""
+
     prompt: Text = key("what was continued")
     text: Text = key("the continuation, without the prompt")
-    seed: int = key("equal seeds give equal texts on one machine")
+    seed: int = key("what it was sampled with; equal seeds give equal texts on one machine")
+    finish: Literal["stop", "length"] = key(
+        "stop: the model or a string of `--stop` ended it; length: `--max-tokens` did"
+    )
+    prompt_tokens: int = key("tokens of the prompt, with the separator before it")
+    tokens: list[SampledToken] = key("of the continuation, in order")
+
+
+class Generate(Document):
+    """`llmtrain generate`: texts."""
+
+    checkpoint: Text = key("of which model")
+    prompt: Text = key("of the first text")
+    text: Text = key("of the first text: the continuation, without the prompt")
+    seed: int = key("of the first text")
+    texts: list[GeneratedText] = key("each prompt in order, each as often as `--n` says")
+
+
+class Serve(Document):
+    """`llmtrain serve`, once requests are answered."""
+
+    url: Text = key("where clients on this machine connect")
+    model: Text = key("what clients call the model")
+    context: int = key("tokens of a prompt and its text together, at most")
+    can_chat: bool = key("whether `/v1/chat/completions` answers")
+    slots: int = key("texts that are continued together")
+    queue: int = key("texts that may wait for a slot")
 
 
 class Run(Part):
@@ -126,18 +202,50 @@ class Run(Part):
         "running on this machine, finished, stopped by a signal, or ended without a result"
     )
     started: Text | None = key("when its first session began, ISO 8601; null: unknown")
+    tags: list[Text] = key("that `runs tag` attached, sorted")
 
 
 class RunsList(Document):
     """`llmtrain runs list`."""
 
-    runs: list[Run] = key("by name")
+    runs: list[Run] = key("by name, or as `--sort` says")
+
+
+class RunsTag(Document):
+    """`llmtrain runs tag`."""
+
+    run: Text = key("the run directory")
+    tags: list[Text] = key("that it has now, sorted")
+
+
+class RemovedRun(Part):
+    """A run that was removed."""
+
+    run: Text = key("its directory")
+    freed_bytes: int = key("of its files")
+    left: list[Text] = key("names in the directory that training did not write, which stay")
+
+
+class RunsRm(Document):
+    """`llmtrain runs rm`."""
+
+    removed: list[RemovedRun] = key("in the order of the command")
+    freed_bytes: int = key("of all")
 
 
 class RunsShow(Run, Document):
     """`llmtrain runs show`."""
 
     record: dict[Text, Any] = key("what run.yaml holds: see `run.yaml`")
+
+
+class RunsReport(Document):
+    """`llmtrain runs report`."""
+
+    runs: list[Text] = key("the run directories, in the order of the command")
+    report: Text | None = key("the file; null: with `--watch`")
+    report_bytes: int | None = key("its size; null: with `--watch`")
+    url: Text | None = key("where `--watch` serves it; null: without it")
 
 
 class Problem(Part):

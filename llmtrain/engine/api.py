@@ -10,7 +10,7 @@ from llmtrain.engine.inference import Evaluation, evaluate_run, generate_text, l
 from llmtrain.engine.plan_run import plan_run
 from llmtrain.engine.request import TrainRequest, resolve_profile
 from llmtrain.engine.train_run import TrainSession, run_training
-from llmtrain.model.generate import Sampling
+from llmtrain.generate.sampling import Sampling
 from llmtrain.plan.planned import Planned
 from llmtrain.profile.load import Setting, load_section
 from llmtrain.profile.schema import DeviceSection

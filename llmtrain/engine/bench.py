@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llmtrain.engine.plan_run import workload_of
 from llmtrain.errors import UsageError
 from llmtrain.machine.facts import CpuTimes, Facts
 from llmtrain.plan.cpu_benchmarks import (
     Announce,
-    attention_probe,
     block_probe,
-    cpu_threads,
-    products_probe,
+    measured_eager_step,
+    with_compiled_step,
     with_fresh_block,
 )
 from llmtrain.plan.decisions import choose_device
 from llmtrain.plan.planner import Plan, make_plan
-from llmtrain.plan.throughput import predicted_step_s, predicted_tokens_per_s, step_work
+from llmtrain.plan.step_benchmarks import step_probes
+from llmtrain.plan.throughput import predicted_step_s
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection, Profile
 
@@ -26,7 +26,7 @@ from llmtrain.profile.schema import DeviceSection, Profile
 class Bench:
     """New measurements, the plan made from them, and the predicted throughput.
 
-    The throughput is None if no block was timed.
+    The throughput is None if no step was timed as the plan computes it.
     """
 
     facts: Facts
@@ -44,15 +44,21 @@ def bench_cpu(profile: Profile, facts: Facts, *, block: bool, announce: Announce
     """
     options, workload = profile.device, workload_of(profile, None, facts)
     _refuse_gpu(facts, options)
-    times = _kernels(facts, options, workload, announce)
-    if not block or facts.cxx_compiler is None:
-        return _bench(facts, workload, times, make_plan(facts, options, workload, times))
-    # Time the block of a compiled run even if this run is too short to be compiled.
-    compiling = make_plan(facts, options.model_copy(update={"compile": True}), workload, times)
-    announce("compiling one block…")
-    times = with_fresh_block(times, block_probe(facts, workload, compiling), announce)
+    times = measured_eager_step(facts, options, workload, announce, fresh=True)
+    if block and facts.cxx_compiler is not None:
+        times = _compiled(facts, options, workload, times, announce)
     plan = make_plan(facts, options, workload, times)
-    return _bench(facts, workload, times, plan, block_applies=_same_block(plan, compiling))
+    parts = times.compiled if plan.compile.value else times.eager
+    step_s = None
+    if parts is not None:
+        step_s = predicted_step_s(
+            workload.shape,
+            parts,
+            tokens_per_step=workload.tokens_per_step,
+            processes=plan.processes.value,
+        )
+    tokens_per_s = None if step_s is None else workload.tokens_per_step / step_s
+    return Bench(facts, times, plan, step_s, tokens_per_s)
 
 
 def _refuse_gpu(facts: Facts, options: DeviceSection) -> None:
@@ -63,33 +69,11 @@ def _refuse_gpu(facts: Facts, options: DeviceSection) -> None:
         )
 
 
-def _kernels(
-    facts: Facts, options: DeviceSection, workload: Workload, announce: Announce
+def _compiled(
+    facts: Facts, options: DeviceSection, workload: Workload, times: CpuTimes, announce: Announce
 ) -> CpuTimes:
-    announce("timing products…")
-    products = products_probe(facts, workload.shape, cpu_threads(facts, options, workload)).fresh()
-    announce("timing attention…")
-    return CpuTimes(products, attention_probe(facts, options, workload, products).fresh())
-
-
-def _same_block(plan: Plan, timed: Plan) -> bool:
-    """Return whether `plan` runs the block that was timed; an eager one recomputes nothing."""
-    checkpointing = timed.activation_checkpointing.value if plan.compile.value else "off"
-    return (
-        plan.activation_checkpointing.value == checkpointing
-        and plan.micro_batch.value == timed.micro_batch.value
-    )
-
-
-def _bench(
-    facts: Facts, workload: Workload, times: CpuTimes, plan: Plan, *, block_applies: bool = True
-) -> Bench:
-    work = step_work(plan, workload)
-    applying = times if block_applies else replace(times, block=None)
-    return Bench(
-        facts=facts,
-        times=times,
-        plan=plan,
-        step_s=predicted_step_s(workload.shape, work, applying),
-        tokens_per_s=predicted_tokens_per_s(workload.shape, work, applying),
-    )
+    """Return `times` with those of a compiled run, even if this one is too short for that."""
+    plan = make_plan(facts, options.model_copy(update={"compile": True}), workload, times)
+    announce("compiling one block…")
+    times = with_fresh_block(times, block_probe(facts, workload, plan), announce)
+    return with_compiled_step(times, step_probes(facts, workload, plan), announce, "all")

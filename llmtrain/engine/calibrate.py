@@ -19,7 +19,10 @@ from llmtrain.plan.workload import Workload
 
 _STEPS = 8  # of the measured run
 # Decisions that would come out differently for so short a run.
-_FIXED = ("precision", "threads", "compile", "attention", "activation_checkpointing", "processes")
+_FIXED = (
+    *("precision", "threads", "compile", "attention", "loss"),
+    *("activation_checkpointing", "processes"),
+)
 
 
 class _Failure(BaseModel):

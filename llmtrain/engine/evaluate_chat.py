@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
+from llmtrain.choice import Precision
 from llmtrain.data.batches.conversations import (
+    END,
     ConversationReader,
     pack_conversations,
     read_conversations,
@@ -18,8 +20,7 @@ from llmtrain.data.batches.conversations import (
 from llmtrain.data.batches.windows import Tokens
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.shards.token_stream import TokenArray
-from llmtrain.eval.answer import answer_prompt
-from llmtrain.eval.evaluate import LossSum, Window, sum_loss
+from llmtrain.eval.evaluate import Window, token_losses
 from llmtrain.eval.questions import (
     SHORT_TOKENS,
     ExactMatches,
@@ -27,13 +28,16 @@ from llmtrain.eval.questions import (
     count_exact,
     short_questions,
 )
+from llmtrain.eval.segments import SegmentLosses
+from llmtrain.generate.generator import TextGenerator
+from llmtrain.generate.sampling import Sampling
+from llmtrain.generate.text import TextRequest
 from llmtrain.model.decoder import Decoder
-from llmtrain.model.generate import Sampling
+from llmtrain.ops.precision import autocast_as
 from llmtrain.plan.inference_memory import EVALUATION_TOKENS
 from llmtrain.prepare.chat import ChatEncoder
 from llmtrain.prepare.context import PrepareContext
-
-Autocast: TypeAlias = Callable[[], AbstractContextManager[object]]
+from llmtrain.tokenizer import Tokenizer
 
 
 class MemoryTokens:
@@ -64,7 +68,7 @@ def encoded_conversations(
 class ConversationLoss:
     """The loss of the assistant's tokens, the text that they spell, and exact answers."""
 
-    loss: LossSum
+    losses: SegmentLosses  # a segment is the assistant's part of a conversation
     texts: list[str]
     exact: ExactMatches
 
@@ -81,7 +85,7 @@ def evaluate_conversations(
     work: PrepareContext,
     *,
     questions: int,
-    autocast: Autocast,
+    precision: Precision,
 ) -> ConversationLoss:
     """Return the loss of all answers in a stream, and of `questions` how many are exact.
 
@@ -90,36 +94,60 @@ def evaluate_conversations(
     marks, context = encoder.marks, model.shape.context
     packed = pack_conversations(stream, marks, context, check_stop=work.check_stop)
     reader = ConversationReader(stream, packed, marks, context, seed=0)
-    loss = sum_loss(
-        model,
-        _windows(reader),
-        micro_batch=max(1, EVALUATION_TOKENS // context),
-        autocast=autocast,
-        check_stop=work.check_stop,
-    )
     tokenizer = encoder.template.tokenizer
+    losses = _losses_by_conversation(
+        token_losses(
+            model,
+            _windows(reader),
+            micro_batch=max(1, EVALUATION_TOKENS // context),
+            autocast=partial(autocast_as, precision, model.head_weight.device),
+            check_stop=work.check_stop,
+        ),
+        tokenizer,
+    )
     texts = [
         tokenizer.decode(marks.ids(values[marks.is_assistant(values)]).tolist())
         for _, values in read_conversations(stream, marks)
     ]
     asked = itertools.islice(short_questions(read_conversations(stream, marks), marks), questions)
 
+    generator = TextGenerator(model, tokenizer, precision)
+    ends = frozenset(encoder.template.stop_ids)
+
     def answer(question: Question) -> str:
         work.check_stop()
-        stop_ids = encoder.template.stop_ids
-        with autocast():
-            return "".join(
-                answer_prompt(
-                    model,
-                    tokenizer,
-                    question.prompt,
-                    stop_ids,
-                    Sampling(temperature=0.0),
-                    SHORT_TOKENS,
-                )
-            )
+        prompt = tuple(question.prompt)
+        request = TextRequest(prompt, Sampling(temperature=0.0), SHORT_TOKENS, ends=ends)
+        return "".join(piece.text for piece in generator.generate(request))
 
-    return ConversationLoss(loss, texts, count_exact(asked, answer, tokenizer.decode))
+    return ConversationLoss(losses, texts, count_exact(asked, answer, tokenizer.decode))
+
+
+def _losses_by_conversation(
+    parts: Iterable[tuple[NDArray[np.int64], NDArray[np.float64]]], tokenizer: Tokenizer
+) -> SegmentLosses:
+    """Add up the losses of each conversation's answers; END is the target that ends one."""
+    targets, nats = (np.concatenate(each) for each in zip(*parts, strict=True))
+    conversations = np.cumsum(targets == END) - (targets == END)
+    is_target = targets >= 0
+    bytes_of = np.array([len(tokenizer.spell(token)) for token in range(tokenizer.vocab_size)])
+    answered, places = np.unique(conversations[is_target], return_inverse=True)
+    count = len(answered)
+    return SegmentLosses(
+        documents=answered,
+        segments=np.zeros(count, dtype=np.int64),
+        nats=_sums(places, nats[is_target], count),
+        tokens=np.bincount(places, minlength=count),
+        bytes=_sums(places, bytes_of[targets[is_target]], count).astype(np.int64),
+    )
+
+
+def _sums(
+    places: NDArray[np.int64], values: NDArray[np.float64] | NDArray[np.int64], count: int
+) -> NDArray[np.float64]:
+    sums = np.zeros(count)
+    np.add.at(sums, places, values)
+    return sums
 
 
 def _windows(reader: ConversationReader) -> Iterator[Window]:

@@ -31,6 +31,7 @@ _OPTIONS = {  # the profile's key for a decision of the plan
     "threads": "device.threads",
     "micro_batch": "train.micro_batch",
     "attention": "device.attention",
+    "loss": "device.loss",
     "compile": "device.compile",
     "activation_checkpointing": "device.activation_checkpointing",
     "backend": "device.backend",
@@ -69,11 +70,10 @@ class Explained:
     def uses(self) -> dict[str, MemoryPrediction]:
         """Return the peak memory of evaluation and generation with the trained model."""
         shape, plan = self.planned.workload.shape, self.planned.plan
-        predictions = {"evaluation": predict_evaluation, "generation": predict_generation}
-        is_half = plan.precision.value != "fp32"
+        kind, is_half = plan.device.value, plan.precision.value != "fp32"
         return {
-            name: predict(shape, plan.device.value, half_precision=is_half)
-            for name, predict in predictions.items()
+            "evaluation": predict_evaluation(shape, kind, half_precision=is_half),
+            "generation": predict_generation(shape, kind, half_precision=is_half),
         }
 
     def settings(self) -> Iterator[tuple[str, Any, str]]:

@@ -30,7 +30,7 @@ from llmtrain.export.pending import pending
 from llmtrain.export.provenance import LICENSE_PLACEHOLDER, Provenance
 from llmtrain.export.verify import READERS, Verification, can_verify, require_reader, verify
 from llmtrain.files import write_text_atomically
-from llmtrain.model.generate import Sampling
+from llmtrain.generate.sampling import Sampling
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.progress import Note

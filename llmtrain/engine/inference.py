@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,16 @@ from llmtrain.engine.open_model import open_model
 from llmtrain.engine.plan_run import plan_inference
 from llmtrain.errors import DataError, UsageError
 from llmtrain.eval.baselines import Baselines, measure_baselines
-from llmtrain.eval.continuation import continue_prompt
-from llmtrain.eval.evaluate import LossSum, Window, bits_per_byte, sum_loss
+from llmtrain.eval.bootstrap import Interval, bits_per_byte_interval
+from llmtrain.eval.evaluate import LossSum, Window, bits_per_byte, token_losses
 from llmtrain.eval.questions import ExactMatches
+from llmtrain.eval.segments import SegmentLosses, SegmentMeter
+from llmtrain.generate.generator import TextGenerator
+from llmtrain.generate.native.library import load_decode_step
+from llmtrain.generate.sampling import Sampling
+from llmtrain.generate.text import Piece, TextRequest, TextStream
+from llmtrain.machine.probe import read_facts
 from llmtrain.model.decoder import Decoder
-from llmtrain.model.generate import Sampling
 from llmtrain.ops.precision import autocast_as
 from llmtrain.plan.inference_memory import EVALUATION_TOKENS
 from llmtrain.plan.planner import InferencePlan
@@ -33,7 +38,8 @@ from llmtrain.prepare.chat import ChatEncoder
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import open_dataset
 from llmtrain.profile.load import profile_from_values
-from llmtrain.profile.schema import DataSection, DeviceSection
+from llmtrain.profile.schema import DeviceSection
+from llmtrain.progress import Note
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.streams import decoded_parts, encoded_document
 from llmtrain.train.build import masking_separator, set_up_device, trained_model
@@ -41,6 +47,8 @@ from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Observer
 from llmtrain.train.run_directory.record import data_key
 
+_TEXTS_TOGETHER = 16  # of one call: each has a cache for the whole context
+Texts = Callable[[], Iterator[str]]  # the documents of a text, as often as it is called
 READ_TOKENS = 1 << 16  # at once, of shards that are decoded for the baselines
 
 
@@ -70,6 +78,8 @@ class Evaluation:
     tokens: int
     bytes: int
     baselines: Baselines
+    interval: Interval  # of the bits per byte
+    losses: SegmentLosses
     answers: ExactMatches | None = None  # of conversations
 
 
@@ -98,34 +108,51 @@ def evaluate_run(
     """
     trained = load_trained(run, device, observe)
     work = PrepareContext(trained.plan.workers.value, observe, check_stop)
-    profile = None
-    if trained.record is not None:
-        profile = profile_from_values(trained.record["profile"], "run.yaml")
-        _mask_as_trained(trained, profile.data)
-    chat = ChatEncoder(trained.tokenizer) if profile and profile.data.rows == "chat" else None
+    mask_as_trained(trained)
+    chat = ChatEncoder(trained.tokenizer) if is_of_conversations(trained.record) else None
     if data and chat is not None:
         tokens = encoded_conversations(resolve_sources(data, rows="chat"), chat, work)
         return _evaluate_chat(trained, chat, tokens, work, questions)
     if data:
-        corpus = resolve_sources(data, text_field=text_field)
-        return _evaluate_corpus(trained, corpus, work)
-    if trained.record is None or profile is None:
+        return evaluate_corpus(trained, resolve_sources(data, text_field=text_field), work)
+    with validation_shards(trained.record, trained.checkpoint, run, work) as shards:
+        if chat is not None:
+            return _evaluate_chat(trained, chat, shards.validation, work, questions)
+        return evaluate_shards(trained, shards, work)
+
+
+def is_of_conversations(record: Mapping[str, Any] | None) -> bool:
+    """Return whether the run of this record was trained on conversations."""
+    if record is None:
+        return False
+    return profile_from_values(record["profile"], "run.yaml").data.rows == "chat"
+
+
+@contextmanager
+def validation_shards(
+    record: Mapping[str, Any] | None, checkpoint: Path, run: str, work: PrepareContext
+) -> Iterator[PreparedData]:
+    """Yield the shards that a run was trained and validated on.
+
+    Raises UsageError where the checkpoint lies in no run, and DataError where they cannot be used.
+    """
+    if record is None:
         raise UsageError(
-            f"{trained.checkpoint} lies in no run directory, so its validation text is not known",
+            f"{checkpoint} lies in no run directory, so its validation text is not known",
             hint=f"llmtrain eval {shlex.quote(run)} --data FILE",
         )
-    key = data_key(trained.record, run)
+    profile, key = profile_from_values(record["profile"], "run.yaml"), data_key(record, run)
     vocab_size, context = profile.model.vocab_size, profile.model.context
-    dataset = open_dataset(profile.data, vocab_size, key, trained.checkpoint, work, context)
+    dataset = open_dataset(profile.data, vocab_size, key, checkpoint, work, context)
     with closing(dataset.shards):
-        if chat is not None:
-            return _evaluate_chat(trained, chat, dataset.shards.validation, work, questions)
-        return _evaluate_shards(trained, dataset.shards, work)
+        yield dataset.shards
 
 
-def _mask_as_trained(trained: Trained, section: DataSection) -> None:
+def mask_as_trained(trained: Trained) -> None:
     """Mask documents from each other if the run was trained so."""
-    model = trained.model
+    if trained.record is None:
+        return
+    model, section = trained.model, profile_from_values(trained.record["profile"], "run.yaml").data
     model.separator_id = masking_separator(section, trained.tokenizer.separator_id)
     if model.separator_id is not None and trained.plan.device.value == "cpu":
         model.compute_with(attention="blocks")  # torch's kernel wants a mask of all pairs
@@ -137,11 +164,16 @@ def _evaluate_chat(
     """Evaluate on a stream of conversations."""
     trained.model.has_padding = True
     found = evaluate_conversations(
-        trained.model, encoder, stream, work, questions=questions, autocast=trained.autocast
+        trained.model,
+        encoder,
+        stream,
+        work,
+        questions=questions,
+        precision=trained.plan.precision.value,
     )
     evaluation = _evaluation(
         trained,
-        found.loss,
+        found.losses,
         found.texts,
         text_bytes=max(1, found.text_bytes),
         unigram_nats_per_token=None,
@@ -149,42 +181,49 @@ def _evaluate_chat(
     return replace(evaluation, answers=found.exact if found.exact.questions else None)
 
 
-def _evaluate_shards(trained: Trained, shards: PreparedData, work: PrepareContext) -> Evaluation:
+def evaluate_shards(trained: Trained, shards: PreparedData, work: PrepareContext) -> Evaluation:
+    """Evaluate on the validation side of shards that the model's own tokenizer made."""
     stream = shards.validation
-    loss = _sum_loss(trained, sequential_windows(stream, trained.model.shape.context), work)
+    losses = _losses(trained, sequential_windows(stream, trained.model.shape.context), work)
     starts = range(0, stream.num_tokens, READ_TOKENS)
     batches = (
         stream.read(start, min(READ_TOKENS, stream.num_tokens - start)).tolist() for start in starts
     )
     return _evaluation(
         trained,
-        loss,
+        losses,
         decoded_parts(trained.tokenizer, batches),
         text_bytes=shards.index.validation.text_bytes,
         unigram_nats_per_token=shards.index.unigram_cross_entropy_nats,
     )
 
 
-def _evaluate_corpus(trained: Trained, corpus: Corpus, work: PrepareContext) -> Evaluation:
+def evaluate_corpus(trained: Trained, corpus: Corpus, work: PrepareContext) -> Evaluation:
     """Evaluate on text other than the run's, tokenized while it is read."""
-    encoded = _EncodedCorpus(corpus, trained.tokenizer, work.check_stop)
-    loss = _sum_loss(trained, windows_of(encoded.batches(), trained.model.shape.context), work)
+    return evaluate_texts(trained, lambda: (document.text for document in corpus.documents()), work)
+
+
+def evaluate_texts(trained: Trained, texts: Texts, work: PrepareContext) -> Evaluation:
+    """Evaluate on documents, which are read twice. Raises DataError if there is no text."""
+    encoded = _EncodedTexts(texts, trained.tokenizer, work.check_stop)
+    windows = windows_of(encoded.batches(), trained.model.shape.context)
+    losses = _losses(trained, windows, work)
     if encoded.text_bytes == 0:
         raise DataError("there is no text to evaluate on", hint="name a file with --data")
     return _evaluation(
         trained,
-        loss,
-        (document.text for document in corpus.documents()),
+        losses,
+        texts(),
         text_bytes=encoded.text_bytes,
         unigram_nats_per_token=None,
     )
 
 
 @dataclass(slots=True)
-class _EncodedCorpus:
-    """The token ids of a corpus, with its size in bytes as far as they were read."""
+class _EncodedTexts:
+    """The token ids of documents, with their size in bytes as far as they were read."""
 
-    corpus: Corpus
+    texts: Texts
     tokenizer: Tokenizer
     check_stop: Callable[[], None]
     text_bytes: int = 0
@@ -193,34 +232,39 @@ class _EncodedCorpus:
         """Yield ids of each document, at most a few million at once, each after a separator."""
         separator = np.array([self.tokenizer.separator_id])
         yield separator
-        for document in self.corpus.documents():
-            for ids in encoded_document(self.tokenizer, document.text):
+        for text in self.texts():
+            for ids in encoded_document(self.tokenizer, text):
                 self.check_stop()
                 yield np.array(ids, dtype=np.int64)
             yield separator
-            self.text_bytes += len(document.text.encode())
+            self.text_bytes += len(text.encode())
 
 
-def _sum_loss(trained: Trained, windows: Iterable[Window], work: PrepareContext) -> LossSum:
+def _losses(trained: Trained, windows: Iterable[Window], work: PrepareContext) -> SegmentLosses:
     """Return the loss of every token but the first, each predicted from those in its window."""
-    return sum_loss(
+    tokenizer = trained.tokenizer
+    meter = SegmentMeter(tokenizer.vocab_size, tokenizer.separator_id, tokenizer.spell)
+    for targets, nats in token_losses(
         trained.model,
         windows,
         micro_batch=max(1, EVALUATION_TOKENS // trained.model.shape.context),
         autocast=trained.autocast,
         check_stop=work.check_stop,
-    )
+    ):
+        meter.add(targets, nats)
+    return meter.losses()
 
 
 def _evaluation(
     trained: Trained,
-    loss: LossSum,
+    losses: SegmentLosses,
     texts: Iterable[str],
     *,
     text_bytes: int,
     unigram_nats_per_token: float | None,
 ) -> Evaluation:
     """Return the loss in all its units, with the baselines of the same text."""
+    loss = LossSum(float(losses.nats.sum()), int(losses.tokens.sum()))
     return Evaluation(
         checkpoint=trained.checkpoint,
         loss_nats_per_token=loss.nats_per_token,
@@ -235,7 +279,51 @@ def _evaluation(
             text_bytes=text_bytes,
             unigram_nats_per_token=unigram_nats_per_token,
         ),
+        interval=bits_per_byte_interval(losses),
+        losses=losses,
     )
+
+
+def text_generator(
+    trained: Trained, slots: int = 1, *, observe: Observer | None = None
+) -> TextGenerator:
+    """Return what continues up to `slots` texts together in the plan's precision.
+
+    With `observe`, the step for single tokens is compiled if this machine has not done so before,
+    which it is told; else it is used if it is there.
+    """
+    precision, plan = trained.plan.precision.value, trained.plan
+    generator = TextGenerator(trained.model, trained.tokenizer, precision, slots)
+    if precision != "bf16" or plan.device.value != "cpu":
+        return generator
+    announce = None if observe is None else lambda text: observe(Note(text))
+    facts = read_facts(tries_gpus=False)
+    loaded = load_decode_step(facts, announce, compiles=observe is not None)
+    step = generator.use_faster_step() if loaded.value else loaded
+    if observe is not None:
+        observe(Note(f"single tokens: {step.reason}"))
+    return generator
+
+
+def generate_texts(
+    trained: Trained,
+    requests: Sequence[TextRequest],
+    observe: Observer,
+    check_stop: Callable[[], None],
+) -> Iterator[tuple[int, Piece, TextStream]]:
+    """Yield the pieces of each request's text, as they are sampled, with the request's index.
+
+    Of a prompt that is longer than the context the end is read, which `observe` is told.
+    """
+    generator = text_generator(trained, min(len(requests), _TEXTS_TOGETHER))
+    streams = [generator.prepare(request) for request in requests]
+    longest = max((stream.prompt_tokens for stream in streams), default=0)
+    if longest > generator.context:
+        text = f"the prompt has {longest} tokens; the model reads the last {generator.context}"
+        observe(Note(f"{text}, its context"))
+    for found in generator.generate_all(streams):
+        check_stop()
+        yield found
 
 
 def generate_text(
@@ -246,9 +334,7 @@ def generate_text(
     check_stop: Callable[[], None],
 ) -> Iterator[str]:
     """Yield pieces of text that continue `prompt`, as they are sampled, in whole characters."""
-    with trained.autocast():
-        texts = continue_prompt(trained.model, trained.tokenizer, prompt, sampling, max_tokens)
-        for text in texts:
-            check_stop()
-            if text:
-                yield text
+    for piece in text_generator(trained).generate(TextRequest(prompt, sampling, max_tokens)):
+        check_stop()
+        if piece.text:
+            yield piece.text

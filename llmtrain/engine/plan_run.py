@@ -14,6 +14,7 @@ from llmtrain.errors import DoesNotFitError
 from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.facts import CpuTimes, Facts
 from llmtrain.machine.probe import read_facts
+from llmtrain.ops.native.library import load_kernels
 from llmtrain.plan import decisions
 from llmtrain.plan.alternatives import alternatives
 from llmtrain.plan.auto_profile import choose_tokens_per_step
@@ -40,12 +41,22 @@ def plan_resolved(
     """
     profile, facts = resolved.profile.loaded.profile, resolved.profile.facts
     recorded, plan = resolved.recorded, _recorded_plan(resolved, world or World())
-    if recorded is None or plan is None:
+    if recorded is None or plan is None or not _has_kernels(plan, facts, announce):
         is_here = resolved.profile.assumed is None
         return plan_run(profile, world=world, facts=facts, measure=is_here, announce=announce)
     workload = workload_of(profile, world, facts)
     planned = planned_with(plan, workload, facts, last_run=last_run(facts, workload, plan))
     return replace(planned, peak_flops=recorded.values.get("peak_flops"))
+
+
+def _has_kernels(plan: Plan, facts: Facts, announce: Announce | None) -> bool:
+    """Return whether a run that is about to start has the native kernels of its recorded plan."""
+    if announce is None or "native" not in (plan.attention.value, plan.loss.value):
+        return True
+    loaded = load_kernels(facts, announce)
+    if not loaded.value:
+        announce(f"the run used native kernels, and continues without them: {loaded.reason}")
+    return loaded.value
 
 
 def _recorded_plan(resolved: ResolvedRun, world: World) -> Plan | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -12,11 +12,14 @@ import torch
 import llmtrain
 from llmtrain.engine.find_run import ResolvedRun
 from llmtrain.engine.resume_settings import machine_signature
+from llmtrain.plan.cpu_benchmarks import forget_step
 from llmtrain.plan.forecast import Forecast
+from llmtrain.plan.past_runs import replace_run
 from llmtrain.plan.planned import Planned
 from llmtrain.prepare.dataset import Dataset
 from llmtrain.train.distributed.world import launcher_identity, run_process_identity
 from llmtrain.train.events import TrainResult
+from llmtrain.train.rate_check import RateDifference
 from llmtrain.train.run_directory.directory import RunDirectory
 
 
@@ -67,6 +70,32 @@ def write_start(
 def _initial_model(resolved: ResolvedRun) -> dict[str, Any]:
     initial = resolved.initial_model
     return {} if initial is None else {"init_from": initial.document()}
+
+
+def correct_forecast(directory: RunDirectory, planned: Planned, difference: RateDifference) -> None:
+    """Add to run.yaml what the first steps came to, and forget what the forecast rested on.
+
+    On a busy machine the measurements are kept: they are those of an idle one.
+    """
+    record = directory.read_record()
+    *earlier, session = record["sessions"]
+    corrected = {
+        "after_step": difference.after_step,
+        "tokens_per_s": difference.tokens_per_s,
+        "remaining_s": difference.remaining_s,
+        "contended": difference.is_contended,
+    }
+    directory.write_record(record | {"sessions": [*earlier, session | {"corrected": corrected}]})
+    if difference.is_contended:
+        return
+    facts, workload, plan = planned.facts, planned.workload, planned.plan
+    if planned.last_run is None:
+        forget_step(facts, workload, plan)
+    else:
+        corrected_run = replace(
+            planned.last_run, tokens_per_s=difference.tokens_per_s, ran_share=difference.ran_share
+        )
+        replace_run(facts, workload, plan, corrected_run)
 
 
 def write_result(directory: RunDirectory, result: TrainResult) -> None:

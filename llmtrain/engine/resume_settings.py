@@ -28,6 +28,7 @@ from llmtrain.train.run_directory.directory import RUN_FILE, RunDirectory
 _MAY_DIFFER = (
     *("device.", "checkpoint.", "eval."),
     *("train.log_every_steps", "train.micro_batch", "train.skip_loss_spikes"),
+    *("log_to", "report"),
 )
 _HORIZON = ("train.steps", "train.tokens", "train.epochs", "train.time")
 _SOURCES = "data.sources"  # the same text may be somewhere else now

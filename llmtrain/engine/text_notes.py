@@ -29,15 +29,34 @@ def text_notes(loaded: LoadedProfile, here: Path) -> Iterator[str]:
         yield "the files here are not used; --data . trains on them"
 
 
+def unusable_text(loaded: LoadedProfile) -> Iterator[str]:
+    """Yield why local text of a run cannot be used: a plan alone reads none of it."""
+    data, origin = loaded.profile.data, loaded.origin_of("data.sources")
+    for spec in data.specs:
+        try:
+            if not _is_elsewhere(spec):
+                _files_of(spec, data)
+        except LlmtrainError as error:
+            yield f"{error.message} ({origin}): training would be refused"
+
+
+def _is_elsewhere(spec: str) -> bool:
+    return "://" in spec or spec == "-"
+
+
+def _files_of(spec: str, data: DataSection) -> list[Path]:
+    corpus = resolve_sources(
+        [spec], text_field=data.text_field, include=data.include, exclude=data.exclude
+    )
+    return [Path(file.path) for source in corpus.sources for file in source.files]
+
+
 def _size_of(spec: str, data: DataSection) -> str:
     """Return `, 37 files, 139 KiB` for local files; empty for what is elsewhere or missing."""
-    if "://" in spec or spec == "-":
+    if _is_elsewhere(spec):
         return ""
     try:
-        corpus = resolve_sources(
-            [spec], text_field=data.text_field, include=data.include, exclude=data.exclude
-        )
-        paths = [Path(file.path) for source in corpus.sources for file in source.files]
+        paths = _files_of(spec, data)
         size = sum(path.stat().st_size for path in paths)
     except (LlmtrainError, OSError):
         return ""  # reading it says why

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +21,9 @@ from llmtrain.data.corpus import Corpus
 from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.find_run import ResolvedRun, resolve
 from llmtrain.engine.plan_run import plan_resolved, processes_of
-from llmtrain.engine.record import write_result, write_start
+from llmtrain.engine.record import correct_forecast, write_result, write_start
 from llmtrain.engine.request import TrainRequest
+from llmtrain.engine.run_report import write_report
 from llmtrain.engine.session_start import (
     difference_from_run,
     first_state,
@@ -52,6 +54,9 @@ from llmtrain.prepare.length import check_length
 from llmtrain.profile.lora_shape import lora_shape_of
 from llmtrain.profile.shape import shape_of
 from llmtrain.progress import Note
+from llmtrain.report.plots import require_plots
+from llmtrain.tracking.observe import tracked
+from llmtrain.tracking.tracker import require_trackers
 from llmtrain.train.build import build_run, set_up_device
 from llmtrain.train.checkpoint.format import Checkpoint, list_checkpoints, load_checkpoint
 from llmtrain.train.checkpoint.saver import require_room
@@ -148,6 +153,9 @@ def ranks_to_launch(resolved: ResolvedRun, session: TrainSession) -> int:
 def train_resolved(resolved: ResolvedRun, session: TrainSession) -> TrainResult:
     """Train the run to its end or to a stop request. Raises LlmtrainError."""
     world, profile = session.world, resolved.profile.loaded.profile
+    if profile.report:
+        require_plots()  # before hours of training
+    require_trackers(profile.log_to)
     for text in resolved.notes:
         session.note(text)
     if resolved.is_finished:
@@ -304,28 +312,35 @@ def _train(
     set_horizon(run.position, resolved, horizon)
     if (difference := difference_from_run(resolved, resumed, planned.plan)) is not None:
         session.note(f"{difference}: not bitwise from step {step}", is_warning=True)
-    expected = forecast(profile, planned)
+    expected = forecast(profile, planned, elapsed_s=session.elapsed_s)
+    rate = expected.tokens_per_s
     if world.is_main:
         write_start(resolved, planned, expected, dataset, step)
     for line in mixture_lines(dataset.mixture, horizon.steps, planned.workload.tokens_per_step):
         session.note(line)
     session.observe(started_event(resolved, planned, dataset, step, horizon))
-    setup = TrainSetup(
-        run=run,
-        profile=profile,
-        horizon=horizon,
-        directory=resolved.directory,
-        data=shards,
-        tokenizer=dataset.tokenizer,
-        mixture=dataset.mixture,
-        workload=planned.workload,
-        peak_flops=planned.peak_flops,
-        stop=session.stop,
-        observe=session.observe,
-        used_before_s=used_before_s(resolved),
-        starting_s=session.elapsed_s,
-    )
-    with Prefetch(run.batches.read) as run.prefetch:
+    trackers = profile.log_to if world.is_main else ()
+    with (
+        tracked(session.observe, trackers, resolved.path, profile.values(), step) as observe,
+        Prefetch(run.batches.read) as run.prefetch,
+    ):
+        setup = TrainSetup(
+            run=run,
+            profile=profile,
+            horizon=horizon,
+            directory=resolved.directory,
+            data=shards,
+            tokenizer=dataset.tokenizer,
+            mixture=dataset.mixture,
+            workload=planned.workload,
+            peak_flops=planned.peak_flops,
+            stop=session.stop,
+            observe=observe,
+            used_before_s=used_before_s(resolved),
+            starting_s=session.elapsed_s,
+            forecast_tokens_per_s=None if rate is None else rate.value,
+            correct_forecast=partial(correct_forecast, resolved.directory, planned),
+        )
         state = first_state(resolved, planned.plan, is_bitwise=difference is None)
         result = trained_with_energy(Trainer(setup, state))
     if not world.is_main:
@@ -335,6 +350,8 @@ def _train(
         _with_prediction(result, predicted), prompt_example=prompt_example(profile.data, dataset)
     )
     _record(resolved, planned, run.plan, result)
+    if profile.report:
+        _write_report(resolved, session)
     return result
 
 
@@ -358,6 +375,14 @@ def _record(resolved: ResolvedRun, planned: Planned, plan: Plan, result: TrainRe
         waited_share=result.waited_share,
     )
     write_result(resolved.directory, result)
+
+
+def _write_report(resolved: ResolvedRun, session: TrainSession) -> None:
+    """Write report.html; a full disk is a warning, as the run itself is saved."""
+    try:
+        session.note(f"report: {write_report(resolved.directory)}")
+    except OSError as error:
+        session.note(f"the report was not written: {error.strerror}", is_warning=True)
 
 
 def _finished(resolved: ResolvedRun) -> TrainResult:

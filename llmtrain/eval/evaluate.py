@@ -71,6 +71,23 @@ def sum_loss(
     return LossSum(nats, tokens)
 
 
+def token_losses(
+    model: Decoder,
+    windows: Iterable[Window],
+    *,
+    micro_batch: int,
+    autocast: Callable[[], AbstractContextManager[object]],
+    check_stop: Callable[[], None],
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
+    """Yield targets and the loss of each, in nats, in order of the text; computed eagerly."""
+    device = model.head_weight.device
+    for inputs, targets in _batched(windows, micro_batch):
+        check_stop()
+        with torch.compiler.set_stance("force_eager"), autocast():
+            losses = model.token_losses(inputs.to(device), targets.to(device))
+        yield targets.flatten().numpy(), losses.flatten().double().cpu().numpy()
+
+
 def _batched(
     windows: Iterable[Window], micro_batch: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -12,14 +12,6 @@ UNQUANTIZED: tuple[Encoding, ...] = ("f32", "f16", "bf16")
 BLOCK_COLUMNS = 32
 _FOUR_OR_FIVE_BITS = ("q5_1", "q5_0", "q4_1", "q4_0")
 
-# What another program may differ by from fp32 arithmetic with the same weights, in nats: at most
-# with fp32, on average with the others, whose activations llama.cpp rounds to 16 or 8 bits.
-LIMIT_NATS: dict[Encoding, float] = {
-    "f32": 1e-4,
-    "f16": 0.01,
-    **dict.fromkeys(("bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"), 0.1),
-}
-
 
 def encoding_of(encoding: Encoding, dims: tuple[int, ...], *, is_vocabulary: bool) -> Encoding:
     """Return how a tensor of these dimensions is stored where `encoding` was asked for.

@@ -5,7 +5,7 @@ https://github.com/ollama/ollama/blob/main/docs/modelfile.md
 
 from __future__ import annotations
 
-from llmtrain.model.generate import Sampling
+from llmtrain.generate.sampling import Sampling
 
 
 def modelfile_of(gguf_name: str, context: int, separator: str, *, has_chat_template: bool) -> str:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
 from llmtrain.errors import LlmtrainError, UsageError
-from llmtrain.export.encoding import LIMIT_NATS, Encoding, Format
+from llmtrain.export.encoding import Encoding, Format
 from llmtrain.export.questions import Prompt, Questions, Reader, Step, ask
+from llmtrain.export.rounding import rounded_inputs
 from llmtrain.model.decoder import Decoder
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.probes import PROBES
@@ -34,6 +36,10 @@ _PROMPTS = 10
 _SMALL_PARAMETERS = 200_000_000
 _PROMPT_TOKENS = 64
 _LONG_CONTINUATION, _CONTINUATION = 64, 4  # tokens
+_EXACT_NATS = 1e-4  # at most, where both compute in fp32
+# Where the reader rounds what it multiplies, differences were 0.84 to 0.99 of what the same
+# rounding changes here, on average, and over 10 of it with two tensors swapped.
+_ROUNDING_SHARE = 2.0
 _HINT = "nothing was exported; report it with the text above, or --no-verify writes it all the same"
 _PARTS = (
     *("the", " The", "THE", "don't", "I'LL", " naïve", "e\u0301", "ﬁ", "中文", "日本語", "한국어"),
@@ -114,8 +120,9 @@ def verify(
     answers = ask(reader, path, threads, questions, check_stop)
     ids = [tokenizer.encode(text) for text in texts]
     require_equal_ids(tokenizer, reader.program, texts, ids, answers.ids)
-    found = list(differences_nats(model, questions.prompts, answers.continuations))
-    mean, largest = require_close(reader.program, encoding, found)
+    arithmetic = encoding if form == "gguf" else "f32"  # transformers is told to use fp32
+    found = list(differences(model, questions.prompts, answers.continuations, arithmetic))
+    mean, largest = require_close(reader.program, arithmetic, found)
     return Verification(
         program=reader.program,
         program_version=version(reader.package),
@@ -182,43 +189,71 @@ def _named(tokenizer: Tokenizer, ids: Sequence[int], place: int) -> str:
     return f"{token} ({piece!r})"
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """How far a log-probability is from ours, and how far rounding alone moves ours, in nats."""
+
+    nats: float
+    rounding_nats: float
+    where: str
+
+
 @torch.inference_mode()
-def differences_nats(
-    model: Decoder, prompts: Sequence[Prompt], continuations: Sequence[Sequence[Step]]
-) -> Iterator[tuple[float, str]]:
-    """Yield how far each log-probability is from ours, and where, in words.
+def differences(
+    model: Decoder,
+    prompts: Sequence[Prompt],
+    continuations: Sequence[Sequence[Step]],
+    arithmetic: Encoding,
+) -> Iterator[Difference]:
+    """Yield each log-probability's difference from ours.
 
     A token that was taken though ours gives another a higher probability counts by as much.
     """
     for number, (prompt, steps) in enumerate(zip(prompts, continuations, strict=True)):
-        taken = [step.token for step in steps]
-        ids_bt = torch.tensor([[*prompt.ids, *taken[:-1]]])
-        ours_tv = model.logits(ids_bt)[0, len(prompt.ids) - 1 :].float().log_softmax(-1)
+        ids = [*prompt.ids, *(step.token for step in steps[:-1])]
+        ours_tv = _log_probabilities(model, ids)[-len(steps) :]
+        with rounded_inputs(model, arithmetic):
+            rounding_tv = (_log_probabilities(model, ids)[-len(steps) :] - ours_tv).abs()
         for place, (step, ours_v) in enumerate(zip(steps, ours_tv, strict=True)):
             where = f"at token {place} after prompt {number}"
-            behind = float(ours_v.max() - ours_v[step.token])
-            yield behind, f"{where}, token {step.token} is taken, not {int(ours_v.argmax())}"
+            best = int(ours_v.argmax())
+            yield Difference(
+                nats=float(ours_v[best] - ours_v[step.token]),
+                rounding_nats=float(rounding_tv[place, [best, step.token]].max()),
+                where=f"{where}, token {step.token} is taken, not {best}",
+            )
             for token, theirs in step.top:
                 ours = float(ours_v[token])
-                words = f"{where}, token {token} has {theirs:.4f} nats, not {ours:.4f}"
-                yield abs(ours - theirs), words
+                yield Difference(
+                    nats=abs(ours - theirs),
+                    rounding_nats=float(rounding_tv[place, token]),
+                    where=f"{where}, token {token} has {theirs:.4f} nats, not {ours:.4f}",
+                )
+
+
+def _log_probabilities(model: Decoder, ids: Sequence[int]) -> torch.Tensor:
+    return model.logits(torch.tensor([ids]))[0].float().log_softmax(-1)
 
 
 def require_close(
-    program: str, encoding: Encoding, found: Sequence[tuple[float, str]]
+    program: str, arithmetic: Encoding, found: Sequence[Difference]
 ) -> tuple[float, float]:
     """Return the mean and the largest difference in nats. Raises LlmtrainError above the limit.
 
-    Of fp32 the largest is limited. Other encodings are computed with rounded activations, whose
-    errors are large for a few tokens: their mean is limited.
+    Of fp32 the largest is limited. Where the reader rounds, a few tokens differ by much: the mean
+    is limited, by what the same rounding does to our own.
     """
-    mean, largest = sum(each for each, _ in found) / len(found), max(each for each, _ in found)
-    limit = LIMIT_NATS[encoding]
-    if (largest if encoding == "f32" else mean) <= limit:
+    largest, mean = max(each.nats for each in found), fmean(each.nats for each in found)
+    if arithmetic == "f32":
+        seen, limit = largest, _EXACT_NATS
+    else:
+        rounding = fmean(each.rounding_nats for each in found)
+        seen, limit = mean, max(_EXACT_NATS, _ROUNDING_SHARE * rounding)
+    if seen <= limit:
         return mean, largest
-    _, where = next(each for each in found if not each[0] <= limit)
+    first = next((each for each in found if not each.nats <= limit), found[0])
     raise LlmtrainError(
-        f"{program} computes other probabilities: {where}; the difference is {mean:.2g} nats on "
-        f"average, {largest:.2g} at most, and the limit {limit:g}",
+        f"{program} computes other probabilities: {first.where}; the difference is {mean:.2g} nats "
+        f"on average, {largest:.2g} at most, and the limit {limit:.2g}",
         hint=_HINT,
     )

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+_LEAST_SHARE = 1e-6  # what is saved of a measurement is above 0
+
 CoreTimes = Mapping[str, tuple[int, int]]  # of each thread: ns on a core, ns ready and waiting
 
 
@@ -28,3 +30,11 @@ def waited_share(before: CoreTimes, now: CoreTimes) -> float | None:
     running = sum(now[thread][0] - started[thread][0] for thread in now)
     waiting = sum(now[thread][1] - started[thread][1] for thread in now)
     return waiting / (running + waiting) if running + waiting > 0 else None
+
+
+def ran_share(before: CoreTimes, now: CoreTimes) -> float:
+    """Return the share of their runnable time in which threads had a core, above 0.
+
+    1 if it is not counted.
+    """
+    return max(_LEAST_SHARE, 1.0 - (waited_share(before, now) or 0.0))

@@ -6,7 +6,7 @@ unknown; nothing is guessed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 AcceleratorKind = Literal["cuda", "mps"]
@@ -16,6 +16,11 @@ AcceleratorKind = Literal["cuda", "mps"]
 # is computed in the same way each time: see tests/benchmarks/kernel_choice.py.
 FASTER_RATIO = 0.8
 CONTENDED_SHARE = 0.15  # of the time that a run's threads wait for a core
+
+
+def was_contended(ran_share: float) -> bool:
+    """Return whether threads waited for a core longer than an undisturbed program's do."""
+    return ran_share < 1 - CONTENDED_SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +124,82 @@ class AttentionTimes:
 
     sdpa_s: float
     blocks_s: float
+    native_s: float | None = None  # None: no native kernels
+
+
+@dataclass(frozen=True, slots=True)
+class LossTimes:
+    """Seconds for the loss of some tokens and both its gradients, in bf16."""
+
+    chunks_s: float
+    native_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class BlockTimes:
-    """Seconds for one block forward and backward on a micro-batch, and for compiling it."""
+    """Seconds for one block forward and backward on a micro-batch, and for compiling it.
+
+    `compiled_s` is the eager time times the ratio of CPU times, which a busy machine hardly
+    changes: the two are to be compared. `wall_s` is the compiled block's own time.
+    """
 
     eager_s: float
     compiled_s: float
     compile_s: float
+    wall_s: float | None = None  # None: as `compiled_s`
+    ran_share: float = 1.0  # of its runnable time in which threads had a core
+
+    @property
+    def is_contended(self) -> bool:
+        """True if other programs kept the cores busy: measured again for the next run."""
+        return was_contended(self.ran_share)
+
+
+@dataclass(frozen=True, slots=True)
+class PartTime:
+    """Seconds of a part of a training step.
+
+    `seconds` are for forecasts. `cpu_s`, of all threads over their number, are less by what
+    threads wait for each other; they hardly depend on the load, as a choice that changes bits
+    must not.
+    """
+
+    seconds: float
+    ran_share: float = 1.0  # of their runnable time in which the threads had a core
+    cpu_s: float | None = None  # None: as `seconds`
+
+    @property
+    def is_contended(self) -> bool:
+        """True if other programs kept the cores busy: measured again for the next run."""
+        return was_contended(self.ran_share)
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """The parts of a training step, by one way to compute: eager or compiled."""
+
+    micro_batch: int  # sequences
+    block: PartTime  # one block, forward and backward, on a micro-batch
+    head: PartTime  # embedding, final norm, head and loss, likewise
+    update: PartTime  # clipping, the optimizer and rounding the weights, of the whole model
+
+    def by_cpu(self) -> StepTimes:
+        """Return the same parts with their CPU time as their seconds."""
+        return replace(
+            self,
+            block=_by_cpu(self.block),
+            head=_by_cpu(self.head),
+            update=_by_cpu(self.update),
+        )
+
+    @property
+    def is_contended(self) -> bool:
+        """True if other programs kept the cores busy during one of the measurements."""
+        return any(part.is_contended for part in (self.block, self.head, self.update))
+
+
+def _by_cpu(part: PartTime) -> PartTime:
+    return part if part.cpu_s is None else replace(part, seconds=part.cpu_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +214,7 @@ class RunFigures:
     @property
     def is_contended(self) -> bool:
         """True if other programs kept the cores busy, so that the rate is too low."""
-        return self.ran_share < 1 - CONTENDED_SHARE
+        return was_contended(self.ran_share)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,3 +225,8 @@ class CpuTimes:
     attention: AttentionTimes | None = None
     block: BlockTimes | None = None
     compile_failure: str | None = None  # why a block could not be compiled
+    eager: StepTimes | None = None  # the parts of a step; None: not measured
+    compiled: StepTimes | None = None
+    plain: StepTimes | None = None  # those of an eager step without native kernels
+    loss: LossTimes | None = None
+    native_missing: str | None = None  # why there are no native kernels, where they are wanted

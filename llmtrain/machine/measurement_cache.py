@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -15,7 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llmtrain.errors import UsageError
 from llmtrain.files import write_text_atomically
-from llmtrain.machine.facts import AttentionTimes, BlockTimes, Facts, MatmulTimes, RunFigures
+from llmtrain.machine.facts import (
+    AttentionTimes,
+    BlockTimes,
+    Facts,
+    LossTimes,
+    MatmulTimes,
+    PartTime,
+    RunFigures,
+)
 from llmtrain.untrusted import read_json
 
 # Variables that make oneDNN, ATen or MKL choose other kernels on the same processor.
@@ -28,8 +36,8 @@ _KERNEL_VARIABLES = (
     "ONEDNN_MAX_CPU_ISA",
 )
 
-Times = MatmulTimes | AttentionTimes | BlockTimes | RunFigures
-T = TypeVar("T", MatmulTimes, AttentionTimes, BlockTimes, RunFigures)
+Times = MatmulTimes | AttentionTimes | BlockTimes | LossTimes | PartTime | RunFigures
+T = TypeVar("T", MatmulTimes, AttentionTimes, BlockTimes, LossTimes, PartTime, RunFigures)
 
 
 class _Document(BaseModel):
@@ -83,7 +91,8 @@ def load_measurement(directory: Path, key: MeasurementKey, kind: type[T]) -> T |
     except (OSError, ValueError, UsageError):
         return None
     names = {field.name for field in fields(kind)}
-    if document.key != json.loads(_canonical(key)) or set(document.times) != names:
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
+    if document.key != json.loads(_canonical(key)) or not needed <= set(document.times) <= names:
         return None
     return kind(**document.times)
 
@@ -96,7 +105,8 @@ def remove_measurement(directory: Path, key: MeasurementKey) -> None:
 
 def save_measurement(directory: Path, key: MeasurementKey, times: Times) -> None:
     """Save `times` for `key`, if the directory is writable."""
-    document = _Document(key=json.loads(_canonical(key)), times=asdict(times))
+    known = {name: seconds for name, seconds in asdict(times).items() if seconds is not None}
+    document = _Document(key=json.loads(_canonical(key)), times=known)
     path = _path(directory, key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -62,13 +62,13 @@ def _is_close(found: Sequence[Timing]) -> bool:
 
 
 def _timed(run: Run) -> Timing:
-    start_s, start_cpu_s = time.perf_counter(), _cpu_s()
+    start_s, start_cpu_s = time.perf_counter(), cpu_seconds()
     run()
-    cpu_s, wall_s = _cpu_s() - start_cpu_s, time.perf_counter() - start_s
+    cpu_s, wall_s = cpu_seconds() - start_cpu_s, time.perf_counter() - start_s
     return Timing(wall_s, cpu_s)
 
 
-def _cpu_s() -> float:
+def cpu_seconds() -> float:
     """Return the process's CPU seconds; on Windows, which counts them in 1/64 s, wall seconds."""
     return time.perf_counter() if sys.platform == "win32" else time.process_time()
 

@@ -7,14 +7,13 @@ Parameters have their Hugging Face names, so that a checkpoint needs no conversi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmtrain.choice import ActivationCheckpointing, AttentionKernel
+from llmtrain.choice import ActivationCheckpointing, AttentionKernel, LossKernel
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.checkpointing import checkpointed, silence_compiler_warning
 from llmtrain.ops.documents import DocumentMask, document_mask, first_of_document
@@ -23,6 +22,7 @@ from llmtrain.ops.loss import (
     compiled_exponentiate,
     exponentiate,
     linear_cross_entropy,
+    token_cross_entropy,
 )
 from llmtrain.ops.norm import rms_norm
 from llmtrain.ops.precision import WeightCasts, compute_dtype
@@ -53,23 +53,6 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.epsilon, compute_dtype(x))
 
 
-@dataclass(slots=True)
-class LayerCache:
-    """Keys and values of one layer's earlier tokens, in buffers for the whole context."""
-
-    k_bgtd: Tensor
-    v_bgtd: Tensor
-    length: int = 0
-
-    def extend(self, k_bgtd: Tensor, v_bgtd: Tensor) -> tuple[Tensor, Tensor]:
-        """Append keys and values; return all of them."""
-        end = self.length + k_bgtd.shape[2]
-        self.k_bgtd[:, :, self.length : end] = k_bgtd
-        self.v_bgtd[:, :, self.length : end] = v_bgtd
-        self.length = end
-        return self.k_bgtd[:, :, :end], self.v_bgtd[:, :, :end]
-
-
 class Attention(nn.Module):
     """Causal self-attention with grouped queries, rotary positions and normed queries and keys."""
 
@@ -91,7 +74,6 @@ class Attention(nn.Module):
         cos_td: Tensor,
         sin_td: Tensor,
         documents: DocumentMask | None = None,
-        cache: LayerCache | None = None,
     ) -> Tensor:
         """Return the attention output, (B, T, C).
 
@@ -103,8 +85,6 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, cos_td, sin_td, v.dtype), rotate(k, cos_td, sin_td, v.dtype)
-        if cache is not None:
-            k, v = cache.extend(k, v)
         y_btc: Tensor = self.o_proj(causal_attention(q, k, v, self.kernel, documents))
         return y_btc
 
@@ -145,10 +125,9 @@ class Block(nn.Module):
         cos_td: Tensor,
         sin_td: Tensor,
         documents: DocumentMask | None = None,
-        cache: LayerCache | None = None,
     ) -> Tensor:
         """Return the residual stream after this block, (B, T, C)."""
-        rest = cos_td, sin_td, documents, cache
+        rest = cos_td, sin_td, documents
         return checkpointed(self.checkpointing, self._forward, x_btc, *rest)
 
     def _forward(
@@ -157,10 +136,9 @@ class Block(nn.Module):
         cos_td: Tensor,
         sin_td: Tensor,
         documents: DocumentMask | None,
-        cache: LayerCache | None,
     ) -> Tensor:
         normed = self.input_layernorm(x_btc)
-        x_btc = x_btc + self.self_attn(normed, cos_td, sin_td, documents, cache)
+        x_btc = x_btc + self.self_attn(normed, cos_td, sin_td, documents)
         mixed: Tensor = self.mlp(self.post_attention_layernorm(x_btc))
         return x_btc + mixed
 
@@ -209,7 +187,7 @@ class Backbone(nn.Module):
         `first_bt`: the first token that each attends to, unless that is the window's first.
         """
         length = tokens_bt.shape[1]
-        x_btc = _residual(self.embed_tokens(tokens_bt))
+        x_btc = as_residual(self.embed_tokens(tokens_bt))
         documents: DocumentMask | None = None
         if first_bt is not None:
             documents = document_mask(self._attention, first_bt, compute_dtype(x_btc))
@@ -224,19 +202,8 @@ class Backbone(nn.Module):
     def _attention(self) -> AttentionKernel:
         return next(self.blocks()).self_attn.kernel
 
-    def extend(self, tokens_bt: Tensor, caches: list[LayerCache]) -> Tensor:
-        """Return final hidden states of tokens that follow those in `caches`; extend the caches."""
-        start = caches[0].length
-        now = slice(start, start + tokens_bt.shape[1])
-        x_btc = _residual(self.embed_tokens(tokens_bt))
-        for block, cache in zip(self.layers, caches, strict=True):
-            # .forward: a compiled block has static shapes, and these differ.
-            x_btc = block.forward(x_btc, self.cos_td[now], self.sin_td[now], cache=cache)
-        hidden: Tensor = self.norm(x_btc)
-        return hidden
 
-
-def _residual(embedded: Tensor) -> Tensor:
+def as_residual(embedded: Tensor) -> Tensor:
     """Return embeddings in the residual stream's type: fp32 where they are in half precision."""
     return embedded.float() if embedded.dtype.itemsize == 2 else embedded
 
@@ -248,6 +215,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.shape = shape
         self.exponentiate: Exponentiate = exponentiate
+        self.loss_kernel: LossKernel = "chunks"
         self.casts: WeightCasts | None = None
         # If set, tokens do not attend to anything before their document's separator.
         self.separator_id: int | None = None
@@ -269,24 +237,39 @@ class Decoder(nn.Module):
         """Return the negative log-likelihood summed over all targets, in nats."""
         is_training = torch.is_grad_enabled()
         casts = self.casts if is_training else None
-        first_bt = None
-        if self.separator_id is not None:
-            first_bt = first_of_document(targets_bt, self.separator_id)
-        hidden_btc = self.model(tokens_bt, casts, first_bt)
         return linear_cross_entropy(
-            hidden_btc.flatten(0, 1),
+            self._hidden(tokens_bt, targets_bt, casts).flatten(0, 1),
             self.head_weight,
             targets_bt.flatten(),
             weight_cast_vd=None if casts is None else casts.plain(self.head_weight),
             # It is compiled for training's shapes; run eagerly, each of its passes would copy.
             exponentiate=self.exponentiate if is_training else exponentiate,
             has_padding=self.has_padding,
+            kernel=self.loss_kernel,
         )
+
+    @torch.no_grad()
+    def token_losses(self, tokens_bt: Tensor, targets_bt: Tensor) -> Tensor:
+        """Return the negative log-likelihood of each target, in nats, (B, T)."""
+        hidden_nc = self._hidden(tokens_bt, targets_bt).flatten(0, 1)
+        losses_n = token_cross_entropy(hidden_nc, self.head_weight, targets_bt.flatten())
+        return losses_n.view(targets_bt.shape)
+
+    def _hidden(
+        self, tokens_bt: Tensor, targets_bt: Tensor, casts: WeightCasts | None = None
+    ) -> Tensor:
+        """Return final hidden states, (B, T, C); each document for itself if they are masked."""
+        first_bt = None
+        if self.separator_id is not None:
+            first_bt = first_of_document(targets_bt, self.separator_id)
+        hidden_btc: Tensor = self.model(tokens_bt, casts, first_bt)
+        return hidden_btc
 
     def compute_with(
         self,
         *,
         attention: AttentionKernel = "sdpa",
+        loss: LossKernel = "chunks",
         checkpointing: ActivationCheckpointing = "off",
         casts: WeightCasts | None = None,
         compiled: bool = False,
@@ -295,8 +278,9 @@ class Decoder(nn.Module):
 
         With `casts` the training forward multiplies those copies, which the caller keeps up to
         date. `compiled`: the block, once for all layers, and the softmax of the loss are compiled
-        at their next call, for that call's shapes.
+        at their next call, for that call's shapes. Native kernels are loaded already.
         """
+        self.loss_kernel = loss
         self.casts = casts
         # Compiled blocks checkpoint inside; eager ones around, so that casts are not repeated.
         self.model.checkpointing = "off" if compiled else checkpointing
@@ -309,32 +293,9 @@ class Decoder(nn.Module):
                 run_eagerly(block)
         self.exponentiate = compiled_exponentiate() if compiled else exponentiate
 
-    def logits(
-        self,
-        tokens_bt: Tensor,
-        caches: list[LayerCache] | None = None,
-        *,
-        of_last_only: bool = False,
-    ) -> Tensor:
-        """Return logits after every token, (B, T, vocabulary).
-
-        With `caches`, the tokens continue those in them. `of_last_only`: (B, 1, vocabulary).
-        """
-        hidden = self.model(tokens_bt) if caches is None else self.model.extend(tokens_bt, caches)
-        return F.linear(hidden[:, -1:] if of_last_only else hidden, self.head_weight)
-
-    def new_caches(self, sequences: int = 1) -> list[LayerCache]:
-        """Return empty caches for the whole context, one per layer."""
-        shape, weight = self.shape, self.head_weight
-        dtype = compute_dtype(weight)
-        size = (sequences, shape.num_kv_heads, shape.context, shape.head_dim)
-        return [
-            LayerCache(
-                torch.empty(size, dtype=dtype, device=weight.device),
-                torch.empty(size, dtype=dtype, device=weight.device),
-            )
-            for _ in range(shape.num_layers)
-        ]
+    def logits(self, tokens_bt: Tensor) -> Tensor:
+        """Return logits after every token, (B, T, vocabulary)."""
+        return F.linear(self.model(tokens_bt), self.head_weight)
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

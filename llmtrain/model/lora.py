@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llmtrain.choice import Precision
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Block, Decoder
 from llmtrain.ops.rotary import rotary_table
@@ -47,6 +48,12 @@ class AdaptedLinear(nn.Module):
         y_nd, a_nr = F.linear(x_nc, weight), self.lora_A(x_nc)
         y_nd = torch.addmm(y_nd, a_nr, self.lora_B.weight.t(), alpha=self.scale)
         return y_nd.view(*x.shape[:-1], -1)
+
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """Return the weight with the adapter added, in fp32."""
+        product = self.lora_B.weight.float() @ self.lora_A.weight.float()
+        return self.weight.float() + self.scale * product
 
 
 def adapted_decoder(
@@ -88,6 +95,15 @@ def add_adapters(block: Block, lora: LoraShape) -> None:
         linear = parent.get_submodule(target)
         assert isinstance(linear, nn.Linear), target
         setattr(parent, target, AdaptedLinear(linear.weight.data, lora))
+
+
+def freeze_matrices(module: nn.Module, precision: Precision) -> None:
+    """Freeze the module's matrices; in bf16 where products are."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    for parameter in module.parameters():
+        if parameter.dim() == 2:
+            parameter.requires_grad_(False)
+            parameter.data = parameter.data.to(dtype)
 
 
 @torch.no_grad()

@@ -10,14 +10,22 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from llmtrain.choice import ActivationCheckpointing, AttentionKernel, Precision
+from llmtrain.choice import (
+    ActivationCheckpointing,
+    AttentionKernel,
+    LossKernel,
+    MatmulPrecision,
+    Precision,
+)
 from llmtrain.errors import LlmtrainError
-from llmtrain.machine.facts import AttentionTimes, BlockTimes
+from llmtrain.machine.core_wait import ran_share, read_core_times
+from llmtrain.machine.facts import AttentionTimes, BlockTimes, LossTimes
 from llmtrain.machine.timing import Run, Timing, compare
 from llmtrain.model.decoder import Block, compile_block
-from llmtrain.model.lora import add_adapters
+from llmtrain.model.lora import add_adapters, freeze_matrices
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.documents import DocumentMask, document_mask
+from llmtrain.ops.loss import linear_cross_entropy
 from llmtrain.ops.precision import WeightCasts, autocast_as, compute_dtype
 from llmtrain.ops.rotary import rotary_table
 from llmtrain.profile.lora_shape import LoraShape
@@ -27,6 +35,7 @@ _BUDGET_S = 0.4
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 8
 # Scores and tokens of attention that are timed, unless one sequence has more (0.3 s on two cores).
 _SCORES, _TOKENS = 64 << 20, 4096
+_LOSS_TOKENS = 1024  # whose loss is timed (0.5 s for 32,000 rows of vocabulary on two cores)
 _LONGEST_CONTEXT = 4096  # longer ones take quadratic time and do not change the result
 
 
@@ -35,13 +44,17 @@ class CompileError(LlmtrainError):
 
 
 def time_attention(
-    shape: ModelShape, precision: Precision, threads: int, masked: bool = False
+    shape: ModelShape,
+    precision: Precision,
+    threads: int,
+    masked: bool = False,
+    native: bool = False,
 ) -> AttentionTimes:
     """Return the seconds for attention forward and backward over some sequences, for each kernel.
 
     `masked`: attention stays within documents, of which each sequence has two. There are as many
     sequences as in a micro-batch, or fewer if they are long: a kernel's speed depends on the
-    number of heads that it has at once.
+    number of heads that it has at once. `native`: the native kernels are loaded.
     """
     context = min(shape.context, _LONGEST_CONTEXT)
     sequences = max(1, min(_TOKENS // context, _SCORES // (shape.num_heads * context**2)))
@@ -54,19 +67,45 @@ def time_attention(
         for heads in (shape.num_heads, shape.num_kv_heads, shape.num_kv_heads)
     )
 
-    kernels: tuple[AttentionKernel, ...] = ("sdpa", "blocks")
+    kernels: tuple[AttentionKernel, ...] = ("sdpa", "blocks", *(("native",) if native else ()))
     masks = {
-        name: _documents(name, sequences, context, dtype) if masked else None for name in kernels
+        name: two_documents(name, sequences, context, dtype) if masked else None for name in kernels
     }
 
     def run(kernel: AttentionKernel) -> None:
         y = causal_attention(q, k, v, kernel, masks[kernel])
         torch.autograd.grad(y, (q, k, v), y)
 
-    with _threads(threads):
+    with thread_count(threads):
         timed = _compare({kernel: partial(run, kernel) for kernel in kernels})
     sdpa_s = timed["sdpa"].wall_s
-    return AttentionTimes(sdpa_s, sdpa_s * timed["blocks"].ratio_to(timed["sdpa"]))
+    times = {name: sdpa_s * timing.ratio_to(timed["sdpa"]) for name, timing in timed.items()}
+    return AttentionTimes(sdpa_s, times["blocks"], times.get("native"))
+
+
+def time_loss(shape: ModelShape, tokens: int, threads: int) -> LossTimes:
+    """Return the seconds for the loss of some tokens in bf16 and its gradients, eager and native.
+
+    The native kernels are loaded. There are as many tokens as in a micro-batch, or fewer.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(shape.vocab_size, shape.hidden_size, generator=generator).mul_(0.02)
+    rows = max(1, min(tokens, _LOSS_TOKENS))
+    hidden = torch.randn(rows, shape.hidden_size, generator=generator).to(torch.bfloat16)
+    targets = torch.randint(shape.vocab_size, (rows,), generator=generator)
+    cast = weight.to(torch.bfloat16)
+    leaves = hidden.requires_grad_(), weight.requires_grad_()
+
+    def run(kernel: LossKernel) -> None:
+        with autocast_as("bf16", hidden.device):
+            total = linear_cross_entropy(*leaves, targets, weight_cast_vd=cast, kernel=kernel)
+        torch.autograd.grad(total, leaves)
+
+    kernels: tuple[LossKernel, ...] = ("chunks", "native")
+    with thread_count(threads):
+        timed = _compare({kernel: partial(run, kernel) for kernel in kernels})
+    chunks_s = timed["chunks"].wall_s
+    return LossTimes(chunks_s, chunks_s * timed["native"].ratio_to(timed["chunks"]))
 
 
 def time_block(
@@ -88,15 +127,16 @@ def time_block(
     """
     with torch.random.fork_rng(devices=()):  # measuring must not change a run's random numbers
         x = torch.randn(micro_batch, shape.context, shape.hidden_size, requires_grad=True)
-        frozen = torch.bfloat16 if precision == "bf16" else torch.float32
-        blocks = {name: _block(shape, attention, lora, frozen) for name in ("eager", "compiled")}
+        blocks = {
+            name: new_block(shape, attention, lora, precision) for name in ("eager", "compiled")
+        }
     cos, sin = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
     blocks["compiled"].checkpointing = checkpointing
     compile_block(blocks["compiled"])
     casts = WeightCasts(torch.bfloat16) if keep_casts else None
     with autocast_as(precision, x.device):
         dtype = compute_dtype(x)
-    documents = _documents(attention, micro_batch, shape.context, dtype) if masked else None
+    documents = two_documents(attention, micro_batch, shape.context, dtype) if masked else None
 
     def run(block: nn.Module) -> None:
         inputs = x, cos, sin, documents
@@ -105,14 +145,21 @@ def time_block(
         torch.autograd.backward(y, y.detach())
         block.zero_grad(set_to_none=False)
 
-    with _threads(threads):
-        compile_s = _compile_s(partial(run, blocks["compiled"]))
+    with thread_count(threads):
+        compile_s = compiling_s(partial(run, blocks["compiled"]))
+        before = read_core_times()  # compiling keeps all cores busy
         timed = _compare({name: partial(run, block) for name, block in blocks.items()})
     eager_s = timed["eager"].wall_s
-    return BlockTimes(eager_s, eager_s * timed["compiled"].ratio_to(timed["eager"]), compile_s)
+    return BlockTimes(
+        eager_s=eager_s,
+        compiled_s=eager_s * timed["compiled"].ratio_to(timed["eager"]),
+        compile_s=compile_s,
+        wall_s=timed["compiled"].wall_s,
+        ran_share=ran_share(before, read_core_times()),
+    )
 
 
-def _documents(
+def two_documents(
     attention: AttentionKernel, sequences: int, tokens: int, dtype: torch.dtype
 ) -> DocumentMask:
     """Return a mask of two documents per sequence, with the boundary at different positions."""
@@ -121,21 +168,26 @@ def _documents(
     return document_mask(attention, first_bt.to(torch.int32), dtype)
 
 
-def _block(
-    shape: ModelShape, attention: AttentionKernel, lora: LoraShape | None, dtype: torch.dtype
+def new_block(
+    shape: ModelShape,
+    attention: AttentionKernel,
+    lora: LoraShape | None = None,
+    precision: Precision = "fp32",
 ) -> Block:
-    """Return a block, with adapters beside matrices of `dtype` where there are any."""
+    """Return a block that computes attention by this kernel.
+
+    With adapters its matrices are those that products read: bf16 where `precision` is.
+    """
     block = Block(shape)
     block.self_attn.kernel = attention
     if lora is not None:
-        for parameter in block.parameters():
-            if parameter.dim() == 2:
-                parameter.data = parameter.data.to(dtype)
+        freeze_matrices(block, precision)
         add_adapters(block, lora)
     return block
 
 
-def _compile_s(run: Run) -> float:
+def compiling_s(run: Run) -> float:
+    """Return the seconds of the first call of something compiled. Raises CompileError."""
     # Importing it takes half as long as torch, and 60 MB; only those who compile need it.
     from torch._dynamo.exc import TorchDynamoException
 
@@ -159,10 +211,22 @@ def _compare(runs: Mapping[str, Run]) -> dict[str, Timing]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def thread_count(count: int) -> Iterator[None]:
+    """Compute with `count` threads within the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def multiplied_in(precision: MatmulPrecision) -> Iterator[None]:
+    """Set the precision of fp32 products within the block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -12,6 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from llmtrain.choice import AttentionKernel
 from llmtrain.ops.blocked_attention import blocked_attention
 from llmtrain.ops.documents import DocumentMask
+from llmtrain.ops.native.attention import native_attention
 
 
 def causal_attention(
@@ -23,15 +24,13 @@ def causal_attention(
 ) -> Tensor:
     """Return softmax(q · kᵀ / √D) · v over each token and those before it, (B, T, H · D).
 
-    With fewer queries than keys, the query is the newest token, of which there is exactly one.
     With `documents`, from `ops.documents.document_mask`, tokens attend to their own document only;
     the `flex` kernel is for that and for compiled code, because eagerly it computes all scores.
     """
-    is_prefix = q_bhtd.shape[2] == k_bgtd.shape[2]
-    assert is_prefix or q_bhtd.shape[2] == 1, "one new token at a time"
-    if kernel == "blocks" and is_prefix:
+    if kernel in ("blocks", "native"):
         assert not isinstance(documents, BlockMask)
-        return blocked_attention(q_bhtd, k_bgtd, v_bgtd, documents)
+        by_kernel = blocked_attention if kernel == "blocks" else native_attention
+        return by_kernel(q_bhtd, k_bgtd, v_bgtd, documents)
     grouped = q_bhtd.shape[1] != k_bgtd.shape[1]
     if isinstance(documents, BlockMask):
         found = flex_attention(q_bhtd, k_bgtd, v_bgtd, block_mask=documents, enable_gqa=grouped)
@@ -42,8 +41,23 @@ def causal_attention(
         share = q_bhtd.shape[1] // k_bgtd.shape[1]
         k_bgtd, v_bgtd = (x.repeat_interleave(share, dim=1) for x in (k_bgtd, v_bgtd))
         grouped = False
-    is_causal = is_prefix and documents is None  # else the mask is
+    is_causal = documents is None  # else the mask is
     y_bhtd = F.scaled_dot_product_attention(
         q_bhtd, k_bgtd, v_bgtd, attn_mask=documents, is_causal=is_causal, enable_gqa=grouped
+    )
+    return y_bhtd.transpose(1, 2).flatten(2)
+
+
+def cached_attention(
+    q_bhtd: Tensor, k_bgsd: Tensor, v_bgsd: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Return the attention of new tokens over the S tokens so far, (B, T, H · D).
+
+    `mask`, which (B, H, T, S) can be broadcast from, is true where a token attends; without one,
+    each attends to all.
+    """
+    grouped = q_bhtd.shape[1] != k_bgsd.shape[1]
+    y_bhtd = F.scaled_dot_product_attention(
+        q_bhtd, k_bgsd, v_bgsd, attn_mask=mask, enable_gqa=grouped
     )
     return y_bhtd.transpose(1, 2).flatten(2)

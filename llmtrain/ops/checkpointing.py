@@ -17,6 +17,7 @@ from torch.utils.checkpoint import (
 
 from llmtrain.choice import ActivationCheckpointing
 from llmtrain.ops import blocked_attention  # registers the operator named below
+from llmtrain.ops.native import attention as native_attention  # and this one
 
 # Operators that are slow to recompute; all else in a block is a pass over memory. Attention is what
 # scaled_dot_product_attention dispatches to on some device, or FlexAttention's operator.
@@ -30,6 +31,7 @@ _SAVED = {
     torch.ops.aten.mm.default,
     *(getattr(torch.ops.aten, name).default for name in _SDPA),
     blocked_attention.OPERATOR,
+    native_attention.OPERATOR,
     torch.ops.higher_order.flex_attention,
 }
 

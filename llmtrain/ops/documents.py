@@ -36,12 +36,12 @@ def first_of_document(targets_bt: Tensor, separator_id: int) -> Tensor:
 def document_mask(kernel: AttentionKernel, first_bt: Tensor, dtype: torch.dtype) -> DocumentMask:
     """Return the `documents` of `causal_attention` by `kernel`, for queries of `dtype`.
 
-    `blocks` takes `first_bt` itself, and FlexAttention a block mask. torch's other kernels take an
-    additive mask of all pairs of tokens, (B, 1, T, T), shared by all layers and in the queries'
-    type, because they would convert any other. Evaluation uses it too: it is eager, and
+    Our own kernels take `first_bt` itself, and FlexAttention a block mask. torch's other kernels
+    take an additive mask of all pairs of tokens, (B, 1, T, T), shared by all layers and in the
+    queries' type, because they would convert any other. Evaluation uses it too: it is eager, and
     FlexAttention computes all scores unless compiled.
     """
-    if kernel == "blocks":
+    if kernel in ("blocks", "native"):
         return first_bt
     if kernel == "flex" and torch.is_grad_enabled():
         return document_blocks(first_bt)

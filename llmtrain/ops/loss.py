@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from llmtrain.choice import LossKernel
 from llmtrain.ops.chunk_sizes import even_chunk, loss_chunk_tokens
+from llmtrain.ops.native.loss import native_cross_entropy
 from llmtrain.ops.precision import compute_dtype
 
 # Replaces logits by exp(logit − largest); returns the largest and the sum of each row.
@@ -70,6 +72,7 @@ def linear_cross_entropy(
     weight_cast_vd: Tensor | None = None,
     exponentiate: Exponentiate = exponentiate,
     has_padding: bool = False,
+    kernel: LossKernel = "chunks",
 ) -> Tensor:
     """Return the sum over tokens of −log softmax(hidden · weightᵀ)[target], in nats, fp32.
 
@@ -77,10 +80,15 @@ def linear_cross_entropy(
     fp64 inputs). Memory: one chunk's logits, and one gradient each of hidden states and weight. The
     forward computes both gradients, because it has the softmax; the backward only scales them.
     `weight_cast_vd`: the weight in the autocast type, if the caller has it. With `has_padding`,
-    tokens with a target below 0 do not count.
+    tokens with a target below 0 do not count. The `native` kernel, in bf16, has a loop of its own.
     """
     if not torch.is_grad_enabled():  # needs_input_grad does not depend on grad mode
         hidden_nd, weight_vd = hidden_nd.detach(), weight_vd.detach()
+    if kernel == "native":
+        native: Tensor = _NativeCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden_nd, weight_vd, targets_n, weight_cast_vd, has_padding
+        )
+        return native
     dtype = compute_dtype(hidden_nd)
     limit = loss_chunk_tokens(weight_vd.shape[0], hidden_nd.device.type, dtype.itemsize)
     rows = even_chunk(hidden_nd.shape[0], limit)
@@ -88,6 +96,25 @@ def linear_cross_entropy(
         hidden_nd, weight_vd, targets_n, weight_cast_vd, rows, dtype, exponentiate, has_padding
     )
     return loss
+
+
+@torch.no_grad()
+def token_cross_entropy(hidden_nd: Tensor, weight_vd: Tensor, targets_n: Tensor) -> Tensor:
+    """Return each token's −log softmax(hidden · weightᵀ)[target], in nats, (N,).
+
+    It is 0 where the target is negative, which is none.
+    Products and logits are in the autocast type. Memory: one chunk's logits.
+    """
+    dtype = compute_dtype(hidden_nd)
+    limit = loss_chunk_tokens(weight_vd.shape[0], hidden_nd.device.type, dtype.itemsize)
+    rows = even_chunk(hidden_nd.shape[0], limit)
+    found = []
+    with torch.autocast(hidden_nd.device.type, enabled=False):
+        weight, hidden = weight_vd.to(dtype), hidden_nd.to(dtype)
+        for h, y in zip(torch.split(hidden, rows), torch.split(targets_n, rows), strict=True):
+            losses = _exponentiated_losses(h @ weight.t(), y.clamp_min(0), exponentiate)[0][:, 0]
+            found.append(losses.where(y >= 0, 0.0))
+    return torch.cat(found)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -129,15 +156,49 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError("backward was called twice; the gradients are not kept")
-        d_hidden, d_weight = ctx.gradients
-        ctx.gradients = None
-        if d_hidden is not None:
-            d_hidden = d_hidden.mul_(d_total)
-        if d_weight is not None:
-            d_weight = d_weight.mul_(d_total)
-        return d_hidden, d_weight, None, None, None, None, None, None
+        return *_scaled_gradients(ctx, d_total), None, None, None, None, None, None
+
+
+class _NativeCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_nd: Tensor,
+        weight_vd: Tensor,
+        targets_n: Tensor,
+        weight_cast_vd: Tensor | None,
+        has_padding: bool,
+    ) -> Tensor:
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        weight = weight_vd.to(torch.bfloat16) if weight_cast_vd is None else weight_cast_vd
+        hidden = hidden_nd.to(torch.bfloat16)
+        losses_n, d_hidden, d_weight = native_cross_entropy(
+            hidden, weight, targets_n, has_padding, needs_hidden, needs_weight
+        )
+        ctx.gradients = (
+            d_hidden.to(hidden_nd.dtype) if needs_hidden else None,
+            d_weight if needs_weight else None,
+        )
+        total: Tensor = losses_n.sum()
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
+        return *_scaled_gradients(ctx, d_total), None, None, None
+
+
+def _scaled_gradients(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients that the forward computed, times that of its result."""
+    if ctx.gradients is None:
+        raise RuntimeError("backward was called twice; the gradients are not kept")
+    d_hidden, d_weight = ctx.gradients
+    ctx.gradients = None
+    if d_hidden is not None:
+        d_hidden = d_hidden.mul_(d_total)
+    if d_weight is not None:
+        d_weight = d_weight.mul_(d_total)
+    return d_hidden, d_weight
 
 
 def _differentiate(
@@ -153,16 +214,26 @@ def _differentiate(
     """
     if is_target_c is not None:
         targets_c = targets_c.clamp(min=0)
-    target_logits = logits_cv.gather(1, targets_c[:, None])
-    largest, sums = exponentiate(logits_cv)
-    target_above = target_logits.to(sums.dtype) - largest
+    losses, sums, target_above = _exponentiated_losses(logits_cv, targets_c, exponentiate)
     rows = torch.arange(len(targets_c), device=targets_c.device)
     logits_cv[rows, targets_c] = (target_above.exp() - sums).to(logits_cv.dtype)[:, 0]
-    losses = sums.log() - target_above
     if is_target_c is not None:
         losses = torch.where(is_target_c[:, None], losses, 0.0)
         sums = torch.where(is_target_c[:, None], sums, torch.inf)
     return losses.sum(), sums
+
+
+def _exponentiated_losses(
+    logits_cv: Tensor, targets_c: Tensor, exponentiate: Exponentiate
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return each row's loss, its sum of exponentials, and its target's logit above the maximum.
+
+    Each is (C, 1). The logits are replaced by exp(logit − row maximum).
+    """
+    target_logits = logits_cv.gather(1, targets_c[:, None])
+    largest, sums = exponentiate(logits_cv)
+    target_above = target_logits.to(sums.dtype) - largest
+    return sums.log() - target_above, sums, target_above
 
 
 def _add_product(total_vd: Tensor, logits_cv: Tensor, hidden_cd: Tensor) -> None:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmtrain.choice import Choice
+from llmtrain.choice import Choice, OptimizerName
 from llmtrain.machine.facts import Facts
-from llmtrain.plan.cpu_benchmarks import measured_products
-from llmtrain.plan.decisions import choose_device, choose_threads
+from llmtrain.plan.cpu_benchmarks import eager_tokens_per_s
+from llmtrain.plan.decisions import choose_device
+from llmtrain.plan.workload import Workload
 from llmtrain.profile.load import LoadedProfile, load_section, profile_layer
-from llmtrain.profile.schema import DeviceSection, ModelSection, Profile
+from llmtrain.profile.schema import DeviceSection, ModelSection, OptimSection, Profile
 from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.recipe.batch_size import best_tokens_per_step
-from llmtrain.recipe.model_size import best_for_time, expected_tokens
+from llmtrain.recipe.model_size import best_for_time
 from llmtrain.units import format_count
 
 _CPU_PROFILES = ("cpu-tiny", "cpu-mini", "cpu-small", "cpu-medium")
@@ -38,11 +39,16 @@ def choose_profile(
         return Choice("cpu-tiny", "trains in minutes on a CPU")
     if not measure:
         return Choice("cpu-tiny", "the smallest, as the speed of the CPU is unknown")
+    layers = {name: profile_layer(name) for name in _CPU_PROFILES}
     shapes = {
-        name: shape_of(load_section(ModelSection, "model", profile_layer(name)))
-        for name in _CPU_PROFILES
+        name: shape_of(load_section(ModelSection, "model", layer)) for name, layer in layers.items()
     }
-    return best_for_time(shapes, time_s, _flops_per_s(facts, options, shapes["cpu-tiny"]))
+
+    def tokens_per_s(name: str) -> float | None:
+        optimizer = load_section(OptimSection, "optim", layers[name]).name
+        return eager_tokens_per_s(facts, options, _workload(shapes[name], optimizer))
+
+    return best_for_time(shapes, time_s, tokens_per_s)
 
 
 def choose_finetuning_profile(facts: Facts, options: DeviceSection) -> Choice[str]:
@@ -65,8 +71,7 @@ def choose_tokens_per_step(profile: Profile, facts: Facts, *, measure: bool = Tr
         number = max(1, _ACCELERATOR_TOKENS_PER_STEP // shape.context) * shape.context
         return Choice(number, "keeps a GPU busy")
     if train.time is not None and measure:
-        flops_per_s = _flops_per_s(facts, profile.device, shape)
-        tokens = expected_tokens(shape, train.time, flops_per_s)
+        tokens = _expected_tokens(profile, facts, train.time)
     number = best_tokens_per_step(shape, tokens, uses_muon=profile.optim.name == "muon")
     if tokens is None:
         return Choice(number, "large enough that the optimizer takes little of a step")
@@ -83,6 +88,18 @@ def with_chosen_step(loaded: LoadedProfile, choice: Choice[int]) -> LoadedProfil
     return replace(loaded, profile=profile, origins=origins)
 
 
-def _flops_per_s(facts: Facts, options: DeviceSection, shape: ModelShape) -> float:
-    threads = choose_threads(facts, options, 1).value
-    return measured_products(facts, shape, threads).fastest_flops_per_s
+def _expected_tokens(profile: Profile, facts: Facts, time_s: float) -> float | None:
+    """Return the tokens of a run for a time by rule 1.1; None if it does not fit the memory."""
+    workload = replace(
+        _workload(shape_of(profile.model), profile.optim.name),
+        micro_batch=profile.train.micro_batch,
+        mask_documents=profile.data.mask_documents,
+    )
+    rate = eager_tokens_per_s(facts, profile.device, workload)
+    return None if rate is None else rate * time_s
+
+
+def _workload(shape: ModelShape, optimizer: OptimizerName) -> Workload:
+    """Return the work of a step whose size is still to be chosen."""
+    tokens_per_step = best_tokens_per_step(shape, None, uses_muon=optimizer == "muon")
+    return Workload(shape, tokens_per_step, optimizer=optimizer)

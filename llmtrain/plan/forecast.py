@@ -4,9 +4,9 @@
     tokens         = those asked for; under a time limit: rate · (limit - starting - ending)
     bits per byte  = the fit to trainings on Python source in `llmtrain.recipe.model_size`
 
-The rate is that of an earlier run by the same plan on this machine, else computed from a measured
-block (`llmtrain.plan.throughput`), else 0.55 of the measured products' rate. Without measurements
-there is no forecast of time.
+The rate is that of an earlier run by the same plan on this machine, else computed from the parts of
+a step, each timed on this machine (`llmtrain.plan.throughput`). Without measurements there is no
+forecast of time.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
+from llmtrain.machine.facts import CpuTimes, StepTimes
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.tensor_bytes import checkpoint_bytes
-from llmtrain.plan.throughput import predicted_tokens_per_s, product_flops_per_s, step_work
+from llmtrain.plan.throughput import parts_of, predicted_tokens_per_s
 from llmtrain.profile.horizon import horizon_of
 from llmtrain.profile.schema import Profile
-from llmtrain.recipe.model_size import UTILISATION, expected_loss
+from llmtrain.recipe.model_size import expected_loss
 
 Source = Literal["asked for", "measured", "estimated"]
 
-_STARTING_S = 6.0  # imports and reading the data
+_STARTING_S = 6.0  # imports and reading the data, of a run that has not begun
+_LOADING_S = 3.0  # of compiled code, which is in the compiler's cache once a block was timed
 _SAVED_BYTES_PER_S = 170e6
 # Depends on the text: Python's library was 17% below the fit, prose far above.
 _LOSS_RANGE = (0.8, 1.15)
@@ -62,15 +64,21 @@ class Forecast:
         return asdict(self)
 
 
-def forecast(profile: Profile, planned: Planned) -> Forecast:
-    """Forecast a run of `profile` by this plan, from its first step."""
+def forecast(profile: Profile, planned: Planned, elapsed_s: float | None = None) -> Forecast:
+    """Forecast a run of `profile` by this plan, from its first step.
+
+    `elapsed_s`: what it took to come there; None: the run has not begun.
+    """
     rate = _rate(planned)
-    steps, tokens = _length(profile, planned, rate)
+    starting_s = _STARTING_S if elapsed_s is None else elapsed_s
+    if planned.plan.compile.value:
+        starting_s += _LOADING_S
+    steps, tokens = _length(profile, planned, rate, starting_s)
     return Forecast(
         steps=steps,
         tokens=tokens,
         tokens_per_s=rate,
-        seconds=_seconds(profile, planned, tokens, rate),
+        seconds=_seconds(profile, planned, tokens, rate, starting_s),
         checkpoints_bytes=_checkpoints(profile, planned),
         # The fit is of models that begin with random weights.
         val_bpb=None if profile.model.init_from is not None else _loss(planned, tokens),
@@ -78,26 +86,33 @@ def forecast(profile: Profile, planned: Planned) -> Forecast:
 
 
 def _rate(planned: Planned) -> Figure | None:
-    times, plan, shape = planned.cpu_times, planned.plan, planned.workload.shape
+    times, plan = planned.cpu_times, planned.plan
     last_run = planned.last_run
     if last_run is not None and not last_run.is_contended:
         how = f"in a run of {last_run.steps:.0f} steps by this plan on this machine"
         return Figure(last_run.tokens_per_s, "measured", how)
-    if times is None:
+    parts = None if times is None else parts_of(times, compiled=plan.compile.value)
+    if times is None or parts is None:
         return None
-    work = step_work(plan, planned.workload)
-    by_block = predicted_tokens_per_s(shape, work, times)
-    if by_block is not None:
-        return Figure(by_block, "estimated", "from a block and products measured on this machine")
-    flops_per_s = plan.processes.value * product_flops_per_s(times.matmul, work)
-    by_products = UTILISATION * flops_per_s / planned.workload.flops_per_token
-    return Figure(
-        by_products, "estimated", f"{UTILISATION} of the rate of products measured on this machine"
+    rate = predicted_tokens_per_s(
+        planned.workload.shape,
+        parts,
+        tokens_per_step=planned.workload.tokens_per_step,
+        processes=plan.processes.value,
     )
+    return Figure(rate, "estimated", _how_timed(times, parts, compiled=plan.compile.value))
+
+
+def _how_timed(times: CpuTimes, parts: StepTimes, *, compiled: bool) -> str:
+    is_compiled = parts is times.compiled
+    how = f"from the parts of {'a compiled' if is_compiled else 'an eager'} step, timed here"
+    if compiled and not is_compiled:
+        how += "; compiled they are not timed yet"
+    return f"{how}; other programs kept it busy" if parts.is_contended else how
 
 
 def _length(
-    profile: Profile, planned: Planned, rate: Figure | None
+    profile: Profile, planned: Planned, rate: Figure | None, starting_s: float
 ) -> tuple[Figure | None, Figure | None]:
     """Return steps and tokens. The length of an epoch is known once the text is tokenized."""
     per_step, horizon = planned.workload.tokens_per_step, horizon_of(profile.train)
@@ -109,7 +124,7 @@ def _length(
         return Figure(horizon.steps, "asked for", asked), tokens
     if horizon.time_s is None or rate is None:
         return None, None
-    overhead_s = _starting_s(planned) + _ending_s(profile, planned, rate, evaluations=1)
+    overhead_s = starting_s + _ending_s(profile, planned, rate, evaluations=1)
     steps = max(0, int((horizon.time_s - overhead_s) * rate.value / per_step))
     return (
         Figure(steps, rate.source, "as many as the time allows"),
@@ -118,7 +133,11 @@ def _length(
 
 
 def _seconds(
-    profile: Profile, planned: Planned, tokens: Figure | None, rate: Figure | None
+    profile: Profile,
+    planned: Planned,
+    tokens: Figure | None,
+    rate: Figure | None,
+    starting_s: float,
 ) -> Figure | None:
     if profile.train.time is not None:
         return Figure(profile.train.time, "asked for", "train.time")
@@ -127,13 +146,8 @@ def _seconds(
     steps = tokens.value / planned.workload.tokens_per_step
     evaluations = max(1, int(steps // profile.eval.every_steps))
     ending_s = _ending_s(profile, planned, rate, evaluations)
-    total_s = _starting_s(planned) + tokens.value / rate.value + ending_s
+    total_s = starting_s + tokens.value / rate.value + ending_s
     return Figure(total_s, rate.source, "the tokens at that rate, with start and evaluations")
-
-
-def _starting_s(planned: Planned) -> float:
-    block = planned.cpu_times.block if planned.cpu_times is not None else None
-    return _STARTING_S + (block.compile_s if block and planned.plan.compile.value else 0.0)
 
 
 def _ending_s(profile: Profile, planned: Planned, rate: Figure, evaluations: int) -> float:
@@ -149,8 +163,7 @@ def _checkpoints(profile: Profile, planned: Planned) -> Figure:
 
 
 def _checkpoint_bytes(planned: Planned) -> int:
-    workload = planned.workload
-    return checkpoint_bytes(workload.shape, workload.optimizer, workload.lora)
+    return checkpoint_bytes(planned.workload.shape, planned.workload.optimizer)
 
 
 def _loss(planned: Planned, tokens: Figure | None) -> Figure | None:

@@ -45,9 +45,9 @@ def predict_evaluation(
 
 
 def predict_generation(
-    shape: ModelShape, device_kind: str, *, half_precision: bool
+    shape: ModelShape, device_kind: str, *, half_precision: bool, slots: int = 1
 ) -> MemoryPrediction:
-    """Predict the peak of `llmtrain generate` with a full context and its KV cache."""
+    """Predict the peak of `llmtrain generate` with full contexts and their KV caches."""
     size = HALF_BYTES if half_precision else FP32_BYTES
     head = HALF_BYTES * shape.vocab_size * shape.hidden_size if half_precision else 0
     forward_bytes = _forward_bytes(shape, shape.context, size)
@@ -55,7 +55,7 @@ def predict_generation(
         parameters_bytes=FP32_BYTES * shape.parameters,
         weight_casts_bytes=_casts_bytes(shape, half_precision=half_precision) + head,
         activations_bytes=forward_bytes,
-        caches_bytes=2 * size * shape.num_layers * shape.kv_width * shape.context,
+        caches_bytes=2 * size * shape.num_layers * shape.kv_width * shape.context * slots,
         libraries_bytes=libraries_bytes(device_kind) - _UNUSED_BYTES.get(device_kind, 0),
         slack_bytes=_slack_bytes(device_kind, forward_bytes),
     )

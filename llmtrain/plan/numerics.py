@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from llmtrain.choice import AttentionKernel, Choice, DeviceKind, MatmulPrecision, Precision
+from llmtrain.choice import (
+    AttentionKernel,
+    Choice,
+    DeviceKind,
+    LossKernel,
+    MatmulPrecision,
+    Precision,
+)
 from llmtrain.errors import UsageError
-from llmtrain.machine.facts import FASTER_RATIO, CpuTimes, Facts, MatmulTimes
+from llmtrain.machine.facts import FASTER_RATIO, CpuTimes, Facts, MatmulTimes, StepTimes
+from llmtrain.ops.chunk_sizes import NATIVE_WIDTH_MULTIPLE
+from llmtrain.plan.throughput import predicted_tokens_per_s
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
-from llmtrain.recipe.model_size import UTILISATION
 
-_WORTH_COMPILING_S = (
-    120.0  # of eager training: compiled it takes a fifth less, after up to 20 s of compilation
-)
+# Of eager training: compiled it takes a fifth to two fifths less, after up to 20 s of compilation,
+# and native kernels are compiled in some 15 s. A run for a time gives of that time. For another it
+# is CPU time, which repeated measurements find alike also beside other programs: a run computes the
+# same bits each time it is started.
+_WORTH_COMPILING_TIME_S, _WORTH_COMPILING_CPU_S = 120.0, 60.0
+_WORTH_NATIVE_TIME_S, _WORTH_NATIVE_CPU_S = 60.0, 30.0
 _LEAST_FLEX_HEAD_DIM = 16  # its kernels multiply tiles of 16 features
 
 
@@ -94,6 +106,7 @@ def choose_compilation(
     kind: DeviceKind,
     workload: Workload,
     times: CpuTimes | None,
+    processes: int = 1,
 ) -> Choice[bool]:
     """Choose whether blocks are compiled. Raises UsageError where a compiler is missing."""
     if options.compile != "auto":
@@ -108,7 +121,7 @@ def choose_compilation(
         return Choice(False, "eager: no C++ compiler was found")
     if times is None:
         return Choice(False, "eager: not measured on this CPU")
-    return _measured_compilation(workload, times)
+    return _measured_compilation(workload, times, processes)
 
 
 def missing_to_compile(facts: Facts, kind: DeviceKind) -> str | None:
@@ -128,11 +141,12 @@ def _asked_compilation(facts: Facts, asked: bool, kind: DeviceKind) -> Choice[bo
     return Choice(asked, "asked for")
 
 
-def _measured_compilation(workload: Workload, times: CpuTimes) -> Choice[bool]:
+def _measured_compilation(workload: Workload, times: CpuTimes, processes: int) -> Choice[bool]:
     if times.compile_failure is not None:
         return Choice(False, f"eager: compiling failed: {times.compile_failure}")
-    run_s = _eager_run_s(workload, times.matmul)
-    if run_s < _WORTH_COMPILING_S:
+    limits = _WORTH_COMPILING_TIME_S, _WORTH_COMPILING_CPU_S
+    if not _is_long(workload, times.eager, processes, *limits):
+        run_s = workload.time_s or _run_s(workload, times.eager, processes)
         return Choice(False, f"eager: the run takes about {run_s:.0f} s, and compiling up to 20 s")
     block = times.block
     if block is None:
@@ -147,16 +161,27 @@ def _measured_compilation(workload: Workload, times: CpuTimes) -> Choice[bool]:
     return Choice(True, f"{figures}; compiling took {block.compile_s:.0f} s")
 
 
-def _eager_run_s(workload: Workload, times: MatmulTimes) -> float:
-    """Return about how long the run lasts; infinity for one without an end."""
+def _is_long(
+    workload: Workload, parts: StepTimes | None, processes: int, time_s: float, cpu_s: float
+) -> bool:
+    """Return whether a run takes so long, also if that is unknown or it has no end.
+
+    Unknown: only a compiled step fits the memory.
+    """
     if workload.time_s is not None:
-        return workload.time_s
-    if workload.tokens is None:
+        return workload.time_s >= time_s
+    return parts is None or _run_s(workload, parts.by_cpu(), processes) >= cpu_s
+
+
+def _run_s(workload: Workload, parts: StepTimes | None, processes: int) -> float:
+    """Return about how long the run lasts by these parts; infinity if that is unknown."""
+    if workload.tokens is None or parts is None:
         return math.inf
-    return (
-        workload.tokens
-        * workload.shape.training_flops_per_token
-        / (UTILISATION * times.fastest_flops_per_s)
+    return workload.tokens / predicted_tokens_per_s(
+        workload.shape,
+        parts,
+        tokens_per_step=workload.tokens_per_step,
+        processes=processes,
     )
 
 
@@ -175,6 +200,7 @@ def choose_attention(
     *,
     masked: bool = False,
     can_use_flex: bool = False,
+    precision: Precision = "bf16",
 ) -> Choice[AttentionKernel]:
     """Choose the attention kernel.
 
@@ -192,6 +218,8 @@ def choose_attention(
             f"device.attention blocks: made for a CPU, and the device is {kind}",
             hint="--set device.attention=auto",
         )
+    if options.attention == "native":
+        _refuse_native("device.attention", kind, precision, times)
     if options.attention != "auto":
         return Choice(options.attention, "asked for")
     if can_use_flex:
@@ -202,13 +230,116 @@ def choose_attention(
     if times is None or times.attention is None:
         return Choice("sdpa", "not measured on this CPU")
     blocks_s, sdpa_s = times.attention.blocks_s, times.attention.sdpa_s
+    native_s = times.attention.native_s
     figures = (
         f"products over blocks {1e3 * blocks_s:.1f} ms, torch's kernel {1e3 * sdpa_s:.1f} ms, "
-        "measured here"
+        f"measured here{_without_native(times)}"
     )
+    if native_s is not None:
+        figures = f"native kernel {1e3 * native_s:.1f} ms, {figures}"
+        if _is_faster(native_s, min(blocks_s, sdpa_s)):
+            return Choice("native", f"faster: {figures}")
     if _is_faster(blocks_s, sdpa_s):
         return Choice("blocks", f"faster: {figures}")
     return Choice("sdpa", f"blocks are not clearly faster: {figures}")
+
+
+def without_native(options: DeviceSection) -> DeviceSection:
+    """Return the options of the same run without native kernels."""
+    attention = "auto" if options.attention == "native" else options.attention
+    return options.model_copy(update={"attention": attention, "loss": "chunks"})
+
+
+def wants_native(
+    facts: Facts, options: DeviceSection, workload: Workload, times: CpuTimes, processes: int = 1
+) -> bool:
+    """Return whether native kernels are compiled and compared: for bf16, if the run is long enough.
+
+    It goes by how long the run takes without them, and not by whether they have been compiled
+    before, so that the same run computes the same bits each time.
+    """
+    if choose_precision(facts, options, "cpu", times.matmul).value != "bf16":
+        return False
+    asked = (options.attention, options.loss)
+    limits = _WORTH_NATIVE_TIME_S, _WORTH_NATIVE_CPU_S
+    is_long = _is_long(workload, times.plain, processes, *limits)
+    return "native" in asked or ("auto" in asked and is_long)
+
+
+def times_to_plan_with(
+    facts: Facts, options: DeviceSection, workload: Workload, times: CpuTimes, processes: int
+) -> CpuTimes:
+    """Return the times that a plan goes by: without those of native kernels for a short run."""
+    if wants_native(facts, options, workload, times, processes):
+        return times
+    attention = times.attention
+    if attention is not None:
+        attention = replace(attention, native_s=None)
+    return replace(times, attention=attention, loss=None, native_missing=None)
+
+
+def choose_loss(
+    options: DeviceSection,
+    kind: DeviceKind,
+    workload: Workload,
+    precision: Precision,
+    times: CpuTimes | None,
+) -> Choice[LossKernel]:
+    """Choose how the loss is computed: in chunks of logits, or by the native kernel."""
+    width = workload.shape.hidden_size
+    fits = width % NATIVE_WIDTH_MULTIPLE == 0
+    if workload.lora is not None:
+        if options.loss == "native":
+            raise UsageError(
+                "device.loss native: it computes the gradient of the head, which adapters leave "
+                "as it is",
+                hint="--set device.loss=auto",
+            )
+        return Choice("chunks", "beside adapters the head has no gradient")
+    if options.loss == "native":
+        _refuse_native("device.loss", kind, precision, times)
+        if not fits:
+            raise UsageError(
+                f"device.loss native: model.hidden_size {width} is no multiple of "
+                f"{NATIVE_WIDTH_MULTIPLE}",
+                hint="--set device.loss=auto",
+            )
+    if options.loss != "auto":
+        return Choice(options.loss, "asked for")
+    if kind != "cpu":
+        return Choice("chunks", "the device's own products")
+    if not fits:
+        multiple = f"a multiple of {NATIVE_WIDTH_MULTIPLE}"
+        return Choice("chunks", f"the native kernel needs a width that is {multiple}, not {width}")
+    if times is None or times.loss is None:
+        missing = _without_native(times) if times is not None else ""
+        return Choice("chunks", f"no other was measured on this CPU{missing}")
+    native_s, chunks_s = times.loss.native_s, times.loss.chunks_s
+    figures = (
+        f"native kernel {1e3 * native_s:.0f} ms, chunks {1e3 * chunks_s:.0f} ms, measured here"
+    )
+    if _is_faster(native_s, chunks_s):
+        return Choice("native", f"faster: {figures}")
+    return Choice("chunks", f"the native kernel is not clearly faster: {figures}")
+
+
+def _without_native(times: CpuTimes) -> str:
+    return f"; no native kernels: {times.native_missing}" if times.native_missing else ""
+
+
+def _refuse_native(
+    option: str, kind: DeviceKind, precision: Precision, times: CpuTimes | None
+) -> None:
+    """Raise UsageError where native kernels that were asked for cannot be used."""
+    reason = None
+    if kind != "cpu":
+        reason = f"made for a CPU, and the device is {kind}"
+    elif precision != "bf16":
+        reason = f"made for bf16, and the precision is {precision}"
+    elif times is not None:
+        reason = times.native_missing
+    if reason is not None:
+        raise UsageError(f"{option} native: {reason}", hint=f"--set {option}=auto")
 
 
 def choose_keep_weight_casts(precision: str, micro_batches: int) -> Choice[bool]:

@@ -11,7 +11,7 @@ from llmtrain.machine.facts import CpuTimes, Facts, RunFigures
 from llmtrain.plan.decisions import memory_limit_bytes
 from llmtrain.plan.memory import MemoryPrediction
 from llmtrain.plan.planner import Plan, predict
-from llmtrain.plan.throughput import product_flops_per_s, step_work
+from llmtrain.plan.throughput import product_flops_per_s
 from llmtrain.plan.workload import Workload
 
 
@@ -48,14 +48,14 @@ def planned_with(
         facts=facts,
         prediction=predict(workload, plan),
         limit_bytes=memory_limit_bytes(facts, plan.device.value),
-        peak_flops=_peak_flops(cpu_times, plan, workload),
+        peak_flops=_peak_flops(cpu_times, plan),
         cpu_times=cpu_times,
         last_run=last_run,
     )
 
 
-def _peak_flops(times: CpuTimes | None, plan: Plan, workload: Workload) -> float | None:
+def _peak_flops(times: CpuTimes | None, plan: Plan) -> float | None:
     """Return the rate of the model's matrix products in the plan's precision."""
     if times is None:
         return None
-    return product_flops_per_s(times.matmul, step_work(plan, workload))
+    return product_flops_per_s(times.matmul, plan.precision.value, plan.matmul_precision.value)

@@ -17,6 +17,7 @@ from llmtrain.choice import (
     Backend,
     Choice,
     DeviceKind,
+    LossKernel,
     MatmulPrecision,
     Precision,
 )
@@ -41,6 +42,7 @@ class Plan:
     micro_batch: Choice[int]
     accumulation: Choice[int]
     attention: Choice[AttentionKernel]
+    loss: Choice[LossKernel]
     compile: Choice[bool]
     activation_checkpointing: Choice[ActivationCheckpointing]
     keep_weight_casts: Choice[bool]
@@ -64,7 +66,8 @@ class Plan:
 
     def has_numerics(self, recorded: Mapping[str, Any]) -> bool:
         """Return True if the `numerics` of a plan, of an earlier llmtrain too, are this plan's."""
-        return all(recorded.get(name) == value for name, value in self.numerics().items())
+        known = _BEFORE | dict(recorded)
+        return all(known.get(name) == value for name, value in self.numerics().items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +90,13 @@ _NUMERICS = (
     "micro_batch",
     "accumulation",
     "attention",
+    "loss",
     "compile",
     "activation_checkpointing",
     "grad_scaler",
 )
+
+_BEFORE = {"loss": "chunks"}  # what runs computed before it was a decision
 
 _LARGEST = dict.fromkeys(("processes", "threads", "workers"), MOST_THREADS)
 
@@ -100,7 +106,11 @@ def plan_from_document(document: Mapping[str, Mapping[str, Any]]) -> Plan:
 
     Raises KeyError where a decision is missing, ValueError where one is invalid.
     """
-    known = {field.name: document[field.name] for field in fields(Plan)}
+    before = {
+        name: {"value": value, "reason": "before it was a decision"}
+        for name, value in _BEFORE.items()
+    }
+    known = {field.name: (before | dict(document))[field.name] for field in fields(Plan)}
     plan = TypeAdapter(Plan).validate_python(known)
     for name, choice in plan.choices():
         if type(choice.value) is int and not 0 <= choice.value <= _LARGEST.get(name, 2**31):
@@ -118,13 +128,22 @@ def make_plan(
     device = decide.choose_device(facts, options)
     kind = device.value
     processes = decide.choose_processes(facts, options, workload, kind)
+    if times is not None and kind == "cpu":
+        times = numerics.times_to_plan_with(facts, options, workload, times, processes.value)
     local = workload.launched_local_processes or processes.value
     products = times.matmul if times is not None else None
     precision = numerics.choose_precision(facts, options, kind, products)
-    compilation = numerics.choose_compilation(facts, options, kind, workload, times)
+    compilation = numerics.choose_compilation(
+        facts, options, kind, workload, times, processes.value
+    )
     can_use_flex = numerics.can_use_flex(workload, kind, precision.value, compilation.value)
     attention = numerics.choose_attention(
-        options, kind, times, masked=workload.mask_documents, can_use_flex=can_use_flex
+        options,
+        kind,
+        times,
+        masked=workload.mask_documents,
+        can_use_flex=can_use_flex,
+        precision=precision.value,
     )
     checkpointing, micro_batch = decide.choose_activations(
         facts,
@@ -152,6 +171,7 @@ def make_plan(
             f"{workload.shape.context} tokens × {micro_batches} × {processes.value} processes",
         ),
         attention=attention,
+        loss=numerics.choose_loss(options, kind, workload, precision.value, times),
         compile=compilation,
         activation_checkpointing=checkpointing,
         keep_weight_casts=numerics.choose_keep_weight_casts(precision.value, micro_batches),

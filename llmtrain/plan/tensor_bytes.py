@@ -11,14 +11,13 @@ from collections import Counter
 from dataclasses import dataclass
 
 from llmtrain.choice import ActivationCheckpointing, OptimizerName, Precision
-from llmtrain.ops.chunk_sizes import even_chunk, loss_chunk_tokens
+from llmtrain.ops.chunk_sizes import MUON_STACK_BYTES, even_chunk, loss_chunk_tokens
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
 
 FP32_BYTES = 4
 HALF_BYTES = 2
-MUON_STACK_BYTES = 64 << 20  # of matrices that Muon orthogonalises at once
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 import llmtrain
 from llmtrain.errors import UsageError
 from llmtrain.files import escape_names
+from llmtrain.magic import other_content
 from llmtrain.profile.schema import (
     EXCLUSIVE_GROUPS,
     LANGUAGE_PATTERN,
@@ -126,10 +127,7 @@ def shipped_profiles() -> dict[str, Path]:
 def profile_layer(profile: str) -> Layer:
     """Return the settings of a shipped profile or of a profile file. Raises UsageError."""
     path = _profile_path(profile)
-    try:
-        text = read_bytes(path, LARGEST_BYTES, follow_links=True).decode()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"profile {path}: {problem_of(error)}") from None
+    text = _profile_text(path)
     label = path.name if profile in shipped_profiles() else str(path)
     sections = known_sections()
     layer = {
@@ -139,6 +137,17 @@ def profile_layer(profile: str) -> Layer:
     }
     name = Setting(profile_name(path.stem), label)
     return layer if "name" in layer else {"name": name, **layer}
+
+
+def _profile_text(path: Path) -> str:
+    try:
+        content = read_bytes(path, LARGEST_BYTES, follow_links=True)
+        what = other_content(content) if content else None  # an empty profile sets nothing
+        if what is not None:
+            raise ValueError(f"it is {what}")
+        return content.decode()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"profile {path}: {problem_of(error)}") from None
 
 
 def profile_name(text: str) -> str:
@@ -185,11 +194,16 @@ def _profile_path(profile: str) -> Path:
         return shipped[profile]
     path = Path(profile)
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
-        if path.is_file():
+        if path.exists() and not path.is_dir():
             return path
         raise UsageError(
-            f"profile file {profile} does not exist",
+            f"profile file {profile} {'is a directory' if path.is_dir() else 'does not exist'}",
             hint="llmtrain profiles show cpu-small > my.yaml",
+        )
+    if path.is_file():
+        raise UsageError(
+            f"{profile} is not a profile file: their names end in .yaml or .yml",
+            hint="text is named by --data; llmtrain profiles show cpu-small > my.yaml",
         )
     close = did_you_mean(profile, shipped)
     raise UsageError(
@@ -326,7 +340,8 @@ def _usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) 
         hint = f"a list is in brackets: {written}"
     elif error["type"] == "string_type" and not isinstance(setting.value, (list, dict)):
         hint = "quote a text that YAML reads as something else, as in 'no', '2024' and 'null'"
-    return UsageError(f"{key}: {message}, not {_shown(setting.value)} ({origin})", hint=hint)
+    found = "" if message.startswith(repr(setting.value)) else f", not {_shown(setting.value)}"
+    return UsageError(f"{key}: {message}{found} ({origin})", hint=hint)
 
 
 _READ_AS = {True: "true", False: "false", None: "null"}

@@ -24,6 +24,7 @@ from pydantic.json_schema import WithJsonSchema
 from llmtrain.units import parse_count, parse_duration_s
 
 Auto = Literal["auto"]
+TrackerName = Literal["tensorboard", "trackio"]
 Duplicates = Literal["keep", "drop_exact", "drop_near"]
 
 
@@ -274,7 +275,8 @@ class DeviceSection(Section):
     force_cpu: bool = False
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: Threads | Auto = "auto"  # in each process
-    attention: Literal["auto", "sdpa", "blocks", "flex"] = "auto"
+    attention: Literal["auto", "sdpa", "blocks", "flex", "native"] = "auto"
+    loss: Literal["auto", "chunks", "native"] = "auto"
     activation_checkpointing: Literal["auto", "off", "selective", "full"] = "auto"
     compile: bool | Auto = "auto"
     workers: Threads | Auto = "auto"  # processes that tokenize
@@ -289,6 +291,8 @@ class Profile(Section):
     """All settings of a run; values that depend on the machine are in the plan."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)] = "custom"
+    log_to: tuple[TrackerName, ...] = ()  # trackers that get the metrics too
+    report: bool = False  # write report.html in the run directory at the end of each session
     model: ModelSection = ModelSection()
     data: DataSection = DataSection()
     train: TrainSection = TrainSection()

@@ -2,10 +2,9 @@
 
 1.1 A CPU trains on
 
-        D = 0.55 · FLOP/s · time / FLOPs per token
+        D = rate · time
 
-    tokens, where FLOP/s is the measured rate of the model's matrix products. 0.55 is their share
-    of a whole run, which also compiles, evaluates and saves.
+    tokens, where the rate is computed from the parts of a step, each timed on this machine.
 1.2 A model of N parameters that was trained on D tokens is expected to reach
 
         loss = 0.30 + 0.189 · (N / 10M)^-0.34 + 0.519 · (D / 10M)^-0.28    bits per byte.
@@ -17,28 +16,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from llmtrain.choice import Choice
 from llmtrain.profile.shape import ModelShape
 from llmtrain.units import format_count, format_duration
 
-UTILISATION = 0.55  # of the products' rate, over a whole run
+TokensPerS = Callable[[str], float | None]
 
 
-def best_for_time(shapes: dict[str, ModelShape], time_s: float, flops_per_s: float) -> Choice[str]:
-    """Return the name of the shape with the lowest expected loss after `time_s`."""
-    tokens = {name: expected_tokens(shape, time_s, flops_per_s) for name, shape in shapes.items()}
-    losses = {name: expected_loss(shapes[name].parameters, tokens[name]) for name in shapes}
-    best = min(losses, key=losses.__getitem__)
+def best_for_time(
+    shapes: Mapping[str, ModelShape], time_s: float, tokens_per_s: TokensPerS
+) -> Choice[str]:
+    """Return the name of the shape with the lowest expected loss after `time_s`.
+
+    `shapes` are in the order of their size. `tokens_per_s` returns the rate of the one named, and
+    None if it does not fit the memory; larger ones than the first that is no better are not asked
+    for, because asking may take seconds. The first is the choice if none fits.
+    """
+    best = next(iter(shapes))
+    best_tokens, best_loss = 0.0, float("inf")
+    for name, shape in shapes.items():
+        rate = tokens_per_s(name)
+        if rate is None:
+            break
+        tokens = rate * time_s
+        loss = expected_loss(shape.parameters, tokens)
+        if loss >= best_loss:
+            break
+        best, best_tokens, best_loss = name, tokens, loss
+    parameters = format_count(shapes[best].parameters)
+    if not best_tokens:
+        return Choice(best, f"the smallest: {parameters} parameters")
     return Choice(
         best,
-        f"lowest expected loss: {format_count(shapes[best].parameters)} parameters on about "
-        f"{format_count(round(tokens[best]))} tokens in {format_duration(time_s)}",
+        f"lowest expected loss: {parameters} parameters on about "
+        f"{format_count(round(best_tokens))} tokens in {format_duration(time_s)}",
     )
-
-
-def expected_tokens(shape: ModelShape, time_s: float, flops_per_s: float) -> float:
-    """Return D by rule 1.1."""
-    return UTILISATION * flops_per_s * time_s / shape.training_flops_per_token
 
 
 def expected_loss(parameters: int, tokens: float) -> float:

@@ -22,8 +22,8 @@ class HealedPrompt:
 
     kept: tuple[int, ...]  # begins with the separator
     dropped: tuple[int, ...]
-    spellings: tuple[bytes, ...]  # the UTF-8 of each id; b"" for control tokens
     text: str  # the prompt, decoded from its ids
+    spellings: Spellings
 
     def allowed(self, sampled: Sequence[int]) -> list[int] | None:
         """Return the ids that may follow `sampled`; None if every id may.
@@ -34,37 +34,51 @@ class HealedPrompt:
         """
         if len(sampled) >= len(self.dropped) or tuple(sampled) != self.dropped[: len(sampled)]:
             return None
-        rest = b"".join(self.spellings[token] for token in self.dropped[len(sampled) :])
+        rest = b"".join(self.spellings.of[token] for token in self.dropped[len(sampled) :])
         first = self.dropped[len(sampled)]
-        longer = (token for token, text in enumerate(self.spellings) if text.startswith(rest))
-        return [first, *(token for token in longer if token != first)]
+        return [first, *(token for token in self.spellings.beginning(rest) if token != first)]
 
 
-def heal_prompt(tokenizer: Tokenizer, prompt: str) -> HealedPrompt:
+class Spellings:
+    """The UTF-8 of each id of a vocabulary, b"" for control tokens, in order of their bytes too."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.of = tuple(tokenizer.spell(token) for token in range(tokenizer.vocab_size))
+        self._ids = sorted(range(len(self.of)), key=self.of.__getitem__)
+        self._ordered = [self.of[token] for token in self._ids]
+        self.longest = max(map(len, self.of), default=0)
+
+    def beginning(self, text: bytes) -> list[int]:
+        """Return the ids whose text begins with `text`, in order."""
+        place = start = bisect_left(self._ordered, text)
+        while place < len(self._ordered) and self._ordered[place].startswith(text):
+            place += 1
+        return sorted(self._ids[start:place])
+
+    def has_longer(self, text: bytes) -> bool:
+        """Return whether the text of an id begins with `text` and goes on."""
+        place = bisect_left(self._ordered, text + b"\x00")
+        return place < len(self._ordered) and self._ordered[place].startswith(text)
+
+
+def heal_prompt(tokenizer: Tokenizer, prompt: str, spellings: Spellings) -> HealedPrompt:
     """Encode `prompt` without the last tokens that together are the prefix of a longer token."""
     ids = tokenizer.encode(prompt)
-    spellings = tuple(tokenizer.spell(token) for token in range(tokenizer.vocab_size))
     count = _dropped(ids, spellings, escape(prompt) if tokenizer.kind.escaped else prompt)
     end = len(ids) - count
     kept = (tokenizer.separator_id, *ids[:end])
-    return HealedPrompt(kept, tuple(ids[end:]), spellings, tokenizer.decode(ids))
+    return HealedPrompt(kept, tuple(ids[end:]), tokenizer.decode(ids), spellings)
 
 
-def _dropped(ids: Sequence[int], spellings: Sequence[bytes], text: str) -> int:
+def _dropped(ids: Sequence[int], spellings: Spellings, text: str) -> int:
     """Return how many of the last ids together spell a proper prefix of a token."""
-    ordered = sorted(spellings)
-    longest = max(map(len, ordered), default=0)
     end = b" " + text.encode()  # some tokenizers put a space before each text
     count, suffix = 0, b""
     for number, token in enumerate(reversed(ids), start=1):
-        suffix = spellings[token] + suffix
-        if not spellings[token] or len(suffix) >= longest or not end.endswith(suffix):
+        spelled = spellings.of[token]
+        suffix = spelled + suffix
+        if not spelled or len(suffix) >= spellings.longest or not end.endswith(suffix):
             break
-        if _has_longer(suffix, ordered):
+        if spellings.has_longer(suffix):
             count = number
     return count
-
-
-def _has_longer(text: bytes, ordered: Sequence[bytes]) -> bool:
-    place = bisect_left(ordered, text + b"\x00")
-    return place < len(ordered) and ordered[place].startswith(text)

@@ -63,6 +63,12 @@ class HuggingFaceCodec(Codec):
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [each.ids for each in encoded]
 
+    def template_tokens(self) -> list[str]:
+        """Return the special tokens that the template of the file puts around a text."""
+        around = self._tokenizer.encode("", add_special_tokens=True)
+        masked = zip(around.tokens, around.special_tokens_mask, strict=True)
+        return [token for token, is_special in masked if is_special]
+
     def decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(
             [token for token in ids if token not in self._controls], skip_special_tokens=False

@@ -49,6 +49,7 @@ class ImportOptions:
     pattern: str | None = None  # splits text before ranks apply: a name or a regular expression
     separator: str | None = None  # the name of the control token between documents
     allow_lossy: bool = False  # whether a tokenizer that changes some text is accepted
+    keep_template: bool = False  # whether tokens around a text stay: the model knows them
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,17 +181,45 @@ def _of_json(file: Path, data: bytes, options: ImportOptions) -> Imported:
     codec = HuggingFaceCodec(data)  # validates the form of the document as well
     document.setdefault("added_tokens", [])
     _require_supported(document)
+    warnings = [] if options.keep_template else _take_surroundings(document, codec)
     names = {
         each["content"]: each["id"] for each in document["added_tokens"] if each.get("special")
     }
-    separator = _chosen(options.separator, _stated_end(file), names)
+    stated = _stated_end(file)
+    separator = _chosen(options.separator, stated, names)
     added = separator not in names
     if added:
         names[separator] = codec.vocab_size
         document["added_tokens"].append(special_token(separator, codec.vocab_size))
+    if added or warnings:
         data = json.dumps(document, ensure_ascii=False).encode()
+    if options.separator is None and stated is not None and stated not in names:
+        warnings.append(
+            f"{CONFIG_FILE} ends a text with {stated}, which is no special token of {file.name}; "
+            f"the separator is {separator}"
+        )
     kind = Kind("huggingface", names[separator], escaped=False)
-    return _checked(file, data, kind, options, tuple(names), separator, added)
+    imported = _checked(file, data, kind, options, tuple(names), separator, added)
+    return replace(imported, warnings=(*warnings, *imported.warnings))
+
+
+def _take_surroundings(document: Any, codec: HuggingFaceCodec) -> list[str]:
+    """Take out of tokenizer.json what changes the ids of a whole text; return what was.
+
+    A model is trained on the ids of texts alone, one separator between them. Left in the file, a
+    template, a length to cut to and a length to fill up to would make other programs give the
+    model other ids.
+    """
+    warnings = []
+    around = codec.template_tokens()
+    if around:
+        document["post_processor"] = None
+        warnings.append(f"its template puts {' '.join(around)} around a text; it is left out")
+    for key, does in (("truncation", "cuts texts"), ("padding", "fills texts up")):
+        if document.get(key) is not None:
+            document[key] = None
+            warnings.append(f"it {does} to a fixed length; that is left out")
+    return warnings
 
 
 def _refuse_affixes(document: object) -> None:
@@ -220,6 +249,17 @@ def _require_supported(document: Any) -> None:
         raise DataError(f"its unknown token {unknown!r} is not in its vocabulary")
     if kind == "Unigram" and model.get("unk_id") is None:
         raise DataError("it has no unknown token")
+    if kind == "BPE":
+        _require_an_id_each(model["vocab"])
+
+
+def _require_an_id_each(vocabulary: dict[str, int]) -> None:
+    """Raise DataError if two tokens share an id: one of them could not be decoded."""
+    names: dict[int, str] = {}
+    for name, token in vocabulary.items():
+        other = names.setdefault(token, name)
+        if other != name:
+            raise DataError(f"{other!r} and {name!r} have the same id, {token}")
 
 
 def _stated_end(file: Path) -> str | None:

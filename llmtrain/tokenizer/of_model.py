@@ -29,7 +29,7 @@ def tokenizer_of_model(directory: Path) -> tuple[Tokenizer, tuple[str, ...]]:
             return Tokenizer.load(directory), ()
         except DataError:
             pass  # a sentencepiece model of another tool: import it
-    imported = import_tokenizer(directory, ImportOptions(allow_lossy=True))
+    imported = import_tokenizer(directory, ImportOptions(allow_lossy=True, keep_template=True))
     return imported.tokenizer, imported.warnings
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from llmtrain.tokenizer.byte_unicode import bytes_of, is_byte_name, spelled_bytes
+from llmtrain.tokenizer.escape import ESCAPE
 from llmtrain.tokenizer.piece import Piece
 from llmtrain.tokenizer.tokenizer import Tokenizer
 
@@ -12,6 +13,9 @@ _PART_CHARACTERS = 1 << 20
 _LONGEST_CHARACTERS = 1 << 24
 _PART_IDS = 1 << 18
 _LONGEST_IDS = 1 << 22
+_WINDOW_IDS = 48  # decoded for each new id, at most
+_KEPT_IDS = 16  # of them
+_INCOMPLETE = 3  # bytes of a character of four
 
 
 def encoded_parts(tokenizer: Tokenizer, blocks: Iterable[str]) -> Iterator[list[int]]:
@@ -67,6 +71,63 @@ def decoded_parts(tokenizer: Tokenizer, batches: Iterable[Sequence[int]]) -> Ite
             yield tokenizer.decode(ids[:end])
             ids = ids[end:]
     yield tokenizer.decode(ids)
+
+
+class IncrementalDecoder:
+    """The text of ids that arrive one at a time, in whole characters.
+
+    The parts together are the text of all ids. Only the last few ids are decoded for each new one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, ids: Sequence[int] = ()) -> None:
+        """Begin after `ids`, whose text is shown already, in whole characters."""
+        self._tokenizer = tokenizer
+        self._ids = list(ids)
+        self._start = self._last_start(0)  # the ids before it do not change what follows
+        self._shown = whole_characters(tokenizer.decode(self._ids[self._start :]))
+
+    def add(self, token: int) -> str:
+        """Return the text that `token` completes; "" within a character."""
+        self._ids.append(token)
+        text = self._tokenizer.decode(self._ids[self._start :])
+        whole = whole_characters(text)
+        new = whole[len(self._shown) :]
+        if new:
+            self._shown = whole
+            if len(self._ids) - self._start > _WINDOW_IDS:
+                self._move()
+        return new
+
+    def finish(self) -> str:
+        """Return the text of an incomplete character at the end."""
+        return self._tokenizer.decode(self._ids[self._start :])[len(self._shown) :]
+
+    def _move(self) -> None:
+        """Decode from a later id on."""
+        start = self._last_start(self._start)
+        unshown = len(self._tokenizer.decode(self._ids[self._start :])) - len(self._shown)
+        self._ids, self._start = self._ids[start:], 0
+        text = self._tokenizer.decode(self._ids)
+        self._shown = text[: len(text) - unshown]
+
+    def _last_start(self, least: int) -> int:
+        """Return the last position from `least` on, some ids before the end, that text begins at.
+
+        Ids are not cut before one that continues a character, or may be in an escape code.
+        """
+        for position in range(len(self._ids) - _KEPT_IDS, least, -1):
+            first = self._tokenizer.spell(self._ids[position])[:1]
+            if first and first[0] & 0xC0 != 0x80 and first not in (b"0", b"1"):
+                return position
+        return least
+
+
+def whole_characters(text: str) -> str:
+    """Return the decoded text without its end if the next id may make that another character."""
+    whole = text.rstrip("\ufffd")
+    if len(text) - len(whole) > _INCOMPLETE:
+        whole = text[:-_INCOMPLETE]
+    return whole.removesuffix(ESCAPE)
 
 
 def joins(tokenizer: Tokenizer) -> bool:

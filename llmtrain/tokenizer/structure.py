@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from llmtrain.errors import DataError
+from llmtrain.magic import other_content
 
 _PIECES, _TRAINER, _NORMALIZER, _SELF_TEST, _DENORMALIZER = 1, 2, 3, 4, 5
 _BYTES = 2  # the wire type of everything at the top level
@@ -20,6 +21,7 @@ MOST_PIECES = 1 << 20
 _LONGEST_PIECE_BYTES = 1024
 _LONGEST_SETTINGS_BYTES = 1 << 16
 _LONGEST_VARINT = 10
+_HEAD_BYTES = 512
 
 
 def require_sound(model: bytes) -> None:
@@ -27,6 +29,9 @@ def require_sound(model: bytes) -> None:
 
     The values of the settings are not checked.
     """
+    what = other_content(model[:_HEAD_BYTES])
+    if what is not None:
+        raise DataError(f"it is {what}")
     pieces = 0
     for field, wire_type, start, end in _fields(model, 0, len(model)):
         if wire_type != _BYTES or not _PIECES <= field <= _DENORMALIZER:

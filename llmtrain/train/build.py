@@ -25,6 +25,7 @@ from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.huggingface import EMBEDDING, HEAD, weight_shapes
 from llmtrain.model.lora import adapted_decoder, reset_adapters
+from llmtrain.ops.native.library import require_kernels
 from llmtrain.ops.precision import WeightCasts, half_dtype
 from llmtrain.plan.planner import InferencePlan, Plan
 from llmtrain.profile.schema import DataSection, Profile
@@ -153,8 +154,11 @@ def _apply_plan(model: Decoder, plan: Plan, optimizer: torch.optim.Optimizer) ->
     if casts is not None:
         forget = casts.forget
         optimizer.register_step_post_hook(lambda *_: forget())
+    if "native" in (plan.attention.value, plan.loss.value):
+        require_kernels()
     model.compute_with(
         attention=plan.attention.value,
+        loss=plan.loss.value,
         checkpointing=plan.activation_checkpointing.value,
         casts=casts,
         compiled=plan.compile.value,

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
-
-from llmtrain.eval.answer import answer_prompt
-from llmtrain.eval.continuation import continue_prompt
 from llmtrain.eval.evaluate import LossSum, bits_per_byte, sum_loss
-from llmtrain.model.generate import Sampling
+from llmtrain.generate.generator import TextGenerator
+from llmtrain.generate.sampling import Sampling
+from llmtrain.generate.text import TextRequest
 from llmtrain.profile.schema import EvalSection
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.events import Evaluated
@@ -114,22 +111,20 @@ class Evaluator:
 
     def sample(self, prompt: str, seed: int) -> str:
         """Return a continuation of `prompt`, or in a conversation the answer to it."""
-        run, sampled = self._run, ""
-        with run.autocast(), torch.compiler.set_stance("force_eager"):
-            for text in self._continuation(prompt, replace(_SAMPLING, seed=seed)):
-                self._check_stop()
-                sampled += text
-                if self._is_time_over():
-                    break
+        run, sampled, chat = self._run, "", self._validation.chat
+        request = TextRequest(
+            prompt if chat is None else tuple(chat.ids[prompt]),
+            replace(_SAMPLING, seed=seed),
+            self._options.sample_tokens,
+            ends=frozenset() if chat is None else frozenset(chat.stop_ids),
+        )
+        generator = TextGenerator(run.model, self._tokenizer, run.plan.precision.value)
+        for piece in generator.generate(request):
+            self._check_stop()
+            sampled += piece.text
+            if self._is_time_over():
+                break
         return sampled
-
-    def _continuation(self, prompt: str, sampling: Sampling) -> Iterator[str]:
-        model, chat = self._run.model, self._validation.chat
-        limit = self._options.sample_tokens
-        if chat is None:
-            return continue_prompt(model, self._tokenizer, prompt, sampling, limit)
-        ids = chat.ids[prompt]
-        return answer_prompt(model, self._tokenizer, ids, chat.stop_ids, sampling, limit)
 
     def sampled(self, step: int) -> None:
         """Record that the samples of `step` are complete."""

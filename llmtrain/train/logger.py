@@ -119,8 +119,13 @@ class TrainLogger:
     def log_end(self, val_loss: float | None, best: float | None, best_step: int | None) -> None:
         """Note if a finished run's validation loss was clearly better before its end."""
         note = overfitting_note(val_loss, best, best_step)
-        if note is not None and self.world.is_main:
-            self.observe(Note(note))
+        if note is not None:
+            self.log_note(note)
+
+    def log_note(self, text: str) -> None:
+        """Send the observer a note."""
+        if self.world.is_main:
+            self.observe(Note(text))
 
     def log_warning(self, text: str) -> None:
         """Send the observer a warning."""

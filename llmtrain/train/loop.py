@@ -14,12 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from llmtrain.data.batches.prefetch import Prefetch, Windows
 from llmtrain.data.batches.windows import WindowReader
 from llmtrain.model.decoder import Decoder
+from llmtrain.model.optimizer import RoleOptimizer
 from llmtrain.ops.precision import autocast_as
 from llmtrain.plan.planner import Plan
 from llmtrain.train.checkpoint.adapter import Adapter
 from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence.policy import DivergenceState, StepVerdict, judge
-from llmtrain.train.optimizer import RoleOptimizer
 from llmtrain.train.parameter_groups import set_learning_rate
 from llmtrain.train.schedule import Schedule
 

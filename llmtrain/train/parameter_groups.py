@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from llmtrain.choice import Algorithm
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
+from llmtrain.model.optimizer import STATE, RoleOptimizer
 from llmtrain.profile.schema import OptimSection
 from llmtrain.recipe.learning_rate import Role, algorithm_of, peak_learning_rates
-from llmtrain.train.optimizer import STATE, RoleOptimizer
 
 
 def role_of(name: str, parameter: nn.Parameter) -> Role:

@@ -13,7 +13,7 @@ from pathlib import Path
 from llmtrain.data.batches.mixture import MixedSource
 from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
-from llmtrain.machine.core_wait import CoreTimes, read_core_times, waited_share
+from llmtrain.machine.core_wait import CoreTimes, ran_share, read_core_times, waited_share
 from llmtrain.machine.out_of_memory import memory_errors_mapped
 from llmtrain.model.lora import trained_weights
 from llmtrain.plan.tensor_bytes import checkpoint_bytes
@@ -32,6 +32,7 @@ from llmtrain.train.loop import Run, StepReport
 from llmtrain.train.memory_guard import MemoryGuard, MemoryStopError, agreed_action
 from llmtrain.train.pace import Pace, expected_steps
 from llmtrain.train.parameter_groups import named_state
+from llmtrain.train.rate_check import CHECKED_STEPS, CorrectForecast, rate_difference
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.train.signals import StopRequest
 from llmtrain.train.state import current_state, with_evaluation, with_plan
@@ -59,6 +60,8 @@ class TrainSetup:
     observe: Observer
     used_before_s: float  # by earlier sessions of the run
     starting_s: float  # by this session before training
+    forecast_tokens_per_s: float | None  # where known
+    correct_forecast: CorrectForecast  # called at most once, on rank 0
 
 
 class Trainer:
@@ -125,6 +128,8 @@ class Trainer:
             self._record_times(step_s)
             decision = self._decide(report.step)
             self._log(report, is_last=decision.ends_run)
+            if self.trained_steps == CHECKED_STEPS:
+                self._check_rate()
             if not decision.stop_requested and self._rewind():
                 continue
             decision = self._evaluate_and_sample(report.step, decision)
@@ -225,14 +230,35 @@ class Trainer:
             report,
             self.run.position,
             elapsed_s=self.pace.elapsed_s,
-            remaining_s=self.pace.remaining_s(
-                self.setup.horizon,
-                self.setup.profile.eval,
-                self.run.position.step,
-                self.run.position.horizon_steps,
-            ),
+            remaining_s=self._remaining_s(),
             is_last=is_last,
         )
+
+    def _remaining_s(self) -> float | None:
+        return self.pace.remaining_s(
+            self.setup.horizon,
+            self.setup.profile.eval,
+            self.run.position.step,
+            self.run.position.horizon_steps,
+        )
+
+    def _check_rate(self) -> None:
+        """Correct the forecast if the first steps are far from it."""
+        forecast, position = self.setup.forecast_tokens_per_s, self.run.position
+        if forecast is None or not self.pace.step_s or not self.run.world.is_main:
+            return
+        has_time_limit = self.setup.horizon.time_s is not None
+        difference = rate_difference(
+            self.setup.profile.train.chosen_tokens_per_step / self.pace.step_s,
+            forecast,
+            after_step=position.step,
+            ran_share=ran_share(self.core_times, read_core_times()),
+            remaining_s=self._remaining_s(),
+            horizon_steps=position.horizon_steps if has_time_limit else None,
+        )
+        if difference is not None:
+            self.logger.log_note(difference.line)
+            self.setup.correct_forecast(difference)
 
     def _log_jumps(self) -> None:
         position = self.run.position

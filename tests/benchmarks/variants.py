@@ -10,8 +10,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from llmtrain.model import optimizer as optimizer_module
 from llmtrain.ops import orthogonal
-from llmtrain.train import optimizer as optimizer_module
 
 # Amsel et al. 2025, "The Polar Express": the optimal polynomial of each iteration.
 _POLAR_EXPRESS = (

@@ -48,6 +48,7 @@ class Outcome:
         assert document["schema_version"] == package.SCHEMA_VERSION
         assert document["llmtrain"] == package.__version__
         name = "error" if "error" in document else published_name(self.arguments)
+        name = "eval-compared" if name == "eval" and "models" in document else name
         assert complaints(name, document) == []
         return document
 

@@ -12,6 +12,8 @@ from llmtrain.machine.facts import (
     CpuTimes,
     Facts,
     MatmulTimes,
+    PartTime,
+    StepTimes,
 )
 
 GIB = 2**30
@@ -73,7 +75,19 @@ def times(
     fp32_s: float, medium_s: float, bf16_s: float, block: BlockTimes | None = None
 ) -> CpuTimes:
     products = MatmulTimes(fp32_s, medium_s, bf16_s, flops=1e10)
-    return CpuTimes(products, AttentionTimes(sdpa_s=2 * bf16_s, blocks_s=bf16_s), block)
+    eager = parts(4 * min(fp32_s, medium_s, bf16_s))
+    return CpuTimes(
+        products,
+        AttentionTimes(sdpa_s=2 * bf16_s, blocks_s=bf16_s),
+        block,
+        eager=eager,
+        compiled=None if block is None else replace(eager, block=PartTime(block.compiled_s)),
+    )
+
+
+def parts(block_s: float) -> StepTimes:
+    """The parts of an eager step, in the proportions of a small model."""
+    return StepTimes(8, PartTime(block_s), PartTime(1.2 * block_s), PartTime(0.7 * block_s))
 
 
 OLD_LAPTOP = linux(cpu("Intel(R) Core(TM) i5-8250U CPU @ 1.60GHz", 4, 7.7, ("avx2",)))

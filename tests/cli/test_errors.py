@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from llmtrain.__main__ import main
 from tests.cli.conftest import Command
 
 TRAIN = ("train", "-p", "tiny.yaml")
@@ -448,3 +452,106 @@ def test_a_working_directory_that_cannot_be_written_names_out(
     assert "cannot be written: Read-only file system" in outcome.err
     assert "hint: --out DIRECTORY" in outcome.err
     assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize("command", ["profiles list", "device info", "--version"])
+def test_a_full_disk_behind_stdout_is_named(command: str, place: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("/dev/full is a device of Linux")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "llmtrain", *command.split()],
+            cwd=place,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: stdout: No space left on device")
+
+
+def test_a_value_is_repeated_once_in_an_error(llmtrain: Command) -> None:
+    outcome = llmtrain("train", "-p", "tiny.yaml", "--dry-run", "--tokens", "nan")
+    assert outcome.code == 2
+    assert outcome.err.count("'nan'") == 1
+
+
+@pytest.mark.parametrize("command", ["memory", "runs list", "eval"])
+def test_an_argument_is_named_without_the_brackets_of_its_usage(
+    command: str, llmtrain: Command
+) -> None:
+    outcome = llmtrain(*command.split(), "")
+    assert outcome.code == 2
+    assert re.search(r"error: \w+ is empty", outcome.err)
+
+
+def test_a_file_that_is_no_profile_is_not_called_an_unknown_one(
+    llmtrain: Command, place: Path
+) -> None:
+    (place / "text.txt").write_text("words")
+    outcome = llmtrain("train", "--dry-run", "-p", "text.txt")
+    assert outcome.code == 2
+    assert "text.txt is not a profile file" in outcome.err
+
+
+def test_a_plan_warns_of_text_that_training_would_refuse(llmtrain: Command) -> None:
+    flags = ("train", "-p", "tiny.yaml", "--dry-run", "--data", "missing.txt")
+    assert "warning: missing.txt does not exist" in llmtrain(*flags).err
+    assert "missing.txt" not in llmtrain(*flags, "--assume", "cpu:8c:32GiB").err
+
+
+def test_columns_of_profiles_are_apart(llmtrain: Command) -> None:
+    heading, *rows = llmtrain("profiles", "list").out.splitlines()
+    assert re.split(r" {2,}", heading) == [
+        *("profile", "parameters", "context", "vocabulary", "tokens per step")
+    ]
+    assert {len(row) for row in rows} == {len(heading)}
+
+
+def test_nothing_is_written_into_a_checkpoint(
+    llmtrain: Command, trained: Path, place: Path
+) -> None:
+    run = shutil.copytree(trained, place / "kept")
+    checkpoint = next((run / "checkpoints").glob("step-*"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    tokenizer = str(checkpoint / "tokenizer.model")
+    commands = (
+        ("train", "-p", "tiny.yaml"),
+        ("export", str(run), "--format", "gguf", "--no-verify"),
+        ("tokenizer", "encode", "--tokenizer", tokenizer, "corpus.txt"),
+        ("tokenizer", "import", tokenizer, "--overwrite"),
+        ("profiles", "convert", "tiny.yaml"),
+    )
+    places = (run / "checkpoints" / "new", checkpoint / "config.json")
+    for command, out in itertools.product(commands, places):
+        outcome = llmtrain(*command, "--out", str(out))
+        assert outcome.code == 2
+        assert "nothing is written into a checkpoint" in outcome.err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_ids_do_not_replace_the_text_that_they_are_of(
+    llmtrain: Command, trained: Path, place: Path
+) -> None:
+    tokenizer = str(next((trained / "checkpoints").glob("step-*/tokenizer.model")))
+    before = (place / "corpus.txt").read_bytes()
+    words = ("tokenizer", "encode", "--tokenizer", tokenizer, "corpus.txt", "--out", "./corpus.txt")
+    outcome = llmtrain(*words)
+    assert outcome.code == 2
+    assert "is the text that is read" in outcome.err
+    assert (place / "corpus.txt").read_bytes() == before
+
+
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "llmtrain.cli.app", Interrupted("app"))
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == ""

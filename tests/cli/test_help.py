@@ -17,12 +17,14 @@ from llmtrain.cli.app import app
 from tests.cli.conftest import Command, ProcessCommand
 
 CONTRACT = {
-    *("train", "eval", "generate", "memory", "device info", "device bench", "schema"),
+    *("train", "eval", "generate", "chat", "serve", "memory", "device info", "device bench"),
+    *("finetune", "export", "sweep", "report-bug", "schema"),
     *("tokenizer train", "tokenizer encode", "tokenizer decode", "tokenizer inspect"),
     "data inspect",
     *("profiles list", "profiles show", "profiles validate", "profiles schema"),
     *("data prepare", "data cache list", "data cache clear"),
     *("runs list", "runs show", "runs verify", "runs prove-resume"),
+    *("runs compare", "runs report", "runs tag", "runs rm"),
 }
 
 

@@ -34,7 +34,7 @@ def machine(name: str, monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr("llmtrain.engine.request.read_facts", lambda **_: machine.facts)
     monkeypatch.setattr("llmtrain.engine.plan_run.read_facts", pytest.fail)
     monkeypatch.setattr("llmtrain.engine.plan_run.measured_cpu", lambda *_: machine.times)
-    monkeypatch.setattr("llmtrain.plan.auto_profile.measured_products", pytest.fail)
+    monkeypatch.setattr("llmtrain.plan.auto_profile.eager_tokens_per_s", pytest.fail)
     return machine
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +85,33 @@ def test_json_has_a_name_that_is_not_unicode_as_text_that_names_it(
     assert origin.endswith(r"caf\xe9.txt")
     again = llmtrain("data", "inspect", "--data", origin, "--json")
     assert again.document["documents"] == 1
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_only_a_terminal_gets_long_lines_broken_and_between_words(
+    monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", "40")
+    text = "measuring the block " * 6
+
+    Output().note(text)
+
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == (3 if is_terminal else 1)
+    assert " ".join(lines).split() == text.split()
+
+
+def test_a_command_is_not_broken_by_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "30")
+    line = "generate: llmtrain generate run --prompt 'one two three'"
+    Output().note(line, in_one_piece=True)
+    Output().note(line)
+    whole, *broken = capsys.readouterr().err.splitlines()
+    assert whole == line
+    assert len(broken) > 1

@@ -43,6 +43,7 @@ from tests.test_layers import loaded_after
 DOCS = Path(__file__).parent.parent.parent / "docs" / "reference" / "json.md"
 FILES = {"metrics.jsonl", "samples.jsonl", "run.yaml"}
 OF_AN_OPTION = {
+    "eval-compared",
     "train-dry-run",
     "finetune-dry-run",
     "data-inspect-chat",
@@ -76,7 +77,7 @@ def test_every_command_with_a_result_can_be_asked_for_a_document() -> None:
         if path and not hasattr(command, "commands")
         if not any("--json" in parameter.opts for parameter in command.params)
     }
-    assert silent == {"profiles schema"}  # which is JSON anyway
+    assert silent == {"profiles schema", "chat"}  # JSON anyway, and a conversation
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -204,6 +205,7 @@ def test_no_document_has_what_json_has_no_word_for(capsys: pytest.CaptureFixture
             status="done",
             state="finished",
             started=None,
+            tags=[],
             record=record,
         )
     )

@@ -4,7 +4,7 @@ import math
 import re
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from llmtrain.cli.eval import verdict_of
+from llmtrain.engine.inference import Trained, text_generator
+from llmtrain.generate.text import Piece, TextRequest, TextStream
 from tests.cli.conftest import Command
 
 
@@ -23,6 +25,49 @@ def test_evaluation_is_repeatable_and_near_the_runs_own(llmtrain: Command, train
     assert first == again
     # The run looks at full windows only, this at every token.
     assert math.isclose(first["loss_nats_per_token"], shown["val_loss"], rel_tol=0.02)
+
+
+def test_two_models_are_compared_on_the_same_documents(
+    llmtrain: Command, trained: Path, place: Path
+) -> None:
+    early = trained / "checkpoints" / "step-00000010"
+    alone = llmtrain("eval", early, "--json").document
+    document = llmtrain("eval", trained, early, "--json").document
+    last, first = document["models"]
+    assert first == {key: alone[key] for key in first}
+    (difference,) = document["differences"]
+    assert difference["checkpoint"] == str(early)
+    between = first["bits_per_byte"] - last["bits_per_byte"]
+    assert math.isclose(difference["bits_per_byte"], between, rel_tol=1e-6)
+    assert difference["interval"]["low"] < between < difference["interval"]["high"]
+    assert difference["is_seen"] is True
+    out = llmtrain("eval", trained, early).out
+    assert re.search(r": worse than the first: \+\d\.\d{4} bits per byte, ", out)
+    itself = llmtrain("eval", trained, trained, "--json").document["differences"][0]
+    assert (itself["bits_per_byte"], itself["is_seen"]) == (0, False)
+
+
+def test_other_tokenizers_are_compared_on_the_first_ones_text(
+    llmtrain: Command, trained: Path, place: Path
+) -> None:
+    settings = ("--set", "model.vocab_size=320", "--steps", 2, "-q")
+    assert llmtrain("train", "-p", "tiny.yaml", *settings, "--out", "small").code == 0
+    outcome = llmtrain("eval", trained, "small", "--json")
+    first, other = outcome.document["models"]
+    assert outcome.err.count("warning") == 0
+    assert (first["bytes"], first["tokens"]) != (other["bytes"], other["tokens"])
+    assert first["bytes"] == other["bytes"]
+    assert first["interval"]["units"] == other["interval"]["units"]
+
+    (place / "other.txt").write_text("QQQQ ZZZZ\n" * 300)
+    elsewhere = ("--data", "other.txt", "--steps", 2, "-q", "--out", "elsewhere")
+    assert (
+        llmtrain("train", "-p", "tiny.yaml", "--set", "model.vocab_size=300", *elsewhere).code == 0
+    )
+    outcome = llmtrain("eval", trained, "elsewhere", "--max-bpb", 0.1, "--json")
+    assert outcome.code == 6
+    assert "may have seen this validation text" in outcome.err
+    assert [limit["met"] for limit in outcome.document["thresholds"]] == [False, False]
 
 
 def test_evaluation_on_other_text(llmtrain: Command, trained: Path, place: Path) -> None:
@@ -102,12 +147,65 @@ def test_no_more_tokens_than_asked_for(llmtrain: Command, trained: Path) -> None
         ("--temperature", "-1"),
         ("--max-tokens", "0"),
         ("--repetition-penalty", "0.5"),
+        ("--n", "0"),
+        ("--n", "1001"),
+        ("--stop", ""),
+        ("--top-logprobs", "3"),
     ],
 )
 def test_impossible_sampling(flags: tuple[str, str], llmtrain: Command, trained: Path) -> None:
     outcome = llmtrain("generate", trained, *flags)
     assert (outcome.code, outcome.out) == (2, "")
     assert flags[0] in outcome.err
+
+
+def test_several_texts_are_those_of_one_each(llmtrain: Command, trained: Path) -> None:
+    options = ("--max-tokens", 12, "--temperature", 1.5)
+    several = llmtrain(
+        *("generate", trained, "--prompt", "abc", "--prompt", "", "--n", 2, "--seed", 4),
+        *(*options, "--json"),
+    ).document
+    assert [(each["prompt"], each["seed"]) for each in several["texts"]] == [
+        *[("abc", 4), ("abc", 5)],
+        *[("", 4), ("", 5)],
+    ]
+    for each in several["texts"]:
+        alone = llmtrain(
+            *("generate", trained, "--prompt", each["prompt"], "--seed", each["seed"]), *options
+        )
+        assert alone.out == each["prompt"] + each["text"] + "\n"
+        assert len(each["tokens"]) == 12 or each["finish"] == "stop"
+        assert all("likeliest" not in token for token in each["tokens"])
+    assert several["text"] == several["texts"][0]["text"]
+
+    shown = llmtrain("generate", trained, "--prompt", "abc", "--n", 2, "--seed", 4, *options).out
+    first, second = (each["text"] for each in several["texts"][:2])
+    assert shown == (f"--- 1 of 2, seed 4 ---\nabc{first}\n--- 2 of 2, seed 5 ---\nabc{second}\n")
+
+
+def test_a_text_ends_before_a_stop_string(llmtrain: Command, trained: Path) -> None:
+    whole = llmtrain("generate", trained, "--prompt", "abc", "--max-tokens", 30).out
+    stop = whole[10:12]
+    ended = llmtrain("generate", trained, "--prompt", "abc", "--stop", stop, "--json").document
+    assert ended["texts"][0]["finish"] == "stop"
+    assert "abc" + ended["text"] == whole[: whole.index(stop, 3)]
+
+
+def test_tokens_have_log_probabilities(llmtrain: Command, trained: Path) -> None:
+    arguments = ("generate", trained, "--prompt", "abc ", "--temperature", 0, "--max-tokens", 5)
+    (text,) = llmtrain(*arguments, "--json", "--top-logprobs", 3).document["texts"]
+    for token in text["tokens"][1:]:  # the first completes the prompt
+        likeliest = token["likeliest"]
+        assert len(likeliest) == 3
+        assert likeliest[0] == {key: token[key] for key in ("id", "text", "logprob")}
+        assert sum(math.exp(each["logprob"]) for each in likeliest) <= 1
+
+
+def test_a_prompt_longer_than_the_context_is_told(llmtrain: Command, trained: Path) -> None:
+    outcome = llmtrain("generate", trained, "--prompt", "abcde " * 40, "--max-tokens", 3)
+    assert outcome.code == 0
+    assert outcome.out.startswith("abcde " * 40)
+    assert re.search(r"the prompt has \d+ tokens; the model reads the last 32", outcome.err)
 
 
 def test_runs_are_listed_with_where_they_stand(
@@ -148,13 +246,16 @@ def test_ctrl_c_ends_a_generated_text_without_an_error(
     monkeypatch: pytest.MonkeyPatch,
     as_json: tuple[str, ...],
 ) -> None:
-    def interrupted(*arguments: Any) -> Iterator[str]:
-        yield "d"
+    def interrupted(
+        trained: Trained, requests: Sequence[TextRequest], *arguments: Any
+    ) -> Iterator[tuple[int, Piece, TextStream]]:
+        stream = text_generator(trained).prepare(requests[0])
+        yield 0, Piece("d", ()), stream
         signal.raise_signal(signal.SIGINT)
         arguments[-1]()  # check whether to stop
-        yield "e"
+        yield 0, Piece("e", ()), stream
 
-    monkeypatch.setattr("llmtrain.engine.inference.generate_text", interrupted)
+    monkeypatch.setattr("llmtrain.engine.inference.generate_texts", interrupted)
     outcome = llmtrain("generate", trained, "--prompt", "abc", *as_json)
     assert outcome.code == 130
     if as_json:

@@ -19,10 +19,11 @@ from typing import Any
 
 import pytest
 
-from llmtrain.model.generate import Sampling, generate_tokens
+from llmtrain.generate.sampling import Sampling
 from llmtrain.train.build import trained_model
 from llmtrain.train.checkpoint.format import load_checkpoint
 from tests.checkout import import_path
+from tests.sampled import sampled_ids
 
 FIXTURES = Path(__file__).with_name("runs_0_2_0")
 EXPECTED: dict[str, Any] = json.loads((FIXTURES / "expected.json").read_text(encoding="utf-8"))
@@ -236,7 +237,7 @@ def _text_of_whole_prompt(run: Path) -> str:
     checkpoint = load_checkpoint(newest, with_optimizer=False)
     tokenizer = checkpoint.tokenizer
     prompt = [tokenizer.separator_id, *tokenizer.encode(EXPECTED["prompt"])]
-    ids = generate_tokens(
+    ids = sampled_ids(
         trained_model(checkpoint.shape, checkpoint.weights, "it").eval(),
         prompt,
         Sampling(temperature=0),

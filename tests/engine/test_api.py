@@ -10,7 +10,7 @@ import pytest
 
 from llmtrain import engine
 from llmtrain.errors import DataError, DoesNotFitError, UsageError
-from llmtrain.model.generate import Sampling
+from llmtrain.generate.sampling import Sampling
 from llmtrain.train.events import Evaluated, Event, Saved, Started, Step, TrainResult
 
 SETTINGS: dict[str, Any] = {

@@ -12,10 +12,17 @@ import torch
 from llmtrain.engine.bench import Bench, bench_cpu
 from llmtrain.engine.plan_run import plan_run, workload_of
 from llmtrain.errors import UsageError
-from llmtrain.machine.facts import Accelerator, AttentionTimes, BlockTimes, Facts, MatmulTimes
+from llmtrain.machine.facts import (
+    Accelerator,
+    AttentionTimes,
+    BlockTimes,
+    Facts,
+    MatmulTimes,
+    PartTime,
+)
 from llmtrain.machine.probe import read_facts
 from llmtrain.model.timing import CompileError
-from llmtrain.plan import cpu_benchmarks
+from llmtrain.plan import cpu_benchmarks, step_benchmarks
 from llmtrain.plan.cpu_benchmarks import cpu_threads
 from llmtrain.profile.load import Setting, load_profile
 from llmtrain.profile.schema import Profile
@@ -36,6 +43,9 @@ BF16_PAYS = MatmulTimes(fp32_s=0.2, medium_s=0.2, bf16_s=0.1, flops=1e9)
 MEDIUM_PAYS = MatmulTimes(fp32_s=0.2, medium_s=0.1, bf16_s=0.2, flops=1e9)
 ATTENTION = AttentionTimes(sdpa_s=0.4, blocks_s=0.3)
 BLOCK = BlockTimes(eager_s=0.04, compiled_s=0.03, compile_s=7.0)
+KERNELS = ["products", "attention"]
+PARTS = ["eager block", "head", "update"]
+COMPILED = ["block", "compiled head", "update"]
 
 
 def profile(**settings: Any) -> Profile:
@@ -47,8 +57,10 @@ def profile(**settings: Any) -> Profile:
 
 @pytest.fixture
 def facts() -> Facts:
-    """This machine, with a compiler and no GPU."""
-    return replace(read_facts(), accelerators=(), cxx_compiler="/usr/bin/g++")
+    """This machine, with a compiler, no GPU, and a processor without native kernels."""
+    here = read_facts()
+    cpu = replace(here.cpu, isa=("avx2",))
+    return replace(here, cpu=cpu, accelerators=(), cxx_compiler="/usr/bin/g++")
 
 
 class Clock:
@@ -75,6 +87,18 @@ class Clock:
         self.blocks.append(settings)
         return self.block
 
+    def time_eager_block(self, *_: Any) -> PartTime:
+        self.taken.append("eager block")
+        return PartTime(0.04)
+
+    def time_head(self, *_: Any, compiled: bool) -> PartTime:
+        self.taken.append("compiled head" if compiled else "head")
+        return PartTime(0.01 if compiled else 0.02)
+
+    def time_update(self, *_: Any) -> PartTime:
+        self.taken.append("update")
+        return PartTime(0.005)
+
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
@@ -83,6 +107,8 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / "cache"))
     for name in ("time_matmuls", "time_attention", "time_block"):
         monkeypatch.setattr(cpu_benchmarks, name, getattr(clock, name))
+    for name in ("time_eager_block", "time_head", "time_update"):
+        monkeypatch.setattr(step_benchmarks, name, getattr(clock, name))
     return clock
 
 
@@ -92,12 +118,13 @@ def bench(profile: Profile, facts: Facts, *, block: bool = True) -> Bench:
 
 def test_next_plan_uses_the_fresh_times(clock: Clock, facts: Facts) -> None:
     benched = bench(profile(), facts)
-    assert clock.taken == ["products", "attention", "block"]
+    taken = sorted([*KERNELS, *PARTS, *COMPILED])
+    assert sorted(clock.taken) == taken
     assert clock.blocks[0]["checkpointing"] == "selective"
 
     planned = plan_run(profile(), facts=facts, announce=pytest.fail)
 
-    assert clock.taken == ["products", "attention", "block"]
+    assert sorted(clock.taken) == taken
     assert planned.plan == benched.plan
     assert "30 ms against 40 ms" in planned.plan.compile.reason
 
@@ -110,7 +137,7 @@ def test_every_bench_measures_anew(clock: Clock, facts: Facts) -> None:
     bench(profile(), facts)
 
     plan = plan_run(profile(), facts=facts).plan
-    assert clock.taken == 2 * ["products", "attention", "block"]
+    assert sorted(clock.taken) == sorted(2 * [*KERNELS, *PARTS, *COMPILED])
     assert (plan.precision.value, plan.matmul_precision.value) == ("fp32", "medium")
     assert plan.attention.value == "sdpa"
     assert "40 ms against 30 ms" in plan.compile.reason
@@ -140,15 +167,15 @@ def test_speed_follows_from_the_way_the_plan_computes(clock: Clock, facts: Facts
 
     assert compiled.step_s is not None
     assert eager.step_s is not None
-    assert eager.step_s - compiled.step_s == pytest.approx(2 * (0.04 - 0.03))  # layers
+    assert eager.step_s - compiled.step_s == pytest.approx(2 * (0.04 - 0.03) + 0.02 - 0.01)
+    assert compiled.step_s == pytest.approx(2 * 0.03 + 0.01 + 0.005)  # layers, head, optimizer
     assert compiled.tokens_per_s == pytest.approx(256 / compiled.step_s)
 
 
-def test_no_speed_where_the_block_was_timed_otherwise(clock: Clock, facts: Facts) -> None:
-    # An eager block is timed without recomputing anything.
+def test_an_eager_plan_has_a_speed_whatever_is_recomputed(clock: Clock, facts: Facts) -> None:
     benched = bench(profile(device__compile=False, device__activation_checkpointing="full"), facts)
     assert benched.times.block == BLOCK
-    assert (benched.step_s, benched.tokens_per_s) == (None, None)
+    assert benched.step_s == pytest.approx(2 * 0.04 + 0.02 + 0.005)
 
 
 def test_no_block_where_none_is_wanted_or_compiles(clock: Clock, facts: Facts) -> None:
@@ -158,7 +185,7 @@ def test_no_block_where_none_is_wanted_or_compiles(clock: Clock, facts: Facts) -
     ):
         assert benched.times.block is None
         assert benched.times.compile_failure is None
-        assert benched.tokens_per_s is None
+        assert benched.times.compiled is None
     assert "block" not in clock.taken
 
 
@@ -178,7 +205,7 @@ def test_failure_to_compile_is_part_of_the_times(
     assert (benched.times.block, benched.times.compile_failure) == (None, "g++: fatal error")
     assert benched.plan.compile.value is False
     assert "g++: fatal error" in benched.plan.compile.reason
-    assert benched.tokens_per_s is None
+    assert benched.step_s == pytest.approx(2 * 0.04 + 0.02 + 0.005)  # eager
     assert torch.get_float32_matmul_precision() == before
 
 

@@ -17,10 +17,10 @@ from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.data.shards.token_stream import TokenArray, TokenStream
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.engine import inference
-from llmtrain.engine.inference import Trained, _evaluate_corpus, _evaluate_shards, generate_text
+from llmtrain.engine.inference import Trained, evaluate_corpus, evaluate_shards, generate_text
 from llmtrain.engine.plan_run import plan_inference
+from llmtrain.generate.sampling import Sampling
 from llmtrain.model.decoder import Decoder
-from llmtrain.model.generate import Sampling
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.profile.schema import DeviceSection, ModelSection
 from llmtrain.profile.shape import shape_of
@@ -99,7 +99,7 @@ def test_shards_are_evaluated_in_parts(
     stream = shards.validation
     everything = trained.tokenizer.decode(stream.read(0, stream.num_tokens).tolist()).encode()
     sizes.clear()
-    found = _evaluate_shards(trained, shards, WORK)
+    found = evaluate_shards(trained, shards, WORK)
     assert max(sizes) <= LARGEST < stream.num_tokens / 5
     assert found.tokens == stream.num_tokens - 1
     assert found.bytes == len(everything)
@@ -112,7 +112,7 @@ def test_text_is_evaluated_in_parts(trained: Trained, text: Path, sizes: list[in
     corpus = resolve_sources([str(text)])
     whole = trained.tokenizer.encode(text.read_text(encoding="utf-8"))
     sizes.clear()
-    found = _evaluate_corpus(trained, corpus, WORK)
+    found = evaluate_corpus(trained, corpus, WORK)
     assert max(sizes) <= LARGEST < len(whole) / 5
     assert found.tokens == len(whole) + 1
     data = text.read_bytes()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.engine.text_notes import text_notes
+from llmtrain.engine.text_notes import text_notes, unusable_text
 from llmtrain.profile.load import Setting, load_profile
 
 
@@ -53,3 +53,15 @@ def test_text_beside_the_built_in_one_is_pointed_out(
     assert first.endswith("iB (default)")
     assert rest == (["the files here are not used; --data . trains on them"] if is_text else [])
     assert len(notes(tmp_path, "builtin:python")) == 1
+
+
+def test_local_text_that_cannot_be_used_is_named_by_a_plan(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    missing = str(tmp_path / "missing.txt")
+    specs = [str(tmp_path / "a.txt"), "s3://a/b", "-", missing]
+    flags = {"data.sources": Setting(specs, "--data")}
+
+    (text,) = unusable_text(load_profile(environment={}, flags=flags))
+
+    assert missing in text
+    assert "--data" in text

@@ -104,6 +104,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     with Hub() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("HF_ENDPOINT", server.address)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.address)  # read at import
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         # hf_xet speaks another protocol, to other servers.
         monkeypatch.setattr("huggingface_hub._commit_api.is_xet_available", lambda: False)
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
@@ -133,7 +135,18 @@ def test_what_a_server_refuses_is_an_error(hub: Hub, tmp_path: Path) -> None:
         push("me/model", [tmp_path / "a"])
 
 
+def test_nothing_is_pushed_where_the_network_is_forbidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+    with pytest.raises(UsageError, match="HF_HUB_OFFLINE forbids it"):
+        require_push("me/model")
+
+
 def test_nothing_is_pushed_without_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
 
     with pytest.raises(UsageError, match="needs a token") as caught:

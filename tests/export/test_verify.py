@@ -10,6 +10,7 @@ import torch
 
 from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.export import gguf_tensors, verify
+from llmtrain.export.encoding import Encoding
 from llmtrain.export.gguf_vocabulary import vocabulary_of
 from llmtrain.export.pre_tokenizer import PRE_TOKENIZERS
 from llmtrain.model.decoder import Decoder
@@ -55,6 +56,11 @@ def test_llama_cpp_gives_the_ids_of_byte_level_tokenizers(
     assert (found.texts, found.known_differences) == (222, ())
 
 
+def swap_gate_and_up(model: Decoder) -> None:
+    gate, up = (getattr(model.model.layers[1].mlp, name) for name in ("gate_proj", "up_proj"))
+    gate.weight, up.weight = up.weight, gate.weight
+
+
 def read_back(path: Path, model: Decoder) -> Decoder:
     read = Decoder(model.shape).eval()
     weights = gguf_tensors.read_weights(path, model.shape)
@@ -64,16 +70,19 @@ def read_back(path: Path, model: Decoder) -> Decoder:
 
 @pytest.mark.parametrize("encoding", ["f16", "bf16", "q8_0", "q5_0", "q4_0"])
 def test_other_encodings_compute_what_their_rounded_weights_do(
-    encoding: str, exporter: Exporter, own_tokenizer: Tokenizer
+    encoding: Encoding, exporter: Exporter, own_tokenizer: Tokenizer
 ) -> None:
     model = model_of(512, qk_norm=False)
-    path = exporter.write(model, own_tokenizer, encoding)  # type: ignore[arg-type]
+    path = exporter.write(model, own_tokenizer, encoding)
     read = read_back(path, model)
 
-    exporter.verify(path, read, own_tokenizer, encoding)  # type: ignore[arg-type]
+    exporter.verify(path, read, own_tokenizer, encoding)
 
+    swap_gate_and_up(model)
     with pytest.raises(LlmtrainError, match="other probabilities"):
-        exporter.verify(path, model_of(512), own_tokenizer, encoding)  # type: ignore[arg-type]
+        exporter.verify(
+            exporter.write(model, own_tokenizer, encoding), read, own_tokenizer, encoding
+        )
 
 
 def test_rows_without_a_permutation_are_found(
@@ -88,8 +97,7 @@ def test_rows_without_a_permutation_are_found(
 
 def test_swapped_tensors_are_found(exporter: Exporter, own_tokenizer: Tokenizer) -> None:
     model, other = model_of(512), model_of(512)
-    gate, up = (getattr(other.model.layers[1].mlp, name) for name in ("gate_proj", "up_proj"))
-    gate.weight, up.weight = up.weight, gate.weight
+    swap_gate_and_up(other)
 
     with pytest.raises(LlmtrainError, match="other probabilities"):
         exporter.verify(exporter.write(other, own_tokenizer), model, own_tokenizer)

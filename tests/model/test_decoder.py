@@ -53,19 +53,6 @@ def test_every_token_sees_all_earlier_ones(shape: ModelShape, make_model: MakeMo
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("read_at_once", [1, 7, 20])
-def test_cached_keys_and_values_change_nothing(
-    shape: ModelShape, make_model: MakeModel, read_at_once: int
-) -> None:
-    model, tokens = make_model(shape), draw_tokens(shape, 3, shape.context)
-    caches = model.new_caches(sequences=3)
-    parts = [model.logits(tokens[:, :read_at_once], caches)]
-    for position in range(read_at_once, shape.context):
-        parts.append(model.logits(tokens[:, position : position + 1], caches))
-    assert (torch.cat(parts, dim=1) - model.logits(tokens)).abs().max() <= 1e-5
-
-
-@torch.no_grad()
 def test_the_objective_is_the_cross_entropy_of_the_logits(
     shape: ModelShape, make_model: MakeModel
 ) -> None:

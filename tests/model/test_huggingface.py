@@ -11,14 +11,15 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from llmtrain.errors import UsageError
+from llmtrain.generate.sampling import Sampling
 from llmtrain.model.decoder import Decoder
-from llmtrain.model.generate import Sampling, generate_tokens
 from llmtrain.model.huggingface import config_of, shape_from_config
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
 from llmtrain.train.checkpoint.writing import save_checkpoint
 from llmtrain.train.divergence.policy import DivergenceState
+from tests.sampled import sampled_ids
 
 STATE = SavedState(
     step=1,
@@ -76,7 +77,7 @@ def test_transformers_computes_the_same(
         max_new_tokens=20,
         do_sample=False,
     )
-    ours = generate_tokens(
+    ours = sampled_ids(
         model, prompt, Sampling(temperature=0), num_ids=model.shape.vocab_size, limit=20
     )
     assert theirs[0, len(prompt) :].tolist() == list(ours)

@@ -18,7 +18,7 @@ from llmtrain.choice import Precision
 from llmtrain.machine.facts import BlockTimes
 from llmtrain.model import timing
 from llmtrain.model.decoder import Block
-from llmtrain.model.timing import CompileError, time_attention, time_block
+from llmtrain.model.timing import CompileError, time_attention, time_block, time_loss
 from llmtrain.profile.shape import ModelShape
 
 
@@ -34,9 +34,15 @@ def test_attention_times_are_positive_and_finite(
     small_shape: ModelShape, masked: bool, context: int, precision: Precision
 ) -> None:
     times = time_attention(dataclasses.replace(small_shape, context=context), precision, 1, masked)
-    seconds = dataclasses.astuple(times)
-    assert len(seconds) == 2
-    assert all(math.isfinite(s) and s > 0 for s in seconds)
+    assert all(math.isfinite(s) and s > 0 for s in (times.sdpa_s, times.blocks_s))
+    assert times.native_s is None
+
+
+@pytest.mark.usefixtures("native_kernels")
+def test_native_kernels_are_timed_beside_the_others(small_shape: ModelShape) -> None:
+    assert time_attention(small_shape, "bf16", 1, native=True).native_s is not None
+    times = dataclasses.astuple(time_loss(small_shape, 100, 1))
+    assert all(math.isfinite(s) and s > 0 for s in times)
 
 
 def eager(block: Block) -> None:
@@ -106,7 +112,7 @@ def test_the_compilers_telling_line_is_the_message(
         raise Failed
 
     with pytest.raises(CompileError) as caught:
-        timing._compile_s(fail)
+        timing.compiling_s(fail)
     assert caught.value.message == told
 
 
@@ -115,7 +121,7 @@ def test_what_is_not_the_compilers_failure_is_not_taken_for_one() -> None:
         raise MemoryError("no room")
 
     with pytest.raises(MemoryError, match="no room"):
-        timing._compile_s(fail)
+        timing.compiling_s(fail)
 
 
 BROKEN = """

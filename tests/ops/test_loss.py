@@ -15,6 +15,7 @@ from llmtrain.ops.chunk_sizes import even_chunk, loss_chunk_tokens
 from llmtrain.ops.loss import (
     exponentiate,
     linear_cross_entropy,
+    token_cross_entropy,
 )
 
 ROWS, FEATURES, PIECES = 45, 12, 37
@@ -277,3 +278,15 @@ def test_without_padding_its_absence_changes_nothing() -> None:
         value_and_gradients(loss, torch.float32) for loss in (with_it, linear_cross_entropy)
     )
     assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 1000])
+def test_losses_by_token_sum_to_the_loss(tokens: int) -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(tokens, 8, dtype=torch.float64), torch.randn(50, 8).double()
+    targets = torch.randint(50, (tokens,))
+    found = token_cross_entropy(hidden, weight, targets)
+    expected = F.cross_entropy(hidden @ weight.t(), targets, reduction="none")
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    total = linear_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(found.sum(), total, rtol=1e-12, atol=0)

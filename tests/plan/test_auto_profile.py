@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from llmtrain.machine.facts import Facts, MatmulTimes
+from llmtrain.machine.facts import Facts
 from llmtrain.plan import auto_profile
 from llmtrain.plan.auto_profile import choose_profile, choose_tokens_per_step
 from llmtrain.profile.load import load_profile
@@ -17,7 +19,17 @@ SHAPES = {
     name: shape_of(load_profile(name, environment={}).profile.model)
     for name in ("cpu-tiny", "cpu-mini", "cpu-small", "cpu-medium")
 }
-TWO_CORES, SIXTEEN_CORES = 430e9, 5400e9
+# Model FLOP/s of whole steps.
+TWO_CORES, SIXTEEN_CORES = 240e9, 3000e9
+
+
+def rates_of(flops_per_s: float) -> Callable[[str], float]:
+    return lambda name: flops_per_s / SHAPES[name].training_flops_per_token
+
+
+def timed_at(flops_per_s: float) -> Callable[..., float]:
+    """In place of timing the parts of a step."""
+    return lambda _facts, _options, work: flops_per_s / work.shape.training_flops_per_token
 
 
 @pytest.mark.parametrize(
@@ -34,7 +46,7 @@ TWO_CORES, SIXTEEN_CORES = 430e9, 5400e9
     ],
 )
 def test_more_work_is_for_a_larger_model(rate: float, hours: float, expected: str) -> None:
-    choice = best_for_time(SHAPES, 3600 * hours, rate)
+    choice = best_for_time(SHAPES, 3600 * hours, rates_of(rate))
     assert choice.value == expected
     assert "expected" in choice.reason
 
@@ -42,8 +54,8 @@ def test_more_work_is_for_a_larger_model(rate: float, hours: float, expected: st
 def test_time_and_rate_count_alike() -> None:
     for factor in (10, 1000, 10**5):
         slow, fast = (
-            best_for_time(SHAPES, 60 * factor, 1e11),
-            best_for_time(SHAPES, 60, 1e11 * factor),
+            best_for_time(SHAPES, 60 * factor, rates_of(1e11)),
+            best_for_time(SHAPES, 60, rates_of(1e11 * factor)),
         )
         assert slow.value == fast.value
 
@@ -63,15 +75,14 @@ def test_the_fit_meets_what_it_was_fitted_to(parameters: int, tokens: int, measu
 
 
 def test_without_a_time_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(auto_profile, "measured_products", pytest.fail)
+    monkeypatch.setattr(auto_profile, "eager_tokens_per_s", pytest.fail)
     assert choose_profile(CPU, DeviceSection(), None).value == "cpu-tiny"
     assert choose_profile(CUDA, DeviceSection(), 60.0).value == "gpu-small"
     assert choose_profile(CUDA, DeviceSection(force_cpu=True), None).value == "cpu-tiny"
 
 
 def test_a_cpu_is_measured_for_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = MatmulTimes(fp32_s=2.0, medium_s=2.0, bf16_s=1.0, flops=TWO_CORES)
-    monkeypatch.setattr(auto_profile, "measured_products", lambda *_: times)
+    monkeypatch.setattr(auto_profile, "eager_tokens_per_s", timed_at(TWO_CORES))
     assert choose_profile(CPU, DeviceSection(), 60.0).value == "cpu-tiny"
     assert choose_profile(CPU, DeviceSection(), 86400.0).value == "cpu-mini"
 
@@ -90,7 +101,7 @@ def test_a_cpu_is_measured_for_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tokens_a_step_follow_from_the_tokens_in_all(
     settings: list[str], facts: Facts, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auto_profile, "measured_products", pytest.fail)
+    monkeypatch.setattr(auto_profile, "eager_tokens_per_s", pytest.fail)
     profile = load_profile("cpu-tiny", environment={}, assignments=settings).profile
     assert choose_tokens_per_step(profile, facts).value == expected
 
@@ -98,8 +109,7 @@ def test_tokens_a_step_follow_from_the_tokens_in_all(
 def test_under_a_time_they_follow_from_what_the_cpu_will_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    times = MatmulTimes(fp32_s=2.0, medium_s=2.0, bf16_s=1.0, flops=TWO_CORES)
-    monkeypatch.setattr(auto_profile, "measured_products", lambda *_: times)
+    monkeypatch.setattr(auto_profile, "eager_tokens_per_s", timed_at(TWO_CORES))
 
     def chosen(time: str, **more: bool) -> int:
         profile = load_profile("cpu-tiny", environment={}, assignments=[f"train.time={time}"])
@@ -108,3 +118,13 @@ def test_under_a_time_they_follow_from_what_the_cpu_will_do(
     assert chosen("2m") == 4096
     assert chosen("8h") == 65536
     assert chosen("8h", measure=False) == 4096  # the facts of another machine
+
+
+def test_a_model_that_does_not_fit_gets_the_rule_for_an_unknown_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Planning it refuses it, with what would fit instead."""
+    monkeypatch.setattr(auto_profile, "eager_tokens_per_s", lambda *_: None)
+    profile = load_profile("cpu-tiny", environment={}, assignments=["train.time=8h"]).profile
+    assert choose_tokens_per_step(profile, CPU).value == 4096
+    assert choose_profile(CPU, DeviceSection(), 3600.0).value == "cpu-tiny"

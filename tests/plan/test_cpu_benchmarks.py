@@ -11,11 +11,19 @@ import pytest
 import yaml
 
 from llmtrain import engine
+from llmtrain.choice import Choice
 from llmtrain.engine.plan_run import plan_run
-from llmtrain.machine.facts import AttentionTimes, BlockTimes, Facts, MatmulTimes
+from llmtrain.machine.facts import (
+    AttentionTimes,
+    BlockTimes,
+    Facts,
+    LossTimes,
+    MatmulTimes,
+    PartTime,
+)
 from llmtrain.machine.probe import read_facts
 from llmtrain.model.timing import CompileError
-from llmtrain.plan import cpu_benchmarks, numerics
+from llmtrain.plan import cpu_benchmarks, numerics, step_benchmarks
 from llmtrain.plan.planner import Plan
 from llmtrain.profile.load import Setting, load_profile
 from llmtrain.progress import Note
@@ -39,9 +47,13 @@ SETTINGS: dict[str, Any] = {
 }
 TIMED = [
     f"timing {what}, once for this machine and shape: a few seconds"
-    for what in ("products", "attention")
+    for what in ("products", "attention", "the parts of a step")
 ]
+KERNELS = ["products", "attention"]
+PARTS = ["eager block", "head", "update"]
+COMPILED = ["block", "compiled head"]  # the update is the same
 ONCE = "compiling one block, once for this machine and shape: up to a minute"
+LOSS = "compiling the loss, once for this machine and shape: some seconds"
 
 
 class Clock:
@@ -50,6 +62,7 @@ class Clock:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.block = BlockTimes(eager_s=0.04, compiled_s=0.03, compile_s=7.0)
+        self.part = PartTime(0.02)
         self.failure: str | None = None
 
     def time_matmuls(self, *_: object) -> MatmulTimes:
@@ -66,6 +79,18 @@ class Clock:
             raise CompileError(self.failure)
         return self.block
 
+    def time_eager_block(self, *_: object) -> PartTime:
+        self.asked.append("eager block")
+        return self.part
+
+    def time_head(self, *_: object, compiled: bool) -> PartTime:
+        self.asked.append("compiled head" if compiled else "head")
+        return self.part
+
+    def time_update(self, *_: object) -> PartTime:
+        self.asked.append("update")
+        return self.part
+
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
@@ -74,6 +99,8 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / "cache"))
     for name in ("time_matmuls", "time_attention", "time_block"):
         monkeypatch.setattr(cpu_benchmarks, name, getattr(clock, name))
+    for name in ("time_eager_block", "time_head", "time_update"):
+        monkeypatch.setattr(step_benchmarks, name, getattr(clock, name))
     return clock
 
 
@@ -99,15 +126,15 @@ def test_a_run_that_begins_compiles_a_block_once(clock: Clock, facts: Facts) -> 
     assert first == again
     assert first.compile.value is True
     assert first.compile.reason.startswith("one block takes 30 ms against 40 ms eager")
-    assert clock.asked == ["products", "attention", "block"]
-    assert told == [*TIMED, ONCE, "compiled in 7 s"]
+    assert sorted(clock.asked) == sorted([*KERNELS, *PARTS, *COMPILED])
+    assert told == [*TIMED, ONCE, "compiled in 7 s", LOSS]
 
 
 def test_who_only_looks_waits_for_no_compiler(clock: Clock, facts: Facts) -> None:
     looked = plan(facts, None)
     assert looked.compile.value is True
     assert looked.compile.reason == "the run is long enough; compared with eager when it starts"
-    assert clock.asked == ["products", "attention"]
+    assert sorted(clock.asked) == sorted([*KERNELS, *PARTS])
     plan(facts, [])
     assert "30 ms against 40 ms" in plan(facts, None).compile.reason
 
@@ -121,16 +148,94 @@ def test_what_is_slower_compiled_runs_eagerly_and_keeps_all(clock: Clock, facts:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"train__time": "60s"}, {"device__compile": False}, {"device__compile": True}],
-    ids=["short", "unwanted", "asked for"],
+    [{"train__time": "60s"}, {"device__compile": False}],
+    ids=["short", "unwanted"],
 )
-def test_a_block_is_not_timed_where_its_time_decides_nothing(
+def test_nothing_is_compiled_for_a_run_that_computes_eagerly(
     clock: Clock, facts: Facts, settings: dict[str, Any]
 ) -> None:
     told: list[str] = []
     plan(facts, told, **settings)
     assert "block" not in clock.asked
     assert told == TIMED
+
+
+def test_what_was_asked_for_is_timed_for_the_forecast(clock: Clock, facts: Facts) -> None:
+    clock.block = BlockTimes(eager_s=0.03, compiled_s=0.04, compile_s=7.0)
+    asked = plan(facts, [], device__compile=True)
+    assert (asked.compile.value, asked.compile.reason) == (True, "asked for")
+    assert "compiled head" in clock.asked
+
+
+def test_a_contended_block_is_compared_again(clock: Clock, facts: Facts) -> None:
+    """Once per run that begins, until nothing else needs the cores."""
+    clock.block = replace(clock.block, ran_share=0.5)
+    plan(facts, [])
+    plan(facts, None)
+    clock.block = replace(clock.block, ran_share=1.0)
+    plan(facts, [])
+    plan(facts, [])
+    assert clock.asked.count("block") == 2
+
+
+def test_a_fresh_cache_decides_alike(
+    clock: Clock, facts: Facts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts of a step that differ by a tenth, as repeated measurements do, change no bits."""
+    made = []
+    for number, slower in enumerate((0.9, 1.0, 1.1)):
+        monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / str(number)))
+        clock.part = PartTime(0.02 * slower, ran_share=1.0 if number else 0.4)
+        clock.block = BlockTimes(0.04, 0.03 * slower, 7.0, wall_s=0.02 * slower)
+        made.append(plan(facts, []).numerics())
+    assert made[0] == made[1] == made[2]
+
+
+@pytest.mark.parametrize("asks", [True, False], ids=["a run", "a question"])
+def test_native_kernels_that_are_missing_are_told_once_and_the_run_goes_on(
+    asks: bool, clock: Clock, facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def missing(*_: object, compiles: bool) -> Choice[bool]:
+        asked.append(compiles)
+        return Choice(False, "no C++ compiler was found: install one")
+
+    fast = MatmulTimes(fp32_s=0.1, medium_s=0.1, bf16_s=0.01, flops=1e9)
+    monkeypatch.setattr(cpu_benchmarks, "time_matmuls", lambda *_: fast)
+    monkeypatch.setattr(cpu_benchmarks, "unsuitable", lambda _: None)
+    monkeypatch.setattr(cpu_benchmarks, "load_kernels", missing)
+    told: list[str] = []
+    made = plan(facts, told if asks else None)
+    assert (made.attention.value, made.loss.value) == ("blocks", "chunks")
+    assert asked == [asks]  # whoever asks for a plan alone waits for no compiler
+    why = "without native kernels attention and the loss take longer: no C++ compiler was found"
+    assert [line for line in told if "native" in line] == [f"{why}: install one"] * asks
+    plan(facts, None, train__time="30s")
+    assert asked == [asks]
+
+
+def test_native_kernels_are_timed_beside_the_others_and_chosen(
+    facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = MatmulTimes(fp32_s=0.1, medium_s=0.1, bf16_s=0.01, flops=1e9)
+    timed: list[object] = []
+
+    def attention(*arguments: object) -> AttentionTimes:
+        timed.append(arguments[-1])
+        return AttentionTimes(sdpa_s=0.4, blocks_s=0.3, native_s=0.1 if arguments[-1] else None)
+
+    monkeypatch.setattr(cpu_benchmarks, "time_matmuls", lambda *_: fast)
+    monkeypatch.setattr(cpu_benchmarks, "time_attention", attention)
+    monkeypatch.setattr(cpu_benchmarks, "time_loss", lambda *_: LossTimes(0.3, 0.1))
+    monkeypatch.setattr(cpu_benchmarks, "unsuitable", lambda _: None)
+    monkeypatch.setattr(cpu_benchmarks, "load_kernels", lambda *_, **__: Choice(True, "there"))
+    assert plan(facts, [], train__time="30s").attention.value == "blocks"
+    for _ in range(2):
+        made = plan(facts, [])
+        assert (made.attention.value, made.loss.value) == ("native", "native")
+    assert plan(facts, [], train__time="30s").attention.value == "blocks"
+    assert timed == [False, True]
 
 
 def test_without_a_compiler_nothing_is_compiled(clock: Clock, facts: Facts) -> None:
@@ -146,6 +251,7 @@ def test_another_compiler_or_another_micro_batch_is_measured_anew(
     plan(replace(facts, cxx_compiler="/usr/bin/clang++"), [])
     plan(facts, [], train__micro_batch=2)
     assert clock.asked.count("block") == 3
+    assert clock.asked.count("eager block") == 2  # the compiler has no part in it
 
 
 def test_masked_documents_are_measured_as_such(
@@ -183,7 +289,7 @@ def test_a_failure_is_told_and_tried_again(clock: Clock, facts: Facts) -> None:
 def test_training_goes_on_eagerly_where_compiling_fails(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(numerics, "_WORTH_COMPILING_S", 0.0)
+    monkeypatch.setattr(numerics, "_WORTH_COMPILING_CPU_S", 0.0)
     clock.failure = "fatal error: omp.h: No such file or directory"
     draw = random.Random(0)
     words = ["".join(draw.choices("abcdefghij", k=draw.randint(2, 7))) for _ in range(300)]

@@ -7,15 +7,19 @@ from typing import Any
 
 import pytest
 
+from llmtrain.choice import Choice
 from llmtrain.engine.plan_run import plan_run
-from llmtrain.machine.facts import BlockTimes, CpuTimes, MatmulTimes, RunFigures
+from llmtrain.machine.facts import CpuTimes, MatmulTimes, RunFigures
 from llmtrain.plan.forecast import forecast
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.tensor_bytes import checkpoint_bytes
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import Profile
+from tests.machines import step_times
 
 PRODUCTS = MatmulTimes(fp32_s=1.0, medium_s=0.5, bf16_s=0.25, flops=1e11)
+EAGER = step_times(0.1, 0.3, 0.1, micro_batch=16)  # 6 blocks: 1 s for 4,096 tokens
+COMPILED = step_times(0.05, 0.1, 0.1, micro_batch=16)
 WISHES = ("device.kind=cpu", "device.threads=1", "device.precision=fp32", "device.compile=false")
 
 
@@ -27,18 +31,47 @@ def planned(asked: Profile, **changes: Any) -> Planned:
     return replace(plan_run(asked, measure=False), **changes)
 
 
+def test_the_rate_is_that_of_the_parts_of_a_step() -> None:
+    asked = profile("train.steps=100", "train.tokens_per_step=4096")
+    times = CpuTimes(PRODUCTS, eager=EAGER, compiled=COMPILED)
+    eager = forecast(asked, planned(asked, cpu_times=times)).tokens_per_s
+    assert eager is not None
+    assert eager.value == pytest.approx(4096)
+    assert (eager.source, eager.how) == (
+        "estimated",
+        "from the parts of an eager step, timed here",
+    )
+    compiling = planned(asked)
+    compiling = replace(compiling, plan=replace(compiling.plan, compile=Choice(True, "")))
+    compiled = forecast(asked, replace(compiling, cpu_times=times)).tokens_per_s
+    assert compiled is not None
+    assert compiled.value == pytest.approx(8192)
+    untimed = replace(times, compiled=None)
+    unknown = forecast(asked, replace(compiling, cpu_times=untimed)).tokens_per_s
+    assert unknown is not None
+    assert unknown.value == pytest.approx(4096)
+    assert unknown.how.endswith("compiled they are not timed yet")
+
+
+def test_products_alone_say_nothing_of_a_step() -> None:
+    asked = profile("train.steps=100", "train.tokens_per_step=4096")
+    assert forecast(asked, planned(asked, cpu_times=CpuTimes(PRODUCTS))).tokens_per_s is None
+
+
+def test_a_busy_machine_is_named_in_the_forecast() -> None:
+    asked = profile("train.steps=100", "train.tokens_per_step=4096")
+    busy = step_times(0.1, 0.3, 0.1, micro_batch=16, ran_share=0.5)
+    found = forecast(asked, planned(asked, cpu_times=CpuTimes(PRODUCTS, eager=busy)))
+    assert found.tokens_per_s is not None
+    assert found.tokens_per_s.how.endswith("other programs kept it busy")
+
+
 def test_a_run_that_was_measured_counts_more_than_estimates() -> None:
     asked = profile("train.steps=100", "train.tokens_per_step=4096")
-    times = CpuTimes(PRODUCTS, block=BlockTimes(eager_s=0.1, compiled_s=0.05, compile_s=9.0))
-    by_products = forecast(asked, planned(asked, cpu_times=CpuTimes(PRODUCTS))).tokens_per_s
-    by_block = forecast(asked, planned(asked, cpu_times=times)).tokens_per_s
+    times = CpuTimes(PRODUCTS, eager=EAGER)
     last_run = RunFigures(tokens_per_s=1000.0, peak_memory_bytes=1.0, steps=7.0)
     found = forecast(asked, planned(asked, cpu_times=times, last_run=last_run))
-    assert by_products is not None
-    assert by_block is not None
     assert found.tokens_per_s is not None
-    assert (by_products.source, by_block.source) == ("estimated", "estimated")
-    assert by_products.value != by_block.value
     assert (found.tokens_per_s.value, found.tokens_per_s.source) == (1000.0, "measured")
     assert "a run of 7 steps" in found.tokens_per_s.how
 
@@ -59,6 +92,21 @@ def test_a_time_is_filled_with_the_tokens_that_it_leaves_room_for() -> None:
     assert (found.seconds.value, found.seconds.source) == (600, "asked for")
     assert 0.95 * 600_000 < found.tokens.value < 595_000
     assert found.steps.value == found.tokens.value / 4096
+
+
+def test_what_a_run_took_to_come_to_its_first_step_counts() -> None:
+    """The seconds to the first step are known by then: those of a dry run are an estimate."""
+    last_run = RunFigures(tokens_per_s=1000.0, peak_memory_bytes=1.0, steps=7.0)
+    for length, is_longer in (("train.steps=100", True), ("train.time=10m", False)):
+        asked = profile(length, "train.tokens_per_step=4096")
+        plan = planned(asked, last_run=last_run)
+        short, long = (forecast(asked, plan, elapsed_s) for elapsed_s in (10.0, 110.0))
+        assert short.seconds is not None
+        assert long.seconds is not None
+        assert short.steps is not None
+        assert long.steps is not None
+        assert long.seconds.value - short.seconds.value == pytest.approx(100.0 * is_longer)
+        assert (long.steps.value < short.steps.value) is not bool(is_longer)
 
 
 def test_of_a_machine_that_was_not_measured_no_time_is_said() -> None:

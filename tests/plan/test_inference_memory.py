@@ -6,7 +6,9 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
+import torch
 
+from llmtrain.generate.cached_decoder import CachedDecoder
 from llmtrain.model.decoder import Decoder
 from llmtrain.plan.inference_memory import predict_evaluation, predict_generation
 from llmtrain.plan.memory import MemoryPrediction
@@ -25,8 +27,8 @@ def shape(context: int = 512) -> ModelShape:
 
 def test_keys_and_values_are_those_of_the_models_own_caches() -> None:
     small = shape(context=64)
-    caches = Decoder(small).new_caches()
-    held = sum(cache.k_bgtd.nbytes + cache.v_bgtd.nbytes for cache in caches)
+    decoder = CachedDecoder(Decoder(small), torch.float32)
+    held = decoder._k_lsgtd.nbytes + decoder._v_lsgtd.nbytes
     assert predict_generation(small, "cpu", half_precision=False).caches_bytes == held
 
 

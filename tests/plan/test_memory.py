@@ -143,6 +143,25 @@ def live_bytes(
     return storages.total_bytes(model)
 
 
+@pytest.mark.usefixtures("native_kernels")
+@pytest.mark.parametrize("checkpointing", ["off", "selective", "full"])
+def test_native_attention_keeps_no_more_than_is_predicted(
+    checkpointing: ActivationCheckpointing,
+) -> None:
+    two, five = (shape(num_layers=n) for n in (2, 5))
+    how = TrainingSetup(1, True, "cpu", checkpointing=checkpointing)
+    predicted = saved_bytes_per_token(five, how) - saved_bytes_per_token(two, how)
+    found = live_bytes(five, "bf16", "native", checkpointing) - live_bytes(
+        two, "bf16", "native", checkpointing
+    )
+    beyond = {  # its output is the one that the projection keeps; selective: the normaliser
+        "off": -2 * two.attention_width,
+        "selective": 4 * two.num_heads,
+        "full": 0,
+    }[checkpointing]
+    assert found == SEQUENCES * CONTEXT * (predicted + 3 * beyond)
+
+
 @pytest.mark.parametrize("kv_heads", [6, 2])
 @pytest.mark.parametrize("checkpointing", ["off", "selective", "full"])
 @pytest.mark.parametrize("kernel", ["sdpa", "blocks"])

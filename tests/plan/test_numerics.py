@@ -9,10 +9,17 @@ import pytest
 
 from llmtrain.choice import AttentionKernel, Choice, Precision
 from llmtrain.errors import UsageError
-from llmtrain.machine.facts import AttentionTimes, BlockTimes, CpuTimes, Facts
+from llmtrain.machine.facts import (
+    AttentionTimes,
+    BlockTimes,
+    CpuTimes,
+    Facts,
+    LossTimes,
+    PartTime,
+    StepTimes,
+)
 from llmtrain.plan import numerics
 from llmtrain.plan.planner import make_plan
-from llmtrain.recipe.model_size import UTILISATION
 from tests.machines import (
     CPU,
     CUDA,
@@ -24,6 +31,7 @@ from tests.machines import (
     decided,
     products,
     refused,
+    step_times,
     wish,
 )
 
@@ -43,6 +51,10 @@ LONG = replace(WORKLOAD, time_s=3600.0)
         (replace(CUDA, has_triton=False), {"compile": True}, "needs Triton"),
         (CUDA, {"attention": "blocks"}, "blocks: made for a CPU, and the device is cuda"),
         (MPS, {"attention": "blocks"}, "blocks: made for a CPU, and the device is mps"),
+        (CUDA, {"attention": "native"}, "native: made for a CPU, and the device is cuda"),
+        (CPU, {"attention": "native", "precision": "fp32"}, "native: made for bf16"),
+        (MPS, {"loss": "native"}, "native: made for a CPU, and the device is mps"),
+        (CPU, {"loss": "native", "precision": "fp32"}, "native: made for bf16"),
     ],
 )
 def test_what_cannot_be_is_refused_and_the_hint_helps(
@@ -120,6 +132,81 @@ def test_blocks_must_save_a_fifth_and_the_reason_says_by_how_much(
     assert f"products over blocks {1e3 * blocks_s:.1f} ms" in choice.reason
     assert f"torch's kernel {1e3 * sdpa_s:.1f} ms" in choice.reason
     assert ("not clearly faster" in choice.reason) == (kernel == "sdpa")
+
+
+@pytest.mark.parametrize(
+    ("sdpa_s", "blocks_s", "native_s", "kernel"),
+    [
+        (0.100, 0.050, 0.039, "native"),
+        (0.100, 0.050, 0.041, "blocks"),
+        (0.050, 0.100, 0.041, "sdpa"),
+        (0.050, 0.100, 0.039, "native"),
+    ],
+)
+def test_the_native_kernel_must_save_a_fifth_of_the_best_other(
+    sdpa_s: float, blocks_s: float, native_s: float, kernel: str
+) -> None:
+    timed = AttentionTimes(sdpa_s, blocks_s, native_s)
+    choice = attention(replace(products(1.0, 1.0, 1.0), attention=timed))
+    assert choice.value == kernel
+    assert f"native kernel {1e3 * native_s:.1f} ms" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("native_s", "chosen", "why"),
+    [(0.079, "native", "faster: native kernel 79 ms"), (0.081, "chunks", "not clearly faster")],
+)
+def test_the_native_loss_must_save_a_fifth(native_s: float, chosen: str, why: str) -> None:
+    times = replace(products(1.0, 1.0, 0.5), loss=LossTimes(0.100, native_s))
+    choice = numerics.choose_loss(wish(), "cpu", WORKLOAD, "bf16", times)
+    assert choice.value == chosen
+    assert why in choice.reason
+
+
+def test_a_width_that_the_native_loss_does_not_take() -> None:
+    narrow = replace(WORKLOAD, shape=replace(WORKLOAD.shape, hidden_size=72))
+    times = replace(products(1.0, 1.0, 0.5), loss=LossTimes(0.1, 0.01))
+    choice = numerics.choose_loss(wish(), "cpu", narrow, "bf16", times)
+    assert choice.value == "chunks"
+    assert "a multiple of 32, not 72" in choice.reason
+    with pytest.raises(UsageError, match="hidden_size 72 is no multiple of 32"):
+        numerics.choose_loss(wish(loss="native"), "cpu", narrow, "bf16", times)
+
+
+def test_what_native_kernels_lack_is_in_the_reasons_and_refused_where_asked_for() -> None:
+    missing = replace(
+        products(1.0, 1.0, 0.5),
+        attention=AttentionTimes(0.1, 0.01),
+        native_missing="no C++ compiler was found",
+    )
+    plan = make_plan(CPU, wish(), LONG, missing)
+    for choice in (plan.attention, plan.loss):
+        assert choice.reason.endswith("; no native kernels: no C++ compiler was found")
+    for option in ("attention", "loss"):
+        with pytest.raises(UsageError, match="native: no C") as caught:
+            make_plan(CPU, wish(**{option: "native"}), LONG, missing)
+        assert caught.value.hint == f"--set device.{option}=auto"
+
+
+def test_native_kernels_are_for_bf16_and_runs_of_a_minute() -> None:
+    bf16, fp32 = products(1.0, 1.0, 0.5), products(1.0, 1.0, 1.0)
+    short = replace(WORKLOAD, time_s=59.0)
+    assert numerics.wants_native(CPU, wish(), LONG, bf16)
+    assert not numerics.wants_native(CPU, wish(), LONG, fp32)
+    assert not numerics.wants_native(CPU, wish(), short, bf16)
+    assert numerics.wants_native(CPU, wish(loss="native"), short, bf16)
+    others = wish(attention="blocks", loss="chunks")
+    assert not numerics.wants_native(CPU, others, LONG, bf16)
+
+
+def test_a_short_run_computes_alike_whether_kernels_were_measured_or_not() -> None:
+    without = replace(products(1.0, 1.0, 0.5), attention=AttentionTimes(0.1, 0.01))
+    measured = replace(
+        without, attention=AttentionTimes(0.1, 0.01, 0.001), loss=LossTimes(0.1, 0.01)
+    )
+    short = replace(WORKLOAD, time_s=59.0)
+    assert make_plan(CPU, wish(), short, measured) == make_plan(CPU, wish(), short, without)
+    assert make_plan(CPU, wish(), LONG, measured).loss.value == "native"
 
 
 def test_attention_that_was_not_measured_is_torchs() -> None:
@@ -212,16 +299,17 @@ def test_compiling_is_decided_by_what_a_block_was_measured_at(
     assert why in choice.reason
 
 
-# At the share of 10 GFLOP/s that a whole step has.
-FLOPS_PER_S = UTILISATION * 1e10
+# 2 blocks of 0.2 s and 0.5 s beside them: 1 s for a step of 24 × 64 tokens.
+EAGER = step_times(0.2, 0.5, 0.1, micro_batch=24)
+TOKENS_PER_S = 24 * 64
 
 
 @pytest.mark.parametrize(
     ("tokens_s", "time_s", "compiled"),
     [
-        (60, None, False),
-        (119, None, False),
-        (121, None, True),
+        (30, None, False),
+        (59, None, False),
+        (61, None, True),
         (None, 119, False),
         (None, 121, True),
         (None, None, True),
@@ -231,22 +319,40 @@ def test_a_run_too_short_to_gain_by_it_is_not_compiled(
     tokens_s: float | None, time_s: float | None, compiled: bool
 ) -> None:
     """The run is given as tokens that take so many seconds, or as a time, or has no end."""
-    per_token = WORKLOAD.shape.training_flops_per_token
-    tokens = None if tokens_s is None else round(tokens_s * FLOPS_PER_S / per_token)
+    tokens = None if tokens_s is None else tokens_s * TOKENS_PER_S
     workload = replace(WORKLOAD, tokens=tokens, time_s=time_s)
-    choice = make_plan(WITH_COMPILER, wish(), workload, FAST).compile
+    choice = make_plan(WITH_COMPILER, wish(), workload, replace(FAST, eager=EAGER)).compile
     assert choice.value is compiled
     if not compiled:
         seconds = time_s if time_s is not None else tokens_s
         assert choice.reason == f"eager: the run takes about {seconds} s, and compiling up to 20 s"
 
 
-def test_how_long_a_run_takes_is_told_by_the_fastest_products() -> None:
-    tokens = round(150 * FLOPS_PER_S / WORKLOAD.shape.training_flops_per_token)
-    workload = replace(WORKLOAD, tokens=tokens)
-    faster = replace(FAST, matmul=replace(FAST.matmul, bf16_s=0.5))
-    assert make_plan(WITH_COMPILER, wish(), workload, FAST).compile.value is True
-    assert make_plan(WITH_COMPILER, wish(), workload, faster).compile.value is False
+def test_how_long_a_run_takes_follows_from_the_parts_of_a_step() -> None:
+    """Faster products alone change nothing: the run of 75 s is one still."""
+    workload = replace(WORKLOAD, tokens=75 * TOKENS_PER_S)
+    timed = replace(FAST, eager=EAGER)
+    faster_products = replace(timed, matmul=replace(FAST.matmul, bf16_s=0.01))
+    faster_head = replace(timed, eager=replace(EAGER, head=PartTime(0.1)))
+    for times, compiled in ((timed, True), (faster_products, True), (faster_head, False)):
+        assert make_plan(WITH_COMPILER, wish(), workload, times).compile.value is compiled
+
+
+def test_a_busy_machine_decides_as_an_idle_one() -> None:
+    """By CPU time: the same request computes the same bits, whatever runs beside it."""
+    workload = replace(WORKLOAD, tokens=75 * TOKENS_PER_S)
+    for wall in (1.0, 3.0):
+        block, head, update = (PartTime(wall * s, 1 / wall, s) for s in (0.2, 0.5, 0.1))
+        times = replace(FAST, eager=StepTimes(24, block, head, update))
+        assert make_plan(WITH_COMPILER, wish(), workload, times).compile.value is True
+        short = replace(workload, tokens=45 * TOKENS_PER_S)
+        assert make_plan(WITH_COMPILER, wish(), short, times).compile.value is False
+
+
+def test_processes_share_the_work_of_a_run() -> None:
+    workload = replace(WORKLOAD, tokens=75 * TOKENS_PER_S, launched_processes=2)
+    choice = make_plan(WITH_COMPILER, wish(), workload, replace(FAST, eager=EAGER)).compile
+    assert choice.value is False
 
 
 def test_compiling_that_was_asked_for_is_done_in_the_shortest_run() -> None:

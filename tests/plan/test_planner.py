@@ -136,6 +136,7 @@ ON_A_CPU = {
     "matmul_precision": "highest",
     "processes": 1,
     "attention": "sdpa",
+    "loss": "chunks",
     "compile": False,
     "activation_checkpointing": "off",
     "keep_weight_casts": False,
@@ -180,6 +181,7 @@ ON_CUDA = ON_A_CPU | {
             | {
                 "precision": "bf16",
                 "attention": "blocks",
+                "loss": "chunks",
                 "compile": True,
                 "activation_checkpointing": "selective",
                 "keep_weight_casts": True,

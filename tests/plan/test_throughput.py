@@ -1,90 +1,81 @@
-"""The predicted speed is its formula, and nothing where a block was not measured."""
+"""The predicted speed is the sum of its parts, each as it was timed."""
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from llmtrain.machine.facts import BlockTimes, CpuTimes, MatmulTimes
-from llmtrain.plan.throughput import StepWork, predicted_step_s, predicted_tokens_per_s
+from llmtrain.machine.facts import BlockTimes, CpuTimes, MatmulTimes, PartTime
+from llmtrain.plan import forecast, numerics, throughput
+from llmtrain.plan.throughput import (
+    compiled_block,
+    parts_of,
+    predicted_step_s,
+    predicted_tokens_per_s,
+    product_flops_per_s,
+)
 from llmtrain.profile.schema import ModelSection
-from llmtrain.profile.shape import muon_flops, shape_of
+from llmtrain.profile.shape import shape_of
+from llmtrain.recipe import model_size
+from tests.machines import step_times
 
-SHAPE = shape_of(
-    ModelSection(
-        vocab_size=1000,
-        hidden_size=100,
-        intermediate_size=300,
-        num_layers=3,
-        num_heads=5,
-        context=10,
-    )
-)
-# 1 GFLOP: 1, 2 and 4 GFLOP/s.
+SHAPE = shape_of(ModelSection(hidden_size=100, num_layers=3, num_heads=5, context=10))
 PRODUCTS = MatmulTimes(fp32_s=1.0, medium_s=0.5, bf16_s=0.25, flops=1e9)
-TIMES = CpuTimes(PRODUCTS, block=BlockTimes(eager_s=0.05, compiled_s=0.02, compile_s=9.0))
-WORK = StepWork(
-    micro_batch=4,
-    accumulation=2,
-    processes=1,
-    precision="fp32",
-    matmul_precision="highest",
-    compiled=False,
-    optimizer="adamw",
-)
-# 40 tokens a micro-batch: 6 · 40 · 1000 · 100 = 24 MFLOP at 1 GFLOP/s, 1.2 times.
-HEAD_S = 0.0288
-OPTIMIZER_S = 30 * SHAPE.parameters / 10e9
+PARTS = step_times(0.05, 0.03, 0.02, micro_batch=4)
+MICRO_BATCH_S = 3 * 0.05 + 0.03  # of 40 tokens
 
 
 @pytest.mark.parametrize(
-    ("change", "micro_batch_s"),
-    [
-        ({}, 3 * 0.05 + HEAD_S),
-        ({"compiled": True}, 3 * 0.02 + HEAD_S),
-        ({"matmul_precision": "medium"}, 3 * 0.05 + HEAD_S / 2),
-        ({"matmul_precision": "high"}, 3 * 0.05 + HEAD_S),
-        ({"precision": "bf16"}, 3 * 0.05 + HEAD_S / 4),
-        ({"precision": "bf16", "matmul_precision": "medium"}, 3 * 0.05 + HEAD_S / 4),
-        ({"accumulation": 1}, 3 * 0.05 + HEAD_S),
-    ],
+    ("tokens_per_step", "processes", "micro_batches"),
+    [(40, 1, 1), (80, 1, 2), (80, 2, 1), (400, 1, 10), (60, 1, 1.5)],
 )
-def test_step_is_its_micro_batches_and_the_optimizer(
-    change: dict[str, Any], micro_batch_s: float
+def test_a_step_is_its_micro_batches_and_one_update(
+    tokens_per_step: int, processes: int, micro_batches: float
 ) -> None:
-    work = replace(WORK, **change)
-
-    step_s = predicted_step_s(SHAPE, work, TIMES)
-
-    assert step_s == pytest.approx(work.accumulation * micro_batch_s + OPTIMIZER_S)
-
-
-def test_optimizer_of_many_parameters_takes_long() -> None:
-    large = replace(SHAPE, vocab_size=10_000_000)  # 1B parameters: 3 s
-    no_head = replace(TIMES, matmul=replace(PRODUCTS, flops=1e30))
-    step_s = predicted_step_s(large, replace(WORK, accumulation=1), no_head)
-    assert step_s == pytest.approx(3 * 0.05 + 3.0, rel=1e-3)
+    asked = {"tokens_per_step": tokens_per_step, "processes": processes}
+    step_s = predicted_step_s(SHAPE, PARTS, **asked)
+    assert step_s == pytest.approx(micro_batches * MICRO_BATCH_S + 0.02)
+    assert predicted_tokens_per_s(SHAPE, PARTS, **asked) == pytest.approx(tokens_per_step / step_s)
 
 
-def test_muon_takes_its_products_at_the_measured_rate() -> None:
-    adamw_s = predicted_step_s(SHAPE, WORK, TIMES)
-    muon_s = predicted_step_s(SHAPE, replace(WORK, optimizer="muon"), TIMES)
-    assert adamw_s is not None
-    assert muon_s == pytest.approx(adamw_s + muon_flops(SHAPE) / 1e9)
+def test_an_eager_step_stands_in_until_a_compiled_one_is_timed() -> None:
+    compiled = step_times(0.02, 0.02, 0.02)
+    both = CpuTimes(PRODUCTS, eager=PARTS, compiled=compiled)
+    assert parts_of(both, compiled=True) is compiled
+    assert parts_of(both, compiled=False) is PARTS
+    assert parts_of(CpuTimes(PRODUCTS, eager=PARTS), compiled=True) is PARTS
+    assert parts_of(CpuTimes(PRODUCTS), compiled=False) is None
 
 
-def test_tokens_of_all_processes_over_the_seconds_of_a_step() -> None:
-    step_s = 2 * (3 * 0.05 + HEAD_S) + OPTIMIZER_S
-
-    assert predicted_tokens_per_s(SHAPE, WORK, TIMES) == pytest.approx(2 * 40 / step_s)
-    assert predicted_tokens_per_s(SHAPE, replace(WORK, processes=3), TIMES) == pytest.approx(
-        3 * 2 * 40 / step_s
-    )
+def test_a_compiled_block_is_timed_by_itself_on_an_idle_machine() -> None:
+    block = BlockTimes(eager_s=0.4, compiled_s=0.3, compile_s=9.0, wall_s=0.25)
+    assert compiled_block(block, PARTS, micro_batch=4) == PartTime(0.25)
+    assert compiled_block(replace(block, wall_s=None), PARTS, micro_batch=4) == PartTime(0.3)
 
 
-def test_without_a_block_there_is_no_guess() -> None:
-    unmeasured = replace(TIMES, block=None, compile_failure="no compiler")
-    assert predicted_step_s(SHAPE, WORK, unmeasured) is None
-    assert predicted_tokens_per_s(SHAPE, WORK, unmeasured) is None
+def test_of_a_comparison_on_a_busy_machine_the_ratio_holds() -> None:
+    busy = BlockTimes(eager_s=0.8, compiled_s=0.6, compile_s=9.0, wall_s=0.9, ran_share=0.5)
+    found = compiled_block(busy, PARTS, micro_batch=8)  # that of PARTS is 4
+    assert found.seconds == pytest.approx(2 * 0.75 * 0.05)
+    assert found.is_contended
+    assert compiled_block(busy, None, micro_batch=4).seconds == 0.9
+
+
+def test_products_count_in_the_precision_of_the_plan() -> None:
+    rates = [
+        product_flops_per_s(PRODUCTS, "fp32", "highest"),
+        product_flops_per_s(PRODUCTS, "fp32", "medium"),
+        product_flops_per_s(PRODUCTS, "bf16", "medium"),
+    ]
+    assert rates == [1e9, 2e9, 4e9]
+
+
+@pytest.mark.parametrize("module", [forecast, model_size, numerics])
+def test_no_time_is_a_share_of_the_products_rate(module: object) -> None:
+    """What a step needs beside products differs by machine: from a fifth to six times them."""
+    source = inspect.getsource(module)  # type: ignore[arg-type]
+    assert "flops_per_s" not in source
+    assert "flops_per_token" not in source
+    assert "product_flops" not in inspect.getsource(throughput.predicted_step_s)

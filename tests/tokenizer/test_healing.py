@@ -8,7 +8,7 @@ from tokenizers import decoders, pre_tokenizers, trainers
 
 from llmtrain.tokenizer import ImportOptions, Tokenizer, import_tokenizer, train_tokenizer
 from llmtrain.tokenizer.escape import SPACE_MARK
-from llmtrain.tokenizer.healing import heal_prompt
+from llmtrain.tokenizer.healing import Spellings, heal_prompt
 from tests.tokenizer.test_importing import sentencepiece_model
 
 KINDS = ("own", "unigram", "bytes", "llama")
@@ -56,7 +56,7 @@ PROMPTS = (
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_every_allowed_id_keeps_the_prompt(any_tokenizer: Tokenizer, prompt: str) -> None:
-    healed = heal_prompt(any_tokenizer, prompt)
+    healed = heal_prompt(any_tokenizer, prompt, Spellings(any_tokenizer))
     assert healed.text == prompt
     assert healed.kept[0] == any_tokenizer.separator_id
     assert [*healed.kept[1:], *healed.dropped] == any_tokenizer.encode(prompt)
@@ -76,7 +76,7 @@ def test_every_allowed_id_keeps_the_prompt(any_tokenizer: Tokenizer, prompt: str
     ("prompt", "word"), [("def ", " "), ("x = retur", "return"), ("imp", "import")]
 )
 def test_words_that_begin_so_are_allowed(any_tokenizer: Tokenizer, prompt: str, word: str) -> None:
-    healed = heal_prompt(any_tokenizer, prompt)
+    healed = heal_prompt(any_tokenizer, prompt, Spellings(any_tokenizer))
     start = any_tokenizer.decode(healed.kept)
     found = {
         any_tokenizer.decode([*healed.kept, token])[len(start) :]
@@ -87,6 +87,6 @@ def test_words_that_begin_so_are_allowed(any_tokenizer: Tokenizer, prompt: str, 
 
 def test_nothing_is_dropped_where_no_token_is_longer(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(["xy " * 400, "é"], vocab_size=300).tokenizer
-    healed = heal_prompt(tokenizer, "1")
+    healed = heal_prompt(tokenizer, "1", Spellings(tokenizer))
     assert healed.dropped == ()
     assert healed.allowed([]) is None

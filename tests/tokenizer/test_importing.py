@@ -16,7 +16,7 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from llmtrain.errors import DataError, LlmtrainError, UsageError
@@ -545,3 +545,39 @@ def test_a_piece_that_is_not_used_stays_unused(documents: list[str], tmp_path: P
     foreign = AutoTokenizer.from_pretrained(tmp_path / "saved")
     for probe in (joined, f"a{joined} {joined}x"):
         assert foreign(probe)["input_ids"] == ours.encode(probe)
+
+
+@pytest.mark.parametrize("around", ["template", "truncation", "padding"])
+def test_what_surrounds_a_text_is_left_out_and_told(
+    around: str, bytes_json: str, tmp_path: Path
+) -> None:
+    """A model is trained on the ids of texts alone, so that is what other programs must read."""
+    theirs = with_tokens(bytes_json, "<s>", "</s>")
+    expected = theirs.encode("some words of text").ids
+    if around == "template":
+        theirs.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>",
+            special_tokens=[(name, theirs.token_to_id(name)) for name in ("<s>", "</s>")],
+        )
+    elif around == "truncation":
+        theirs.enable_truncation(2)
+    else:
+        theirs.enable_padding(length=64)
+    theirs.save(str(tmp_path / "tokenizer.json"))
+
+    imported = import_tokenizer(tmp_path, ImportOptions())
+    imported.tokenizer.save(tmp_path / "saved")
+
+    read = tokenizers.Tokenizer.from_file(str(tmp_path / "saved" / "tokenizer.json"))
+    assert read.encode("some words of text").ids == expected
+    assert imported.tokenizer.encode("some words of text") == expected
+    assert any("left out" in warning for warning in imported.warnings)
+
+
+def test_two_tokens_with_one_id_are_refused(bytes_json: str, tmp_path: Path) -> None:
+    document = json.loads(bytes_json)
+    first, second, *_ = document["model"]["vocab"]
+    document["model"]["vocab"][first] = document["model"]["vocab"][second]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document), "utf-8")
+    with pytest.raises(DataError, match="have the same id"):
+        open_tokenizer(tmp_path)

@@ -8,7 +8,12 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from llmtrain.tokenizer import Tokenizer, streams
-from llmtrain.tokenizer.streams import decoded_parts, encoded_parts, joins
+from llmtrain.tokenizer.streams import (
+    IncrementalDecoder,
+    decoded_parts,
+    encoded_parts,
+    joins,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -64,3 +69,39 @@ def test_ids_that_no_text_has_decode_alike(tokenizer: Tokenizer) -> None:
 
 def test_own_tokenizers_join(tokenizer: Tokenizer) -> None:
     assert joins(tokenizer)
+
+
+def incrementally(tokenizer: Tokenizer, before: Sequence[int], ids: Sequence[int]) -> str:
+    decoder = IncrementalDecoder(tokenizer, before)
+    return "".join([*map(decoder.add, ids), decoder.finish()])
+
+
+@pytest.mark.parametrize("split", [0, 1, 30, 400])
+def test_ids_that_arrive_one_by_one_give_the_text_of_all(
+    tokenizer: Tokenizer, documents: list[str], adversarial: list[str], split: int
+) -> None:
+    for text in ("".join(adversarial), documents[3][:3_000], "中é😀" * 200):
+        ids = tokenizer.encode(text)
+        shown = tokenizer.decode(ids[:split])
+        if not shown.endswith("\ufffd"):
+            assert shown + incrementally(tokenizer, ids[:split], ids[split:]) == text
+
+
+def test_ids_in_no_order_give_the_text_of_all(tokenizer: Tokenizer) -> None:
+    """Bytes that are no characters, and codes cut in two, as an untrained model samples them."""
+    draw = random.Random(0)
+    pieces = tokenizer.pieces()
+    odd = [i for i, piece in enumerate(pieces) if piece.kind == "byte"]
+    odd += [tokenizer.encode(text)[-1] for text in ("0", "1", " ", "▁")]
+    for ids in (
+        draw.choices(range(tokenizer.vocab_size), k=500),
+        draw.choices(odd, k=500),
+        [token for token in odd if pieces[token].text >= "<0x80>"] * 3,
+    ):
+        assert incrementally(tokenizer, [], ids) == tokenizer.decode(ids)
+
+
+def test_a_character_is_shown_with_its_last_byte(tokenizer: Tokenizer) -> None:
+    ids = [token for token in tokenizer.encode("\U00010348") if tokenizer.decode([token]) != ""]
+    decoder = IncrementalDecoder(tokenizer)
+    assert [decoder.add(token) for token in ids] == [*[""] * (len(ids) - 1), "\U00010348"]

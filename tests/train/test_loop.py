@@ -85,6 +85,7 @@ def make_plan(micro_batch: int, accumulation: int) -> Plan:
         micro_batch=choice(micro_batch),
         accumulation=choice(accumulation),
         attention=choice("sdpa"),
+        loss=choice("chunks"),
         compile=choice(False),
         activation_checkpointing=choice("off"),
         keep_weight_casts=choice(False),

@@ -20,6 +20,7 @@ from llmtrain.engine import train_run
 from llmtrain.errors import AbortedError, DoesNotFitError
 from llmtrain.machine.memory_pressure import MemoryAction
 from llmtrain.model.decoder import Decoder
+from llmtrain.model.optimizer import RoleOptimizer
 from llmtrain.plan.memory_watch import MemoryWatch
 from llmtrain.plan.workload import Workload
 from llmtrain.progress import Note
@@ -31,7 +32,6 @@ from llmtrain.train.distributed.world import World
 from llmtrain.train.evaluation import Evaluator
 from llmtrain.train.events import Event, Step
 from llmtrain.train.memory_guard import MemoryGuard, agreed_action
-from llmtrain.train.optimizer import RoleOptimizer
 from llmtrain.train.run_directory.directory import RunDirectory
 from tests.train.harness import Files, InProcessTrainer, Llmtrain, RunAlone
 from tests.train.test_loop import make_run

@@ -223,7 +223,7 @@ def test_room_on_the_disk_is_looked_at_before_anything_is_prepared(
     monkeypatch.setattr(saver, "free_bytes", lambda directory: 1000)
     with pytest.raises(LlmtrainError, match=r"a checkpoint of this run needs .*0.977 KiB are free"):
         train(place / "run")
-    assert train.events == []
+    assert not [e for e in train.events if not (isinstance(e, Note) and "timing" in e.text)]
     assert not (place / "run").exists()
 
 

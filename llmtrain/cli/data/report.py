@@ -73,7 +73,10 @@ def _facts(report: DataReport) -> Iterator[tuple[str, str]]:
     for source in report.sources:
         yield "source", f"{shown(str(source['spec']))}: {_files(source['files'])}"
     if report.skipped:
-        yield "skipped", ", ".join(f"{count} {reason}" for reason, count in report.skipped.items())
+        yield (
+            "skipped",
+            "; ".join(f"{reason} ({count})" for reason, count in report.skipped.items()),
+        )
     only = f"; only the first {report.only_first:,} were read" if report.only_first else ""
     yield "documents", f"{facts.documents:,}{only}"
     yield "text", f"{format_bytes(facts.text_bytes)}, {found.characters:,} characters"
@@ -195,4 +198,6 @@ def _escaped(character: str) -> str:
     if unicodedata.category(character) not in _NOT_PRINTABLE:
         return character
     code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name that is not UTF-8
+        return f"\\x{code - 0xDC00:02x}"
     return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from llmtrain.cli.output import Part
-    from llmtrain.documents.bench import DeviceBench
+    from llmtrain.documents.bench import DeviceBench, StepParts
 
 
 def bench(
@@ -26,14 +26,16 @@ def bench(
     set_: options.Set = None,
     no_compile: Annotated[
         bool,
-        typer.Option("--no-compile", help="Measure no block: compiling one takes up to a minute."),
+        typer.Option(
+            "--no-compile", help="Measure nothing compiled: compiling takes up to a minute."
+        ),
     ] = False,
 ) -> None:
     """Measure this CPU on a profile's shapes; the next run plans with these times."""
     from llmtrain.machine.startup import prepare_for_torch
 
     prepare_for_torch()  # as a run does, to measure what a run does
-    from llmtrain.documents.bench import DeviceBench
+    from llmtrain.documents.bench import DeviceBench, step_parts
     from llmtrain.engine.bench import bench_cpu
     from llmtrain.plan.throughput import seconds_by_kind
 
@@ -46,13 +48,15 @@ def bench(
         output.warning(f"a block cannot be compiled: {times.compile_failure}")
     reason = "asked for" if profile else "the smallest one for a CPU"
     document = DeviceBench.of(
-        times,  # attention, block, compile_failure
+        times,  # attention, loss, native_missing, block, compile_failure
         profile={"value": loaded.name, "reason": reason},
         cpu={"model": cpu.model, "cores": cpu.usable_cores, "threads": threads},
         products={
             kind: {"seconds": seconds, "gflops": times.matmul.flops / seconds / 1e9}
             for kind, seconds in seconds_by_kind(times.matmul).items()
         },
+        eager=step_parts(times.eager),
+        compiled=step_parts(times.compiled),
         plan=result.plan,
         predicted=result if result.step_s is not None else None,
     )
@@ -72,7 +76,7 @@ def _parts(measured: DeviceBench) -> Iterator[Part]:
     yield rows_table("plan", ("decision", "value", "why"), rows)
     yield ""
     if measured.predicted is None or measured.predicted.tokens_per_s is None:
-        yield "predicted: unknown, because no block was measured as the plan computes it"
+        yield "predicted: unknown, because no step was measured as the plan computes it"
     else:
         rate = format_count(round(measured.predicted.tokens_per_s))
         yield f"predicted: {rate} tokens/s, {format_duration(measured.predicted.step_s)} per step"
@@ -104,11 +108,31 @@ def _times(measured: DeviceBench) -> Iterator[tuple[str, float, str, bool]]:
     for kind, product in measured.products:
         yield names[kind], product.seconds, f"{product.gflops:,.1f}", kind == used
     if measured.attention is not None:
-        blocks = plan.attention.value == "blocks"
-        yield "attention, torch's kernel", measured.attention.sdpa_s, "", not blocks
-        yield "attention, products over blocks", measured.attention.blocks_s, "", blocks
+        kernel, attention = plan.attention.value, measured.attention
+        yield "attention, torch's kernel", attention.sdpa_s, "", kernel == "sdpa"
+        yield "attention, products over blocks", attention.blocks_s, "", kernel == "blocks"
+        if attention.native_s is not None:
+            yield "attention, native kernel", attention.native_s, "", kernel == "native"
+    if measured.loss is not None:
+        native = plan.loss.value == "native"
+        yield "loss, in chunks", measured.loss.chunks_s, "", not native
+        yield "loss, native kernel", measured.loss.native_s, "", native
     if measured.block is not None:
         compiled = plan.compile.value
         yield "one block, eager", measured.block.eager_s, "", not compiled
         yield "one block, compiled", measured.block.compiled_s, "", compiled
         yield "compiling one block", measured.block.compile_s, "", False
+    yield from _step_times("eager", measured.eager, used=not plan.compile.value)
+    yield from _step_times("compiled", measured.compiled, used=plan.compile.value)
+
+
+def _step_times(
+    way: str, parts: StepParts | None, *, used: bool
+) -> Iterator[tuple[str, float, str, bool]]:
+    """Yield the parts of a step that is computed in this way."""
+    if parts is None:
+        return
+    busy = ", busy machine" if parts.contended else ""
+    yield f"{way} step: a block{busy}", parts.block_s, "", used
+    yield f"{way} step: head and loss{busy}", parts.head_s, "", used
+    yield f"{way} step: optimizer{busy}", parts.update_s, "", used

@@ -9,7 +9,7 @@ import typer
 from llmtrain.cli import options
 from llmtrain.cli.output import Output
 from llmtrain.cli.thresholds import Threshold, require_met
-from llmtrain.units import format_bytes
+from llmtrain.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -92,7 +92,7 @@ def _facts_table(facts: Facts) -> Table:
             "cores",
             (
                 f"{cpu.usable_cores} usable of {cpu.physical_cores or '?'} physical, "
-                f"{cpu.logical_cores} logical, {cpu.sockets or '?'} sockets"
+                f"{cpu.logical_cores} logical, {_sockets(cpu.sockets)}"
             ),
         ),
         ("instructions", ", ".join(cpu.isa) or "unknown"),
@@ -112,3 +112,7 @@ def _facts_table(facts: Facts) -> Table:
         *([("gpu", facts.unusable_gpu)] if facts.unusable_gpu else []),
     ]
     return facts_table(rows, title="found")
+
+
+def _sockets(number: int | None) -> str:
+    return "? sockets" if number is None else counted(number, "socket")

@@ -34,9 +34,14 @@ def encode(
 ) -> None:
     """Encode text as ids, separated by spaces."""
     from llmtrain.documents.tokenizer import TokenizerEncode
+    from llmtrain.errors import UsageError
     from llmtrain.tokenizer import open_tokenizer
     from llmtrain.tokenizer.streams import encoded_parts
 
+    if out is not None and file is not None and _is_same(out, file):
+        raise UsageError(
+            f"--out {out} is the text that is read", hint="name another file for the ids"
+        )
     model = open_tokenizer(tokenizer)
     parts = encoded_parts(model, _text_blocks(file))
     if out is not None:
@@ -53,6 +58,11 @@ def encode(
                 write_bytes((before + " ".join(map(str, part))).encode())
                 before = " "
         write_bytes(b"\n")
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Return True if both names exist and are of one file."""
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def decode(

@@ -196,8 +196,11 @@ def _finished_index(
 
 
 def unigram_cross_entropy_nats(train_counts: TokenArray, validation_counts: TokenArray) -> float:
-    """Return nats per validation token under the add-one-smoothed frequencies of train."""
-    total = int(train_counts.sum()) + len(train_counts)
-    log_counts = np.log(train_counts + 1.0)
-    mean_log_count = float(validation_counts @ log_counts) / int(validation_counts.sum())
-    return math.log(total) - mean_log_count
+    """Return nats per validation token under the add-one-smoothed frequencies of train.
+
+    The sum is exact: NumPy's depends on the CPU in its last digits.
+    """
+    train: list[int] = train_counts.tolist()
+    validation: list[int] = validation_counts.tolist()
+    log_counts = (n * math.log(count + 1) for n, count in zip(validation, train, strict=True))
+    return math.log(sum(train) + len(train)) - math.fsum(log_counts) / sum(validation)

@@ -25,7 +25,7 @@ _LIBRARY_ERRORS = (  # the base classes of their errors, by module
     ("botocore.exceptions", "BotoCoreError"),
     ("botocore.exceptions", "ClientError"),
     ("datasets.exceptions", "DatasetsError"),
-    ("httpx", "HTTPError"),
+    ("huggingface_hub.errors", "HTTPError"),  # of httpx, or of httpx2 from 2.4 on
 )
 _NO_PERMISSION = frozenset(
     {"PermissionError", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
@@ -120,14 +120,14 @@ def map_errors(
     spec: str, data_error: Callable[[str, BaseException], DataError] = _data_error
 ) -> Iterator[None]:
     """Convert errors of libraries inside the block to the DataError that `data_error` returns."""
-    failures = _failures()
+    failures = store_errors()
     try:
         yield
     except failures as error:
         raise data_error(spec, error) from None  # its message may have the whole address
 
 
-def _failures() -> tuple[type[BaseException], ...]:
+def store_errors() -> tuple[type[BaseException], ...]:
     """Return the error classes for an unreadable store, of the libraries that are loaded."""
     loaded = ((sys.modules.get(module), name) for module, name in _LIBRARY_ERRORS)
     of_libraries = (vars(module)[name] for module, name in loaded if module is not None)

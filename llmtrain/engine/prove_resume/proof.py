@@ -36,7 +36,7 @@ from llmtrain.train.checkpoint.format import (
 )
 from llmtrain.train.events import Observer
 from llmtrain.train.run_directory.directory import RunDirectory
-from llmtrain.units import format_duration
+from llmtrain.units import counted, format_duration
 
 _EVALUATE_EVERY, _SAMPLE_EVERY = 2, 3  # steps, so that kills fall there too
 _EVALUATED_TOKENS, _SAMPLED_TOKENS = 4096, 16
@@ -175,7 +175,7 @@ class _TrainingPair:
         options = self._options
         self._note(
             f"training {options.steps} steps twice in {self._directory}: once uninterrupted, "
-            f"once killed {options.kills} times"
+            f"once killed {counted(options.kills, 'time')}"
         )
         self._copy_measurements(cache_directory(), self._cache("whole"))
         started_s = time.monotonic()
@@ -235,7 +235,8 @@ class _TrainingPair:
     def _note_cost(self, lengths: dict[Phase, float]) -> None:
         per_kill_s = sum(lengths.values())
         whole_s = self._options.kills * per_kill_s
-        self._note(f"about {format_duration(whole_s)} more for {self._options.kills} kills")
+        kills = counted(self._options.kills, "kill")
+        self._note(f"about {format_duration(whole_s)} more for {kills}")
 
     def _note(self, text: str) -> None:
         self._observe(Note(text))

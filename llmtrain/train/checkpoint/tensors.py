@@ -22,11 +22,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from llmtrain.magic import other_content
 from llmtrain.untrusted import open_regular, parse_json
 
 # About 130 bytes a tensor: 30,000 of them, which are thousands of layers.
 _LONGEST_HEADER_BYTES = 4 << 20
 _LENGTH = struct.Struct("<Q")
+_HEAD_BYTES = 512
 _METADATA = "__metadata__"
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
 _MOST_DIMENSIONS = 4
@@ -99,10 +101,15 @@ def _read_header(path: Path, dtypes: Mapping[str, int], *, follow_links: bool) -
 def _header_text(file: BinaryIO, size_bytes: int) -> bytes:
     if size_bytes < _LENGTH.size:
         raise ValueError(f"its {size_bytes} bytes are too few for a header")
-    (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+    head = file.read(_HEAD_BYTES)
+    (length,) = _LENGTH.unpack(head[: _LENGTH.size])
     longest = min(_LONGEST_HEADER_BYTES, size_bytes - _LENGTH.size)
     if length > longest:
+        what = other_content(head)
+        if what is not None:
+            raise ValueError(f"it is {what}")
         raise ValueError(f"its header would have {length} bytes; at most {longest} are possible")
+    file.seek(_LENGTH.size)
     return file.read(length)
 
 

@@ -70,7 +70,9 @@ class RunDirectory:
             refuse_link(path)
         for path in files:
             if path.exists() and not path.is_file():
-                raise UsageError(f"{path} is not an ordinary file", hint="choose another --out")
+                raise UsageError(
+                    f"{path} is not an ordinary file", hint="remove it, or name another run"
+                )
         for path in filter(is_checkpoint_name, entries_of(self.checkpoints)):
             refuse_link(path)
 
@@ -97,10 +99,13 @@ class RunDirectory:
         except OSError as error:
             if error.errno in _DISK_ERRORS:
                 raise
-            raise UsageError(
-                f"--out {self.path} cannot be written: {error.strerror}",
-                hint="--out DIRECTORY, where you may write",
-            ) from None
+            whose, hint = f"--out {self.path}", "--out DIRECTORY, where you may write"
+            if had_record:  # it may have been named by --resume
+                whose, hint = (
+                    f"run {self.path}",
+                    "make it writable, or continue a copy: --resume COPY",
+                )
+            raise UsageError(f"{whose} cannot be written: {error.strerror}", hint=hint) from None
         try:
             yield
         except BaseException:
@@ -260,7 +265,7 @@ def find_checkpoints(text: str) -> list[Path]:
             refuse_only_damaged(path / "checkpoints")
             if not found:
                 raise UsageError(
-                    f"run {path} has no checkpoint yet",
+                    f"run {path} has no checkpoint",
                     hint=f"llmtrain train --out {shlex.quote(str(path))} --resume auto",
                 )
             return found

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -207,3 +208,7 @@ def test_training_warns_of_copies_that_it_keeps(
     assert "have a near copy among those trained on: the validation loss will come" in said
     assert "44 of 405 documents are equal to an earlier one" in said
     assert "--set data.duplicates=drop_exact" in said
+
+
+def test_a_byte_of_a_name_is_shown_as_everywhere() -> None:
+    assert shown(os.fsdecode(b"n\xff.txt")) == r"n\xff.txt"

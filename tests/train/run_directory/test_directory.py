@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -121,6 +122,21 @@ def test_claim_refuses_what_is_no_directory() -> None:
             pass
 
 
+@pytest.mark.parametrize(("has_begun", "whose"), [(True, "run kept"), (False, "--out kept")])
+def test_what_cannot_be_written_is_named_as_it_was_given(
+    has_begun: bool, whose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begun("kept") if has_begun else RunDirectory(Path("kept"))
+
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UsageError, match=f"^{whose} cannot be written") as caught, run.claimed():
+        pass
+    assert ("--resume" in str(caught.value.hint)) == has_begun
+
+
 def test_new_names_say_profile_and_time_and_are_new() -> None:
     now = datetime(2030, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
     names = []
@@ -179,7 +195,7 @@ def test_checkpoints_are_found_newest_last() -> None:
 
 def test_run_without_a_checkpoint_says_so() -> None:
     begun("runs/mine")
-    with pytest.raises(UsageError, match="no checkpoint yet") as failure:
+    with pytest.raises(UsageError, match="no checkpoint") as failure:
         find_checkpoints("mine")
     assert failure.value.hint is not None
     assert "--resume" in failure.value.hint

@@ -1,0 +1,1 @@
+"""Many trainings of one plan: resumable at the trial and inside a trial."""

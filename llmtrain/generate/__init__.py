@@ -1,0 +1,1 @@
+"""Text from a trained model: several texts together, with cached keys and values."""

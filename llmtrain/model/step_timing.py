@@ -1,0 +1,239 @@
+"""Time the parts of a training step on this CPU, each as a run computes it, in about a second.
+
+    block    one block, forward and backward, on a micro-batch
+    head     embedding, final norm, head and loss, forward and backward, on a micro-batch
+    update   clipping, the optimizer, and rounding the weights to half precision, of all parameters
+
+A part that takes long is timed on fewer sequences, or on fewer layers, and scaled up: what it
+computes is proportional to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import fmean
+from time import perf_counter
+
+import torch
+from torch import Tensor, nn
+
+from llmtrain.choice import (
+    ActivationCheckpointing,
+    Algorithm,
+    AttentionKernel,
+    LossKernel,
+    OptimizerName,
+    Precision,
+)
+from llmtrain.machine.core_wait import ran_share, read_core_times
+from llmtrain.machine.facts import PartTime
+from llmtrain.machine.timing import Run, cpu_seconds
+from llmtrain.model.decoder import Block, Decoder
+from llmtrain.model.lora import add_adapters, freeze_matrices
+from llmtrain.model.optimizer import RoleOptimizer
+from llmtrain.model.timing import compiling_s, new_block, thread_count, two_documents
+from llmtrain.ops.checkpointing import checkpointed
+from llmtrain.ops.precision import WeightCasts, autocast_as, compute_dtype, half_dtype
+from llmtrain.ops.rotary import rotary_table
+from llmtrain.profile.lora_shape import LoraShape
+from llmtrain.profile.shape import ModelShape
+
+_BUDGET_S = 0.4
+_LEAST_ROUNDS = 2
+_LEAST_CPU_S = 1e-6  # a coarse clock measures a short part as 0
+_LONGEST_ROUND_S = 0.8
+# Of the layers that are timed together: enough that neither the weights nor what their backward
+# needs stays in a cache, which would be faster than in a whole model.
+_CHAINED_BLOCKS = 2
+_UPDATED_PARAMETERS = 8_000_000
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How a plan computes: the decisions that the time of a part depends on."""
+
+    micro_batch: int  # sequences
+    precision: Precision
+    attention: AttentionKernel
+    checkpointing: ActivationCheckpointing
+    keep_casts: bool
+    threads: int
+    masked: bool = False  # attention stays within documents, of which each sequence has two
+    loss: LossKernel = "chunks"
+    lora: LoraShape | None = None  # adapters that are trained, beside a model that is not
+
+    def new_casts(self) -> WeightCasts | None:
+        """Return a cache of half-precision weights, if the way keeps one."""
+        dtype = half_dtype(self.precision)
+        return WeightCasts(dtype) if self.keep_casts and dtype is not None else None
+
+
+def time_eager_block(shape: ModelShape, way: Way) -> PartTime:
+    """Return the seconds of one eager block on a micro-batch, as one of a chain of blocks."""
+    count = min(_CHAINED_BLOCKS, shape.num_layers)
+    with torch.random.fork_rng(devices=()):  # measuring must not change a run's random numbers
+        x = torch.randn(way.micro_batch, shape.context, shape.hidden_size, requires_grad=True)
+        blocks = [new_block(shape, way.attention, way.lora, way.precision) for _ in range(count)]
+    casts = way.new_casts()
+    run = partial(_train_blocks, shape, way, blocks, casts, x)
+    return _scaled(_time_sequences(run, way), 1 / count)
+
+
+def _train_blocks(
+    shape: ModelShape,
+    way: Way,
+    blocks: Sequence[Block],
+    casts: WeightCasts | None,
+    x_btc: Tensor,
+    sequences: int,
+) -> None:
+    cos, sin = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
+    with autocast_as(way.precision, _CPU):
+        y = x_btc[:sequences]
+        documents = None
+        if way.masked:
+            dtype = compute_dtype(y)
+            documents = two_documents(way.attention, sequences, shape.context, dtype)
+        for block in blocks:
+            call = block if casts is None else partial(casts.call, block)
+            y = checkpointed(way.checkpointing, call, y, cos, sin, documents)
+    torch.autograd.backward(y, y.detach())
+    for block in blocks:
+        block.zero_grad()
+    x_btc.grad = None
+
+
+def time_head(shape: ModelShape, way: Way, *, compiled: bool) -> PartTime:
+    """Return the seconds of a model without blocks on a micro-batch.
+
+    `compiled`: the softmax of the loss is. Raises CompileError.
+    """
+    with torch.random.fork_rng(devices=()):
+        model = Decoder(replace(shape, num_layers=0))
+        tokens = torch.randint(shape.vocab_size, (way.micro_batch, shape.context))
+    if way.lora is not None:  # the gradient ends at the last norm's output
+        freeze_matrices(model, way.precision)
+    model.compute_with(loss=way.loss, casts=way.new_casts(), compiled=compiled)
+    run = partial(_train_head, model, way.precision, tokens)
+    if compiled:
+        with thread_count(way.threads):
+            compiling_s(partial(run, way.micro_batch))
+    return _time_sequences(run, way)
+
+
+def _train_head(model: Decoder, precision: Precision, tokens_bt: Tensor, sequences: int) -> None:
+    some = tokens_bt[:sequences]
+    with autocast_as(precision, _CPU):
+        loss: Tensor = model(some, some.roll(-1))
+    torch.autograd.backward(loss / some.numel())
+    model.zero_grad()
+
+
+def time_update(shape: ModelShape, way: Way, optimizer: OptimizerName) -> PartTime:
+    """Return the seconds of what follows the backward, once a step.
+
+    Of the blocks, some are updated and their time is scaled up: as many as have 8M weights.
+    """
+    layers = max(1, min(shape.num_layers, _UPDATED_PARAMETERS // shape.block_parameters))
+    with torch.random.fork_rng(devices=()):
+        model = Decoder(replace(shape, num_layers=layers))
+        if way.lora is not None:
+            model.requires_grad_(False)
+            for block in model.model.blocks():
+                add_adapters(block, way.lora)
+        for parameter in _trained(model):
+            parameter.grad = torch.randn_like(parameter) / shape.parameters
+    blocks = _trained(model.model.layers)
+    known = {id(parameter) for parameter in blocks}
+    others = [each for each in _trained(model) if id(each) not in known]
+    of_blocks = _time(_updating(blocks, way, optimizer), way.threads)
+    if not others:
+        return _scaled(of_blocks, shape.num_layers / layers)
+    of_others = _time(_updating(others, way, "adamw"), way.threads)
+    return _sum(_scaled(of_blocks, shape.num_layers / layers), of_others)
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _updating(parameters: Sequence[nn.Parameter], way: Way, optimizer: OptimizerName) -> Run:
+    """Return one update of these parameters."""
+    by_algorithm: dict[Algorithm, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        algorithm: Algorithm = "adamw" if parameter.dim() < 2 else optimizer
+        by_algorithm.setdefault(algorithm, []).append(parameter)
+    groups = [
+        {
+            "params": some,
+            "algorithm": algorithm,
+            "lr": 1e-6,
+            "weight_decay": 0.1,
+            "momentum": 0.9,
+            "betas": (0.9, 0.95),
+            "eps": 1e-8,
+        }
+        for algorithm, some in by_algorithm.items()
+    ]
+    products = torch.bfloat16 if way.precision == "bf16" else torch.float32
+    stepping = RoleOptimizer(groups, fused=True, product_dtype=products)
+    casts = way.new_casts()
+
+    def run() -> None:
+        nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
+        stepping.step()
+        if casts is not None:
+            casts.forget()
+            for parameter in parameters:
+                if parameter.dim() == 2:
+                    casts.plain(parameter)
+
+    return run
+
+
+def _time_sequences(run: partial[None], way: Way) -> PartTime:
+    """Return the seconds of `run(sequences)` on a micro-batch, or in proportion to fewer."""
+    with thread_count(way.threads):
+        started_s = perf_counter()
+        run(1)  # warms up, too
+        affordable = int(_LONGEST_ROUND_S / max(1e-9, perf_counter() - started_s))
+    sequences = max(1, min(way.micro_batch, affordable))
+    timed = _time(partial(run, sequences), way.threads)
+    return _scaled(timed, way.micro_batch / sequences)
+
+
+def _time(run: Run, threads: int) -> PartTime:
+    """Return the seconds of the fastest of several calls.
+
+    If other programs needed the cores meanwhile, those of a mean call without its waiting, if less.
+    """
+    with thread_count(threads):
+        run()
+        walls_s, cpus_s = list[float](), list[float]()
+        before = read_core_times()
+        while len(walls_s) < _LEAST_ROUNDS or sum(walls_s) < _BUDGET_S:
+            started_s, started_cpu_s = perf_counter(), cpu_seconds()
+            run()
+            cpus_s.append((cpu_seconds() - started_cpu_s) / threads)
+            walls_s.append(perf_counter() - started_s)
+        share = ran_share(before, read_core_times())
+    part = PartTime(min(walls_s), share, max(_LEAST_CPU_S, min(cpus_s)))
+    if part.is_contended:
+        part = replace(part, seconds=min(part.seconds, fmean(walls_s) * share))
+    return part
+
+
+def _sum(one: PartTime, other: PartTime) -> PartTime:
+    return PartTime(
+        one.seconds + other.seconds,
+        min(one.ran_share, other.ran_share),
+        None if one.cpu_s is None or other.cpu_s is None else one.cpu_s + other.cpu_s,
+    )
+
+
+def _scaled(part: PartTime, factor: float) -> PartTime:
+    cpu_s = None if part.cpu_s is None else part.cpu_s * factor
+    return replace(part, seconds=part.seconds * factor, cpu_s=cpu_s)

@@ -1,0 +1,96 @@
+"""Causal attention by the native kernel: flash attention (Dao 2023) on a CPU's matrix units.
+
+Shapes: B sequences, H query heads, G key heads, T tokens, D features a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def native_attention(
+    q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None = None
+) -> Tensor:
+    """Return causal attention of bf16 queries, keys and values, (B, T, H · D).
+
+    Scores and sums are fp32, probabilities bf16 in products. `first_bt`: int32, the first token
+    that each one attends to, not decreasing along T; without it, the first of the window.
+    """
+    y_btc: Tensor = _forward(q_bhtd, k_bgtd, v_bgtd, first_bt)[0]
+    return y_btc
+
+
+@torch.library.custom_op("llmtrain::native_attention", mutates_args=())
+def _forward(
+    q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return attention, and the logarithm of each row's sum of exponentials, to base 2."""
+    y_btc, lse_bht = torch.ops.llmtrain_native.attention(
+        _dense(q_bhtd), _dense(k_bgtd), _dense(v_bgtd), first_bt
+    )
+    return y_btc, lse_bht
+
+
+@torch.library.custom_op("llmtrain::native_attention_backward", mutates_args=())
+def _backward(
+    d_y_btc: Tensor,
+    q_bhtd: Tensor,
+    k_bgtd: Tensor,
+    v_bgtd: Tensor,
+    first_bt: Tensor | None,
+    y_btc: Tensor,
+    lse_bht: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    heads = _dense(q_bhtd), _dense(k_bgtd), _dense(v_bgtd)
+    d_q, d_k, d_v = torch.ops.llmtrain_native.attention_backward(
+        d_y_btc.contiguous(), *heads, y_btc.contiguous(), lse_bht.contiguous(), first_bt
+    )
+    return d_q, d_k, d_v
+
+
+@_forward.register_fake
+def _(
+    q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    sequences, num_heads, tokens, size = q_bhtd.shape
+    return (
+        q_bhtd.new_empty(sequences, tokens, num_heads * size),
+        q_bhtd.new_empty(sequences, num_heads, tokens, dtype=torch.float32),
+    )
+
+
+@_backward.register_fake
+def _(
+    d_y_btc: Tensor,
+    q_bhtd: Tensor,
+    k_bgtd: Tensor,
+    v_bgtd: Tensor,
+    first_bt: Tensor | None,
+    y_btc: Tensor,
+    lse_bht: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    d_q, d_k, d_v = (torch.empty_like(_dense(x)) for x in (q_bhtd, k_bgtd, v_bgtd))
+    return d_q, d_k, d_v
+
+
+def _dense(x: Tensor) -> Tensor:
+    """Return `x` with its features next to each other; other strides may be any."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*inputs, *output)
+
+
+def _differentiate(ctx: Any, d_y_btc: Tensor, _d_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    gradients: tuple[Tensor, Tensor, Tensor] = _backward(d_y_btc, *ctx.saved_tensors)
+    return *gradients, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+OPERATOR = torch.ops.llmtrain.native_attention.default

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible server of one model, which answers many requests together."""

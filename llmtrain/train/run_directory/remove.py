@@ -1,0 +1,64 @@
+"""Remove a run: the files that training wrote, and its directory if nothing else is in it."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmtrain.errors import UsageError
+from llmtrain.train.run_directory.directory import RUN_FILE, RunDirectory
+from llmtrain.train.run_directory.running import is_in_training
+from llmtrain.train.run_directory.tags import TAGS_FILE
+
+_WRITTEN_LATER = ("report.html", TAGS_FILE)
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedRun:
+    """A run that was removed, and what was left because it is no part of it."""
+
+    run: Path
+    freed_bytes: int
+    left: tuple[str, ...]
+
+
+def run_bytes(run: RunDirectory) -> int:
+    """Return the bytes of the files that `remove_run` would remove."""
+    files = [path for path in _files(run) if path.is_file()]
+    if run.checkpoints.is_dir():
+        files += [path for path in run.checkpoints.rglob("*") if path.is_file()]
+    return sum(path.lstat().st_size for path in files)
+
+
+def require_not_in_training(run: RunDirectory) -> None:
+    """Raise UsageError for a run that is being trained, and for links in place of its files."""
+    run.require_own_files()
+    if not run.read_record().get("result") and is_in_training(run):
+        raise UsageError(f"{run.path} is being trained", hint="stop it first, then remove it")
+
+
+def remove_run(run: RunDirectory) -> RemovedRun:
+    """Remove a run. Raises UsageError if it is being trained, here or elsewhere.
+
+    run.yaml goes last: a removal that was interrupted can be repeated.
+    """
+    require_not_in_training(run)
+    freed_bytes = run_bytes(run)
+    with run.claimed():
+        if run.checkpoints.is_dir():
+            shutil.rmtree(run.checkpoints)
+        for path in _files(run):
+            path.unlink(missing_ok=True)
+    left = tuple(sorted(path.name for path in run.path.iterdir()))
+    if not left:
+        with suppress(OSError):  # it is somebody's working directory, on Windows
+            run.path.rmdir()
+    return RemovedRun(run.path, freed_bytes, left)
+
+
+def _files(run: RunDirectory) -> list[Path]:
+    """Return the run's own files outside of its checkpoints, run.yaml last."""
+    written_later = (run.path / name for name in _WRITTEN_LATER)
+    return [run.metrics, run.samples, *written_later, run.path / RUN_FILE]

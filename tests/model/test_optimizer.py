@@ -1,0 +1,97 @@
+"""Muon moves hidden matrices by orthogonal steps of one size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from llmtrain.model import optimizer as optimizer_module
+from llmtrain.model.optimizer import RoleOptimizer
+
+LR = 0.1
+
+
+def optimizer_of(parameters: list[nn.Parameter], **changes: Any) -> RoleOptimizer:
+    group = {
+        "params": parameters,
+        "algorithm": "muon",
+        "lr": LR,
+        "weight_decay": 0.0,
+        "momentum": 0.9,
+    }
+    return RoleOptimizer([group | changes], fused=True, product_dtype=torch.float32)
+
+
+def parameters(*shapes: tuple[int, int]) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    made = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    for parameter in made:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    return made
+
+
+def stepped(some: list[nn.Parameter], **changes: Any) -> list[Tensor]:
+    before = [p.detach().clone() for p in some]
+    optimizer_of(some, **changes).step()
+    return [p.detach() - b for p, b in zip(some, before, strict=True)]
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (32, 96), (96, 32)])
+def test_a_step_is_orthogonal_and_as_long_as_the_shape_says(shape: tuple[int, int]) -> None:
+    moved = stepped(parameters(shape))[0]
+    sizes = torch.linalg.svdvals(moved) / (LR * max(1.0, shape[0] / shape[1]) ** 0.5)
+    # the least of a square matrix's are too near 0 to grow to 1 in five iterations
+    assert sizes.median() > 0.65
+    assert sizes.max() < 1.25
+
+
+def test_the_size_of_a_gradient_does_not_matter_and_its_sign_does() -> None:
+    some = parameters((16, 48))
+    small = stepped(some)[0]
+    gradient = some[0].grad
+    assert gradient is not None
+    some[0].grad = -1000 * gradient
+    torch.testing.assert_close(stepped(some)[0], -small, rtol=1e-3, atol=1e-5)
+
+
+def test_a_matrix_moves_as_if_it_were_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = ((16, 48), (48, 16), (16, 48), (24, 24))
+    together = stepped(parameters(*shapes))
+    monkeypatch.setattr(optimizer_module, "MUON_STACK_BYTES", 1)  # a stack a matrix
+    for one, other in zip(together, stepped(parameters(*shapes)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_momentum_is_nesterovs() -> None:
+    some = parameters((8, 24))
+    first = some[0].grad
+    assert first is not None
+    optimizer = optimizer_of(some)
+    optimizer.step()
+    torch.testing.assert_close(optimizer.state[some[0]]["momentum"], 0.1 * first)
+    second = torch.flip(first, (0,))
+    before, some[0].grad = some[0].detach().clone(), second
+    optimizer.step()
+    momentum = 0.9 * 0.1 * first + 0.1 * second
+    ahead = 0.1 * second + 0.9 * momentum
+    expected = optimizer_module.orthogonalize(ahead[None])[0]
+    torch.testing.assert_close(some[0].detach(), before - LR * expected, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_decay_by_the_rate() -> None:
+    some = parameters((8, 8))
+    some[0].grad = torch.zeros(8, 8)
+    before = some[0].detach().clone()
+    optimizer_of(some, weight_decay=0.5).step()
+    torch.testing.assert_close(some[0].detach(), before * (1 - LR * 0.5))
+
+
+def test_what_has_no_gradient_stays() -> None:
+    some = parameters((8, 8), (8, 8))
+    some[1].grad = None
+    moved = stepped(some)
+    assert moved[0].abs().max() > 0
+    assert torch.equal(moved[1], torch.zeros(8, 8))

@@ -1,0 +1,200 @@
+"""The parts of a step are what a step is made of, timed without leaving a trace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from llmtrain.choice import AttentionKernel, OptimizerName
+from llmtrain.machine.facts import PartTime
+from llmtrain.model import step_timing
+from llmtrain.model.decoder import Backbone, Decoder
+from llmtrain.model.optimizer import RoleOptimizer
+from llmtrain.model.step_timing import Way, time_eager_block, time_head, time_update
+from llmtrain.profile.lora_shape import LoraShape
+from llmtrain.profile.shape import ModelShape
+
+WAY = Way(
+    micro_batch=3,
+    precision="bf16",
+    attention="blocks",
+    checkpointing="off",
+    keep_casts=True,
+    threads=1,
+)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("checkpointing", ["off", "full"])
+@pytest.mark.parametrize("attention", ["blocks", "sdpa"])
+@pytest.mark.parametrize("keep_casts", [True, False])
+def test_a_block_is_timed_in_every_way_to_compute(
+    small_shape: ModelShape,
+    masked: bool,
+    checkpointing: Any,
+    attention: AttentionKernel,
+    keep_casts: bool,
+) -> None:
+    way = replace(
+        WAY, masked=masked, checkpointing=checkpointing, attention=attention, keep_casts=keep_casts
+    )
+    timed = time_eager_block(small_shape, way)
+    assert 0 < timed.seconds < math.inf
+    assert 0 < timed.ran_share <= 1
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_head_and_update_are_timed(small_shape: ModelShape, precision: Any, tied: bool) -> None:
+    shape, way = replace(small_shape, tie_embeddings=tied), replace(WAY, precision=precision)
+    optimizers: tuple[OptimizerName, ...] = ("muon", "adamw")
+    timed = [time_head(shape, way, compiled=False)]
+    timed += [time_update(shape, way, optimizer) for optimizer in optimizers]
+    assert all(0 < part.seconds < math.inf for part in timed)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_beside_adapters_only_they_are_updated(
+    small_shape: ModelShape, precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = LoraShape(rank=2, alpha=4.0, targets=("q_proj", "down_proj"))
+    way = replace(WAY, precision=precision, lora=lora)
+    updated: list[int] = []
+
+    def updating(parameters: Any, *arguments: Any) -> Any:
+        updated.append(sum(each.numel() for each in parameters))
+        return original(parameters, *arguments)
+
+    original = step_timing._updating
+    monkeypatch.setattr(step_timing, "_updating", updating)
+    timed = [time_eager_block(small_shape, way), time_head(small_shape, way, compiled=False)]
+    timed.append(time_update(small_shape, way, "adamw"))
+
+    assert all(0 < part.seconds < math.inf for part in timed)
+    assert updated == [lora.parameters(small_shape)]
+
+
+def test_measuring_leaves_threads_and_random_numbers(small_shape: ModelShape) -> None:
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    way = replace(WAY, threads=threads + 1)
+    time_eager_block(small_shape, way)
+    time_head(small_shape, way, compiled=False)
+    time_update(small_shape, way, "muon")
+    assert torch.get_num_threads() == threads
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Clock:
+    """A clock by which each call takes a second or, every other one, three."""
+
+    def __init__(self) -> None:
+        self.ran_share = 1.0
+        self.now_s, self.calls = 0.0, 0
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    def called(self) -> None:
+        self.calls += 1
+        self.now_s += 1.0 if self.calls % 2 else 3.0
+
+    def share(self, *_: object) -> float:
+        return self.ran_share
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of everything that is timed; it does not limit the sequences of a part."""
+    clock = Clock()
+    monkeypatch.setattr(step_timing, "_LEAST_ROUNDS", 2)
+    monkeypatch.setattr(step_timing, "_LONGEST_ROUND_S", 1.0)
+    real = step_timing._time
+
+    def timed(run: Callable[[], object], threads: int) -> PartTime:
+        def call() -> None:
+            run()
+            clock.called()
+
+        clock.calls = 0
+        return real(call, threads)
+
+    monkeypatch.setattr(step_timing, "_time", timed)
+    monkeypatch.setattr(step_timing, "ran_share", clock.share)
+    monkeypatch.setattr(step_timing, "perf_counter", clock.perf_counter)
+    return clock
+
+
+def test_each_block_has_its_share_of_the_chain(clock: Clock, small_shape: ModelShape) -> None:
+    assert time_eager_block(small_shape, WAY).seconds == 1 / 2
+    assert time_eager_block(replace(small_shape, num_layers=1), WAY).seconds == 1.0
+
+
+def test_a_long_part_is_timed_on_fewer_sequences(
+    clock: Clock, small_shape: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert time_head(small_shape, WAY, compiled=False).seconds == 1.0
+    monkeypatch.setattr(step_timing, "_LONGEST_ROUND_S", 0.0)
+    assert time_head(small_shape, WAY, compiled=False).seconds == 3.0
+
+
+def test_the_update_is_that_of_all_layers(
+    clock: Clock, small_shape: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = replace(small_shape, num_layers=10)
+    assert time_update(deep, WAY, "muon").seconds == 1.0 + 1.0  # blocks, and what is beside them
+    monkeypatch.setattr(step_timing, "_UPDATED_PARAMETERS", 2 * small_shape.block_parameters)
+    assert time_update(deep, WAY, "muon").seconds == 10 / 2 + 1.0
+
+
+def test_cpu_time_is_that_of_one_thread(
+    clock: Clock, small_shape: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_timing, "cpu_seconds", lambda: 0.6 * clock.now_s)
+    deep = replace(small_shape, num_layers=4)
+    way = replace(WAY, threads=2)
+    assert time_eager_block(deep, way).cpu_s == pytest.approx(0.3 / 2)
+    monkeypatch.setattr(step_timing, "_UPDATED_PARAMETERS", small_shape.block_parameters)
+    assert time_update(deep, way, "muon").cpu_s == pytest.approx(4 * 0.3 + 0.3)
+
+
+def test_a_busy_machine_is_timed_without_the_waiting_and_marked(
+    clock: Clock, small_shape: ModelShape
+) -> None:
+    clock.ran_share = 0.5
+    timed = time_eager_block(replace(small_shape, num_layers=1), WAY)
+    assert (timed.seconds, timed.ran_share) == (2.0 * 0.5, 0.5)  # the mean call
+    assert timed.is_contended
+
+
+def test_the_parts_are_the_whole_model(
+    small_shape: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every parameter is in the block, or in the model without blocks; all of them are updated."""
+    seen: list[int] = []
+    heads: list[int] = []
+    step = RoleOptimizer.step
+
+    def counted(self: RoleOptimizer, closure: None = None) -> None:
+        seen.append(sum(p.numel() for group in self.param_groups for p in group["params"]))
+        step(self, closure)
+
+    forward = Backbone.forward
+
+    def seen_forward(self: Backbone, *args: Any) -> Any:
+        heads.append(len(self.layers))
+        return forward(self, *args)
+
+    monkeypatch.setattr(RoleOptimizer, "step", counted)
+    monkeypatch.setattr(Backbone, "forward", seen_forward)
+    time_update(small_shape, WAY, "muon")
+    assert sum(set(seen)) == small_shape.parameters
+    time_head(small_shape, WAY, compiled=False)
+    assert set(heads) == {0}
+    beside = Decoder(replace(small_shape, num_layers=0))
+    blocks = small_shape.num_layers * small_shape.block_parameters
+    assert sum(p.numel() for p in beside.parameters()) + blocks == small_shape.parameters
