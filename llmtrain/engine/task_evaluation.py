@@ -117,8 +117,13 @@ def _evaluate(
     for spec in specs:
         if isinstance(spec, str) and spec not in manager.all_tasks:
             raise UsageError(f"--tasks {spec}: there is no such task", hint=_HINT)
-    precision = trained.plan.precision.value
-    model = HarnessModel(trained.model, trained.tokenizer, precision, check_stop)
+    model = HarnessModel(
+        trained.model,
+        trained.tokenizer,
+        trained.plan.precision.value,
+        trained.autocast,
+        check_stop,
+    )
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
         with redirect_stderr(io.StringIO()):  # bars, which neither know --quiet nor a terminal

@@ -6,6 +6,7 @@ Texts are split into tokens as the harness' own `hf` model does, so that both sc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +21,6 @@ from llmtrain.generate.generator import TextGenerator
 from llmtrain.generate.sampling import Sampling
 from llmtrain.generate.text import TextRequest
 from llmtrain.model.decoder import Decoder
-from llmtrain.ops.precision import autocast_as
 from llmtrain.tokenizer import Tokenizer
 
 _BATCH_TOKENS = 8192
@@ -36,11 +36,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         model: Decoder,
         tokenizer: Tokenizer,
         precision: Precision,
+        autocast: Callable[[], AbstractContextManager[object]],
         check_stop: Callable[[], None],
     ) -> None:
         super().__init__()
-        self._model, self._tokens = model, tokenizer
-        self._precision, self._check_stop = precision, check_stop
+        self._model, self._tokens, self._precision = model, tokenizer, precision
+        self._autocast, self._check_stop = autocast, check_stop
 
     @property
     def eot_token_id(self) -> int:
@@ -105,7 +106,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         for row, (ids, _) in enumerate(rows):
             inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
         found = []
-        with torch.compiler.set_stance("force_eager"), autocast_as(self._precision, device):
+        with torch.compiler.set_stance("force_eager"), self._autocast():
             hidden_btc = model.model(inputs.to(device))
             for row, (ids, scored) in enumerate(rows):
                 targets = torch.tensor(ids[len(ids) - scored :], device=device)
@@ -120,8 +121,12 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         until = options.get("until") or []
         ends = [until] if isinstance(until, str) else list(until)
         limit = int(options.get("max_gen_toks", _GENERATED_TOKENS))
-        prompt = self.tok_encode(context) or [self.prefix_token_id]
-        request = TextRequest(tuple(prompt), Sampling(0.0), limit, stop=tuple(filter(None, ends)))
+        request = TextRequest(
+            prompt=tuple(self.tok_encode(context) or [self.prefix_token_id]),
+            sampling=Sampling(temperature=0.0),
+            max_tokens=limit,
+            stop=tuple(end for end in ends if end),
+        )
         text = ""
         for piece in self._generator.generate(request):
             self._check_stop()

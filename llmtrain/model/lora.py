@@ -39,10 +39,15 @@ class AdaptedLinear(nn.Module):
         self.lora_B = nn.Linear(lora.rank, outputs, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output with the adapter's added."""
+        """Return the layer's output with the adapter's added.
+
+        Adding is part of the product: checkpointing then keeps one result of this width, not two.
+        """
         weight = self.weight if self.weight.dtype == x.dtype else self.weight.to(x.dtype)
-        y: Tensor = F.linear(x, weight) + self.lora_B(self.lora_A(x)) * self.scale
-        return y
+        x_nc = x.flatten(0, -2)
+        y_nd, a_nr = F.linear(x_nc, weight), self.lora_A(x_nc)
+        y_nd = torch.addmm(y_nd, a_nr, self.lora_B.weight.t(), alpha=self.scale)
+        return y_nd.view(*x.shape[:-1], -1)
 
     @torch.no_grad()
     def merged_weight(self) -> Tensor:

@@ -94,6 +94,8 @@ def product_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
     """
     widths = 2 * shape.attention_width + 2 * shape.kv_width + shape.hidden_size
     widths += 2 * shape.intermediate_size + (0 if setup.compiled else shape.hidden_size)
+    if setup.lora is not None:
+        widths += setup.lora.rank * len(setup.lora.targets)
     normaliser = FP32_BYTES * shape.num_heads if setup.device_kind != "cpu" else 0
     return setup.element_bytes * widths + normaliser
 

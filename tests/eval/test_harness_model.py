@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,7 +47,7 @@ def model(tokenizer: Tokenizer) -> Decoder:
 
 @pytest.fixture(scope="module")
 def harness(model: Decoder, tokenizer: Tokenizer) -> HarnessModel:
-    return HarnessModel(model, tokenizer, "fp32", lambda: None)
+    return HarnessModel(model, tokenizer, "fp32", nullcontext, lambda: None)
 
 
 def requests(*arguments: tuple[Any, ...]) -> list[Any]:
