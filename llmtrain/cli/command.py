@@ -79,7 +79,7 @@ class _Command(TyperCommand):
 def _require_usable(parameter: TyperArgument | TyperOption, text: str) -> None:
     """Raise UsageError if the value is empty, or is not UTF-8 and will be written to a file."""
     if isinstance(parameter, TyperArgument):
-        name = (parameter.metavar or (parameter.name or "").upper()).strip("[]…")
+        name = (parameter.metavar or (parameter.name or "").upper()).strip("[].…")
     else:
         name = max(parameter.opts, key=len)
     if not text.strip() and name not in _MAY_BE_EMPTY:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llmtrain.documents.plans import ListedProfile
     from llmtrain.engine.explain import Explained
     from llmtrain.profile.load import LoadedProfile
+    from llmtrain.profile.schema import Profile
 
 NameArgument = Annotated[
     str,
@@ -29,22 +30,28 @@ NameArgument = Annotated[
 ]
 
 
+def _parameters(profile: Profile) -> int | None:
+    """Return the number of weights; None for fine-tuning, which takes the shape of its model."""
+    from llmtrain.profile.shape import shape_of
+
+    return shape_of(profile.model).parameters if profile.data.rows == "text" else None
+
+
 def list_profiles(output: Output) -> None:
     """List the shipped profiles with their sizes."""
     from llmtrain.documents.plans import ListedProfile, ProfilesList
     from llmtrain.profile.load import load_profile, shipped_profiles
-    from llmtrain.profile.shape import shape_of
 
     profiles = []
     for name, path in shipped_profiles().items():
         profile = load_profile(name, environment={}).profile
-        is_shaped = profile.data.rows == "text"  # the others take the model's shape
+        parameters = _parameters(profile)
         profiles.append(
             ListedProfile.of(
                 profile.model,  # context
                 name=name,
-                parameters=shape_of(profile.model).parameters if is_shaped else None,
-                vocab_size=profile.model.vocab_size if is_shaped else None,
+                parameters=parameters,
+                vocab_size=None if parameters is None else profile.model.vocab_size,
                 tokens_per_step=profile.train.tokens_per_step,
                 path=path,
             )
@@ -117,13 +124,17 @@ def validate(output: Output, profile: NameArgument) -> None:
     """Check a profile file; errors name the line."""
     from llmtrain.documents.plans import ProfilesValidate
     from llmtrain.profile.load import load_profile
-    from llmtrain.profile.shape import shape_of
     from llmtrain.units import format_count
 
     loaded = load_profile(profile, environment={})
-    parameters = shape_of(loaded.profile.model).parameters
+    parameters = _parameters(loaded.profile)
     document = ProfilesValidate.of(valid=True, name=loaded.profile.name, parameters=parameters)
-    output.answer(document, [f"{profile} is valid: {format_count(parameters)} parameters"])
+    size = (
+        "the shape is that of the model that is fine-tuned"
+        if parameters is None
+        else f"{format_count(parameters)} parameters"
+    )
+    output.answer(document, [f"{profile} is valid: {size}"])
 
 
 def schema(output: Output) -> None:

@@ -330,7 +330,7 @@ class ProfilesValidate(Document):
 
     valid: Literal[True] = key("always true")
     name: Text = key("the profile's name")
-    parameters: int = key("weights of the model")
+    parameters: int | None = key("weights of the model; null: of the model that is fine-tuned")
 
 
 class ConvertedKey(Part):

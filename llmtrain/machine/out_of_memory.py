@@ -24,7 +24,7 @@ _UNCLEAR = (
     "resource temporarily unavailable",
     "can't start new thread",
 )
-_PROBE_BYTES = 64 << 20
+_PROBE_BYTES = 256 << 20  # more than what a primitive of oneDNN takes for itself
 _SIZE = re.compile(r"tried to allocate (?:(\d+) bytes|([\d.]+ [KMG]iB))", re.IGNORECASE)
 
 

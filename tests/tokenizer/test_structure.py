@@ -44,7 +44,7 @@ def test_a_small_model_is_sound() -> None:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (b"", "0 pieces"),
+        (b"", "it is empty"),
         (field(2, b""), "0 pieces"),
         (piece(b"a" * 1024), "where 1024 are the most"),
         (piece(b"a") + field(2, b"x" * 70_000), "where 65536 are the most"),

@@ -26,7 +26,7 @@ data: {sources: [corpus.txt]}
 train: {tokens_per_step: 256, steps: 20, log_every_steps: 1}
 optim: {warmup_steps: 5}
 eval: {every_steps: 10, tokens: 512, sample_every_steps: 10, sample_tokens: 8}
-device: {kind: cpu, threads: 1}
+device: {kind: cpu, threads: 1, compile: false}
 """
 
 
