@@ -36,7 +36,7 @@ class EqualAmount(Part):
 
 
 class EqualLoss(Part):
-    """What each run took to a loss that all reached."""
+    """The tokens and the time that each run took to a loss that all reached."""
 
     val_bpb: float = key("bits per byte: the best of the run that ended worst")
     tokens: list[Number] = key("that each run took to it")

@@ -36,7 +36,7 @@ class Verification(Part):
 
 
 class Cost(Part):
-    """What the encoding costs, with the weights as the file holds them, computed in fp32."""
+    """The cost of the encoding: the loss with the weights as the file holds them, in fp32."""
 
     text: Text = key("what was measured on")
     text_bytes: int = key("how much of it")

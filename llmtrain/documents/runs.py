@@ -93,7 +93,7 @@ class Confidence(Part):
 
 
 class Evaluated(Part):
-    """How well a model predicts a text.
+    """The loss of a model on a text, in every unit.
 
     Of a run on conversations, text and tokens are those that the assistant says.
     """

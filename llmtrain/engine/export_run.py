@@ -50,7 +50,7 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class ExportRequest:
-    """What is exported, and how."""
+    """The model to export, the format, and the options."""
 
     run: str
     format: Format
@@ -66,7 +66,7 @@ class ExportRequest:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What an encoding costs, on a sample of text, and saves."""
+    """The cost of an encoding, on a sample of text, and the bytes that it saves."""
 
     text: str
     text_bytes: int

@@ -29,7 +29,7 @@ _HIGHEST_PORT = 65535
 
 @dataclass(frozen=True, slots=True)
 class ServeRequest:
-    """What to serve, where, and to how many."""
+    """The model to serve, the address, and the limits."""
 
     run: str
     host: str
@@ -41,7 +41,7 @@ class ServeRequest:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What is served once requests are answered."""
+    """The address and the model of a server that answers requests."""
 
     url: str
     model: str

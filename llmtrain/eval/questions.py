@@ -17,7 +17,7 @@ _DEVIATIONS = 1.96  # of the 95% interval
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What a conversation says up to its first answer, and that answer."""
+    """The tokens of a conversation up to its first answer, and that answer."""
 
     prompt: list[int]
     answer: list[int]
@@ -25,7 +25,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class ExactMatches:
-    """How many questions were answered word for word, and Wilson's 95% interval of the share."""
+    """The number of questions answered word for word, and Wilson's 95% interval of the share."""
 
     questions: int
     exact: int

@@ -191,7 +191,7 @@ def _named(tokenizer: Tokenizer, ids: Sequence[int], place: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far a log-probability is from ours, and how far rounding alone moves ours, in nats."""
+    """The distance of a log-probability from ours, and that by rounding alone, in nats."""
 
     nats: float
     rounding_nats: float

@@ -53,7 +53,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a plan computes: the decisions that the time of a part depends on."""
+    """The decisions of a plan that the time of a part depends on."""
 
     micro_batch: int  # sequences
     precision: Precision

@@ -24,6 +24,7 @@ from llmtrain.recipe.model_size import expected_loss
 
 Source = Literal["asked for", "measured", "estimated"]
 
+# Assumed for every machine, not measured; a run counts its own seconds once it has begun.
 _STARTING_S = 6.0  # imports and reading the data, of a run that has not begun
 _LOADING_S = 3.0  # of compiled code, which is in the compiler's cache once a block was timed
 _SAVED_BYTES_PER_S = 170e6

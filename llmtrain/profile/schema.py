@@ -165,12 +165,12 @@ class DataSection(Section):
 
     @property
     def masks_documents(self) -> bool:
-        """Whether attention is limited to the document: always for conversations."""
+        """True if attention is limited to the document: always for conversations."""
         return self.mask_documents or self.rows == "chat"
 
     @property
     def pads_windows(self) -> bool:
-        """Whether windows have tokens that do not count in the loss."""
+        """True if windows have tokens that do not count in the loss."""
         return self.packing != "concatenate" or self.rows == "chat"
 
     @property

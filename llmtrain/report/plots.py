@@ -43,7 +43,7 @@ _STYLE = {
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What a chart shows. `faint`: a curve behind the others, such as the unsmoothed loss."""
+    """A chart of curves. `faint`: one behind the others, such as the unsmoothed loss."""
 
     title: str
     x: Amount

@@ -69,7 +69,7 @@ class Histogram:
 
 
 class Metrics:
-    """What a server counts."""
+    """The counters of a server, as Prometheus reads them."""
 
     def __init__(self, slots: int) -> None:
         self.slots = Value("llmtrain_slots", "gauge", "Texts that can be continued together.")

@@ -37,7 +37,7 @@ class StreamOptions(_Received):
 
 
 class _Request(_Received):
-    """What both kinds of request have."""
+    """The fields that both kinds of request have."""
 
     model: str | None = None
     n: int = Field(default=1, ge=1, le=_MOST_CHOICES)
@@ -77,7 +77,7 @@ class _Request(_Received):
 
     @property
     def includes_usage(self) -> bool:
-        """Whether a streamed answer ends with its numbers of tokens."""
+        """True if a streamed answer ends with its numbers of tokens."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     def samplings(self, prompts: int = 1) -> list[Sampling]:

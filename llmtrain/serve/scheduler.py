@@ -30,7 +30,7 @@ class ShuttingDownError(LlmtrainError):
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What a step added to a text; the last one has `finish` or `failure`."""
+    """The addition of a step to a text; the last one has `finish` or `failure`."""
 
     piece: Piece
     finish: Finish | None = None

@@ -24,7 +24,7 @@ _KEEP_ALIVE_S = 20
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server listens."""
+    """The host and port that a server listens on."""
 
     host: str
     port: int
@@ -36,7 +36,7 @@ class Address:
 
     @property
     def url(self) -> str:
-        """What a client on this machine connects to."""
+        """The URL that a client on this machine connects to."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"http://{host}:{self.port}"
 

@@ -79,7 +79,7 @@ class ChatTemplate:
 
     @property
     def marks_answers(self) -> bool:
-        """Whether `{% generation %}` in the template says what the assistant writes."""
+        """True if `{% generation %}` in the template marks the assistant's tokens."""
         return self._renderer.has_generation
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:

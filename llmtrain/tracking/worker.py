@@ -13,7 +13,7 @@ Values = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """What a tracker does with a line. It may raise anything: the process then ends."""
+    """The call for each line of metrics. It may raise anything: the process then ends."""
 
     def start(self, step: int, profile: Values) -> None:
         """Begin or continue the run after `step`; points of later steps are replaced."""

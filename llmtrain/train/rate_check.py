@@ -30,7 +30,7 @@ class RateDifference:
 
     @property
     def line(self) -> str:
-        """What is said of it, for people."""
+        """The message for people."""
         rates = [format_count(round(r)) for r in (self.tokens_per_s, self.forecast_tokens_per_s)]
         text = f"the first steps made {rates[0]} tokens/s, and {rates[1]} were forecast"
         if self.horizon_steps is not None:

@@ -26,7 +26,7 @@ _QUESTIONS = 2  # of held-back conversations, that samples answer
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompts:
-    """How samples of conversations begin, by their text, and the ids at which they end."""
+    """The prompts of samples of conversations, and the ids at which these end."""
 
     ids: Mapping[str, Sequence[int]]
     stop_ids: frozenset[int]
@@ -34,7 +34,7 @@ class ChatPrompts:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """What a run is evaluated on, and what its samples continue."""
+    """The validation data of a run, and the prompts of its samples."""
 
     reader: WindowReader
     tokens: int  # targets of all the text,

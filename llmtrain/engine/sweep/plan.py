@@ -51,7 +51,7 @@ class Range(Section):
 
 
 class SweepPlan(Section):
-    """What is trained, and what is varied: every combination of `grid`, or draws of `random`."""
+    """The settings that trials share, and those that vary: combinations of `grid`, or draws."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)] = "sweep"
     profile: str | None = None

@@ -18,7 +18,7 @@ RESULTS_FILE = "results.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class TrialResult:
-    """What came of a trial. The loss is that of its last evaluation that counts."""
+    """The outcome of a trial. The loss is that of its last evaluation that counts."""
 
     trial: int
     run: str
