@@ -32,6 +32,7 @@ SPANNING = {
     "cli/test_errors": "every error of every command",
     "cli/test_help": "--help of every command",
     "cli/test_machines": "device info on machines that are not here",
+    "cli/test_public_surface": "docs/reference/public_surface.txt",
     "cli/test_schemas": "docs/reference/json.md and every document",
     "cli/test_use": "eval and generate",
     "cli/tokenizer/test_tokenizer": "all tokenizer commands",
