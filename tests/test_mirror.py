@@ -22,6 +22,7 @@ SPANNING = {
     "test_examples": "docs/examples",
     "test_layers": "imports of the whole package",
     "test_mirror": "this test",
+    "test_platforms": "the source of the whole package",
     "test_programs": "programs beside the tests",
     "cli/data/test_page": "docs/guides/data.md",
     "cli/data/test_remote": "commands that read s3:// and https://",

@@ -10,7 +10,8 @@ import hashlib
 import importlib
 import inspect
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
@@ -31,8 +32,8 @@ from tests.cli.test_help import COMMANDS
 
 _OF_PEOPLE = {"description", "title", "$comment"}
 _READ_BY_PROGRAMS = ("config.json", "manifest.json", "state.json")
-_FUNCTIONS = ("plan", "train", "evaluate", "generate", "bench.bench_cpu")
-_VALUES = (TrainResult, Evaluation, Planned, Sampling, *get_args(Event))
+FUNCTIONS = ("plan", "train", "evaluate", "generate", "bench.bench_cpu")
+VALUES = (TrainResult, Evaluation, Planned, Sampling, *get_args(Event))
 
 
 def surface(run: Path) -> str:
@@ -134,21 +135,26 @@ def profile_lines() -> Iterator[str]:
 
 def engine_lines() -> Iterator[str]:
     """Yield the functions with their signatures, and the attributes of what they return."""
-    for name in _FUNCTIONS:
+    for name in FUNCTIONS:
         module, _, function = f"llmtrain.engine.{name}".rpartition(".")
-        parameters = inspect.signature(getattr(importlib.import_module(module), function))
-        yield f"engine.{name}{_stable(parameters)}"
-    for kind in _VALUES:
+        yield f"engine.{name}{signature(getattr(importlib.import_module(module), function))}"
+    for kind in VALUES:
         for field in fields(kind):
             yield f"{kind.__module__}.{kind.__name__}.{field.name}: {field.type}"
 
 
-def _stable(signature: inspect.Signature) -> str:
+def signature(function: Callable[..., Any]) -> str:
     """Return a signature without the address of a default that is a function."""
+    as_written = inspect.signature(function)
     parameters = [
         each.replace(default=...)
         if callable(each.default) and each.default is not each.empty
         else each
-        for each in signature.parameters.values()
+        for each in as_written.parameters.values()
     ]
-    return str(signature.replace(parameters=parameters)).replace("'", "").replace("Ellipsis", "…")
+    text = str(as_written.replace(parameters=parameters))
+    return re.sub(r": '(.*?)'|-> '(.*?)'", _unquoted, text).replace("Ellipsis", "…")
+
+
+def _unquoted(annotation: re.Match[str]) -> str:
+    return f": {annotation[1]}" if annotation[1] else f"-> {annotation[2]}"
