@@ -2,7 +2,8 @@
 
 Two builds have the same bytes, the wheel holds the profiles and `py.typed` and no tests, its
 version is that of the newest heading of CHANGELOG.md or of no tag, and a new environment trains
-with it. DIRECTORY gets both files.
+with it. DIRECTORY gets both files, and what that environment consists of: a bill of materials and
+the licences (see inventory.py).
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def main() -> None:
         [wheel] = first.glob("llmtrain-*.whl")
         _require_whole(wheel)
         _require_tagged(wheel.name.split("-")[1])
-        _require_training(wheel, Path(work))
+        python = _require_training(wheel, Path(work))
+        subprocess.run([sys.executable, ROOT / ".ci" / "inventory.py", python, first], check=True)
     for path in sorted(first.iterdir()):
         sys.stdout.write(f"{_sha256(path)}  {path.name}\n")
 
@@ -80,12 +82,14 @@ def _require_tagged(version: str) -> None:
         raise SystemExit(f"CHANGELOG.md has no heading for {version}")
 
 
-def _require_training(wheel: Path, work: Path) -> None:
+def _require_training(wheel: Path, work: Path) -> str:
+    """Train with the wheel in a new environment; return the Python of that."""
     python = _environment(work / "user", str(wheel))
     train = ["train", "--profile", "cpu-tiny", "--steps", "5", "--out", "run"]
     environment = {**os.environ, "LLMTRAIN_CACHE_DIR": str(work / "cache")}
     for command in (["--version"], train, ["eval", "run"]):
         subprocess.run([python, "-m", "llmtrain", *command], cwd=work, env=environment, check=True)
+    return python
 
 
 if __name__ == "__main__":

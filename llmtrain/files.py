@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,7 +102,7 @@ def sync_file(path: Path) -> None:
 
 def forget_cached(path: Path) -> None:
     """Drop `path` from the page cache, where the system has such a call."""
-    if not hasattr(os, "posix_fadvise"):
+    if sys.platform == "win32" or sys.platform == "darwin":
         return
     handle = os.open(path, os.O_RDONLY)
     try:

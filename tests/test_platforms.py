@@ -56,7 +56,6 @@ UNGUARDED = {
     ("machine/gpu_memory.py", "/dev/kfd"): "looked for, and asked for Linux in the next line",
     ("machine/memory_usage.py", "/proc"): "the reader of Linux, chosen by sys.platform",
     ("machine/probe.py", "/usr/sbin/sysctl"): "the reader of macOS, chosen by sys.platform",
-    ("machine/rlimits.py", "os.sysconf"): "below a return where no limit was read, as on Windows",
     ("children.py", "start_new_session"): "below the return of Windows' own way",
     ("train/distributed/launch.py", "start_new_session"): "below the return of Windows' own way",
     ("train/checkpoint/writing.py", "rename"): "of directories, to names that are free",

@@ -91,7 +91,9 @@ class ChatScreen:
 
 def _remember_lines() -> None:
     """Let the arrow keys bring back earlier lines, where the system has that."""
-    with suppress(ImportError):  # Windows' console does it by itself
+    if sys.platform == "win32":  # its console does it by itself
+        return
+    with suppress(ImportError):
         import readline
 
         readline.set_history_length(_HISTORY_LINES)

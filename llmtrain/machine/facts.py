@@ -93,6 +93,7 @@ class Facts:
     has_triton: bool = False  # of torch.compile on CUDA
     backends: tuple[str, ...] = ()  # of gloo, nccl
     unusable_gpu: str | None = None  # a GPU that this torch build cannot use
+    has_unused_cuda: bool = False  # this torch is built for CUDA, and there is no driver
 
     def of_kind(self, kind: AcceleratorKind) -> tuple[Accelerator, ...]:
         """Return the accelerators of one kind, in index order."""

@@ -53,6 +53,7 @@ def read_facts(cuda_index: int | None = None, *, tries_gpus: bool = True) -> Fac
         has_triton=importlib.util.find_spec("triton") is not None,
         backends=_backends(),
         unusable_gpu=_unusable_gpu(),
+        has_unused_cuda=torch.version.cuda is not None and not _has_nvidia_driver(),
     )
 
 

@@ -64,6 +64,8 @@ def read_process_limit(threads: int, root: Path = Path("/")) -> ProcessLimit | N
 
 def read_mapped(root: Path = Path("/")) -> list[MappedMemory]:
     """Return each limit that is set, with the memory mapped now. Linux only."""
+    if sys.platform == "win32":
+        return []
     limits = _read_limits()
     if not limits:
         return []

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from llmtrain.cli.tables import plain_value
+from llmtrain.machine.torch_build import replacement_build
 from tests.cli.conftest import Command, Snapshot
 from tests.cli.invented import MACHINES, Machine
 
@@ -43,7 +44,11 @@ def test_text(machine: Machine, llmtrain: Command) -> None:
     outcome = llmtrain("device", "info", *machine.arguments)
     document = llmtrain("device", "info", *machine.arguments, "--json").document
 
-    assert (outcome.code, outcome.err) == (0, "")
+    assert outcome.code == 0
+    build = replacement_build(machine.facts)
+    hint = f"hint: {build.command}\n" if build else ""
+    assert outcome.err.endswith(hint)
+    assert bool(outcome.err) is bool(hint)
     words = " ".join(outcome.out.split())
     for name, decision in document["plan"].items():
         assert f"{name} {plain_value(decision['value'])} " in words

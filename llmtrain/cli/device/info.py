@@ -40,6 +40,7 @@ def info(
     from llmtrain.cli.plan_tables import assumed_parts, explained_parts
     from llmtrain.documents.plans import DeviceInfo
     from llmtrain.engine.explain import explain
+    from llmtrain.machine.torch_build import replacement_build
     from llmtrain.plan.require import find, parse_requirements
 
     requirements = [] if require is None else parse_requirements(require)
@@ -57,6 +58,10 @@ def info(
     found = _facts_table(facts)
     parts = (*assumed_parts(request.assumed), found, "", *explained_parts(explained))
     output.answer(DeviceInfo.of_machine(explained, thresholds), parts)
+    build = None if request.assumed else replacement_build(facts)
+    if build is not None:
+        output.warning(build.reason)
+        output.hint(build.command)
     require_met(thresholds, hint="run this on a machine that has it, or leave it out of --require")
 
 
