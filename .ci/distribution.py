@@ -66,7 +66,8 @@ def _require_same(first: Path, second: Path) -> None:
 
 def _require_whole(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    missing = {"llmtrain/py.typed", "llmtrain/profiles/cpu-tiny.yaml"} - names
+    wanted = ("py.typed", "profiles/cpu-tiny.yaml", "docs/guides/getting_started.md")
+    missing = {f"llmtrain/{name}" for name in wanted} - names
     tests = [name for name in names if name.startswith("tests/")]
     if missing or tests:
         raise SystemExit(f"{wheel.name}: without {sorted(missing)}, with {tests[:3]}")

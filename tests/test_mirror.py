@@ -19,10 +19,12 @@ APART = {
 # Test modules that span several files of their room: a behaviour, or every case of a kind.
 SPANNING = {
     "test_default_signals": "how the tests themselves start children",
+    "test_downstream": "a program with the annotations of the package",
     "test_examples": "docs/examples",
     "test_layers": "imports of the whole package",
     "test_mirror": "this test",
     "test_platforms": "the source of the whole package",
+    "test_simulated_windows": "commands on a simulated Windows",
     "test_programs": "programs beside the tests",
     "cli/data/test_page": "docs/guides/data.md",
     "cli/data/test_remote": "commands that read s3:// and https://",

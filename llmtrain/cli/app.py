@@ -33,6 +33,7 @@ from llmtrain.cli.eval import evaluate
 from llmtrain.cli.export import export
 from llmtrain.cli.finetune import finetune
 from llmtrain.cli.generate import generate
+from llmtrain.cli.help_pages import show_help
 from llmtrain.cli.memory.command import memory
 from llmtrain.cli.output import Output
 from llmtrain.cli.profiles_convert import convert
@@ -100,6 +101,7 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "report-bug": (report_bug, "my-run --out report.json"),
     "sweep": (sweep, "plan.yaml --time 5m"),
     "schema": (schema, "train"),
+    "help": (show_help, "getting-started"),
 }
 _WITHOUT_JSON = {"profiles schema", "chat"}  # JSON and no document; a conversation
 

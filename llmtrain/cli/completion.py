@@ -33,6 +33,13 @@ def assignments(incomplete: str) -> list[str]:
     return [f"{path}=" for path in known_paths()]
 
 
+def topic_names(incomplete: str) -> list[str]:
+    """Return the topics of `help`."""
+    from llmtrain.cli.topics import pages
+
+    return list(pages())
+
+
 def schema_names(incomplete: str) -> list[str]:
     """Return the names of the published documents."""
     from llmtrain.documents.published import PUBLISHED

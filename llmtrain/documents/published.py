@@ -21,6 +21,7 @@ from llmtrain.documents import (
     tokenizer,
 )
 from llmtrain.documents.base import Document, Part, Text, key, schema_of
+from llmtrain.documents.help import Help
 
 
 class Listed(Part):
@@ -78,6 +79,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "data-inspect-chat": data.DataInspectChat,
     "sweep": sweep.Sweep,
     "schema": SchemaList,
+    "help": Help,
     "error": error.Error,
     "metrics.jsonl": files.MetricsLine,
     "samples.jsonl": files.SampleLine,

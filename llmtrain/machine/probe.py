@@ -105,7 +105,10 @@ def _describe_cpu(root: Path) -> CpuDescription:
     elif sys.platform == "win32":
         from llmtrain.machine.cpu import windows_processor_name
 
-        described = CpuDescription(model=windows_processor_name())
+        model = platform.processor() or None
+        with suppress(OSError):  # a registry without it, as Wine's or a container's
+            model = windows_processor_name()
+        described = CpuDescription(model=model)
     else:
         described = CpuDescription(model=platform.processor() or None)
     torch_isa = _TORCH_ISA.get(torch.backends.cpu.get_cpu_capability(), ())

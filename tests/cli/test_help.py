@@ -18,7 +18,7 @@ from tests.cli.conftest import Command, ProcessCommand
 
 CONTRACT = {
     *("train", "eval", "generate", "chat", "serve", "memory", "device info", "device bench"),
-    *("finetune", "export", "sweep", "report-bug", "schema"),
+    *("finetune", "export", "sweep", "report-bug", "schema", "help"),
     *("tokenizer train", "tokenizer encode", "tokenizer decode", "tokenizer inspect"),
     "data inspect",
     *("profiles list", "profiles show", "profiles validate", "profiles schema"),
