@@ -42,9 +42,11 @@ from llmtrain.profile.schema import DeviceSection
 from llmtrain.progress import Note
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.streams import decoded_parts, encoded_document
-from llmtrain.train.build import masking_separator, set_up_device, trained_model
+from llmtrain.train.build import set_up_device
 from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Observer
+from llmtrain.train.model_weights import trained_model
+from llmtrain.train.readers import masking_separator
 from llmtrain.train.run_directory.record import data_key
 
 _TEXTS_TOGETHER = 16  # of one call: each has a cache for the whole context
