@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from llmtrain.data.batches.windows import BatchReader, sequential_windows
 from llmtrain.data.shards.prepared import PreparedData, entry_directory, open_prepared
-from llmtrain.engine.inference import evaluate_run
+from llmtrain.engine.evaluation import evaluate_run
 from llmtrain.eval.evaluate import LossSum, sum_loss
 from llmtrain.files import cache_directory
 from llmtrain.model.decoder import Decoder
