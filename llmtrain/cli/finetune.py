@@ -18,7 +18,8 @@ from llmtrain.errors import UsageError
 _ROWS = (
     "Conversations: a .jsonl, .json, .parquet, .arrow or .csv, or hf://OWNER/NAME, with rows "
     '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]} or '
-    '{"prompt": "…", "completion": "…"}. Repeatable.'
+    '{"prompt": "…", "completion": "…"}. Or preferences, for DPO: rows {"prompt": "…", '
+    '"chosen": "…", "rejected": "…"}. Repeatable.'
 )
 
 
@@ -81,7 +82,10 @@ def finetune(
         ),
     ] = None,
 ) -> int:
-    """Teach a model to answer, on conversations: only what the assistant says carries loss."""
+    """Teach a model to answer, on conversations, or by preferences between two answers (DPO).
+
+    Only what the assistant says carries loss.
+    """
     from llmtrain.train.signals import stop_on_signals
 
     positive("--max-loss", max_loss)

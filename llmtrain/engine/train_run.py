@@ -13,15 +13,22 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from llmtrain.data.batches.conversations import PackedConversations, pack_conversations
-from llmtrain.data.batches.packing import Packing
 from llmtrain.data.batches.packing_cache import cached_packing
+from llmtrain.data.batches.preferences import PackedPreferences, pack_preferences
 from llmtrain.data.batches.prefetch import Prefetch
 from llmtrain.data.chat.marks import Marks
 from llmtrain.data.corpus import Corpus
+from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.find_run import ResolvedRun, resolve
 from llmtrain.engine.plan_run import plan_resolved, processes_of
 from llmtrain.engine.record import correct_forecast, write_result, write_start
+from llmtrain.engine.references import (
+    FirstModel,
+    ReferencesOfRun,
+    kept_references,
+    references_of_run,
+)
 from llmtrain.engine.request import TrainRequest
 from llmtrain.engine.run_report import write_report
 from llmtrain.engine.session_start import (
@@ -57,10 +64,10 @@ from llmtrain.progress import Note
 from llmtrain.report.plots import require_plots
 from llmtrain.tracking.observe import tracked
 from llmtrain.tracking.tracker import require_trackers
-from llmtrain.train.build import build_run, set_up_device
+from llmtrain.train.build import AnyPacking, build_run, set_up_device
 from llmtrain.train.checkpoint.format import Checkpoint, list_checkpoints, load_checkpoint
 from llmtrain.train.checkpoint.saver import require_room
-from llmtrain.train.distributed.world import World
+from llmtrain.train.distributed.world import World, device_of
 from llmtrain.train.events import Observer, TrainResult
 from llmtrain.train.repetition import mixture_lines
 from llmtrain.train.run_directory.record import data_key, data_ranges
@@ -262,9 +269,7 @@ def _dataset(resolved: ResolvedRun, work: PrepareContext, corpus: Corpus | None)
     return with_recorded_mixture(dataset, profile.data, data_ranges(recorded.values))
 
 
-def _packing(
-    resolved: ResolvedRun, dataset: Dataset, session: TrainSession
-) -> Packing | PackedConversations | None:
+def _packing(resolved: ResolvedRun, dataset: Dataset, session: TrainSession) -> AnyPacking | None:
     """Return how documents or conversations fill windows; None if they are concatenated.
 
     None of a mixture, whose sources are packed one by one.
@@ -272,11 +277,11 @@ def _packing(
     profile = resolved.profile.loaded.profile
     if not profile.data.pads_windows or dataset.mixture:
         return None
-    if profile.data.rows == "chat":
+    if profile.data.has_conversations:
         marks = Marks.of_separator(dataset.shards.index.separator_id)
-        check_stop = session.stop.check
-        return pack_conversations(
-            dataset.shards.train, marks, profile.model.context, check_stop=check_stop
+        pack = pack_conversations if profile.data.rows == "chat" else pack_preferences
+        return pack(
+            dataset.shards.train, marks, profile.model.context, check_stop=session.stop.check
         )
     return cached_packing(dataset.shards, profile.model.context, session.stop.check)
 
@@ -291,10 +296,11 @@ def _train(
     profile, world, shards = resolved.profile.loaded.profile, session.world, dataset.shards
     initial = resolved.initial_model
     packing = _packing(resolved, dataset, session)
-    if isinstance(packing, PackedConversations):
+    if isinstance(packing, PackedConversations | PackedPreferences):
         cut = packing.describe(profile.model.context)
         if cut is not None and world.is_main:
             session.note(cut)
+    references = _references(resolved, planned.plan, shards, session)
     run = build_run(
         profile,
         planned.plan,
@@ -306,6 +312,7 @@ def _train(
         dataset.mixture,
         initial.read_weights if initial is not None else None,
         None if initial is None else initial.adapter(profile.lora),
+        None if references is None else references.train,
     )
     horizon = resolved.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
     step = run.position.step
@@ -339,6 +346,7 @@ def _train(
             used_before_s=used_before_s(resolved),
             starting_s=session.elapsed_s,
             forecast_tokens_per_s=None if rate is None else rate.value,
+            validation_references=None if references is None else references.validation,
             correct_forecast=partial(correct_forecast, resolved.directory, planned),
         )
         state = first_state(resolved, planned.plan, is_bitwise=difference is None)
@@ -353,6 +361,32 @@ def _train(
     if profile.report:
         _write_report(resolved, session)
     return result
+
+
+def _references(
+    resolved: ResolvedRun, plan: Plan, shards: PreparedData, session: TrainSession
+) -> ReferencesOfRun | None:
+    """Return what the first model gives to pairs of answers; None of other data.
+
+    Rank 0 computes what is not kept, and the others read it.
+    """
+    profile, world = resolved.profile.loaded.profile, session.world
+    if profile.data.rows != "preferences":
+        return None
+    assert resolved.initial_model is not None, "a profile without a model to fine-tune is refused"
+    device = device_of(plan.device.value, world)
+    first = FirstModel(profile, resolved.initial_model, plan.precision.value, device)
+    found: list[ReferencesOfRun] = []
+
+    def compute() -> str:
+        found.append(references_of_run(first, shards, session.observe, session.stop.check))
+        return_free_memory()
+        return first.key
+
+    session.broadcast_from_main("references", str, compute, session.stop.check)
+    known = found[0] if found else kept_references(first, shards)
+    assert known is not None, "rank 0 has computed them"
+    return known
 
 
 def _with_prediction(result: TrainResult, predicted: Mapping[str, Any]) -> TrainResult:

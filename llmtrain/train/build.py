@@ -10,14 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from llmtrain.choice import Precision
 from llmtrain.data.batches.conversations import (
     END,
     ConversationReader,
     PackedConversations,
     pack_conversations,
 )
-from llmtrain.data.batches.mixture import MixedBatches, MixedSource
+from llmtrain.data.batches.mixture import MixedBatches, MixedSource, TokenRange
 from llmtrain.data.batches.packing import PackedReader, Packing, pack
+from llmtrain.data.batches.preferences import (
+    PackedPreferences,
+    PreferenceReader,
+    References,
+    pack_preferences,
+)
 from llmtrain.data.batches.windows import BatchReader, Tokens, WindowReader
 from llmtrain.data.chat.marks import Marks
 from llmtrain.data.shards.token_stream import TokenStream
@@ -39,7 +46,7 @@ from llmtrain.train.loop import Position, ReadWeights, Run
 from llmtrain.train.parameter_groups import build_optimizer, load_named_state
 from llmtrain.train.schedule import Schedule
 
-AnyPacking = Packing | PackedConversations
+AnyPacking = Packing | PackedConversations | PackedPreferences
 
 
 def set_up_device(plan: Plan | InferencePlan, world: World) -> torch.device:
@@ -63,11 +70,12 @@ def build_run(
     mixture: Sequence[MixedSource] = (),
     initial: ReadWeights | None = None,
     adapter: Adapter | None = None,
+    references: References | None = None,
 ) -> Run:
     """Return a run at its first step, or at the checkpoint `resumed`; sets up the device.
 
     `initial`: reads the weights that the run begins with, unless they are random. `adapter`: what
-    is trained where that is not the whole model.
+    is trained where that is not the whole model. `references`: of pairs of answers.
 
     `separator_id`: the token that documents of the stream begin with. `packing`: how documents
     are packed into windows, unless they are concatenated. `mixture`: the parts of the stream that
@@ -77,9 +85,10 @@ def build_run(
     if adapter is None:
         model = build_model(profile, resumed, initial).to(device)
     else:
-        model = build_adapted_model(profile, adapter, plan, resumed).to(device)
+        model = build_adapted_model(profile, adapter, plan.precision.value, resumed).to(device)
     model.separator_id = masking_separator(profile.data, separator_id)
     model.has_padding = profile.data.pads_windows
+    model.preference_beta = profile.dpo.beta
     products = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
     tokens_per_step = profile.train.chosen_tokens_per_step
     continues = profile.model.init_from is not None
@@ -90,6 +99,7 @@ def build_run(
         products,
         tokens_per_step=tokens_per_step,
         continues=continues,
+        is_dpo=profile.data.rows == "preferences",
     )
     scaler = torch.amp.GradScaler(device.type, enabled=plan.grad_scaler.value)
     position, divergence = Position(), DivergenceState()
@@ -103,14 +113,18 @@ def build_run(
         optimizer=optimizer,
         scaler=scaler,
         schedule=schedule_of(profile),
-        batches=_reader(profile, stream, separator_id, packing, mixture),
+        batches=_reader(profile, stream, separator_id, packing, mixture, references),
         plan=plan,
         world=world,
         device=device,
         position=position,
         context=profile.model.context,
         peak_learning_rate=peak_learning_rates(
-            profile.optim, model.shape.hidden_size, tokens_per_step, continues=continues
+            profile.optim,
+            model.shape.hidden_size,
+            tokens_per_step,
+            continues=continues,
+            is_dpo=profile.data.rows == "preferences",
         )["matrix"],
         gradient_clip=profile.train.gradient_clip,
         skips_spikes=profile.train.skip_loss_spikes,
@@ -171,6 +185,7 @@ def _reader(
     separator_id: int | None,
     packing: AnyPacking | None,
     mixture: Sequence[MixedSource],
+    references: References | None,
 ) -> WindowReader:
     context, seed = profile.model.context, profile.train.seed
 
@@ -178,10 +193,15 @@ def _reader(
         if profile.data.rows == "chat":
             assert separator_id is not None, "the marks of conversations are known by it"
             return conversation_reader(tokens, separator_id, context, seed, packing)
+        if profile.data.rows == "preferences":
+            assert separator_id is not None, "the marks of conversations are known by it"
+            assert references is not None, "they are computed before training"
+            own = references.after(tokens.first_token if isinstance(tokens, TokenRange) else 0)
+            return preference_reader(tokens, separator_id, context, seed, own, packing)
         if profile.data.packing == "concatenate":
             return BatchReader(tokens, context, seed)
         assert separator_id is not None, "packing needs the token that documents begin with"
-        assert not isinstance(packing, PackedConversations), "these are documents"
+        assert packing is None or isinstance(packing, Packing), "these are documents"
         packed = packing or pack(tokens, separator_id, context)
         return PackedReader(tokens, packed, separator_id, context, seed)
 
@@ -199,14 +219,29 @@ def conversation_reader(
 ) -> ConversationReader:
     """Return a reader of conversations, packed now unless they are. Raises DataError."""
     marks = Marks.of_separator(separator_id)
-    assert not isinstance(packing, Packing), "these are conversations"
+    assert packing is None or isinstance(packing, PackedConversations), "these are conversations"
     packed = packing or pack_conversations(tokens, marks, context)
     return ConversationReader(tokens, packed, marks, context, seed)
 
 
+def preference_reader(
+    tokens: Tokens,
+    separator_id: int,
+    context: int,
+    seed: int,
+    references: References,
+    packing: AnyPacking | None = None,
+) -> PreferenceReader:
+    """Return a reader of pairs, packed now unless they are. Raises DataError."""
+    marks = Marks.of_separator(separator_id)
+    assert packing is None or isinstance(packing, PackedPreferences), "these are pairs"
+    packed = packing or pack_preferences(tokens, marks, context)
+    return PreferenceReader(tokens, packed, marks, context, seed, references)
+
+
 def masking_separator(section: DataSection, separator_id: int | None) -> int | None:
     """Return the target that attention does not look past; None unless documents are masked."""
-    if section.rows == "chat":
+    if section.has_conversations:
         return END
     if not section.mask_documents:
         return None
@@ -235,7 +270,7 @@ def build_model(
 
 
 def build_adapted_model(
-    profile: Profile, adapter: Adapter, plan: Plan, resumed: Checkpoint | None
+    profile: Profile, adapter: Adapter, precision: Precision, resumed: Checkpoint | None
 ) -> Decoder:
     """Return the model that adapters are beside, with those of a checkpoint or new ones.
 
@@ -243,7 +278,7 @@ def build_adapted_model(
     rounded to it in every step. Raises LlmtrainError if the model is gone or has changed.
     """
     shape = shape_of(profile.model)
-    dtype = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     tensors = adapter.base.tensors(shape.vocab_size)
     model = adapted_decoder(shape, tensors, adapter.lora, dtype)
     if resumed is None:
