@@ -355,7 +355,9 @@ def _train(
         return result
     predicted = (resolved.recorded and resolved.recorded.forecast) or expected.document()
     result = replace(
-        _with_prediction(result, predicted), prompt_example=prompt_example(profile.data, dataset)
+        _with_prediction(result, predicted),
+        prompt_example=prompt_example(profile.data, dataset),
+        loss_is_per="token" if references is None else "pair",
     )
     _record(resolved, planned, run.plan, result)
     if profile.report:
