@@ -10,7 +10,8 @@ from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.data.sources.urls import without_secrets
 from llmtrain.errors import LlmtrainError
 from llmtrain.files import cache_directory
-from llmtrain.profile.load import LoadedProfile, Setting, flat_values, layer_of, validate_profile
+from llmtrain.profile.load import LoadedProfile, flat_values, validate_profile
+from llmtrain.profile.setting import Setting, layer_of
 
 _ROWS = "data.rows"
 

@@ -48,7 +48,8 @@ def answer_sums(targets_n: NDArray[np.int64], values_n: Array, end: int) -> Arra
 
     Values after the last answer of a window are 0.
     """
-    return np.add.reduceat(values_n, _starts(targets_n, end))
+    sums: Array = np.add.reduceat(values_n, _starts(targets_n, end))
+    return sums
 
 
 def references_of(targets_n: NDArray[np.int64], references_n: Array, end: int) -> Array:
