@@ -54,7 +54,8 @@ def answer_sums(targets_n: NDArray[np.int64], values_n: Array, end: int) -> Arra
 
 def references_of(targets_n: NDArray[np.int64], references_n: Array, end: int) -> Array:
     """Return each answer's reference, which is at its last token."""
-    return references_n[targets_n == end]
+    found: Array = references_n[targets_n == end]
+    return found
 
 
 def token_weights(targets_n: NDArray[np.int64], weights: Array, end: int) -> Array:
