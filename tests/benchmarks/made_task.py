@@ -1,7 +1,7 @@
 """A model from nothing to answers about the standard library, measured before and after.
 
     python -m tests.benchmarks.made_task out --profile cpu-small --pretrain-time 90s --device cuda
-    python -m tests.benchmarks.made_task out --profile cpu-tiny --steps 20 --questions 20
+    python -m tests.benchmarks.made_task out --profile cpu-tiny --steps 20 --questions 20 --rows 500
 
 Three stages, each skipped where `out` has what it makes: a model is pretrained on the standard
 library (and on `--package`, installed packages), fine-tuned on nine tenths of the rows of
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import sys
 import time
@@ -25,6 +26,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.engine.api import train
@@ -46,6 +49,7 @@ from tests.benchmarks.docstrings import Row, questions
 
 _HELD_BACK = 10  # one in so many functions
 _EXAMPLES = 4  # in the plain prompt
+_LONGEST_EXAMPLE = 100  # characters
 _MOST_TOKENS = 48  # of an answer
 _SHOWN = 12  # transcripts of each kind
 _TOGETHER = 64  # questions in one call
@@ -56,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
-    taught, held_back = _split(list(questions()))
+    taught, held_back = _split(list(itertools.islice(questions(), options.rows)))
     _write(out / "train.jsonl", taught)
     _write(out / "held-back.jsonl", held_back)
     result: dict[str, Any] = {"rows": len(taught), "held_back": len(held_back)}
@@ -109,8 +113,15 @@ def _pretrain(options: argparse.Namespace, run: Path) -> dict[str, Any]:
         settings["train.steps"] = options.steps
     elif options.pretrain_time is not None:
         settings["train.time"] = options.pretrain_time
-    sources = ["builtin:python", *(str(package_root(name)) for name in options.packages)]
+    settings |= profile_values(options.set)
+    sources = [options.text, *(str(package_root(name)) for name in options.packages)]
     return _trained(options.profile, sources, settings, run)
+
+
+def profile_values(assignments: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of `KEY=VALUE`, values as YAML."""
+    pairs = (assignment.partition("=") for assignment in assignments)
+    return {name: yaml.safe_load(text) for name, _, text in pairs}
 
 
 def _fine_tune(options: argparse.Namespace, run: Path) -> dict[str, Any]:
@@ -164,9 +175,9 @@ def _evaluated(
 ) -> dict[str, Any]:
     asked = sorted(held_back, key=lambda row: hashlib.sha256(row.question.encode()).digest())
     asked = asked[: options.questions]
-    before, after = (
-        _answers(options, options.out / run, taught, asked) for run in ("pretrained", "tuned")
-    )
+    examples = [row for row in taught if len(row.question + row.answer) < _LONGEST_EXAMPLE]
+    before = _answers(options, options.out / "pretrained", asked, examples)
+    after = _answers(options, options.out / "tuned", asked, [])
     common = Counter(row.answer for row in taught).most_common(1)[0][0]
     known = {row.answer for row in taught}
     difference = paired_difference(before.losses, after.losses)
@@ -205,9 +216,12 @@ def _exact(
 
 
 def _answers(
-    options: argparse.Namespace, run: Path, taught: Sequence[Row], asked: Sequence[Row]
+    options: argparse.Namespace, run: Path, asked: Sequence[Row], examples: Sequence[Row]
 ) -> _Answers:
-    """Return the loss of a model on all held-back answers, and what it says to `asked`."""
+    """Return the loss of a model on all held-back answers, and what it says to `asked`.
+
+    Where there are `examples` it is asked by some of them, too.
+    """
     trained = load_trained(str(run), DeviceSection(kind=options.device), _report)
     trained.model.has_padding = True
     encoder = ChatEncoder(with_chat_template(trained.tokenizer))
@@ -235,11 +249,11 @@ def _answers(
         )
         for row in asked
     ]
-    step = max(1, len(taught) // _EXAMPLES)
-    examples = "".join(f"Q: {r.question}\nA: {r.answer}\n\n" for r in taught[::step][:_EXAMPLES])
+    step = max(1, len(examples) // _EXAMPLES)
+    shown = "".join(f"Q: {r.question}\nA: {r.answer}\n\n" for r in examples[::step][:_EXAMPLES])
     by_examples = [
-        TextRequest(f"{examples}Q: {row.question}\nA:", greedy, _MOST_TOKENS, stop=("\n",))
-        for row in asked
+        TextRequest(f"{shown}Q: {row.question}\nA:", greedy, _MOST_TOKENS, stop=("\n",))
+        for row in (asked if shown else ())
     ]
     return _Answers(found.losses, _said(trained, by_template), _said(trained, by_examples))
 
@@ -284,8 +298,11 @@ def _parser() -> argparse.ArgumentParser:
     add("out", type=Path, help="the directory of the runs and the result")
     add("--profile", default="cpu-small", help="what is pretrained")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--text", default="builtin:python", help="what is pretrained on")
     add("--package", dest="packages", action="append", default=[], help="more text to pretrain on")
     add("--pretrain-time", help="90s, 5m …; without it what the profile says")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="of pretraining")
+    add("--rows", type=int, help="only the first so many, to try it out")
     add("--steps", type=int, help="of both trainings, to try it out")
     add("--epochs", type=float, default=3.0, help="of fine-tuning")
     add("--tokens-per-step", type=int, default=4096, help="of fine-tuning")
