@@ -20,9 +20,9 @@ Amount = Literal["tokens", "seconds", "bytes", "number", "rate"]
 _INCHES = (4.6, 2.7)
 _AXES = (0.17, 0.18, 0.8, 0.78)  # left, bottom, width, height: room for labels, as shares
 # Drawn in these, which no page shows: each becomes a variable of the style sheet.
-_INK, _GRID = "#010203", "#010204"
+_INK, _GRID, _PANEL = "#010203", "#010204", "#010205"
 _SERIES = ("#010210", "#010211", "#010212", "#010213", "#010214", "#010215")
-_VARIABLES = {_INK: "var(--ink)", _GRID: "var(--grid)"} | {
+_VARIABLES = {_INK: "var(--ink)", _GRID: "var(--grid)", _PANEL: "var(--panel)"} | {
     colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES)
 }
 _DASHES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
@@ -162,7 +162,7 @@ def _draw_curves(axes: object, chart: Chart) -> None:
             label = kind if number == 0 else None
             axes.axvline(tokens, color=_INK, linestyle=dash, linewidth=0.8, label=label)
     if len(axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(facecolor=_PANEL, edgecolor="none", framealpha=0.85, fontsize=8)
     _limit(axes, chart)
 
 
