@@ -11,18 +11,17 @@ from typing import Any
 import numpy as np
 
 from llmtrain.data.shards.token_stream import TokenStream
-from llmtrain.engine.inference import (
+from llmtrain.engine.evaluation import (
     READ_TOKENS,
     Evaluation,
     Texts,
-    Trained,
     evaluate_run,
     evaluate_shards,
     evaluate_texts,
-    load_trained,
     mask_as_trained,
     validation_shards,
 )
+from llmtrain.engine.inference import Trained, load_trained
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.progress import Note
