@@ -26,7 +26,7 @@ from llmtrain.ops.precision import autocast_as
 from llmtrain.prepare.context import TimedProgress
 from llmtrain.profile.schema import Profile
 from llmtrain.progress import Note, Notify
-from llmtrain.train.build import build_adapted_model, build_model
+from llmtrain.train.model_weights import build_adapted_model, build_model
 from llmtrain.train.references import (
     ReferenceModel,
     Work,

@@ -24,7 +24,7 @@ from typing import Any
 
 from llmtrain.data.sources.discover import library_files
 from llmtrain.engine.api import train
-from llmtrain.engine.inference import evaluate_run
+from llmtrain.engine.evaluation import evaluate_run
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.profile.shape import shape_of
