@@ -18,10 +18,16 @@ from llmtrain.data.batches.packing_cache import cached_packing
 from llmtrain.data.batches.prefetch import Prefetch
 from llmtrain.data.chat.marks import Marks
 from llmtrain.data.corpus import Corpus
+from llmtrain.data.shards.cache_entry import require_usable_cache
 from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.find_run import ResolvedRun, resolve
 from llmtrain.engine.plan_run import plan_resolved, processes_of
-from llmtrain.engine.record import correct_forecast, write_result, write_start
+from llmtrain.engine.record import (
+    correct_forecast,
+    recording_first_save,
+    write_result,
+    write_start,
+)
 from llmtrain.engine.request import TrainRequest
 from llmtrain.engine.run_report import write_report
 from llmtrain.engine.session_start import (
@@ -33,7 +39,7 @@ from llmtrain.engine.session_start import (
     used_before_s,
 )
 from llmtrain.errors import InterruptedRunError
-from llmtrain.files import free_bytes
+from llmtrain.files import cache_directory, free_bytes
 from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.out_of_memory import memory_errors_mapped
 from llmtrain.plan.forecast import forecast
@@ -178,10 +184,14 @@ def train_resolved(resolved: ResolvedRun, session: TrainSession) -> TrainResult:
 
 
 def _checked_corpus(resolved: ResolvedRun, session: TrainSession) -> Corpus | None:
-    """Return what a new run's text is. Raises DataError if it is too short, before any planning."""
+    """Return what a new run's text is. Raises DataError if it is too short.
+
+    And LlmtrainError if it cannot be prepared in the cache; both before any planning.
+    """
     if resolved.recorded is not None and resolved.checkpoint is not None:
         return None
     profile = resolved.profile.loaded.profile
+    require_usable_cache(cache_directory())
     work = PrepareContext(1, session.observe, session.stop.check)
     corpus = resolve_corpus(profile.data, work)
     if profile.data.rows == "text":
@@ -335,7 +345,7 @@ def _train(
             workload=planned.workload,
             peak_flops=planned.peak_flops,
             stop=session.stop,
-            observe=observe,
+            observe=recording_first_save(resolved.directory, observe),
             used_before_s=used_before_s(resolved),
             starting_s=session.elapsed_s,
             forecast_tokens_per_s=None if rate is None else rate.value,
