@@ -165,6 +165,11 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(AbortedError("interrupted", hint="run the same command again"), arguments)
     except LlmtrainError as error:
         return _fail(error, arguments)
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        discard_stdout()  # help whose reader has what it wanted, which is no failure
+        return 0
     except OSError as error:
         return _fail(_os_failure(error), arguments)
 
@@ -192,7 +197,7 @@ def _complaint(error: typer.TyperException) -> str:
     if isinstance(error, typer.BadParameter) and error.__cause__ is not None:
         from pydantic import ValidationError
 
-        from llmtrain.profile.load import requirement
+        from llmtrain.profile.requirement import requirement
 
         if isinstance(error.__cause__, ValidationError):
             first = error.__cause__.errors()[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -127,21 +129,42 @@ def whole_number(flag: str, help_text: str, least: int | None = None) -> Any:
     return typer.Option(flag, metavar="NUMBER", parser=parse, help=help_text)
 
 
+def decimal_number(
+    flag: str, help_text: str, least: float, most: float | None = None, *, above: bool = False
+) -> Any:
+    """Return an option that is a finite number from `least`, or `above` it, to `most`."""
+
+    def parse(given: str | float) -> float:
+        try:
+            number = float(given)  # a default is parsed too
+        except ValueError:
+            number = math.nan
+        is_in_range = number > least if above else number >= least
+        if not (is_in_range and number <= (sys.float_info.max if most is None else most)):
+            limits = f"{'above' if above else 'at least'} {least:g}"
+            limits += "" if most is None else f" and at most {most:g}"
+            raise typer.BadParameter(f"has to be a number {limits}, not {given!s:.40}")
+        return number
+
+    return typer.Option(flag, metavar="NUMBER", parser=parse, help=help_text)
+
+
 Temperature = Annotated[
-    float, typer.Option("--temperature", min=0.0, help="0: always the most likely token.")
+    float, decimal_number("--temperature", "0: always the most likely token.", 0)
 ]
 TopK = Annotated[int | None, whole_number("--top-k", "Sample from the k most likely tokens.", 1)]
 TopP = Annotated[
     float | None,
-    typer.Option(
+    decimal_number(
         "--top-p",
-        min=0.0,
-        max=1.0,
-        help="Sample from the most likely tokens that together have this probability.",
+        "Sample from the most likely tokens that together have this probability.",
+        0,
+        1,
+        above=True,
     ),
 ]
 RepetitionPenalty = Annotated[
-    float, typer.Option("--repetition-penalty", min=1.0, help="Above 1: fewer repetitions.")
+    float, decimal_number("--repetition-penalty", "Above 1: fewer repetitions.", 1, 100)
 ]
 Nproc = Annotated[int | None, whole_number("--nproc", "Processes on this machine.", 1)]
 
@@ -161,7 +184,7 @@ def weighted_sources(data: list[str] | None, weights: list[float] | None) -> lis
     for spec, weight in zip(specs, weights, strict=True):
         if not 0 < weight < float("inf"):
             raise UsageError(
-                f"--weight {weight:g} of --data {spec}: it has to be above 0",
+                f"--weight {weight:g} of --data {spec}: it has to be a number above 0",
                 hint="leave out that --data, or give it a weight such as --weight 0.1",
             )
     return [{"spec": s, "weight": w} for s, w in zip(specs, weights, strict=True)]
@@ -226,11 +249,3 @@ def assumed_machine(spec: str | None) -> AssumedMachine | None:
         python_version=platform.python_version(),
         torch_version=version("torch").partition("+")[0],
     )
-
-
-def require_possible_top_p(top_p: float | None) -> None:
-    """Raise UsageError for 0."""
-    from llmtrain.errors import UsageError
-
-    if top_p == 0:
-        raise UsageError("--top-p 0 leaves no token to choose", hint="--temperature 0 is greedy")

@@ -23,12 +23,8 @@ import llmtrain
 from llmtrain.errors import UsageError
 from llmtrain.files import escape_names
 from llmtrain.magic import other_content
-from llmtrain.profile.schema import (
-    EXCLUSIVE_GROUPS,
-    LANGUAGE_PATTERN,
-    NAME_PATTERN,
-    Profile,
-)
+from llmtrain.profile.requirement import limits_of, requirement
+from llmtrain.profile.schema import EXCLUSIVE_GROUPS, Profile
 from llmtrain.profile.yaml_text import LARGEST_BYTES, parse_entries, parse_scalar
 from llmtrain.untrusted import problem_of, read_bytes
 
@@ -243,7 +239,8 @@ def _said(path: str, text: str, origin: str) -> Layer:
         value = parse_scalar(text)
     except UsageError as error:
         written = _as_written(path, json.dumps(text[:40], ensure_ascii=False), origin)
-        hint = f"in YAML a text with signs is quoted: {written}"
+        is_number = text.strip().isdecimal()
+        hint = None if is_number else f"in YAML a text with signs is quoted: {written}"
         raise UsageError(f"{path}: {error.message} ({origin})", hint=hint) from None
     if not isinstance(value, Mapping):
         return {path: Setting(value, origin)}
@@ -279,11 +276,13 @@ def _meant(path: str, known: Sequence[str]) -> str | None:
     """Return the known key most similar to `path`, preferably in its section; None if none is."""
     section, _, word = path.rpartition(".")
     siblings = {p.rpartition(".")[2]: p for p in known if p.rpartition(".")[0] == section}
-    for keys in (siblings, {p.rpartition(".")[2]: p for p in known}):
-        close = did_you_mean(word, keys)
-        if close:
-            return keys[close]
-    return None
+    close = did_you_mean(word, siblings)
+    if close:
+        return siblings[close]
+    elsewhere = {p.rpartition(".")[2]: p for p in known}
+    if word in elsewhere or not siblings:  # the right word in another section, or no section
+        close = did_you_mean(word, elsewhere)
+    return elsewhere[close] if close else None
 
 
 def validate_profile(merged: Mapping[str, Setting]) -> LoadedProfile:
@@ -317,10 +316,11 @@ def _usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) 
     words = _known_part(error["loc"], merged)
     path = ".".join(map(str, error["loc"]))
     setting = merged.get(".".join(words))
-    message = requirement(error)
+    limits = limits_of(Profile, words)
+    message = requirement(error, limits)
     if setting is not None and not isinstance(setting.value, (list, dict)):
         branches = (e for e in errors if _known_part(e["loc"], merged) == words)
-        message = " or ".join(dict.fromkeys(map(requirement, branches)))
+        message = " or ".join(dict.fromkeys(requirement(e, limits) for e in branches))
         message = message.replace(" or has to be ", " or ")
     if setting is None:
         origins = sorted({s.origin for p, s in merged.items() if p.startswith(path + ".")})
@@ -364,52 +364,6 @@ def _known_part(place: Sequence[int | str], merged: Mapping[str, Setting]) -> li
     while words and ".".join(words) not in merged:
         words.pop()
     return words
-
-
-_REQUIREMENTS = {
-    "bool_type": "has to be true or false",
-    "dict_type": "has to be a section of keys",
-    "extra_forbidden": "is not a key here",
-    "float_parsing": "has to be a number",
-    "int_parsing": "has to be a whole number",
-    "finite_number": "has to be a finite number",
-    "float_type": "has to be a number",
-    "greater_than": "has to be above {gt}",
-    "greater_than_equal": "has to be at least {ge}",
-    "int_from_float": "has to be a whole number",
-    "int_parsing_size": "has to be a smaller number",
-    "int_type": "has to be a whole number",
-    "less_than": "has to be below {lt}",
-    "less_than_equal": "has to be at most {le}",
-    "literal_error": "has to be {expected}",
-    "list_type": "has to be a list",
-    "missing": "is missing",
-    "model_type": "has to be a section of keys",
-    "string_pattern_mismatch": "has to match {pattern}",
-    "string_too_short": "is empty",
-    "string_type": "has to be text",
-    "too_short": "has to have at least {min_length} of them",
-    "tuple_type": "has to be a list",
-}
-
-# Instead of a regular expression.
-_PATTERNS = {
-    NAME_PATTERN: "has to be at most 64 letters, digits, points, '-' and '_', "
-    "the first a letter or digit",
-    LANGUAGE_PATTERN: "has to be two or three small letters, as in en",
-}
-
-
-def requirement(error: ErrorDetails) -> str:
-    """Return the requirement that a pydantic error reports, in plain English."""
-    known = _REQUIREMENTS.get(error["type"])
-    if known is None:
-        return error["msg"].removeprefix("Value error, ")
-    limits = error.get("ctx", {})
-    if limits.get("pattern") in _PATTERNS:
-        return _PATTERNS[limits["pattern"]]
-    whole = {n: int(v) for n, v in limits.items() if isinstance(v, float) and v.is_integer()}
-    return known.format(**limits | whole)
 
 
 def _as_written(path: str, value: str, origin: str) -> str:
