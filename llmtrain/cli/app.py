@@ -197,7 +197,7 @@ def _complaint(error: typer.TyperException) -> str:
     if isinstance(error, typer.BadParameter) and error.__cause__ is not None:
         from pydantic import ValidationError
 
-        from llmtrain.profile.requirement import requirement
+        from llmtrain.profile.requirements import requirement
 
         if isinstance(error.__cause__, ValidationError):
             first = error.__cause__.errors()[0]

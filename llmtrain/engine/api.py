@@ -12,8 +12,9 @@ from llmtrain.engine.request import TrainRequest, resolve_profile
 from llmtrain.engine.train_run import TrainSession, run_training
 from llmtrain.generate.sampling import Sampling
 from llmtrain.plan.planned import Planned
-from llmtrain.profile.load import Setting, load_section
+from llmtrain.profile.load import load_section
 from llmtrain.profile.schema import DeviceSection
+from llmtrain.profile.setting import Setting
 from llmtrain.train.distributed.world import world_from_environment
 from llmtrain.train.events import Event, Observer, TrainResult
 from llmtrain.train.signals import StopRequest, stop_on_signals

@@ -24,8 +24,9 @@ from llmtrain.machine.probe import read_facts
 from llmtrain.model.timing import CompileError
 from llmtrain.plan import cpu_benchmarks, step_benchmarks
 from llmtrain.plan.cpu_benchmarks import cpu_threads
-from llmtrain.profile.load import Setting, load_profile
+from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import Profile
+from llmtrain.profile.setting import Setting
 
 SETTINGS: dict[str, Any] = {
     "model.vocab_size": 400,

@@ -14,7 +14,8 @@ from llmtrain.engine.request import TrainRequest
 from llmtrain.machine.assume import assume_machine
 from llmtrain.plan import cpu_benchmarks
 from llmtrain.plan.planner import Plan
-from llmtrain.profile.load import Setting, flat_values, known_paths
+from llmtrain.profile.load import flat_values, known_paths
+from llmtrain.profile.setting import Setting
 
 MACHINE = assume_machine("cuda:2x24GiB:16c", python_version="3.12.3", torch_version="2.13.0")
 # A wish for every decision that can be wished, by a different layer each.

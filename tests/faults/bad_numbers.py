@@ -31,7 +31,7 @@ from llmtrain.engine import train_run
 from llmtrain.engine.request import TrainRequest
 from llmtrain.engine.train_run import TrainSession, run_training
 from llmtrain.errors import DivergedError
-from llmtrain.profile.load import Setting
+from llmtrain.profile.setting import Setting
 from llmtrain.progress import Note
 from llmtrain.train.build import build_run
 from llmtrain.train.checkpoint.format import list_checkpoints, load_checkpoint

@@ -27,8 +27,9 @@ from llmtrain.model.timing import CompileError
 from llmtrain.plan import cpu_benchmarks, numerics, step_benchmarks
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.workload import Workload
-from llmtrain.profile.load import Setting, load_profile
+from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import DeviceSection, ModelSection
+from llmtrain.profile.setting import Setting
 from llmtrain.profile.shape import shape_of
 from llmtrain.progress import Note
 from llmtrain.train.events import Event, Started

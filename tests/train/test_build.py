@@ -18,8 +18,9 @@ from llmtrain.engine.plan_run import workload_of
 from llmtrain.machine.probe import read_facts
 from llmtrain.model.decoder import Decoder
 from llmtrain.plan.planner import Plan, make_plan
-from llmtrain.profile.load import Setting, load_profile
+from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import Profile
+from llmtrain.profile.setting import Setting
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.build import (

@@ -17,7 +17,8 @@ from llmtrain.engine.plan_run import workload_of
 from llmtrain.machine.probe import read_facts
 from llmtrain.model import decoder
 from llmtrain.plan.planner import make_plan
-from llmtrain.profile.load import Setting, load_profile
+from llmtrain.profile.load import load_profile
+from llmtrain.profile.setting import Setting
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
 from llmtrain.train.build import build_run
 from llmtrain.train.distributed.world import World

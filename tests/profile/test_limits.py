@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from llmtrain.errors import UsageError
+from llmtrain.profile.limits import limits_of
 from llmtrain.profile.load import load_profile
-from llmtrain.profile.requirement import limits_of
 from llmtrain.profile.schema import Profile
 
 
