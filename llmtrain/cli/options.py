@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from llmtrain.profile.schema import DeviceSection
     from llmtrain.profile.setting import Setting
 
+_HIGHEST_PORT = 65535
 _WITHOUT_SECTION = {"log_to"}  # keys at the top of a profile
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -136,8 +137,10 @@ ProfileTextField = Annotated[  # None: as in the profile
 ]
 
 
-def whole_number(flag: str, help_text: str, least: int | None = None) -> Any:
-    """Return an option that is an integer from `least` on, written as `5000`, `5k` or `5e3`."""
+def whole_number(
+    flag: str, help_text: str, least: int | None = None, most: int | None = None
+) -> Any:
+    """Return an option that is an integer from `least` to `most`, written as `5000` or `5e3`."""
 
     def parse(given: str | int) -> int:
         from llmtrain.units import parse_count
@@ -149,8 +152,10 @@ def whole_number(flag: str, help_text: str, least: int | None = None) -> Any:
             raise typer.BadParameter(
                 f"has to be a whole number, not {text:.40}; write 20000, 20k or 2e4"
             ) from None
-        if least is not None and number < least:
-            raise typer.BadParameter(f"has to be at least {least}, not {text}")
+        is_too_small = least is not None and number < least
+        if is_too_small or (most is not None and number > most):
+            limits = f"at least {least}" + ("" if most is None else f" and at most {most}")
+            raise typer.BadParameter(f"has to be {limits}, not {text:.40}")
         return number
 
     return typer.Option(flag, metavar="NUMBER", parser=parse, help=help_text)
@@ -193,6 +198,13 @@ TopP = Annotated[
 RepetitionPenalty = Annotated[
     float, decimal_number("--repetition-penalty", "Above 1: fewer repetitions.", 1, 100)
 ]
+
+
+def port(help_text: str) -> Any:
+    """Return the option `--port`; 0 is any free one."""
+    return whole_number("--port", help_text, 0, _HIGHEST_PORT)
+
+
 Nproc = Annotated[int | None, whole_number("--nproc", "Processes on this machine.", 1)]
 Steps = Annotated[int | None, whole_number("--steps", "Optimizer steps.")]
 

@@ -417,6 +417,8 @@ def test_a_tokenizer_is_never_written_into_a_checkpoint(
         (("chat", "r", "--repetition-penalty", "0"), "at least 1 and at most 100, not 0"),
         (("generate", "r", "--repetition-penalty", "1e308"), "at least 1 and at most 100, not 1e3"),
         (("generate", "r", "--repetition-penalty", "x"), "at least 1 and at most 100, not x"),
+        (("serve", "r", "--port", "65536"), "'--port': has to be at least 0 and at most 65535"),
+        (("runs", "report", "r", "--port", "99999"), "at least 0 and at most 65535, not 99999"),
         (("train", "--device", "tpu"), "'--device': 'tpu' is not one of 'auto', 'cpu'"),
     ],
 )
