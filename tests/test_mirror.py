@@ -27,6 +27,7 @@ SPANNING = {
     "cli/data/test_page": "docs/guides/data.md",
     "cli/data/test_remote": "commands that read s3:// and https://",
     "cli/data/test_sources": "data in every command",
+    "report/test_browser": "the report in a browser",
     "cli/test_device_bench": "device bench, from the command to its cache",
     "cli/test_documents": "documents that commands print",
     "cli/test_explain": "the plan that every command shows alike",

@@ -181,6 +181,8 @@ def _os_failure(error: OSError) -> LlmtrainError:
     cache = cache_directory()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = "free some disk space; a saved run continues with --resume auto"
+    elif error.errno == errno.EIO:
+        hint = "the disk or the network behind it fails; a saved run continues with --resume auto"
     elif error.filename is not None and cache.is_relative_to(error.filename):
         where = f"the cache {cache} cannot be made: "
         hint = "LLMTRAIN_CACHE_DIR=DIRECTORY names another place for it"

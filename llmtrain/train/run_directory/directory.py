@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llmtrain.errors import LlmtrainError, UsageError
-from llmtrain.files import write_pieces_atomically
+from llmtrain.files import named, write_pieces_atomically
 from llmtrain.train.checkpoint.format import (
     entries_of,
     has_saved_state,
@@ -184,7 +184,7 @@ class RunDirectory:
         Raises LlmtrainError if the run directory is gone.
         """
         try:
-            with path.open("a", encoding="utf-8", newline="\n") as file:
+            with named(path), path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         except FileNotFoundError:
             raise LlmtrainError(
