@@ -192,7 +192,7 @@ def _complaint(error: typer.TyperException) -> str:
     if isinstance(error, typer.BadParameter) and error.__cause__ is not None:
         from pydantic import ValidationError
 
-        from llmtrain.profile.load import requirement
+        from llmtrain.profile.requirements import requirement
 
         if isinstance(error.__cause__, ValidationError):
             first = error.__cause__.errors()[0]

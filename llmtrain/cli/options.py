@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -11,8 +12,8 @@ from llmtrain.cli import completion
 if TYPE_CHECKING:
     from llmtrain.engine.request import TrainRequest
     from llmtrain.machine.assume import AssumedMachine
-    from llmtrain.profile.load import Setting
     from llmtrain.profile.schema import DeviceSection
+    from llmtrain.profile.setting import Setting
 
 _WITHOUT_SECTION = {"log_to"}  # keys at the top of a profile
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
@@ -85,6 +86,32 @@ Set = Annotated[
         autocompletion=completion.assignments,
     ),
 ]
+Time = Annotated[
+    str | None, typer.Option("--time", help="Finish after 150s, 30m, 2h …, or by until=07:30.")
+]
+RunDirectory = Annotated[
+    Path | None, typer.Option("--out", help="The run directory; default: under runs/.")
+]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        "--resume",
+        metavar="auto|RUN",
+        help="Continue a run from its last checkpoint.",
+        autocompletion=completion.resumable_names,
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
+]
+MaxLoss = Annotated[
+    float | None,
+    typer.Option(
+        "--max-loss",
+        metavar="NATS",
+        help="Exit with 6 if the final validation loss per token is above this.",
+    ),
+]
 Assume = Annotated[
     str | None,
     typer.Option(
@@ -144,6 +171,7 @@ RepetitionPenalty = Annotated[
     float, typer.Option("--repetition-penalty", min=1.0, help="Above 1: fewer repetitions.")
 ]
 Nproc = Annotated[int | None, whole_number("--nproc", "Processes on this machine.", 1)]
+Steps = Annotated[int | None, whole_number("--steps", "Optimizer steps.")]
 
 
 def weighted_sources(data: list[str] | None, weights: list[float] | None) -> list[Any] | None:
@@ -172,7 +200,7 @@ def flag_settings(**flags: Any) -> dict[str, Setting]:
 
     Flags that were not given (None, False, an empty list) are left out.
     """
-    from llmtrain.profile.load import Setting
+    from llmtrain.profile.setting import Setting
 
     flag_of = {
         "data_sources": "data",

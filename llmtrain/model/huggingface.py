@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from llmtrain.errors import UsageError
-from llmtrain.profile.load import requirement
+from llmtrain.profile.requirements import requirement
 from llmtrain.profile.schema import ModelSection
 from llmtrain.profile.shape import ModelShape, shape_of
 

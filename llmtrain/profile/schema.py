@@ -24,7 +24,7 @@ from pydantic.json_schema import WithJsonSchema
 from llmtrain.units import parse_count, parse_duration_s
 
 Auto = Literal["auto"]
-TrackerName = Literal["tensorboard", "trackio", "wandb"]
+TrackerName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 Duplicates = Literal["keep", "drop_exact", "drop_near"]
 
 

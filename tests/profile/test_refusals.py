@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llmtrain.errors import UsageError
-from llmtrain.profile.load import Setting, load_profile, profile_from_values
+from llmtrain.profile.load import load_profile, profile_from_values
 from llmtrain.profile.schema import Profile
+from llmtrain.profile.setting import Setting
 from llmtrain.profile.yaml_text import parse_scalar
 
 Refusal = Callable[[str], UsageError]

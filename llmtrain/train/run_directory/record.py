@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmtrain.errors import UsageError
 from llmtrain.files import write_text_atomically
-from llmtrain.profile.load import requirement
+from llmtrain.profile.requirements import requirement
 from llmtrain.profile.yaml_text import LARGEST_BYTES, dump_document, parse_document
 from llmtrain.untrusted import is_unreached, problem_of, read_bytes, unreadable
 
