@@ -32,9 +32,7 @@ def report(
         bool,
         typer.Option("--watch", help="Serve it on this machine and follow the run; Ctrl-C ends."),
     ] = False,
-    port: Annotated[
-        int, options.whole_number("--port", "The port of --watch; 0: any free one.", 0)
-    ] = 0,
+    port: Annotated[int, options.port("The port of --watch; 0: any free one.")] = 0,
 ) -> None:
     """Write a report as one HTML file: curves, samples, plan, data; several runs are compared."""
     from llmtrain.documents.runs import RunsReport

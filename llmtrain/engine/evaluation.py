@@ -218,13 +218,14 @@ class _EncodedTexts:
 
     def batches(self) -> Iterator[NDArray[np.int64]]:
         """Yield ids of each document, at most a few million at once, each after a separator."""
-        separator = np.array([self.tokenizer.separator_id])
+        end_id, separator = self.tokenizer.end_id, np.array([self.tokenizer.separator_id])
+        end = separator if end_id is None else np.array([end_id, *separator])
         yield separator
         for text in self.texts():
             for ids in encoded_document(self.tokenizer, text):
                 self.check_stop()
                 yield np.array(ids, dtype=np.int64)
-            yield separator
+            yield end
             self.text_bytes += len(text.encode())
 
 

@@ -10,6 +10,7 @@ from llmtrain.data.batches.packing_cache import cached_packing
 from llmtrain.data.batches.preferences import pack_preferences
 from llmtrain.data.chat.marks import Marks
 from llmtrain.data.corpus import Corpus
+from llmtrain.data.shards.cache_entry import require_usable_cache
 from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.engine.find_run import ResolvedRun
 from llmtrain.engine.references import (
@@ -19,6 +20,7 @@ from llmtrain.engine.references import (
     references_of_run,
 )
 from llmtrain.engine.train_session import TrainSession
+from llmtrain.files import cache_directory
 from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.out_of_memory import memory_errors_mapped
 from llmtrain.plan.planner import Plan
@@ -47,10 +49,14 @@ class _SharedData:
 
 
 def checked_corpus(resolved: ResolvedRun, session: TrainSession) -> Corpus | None:
-    """Return what a new run's text is. Raises DataError if it is too short, before any planning."""
+    """Return what a new run's text is. Raises DataError if it is too short.
+
+    And LlmtrainError if it cannot be prepared in the cache; both before any planning.
+    """
     if resolved.recorded is not None and resolved.checkpoint is not None:
         return None
     profile = resolved.profile.loaded.profile
+    require_usable_cache(cache_directory())
     work = PrepareContext(1, session.observe, session.stop.check)
     corpus = resolve_corpus(profile.data, work)
     if profile.data.rows == "text":

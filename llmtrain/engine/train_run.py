@@ -14,7 +14,12 @@ from llmtrain.data.batches.prefetch import Prefetch
 from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.find_run import ResolvedRun, resolve
 from llmtrain.engine.plan_run import plan_resolved, processes_of
-from llmtrain.engine.record import correct_forecast, write_result, write_start
+from llmtrain.engine.record import (
+    correct_forecast,
+    recording_first_save,
+    write_result,
+    write_start,
+)
 from llmtrain.engine.request import TrainRequest
 from llmtrain.engine.run_report import write_report
 from llmtrain.engine.session_start import (
@@ -36,9 +41,7 @@ from llmtrain.plan.past_runs import record_run
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.tensor_bytes import checkpoint_bytes
-from llmtrain.prepare.dataset import (
-    Dataset,
-)
+from llmtrain.prepare.dataset import Dataset
 from llmtrain.profile.lora_shape import lora_shape_of
 from llmtrain.profile.shape import shape_of
 from llmtrain.report.plots import require_plots
@@ -189,7 +192,7 @@ def _train(
             workload=planned.workload,
             peak_flops=planned.peak_flops,
             stop=session.stop,
-            observe=observe,
+            observe=recording_first_save(resolved.directory, observe),
             used_before_s=used_before_s(resolved),
             starting_s=session.elapsed_s,
             forecast_tokens_per_s=None if rate is None else rate.value,

@@ -31,7 +31,7 @@ Duplicates = Literal["keep", "drop_exact", "drop_near"]
 def _duration_s(value: object) -> object:
     if isinstance(value, str):
         return parse_duration_s(value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
         raise ValueError(f"{value} has no unit; write {value:g}s or {value:g}m")
     return value
 
