@@ -216,7 +216,8 @@ def _said(path: str, text: str, origin: str) -> Layer:
         value = parse_scalar(text)
     except UsageError as error:
         written = as_written(path, json.dumps(text[:40], ensure_ascii=False), origin)
-        hint = f"in YAML a text with signs is quoted: {written}"
+        is_number = text.strip().isdecimal()
+        hint = None if is_number else f"in YAML a text with signs is quoted: {written}"
         raise UsageError(f"{path}: {error.message} ({origin})", hint=hint) from None
     if not isinstance(value, Mapping):
         return {path: Setting(value, origin)}
@@ -252,11 +253,13 @@ def _meant(path: str, known: Sequence[str]) -> str | None:
     """Return the known key most similar to `path`, preferably in its section; None if none is."""
     section, _, word = path.rpartition(".")
     siblings = {p.rpartition(".")[2]: p for p in known if p.rpartition(".")[0] == section}
-    for keys in (siblings, {p.rpartition(".")[2]: p for p in known}):
-        close = did_you_mean(word, keys)
-        if close:
-            return keys[close]
-    return None
+    close = did_you_mean(word, siblings)
+    if close:
+        return siblings[close]
+    elsewhere = {p.rpartition(".")[2]: p for p in known}
+    if word in elsewhere or not siblings:  # the right word in another section, or no section
+        close = did_you_mean(word, elsewhere)
+    return elsewhere[close] if close else None
 
 
 def validate_profile(merged: Mapping[str, Setting]) -> LoadedProfile:
