@@ -37,10 +37,10 @@ def require_supported(document: Any) -> None:
     if kind == "Unigram" and model.get("unk_id") is None:
         raise DataError("it has no unknown token")
     if kind == "BPE":
-        _require_an_id_each(model["vocab"])
+        _require_unique_ids(model["vocab"])
 
 
-def _require_an_id_each(vocabulary: dict[str, int]) -> None:
+def _require_unique_ids(vocabulary: dict[str, int]) -> None:
     """Raise DataError if two tokens share an id: one of them could not be decoded."""
     names: dict[int, str] = {}
     for name, token in vocabulary.items():
