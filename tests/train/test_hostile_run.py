@@ -27,7 +27,8 @@ from llmtrain.train.checkpoint.format import (
     verify_checkpoint,
 )
 from llmtrain.train.model_weights import trained_model
-from llmtrain.train.run_directory.directory import RunDirectory, find_checkpoints, find_run
+from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.run_directory.find import find_checkpoints, find_run
 from tests.train.harness import Files, Llmtrain
 
 needs_links = pytest.mark.skipif(os.name == "nt", reason="links need rights there")
