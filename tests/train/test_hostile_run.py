@@ -303,7 +303,7 @@ def model_of(checkpoint: Checkpoint) -> Decoder:
 def test_a_config_that_is_not_of_the_weights_takes_no_memory(
     checkpoint: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmtrain.train.build.Decoder", None)
+    monkeypatch.setattr("llmtrain.train.model_weights.Decoder", None)
     change_json(checkpoint / "config.json", **{name: CONFIGS[name]})
     with pytest.raises(LlmtrainError, match=r"config\.json"):
         model_of(load_checkpoint(checkpoint))
