@@ -283,6 +283,8 @@ class DeviceSection(Section):
     pin_memory: bool | Auto = "auto"
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     processes: Threads | Auto = "auto"
+    # Whether each process has all weights and optimizer state, or a part of them.
+    sharding: Literal["auto", "replicate", "shard"] = "auto"
     # How long ranks wait for a rank that does not respond.
     collective_timeout: Annotated[Duration, Field(ge=1, lt=1e6)] = 600.0
 
@@ -310,6 +312,8 @@ class Profile(Section):
             raise ValueError("lora.rank: adapters are trained beside a model; name model.init_from")
         if self.optim.name != "adamw":
             raise ValueError("lora.rank: adapters are trained by optim.name adamw")
+        if self.device.sharding == "shard":
+            raise ValueError("lora.rank: a model that adapters are beside is not sharded")
         return self
 
     def values(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from llmtrain.data.chat.marks import Marks
 from llmtrain.data.shards.token_stream import TokenStream
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
-from llmtrain.model.huggingface import EMBEDDING, HEAD, weight_shapes
+from llmtrain.model.huggingface import weight_shapes
 from llmtrain.model.lora import adapted_decoder, reset_adapters
 from llmtrain.ops.native.library import require_kernels
 from llmtrain.ops.precision import WeightCasts, half_dtype
@@ -33,11 +33,19 @@ from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.recipe.learning_rate import peak_learning_rates
 from llmtrain.train.checkpoint.adapter import Adapter
 from llmtrain.train.checkpoint.format import Checkpoint
+from llmtrain.train.distributed.sharded_optimizer import ShardedGradScaler
+from llmtrain.train.distributed.sharding import ShardedModel
 from llmtrain.train.distributed.world import World, device_of
 from llmtrain.train.divergence.policy import DivergenceState
-from llmtrain.train.loop import Position, ReadWeights, Run
+from llmtrain.train.loop import Position, Run
 from llmtrain.train.parameter_groups import build_optimizer, load_named_state
 from llmtrain.train.schedule import Schedule
+from llmtrain.train.weights import (
+    ReadWeights,
+    initialise_weights,
+    load_weights,
+    require_finite,
+)
 
 AnyPacking = Packing | PackedConversations
 
@@ -74,7 +82,11 @@ def build_run(
     are read by weight, each packed by itself; if empty, the stream is read as a whole.
     """
     device = set_up_device(plan, world)
-    if adapter is None:
+    sharded: ShardedModel | None = None
+    if plan.sharding.value == "shard":
+        model, sharded = build_sharded_model(profile, plan, world, device)
+        set_weights(model, profile.train.seed, resumed, initial)
+    elif adapter is None:
         model = build_model(profile, resumed, initial).to(device)
     else:
         model = build_adapted_model(profile, adapter, plan, resumed).to(device)
@@ -90,8 +102,9 @@ def build_run(
         products,
         tokens_per_step=tokens_per_step,
         continues=continues,
+        sharded_over=world if sharded is not None else None,
     )
-    scaler = torch.amp.GradScaler(device.type, enabled=plan.grad_scaler.value)
+    scaler = grad_scaler(device, enabled=plan.grad_scaler.value, is_sharded=sharded is not None)
     position, divergence = Position(), DivergenceState()
     if resumed is not None:
         load_named_state(model, optimizer, resumed.optimizer)
@@ -99,7 +112,7 @@ def build_run(
     _apply_plan(model, plan, optimizer)
     return Run(
         model=model,
-        objective=_distributed(model, world),
+        objective=model if sharded is not None else _distributed(model, world),
         optimizer=optimizer,
         scaler=scaler,
         schedule=schedule_of(profile),
@@ -117,7 +130,14 @@ def build_run(
         divergence=divergence,
         initial_weights=initial,
         adapter=adapter,
+        sharded=sharded,
     )
+
+
+def grad_scaler(device: torch.device, *, enabled: bool, is_sharded: bool) -> torch.amp.GradScaler:
+    """Return a scaler of the loss at its first scale."""
+    kind = ShardedGradScaler if is_sharded else torch.amp.GradScaler
+    return kind(device.type, enabled=enabled)
 
 
 def rewind_run(run: Run, seed: int, checkpoint: Checkpoint | None) -> None:
@@ -126,14 +146,16 @@ def rewind_run(run: Run, seed: int, checkpoint: Checkpoint | None) -> None:
     The horizon stays, and so does what is known of rewinds.
     """
     run.optimizer.state.clear()
-    run.scaler = torch.amp.GradScaler(run.device.type, enabled=run.scaler.is_enabled())
+    run.scaler = grad_scaler(
+        run.device, enabled=run.scaler.is_enabled(), is_sharded=run.sharded is not None
+    )
     earlier, position = DivergenceState(), Position()
     if checkpoint is not None:
         load_weights(run.model, checkpoint.weights)
     elif run.adapter is not None:
         reset_adapters(run.model, seed)
     else:
-        _initialise(run.model, seed, run.initial_weights)
+        initialise_weights(run.model, seed, run.initial_weights)
     if checkpoint is not None:
         load_named_state(run.model, run.optimizer, checkpoint.optimizer)
         earlier, position = checkpoint.state.course, _restore(checkpoint, run.scaler)
@@ -162,6 +184,7 @@ def _apply_plan(model: Decoder, plan: Plan, optimizer: torch.optim.Optimizer) ->
         checkpointing=plan.activation_checkpointing.value,
         casts=casts,
         compiled=plan.compile.value,
+        sharded=plan.sharding.value == "shard",
     )
 
 
@@ -227,11 +250,30 @@ def build_model(
 ) -> Decoder:
     """Return the profile's model on the CPU, with the weights of a checkpoint or the first ones."""
     model = Decoder(shape_of(profile.model))
+    set_weights(model, profile.train.seed, resumed, initial)
+    return model
+
+
+def build_sharded_model(
+    profile: Profile, plan: Plan, world: World, device: torch.device
+) -> tuple[Decoder, ShardedModel]:
+    """Return the profile's model, of which this rank has its part; its weights are not set."""
+    with torch.device("meta"):
+        model = Decoder(shape_of(profile.model))
+    sharded = ShardedModel(model, world, plan.precision.value, device.type)
+    model.to_empty(device=device)
+    model.model.set_rotations(device)
+    return model, sharded
+
+
+def set_weights(
+    model: Decoder, seed: int, resumed: Checkpoint | None, initial: ReadWeights | None
+) -> None:
+    """Set the weights of a checkpoint, or the first ones. Raises LlmtrainError."""
     if resumed is None:
-        _initialise(model, profile.train.seed, initial)
+        initialise_weights(model, seed, initial)
     else:
         load_weights(model, resumed.weights)
-    return model
 
 
 def build_adapted_model(
@@ -253,31 +295,6 @@ def build_adapted_model(
     return model
 
 
-def _initialise(model: Decoder, seed: int, initial: ReadWeights | None) -> None:
-    """Set the weights of step 0: random ones, or those of another model with rows added."""
-    if initial is None:
-        model.initialise(seed)
-        return
-    weights = with_vocabulary(initial(), model.shape.vocab_size)
-    _require_finite(weights, "the model to continue from")
-    load_weights(model, weights)
-
-
-def with_vocabulary(weights: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
-    """Return the weights with `rows` embedding rows, and as many of the head if it has its own.
-
-    A row that is added is the mean of the others, so that no token starts likelier than an average
-    one (Hewitt 2021, "Initializing new word embeddings for pretrained language models").
-    """
-    extended = dict(weights)
-    for name in (EMBEDDING, HEAD):
-        matrix = extended.get(name)
-        if matrix is not None and len(matrix) < rows:
-            mean = matrix.mean(dim=0, keepdim=True)
-            extended[name] = torch.cat([matrix, mean.expand(rows - len(matrix), -1)])
-    return extended
-
-
 def trained_model(shape: ModelShape, weights: Mapping[str, Tensor], origin: str) -> Decoder:
     """Return the model of a shape and its weights, on the CPU.
 
@@ -290,30 +307,10 @@ def trained_model(shape: ModelShape, weights: Mapping[str, Tensor], origin: str)
         raise LlmtrainError(
             f"the weights do not match config.json, which describes {shape.parameters} parameters"
         )
-    _require_finite(weights, origin)
+    require_finite(weights, origin)
     model = Decoder(shape)
     load_weights(model, weights)
     return model
-
-
-def _require_finite(weights: Mapping[str, Tensor], origin: str) -> None:
-    broken = next((name for name, w in weights.items() if not torch.isfinite(w).all()), None)
-    if broken is not None:
-        raise LlmtrainError(
-            f"the weights of {origin} are of no use: {broken} holds numbers that are not finite",
-            hint="name an earlier checkpoint, or train again at a lower learning rate",
-        )
-
-
-def load_weights(model: Decoder, weights: Mapping[str, Tensor]) -> None:
-    """Load what is trained of the model. Raises LlmtrainError if it does not fit."""
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    try:
-        missing, unexpected = model.load_state_dict(dict(weights), strict=False)
-    except RuntimeError as error:
-        raise LlmtrainError(f"the weights do not fit the model: {error}") from None
-    if wrong := [*unexpected, *trained.intersection(missing)]:
-        raise LlmtrainError(f"the weights do not fit the model: {min(wrong)}")
 
 
 @dataclass(frozen=True, slots=True)

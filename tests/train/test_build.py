@@ -27,12 +27,12 @@ from llmtrain.train.build import (
     build_run,
     rewind_run,
     trained_model,
-    with_vocabulary,
 )
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
 from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence.policy import DivergenceState
 from llmtrain.train.loop import Run, training_steps
+from llmtrain.train.weights import with_vocabulary
 from tests.data.fixed import TOKENIZER
 
 SETTINGS: dict[str, Any] = {
