@@ -130,6 +130,19 @@ def predict_training(shape: ModelShape, setup: TrainingSetup) -> MemoryPredictio
     )
 
 
+def whole_weights_fit(
+    prediction: MemoryPrediction, shape: ModelShape, setup: TrainingSetup
+) -> bool:
+    """Return whether a process of a sharded model can gather all weights between two steps.
+
+    They then take the place of what a step works with. `prediction` is of one process.
+    """
+    stays = prediction.parameters_bytes + prediction.optimizer_bytes + prediction.libraries_bytes
+    blocks = setup.element_bytes * shape.num_layers * shape.block_matrix_parameters
+    whole = blocks + FP32_BYTES * shape.embedding_parameters
+    return whole <= prediction.total_bytes - stays
+
+
 def compiling_anew_bytes(*, is_compiled: bool) -> int:
     """Return what compiling a block without the compiler's cache leaves in the process, beyond
     what is counted for a plan that is compiled.

@@ -26,7 +26,12 @@ from llmtrain.choice import (
 from llmtrain.machine.facts import CpuTimes, Facts, MatmulTimes
 from llmtrain.plan import decisions as decide
 from llmtrain.plan import numerics
-from llmtrain.plan.memory import MemoryPrediction, compiling_anew_bytes, predict_training
+from llmtrain.plan.memory import (
+    MemoryPrediction,
+    compiling_anew_bytes,
+    predict_training,
+    whole_weights_fit,
+)
 from llmtrain.plan.tensor_bytes import TrainingSetup, frozen_bytes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import MOST_THREADS, DeviceSection
@@ -211,23 +216,7 @@ def make_inference_plan(
 
 def predict(workload: Workload, plan: Plan) -> MemoryPrediction:
     """Predict the peak on one device: of all this machine's processes on a CPU, of one on a GPU."""
-    one = predict_training(
-        workload.shape,
-        TrainingSetup(
-            micro_batch=plan.micro_batch.value,
-            half_precision=plan.precision.value != "fp32",
-            device_kind=plan.device.value,
-            checkpointing=plan.activation_checkpointing.value,
-            compiled=plan.compile.value,
-            accumulates=plan.accumulation.value > 1,
-            optimizer=workload.optimizer,
-            processes=plan.processes.value,
-            shards=plan.processes.value if plan.sharding.value == "shard" else 1,
-            masks_pairs=workload.masks_pairs(plan.attention.value),
-            lora=workload.lora,
-            frozen_bytes=frozen_bytes(workload, plan.precision.value),
-        ),
-    )
+    one = predict_training(workload.shape, _setup(workload, plan))
     local = workload.launched_local_processes or plan.processes.value
     if plan.device.value != "cpu":
         return one
@@ -236,3 +225,28 @@ def predict(workload: Workload, plan: Plan) -> MemoryPrediction:
         return every
     more = compiling_anew_bytes(is_compiled=plan.compile.value)
     return replace(every, libraries_bytes=every.libraries_bytes + more)
+
+
+def can_sample(workload: Workload, plan: Plan) -> bool:
+    """Return whether a run has room for the whole weights, which samples are drawn from."""
+    if plan.sharding.value != "shard":
+        return True
+    setup = _setup(workload, plan)
+    return whole_weights_fit(predict_training(workload.shape, setup), workload.shape, setup)
+
+
+def _setup(workload: Workload, plan: Plan) -> TrainingSetup:
+    return TrainingSetup(
+        micro_batch=plan.micro_batch.value,
+        half_precision=plan.precision.value != "fp32",
+        device_kind=plan.device.value,
+        checkpointing=plan.activation_checkpointing.value,
+        compiled=plan.compile.value,
+        accumulates=plan.accumulation.value > 1,
+        optimizer=workload.optimizer,
+        processes=plan.processes.value,
+        shards=plan.processes.value if plan.sharding.value == "shard" else 1,
+        masks_pairs=workload.masks_pairs(plan.attention.value),
+        lora=workload.lora,
+        frozen_bytes=frozen_bytes(workload, plan.precision.value),
+    )

@@ -15,6 +15,7 @@ from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
 from llmtrain.machine.core_wait import CoreTimes, ran_share, read_core_times, waited_share
 from llmtrain.machine.out_of_memory import memory_errors_mapped
+from llmtrain.plan.planner import can_sample
 from llmtrain.plan.tensor_bytes import checkpoint_bytes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.horizon import Horizon
@@ -101,6 +102,7 @@ class Trainer:
         self.evaluator = Evaluator(run, profile.eval, validation, setup.tokenizer, setup.stop)
         self.evaluator.restore(directory)
         self.prompts = validation.prompts
+        self.warned_of_samples = False
         self.trained_s, self.trained_steps = 0.0, 0
         self.core_times: CoreTimes = {}  # after the first step
         self.end_costs_known = setup.horizon.time_s is None  # only a time limit needs them early
@@ -292,7 +294,8 @@ class Trainer:
             if not decision.stop_requested:
                 if self.evaluator.is_due(step, is_last=decision.is_over):
                     self._evaluate(step)
-                if self.evaluator.sample_is_due(step, is_last=decision.is_over):
+                is_due = self.evaluator.sample_is_due(step, is_last=decision.is_over)
+                if is_due and self._can_sample():
                     self._sample(step)
         except InterruptedRunError:
             decision = replace(decision, is_over=False, stop_requested=True)
@@ -313,6 +316,16 @@ class Trainer:
                 of_all = f"{loss.tokens} of {self.evaluator.tokens} tokens"
                 self.logger.log_warning(f"the time is over: validated on {of_all}")
         self.state = with_evaluation(self.state, evaluated)
+
+    def _can_sample(self) -> bool:
+        """Return whether there is memory for samples; warn once if not."""
+        fits = can_sample(self.setup.workload, self.run.plan)
+        if not fits and not self.warned_of_samples:
+            self.warned_of_samples = True
+            self.logger.log_warning(
+                "no text is sampled during the run: a rank has no room for the whole weights"
+            )
+        return fits
 
     def _sample(self, step: int) -> None:
         with self.logger.excluded(), self.pace.measured("samples"), self.run.whole_weights():

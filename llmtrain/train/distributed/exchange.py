@@ -8,6 +8,7 @@ one collective, so that no rank ever holds more than the matrices that it owns.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,7 +49,7 @@ class Arriving:
 
     def wait(self) -> Tensor:
         """Return the buffer, filled."""
-        self.work.wait()  # type: ignore[no-untyped-call]
+        self.work.wait()
         return self.buffer
 
 
@@ -131,4 +132,4 @@ class Round:
 
 def _rows_elements(shape: torch.Size, rank: int, ranks: int) -> int:
     rows = own_rows(shape[0], rank, ranks)
-    return (rows.stop - rows.start) * shape[1:].numel()
+    return math.prod((rows.stop - rows.start, *shape[1:]))

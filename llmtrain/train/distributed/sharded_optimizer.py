@@ -81,7 +81,7 @@ class ShardedOptimizer(RoleOptimizer):
         """Orthogonalise this rank's matrices and send every rank its rows of them."""
         whole = exchange.assembled(arriving)
         wide = [matrix if len(matrix) <= matrix.shape[1] else matrix.mT for matrix in whole]
-        found = orthogonalize(torch.stack(wide)) if wide else []
+        found = list(orthogonalize(torch.stack(wide))) if wide else []
         directions = [
             direction if len(matrix) <= matrix.shape[1] else direction.mT
             for matrix, direction in zip(whole, found, strict=True)

@@ -6,7 +6,7 @@ Runs only after a bad step, on the training model but eagerly: the same modules,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -54,7 +54,7 @@ def diagnose(run: Run, first_window: int) -> Finding | None:
 
 
 def _agreed(run: Run, found: Finding | None) -> Finding | None:
-    """Return the finding of the first rank that has one."""
+    """Return the finding of the first rank that has one, of a sharded model the earliest."""
     names = [*_modules(run.model), *dict(run.model.named_parameters())]
     ours = [0.0, 0.0, 0.0]
     if found is not None:
@@ -62,11 +62,15 @@ def _agreed(run: Run, found: Finding | None) -> Finding | None:
         ours = [1.0 + _PLACES.index(found.place), names.index(found.name), position]
     before, after = run.world.rank, run.world.size - run.world.rank - 1
     numbers = run.all_reduce([0.0] * 3 * before + ours + [0.0] * 3 * after)
+    findings = []
     for rank in range(run.world.size):
         place, name, position = (int(number) for number in numbers[3 * rank : 3 * rank + 3])
         if place:
-            return Finding(_PLACES[place - 1], names[name], position if position >= 0 else None)
-    return None
+            where = position if position >= 0 else None
+            findings.append(Finding(_PLACES[place - 1], names[name], where))
+    if run.sharded is not None:  # a gradient that another rank's forward made bad is no cause
+        findings.sort(key=lambda finding: _PLACES.index(finding.place))
+    return findings[0] if findings else None
 
 
 def describe(run: Run, tokenizer: Tokenizer, first_window: int, found: Finding | None) -> str:
@@ -121,9 +125,10 @@ def _on_this_rank(run: Run, first_window: int) -> Finding | None:
     share = run.windows_per_step // run.world.size
     first = first_window + run.world.rank * share
     with torch.compiler.set_stance("force_eager"), _checkpointing_off(run.model):
+        findings: Iterable[Finding | None]
         findings = (_in_window(run, position) for position in range(first, first + share))
         if run.sharded is not None:
-            findings = iter(list(findings))
+            findings = list(findings)
         return next((finding for finding in findings if finding is not None), None)
 
 
