@@ -1,13 +1,14 @@
 """What two ranks do for `test_sharding.py`: a program of its own, because ranks are processes.
 
-Each trains sharded, and rank 0 the same alone; what they find is written to DIRECTORY/rankN.json.
+Each trains sharded, and the same alone; what they find is written to DIRECTORY/rankN.json. On GPUs:
+
+    torchrun --standalone --nproc-per-node 2 -m tests.train.distributed.sharded_ranks DIRECTORY cuda
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from llmtrain.train.loop import Run, training_steps
 from llmtrain.train.state import saved_tensors
 from tests.data.fixed import TOKENIZER
 
+KIND = sys.argv[2] if len(sys.argv) > 2 else "cpu"
 SETTINGS: dict[str, Any] = {
     "model.vocab_size": 501,  # which two ranks do not share evenly
     "model.hidden_size": 32,
@@ -48,7 +50,8 @@ SETTINGS: dict[str, Any] = {
     "train.steps": 40,
     "optim.warmup_steps": 0,
     "optim.learning_rate": 1e-2,
-    "device.kind": "cpu",
+    "device.kind": KIND,
+    "device.processes": 1,  # of those alone; ranks are as launched
     "device.threads": 1,
     "device.compile": False,
     "device.precision": "fp32",
@@ -85,9 +88,14 @@ def run_of(world: World, resumed: Checkpoint | None = None, **settings: Any) -> 
     """A run of the ranks of `world`, or of one process."""
     flags = {name: Setting(value, "test") for name, value in (SETTINGS | settings).items()}
     profile = load_profile(environment={}, flags=flags).profile
-    facts = replace(read_facts(), accelerators=())
+    facts = read_facts(cuda_index=world.local_rank, tries_gpus=KIND == "cuda")
     plan = make_plan(facts, profile.device, workload_of(profile, world, facts))
     return build_run(profile, plan, world, Ids(), resumed)
+
+
+def alone_beside(world: World) -> World:
+    """One process, on this rank's own device."""
+    return World(local_rank=world.local_rank, local_size=world.local_size)
 
 
 def losses(run: Run, steps: int) -> list[float]:
@@ -129,7 +137,7 @@ def trained(world: World, name: str) -> dict[str, Any]:
     assert run.plan.sharding.value == "shard"
     ours = losses(run, 10)
     weights = whole_weights(run)
-    alone = run_of(World(), **VARIANTS[name])
+    alone = run_of(alone_beside(world), **VARIANTS[name])
     theirs = losses(alone, 10)
     state = sum(t.numel() for each in run.optimizer.state.values() for t in each.values())
     whole = sum(t.numel() for each in alone.optimizer.state.values() for t in each.values())
@@ -143,10 +151,11 @@ def trained(world: World, name: str) -> dict[str, Any]:
 
 def resumed(world: World, directory: Path) -> dict[str, Any]:
     """How far runs that go on at another number of ranks are from the one that was saved."""
-    run, alone = run_of(world), run_of(World())
+    run, alone = run_of(world), run_of(alone_beside(world))
     losses(run, 4)
     losses(alone, 4)
     saved: list[Any] = []
+    (directory / "two").mkdir(exist_ok=True)
     saver = PartSaver(directory / "two", CheckpointSection(), saved.append, world, 60.0)
     saver.save(checkpoint_of(run), in_background=True)
     losses(run, 1)  # changes the weights while they are written
@@ -157,7 +166,7 @@ def resumed(world: World, directory: Path) -> dict[str, Any]:
         save_checkpoint(directory / "one", checkpoint_of(alone))
     run.all_reduce([0.0])
     one, two = directory / "one" / "step-00000004", directory / "two" / "step-00000004"
-    at_one, at_two = (run_of(World(), load_checkpoint(p)) for p in (one, two))
+    at_one, at_two = (run_of(alone_beside(world), load_checkpoint(p)) for p in (one, two))
     sharded = [run_of(world, load_checkpoint(p)) for p in (one, two)]
     continued = [losses(each, 3) for each in (alone, at_one, at_two, *sharded)]
     return {
@@ -170,7 +179,7 @@ def resumed(world: World, directory: Path) -> dict[str, Any]:
 def overflow(world: World) -> dict[str, Any]:
     """A gradient that overflows on one rank after the ranks have added theirs."""
     run = run_of(world)
-    run.scaler = ShardedGradScaler("cpu", init_scale=1024.0)
+    run.scaler = ShardedGradScaler(KIND, init_scale=1024.0)
     before = whole_weights(run)
     unscale = run.scaler.unscale_
 
@@ -209,17 +218,17 @@ def diagnosed(world: World) -> dict[str, Any]:
         local_part(run.model.model.embed_tokens.weight.detach())[0, 0] = torch.nan
     found["weight"] = repr(diagnose(run, 0))
     rewind_run(run, 0, None)
-    alone = run_of(World())
+    alone = run_of(alone_beside(world))
     found["rewound"] = largest_difference(whole_weights(run), whole_weights(alone))
     with run.whole_weights():
-        tokens = torch.arange(16)[None]
+        tokens = torch.arange(16, device=run.device)[None]
         found["gathered"] = float((run.model.logits(tokens) - alone.model.logits(tokens)).norm())
     return found
 
 
 def main() -> None:
     directory, world = Path(sys.argv[1]), world_from_environment()
-    with world.process_group("gloo", 60.0):
+    with world.process_group("nccl" if KIND == "cuda" else "gloo", 60.0):
         work: dict[str, Any] = {name: partial(trained, world, name) for name in VARIANTS}
         work |= {
             "resumed": partial(resumed, world, directory),
@@ -227,7 +236,7 @@ def main() -> None:
             "diagnosed": partial(diagnosed, world),
         }
         found = {name: do() for name, do in work.items()}
-        (directory / f"rank{world.rank}.json").write_text(json.dumps(found))
+        (directory / f"rank{world.rank}.json").write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
