@@ -8,12 +8,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from llmtrain.data.shards.token_stream import TokenStream
 from llmtrain.engine.plan_run import workload_of
 from llmtrain.machine.gpu_memory import read_accelerator_memory
 from llmtrain.machine.memory_usage import read_process_memory
@@ -29,18 +30,13 @@ from tests.benchmarks.gpu_scaling import PEAK_FLOPS
 _UNTIMED_STEPS = 4  # that compile, and fill the allocator
 
 
-class RandomTokens:
-    """As many random tokens as the steps read."""
-
-    def __init__(self, count: int, vocab_size: int) -> None:
-        self._ids = np.random.default_rng(0).integers(0, vocab_size, count, dtype=np.int64)
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self._ids)
-
-    def read(self, start: int, count: int) -> NDArray[np.int64]:
-        return self._ids[start : start + count]
+def random_tokens(count: int, vocab_size: int) -> TokenStream:
+    """Return so many random tokens, in a file that is gone once they are closed."""
+    ids = np.random.default_rng(0).integers(0, vocab_size, count, dtype=np.uint16)
+    with TemporaryDirectory() as directory:
+        file = Path(directory) / "tokens"
+        ids.tofile(file)
+        return TokenStream([file], np.dtype(np.uint16), vocab_size)
 
 
 def main() -> None:
@@ -54,9 +50,8 @@ def main() -> None:
         facts = replace(facts, accelerators=())
     workload = workload_of(profile, world, facts, measure=False)
     plan = make_plan(facts, profile.device, workload)
-    tokens = RandomTokens(
-        (case["steps"] + 1) * workload.tokens_per_step + 1, profile.model.vocab_size
-    )
+    count = (case["steps"] + 1) * workload.tokens_per_step + 1
+    tokens = random_tokens(count, profile.model.vocab_size)
     with world.process_group(plan.backend.value, 120.0):
         run = build_run(profile, plan, world, tokens, None)
         step_s = timed_steps(run, case["steps"])

@@ -15,6 +15,7 @@ from llmtrain.plan.memory import libraries_bytes
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.tensor_bytes import checkpoint_bytes
 from llmtrain.train.distributed.world import World
+from llmtrain.units import counted
 
 PORT = 29500
 MOST_NODES = 4096
@@ -63,9 +64,10 @@ class Job:
         plan, prediction = self.planned.plan, self.planned.prediction
         where = "of all ranks of a machine" if self.gpus_per_node == 0 else "of a GPU"
         micro_batch = f"micro-batch {plan.micro_batch.value} x {plan.accumulation.value}"
+        size = f"{counted(self.nodes, 'machine')}, {counted(self.ranks, 'rank')}"
         peak, limit = prediction.total_bytes / 2**30, self.planned.limit_bytes / 2**30
         return [
-            f"{self.nodes} machines, {self.ranks} ranks, {plan.precision.value}",
+            f"{size}, {plan.precision.value}",
             f"sharding: {plan.sharding.value} ({plan.sharding.reason})",
             f"{micro_batch}, activation checkpointing {plan.activation_checkpointing.value}",
             f"predicted memory {where}: {peak:.2f} GiB of {limit:.2f} GiB",
