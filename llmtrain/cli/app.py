@@ -168,6 +168,11 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(AbortedError("interrupted", hint="run the same command again"), arguments)
     except LlmtrainError as error:
         return _fail(error, arguments)
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        discard_stdout()  # help whose reader has what it wanted, which is no failure
+        return 0
     except OSError as error:
         return _fail(_os_failure(error), arguments)
 
@@ -179,6 +184,8 @@ def _os_failure(error: OSError) -> LlmtrainError:
     cache = cache_directory()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = "free some disk space; a saved run continues with --resume auto"
+    elif error.errno == errno.EIO:
+        hint = "the disk or the network behind it fails; a saved run continues with --resume auto"
     elif error.filename is not None and cache.is_relative_to(error.filename):
         where = f"the cache {cache} cannot be made: "
         hint = "LLMTRAIN_CACHE_DIR=DIRECTORY names another place for it"
@@ -195,7 +202,7 @@ def _complaint(error: typer.TyperException) -> str:
     if isinstance(error, typer.BadParameter) and error.__cause__ is not None:
         from pydantic import ValidationError
 
-        from llmtrain.profile.load import requirement
+        from llmtrain.profile.requirements import requirement
 
         if isinstance(error.__cause__, ValidationError):
             first = error.__cause__.errors()[0]

@@ -57,7 +57,6 @@ def chat(
     from llmtrain.engine.serve_model import can_chat, model_name
     from llmtrain.generate.sampling import Sampling
 
-    options.require_possible_top_p(top_p)
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     with watching(output) as observe:
         trained = load_trained(run, options.device_section(device, force_cpu), observe)

@@ -17,8 +17,14 @@ from llmtrain.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from llmtrain.cli.output import Part
-    from llmtrain.documents.runs import Confidence, Eval, EvalCompared, EvalTasks, ModelDifference
-    from llmtrain.engine.inference import Evaluation
+    from llmtrain.documents.evaluations import (
+        Confidence,
+        Eval,
+        EvalCompared,
+        EvalTasks,
+        ModelDifference,
+    )
+    from llmtrain.engine.evaluation import Evaluation
     from llmtrain.profile.schema import DeviceSection
 
 
@@ -59,7 +65,7 @@ def evaluate(
     """
     from llmtrain.cli.progress import watching
     from llmtrain.documents.base import present
-    from llmtrain.documents.runs import Eval
+    from llmtrain.documents.evaluations import Eval
     from llmtrain.engine.paired_evaluation import evaluate_models
     from llmtrain.train.signals import stop_on_signals
 
@@ -93,7 +99,7 @@ def _answer_tasks(
 ) -> None:
     """Score a model on tasks, and print a row for each metric."""
     from llmtrain.cli.progress import watching
-    from llmtrain.documents.runs import EvalTasks, Task
+    from llmtrain.documents.evaluations import EvalTasks, Task
     from llmtrain.engine.task_evaluation import evaluate_tasks
     from llmtrain.train.signals import stop_on_signals
 
@@ -133,7 +139,7 @@ def _answer_compared(
     output: Output, found: Sequence[Evaluation], limits: Sequence[Threshold]
 ) -> None:
     from llmtrain.documents.base import present
-    from llmtrain.documents.runs import EvalCompared, Evaluated, ModelDifference
+    from llmtrain.documents.evaluations import EvalCompared, Evaluated, ModelDifference
     from llmtrain.eval.bootstrap import paired_difference
 
     first, *others = found

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from llmtrain.cli import completion, options
 from llmtrain.cli.output import Output
-from llmtrain.cli.thresholds import positive
-from llmtrain.cli.train import deadline_of, is_deadline, show_dry_run, train_request
+from llmtrain.cli.run_training import RunFlags, duration_of, train_or_show
 from llmtrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmtrain.engine.request import TrainRequest
 
 _ROWS = (
     "Conversations: a .jsonl, .json, .parquet, .arrow or .csv, or hf://OWNER/NAME, with rows "
@@ -47,79 +47,43 @@ def finetune(
     ] = None,
     device: options.Device = None,
     force_cpu: options.ForceCpu = False,
-    time: Annotated[
-        str | None, typer.Option("--time", help="Finish after 150s, 30m, 2h …, or by until=07:30.")
-    ] = None,
-    steps: Annotated[int | None, options.whole_number("--steps", "Optimizer steps.")] = None,
+    time: options.Time = None,
+    steps: options.Steps = None,
     epochs: Annotated[
         float | None, typer.Option("--epochs", help="Passes over the conversations; default: 3.")
     ] = None,
     set_: options.Set = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="The run directory; default: under runs/.")
-    ] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            "--resume",
-            metavar="auto|RUN",
-            help="Continue a run from its last checkpoint.",
-            autocompletion=completion.resumable_names,
-        ),
-    ] = None,
+    out: options.RunDirectory = None,
+    resume: options.Resume = None,
     nproc: options.Nproc = None,
     seed: Annotated[int | None, options.whole_number("--seed", "Seed of the data order.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and its cost; train nothing.")
-    ] = False,
-    max_loss: Annotated[
-        float | None,
-        typer.Option(
-            "--max-loss",
-            metavar="NATS",
-            help="Exit with 6 if the final validation loss per token is above this.",
-        ),
-    ] = None,
+    dry_run: options.DryRun = False,
+    max_loss: options.MaxLoss = None,
 ) -> int:
     """Teach a model to answer, on conversations: only what the assistant says carries loss."""
-    from llmtrain.train.signals import stop_on_signals
-
-    positive("--max-loss", max_loss)
     if model is None and resume is None:
         raise UsageError(
             "no model is named to fine-tune", hint="llmtrain finetune RUN --data chat.jsonl"
         )
-    with stop_on_signals() as stop:  # before torch is imported, which takes seconds
-        from llmtrain.machine.startup import prepare_for_torch
 
-        prepare_for_torch()
-        request = options.request_of(
+    def request() -> TrainRequest:
+        settings = options.request_of(
             profile,
             set_,
             data_sources=options.weighted_sources(data, weight),
             model_init_from=model,
             train_steps=steps,
             train_epochs=epochs,
-            train_time=None if is_deadline(time) else time,
+            train_time=duration_of(time),
             train_seed=seed,
             device_kind=device,
             device_force_cpu=force_cpu,
             device_processes=nproc,
             **lora_settings(lora),
         )
-        request = replace(
-            request,
-            out=out,
-            resume=resume,
-            deadline=deadline_of(time),
-            command=["llmtrain", *sys.argv[1:]],
-            purpose="finetune",
-        )
-        if dry_run:
-            stop.check()
-            show_dry_run(output, request)
-            return 0
-        return train_request(output, request, stop, max_loss)
+        return replace(settings, purpose="finetune")
+
+    return train_or_show(output, request, RunFlags(out, resume, time, dry_run, max_loss))
 
 
 def lora_settings(text: str | None) -> dict[str, Any]:

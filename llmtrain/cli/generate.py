@@ -66,7 +66,6 @@ def generate(
 
     if top_logprobs is not None and not output.json:
         raise UsageError("--top-logprobs is shown with --json", hint="add --json")
-    options.require_possible_top_p(top_p)
     first = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     prompts = prompt if prompt is not None else [""]
     if len(prompts) * n > _MOST_TEXTS:

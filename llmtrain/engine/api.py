@@ -6,14 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmtrain.engine.inference import Evaluation, evaluate_run, generate_text, load_trained
+from llmtrain.engine.evaluation import Evaluation, evaluate_run
+from llmtrain.engine.inference import generate_text, load_trained
 from llmtrain.engine.plan_run import plan_run
 from llmtrain.engine.request import TrainRequest, resolve_profile
-from llmtrain.engine.train_run import TrainSession, run_training
+from llmtrain.engine.train_run import run_training
+from llmtrain.engine.train_session import TrainSession
 from llmtrain.generate.sampling import Sampling
 from llmtrain.plan.planned import Planned
-from llmtrain.profile.load import Setting, load_section
+from llmtrain.profile.load import load_section
 from llmtrain.profile.schema import DeviceSection
+from llmtrain.profile.setting import Setting
 from llmtrain.train.distributed.world import world_from_environment
 from llmtrain.train.events import Event, Observer, TrainResult
 from llmtrain.train.signals import StopRequest, stop_on_signals

@@ -21,8 +21,13 @@ from llmtrain.engine.provenance import provenance_of, recorded_samples, recorded
 from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.export import gguf_tensors, huggingface_directory
 from llmtrain.export.encoding import UNQUANTIZED, Encoding, Format
-from llmtrain.export.gguf_file import gguf_file_name, write_gguf
-from llmtrain.export.gguf_vocabulary import Vocabulary, vocabulary_of
+from llmtrain.export.gguf_file import TextEnds, gguf_file_name, write_gguf
+from llmtrain.export.gguf_vocabulary import (
+    ESCAPES_DIFFER,
+    Vocabulary,
+    escapes_in,
+    vocabulary_of,
+)
 from llmtrain.export.hub import push, require_push
 from llmtrain.export.model_card import CARD, Sample, Scores, model_card
 from llmtrain.export.modelfile import modelfile_of
@@ -34,7 +39,6 @@ from llmtrain.generate.sampling import Sampling
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.progress import Note
-from llmtrain.tokenizer.chat_template import stop_ids_of
 from llmtrain.train.events import Observer
 
 EXPORTS = Path("exports")
@@ -257,8 +261,7 @@ class _Export:
             weights,
             self.trained.model.shape,
             self.vocabulary,
-            self.trained.tokenizer.separator_id,
-            stop_ids_of(self.trained.tokenizer),
+            TextEnds.of(self.trained.tokenizer),
             self.provenance,
             self.request.encoding,
             self.work.check_stop,
@@ -291,7 +294,8 @@ class _Export:
             run_val_bpb=recorded_val_bpb(self.trained.checkpoint),
         )
         samples = recorded_samples(self.trained) or [self._sampled()]
-        text = model_card(self.provenance, shape, scores, samples)
+        alike = tokenizer.kind.ends is None
+        text = model_card(self.provenance, shape, scores, samples, begins_alike=alike)
         write_text_atomically(path / CARD, text)
 
     def _sampled(self) -> Sample:
@@ -320,7 +324,13 @@ class _Export:
         return sum(each.stat().st_size for each in paths)
 
     def _verify(self, path: Path, sample: str) -> None:
-        known = self.vocabulary
+        known, kind = self.vocabulary, self.trained.tokenizer.kind
+        if known is not None:
+            differs, differences = known.differs, known.known_differences
+        elif kind.escaped and kind.name == "huggingface":  # its own file has no escapes
+            differs, differences = escapes_in, (ESCAPES_DIFFER,)
+        else:
+            differs, differences = (lambda _: False), ()
         self.verification = verify(
             self.request.format,
             path,
@@ -330,8 +340,8 @@ class _Export:
             sample,
             self.trained.plan.threads.value,
             self.work.check_stop,
-            **({} if known is None else {"differs": known.differs}),
-            known_differences=() if known is None else known.known_differences,
+            differs,
+            differences,
         )
 
     def _write_modelfile(self) -> None:
@@ -339,7 +349,7 @@ class _Export:
         text = modelfile_of(
             self.final.name,
             self.trained.model.shape.context,
-            tokenizer.piece(tokenizer.separator_id),
+            tokenizer.piece(tokenizer.eos_id),
             has_chat_template=self.provenance.chat_template is not None,
         )
         write_text_atomically(self.final.with_name(MODELFILE), text)

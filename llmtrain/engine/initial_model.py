@@ -18,16 +18,10 @@ from torch import Tensor
 from llmtrain.engine.open_model import model_directory
 from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.prepare.tokenizer import cached_tokenizer
-from llmtrain.profile.load import (
-    INIT_FROM,
-    LoadedProfile,
-    Setting,
-    flat_values,
-    layer_of,
-    validate_profile,
-)
+from llmtrain.profile.load import LoadedProfile, flat_values, validate_profile
 from llmtrain.profile.lora_shape import lora_shape_of
 from llmtrain.profile.schema import LoraSection
+from llmtrain.profile.setting import INIT_FROM, Setting, layer_of
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer.chat_template import with_chat_template
 from llmtrain.tokenizer.of_model import tokenizer_of_model

@@ -22,10 +22,7 @@ from llmtrain.plan.auto_profile import (
 )
 from llmtrain.plan.decisions import may_use_gpu
 from llmtrain.profile.load import (
-    INIT_FROM,
-    Layer,
     LoadedProfile,
-    Setting,
     load_section,
     merge_layers,
     profile_layer,
@@ -33,6 +30,7 @@ from llmtrain.profile.load import (
     validate_profile,
 )
 from llmtrain.profile.schema import DeviceSection, ModelSection, TrainSection
+from llmtrain.profile.setting import INIT_FROM, Layer, Setting
 from llmtrain.train.distributed.world import World
 
 Purpose = Literal["train", "finetune"]

@@ -12,16 +12,9 @@ from llmtrain.errors import UsageError
 from llmtrain.machine.facts import Facts
 from llmtrain.plan.planner import Plan, plan_from_document
 from llmtrain.profile.horizon import Horizon, horizon_of
-from llmtrain.profile.load import (
-    Layer,
-    LoadedProfile,
-    Setting,
-    flat_values,
-    layer_of,
-    load_profile,
-    profile_from_values,
-)
+from llmtrain.profile.load import LoadedProfile, flat_values, load_profile, profile_from_values
 from llmtrain.profile.schema import DeviceSection, Profile
+from llmtrain.profile.setting import Layer, Setting, layer_of
 from llmtrain.train.distributed.world import World
 from llmtrain.train.run_directory.directory import RUN_FILE, RunDirectory
 

@@ -41,6 +41,10 @@ class ChatEncoder(TextEncoder):
         return self.marks.separator
 
     @property
+    def end_id(self) -> None:
+        """Nothing follows a conversation: its template ended it."""
+
+    @property
     def fingerprint(self) -> str:
         """A key of the tokenizer and the template."""
         return self._fingerprint

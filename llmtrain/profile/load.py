@@ -10,7 +10,6 @@ import difflib
 import json
 import os
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,29 +22,15 @@ import llmtrain
 from llmtrain.errors import UsageError
 from llmtrain.files import escape_names
 from llmtrain.magic import other_content
-from llmtrain.profile.schema import (
-    EXCLUSIVE_GROUPS,
-    LANGUAGE_PATTERN,
-    NAME_PATTERN,
-    Profile,
-)
+from llmtrain.profile.requirements import usage_error
+from llmtrain.profile.schema import EXCLUSIVE_GROUPS, Profile
+from llmtrain.profile.setting import Layer, Setting, as_written
 from llmtrain.profile.yaml_text import LARGEST_BYTES, parse_entries, parse_scalar
 from llmtrain.untrusted import problem_of, read_bytes
 
 ENVIRONMENT_PREFIX = "LLMTRAIN_"
-INIT_FROM = "model.init_from "  # with the model's name the origin of what it determines
-# How origins begin that the call itself set, or the model that it continues.
-_DELIBERATE = ("--", "argument ", INIT_FROM)
 S = TypeVar("S", bound=BaseModel)
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A value and its origin."""
-
-    value: Any
-    origin: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +43,6 @@ class LoadedProfile:
     def origin_of(self, path: str) -> str:
         """Return the origin of `path`: a file with its line, a variable, a flag, or `default`."""
         return self.origins.get(path, "default")
-
-
-Layer = Mapping[str, Setting]
 
 
 def load_profile(
@@ -98,21 +80,12 @@ def load_section(section: type[S], name: str, merged: Mapping[str, Setting]) -> 
         located: list[ErrorDetails] = [
             {**each, "loc": (name, *each["loc"])} for each in error.errors()
         ]
-        raise _usage_error(located, merged) from None
+        raise usage_error(located, merged) from None
 
 
 def profile_from_values(values: Mapping[str, Any], origin: str) -> Profile:
     """Return the profile of nested values, as recorded in a run directory. Raises UsageError."""
     return validate_profile({path: Setting(v, origin) for path, v in flat_values(values)}).profile
-
-
-def layer_of(origin: str) -> int:
-    """Return the number of the layer that an origin names; higher layers win."""
-    if origin.startswith(_DELIBERATE):
-        return 3
-    if origin.startswith("environment "):
-        return 2
-    return 0 if origin == "default" else 1
 
 
 def shipped_profiles() -> dict[str, Path]:
@@ -242,8 +215,9 @@ def _said(path: str, text: str, origin: str) -> Layer:
     try:
         value = parse_scalar(text)
     except UsageError as error:
-        written = _as_written(path, json.dumps(text[:40], ensure_ascii=False), origin)
-        hint = f"in YAML a text with signs is quoted: {written}"
+        written = as_written(path, json.dumps(text[:40], ensure_ascii=False), origin)
+        is_number = text.strip().isdecimal()
+        hint = None if is_number else f"in YAML a text with signs is quoted: {written}"
         raise UsageError(f"{path}: {error.message} ({origin})", hint=hint) from None
     if not isinstance(value, Mapping):
         return {path: Setting(value, origin)}
@@ -279,11 +253,13 @@ def _meant(path: str, known: Sequence[str]) -> str | None:
     """Return the known key most similar to `path`, preferably in its section; None if none is."""
     section, _, word = path.rpartition(".")
     siblings = {p.rpartition(".")[2]: p for p in known if p.rpartition(".")[0] == section}
-    for keys in (siblings, {p.rpartition(".")[2]: p for p in known}):
-        close = did_you_mean(word, keys)
-        if close:
-            return keys[close]
-    return None
+    close = did_you_mean(word, siblings)
+    if close:
+        return siblings[close]
+    elsewhere = {p.rpartition(".")[2]: p for p in known}
+    if word in elsewhere or not siblings:  # the right word in another section, or no section
+        close = did_you_mean(word, elsewhere)
+    return elsewhere[close] if close else None
 
 
 def validate_profile(merged: Mapping[str, Setting]) -> LoadedProfile:
@@ -292,7 +268,7 @@ def validate_profile(merged: Mapping[str, Setting]) -> LoadedProfile:
         text = json.dumps(escape_names(_nested(merged)))
         profile = Profile.model_validate_json(text)
     except ValidationError as error:
-        raise _usage_error(error.errors(), merged) from None
+        raise usage_error(error.errors(), merged) from None
     origins = {path: setting.origin for path, setting in merged.items()}
     return LoadedProfile(profile, escape_names(origins))
 
@@ -309,128 +285,3 @@ def _nested(merged: Mapping[str, Setting]) -> dict[str, Any]:
                 raise UsageError(f"{section} is a section, not a value ({merged[section].origin})")
         level[leaf] = setting.value
     return nested
-
-
-def _usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) -> UsageError:
-    """Return pydantic's first error as a UsageError with the origin of the value."""
-    error = errors[0]
-    words = _known_part(error["loc"], merged)
-    path = ".".join(map(str, error["loc"]))
-    setting = merged.get(".".join(words))
-    message = requirement(error)
-    if setting is not None and not isinstance(setting.value, (list, dict)):
-        branches = (e for e in errors if _known_part(e["loc"], merged) == words)
-        message = " or ".join(dict.fromkeys(map(requirement, branches)))
-        message = message.replace(" or has to be ", " or ")
-    if setting is None:
-        origins = sorted({s.origin for p, s in merged.items() if p.startswith(path + ".")})
-        return UsageError(f"{path}: {message}" + (f" ({', '.join(origins)})" if origins else ""))
-    key, origin = ".".join(words), setting.origin
-    within = _place(setting.value, error["loc"][len(words) :])
-    is_about_a_key = error["type"] in ("missing", "extra_forbidden")
-    if error["type"] == "missing":
-        within.append(error["loc"][-1])
-    if any(isinstance(part, str) for part in within):  # do not show the whole list of mappings
-        place = ".".join([key, *map(str, within)])
-        found = "" if is_about_a_key else f", not {_shown(error['input'])}"
-        return UsageError(f"{place} {message}{found} ({origin})")
-    hint = None
-    if error["type"] in ("tuple_type", "list_type"):
-        written = _as_written(key, f"[{json.dumps(setting.value)}]", origin)
-        hint = f"a list is in brackets: {written}"
-    elif error["type"] == "string_type" and not isinstance(setting.value, (list, dict)):
-        hint = "quote a text that YAML reads as something else, as in 'no', '2024' and 'null'"
-    found = "" if message.startswith(repr(setting.value)) else f", not {_shown(setting.value)}"
-    return UsageError(f"{key}: {message}{found} ({origin})", hint=hint)
-
-
-_READ_AS = {True: "true", False: "false", None: "null"}
-_WRITTEN = {True: "yes, on and true", False: "no, off and false", None: "~, null and nothing"}
-
-
-def _shown(value: object) -> str:
-    """Return a value as YAML writes it; for one that is not written so, with what is read as it."""
-    if value is None or isinstance(value, bool):
-        return f"{_READ_AS[value]} (YAML reads {_WRITTEN[value]} so)"
-    return json.dumps(value) if isinstance(value, (list, dict)) else repr(value)
-
-
-def _known_part(place: Sequence[int | str], merged: Mapping[str, Setting]) -> list[str]:
-    """Return the part of an error location that names a setting.
-
-    pydantic's locations also have the branches of unions.
-    """
-    words = [str(part) for part in place]
-    while words and ".".join(words) not in merged:
-        words.pop()
-    return words
-
-
-_REQUIREMENTS = {
-    "bool_type": "has to be true or false",
-    "dict_type": "has to be a section of keys",
-    "extra_forbidden": "is not a key here",
-    "float_parsing": "has to be a number",
-    "int_parsing": "has to be a whole number",
-    "finite_number": "has to be a finite number",
-    "float_type": "has to be a number",
-    "greater_than": "has to be above {gt}",
-    "greater_than_equal": "has to be at least {ge}",
-    "int_from_float": "has to be a whole number",
-    "int_parsing_size": "has to be a smaller number",
-    "int_type": "has to be a whole number",
-    "less_than": "has to be below {lt}",
-    "less_than_equal": "has to be at most {le}",
-    "literal_error": "has to be {expected}",
-    "list_type": "has to be a list",
-    "missing": "is missing",
-    "model_type": "has to be a section of keys",
-    "string_pattern_mismatch": "has to match {pattern}",
-    "string_too_short": "is empty",
-    "string_type": "has to be text",
-    "too_short": "has to have at least {min_length} of them",
-    "tuple_type": "has to be a list",
-}
-
-# Instead of a regular expression.
-_PATTERNS = {
-    NAME_PATTERN: "has to be at most 64 letters, digits, points, '-' and '_', "
-    "the first a letter or digit",
-    LANGUAGE_PATTERN: "has to be two or three small letters, as in en",
-}
-
-
-def requirement(error: ErrorDetails) -> str:
-    """Return the requirement that a pydantic error reports, in plain English."""
-    known = _REQUIREMENTS.get(error["type"])
-    if known is None:
-        return error["msg"].removeprefix("Value error, ")
-    limits = error.get("ctx", {})
-    if limits.get("pattern") in _PATTERNS:
-        return _PATTERNS[limits["pattern"]]
-    whole = {n: int(v) for n, v in limits.items() if isinstance(v, float) and v.is_integer()}
-    return known.format(**limits | whole)
-
-
-def _as_written(path: str, value: str, origin: str) -> str:
-    """Return the setting in the syntax of its origin: flag, environment variable or YAML."""
-    if origin.startswith("--set "):
-        return f"--set {shlex.quote(f'{path}={value}')}"
-    if origin.startswith("environment "):
-        return f"{origin.removeprefix('environment ')}={shlex.quote(value)}"
-    return f"{path.rpartition('.')[2]}: {value}"
-
-
-def _place(value: object, parts: Sequence[int | str]) -> list[int | str]:
-    """Return the parts of an error location that index into `value`.
-
-    The other parts name branches of unions.
-    """
-    place: list[int | str] = []
-    for part in parts:
-        try:
-            value = value[part]  # type: ignore[index]
-        except (LookupError, TypeError):
-            continue
-        place.append(part)
-    return place

@@ -24,14 +24,14 @@ from pydantic.json_schema import WithJsonSchema
 from llmtrain.units import parse_count, parse_duration_s
 
 Auto = Literal["auto"]
-TrackerName = Literal["tensorboard", "trackio", "wandb"]
+TrackerName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 Duplicates = Literal["keep", "drop_exact", "drop_near"]
 
 
 def _duration_s(value: object) -> object:
     if isinstance(value, str):
         return parse_duration_s(value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
         raise ValueError(f"{value} has no unit; write {value:g}s or {value:g}m")
     return value
 

@@ -1,7 +1,8 @@
 """Import of tokenizers from other tools: sentencepiece, tokenizer.json, or tiktoken's ranks.
 
 Imported tokenizers keep their ids. Training needs a separator that no text encodes to: one of the
-control tokens, or an added one. Whether text round-trips exactly is checked.
+control tokens, or an added one. Where the tokenizer puts a bos before texts, documents begin with
+that and end with its eos (`text_ends`). Whether text round-trips exactly is checked.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,12 +18,26 @@ from unicodedata import normalize
 
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.chat_source import read_chat_source
-from llmtrain.tokenizer.codec import CONFIG_FILE, JSON_FILE, MODEL_FILE, NAMING_FILES, Kind
+from llmtrain.tokenizer.codec import (
+    CONFIG_FILE,
+    JSON_FILE,
+    MODEL_FILE,
+    NAMING_FILES,
+    Kind,
+    KindName,
+)
 from llmtrain.tokenizer.huggingface_codec import HuggingFaceCodec
 from llmtrain.tokenizer.piece import SEPARATOR
 from llmtrain.tokenizer.probes import PROBES
 from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
 from llmtrain.tokenizer.structure import with_control_piece
+from llmtrain.tokenizer.text_ends import (
+    StatedEnds,
+    Template,
+    ends_of,
+    stated_ends,
+    template_json,
+)
 from llmtrain.tokenizer.tiktoken_ranks import ranks_json
 from llmtrain.tokenizer.tokenizer import MAX_JSON_BYTES, MAX_MODEL_BYTES, Tokenizer
 from llmtrain.tokenizer.vocabulary_json import (
@@ -49,7 +64,7 @@ class ImportOptions:
     pattern: str | None = None  # splits text before ranks apply: a name or a regular expression
     separator: str | None = None  # the name of the control token between documents
     allow_lossy: bool = False  # whether a tokenizer that changes some text is accepted
-    keep_template: bool = False  # whether tokens around a text stay: the model knows them
+    of_model: bool = False  # whether it is that of a model, which knows what is around a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +169,17 @@ def _of_foreign_model(file: Path, model: bytes, options: ImportOptions) -> Impor
     names = {
         piece.text: token for token, piece in enumerate(codec.pieces()) if piece.kind == "control"
     }
-    end_id = codec.end_id()
-    stated = codec.piece(end_id) if end_id is not None else _stated_end(file)
-    separator = _chosen(options.separator, stated, names)
+    end_id, stated = codec.end_id(), stated_ends(file)
+    if end_id is not None:
+        stated = replace(stated, eos=codec.piece(end_id))
+    separator = _chosen(options.separator, stated.eos, names)
     added = separator not in names
     if added:
         names[separator] = codec.vocab_size
         model = with_control_piece(model, separator)
-    kind = Kind("sentencepiece", names[separator], escaped=False)
+    adds_bos = options.of_model and stated.puts_bos_by_class and stated.bos is not None
+    template = Template(before=(str(stated.bos),) if adds_bos else ())
+    kind = _kind("sentencepiece", names, separator, stated, template, options)
     return _checked(file, model, kind, options, tuple(names), separator, added)
 
 
@@ -181,40 +199,76 @@ def _of_json(file: Path, data: bytes, options: ImportOptions) -> Imported:
     codec = HuggingFaceCodec(data)  # validates the form of the document as well
     document.setdefault("added_tokens", [])
     _require_supported(document)
-    warnings = [] if options.keep_template else _take_surroundings(document, codec)
     names = {
         each["content"]: each["id"] for each in document["added_tokens"] if each.get("special")
     }
-    stated = _stated_end(file)
-    separator = _chosen(options.separator, stated, names)
+    stated, template = stated_ends(file), codec.template()
+    separator = _chosen(options.separator, stated.eos, names)
     added = separator not in names
     if added:
         names[separator] = codec.vocab_size
         document["added_tokens"].append(special_token(separator, codec.vocab_size))
-    if added or warnings:
+    kind = _kind("huggingface", names, separator, stated, template, options)
+    before = dict(document)
+    warnings = (
+        []
+        if options.of_model and kind.ends is None
+        else _set_template(document, template, kind, codec)
+    )
+    if not options.of_model:
+        warnings += _take_lengths(document)
+    if added or document != before:
         data = json.dumps(document, ensure_ascii=False).encode()
-    if options.separator is None and stated is not None and stated not in names:
+    if options.separator is None and stated.eos is not None and stated.eos not in names:
         warnings.append(
-            f"{CONFIG_FILE} ends a text with {stated}, which is no special token of {file.name}; "
-            f"the separator is {separator}"
+            f"{CONFIG_FILE} ends a text with {stated.eos}, which is no special token of "
+            f"{file.name}; the separator is {separator}"
         )
-    kind = Kind("huggingface", names[separator], escaped=False)
     imported = _checked(file, data, kind, options, tuple(names), separator, added)
     return replace(imported, warnings=(*warnings, *imported.warnings))
 
 
-def _take_surroundings(document: Any, codec: HuggingFaceCodec) -> list[str]:
-    """Take out of tokenizer.json what changes the ids of a whole text; return what was.
+def _kind(
+    name: KindName,
+    names: Mapping[str, int],
+    separator: str,
+    stated: StatedEnds,
+    template: Template,
+    options: ImportOptions,
+) -> Kind:
+    """Return the kind of an imported tokenizer: which token begins documents, and which ends them.
 
-    A model is trained on the ids of texts alone, one separator between them. Left in the file, a
-    template, a length to cut to and a length to fill up to would make other programs give the
-    model other ids.
+    A separator that is asked for does both.
     """
+    ends = None
+    if options.separator is None:
+        ends = ends_of(stated, template, names, separator, of_model=options.of_model)
+    begins = names[separator] if ends is None or not ends.adds_bos else ends.bos_id
+    assert begins is not None, "bos that is added has an id"
+    return Kind(name, begins, escaped=False, ends=ends)
+
+
+def _set_template(
+    document: Any, template: Template, kind: Kind, codec: HuggingFaceCodec
+) -> list[str]:
+    """Let the template of tokenizer.json put what prompts begin with before a text, and no more.
+
+    Left in the file, other tokens would make other programs give the model other ids. Return what
+    was left out.
+    """
+    adds_bos = kind.ends is not None and kind.ends.adds_bos
+    bos = codec.piece(kind.separator_id) if adds_bos else None
+    wanted = Template(before=() if bos is None else (bos,))
+    if template == wanted:
+        return []
+    document["post_processor"] = None if bos is None else template_json(bos, kind.separator_id)
+    around = [each for each in (*template.before, *template.after) if each != bos]
+    return [f"its template puts {' '.join(around)} around a text; left out"] if around else []
+
+
+def _take_lengths(document: Any) -> list[str]:
+    """Take lengths that texts are cut or filled up to out of tokenizer.json; return what was."""
     warnings = []
-    around = codec.template_tokens()
-    if around:
-        document["post_processor"] = None
-        warnings.append(f"its template puts {' '.join(around)} around a text; it is left out")
     for key, does in (("truncation", "cuts texts"), ("padding", "fills texts up")):
         if document.get(key) is not None:
             document[key] = None
@@ -260,18 +314,6 @@ def _require_an_id_each(vocabulary: dict[str, int]) -> None:
         other = names.setdefault(token, name)
         if other != name:
             raise DataError(f"{other!r} and {name!r} have the same id, {token}")
-
-
-def _stated_end(file: Path) -> str | None:
-    """Return the end-of-text token in the tokenizer_config.json next to the file; None if none."""
-    try:
-        config = parse_json(read_bytes(file.with_name(CONFIG_FILE), 4 << 20, follow_links=True))
-    except (OSError, ValueError):
-        return None
-    match config:
-        case {"eos_token": str(name)} | {"eos_token": {"content": str(name)}}:
-            return name
-    return None
 
 
 def _chosen(wished: str | None, stated: str | None, names: dict[str, int]) -> str:

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from llmtrain.data.batches.conversations import (
-    END,
-    ConversationReader,
-    PackedConversations,
-    pack_conversations,
-)
-from llmtrain.data.batches.mixture import MixedBatches, MixedSource
-from llmtrain.data.batches.packing import PackedReader, Packing, pack
-from llmtrain.data.batches.windows import BatchReader, Tokens, WindowReader
-from llmtrain.data.chat.marks import Marks
-from llmtrain.data.shards.token_stream import TokenStream
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
-from llmtrain.model.huggingface import weight_shapes
-from llmtrain.model.lora import adapted_decoder, reset_adapters
+from llmtrain.model.lora import reset_adapters
 from llmtrain.ops.native.library import require_kernels
 from llmtrain.ops.precision import WeightCasts, half_dtype
 from llmtrain.plan.planner import InferencePlan, Plan
-from llmtrain.profile.schema import DataSection, Profile
-from llmtrain.profile.shape import ModelShape, shape_of
+from llmtrain.profile.schema import Profile
 from llmtrain.recipe.learning_rate import peak_learning_rates
 from llmtrain.train.checkpoint.adapter import Adapter
 from llmtrain.train.checkpoint.format import Checkpoint
@@ -37,17 +23,18 @@ from llmtrain.train.distributed.sharded_optimizer import ShardedGradScaler
 from llmtrain.train.distributed.sharding import ShardedModel
 from llmtrain.train.distributed.world import World, device_of
 from llmtrain.train.divergence.policy import DivergenceState
-from llmtrain.train.loop import Position, Run
-from llmtrain.train.parameter_groups import build_optimizer, load_named_state
-from llmtrain.train.schedule import Schedule
-from llmtrain.train.weights import (
-    ReadWeights,
-    initialise_weights,
+from llmtrain.train.loop import Position, ReadWeights, Run
+from llmtrain.train.model_weights import (
+    build_adapted_model,
+    build_model,
+    build_sharded_model,
+    initialise,
     load_weights,
-    require_finite,
+    set_weights,
 )
-
-AnyPacking = Packing | PackedConversations
+from llmtrain.train.parameter_groups import build_optimizer, load_named_state
+from llmtrain.train.readers import TrainTokens, masking_separator, window_reader
+from llmtrain.train.schedule import Schedule
 
 
 def set_up_device(plan: Plan | InferencePlan, world: World) -> torch.device:
@@ -64,11 +51,8 @@ def build_run(
     profile: Profile,
     plan: Plan,
     world: World,
-    stream: TokenStream,
-    resumed: Checkpoint | None,
-    separator_id: int | None = None,
-    packing: AnyPacking | None = None,
-    mixture: Sequence[MixedSource] = (),
+    tokens: TrainTokens,
+    resumed: Checkpoint | None = None,
     initial: ReadWeights | None = None,
     adapter: Adapter | None = None,
 ) -> Run:
@@ -76,10 +60,6 @@ def build_run(
 
     `initial`: reads the weights that the run begins with, unless they are random. `adapter`: what
     is trained where that is not the whole model.
-
-    `separator_id`: the token that documents of the stream begin with. `packing`: how documents
-    are packed into windows, unless they are concatenated. `mixture`: the parts of the stream that
-    are read by weight, each packed by itself; if empty, the stream is read as a whole.
     """
     device = set_up_device(plan, world)
     sharded: ShardedModel | None = None
@@ -90,7 +70,7 @@ def build_run(
         model = build_model(profile, resumed, initial).to(device)
     else:
         model = build_adapted_model(profile, adapter, plan, resumed).to(device)
-    model.separator_id = masking_separator(profile.data, separator_id)
+    model.separator_id = masking_separator(profile.data, tokens.separator_id)
     model.has_padding = profile.data.pads_windows
     products = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
     tokens_per_step = profile.train.chosen_tokens_per_step
@@ -116,7 +96,7 @@ def build_run(
         optimizer=optimizer,
         scaler=scaler,
         schedule=schedule_of(profile),
-        batches=_reader(profile, stream, separator_id, packing, mixture),
+        batches=window_reader(profile, tokens),
         plan=plan,
         world=world,
         device=device,
@@ -155,7 +135,7 @@ def rewind_run(run: Run, seed: int, checkpoint: Checkpoint | None) -> None:
     elif run.adapter is not None:
         reset_adapters(run.model, seed)
     else:
-        initialise_weights(run.model, seed, run.initial_weights)
+        initialise(run.model, seed, run.initial_weights)
     if checkpoint is not None:
         load_named_state(run.model, run.optimizer, checkpoint.optimizer)
         earlier, position = checkpoint.state.course, _restore(checkpoint, run.scaler)
@@ -188,129 +168,12 @@ def _apply_plan(model: Decoder, plan: Plan, optimizer: torch.optim.Optimizer) ->
     )
 
 
-def _reader(
-    profile: Profile,
-    stream: TokenStream,
-    separator_id: int | None,
-    packing: AnyPacking | None,
-    mixture: Sequence[MixedSource],
-) -> WindowReader:
-    context, seed = profile.model.context, profile.train.seed
-
-    def reader_of(tokens: Tokens, seed: int, packing: AnyPacking | None = None) -> WindowReader:
-        if profile.data.rows == "chat":
-            assert separator_id is not None, "the marks of conversations are known by it"
-            return conversation_reader(tokens, separator_id, context, seed, packing)
-        if profile.data.packing == "concatenate":
-            return BatchReader(tokens, context, seed)
-        assert separator_id is not None, "packing needs the token that documents begin with"
-        assert not isinstance(packing, PackedConversations), "these are documents"
-        packed = packing or pack(tokens, separator_id, context)
-        return PackedReader(tokens, packed, separator_id, context, seed)
-
-    if mixture:
-        return MixedBatches(stream, mixture, seed, reader_of)
-    return reader_of(stream, seed, packing)
-
-
-def conversation_reader(
-    tokens: Tokens,
-    separator_id: int,
-    context: int,
-    seed: int,
-    packing: AnyPacking | None = None,
-) -> ConversationReader:
-    """Return a reader of conversations, packed now unless they are. Raises DataError."""
-    marks = Marks.of_separator(separator_id)
-    assert not isinstance(packing, Packing), "these are conversations"
-    packed = packing or pack_conversations(tokens, marks, context)
-    return ConversationReader(tokens, packed, marks, context, seed)
-
-
-def masking_separator(section: DataSection, separator_id: int | None) -> int | None:
-    """Return the target that attention does not look past; None unless documents are masked."""
-    if section.rows == "chat":
-        return END
-    if not section.mask_documents:
-        return None
-    assert separator_id is not None, "masking needs the token that documents begin with"
-    return separator_id
-
-
 def schedule_of(profile: Profile) -> Schedule:
     """Return the profile's learning-rate schedule."""
     optim = profile.optim
     return Schedule(
         optim.schedule, optim.warmup_steps, optim.decay_fraction, optim.final_learning_rate_fraction
     )
-
-
-def build_model(
-    profile: Profile, resumed: Checkpoint | None, initial: ReadWeights | None = None
-) -> Decoder:
-    """Return the profile's model on the CPU, with the weights of a checkpoint or the first ones."""
-    model = Decoder(shape_of(profile.model))
-    set_weights(model, profile.train.seed, resumed, initial)
-    return model
-
-
-def build_sharded_model(
-    profile: Profile, plan: Plan, world: World, device: torch.device
-) -> tuple[Decoder, ShardedModel]:
-    """Return the profile's model, of which this rank has its part; its weights are not set."""
-    with torch.device("meta"):
-        model = Decoder(shape_of(profile.model))
-    sharded = ShardedModel(model, world, plan.precision.value, device.type)
-    model.to_empty(device=device)
-    model.model.set_rotations(device)
-    return model, sharded
-
-
-def set_weights(
-    model: Decoder, seed: int, resumed: Checkpoint | None, initial: ReadWeights | None
-) -> None:
-    """Set the weights of a checkpoint, or the first ones. Raises LlmtrainError."""
-    if resumed is None:
-        initialise_weights(model, seed, initial)
-    else:
-        load_weights(model, resumed.weights)
-
-
-def build_adapted_model(
-    profile: Profile, adapter: Adapter, plan: Plan, resumed: Checkpoint | None
-) -> Decoder:
-    """Return the model that adapters are beside, with those of a checkpoint or new ones.
-
-    Where products are in bf16, the weights that stay as they are are kept in bf16: they would be
-    rounded to it in every step. Raises LlmtrainError if the model is gone or has changed.
-    """
-    shape = shape_of(profile.model)
-    dtype = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
-    tensors = adapter.base.tensors(shape.vocab_size)
-    model = adapted_decoder(shape, tensors, adapter.lora, dtype)
-    if resumed is None:
-        reset_adapters(model, profile.train.seed)
-    else:
-        load_weights(model, resumed.weights)
-    return model
-
-
-def trained_model(shape: ModelShape, weights: Mapping[str, Tensor], origin: str) -> Decoder:
-    """Return the model of a shape and its weights, on the CPU.
-
-    Raises LlmtrainError if the weights do not match config.json, before memory is allocated for a
-    model of that shape, and if one is not a finite number.
-    """
-    if sum(tensor.numel() for tensor in weights.values()) != shape.parameters or any(
-        name not in weights or weights[name].shape != dims for name, dims in weight_shapes(shape)
-    ):
-        raise LlmtrainError(
-            f"the weights do not match config.json, which describes {shape.parameters} parameters"
-        )
-    require_finite(weights, origin)
-    model = Decoder(shape)
-    load_weights(model, weights)
-    return model
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -23,7 +23,8 @@ from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence.policy import DivergenceState, StepVerdict, judge
 from llmtrain.train.parameter_groups import set_learning_rate
 from llmtrain.train.schedule import Schedule
-from llmtrain.train.weights import ReadWeights
+
+ReadWeights = Callable[[], Mapping[str, Tensor]]
 
 
 @dataclass(slots=True)

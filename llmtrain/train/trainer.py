@@ -128,7 +128,7 @@ class Trainer:
         for report, step_s in self._timed_steps():
             self._record_times(step_s)
             decision = self._decide(report.step)
-            self._log(report, is_last=decision.ends_run)
+            self._log(report, decision)
             if self.trained_steps == CHECKED_STEPS:
                 self._check_rate()
             if not decision.stop_requested and self._rewind():
@@ -219,7 +219,7 @@ class Trainer:
         self.guard.apply(decision.memory)
         return decision
 
-    def _log(self, report: StepReport, *, is_last: bool) -> None:
+    def _log(self, report: StepReport, decision: StopDecision) -> None:
         if report.verdict.skipped is None:
             self.state = self.state.model_copy(update={"train_loss": report.loss})
         else:
@@ -231,8 +231,8 @@ class Trainer:
             report,
             self.run.position,
             elapsed_s=self.pace.elapsed_s,
-            remaining_s=self._remaining_s(),
-            is_last=is_last,
+            remaining_s=0.0 if decision.is_over else self._remaining_s(),
+            is_last=decision.ends_run,
         )
 
     def _remaining_s(self) -> float | None:
@@ -308,6 +308,7 @@ class Trainer:
 
     def _evaluate(self, step: int) -> None:
         with self.logger.excluded():
+            self.logger.log_activity("evaluating", self.pace.cost_s("evaluation"))
             with self.pace.measured("evaluation"):
                 loss = self.guard.run_guarded(self.evaluator.validation_loss)
             evaluated = self.evaluator.evaluated(step, loss, self.state.best_val_loss)
@@ -329,6 +330,7 @@ class Trainer:
 
     def _sample(self, step: int) -> None:
         with self.logger.excluded(), self.pace.measured("samples"), self.run.whole_weights():
+            self.logger.log_activity("sampling", self.pace.cost_s("samples"))
             for number, prompt in enumerate(self.prompts if self.run.world.is_main else ()):
                 sample = partial(self.evaluator.sample, prompt, seed=step + number)
                 self.logger.log_event(Sampled(step, prompt, self.guard.run_guarded(sample)))
@@ -358,6 +360,8 @@ class Trainer:
                     self.setup.tokenizer,
                     adapter=self.run.adapter,
                 )
+                if not in_background:
+                    self.logger.log_activity("saving", self.pace.cost_s("save"))
                 self.saver.save(checkpoint, in_background=in_background)
                 self._poll_saver()
             self.run.all_reduce([0.0])  # a rank that ended now could interrupt rank 0's save

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.engine.api import train
-from llmtrain.engine.inference import evaluate_run
+from llmtrain.engine.evaluation import evaluate_run
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.profile.shape import shape_of

@@ -20,11 +20,13 @@ from llmtrain.machine.gpu_memory import read_accelerator_memory
 from llmtrain.machine.memory_usage import read_process_memory
 from llmtrain.machine.probe import read_facts
 from llmtrain.plan.planner import make_plan, predict
-from llmtrain.profile.load import Setting, load_profile
+from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import Profile
+from llmtrain.profile.setting import Setting
 from llmtrain.train.build import build_run
 from llmtrain.train.distributed.world import World, world_from_environment
 from llmtrain.train.loop import Run, training_steps
+from llmtrain.train.readers import TrainTokens
 from tests.benchmarks.gpu_scaling import PEAK_FLOPS
 
 _UNTIMED_STEPS = 4  # that compile, and fill the allocator
@@ -53,7 +55,7 @@ def main() -> None:
     count = (case["steps"] + 1) * workload.tokens_per_step + 1
     tokens = random_tokens(count, profile.model.vocab_size)
     with world.process_group(plan.backend.value, 120.0):
-        run = build_run(profile, plan, world, tokens, None)
+        run = build_run(profile, plan, world, TrainTokens(tokens))
         step_s = timed_steps(run, case["steps"])
         peak = run.all_reduce([peak_bytes(run) if rank == world.rank else 0 for rank in _of(world)])
     if world.is_main:

@@ -21,15 +21,16 @@ prepare_for_torch()
 
 from llmtrain.machine.facts import CpuTimes, Facts  # noqa: E402
 from llmtrain.machine.probe import read_facts  # noqa: E402
-from llmtrain.plan.cpu_benchmarks import (  # noqa: E402
+from llmtrain.plan.kernel_probes import (  # noqa: E402
     attention_probe,
     cpu_threads,
     products_probe,
 )
 from llmtrain.plan.planner import make_plan  # noqa: E402
 from llmtrain.plan.workload import Workload  # noqa: E402
-from llmtrain.profile.load import Setting, load_profile  # noqa: E402
+from llmtrain.profile.load import load_profile  # noqa: E402
 from llmtrain.profile.schema import Profile  # noqa: E402
+from llmtrain.profile.setting import Setting  # noqa: E402
 from llmtrain.profile.shape import shape_of  # noqa: E402
 
 _DECISIONS = ("precision", "matmul_precision", "attention", "compile")

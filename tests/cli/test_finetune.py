@@ -128,6 +128,7 @@ def test_a_dry_run_trains_nothing(base: Path, llmtrain: Command) -> None:
     ("flags", "code", "said"),
     [
         ((), 2, "no model is named"),
+        (("base", "--dry-run", "--max-loss", "2"), 2, "--dry-run trains nothing"),
         (("base", "--lora", "rank=3"), 2, "rank=3"),
         (("base", "--lora", "r=x"), 2, "not a number"),
         (("base", "--lora", "r=0"), 2, "lora.rank"),

@@ -22,10 +22,11 @@ from llmtrain.machine.facts import (
 )
 from llmtrain.machine.probe import read_facts
 from llmtrain.model.timing import CompileError
-from llmtrain.plan import cpu_benchmarks, step_benchmarks
-from llmtrain.plan.cpu_benchmarks import cpu_threads
-from llmtrain.profile.load import Setting, load_profile
+from llmtrain.plan import kernel_probes, step_benchmarks
+from llmtrain.plan.kernel_probes import cpu_threads
+from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import Profile
+from llmtrain.profile.setting import Setting
 
 SETTINGS: dict[str, Any] = {
     "model.vocab_size": 400,
@@ -106,7 +107,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     clock = Clock()
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / "cache"))
     for name in ("time_matmuls", "time_attention", "time_block"):
-        monkeypatch.setattr(cpu_benchmarks, name, getattr(clock, name))
+        monkeypatch.setattr(kernel_probes, name, getattr(clock, name))
     for name in ("time_eager_block", "time_head", "time_update"):
         monkeypatch.setattr(step_benchmarks, name, getattr(clock, name))
     return clock
@@ -197,7 +198,7 @@ def test_failure_to_compile_is_part_of_the_times(
     def fail(_: Any, **settings: Any) -> BlockTimes:
         raise CompileError("g++: fatal error")
 
-    monkeypatch.setattr(cpu_benchmarks, "time_block", fail)
+    monkeypatch.setattr(kernel_probes, "time_block", fail)
     clock.products = MEDIUM_PAYS
 
     benched = bench(profile(), facts)

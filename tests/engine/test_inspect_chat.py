@@ -10,8 +10,9 @@ import pytest
 from llmtrain.engine.inspect_chat import inspect_chat
 from llmtrain.errors import DataError
 from llmtrain.prepare.context import PrepareContext
-from llmtrain.profile.load import Setting, load_profile
+from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import Profile
+from llmtrain.profile.setting import Setting
 from tests.pretrained import save_pretrained
 
 WORK = PrepareContext(1, lambda _: None, lambda: None)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from llmtrain.engine.text_notes import text_notes, unusable_text
-from llmtrain.profile.load import Setting, load_profile
+from llmtrain.profile.load import load_profile
+from llmtrain.profile.setting import Setting
 
 
 def notes(here: Path, *specs: str) -> list[str]:

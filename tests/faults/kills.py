@@ -15,7 +15,7 @@ from pathlib import Path
 
 from llmtrain.engine.prove_resume.proof import Proof, ProofOptions, prove_resume
 from llmtrain.engine.request import TrainRequest
-from llmtrain.profile.load import Setting
+from llmtrain.profile.setting import Setting
 from llmtrain.progress import Note
 from llmtrain.train.events import Event
 from tests.faults.tiny import furnish

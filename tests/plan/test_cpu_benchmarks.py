@@ -24,11 +24,12 @@ from llmtrain.machine.facts import (
 )
 from llmtrain.machine.probe import read_facts
 from llmtrain.model.timing import CompileError
-from llmtrain.plan import cpu_benchmarks, numerics, step_benchmarks
+from llmtrain.plan import cpu_benchmarks, kernel_probes, numerics, step_benchmarks
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.workload import Workload
-from llmtrain.profile.load import Setting, load_profile
+from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import DeviceSection, ModelSection
+from llmtrain.profile.setting import Setting
 from llmtrain.profile.shape import shape_of
 from llmtrain.progress import Note
 from llmtrain.train.events import Event, Started
@@ -102,7 +103,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     clock = Clock()
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / "cache"))
     for name in ("time_matmuls", "time_attention", "time_block"):
-        monkeypatch.setattr(cpu_benchmarks, name, getattr(clock, name))
+        monkeypatch.setattr(kernel_probes, name, getattr(clock, name))
     for name in ("time_eager_block", "time_head", "time_update"):
         monkeypatch.setattr(step_benchmarks, name, getattr(clock, name))
     return clock
@@ -206,9 +207,9 @@ def test_native_kernels_that_are_missing_are_told_once_and_the_run_goes_on(
         return Choice(False, "no C++ compiler was found: install one")
 
     fast = MatmulTimes(fp32_s=0.1, medium_s=0.1, bf16_s=0.01, flops=1e9)
-    monkeypatch.setattr(cpu_benchmarks, "time_matmuls", lambda *_: fast)
-    monkeypatch.setattr(cpu_benchmarks, "unsuitable", lambda _: None)
-    monkeypatch.setattr(cpu_benchmarks, "load_kernels", missing)
+    monkeypatch.setattr(kernel_probes, "time_matmuls", lambda *_: fast)
+    monkeypatch.setattr(kernel_probes, "unsuitable", lambda _: None)
+    monkeypatch.setattr(kernel_probes, "load_kernels", missing)
     told: list[str] = []
     made = plan(facts, told if asks else None)
     assert (made.attention.value, made.loss.value) == ("blocks", "chunks")
@@ -229,11 +230,11 @@ def test_native_kernels_are_timed_beside_the_others_and_chosen(
         timed.append(arguments[-1])
         return AttentionTimes(sdpa_s=0.4, blocks_s=0.3, native_s=0.1 if arguments[-1] else None)
 
-    monkeypatch.setattr(cpu_benchmarks, "time_matmuls", lambda *_: fast)
-    monkeypatch.setattr(cpu_benchmarks, "time_attention", attention)
-    monkeypatch.setattr(cpu_benchmarks, "time_loss", lambda *_: LossTimes(0.3, 0.1))
-    monkeypatch.setattr(cpu_benchmarks, "unsuitable", lambda _: None)
-    monkeypatch.setattr(cpu_benchmarks, "load_kernels", lambda *_, **__: Choice(True, "there"))
+    monkeypatch.setattr(kernel_probes, "time_matmuls", lambda *_: fast)
+    monkeypatch.setattr(kernel_probes, "time_attention", attention)
+    monkeypatch.setattr(kernel_probes, "time_loss", lambda *_: LossTimes(0.3, 0.1))
+    monkeypatch.setattr(kernel_probes, "unsuitable", lambda _: None)
+    monkeypatch.setattr(kernel_probes, "load_kernels", lambda *_, **__: Choice(True, "there"))
     assert plan(facts, [], train__time="30s").attention.value == "blocks"
     for _ in range(2):
         made = plan(facts, [])
@@ -247,12 +248,12 @@ def test_tokens_a_step_do_not_depend_on_whether_kernels_were_compiled_before(
 ) -> None:
     """Else a first run for a time and the same one later would compute different bits."""
     fast = MatmulTimes(fp32_s=0.1, medium_s=0.1, bf16_s=0.01, flops=1e9)
-    monkeypatch.setattr(cpu_benchmarks, "time_matmuls", lambda *_: fast)
+    monkeypatch.setattr(kernel_probes, "time_matmuls", lambda *_: fast)
     monkeypatch.setattr(
-        cpu_benchmarks, "time_attention", lambda *_: AttentionTimes(0.4, 0.3, native_s=0.1)
+        kernel_probes, "time_attention", lambda *_: AttentionTimes(0.4, 0.3, native_s=0.1)
     )
-    monkeypatch.setattr(cpu_benchmarks, "time_loss", lambda *_: LossTimes(0.3, 0.1))
-    monkeypatch.setattr(cpu_benchmarks, "unsuitable", lambda _: None)
+    monkeypatch.setattr(kernel_probes, "time_loss", lambda *_: LossTimes(0.3, 0.1))
+    monkeypatch.setattr(kernel_probes, "unsuitable", lambda _: None)
     monkeypatch.setattr(
         step_benchmarks,
         "time_eager_block",
@@ -262,7 +263,7 @@ def test_tokens_a_step_do_not_depend_on_whether_kernels_were_compiled_before(
     for has_kernels in (False, True):
         monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / str(has_kernels)))
         found = Choice(has_kernels, "")
-        monkeypatch.setattr(cpu_benchmarks, "load_kernels", lambda *_, found=found, **__: found)
+        monkeypatch.setattr(kernel_probes, "load_kernels", lambda *_, found=found, **__: found)
         shape = shape_of(ModelSection(hidden_size=32, num_heads=2, num_layers=2, context=32))
         workload = Workload(shape, tokens_per_step=256)
         rates.append(cpu_benchmarks.eager_tokens_per_s(facts, DeviceSection(), workload))
@@ -278,7 +279,7 @@ def test_kernels_that_are_asked_for_are_compiled_for_a_question_too(
         asked.append(compiles)
         return Choice(False, "no C++ compiler was found")
 
-    monkeypatch.setattr(cpu_benchmarks, "load_kernels", missing)
+    monkeypatch.setattr(kernel_probes, "load_kernels", missing)
     with pytest.raises(UsageError, match=r"device\.attention native: no C"):
         plan(facts, None, device__attention="native", device__precision="bf16")
     assert asked == [True]
@@ -314,8 +315,8 @@ def test_masked_documents_are_measured_as_such(
         told.append(how["masked"])
         return clock.block
 
-    monkeypatch.setattr(cpu_benchmarks, "time_attention", attention)
-    monkeypatch.setattr(cpu_benchmarks, "time_block", block)
+    monkeypatch.setattr(kernel_probes, "time_attention", attention)
+    monkeypatch.setattr(kernel_probes, "time_block", block)
     for masked in (False, True, False, True):
         plan(facts, [], data__mask_documents=masked)
     assert told == [False, False, True, True]

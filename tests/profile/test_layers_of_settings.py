@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from llmtrain.errors import UsageError
-from llmtrain.profile.load import LoadedProfile, Setting, load_profile, profile_layer
+from llmtrain.profile.load import LoadedProfile, load_profile, profile_layer
+from llmtrain.profile.setting import Setting
 
 LAYERS = ("file", "environment", "set", "flag")
 

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llmtrain.errors import UsageError
-from llmtrain.profile.load import Setting, load_profile, profile_from_values
+from llmtrain.profile.load import load_profile, profile_from_values
 from llmtrain.profile.schema import Profile
+from llmtrain.profile.setting import Setting
 from llmtrain.profile.yaml_text import parse_scalar
 
 Refusal = Callable[[str], UsageError]
@@ -366,7 +367,8 @@ def test_a_profile_does_not_change() -> None:
         ("device.kind", "tpu", "has to be 'auto', 'cpu', 'cuda' or 'mps', not 'tpu'"),
         ("model.num_layers", "1.5", "has to be a whole number, not 1.5"),
         ("model.num_kv_heads", "many", "has to be a whole number or 'auto', not 'many'"),
-        ("optim.beta1", "1.0", "has to be below 1, not 1.0"),
+        ("optim.beta1", "1.0", "has to be at least 0 and below 1, not 1.0"),
+        ("optim.learning_rate", "0", "has to be above 0 or 'auto', not 0"),
         ("train.steps", "1.5e0", "has to be a whole number"),
         ("train.steps", "1e99", "has to be "),
     ],

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 
 from llmtrain.data.batches.windows import BatchReader, sequential_windows
 from llmtrain.data.shards.prepared import PreparedData, entry_directory, open_prepared
-from llmtrain.engine.inference import evaluate_run
+from llmtrain.engine.evaluation import evaluate_run
 from llmtrain.eval.evaluate import LossSum, sum_loss
 from llmtrain.files import cache_directory
 from llmtrain.model.decoder import Decoder
 from llmtrain.profile.schema import DeviceSection
-from llmtrain.train.build import trained_model
 from llmtrain.train.checkpoint.format import load_checkpoint
 from llmtrain.train.events import Started
+from llmtrain.train.model_weights import trained_model
 from tests.train.harness import Files, InProcessTrainer
 
 CONTEXT, EVALUATED = 32, 512

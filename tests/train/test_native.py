@@ -11,7 +11,7 @@ import pytest
 from llmtrain.choice import Choice
 from llmtrain.engine import plan_run
 from llmtrain.machine.facts import AttentionTimes, LossTimes
-from llmtrain.plan import cpu_benchmarks, numerics
+from llmtrain.plan import kernel_probes, numerics
 from llmtrain.progress import Note
 from llmtrain.train.events import Started
 from tests.train.harness import Files, InProcessTrainer
@@ -60,12 +60,12 @@ def test_a_run_whose_kernels_are_gone_goes_on_without_them(
     """They were chosen by their measured times; the resume says why it computes other bits."""
     monkeypatch.setattr(numerics, "_WORTH_NATIVE_CPU_S", 0.0)
     times = AttentionTimes(sdpa_s=0.3, blocks_s=0.2, native_s=0.1)
-    monkeypatch.setattr(cpu_benchmarks, "time_attention", lambda *_: times)
-    monkeypatch.setattr(cpu_benchmarks, "time_loss", lambda *_: LossTimes(0.2, 0.1))
+    monkeypatch.setattr(kernel_probes, "time_attention", lambda *_: times)
+    monkeypatch.setattr(kernel_probes, "time_loss", lambda *_: LossTimes(0.2, 0.1))
     chooses = SETTINGS | {"device__attention": "auto", "device__loss": "auto"}
     train(place / "run", stop_at=stops, **chooses)
     gone = Choice(False, "no C++ compiler was found")
-    for module in (plan_run, cpu_benchmarks):
+    for module in (plan_run, kernel_probes):
         monkeypatch.setattr(module, "load_kernels", lambda *_, **__: gone)
     train(place / "run", resume="auto", **chooses)
 

@@ -412,6 +412,63 @@ def test_nothing_starts_fresh_beside_damaged_checkpoints(
     assert all(name in outcome.err for name in aside)
 
 
+LOST = "its checkpoints are gone"
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+def test_a_run_whose_checkpoints_are_gone_is_never_begun_again_silently(
+    all_of_it: bool, stopped: Files, llmtrain: Llmtrain
+) -> None:
+    shutil.rmtree(stopped.path / "checkpoints")
+    if not all_of_it:
+        (stopped.path / "checkpoints").mkdir()
+    before = {name: (stopped.path / name).read_bytes() for name in ("run.yaml", "metrics.jsonl")}
+
+    for command in (
+        ("train", "--resume", "run"),
+        RESUME,
+        (*START, "--resume", "auto"),
+        (*START, "--dry-run"),
+        START,
+        ("eval", "run"),
+    ):
+        outcome = llmtrain(*command)
+        assert outcome.code == 1, outcome.err
+        assert f"run run was saved up to step 10, and {LOST}" in outcome.err
+        assert "llmtrain runs rm run" in outcome.err
+    assert {name: (stopped.path / name).read_bytes() for name in before} == before
+
+
+def test_auto_takes_no_older_run_for_one_whose_checkpoints_are_gone(
+    train: InProcessTrainer, place: Path, llmtrain: Llmtrain
+) -> None:
+    for name in ("older", "newer"):
+        train(place / "runs" / name, train__steps=1)
+    shutil.rmtree(place / "runs" / "newer" / "checkpoints")
+
+    outcome = llmtrain("train", "-p", "tiny.yaml", "--resume", "auto")
+    assert outcome.code == 1
+    assert "runs/newer" in outcome.err.replace("\\", "/")
+    assert LOST in outcome.err
+
+
+def test_a_crash_after_the_first_save_is_remembered_by_the_record(
+    train: InProcessTrainer, place: Path
+) -> None:
+    """What ends a process at once writes no result."""
+
+    def crash(event: Event) -> bool:
+        if isinstance(event, Step) and event.step == 9:
+            raise RuntimeError
+        return False
+
+    with pytest.raises(RuntimeError):
+        train(place / "run", stop_at=crash, checkpoint__every_steps=4)
+    shutil.rmtree(place / "run" / "checkpoints")
+    with pytest.raises(LlmtrainError, match="saved up to step 4"):
+        train(place / "run", resume="auto")
+
+
 @contextmanager
 def failing_at_the_first_step(error: Exception) -> Iterator[None]:
     def fail(_: Any) -> None:

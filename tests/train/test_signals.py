@@ -16,7 +16,8 @@ if sys.platform == "win32":
     pytest.skip("there are no such signals", allow_module_level=True)
 
 from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.train_run import TrainSession, run_training
+from llmtrain.engine.train_run import run_training
+from llmtrain.engine.train_session import TrainSession
 from llmtrain.errors import AbortedError, InterruptedRunError
 from llmtrain.train.checkpoint.format import list_checkpoints, load_checkpoint
 from llmtrain.train.distributed.world import World

@@ -9,13 +9,8 @@ from typing import Any
 from llmtrain.errors import UsageError
 from llmtrain.profile.convert import huggingface, llm_trainer, nanogpt
 from llmtrain.profile.convert.rules import Conversion, Source, convert
-from llmtrain.profile.load import (
-    LoadedProfile,
-    Setting,
-    flat_values,
-    profile_name,
-    validate_profile,
-)
+from llmtrain.profile.load import LoadedProfile, flat_values, profile_name, validate_profile
+from llmtrain.profile.setting import Setting
 from llmtrain.profile.yaml_text import LARGEST_BYTES, parse_document
 from llmtrain.untrusted import parse_json, problem_of, read_bytes
 

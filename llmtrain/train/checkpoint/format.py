@@ -22,7 +22,7 @@ from torch import Tensor
 from llmtrain.errors import DataError, LlmtrainError, UsageError
 from llmtrain.files import sha256_file
 from llmtrain.model.huggingface import shape_from_config
-from llmtrain.profile.load import requirement
+from llmtrain.profile.requirements import requirement
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.codec import NAMING_FILES

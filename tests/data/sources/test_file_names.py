@@ -15,7 +15,8 @@ from llmtrain.data.shards.manifest import read_manifest
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import prepare_dataset
-from llmtrain.profile.load import Setting, load_profile, profile_from_values
+from llmtrain.profile.load import load_profile, profile_from_values
+from llmtrain.profile.setting import Setting
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="names are Unicode there")
 TEXT = "some words that are said once or twice\n" * 200

@@ -9,7 +9,7 @@ import pytest
 
 from llmtrain.engine.prove_resume.proof import Proof, RunResult, proof_profile
 from llmtrain.engine.request import TrainRequest
-from llmtrain.profile.load import Setting
+from llmtrain.profile.setting import Setting
 
 ENDING = RunResult("a" * 64, "b" * 64, ({"step": 1, "loss": 2.5},), {"precision": "fp32"})
 

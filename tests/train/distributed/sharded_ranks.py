@@ -21,8 +21,9 @@ from torch import Tensor
 from llmtrain.engine.plan_run import workload_of
 from llmtrain.machine.probe import read_facts
 from llmtrain.plan.planner import make_plan
-from llmtrain.profile.load import Setting, load_profile
+from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import CheckpointSection
+from llmtrain.profile.setting import Setting
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.build import RandomState, build_run, rewind_run
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState, load_checkpoint
@@ -33,6 +34,7 @@ from llmtrain.train.distributed.sharding import local_part
 from llmtrain.train.distributed.world import World, world_from_environment
 from llmtrain.train.divergence.diagnosis import diagnose
 from llmtrain.train.loop import Run, training_steps
+from llmtrain.train.readers import TrainTokens
 from llmtrain.train.state import saved_tensors
 from tests.data.fixed import TOKENIZER
 
@@ -90,7 +92,7 @@ def run_of(world: World, resumed: Checkpoint | None = None, **settings: Any) -> 
     profile = load_profile(environment={}, flags=flags).profile
     facts = read_facts(cuda_index=world.local_rank, tries_gpus=KIND == "cuda")
     plan = make_plan(facts, profile.device, workload_of(profile, world, facts))
-    return build_run(profile, plan, world, Ids(), resumed)
+    return build_run(profile, plan, world, TrainTokens(Ids()), resumed)
 
 
 def alone_beside(world: World) -> World:

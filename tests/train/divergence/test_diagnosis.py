@@ -17,12 +17,14 @@ from llmtrain.engine.plan_run import workload_of
 from llmtrain.machine.probe import read_facts
 from llmtrain.model import decoder
 from llmtrain.plan.planner import make_plan
-from llmtrain.profile.load import Setting, load_profile
+from llmtrain.profile.load import load_profile
+from llmtrain.profile.setting import Setting
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
 from llmtrain.train.build import build_run
 from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence.diagnosis import Finding, describe, diagnose, passages
 from llmtrain.train.loop import Run, training_steps
+from llmtrain.train.readers import TrainTokens
 
 # torch hides it from users, though not from a filter that makes it an error
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
@@ -100,7 +102,7 @@ def run_of(way: str = "plain", steps: int = 1) -> Run:
     profile = load_profile(environment={}, flags=flags).profile
     facts = read_facts()
     plan = make_plan(facts, profile.device, workload_of(profile, None, facts))
-    run = build_run(profile, plan, World(), Ids(), None)  # type: ignore[arg-type]
+    run = build_run(profile, plan, World(), TrainTokens(Ids()))  # type: ignore[arg-type]
     stepping = training_steps(run)
     for _ in range(steps):
         next(stepping)
