@@ -222,6 +222,7 @@ def _parts(evaluation: Eval) -> Iterator[Part]:
             for name, v in baselines.items()
         ),
         *_answer_rows(evaluation),
+        *_preference_rows(evaluation),
         ("verdict", verdict_of(evaluation.bits_per_byte, baselines)),
     ]
     yield facts_table(rows)
@@ -235,6 +236,17 @@ def _answer_rows(evaluation: Eval) -> Iterator[tuple[str, str]]:
             "exact answers",
             f"{answers.exact} of {answers.questions}: {answers.share:.1%} ({interval})",
         )
+
+
+def _preference_rows(evaluation: Eval) -> Iterator[tuple[str, str]]:
+    found = evaluation.preferences
+    if found is None or found.accuracy is None:
+        return
+    low, high = (
+        0.0 if each is None else each for each in (found.accuracy_low, found.accuracy_high)
+    )
+    yield "pairs", f"{found.pairs:,}; loss {_figure(found.loss)}, margin {_figure(found.margin)}"
+    yield "prefers as chosen", f"{found.accuracy:.1%} ({low:.1%} to {high:.1%})"
 
 
 def verdict_of(bits_per_byte: float | None, baselines: Mapping[str, float]) -> str:

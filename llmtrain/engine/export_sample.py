@@ -78,7 +78,7 @@ def _validation_text(trained: Trained, work: PrepareContext) -> str:
         )
         text = ""
         parts: Iterator[str]
-        if profile.data.rows == "chat":
+        if profile.data.has_conversations:
             parts = map(encoder_of(profile.data, trained.tokenizer).decode, batches)
         else:
             parts = decoded_parts(trained.tokenizer, batches)

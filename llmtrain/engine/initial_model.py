@@ -103,7 +103,7 @@ def continue_from(spec: str, loaded: LoadedProfile) -> Continued:
     directory = open_pretrained(path)
     tokenizer, warnings = tokenizer_of_model(directory.path)
     notes += warnings
-    if loaded.profile.data.rows == "chat":
+    if loaded.profile.data.has_conversations:
         tokenizer = with_chat_template(tokenizer)
     cached = cached_tokenizer(tokenizer, {"model": str(directory.path)})
     profile = loaded.profile

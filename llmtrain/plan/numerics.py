@@ -297,6 +297,13 @@ def choose_loss(
                 hint="--set device.loss=auto",
             )
         return Choice("chunks", "beside adapters the head has no gradient")
+    if workload.is_dpo:
+        if options.loss == "native":
+            raise UsageError(
+                "device.loss native: it has no weights for tokens, which pairs of answers need",
+                hint="--set device.loss=auto",
+            )
+        return Choice("chunks", "the tokens of pairs of answers have weights")
     if options.loss == "native":
         _refuse_native("device.loss", kind, precision, times)
         if not fits:

@@ -79,7 +79,7 @@ def prepare_dataset(
     if not is_own:
         announce_skipped(corpus, prepare)
     text = MeasuredText(corpus, stats, section, prepare)
-    is_chat = section.rows == "chat"  # whose windows are packed, however short the text is
+    is_chat = section.has_conversations  # whose windows are packed, however short the text is
     if context is not None and not is_chat:
         text = with_working_fraction(text, context)
         require_bytes(text, context)

@@ -69,9 +69,10 @@ def build_run(
     elif adapter is None:
         model = build_model(profile, resumed, initial).to(device)
     else:
-        model = build_adapted_model(profile, adapter, plan, resumed).to(device)
+        model = build_adapted_model(profile, adapter, plan.precision.value, resumed).to(device)
     model.separator_id = masking_separator(profile.data, tokens.separator_id)
     model.has_padding = profile.data.pads_windows
+    model.preference_beta = profile.dpo.beta
     products = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
     tokens_per_step = profile.train.chosen_tokens_per_step
     continues = profile.model.init_from is not None
@@ -82,6 +83,7 @@ def build_run(
         products,
         tokens_per_step=tokens_per_step,
         continues=continues,
+        is_dpo=profile.data.rows == "preferences",
         sharded_over=world if sharded is not None else None,
     )
     scaler = grad_scaler(device, enabled=plan.grad_scaler.value, is_sharded=sharded is not None)
@@ -103,7 +105,11 @@ def build_run(
         position=position,
         context=profile.model.context,
         peak_learning_rate=peak_learning_rates(
-            profile.optim, model.shape.hidden_size, tokens_per_step, continues=continues
+            profile.optim,
+            model.shape.hidden_size,
+            tokens_per_step,
+            continues=continues,
+            is_dpo=profile.data.rows == "preferences",
         )["matrix"],
         gradient_clip=profile.train.gradient_clip,
         skips_spikes=profile.train.skip_loss_spikes,

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from llmtrain.choice import Precision
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.huggingface import EMBEDDING, HEAD, weight_shapes
 from llmtrain.model.lora import adapted_decoder, reset_adapters
-from llmtrain.plan.planner import Plan
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.train.checkpoint.adapter import Adapter
@@ -58,7 +58,7 @@ def set_weights(
 
 
 def build_adapted_model(
-    profile: Profile, adapter: Adapter, plan: Plan, resumed: Checkpoint | None
+    profile: Profile, adapter: Adapter, precision: Precision, resumed: Checkpoint | None
 ) -> Decoder:
     """Return the model that adapters are beside, with those of a checkpoint or new ones.
 
@@ -66,7 +66,7 @@ def build_adapted_model(
     rounded to it in every step. Raises LlmtrainError if the model is gone or has changed.
     """
     shape = shape_of(profile.model)
-    dtype = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     tensors = adapter.base.tensors(shape.vocab_size)
     model = adapted_decoder(shape, tensors, adapter.lora, dtype)
     if resumed is None:

@@ -11,8 +11,10 @@ from itertools import chain
 from pathlib import Path
 
 from llmtrain.data.batches.mixture import MixedSource
+from llmtrain.data.batches.preferences import References
 from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
+from llmtrain.eval.preferences import PreferenceLoss
 from llmtrain.machine.core_wait import CoreTimes, ran_share, read_core_times, waited_share
 from llmtrain.machine.out_of_memory import memory_errors_mapped
 from llmtrain.plan.planner import can_sample
@@ -61,6 +63,7 @@ class TrainSetup:
     used_before_s: float  # by earlier sessions of the run
     starting_s: float  # by this session before training
     forecast_tokens_per_s: float | None  # where known
+    validation_references: References | None  # of pairs of answers
     correct_forecast: CorrectForecast  # called at most once, on rank 0
 
 
@@ -98,7 +101,9 @@ class Trainer:
         self.guard = MemoryGuard(run, setup.workload, directory, setup.observe)
         self.stopping = StopPolicy(setup.horizon, profile.eval, run.world, run.device)
         self.rewinder = Rewinder(run, profile, directory, setup.tokenizer)
-        validation = open_validation(profile, setup.data, setup.tokenizer)
+        validation = open_validation(
+            profile, setup.data, setup.tokenizer, setup.validation_references
+        )
         self.evaluator = Evaluator(run, profile.eval, validation, setup.tokenizer, setup.stop)
         self.evaluator.restore(directory)
         self.prompts = validation.prompts
@@ -314,7 +319,8 @@ class Trainer:
             evaluated = self.evaluator.evaluated(step, loss, self.state.best_val_loss)
             self.logger.log_event(evaluated)
             if loss.tokens < self.evaluator.tokens:
-                of_all = f"{loss.tokens} of {self.evaluator.tokens} tokens"
+                what = "pairs" if isinstance(loss, PreferenceLoss) else "tokens"
+                of_all = f"{loss.tokens} of {self.evaluator.tokens} {what}"
                 self.logger.log_warning(f"the time is over: validated on {of_all}")
         self.state = with_evaluation(self.state, evaluated)
 
