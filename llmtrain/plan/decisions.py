@@ -178,7 +178,7 @@ def choose_sharding(
         return Choice(options.sharding, "asked for")
     if workload.lora is not None:
         return Choice("replicate", "a model that adapters are beside is not sharded")
-    if workload.has_pairs:
+    if workload.is_dpo:
         return Choice("replicate", "training on pairs of answers is not sharded")
     try:
         fits()

@@ -64,7 +64,7 @@ def build_run(
     device = set_up_device(plan, world)
     sharded: ShardedModel | None = None
     if plan.sharding.value == "shard":
-        model, sharded = build_sharded_model(profile, plan, world, device)
+        model, sharded = build_sharded_model(profile, plan.precision.value, world, device)
         set_weights(model, profile.train.seed, resumed, initial)
     elif adapter is None:
         model = build_model(profile, resumed, initial).to(device)

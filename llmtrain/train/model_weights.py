@@ -36,12 +36,12 @@ def build_model(
 
 
 def build_sharded_model(
-    profile: Profile, plan: Plan, world: World, device: torch.device
+    profile: Profile, precision: Precision, world: World, device: torch.device
 ) -> tuple[Decoder, ShardedModel]:
     """Return the profile's model, of which this rank has its part; its weights are not set."""
     with torch.device("meta"):
         model = Decoder(shape_of(profile.model))
-    sharded = ShardedModel(model, world, plan.precision.value, device.type)
+    sharded = ShardedModel(model, world, precision, device.type)
     model.to_empty(device=device)
     model.model.set_rotations(device)
     return model, sharded
