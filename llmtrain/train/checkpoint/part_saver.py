@@ -126,11 +126,16 @@ class PartSaver(Saver):
         """Leave an error of the block in the store, so that rank 0 does not wait."""
         try:
             yield
-        except (LlmtrainError, *MEMORY_ERRORS) as error:
-            is_short = not isinstance(error, LlmtrainError) and out_of_memory(error) is not None
-            state = _SHORT if is_short else _FAILED
-            self._store.set(_key(number, self._world.rank), f"{state} {error}")
+        except LlmtrainError as error:
+            self._report_failure(number, _FAILED, error)
             raise
+        except MEMORY_ERRORS as error:
+            is_short = out_of_memory(error) is not None
+            self._report_failure(number, _SHORT if is_short else _FAILED, error)
+            raise
+
+    def _report_failure(self, number: int, state: str, error: BaseException) -> None:
+        self._store.set(_key(number, self._world.rank), f"{state} {error}")
 
     def _part_of(self, rank: int, number: int) -> PartFiles:
         """Return what the rank wrote. Raises LlmtrainError, and MemoryError where it ran short."""

@@ -4,20 +4,21 @@ A block's matrices are gathered before it computes, in the precision of products
 their gradients are summed in fp32 and scattered. Embedding and head are one group, gathered in
 fp32: the loss computes the head's gradient in its forward. Gains are not sharded: they are few, and
 rounded to half precision they would be another function. Their gradients are averaged once a step.
+
+FSDP2 imports torch's compiler, which takes seconds: only a sharded run does that.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 
 from llmtrain.choice import Precision
 from llmtrain.model.decoder import Decoder
@@ -25,21 +26,35 @@ from llmtrain.ops.precision import half_dtype
 from llmtrain.train.distributed.exchange import own_rows
 from llmtrain.train.distributed.world import World
 
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
+_TENSORS = "torch.distributed.tensor"  # of whose class there are none before FSDP2 imported it
+
 
 def local_part(tensor: Tensor) -> Tensor:
     """Return this rank's part of a sharded tensor; a tensor that is not sharded as it is."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    if not is_sharded(tensor):
+        return tensor
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(tensor, DTensor)
+    return tensor.to_local()
 
 
 def is_sharded(tensor: Tensor) -> bool:
     """Return whether each rank has a part of the tensor."""
-    return isinstance(tensor, DTensor)
+    module = sys.modules.get(_TENSORS)
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def part_of(whole: Tensor, parameter: Tensor) -> Tensor:
     """Return the part of `whole` that this rank has of `parameter`."""
-    if not isinstance(parameter, DTensor):
+    if not is_sharded(parameter):
         return whole
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(parameter, DTensor)
     mesh = parameter.device_mesh
     return whole[own_rows(len(whole), mesh.get_local_rank(), mesh.size())]
 
@@ -49,6 +64,9 @@ class ShardedModel:
 
     def __init__(self, model: Decoder, world: World, precision: Precision, kind: str) -> None:
         """Shard `model` in place; its matrices are empty after that, if they were on `meta`."""
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
         self._model, self._world = model, world
         mesh = init_device_mesh(kind, (world.size,))
         ignored = set(_gains(model))
@@ -90,7 +108,7 @@ class ShardedModel:
         whole: list[Tensor] = []
         for parameter in self._model.parameters():
             if parameter.grad is not None:
-                into = sharded if isinstance(parameter.grad, DTensor) else whole
+                into = sharded if is_sharded(parameter.grad) else whole
                 into.append(local_part(parameter.grad))
         squares = nn.utils.get_total_norm(sharded, foreach=True).square()
         dist.all_reduce(squares)
@@ -118,6 +136,8 @@ class ShardedModel:
             self.free()
 
     def _groups(self) -> Iterator[FSDPModule]:
+        from torch.distributed.fsdp import FSDPModule
+
         for module in (self._model, *self._model.model.blocks()):
             assert isinstance(module, FSDPModule)
             yield module
