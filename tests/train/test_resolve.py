@@ -148,7 +148,7 @@ def test_a_damaged_file_of_the_newest_checkpoint_leads_to_the_one_before(
     damage: Callable[[Path], None],
     stopped: Files,
     llmtrain: Llmtrain,
-    reference: Any,
+    reference: Files,
 ) -> None:
     damage(stopped.newest / name)
 
@@ -480,7 +480,7 @@ def failing_at_the_first_step(error: Exception) -> Iterator[None]:
 
 
 def test_a_stop_before_the_first_checkpoint_does_not_block_the_same_command(
-    llmtrain: Llmtrain, place: Path, reference: Any
+    llmtrain: Llmtrain, place: Path, reference: Files
 ) -> None:
     with failing_at_the_first_step(InterruptedRunError("interrupted")):
         assert llmtrain(*START).code == 75
@@ -556,7 +556,7 @@ def test_a_run_file_of_schema_version_1_is_read(stopped: Files, llmtrain: Llmtra
 
 
 def test_text_that_was_moved_is_resumed_from_its_new_place(
-    stopped: Files, place: Path, llmtrain: Llmtrain, reference: Any
+    stopped: Files, place: Path, llmtrain: Llmtrain, reference: Files
 ) -> None:
     (place / "archive").mkdir()
     (place / "corpus.txt").rename(place / "archive" / "text.txt")
@@ -582,7 +582,11 @@ def test_other_text_is_refused_on_a_resume(stopped: Files, place: Path, llmtrain
 
 
 def test_a_run_without_cache_and_text_says_what_it_needs(
-    stopped: Files, place: Path, llmtrain: Llmtrain, monkeypatch: pytest.MonkeyPatch, reference: Any
+    stopped: Files,
+    place: Path,
+    llmtrain: Llmtrain,
+    monkeypatch: pytest.MonkeyPatch,
+    reference: Files,
 ) -> None:
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(place / "empty"))
     (place / "corpus.txt").rename(place / "text.txt")
