@@ -90,7 +90,8 @@ def adapted_decoder(
 
 def _is_finite(tensor: Tensor) -> bool:
     """Return whether all numbers are finite, in parts: the test makes copies."""
-    return all(torch.isfinite(part).all() for part in tensor.flatten().split(_TESTED_AT_ONCE))
+    parts = torch.split(tensor.flatten(), _TESTED_AT_ONCE)
+    return all(bool(torch.isfinite(part).all()) for part in parts)
 
 
 def add_adapters(block: Block, lora: LoraShape) -> None:
