@@ -99,7 +99,7 @@ def _require_finite(weights: Mapping[str, Tensor], origin: str) -> None:
     broken = next((name for name, w in weights.items() if not torch.isfinite(w).all()), None)
     if broken is not None:
         raise LlmtrainError(
-            f"the weights of {origin} are of no use: {broken} holds numbers that are not finite",
+            f"the weights of {origin} cannot be used: {broken} holds numbers that are not finite",
             hint="name an earlier checkpoint, or train again at a lower learning rate",
         )
 
