@@ -252,7 +252,7 @@ def _preference_rows(evaluation: Eval) -> Iterator[tuple[str, str]]:
 def verdict_of(bits_per_byte: float | None, baselines: Mapping[str, float]) -> str:
     """Return in words where the model is among what needs no model; less is better."""
     if bits_per_byte is None or not math.isfinite(bits_per_byte):
-        return "the loss is not a finite number: the model is of no use"
+        return "the loss is not a finite number: the model cannot be used"
     names = {name: name.removesuffix("_bpb") for name in baselines}
     better = [names[n] for n, value in baselines.items() if bits_per_byte < value]
     worse = [names[n] for n, value in baselines.items() if bits_per_byte >= value]

@@ -28,7 +28,7 @@ _READ_TOKENS = 1 << 12
 
 @dataclass(frozen=True, slots=True)
 class SampleText:
-    """The beginning of a text, and what it is, in words."""
+    """The beginning of a text, and a description of the text."""
 
     text: str
     name: str

@@ -61,7 +61,7 @@ class FirstModel:
         return json_key([sorted(self.initial.sha256.items()), rows, is_adapted, self.precision])
 
     def build(self) -> Decoder:
-        """Return the model. Raises LlmtrainError if its files are gone or have changed."""
+        """Return the model. Raises LlmtrainError if its files are missing or have changed."""
         adapter = self.initial.adapter(self.profile.lora)
         if adapter is None:
             model = build_model(self.profile, None, self.initial.read_weights)

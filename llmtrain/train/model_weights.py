@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llmtrain.choice import Precision
 from llmtrain.errors import LlmtrainError
+from llmtrain.machine.allocator import return_free_memory
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.huggingface import EMBEDDING, HEAD, weight_shapes
 from llmtrain.model.lora import adapted_decoder, reset_adapters
@@ -69,6 +70,7 @@ def build_adapted_model(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     tensors = adapter.base.tensors(shape.vocab_size)
     model = adapted_decoder(shape, tensors, adapter.lora, dtype)
+    return_free_memory()  # what tensors were converted in
     if resumed is None:
         reset_adapters(model, profile.train.seed)
     else:
@@ -129,7 +131,7 @@ def _require_finite(weights: Mapping[str, Tensor], origin: str) -> None:
     broken = next((name for name, w in weights.items() if not torch.isfinite(w).all()), None)
     if broken is not None:
         raise LlmtrainError(
-            f"the weights of {origin} are of no use: {broken} holds numbers that are not finite",
+            f"the weights of {origin} cannot be used: {broken} holds numbers that are not finite",
             hint="name an earlier checkpoint, or train again at a lower learning rate",
         )
 

@@ -46,7 +46,7 @@ class ReferenceModel:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What may stop the work, and who is told how far it is, in bytes."""
+    """The stop check of the work, and the observer of its progress in bytes."""
 
     check_stop: Callable[[], None] = lambda: None
     on_progress: Callable[[int, int], None] = lambda done, total: None
