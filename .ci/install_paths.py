@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 _CONSTRAINTS = str(ROOT / "constraints.txt")
 _BIN = "Scripts" if os.name == "nt" else "bin"
 _TRAIN = ("train", "--profile", "cpu-tiny", "--steps", "3", "--out", "run")
+_OF_THE_USER = ("VIRTUAL_ENV", "PYTHONPATH", "XDG_", "LLMTRAIN_", "PIPX_", "UV_TOOL", "UV_CACHE")
 Environment = Mapping[str, str]
 
 
@@ -56,13 +57,11 @@ def _is_usable(
 ) -> bool:
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(_OF_THE_USER)}
         environment = {
-            **{k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")},
+            **inherited,
             "HOME": place,
             "USERPROFILE": place,
-            "LLMTRAIN_CACHE_DIR": str(home / "cache"),
-            "XDG_DATA_HOME": str(home / "share"),
-            "XDG_CACHE_HOME": str(home / "caches"),
             "PATH": os.pathsep.join([str(home / ".local" / "bin"), os.environ["PATH"]]),
         }
         (home / "empty").mkdir()

@@ -98,6 +98,7 @@ def deadline_of(time: str | None) -> Deadline | None:
 
 
 def show_dry_run(output: Output, request: TrainRequest) -> None:
+    """Show the plan of the request and its cost. Raises LlmtrainError."""
     from llmtrain.cli.plan_tables import assumed_parts, explained_parts
     from llmtrain.documents.plans import TrainDryRun
     from llmtrain.engine.explain import explain_run
@@ -114,16 +115,16 @@ def show_dry_run(output: Output, request: TrainRequest) -> None:
 def train_request(
     output: Output, request: TrainRequest, stop: StopRequest, max_loss: float | None
 ) -> int:
+    """Train in this process, or launch its ranks; return the exit code. Raises LlmtrainError."""
     from llmtrain.cli.progress import watching
-    from llmtrain.cli.train_summary import next_commands, summary_lines
     from llmtrain.engine.text_notes import text_notes
     from llmtrain.engine.train_run import (
-        TrainSession,
         ranks_to_launch,
         resolved_run,
         run_training,
         train_resolved,
     )
+    from llmtrain.engine.train_session import TrainSession
     from llmtrain.machine.process_age import process_age_s
     from llmtrain.train.distributed.world import is_launched, world_from_environment
     from llmtrain.train.signals import stop_with_parent
@@ -147,6 +148,15 @@ def train_request(
             stack.close()  # the ranks lock the directory
             return launch(ranks, sys.argv[1:], stop)
         result = train_resolved(resolved, session)
+    return show_result(output, result, stop, max_loss)
+
+
+def show_result(
+    output: Output, result: TrainResult, stop: StopRequest, max_loss: float | None
+) -> int:
+    """Show what a training ended with; return the exit code. Raises ThresholdError."""
+    from llmtrain.cli.train_summary import next_commands, summary_lines
+
     is_over = result.stopped != "interrupted"
     name = f"the validation loss after {result.steps} steps"
     limit = max_loss if is_over else None

@@ -20,7 +20,7 @@ from typer.core import TyperArgument
 
 from llmtrain import SCHEMA_VERSION, errors
 from llmtrain.documents.published import PUBLISHED, published_schema
-from llmtrain.engine.inference import Evaluation
+from llmtrain.engine.evaluation import Evaluation
 from llmtrain.generate.sampling import Sampling
 from llmtrain.plan.planned import Planned
 from llmtrain.profile.load import known_paths
