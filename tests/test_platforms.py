@@ -52,6 +52,10 @@ GUARDS = ("sys.platform", "os.name", "hasattr", "getattr", "platform.system")
 
 # By file and name: why it needs no guard where it stands.
 UNGUARDED = {
+    (
+        "engine/cluster/kubernetes.py",
+        "/dev/shm",
+    ): "a path in a container, in a file that is written",
     ("machine/gpu_memory.py", "/dev/nvidiactl"): "looked for, and asked for Linux in the next line",
     ("machine/gpu_memory.py", "/dev/kfd"): "looked for, and asked for Linux in the next line",
     ("machine/memory_usage.py", "/proc"): "the reader of Linux, chosen by sys.platform",
