@@ -25,18 +25,10 @@ from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
 from llmtrain.train.checkpoint import format as checkpoint_module
 from llmtrain.train.checkpoint import writing as writing_module
-from llmtrain.train.checkpoint.format import (
-    MANIFEST,
-    Checkpoint,
-    DamagedCheckpointError,
-    SavedState,
-    list_checkpoints,
-    load_checkpoint,
-    newest_good,
-    set_aside,
-    verify_checkpoint,
-)
-from llmtrain.train.checkpoint.parts import OPTIMIZER
+from llmtrain.train.checkpoint.format import Checkpoint, SavedState, load_checkpoint, newest_good
+from llmtrain.train.checkpoint.integrity import DamagedCheckpointError, verify_checkpoint
+from llmtrain.train.checkpoint.names import list_checkpoints, set_aside
+from llmtrain.train.checkpoint.parts import MANIFEST, OPTIMIZER
 from llmtrain.train.checkpoint.writing import remove_old, save_checkpoint
 from llmtrain.train.divergence.policy import DivergenceState
 from llmtrain.train.parameter_groups import build_optimizer, named_state
