@@ -81,6 +81,7 @@ def make_plan(micro_batch: int, accumulation: int) -> Plan:
         precision=choice("fp32"),
         matmul_precision=choice("highest"),
         processes=choice(1),
+        sharding=choice("replicate"),
         threads=choice(1),
         micro_batch=choice(micro_batch),
         accumulation=choice(accumulation),
