@@ -200,8 +200,11 @@ def _train(
     if not is_main:
         return result
     predicted = (resolved.recorded and resolved.recorded.forecast) or expected.document()
-    example = prompt_example(profile.data, dataset)
-    result = replace(_with_prediction(result, predicted), prompt_example=example)
+    result = replace(
+        _with_prediction(result, predicted),
+        prompt_example=prompt_example(profile.data, dataset),
+        is_chat=profile.data.rows == "chat",
+    )
     _record(resolved, planned, run.plan, result)
     if profile.report:
         _write_report(resolved, session)
