@@ -138,6 +138,9 @@ def test_a_dry_run_has_what_the_page_says(place: Path, capsys: pytest.CaptureFix
 @pytest.mark.skipif(shutil.which("jq") is None or sys.platform == "win32", reason="bash and jq")
 def test_the_loop_ends_with_the_best_run(place: Path) -> None:
     (loop,) = re.findall(r"^```sh\n(.*?)^```", AGENTS, re.DOTALL | re.MULTILINE)
+    for words, shorter in (("--time 5m", "--steps 6"), ("0.005 0.02 0.04", "0.02")):
+        assert words in loop
+        loop = loop.replace(words, shorter)
     command = place / "bin" / "llmtrain"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m llmtrain "$@"\n')
@@ -145,7 +148,7 @@ def test_the_loop_ends_with_the_best_run(place: Path) -> None:
     first = "llmtrain train --profile cpu-tiny --data notes/ --steps 6 --out runs/base --quiet\n"
     path = os.pathsep.join([str(command.parent), os.environ["PATH"]])
     done = subprocess.run(
-        ["bash", "-c", first + loop.replace("--time 5m", "--steps 6")],
+        ["bash", "-c", first + loop],
         env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -153,5 +156,5 @@ def test_the_loop_ends_with_the_best_run(place: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() in {"runs/base", *(f"runs/rate-{r}" for r in (0.005, 0.02, 0.04))}
-    assert len(list((place / "runs").glob("*.json"))) == 3
+    assert done.stdout.strip() in {"runs/base", "runs/rate-0.02"}
+    assert len(list((place / "runs").glob("*.json"))) == 1
