@@ -123,6 +123,8 @@ def test_a_model_with_random_weights_is_at_chance(
 ) -> None:
     path = run / "checkpoints" / "step-00000020"
     model = shutil.copytree(path, place / "random")
+    for name in ("manifest.json", "state.json", "optimizer.safetensors"):
+        (model / name).unlink()  # a directory of a model, and no longer a checkpoint
     randomize(model / "model.safetensors")
     outcome = llmtrain("eval", model, "--tasks", task, "--json")
     (accuracy,) = [each for each in outcome.document["tasks"] if each["metric"] == "acc"]
