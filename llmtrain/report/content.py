@@ -198,7 +198,7 @@ def _samples(run: RunDirectory) -> list[Sample]:
 
 
 def _hashes(run: RunDirectory, record: Mapping[str, Any]) -> Iterator[Row]:
-    """Yield what tells whether a repeated run had the same text, tokenizer and weights."""
+    """Yield the hashes by which a repeated run is compared: text, tokenizer and weights."""
     data = record.get("data") or {}
     for name, key in (("text", "corpus_sha256"), ("tokenizer", "tokenizer_sha256")):
         if data.get(key):
