@@ -102,12 +102,12 @@ def created(directory: Path) -> Iterator[None]:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path`, or leave what it held before; sync it."""
+    """Write `text` to `path` and sync it; on an error the file keeps its earlier content."""
     write_pieces_atomically(path, [text.encode()])
 
 
 def write_pieces_atomically(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write `pieces` to `path`, or leave what it held before; sync it."""
+    """Write `pieces` to `path` and sync it; on an error the file keeps its earlier content."""
     # With the rights that the user's other files have, unlike mkstemp's.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:

@@ -45,7 +45,9 @@ def generate(
     top_logprobs: Annotated[
         int | None,
         options.whole_number(
-            "--top-logprobs", "With --json: the likeliest tokens at each place, so many.", 1
+            "--top-logprobs",
+            "With --json: how many likely tokens to list at each place.",
+            1,
         ),
     ] = None,
     device: options.Device = None,

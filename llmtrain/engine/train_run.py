@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from llmtrain.data.batches.conversations import PackedConversations
+from llmtrain.data.batches.preferences import PackedPreferences, References
 from llmtrain.data.batches.prefetch import Prefetch
 from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.find_run import ResolvedRun, resolve
@@ -29,7 +30,7 @@ from llmtrain.engine.session_start import (
     started_event,
     used_before_s,
 )
-from llmtrain.engine.train_data import checked_corpus, packing_of, shared_dataset
+from llmtrain.engine.train_data import checked_corpus, packing_of, shared_dataset, shared_references
 from llmtrain.engine.train_session import TrainSession
 from llmtrain.errors import InterruptedRunError
 from llmtrain.files import free_bytes
@@ -47,7 +48,8 @@ from llmtrain.report.plots import require_plots
 from llmtrain.tracking.observe import tracked
 from llmtrain.tracking.tracker import require_trackers
 from llmtrain.train.build import build_run, set_up_device
-from llmtrain.train.checkpoint.format import Checkpoint, list_checkpoints, load_checkpoint
+from llmtrain.train.checkpoint.format import Checkpoint, load_checkpoint
+from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.checkpoint.saver import require_room
 from llmtrain.train.events import TrainResult
 from llmtrain.train.loop import Run
@@ -159,7 +161,9 @@ def _train(
 ) -> TrainResult:
     """Build the run, train it, and on rank 0 record what came of it."""
     profile, is_main = resolved.profile.loaded.profile, session.world.is_main
-    run = _built(resolved, resumed, planned, dataset, session)
+    references = shared_references(resolved, planned.plan, dataset.shards, session)
+    known = None if references is None else references.train
+    run = _built(resolved, resumed, planned, dataset, known, session)
     horizon = resolved.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
     step = run.position.step
     set_horizon(run.position, resolved, horizon)
@@ -193,6 +197,7 @@ def _train(
             used_before_s=used_before_s(resolved),
             starting_s=session.elapsed_s,
             forecast_tokens_per_s=None if rate is None else rate.value,
+            validation_references=None if references is None else references.validation,
             correct_forecast=partial(correct_forecast, resolved.directory, planned),
         )
         state = first_state(resolved, planned.plan, is_bitwise=difference is None)
@@ -203,7 +208,8 @@ def _train(
     result = replace(
         _with_prediction(result, predicted),
         prompt_example=prompt_example(profile.data, dataset),
-        is_chat=profile.data.rows == "chat",
+        is_chat=profile.data.rows != "text",
+        loss_is_per="token" if references is None else "pair",
     )
     _record(resolved, planned, run.plan, result)
     if profile.report:
@@ -216,12 +222,13 @@ def _built(
     resumed: Checkpoint | None,
     planned: Planned,
     dataset: Dataset,
+    references: References | None,
     session: TrainSession,
 ) -> Run:
     """Return the run at the step where this session begins."""
     profile, initial = resolved.profile.loaded.profile, resolved.initial_model
     packing = packing_of(resolved, dataset, session)
-    if isinstance(packing, PackedConversations) and session.world.is_main:
+    if isinstance(packing, PackedConversations | PackedPreferences) and session.world.is_main:
         cut = packing.describe(profile.model.context)
         if cut is not None:
             session.note(cut)
@@ -230,7 +237,7 @@ def _built(
         profile,
         planned.plan,
         session.world,
-        TrainTokens(shards.train, shards.index.separator_id, packing, dataset.mixture),
+        TrainTokens(shards.train, shards.index.separator_id, packing, dataset.mixture, references),
         resumed,
         None if initial is None else initial.read_weights,
         None if initial is None else initial.adapter(profile.lora),

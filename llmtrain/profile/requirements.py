@@ -16,13 +16,13 @@ from llmtrain.profile.setting import Setting, as_written
 def usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) -> UsageError:
     """Return pydantic's first error as a UsageError with the origin of the value."""
     error = errors[0]
-    words = _known_part(error["loc"], merged)
+    words = _setting_path(error["loc"], merged)
     path = ".".join(map(str, error["loc"]))
     setting = merged.get(".".join(words))
     limits = limits_of(Profile, words)
     message = requirement(error, limits)
     if setting is not None and not isinstance(setting.value, (list, dict)):
-        branches = (e for e in errors if _known_part(e["loc"], merged) == words)
+        branches = (e for e in errors if _setting_path(e["loc"], merged) == words)
         message = " or ".join(dict.fromkeys(requirement(e, limits) for e in branches))
         message = message.replace(" or has to be ", " or ")
     if setting is None:
@@ -58,7 +58,7 @@ def _shown(value: object) -> str:
     return json.dumps(value) if isinstance(value, (list, dict)) else repr(value)
 
 
-def _known_part(place: Sequence[int | str], merged: Mapping[str, Setting]) -> list[str]:
+def _setting_path(place: Sequence[int | str], merged: Mapping[str, Setting]) -> list[str]:
     """Return the part of an error location that names a setting.
 
     pydantic's locations also have the branches of unions.

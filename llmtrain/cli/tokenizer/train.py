@@ -136,10 +136,10 @@ def _require_place(directory: Path, *, overwrite: bool) -> None:
     `overwrite` allows the latter.
     """
     from llmtrain.errors import UsageError
-    from llmtrain.train.checkpoint.format import weights_file
+    from llmtrain.train.checkpoint.format import weights_files
 
     for place in (directory, *directory.absolute().parents):
-        if weights_file(place).exists():
+        if weights_files(place):
             raise UsageError(
                 f"--out {directory} is in a model's directory: {place} has its own tokenizer",
                 hint="another --out; nothing is written into a checkpoint",
