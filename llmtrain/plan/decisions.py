@@ -27,8 +27,8 @@ from llmtrain.units import format_bytes, format_count
 # Small micro-batches are as fast as large ones on a CPU, on two cores and on sixteen, and much
 # leaner; an accelerator wants enough tokens that its products fill it.
 _MICRO_BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
-# Beside adapters a micro-batch rounds no weights and adds to no gradients of theirs: on one core 512
-# tokens at once took 0.34 s for 2,048, and 2,048 at once 0.32 s, for two blocks 576 wide.
+# Beside adapters a micro-batch rounds no weights and adds to no gradients of theirs: on one core
+# 512 tokens at once took 0.34 s for 2,048, and 2,048 at once 0.32 s, for two blocks 576 wide.
 _ADAPTED_MICRO_BATCH_TOKENS = {"cpu": 512}
 _USABLE_MEMORY = {"cpu": 0.85, "mps": 0.8, "cuda": 0.92}
 
