@@ -63,7 +63,7 @@ UNGUARDED = {
     ("children.py", "start_new_session"): "below the return of Windows' own way",
     ("train/distributed/launch.py", "start_new_session"): "below the return of Windows' own way",
     ("train/checkpoint/writing.py", "rename"): "of directories, to names that are free",
-    ("train/checkpoint/format.py", "rename"): "of a directory, to a name that is free",
+    ("train/checkpoint/names.py", "rename"): "of a directory, to a name that is free",
     ("data/shards/cache_entry.py", "rename"): "of directories, to names that are free",
     ("data/shards/cache.py", "rename"): "of a directory, to a name that is free",
 }
