@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -33,22 +34,20 @@ def markdown_stream(console: Console) -> Iterator[Callable[[str], None]]:
         console.print(_markdown(text))
         is_first = False
 
-    with Live(console=console, refresh_per_second=_FRAMES_PER_S, transient=True) as live:
-
-        def show(piece: str) -> None:
-            nonlocal shown
-            complete, shown = split_complete(shown + piece)
-            if complete:
-                live.update("")
-                print_block(complete)
-            live.update(_End(shown, begins=is_first))
-
-        try:
-            yield show
-        finally:
+    def showing(live: Live, piece: str) -> None:
+        nonlocal shown
+        complete, shown = split_complete(shown + piece)
+        if complete:
             live.update("")
-            if shown.strip():
-                print_block(shown)
+            print_block(complete)
+        live.update(_End(shown, begins=is_first))
+
+    try:
+        with Live(console=console, refresh_per_second=_FRAMES_PER_S, transient=True) as live:
+            yield partial(showing, live)
+    finally:
+        if shown.strip():
+            print_block(shown)
 
 
 def split_complete(text: str) -> tuple[str, str]:
