@@ -13,6 +13,7 @@ Backend = Literal["gloo", "nccl"]
 AttentionKernel = Literal["sdpa", "blocks", "flex", "native"]
 LossKernel = Literal["chunks", "native"]
 ActivationCheckpointing = Literal["off", "selective", "full"]
+Sharding = Literal["replicate", "shard"]  # of weights and optimizer state over processes
 OptimizerName = Literal["muon", "adamw"]
 Algorithm = Literal["muon", "adamw"]  # that steps a parameter group
 

@@ -20,6 +20,7 @@ APART = {
 SPANNING = {
     "test_default_signals": "how the tests themselves start children",
     "test_examples": "docs/examples",
+    "test_fixtures": "the types of all fixtures",
     "test_layers": "imports of the whole package",
     "test_mirror": "this test",
     "test_platforms": "the source of the whole package",
@@ -28,6 +29,7 @@ SPANNING = {
     "cli/data/test_remote": "commands that read s3:// and https://",
     "cli/data/test_sources": "data in every command",
     "report/test_browser": "the report in a browser",
+    "cli/test_dpo": "finetune on preferences, and their evaluation",
     "cli/test_device_bench": "device bench, from the command to its cache",
     "cli/test_documents": "documents that commands print",
     "cli/test_explain": "the plan that every command shows alike",
@@ -64,6 +66,7 @@ SPANNING = {
     "train/test_resolve": "from a request to the run that it trains",
     "train/test_resume": "resumed equals uninterrupted",
     "train/test_time": "training for a time",
+    "train/test_trl": "losses and gradients of fine-tuning beside TRL and PEFT",
 }
 
 

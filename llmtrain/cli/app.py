@@ -23,6 +23,8 @@ import llmtrain
 from llmtrain.cli import profiles, runs
 from llmtrain.cli.arguments import find_command, given_flags, without_options
 from llmtrain.cli.chat import chat
+from llmtrain.cli.cluster.plan import plan as plan_cluster
+from llmtrain.cli.cluster.script import script
 from llmtrain.cli.command import Function, add_command, add_group
 from llmtrain.cli.data import cache
 from llmtrain.cli.data.inspect import inspect as inspect_data
@@ -62,6 +64,7 @@ _GROUPS = {
     "data": "Text: inspect it, prepare it ahead of training, and manage the cache.",
     "data cache": "The cache: token shards, tokenizers, and downloads.",
     "runs": "Past runs.",
+    "cluster": "Several machines: predictions and job files.",
 }
 # Each command with the arguments of the example that ends its help.
 _COMMANDS: dict[str, tuple[Function, str]] = {
@@ -97,6 +100,11 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "runs rm": (rm, "my-run"),
     "runs verify": (runs.verify, "my-run"),
     "runs prove-resume": (prove_resume, "--profile cpu-tiny"),
+    "cluster script": (script, "--for slurm --profile gpu-small --nodes 2 --assume cuda:8x80GiB"),
+    "cluster plan": (
+        plan_cluster,
+        "--profile gpu-large --nodes 64 --assume cuda:8x80GiB --gpu H100 --network 400Gb",
+    ),
     "report-bug": (report_bug, "my-run --out report.json"),
     "sweep": (sweep, "plan.yaml --time 5m"),
     "schema": (schema, "train"),
@@ -165,6 +173,11 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(AbortedError("interrupted", hint="run the same command again"), arguments)
     except LlmtrainError as error:
         return _fail(error, arguments)
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        discard_stdout()  # help whose reader has what it wanted, which is no failure
+        return 0
     except OSError as error:
         return _fail(_os_failure(error), arguments)
 
@@ -176,6 +189,8 @@ def _os_failure(error: OSError) -> LlmtrainError:
     cache = cache_directory()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = "free some disk space; a saved run continues with --resume auto"
+    elif error.errno == errno.EIO:
+        hint = "the disk or the network behind it fails; a saved run continues with --resume auto"
     elif error.filename is not None and cache.is_relative_to(error.filename):
         where = f"the cache {cache} cannot be made: "
         hint = "LLMTRAIN_CACHE_DIR=DIRECTORY names another place for it"

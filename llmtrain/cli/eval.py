@@ -222,6 +222,7 @@ def _parts(evaluation: Eval) -> Iterator[Part]:
             for name, v in baselines.items()
         ),
         *_answer_rows(evaluation),
+        *_preference_rows(evaluation),
         ("verdict", verdict_of(evaluation.bits_per_byte, baselines)),
     ]
     yield facts_table(rows)
@@ -237,10 +238,21 @@ def _answer_rows(evaluation: Eval) -> Iterator[tuple[str, str]]:
         )
 
 
+def _preference_rows(evaluation: Eval) -> Iterator[tuple[str, str]]:
+    found = evaluation.preferences
+    if found is None or found.accuracy is None:
+        return
+    low, high = (
+        0.0 if each is None else each for each in (found.accuracy_low, found.accuracy_high)
+    )
+    yield "pairs", f"{found.pairs:,}; loss {_figure(found.loss)}, margin {_figure(found.margin)}"
+    yield "prefers as chosen", f"{found.accuracy:.1%} ({low:.1%} to {high:.1%})"
+
+
 def verdict_of(bits_per_byte: float | None, baselines: Mapping[str, float]) -> str:
     """Return in words where the model is among what needs no model; less is better."""
     if bits_per_byte is None or not math.isfinite(bits_per_byte):
-        return "the loss is not a finite number: the model is of no use"
+        return "the loss is not a finite number: the model cannot be used"
     names = {name: name.removesuffix("_bpb") for name in baselines}
     better = [names[n] for n, value in baselines.items() if bits_per_byte < value]
     worse = [names[n] for n, value in baselines.items() if bits_per_byte >= value]

@@ -44,17 +44,20 @@ def list_runs(
     from llmtrain.errors import LlmtrainError
     from llmtrain.train.run_directory.running import listed_runs
 
-    conditions, found = parse_conditions(where or []), []
+    conditions, found, unread = parse_conditions(where or []), [], 0
     for run in listed_runs(directory):
         try:
             summary = run_summary(run)
             found.append((summary, run_values(summary, run.read_record())))
         except LlmtrainError as error:
             output.warning(error.message)
+            unread += 1
     rows = chosen_runs(found, conditions, sort, reverse=reverse)
     note = "" if rows else f"no runs under {directory}; start one with llmtrain train"
     if found and not rows:
         note = f"none of {len(found)} runs under {directory} meets {', '.join(where or [])}"
+    elif unread and not rows:
+        note = f"none of {unread} runs under {directory} can be read"
     output.answer(RunsList.of(runs=rows), runs_parts(rows, output.stdout.width), note)
 
 
@@ -63,7 +66,7 @@ def show(output: Output, run: options.Run) -> None:
     from llmtrain.cli.loss_plot import loss_plot
     from llmtrain.cli.runs_text import run_parts
     from llmtrain.documents.runs import RunsShow
-    from llmtrain.train.run_directory.directory import find_run
+    from llmtrain.train.run_directory.find import find_run
     from llmtrain.train.run_directory.history import read_history
 
     directory = find_run(run)
@@ -97,7 +100,7 @@ def verify(output: Output, run: options.Run) -> int:
 def run_summary(run: RunDirectory) -> Run:
     """Return the progress of a run, read from its files. Raises UsageError."""
     from llmtrain.documents.runs import Run
-    from llmtrain.train.checkpoint.format import list_checkpoints
+    from llmtrain.train.checkpoint.names import list_checkpoints
     from llmtrain.train.run_directory.running import is_in_training
     from llmtrain.train.run_directory.tags import read_tags
 

@@ -50,10 +50,22 @@ class Confidence(Part):
     units: int = key("how many of these the text has")
 
 
+class Preferences(Part):
+    """Pairs of answers, beside the model that the run began with."""
+
+    pairs: int = key("that fit into the context")
+    loss: Number = key(f"of direct preference optimization, mean nats per pair; {NOT_FINITE}")
+    margin: Number = key(f"of the rewards, mean; {NOT_FINITE}")
+    accuracy: Number = key("share of pairs whose chosen answer has the larger reward, 0 to 1")
+    accuracy_low: Number = key("the lower end of its 95% interval (Wilson)")
+    accuracy_high: Number = key("the upper end")
+
+
 class Evaluated(Part):
     """The loss of a model on a text, in every unit.
 
-    Of a run on conversations, text and tokens are those that the assistant says.
+    Of a run on conversations, text and tokens are those that the assistant says; of one on pairs of
+    answers, those of the chosen ones.
     """
 
     checkpoint: Text = key("what was evaluated")
@@ -66,6 +78,9 @@ class Evaluated(Part):
     baselines: Baselines = key("what other ways need for the same text")
     answers: Answers | None = key(
         "of conversations, how many short answers are exact; null: other text, or no short answers"
+    )
+    preferences: Preferences | None = key(
+        "of pairs of answers, which the model prefers; null: other text"
     )
 
 

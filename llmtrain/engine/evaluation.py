@@ -17,7 +17,14 @@ from llmtrain.data.corpus import Corpus
 from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.engine.evaluate_chat import encoded_conversations, evaluate_conversations
+from llmtrain.engine.evaluate_preferences import (
+    PreferenceScores,
+    chosen_conversations,
+    first_model,
+    score_preferences,
+)
 from llmtrain.engine.inference import Trained, load_trained
+from llmtrain.engine.rows_kind import kind_of_rows
 from llmtrain.errors import DataError, UsageError
 from llmtrain.eval.baselines import Baselines, measure_baselines
 from llmtrain.eval.bootstrap import Interval, bits_per_byte_interval
@@ -25,7 +32,7 @@ from llmtrain.eval.evaluate import LossSum, Window, bits_per_byte, token_losses
 from llmtrain.eval.questions import ExactMatches
 from llmtrain.eval.segments import SegmentLosses, SegmentMeter
 from llmtrain.plan.inference_memory import EVALUATION_TOKENS
-from llmtrain.prepare.chat import ChatEncoder
+from llmtrain.prepare.chat import ChatEncoder, PreferenceEncoder
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import open_dataset
 from llmtrain.profile.load import profile_from_values
@@ -54,6 +61,7 @@ class Evaluation:
     interval: Interval  # of the bits per byte
     losses: SegmentLosses
     answers: ExactMatches | None = None  # of conversations
+    preferences: PreferenceScores | None = None  # of pairs of answers
 
 
 def evaluate_run(
@@ -75,13 +83,18 @@ def evaluate_run(
     mask_as_trained(trained)
     chat = ChatEncoder(trained.tokenizer) if is_of_conversations(trained.record) else None
     if data and chat is not None:
-        tokens = encoded_conversations(resolve_sources(data, rows="chat"), chat, work)
-        return _evaluate_chat(trained, chat, tokens, work, questions)
+        rows = kind_of_rows(resolve_sources(data, rows="kind"))
+        if rows == "preferences":
+            chat = PreferenceEncoder(trained.tokenizer)
+        tokens = encoded_conversations(resolve_sources(data, rows=rows), chat, work)
+        return _evaluate_chat(trained, chat, tokens, None, work, questions)
     if data:
         return evaluate_corpus(trained, resolve_sources(data, text_field=text_field), work)
     with validation_shards(trained.record, trained.checkpoint, run, work) as shards:
         if chat is not None:
-            return _evaluate_chat(trained, chat, shards.validation, work, questions)
+            if shards.index.encoder_fingerprint != chat.fingerprint:  # opened for the run's rows
+                chat = PreferenceEncoder(trained.tokenizer)
+            return _evaluate_chat(trained, chat, shards.validation, shards, work, questions)
         return evaluate_shards(trained, shards, work)
 
 
@@ -89,7 +102,7 @@ def is_of_conversations(record: Mapping[str, Any] | None) -> bool:
     """Return whether the run of this record was trained on conversations."""
     if record is None:
         return False
-    return profile_from_values(record["profile"], "run.yaml").data.rows == "chat"
+    return profile_from_values(record["profile"], "run.yaml").data.has_conversations
 
 
 @contextmanager
@@ -123,17 +136,27 @@ def mask_as_trained(trained: Trained) -> None:
 
 
 def _evaluate_chat(
-    trained: Trained, encoder: ChatEncoder, stream: Tokens, work: PrepareContext, questions: int
+    trained: Trained,
+    encoder: ChatEncoder,
+    stream: Tokens,
+    shards: PreparedData | None,
+    work: PrepareContext,
+    questions: int,
 ) -> Evaluation:
-    """Evaluate on a stream of conversations."""
+    """Evaluate on a stream of conversations, or of pairs: then on the chosen answers too."""
     trained.model.has_padding = True
+    scores, precision = None, trained.plan.precision.value
+    if isinstance(encoder, PreferenceEncoder):
+        first = first_model(trained.record, trained.checkpoint, precision, trained.model)
+        scores = score_preferences(trained.model, first, stream, encoder.marks, shards, work)
+        stream = chosen_conversations(stream, encoder.marks)
     found = evaluate_conversations(
         trained.model,
         encoder,
         stream,
         work,
         questions=questions,
-        precision=trained.plan.precision.value,
+        precision=precision,
     )
     evaluation = _evaluation(
         trained,
@@ -142,7 +165,8 @@ def _evaluate_chat(
         text_bytes=max(1, found.text_bytes),
         unigram_nats_per_token=None,
     )
-    return replace(evaluation, answers=found.exact if found.exact.questions else None)
+    answers = found.exact if found.exact.questions else None
+    return replace(evaluation, answers=answers, preferences=scores)
 
 
 def evaluate_shards(trained: Trained, shards: PreparedData, work: PrepareContext) -> Evaluation:

@@ -5,7 +5,8 @@ none, a new run is started. The result has the run's directory, the checkpoint t
 profile and the facts of the machine.
 
 A directory whose run.yaml has no checkpoint yet was left by a failed or interrupted start: a new
-run may take its place.
+run may take its place. One whose run.yaml says that there were checkpoints is refused: without them
+nothing continues it, and a new run in its place would erase what it recorded.
 """
 
 from __future__ import annotations
@@ -28,23 +29,19 @@ from llmtrain.engine.resume_settings import (
 from llmtrain.errors import UsageError
 from llmtrain.profile.horizon import Horizon
 from llmtrain.progress import Note
-from llmtrain.train.checkpoint.format import (
-    SavedState,
-    lacks_optimizer,
+from llmtrain.train.checkpoint.format import SavedState, load_state, newest_good
+from llmtrain.train.checkpoint.integrity import lacks_optimizer, verify_checkpoint
+from llmtrain.train.checkpoint.names import (
     list_checkpoints,
-    load_state,
-    newest_good,
     refuse_only_damaged,
     set_aside,
     step_of,
-    verify_checkpoint,
 )
 from llmtrain.train.checkpoint.writing import recover
 from llmtrain.train.distributed.world import World, launcher_identity, was_restarted
 from llmtrain.train.events import Observer
-from llmtrain.train.run_directory.directory import (
-    RUN_FILE,
-    RunDirectory,
+from llmtrain.train.run_directory.directory import RUN_FILE, RunDirectory
+from llmtrain.train.run_directory.find import (
     all_runs,
     find_run,
     named_checkpoint,
@@ -128,6 +125,7 @@ def _find(request: TrainRequest, world: World | None) -> _Place:
     out = RunDirectory(request.out) if request.out is not None else None
     if out is not None:
         out.require_own_files()
+        out.refuse_lost()
     resume = request.resume or _resumed_by_restart(out)
     if resume is None:
         if out is not None and out.has_saved_state:
@@ -139,6 +137,7 @@ def _find(request: TrainRequest, world: World | None) -> _Place:
     if resume == "auto":
         return _resumed_automatically(request, out, world)
     run = find_run(resume)
+    run.refuse_lost()
     if out is not None and out.path.resolve() != run.path.resolve():
         raise UsageError(
             f"--resume {resume} continues in {run.path}, --out says {out.path}",
@@ -156,6 +155,7 @@ def _resumed_automatically(
         newest = newest_run(profile.loaded.profile.name)
         if newest is None:
             return _new_place(request, None, world, profile)
+        RunDirectory(newest).refuse_lost()
         return _Place(RunDirectory(newest))
     if out.exists:
         return _Place(out)

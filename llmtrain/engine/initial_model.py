@@ -26,9 +26,10 @@ from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer.chat_template import with_chat_template
 from llmtrain.tokenizer.of_model import tokenizer_of_model
 from llmtrain.train.checkpoint.adapter import ADAPTER, Adapter, BaseModel
-from llmtrain.train.checkpoint.format import newest_good, verify_checkpoint
+from llmtrain.train.checkpoint.format import newest_good
+from llmtrain.train.checkpoint.integrity import verify_checkpoint
 from llmtrain.train.checkpoint.pretrained import open_pretrained
-from llmtrain.train.run_directory.directory import find_checkpoints
+from llmtrain.train.run_directory.find import find_checkpoints
 
 _SHAPE_KEYS = (
     *("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
@@ -56,7 +57,7 @@ class InitialModel:
         return None if lora is None else Adapter(lora, BaseModel(self.path, self.sha256))
 
     def read_weights(self) -> Mapping[str, Tensor]:
-        """Return the weights. Raises LlmtrainError if they are gone or are not what they were."""
+        """Return the weights. Raises LlmtrainError if they are missing or have changed."""
         directory = open_pretrained(self.path)
         changed = [
             name for name, digest in directory.sha256().items() if self.sha256.get(name) != digest
@@ -71,7 +72,7 @@ class InitialModel:
 
 @dataclass(frozen=True, slots=True)
 class Continued:
-    """A profile with the settings of the model that it continues, and what to tell the user."""
+    """A profile with the settings of the model that it continues, and notes for the user."""
 
     loaded: LoadedProfile
     model: InitialModel
@@ -103,7 +104,7 @@ def continue_from(spec: str, loaded: LoadedProfile) -> Continued:
     directory = open_pretrained(path)
     tokenizer, warnings = tokenizer_of_model(directory.path)
     notes += warnings
-    if loaded.profile.data.rows == "chat":
+    if loaded.profile.data.has_conversations:
         tokenizer = with_chat_template(tokenizer)
     cached = cached_tokenizer(tokenizer, {"model": str(directory.path)})
     profile = loaded.profile

@@ -156,4 +156,5 @@ def workload_of(
         time_s=train.time,
         mask_documents=profile.data.masks_documents,
         lora=lora_shape_of(profile.lora),
+        is_dpo=profile.data.rows == "preferences",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -14,6 +15,7 @@ import llmtrain
 from llmtrain.data.shards.index import ShardIndex
 from llmtrain.engine.find_run import ResolvedRun
 from llmtrain.engine.resume_settings import machine_signature
+from llmtrain.errors import LlmtrainError
 from llmtrain.eval.evaluate import bits_per_byte
 from llmtrain.plan.cpu_benchmarks import forget_step
 from llmtrain.plan.forecast import Forecast
@@ -21,7 +23,7 @@ from llmtrain.plan.past_runs import replace_run
 from llmtrain.plan.planned import Planned
 from llmtrain.prepare.dataset import Dataset
 from llmtrain.train.distributed.world import launcher_identity, run_process_identity
-from llmtrain.train.events import TrainResult
+from llmtrain.train.events import Event, Observer, Saved, TrainResult
 from llmtrain.train.rate_check import RateDifference
 from llmtrain.train.run_directory.directory import RunDirectory
 
@@ -105,6 +107,28 @@ def correct_forecast(directory: RunDirectory, planned: Planned, difference: Rate
             planned.last_run, tokens_per_s=difference.tokens_per_s, ran_share=difference.ran_share
         )
         replace_run(facts, workload, plan, corrected_run)
+
+
+def recording_first_save(directory: RunDirectory, observe: Observer) -> Observer:
+    """Return `observe`, changed to write the session's first saved step to run.yaml.
+
+    From then on checkpoints that are missing were removed (`RunDirectory.refuse_lost`).
+    """
+    is_recorded = False
+
+    def observed(event: Event) -> None:
+        nonlocal is_recorded
+        if isinstance(event, Saved) and not is_recorded:
+            is_recorded = True
+            # A full disk, or a run that was moved, is reported where it is next written to.
+            with suppress(OSError, LlmtrainError):
+                record = directory.read_record()
+                *earlier, session = record["sessions"]
+                sessions = [*earlier, session | {"saved_step": event.step}]
+                directory.write_record(record | {"sessions": sessions})
+        observe(event)
+
+    return observed
 
 
 def write_result(directory: RunDirectory, result: TrainResult) -> None:

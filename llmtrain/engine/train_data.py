@@ -5,13 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmtrain.data.batches.conversations import PackedConversations, pack_conversations
-from llmtrain.data.batches.packing import Packing
+from llmtrain.data.batches.conversations import pack_conversations
 from llmtrain.data.batches.packing_cache import cached_packing
+from llmtrain.data.batches.preferences import pack_preferences
 from llmtrain.data.chat.marks import Marks
 from llmtrain.data.corpus import Corpus
+from llmtrain.data.shards.cache_entry import require_usable_cache
+from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.engine.find_run import ResolvedRun
+from llmtrain.engine.references import (
+    FirstModel,
+    ReferencesOfRun,
+    kept_references,
+    references_of_run,
+)
 from llmtrain.engine.train_session import TrainSession
+from llmtrain.files import cache_directory
+from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.out_of_memory import memory_errors_mapped
 from llmtrain.plan.planner import Plan
 from llmtrain.prepare.changes import announce_changes, require_same_text
@@ -24,6 +34,8 @@ from llmtrain.prepare.dataset import (
     with_recorded_mixture,
 )
 from llmtrain.prepare.length import check_length
+from llmtrain.train.distributed.world import device_of
+from llmtrain.train.readers import AnyPacking
 from llmtrain.train.run_directory.record import data_key, data_ranges
 
 
@@ -37,10 +49,14 @@ class _SharedData:
 
 
 def checked_corpus(resolved: ResolvedRun, session: TrainSession) -> Corpus | None:
-    """Return what a new run's text is. Raises DataError if it is too short, before any planning."""
+    """Return what a new run's text is. Raises DataError if it is too short.
+
+    And LlmtrainError if it cannot be prepared in the cache; both before any planning.
+    """
     if resolved.recorded is not None and resolved.checkpoint is not None:
         return None
     profile = resolved.profile.loaded.profile
+    require_usable_cache(cache_directory())
     work = PrepareContext(1, session.observe, session.stop.check)
     corpus = resolve_corpus(profile.data, work)
     if profile.data.rows == "text":
@@ -88,9 +104,7 @@ def _dataset(resolved: ResolvedRun, work: PrepareContext, corpus: Corpus | None)
     return with_recorded_mixture(dataset, profile.data, data_ranges(recorded.values))
 
 
-def packing_of(
-    resolved: ResolvedRun, dataset: Dataset, session: TrainSession
-) -> Packing | PackedConversations | None:
+def packing_of(resolved: ResolvedRun, dataset: Dataset, session: TrainSession) -> AnyPacking | None:
     """Return how documents or conversations fill windows; None if they are concatenated.
 
     None of a mixture, whose sources are packed one by one.
@@ -98,10 +112,36 @@ def packing_of(
     profile = resolved.profile.loaded.profile
     if not profile.data.pads_windows or dataset.mixture:
         return None
-    if profile.data.rows == "chat":
+    if profile.data.has_conversations:
         marks = Marks.of_separator(dataset.shards.index.separator_id)
-        check_stop = session.stop.check
-        return pack_conversations(
-            dataset.shards.train, marks, profile.model.context, check_stop=check_stop
+        pack = pack_conversations if profile.data.rows == "chat" else pack_preferences
+        return pack(
+            dataset.shards.train, marks, profile.model.context, check_stop=session.stop.check
         )
     return cached_packing(dataset.shards, profile.model.context, session.stop.check)
+
+
+def shared_references(
+    resolved: ResolvedRun, plan: Plan, shards: PreparedData, session: TrainSession
+) -> ReferencesOfRun | None:
+    """Return what the first model gives to pairs of answers; None of other data.
+
+    Rank 0 computes what is not kept, and the others read it.
+    """
+    profile, world = resolved.profile.loaded.profile, session.world
+    if profile.data.rows != "preferences":
+        return None
+    assert resolved.initial_model is not None, "a profile without a model to fine-tune is refused"
+    device = device_of(plan.device.value, world)
+    first = FirstModel(profile, resolved.initial_model, plan.precision.value, device)
+    found: list[ReferencesOfRun] = []
+
+    def compute() -> str:
+        found.append(references_of_run(first, shards, session.observe, session.stop.check))
+        return_free_memory()
+        return first.key
+
+    session.broadcast_from_main("references", str, compute, session.stop.check)
+    known = found[0] if found else kept_references(first, shards)
+    assert known is not None, "rank 0 has computed them"
+    return known

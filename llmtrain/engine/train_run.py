@@ -9,11 +9,17 @@ from functools import partial
 from typing import Any
 
 from llmtrain.data.batches.conversations import PackedConversations
+from llmtrain.data.batches.preferences import PackedPreferences, References
 from llmtrain.data.batches.prefetch import Prefetch
 from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.find_run import ResolvedRun, resolve
 from llmtrain.engine.plan_run import plan_resolved, processes_of
-from llmtrain.engine.record import correct_forecast, write_result, write_start
+from llmtrain.engine.record import (
+    correct_forecast,
+    recording_first_save,
+    write_result,
+    write_start,
+)
 from llmtrain.engine.request import TrainRequest
 from llmtrain.engine.run_report import write_report
 from llmtrain.engine.session_start import (
@@ -24,7 +30,7 @@ from llmtrain.engine.session_start import (
     started_event,
     used_before_s,
 )
-from llmtrain.engine.train_data import checked_corpus, packing_of, shared_dataset
+from llmtrain.engine.train_data import checked_corpus, packing_of, shared_dataset, shared_references
 from llmtrain.engine.train_session import TrainSession
 from llmtrain.errors import InterruptedRunError
 from llmtrain.files import free_bytes
@@ -35,16 +41,15 @@ from llmtrain.plan.past_runs import record_run
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.tensor_bytes import checkpoint_bytes
-from llmtrain.prepare.dataset import (
-    Dataset,
-)
+from llmtrain.prepare.dataset import Dataset
 from llmtrain.profile.lora_shape import lora_shape_of
 from llmtrain.profile.shape import shape_of
 from llmtrain.report.plots import require_plots
 from llmtrain.tracking.observe import tracked
 from llmtrain.tracking.tracker import require_trackers
 from llmtrain.train.build import build_run, set_up_device
-from llmtrain.train.checkpoint.format import Checkpoint, list_checkpoints, load_checkpoint
+from llmtrain.train.checkpoint.format import Checkpoint, load_checkpoint
+from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.checkpoint.saver import require_room
 from llmtrain.train.events import TrainResult
 from llmtrain.train.loop import Run
@@ -156,7 +161,9 @@ def _train(
 ) -> TrainResult:
     """Build the run, train it, and on rank 0 record what came of it."""
     profile, is_main = resolved.profile.loaded.profile, session.world.is_main
-    run = _built(resolved, resumed, planned, dataset, session)
+    references = shared_references(resolved, planned.plan, dataset.shards, session)
+    known = None if references is None else references.train
+    run = _built(resolved, resumed, planned, dataset, known, session)
     horizon = resolved.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
     step = run.position.step
     set_horizon(run.position, resolved, horizon)
@@ -186,10 +193,11 @@ def _train(
             workload=planned.workload,
             peak_flops=planned.peak_flops,
             stop=session.stop,
-            observe=observe,
+            observe=recording_first_save(resolved.directory, observe),
             used_before_s=used_before_s(resolved),
             starting_s=session.elapsed_s,
             forecast_tokens_per_s=None if rate is None else rate.value,
+            validation_references=None if references is None else references.validation,
             correct_forecast=partial(correct_forecast, resolved.directory, planned),
         )
         state = first_state(resolved, planned.plan, is_bitwise=difference is None)
@@ -198,7 +206,11 @@ def _train(
         return result
     predicted = (resolved.recorded and resolved.recorded.forecast) or expected.document()
     example = prompt_example(profile.data, dataset)
-    result = replace(_with_prediction(result, predicted), prompt_example=example)
+    result = replace(
+        _with_prediction(result, predicted),
+        prompt_example=example,
+        loss_is_per="token" if references is None else "pair",
+    )
     _record(resolved, planned, run.plan, result)
     if profile.report:
         _write_report(resolved, session)
@@ -210,12 +222,13 @@ def _built(
     resumed: Checkpoint | None,
     planned: Planned,
     dataset: Dataset,
+    references: References | None,
     session: TrainSession,
 ) -> Run:
     """Return the run at the step where this session begins."""
     profile, initial = resolved.profile.loaded.profile, resolved.initial_model
     packing = packing_of(resolved, dataset, session)
-    if isinstance(packing, PackedConversations) and session.world.is_main:
+    if isinstance(packing, PackedConversations | PackedPreferences) and session.world.is_main:
         cut = packing.describe(profile.model.context)
         if cut is not None:
             session.note(cut)
@@ -224,7 +237,7 @@ def _built(
         profile,
         planned.plan,
         session.world,
-        TrainTokens(shards.train, shards.index.separator_id, packing, dataset.mixture),
+        TrainTokens(shards.train, shards.index.separator_id, packing, dataset.mixture, references),
         resumed,
         None if initial is None else initial.read_weights,
         None if initial is None else initial.adapter(profile.lora),

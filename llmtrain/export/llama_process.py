@@ -121,7 +121,7 @@ class Server:
 
 
 def _reason(log: IO[bytes]) -> str:
-    """Return the first line of the log that tells of an error."""
+    """Return the first line of the log that reports an error."""
     log.seek(0)
     lines = log.read(_LOG_BYTES).decode(errors="replace").splitlines()
     return next((line.strip() for line in lines if "error" in line.lower()), "")[:300]

@@ -73,6 +73,7 @@ def linear_cross_entropy(
     exponentiate: Exponentiate = exponentiate,
     has_padding: bool = False,
     kernel: LossKernel = "chunks",
+    token_weights_n: Tensor | None = None,
 ) -> Tensor:
     """Return the sum over tokens of −log softmax(hidden · weightᵀ)[target], in nats, fp32.
 
@@ -81,10 +82,12 @@ def linear_cross_entropy(
     forward computes both gradients, because it has the softmax; the backward only scales them.
     `weight_cast_vd`: the weight in the autocast type, if the caller has it. With `has_padding`,
     tokens with a target below 0 do not count. The `native` kernel, in bf16, has a loop of its own.
+    `token_weights_n`: what each token's loss is multiplied by, which only `chunks` can.
     """
     if not torch.is_grad_enabled():  # needs_input_grad does not depend on grad mode
         hidden_nd, weight_vd = hidden_nd.detach(), weight_vd.detach()
     if kernel == "native":
+        assert token_weights_n is None, "the native kernel has no weights"
         native: Tensor = _NativeCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden_nd, weight_vd, targets_n, weight_cast_vd, has_padding
         )
@@ -93,7 +96,15 @@ def linear_cross_entropy(
     limit = loss_chunk_tokens(weight_vd.shape[0], hidden_nd.device.type, dtype.itemsize)
     rows = even_chunk(hidden_nd.shape[0], limit)
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_nd, weight_vd, targets_n, weight_cast_vd, rows, dtype, exponentiate, has_padding
+        hidden_nd,
+        weight_vd,
+        targets_n,
+        weight_cast_vd,
+        rows,
+        dtype,
+        exponentiate,
+        has_padding,
+        token_weights_n,
     )
     return loss
 
@@ -129,6 +140,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         exponentiate: Exponentiate,
         has_padding: bool,
+        token_weights_n: Tensor | None,
     ) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         wide = torch.promote_types(dtype, torch.float32)
@@ -144,7 +156,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 h, y = hidden[chunk], targets_n[chunk]
                 logits = torch.mm(h, weight.t(), out=buffer[: h.shape[0]])
                 is_target = y >= 0 if has_padding else None
-                loss, sums = _differentiate(logits, y, exponentiate, is_target)
+                weights = None if token_weights_n is None else token_weights_n[chunk].to(wide)
+                loss, sums = _differentiate(logits, y, exponentiate, is_target, weights)
                 total += loss
                 if d_hidden is not None:
                     d_hidden[chunk] = (logits @ weight).to(wide) / sums
@@ -156,7 +169,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
-        return *_scaled_gradients(ctx, d_total), None, None, None, None, None, None
+        return *_scaled_gradients(ctx, d_total), *([None] * 7)
 
 
 class _NativeCrossEntropy(torch.autograd.Function):
@@ -206,6 +219,7 @@ def _differentiate(
     targets_c: Tensor,
     exponentiate: Exponentiate,
     is_target_c: Tensor | None = None,
+    weights_c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the summed loss and a divisor per row; replace logits by their gradient times it.
 
@@ -220,6 +234,8 @@ def _differentiate(
     if is_target_c is not None:
         losses = torch.where(is_target_c[:, None], losses, 0.0)
         sums = torch.where(is_target_c[:, None], sums, torch.inf)
+    if weights_c is not None:
+        losses, sums = losses * weights_c[:, None], sums / weights_c[:, None]
     return losses.sum(), sums
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -13,6 +13,7 @@ from llmtrain.choice import (
     Choice,
     DeviceKind,
     Precision,
+    Sharding,
 )
 from llmtrain.errors import DoesNotFitError, UsageError
 from llmtrain.machine.facts import Accelerator, Facts
@@ -27,6 +28,9 @@ from llmtrain.units import format_bytes, format_count
 # Small micro-batches are as fast as large ones on a CPU, on two cores and on sixteen, and much
 # leaner; an accelerator wants enough tokens that its products fill it.
 _MICRO_BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
+# Beside adapters a micro-batch rounds no weights and adds to no gradients of theirs: on one core
+# 512 tokens at once took 0.34 s for 2,048, and 2,048 at once 0.32 s, for two blocks 576 wide.
+_ADAPTED_MICRO_BATCH_TOKENS = {"cpu": 512}
 _USABLE_MEMORY = {"cpu": 0.85, "mps": 0.8, "cuda": 0.92}
 
 
@@ -164,6 +168,28 @@ def _core_limits(facts: Facts) -> str:
     return ", ".join(limits)
 
 
+def choose_sharding(
+    options: DeviceSection, workload: Workload, processes: int, fits: Callable[[], object]
+) -> Choice[Sharding]:
+    """Choose whether each process has all weights and optimizer state, or a part of them.
+
+    `fits` raises DoesNotFitError if a replica does not fit.
+    """
+    if processes == 1:
+        return Choice("replicate", "one process has everything")
+    if options.sharding != "auto":
+        return Choice(options.sharding, "asked for")
+    if workload.lora is not None:
+        return Choice("replicate", "a model that adapters are beside is not sharded")
+    if workload.is_dpo:
+        return Choice("replicate", "training on pairs of answers is not sharded")
+    try:
+        fits()
+    except DoesNotFitError as error:
+        return Choice("shard", f"a replica does not fit: {error.message}")
+    return Choice("replicate", "a replica fits, and needs the least communication")
+
+
 def choose_activations(
     facts: Facts,
     options: DeviceSection,
@@ -174,6 +200,7 @@ def choose_activations(
     processes: int,
     local: int,
     attention: AttentionKernel,
+    sharding: Sharding = "replicate",
 ) -> tuple[Choice[ActivationCheckpointing], Choice[int]]:
     """Choose activation checkpointing and micro-batch: the least recomputation that fits."""
     asked = options.activation_checkpointing
@@ -192,6 +219,7 @@ def choose_activations(
                 compiled=compiled,
                 optimizer=workload.optimizer,
                 processes=processes,
+                shards=processes if sharding == "shard" else 1,
                 masks_pairs=workload.masks_pairs(attention),
                 lora=workload.lora,
                 frozen_bytes=frozen_bytes(workload, precision),
@@ -249,7 +277,10 @@ def _micro_batch(
         )
         return Choice(workload.micro_batch, "asked for")
     _refuse_what_does_not_fit(predicted(1), limit, origin, workload, 1)
-    enough = max(1, _MICRO_BATCH_TOKENS[kind] // workload.shape.context)
+    of_use = _MICRO_BATCH_TOKENS[kind]
+    if workload.lora is not None:
+        of_use = _ADAPTED_MICRO_BATCH_TOKENS.get(kind, of_use)
+    enough = max(1, of_use // workload.shape.context)
     divisors = [n for n in range(1, min(windows, enough) + 1) if windows % n == 0]
     chosen = max(n for n in divisors if predicted(n) <= limit)
     if chosen < divisors[-1]:

@@ -12,6 +12,7 @@ from llmtrain.choice import (
     LossKernel,
     MatmulPrecision,
     Precision,
+    Sharding,
 )
 from llmtrain.errors import UsageError
 from llmtrain.machine.facts import FASTER_RATIO, CpuTimes, Facts, MatmulTimes, StepTimes
@@ -296,6 +297,13 @@ def choose_loss(
                 hint="--set device.loss=auto",
             )
         return Choice("chunks", "beside adapters the head has no gradient")
+    if workload.is_dpo:
+        if options.loss == "native":
+            raise UsageError(
+                "device.loss native: it has no weights for tokens, which pairs of answers need",
+                hint="--set device.loss=auto",
+            )
+        return Choice("chunks", "the tokens of pairs of answers have weights")
     if options.loss == "native":
         _refuse_native("device.loss", kind, precision, times)
         if not fits:
@@ -342,8 +350,12 @@ def _refuse_native(
         raise UsageError(f"{option} native: {reason}", hint=f"--set {option}=auto")
 
 
-def choose_keep_weight_casts(precision: str, micro_batches: int) -> Choice[bool]:
+def choose_keep_weight_casts(
+    precision: str, micro_batches: int, sharding: Sharding = "replicate"
+) -> Choice[bool]:
     """Choose whether half-precision copies of the weights are kept for a whole step."""
+    if sharding == "shard":
+        return Choice(False, "sharded weights are rounded before they are gathered")
     if precision == "fp32":
         return Choice(False, "fp32 weights need no cast")
     if micro_batches == 1:

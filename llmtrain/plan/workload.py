@@ -24,6 +24,7 @@ class Workload:
     time_s: float | None = None  # that end the run
     mask_documents: bool = False  # attention stays within documents
     lora: LoraShape | None = None  # adapters that are trained beside the model
+    is_dpo: bool = False  # the loss is that of pairs of answers
     compiles_anew: bool = False  # this process compiles a block for the first time on the machine
 
     @property
@@ -42,6 +43,15 @@ class Workload:
         if self.lora is None:
             return whole
         return whole * 2 // 3 + 6 * self.lora.parameters(self.shape)
+
+    @property
+    def head_passes(self) -> float:
+        """How much more the head multiplies than without weights of tokens.
+
+        Pairs of answers are multiplied once more to know what their tokens weigh.
+        """
+        products = 2 if self.lora is not None else 3
+        return (products + 1) / products if self.is_dpo else 1.0
 
     def masks_pairs(self, attention: AttentionKernel) -> bool:
         """Return True if attention needs a mask of all pairs of tokens, as torch's kernels do."""

@@ -16,7 +16,7 @@ from llmtrain.report.plots import Chart
 from llmtrain.report.run_charts import predicted_bytes, run_charts
 from llmtrain.report.text_summary import data_rows, tokenizer_rows
 from llmtrain.report.values import Row, bits, count, date, figure, known, shown, size
-from llmtrain.train.checkpoint.format import list_checkpoints
+from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.train.run_directory.history import RunHistory, read_history
 from llmtrain.train.run_directory.running import is_in_training
@@ -198,7 +198,7 @@ def _samples(run: RunDirectory) -> list[Sample]:
 
 
 def _hashes(run: RunDirectory, record: Mapping[str, Any]) -> Iterator[Row]:
-    """Yield what tells whether a repeated run had the same text, tokenizer and weights."""
+    """Yield the hashes by which a repeated run is compared: text, tokenizer and weights."""
     data = record.get("data") or {}
     for name, key in (("text", "corpus_sha256"), ("tokenizer", "tokenizer_sha256")):
         if data.get(key):

@@ -8,29 +8,27 @@ that and end with its eos (`text_ends`). Whether text round-trips exactly is che
 from __future__ import annotations
 
 import json
-import re
-import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-from unicodedata import normalize
+from typing import Any
 
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.chat_source import read_chat_source
 from llmtrain.tokenizer.codec import (
     CONFIG_FILE,
-    JSON_FILE,
-    MODEL_FILE,
     NAMING_FILES,
     Kind,
     KindName,
 )
 from llmtrain.tokenizer.huggingface_codec import HuggingFaceCodec
+from llmtrain.tokenizer.import_files import file_to_import, files_in, is_model
 from llmtrain.tokenizer.piece import SEPARATOR
 from llmtrain.tokenizer.probes import PROBES
+from llmtrain.tokenizer.round_trip import changed_texts, describe_change
 from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
 from llmtrain.tokenizer.structure import with_control_piece
+from llmtrain.tokenizer.supported_models import refuse_affixes, require_supported
 from llmtrain.tokenizer.text_ends import (
     StatedEnds,
     Template,
@@ -41,17 +39,11 @@ from llmtrain.tokenizer.text_ends import (
 from llmtrain.tokenizer.tiktoken_ranks import ranks_json
 from llmtrain.tokenizer.tokenizer import MAX_JSON_BYTES, MAX_MODEL_BYTES, Tokenizer
 from llmtrain.tokenizer.vocabulary_json import (
-    MERGES_FILE,
     VOCABULARY_FILE,
     special_token,
     vocabulary_json,
 )
 from llmtrain.untrusted import parse_json, problem_of, read_bytes
-
-_KINDS = "a sentencepiece .model, tokenizer.json, vocab.json or .tiktoken, or a directory of one"
-_MODEL_NAME = re.compile(r"\.model(\.v\d+)?$", re.IGNORECASE)  # Mistral numbers its files
-_FORMS: tuple[Literal["NFC", "NFKC", "NFD", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
-_MODELS = ("BPE", "Unigram")  # Hugging Face's other models lose spaces or words
 
 # End-of-text tokens of well-known tokenizers, in order of preference; used if none is stated.
 _ENDS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<s>", "<bos>")
@@ -81,7 +73,7 @@ class Imported:
 def open_tokenizer(path: Path) -> Tokenizer:
     """Load the tokenizer saved in the directory `path`, or else import `path`. Raises DataError."""
     is_saved = any((path / name).is_file() for name in NAMING_FILES)
-    if path.is_file() or (not is_saved and path.is_dir() and _files_in(path)):
+    if path.is_file() or (not is_saved and path.is_dir() and files_in(path)):
         return import_tokenizer(path, ImportOptions()).tokenizer
     return Tokenizer.load(path)
 
@@ -92,7 +84,7 @@ def import_tokenizer(path: Path, options: ImportOptions) -> Imported:
     The chat template of a directory is kept with it. Raises DataError, naming the file, if the
     file cannot be used, or if text does not round-trip and `options.allow_lossy` is false.
     """
-    file = _file_of(path, options)
+    file = file_to_import(path, has_pattern=options.pattern is not None)
     imported = _import_file(file, options)
     if not path.is_dir():
         return imported
@@ -101,7 +93,7 @@ def import_tokenizer(path: Path, options: ImportOptions) -> Imported:
 
 def _import_file(file: Path, options: ImportOptions) -> Imported:
     try:
-        if options.pattern is None and _MODEL_NAME.search(file.name):
+        if options.pattern is None and is_model(file):
             return _of_model(file, options)
         if options.pattern is None and file.name == VOCABULARY_FILE:
             return _of_json(file, vocabulary_json(file), options)
@@ -112,47 +104,6 @@ def _import_file(file: Path, options: ImportOptions) -> Imported:
         raise DataError(f"{file} cannot be read: {problem_of(error)}") from None
     except DataError as error:
         raise DataError(f"{file} cannot be used: {error.message}", hint=error.hint) from None
-
-
-def _file_of(path: Path, options: ImportOptions) -> Path:
-    """Return the file to import; with a pattern, any name is accepted. Raises DataError."""
-    if path.is_dir():
-        return _file_in(path)
-    if not path.exists():
-        raise DataError(f"{path} does not exist", hint=f"name {_KINDS}")
-    if options.pattern is None and path.name == MERGES_FILE:
-        return path.with_name(VOCABULARY_FILE)
-    is_model = _MODEL_NAME.search(path.name)
-    if options.pattern is None and not is_model and path.suffix not in (".json", ".tiktoken"):
-        raise DataError(f"{path} is no kind of tokenizer that is known", hint=f"name {_KINDS}")
-    return path
-
-
-def _file_in(directory: Path) -> Path:
-    """Return the tokenizer file in a directory. Raises DataError if there is none or several."""
-    found = _files_in(directory)
-    if not found:
-        raise DataError(
-            f"{directory} has no {JSON_FILE}, no {MODEL_FILE} and no {VOCABULARY_FILE}",
-            hint=f"name {_KINDS}",
-        )
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found[:5])
-        raise DataError(
-            f"{directory} has several sentencepiece models: {names}",
-            hint=f"name one: llmtrain tokenizer import {shlex.quote(str(found[-1]))} --out DIR",
-        )
-    return found[0]
-
-
-def _files_in(directory: Path) -> list[Path]:
-    """Return the preferred tokenizer file of a directory; several if it has several models."""
-    for name in (JSON_FILE, MODEL_FILE):
-        if (directory / name).is_file():
-            return [directory / name]
-    models = sorted(path for path in directory.iterdir() if _MODEL_NAME.search(path.name))
-    pair = [path for path in (directory / VOCABULARY_FILE,) if path.is_file()]
-    return models or pair
 
 
 def _of_model(file: Path, options: ImportOptions) -> Imported:
@@ -195,10 +146,10 @@ def _of_ranks(file: Path, options: ImportOptions) -> Imported:
 
 def _of_json(file: Path, data: bytes, options: ImportOptions) -> Imported:
     document = parse_json(data)
-    _refuse_affixes(document)
+    refuse_affixes(document)
     codec = HuggingFaceCodec(data)  # validates the form of the document as well
     document.setdefault("added_tokens", [])
-    _require_supported(document)
+    require_supported(document)
     names = {
         each["content"]: each["id"] for each in document["added_tokens"] if each.get("special")
     }
@@ -276,54 +227,14 @@ def _take_lengths(document: Any) -> list[str]:
     return warnings
 
 
-def _refuse_affixes(document: object) -> None:
-    """Raise DataError if the model marks the inside or the end of words with an affix.
-
-    Such models lose the spaces between words. Some make the library panic, so this is checked
-    before the library reads the file.
-    """
-    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
-        match document:
-            case {"model": {**model}} if model.get(key):
-                raise DataError(f"its model has a {key}, and loses where spaces are")
-
-
-def _require_supported(document: Any) -> None:
-    """Raise DataError unless the model is BPE or unigram and its unknown token, if any, has an id.
-
-    A unigram model must have an unknown token.
-    """
-    model = document["model"]
-    kind = model.get("type", "BPE" if "merges" in model else None)
-    if kind not in _MODELS:
-        raise DataError(f"its model is a {kind}; {' and '.join(_MODELS)} can be used")
-    names = {each["content"] for each in document["added_tokens"]}
-    unknown = model.get("unk_token")
-    if kind == "BPE" and unknown is not None and unknown not in {*names, *model["vocab"]}:
-        raise DataError(f"its unknown token {unknown!r} is not in its vocabulary")
-    if kind == "Unigram" and model.get("unk_id") is None:
-        raise DataError("it has no unknown token")
-    if kind == "BPE":
-        _require_an_id_each(model["vocab"])
-
-
-def _require_an_id_each(vocabulary: dict[str, int]) -> None:
-    """Raise DataError if two tokens share an id: one of them could not be decoded."""
-    names: dict[int, str] = {}
-    for name, token in vocabulary.items():
-        other = names.setdefault(token, name)
-        if other != name:
-            raise DataError(f"{other!r} and {name!r} have the same id, {token}")
-
-
-def _chosen(wished: str | None, stated: str | None, names: dict[str, int]) -> str:
+def _chosen(requested: str | None, stated: str | None, names: dict[str, int]) -> str:
     """Return the separator's name.
 
-    It is `wished`, else the first in `names` of `stated` and the usual ones, else `SEPARATOR`,
+    It is `requested`, else the first in `names` of `stated` and the usual ones, else `SEPARATOR`,
     which has to be added.
     """
-    if wished is not None:
-        return wished
+    if requested is not None:
+        return requested
     candidates = (stated, *_ENDS)
     return next((name for name in candidates if name is not None and name in names), SEPARATOR)
 
@@ -345,17 +256,17 @@ def _checked(
     probes = (*PROBES, *controls)
     warnings: list[str] = []
     tokenizer = Tokenizer.read_as(kind, model)
-    lost = list(_lost(tokenizer, probes))
+    lost = list(changed_texts(tokenizer, probes))
     if lost:
         escaped = Tokenizer.read_as(replace(kind, escaped=True), model)
-        if next(_lost(escaped, probes), None) is None:
+        if next(changed_texts(escaped, probes), None) is None:
             tokenizer, lost = escaped, []
             warnings.append(
                 "it reads a literal ▁ (U+2581) as a space; text with one is escaped, and has "
                 "other ids than elsewhere"
             )
     if lost:
-        problem = f"it does not keep text exactly: {_change(lost)}"
+        problem = f"it does not keep text exactly: {describe_change(lost)}"
         if not options.allow_lossy:
             raise DataError(
                 problem,
@@ -371,30 +282,3 @@ def _checked(
             hint="import the tokenizer.json of the same model, if it has one",
         )
     return Imported(tokenizer, file, separator, added, tuple(warnings))
-
-
-def _change(lost: Sequence[tuple[str, str]]) -> str:
-    """Describe how the first text changes, and which Unicode normal form explains all, if any."""
-    text, back = lost[0]
-    change = f"{text!r} comes back as {back!r}"
-    forms = (form for form in _FORMS if all(normalize(form, old) == new for old, new in lost))
-    form = next(forms, None)
-    if form is None:
-        return change
-    first = next(
-        (number for number, (a, b) in enumerate(zip(text, back, strict=False)) if a != b),
-        min(len(text), len(back)),
-    )
-    old, new = (
-        " ".join(f"U+{ord(character):04X}" for character in part[first : first + 2])
-        for part in (text, back)
-    )
-    return f"it normalizes to {form}, {old} to {new}: {change}"
-
-
-def _lost(tokenizer: Tokenizer, probes: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield each text that does not round-trip, and the text it decodes to instead."""
-    for text in probes:
-        back = tokenizer.decode(tokenizer.encode(text))
-        if back != text:
-            yield text, back

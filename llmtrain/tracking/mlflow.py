@@ -108,5 +108,5 @@ class MLflowSink:
         return run_id
 
     def _tag(self) -> str:
-        """Return what tells this directory from others of the same name on one server."""
+        """Return the tag by which directories of one name on one server differ."""
         return hashlib.sha256(str(self._path).encode(errors="replace")).hexdigest()[:16]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
+from dataclasses import astuple, replace
 
+from llmtrain.data.batches.preferences import PreferenceReader
 from llmtrain.eval.evaluate import LossSum, bits_per_byte, sum_loss
+from llmtrain.eval.preferences import PreferenceLoss, sum_preferences
 from llmtrain.generate.generator import TextGenerator
 from llmtrain.generate.sampling import Sampling
 from llmtrain.generate.text import TextRequest
@@ -71,11 +73,13 @@ class Evaluator:
         return self._run.all_reduce([step == self._evaluated_step])[0] == 0
 
     def sample_is_due(self, step: int, *, is_last: bool) -> bool:
-        """Return whether this rank samples after `step`."""
+        """Return whether to sample after `step`: on rank 0, with the others' parts of a model."""
         every = self._options.sample_every_steps
-        if not self._run.world.is_main or every is None or step == self._sampled_step:
+        if every is None or not (is_last or step % every == 0):
             return False
-        return is_last or step % every == 0
+        if self._run.sharded is not None:
+            return self._run.all_reduce([step == self._sampled_step])[0] == 0
+        return self._run.world.is_main and step != self._sampled_step
 
     def validation_loss(self, windows: int | None = None) -> LossSum:
         """Return the loss over the first `windows` validation windows (default: all).
@@ -87,26 +91,51 @@ class Evaluator:
         own = range(world.rank, windows, world.size)
         if world.size > windows:  # fewer windows than ranks: the last one is computed repeatedly
             own = range(min(world.rank, windows - 1), windows)
+        if isinstance(self._reader, PreferenceReader):
+            return self._preference_loss(self._reader, own)
         read = (self._reader.read(i, 1) for i in own)
+        micro_batch, sharded = self._run.plan.micro_batch.value, self._run.sharded
+        most = -(-windows // world.size)  # windows of a rank
         loss = sum_loss(
             self._run.model,
             ((inputs[0], targets[0]) for inputs, targets in read),
-            micro_batch=self._run.plan.micro_batch.value,
+            micro_batch=micro_batch,
             autocast=self._run.autocast,
             check_stop=self._check_stop,
-            is_time_over=self._is_time_over,
+            is_time_over=self._is_time_over if sharded is None else self._is_time_over_for_any,
+            forwards=0 if sharded is None else -(-most // micro_batch),
         )
+        if sharded is not None:
+            sharded.free()
         if world.size == 1:
             return loss
         nats, tokens = self._run.all_reduce([loss.nats, loss.tokens])
         return LossSum(nats, int(tokens))
 
+    def _preference_loss(self, reader: PreferenceReader, own: range) -> PreferenceLoss:
+        """Return the loss over the pairs of all ranks' windows."""
+        loss = sum_preferences(
+            self._run.model,
+            (reader.read(i, 1) for i in own),
+            autocast=self._run.autocast,
+            check_stop=self._check_stop,
+            is_time_over=self._is_time_over,
+        )
+        if self._run.world.size == 1:
+            return loss
+        nats, pairs, margins, correct, chosen, tokens = self._run.all_reduce(astuple(loss))
+        return PreferenceLoss(nats, int(pairs), margins, int(correct), chosen, int(tokens))
+
     def evaluated(self, step: int, loss: LossSum, best: float | None) -> Evaluated:
         """Return the evaluation of `step`, compared with the `best` loss of those before it."""
         self._evaluated_step = step
-        mean = loss.nats_per_token
-        bpb = bits_per_byte(mean, self._validation.tokens, self._validation.text_bytes)
+        mean, validation = loss.nats_per_token, self._validation
         is_best = math.isfinite(mean) and (best is None or mean < best)
+        if isinstance(loss, PreferenceLoss):
+            chosen = loss.chosen_nats / loss.chosen_tokens
+            bpb = bits_per_byte(chosen, validation.tokens, validation.text_bytes)
+            return Evaluated(step, mean, bpb, is_best, loss.margin, loss.accuracy)
+        bpb = bits_per_byte(mean, validation.tokens, validation.text_bytes)
         return Evaluated(step, mean, bpb, is_best)
 
     def sample(self, prompt: str, seed: int) -> str:
@@ -132,6 +161,12 @@ class Evaluator:
 
     def _is_time_over(self) -> bool:
         return time.monotonic() > self.deadline_s
+
+    def _is_time_over_for_any(self) -> bool:
+        """Return whether the time is over on any rank: those of a sharded model end together."""
+        if self.deadline_s == math.inf:
+            return False
+        return self._run.all_reduce([self._is_time_over()])[0] > 0
 
     def _check_stop(self) -> None:
         """Raise InterruptedRunError after a stop signal; several ranks stop after the step."""

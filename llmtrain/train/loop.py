@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from llmtrain.data.batches.prefetch import Prefetch, Windows
-from llmtrain.data.batches.windows import WindowReader
+from llmtrain.data.batches.prefetch import Prefetch
+from llmtrain.data.batches.windows import WindowReader, Windows
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.optimizer import RoleOptimizer
 from llmtrain.ops.precision import autocast_as
 from llmtrain.plan.planner import Plan
 from llmtrain.train.checkpoint.adapter import Adapter
+from llmtrain.train.distributed.sharding import ShardedModel
 from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence.policy import DivergenceState, StepVerdict, judge
 from llmtrain.train.parameter_groups import set_learning_rate
@@ -49,7 +50,7 @@ class StepReport:
     """One optimizer step, applied or skipped."""
 
     step: int
-    loss: float  # mean nats per token over all ranks, before the update
+    loss: float  # mean nats per target over all ranks, before the update
     grad_norm: float  # before clipping
     lr: float  # of the hidden matrices
     verdict: StepVerdict = field(default_factory=StepVerdict)
@@ -78,6 +79,7 @@ class Run:
     prefetch: Prefetch | None = None  # of `batches`
     initial_weights: ReadWeights | None = None  # of step 0; None: random ones
     adapter: Adapter | None = None  # where only adapters are trained
+    sharded: ShardedModel | None = None  # the model, where each rank has a part of it
 
     @property
     def windows_per_step(self) -> int:
@@ -89,16 +91,16 @@ class Run:
         """Return a context in which matrices are multiplied in the plan's precision."""
         return autocast_as(self.plan.precision.value, self.device)
 
-    def micro_batches(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
-        """Yield this rank's inputs and targets of the next step, and whether they are the last."""
+    def micro_batches(self) -> Iterator[tuple[tuple[Tensor, ...], bool]]:
+        """Yield this rank's arrays of the next step, and whether they are the last."""
         micro_batch, count = self.plan.micro_batch.value, self.plan.accumulation.value
         first = self.position.windows + self.world.rank * micro_batch * count
         for i in range(count):
             is_last = i == count - 1
             position = first + i * micro_batch
             following = first + self.windows_per_step if is_last else position + micro_batch
-            inputs, targets = self._read(position, micro_batch, following)
-            yield self._to_device(inputs), self._to_device(targets), is_last
+            arrays = self._read(position, micro_batch, following)
+            yield self.to_device(arrays), is_last
 
     def advance(self, tokens: int) -> None:
         """Count a step that was applied or skipped, and move the data cursor past its batch."""
@@ -113,15 +115,32 @@ class Run:
         return self.world.sum_values(values, self.device)
 
     def gradient_sync(self, is_last: bool) -> AbstractContextManager[object]:
-        """Return a context for a backward; DDP averages gradients in a step's last one only."""
+        """Return a context for a backward; DDP averages gradients in a step's last one only.
+
+        FSDP2 does so in every one: what it had to keep otherwise would be of all weights.
+        """
         if isinstance(self.objective, DistributedDataParallel) and not is_last:
             return self.objective.no_sync()
         return nullcontext()
+
+    def clip_gradients(self, parameters: list[nn.Parameter]) -> float:
+        """Scale gradients down to the limit of their global norm; return the norm before that."""
+        if self.sharded is not None:
+            return self.sharded.clip_gradients(self.gradient_clip)
+        return _clipped_norm(parameters, self.gradient_clip)
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """Return a context in which this rank has the whole weights. Every rank has to call it."""
+        return nullcontext() if self.sharded is None else self.sharded.gathered()
 
     def _read(self, first: int, count: int, following: int) -> Windows:
         if self.prefetch is None:
             return self.batches.read(first, count)
         return self.prefetch.read(first, count, following)
+
+    def to_device(self, arrays: Windows) -> tuple[Tensor, ...]:
+        """Return the arrays on the run's device; references, with which the CPU computes, there."""
+        return tuple(map(self._to_device, arrays[:2])) + tuple(map(torch.as_tensor, arrays[2:]))
 
     def _to_device(self, array: object) -> Tensor:
         tensor = torch.as_tensor(array)
@@ -144,15 +163,17 @@ def training_steps(run: Run) -> Iterator[StepReport]:
         factor = run.schedule.factor(position.step, position.progress)
         set_learning_rate(run.optimizer, factor)
         nats = torch.zeros((), dtype=_sum_dtype(run.device), device=run.device)
-        for inputs_bt, targets_bt, is_last in run.micro_batches():
+        for arrays_bt, is_last in run.micro_batches():
             with run.gradient_sync(is_last):
                 with run.autocast():
-                    loss = run.objective(inputs_bt, targets_bt)
+                    loss = run.objective(*arrays_bt)
                 # DDP averages over ranks; the loss is a sum over all of them
                 run.scaler.scale(loss * (run.world.size / targets)).backward()
             nats += loss.detach()
+        if run.sharded is not None:
+            run.sharded.finish_gradients()
         run.scaler.unscale_(run.optimizer)
-        norm = _clipped_norm(parameters, run.gradient_clip)
+        norm = run.clip_gradients(parameters)
         total_nats, norm = _reduce(run.world, nats, norm)
         mean_loss = total_nats / targets
         verdict = _judge(run, mean_loss, norm)

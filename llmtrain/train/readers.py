@@ -11,14 +11,20 @@ from llmtrain.data.batches.conversations import (
     PackedConversations,
     pack_conversations,
 )
-from llmtrain.data.batches.mixture import MixedBatches, MixedSource
+from llmtrain.data.batches.mixture import MixedBatches, MixedSource, TokenRange
 from llmtrain.data.batches.packing import PackedReader, Packing, pack
+from llmtrain.data.batches.preferences import (
+    PackedPreferences,
+    PreferenceReader,
+    References,
+    pack_preferences,
+)
 from llmtrain.data.batches.windows import BatchReader, Tokens, WindowReader
 from llmtrain.data.chat.marks import Marks
 from llmtrain.data.shards.token_stream import TokenStream
 from llmtrain.profile.schema import DataSection, Profile
 
-AnyPacking = Packing | PackedConversations
+AnyPacking = Packing | PackedConversations | PackedPreferences
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +33,15 @@ class TrainTokens:
 
     `separator_id`: the token that documents begin with. `packing`: how documents are packed into
     windows, unless they are concatenated. `mixture`: the parts of the stream that are read by
-    weight, each packed by itself; if empty, the stream is read as a whole.
+    weight, each packed by itself; if empty, the stream is read as a whole. `references`: of pairs
+    of answers.
     """
 
     stream: TokenStream
     separator_id: int | None = None
     packing: AnyPacking | None = None
     mixture: Sequence[MixedSource] = ()
+    references: References | None = None
 
 
 def window_reader(profile: Profile, train: TrainTokens) -> WindowReader:
@@ -44,10 +52,16 @@ def window_reader(profile: Profile, train: TrainTokens) -> WindowReader:
         if profile.data.rows == "chat":
             assert separator_id is not None, "the marks of conversations are known by it"
             return conversation_reader(tokens, separator_id, context, seed, packing)
+        if profile.data.rows == "preferences":
+            assert separator_id is not None, "the marks of conversations are known by it"
+            assert train.references is not None, "they are computed before training"
+            first_token = tokens.first_token if isinstance(tokens, TokenRange) else 0
+            references = train.references.after(first_token)
+            return preference_reader(tokens, separator_id, context, seed, references, packing)
         if profile.data.packing == "concatenate":
             return BatchReader(tokens, context, seed)
         assert separator_id is not None, "packing needs the token that documents begin with"
-        assert not isinstance(packing, PackedConversations), "these are documents"
+        assert packing is None or isinstance(packing, Packing), "these are documents"
         packed = packing or pack(tokens, separator_id, context)
         return PackedReader(tokens, packed, separator_id, context, seed)
 
@@ -65,14 +79,29 @@ def conversation_reader(
 ) -> ConversationReader:
     """Return a reader of conversations, packed now unless they are. Raises DataError."""
     marks = Marks.of_separator(separator_id)
-    assert not isinstance(packing, Packing), "these are conversations"
+    assert packing is None or isinstance(packing, PackedConversations), "these are conversations"
     packed = packing or pack_conversations(tokens, marks, context)
     return ConversationReader(tokens, packed, marks, context, seed)
 
 
+def preference_reader(
+    tokens: Tokens,
+    separator_id: int,
+    context: int,
+    seed: int,
+    references: References,
+    packing: AnyPacking | None = None,
+) -> PreferenceReader:
+    """Return a reader of pairs, packed now unless they are. Raises DataError."""
+    marks = Marks.of_separator(separator_id)
+    assert packing is None or isinstance(packing, PackedPreferences), "these are pairs"
+    packed = packing or pack_preferences(tokens, marks, context)
+    return PreferenceReader(tokens, packed, marks, context, seed, references)
+
+
 def masking_separator(section: DataSection, separator_id: int | None) -> int | None:
     """Return the target that attention does not look past; None unless documents are masked."""
-    if section.rows == "chat":
+    if section.has_conversations:
         return END
     if not section.mask_documents:
         return None

@@ -16,21 +16,10 @@ from llmtrain.model.decoder import Decoder
 from llmtrain.model.huggingface import config_of, shape_from_config
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.train.checkpoint.format import Checkpoint, SavedState
+from llmtrain.train.checkpoint.format import Checkpoint
 from llmtrain.train.checkpoint.writing import save_checkpoint
-from llmtrain.train.divergence.policy import DivergenceState
+from tests.checkpoints import STATE
 from tests.sampled import sampled_ids
-
-STATE = SavedState(
-    step=1,
-    tokens=1,
-    windows=1,
-    elapsed_s=0,
-    horizon_steps=None,
-    torch_rng="",
-    numerics={},
-    course=DivergenceState(),
-)
 
 
 @pytest.fixture(autouse=True)

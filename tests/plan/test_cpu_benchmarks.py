@@ -23,7 +23,6 @@ from llmtrain.machine.facts import (
     PartTime,
 )
 from llmtrain.machine.probe import read_facts
-from llmtrain.model.timing import CompileError
 from llmtrain.plan import cpu_benchmarks, kernel_probes, numerics, step_benchmarks
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.workload import Workload
@@ -33,6 +32,7 @@ from llmtrain.profile.setting import Setting
 from llmtrain.profile.shape import shape_of
 from llmtrain.progress import Note
 from llmtrain.train.events import Event, Started
+from tests.clock import KERNELS, PARTS, Clock
 
 SETTINGS: dict[str, Any] = {
     "model.vocab_size": 400,
@@ -54,47 +54,9 @@ TIMED = [
     f"timing {what}, once for this machine and shape: a few seconds"
     for what in ("products", "attention", "the parts of a step")
 ]
-KERNELS = ["products", "attention"]
-PARTS = ["eager block", "head", "update"]
 COMPILED = ["block", "compiled head"]  # the update is the same
 ONCE = "compiling one block, once for this machine and shape: up to a minute"
 LOSS = "compiling the loss, once for this machine and shape: some seconds"
-
-
-class Clock:
-    """Invented times; what was asked for, in order."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.block = BlockTimes(eager_s=0.04, compiled_s=0.03, compile_s=7.0)
-        self.part = PartTime(0.02)
-        self.failure: str | None = None
-
-    def time_matmuls(self, *_: object) -> MatmulTimes:
-        self.asked.append("products")
-        return MatmulTimes(fp32_s=0.1, medium_s=0.1, bf16_s=0.1, flops=1e9)
-
-    def time_attention(self, *_: object) -> AttentionTimes:
-        self.asked.append("attention")
-        return AttentionTimes(sdpa_s=0.4, blocks_s=0.3)
-
-    def time_block(self, *_: object, **__: object) -> BlockTimes:
-        self.asked.append("block")
-        if self.failure is not None:
-            raise CompileError(self.failure)
-        return self.block
-
-    def time_eager_block(self, *_: object) -> PartTime:
-        self.asked.append("eager block")
-        return self.part
-
-    def time_head(self, *_: object, compiled: bool) -> PartTime:
-        self.asked.append("compiled head" if compiled else "head")
-        return self.part
-
-    def time_update(self, *_: object) -> PartTime:
-        self.asked.append("update")
-        return self.part
 
 
 @pytest.fixture(autouse=True)
@@ -102,10 +64,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     """Nothing is really timed, and the cache is the test's own."""
     clock = Clock()
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / "cache"))
-    for name in ("time_matmuls", "time_attention", "time_block"):
-        monkeypatch.setattr(kernel_probes, name, getattr(clock, name))
-    for name in ("time_eager_block", "time_head", "time_update"):
-        monkeypatch.setattr(step_benchmarks, name, getattr(clock, name))
+    clock.install(monkeypatch)
     return clock
 
 

@@ -24,12 +24,9 @@ from llmtrain.files import sha256_file
 from llmtrain.machine import probe
 from llmtrain.plan.planned import Planned
 from llmtrain.profile.schema import Profile
-from llmtrain.train.checkpoint import format as checkpoint_format
-from llmtrain.train.checkpoint.format import (
-    RemovedCheckpointError,
-    load_state,
-    verify_checkpoint,
-)
+from llmtrain.train.checkpoint import integrity
+from llmtrain.train.checkpoint.format import load_state
+from llmtrain.train.checkpoint.integrity import RemovedCheckpointError, verify_checkpoint
 from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence import rewind
 from llmtrain.train.events import Event, Step
@@ -148,7 +145,7 @@ def test_a_damaged_file_of_the_newest_checkpoint_leads_to_the_one_before(
     damage: Callable[[Path], None],
     stopped: Files,
     llmtrain: Llmtrain,
-    reference: Any,
+    reference: Files,
 ) -> None:
     damage(stopped.newest / name)
 
@@ -212,7 +209,7 @@ def test_what_cannot_be_read_is_not_renamed(
     def refuse(path: Path, *_: Any) -> None:
         raise OSError(error, "the system says no", str(path))
 
-    monkeypatch.setattr(checkpoint_format, reader, refuse)
+    monkeypatch.setattr(integrity, reader, refuse)
     before = stopped.checkpoints
 
     outcome = llmtrain(*RESUME)
@@ -268,7 +265,7 @@ def test_a_checkpoint_that_is_removed_meanwhile_is_not_damaged(
         shutil.rmtree(path.parent)
         raise FileNotFoundError(errno.ENOENT, "gone", str(path))
 
-    monkeypatch.setattr(checkpoint_format, "sha256_file", remove)
+    monkeypatch.setattr(integrity, "sha256_file", remove)
 
     outcome = llmtrain(*RESUME)
 
@@ -282,7 +279,7 @@ def test_eval_and_generate_report_what_cannot_be_read_and_what_is_damaged(
 ) -> None:
     for command in ("eval", "generate"):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint_format, "sha256_file", refuse_to_read)
+            patch.setattr(integrity, "sha256_file", refuse_to_read)
             outcome = llmtrain(command, "run")
         assert outcome.code == 1
         assert "cannot be read" in outcome.err
@@ -325,7 +322,7 @@ def test_fewer_embedding_rows_than_pieces_are_named_by_every_command(
 def test_a_rewind_does_not_pass_over_what_cannot_be_read(
     stopped: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_format, "sha256_file", refuse_to_read)
+    monkeypatch.setattr(integrity, "sha256_file", refuse_to_read)
     with pytest.raises(LlmtrainError, match="cannot be read"):
         rewind._first_finite([stopped.newest])
 
@@ -342,7 +339,7 @@ def test_verify_does_not_call_a_replaced_checkpoint_damaged(
         newest.with_name("copy").rename(newest)
         return "of other content"
 
-    monkeypatch.setattr(checkpoint_format, "sha256_file", replace)
+    monkeypatch.setattr(integrity, "sha256_file", replace)
     with pytest.raises(RemovedCheckpointError):
         verify_checkpoint(newest)
 
@@ -360,7 +357,7 @@ def test_runs_verify_tells_unreadable_from_damaged_and_leaves_out_what_was_remov
         return sha256_file(path)
 
     truncate(stopped.newest / "model.safetensors")
-    monkeypatch.setattr(checkpoint_format, "sha256_file", read)
+    monkeypatch.setattr(integrity, "sha256_file", read)
 
     outcome = llmtrain("runs", "verify", "run", "--json")
 
@@ -412,6 +409,63 @@ def test_nothing_starts_fresh_beside_damaged_checkpoints(
     assert all(name in outcome.err for name in aside)
 
 
+LOST = "its checkpoints are gone"
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+def test_a_run_whose_checkpoints_are_gone_is_never_begun_again_silently(
+    all_of_it: bool, stopped: Files, llmtrain: Llmtrain
+) -> None:
+    shutil.rmtree(stopped.path / "checkpoints")
+    if not all_of_it:
+        (stopped.path / "checkpoints").mkdir()
+    before = {name: (stopped.path / name).read_bytes() for name in ("run.yaml", "metrics.jsonl")}
+
+    for command in (
+        ("train", "--resume", "run"),
+        RESUME,
+        (*START, "--resume", "auto"),
+        (*START, "--dry-run"),
+        START,
+        ("eval", "run"),
+    ):
+        outcome = llmtrain(*command)
+        assert outcome.code == 1, outcome.err
+        assert f"run run was saved up to step 10, and {LOST}" in outcome.err
+        assert "llmtrain runs rm run" in outcome.err
+    assert {name: (stopped.path / name).read_bytes() for name in before} == before
+
+
+def test_auto_takes_no_older_run_for_one_whose_checkpoints_are_gone(
+    train: InProcessTrainer, place: Path, llmtrain: Llmtrain
+) -> None:
+    for name in ("older", "newer"):
+        train(place / "runs" / name, train__steps=1)
+    shutil.rmtree(place / "runs" / "newer" / "checkpoints")
+
+    outcome = llmtrain("train", "-p", "tiny.yaml", "--resume", "auto")
+    assert outcome.code == 1
+    assert "runs/newer" in outcome.err.replace("\\", "/")
+    assert LOST in outcome.err
+
+
+def test_a_crash_after_the_first_save_is_remembered_by_the_record(
+    train: InProcessTrainer, place: Path
+) -> None:
+    """What ends a process at once writes no result."""
+
+    def crash(event: Event) -> bool:
+        if isinstance(event, Step) and event.step == 9:
+            raise RuntimeError
+        return False
+
+    with pytest.raises(RuntimeError):
+        train(place / "run", stop_at=crash, checkpoint__every_steps=4)
+    shutil.rmtree(place / "run" / "checkpoints")
+    with pytest.raises(LlmtrainError, match="saved up to step 4"):
+        train(place / "run", resume="auto")
+
+
 @contextmanager
 def failing_at_the_first_step(error: Exception) -> Iterator[None]:
     def fail(_: Any) -> None:
@@ -423,7 +477,7 @@ def failing_at_the_first_step(error: Exception) -> Iterator[None]:
 
 
 def test_a_stop_before_the_first_checkpoint_does_not_block_the_same_command(
-    llmtrain: Llmtrain, place: Path, reference: Any
+    llmtrain: Llmtrain, place: Path, reference: Files
 ) -> None:
     with failing_at_the_first_step(InterruptedRunError("interrupted")):
         assert llmtrain(*START).code == 75
@@ -499,7 +553,7 @@ def test_a_run_file_of_schema_version_1_is_read(stopped: Files, llmtrain: Llmtra
 
 
 def test_text_that_was_moved_is_resumed_from_its_new_place(
-    stopped: Files, place: Path, llmtrain: Llmtrain, reference: Any
+    stopped: Files, place: Path, llmtrain: Llmtrain, reference: Files
 ) -> None:
     (place / "archive").mkdir()
     (place / "corpus.txt").rename(place / "archive" / "text.txt")
@@ -525,7 +579,11 @@ def test_other_text_is_refused_on_a_resume(stopped: Files, place: Path, llmtrain
 
 
 def test_a_run_without_cache_and_text_says_what_it_needs(
-    stopped: Files, place: Path, llmtrain: Llmtrain, monkeypatch: pytest.MonkeyPatch, reference: Any
+    stopped: Files,
+    place: Path,
+    llmtrain: Llmtrain,
+    monkeypatch: pytest.MonkeyPatch,
+    reference: Files,
 ) -> None:
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(place / "empty"))
     (place / "corpus.txt").rename(place / "text.txt")

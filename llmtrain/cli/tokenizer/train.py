@@ -101,9 +101,12 @@ def _amount(option: str, text: str | None, parse: Callable[[str], int]) -> int |
     from llmtrain.errors import UsageError
 
     try:
-        return None if text is None else parse(text)
+        amount = None if text is None else parse(text)
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from None
+    if amount == 0:
+        raise UsageError(f"{option} {text}: has to be above 0")
+    return amount
 
 
 @contextmanager
@@ -127,11 +130,11 @@ def require_directory(directory: Path, *, overwrite: bool) -> None:
     `overwrite` allows the latter.
     """
     from llmtrain.errors import UsageError
-    from llmtrain.train.checkpoint.format import weights_file
+    from llmtrain.train.checkpoint.format import weights_files
 
     try:
         for place in (directory, *directory.absolute().parents):
-            if weights_file(place).exists():
+            if weights_files(place):
                 raise UsageError(
                     f"--out {directory} is in a model's directory: {place} has its own tokenizer",
                     hint="another --out; nothing is written into a checkpoint",

@@ -24,16 +24,12 @@ from llmtrain.engine.prove_resume.kill import (
 from llmtrain.engine.prove_resume.observe import Phase, Watch
 from llmtrain.engine.request import TrainRequest, resolve_profile
 from llmtrain.errors import LlmtrainError
-from llmtrain.files import cache_directory, sha256_file
+from llmtrain.files import cache_directory
 from llmtrain.profile.load import profile_from_values
 from llmtrain.profile.schema import Profile
 from llmtrain.progress import Note
-from llmtrain.train.checkpoint.format import (
-    OPTIMIZER,
-    list_checkpoints,
-    load_state,
-    weights_file,
-)
+from llmtrain.train.checkpoint.format import load_state, optimizer_sha256, weights_sha256
+from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.events import Observer
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.units import counted, format_duration
@@ -56,7 +52,7 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Two trainings of one profile, one of them killed and resumed."""
+    """The comparison of two trainings of one profile, of which one was killed and resumed."""
 
     steps: int
     processes: int
@@ -249,8 +245,8 @@ def _result(run: RunDirectory) -> RunResult:
         raise LlmtrainError(f"{run.path} ended before it was finished")
     lines = [{n: m[n] for n in _REPRODUCIBLE if n in m} for m in run.read_metrics()]
     return RunResult(
-        sha256_file(weights_file(newest)),
-        sha256_file(newest / OPTIMIZER),
+        weights_sha256(newest),
+        optimizer_sha256(newest),
         (*lines, *run.read_samples()),
         load_state(newest).numerics,
     )

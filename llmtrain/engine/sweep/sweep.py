@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from llmtrain.engine.sweep.plan import SweepPlan, Trial, require_valid, trials_of
 from llmtrain.engine.sweep.results import SweepResults, TrialResult
+from llmtrain.engine.sweep.search import require_search, trials_left
 from llmtrain.engine.sweep.stopping import CurvePoint
 from llmtrain.engine.sweep.trial import TrialRunner, curve_of
 from llmtrain.errors import InterruptedRunError, UsageError
@@ -45,13 +46,12 @@ def run_sweep(
     directory that cannot be used, InterruptedRunError after a signal: the same call continues.
     """
     plan, directory = request.plan, request.directory
-    trials = trials_of(plan)
+    require_search(plan)
     more = _settings_of_all(request)
-    require_valid(plan, trials, more)
+    require_valid(plan, trials_of(plan), more)
     with _claimed(directory):
         results = SweepResults(directory)
-        for trial in trials:
-            results.require_settings(trial.number, trial.settings)
+        left = trials_left(plan, results)
 
         def done() -> Sequence[Sequence[CurvePoint]]:
             finished = [r for r in list(results.by_trial.values()) if r.outcome == "done"]
@@ -65,7 +65,6 @@ def run_sweep(
                 raise InterruptedRunError("the sweep ends", hint="run the same command again")
 
         runner = TrialRunner(plan, directory, more, done, check)
-        left = [trial for trial in trials if trial.number not in results.by_trial]
         for result in _trained(runner, left, request.workers, is_over):
             results.add(result)
             observe(result)
@@ -83,18 +82,21 @@ def _settings_of_all(request: SweepRequest) -> dict[str, Any]:
 
 
 def _trained(
-    runner: TrialRunner, trials: Sequence[Trial], workers: int, is_over: Event
+    runner: TrialRunner, trials: Iterator[Trial], workers: int, is_over: Event
 ) -> Iterator[TrialResult]:
     """Yield results as trials end; `workers` of them train at once, in order of their number.
 
     Sets `is_over` if one fails or the sweep is stopped: the others then save themselves and end.
     """
-    waiting, running = list(reversed(trials)), set[Future[TrialResult]]()
+    running, is_more = set[Future[TrialResult]](), True
     with ThreadPoolExecutor(workers) as threads:
         try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    running.add(threads.submit(runner.run, waiting.pop()))
+            while is_more or running:
+                while is_more and len(running) < workers:
+                    trial = next(trials, None)
+                    is_more = trial is not None
+                    if trial is not None:
+                        running.add(threads.submit(runner.run, trial))
                 ended, running = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
                 for future in ended:
                     yield future.result()

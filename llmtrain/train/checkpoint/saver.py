@@ -16,7 +16,8 @@ from llmtrain.files import free_bytes
 from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.out_of_memory import MEMORY_ERRORS, out_of_memory
 from llmtrain.profile.schema import CheckpointSection
-from llmtrain.train.checkpoint.format import Checkpoint, SavedState, step_of
+from llmtrain.train.checkpoint.format import Checkpoint, SavedState
+from llmtrain.train.checkpoint.names import step_of
 from llmtrain.train.checkpoint.writing import (
     Written,
     finalize_checkpoint,
@@ -27,6 +28,7 @@ from llmtrain.train.checkpoint.writing import (
 )
 from llmtrain.train.events import Saved
 from llmtrain.units import format_bytes
+from llmtrain.untrusted import problem_of
 
 # Save as often as either allows: a crash loses 5 minutes at most, saving costs 2% of the time.
 _LOST_S = 5 * 60.0
@@ -98,7 +100,7 @@ class Saver:
         """Copy the tensors and let the thread do the rest."""
         if _is_in_memory(checkpoint):
             what = f"the checkpoint of step {checkpoint.state.step} could not be written"
-            with _write_errors_mapped(what):
+            with write_errors_mapped(what):
                 written = write_checkpoint(self._directory, checkpoint)
             write: Callable[[], Written] = lambda: written  # noqa: E731
         else:
@@ -141,14 +143,17 @@ class Saver:
 
     def _finalize(self, write: Callable[[], Written], state: SavedState, started_s: float) -> Path:
         """Write and finalize the checkpoint, then remove older ones; runs in the thread."""
-        keep_step = state.best_step if self._options.keep_best else None
-        with _write_errors_mapped(f"the checkpoint of step {state.step} could not be written"):
+        with write_errors_mapped(f"the checkpoint of step {state.step} could not be written"):
             path = finalize_checkpoint(write())
-        with _write_errors_mapped(f"older checkpoints than {path.name} could not be removed"):
-            set_aside_superseded(self._directory, state)
-            remove_old(self._directory, self._options.keep_last, keep_step)
+        self._remove_old(path, state)
         self.elapsed_s = time.monotonic() - started_s
         return path
+
+    def _remove_old(self, newest: Path, state: SavedState) -> None:
+        keep_step = state.best_step if self._options.keep_best else None
+        with write_errors_mapped(f"older checkpoints than {newest.name} could not be removed"):
+            set_aside_superseded(self._directory, state)
+            remove_old(self._directory, self._options.keep_last, keep_step)
 
 
 def tensor_bytes(checkpoint: Checkpoint) -> int:
@@ -168,7 +173,7 @@ def require_room(directory: Path, tensors_bytes: int, what: str) -> None:
 
 
 @contextmanager
-def _write_errors_mapped(what: str) -> Iterator[None]:
+def write_errors_mapped(what: str) -> Iterator[None]:
     """Map errors of the system and of safetensors to an LlmtrainError that begins with `what`.
 
     Those of memory stay what they are.
@@ -179,9 +184,16 @@ def _write_errors_mapped(what: str) -> Iterator[None]:
         if out_of_memory(error) is not None:
             raise
         raise LlmtrainError(
-            f"{what}: {error}",
+            f"{what}: {_problem(error)}",
             hint="earlier checkpoints are intact; --resume auto continues from the newest",
         ) from error
+
+
+def _problem(error: OSError | SafetensorError) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    place = "" if error.filename is None else f"{error.filename}: "
+    return f"{place}{problem_of(error)}"
 
 
 def _is_in_memory(checkpoint: Checkpoint) -> bool:

@@ -1,4 +1,4 @@
-"""The run directory: its files, and how a run is found by what a user types.
+"""The run directory and its files.
 
 runs/<name>/
   run.yaml          request, decisions, machine and result
@@ -14,22 +14,15 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from llmtrain.errors import LlmtrainError, UsageError
-from llmtrain.files import write_pieces_atomically
-from llmtrain.train.checkpoint.format import (
-    entries_of,
-    has_saved_state,
-    is_checkpoint_name,
-    list_checkpoints,
-    refuse_only_damaged,
-)
-from llmtrain.train.run_directory.record import read_run_file, write_run_file
+from llmtrain.files import named, write_pieces_atomically
+from llmtrain.train.checkpoint.names import entries_of, has_saved_state, is_checkpoint_name
+from llmtrain.train.run_directory.record import read_run_file, saved_step, write_run_file
 from llmtrain.untrusted import (
     parse_json,
     read_last_objects,
@@ -38,7 +31,6 @@ from llmtrain.untrusted import (
     unreadable,
 )
 
-RUNS = Path("runs")
 RUN_FILE = "run.yaml"
 LOCK_FILE = ".lock"
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # another --out may not help
@@ -62,6 +54,33 @@ class RunDirectory:
     def has_saved_state(self) -> bool:
         """True if a checkpoint was saved here; before that there is no run to resume."""
         return has_saved_state(self.checkpoints)
+
+    def refuse_lost(self) -> None:
+        """Raise LlmtrainError if run.yaml says that checkpoints were saved and none is left.
+
+        Begun again in its place, a run would silently lose what its logs say it has done.
+        """
+        step = self._lost_step()
+        if step is not None:
+            raise LlmtrainError(
+                f"run {self.path} was saved up to step {step}, and its checkpoints are gone: "
+                f"none is in {self.checkpoints}",
+                hint="put them back; or begin again with another --out, or after: "
+                f"llmtrain runs rm {shlex.quote(str(self.path))}",
+            )
+
+    @property
+    def is_lost(self) -> bool:
+        """True if run.yaml says that checkpoints were saved, and none is left."""
+        return self._lost_step() is not None
+
+    def _lost_step(self) -> int | None:
+        if not self.exists or self.has_saved_state:
+            return None
+        try:
+            return saved_step(self.read_record())
+        except UsageError:  # a record that cannot be used says nothing
+            return None
 
     def require_own_files(self) -> None:
         """Refuse links and special files in place of the run's files. Raises UsageError."""
@@ -157,7 +176,7 @@ class RunDirectory:
         Raises LlmtrainError if the run directory is gone.
         """
         try:
-            with path.open("a", encoding="utf-8", newline="\n") as file:
+            with named(path), path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         except FileNotFoundError:
             raise LlmtrainError(
@@ -189,97 +208,6 @@ class RunDirectory:
     def read_samples(self) -> Iterator[dict[str, Any]]:
         """Yield each complete line of samples.jsonl; `step` is a number."""
         return (value for _, value in _records(self.samples))
-
-
-def new_run_path(profile_name: str, now: datetime, runs: Path = RUNS) -> Path:
-    """Return `runs/<profile>-<date>-<time>`, with a number appended if that exists."""
-    base = runs / f"{profile_name}-{now:%Y%m%d-%H%M%S}"
-    path, number = base, 1
-    while path.exists():
-        number += 1
-        path = base.with_name(f"{base.name}-{number}")
-    return path
-
-
-def newest_run(profile_name: str, runs: Path = RUNS) -> Path | None:
-    """Return the run of that profile that was written to last; None where there is none.
-
-    Raises UsageError for a newer run.yaml that cannot be read: it may be of that profile.
-    """
-    saved = [run for run in all_runs(runs) if run.has_saved_state]
-    saved.sort(key=lambda run: (run.path / RUN_FILE).stat().st_mtime_ns, reverse=True)
-    for run in saved:
-        try:
-            name = run.read_record()["profile"].get("name")
-        except LlmtrainError as error:
-            raise type(error)(
-                error.message,
-                hint="name the run to resume: --resume RUN; or move that directory away",
-            ) from None
-        if name == profile_name:
-            return run.path
-    return None
-
-
-def all_runs(runs: Path = RUNS) -> list[RunDirectory]:
-    """Return every run directly under `runs`, by name."""
-    return [run for path in sorted(entries_of(runs)) if (run := RunDirectory(path)).exists]
-
-
-def find_run(text: str) -> RunDirectory:
-    """Return the run with this directory, name under runs/ or checkpoint. Raises UsageError."""
-    for path in (Path(text), RUNS / text):
-        if RunDirectory(path).exists:
-            return _own(RunDirectory(path))
-    checkpoint = named_checkpoint(text)
-    if checkpoint is None or not RunDirectory(checkpoint.parent.parent).exists:
-        raise _unknown_run(text)
-    return _own(RunDirectory(checkpoint.parent.parent))
-
-
-def _own(run: RunDirectory) -> RunDirectory:
-    run.require_own_files()
-    return run
-
-
-def named_checkpoint(text: str) -> Path | None:
-    """Return the checkpoint directory that `text` names, if it names one; unverified."""
-    for path in (Path(text), RUNS / text):
-        if path.parent.name == "checkpoints" and path.is_dir():
-            return path
-    return None
-
-
-def find_checkpoints(text: str) -> list[Path]:
-    """Return the checkpoint that `text` names, or all of the run that it names, newest last.
-
-    Raises UsageError for an unknown run and for one without a checkpoint, and LlmtrainError where
-    all were set aside as damaged.
-    """
-    for path in (Path(text), RUNS / text):
-        if (path / "state.json").is_file() or (path / "manifest.json").is_file():
-            return [path]
-        if RunDirectory(path).exists or (path / "checkpoints").is_dir():
-            RunDirectory(path).require_own_files()
-            found = list_checkpoints(path / "checkpoints")
-            refuse_only_damaged(path / "checkpoints")
-            if not found:
-                raise UsageError(
-                    f"run {path} has no checkpoint",
-                    hint=f"llmtrain train --out {shlex.quote(str(path))} --resume auto",
-                )
-            return found
-    raise _unknown_run(text)
-
-
-def _unknown_run(text: str) -> UsageError:
-    import difflib
-
-    close = difflib.get_close_matches(text, [run.path.name for run in all_runs()], n=1)
-    return UsageError(
-        f"unknown run {text!r}: neither a run directory, nor a checkpoint, nor a name under runs/",
-        hint=f"did you mean {close[0]}?" if close else "llmtrain runs list",
-    )
 
 
 def _records(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

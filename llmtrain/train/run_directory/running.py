@@ -6,7 +6,8 @@ from pathlib import Path
 
 from llmtrain.errors import UsageError
 from llmtrain.train.distributed.world import running_process
-from llmtrain.train.run_directory.directory import RunDirectory, all_runs, find_run
+from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.run_directory.find import all_runs, find_run
 
 Training = tuple[RunDirectory, int]
 
@@ -30,7 +31,9 @@ def run_in_training(text: str) -> Training:
 
 def listed_runs(runs: Path) -> list[RunDirectory]:
     """Return the runs under `runs` that have saved a state or are being trained here."""
-    return [run for run in all_runs(runs) if run.has_saved_state or is_in_training(run)]
+    return [
+        run for run in all_runs(runs) if run.has_saved_state or run.is_lost or is_in_training(run)
+    ]
 
 
 def is_in_training(run: RunDirectory) -> bool:

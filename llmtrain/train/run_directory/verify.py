@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmtrain.errors import LlmtrainError
-from llmtrain.train.checkpoint.format import (
+from llmtrain.train.checkpoint.integrity import (
     DamagedCheckpointError,
     RemovedCheckpointError,
     verify_checkpoint,
 )
-from llmtrain.train.run_directory.directory import find_checkpoints
+from llmtrain.train.run_directory.find import find_checkpoints
 
 
 @dataclass(frozen=True, slots=True)
