@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -18,6 +18,7 @@ from llmtrain.engine.sweep.search import require_search, trials_left
 from llmtrain.engine.sweep.stopping import CurvePoint
 from llmtrain.engine.sweep.trial import TrialRunner, curve_of
 from llmtrain.errors import InterruptedRunError, UsageError
+from llmtrain.files import created
 from llmtrain.machine.probe import read_facts
 from llmtrain.plan.decisions import choose_threads
 from llmtrain.profile.schema import DeviceSection
@@ -110,15 +111,18 @@ def _claimed(directory: Path) -> Iterator[None]:
     """Within the block, lock the sweep's directory for this process. Raises UsageError."""
     if RunDirectory(directory).exists:
         raise UsageError(f"--out {directory} is a run", hint="choose another --out")
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / LOCK_FILE, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UsageError(
-            f"{directory} is being swept by another process", hint="wait for it, or choose --out"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    with created(directory):
+        lock = FileLock(directory / LOCK_FILE, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UsageError(
+                f"{directory} is being swept by another process",
+                hint="wait for it, or choose --out",
+            ) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # on Windows the release removes it
+                (directory / LOCK_FILE).unlink(missing_ok=True)
+            lock.release()
