@@ -47,7 +47,7 @@ def write_tasks(place: Path) -> list[str]:
             "question": lines[n][:20],
             "choices": [lines[n][20:24], lines[n + 1][:4], lines[n + 2][:4]],
             "answer": 0,
-            "text": "\n".join(lines[n : n + 3]),
+            "text": "\n".join(lines[10 * n : 10 * n + 25]),
         }
         for n in range(0, 60, 3)
     ]
@@ -113,7 +113,7 @@ def assert_bits_are_ours(llmtrain: Command, place: Path, value: float) -> None:
     texts = "".join(json.dumps({"text": row["text"]}) + "\n" for row in rows)
     (place / "texts.jsonl").write_text(texts)
     document = llmtrain("eval", "a", "--data", "texts.jsonl", "--json").document
-    assert math.isclose(document["bits_per_byte"], value, rel_tol=0.05)
+    assert math.isclose(document["bits_per_byte"], value, rel_tol=0.005)
 
 
 @pytest.mark.slow
@@ -130,7 +130,10 @@ def test_a_model_with_random_weights_is_at_chance(
     (accuracy,) = [each for each in outcome.document["tasks"] if each["metric"] == "acc"]
     assert accuracy["examples"] == 240
     assert accuracy["chance"] == pytest.approx(1 / 3 if task == "python_brackets" else 1 / 4)
-    assert abs(accuracy["value"] - accuracy["chance"]) <= 2 * accuracy["standard_error"]
+    # Which of a file's names is asked for is drawn, so that nothing but chance is left. Brackets of
+    # one kind have similar contexts, which a model answers alike: its errors are not independent.
+    errors = 4 if task == "python_brackets" else 2
+    assert abs(accuracy["value"] - accuracy["chance"]) <= errors * accuracy["standard_error"]
 
 
 def randomize(path: Path) -> None:
