@@ -113,6 +113,7 @@ READS_WHAT_IT_TRUSTS = {
     "engine/prove_resume/kill",
     "tokenizer/train_process",  # its own arguments
     "children",  # what its own child says
+    "cli/topics",  # pages that came with the package
     "engine/calibrate",
     "train/distributed/launch",
     "train/distributed/failures",  # a message of another rank
