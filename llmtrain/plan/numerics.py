@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from llmtrain.choice import (
     AttentionKernel,
+    BlockKernels,
     Choice,
     DeviceKind,
     LossKernel,
@@ -279,13 +280,14 @@ def times_to_plan_with(
 
 
 def choose_loss(
+    facts: Facts,
     options: DeviceSection,
     kind: DeviceKind,
     workload: Workload,
     precision: Precision,
     times: CpuTimes | None,
 ) -> Choice[LossKernel]:
-    """Choose how the loss is computed: in chunks of logits, or by the native kernel."""
+    """Choose how the loss is computed: in chunks of logits, and on which kernels."""
     width = workload.shape.hidden_size
     fits = width % NATIVE_WIDTH_MULTIPLE == 0
     if workload.lora is not None:
@@ -296,6 +298,8 @@ def choose_loss(
                 hint="--set device.loss=auto",
             )
         return Choice("chunks", "beside adapters the head has no gradient")
+    if options.loss == "triton":
+        _refuse_triton("device.loss", facts, kind)
     if options.loss == "native":
         _refuse_native("device.loss", kind, precision, times)
         if not fits:
@@ -306,6 +310,9 @@ def choose_loss(
             )
     if options.loss != "auto":
         return Choice(options.loss, "asked for")
+    # In fp16 small probabilities vanish, unless they are divided by their sum afterwards.
+    if kind == "cuda" and facts.has_triton and precision != "fp16":
+        return Choice("triton", "one kernel makes logits their own gradient; Triton is installed")
     if kind != "cpu":
         return Choice("chunks", "the device's own products")
     if not fits:
@@ -321,6 +328,43 @@ def choose_loss(
     if _is_faster(native_s, chunks_s):
         return Choice("native", f"faster: {figures}")
     return Choice("chunks", f"the native kernel is not clearly faster: {figures}")
+
+
+def choose_block_kernels(
+    facts: Facts,
+    options: DeviceSection,
+    kind: DeviceKind,
+    workload: Workload,
+    precision: Precision,
+    compiled: bool,
+) -> Choice[BlockKernels]:
+    """Choose what computes norms, rotary positions and SwiGLU: torch, or own Triton kernels."""
+    asked = options.block_kernels
+    if asked == "triton":
+        _refuse_triton("device.block_kernels", facts, kind)
+    if workload.lora is not None:
+        if asked == "triton":
+            raise UsageError(
+                "device.block_kernels triton: made for matrices without adapters",
+                hint="--set device.block_kernels=auto",
+            )
+        return Choice("torch", "the others are for matrices without adapters")
+    if asked != "auto":
+        return Choice(asked, "asked for")
+    if kind != "cuda":
+        return Choice("torch", "the others are for CUDA")
+    if not compiled or precision == "fp32":
+        return Choice("torch", "the others are for compiled blocks in half precision")
+    return Choice("triton", "one pass over memory each, forward and backward")
+
+
+def _refuse_triton(option: str, facts: Facts, kind: DeviceKind) -> None:
+    """Raise UsageError where Triton kernels that were asked for cannot be used."""
+    reason = None if facts.has_triton else "Triton is not installed"
+    if kind != "cuda":
+        reason = f"made for CUDA, and the device is {kind}"
+    if reason is not None:
+        raise UsageError(f"{option} triton: {reason}", hint=f"--set {option}=auto")
 
 
 def _without_native(times: CpuTimes) -> str:
