@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import NoReturn
 
-from llmtrain.errors import AbortedError
-
 
 def main() -> NoReturn:
     """Run the command line of this process and exit with its code.
@@ -14,11 +12,14 @@ def main() -> NoReturn:
     Ctrl-C ends it without a traceback also while modules are imported.
     """
     try:
+        from llmtrain.interrupts import end_on_interrupt
+
+        end_on_interrupt()
         from llmtrain.cli.app import main as run
 
         run()
     except KeyboardInterrupt:
-        sys.exit(AbortedError.exit_code)
+        sys.exit(130)  # `AbortedError`'s, which may not be imported yet
 
 
 if __name__ == "__main__":

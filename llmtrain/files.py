@@ -8,7 +8,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,17 +73,28 @@ def json_key(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Within the block, name `path` in errors of the system that name no file: reads and writes."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path`, or leave what it held before; sync it."""
+    """Write `text` to `path` and sync it; on an error the file keeps its earlier content."""
     write_pieces_atomically(path, [text.encode()])
 
 
 def write_pieces_atomically(path: Path, pieces: Iterable[bytes]) -> None:
-    """Write `pieces` to `path`, or leave what it held before; sync it."""
+    """Write `pieces` to `path` and sync it; on an error the file keeps its earlier content."""
     # With the rights that the user's other files have, unlike mkstemp's.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with temporary.open("xb") as file:
+        with named(path), temporary.open("xb") as file:
             file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
@@ -95,7 +107,7 @@ def write_pieces_atomically(path: Path, pieces: Iterable[bytes]) -> None:
 
 def sync_file(path: Path) -> None:
     """Sync the contents of `path` to disk."""
-    with path.open("rb+") as file:
+    with named(path), path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
@@ -122,7 +134,8 @@ def sync_directory(path: Path) -> None:
         return
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with named(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -130,7 +143,7 @@ def sync_directory(path: Path) -> None:
 def sha256_file(path: Path) -> str:
     """Return the hexadecimal sha256 of the file, read in pieces."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with named(path), path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

@@ -16,7 +16,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Work before or after training: `done` of `total` bytes; of 0 where nobody can say."""
+    """Work before or after training: `done` of `total` bytes; a total of 0 is unknown."""
 
     phase: str
     done: int

@@ -94,6 +94,8 @@ def unreadable(path: Path, error: OSError) -> LlmtrainError:
 
 
 def _require_regular(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise OSError(errno.EISDIR, "it is a directory", str(path))
     if not stat.S_ISREG(mode):
         raise OSError(errno.EINVAL, "it is not an ordinary file", str(path))
 

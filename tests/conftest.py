@@ -24,10 +24,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Ignore a deprecation that torch 2.13's compiler causes by its own imports."""
-    config.addinivalue_line(
-        "filterwarnings", "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
-    )
+    """Ignore what torch's compiler warns of and no code of ours can change."""
+    for each in (
+        "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",  # its own imports
+        "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning",
+    ):
+        config.addinivalue_line("filterwarnings", each)
 
 
 @pytest.fixture(autouse=True, scope="session")

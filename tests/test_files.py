@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -108,3 +109,20 @@ def test_what_is_written_has_the_rights_of_other_files(tmp_path: Path, mask: int
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~mask
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_what_fails_within_a_file_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's errors of reading, writing and syncing name no file by themselves."""
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = tmp_path / "run.yaml"
+    path.write_text("before")
+    monkeypatch.setattr(os, "fsync", fail)
+    for write in (lambda: write_text_atomically(path, "after"), lambda: sync_file(path)):
+        with pytest.raises(OSError, match="Input/output error") as raised:
+            write()
+        assert raised.value.filename == str(path)
+    assert path.read_text() == "before"
+    assert [each.name for each in tmp_path.iterdir()] == ["run.yaml"]

@@ -17,7 +17,7 @@ import llmtrain
 ROOT = Path(llmtrain.__file__).parent
 # From the bottom up. Rooms of one layer do not import each other.
 LAYERS = (
-    {"", "errors", "units", "files", "choice", "progress", "magic"},
+    {"", "errors", "units", "files", "choice", "progress", "magic", "interrupts"},
     {"untrusted", "children"},
     {"profile"},
     {"machine"},
@@ -52,7 +52,13 @@ PURE = (
 )
 # The parts of `plan` that measure, or read and write files.
 IMPURE = {
-    *("plan/cpu_benchmarks", "plan/step_benchmarks", "plan/past_runs"),
+    *(
+        "plan/cpu_benchmarks",
+        "plan/step_benchmarks",
+        "plan/kernel_probes",
+        "plan/probe",
+        "plan/past_runs",
+    ),
     *("plan/auto_profile", "plan/memory_watch"),
 }
 # Modules of `machine` that only define values and functions of values.

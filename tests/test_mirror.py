@@ -22,16 +22,20 @@ SPANNING = {
     "test_examples": "docs/examples",
     "test_layers": "imports of the whole package",
     "test_mirror": "this test",
+    "test_platforms": "the source of the whole package",
     "test_programs": "programs beside the tests",
     "cli/data/test_page": "docs/guides/data.md",
     "cli/data/test_remote": "commands that read s3:// and https://",
     "cli/data/test_sources": "data in every command",
+    "report/test_browser": "the report in a browser",
+    "cli/test_dpo": "finetune on preferences, and their evaluation",
     "cli/test_device_bench": "device bench, from the command to its cache",
     "cli/test_documents": "documents that commands print",
     "cli/test_explain": "the plan that every command shows alike",
     "cli/test_errors": "every error of every command",
     "cli/test_help": "--help of every command",
     "cli/test_machines": "device info on machines that are not here",
+    "cli/test_public_surface": "docs/reference/public_surface.txt",
     "cli/test_schemas": "docs/reference/json.md and every document",
     "cli/test_use": "eval and generate",
     "cli/tokenizer/test_tokenizer": "all tokenizer commands",
@@ -61,6 +65,7 @@ SPANNING = {
     "train/test_resolve": "from a request to the run that it trains",
     "train/test_resume": "resumed equals uninterrupted",
     "train/test_time": "training for a time",
+    "train/test_trl": "losses and gradients of fine-tuning beside TRL and PEFT",
 }
 
 

@@ -165,6 +165,11 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(AbortedError("interrupted", hint="run the same command again"), arguments)
     except LlmtrainError as error:
         return _fail(error, arguments)
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+        discard_stdout()  # help whose reader has what it wanted, which is no failure
+        return 0
     except OSError as error:
         return _fail(_os_failure(error), arguments)
 
@@ -176,6 +181,8 @@ def _os_failure(error: OSError) -> LlmtrainError:
     cache = cache_directory()
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = "free some disk space; a saved run continues with --resume auto"
+    elif error.errno == errno.EIO:
+        hint = "the disk or the network behind it fails; a saved run continues with --resume auto"
     elif error.filename is not None and cache.is_relative_to(error.filename):
         where = f"the cache {cache} cannot be made: "
         hint = "LLMTRAIN_CACHE_DIR=DIRECTORY names another place for it"

@@ -57,7 +57,6 @@ def chat(
     from llmtrain.engine.serve_model import can_chat, model_name
     from llmtrain.generate.sampling import Sampling
 
-    options.require_possible_top_p(top_p)
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     with watching(output) as observe:
         trained = load_trained(run, options.device_section(device, force_cpu), observe)
@@ -83,14 +82,16 @@ def _talk(conversation: Conversation, screen: ChatScreen) -> None:
             break
         try:
             if command.startswith("/"):
-                _obey(command, argument.strip(), conversation, screen)
+                _run_command(command, argument.strip(), conversation, screen)
             elif command:
                 _answer(message, conversation, screen)
         except KeyboardInterrupt:  # before the answer began
             screen.note("stopped")
 
 
-def _obey(command: str, argument: str, conversation: Conversation, screen: ChatScreen) -> None:
+def _run_command(
+    command: str, argument: str, conversation: Conversation, screen: ChatScreen
+) -> None:
     """Carry out a line that begins with a slash."""
     if command == "/help":
         screen.note(_HELP)

@@ -17,8 +17,14 @@ from llmtrain.units import counted, format_bytes
 
 if TYPE_CHECKING:
     from llmtrain.cli.output import Part
-    from llmtrain.documents.runs import Confidence, Eval, EvalCompared, EvalTasks, ModelDifference
-    from llmtrain.engine.inference import Evaluation
+    from llmtrain.documents.evaluations import (
+        Confidence,
+        Eval,
+        EvalCompared,
+        EvalTasks,
+        ModelDifference,
+    )
+    from llmtrain.engine.evaluation import Evaluation
     from llmtrain.profile.schema import DeviceSection
 
 
@@ -59,7 +65,7 @@ def evaluate(
     """
     from llmtrain.cli.progress import watching
     from llmtrain.documents.base import present
-    from llmtrain.documents.runs import Eval
+    from llmtrain.documents.evaluations import Eval
     from llmtrain.engine.paired_evaluation import evaluate_models
     from llmtrain.train.signals import stop_on_signals
 
@@ -93,7 +99,7 @@ def _answer_tasks(
 ) -> None:
     """Score a model on tasks, and print a row for each metric."""
     from llmtrain.cli.progress import watching
-    from llmtrain.documents.runs import EvalTasks, Task
+    from llmtrain.documents.evaluations import EvalTasks, Task
     from llmtrain.engine.task_evaluation import evaluate_tasks
     from llmtrain.train.signals import stop_on_signals
 
@@ -133,7 +139,7 @@ def _answer_compared(
     output: Output, found: Sequence[Evaluation], limits: Sequence[Threshold]
 ) -> None:
     from llmtrain.documents.base import present
-    from llmtrain.documents.runs import EvalCompared, Evaluated, ModelDifference
+    from llmtrain.documents.evaluations import EvalCompared, Evaluated, ModelDifference
     from llmtrain.eval.bootstrap import paired_difference
 
     first, *others = found
@@ -216,6 +222,7 @@ def _parts(evaluation: Eval) -> Iterator[Part]:
             for name, v in baselines.items()
         ),
         *_answer_rows(evaluation),
+        *_preference_rows(evaluation),
         ("verdict", verdict_of(evaluation.bits_per_byte, baselines)),
     ]
     yield facts_table(rows)
@@ -231,10 +238,21 @@ def _answer_rows(evaluation: Eval) -> Iterator[tuple[str, str]]:
         )
 
 
+def _preference_rows(evaluation: Eval) -> Iterator[tuple[str, str]]:
+    found = evaluation.preferences
+    if found is None or found.accuracy is None:
+        return
+    low, high = (
+        0.0 if each is None else each for each in (found.accuracy_low, found.accuracy_high)
+    )
+    yield "pairs", f"{found.pairs:,}; loss {_figure(found.loss)}, margin {_figure(found.margin)}"
+    yield "prefers as chosen", f"{found.accuracy:.1%} ({low:.1%} to {high:.1%})"
+
+
 def verdict_of(bits_per_byte: float | None, baselines: Mapping[str, float]) -> str:
     """Return in words where the model is among what needs no model; less is better."""
     if bits_per_byte is None or not math.isfinite(bits_per_byte):
-        return "the loss is not a finite number: the model is of no use"
+        return "the loss is not a finite number: the model cannot be used"
     names = {name: name.removesuffix("_bpb") for name in baselines}
     better = [names[n] for n, value in baselines.items() if bits_per_byte < value]
     worse = [names[n] for n, value in baselines.items() if bits_per_byte >= value]

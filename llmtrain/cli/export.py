@@ -69,7 +69,8 @@ def export(
     """
     from llmtrain.cli.progress import watching
     from llmtrain.documents.export import Export
-    from llmtrain.engine.export_run import ExportRequest, export_run
+    from llmtrain.engine.export_request import ExportRequest
+    from llmtrain.engine.export_run import export_run
     from llmtrain.train.signals import stop_on_signals
 
     request = ExportRequest(

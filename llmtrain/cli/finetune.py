@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 _ROWS = (
     "Conversations: a .jsonl, .json, .parquet, .arrow or .csv, or hf://OWNER/NAME, with rows "
     '{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]} or '
-    '{"prompt": "…", "completion": "…"}. Repeatable.'
+    '{"prompt": "…", "completion": "…"}. Or preferences, for DPO: rows {"prompt": "…", '
+    '"chosen": "…", "rejected": "…"}. Repeatable.'
 )
 
 
@@ -60,7 +61,10 @@ def finetune(
     dry_run: options.DryRun = False,
     max_loss: options.MaxLoss = None,
 ) -> int:
-    """Teach a model to answer, on conversations: only what the assistant says carries loss."""
+    """Teach a model to answer, on conversations, or by preferences between two answers (DPO).
+
+    Only what the assistant says carries loss.
+    """
     if model is None and resume is None:
         raise UsageError(
             "no model is named to fine-tune", hint="llmtrain finetune RUN --data chat.jsonl"

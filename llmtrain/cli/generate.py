@@ -45,7 +45,9 @@ def generate(
     top_logprobs: Annotated[
         int | None,
         options.whole_number(
-            "--top-logprobs", "With --json: the likeliest tokens at each place, so many.", 1
+            "--top-logprobs",
+            "With --json: how many likely tokens to list at each place.",
+            1,
         ),
     ] = None,
     device: options.Device = None,
@@ -66,7 +68,6 @@ def generate(
 
     if top_logprobs is not None and not output.json:
         raise UsageError("--top-logprobs is shown with --json", hint="add --json")
-    options.require_possible_top_p(top_p)
     first = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     prompts = prompt if prompt is not None else [""]
     if len(prompts) * n > _MOST_TEXTS:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from llmtrain.profile.schema import DeviceSection
     from llmtrain.profile.setting import Setting
 
+_HIGHEST_PORT = 65535
 _WITHOUT_SECTION = {"log_to"}  # keys at the top of a profile
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -134,8 +137,10 @@ ProfileTextField = Annotated[  # None: as in the profile
 ]
 
 
-def whole_number(flag: str, help_text: str, least: int | None = None) -> Any:
-    """Return an option that is an integer from `least` on, written as `5000`, `5k` or `5e3`."""
+def whole_number(
+    flag: str, help_text: str, least: int | None = None, most: int | None = None
+) -> Any:
+    """Return an option that is an integer from `least` to `most`, written as `5000` or `5e3`."""
 
     def parse(given: str | int) -> int:
         from llmtrain.units import parse_count
@@ -147,29 +152,59 @@ def whole_number(flag: str, help_text: str, least: int | None = None) -> Any:
             raise typer.BadParameter(
                 f"has to be a whole number, not {text:.40}; write 20000, 20k or 2e4"
             ) from None
-        if least is not None and number < least:
-            raise typer.BadParameter(f"has to be at least {least}, not {text}")
+        is_too_small = least is not None and number < least
+        if is_too_small or (most is not None and number > most):
+            limits = f"at least {least}" + ("" if most is None else f" and at most {most}")
+            raise typer.BadParameter(f"has to be {limits}, not {text:.40}")
+        return number
+
+    return typer.Option(flag, metavar="NUMBER", parser=parse, help=help_text)
+
+
+def decimal_number(
+    flag: str, help_text: str, least: float, most: float | None = None, *, above: bool = False
+) -> Any:
+    """Return an option that is a finite number from `least`, or `above` it, to `most`."""
+
+    def parse(given: str | float) -> float:
+        try:
+            number = float(given)  # a default is parsed too
+        except ValueError:
+            number = math.nan
+        is_in_range = number > least if above else number >= least
+        if not (is_in_range and number <= (sys.float_info.max if most is None else most)):
+            limits = f"{'above' if above else 'at least'} {least:g}"
+            limits += "" if most is None else f" and at most {most:g}"
+            raise typer.BadParameter(f"has to be a number {limits}, not {given!s:.40}")
         return number
 
     return typer.Option(flag, metavar="NUMBER", parser=parse, help=help_text)
 
 
 Temperature = Annotated[
-    float, typer.Option("--temperature", min=0.0, help="0: always the most likely token.")
+    float, decimal_number("--temperature", "0: always the most likely token.", 0)
 ]
 TopK = Annotated[int | None, whole_number("--top-k", "Sample from the k most likely tokens.", 1)]
 TopP = Annotated[
     float | None,
-    typer.Option(
+    decimal_number(
         "--top-p",
-        min=0.0,
-        max=1.0,
-        help="Sample from the most likely tokens that together have this probability.",
+        "Sample from the most likely tokens that together have this probability.",
+        0,
+        1,
+        above=True,
     ),
 ]
 RepetitionPenalty = Annotated[
-    float, typer.Option("--repetition-penalty", min=1.0, help="Above 1: fewer repetitions.")
+    float, decimal_number("--repetition-penalty", "Above 1: fewer repetitions.", 1, 100)
 ]
+
+
+def port(help_text: str) -> Any:
+    """Return the option `--port`; 0 is any free one."""
+    return whole_number("--port", help_text, 0, _HIGHEST_PORT)
+
+
 Nproc = Annotated[int | None, whole_number("--nproc", "Processes on this machine.", 1)]
 Steps = Annotated[int | None, whole_number("--steps", "Optimizer steps.")]
 
@@ -189,7 +224,7 @@ def weighted_sources(data: list[str] | None, weights: list[float] | None) -> lis
     for spec, weight in zip(specs, weights, strict=True):
         if not 0 < weight < float("inf"):
             raise UsageError(
-                f"--weight {weight:g} of --data {spec}: it has to be above 0",
+                f"--weight {weight:g} of --data {spec}: it has to be a number above 0",
                 hint="leave out that --data, or give it a weight such as --weight 0.1",
             )
     return [{"spec": s, "weight": w} for s, w in zip(specs, weights, strict=True)]
@@ -254,11 +289,3 @@ def assumed_machine(spec: str | None) -> AssumedMachine | None:
         python_version=platform.python_version(),
         torch_version=version("torch").partition("+")[0],
     )
-
-
-def require_possible_top_p(top_p: float | None) -> None:
-    """Raise UsageError for 0."""
-    from llmtrain.errors import UsageError
-
-    if top_p == 0:
-        raise UsageError("--top-p 0 leaves no token to choose", hint="--temperature 0 is greedy")

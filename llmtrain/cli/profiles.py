@@ -15,7 +15,7 @@ from llmtrain.cli.yaml_lines import commented, yaml_scalar
 
 if TYPE_CHECKING:
     from llmtrain.choice import Choice
-    from llmtrain.documents.plans import ListedProfile
+    from llmtrain.documents.profiles import ListedProfile
     from llmtrain.engine.explain import Explained
     from llmtrain.profile.load import LoadedProfile
     from llmtrain.profile.schema import Profile
@@ -39,7 +39,7 @@ def _parameters(profile: Profile) -> int | None:
 
 def list_profiles(output: Output) -> None:
     """List the shipped profiles with their sizes."""
-    from llmtrain.documents.plans import ListedProfile, ProfilesList
+    from llmtrain.documents.profiles import ListedProfile, ProfilesList
     from llmtrain.profile.load import load_profile, shipped_profiles
 
     profiles = []
@@ -88,7 +88,7 @@ def show(
     assume: options.Assume = None,
 ) -> None:
     """Show every value of a profile and its origin, as YAML that `--profile` takes."""
-    from llmtrain.documents.plans import ProfilesShow, ProfilesShowResolved
+    from llmtrain.documents.profiles import ProfilesShow, ProfilesShowResolved
     from llmtrain.profile.load import load_profile
 
     flags = {"device_kind": device, "device_force_cpu": force_cpu, "device_processes": nproc}
@@ -122,7 +122,7 @@ def _resolved_lines(explained: Explained) -> Iterator[str]:
 
 def validate(output: Output, profile: NameArgument) -> None:
     """Check a profile file; errors name the line."""
-    from llmtrain.documents.plans import ProfilesValidate
+    from llmtrain.documents.profiles import ProfilesValidate
     from llmtrain.profile.load import load_profile
     from llmtrain.units import format_count
 

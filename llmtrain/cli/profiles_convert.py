@@ -33,7 +33,7 @@ def convert(
     ] = None,
 ) -> None:
     """Convert a configuration of another tool to a profile; every key is accounted for."""
-    from llmtrain.documents.plans import ProfilesConvert
+    from llmtrain.documents.profiles import ProfilesConvert
     from llmtrain.files import write_text_atomically
     from llmtrain.profile.convert.read import convert_file, profile_of
 

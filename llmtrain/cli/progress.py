@@ -131,7 +131,7 @@ def lines(event: Event) -> list[str]:
         return [
             (
                 f"step {event.step}  validation loss {event.val_loss:.4f}  "
-                f"{event.val_bpb:.4f} bits/byte{best}"
+                f"{event.val_bpb:.4f} bits/byte{_rewards(event)}{best}"
             )
         ]
     if isinstance(event, Sampled):
@@ -170,3 +170,10 @@ def _started(event: Started) -> list[str]:
         ),
         *([_COMPILES] if plan.compile.value else []),
     ]
+
+
+def _rewards(event: Evaluated) -> str:
+    """Return what pairs of answers have more than a loss."""
+    if event.reward_margin is None or event.reward_accuracy is None:
+        return ""
+    return f"  margin {event.reward_margin:.3f}  prefers {event.reward_accuracy:.1%} as chosen"

@@ -118,12 +118,12 @@ def train_request(
     from llmtrain.cli.train_summary import next_commands, summary_lines
     from llmtrain.engine.text_notes import text_notes
     from llmtrain.engine.train_run import (
-        TrainSession,
         ranks_to_launch,
         resolved_run,
         run_training,
         train_resolved,
     )
+    from llmtrain.engine.train_session import TrainSession
     from llmtrain.machine.process_age import process_age_s
     from llmtrain.train.distributed.world import is_launched, world_from_environment
     from llmtrain.train.signals import stop_with_parent

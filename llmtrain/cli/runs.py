@@ -44,17 +44,20 @@ def list_runs(
     from llmtrain.errors import LlmtrainError
     from llmtrain.train.run_directory.running import listed_runs
 
-    conditions, found = parse_conditions(where or []), []
+    conditions, found, unread = parse_conditions(where or []), [], 0
     for run in listed_runs(directory):
         try:
             summary = run_summary(run)
             found.append((summary, run_values(summary, run.read_record())))
         except LlmtrainError as error:
             output.warning(error.message)
+            unread += 1
     rows = chosen_runs(found, conditions, sort, reverse=reverse)
     note = "" if rows else f"no runs under {directory}; start one with llmtrain train"
     if found and not rows:
         note = f"none of {len(found)} runs under {directory} meets {', '.join(where or [])}"
+    elif unread and not rows:
+        note = f"none of {unread} runs under {directory} can be read"
     output.answer(RunsList.of(runs=rows), runs_parts(rows, output.stdout.width), note)
 
 

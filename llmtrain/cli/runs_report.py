@@ -32,9 +32,7 @@ def report(
         bool,
         typer.Option("--watch", help="Serve it on this machine and follow the run; Ctrl-C ends."),
     ] = False,
-    port: Annotated[
-        int, options.whole_number("--port", "The port of --watch; 0: any free one.", 0)
-    ] = 0,
+    port: Annotated[int, options.port("The port of --watch; 0: any free one.")] = 0,
 ) -> None:
     """Write a report as one HTML file: curves, samples, plan, data; several runs are compared."""
     from llmtrain.documents.runs import RunsReport
@@ -65,11 +63,12 @@ def report(
 
 
 def _watch(output: Output, runs: list[str], port: int, *, is_opened: bool) -> None:
-    from llmtrain.engine.run_report import report_of
+    from llmtrain.engine.run_report import Reporter
     from llmtrain.report.live import LivePage, PageServer
     from llmtrain.train.signals import stop_on_signals
 
-    page = LivePage(lambda: report_of(runs, refresh_s=_REFRESH_S))
+    reporter = Reporter(runs)
+    page = LivePage(lambda: reporter.report(refresh_s=_REFRESH_S))
     page.get()  # what is wrong is said here, not in the browser
     with stop_on_signals() as stop, PageServer(page, port) as server:
         if output.json:

@@ -20,7 +20,7 @@ def serve(
         str,
         typer.Option("--host", help="The address to listen at; one that others reach needs a key."),
     ] = "127.0.0.1",
-    port: Annotated[int, options.whole_number("--port", "0: any that is free.", 0)] = 8000,
+    port: Annotated[int, options.port("0: any that is free.")] = 8000,
     api_key: Annotated[
         str | None,
         typer.Option(

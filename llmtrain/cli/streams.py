@@ -48,12 +48,36 @@ class UnfailingStream(io.TextIOBase):
         return self._stream.fileno()
 
 
+class _NamedStdout(io.TextIOWrapper):
+    """stdout, which its errors name also where a library writes, as for `--help`."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        stream.flush()
+        self._closes_with = stream  # which closes the file when nothing refers to it
+        super().__init__(
+            stream.buffer,
+            stream.encoding,
+            stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+
+    def write(self, text: str, /) -> int:
+        with _stdout_named():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with _stdout_named():
+            super().flush()
+
+
 def set_up_standard_streams() -> None:
     """Open descriptors 0 to 2, `sys.stdout` and `sys.stderr` if they are closed; accept any text.
 
     Otherwise a file opened later would get one of them, and messages of libraries would be
     written into it. Pipes and files get UTF-8, a terminal its own encoding, and everything
-    what PYTHONIOENCODING names; characters that the encoding lacks are escaped.
+    what PYTHONIOENCODING names; characters that the encoding lacks are escaped. What fails on
+    stdout is named.
     """
     for descriptor in range(3):
         try:
@@ -69,6 +93,8 @@ def set_up_standard_streams() -> None:
             is_chosen = stream.isatty() or "PYTHONIOENCODING" in os.environ
             encoding = stream.encoding if is_chosen else "utf-8"
             stream.reconfigure(encoding=encoding, errors="backslashreplace")
+    if type(sys.stdout) is io.TextIOWrapper:
+        sys.stdout = _NamedStdout(sys.stdout)
 
 
 def write_text(text: str, *, flush: bool = False) -> None:

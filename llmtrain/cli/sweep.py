@@ -45,12 +45,12 @@ def sweep(
     count = len(trials_of(found))
     output.note(f"{counted(count, 'trial')} in {directory}")
 
-    def tell(result: TrialResult) -> None:
+    def announce(result: TrialResult) -> None:
         output.note(_line(SweepTrial.of(result)))
 
     with stop_on_signals() as stop:
         request = SweepRequest(found, directory, workers, settings)
-        results = [SweepTrial.of(each) for each in run_sweep(request, tell, stop.check)]
+        results = [SweepTrial.of(each) for each in run_sweep(request, announce, stop.check)]
     best = results[0] if results and results[0].outcome == "done" else None
     command = None if best is None else _next_command(found, best, time)
     document = Sweep.of(sweep=directory, trials=results, best=best, command=command)

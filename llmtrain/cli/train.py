@@ -49,7 +49,7 @@ def train(
         list[str] | None,
         typer.Option(
             "--log-to",
-            metavar="tensorboard|trackio|wandb",
+            metavar="tensorboard|trackio|wandb|mlflow",
             help="Send the metrics to a tracker too. Repeatable.",
         ),
     ] = None,

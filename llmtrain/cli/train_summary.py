@@ -29,7 +29,8 @@ def summary_lines(result: TrainResult) -> list[str]:
         )
     if result.val_loss is not None and result.val_bpb is not None:
         lines.append(
-            f"validation loss {result.val_loss:.4f} nats/token, {result.val_bpb:.4f} bits/byte"
+            f"validation loss {result.val_loss:.4f} nats/{result.loss_is_per}, "
+            f"{result.val_bpb:.4f} bits/byte"
         )
     if result.energy_joules is not None:
         lines.append(f"energy {result.energy_joules / 3.6e6:.3g} kWh in this session")

@@ -13,6 +13,7 @@ from llmtrain.data.document import Document
 
 _PART = b"part"
 _HELD_OUT = b"held out"
+LENGTH_SHARES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)  # of documents that are no longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class CorpusStats:
     repeated_bytes: int = 0  # of their text
     held_out_documents: int = 0  # from sources for validation
     held_out_bytes: int = 0
+    length_bytes: tuple[int, ...] = ()  # of documents, at LENGTH_SHARES
 
 
 class FingerprintBuilder:
@@ -110,4 +112,11 @@ class CorpusStatsBuilder:
             held_out_bytes=self.held_out_bytes,
             repeated_documents=int(repeated.sum()),
             repeated_bytes=int(self.sizes_bytes()[repeated].sum()),
+            length_bytes=self._lengths(),
         )
+
+    def _lengths(self) -> tuple[int, ...]:
+        if not self._sizes_bytes:
+            return ()
+        found = np.quantile(self.sizes_bytes(), LENGTH_SHARES, method="inverted_cdf")
+        return tuple(int(size) for size in found)

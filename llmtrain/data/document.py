@@ -12,7 +12,8 @@ from llmtrain.errors import DataError
 
 # Of one document in memory; processing it takes several times as much.
 LONGEST_BYTES = 32 << 20
-Rows = Literal["text", "chat"]  # what a record has: a text, or a conversation
+# What a record has: a text, a conversation, a pair of them. kind: only which of the last two.
+Rows = Literal["text", "chat", "preferences", "kind"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ def plan_split(corpus: Corpus, stats: CorpusStats, fraction: float) -> Split:
         return _given_split(stats)
     if stats.documents >= BLOCKS and stats.lowest_digest != stats.highest_digest:
         return _document_split(stats, fraction)
-    if corpus.options.rows == "chat":
+    if corpus.options.rows != "text":
         return _conversation_split(stats, fraction)
     return _block_split(corpus, stats, fraction)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Self
 
 from llmtrain.documents.base import Document, Part, Text, key
-from llmtrain.documents.plans import Accelerator, Cpu, FailedDevice, Platform
+from llmtrain.documents.machines import Accelerator, Cpu, FailedDevice, Platform
 
 if TYPE_CHECKING:
     from llmtrain.engine.bug_report import BugReport

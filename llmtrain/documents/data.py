@@ -148,21 +148,22 @@ class ChatSegment(Part):
 
 
 class DataInspectChat(Document):
-    """`llmtrain data inspect --chat MODEL`: conversations by the chat template of a model."""
+    """`llmtrain data inspect --chat MODEL`: conversations or pairs, by a model's chat template."""
 
     model: Text = key("the directory of the model")
     marks_answers: bool = key(
         "whether `{% generation %}` in its template says what the assistant writes"
     )
-    conversations: int = key("rows")
+    conversations: int = key("rows, each a conversation or a pair of answers")
     messages: int = key("of all conversations")
     tokens: int = key("of all conversations, however long")
     answer_tokens: int = key("of those, the ones that carry loss")
     context: int = key("tokens of a window: the profile's, or the model's if that is shorter")
     truncated: int = key("conversations that end early, with the last answer in the context")
-    left_out: int = key("conversations whose first answer is not in the context")
+    left_out: int = key("rows without an answer in the context, or whose pair does not fit")
     origin: Text = key("of the example: its file, with a line where there are several in it")
-    example: list[ChatSegment] = key("a conversation as it is trained on")
+    example: list[ChatSegment] = key("a conversation as it is trained on, or a chosen answer")
+    rejected: list[ChatSegment] | None = key("the rejected answer; null: a conversation")
 
 
 class DataInspect(Document):

@@ -49,7 +49,15 @@ class EvaluationLine(Part):
 
     step: int = key("after which step")
     val_loss: Number = key(f"on validation text, nats per token; {NOT_FINITE}")
-    val_bpb: Number = key(f"on validation text, bits per byte; {NOT_FINITE}")
+    val_bpb: Number = key(
+        f"on validation text, bits per byte, of pairs of answers the chosen ones; {NOT_FINITE}"
+    )
+    reward_margin: Number = optional(
+        "the mean margin of the rewards of pairs of answers; missing for other text"
+    )
+    reward_accuracy: Number = optional(
+        "the share of pairs whose chosen answer has the larger reward; missing for other text"
+    )
 
 
 class SkippedLine(Part):

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llmtrain.engine.inference import Evaluation, evaluate_run, generate_text, load_trained
+from llmtrain.engine.evaluation import Evaluation, evaluate_run
+from llmtrain.engine.inference import generate_text, load_trained
 from llmtrain.engine.plan_run import plan_run
 from llmtrain.engine.request import TrainRequest, resolve_profile
-from llmtrain.engine.train_run import TrainSession, run_training
+from llmtrain.engine.train_run import run_training
+from llmtrain.engine.train_session import TrainSession
 from llmtrain.generate.sampling import Sampling
 from llmtrain.plan.planned import Planned
 from llmtrain.profile.load import load_section

@@ -7,14 +7,9 @@ from dataclasses import dataclass
 from llmtrain.engine.plan_run import workload_of
 from llmtrain.errors import UsageError
 from llmtrain.machine.facts import CpuTimes, Facts
-from llmtrain.plan.cpu_benchmarks import (
-    Announce,
-    block_probe,
-    measured_eager_step,
-    with_compiled_step,
-    with_fresh_block,
-)
+from llmtrain.plan.cpu_benchmarks import measured_eager_step, with_compiled_step, with_fresh_block
 from llmtrain.plan.decisions import choose_device
+from llmtrain.plan.kernel_probes import Announce, block_probe
 from llmtrain.plan.planner import Plan, make_plan
 from llmtrain.plan.step_benchmarks import step_probes
 from llmtrain.plan.throughput import predicted_step_s

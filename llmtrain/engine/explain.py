@@ -21,7 +21,7 @@ from llmtrain.plan.memory import MemoryPrediction
 from llmtrain.plan.planned import Planned
 from llmtrain.profile.load import LoadedProfile, flat_values
 from llmtrain.profile.shape import shape_of
-from llmtrain.recipe.learning_rate import CONTINUED_SHARE, peak_learning_rates
+from llmtrain.recipe.learning_rate import CONTINUED_SHARE, DPO_SHARE, peak_learning_rates
 
 PLAN = "plan"  # the origin of a decision that nobody asked for
 _OPTIONS = {  # the profile's key for a decision of the plan
@@ -92,10 +92,15 @@ class Explained:
         profile, tokens_per_step = self.loaded.profile, self.planned.workload.tokens_per_step
         shape, optim = shape_of(profile.model), profile.optim
         continues = profile.model.init_from is not None
-        rates = peak_learning_rates(optim, shape.hidden_size, tokens_per_step, continues=continues)
+        is_dpo = profile.data.rows == "preferences"
+        rates = peak_learning_rates(
+            optim, shape.hidden_size, tokens_per_step, continues=continues, is_dpo=is_dpo
+        )
         rule = f"by the rule for {tokens_per_step} tokens per step and width {shape.hidden_size}"
         if continues:
             rule += f", times {CONTINUED_SHARE:g} for a model that is continued"
+        if is_dpo:
+            rule += f" and {DPO_SHARE:g} for preferences"
         embedding = rule if optim.name == "muon" else "the hidden matrices'"
         return self._for_auto(
             {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from llmtrain.engine.export_request import ExportRequest, require_possible, require_replaceable
 from llmtrain.engine.export_sample import (
     SampleLoss,
     SampleText,
@@ -20,48 +21,31 @@ from llmtrain.engine.inference import Trained, generate_text, load_trained
 from llmtrain.engine.provenance import provenance_of, recorded_samples, recorded_val_bpb
 from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.export import gguf_tensors, huggingface_directory
-from llmtrain.export.encoding import UNQUANTIZED, Encoding, Format
-from llmtrain.export.gguf_file import gguf_file_name, write_gguf
-from llmtrain.export.gguf_vocabulary import Vocabulary, vocabulary_of
-from llmtrain.export.hub import push, require_push
+from llmtrain.export.encoding import Encoding, Format
+from llmtrain.export.gguf_file import TextEnds, gguf_file_name, write_gguf
+from llmtrain.export.gguf_vocabulary import (
+    ESCAPES_DIFFER,
+    Vocabulary,
+    escapes_in,
+    vocabulary_of,
+)
+from llmtrain.export.hub import push
 from llmtrain.export.model_card import CARD, Sample, Scores, model_card
 from llmtrain.export.modelfile import modelfile_of
 from llmtrain.export.pending import pending
-from llmtrain.export.provenance import LICENSE_PLACEHOLDER, Provenance
-from llmtrain.export.verify import READERS, Verification, can_verify, require_reader, verify
+from llmtrain.export.provenance import Provenance
+from llmtrain.export.verify import READERS, Verification, can_verify, verify
 from llmtrain.files import write_text_atomically
 from llmtrain.generate.sampling import Sampling
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.progress import Note
-from llmtrain.tokenizer.chat_template import stop_ids_of
 from llmtrain.train.events import Observer
 
 EXPORTS = Path("exports")
 MODELFILE = "Modelfile"
 _SAMPLE_TOKENS = 80
-_REPLACEABLE = {
-    *("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model"),
-    *("tokenizer_config.json", "tokenizer_kind.json"),
-    *(huggingface_directory.WEIGHTS, huggingface_directory.CHAT_TEMPLATE, CARD),
-}
 Weights = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class ExportRequest:
-    """The model to export, the format, and the options."""
-
-    run: str
-    format: Format
-    encoding: Encoding = "f32"
-    out: Path | None = None
-    data: Sequence[str] = ()
-    ollama: bool = False
-    verify: bool | None = None  # None: where the program that reads it is installed
-    license: str = LICENSE_PLACEHOLDER
-    overwrite: bool = False
-    push: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +83,7 @@ def export_run(
     Raises UsageError for what cannot be exported so, before anything is written, and LlmtrainError
     where the export was compared and is not the same model: it gets no name then.
     """
-    _require_possible(request)
+    require_possible(request)
     trained = load_trained(request.run, DeviceSection(kind="cpu"), observe)
     torch.set_float32_matmul_precision("highest")  # what others are compared with
     work = PrepareContext(trained.plan.workers.value, observe, check_stop)
@@ -111,7 +95,7 @@ def export_run(
             f"{final} exists", hint="--overwrite replaces it, --out DIR goes elsewhere"
         )
     if final.is_dir():
-        _require_replaceable(final)
+        require_replaceable(final)
     with _write_errors_mapped(final):
         export.write()
         files = export.files()
@@ -130,39 +114,6 @@ def export_run(
         cost=export.cost,
         pushed=address,
     )
-
-
-def _require_possible(request: ExportRequest) -> None:
-    if request.format == "hf" and request.encoding not in UNQUANTIZED:
-        raise UsageError(
-            f"--quant {request.encoding} is an encoding of GGUF, and --format hf has "
-            f"{', '.join(UNQUANTIZED)}",
-            hint="--format gguf, or another --quant",
-        )
-    if request.ollama and request.format == "hf":
-        raise UsageError("--ollama needs a GGUF file", hint="--format gguf")
-    if request.format == "gguf":
-        try:
-            import gguf  # noqa: F401
-        except ModuleNotFoundError:
-            raise UsageError(
-                "--format gguf needs the package gguf, which is not installed",
-                hint="pip install 'llmtrain[export]'",
-            ) from None
-    if request.verify:
-        require_reader(request.format)
-    if request.push is not None:
-        require_push(request.push)
-
-
-def _require_replaceable(directory: Path) -> None:
-    """Raise UsageError if the directory holds anything that an export does not write."""
-    other = sorted(path.name for path in directory.iterdir() if path.name not in _REPLACEABLE)
-    if other:
-        raise UsageError(
-            f"{directory} is not replaced: {other[0]} is not of an export",
-            hint="--out DIR, of a directory that does not exist",
-        )
 
 
 @contextmanager
@@ -257,8 +208,7 @@ class _Export:
             weights,
             self.trained.model.shape,
             self.vocabulary,
-            self.trained.tokenizer.separator_id,
-            stop_ids_of(self.trained.tokenizer),
+            TextEnds.of(self.trained.tokenizer),
             self.provenance,
             self.request.encoding,
             self.work.check_stop,
@@ -291,7 +241,8 @@ class _Export:
             run_val_bpb=recorded_val_bpb(self.trained.checkpoint),
         )
         samples = recorded_samples(self.trained) or [self._sampled()]
-        text = model_card(self.provenance, shape, scores, samples)
+        alike = tokenizer.kind.ends is None
+        text = model_card(self.provenance, shape, scores, samples, begins_alike=alike)
         write_text_atomically(path / CARD, text)
 
     def _sampled(self) -> Sample:
@@ -320,7 +271,13 @@ class _Export:
         return sum(each.stat().st_size for each in paths)
 
     def _verify(self, path: Path, sample: str) -> None:
-        known = self.vocabulary
+        known, kind = self.vocabulary, self.trained.tokenizer.kind
+        if known is not None:
+            differs, differences = known.differs, known.known_differences
+        elif kind.escaped and kind.name == "huggingface":  # its own file has no escapes
+            differs, differences = escapes_in, (ESCAPES_DIFFER,)
+        else:
+            differs, differences = (lambda _: False), ()
         self.verification = verify(
             self.request.format,
             path,
@@ -330,8 +287,8 @@ class _Export:
             sample,
             self.trained.plan.threads.value,
             self.work.check_stop,
-            **({} if known is None else {"differs": known.differs}),
-            known_differences=() if known is None else known.known_differences,
+            differs,
+            differences,
         )
 
     def _write_modelfile(self) -> None:
@@ -339,7 +296,7 @@ class _Export:
         text = modelfile_of(
             self.final.name,
             self.trained.model.shape.context,
-            tokenizer.piece(tokenizer.separator_id),
+            tokenizer.piece(tokenizer.eos_id),
             has_chat_template=self.provenance.chat_template is not None,
         )
         write_text_atomically(self.final.with_name(MODELFILE), text)

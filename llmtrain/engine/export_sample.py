@@ -28,7 +28,7 @@ _READ_TOKENS = 1 << 12
 
 @dataclass(frozen=True, slots=True)
 class SampleText:
-    """The beginning of a text, and what it is, in words."""
+    """The beginning of a text, and a description of the text."""
 
     text: str
     name: str
@@ -78,7 +78,7 @@ def _validation_text(trained: Trained, work: PrepareContext) -> str:
         )
         text = ""
         parts: Iterator[str]
-        if profile.data.rows == "chat":
+        if profile.data.has_conversations:
             parts = map(encoder_of(profile.data, trained.tokenizer).decode, batches)
         else:
             parts = decoded_parts(trained.tokenizer, batches)

@@ -5,7 +5,8 @@ none, a new run is started. The result has the run's directory, the checkpoint t
 profile and the facts of the machine.
 
 A directory whose run.yaml has no checkpoint yet was left by a failed or interrupted start: a new
-run may take its place.
+run may take its place. One whose run.yaml says that there were checkpoints is refused: without them
+nothing continues it, and a new run in its place would erase what it recorded.
 """
 
 from __future__ import annotations
@@ -128,6 +129,7 @@ def _find(request: TrainRequest, world: World | None) -> _Place:
     out = RunDirectory(request.out) if request.out is not None else None
     if out is not None:
         out.require_own_files()
+        out.refuse_lost()
     resume = request.resume or _resumed_by_restart(out)
     if resume is None:
         if out is not None and out.has_saved_state:
@@ -139,6 +141,7 @@ def _find(request: TrainRequest, world: World | None) -> _Place:
     if resume == "auto":
         return _resumed_automatically(request, out, world)
     run = find_run(resume)
+    run.refuse_lost()
     if out is not None and out.path.resolve() != run.path.resolve():
         raise UsageError(
             f"--resume {resume} continues in {run.path}, --out says {out.path}",
@@ -156,6 +159,7 @@ def _resumed_automatically(
         newest = newest_run(profile.loaded.profile.name)
         if newest is None:
             return _new_place(request, None, world, profile)
+        RunDirectory(newest).refuse_lost()
         return _Place(RunDirectory(newest))
     if out.exists:
         return _Place(out)

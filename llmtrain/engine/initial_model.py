@@ -56,7 +56,7 @@ class InitialModel:
         return None if lora is None else Adapter(lora, BaseModel(self.path, self.sha256))
 
     def read_weights(self) -> Mapping[str, Tensor]:
-        """Return the weights. Raises LlmtrainError if they are gone or are not what they were."""
+        """Return the weights. Raises LlmtrainError if they are missing or have changed."""
         directory = open_pretrained(self.path)
         changed = [
             name for name, digest in directory.sha256().items() if self.sha256.get(name) != digest
@@ -71,7 +71,7 @@ class InitialModel:
 
 @dataclass(frozen=True, slots=True)
 class Continued:
-    """A profile with the settings of the model that it continues, and what to tell the user."""
+    """A profile with the settings of the model that it continues, and notes for the user."""
 
     loaded: LoadedProfile
     model: InitialModel
@@ -103,7 +103,7 @@ def continue_from(spec: str, loaded: LoadedProfile) -> Continued:
     directory = open_pretrained(path)
     tokenizer, warnings = tokenizer_of_model(directory.path)
     notes += warnings
-    if loaded.profile.data.rows == "chat":
+    if loaded.profile.data.has_conversations:
         tokenizer = with_chat_template(tokenizer)
     cached = cached_tokenizer(tokenizer, {"model": str(directory.path)})
     profile = loaded.profile

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from llmtrain.data.batches.conversations import answered_tokens
+from llmtrain.data.batches.preferences import both_answers
+from llmtrain.data.chat.preferences import read_preference
 from llmtrain.data.chat.rows import read_conversation
+from llmtrain.data.shards.token_stream import TokenArray
 from llmtrain.engine.initial_model import directory_of_model
+from llmtrain.engine.rows_kind import kind_of_rows
 from llmtrain.errors import DataError
-from llmtrain.prepare.chat import ChatEncoder
+from llmtrain.prepare.chat import ChatEncoder, PreferenceEncoder
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import resolve_corpus
 from llmtrain.profile.schema import Profile
@@ -45,6 +50,7 @@ class ChatReport:
     left_out: int
     origin: str
     example: tuple[ChatSegment, ...]
+    rejected: tuple[ChatSegment, ...] | None = None  # of a pair of answers
 
 
 def inspect_chat(
@@ -60,23 +66,22 @@ def inspect_chat(
     tokenizer, warnings = tokenizer_of_model(directory)
     for text in (*notes, *warnings):
         work.observe(Note(text))
-    encoder = ChatEncoder(with_chat_template(tokenizer))
+    tokenizer = with_chat_template(tokenizer)
     context = min(profile.model.context, shape_in(directory).context)
-    corpus = resolve_corpus(profile.data, work)
+    rows = kind_of_rows(resolve_corpus(profile.data.model_copy(update={"rows": "kind"}), work))
+    section = profile.data.model_copy(update={"rows": rows})
+    corpus = resolve_corpus(section, work)
+    encoder = PreferenceEncoder(tokenizer) if rows == "preferences" else ChatEncoder(tokenizer)
     counts = np.zeros(6, dtype=np.int64)
-    origin, example = "", tuple[ChatSegment, ...]()
+    origin, examples = "", list[tuple[ChatSegment, ...]]()
     for document in itertools.islice(corpus.documents(), only_first):
         work.check_stop()
         values = np.array(encoder.encode_document(document.text, document.origin))
-        spoken = encoder.marks.is_assistant(values)
-        length, is_truncated = answered_tokens(spoken, context)
+        answers = both_answers(values, encoder.marks)
         if not origin:
             origin = document.origin
-            example = segments(
-                encoder.template, encoder.marks.ids(values).tolist(), spoken.tolist()
-            )
-        messages = len(read_conversation(document.text))
-        counts += (1, messages, len(values), spoken[1:].sum(), is_truncated, length == 0)
+            examples = [_segments(encoder, each) for each in answers]
+        counts += _counts(document.text, answers, encoder, context)
     if not origin:
         raise DataError("there are no conversations in the data", hint="add rows with --data")
     conversations, messages, tokens, answer_tokens, truncated, left_out = counts.tolist()
@@ -91,7 +96,30 @@ def inspect_chat(
         truncated=truncated,
         left_out=left_out,
         origin=origin,
-        example=example,
+        example=examples[0],
+        rejected=examples[1] if len(examples) > 1 else None,
+    )
+
+
+def _counts(
+    text: str, answers: Sequence[TokenArray], encoder: ChatEncoder, context: int
+) -> tuple[int, ...]:
+    """Return 1, and of the document: messages, tokens, targets, if it is cut, and if left out."""
+    spoken = [encoder.marks.is_assistant(each) for each in answers]
+    tokens, targets = sum(map(len, answers)), sum(int(each[1:].sum()) for each in spoken)
+    if len(answers) > 1:
+        pair = read_preference(text)
+        messages = len(pair.prompt) + len(pair.chosen) + len(pair.rejected)
+        return 1, messages, tokens, targets, 0, int(tokens > context)
+    length, is_truncated = answered_tokens(spoken[0], context)
+    messages = len(read_conversation(text))
+    return 1, messages, tokens, targets, int(is_truncated), int(length == 0)
+
+
+def _segments(encoder: ChatEncoder, values: TokenArray) -> tuple[ChatSegment, ...]:
+    marks = encoder.marks
+    return segments(
+        encoder.template, marks.ids(values).tolist(), marks.is_assistant(values).tolist()
     )
 
 

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from llmtrain.data.shards.token_stream import TokenStream
-from llmtrain.engine.inference import (
+from llmtrain.engine.evaluation import (
     READ_TOKENS,
     Evaluation,
     Texts,
-    Trained,
     evaluate_run,
     evaluate_shards,
     evaluate_texts,
-    load_trained,
     mask_as_trained,
     validation_shards,
 )
+from llmtrain.engine.inference import Trained, load_trained
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.progress import Note
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.events import Observer
 from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.run_directory.saved_evaluation import SavedEvaluation, save_evaluation
 
 _SPLIT = ("validation", "validation_fraction")  # what decides which documents are held out
 
@@ -42,7 +44,8 @@ def evaluate_models(
 ) -> list[Evaluation]:
     """Evaluate each model on all of `data`, or on all of the first run's validation text.
 
-    Models are in memory one at a time. A warning says where the validation text of the first may
+    On its own validation text the first one's evaluation is saved in its run. Models are in memory
+    one at a time. A warning says where the validation text of the first may
     have been training text of another.
     """
     evaluated = partial(
@@ -55,6 +58,8 @@ def evaluate_models(
         questions=questions,
     )
     first = evaluated(runs[0])
+    if not data:
+        _save(first, observe)
     found = [first]
     for run in runs[1:]:
         if data:
@@ -72,6 +77,30 @@ def evaluate_models(
             observe(Note(text, is_warning=True))
         found.append(_evaluate_on(record, first, runs[0], trained, work))
     return found
+
+
+def _save(evaluation: Evaluation, observe: Observer) -> None:
+    """Save an evaluation in its run, for the report; a run that cannot be written gets a note."""
+
+    def known(value: float | None) -> float | None:
+        return value if value is not None and math.isfinite(value) else None
+
+    interval = evaluation.interval
+    saved = SavedEvaluation(
+        checkpoint=evaluation.checkpoint.name,
+        bits_per_byte=known(evaluation.bits_per_byte),
+        low=known(interval.low),
+        high=known(interval.high),
+        unit=interval.unit,
+        units=interval.units,
+        tokens=evaluation.tokens,
+        bytes=evaluation.bytes,
+        baselines={name: known(value) for name, value in asdict(evaluation.baselines).items()},
+    )
+    try:
+        save_evaluation(RunDirectory(evaluation.checkpoint.parent.parent), saved)
+    except OSError as error:
+        observe(Note(f"the evaluation is not saved in its run: {error.strerror}"))
 
 
 def _evaluate_on(

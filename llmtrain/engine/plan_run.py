@@ -18,7 +18,8 @@ from llmtrain.ops.native.library import load_kernels
 from llmtrain.plan import decisions
 from llmtrain.plan.alternatives import alternatives
 from llmtrain.plan.auto_profile import choose_tokens_per_step
-from llmtrain.plan.cpu_benchmarks import Announce, measured_cpu, measured_products
+from llmtrain.plan.cpu_benchmarks import measured_cpu, measured_products
+from llmtrain.plan.kernel_probes import Announce
 from llmtrain.plan.past_runs import last_run
 from llmtrain.plan.planned import Planned, planned_with
 from llmtrain.plan.planner import InferencePlan, Plan, make_inference_plan, make_plan
@@ -155,4 +156,5 @@ def workload_of(
         time_s=train.time,
         mask_documents=profile.data.masks_documents,
         lora=lora_shape_of(profile.lora),
+        is_dpo=profile.data.rows == "preferences",
     )

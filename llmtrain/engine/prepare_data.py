@@ -8,8 +8,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmtrain.data.shards.cache_entry import require_usable_cache
 from llmtrain.data.shards.index import ShardIndex
 from llmtrain.engine.request import TrainRequest
+from llmtrain.files import cache_directory
 from llmtrain.plan.decisions import choose_workers
 from llmtrain.prepare.context import PrepareContext
 from llmtrain.prepare.dataset import prepare_dataset
@@ -46,6 +48,7 @@ def prepare_ahead(
     Raises DataError, UsageError.
     """
     started_s = time.monotonic()
+    require_usable_cache(cache_directory())
     if request.profile is None:
         chosen, facts = request.choose_profile()
         profile = request.load(chosen.value).profile

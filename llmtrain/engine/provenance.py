@@ -1,4 +1,4 @@
-"""What a run's files say of where its model comes from."""
+"""The provenance of a model, from the files of its run."""
 
 from __future__ import annotations
 

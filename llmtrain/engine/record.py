@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import platform
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -10,17 +12,23 @@ from typing import Any
 import torch
 
 import llmtrain
+from llmtrain.data.shards.index import ShardIndex
 from llmtrain.engine.find_run import ResolvedRun
 from llmtrain.engine.resume_settings import machine_signature
+from llmtrain.errors import LlmtrainError
+from llmtrain.eval.evaluate import bits_per_byte
 from llmtrain.plan.cpu_benchmarks import forget_step
 from llmtrain.plan.forecast import Forecast
 from llmtrain.plan.past_runs import replace_run
 from llmtrain.plan.planned import Planned
 from llmtrain.prepare.dataset import Dataset
 from llmtrain.train.distributed.world import launcher_identity, run_process_identity
-from llmtrain.train.events import TrainResult
+from llmtrain.train.events import Event, Observer, Saved, TrainResult
 from llmtrain.train.rate_check import RateDifference
 from llmtrain.train.run_directory.directory import RunDirectory
+
+# What reading the text shows; shards from the cache no longer do.
+_CHECKED = ("left_out", "leakage", "documents")
 
 
 def write_start(
@@ -57,6 +65,9 @@ def write_start(
             "tokenizer_sha256": index.encoder_fingerprint,
             "train_tokens": index.train.tokens,
             "validation_tokens": index.validation.tokens,
+            "train_text_bytes": index.train.text_bytes,
+            "validation_text_bytes": index.validation.text_bytes,
+            "baselines": _baselines(index) if loaded.profile.data.rows == "text" else None,
             "mixture": [asdict(source) for source in dataset.mixture],
             **_read_data(dataset, before.get("data") or {}),
         },
@@ -98,6 +109,28 @@ def correct_forecast(directory: RunDirectory, planned: Planned, difference: Rate
         replace_run(facts, workload, plan, corrected_run)
 
 
+def recording_first_save(directory: RunDirectory, observe: Observer) -> Observer:
+    """Return `observe`, changed to write the session's first saved step to run.yaml.
+
+    From then on checkpoints that are missing were removed (`RunDirectory.refuse_lost`).
+    """
+    is_recorded = False
+
+    def observed(event: Event) -> None:
+        nonlocal is_recorded
+        if isinstance(event, Saved) and not is_recorded:
+            is_recorded = True
+            # A full disk, or a run that was moved, is reported where it is next written to.
+            with suppress(OSError, LlmtrainError):
+                record = directory.read_record()
+                *earlier, session = record["sessions"]
+                sessions = [*earlier, session | {"saved_step": event.step}]
+                directory.write_record(record | {"sessions": sessions})
+        observe(event)
+
+    return observed
+
+
 def write_result(directory: RunDirectory, result: TrainResult) -> None:
     """Add the session's result to run.yaml."""
     values = asdict(result) | {"run": str(result.run), "checkpoint": str(result.checkpoint)}
@@ -110,5 +143,19 @@ def _read_data(dataset: Dataset, before: dict[str, Any]) -> dict[str, Any]:
     found = {"sources": dataset.sources or before.get("sources", [])}
     checked = dataset.checked
     if checked is None:
-        checked = {name: before[name] for name in ("left_out", "leakage") if name in before}
+        checked = {name: before[name] for name in _CHECKED if name in before}
     return found | checked
+
+
+def _baselines(index: ShardIndex) -> dict[str, float] | None:
+    """Return bits per byte of the validation text by two models that read no context."""
+    facts = index.validation
+    if not facts.text_bytes:
+        return None
+    return {
+        f"{name}_bpb": bits_per_byte(nats, facts.tokens, facts.text_bytes)
+        for name, nats in (
+            ("uniform", math.log(index.vocab_size)),
+            ("unigram", index.unigram_cross_entropy_nats),
+        )
+    }

@@ -10,6 +10,7 @@ from typing import Literal
 
 from llmtrain.choice import Choice
 from llmtrain.engine.initial_model import InitialModel, continue_from
+from llmtrain.engine.rows_kind import with_kind_of_rows
 from llmtrain.errors import UsageError
 from llmtrain.machine.assume import AssumedMachine
 from llmtrain.machine.facts import Facts
@@ -143,10 +144,12 @@ def resolve_profile(
         loaded = request.load(request.profile) if request.profile else request.over(base or {})
         name = Choice(loaded.profile.name, "asked for")
         facts = request.read_facts(loaded.profile.device, world)
-    if loaded.profile.data.rows == "chat" and loaded.profile.model.init_from is None:
+    if request.purpose == "finetune":
+        loaded = with_kind_of_rows(loaded)
+    if loaded.profile.data.has_conversations and loaded.profile.model.init_from is None:
+        rows, origin = loaded.profile.data.rows, loaded.origin_of("data.rows")
         raise UsageError(
-            f"data.rows is chat ({loaded.origin_of('data.rows')}), and no model is named to "
-            "fine-tune",
+            f"data.rows is {rows} ({origin}), and no model is named to fine-tune",
             hint="llmtrain finetune RUN --data FILE",
         )
     initial, notes = None, tuple[str, ...]()

@@ -8,30 +8,50 @@ from pathlib import Path
 
 from llmtrain.files import write_text_atomically
 from llmtrain.report.comparison import Comparison, compare_runs
-from llmtrain.report.content import Row, overlay_charts, run_content
+from llmtrain.report.content import RunContent, run_content
 from llmtrain.report.page import SideBySide, render_report
 from llmtrain.report.plots import require_plots
+from llmtrain.report.run_charts import overlay_charts
+from llmtrain.report.text_summary import detected_languages
+from llmtrain.report.values import Row
 from llmtrain.train.run_directory.directory import RunDirectory, find_run
 from llmtrain.units import format_count, format_duration
 
 REPORT_FILE = "report.html"
 
 
-def report_of(names: Sequence[str], *, refresh_s: int | None = None) -> str:
-    """Return the report of the runs as HTML; several are compared first.
+class Reporter:
+    """Writes reports of the same runs again and again: what cannot change is read once."""
 
-    `refresh_s`: the page loads itself again while any run is being trained. Raises UsageError.
-    """
-    require_plots()
-    found = [find_run(name) for name in names]
-    contents = [run_content(run) for run in found]
-    is_running = any(content.is_running for content in contents)
-    return render_report(
-        contents,
-        _side_by_side(compare_runs(names)) if len(names) > 1 else None,
-        written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
-        refresh_s=refresh_s if is_running else None,
-    )
+    def __init__(self, names: Sequence[str]) -> None:
+        """Raise UsageError where a library or a run is missing."""
+        require_plots()
+        self._names = names
+        self._languages: dict[Path, dict[str, int] | None] = {}
+
+    def report(self, *, refresh_s: int | None = None) -> str:
+        """Return the report of the runs as HTML; several are compared first.
+
+        `refresh_s`: the page loads itself again while any run is being trained. Raises UsageError.
+        """
+        contents = [self._content(find_run(name)) for name in self._names]
+        is_running = any(content.is_running for content in contents)
+        return render_report(
+            contents,
+            _side_by_side(compare_runs(self._names)) if len(self._names) > 1 else None,
+            written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
+            refresh_s=refresh_s if is_running else None,
+        )
+
+    def _content(self, run: RunDirectory) -> RunContent:
+        if self._languages.get(run.path) is None:  # without a checkpoint yet, it is tried again
+            self._languages[run.path] = detected_languages(run, run.read_record())
+        return run_content(run, self._languages[run.path])
+
+
+def report_of(names: Sequence[str]) -> str:
+    """Return the report of the runs as HTML; several are compared first. Raises UsageError."""
+    return Reporter(names).report()
 
 
 def write_report(run: RunDirectory) -> Path:

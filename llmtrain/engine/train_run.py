@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import TypeAdapter
-
-from llmtrain.data.batches.conversations import PackedConversations, pack_conversations
-from llmtrain.data.batches.packing import Packing
-from llmtrain.data.batches.packing_cache import cached_packing
+from llmtrain.data.batches.conversations import PackedConversations
+from llmtrain.data.batches.preferences import PackedPreferences, References
 from llmtrain.data.batches.prefetch import Prefetch
-from llmtrain.data.chat.marks import Marks
-from llmtrain.data.corpus import Corpus
 from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.find_run import ResolvedRun, resolve
 from llmtrain.engine.plan_run import plan_resolved, processes_of
-from llmtrain.engine.record import correct_forecast, write_result, write_start
+from llmtrain.engine.record import (
+    correct_forecast,
+    recording_first_save,
+    write_result,
+    write_start,
+)
 from llmtrain.engine.request import TrainRequest
 from llmtrain.engine.run_report import write_report
 from llmtrain.engine.session_start import (
@@ -32,6 +30,8 @@ from llmtrain.engine.session_start import (
     started_event,
     used_before_s,
 )
+from llmtrain.engine.train_data import checked_corpus, packing_of, shared_dataset, shared_references
+from llmtrain.engine.train_session import TrainSession
 from llmtrain.errors import InterruptedRunError
 from llmtrain.files import free_bytes
 from llmtrain.machine.allocator import return_free_memory
@@ -41,80 +41,21 @@ from llmtrain.plan.past_runs import record_run
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.tensor_bytes import checkpoint_bytes
-from llmtrain.prepare.changes import announce_changes, require_same_text
-from llmtrain.prepare.context import PrepareContext
-from llmtrain.prepare.dataset import (
-    Dataset,
-    open_dataset,
-    prepare_dataset,
-    resolve_corpus,
-    with_recorded_mixture,
-)
-from llmtrain.prepare.length import check_length
+from llmtrain.prepare.dataset import Dataset
 from llmtrain.profile.lora_shape import lora_shape_of
 from llmtrain.profile.shape import shape_of
-from llmtrain.progress import Note
 from llmtrain.report.plots import require_plots
 from llmtrain.tracking.observe import tracked
 from llmtrain.tracking.tracker import require_trackers
 from llmtrain.train.build import build_run, set_up_device
 from llmtrain.train.checkpoint.format import Checkpoint, list_checkpoints, load_checkpoint
 from llmtrain.train.checkpoint.saver import require_room
-from llmtrain.train.distributed.world import World
-from llmtrain.train.events import Observer, TrainResult
+from llmtrain.train.events import TrainResult
+from llmtrain.train.loop import Run
+from llmtrain.train.readers import TrainTokens
 from llmtrain.train.repetition import mixture_lines
-from llmtrain.train.run_directory.record import data_key, data_ranges
-from llmtrain.train.signals import StopRequest
 from llmtrain.train.trainer import Trainer, TrainSetup
 from llmtrain.units import format_bytes
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSession:
-    """The ranks that train, who is notified, what may stop them, and since when time counts."""
-
-    world: World
-    observe: Observer
-    stop: StopRequest
-    started_s: float = field(default_factory=time.monotonic)  # by the monotonic clock
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the start, with measuring the machine and preparing data."""
-        return time.monotonic() - self.started_s
-
-    def note(self, text: str, *, is_warning: bool = False) -> None:
-        """Notify the observer."""
-        self.observe(Note(text, is_warning=is_warning))
-
-    def broadcast_from_main(
-        self, key: str, kind: type[T], produce: Callable[[], T], check: Callable[[], None]
-    ) -> T:
-        """Return on every rank what `produce` returns on rank 0, sent as JSON of `kind`.
-
-        `check` may raise to end the waiting of the other ranks.
-        """
-        if self.world.store is None:
-            return produce()
-        adapter, made = TypeAdapter(kind), list[T]()
-
-        def send() -> str:
-            made.append(produce())
-            return adapter.dump_json(made[0]).decode()
-
-        message = self.world.broadcast_from_main(key, send, check)
-        return made[0] if made else adapter.validate_json(message, strict=True)
-
-
-@dataclass(frozen=True, slots=True)
-class _SharedData:
-    """The message from rank 0 with which a rank opens the prepared data."""
-
-    key: str
-    tokenizer: Path
-    ranges: list[tuple[int, int]]  # first token and number of tokens of each weighted source
 
 
 @memory_errors_mapped()
@@ -144,7 +85,7 @@ def ranks_to_launch(resolved: ResolvedRun, session: TrainSession) -> int:
     """
     processes = processes_of(resolved)
     if processes > 1:
-        _checked_corpus(resolved, session)
+        checked_corpus(resolved, session)
         plan_resolved(resolved)
     return processes
 
@@ -163,30 +104,18 @@ def train_resolved(resolved: ResolvedRun, session: TrainSession) -> TrainResult:
         return _finished(resolved)
     resumed = load_checkpoint(resolved.checkpoint) if resolved.checkpoint is not None else None
     try:
-        corpus = _checked_corpus(resolved, session) if world.is_main else None
+        corpus = checked_corpus(resolved, session) if world.is_main else None
         planned = _agreed_plan(resolved, session)
         if world.is_main:
             _require_disk_space(resolved, session)
         set_up_device(planned.plan, world)
-        dataset = _shared_dataset(resolved, planned.plan, session, corpus)
+        dataset = shared_dataset(resolved, planned.plan, session, corpus)
         return_free_memory()  # tokenizing took more than training needs
         timeout_s = profile.device.collective_timeout
         with closing(dataset.shards), world.process_group(planned.plan.backend.value, timeout_s):
             return _train(resolved, resumed, planned, dataset, session)
     except InterruptedRunError:
         return replace(_result_so_far(resolved), stopped="interrupted")
-
-
-def _checked_corpus(resolved: ResolvedRun, session: TrainSession) -> Corpus | None:
-    """Return what a new run's text is. Raises DataError if it is too short, before any planning."""
-    if resolved.recorded is not None and resolved.checkpoint is not None:
-        return None
-    profile = resolved.profile.loaded.profile
-    work = PrepareContext(1, session.observe, session.stop.check)
-    corpus = resolve_corpus(profile.data, work)
-    if profile.data.rows == "text":
-        check_length(corpus, profile.data, profile.model.context, work)
-    return corpus
 
 
 def _agreed_plan(resolved: ResolvedRun, session: TrainSession) -> Planned:
@@ -222,65 +151,6 @@ def _require_disk_space(resolved: ResolvedRun, session: TrainSession) -> None:
         )
 
 
-@memory_errors_mapped()
-def _shared_dataset(
-    resolved: ResolvedRun, plan: Plan, session: TrainSession, corpus: Corpus | None
-) -> Dataset:
-    """Prepare the data on rank 0, and open it on every rank."""
-    profile = resolved.profile.loaded.profile
-    work = PrepareContext(plan.workers.value, session.observe, session.stop.check)
-    prepared: list[Dataset] = []
-
-    def prepare() -> _SharedData:
-        dataset = _dataset(resolved, work, corpus)
-        prepared.append(dataset)
-        if profile.data.rows == "text":
-            _packing(resolved, dataset, session)  # cached, for the other ranks to read
-        ranges = [(source.first_token, source.tokens) for source in dataset.mixture]
-        return _SharedData(dataset.shards.index.key, dataset.tokenizer_directory, ranges)
-
-    shared = session.broadcast_from_main("data", _SharedData, prepare, session.stop.check)
-    if prepared:
-        return prepared[0]
-    vocab_size = profile.model.vocab_size
-    dataset = open_dataset(profile.data, vocab_size, shared.key, shared.tokenizer, work)
-    return with_recorded_mixture(dataset, profile.data, shared.ranges)
-
-
-def _dataset(resolved: ResolvedRun, work: PrepareContext, corpus: Corpus | None) -> Dataset:
-    profile = resolved.profile.loaded.profile
-    vocab_size, context = profile.model.vocab_size, profile.model.context
-    if resolved.recorded is None or resolved.checkpoint is None:
-        return prepare_dataset(profile.data, vocab_size, work, context=context, corpus=corpus)
-    recorded = resolved.recorded
-    before, fingerprint = recorded.profile.data, recorded.text_fingerprint
-    if profile.data.specs != before.specs and fingerprint is not None:
-        require_same_text(profile.data, before, fingerprint, work)
-    key = data_key(recorded.values, str(resolved.path))
-    dataset = open_dataset(profile.data, vocab_size, key, resolved.checkpoint, work, context)
-    announce_changes(profile.data, dataset.shards, work)
-    return with_recorded_mixture(dataset, profile.data, data_ranges(recorded.values))
-
-
-def _packing(
-    resolved: ResolvedRun, dataset: Dataset, session: TrainSession
-) -> Packing | PackedConversations | None:
-    """Return how documents or conversations fill windows; None if they are concatenated.
-
-    None of a mixture, whose sources are packed one by one.
-    """
-    profile = resolved.profile.loaded.profile
-    if not profile.data.pads_windows or dataset.mixture:
-        return None
-    if profile.data.rows == "chat":
-        marks = Marks.of_separator(dataset.shards.index.separator_id)
-        check_stop = session.stop.check
-        return pack_conversations(
-            dataset.shards.train, marks, profile.model.context, check_stop=check_stop
-        )
-    return cached_packing(dataset.shards, profile.model.context, session.stop.check)
-
-
 def _train(
     resolved: ResolvedRun,
     resumed: Checkpoint | None,
@@ -288,38 +158,25 @@ def _train(
     dataset: Dataset,
     session: TrainSession,
 ) -> TrainResult:
-    profile, world, shards = resolved.profile.loaded.profile, session.world, dataset.shards
-    initial = resolved.initial_model
-    packing = _packing(resolved, dataset, session)
-    if isinstance(packing, PackedConversations):
-        cut = packing.describe(profile.model.context)
-        if cut is not None and world.is_main:
-            session.note(cut)
-    run = build_run(
-        profile,
-        planned.plan,
-        world,
-        shards.train,
-        resumed,
-        shards.index.separator_id,
-        packing,
-        dataset.mixture,
-        initial.read_weights if initial is not None else None,
-        None if initial is None else initial.adapter(profile.lora),
-    )
+    """Build the run, train it, and on rank 0 record what came of it."""
+    profile, is_main = resolved.profile.loaded.profile, session.world.is_main
+    references = shared_references(resolved, planned.plan, dataset.shards, session)
+    known = None if references is None else references.train
+    run = _built(resolved, resumed, planned, dataset, known, session)
     horizon = resolved.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
     step = run.position.step
     set_horizon(run.position, resolved, horizon)
-    if (difference := difference_from_run(resolved, resumed, planned.plan)) is not None:
+    difference = difference_from_run(resolved, resumed, planned.plan)
+    if difference is not None:
         session.note(f"{difference}: not bitwise from step {step}", is_warning=True)
     expected = forecast(profile, planned, elapsed_s=session.elapsed_s)
     rate = expected.tokens_per_s
-    if world.is_main:
+    if is_main:
         write_start(resolved, planned, expected, dataset, step)
     for line in mixture_lines(dataset.mixture, horizon.steps, planned.workload.tokens_per_step):
         session.note(line)
     session.observe(started_event(resolved, planned, dataset, step, horizon))
-    trackers = profile.log_to if world.is_main else ()
+    trackers = profile.log_to if is_main else ()
     with (
         tracked(session.observe, trackers, resolved.path, profile.values(), step) as observe,
         Prefetch(run.batches.read) as run.prefetch,
@@ -329,30 +186,61 @@ def _train(
             profile=profile,
             horizon=horizon,
             directory=resolved.directory,
-            data=shards,
+            data=dataset.shards,
             tokenizer=dataset.tokenizer,
             mixture=dataset.mixture,
             workload=planned.workload,
             peak_flops=planned.peak_flops,
             stop=session.stop,
-            observe=observe,
+            observe=recording_first_save(resolved.directory, observe),
             used_before_s=used_before_s(resolved),
             starting_s=session.elapsed_s,
             forecast_tokens_per_s=None if rate is None else rate.value,
+            validation_references=None if references is None else references.validation,
             correct_forecast=partial(correct_forecast, resolved.directory, planned),
         )
         state = first_state(resolved, planned.plan, is_bitwise=difference is None)
         result = trained_with_energy(Trainer(setup, state))
-    if not world.is_main:
+    if not is_main:
         return result
     predicted = (resolved.recorded and resolved.recorded.forecast) or expected.document()
+    example = prompt_example(profile.data, dataset)
     result = replace(
-        _with_prediction(result, predicted), prompt_example=prompt_example(profile.data, dataset)
+        _with_prediction(result, predicted),
+        prompt_example=example,
+        loss_is_per="token" if references is None else "pair",
     )
     _record(resolved, planned, run.plan, result)
     if profile.report:
         _write_report(resolved, session)
     return result
+
+
+def _built(
+    resolved: ResolvedRun,
+    resumed: Checkpoint | None,
+    planned: Planned,
+    dataset: Dataset,
+    references: References | None,
+    session: TrainSession,
+) -> Run:
+    """Return the run at the step where this session begins."""
+    profile, initial = resolved.profile.loaded.profile, resolved.initial_model
+    packing = packing_of(resolved, dataset, session)
+    if isinstance(packing, PackedConversations | PackedPreferences) and session.world.is_main:
+        cut = packing.describe(profile.model.context)
+        if cut is not None:
+            session.note(cut)
+    shards = dataset.shards
+    return build_run(
+        profile,
+        planned.plan,
+        session.world,
+        TrainTokens(shards.train, shards.index.separator_id, packing, dataset.mixture, references),
+        resumed,
+        None if initial is None else initial.read_weights,
+        None if initial is None else initial.adapter(profile.lora),
+    )
 
 
 def _with_prediction(result: TrainResult, predicted: Mapping[str, Any]) -> TrainResult:

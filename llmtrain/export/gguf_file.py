@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from llmtrain.export.gguf_tensors import gguf_tensors, quantization_type, stored
 from llmtrain.export.gguf_vocabulary import Vocabulary
 from llmtrain.export.provenance import Provenance
 from llmtrain.profile.shape import ModelShape
+from llmtrain.tokenizer import Tokenizer
+from llmtrain.tokenizer.chat_template import stop_ids_of
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -23,6 +26,24 @@ if TYPE_CHECKING:
 
 _VERSION = "v1.0"
 _NOT_OF_A_NAME = re.compile(r"[^A-Za-z0-9]+")
+
+
+@dataclass(frozen=True, slots=True)
+class TextEnds:
+    """The tokens that begin and end texts and answers."""
+
+    bos_id: int | None
+    eos_id: int
+    answer_id: int | None  # ends an answer, where eos does not
+    adds_bos: bool  # to the beginning of a prompt
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> TextEnds:
+        """Return those of a tokenizer and its chat template."""
+        answers = sorted(stop_ids_of(tokenizer) - tokenizer.stop_ids)
+        others = sorted(tokenizer.stop_ids - {tokenizer.eos_id})
+        answer_id = next(iter((*answers, *others)), None)
+        return cls(tokenizer.bos_id, tokenizer.eos_id, answer_id, tokenizer.adds_bos)
 
 
 def gguf_file_name(name: str, parameters: int, encoding: Encoding) -> str:
@@ -39,16 +60,12 @@ def write_gguf(
     weights: Mapping[str, Tensor],
     shape: ModelShape,
     vocabulary: Vocabulary,
-    separator_id: int,
-    stop_ids: Collection[int],
+    ends: TextEnds,
     provenance: Provenance,
     encoding: Encoding,
     check_stop: Callable[[], None],
 ) -> None:
-    """Write a model to `path`; one tensor at a time is converted.
-
-    Of `stop_ids` the one that is not the separator ends an answer.
-    """
+    """Write a model to `path`; one tensor at a time is converted."""
     from gguf import GGUFWriter
     from gguf.quants import quant_shape_to_byte_shape
 
@@ -56,9 +73,8 @@ def write_gguf(
     try:
         _add_provenance(writer, provenance, shape, encoding)
         _add_shape(writer, shape)
-        _add_vocabulary(writer, vocabulary, separator_id)
-        for token in {*stop_ids} - {separator_id}:
-            writer.add_eot_token_id(token)  # the end of an answer; there is one at most
+        _add_vocabulary(writer, vocabulary)
+        _add_ends(writer, ends)
         if provenance.chat_template is not None:
             writer.add_chat_template(provenance.chat_template)
         tensors = list(gguf_tensors(shape, encoding))
@@ -113,7 +129,7 @@ def _add_shape(writer: GGUFWriter, shape: ModelShape) -> None:
     writer.add_rope_dimension_count(shape.head_dim)
 
 
-def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, separator_id: int) -> None:
+def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_tokenizer_model(vocabulary.model)
     writer.add_tokenizer_pre(vocabulary.pre)
     writer.add_token_list(vocabulary.tokens)
@@ -123,8 +139,14 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: Vocabulary, separator_id: in
         writer.add_remove_extra_whitespaces(vocabulary.removes_extra_spaces)
     if vocabulary.merges is not None:
         writer.add_token_merges(vocabulary.merges)
-    writer.add_bos_token_id(separator_id)
-    writer.add_eos_token_id(separator_id)
-    writer.add_add_bos_token(True)  # every document that was trained on begins with it
-    writer.add_add_eos_token(False)
     writer.add_add_space_prefix(vocabulary.adds_space_prefix)
+
+
+def _add_ends(writer: GGUFWriter, ends: TextEnds) -> None:
+    if ends.bos_id is not None:
+        writer.add_bos_token_id(ends.bos_id)
+    writer.add_eos_token_id(ends.eos_id)
+    if ends.answer_id is not None:
+        writer.add_eot_token_id(ends.answer_id)
+    writer.add_add_bos_token(ends.adds_bos)
+    writer.add_add_eos_token(False)

@@ -31,9 +31,9 @@ _UNIGRAM = (
     "the tokenizer is a unigram one, and llama.cpp's has no byte fall-back: a character outside "
     "the vocabulary would be lost"
 )
-_MARK_DIFFERS = (
-    "a literal ▁ (U+2581), and U+F2581, have other ids: the tokenizer escapes them, llama.cpp "
-    "reads ▁ as a space"
+ESCAPES_DIFFER = (
+    "a literal ▁ (U+2581), and U+F2581, have other ids: the tokenizer escapes them, other programs "
+    "read ▁ as a space"
 )
 _NORMALIZED = "text that the tokenizer normalizes has other ids: llama.cpp does not normalize"
 
@@ -83,12 +83,13 @@ def vocabulary_of(tokenizer: Tokenizer, rows: int) -> Vocabulary:
         scores=scores,
         adds_space_prefix=settings.adds_dummy_prefix,
         removes_extra_spaces=settings.removes_extra_spaces,
-        differs=_has_mark if escaped else lambda _: False,
-        known_differences=(_MARK_DIFFERS,) if escaped else (),
+        differs=escapes_in if escaped else lambda _: False,
+        known_differences=(ESCAPES_DIFFER,) if escaped else (),
     )
 
 
-def _has_mark(text: str) -> bool:
+def escapes_in(text: str) -> bool:
+    """Return whether a tokenizer that escapes text escapes something in this one."""
     return SPACE_MARK in text or ESCAPE in text
 
 
@@ -115,14 +116,14 @@ def _byte_level(tokenizer: Tokenizer, rows: int) -> Vocabulary:
     merges = document["model"]["merges"]
     library = HuggingFaceTokenizer.from_buffer(tokenizer.model)
     is_escaped, changes = tokenizer.kind.escaped, _changes_text(document.get("normalizer"))
-    known = ((_MARK_DIFFERS,) if is_escaped else ()) + ((_NORMALIZED,) if changes else ())
+    known = ((ESCAPES_DIFFER,) if is_escaped else ()) + ((_NORMALIZED,) if changes else ())
     return Vocabulary(
         "gpt2",
         pre,
         tokens,
         types,
         merges=[each if isinstance(each, str) else " ".join(each) for each in merges],
-        differs=lambda text: (is_escaped and _has_mark(text)) or normalizes(library, text),
+        differs=lambda text: (is_escaped and escapes_in(text)) or normalizes(library, text),
         known_differences=known,
     )
 

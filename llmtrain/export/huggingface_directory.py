@@ -40,10 +40,10 @@ def write_directory(
     check_stop: Callable[[], None],
 ) -> None:
     """Write a model into `directory`, which exists."""
-    separator_id = tokenizer.separator_id
-    config = config_of(shape, separator_id) | {"dtype": _TYPES[encoding][2]}
+    bos_id, eos_id = tokenizer.bos_id, tokenizer.eos_id
+    config = config_of(shape, bos_id, eos_id) | {"dtype": _TYPES[encoding][2]}
     _write_json(directory / "config.json", config)
-    generation = generation_config_of(separator_id, stop_ids_of(tokenizer))
+    generation = generation_config_of(bos_id, eos_id, stop_ids_of(tokenizer))
     _write_json(directory / "generation_config.json", generation)
     tokenizer.save(directory, model_max_length=shape.context)
     if provenance.chat_template is not None:

@@ -32,6 +32,7 @@ def _answer(arguments: Arguments, questions: Questions) -> Answers:
         server = Server(arguments, questions.context, log)
     return Answers(
         ids=[server.ids(text) for text in questions.texts],
+        prefix=server.prefix(),
         continuations=[server.continuation(prompt) for prompt in questions.prompts],
     )
 
@@ -71,7 +72,14 @@ class Server:
 
     def ids(self, text: str) -> list[int]:
         """Return the ids of a text."""
-        document = {"content": text, "add_special": False, "parse_special": False}
+        return self._ids(text, adds_special=False)
+
+    def prefix(self) -> list[int]:
+        """Return the ids that are put before a prompt."""
+        return self._ids("", adds_special=True)
+
+    def _ids(self, text: str, *, adds_special: bool) -> list[int]:
+        document = {"content": text, "add_special": adds_special, "parse_special": False}
         ids: list[int] = self._post("/tokenize", document)["tokens"]
         return ids
 
@@ -113,7 +121,7 @@ class Server:
 
 
 def _reason(log: IO[bytes]) -> str:
-    """Return the first line of the log that tells of an error."""
+    """Return the first line of the log that reports an error."""
     log.seek(0)
     lines = log.read(_LOG_BYTES).decode(errors="replace").splitlines()
     return next((line.strip() for line in lines if "error" in line.lower()), "")[:300]

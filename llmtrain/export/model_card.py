@@ -40,9 +40,17 @@ class Scores:
 
 
 def model_card(
-    provenance: Provenance, shape: ModelShape, scores: Scores, samples: Sequence[Sample]
+    provenance: Provenance,
+    shape: ModelShape,
+    scores: Scores,
+    samples: Sequence[Sample],
+    *,
+    begins_alike: bool = True,
 ) -> str:
-    """Return the text of the card."""
+    """Return the text of the card.
+
+    `begins_alike`: prompts begin with the token between documents, which transformers does not add.
+    """
     parts = [_metadata(provenance), f"# {provenance.name}", f"{provenance.summary}."]
     if provenance.license == LICENSE_PLACEHOLDER:
         parts.append(_NO_LICENSE)
@@ -52,16 +60,21 @@ def model_card(
     if samples:
         parts += ["## Samples", "Unselected, as sampled:"]
         parts += [_quoted(f"{each.prompt}{each.text}") for each in samples]
-    parts += ["## Use", _USE]
+    parts += ["## Use", _USE.format(prompt=_OWN_PROMPT if begins_alike else _PROMPT)]
     return "\n\n".join(parts) + "\n"
 
 
+_OWN_PROMPT = (
+    'ids = tokenizer(tokenizer.bos_token + "Once upon", '
+    'return_tensors="pt", add_special_tokens=False)'
+)
+_PROMPT = 'ids = tokenizer("Once upon", return_tensors="pt")'
 _USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(".")
 model = AutoModelForCausalLM.from_pretrained(".")
-ids = tokenizer(tokenizer.bos_token + "Once upon", return_tensors="pt", add_special_tokens=False)
+{prompt}
 ```
 
 It continues text; it was not taught to follow instructions unless a chat template says so."""

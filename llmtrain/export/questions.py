@@ -56,6 +56,7 @@ class Answers(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     ids: list[list[int]]
+    prefix: list[int]  # what it puts before a prompt
     continuations: list[list[Step]]
 
 

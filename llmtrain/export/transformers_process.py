@@ -54,5 +54,6 @@ def _answer(arguments: Arguments, questions: Questions) -> Answers:
 
     return Answers(
         ids=[tokenizer.encode(text, add_special_tokens=False) for text in questions.texts],
+        prefix=tokenizer.encode("", add_special_tokens=True),
         continuations=[steps_of(prompt) for prompt in questions.prompts],
     )

@@ -120,6 +120,8 @@ def verify(
     answers = ask(reader, path, threads, questions, check_stop)
     ids = [tokenizer.encode(text) for text in texts]
     require_equal_ids(tokenizer, reader.program, texts, ids, answers.ids)
+    if form == "gguf" or tokenizer.kind.ends is not None:  # else its user puts the separator there
+        _require_equal_prefix(tokenizer, reader.program, answers.prefix)
     arithmetic = encoding if form == "gguf" else "f32"  # transformers is told to use fp32
     found = list(differences(model, questions.prompts, answers.continuations, arithmetic))
     mean, largest = require_close(reader.program, arithmetic, found)
@@ -153,7 +155,7 @@ def _prompts(tokenizer: Tokenizer, sample: str, context: int) -> list[Prompt]:
     prompts = []
     for number in range(_PROMPTS):
         text = sample[number * stride :][:_LONGEST_TEXT]
-        ids = [tokenizer.separator_id, *tokenizer.encode(text)][:length]
+        ids = list(tokenizer.prompt_ids(tokenizer.encode(text)))[:length]
         wanted = _CONTINUATION if number else _LONG_CONTINUATION
         prompts.append(Prompt(ids=ids, tokens=min(wanted, context - len(ids))))
     return prompts
@@ -179,6 +181,16 @@ def require_equal_ids(
         f"{_named(tokenizer, a, place)}",
         hint=_HINT,
     )
+
+
+def _require_equal_prefix(tokenizer: Tokenizer, program: str, prefix: Sequence[int]) -> None:
+    """Raise LlmtrainError if the program begins prompts with other ids."""
+    ours = [tokenizer.separator_id] if tokenizer.adds_bos else []
+    if list(prefix) != ours:
+        names = [_named(tokenizer, each, 0) if each else "nothing" for each in (prefix, ours)]
+        raise LlmtrainError(
+            f"{program} begins prompts with {names[0]}, not with {names[1]}", hint=_HINT
+        )
 
 
 def _named(tokenizer: Tokenizer, ids: Sequence[int], place: int) -> str:

@@ -22,8 +22,9 @@ class TextRequest:
     """A text to continue, and until when.
 
     A prompt of ids is continued as it is. The last tokens of one of text may be sampled again
-    (`tokenizer.healing`); they do not count in `max_tokens`. The text ends at a separator, at an id
-    of `ends`, or before any string of `stop`. `likeliest`: see `Continuation`.
+    (`tokenizer.healing`); they do not count in `max_tokens`. The text ends where texts of the
+    tokenizer do, at an id of `ends`, or before any string of `stop`. `likeliest`: see
+    `Continuation`.
     """
 
     prompt: str | tuple[int, ...]
@@ -62,7 +63,7 @@ class TextStream:
         self.sampled_tokens = 0  # beyond the prompt
         self._tokenizer = tokenizer
         self._spellings = spellings
-        self._ends = request.ends | {tokenizer.separator_id}
+        self._ends = request.ends | tokenizer.stop_ids | {tokenizer.separator_id}
         self._healed = _healed(request.prompt, tokenizer, spellings)
         self.continuation = Continuation(
             self._healed.kept, request.sampling, self._healed.allowed, request.likeliest

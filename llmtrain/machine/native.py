@@ -186,7 +186,7 @@ def _run(command: list[str], timeout_s: float) -> str:
 
 
 def _key(source: NativeSource, facts: Facts, compiler_version: str) -> str:
-    """Return what tells this build from all others."""
+    """Return the key of this build among all that are cached."""
     return json_key(
         {
             "source": source.digest(),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmtrain.choice import ActivationCheckpointing, AttentionKernel, BlockKernels, LossKernel
+from llmtrain.model.preferences import preference_weights
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.checkpointing import checkpointed, silence_compiler_warning
 from llmtrain.ops.documents import DocumentMask, document_mask, first_of_document
@@ -247,6 +248,7 @@ class Decoder(nn.Module):
         # If set, tokens do not attend to anything before their document's separator.
         self.separator_id: int | None = None
         self.has_padding = False  # if True, targets below 0 do not count
+        self.preference_beta = 0.0  # of pairs of answers
         self.model = Backbone(shape)
         self.lm_head = (
             None
@@ -260,20 +262,39 @@ class Decoder(nn.Module):
         embedding = self.model.embed_tokens
         return embedding.weight if self.lm_head is None else self.lm_head.weight
 
-    def forward(self, tokens_bt: Tensor, targets_bt: Tensor) -> Tensor:
-        """Return the negative log-likelihood summed over all targets, in nats."""
+    def forward(
+        self, tokens_bt: Tensor, targets_bt: Tensor, references_bt: Tensor | None = None
+    ) -> Tensor:
+        """Return the negative log-likelihood summed over all targets, in nats.
+
+        With `references_bt` the windows hold pairs of answers, and the sum is that of their losses
+        (`llmtrain.model.preferences`).
+        """
         is_training = torch.is_grad_enabled()
         casts = self.casts if is_training else None
-        return linear_cross_entropy(
-            self._hidden(tokens_bt, targets_bt, casts).flatten(0, 1),
+        hidden_nc = self._hidden(tokens_bt, targets_bt, casts).flatten(0, 1)
+        loss_of = partial(
+            linear_cross_entropy,
+            hidden_nc,
             self.head_weight,
             targets_bt.flatten(),
             weight_cast_vd=None if casts is None else casts.plain(self.head_weight),
             # It is compiled for training's shapes; run eagerly, each of its passes would copy.
             exponentiate=self.exponentiate if is_training else exponentiate,
             has_padding=self.has_padding,
-            kernel=self.loss_kernel,
         )
+        if references_bt is None:
+            return loss_of(kernel=self.loss_kernel)
+        assert self.separator_id is not None, "pairs are told apart by it"
+        loss, weights_n = preference_weights(
+            token_cross_entropy(hidden_nc.detach(), self.head_weight, targets_bt.flatten()),
+            targets_bt.flatten(),
+            references_bt.flatten(),
+            self.preference_beta,
+            self.separator_id,
+        )
+        weighted = loss_of(token_weights_n=weights_n)
+        return weighted - weighted.detach() + loss  # its gradient is that of the loss
 
     @torch.no_grad()
     def token_losses(self, tokens_bt: Tensor, targets_bt: Tensor) -> Tensor:

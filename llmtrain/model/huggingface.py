@@ -28,7 +28,7 @@ KEYS = {
 }
 
 
-def config_of(shape: ModelShape, separator_id: int) -> dict[str, Any]:
+def config_of(shape: ModelShape, bos_id: int | None, eos_id: int) -> dict[str, Any]:
     """Return the config.json of a Qwen3 model, or of a Llama model without query norms."""
     architecture, kind = (
         ("Qwen3ForCausalLM", "qwen3") if shape.qk_norm else ("LlamaForCausalLM", "llama")
@@ -45,18 +45,20 @@ def config_of(shape: ModelShape, separator_id: int) -> dict[str, Any]:
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "use_cache": True,
-        "bos_token_id": separator_id,
-        "eos_token_id": separator_id,
+        "bos_token_id": bos_id,
+        "eos_token_id": eos_id,
         "dtype": "float32",
         **({} if shape.qk_norm else {"mlp_bias": False}),
     }
 
 
-def generation_config_of(separator_id: int, stop_ids: Collection[int] = ()) -> dict[str, Any]:
-    """Return the generation_config.json; sampling stops at the separator and at `stop_ids`."""
-    others = sorted({*stop_ids} - {separator_id})
-    stops = [separator_id, *others] if others else separator_id
-    return {"bos_token_id": separator_id, "eos_token_id": stops, "do_sample": True}
+def generation_config_of(
+    bos_id: int | None, eos_id: int, stop_ids: Collection[int] = ()
+) -> dict[str, Any]:
+    """Return the generation_config.json; sampling stops at eos and at `stop_ids`."""
+    others = sorted({*stop_ids} - {eos_id})
+    stops = [eos_id, *others] if others else eos_id
+    return {"bos_token_id": bos_id, "eos_token_id": stops, "do_sample": True}
 
 
 def shape_from_config(config: object, origin: str) -> ModelShape:

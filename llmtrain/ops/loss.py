@@ -20,9 +20,11 @@ from llmtrain.ops.precision import compute_dtype
 
 # Replaces logits by exp(logit − largest); returns the largest and the sum of each row.
 Exponentiate = Callable[[Tensor], tuple[Tensor, Tensor]]
-# From logits, targets, and which of these count (None: all): the summed loss and a divisor per row
-# (None: 1). Replaces logits by their gradient times the divisor.
-Differentiate = Callable[[Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+# From logits, targets, which of these count (None: all) and their weights (None: 1): the summed
+# loss and a divisor per row (None: 1). Replaces logits by their gradient times the divisor.
+Differentiate = Callable[
+    [Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor | None]
+]
 _CPU_SHARE_BYTES = 4 << 20  # of the head's gradient, multiplied and added while in cache
 _CPU_SUMMED_BYTES = 4 << 20  # of logits in fp32, to which a sum of half-precision ones copies
 
@@ -77,6 +79,7 @@ def linear_cross_entropy(
     exponentiate: Exponentiate = exponentiate,
     has_padding: bool = False,
     kernel: LossKernel = "chunks",
+    token_weights_n: Tensor | None = None,
 ) -> Tensor:
     """Return the sum over tokens of −log softmax(hidden · weightᵀ)[target], in nats, fp32.
 
@@ -85,10 +88,12 @@ def linear_cross_entropy(
     forward computes both gradients, because it has the softmax; the backward only scales them.
     `weight_cast_vd`: the weight in the autocast type, if the caller has it. With `has_padding`,
     tokens with a target below 0 do not count. The `native` kernel, in bf16, has a loop of its own.
+    `token_weights_n`: what each token's loss is multiplied by, which `native` cannot.
     """
     if not torch.is_grad_enabled():  # needs_input_grad does not depend on grad mode
         hidden_nd, weight_vd = hidden_nd.detach(), weight_vd.detach()
     if kernel == "native":
+        assert token_weights_n is None, "the native kernel has no weights"
         native: Tensor = _NativeCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden_nd, weight_vd, targets_n, weight_cast_vd, has_padding
         )
@@ -102,7 +107,15 @@ def linear_cross_entropy(
 
         differentiate = differentiate_logits
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_nd, weight_vd, targets_n, weight_cast_vd, rows, dtype, differentiate, has_padding
+        hidden_nd,
+        weight_vd,
+        targets_n,
+        weight_cast_vd,
+        rows,
+        dtype,
+        differentiate,
+        has_padding,
+        token_weights_n,
     )
     return loss
 
@@ -138,6 +151,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dtype: torch.dtype,
         differentiate: Differentiate,
         has_padding: bool,
+        token_weights_n: Tensor | None,
     ) -> Tensor:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         wide = torch.promote_types(dtype, torch.float32)
@@ -153,7 +167,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 h, y = hidden[chunk], targets_n[chunk]
                 logits = torch.mm(h, weight.t(), out=buffer[: h.shape[0]])
                 is_target = y >= 0 if has_padding else None
-                loss, divisors = differentiate(logits, y, is_target)
+                weights = None if token_weights_n is None else token_weights_n[chunk].to(wide)
+                loss, divisors = differentiate(logits, y, is_target, weights)
                 total += loss
                 if d_hidden is not None:
                     d_hidden[chunk] = _divided(logits @ weight, divisors, wide)
@@ -165,7 +180,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
-        return *_scaled_gradients(ctx, d_total), None, None, None, None, None, None
+        return *_scaled_gradients(ctx, d_total), *([None] * 7)
 
 
 class _NativeCrossEntropy(torch.autograd.Function):
@@ -219,6 +234,7 @@ def _differentiate(
     logits_cv: Tensor,
     targets_c: Tensor,
     is_target_c: Tensor | None = None,
+    weights_c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the summed loss and a divisor per row; replace logits by their gradient times it.
 
@@ -233,6 +249,8 @@ def _differentiate(
     if is_target_c is not None:
         losses = torch.where(is_target_c[:, None], losses, 0.0)
         sums = torch.where(is_target_c[:, None], sums, torch.inf)
+    if weights_c is not None:
+        losses, sums = losses * weights_c[:, None], sums / weights_c[:, None]
     return losses.sum(), sums
 
 

@@ -33,6 +33,8 @@ from llmtrain.plan.tensor_bytes import (
 )
 from llmtrain.profile.shape import ModelShape
 
+# Beyond which no measured peak was: docs/measurements/memory.md.
+PREDICTION_ERROR = 0.05
 # What a process holds beside its model, measured for torch 2.13: the libraries that a run imports,
 # what an evaluation leaves, and for CUDA its context.
 _LIBRARIES_BYTES = {"cpu": 381 << 20, "mps": 450 << 20, "cuda": 700 << 20}

@@ -288,26 +288,13 @@ def choose_loss(
     times: CpuTimes | None,
 ) -> Choice[LossKernel]:
     """Choose how the loss is computed: in chunks of logits, and on which kernels."""
-    width = workload.shape.hidden_size
-    fits = width % NATIVE_WIDTH_MULTIPLE == 0
-    if workload.lora is not None:
-        if options.loss == "native":
-            raise UsageError(
-                "device.loss native: it computes the gradient of the head, which adapters leave "
-                "as it is",
-                hint="--set device.loss=auto",
-            )
-        return Choice("chunks", "beside adapters the head has no gradient")
     if options.loss == "triton":
         _refuse_triton("device.loss", facts, kind)
+    unfit = _unfit_for_native_loss(workload)
     if options.loss == "native":
         _refuse_native("device.loss", kind, precision, times)
-        if not fits:
-            raise UsageError(
-                f"device.loss native: model.hidden_size {width} is no multiple of "
-                f"{NATIVE_WIDTH_MULTIPLE}",
-                hint="--set device.loss=auto",
-            )
+        if unfit is not None:
+            raise UsageError(f"device.loss native: {unfit}", hint="--set device.loss=auto")
     if options.loss != "auto":
         return Choice(options.loss, "asked for")
     # In fp16 small probabilities vanish, unless they are divided by their sum afterwards.
@@ -315,9 +302,8 @@ def choose_loss(
         return Choice("triton", "one kernel makes logits their own gradient; Triton is installed")
     if kind != "cpu":
         return Choice("chunks", "the device's own products")
-    if not fits:
-        multiple = f"a multiple of {NATIVE_WIDTH_MULTIPLE}"
-        return Choice("chunks", f"the native kernel needs a width that is {multiple}, not {width}")
+    if unfit is not None:
+        return Choice("chunks", f"not by the native kernel: {unfit}")
     if times is None or times.loss is None:
         missing = _without_native(times) if times is not None else ""
         return Choice("chunks", f"no other was measured on this CPU{missing}")
@@ -328,6 +314,18 @@ def choose_loss(
     if _is_faster(native_s, chunks_s):
         return Choice("native", f"faster: {figures}")
     return Choice("chunks", f"the native kernel is not clearly faster: {figures}")
+
+
+def _unfit_for_native_loss(workload: Workload) -> str | None:
+    """Return why a training cannot use the native loss; None: it can."""
+    width = workload.shape.hidden_size
+    if workload.lora is not None:
+        return "it computes the gradient of the head, which adapters leave as it is"
+    if workload.is_dpo:
+        return "it has no weights for tokens, which pairs of answers need"
+    if width % NATIVE_WIDTH_MULTIPLE:
+        return f"model.hidden_size {width} is no multiple of {NATIVE_WIDTH_MULTIPLE}"
+    return None
 
 
 def choose_block_kernels(

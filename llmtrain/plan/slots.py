@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from llmtrain.choice import Choice, DeviceKind
 from llmtrain.errors import DoesNotFitError
 from llmtrain.machine.facts import Facts
@@ -36,7 +38,7 @@ def choose_slots(
             raise DoesNotFitError(
                 f"{requested} slots with a context of {shape.context} tokens need "
                 f"{format_bytes(needed_bytes)}; the limit is {format_bytes(limit_bytes)}",
-                hint=f"--slots {max(1, requested // 2)}",
+                hint=f"--slots {_most_that_fit(predicted_bytes, limit_bytes, requested)}",
             )
         return Choice(requested, "asked for")
     slots = _MOST_SLOTS
@@ -45,3 +47,15 @@ def choose_slots(
     size = f"{format_bytes(predicted_bytes(slots))} of {format_bytes(limit_bytes)} predicted"
     more = "each text waits longer with more" if slots == _MOST_SLOTS else "more do not fit"
     return Choice(slots, f"{size}; {more}")
+
+
+def _most_that_fit(predicted_bytes: Callable[[int], int], limit_bytes: int, too_many: int) -> int:
+    """Return the largest number of slots below `too_many` whose memory fits; 1 if none does."""
+    fits = 1
+    while too_many - fits > 1:
+        slots = (fits + too_many) // 2
+        if predicted_bytes(slots) > limit_bytes:
+            too_many = slots
+        else:
+            fits = slots
+    return fits

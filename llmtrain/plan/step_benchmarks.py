@@ -1,59 +1,19 @@
-"""Benchmark the parts of a training step on this CPU, once for each shape and way to compute.
-
-A measurement that shared its cores with other programs is saved as such: the next run that begins
-measures again, and the one with the most of the cores stays.
-"""
+"""Benchmark the parts of a training step on this CPU, once for each shape and way to compute."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Literal
 
-from llmtrain.files import cache_directory
+from llmtrain.choice import MatmulPrecision
 from llmtrain.machine.facts import Facts, PartTime, StepTimes
-from llmtrain.machine.measurement_cache import (
-    MeasurementKey,
-    load_measurement,
-    measurement_key,
-    remove_measurement,
-    save_measurement,
-)
+from llmtrain.machine.measurement_cache import measurement_key
 from llmtrain.model.step_timing import Way, time_eager_block, time_head, time_update
 from llmtrain.model.timing import multiplied_in
 from llmtrain.ops.native.library import kernel_source
 from llmtrain.plan.planner import Plan
+from llmtrain.plan.probe import Measure, PartProbe, block_arguments, lora_argument
 from llmtrain.plan.workload import Workload
-
-# What is measured although it was before: nothing, what shared its cores, or everything.
-Measure = Literal["missing", "contended", "all"]
-
-
-@dataclass(frozen=True, slots=True)
-class PartProbe:
-    """The measurement of one part, and the key that it is saved under."""
-
-    key: MeasurementKey
-    measure: Callable[[], PartTime]
-
-    def saved(self) -> PartTime | None:
-        """Return the saved time; None where there is none."""
-        return load_measurement(cache_directory(), self.key, PartTime)
-
-    def fresh(self) -> PartTime:
-        """Measure now; return and save the time, or the saved one if that had more of the cores."""
-        before, now = self.saved(), self.measure()
-        if before is not None and before.is_contended and before.ran_share > now.ran_share:
-            return before
-        save_measurement(cache_directory(), self.key, now)
-        return now
-
-    def time(self, measure: Measure) -> PartTime:
-        """Return the saved time, or a fresh one."""
-        saved = self.saved()
-        if saved is None or measure == "all" or (measure == "contended" and saved.is_contended):
-            return self.fresh()
-        return saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +57,7 @@ class StepProbes:
     def forget(self) -> None:
         """Remove what is saved, so that the next run measures again."""
         for probe in self.parts():
-            remove_measurement(cache_directory(), probe.key)
+            probe.forget()
 
 
 def step_probes(facts: Facts, workload: Workload, plan: Plan) -> StepProbes:
@@ -113,60 +73,82 @@ def step_probes(facts: Facts, workload: Workload, plan: Plan) -> StepProbes:
         masked=workload.mask_documents,
         lora=workload.lora,
     )
-    shape, compiled, optimizer = workload.shape, plan.compile.value, workload.optimizer
-    products = plan.matmul_precision.value
+    return _WayProbes(facts, workload, way, plan.matmul_precision.value).step(plan.compile.value)
 
-    def probe(part: str, measure: Callable[[], PartTime], **arguments: int | str) -> PartProbe:
-        def measured() -> PartTime:
-            with multiplied_in(products):
-                return measure()
 
-        way_of_all = {"precision": way.precision, "keep_casts": str(way.keep_casts)}
-        if "native" in (way.attention, way.loss):
-            way_of_all["native"] = kernel_source().digest()
-        if way.lora is not None:
-            way_of_all["lora"] = f"{way.lora.rank} {' '.join(way.lora.targets)}"
-        key = measurement_key(
-            facts,
-            part,
-            way.threads,
-            **{**way_of_all, "matmul_precision": products, **arguments},
+@dataclass(frozen=True, slots=True)
+class _WayProbes:
+    """The probes of all parts for one way to compute."""
+
+    facts: Facts
+    workload: Workload
+    way: Way
+    products: MatmulPrecision
+
+    def step(self, compiled: bool) -> StepProbes:
+        """Return the probes of an eager or a compiled step."""
+        return StepProbes(
+            micro_batch=self.way.micro_batch,
+            block=None if compiled else self.block(),
+            head=self.head(compiled),
+            update=self.update(),
         )
-        return PartProbe(key, measured)
 
-    size = {"hidden": shape.hidden_size, "context": shape.context, "micro_batch": way.micro_batch}
-    whole = {name: str(value) for name, value in asdict(shape).items()}
-    return StepProbes(
-        micro_batch=way.micro_batch,
-        block=None
-        if compiled
-        else probe(
+    def block(self) -> PartProbe:
+        shape, way = self.workload.shape, self.way
+        return self._probe(
             "step: block",
             lambda: time_eager_block(shape, way),
-            **size,
-            intermediate=shape.intermediate_size,
-            heads=shape.num_heads,
-            key_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim,
-            qk_norm=str(shape.qk_norm),
+            **block_arguments(shape),
+            micro_batch=way.micro_batch,
             chained=str(shape.num_layers > 1),
             attention=way.attention,
             checkpointing=way.checkpointing,
             masked=str(way.masked),
-        ),
-        head=probe(
+        )
+
+    def head(self, compiled: bool) -> PartProbe:
+        shape, way = self.workload.shape, self.way
+        return self._probe(
             "step: head",
             lambda: time_head(shape, way, compiled=compiled),
-            **size,
+            hidden=shape.hidden_size,
+            context=shape.context,
+            micro_batch=way.micro_batch,
             vocabulary=shape.vocab_size,
             tied=str(shape.tie_embeddings),
-            compiled=str(facts.cxx_compiler) if compiled else "no",
+            compiled=str(self.facts.cxx_compiler) if compiled else "no",
             loss=way.loss,
-        ),
-        update=probe(
+        )
+
+    def update(self) -> PartProbe:
+        shape, way, optimizer = self.workload.shape, self.way, self.workload.optimizer
+        whole = {name: str(value) for name, value in asdict(shape).items()}
+        return self._probe(
             "step: update",
             lambda: time_update(shape, way, optimizer),
             **whole,
             optimizer=optimizer,
-        ),
-    )
+        )
+
+    def _probe(
+        self, part: str, measure: Callable[[], PartTime], **arguments: int | str
+    ) -> PartProbe:
+        way = self.way
+
+        def measured() -> PartTime:
+            with multiplied_in(self.products):
+                return measure()
+
+        arguments |= {
+            "precision": way.precision,
+            "keep_casts": str(way.keep_casts),
+            "matmul_precision": self.products,
+        }
+        if "native" in (way.attention, way.loss):
+            arguments["native"] = kernel_source().digest()
+        if way.lora is not None:
+            arguments["lora"] = lora_argument(way.lora)
+        return PartProbe(
+            measurement_key(self.facts, part, way.threads, **arguments), PartTime, measured
+        )

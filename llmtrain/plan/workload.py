@@ -24,6 +24,7 @@ class Workload:
     time_s: float | None = None  # that end the run
     mask_documents: bool = False  # attention stays within documents
     lora: LoraShape | None = None  # adapters that are trained beside the model
+    is_dpo: bool = False  # the loss is that of pairs of answers
     compiles_anew: bool = False  # this process compiles a block for the first time on the machine
 
     @property

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
 from llmtrain.data.chat.marks import Marks
+from llmtrain.data.chat.preferences import read_preference
 from llmtrain.data.chat.rows import read_conversation
 from llmtrain.data.shards.encode import Encoded, RefusedTextError, TextEncoder
 from llmtrain.errors import DataError
@@ -41,6 +43,10 @@ class ChatEncoder(TextEncoder):
         return self.marks.separator
 
     @property
+    def end_id(self) -> None:
+        """Nothing follows a conversation: its template ended it."""
+
+    @property
     def fingerprint(self) -> str:
         """A key of the tokenizer and the template."""
         return self._fingerprint
@@ -65,8 +71,45 @@ class ChatEncoder(TextEncoder):
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of values, separators without any."""
-        values = np.array([each for each in ids if each != self.separator_id], dtype=np.int64)
+        values = np.array([each for each in ids if each < self.separator_id], dtype=np.int64)
         return self.template.tokenizer.decode(self.marks.ids(values).tolist())
+
+
+class PreferenceEncoder(ChatEncoder):
+    """A tokenizer and its chat template: a preference to the marked tokens of both answers.
+
+    They are two conversations with a divider between them. The prompt carries no loss, nor do
+    earlier answers in it.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of different values in shards: one more, the divider."""
+        return self.marks.values + 1
+
+    @property
+    def fingerprint(self) -> str:
+        """A key of the tokenizer and the template, and of pairs."""
+        return json_key(["preferences", self._fingerprint])
+
+    def encode_text(self, text: str) -> list[int]:
+        """Return the values of a preference. Raises DataError if an answer carries no loss."""
+        pair = read_preference(text)
+        chosen, rejected = (
+            self._answer(pair.prompt, answer) for answer in (pair.chosen, pair.rejected)
+        )
+        if chosen == rejected:
+            raise DataError("the chat template shows both answers alike, so neither is preferred")
+        return [*chosen, self.marks.divider, *rejected]
+
+    def _answer(self, prompt: list[dict[str, Any]], answer: list[dict[str, Any]]) -> list[int]:
+        example = self.template.encode_example([*prompt, *answer])
+        earlier = sum(message["role"] == "assistant" for message in prompt)
+        start = example.answer_ends[earlier - 1] if earlier else 1  # nothing precedes the first
+        is_answer = [False] * start + example.is_assistant[start:]
+        if not any(is_answer):
+            raise DataError("the chat template shows nothing that the assistant wrote")
+        return self.marks.mark(example.ids, is_answer)
 
 
 def encode_conversations(
@@ -92,4 +135,6 @@ def encode_conversations(
 
 def encoder_of(section: DataSection, tokenizer: Tokenizer) -> TextEncoder:
     """Return what the shards of the section's data are encoded with. Raises DataError."""
+    if section.rows == "preferences":
+        return PreferenceEncoder(tokenizer)
     return ChatEncoder(tokenizer) if section.rows == "chat" else tokenizer

@@ -79,7 +79,7 @@ def prepare_dataset(
     if not is_own:
         announce_skipped(corpus, prepare)
     text = MeasuredText(corpus, stats, section, prepare)
-    is_chat = section.rows == "chat"  # whose windows are packed, however short the text is
+    is_chat = section.has_conversations  # whose windows are packed, however short the text is
     if context is not None and not is_chat:
         text = with_working_fraction(text, context)
         require_bytes(text, context)
@@ -101,6 +101,7 @@ def prepare_dataset(
     checked: dict[str, object] = {
         "left_out": [tally.document() for tally in left_out],
         "leakage": leakage.document() if leakage is not None else None,
+        "documents": _documents(stats),
     }
     try:
         if context is not None and not is_chat:
@@ -112,6 +113,17 @@ def prepare_dataset(
         raise
     sources = corpus.describe()
     return Dataset(tokenizer, directory, shards, sources, checked, mixture, left_out)
+
+
+def _documents(stats: CorpusStats) -> dict[str, object]:
+    """Return how many documents there are, how long, and how many repeat an earlier one."""
+    return {
+        "documents": stats.documents,
+        "text_bytes": stats.text_bytes,
+        "repeated_documents": stats.repeated_documents,
+        "repeated_bytes": stats.repeated_bytes,
+        "length_bytes": list(stats.length_bytes),
+    }
 
 
 def _leakage(text: MeasuredText, *, warns: bool) -> Leakage | None:

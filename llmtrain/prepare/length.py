@@ -69,7 +69,7 @@ def _require_every_source(corpus: Corpus, context: int, prepare: PrepareContext)
 
 
 def _with_working_fraction(text: MeasuredText, context: int) -> MeasuredText:
-    """Return the text; of a short one a larger fraction is held out, of a quarter at most.
+    """Return the text; of a short one a larger fraction is held out, at most a quarter.
 
     If the fraction may hold out less than one window, it grows until two are held out.
     """

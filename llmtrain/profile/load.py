@@ -191,7 +191,7 @@ def _environment_layer(environment: Mapping[str, str]) -> Layer:
         name = variable.removeprefix(ENVIRONMENT_PREFIX)
         if name != variable and "__" in name:
             path = name.lower().replace("__", ".")
-            layer |= _said(path, text, f"environment {variable}")
+            layer |= _settings_in(path, text, f"environment {variable}")
     return layer
 
 
@@ -203,11 +203,11 @@ def _assignment_layer(assignments: Sequence[str]) -> Layer:
             raise UsageError(
                 f"--set {assignment!r} is not KEY=VALUE", hint="--set train.tokens_per_step=8192"
             )
-        layer |= _said(path.strip(), text, f"--set {assignment}")
+        layer |= _settings_in(path.strip(), text, f"--set {assignment}")
     return layer
 
 
-def _said(path: str, text: str, origin: str) -> Layer:
+def _settings_in(path: str, text: str, origin: str) -> Layer:
     """Return the setting in `text`, or one for each key if `text` is a mapping.
 
     Keys that the mapping omits keep their values. Raises UsageError.
@@ -216,7 +216,8 @@ def _said(path: str, text: str, origin: str) -> Layer:
         value = parse_scalar(text)
     except UsageError as error:
         written = as_written(path, json.dumps(text[:40], ensure_ascii=False), origin)
-        hint = f"in YAML a text with signs is quoted: {written}"
+        is_number = text.strip().isdecimal()
+        hint = None if is_number else f"in YAML a text with signs is quoted: {written}"
         raise UsageError(f"{path}: {error.message} ({origin})", hint=hint) from None
     if not isinstance(value, Mapping):
         return {path: Setting(value, origin)}
@@ -241,22 +242,24 @@ def _refuse_unknown(merged: Mapping[str, Setting]) -> None:
     known, sections = known_paths(), known_sections()
     for path, setting in merged.items():
         if path not in known and path not in sections:
-            close = _meant(path, known)
+            close = _similar_key(path, known)
             raise UsageError(
                 f"unknown key {path} ({setting.origin})",
                 hint=f"did you mean {close}?" if close else "llmtrain profiles schema",
             )
 
 
-def _meant(path: str, known: Sequence[str]) -> str | None:
+def _similar_key(path: str, known: Sequence[str]) -> str | None:
     """Return the known key most similar to `path`, preferably in its section; None if none is."""
     section, _, word = path.rpartition(".")
     siblings = {p.rpartition(".")[2]: p for p in known if p.rpartition(".")[0] == section}
-    for keys in (siblings, {p.rpartition(".")[2]: p for p in known}):
-        close = did_you_mean(word, keys)
-        if close:
-            return keys[close]
-    return None
+    close = did_you_mean(word, siblings)
+    if close:
+        return siblings[close]
+    elsewhere = {p.rpartition(".")[2]: p for p in known}
+    if word in elsewhere or not siblings:  # the right word in another section, or no section
+        close = did_you_mean(word, elsewhere)
+    return elsewhere[close] if close else None
 
 
 def validate_profile(merged: Mapping[str, Setting]) -> LoadedProfile:

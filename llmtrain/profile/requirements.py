@@ -8,20 +8,22 @@ from collections.abc import Mapping, Sequence
 from pydantic_core import ErrorDetails
 
 from llmtrain.errors import UsageError
-from llmtrain.profile.schema import LANGUAGE_PATTERN, NAME_PATTERN
+from llmtrain.profile.limits import limits_of, limits_text
+from llmtrain.profile.schema import LANGUAGE_PATTERN, NAME_PATTERN, Profile
 from llmtrain.profile.setting import Setting, as_written
 
 
 def usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) -> UsageError:
     """Return pydantic's first error as a UsageError with the origin of the value."""
     error = errors[0]
-    words = _known_part(error["loc"], merged)
+    words = _setting_path(error["loc"], merged)
     path = ".".join(map(str, error["loc"]))
     setting = merged.get(".".join(words))
-    message = requirement(error)
+    limits = limits_of(Profile, words)
+    message = requirement(error, limits)
     if setting is not None and not isinstance(setting.value, (list, dict)):
-        branches = (e for e in errors if _known_part(e["loc"], merged) == words)
-        message = " or ".join(dict.fromkeys(map(requirement, branches)))
+        branches = (e for e in errors if _setting_path(e["loc"], merged) == words)
+        message = " or ".join(dict.fromkeys(requirement(e, limits) for e in branches))
         message = message.replace(" or has to be ", " or ")
     if setting is None:
         origins = sorted({s.origin for p, s in merged.items() if p.startswith(path + ".")})
@@ -56,7 +58,7 @@ def _shown(value: object) -> str:
     return json.dumps(value) if isinstance(value, (list, dict)) else repr(value)
 
 
-def _known_part(place: Sequence[int | str], merged: Mapping[str, Setting]) -> list[str]:
+def _setting_path(place: Sequence[int | str], merged: Mapping[str, Setting]) -> list[str]:
     """Return the part of an error location that names a setting.
 
     pydantic's locations also have the branches of unions.
@@ -75,13 +77,9 @@ _REQUIREMENTS = {
     "int_parsing": "has to be a whole number",
     "finite_number": "has to be a finite number",
     "float_type": "has to be a number",
-    "greater_than": "has to be above {gt}",
-    "greater_than_equal": "has to be at least {ge}",
     "int_from_float": "has to be a whole number",
     "int_parsing_size": "has to be a smaller number",
     "int_type": "has to be a whole number",
-    "less_than": "has to be below {lt}",
-    "less_than_equal": "has to be at most {le}",
     "literal_error": "has to be {expected}",
     "list_type": "has to be a list",
     "missing": "is missing",
@@ -101,16 +99,18 @@ _PATTERNS = {
 }
 
 
-def requirement(error: ErrorDetails) -> str:
-    """Return the requirement that a pydantic error reports, in plain English."""
+def requirement(error: ErrorDetails, limits: Mapping[str, float] | None = None) -> str:
+    """Return the requirement that a pydantic error reports, with the number's other `limits`."""
+    details = error.get("ctx", {})
+    text = limits_text(details, limits or {})
+    if text is not None:
+        return f"has to be {text}"
     known = _REQUIREMENTS.get(error["type"])
     if known is None:
         return error["msg"].removeprefix("Value error, ")
-    limits = error.get("ctx", {})
-    if limits.get("pattern") in _PATTERNS:
-        return _PATTERNS[limits["pattern"]]
-    whole = {n: int(v) for n, v in limits.items() if isinstance(v, float) and v.is_integer()}
-    return known.format(**limits | whole)
+    if details.get("pattern") in _PATTERNS:
+        return _PATTERNS[details["pattern"]]
+    return known.format(**details)
 
 
 def _place(value: object, parts: Sequence[int | str]) -> list[int | str]:

@@ -24,14 +24,14 @@ from pydantic.json_schema import WithJsonSchema
 from llmtrain.units import parse_count, parse_duration_s
 
 Auto = Literal["auto"]
-TrackerName = Literal["tensorboard", "trackio", "wandb"]
+TrackerName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 Duplicates = Literal["keep", "drop_exact", "drop_near"]
 
 
 def _duration_s(value: object) -> object:
     if isinstance(value, str):
         return parse_duration_s(value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
         raise ValueError(f"{value} has no unit; write {value:g}s or {value:g}m")
     return value
 
@@ -151,7 +151,8 @@ class DataSection(Section):
     include: tuple[str, ...] = ()  # .gitignore patterns of files to read; empty: all
     exclude: tuple[str, ...] = ()
     text_field: Annotated[str, Field(min_length=1)] = "text"
-    rows: Literal["text", "chat"] = "text"  # chat: conversations; only answers carry loss
+    # chat: conversations; only answers carry loss. preferences: pairs of answers, for DPO.
+    rows: Literal["text", "chat", "preferences"] = "text"
     on_error: Literal["stop", "skip"] = "stop"  # for an invalid record
     validation: Annotated[str, Field(min_length=1)] | None = None  # a source; validation only
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.02
@@ -164,14 +165,19 @@ class DataSection(Section):
     filters: FiltersSection = FiltersSection()
 
     @property
+    def has_conversations(self) -> bool:
+        """True if rows are conversations, or pairs of them."""
+        return self.rows != "text"
+
+    @property
     def masks_documents(self) -> bool:
         """True if attention is limited to the document: always for conversations."""
-        return self.mask_documents or self.rows == "chat"
+        return self.mask_documents or self.has_conversations
 
     @property
     def pads_windows(self) -> bool:
         """True if windows have tokens that do not count in the loss."""
-        return self.packing != "concatenate" or self.rows == "chat"
+        return self.packing != "concatenate" or self.has_conversations
 
     @property
     def specs(self) -> tuple[str, ...]:
@@ -247,6 +253,12 @@ class LoraSection(Section):
     targets: Literal["all"] | Annotated[tuple[LoraTarget, ...], Field(min_length=1)] = "all"
 
 
+class DpoSection(Section):
+    """Direct preference optimization (Rafailov et al. 2023), where `data.rows` are preferences."""
+
+    beta: PositiveFloat = 0.1  # larger: stay closer to the model that training began with
+
+
 class EvalSection(Section):
     """Evaluation and text samples during the run."""
 
@@ -299,6 +311,7 @@ class Profile(Section):
     train: TrainSection = TrainSection()
     optim: OptimSection = OptimSection()
     lora: LoraSection = LoraSection()
+    dpo: DpoSection = DpoSection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     device: DeviceSection = DeviceSection()

@@ -216,7 +216,7 @@ def _key(node: yaml.Node) -> str:
 def _scalar(node: yaml.Node, loader: _Loader) -> str | int | float | bool | None:
     is_number = node.tag.endswith((":int", ":float"))
     if is_number and len(node.value) > _LONGEST_NUMBER:
-        raise _RefusedError(node.start_mark.line + 1, "the integer is too large")
+        raise _RefusedError(node.start_mark.line + 1, "the integer is too large: 2**64 or more")
     if is_number and (_OCTAL.fullmatch(node.value) or _BASE_60.fullmatch(node.value)):
         what = "octal" if _OCTAL.fullmatch(node.value) else "in base 60"
         raise _RefusedError(
@@ -225,7 +225,7 @@ def _scalar(node: yaml.Node, loader: _Loader) -> str | int | float | bool | None
         )
     value = _whole_number(node.value, loader.construct_object(node))
     if isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
-        raise _RefusedError(node.start_mark.line + 1, "the integer is too large")
+        raise _RefusedError(node.start_mark.line + 1, "the integer is too large: 2**64 or more")
     if value is None or isinstance(value, (int, float)):
         return value
     return _whole(node)

@@ -1,1 +1,1 @@
-"""What a person looks at: runs side by side, and the report as one HTML file."""
+"""Reports for people: runs side by side, and the report as one HTML file."""

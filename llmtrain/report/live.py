@@ -1,4 +1,4 @@
-"""Serve a page on this machine alone, made anew while somebody looks at it."""
+"""Serve a page on this machine alone, rendered again while it is requested."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _POLL_S = 0.3
 
 
 class LivePage:
-    """The newest page, made at most every two seconds however many look at it."""
+    """The newest page, rendered at most every two seconds however many requests there are."""
 
     def __init__(self, make: Callable[[], str]) -> None:
         self._make = make

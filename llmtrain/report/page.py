@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import llmtrain
 from llmtrain.files import escape_names
-from llmtrain.report.content import Row, RunContent
+from llmtrain.report.content import RunContent
 from llmtrain.report.plots import Chart, draw
+from llmtrain.report.values import Row
 
 if TYPE_CHECKING:
     from jinja2 import Environment

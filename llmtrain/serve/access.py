@@ -1,4 +1,4 @@
-"""Who may ask, and how much: checked before anything else of a request is read."""
+"""Access to the server: key, host and size, checked before anything else of a request is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A streamed response that ends as soon as its client is gone."""
+"""A streamed response that ends as soon as its client disconnects."""
 
 from __future__ import annotations
 

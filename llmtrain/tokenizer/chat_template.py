@@ -125,7 +125,7 @@ class ChatTemplate:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """The separator, and the control token that ends an answer where the template has one."""
+        """Where texts end, and the control token that ends an answer if the template has one."""
         question = {"role": "user", "content": "a"}
         answer = {"role": "assistant", "content": "b"}
         example = self.encode_example([question, answer])
@@ -135,7 +135,7 @@ class ChatTemplate:
             for token, is_assistant in zip(example.ids, example.is_assistant, strict=True)
             if is_assistant and token in controls
         ]
-        return frozenset({self.tokenizer.separator_id, *spoken[-1:]})
+        return self.tokenizer.stop_ids | frozenset(spoken[-1:])
 
     def _guarded(self, messages: Sequence[Message]) -> tuple[str, Sequence[Message]]:
         """Return marks, and the messages with the third one within each control token's name."""
@@ -207,19 +207,19 @@ class _Tokens:
 
 
 def stop_ids_of(tokenizer: Tokenizer) -> frozenset[int]:
-    """Return the ids at which a text or an answer ends: without a chat template the separator."""
+    """Return the ids at which a text ends, or an answer by the tokenizer's chat template."""
     if tokenizer.chat is None:
-        return frozenset({tokenizer.separator_id})
+        return tokenizer.stop_ids
     try:
         return ChatTemplate.of(tokenizer).stop_ids
     except DataError:  # it takes other conversations than a question and its answer
-        return frozenset({tokenizer.separator_id})
+        return tokenizer.stop_ids
 
 
 def default_source(tokenizer: Tokenizer) -> ChatSource:
     """Return ChatML for a tokenizer without a template. Raises DataError without the pieces."""
     controls = tokenizer.controls()
-    separator = next(name for name, token in controls.items() if token == tokenizer.separator_id)
+    separator = tokenizer.piece(tokenizer.separator_id) if tokenizer.adds_bos else ""
     start, end, middle = reserved_names(CHAT_PIECES)
     after = ""
     if all(name in controls for name in _CHATML_NAMES):

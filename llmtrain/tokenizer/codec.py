@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal, Protocol
 
 from llmtrain.tokenizer.piece import Piece
@@ -22,12 +22,35 @@ KindName = Literal["own", "sentencepiece", "huggingface"]
 
 
 @dataclass(frozen=True, slots=True)
+class Ends:
+    """How texts begin and end by a tokenizer for which one separator does not do both.
+
+    Documents begin with bos where the tokenizer adds it to a text, and end with eos.
+    """
+
+    bos_id: int | None
+    eos_id: int
+    adds_bos: bool  # to the beginning of a prompt
+    stop_ids: tuple[int, ...] = ()  # other ids at which generation stops
+
+    def ids(self) -> tuple[int, ...]:
+        """Return all ids."""
+        return (*([] if self.bos_id is None else [self.bos_id]), self.eos_id, *self.stop_ids)
+
+
+@dataclass(frozen=True, slots=True)
 class Kind:
     """The interpretation of a tokenizer file; ids depend on it as well as on the file."""
 
     name: KindName
-    separator_id: int
+    separator_id: int  # begins each document; bos where `ends` adds it, else eos
     escaped: bool  # whether `escape` is applied before encoding
+    ends: Ends | None = None  # None: the separator ends documents and begins prompts
+
+    def document(self) -> dict[str, object]:
+        """Return the kind as JSON; what is as in tokenizers without `ends` is the same there."""
+        values = asdict(self)
+        return values if self.ends is not None else {k: v for k, v in values.items() if k != "ends"}
 
 
 class Codec(Protocol):

@@ -20,7 +20,7 @@ from llmtrain.tokenizer.tokenizer import Tokenizer
 class HealedPrompt:
     """The ids to continue from, and the dropped ids, which the first sampled ids must spell."""
 
-    kept: tuple[int, ...]  # begins with the separator
+    kept: tuple[int, ...]  # begins with what begins prompts
     dropped: tuple[int, ...]
     text: str  # the prompt, decoded from its ids
     spellings: Spellings
@@ -66,7 +66,9 @@ def heal_prompt(tokenizer: Tokenizer, prompt: str, spellings: Spellings) -> Heal
     ids = tokenizer.encode(prompt)
     count = _dropped(ids, spellings, escape(prompt) if tokenizer.kind.escaped else prompt)
     end = len(ids) - count
-    kept = (tokenizer.separator_id, *ids[:end])
+    if end == 0 and ids and not tokenizer.adds_bos:
+        end = 1  # a sequence has a first token
+    kept = tokenizer.prompt_ids(ids[:end])
     return HealedPrompt(kept, tuple(ids[end:]), tokenizer.decode(ids), spellings)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
@@ -10,6 +11,7 @@ from llmtrain.errors import DataError
 from llmtrain.tokenizer.byte_unicode import bytes_of, is_byte_name, spelled_bytes
 from llmtrain.tokenizer.codec import Codec
 from llmtrain.tokenizer.piece import UNKNOWN, Piece, PieceKind
+from llmtrain.tokenizer.text_ends import Template
 
 _MOST_PIECES = 1 << 20
 
@@ -63,11 +65,13 @@ class HuggingFaceCodec(Codec):
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [each.ids for each in encoded]
 
-    def template_tokens(self) -> list[str]:
+    def template(self) -> Template:
         """Return the special tokens that the template of the file puts around a text."""
-        around = self._tokenizer.encode("", add_special_tokens=True)
-        masked = zip(around.tokens, around.special_tokens_mask, strict=True)
-        return [token for token, is_special in masked if is_special]
+        whole = self._tokenizer.encode("a", add_special_tokens=True)
+        masked = list(zip(whole.tokens, whole.special_tokens_mask, strict=True))
+        before = tuple(token for token, _ in takewhile(lambda each: each[1], masked))
+        rest = masked[len(before) :]
+        return Template(before, tuple(token for token, is_special in rest if is_special))
 
     def decode(self, ids: list[int]) -> str:
         text: str = self._tokenizer.decode(

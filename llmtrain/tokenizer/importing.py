@@ -1,42 +1,49 @@
 """Import of tokenizers from other tools: sentencepiece, tokenizer.json, or tiktoken's ranks.
 
 Imported tokenizers keep their ids. Training needs a separator that no text encodes to: one of the
-control tokens, or an added one. Whether text round-trips exactly is checked.
+control tokens, or an added one. Where the tokenizer puts a bos before texts, documents begin with
+that and end with its eos (`text_ends`). Whether text round-trips exactly is checked.
 """
 
 from __future__ import annotations
 
 import json
-import re
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-from unicodedata import normalize
+from typing import Any
 
 from llmtrain.errors import DataError
 from llmtrain.tokenizer.chat_source import read_chat_source
-from llmtrain.tokenizer.codec import CONFIG_FILE, JSON_FILE, MODEL_FILE, NAMING_FILES, Kind
+from llmtrain.tokenizer.codec import (
+    CONFIG_FILE,
+    NAMING_FILES,
+    Kind,
+    KindName,
+)
 from llmtrain.tokenizer.huggingface_codec import HuggingFaceCodec
+from llmtrain.tokenizer.import_files import file_to_import, files_in, is_model
 from llmtrain.tokenizer.piece import SEPARATOR
 from llmtrain.tokenizer.probes import PROBES
+from llmtrain.tokenizer.round_trip import changed_texts, describe_change
 from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
 from llmtrain.tokenizer.structure import with_control_piece
+from llmtrain.tokenizer.supported_models import refuse_affixes, require_supported
+from llmtrain.tokenizer.text_ends import (
+    StatedEnds,
+    Template,
+    ends_of,
+    stated_ends,
+    template_json,
+)
 from llmtrain.tokenizer.tiktoken_ranks import ranks_json
 from llmtrain.tokenizer.tokenizer import MAX_JSON_BYTES, MAX_MODEL_BYTES, Tokenizer
 from llmtrain.tokenizer.vocabulary_json import (
-    MERGES_FILE,
     VOCABULARY_FILE,
     special_token,
     vocabulary_json,
 )
 from llmtrain.untrusted import parse_json, problem_of, read_bytes
-
-_KINDS = "a sentencepiece .model, tokenizer.json, vocab.json or .tiktoken, or a directory of one"
-_MODEL_NAME = re.compile(r"\.model(\.v\d+)?$", re.IGNORECASE)  # Mistral numbers its files
-_FORMS: tuple[Literal["NFC", "NFKC", "NFD", "NFKD"], ...] = ("NFC", "NFD", "NFKC", "NFKD")
-_MODELS = ("BPE", "Unigram")  # Hugging Face's other models lose spaces or words
 
 # End-of-text tokens of well-known tokenizers, in order of preference; used if none is stated.
 _ENDS = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "<s>", "<bos>")
@@ -49,7 +56,7 @@ class ImportOptions:
     pattern: str | None = None  # splits text before ranks apply: a name or a regular expression
     separator: str | None = None  # the name of the control token between documents
     allow_lossy: bool = False  # whether a tokenizer that changes some text is accepted
-    keep_template: bool = False  # whether tokens around a text stay: the model knows them
+    of_model: bool = False  # whether it is that of a model, which knows what is around a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,7 @@ class Imported:
 def open_tokenizer(path: Path) -> Tokenizer:
     """Load the tokenizer saved in the directory `path`, or else import `path`. Raises DataError."""
     is_saved = any((path / name).is_file() for name in NAMING_FILES)
-    if path.is_file() or (not is_saved and path.is_dir() and _files_in(path)):
+    if path.is_file() or (not is_saved and path.is_dir() and files_in(path)):
         return import_tokenizer(path, ImportOptions()).tokenizer
     return Tokenizer.load(path)
 
@@ -77,7 +84,7 @@ def import_tokenizer(path: Path, options: ImportOptions) -> Imported:
     The chat template of a directory is kept with it. Raises DataError, naming the file, if the
     file cannot be used, or if text does not round-trip and `options.allow_lossy` is false.
     """
-    file = _file_of(path, options)
+    file = file_to_import(path, has_pattern=options.pattern is not None)
     imported = _import_file(file, options)
     if not path.is_dir():
         return imported
@@ -86,7 +93,7 @@ def import_tokenizer(path: Path, options: ImportOptions) -> Imported:
 
 def _import_file(file: Path, options: ImportOptions) -> Imported:
     try:
-        if options.pattern is None and _MODEL_NAME.search(file.name):
+        if options.pattern is None and is_model(file):
             return _of_model(file, options)
         if options.pattern is None and file.name == VOCABULARY_FILE:
             return _of_json(file, vocabulary_json(file), options)
@@ -97,47 +104,6 @@ def _import_file(file: Path, options: ImportOptions) -> Imported:
         raise DataError(f"{file} cannot be read: {problem_of(error)}") from None
     except DataError as error:
         raise DataError(f"{file} cannot be used: {error.message}", hint=error.hint) from None
-
-
-def _file_of(path: Path, options: ImportOptions) -> Path:
-    """Return the file to import; with a pattern, any name is accepted. Raises DataError."""
-    if path.is_dir():
-        return _file_in(path)
-    if not path.exists():
-        raise DataError(f"{path} does not exist", hint=f"name {_KINDS}")
-    if options.pattern is None and path.name == MERGES_FILE:
-        return path.with_name(VOCABULARY_FILE)
-    is_model = _MODEL_NAME.search(path.name)
-    if options.pattern is None and not is_model and path.suffix not in (".json", ".tiktoken"):
-        raise DataError(f"{path} is no kind of tokenizer that is known", hint=f"name {_KINDS}")
-    return path
-
-
-def _file_in(directory: Path) -> Path:
-    """Return the tokenizer file in a directory. Raises DataError if there is none or several."""
-    found = _files_in(directory)
-    if not found:
-        raise DataError(
-            f"{directory} has no {JSON_FILE}, no {MODEL_FILE} and no {VOCABULARY_FILE}",
-            hint=f"name {_KINDS}",
-        )
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found[:5])
-        raise DataError(
-            f"{directory} has several sentencepiece models: {names}",
-            hint=f"name one: llmtrain tokenizer import {shlex.quote(str(found[-1]))} --out DIR",
-        )
-    return found[0]
-
-
-def _files_in(directory: Path) -> list[Path]:
-    """Return the preferred tokenizer file of a directory; several if it has several models."""
-    for name in (JSON_FILE, MODEL_FILE):
-        if (directory / name).is_file():
-            return [directory / name]
-    models = sorted(path for path in directory.iterdir() if _MODEL_NAME.search(path.name))
-    pair = [path for path in (directory / VOCABULARY_FILE,) if path.is_file()]
-    return models or pair
 
 
 def _of_model(file: Path, options: ImportOptions) -> Imported:
@@ -154,14 +120,17 @@ def _of_foreign_model(file: Path, model: bytes, options: ImportOptions) -> Impor
     names = {
         piece.text: token for token, piece in enumerate(codec.pieces()) if piece.kind == "control"
     }
-    end_id = codec.end_id()
-    stated = codec.piece(end_id) if end_id is not None else _stated_end(file)
-    separator = _chosen(options.separator, stated, names)
+    end_id, stated = codec.end_id(), stated_ends(file)
+    if end_id is not None:
+        stated = replace(stated, eos=codec.piece(end_id))
+    separator = _chosen(options.separator, stated.eos, names)
     added = separator not in names
     if added:
         names[separator] = codec.vocab_size
         model = with_control_piece(model, separator)
-    kind = Kind("sentencepiece", names[separator], escaped=False)
+    adds_bos = options.of_model and stated.puts_bos_by_class and stated.bos is not None
+    template = Template(before=(str(stated.bos),) if adds_bos else ())
+    kind = _kind("sentencepiece", names, separator, stated, template, options)
     return _checked(file, model, kind, options, tuple(names), separator, added)
 
 
@@ -177,44 +146,80 @@ def _of_ranks(file: Path, options: ImportOptions) -> Imported:
 
 def _of_json(file: Path, data: bytes, options: ImportOptions) -> Imported:
     document = parse_json(data)
-    _refuse_affixes(document)
+    refuse_affixes(document)
     codec = HuggingFaceCodec(data)  # validates the form of the document as well
     document.setdefault("added_tokens", [])
-    _require_supported(document)
-    warnings = [] if options.keep_template else _take_surroundings(document, codec)
+    require_supported(document)
     names = {
         each["content"]: each["id"] for each in document["added_tokens"] if each.get("special")
     }
-    stated = _stated_end(file)
-    separator = _chosen(options.separator, stated, names)
+    stated, template = stated_ends(file), codec.template()
+    separator = _chosen(options.separator, stated.eos, names)
     added = separator not in names
     if added:
         names[separator] = codec.vocab_size
         document["added_tokens"].append(special_token(separator, codec.vocab_size))
-    if added or warnings:
+    kind = _kind("huggingface", names, separator, stated, template, options)
+    before = dict(document)
+    warnings = (
+        []
+        if options.of_model and kind.ends is None
+        else _set_template(document, template, kind, codec)
+    )
+    if not options.of_model:
+        warnings += _take_lengths(document)
+    if added or document != before:
         data = json.dumps(document, ensure_ascii=False).encode()
-    if options.separator is None and stated is not None and stated not in names:
+    if options.separator is None and stated.eos is not None and stated.eos not in names:
         warnings.append(
-            f"{CONFIG_FILE} ends a text with {stated}, which is no special token of {file.name}; "
-            f"the separator is {separator}"
+            f"{CONFIG_FILE} ends a text with {stated.eos}, which is no special token of "
+            f"{file.name}; the separator is {separator}"
         )
-    kind = Kind("huggingface", names[separator], escaped=False)
     imported = _checked(file, data, kind, options, tuple(names), separator, added)
     return replace(imported, warnings=(*warnings, *imported.warnings))
 
 
-def _take_surroundings(document: Any, codec: HuggingFaceCodec) -> list[str]:
-    """Take out of tokenizer.json what changes the ids of a whole text; return what was.
+def _kind(
+    name: KindName,
+    names: Mapping[str, int],
+    separator: str,
+    stated: StatedEnds,
+    template: Template,
+    options: ImportOptions,
+) -> Kind:
+    """Return the kind of an imported tokenizer: which token begins documents, and which ends them.
 
-    A model is trained on the ids of texts alone, one separator between them. Left in the file, a
-    template, a length to cut to and a length to fill up to would make other programs give the
-    model other ids.
+    A separator that is asked for does both.
     """
+    ends = None
+    if options.separator is None:
+        ends = ends_of(stated, template, names, separator, of_model=options.of_model)
+    begins = names[separator] if ends is None or not ends.adds_bos else ends.bos_id
+    assert begins is not None, "bos that is added has an id"
+    return Kind(name, begins, escaped=False, ends=ends)
+
+
+def _set_template(
+    document: Any, template: Template, kind: Kind, codec: HuggingFaceCodec
+) -> list[str]:
+    """Let the template of tokenizer.json put what prompts begin with before a text, and no more.
+
+    Left in the file, other tokens would make other programs give the model other ids. Return what
+    was left out.
+    """
+    adds_bos = kind.ends is not None and kind.ends.adds_bos
+    bos = codec.piece(kind.separator_id) if adds_bos else None
+    wanted = Template(before=() if bos is None else (bos,))
+    if template == wanted:
+        return []
+    document["post_processor"] = None if bos is None else template_json(bos, kind.separator_id)
+    around = [each for each in (*template.before, *template.after) if each != bos]
+    return [f"its template puts {' '.join(around)} around a text; left out"] if around else []
+
+
+def _take_lengths(document: Any) -> list[str]:
+    """Take lengths that texts are cut or filled up to out of tokenizer.json; return what was."""
     warnings = []
-    around = codec.template_tokens()
-    if around:
-        document["post_processor"] = None
-        warnings.append(f"its template puts {' '.join(around)} around a text; it is left out")
     for key, does in (("truncation", "cuts texts"), ("padding", "fills texts up")):
         if document.get(key) is not None:
             document[key] = None
@@ -222,66 +227,14 @@ def _take_surroundings(document: Any, codec: HuggingFaceCodec) -> list[str]:
     return warnings
 
 
-def _refuse_affixes(document: object) -> None:
-    """Raise DataError if the model marks the inside or the end of words with an affix.
-
-    Such models lose the spaces between words. Some make the library panic, so this is checked
-    before the library reads the file.
-    """
-    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
-        match document:
-            case {"model": {**model}} if model.get(key):
-                raise DataError(f"its model has a {key}, and loses where spaces are")
-
-
-def _require_supported(document: Any) -> None:
-    """Raise DataError unless the model is BPE or unigram and its unknown token, if any, has an id.
-
-    A unigram model must have an unknown token.
-    """
-    model = document["model"]
-    kind = model.get("type", "BPE" if "merges" in model else None)
-    if kind not in _MODELS:
-        raise DataError(f"its model is a {kind}; {' and '.join(_MODELS)} can be used")
-    names = {each["content"] for each in document["added_tokens"]}
-    unknown = model.get("unk_token")
-    if kind == "BPE" and unknown is not None and unknown not in {*names, *model["vocab"]}:
-        raise DataError(f"its unknown token {unknown!r} is not in its vocabulary")
-    if kind == "Unigram" and model.get("unk_id") is None:
-        raise DataError("it has no unknown token")
-    if kind == "BPE":
-        _require_an_id_each(model["vocab"])
-
-
-def _require_an_id_each(vocabulary: dict[str, int]) -> None:
-    """Raise DataError if two tokens share an id: one of them could not be decoded."""
-    names: dict[int, str] = {}
-    for name, token in vocabulary.items():
-        other = names.setdefault(token, name)
-        if other != name:
-            raise DataError(f"{other!r} and {name!r} have the same id, {token}")
-
-
-def _stated_end(file: Path) -> str | None:
-    """Return the end-of-text token in the tokenizer_config.json next to the file; None if none."""
-    try:
-        config = parse_json(read_bytes(file.with_name(CONFIG_FILE), 4 << 20, follow_links=True))
-    except (OSError, ValueError):
-        return None
-    match config:
-        case {"eos_token": str(name)} | {"eos_token": {"content": str(name)}}:
-            return name
-    return None
-
-
-def _chosen(wished: str | None, stated: str | None, names: dict[str, int]) -> str:
+def _chosen(requested: str | None, stated: str | None, names: dict[str, int]) -> str:
     """Return the separator's name.
 
-    It is `wished`, else the first in `names` of `stated` and the usual ones, else `SEPARATOR`,
+    It is `requested`, else the first in `names` of `stated` and the usual ones, else `SEPARATOR`,
     which has to be added.
     """
-    if wished is not None:
-        return wished
+    if requested is not None:
+        return requested
     candidates = (stated, *_ENDS)
     return next((name for name in candidates if name is not None and name in names), SEPARATOR)
 
@@ -303,17 +256,17 @@ def _checked(
     probes = (*PROBES, *controls)
     warnings: list[str] = []
     tokenizer = Tokenizer.read_as(kind, model)
-    lost = list(_lost(tokenizer, probes))
+    lost = list(changed_texts(tokenizer, probes))
     if lost:
         escaped = Tokenizer.read_as(replace(kind, escaped=True), model)
-        if next(_lost(escaped, probes), None) is None:
+        if next(changed_texts(escaped, probes), None) is None:
             tokenizer, lost = escaped, []
             warnings.append(
                 "it reads a literal ▁ (U+2581) as a space; text with one is escaped, and has "
                 "other ids than elsewhere"
             )
     if lost:
-        problem = f"it does not keep text exactly: {_change(lost)}"
+        problem = f"it does not keep text exactly: {describe_change(lost)}"
         if not options.allow_lossy:
             raise DataError(
                 problem,
@@ -329,30 +282,3 @@ def _checked(
             hint="import the tokenizer.json of the same model, if it has one",
         )
     return Imported(tokenizer, file, separator, added, tuple(warnings))
-
-
-def _change(lost: Sequence[tuple[str, str]]) -> str:
-    """Describe how the first text changes, and which Unicode normal form explains all, if any."""
-    text, back = lost[0]
-    change = f"{text!r} comes back as {back!r}"
-    forms = (form for form in _FORMS if all(normalize(form, old) == new for old, new in lost))
-    form = next(forms, None)
-    if form is None:
-        return change
-    first = next(
-        (number for number, (a, b) in enumerate(zip(text, back, strict=False)) if a != b),
-        min(len(text), len(back)),
-    )
-    old, new = (
-        " ".join(f"U+{ord(character):04X}" for character in part[first : first + 2])
-        for part in (text, back)
-    )
-    return f"it normalizes to {form}, {old} to {new}: {change}"
-
-
-def _lost(tokenizer: Tokenizer, probes: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield each text that does not round-trip, and the text it decodes to instead."""
-    for text in probes:
-        back = tokenizer.decode(tokenizer.encode(text))
-        if back != text:
-            yield text, back

@@ -90,8 +90,8 @@ def inspect_tokenizer(
     return TokenizerReport(
         kind=tokenizer.kind.name,
         vocab_size=tokenizer.vocab_size,
-        separator=pieces[tokenizer.separator_id].text,
-        separator_id=tokenizer.separator_id,
+        separator=pieces[tokenizer.eos_id].text,
+        separator_id=tokenizer.eos_id,
         fingerprint=tokenizer.fingerprint,
         longest_pieces=_longest(pieces, text_ids),
         spellings=tuple(

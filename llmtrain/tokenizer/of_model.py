@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from llmtrain.errors import DataError
@@ -11,6 +13,7 @@ from llmtrain.tokenizer.codec import KIND_FILE, MODEL_FILE
 from llmtrain.tokenizer.importing import ImportOptions, import_tokenizer
 from llmtrain.tokenizer.piece import reserved_names
 from llmtrain.tokenizer.structure import with_control_piece
+from llmtrain.tokenizer.text_ends import stop_ids_beside
 from llmtrain.tokenizer.tokenizer import Tokenizer
 from llmtrain.tokenizer.vocabulary_json import special_token
 from llmtrain.untrusted import parse_json
@@ -29,8 +32,19 @@ def tokenizer_of_model(directory: Path) -> tuple[Tokenizer, tuple[str, ...]]:
             return Tokenizer.load(directory), ()
         except DataError:
             pass  # a sentencepiece model of another tool: import it
-    imported = import_tokenizer(directory, ImportOptions(allow_lossy=True, keep_template=True))
-    return imported.tokenizer, imported.warnings
+    imported = import_tokenizer(directory, ImportOptions(allow_lossy=True, of_model=True))
+    return _stopping(imported.tokenizer, stop_ids_beside(directory)), imported.warnings
+
+
+def _stopping(tokenizer: Tokenizer, stop_ids: Collection[int]) -> Tokenizer:
+    """Return the tokenizer of a model that also stops at other ids, if the tokenizer has them."""
+    ends = tokenizer.kind.ends
+    known = sorted({token for token in stop_ids if 0 <= token < tokenizer.vocab_size})
+    more = tuple(token for token in known if token != tokenizer.eos_id)
+    if ends is None or not more:
+        return tokenizer
+    kind = replace(tokenizer.kind, ends=replace(ends, stop_ids=more))
+    return Tokenizer.read_as(kind, tokenizer.model).with_chat(tokenizer.chat)
 
 
 def with_reserved_pieces(tokenizer: Tokenizer, count: int) -> Tokenizer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from llmtrain.tokenizer.codec import (
     KIND_FILE,
     MODEL_FILE,
     Codec,
+    Ends,
     Kind,
 )
 from llmtrain.tokenizer.escape import escape, require_unicode, unescape
@@ -32,12 +33,14 @@ from llmtrain.tokenizer.piece import Piece
 from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
 from llmtrain.tokenizer.sentencepiece_json import sentencepiece_json
 from llmtrain.tokenizer.structure import read_settings
+from llmtrain.tokenizer.text_ends import with_ends, with_template
 from llmtrain.untrusted import problem_of, read_bytes, read_json
 
 MAX_MODEL_BYTES = 16 << 20  # a vocabulary of 256,000 pieces takes under 5 MiB
 MAX_JSON_BYTES = 64 << 20  # the same vocabulary takes 35 MiB as JSON
 _ALL_FILES = (MODEL_FILE, JSON_FILE, KIND_FILE, CONFIG_FILE, TEMPLATE_FILE)
 _FORMAT_VERSION = 1
+_ENDS_FORMAT_VERSION = 2  # of kinds with `ends`
 _HINT = (
     "make one: llmtrain tokenizer train --data SPEC --vocab-size N --out DIR; a run has its own in "
     "each checkpoint: --tokenizer RUN/checkpoints/step-…"
@@ -45,7 +48,7 @@ _HINT = (
 
 
 class Tokenizer:
-    """A vocabulary with one separator token, which begins and ends documents.
+    """A vocabulary with a separator token, which begins documents, and mostly ends them too.
 
     No text encodes to the separator, not even its name. All Unicode text round-trips: this is
     checked when one of llmtrain's own tokenizers is loaded and when another one is imported, which
@@ -60,8 +63,8 @@ class Tokenizer:
         self.kind: Final = kind
         self.model: Final = codec.model  # contents of the tokenizer's file
         self.vocab_size: Final = codec.vocab_size  # ids are 0 to `vocab_size` - 1
-        self.separator_id: Final = kind.separator_id  # it begins and ends each document
-        read_as = b"" if kind.name == "own" else json.dumps(asdict(kind)).encode()
+        self.separator_id: Final = kind.separator_id  # it begins each document
+        read_as = b"" if kind.name == "own" else json.dumps(kind.document()).encode()
         # Hexadecimal SHA-256; equal fingerprints mean equal ids.
         self.fingerprint: Final = hashlib.sha256(read_as + codec.model).hexdigest()
 
@@ -82,6 +85,8 @@ class Tokenizer:
         codec = HuggingFaceCodec(model) if kind.name == "huggingface" else SentencePieceCodec(model)
         if not 0 <= kind.separator_id < codec.vocab_size:
             raise DataError(f"its separator, {kind.separator_id}, is not in the vocabulary")
+        if kind.ends is not None:
+            _require_sound(kind.ends, kind.separator_id, codec.vocab_size)
         return cls(codec, kind)
 
     @classmethod
@@ -104,6 +109,37 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple[Any, tuple[Kind, bytes, ChatSource | None]]:
         return _unpickled, (self.kind, self.model, self.chat)
+
+    @property
+    def bos_id(self) -> int | None:
+        """The beginning-of-text id; None if there is none. It may be the end's."""
+        return self.separator_id if self.kind.ends is None else self.kind.ends.bos_id
+
+    @property
+    def eos_id(self) -> int:
+        """The end-of-text id, with which each document ends."""
+        return self.separator_id if self.kind.ends is None else self.kind.ends.eos_id
+
+    @property
+    def adds_bos(self) -> bool:
+        """True if prompts begin with the beginning-of-text id, as documents then do."""
+        return self.kind.ends is None or self.kind.ends.adds_bos
+
+    @property
+    def end_id(self) -> int | None:
+        """The id that ends a document before the next one's separator; None: none is between."""
+        return None if self.eos_id == self.separator_id else self.eos_id
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids at which a text ends."""
+        more = () if self.kind.ends is None else self.kind.ends.stop_ids
+        return frozenset({self.eos_id, *more})
+
+    def prompt_ids(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Return a prompt's ids with what begins it; a prompt without any is the separator."""
+        begin = (self.separator_id,) if self.adds_bos or not ids else ()
+        return (*begin, *ids)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`, without separators. Raises DataError for a lone surrogate."""
@@ -191,6 +227,8 @@ class Tokenizer:
         is_json = self.kind.name == "huggingface"
         adds_prefix = None if is_json else read_settings(self.model).adds_dummy_prefix
         config = tokenizer_config(pieces, model_max_length, adds_prefix=adds_prefix)
+        if self.kind.ends is not None:
+            config = with_ends(config, self.kind.ends, pieces)
         files = {CONFIG_FILE: config.encode()}
         if self.chat is not None:
             files = {
@@ -200,11 +238,14 @@ class Tokenizer:
         if self.kind.name == "own":
             files |= {MODEL_FILE: self.model, JSON_FILE: bpe_json(pieces).encode()}
             return files
-        said = {"format_version": _FORMAT_VERSION, **asdict(self.kind)}
+        format_version = _FORMAT_VERSION if self.kind.ends is None else _ENDS_FORMAT_VERSION
+        said = {"format_version": format_version, **self.kind.document()}
         files[KIND_FILE] = (json.dumps(said, indent=2) + "\n").encode()
         files[JSON_FILE if is_json else MODEL_FILE] = self.model
         if self.kind.name == "sentencepiece":
             text, differs_at = self.json_of_model()
+            if self.kind.ends is not None and self.adds_bos:
+                text = with_template(text, pieces[self.separator_id].text, self.separator_id)
             files |= {JSON_FILE: text.encode()} if differs_at is None else {}
         return files
 
@@ -217,6 +258,15 @@ class Tokenizer:
             return escape(text)
         require_unicode(text)
         return text
+
+
+def _require_sound(ends: Ends, separator_id: int, vocab_size: int) -> None:
+    """Raise DataError if an id is outside the vocabulary, or the separator neither bos nor eos."""
+    outside = [token for token in ends.ids() if not 0 <= token < vocab_size]
+    if outside:
+        raise DataError(f"an end of its texts, {outside[0]}, is not in the vocabulary")
+    if separator_id != (ends.bos_id if ends.adds_bos else ends.eos_id):
+        raise DataError(f"its separator, {separator_id}, is not what begins a document")
 
 
 def _unpickled(kind: Kind, model: bytes, chat: ChatSource | None) -> Tokenizer:
@@ -240,4 +290,17 @@ def _kind_in(directory: Path) -> Kind | None:
             "escaped": bool(escaped),
         }:
             return Kind(name, separator_id, escaped)
+        case {
+            "format_version": 2,
+            "name": "sentencepiece" | "huggingface" as name,
+            "separator_id": int(separator_id),
+            "escaped": bool(escaped),
+            "ends": {
+                "bos_id": int() | None as bos_id,
+                "eos_id": int(eos_id),
+                "adds_bos": bool(adds_bos),
+                "stop_ids": [*stop_ids],
+            },
+        } if all(type(token) is int for token in stop_ids):
+            return Kind(name, separator_id, escaped, Ends(bos_id, eos_id, adds_bos, (*stop_ids,)))
     raise DataError(f"{path} does not say how a tokenizer is read", hint=_HINT)

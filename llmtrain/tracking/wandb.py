@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PROJECT = "llmtrain"
+from llmtrain.tracking.run_sink import PROJECT, RunSink
 
 
-class WandbSink:
+class WandbSink(RunSink):
     """Logs offline files that `wandb sync` uploads; a resumed run has the same id.
 
     Each session writes files of its own. Steps that are trained again are in both.
@@ -19,7 +19,6 @@ class WandbSink:
 
     def __init__(self, run: Path) -> None:
         self._path = run
-        self._run: Any = None
 
     def start(self, step: int, profile: Mapping[str, Any]) -> None:
         """Begin the run, or continue the one of the same id."""
@@ -38,16 +37,3 @@ class WandbSink:
                     silent=True, console="off", x_disable_stats=True, disable_git=True
                 ),
             )
-
-    def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Log the numbers at a step."""
-        self._run.log(dict(values), step=step)
-
-    def sample(self, step: int, prompt: str, text: str) -> None:
-        """Log a text as a value of its own."""
-        self._run.log({"sample": prompt + text}, step=step)
-
-    def close(self) -> None:
-        """Wait until everything is in the file."""
-        if self._run is not None:
-            self._run.finish()

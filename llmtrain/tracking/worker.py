@@ -66,4 +66,8 @@ def _sink(name: str, run: Path) -> Sink:
         from llmtrain.tracking.wandb import WandbSink
 
         return WandbSink(run)
+    if name == "mlflow":
+        from llmtrain.tracking.mlflow import MLflowSink
+
+        return MLflowSink(run)
     raise ValueError(f"unknown tracker {name}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
+from dataclasses import astuple, replace
 
+from llmtrain.data.batches.preferences import PreferenceReader
 from llmtrain.eval.evaluate import LossSum, bits_per_byte, sum_loss
+from llmtrain.eval.preferences import PreferenceLoss, sum_preferences
 from llmtrain.generate.generator import TextGenerator
 from llmtrain.generate.sampling import Sampling
 from llmtrain.generate.text import TextRequest
@@ -87,6 +89,8 @@ class Evaluator:
         own = range(world.rank, windows, world.size)
         if world.size > windows:  # fewer windows than ranks: the last one is computed repeatedly
             own = range(min(world.rank, windows - 1), windows)
+        if isinstance(self._reader, PreferenceReader):
+            return self._preference_loss(self._reader, own)
         read = (self._reader.read(i, 1) for i in own)
         loss = sum_loss(
             self._run.model,
@@ -101,12 +105,30 @@ class Evaluator:
         nats, tokens = self._run.all_reduce([loss.nats, loss.tokens])
         return LossSum(nats, int(tokens))
 
+    def _preference_loss(self, reader: PreferenceReader, own: range) -> PreferenceLoss:
+        """Return the loss over the pairs of all ranks' windows."""
+        loss = sum_preferences(
+            self._run.model,
+            (reader.read(i, 1) for i in own),
+            autocast=self._run.autocast,
+            check_stop=self._check_stop,
+            is_time_over=self._is_time_over,
+        )
+        if self._run.world.size == 1:
+            return loss
+        nats, pairs, margins, correct, chosen, tokens = self._run.all_reduce(astuple(loss))
+        return PreferenceLoss(nats, int(pairs), margins, int(correct), chosen, int(tokens))
+
     def evaluated(self, step: int, loss: LossSum, best: float | None) -> Evaluated:
         """Return the evaluation of `step`, compared with the `best` loss of those before it."""
         self._evaluated_step = step
-        mean = loss.nats_per_token
-        bpb = bits_per_byte(mean, self._validation.tokens, self._validation.text_bytes)
+        mean, validation = loss.nats_per_token, self._validation
         is_best = math.isfinite(mean) and (best is None or mean < best)
+        if isinstance(loss, PreferenceLoss):
+            chosen = loss.chosen_nats / loss.chosen_tokens
+            bpb = bits_per_byte(chosen, validation.tokens, validation.text_bytes)
+            return Evaluated(step, mean, bpb, is_best, loss.margin, loss.accuracy)
+        bpb = bits_per_byte(mean, validation.tokens, validation.text_bytes)
         return Evaluated(step, mean, bpb, is_best)
 
     def sample(self, prompt: str, seed: int) -> str:

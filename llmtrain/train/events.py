@@ -56,8 +56,10 @@ class Evaluated:
 
     step: int
     val_loss: float
-    val_bpb: float
+    val_bpb: float  # of pairs of answers, that of the chosen ones
     is_best: bool
+    reward_margin: float | None = None  # of pairs of answers alone
+    reward_accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class TrainResult:
     waited_share: float | None = None  # of the time threads waited for a core; None: unknown
     energy_joules: float | None = None  # of this session; None: the machine does not measure it
     prompt_example: str | None = None  # the beginning of a text of the run
+    loss_is_per: str = "token"  # or the pair of answers
 
 
 Event = Note | Progress | Started | Step | Evaluated | Sampled | Saved
@@ -113,6 +116,8 @@ def metrics_line(event: Step | Evaluated | Sampled) -> dict[str, object]:
     hidden = {"horizon_steps", "remaining_s", "is_logged", "is_best", "memory"}
     names = [name for name in type(event).__dataclass_fields__ if name not in hidden]
     values = {name: getattr(event, name) for name in names}
+    if isinstance(event, Evaluated) and event.reward_margin is None:
+        del values["reward_margin"], values["reward_accuracy"]
     memory = _memory_values(event.memory) if isinstance(event, Step) else {}
     return {name: _json_value(value) for name, value in (values | memory).items()}
 

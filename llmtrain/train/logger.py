@@ -13,13 +13,14 @@ import torch
 from llmtrain.data.batches.mixture import MixedSource
 from llmtrain.machine.live_memory import MemoryMeter
 from llmtrain.profile.schema import TrainSection
-from llmtrain.progress import Note
+from llmtrain.progress import Note, Progress
 from llmtrain.train.distributed.world import World, is_launched
 from llmtrain.train.divergence.policy import Jump
 from llmtrain.train.events import Evaluated, Observer, Sampled, Step, metrics_line
 from llmtrain.train.loop import Position, StepReport
 from llmtrain.train.repetition import overfitting_note, repetition_warnings
 from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.units import format_duration
 
 
 @dataclass
@@ -43,6 +44,7 @@ class TrainLogger:
 
     def __post_init__(self) -> None:
         self._logged_step, self._logged_at_s = self.first_step, time.monotonic()
+        self._newest_step = self.first_step
         self._memory = MemoryMeter(
             launcher_pid=os.getppid() if is_launched() else None,
             is_on_cpu=self.device.type == "cpu",
@@ -61,6 +63,7 @@ class TrainLogger:
         """Notify the observer of a step that was not skipped, and log the first, last and n-th."""
         if not self.world.is_main:
             return
+        self._newest_step = report.step
         self._warn_of_repetition(position.horizon_steps)
         if report.verdict.skipped is not None:
             return  # see `log_skipped`
@@ -121,6 +124,12 @@ class TrainLogger:
         note = overfitting_note(val_loss, best, best_step)
         if note is not None:
             self.log_note(note)
+
+    def log_activity(self, activity: str, expected_s: float) -> None:
+        """Notify the observer of what now takes the time between steps, and about how much."""
+        if self.world.is_main:
+            about = f" (about {format_duration(expected_s)})" if expected_s >= 1 else ""
+            self.observe(Progress(f"step {self._newest_step}: {activity}{about}", 0, 0))
 
     def log_note(self, text: str) -> None:
         """Send the observer a note."""

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from llmtrain.data.batches.prefetch import Prefetch, Windows
-from llmtrain.data.batches.windows import WindowReader
+from llmtrain.data.batches.prefetch import Prefetch
+from llmtrain.data.batches.windows import WindowReader, Windows
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.optimizer import RoleOptimizer
 from llmtrain.ops.precision import autocast_as
@@ -49,7 +49,7 @@ class StepReport:
     """One optimizer step, applied or skipped."""
 
     step: int
-    loss: float  # mean nats per token over all ranks, before the update
+    loss: float  # mean nats per target over all ranks, before the update
     grad_norm: float  # before clipping
     lr: float  # of the hidden matrices
     verdict: StepVerdict = field(default_factory=StepVerdict)
@@ -89,16 +89,16 @@ class Run:
         """Return a context in which matrices are multiplied in the plan's precision."""
         return autocast_as(self.plan.precision.value, self.device)
 
-    def micro_batches(self) -> Iterator[tuple[Tensor, Tensor, bool]]:
-        """Yield this rank's inputs and targets of the next step, and whether they are the last."""
+    def micro_batches(self) -> Iterator[tuple[tuple[Tensor, ...], bool]]:
+        """Yield this rank's arrays of the next step, and whether they are the last."""
         micro_batch, count = self.plan.micro_batch.value, self.plan.accumulation.value
         first = self.position.windows + self.world.rank * micro_batch * count
         for i in range(count):
             is_last = i == count - 1
             position = first + i * micro_batch
             following = first + self.windows_per_step if is_last else position + micro_batch
-            inputs, targets = self._read(position, micro_batch, following)
-            yield self._to_device(inputs), self._to_device(targets), is_last
+            arrays = self._read(position, micro_batch, following)
+            yield self.to_device(arrays), is_last
 
     def advance(self, tokens: int) -> None:
         """Count a step that was applied or skipped, and move the data cursor past its batch."""
@@ -123,6 +123,10 @@ class Run:
             return self.batches.read(first, count)
         return self.prefetch.read(first, count, following)
 
+    def to_device(self, arrays: Windows) -> tuple[Tensor, ...]:
+        """Return the arrays on the run's device; references, with which the CPU computes, there."""
+        return tuple(map(self._to_device, arrays[:2])) + tuple(map(torch.as_tensor, arrays[2:]))
+
     def _to_device(self, array: object) -> Tensor:
         tensor = torch.as_tensor(array)
         if self.plan.pin_memory.value:
@@ -144,10 +148,10 @@ def training_steps(run: Run) -> Iterator[StepReport]:
         factor = run.schedule.factor(position.step, position.progress)
         set_learning_rate(run.optimizer, factor)
         nats = torch.zeros((), dtype=_sum_dtype(run.device), device=run.device)
-        for inputs_bt, targets_bt, is_last in run.micro_batches():
+        for arrays_bt, is_last in run.micro_batches():
             with run.gradient_sync(is_last):
                 with run.autocast():
-                    loss = run.objective(inputs_bt, targets_bt)
+                    loss = run.objective(*arrays_bt)
                 # DDP averages over ranks; the loss is a sum over all of them
                 run.scaler.scale(loss * (run.world.size / targets)).backward()
             nats += loss.detach()

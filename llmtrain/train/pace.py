@@ -121,9 +121,10 @@ class Pace:
     def remaining_s(
         self, horizon: Horizon, options: EvalSection, step: int, steps: int | None
     ) -> float | None:
-        """Return the estimated seconds until the end of the run; None if they are unknown.
+        """Return the estimated seconds until the run is saved; None if they are unknown.
 
-        `step` of `steps` are done; `steps` is None while their number is unknown.
+        `step` of `steps` are done; `steps` is None while their number is unknown. Expected costs,
+        not those of `reserve_s`, which a time limit has to allow for.
         """
         if not self.is_known:
             return None
@@ -135,7 +136,8 @@ class Pace:
             self.cost_s(activity) * ((steps - 1) // every - step // every)
             for activity, every in _intervals(options)
         )
-        return (steps - step) * self.step_s + between_steps_s + self.reserve_s
+        end_s = sum(self.cost_s(activity) for activity in self._costs)
+        return (steps - step) * self.step_s + between_steps_s + end_s
 
     @property
     def _exit_s(self) -> float:
@@ -160,7 +162,7 @@ class Pace:
 def _intervals(options: EvalSection) -> Iterator[tuple[str, int]]:
     """Yield each activity between steps with its interval in steps.
 
-    Those after the last step are in `Pace.reserve_s`.
+    Those after the last step are counted with the end of the run.
     """
     yield "evaluation", options.every_steps
     if options.sample_every_steps is not None:

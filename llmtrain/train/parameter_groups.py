@@ -37,17 +37,18 @@ def build_optimizer(
     *,
     tokens_per_step: int,
     continues: bool = False,
+    is_dpo: bool = False,
 ) -> RoleOptimizer:
     """Build one group per role, with its algorithm and rate. Only hidden matrices decay.
 
-    `continues`: the model begins with the weights of another one.
+    `continues`: the model begins with the weights of another one; `is_dpo`: and learns preferences.
     """
     by_role: dict[Role, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             by_role.setdefault(role_of(name, parameter), []).append(parameter)
     rates = peak_learning_rates(
-        section, model.shape.hidden_size, tokens_per_step, continues=continues
+        section, model.shape.hidden_size, tokens_per_step, continues=continues, is_dpo=is_dpo
     )
     groups = [
         {

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 from llmtrain.errors import AbortedError, InterruptedRunError
+from llmtrain.interrupts import is_importing
 
 Handler = Callable[[int, FrameType | None], None] | signal.Handlers
 
@@ -81,14 +82,20 @@ class StopRequest:
         requested, self.save_requested = self.save_requested, False
         return requested
 
-    def on_signal(self, number: int, _frame: FrameType | None) -> None:
-        """Note the first signal; raise AbortedError on the second."""
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Note the first signal; raise AbortedError on the second.
+
+        Nothing is raised where a module is imported, which may swallow it or abort the process:
+        there the first signal is repeated later, and the second one ends the process.
+        """
         name = signal.Signals(number).name
         if self.is_repeated:
             self.is_repeated = False
         elif name == self.signal_name and time.monotonic() - self.made_s < _ONE_REQUEST_S:
             return
         elif self.signal_name is not None:
+            if is_importing(frame):
+                os._exit(AbortedError.exit_code)
             raise AbortedError(
                 f"aborted by a second signal ({name})",
                 hint="--resume auto continues from the last checkpoint",
@@ -97,7 +104,7 @@ class StopRequest:
             threading.Thread(target=self._repeat, args=(number,), daemon=True).start()
         if self.signal_name is None:
             self.signal_name, self.made_s = name, time.monotonic()
-        if self.is_immediate:
+        if self.is_immediate and not is_importing(frame):
             raise _Abandoned
 
     def _repeat(self, number: int) -> None:

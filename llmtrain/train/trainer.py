@@ -11,8 +11,10 @@ from itertools import chain
 from pathlib import Path
 
 from llmtrain.data.batches.mixture import MixedSource
+from llmtrain.data.batches.preferences import References
 from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
+from llmtrain.eval.preferences import PreferenceLoss
 from llmtrain.machine.core_wait import CoreTimes, ran_share, read_core_times, waited_share
 from llmtrain.machine.out_of_memory import memory_errors_mapped
 from llmtrain.model.lora import trained_weights
@@ -61,6 +63,7 @@ class TrainSetup:
     used_before_s: float  # by earlier sessions of the run
     starting_s: float  # by this session before training
     forecast_tokens_per_s: float | None  # where known
+    validation_references: References | None  # of pairs of answers
     correct_forecast: CorrectForecast  # called at most once, on rank 0
 
 
@@ -98,7 +101,9 @@ class Trainer:
         self.guard = MemoryGuard(run, setup.workload, directory, setup.observe)
         self.stopping = StopPolicy(setup.horizon, profile.eval, run.world, run.device)
         self.rewinder = Rewinder(run, profile, directory, setup.tokenizer)
-        validation = open_validation(profile, setup.data, setup.tokenizer)
+        validation = open_validation(
+            profile, setup.data, setup.tokenizer, setup.validation_references
+        )
         self.evaluator = Evaluator(run, profile.eval, validation, setup.tokenizer, setup.stop)
         self.evaluator.restore(directory)
         self.prompts = validation.prompts
@@ -127,7 +132,7 @@ class Trainer:
         for report, step_s in self._timed_steps():
             self._record_times(step_s)
             decision = self._decide(report.step)
-            self._log(report, is_last=decision.ends_run)
+            self._log(report, decision)
             if self.trained_steps == CHECKED_STEPS:
                 self._check_rate()
             if not decision.stop_requested and self._rewind():
@@ -218,7 +223,7 @@ class Trainer:
         self.guard.apply(decision.memory)
         return decision
 
-    def _log(self, report: StepReport, *, is_last: bool) -> None:
+    def _log(self, report: StepReport, decision: StopDecision) -> None:
         if report.verdict.skipped is None:
             self.state = self.state.model_copy(update={"train_loss": report.loss})
         else:
@@ -230,8 +235,8 @@ class Trainer:
             report,
             self.run.position,
             elapsed_s=self.pace.elapsed_s,
-            remaining_s=self._remaining_s(),
-            is_last=is_last,
+            remaining_s=0.0 if decision.is_over else self._remaining_s(),
+            is_last=decision.ends_run,
         )
 
     def _remaining_s(self) -> float | None:
@@ -306,17 +311,20 @@ class Trainer:
 
     def _evaluate(self, step: int) -> None:
         with self.logger.excluded():
+            self.logger.log_activity("evaluating", self.pace.cost_s("evaluation"))
             with self.pace.measured("evaluation"):
                 loss = self.guard.run_guarded(self.evaluator.validation_loss)
             evaluated = self.evaluator.evaluated(step, loss, self.state.best_val_loss)
             self.logger.log_event(evaluated)
             if loss.tokens < self.evaluator.tokens:
-                of_all = f"{loss.tokens} of {self.evaluator.tokens} tokens"
+                what = "pairs" if isinstance(loss, PreferenceLoss) else "tokens"
+                of_all = f"{loss.tokens} of {self.evaluator.tokens} {what}"
                 self.logger.log_warning(f"the time is over: validated on {of_all}")
         self.state = with_evaluation(self.state, evaluated)
 
     def _sample(self, step: int) -> None:
         with self.logger.excluded(), self.pace.measured("samples"):
+            self.logger.log_activity("sampling", self.pace.cost_s("samples"))
             for number, prompt in enumerate(self.prompts):
                 sample = partial(self.evaluator.sample, prompt, seed=step + number)
                 self.logger.log_event(Sampled(step, prompt, self.guard.run_guarded(sample)))
@@ -345,6 +353,8 @@ class Trainer:
                     self.setup.tokenizer,
                     adapter=self.run.adapter,
                 )
+                if not in_background:
+                    self.logger.log_activity("saving", self.pace.cost_s("save"))
                 self.saver.save(checkpoint, in_background=in_background)
                 self._poll_saver()
             self.run.all_reduce([0.0])  # a rank that ended now could interrupt rank 0's save

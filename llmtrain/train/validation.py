@@ -12,6 +12,12 @@ from llmtrain.data.batches.conversations import (
     pack_conversations,
     read_conversations,
 )
+from llmtrain.data.batches.preferences import (
+    PreferenceReader,
+    References,
+    both_answers,
+    pack_preferences,
+)
 from llmtrain.data.batches.windows import BatchReader, WindowReader
 from llmtrain.data.chat.marks import Marks
 from llmtrain.data.shards.prepared import PreparedData
@@ -43,8 +49,16 @@ class Validation:
     chat: ChatPrompts | None = field(default=None)  # None: prompts are text to continue
 
 
-def open_validation(profile: Profile, data: PreparedData, tokenizer: Tokenizer) -> Validation:
-    """Return the validation side of a run's data. Raises DataError if it is too short."""
+def open_validation(
+    profile: Profile,
+    data: PreparedData,
+    tokenizer: Tokenizer,
+    references: References | None = None,
+) -> Validation:
+    """Return the validation side of a run's data. Raises DataError if it is too short.
+
+    `references`: of pairs of answers.
+    """
     context = profile.model.context
     if profile.data.rows == "text":
         facts = data.index.validation
@@ -55,8 +69,13 @@ def open_validation(profile: Profile, data: PreparedData, tokenizer: Tokenizer) 
             sample_prompts(profile, tokenizer, data.validation),
         )
     marks = Marks(tokenizer.vocab_size)
-    packed = pack_conversations(data.validation, marks, context)
-    reader = ConversationReader(data.validation, packed, marks, context, seed=0)
+    reader: WindowReader
+    if references is None:
+        packed = pack_conversations(data.validation, marks, context)
+        reader = ConversationReader(data.validation, packed, marks, context, seed=0)
+    else:
+        pairs = pack_preferences(data.validation, marks, context)
+        reader = PreferenceReader(data.validation, pairs, marks, context, 0, references)
     tokens, text_bytes = answers_size(data.validation, marks, tokenizer)
     template = ChatTemplate.of(tokenizer)
     if profile.eval.prompts == "auto":
@@ -70,9 +89,13 @@ def open_validation(profile: Profile, data: PreparedData, tokenizer: Tokenizer) 
 
 
 def answers_size(stream: TokenStream, marks: Marks, tokenizer: Tokenizer) -> tuple[int, int]:
-    """Return the number of tokens that the assistant wrote, and of bytes that they spell."""
+    """Return the number of tokens that the assistant wrote, and of bytes that they spell.
+
+    Of pairs of answers, the chosen ones count.
+    """
     counts = np.zeros(marks.pieces, dtype=np.int64)
-    for _, values in read_conversations(stream, marks):
+    for _, found in read_conversations(stream, marks):
+        values = both_answers(found, marks)[0]
         spoken = marks.ids(values[marks.is_assistant(values)])
         counts += np.bincount(spoken, minlength=marks.pieces)
     used = np.flatnonzero(counts).tolist()

@@ -50,7 +50,7 @@ def _files(values: argparse.Namespace) -> Iterator[tuple[str, Path]]:
     if values.library:
         yield from ((file.origin, file.path) for file in library_files())
     for package in values.package:
-        root = _package_root(package)
+        root = package_root(package)
         for path in files_below(root):
             if path.suffix == ".py":
                 yield f"{package}/{path.relative_to(root).as_posix()}", path
@@ -60,7 +60,8 @@ def _files(values: argparse.Namespace) -> Iterator[tuple[str, Path]]:
                 yield path.relative_to(directory).as_posix(), path
 
 
-def _package_root(package: str) -> Path:
+def package_root(package: str) -> Path:
+    """Return the directory of an installed package. Raises SystemExit."""
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise SystemExit(f"no package {package} is installed")

@@ -15,15 +15,16 @@ import argparse
 import ast
 import json
 import sys
-import sysconfig
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from llmtrain.data.sources.discover import library_files
 from llmtrain.engine.api import train
-from llmtrain.engine.inference import evaluate_run
+from llmtrain.engine.evaluation import evaluate_run
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.profile.shape import shape_of
@@ -31,6 +32,7 @@ from llmtrain.recipe.learning_rate import CONTINUED_SHARE, adamw_rate
 from llmtrain.train.checkpoint.pretrained import shape_in
 
 _LONGEST_CHARACTERS = 120
+_MOST_ARGUMENTS = 4
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -98,38 +100,56 @@ def write_rows(file: Path) -> int:
     """Write the rows of the standard library to `file`; return how many there are."""
     count = 0
     with file.open("w", encoding="utf-8") as out:
-        for question, answer in _questions():
-            out.write(json.dumps({"prompt": question, "completion": answer}) + "\n")
+        for row in questions():
+            out.write(json.dumps({"prompt": row.question, "completion": row.answer}) + "\n")
             count += 1
     return count
 
 
-def _questions() -> Iterator[tuple[str, str]]:
-    root, seen = Path(sysconfig.get_path("stdlib")), set[str]()
-    for path in sorted(root.glob("*.py")):
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A question about a function, method or class, and the answer."""
+
+    subject: str
+    question: str
+    answer: str
+
+
+def questions() -> Iterator[Row]:
+    """Yield the rows of the interpreter's own standard library, no question twice."""
+    seen = set[str]()
+    for file in library_files():
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                tree = ast.parse(path.read_bytes())
+                tree = ast.parse(file.path.read_bytes())
         except (SyntaxError, ValueError):
             continue
-        for pair in _of_module(path.stem, tree):
-            if pair[0] not in seen:
-                seen.add(pair[0])
-                yield pair
+        parts = PurePosixPath(file.origin).with_suffix("").parts[1:]
+        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        for row in _of_body(module, "", tree.body):
+            if row.question not in seen:
+                seen.add(row.question)
+                yield row
 
 
-def _of_module(module: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
-    for node in ast.walk(tree):
+def _of_body(module: str, owner: str, body: Sequence[ast.stmt]) -> Iterator[Row]:
+    """Yield the rows of the public definitions in a body, and of those in its classes."""
+    for node in body:
         if not isinstance(node, ast.FunctionDef | ast.ClassDef) or node.name.startswith("_"):
             continue
+        name = f"{owner}{node.name}"
+        subject = f"{name} of {module}"
         first = (ast.get_docstring(node) or "").strip().partition("\n\n")[0]
-        sentence = " ".join(first.split()).partition(". ")[0]
+        sentence = " ".join(first.split()).partition(". ")[0].removesuffix(".")
         if 0 < len(sentence) <= _LONGEST_CHARACTERS:
-            yield f"What does {node.name} of {module} do?", sentence
-        if isinstance(node, ast.FunctionDef) and len(node.args.args) <= 5:
-            names = ", ".join(each.arg for each in node.args.args)
-            yield f"What are the arguments of {node.name} in {module}?", f"({names})"
+            yield Row(subject, f"What does {subject} do?", sentence + ".")
+        if isinstance(node, ast.ClassDef):
+            yield from _of_body(module, f"{name}.", node.body)
+            continue
+        names = [each.arg for each in node.args.args if each.arg not in {"self", "cls"}]
+        if 0 < len(names) <= _MOST_ARGUMENTS:
+            yield Row(subject, f"What are the arguments of {subject}?", f"({', '.join(names)})")
 
 
 def _parser() -> argparse.ArgumentParser:

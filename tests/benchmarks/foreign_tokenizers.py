@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from llmtrain.export.gguf_file import write_gguf
+from llmtrain.export.gguf_file import TextEnds, write_gguf
 from llmtrain.export.gguf_vocabulary import vocabulary_of
 from llmtrain.export.pre_tokenizer import PRE_TOKENIZERS
 from llmtrain.export.provenance import Provenance
@@ -53,10 +53,8 @@ def _row(path: Path, splitter: str) -> str:
     weights = {name: each.data for name, each in model.named_parameters()}
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "model.gguf"
-        separator = tokenizer.separator_id
-        write_gguf(
-            file, weights, model.shape, vocabulary, separator, (), _PROVENANCE, "f32", lambda: None
-        )
+        ends = TextEnds.of(tokenizer)
+        write_gguf(file, weights, model.shape, vocabulary, ends, _PROVENANCE, "f32", lambda: None)
         found = verify(
             "gguf",
             file,

@@ -34,22 +34,12 @@ from llmtrain.ops.precision import autocast_as
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.train.checkpoint.format import Checkpoint, SavedState
+from llmtrain.train.checkpoint.format import Checkpoint
 from llmtrain.train.checkpoint.writing import save_checkpoint
-from llmtrain.train.divergence.policy import DivergenceState
+from tests.checkpoints import STATE
 from tests.data.fixed import TOKENIZER
 
 _READ_BYTES = 1 << 29  # more than any cache has
-_STATE = SavedState(
-    step=1,
-    tokens=1,
-    windows=1,
-    elapsed_s=0,
-    horizon_steps=None,
-    torch_rng="",
-    numerics={},
-    course=DivergenceState(),
-)
 Rate = Callable[[], float]  # measures once
 
 
@@ -115,7 +105,7 @@ def _saved(model: Decoder, directory: Path) -> Path:
     """Save an untrained model with a tokenizer of fewer pieces; what it says does not matter."""
     tokenizer = Tokenizer.load(TOKENIZER)
     return save_checkpoint(
-        directory, Checkpoint(_STATE, model.state_dict(), {}, model.shape, tokenizer)
+        directory, Checkpoint(STATE, model.state_dict(), {}, model.shape, tokenizer)
     )
 
 

@@ -21,7 +21,7 @@ prepare_for_torch()
 
 from llmtrain.machine.facts import CpuTimes, Facts  # noqa: E402
 from llmtrain.machine.probe import read_facts  # noqa: E402
-from llmtrain.plan.cpu_benchmarks import (  # noqa: E402
+from llmtrain.plan.kernel_probes import (  # noqa: E402
     attention_probe,
     cpu_threads,
     products_probe,

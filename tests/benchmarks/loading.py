@@ -113,10 +113,11 @@ def _step(reader: BatchReader, prefetch: Prefetch, number: int, consumer: Consum
     at_once, begin, waited_s = consumer.micro_batch, number * consumer.windows_per_step, 0.0
     for first in range(begin, begin + consumer.windows_per_step, at_once):
         begun_s = time.perf_counter()
-        if consumer.alone:
-            arrays = reader.read(first, at_once)
-        else:
-            arrays = prefetch.read(first, at_once, first + at_once)
+        arrays = (
+            reader.read(first, at_once)
+            if consumer.alone
+            else prefetch.read(first, at_once, first + at_once)
+        )
         for array in arrays:
             torch.as_tensor(array)
         waited_s += time.perf_counter() - begun_s

@@ -55,7 +55,7 @@ def _accelerates_bytes(profile: str, settings: dict[str, Any]) -> int:
 
 
 def _config(shape: ModelShape) -> Any:
-    document = config_of(shape, separator_id=1)
+    document = config_of(shape, bos_id=1, eos_id=1)
     return AutoConfig.for_model(document.pop("model_type"), **document)
 
 

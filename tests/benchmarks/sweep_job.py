@@ -27,6 +27,7 @@ from llmtrain.profile.schema import DataSection, Profile
 from llmtrain.train.build import build_run
 from llmtrain.train.distributed.world import World
 from llmtrain.train.loop import Run, training_steps
+from llmtrain.train.readers import TrainTokens
 from tests.benchmarks.documents import CurvePoint, Quality, QualityJob
 from tests.benchmarks.quality import train_on
 from tests.benchmarks.variants import VARIANTS
@@ -148,7 +149,7 @@ def _naive(
 
 def _ours(job: SweepJob, profile: Profile, data: PreparedData) -> tuple[Quality, int]:
     plan = plan_run(profile).plan
-    run = build_run(profile, plan, World(), data.train, None, data.index.separator_id)
+    run = build_run(profile, plan, World(), TrainTokens(data.train, data.index.separator_id))
     phases = job.growth or ((0.0, profile.train.chosen_tokens_per_step),)
     curve: list[CurvePoint] = []
     begun_s, examined_s = time.monotonic(), 0.0

@@ -12,9 +12,9 @@ from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.chat_template import CHAT_PIECES, default_source
 from llmtrain.tokenizer.of_model import with_reserved_pieces
-from llmtrain.train.checkpoint.format import Checkpoint, SavedState
+from llmtrain.train.checkpoint.format import Checkpoint
 from llmtrain.train.checkpoint.writing import save_checkpoint
-from llmtrain.train.divergence.policy import DivergenceState
+from tests.checkpoints import STATE
 from tests.data.fixed import TOKENIZER
 
 CONTEXT = 96
@@ -28,15 +28,5 @@ def save_chat_model(directory: Path) -> Path:
     section = ModelSection(vocab_size=tokenizer.vocab_size, context=CONTEXT, **sizes)
     torch.manual_seed(0)
     model = Decoder(shape_of(section))
-    state = SavedState(
-        step=1,
-        tokens=1,
-        windows=1,
-        elapsed_s=0,
-        horizon_steps=None,
-        torch_rng="",
-        numerics={},
-        course=DivergenceState(),
-    )
-    checkpoint = Checkpoint(state, model.state_dict(), {}, model.shape, tokenizer)
+    checkpoint = Checkpoint(STATE, model.state_dict(), {}, model.shape, tokenizer)
     return save_checkpoint(directory, checkpoint)

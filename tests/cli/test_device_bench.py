@@ -22,7 +22,7 @@ from llmtrain.machine.facts import (
 )
 from llmtrain.machine.probe import read_facts
 from llmtrain.model.timing import CompileError
-from llmtrain.plan import cpu_benchmarks, step_benchmarks
+from llmtrain.plan import kernel_probes, step_benchmarks
 from tests.cli.conftest import Command, ProcessCommand
 
 BENCH = ("device", "bench", "-p", "tiny.yaml")
@@ -45,9 +45,9 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = replace(here.cpu, isa=("avx2",))
     facts = replace(here, cpu=cpu, accelerators=(), cxx_compiler="/usr/bin/g++")
     monkeypatch.setattr(request, "read_facts", lambda **_: facts)
-    monkeypatch.setattr(cpu_benchmarks, "time_matmuls", lambda *_: PRODUCTS)
-    monkeypatch.setattr(cpu_benchmarks, "time_attention", lambda *_: ATTENTION)
-    monkeypatch.setattr(cpu_benchmarks, "time_block", lambda *_, **__: BLOCK)
+    monkeypatch.setattr(kernel_probes, "time_matmuls", lambda *_: PRODUCTS)
+    monkeypatch.setattr(kernel_probes, "time_attention", lambda *_: ATTENTION)
+    monkeypatch.setattr(kernel_probes, "time_block", lambda *_, **__: BLOCK)
     monkeypatch.setattr(step_benchmarks, "time_eager_block", lambda *_: PartTime(0.041))
     monkeypatch.setattr(step_benchmarks, "time_head", time_head)
     monkeypatch.setattr(step_benchmarks, "time_update", lambda *_: PartTime(0.005))
@@ -123,10 +123,10 @@ def test_tables(llmtrain: Command) -> None:
 @pytest.mark.usefixtures("invented")
 def test_native_kernels_are_rows(llmtrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     attention = replace(ATTENTION, native_s=0.001)
-    monkeypatch.setattr(cpu_benchmarks, "unsuitable", lambda _: None)
-    monkeypatch.setattr(cpu_benchmarks, "load_kernels", lambda *_, **__: Choice(True, "there"))
-    monkeypatch.setattr(cpu_benchmarks, "time_attention", lambda *_: attention)
-    monkeypatch.setattr(cpu_benchmarks, "time_loss", lambda *_: LossTimes(0.020, 0.010))
+    monkeypatch.setattr(kernel_probes, "unsuitable", lambda _: None)
+    monkeypatch.setattr(kernel_probes, "load_kernels", lambda *_, **__: Choice(True, "there"))
+    monkeypatch.setattr(kernel_probes, "time_attention", lambda *_: attention)
+    monkeypatch.setattr(kernel_probes, "time_loss", lambda *_: LossTimes(0.020, 0.010))
 
     outcome = llmtrain(*BENCH, "--set", "train.steps=1000000000")
 
@@ -155,7 +155,7 @@ def test_next_plan_uses_the_times(llmtrain: Command, monkeypatch: pytest.MonkeyP
 
     shown = llmtrain(*BENCH, "--json").document["plan"]
     for name in ("time_matmuls", "time_attention", "time_block"):
-        monkeypatch.setattr(cpu_benchmarks, name, measured_again)
+        monkeypatch.setattr(kernel_probes, name, measured_again)
 
     short = llmtrain("device", "info", "-p", "tiny.yaml", "--json").document["plan"]
     assert {name: short[name] | {"origin": None} for name in shown} == {
@@ -169,7 +169,7 @@ def test_next_plan_uses_the_times(llmtrain: Command, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.usefixtures("invented")
 def test_no_compile_measures_no_block(llmtrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_benchmarks, "time_block", lambda *_, **__: pytest.fail("compiled"))
+    monkeypatch.setattr(kernel_probes, "time_block", lambda *_, **__: pytest.fail("compiled"))
 
     outcome = llmtrain(*BENCH, "--no-compile", "--json")
 
@@ -187,7 +187,7 @@ def test_failure_to_compile_is_one_line(llmtrain: Command, monkeypatch: pytest.M
     def fail(*_: Any, **__: Any) -> BlockTimes:
         raise CompileError("g++: fatal error: no space left")
 
-    monkeypatch.setattr(cpu_benchmarks, "time_block", fail)
+    monkeypatch.setattr(kernel_probes, "time_block", fail)
 
     outcome = llmtrain(*BENCH, "--json")
 

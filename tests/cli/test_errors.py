@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -409,7 +410,15 @@ def test_a_tokenizer_is_never_written_into_a_checkpoint(
         (("train", "--nproc", "0"), "'--nproc': has to be at least 1, not 0"),
         (("train", "--seed", "1.5"), "'--seed': has to be a whole number, not 1.5"),
         (("train", "--epochs", "x"), "'--epochs': has to be a number, not x"),
-        (("generate", "r", "--top-p", "2"), "'--top-p': has to be at most 1, not 2"),
+        (("generate", "r", "--top-p", "2"), "'--top-p': has to be a number above 0 and at most 1"),
+        (("chat", "r", "--top-p", "-0"), "above 0 and at most 1, not -0"),
+        (("generate", "r", "--temperature", "nan"), "has to be a number at least 0, not nan"),
+        (("chat", "r", "--temperature", "inf"), "has to be a number at least 0, not inf"),
+        (("chat", "r", "--repetition-penalty", "0"), "at least 1 and at most 100, not 0"),
+        (("generate", "r", "--repetition-penalty", "1e308"), "at least 1 and at most 100, not 1e3"),
+        (("generate", "r", "--repetition-penalty", "x"), "at least 1 and at most 100, not x"),
+        (("serve", "r", "--port", "65536"), "'--port': has to be at least 0 and at most 65535"),
+        (("runs", "report", "r", "--port", "99999"), "at least 0 and at most 65535, not 99999"),
         (("train", "--device", "tpu"), "'--device': 'tpu' is not one of 'auto', 'cpu'"),
     ],
 )
@@ -454,7 +463,9 @@ def test_a_working_directory_that_cannot_be_written_names_out(
     assert not (place / "runs").exists()
 
 
-@pytest.mark.parametrize("command", ["profiles list", "device info", "--version"])
+@pytest.mark.parametrize(
+    "command", ["profiles list", "--version", "--help", "train --help", "runs", "--show-completion"]
+)
 def test_a_full_disk_behind_stdout_is_named(command: str, place: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("/dev/full is a device of Linux")
@@ -469,6 +480,23 @@ def test_a_full_disk_behind_stdout_is_named(command: str, place: Path) -> None:
         )
     assert done.returncode == 1
     assert done.stderr.startswith("error: stdout: No space left on device")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of Unix")
+@pytest.mark.parametrize("command", ["profiles list", "--version", "--help", "runs --help"])
+def test_a_reader_that_went_away_is_no_failure(command: str, place: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as unread:
+        done = subprocess.run(
+            [sys.executable, "-m", "llmtrain", *command.split()],
+            cwd=place,
+            stdout=unread,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_value_is_repeated_once_in_an_error(llmtrain: Command) -> None:

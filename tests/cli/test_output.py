@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmtrain.cli.output import Output
-from llmtrain.documents.plans import ProfilesShow
+from llmtrain.documents.profiles import ProfilesShow
 from tests.cli.conftest import Command
 
 OBEYED = "a\x1b[2Jb\x07\x9b31m\x7f\r\ud800\tc"

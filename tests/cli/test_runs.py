@@ -38,6 +38,14 @@ def test_a_list_has_a_heading_dates_profiles_and_states(llmtrain: Command, runs:
     assert [row["status"] for row in rows] == ["done", "interrupted", "unfinished"]
 
 
+def test_runs_that_cannot_be_read_are_not_called_none(llmtrain: Command, runs: Path) -> None:
+    for record in runs.glob("*/run.yaml"):
+        record.write_text("[")
+    outcome = llmtrain("runs", "list")
+    assert "none of 3 runs under runs can be read" in outcome.err
+    assert "start one" not in outcome.err
+
+
 def test_a_run_is_shown_with_units(llmtrain: Command, runs: Path) -> None:
     out = llmtrain("runs", "show", "a").out
     assert re.search(r"^state +finished: all steps done$", out, re.M)

@@ -95,8 +95,8 @@ def test_evaluation_as_lines(llmtrain: Command, trained: Path) -> None:
         (1.0, "better than all of these: uniform, gzip"),
         (3.0, "better than uniform; not than gzip"),
         (9.0, "no better than any of these: uniform, gzip; train it longer"),
-        (None, "the loss is not a finite number: the model is of no use"),
-        (math.inf, "the loss is not a finite number: the model is of no use"),
+        (None, "the loss is not a finite number: the model cannot be used"),
+        (math.inf, "the loss is not a finite number: the model cannot be used"),
     ],
 )
 def test_a_verdict_says_what_the_model_is_better_than(

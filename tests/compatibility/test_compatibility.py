@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from llmtrain.generate.sampling import Sampling
-from llmtrain.train.build import trained_model
 from llmtrain.train.checkpoint.format import load_checkpoint
+from llmtrain.train.model_weights import trained_model
 from tests.checkout import import_path
 from tests.sampled import sampled_ids
 

@@ -23,6 +23,7 @@ class ByteEncoder:
     vocab_size: int = 257
     fingerprint: str = "bytes"
     calls: int = 0
+    end_id: int | None = None
 
     @property
     def separator_id(self) -> int:

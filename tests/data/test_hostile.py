@@ -182,7 +182,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "gone": (Path.unlink, "No such file"),
     "pipe": (to_pipe, "not an ordinary file"),
     "loop": (to_loop, "symbolic links"),
-    "directory": (to_directory, "not an ordinary file"),
+    "directory": (to_directory, "it is a directory"),
     "other encoding": (lambda path: path.write_bytes(b"caf\xe9"), "0xe9"),
 }
 

@@ -15,7 +15,7 @@ from tests.pretrained import save_pretrained
 
 PAGE = (ROOT / "docs" / "guides" / "finetuning.md").read_text(encoding="utf-8")
 SMALL = {
-    "LLMTRAIN_MODEL__CONTEXT": "48",
+    "LLMTRAIN_MODEL__CONTEXT": "96",
     "LLMTRAIN_TRAIN__TOKENS_PER_STEP": "192",
     "LLMTRAIN_EVAL__SAMPLE_TOKENS": "4",
     "LLMTRAIN_DEVICE__PRECISION": "fp32",
@@ -36,11 +36,15 @@ def test_every_command_of_the_page_runs(
     monkeypatch.chdir(tmp_path)
     for name, value in SMALL.items():
         monkeypatch.setenv(name, value)
-    save_pretrained(Path("my-run"))
+    save_pretrained(Path("my-run"), max_position_embeddings=96)
     rows = re.findall(r"^\{.*\}$", PAGE, re.MULTILINE)
-    assert len(rows) == 2
+    assert len(rows) == 3
     more = [{"prompt": f"What is {n}?", "completion": f"{n}."} for n in range(20)]
-    lines = [*rows, *map(json.dumps, more)]
+    lines = [*rows[:2], *map(json.dumps, more)]
+    pair = json.loads(rows[2])
+    pairs = [{**pair, "prompt": f"{n}?", "chosen": "a", "rejected": "b"} for n in range(20)]
+    text = "".join(json.dumps(each) + "\n" for each in (pair, *pairs))
+    Path("prefs.jsonl").write_text(text, encoding="utf-8")
     Path("chat.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     assert len(commands()) >= 6
     for command in commands():

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from llmtrain import engine
+from llmtrain.engine.paired_evaluation import evaluate_models
 from llmtrain.errors import DataError, DoesNotFitError, UsageError
+from llmtrain.eval.bootstrap import paired_difference
 from llmtrain.generate.sampling import Sampling
+from llmtrain.profile.schema import DeviceSection
 from llmtrain.train.events import Evaluated, Event, Saved, Started, Step, TrainResult
 
 SETTINGS: dict[str, Any] = {
@@ -74,6 +77,18 @@ def test_train_returns_what_came_out_and_tells_what_happens(corpus: Path, tmp_pa
     assert [e.path for e in events if isinstance(e, Saved)][-1] == result.checkpoint
     (started,) = [e for e in events if isinstance(e, Started)]
     assert (started.horizon_steps, started.from_step) == (12, 0)
+
+
+def test_a_model_is_compared_with_itself(trained: TrainResult) -> None:
+    assert trained.checkpoint is not None
+    runs = [str(trained.run), str(trained.checkpoint)]
+    device = DeviceSection(kind="cpu")
+    first, second = evaluate_models(runs, [], device, lambda event: None, lambda: None)
+    difference = paired_difference(first.losses, second.losses)
+
+    assert first.bits_per_byte == second.bits_per_byte
+    assert difference.bits_per_byte == 0
+    assert (difference.interval.low, difference.interval.high) == (0, 0)
 
 
 def test_calls_say_nothing_of_their_own(

@@ -22,11 +22,12 @@ from llmtrain.machine.facts import (
 )
 from llmtrain.machine.probe import read_facts
 from llmtrain.model.timing import CompileError
-from llmtrain.plan import cpu_benchmarks, step_benchmarks
-from llmtrain.plan.cpu_benchmarks import cpu_threads
+from llmtrain.plan import kernel_probes
+from llmtrain.plan.kernel_probes import cpu_threads
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.setting import Setting
+from tests.clock import KERNELS, PARTS, Clock
 
 SETTINGS: dict[str, Any] = {
     "model.vocab_size": 400,
@@ -42,10 +43,7 @@ SETTINGS: dict[str, Any] = {
 }
 BF16_PAYS = MatmulTimes(fp32_s=0.2, medium_s=0.2, bf16_s=0.1, flops=1e9)
 MEDIUM_PAYS = MatmulTimes(fp32_s=0.2, medium_s=0.1, bf16_s=0.2, flops=1e9)
-ATTENTION = AttentionTimes(sdpa_s=0.4, blocks_s=0.3)
 BLOCK = BlockTimes(eager_s=0.04, compiled_s=0.03, compile_s=7.0)
-KERNELS = ["products", "attention"]
-PARTS = ["eager block", "head", "update"]
 COMPILED = ["block", "compiled head", "update"]
 
 
@@ -64,52 +62,18 @@ def facts() -> Facts:
     return replace(here, cpu=cpu, accelerators=(), cxx_compiler="/usr/bin/g++")
 
 
-class Clock:
-    """Invented times, and under which settings each was taken."""
-
-    def __init__(self) -> None:
-        self.products, self.attention, self.block = BF16_PAYS, ATTENTION, BLOCK
-        self.taken: list[str] = []
-        self.matmul_precisions: list[str] = []
-        self.blocks: list[dict[str, Any]] = []
-
-    def time_matmuls(self, *_: Any) -> MatmulTimes:
-        self.taken.append("products")
-        return self.products
-
-    def time_attention(self, *_: Any) -> AttentionTimes:
-        self.taken.append("attention")
-        self.matmul_precisions.append(torch.get_float32_matmul_precision())
-        return self.attention
-
-    def time_block(self, _: Any, **settings: Any) -> BlockTimes:
-        self.taken.append("block")
-        self.matmul_precisions.append(torch.get_float32_matmul_precision())
-        self.blocks.append(settings)
-        return self.block
-
-    def time_eager_block(self, *_: Any) -> PartTime:
-        self.taken.append("eager block")
-        return PartTime(0.04)
-
-    def time_head(self, *_: Any, compiled: bool) -> PartTime:
-        self.taken.append("compiled head" if compiled else "head")
-        return PartTime(0.01 if compiled else 0.02)
-
-    def time_update(self, *_: Any) -> PartTime:
-        self.taken.append("update")
-        return PartTime(0.005)
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     """Nothing is really timed, and the cache is the test's own."""
     clock = Clock()
+    clock.products = BF16_PAYS
+    clock.parts = {
+        "eager block": PartTime(0.04),
+        "compiled head": PartTime(0.01),
+        "update": PartTime(0.005),
+    }
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / "cache"))
-    for name in ("time_matmuls", "time_attention", "time_block"):
-        monkeypatch.setattr(cpu_benchmarks, name, getattr(clock, name))
-    for name in ("time_eager_block", "time_head", "time_update"):
-        monkeypatch.setattr(step_benchmarks, name, getattr(clock, name))
+    clock.install(monkeypatch)
     return clock
 
 
@@ -120,12 +84,12 @@ def bench(profile: Profile, facts: Facts, *, block: bool = True) -> Bench:
 def test_next_plan_uses_the_fresh_times(clock: Clock, facts: Facts) -> None:
     benched = bench(profile(), facts)
     taken = sorted([*KERNELS, *PARTS, *COMPILED])
-    assert sorted(clock.taken) == taken
+    assert sorted(clock.asked) == taken
     assert clock.blocks[0]["checkpointing"] == "selective"
 
     planned = plan_run(profile(), facts=facts, announce=pytest.fail)
 
-    assert sorted(clock.taken) == taken
+    assert sorted(clock.asked) == taken
     assert planned.plan == benched.plan
     assert "30 ms against 40 ms" in planned.plan.compile.reason
 
@@ -138,7 +102,7 @@ def test_every_bench_measures_anew(clock: Clock, facts: Facts) -> None:
     bench(profile(), facts)
 
     plan = plan_run(profile(), facts=facts).plan
-    assert sorted(clock.taken) == sorted(2 * [*KERNELS, *PARTS, *COMPILED])
+    assert sorted(clock.asked) == sorted(2 * [*KERNELS, *PARTS, *COMPILED])
     assert (plan.precision.value, plan.matmul_precision.value) == ("fp32", "medium")
     assert plan.attention.value == "sdpa"
     assert "40 ms against 30 ms" in plan.compile.reason
@@ -187,7 +151,7 @@ def test_no_block_where_none_is_wanted_or_compiles(clock: Clock, facts: Facts) -
         assert benched.times.block is None
         assert benched.times.compile_failure is None
         assert benched.times.compiled is None
-    assert "block" not in clock.taken
+    assert "block" not in clock.asked
 
 
 def test_failure_to_compile_is_part_of_the_times(
@@ -198,7 +162,7 @@ def test_failure_to_compile_is_part_of_the_times(
     def fail(_: Any, **settings: Any) -> BlockTimes:
         raise CompileError("g++: fatal error")
 
-    monkeypatch.setattr(cpu_benchmarks, "time_block", fail)
+    monkeypatch.setattr(kernel_probes, "time_block", fail)
     clock.products = MEDIUM_PAYS
 
     benched = bench(profile(), facts)
@@ -233,7 +197,7 @@ def test_plan_for_a_gpu_is_refused(clock: Clock, facts: Facts) -> None:
     with pytest.raises(UsageError, match="only the CPU is measured") as refused:
         bench(profile(device__kind="auto"), gpu)
     assert refused.value.hint == "--force-cpu"
-    assert clock.taken == []
+    assert clock.asked == []
 
     assert bench(profile(device__kind="auto", device__force_cpu=True), gpu).plan.device.value == (
         "cpu"

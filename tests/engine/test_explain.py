@@ -12,7 +12,7 @@ from llmtrain.engine import explain as explain_module
 from llmtrain.engine.explain import PLAN, Explained, explain, explain_run
 from llmtrain.engine.request import TrainRequest
 from llmtrain.machine.assume import assume_machine
-from llmtrain.plan import cpu_benchmarks
+from llmtrain.plan import kernel_probes, probe
 from llmtrain.plan.planner import Plan
 from llmtrain.profile.load import flat_values, known_paths
 from llmtrain.profile.setting import Setting
@@ -105,8 +105,9 @@ def test_nothing_here_is_read_or_timed_for_another_machine(
 ) -> None:
     for module in ("request", "plan_run"):
         monkeypatch.setattr(f"llmtrain.engine.{module}.read_facts", pytest.fail)
-    for name in ("time_matmuls", "time_attention", "time_block", "load_measurement"):
-        monkeypatch.setattr(cpu_benchmarks, name, pytest.fail)
+    for name in ("time_matmuls", "time_attention", "time_block"):
+        monkeypatch.setattr(kernel_probes, name, pytest.fail)
+    monkeypatch.setattr(probe, "load_measurement", pytest.fail)
     machine = assume_machine("cpu:6c:8GiB", python_version="3.12.3", torch_version="2.13.0")
     shown = call(TrainRequest(profile, [horizon], assumed=machine))
 

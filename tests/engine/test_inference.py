@@ -17,7 +17,8 @@ from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.data.shards.token_stream import TokenArray, TokenStream
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.engine import inference
-from llmtrain.engine.inference import Trained, evaluate_corpus, evaluate_shards, generate_text
+from llmtrain.engine.evaluation import evaluate_corpus, evaluate_shards
+from llmtrain.engine.inference import Trained, generate_text
 from llmtrain.engine.plan_run import plan_inference
 from llmtrain.generate.sampling import Sampling
 from llmtrain.model.decoder import Decoder

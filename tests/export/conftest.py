@@ -13,7 +13,7 @@ import torch
 from tokenizers import pre_tokenizers, trainers
 
 from llmtrain.export.encoding import Encoding
-from llmtrain.export.gguf_file import write_gguf
+from llmtrain.export.gguf_file import TextEnds, write_gguf
 from llmtrain.export.gguf_vocabulary import Vocabulary, vocabulary_of
 from llmtrain.export.provenance import Provenance
 from llmtrain.export.verify import Verification, verify
@@ -124,9 +124,8 @@ class Exporter:
         path = self.directory / f"{encoding}.gguf"
         vocabulary = vocabulary or vocabulary_of(tokenizer, model.shape.vocab_size)
         weights = {name: each.data for name, each in model.named_parameters()}
-        separator = tokenizer.separator_id
         write_gguf(
-            *(path, weights, model.shape, vocabulary, separator, ()),
+            *(path, weights, model.shape, vocabulary, TextEnds.of(tokenizer)),
             *(PROVENANCE, encoding, lambda: None),
         )
         return path

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 
 from llmtrain.engine import train_run
 from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.train_run import TrainSession, run_training
+from llmtrain.engine.train_run import run_training
+from llmtrain.engine.train_session import TrainSession
 from llmtrain.errors import DivergedError
 from llmtrain.profile.setting import Setting
 from llmtrain.progress import Note

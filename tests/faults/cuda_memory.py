@@ -26,7 +26,8 @@ from typing import Any
 import torch
 
 from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.train_run import TrainSession, run_training
+from llmtrain.engine.train_run import run_training
+from llmtrain.engine.train_session import TrainSession
 from llmtrain.errors import DoesNotFitError
 from llmtrain.machine.startup import prepare_for_torch
 from llmtrain.profile.setting import Setting

@@ -35,7 +35,7 @@ from llmtrain.errors import DataError
 from tests.shards import encode_here
 
 class Bytes:
-    vocab_size, separator_id, fingerprint = 257, 256, "bytes"
+    vocab_size, separator_id, end_id, fingerprint = 257, 256, None, "bytes"
     def encode_batch(self, texts, threads):
         return [list(text.encode()) for text in texts]
 

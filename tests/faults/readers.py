@@ -225,7 +225,7 @@ def _load_state(data: bytes, place: Path) -> None:
 
 
 def _config() -> bytes:
-    return json.dumps(config_of(_SHAPE, 1)).encode()
+    return json.dumps(config_of(_SHAPE, 1, 1)).encode()
 
 
 def _load_config(data: bytes, place: Path) -> None:
@@ -289,6 +289,7 @@ class _Bytes:
 
     vocab_size = 257
     separator_id = 256
+    end_id = None
     fingerprint = "bytes"
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]:

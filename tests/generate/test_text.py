@@ -1,5 +1,7 @@
 """Text sampled after a prompt begins with the prompt exactly, wherever the prompt ends."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,7 +13,9 @@ from llmtrain.profile.schema import ModelSection
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.healing import Spellings
+from llmtrain.tokenizer.of_model import tokenizer_of_model
 from tests.data.fixed import TOKENIZER
+from tests.foreign import STYLES
 
 
 @pytest.fixture(scope="module")
@@ -123,3 +127,34 @@ def test_tokens_within_the_prompt_do_not_count(model: Decoder, prompt: str) -> N
     assert stream.sampled_tokens == len(tokens) == 3 or stream.finish == "stop"
     assert all(token.token.logprob is not None for token in tokens)
     assert generator.free == 1
+
+
+@pytest.mark.parametrize(
+    ("style", "stop"),
+    [
+        ("llama_3", "<|end_of_text|>"),
+        ("llama_3", "<|eot_id|>"),
+        ("llama_3", "<|begin_of_text|>"),
+        ("qwen_3", "<|im_end|>"),
+        ("qwen_3", "<|endoftext|>"),
+        ("mistral", "</s>"),
+    ],
+)
+def test_a_text_of_another_model_ends_with_its_eos_and_turns(
+    style: str, stop: str, tmp_path: Path
+) -> None:
+    tokenizer, _ = tokenizer_of_model(STYLES[style]().save(tmp_path))
+    stream = TextStream(TextRequest("a", Sampling(), 9), tokenizer, Spellings(tokenizer))
+    first, end = tokenizer.encode("b")[-1], tokenizer.controls()[stop]
+    assert stream.push(Token(first)).text.strip() == "b"
+    assert (stream.push(Token(end)).text, stream.finish) == ("", "stop")
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("prompt", ["", "t", "th", "a t"])
+def test_a_prompt_without_bos_has_a_first_token(style: str, prompt: str, tmp_path: Path) -> None:
+    """Although all of its tokens might be sampled again."""
+    tokenizer, _ = tokenizer_of_model(STYLES[style]().save(tmp_path))
+    stream = TextStream(TextRequest(prompt, Sampling(), 9), tokenizer, Spellings(tokenizer))
+    assert stream.continuation.prompt
+    assert stream.prompt_tokens == len(tokenizer.prompt_ids(tokenizer.encode(prompt)))

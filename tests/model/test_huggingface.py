@@ -16,21 +16,10 @@ from llmtrain.model.decoder import Decoder
 from llmtrain.model.huggingface import config_of, shape_from_config
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.train.checkpoint.format import Checkpoint, SavedState
+from llmtrain.train.checkpoint.format import Checkpoint
 from llmtrain.train.checkpoint.writing import save_checkpoint
-from llmtrain.train.divergence.policy import DivergenceState
+from tests.checkpoints import STATE
 from tests.sampled import sampled_ids
-
-STATE = SavedState(
-    step=1,
-    tokens=1,
-    windows=1,
-    elapsed_s=0,
-    horizon_steps=None,
-    torch_rng="",
-    numerics={},
-    course=DivergenceState(),
-)
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +89,7 @@ def test_transformers_reads_the_same_ids(
 
 
 def test_weights_carry_their_hugging_face_names(model: Decoder) -> None:
-    config = transformers.AutoConfig.for_model(**config_of(model.shape, 1))
+    config = transformers.AutoConfig.for_model(**config_of(model.shape, 1, 1))
     with torch.device("meta"):
         foreign = AutoModelForCausalLM.from_config(config)
     ours = {name: p.shape for name, p in model.named_parameters()}
@@ -108,22 +97,22 @@ def test_weights_carry_their_hugging_face_names(model: Decoder) -> None:
 
 
 def test_a_shape_survives_its_config(shape: ModelShape) -> None:
-    text = json.dumps(config_of(shape, separator_id=1))
+    text = json.dumps(config_of(shape, bos_id=1, eos_id=1))
     assert shape_from_config(json.loads(text), "config.json") == shape
 
 
 def test_every_field_of_a_shape_is_in_the_config(small_shape: ModelShape) -> None:
     """A field that the config forgot would come back as another model."""
-    config = config_of(small_shape, 1)
+    config = config_of(small_shape, 1, 1)
     for field in dataclasses.fields(ModelShape):
         value = getattr(small_shape, field.name)
         other = (not value) if isinstance(value, bool) else value * 2
-        assert config_of(dataclasses.replace(small_shape, **{field.name: other}), 1) != config
+        assert config_of(dataclasses.replace(small_shape, **{field.name: other}), 1, 1) != config
 
 
 @pytest.mark.parametrize("change", [{"model_type": "gpt2"}, {"head_dim": None}])
 def test_another_model_is_refused(small_shape: ModelShape, change: dict[str, object]) -> None:
-    config = config_of(small_shape, 1) | change
+    config = config_of(small_shape, 1, 1) | change
     config = {key: value for key, value in config.items() if value is not None}
     with pytest.raises(UsageError, match=r"^here: .*(gpt2|head_dim)"):
         shape_from_config(config, "here")

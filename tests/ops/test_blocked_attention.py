@@ -173,6 +173,8 @@ def test_only_inputs_are_kept_for_the_backward() -> None:
     assert kept == [x.untyped_storage().data_ptr() for x in inputs]
 
 
+# torch 2.14's own check reads the gradient of what it copied.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_compiler_is_told_the_truth(dtype: torch.dtype) -> None:
     """Shapes, types, strides and what is changed, of the operator and of its gradient."""

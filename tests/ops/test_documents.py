@@ -153,6 +153,8 @@ def test_the_gradient_is_the_slope(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.autograd.gradcheck(lambda *x: blocked_attention(*x, first), (q, k, v))
 
 
+# torch 2.14's own check reads the gradient of what it copied.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_compiler_is_told_the_truth(dtype: torch.dtype) -> None:
     """Shapes, types, strides and what is changed, of the operator and of its gradient."""

@@ -125,10 +125,12 @@ def test_logits_become_their_gradient(
     logits = (40 * torch.randn(7, 1000, device=device)).requires_grad_()
     targets = torch.randint(0, 1000, (7,), device=device)
     targets[3] = -1  # does not count
-    expected = F.cross_entropy(logits, targets, reduction="sum", ignore_index=-1)
+    weights = torch.rand(7, device=device)
+    losses = F.cross_entropy(logits, targets, reduction="none", ignore_index=-1)
+    expected = (losses * weights).sum()
     (gradient,) = torch.autograd.grad(expected, logits)
     replaced = logits.detach().clone()
-    loss, divisors = cross_entropy.differentiate_logits(replaced, targets)
+    loss, divisors = cross_entropy.differentiate_logits(replaced, targets, None, weights)
     assert divisors is None
     assert error(loss, expected.detach()) < 1e-6
     assert error(replaced, gradient) < 1e-5

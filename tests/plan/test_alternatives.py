@@ -86,7 +86,10 @@ def test_options_that_another_stands_for_go_with_their_values() -> None:
 
 @pytest.mark.parametrize("limit", [0.05, 0.03])
 def test_the_commands_that_are_named_work(
-    limit: float, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+    limit: float,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     monkeypatch.setitem(decisions._USABLE_MEMORY, "cpu", limit)
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path))

@@ -23,8 +23,7 @@ from llmtrain.machine.facts import (
     PartTime,
 )
 from llmtrain.machine.probe import read_facts
-from llmtrain.model.timing import CompileError
-from llmtrain.plan import cpu_benchmarks, numerics, step_benchmarks
+from llmtrain.plan import cpu_benchmarks, kernel_probes, numerics, step_benchmarks
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.load import load_profile
@@ -33,6 +32,7 @@ from llmtrain.profile.setting import Setting
 from llmtrain.profile.shape import shape_of
 from llmtrain.progress import Note
 from llmtrain.train.events import Event, Started
+from tests.clock import KERNELS, PARTS, Clock
 
 SETTINGS: dict[str, Any] = {
     "model.vocab_size": 400,
@@ -54,47 +54,9 @@ TIMED = [
     f"timing {what}, once for this machine and shape: a few seconds"
     for what in ("products", "attention", "the parts of a step")
 ]
-KERNELS = ["products", "attention"]
-PARTS = ["eager block", "head", "update"]
 COMPILED = ["block", "compiled head"]  # the update is the same
 ONCE = "compiling one block, once for this machine and shape: up to a minute"
 LOSS = "compiling the loss, once for this machine and shape: some seconds"
-
-
-class Clock:
-    """Invented times; what was asked for, in order."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.block = BlockTimes(eager_s=0.04, compiled_s=0.03, compile_s=7.0)
-        self.part = PartTime(0.02)
-        self.failure: str | None = None
-
-    def time_matmuls(self, *_: object) -> MatmulTimes:
-        self.asked.append("products")
-        return MatmulTimes(fp32_s=0.1, medium_s=0.1, bf16_s=0.1, flops=1e9)
-
-    def time_attention(self, *_: object) -> AttentionTimes:
-        self.asked.append("attention")
-        return AttentionTimes(sdpa_s=0.4, blocks_s=0.3)
-
-    def time_block(self, *_: object, **__: object) -> BlockTimes:
-        self.asked.append("block")
-        if self.failure is not None:
-            raise CompileError(self.failure)
-        return self.block
-
-    def time_eager_block(self, *_: object) -> PartTime:
-        self.asked.append("eager block")
-        return self.part
-
-    def time_head(self, *_: object, compiled: bool) -> PartTime:
-        self.asked.append("compiled head" if compiled else "head")
-        return self.part
-
-    def time_update(self, *_: object) -> PartTime:
-        self.asked.append("update")
-        return self.part
 
 
 @pytest.fixture(autouse=True)
@@ -102,10 +64,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     """Nothing is really timed, and the cache is the test's own."""
     clock = Clock()
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / "cache"))
-    for name in ("time_matmuls", "time_attention", "time_block"):
-        monkeypatch.setattr(cpu_benchmarks, name, getattr(clock, name))
-    for name in ("time_eager_block", "time_head", "time_update"):
-        monkeypatch.setattr(step_benchmarks, name, getattr(clock, name))
+    clock.install(monkeypatch)
     return clock
 
 
@@ -207,9 +166,9 @@ def test_native_kernels_that_are_missing_are_told_once_and_the_run_goes_on(
         return Choice(False, "no C++ compiler was found: install one")
 
     fast = MatmulTimes(fp32_s=0.1, medium_s=0.1, bf16_s=0.01, flops=1e9)
-    monkeypatch.setattr(cpu_benchmarks, "time_matmuls", lambda *_: fast)
-    monkeypatch.setattr(cpu_benchmarks, "unsuitable", lambda _: None)
-    monkeypatch.setattr(cpu_benchmarks, "load_kernels", missing)
+    monkeypatch.setattr(kernel_probes, "time_matmuls", lambda *_: fast)
+    monkeypatch.setattr(kernel_probes, "unsuitable", lambda _: None)
+    monkeypatch.setattr(kernel_probes, "load_kernels", missing)
     told: list[str] = []
     made = plan(facts, told if asks else None)
     assert (made.attention.value, made.loss.value) == ("blocks", "chunks")
@@ -230,11 +189,11 @@ def test_native_kernels_are_timed_beside_the_others_and_chosen(
         timed.append(arguments[-1])
         return AttentionTimes(sdpa_s=0.4, blocks_s=0.3, native_s=0.1 if arguments[-1] else None)
 
-    monkeypatch.setattr(cpu_benchmarks, "time_matmuls", lambda *_: fast)
-    monkeypatch.setattr(cpu_benchmarks, "time_attention", attention)
-    monkeypatch.setattr(cpu_benchmarks, "time_loss", lambda *_: LossTimes(0.3, 0.1))
-    monkeypatch.setattr(cpu_benchmarks, "unsuitable", lambda _: None)
-    monkeypatch.setattr(cpu_benchmarks, "load_kernels", lambda *_, **__: Choice(True, "there"))
+    monkeypatch.setattr(kernel_probes, "time_matmuls", lambda *_: fast)
+    monkeypatch.setattr(kernel_probes, "time_attention", attention)
+    monkeypatch.setattr(kernel_probes, "time_loss", lambda *_: LossTimes(0.3, 0.1))
+    monkeypatch.setattr(kernel_probes, "unsuitable", lambda _: None)
+    monkeypatch.setattr(kernel_probes, "load_kernels", lambda *_, **__: Choice(True, "there"))
     assert plan(facts, [], train__time="30s").attention.value == "blocks"
     for _ in range(2):
         made = plan(facts, [])
@@ -248,12 +207,12 @@ def test_tokens_a_step_do_not_depend_on_whether_kernels_were_compiled_before(
 ) -> None:
     """Else a first run for a time and the same one later would compute different bits."""
     fast = MatmulTimes(fp32_s=0.1, medium_s=0.1, bf16_s=0.01, flops=1e9)
-    monkeypatch.setattr(cpu_benchmarks, "time_matmuls", lambda *_: fast)
+    monkeypatch.setattr(kernel_probes, "time_matmuls", lambda *_: fast)
     monkeypatch.setattr(
-        cpu_benchmarks, "time_attention", lambda *_: AttentionTimes(0.4, 0.3, native_s=0.1)
+        kernel_probes, "time_attention", lambda *_: AttentionTimes(0.4, 0.3, native_s=0.1)
     )
-    monkeypatch.setattr(cpu_benchmarks, "time_loss", lambda *_: LossTimes(0.3, 0.1))
-    monkeypatch.setattr(cpu_benchmarks, "unsuitable", lambda _: None)
+    monkeypatch.setattr(kernel_probes, "time_loss", lambda *_: LossTimes(0.3, 0.1))
+    monkeypatch.setattr(kernel_probes, "unsuitable", lambda _: None)
     monkeypatch.setattr(
         step_benchmarks,
         "time_eager_block",
@@ -263,7 +222,7 @@ def test_tokens_a_step_do_not_depend_on_whether_kernels_were_compiled_before(
     for has_kernels in (False, True):
         monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / str(has_kernels)))
         found = Choice(has_kernels, "")
-        monkeypatch.setattr(cpu_benchmarks, "load_kernels", lambda *_, found=found, **__: found)
+        monkeypatch.setattr(kernel_probes, "load_kernels", lambda *_, found=found, **__: found)
         shape = shape_of(ModelSection(hidden_size=32, num_heads=2, num_layers=2, context=32))
         workload = Workload(shape, tokens_per_step=256)
         rates.append(cpu_benchmarks.eager_tokens_per_s(facts, DeviceSection(), workload))
@@ -279,7 +238,7 @@ def test_kernels_that_are_asked_for_are_compiled_for_a_question_too(
         asked.append(compiles)
         return Choice(False, "no C++ compiler was found")
 
-    monkeypatch.setattr(cpu_benchmarks, "load_kernels", missing)
+    monkeypatch.setattr(kernel_probes, "load_kernels", missing)
     with pytest.raises(UsageError, match=r"device\.attention native: no C"):
         plan(facts, None, device__attention="native", device__precision="bf16")
     assert asked == [True]
@@ -315,8 +274,8 @@ def test_masked_documents_are_measured_as_such(
         told.append(how["masked"])
         return clock.block
 
-    monkeypatch.setattr(cpu_benchmarks, "time_attention", attention)
-    monkeypatch.setattr(cpu_benchmarks, "time_block", block)
+    monkeypatch.setattr(kernel_probes, "time_attention", attention)
+    monkeypatch.setattr(kernel_probes, "time_block", block)
     for masked in (False, True, False, True):
         plan(facts, [], data__mask_documents=masked)
     assert told == [False, False, True, True]

@@ -171,7 +171,7 @@ def test_a_width_that_the_native_loss_does_not_take() -> None:
     times = replace(products(1.0, 1.0, 0.5), loss=LossTimes(0.1, 0.01))
     choice = numerics.choose_loss(CPU, wish(), "cpu", narrow, "bf16", times)
     assert choice.value == "chunks"
-    assert "a multiple of 32, not 72" in choice.reason
+    assert "hidden_size 72 is no multiple of 32" in choice.reason
     with pytest.raises(UsageError, match="hidden_size 72 is no multiple of 32"):
         numerics.choose_loss(CPU, wish(loss="native"), "cpu", narrow, "bf16", times)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -325,7 +325,11 @@ SMALL = shape_of(ModelSection(hidden_size=64, num_heads=2, num_layers=2, context
     micro_batch=st.just("auto") | st.integers(1, 64),
 )
 def test_the_step_is_always_the_one_that_was_asked_for(
-    facts: Facts, context: int, windows: int, processes: int | None, micro_batch: Any
+    facts: Facts,
+    context: int,
+    windows: int,
+    processes: int | None,
+    micro_batch: int | Literal["auto"],
 ) -> None:
     workload = Workload(replace(SMALL, context=context), windows * context, micro_batch)
     options = DeviceSection(processes=processes if processes is not None else "auto")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -11,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 pytest.importorskip("matplotlib")
 
 from llmtrain.engine.run_report import report_of
 from llmtrain.report.page import visible
-
-HOSTILE = '</pre><script>alert(1)</script><img src="https://evil.example/x" onerror=alert(2)>\u202e'
+from tests.report.runs import HOSTILE, write_run
 
 
 class Page(HTMLParser):
@@ -36,36 +32,6 @@ class Page(HTMLParser):
         self.attributes += [(name, value or "") for name, value in attrs]
         if re.fullmatch(r"h[1-6]", tag):
             self.headings.append(int(tag[1]))
-
-
-def write_run(run: Path, steps: int = 100, **changes: Any) -> str:
-    run.mkdir()
-    record = {
-        "llmtrain": "0.2.0",
-        "versions": {"python": "3.11", "torch": "2.13"},
-        "profile": {"name": "p", "data": {"sources": [HOSTILE]}, "train": {"seed": 0}},
-        "origins": {"data.sources": HOSTILE},
-        "plan": {"threads": {"value": 2, "reason": "<b>cores</b>"}},
-        "predicted": {"total_bytes": 2 << 30},
-        "forecast": {"tokens_per_s": {"value": 1000.0, "low": None, "high": None}},
-        "data": {"key": "0" * 32, "corpus_sha256": "a" * 64, "sources": [{"spec": HOSTILE}]},
-        "sessions": [{"begun": "2026-11-29T07:00:00+00:00", "command": ["llmtrain", HOSTILE]}],
-        "result": {"stopped": "done", "seconds": 12.0, "energy_joules": 7200.0},
-        **changes,
-    }
-    (run / "run.yaml").write_text(yaml.safe_dump(record))
-    lines: list[dict[str, object]] = []
-    for step in range(1, steps + 1):
-        loss = 2 + 5 * math.exp(-step / 40) + 0.1 * math.sin(step)
-        at = {"tokens": 2048 * step, "elapsed_s": step / 3, "lr": 1e-3, "grad_norm": 1.0}
-        lines.append({"step": step, "loss": loss, "memory_bytes": 1 << 30, **at})
-        if step % 20 == 0:
-            lines.append({"step": step, "val_loss": loss + 0.2, "val_bpb": loss / 2})
-    lines.append({"step": 50, "skipped": True, "reason": "spike"})
-    (run / "metrics.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
-    samples = [{"step": 10, "prompt": HOSTILE, "text": "\x1b[2J" + HOSTILE}]
-    (run / "samples.jsonl").write_text("".join(json.dumps(each) + "\n" for each in samples))
-    return str(run)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +67,7 @@ def test_headings_are_in_order_and_charts_have_words(text: str) -> None:
     assert page.headings.count(1) == 1
     assert all(b <= a + 1 for a, b in zip(page.headings, page.headings[1:], strict=False))
     images = page.attributes.count(("role", "img"))
-    assert images == page.tags.count("svg") == 2 + 2 * 6  # no speed is logged
+    assert images == page.tags.count("svg") == 2 + 2 * 7  # no speed is logged
     labels = [value for name, value in page.attributes if name == "aria-label"]
     assert any(re.match(r"Loss by tokens\. training, smoothed: from \d", each) for each in labels)
 
@@ -120,7 +86,12 @@ def test_colours_are_the_pages(text: str) -> None:
 
 
 def test_what_was_asked_decided_and_reached_is_there(text: str) -> None:
-    for words in ("2 GiB", "no difference seen", "Wh", "1 skipped step", "0.2.0", "a" * 64):
+    for words in (
+        *("2 GiB", "no difference seen", "2.0 Wh, 2.00 Wh a million tokens", "0.2.0", "a" * 64),
+        *("1 skipped step, 1 resume", "predicted peak, ± 5%: 1.9 GiB to 2.1 GiB"),
+        *("1 B to 1 MiB; 5% up to 20 B", "10 of 200, 5.0%", "of 4 MiB, 4.00 bytes each"),
+        *("tokens by how often the training text has them", "llmtrain eval"),
+    ):
         assert words in text, words
     assert "<th scope=" in text
 

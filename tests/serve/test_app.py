@@ -278,7 +278,7 @@ def wait_until(happens: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> Any:
+def slow(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> Serve:
     """Starts servers whose every step takes a while."""
 
     def start(**options: Any) -> AbstractContextManager[Running]:
@@ -309,7 +309,7 @@ LONG = {"prompt": "a", "max_tokens": 60, "temperature": 2, "seed": 1}
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])
-def test_a_client_that_leaves_frees_its_slot(slow: Any, is_streamed: bool) -> None:
+def test_a_client_that_leaves_frees_its_slot(slow: Serve, is_streamed: bool) -> None:
     with slow(slots=1) as running:
         client = running.client()
         scheduler = running.service.scheduler
@@ -325,7 +325,7 @@ def test_a_client_that_leaves_frees_its_slot(slow: Any, is_streamed: bool) -> No
         assert time.monotonic() - left_s < 1  # of the two seconds that the text would take
 
 
-def test_more_requests_than_may_wait_are_told_to_come_again(slow: Any) -> None:
+def test_more_requests_than_may_wait_are_told_to_come_again(slow: Serve) -> None:
     with slow(slots=1, queue=1) as running, running.client() as client:
         with ThreadPoolExecutor(4) as pool:
             answers = list(pool.map(lambda _: client.post(COMPLETIONS, json=LONG), range(4)))
@@ -337,7 +337,7 @@ def test_more_requests_than_may_wait_are_told_to_come_again(slow: Any) -> None:
         assert refused.json()["error"]["code"] == "queue_full"
 
 
-def test_answers_that_are_being_given_are_finished_at_the_end(slow: Any) -> None:
+def test_answers_that_are_being_given_are_finished_at_the_end(slow: Serve) -> None:
     with slow(slots=1, queue=4) as running, running.client() as client:
         with ThreadPoolExecutor(3) as pool:
             waiting = [pool.submit(client.post, COMPLETIONS, json=LONG) for _ in range(2)]

@@ -83,7 +83,7 @@ def test_ids_that_arrive_one_by_one_give_the_text_of_all(
     for text in ("".join(adversarial), documents[3][:3_000], "中é😀" * 200):
         ids = tokenizer.encode(text)
         shown = tokenizer.decode(ids[:split])
-        if not shown.endswith("\ufffd"):
+        if text.startswith(shown):  # no character and no escape is cut in two
             assert shown + incrementally(tokenizer, ids[:split], ids[split:]) == text
 
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
-import struct
-from collections import defaultdict
-from collections.abc import Iterator
+import sqlite3
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llmtrain.cli.app import run
+from tests.tracking.curves import READERS, difference, logged
 from tests.train.harness import PROFILE, Files
-
-CURVES = ("loss", "lr", "grad_norm", "tokens", "elapsed_s", "val_loss", "val_bpb")
-Curves = dict[str, dict[int, float]]
 
 
 @pytest.fixture
@@ -34,29 +28,10 @@ def train(*arguments: str) -> None:
     assert run(["train", "-p", "tiny.yaml", "-q", *arguments]) == 0
 
 
-def logged(path: Path) -> Curves:
-    curves: Curves = defaultdict(dict)
-    for line in Files(path).lines("metrics.jsonl"):
-        for name in CURVES:
-            if line.get(name) is not None:
-                curves[name][line["step"]] = line[name]
-    return curves
-
-
-def in_tensorboard(path: Path) -> Curves:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    events = accumulator.EventAccumulator(str(path / "tensorboard"), {"scalars": 0})
-    events.Reload()
-    tags = set(events.Tags()["scalars"])
-    assert set(CURVES) <= tags
-    return {name: {e.step: e.value for e in events.Scalars(name)} for name in CURVES}
-
-
-def assert_equal(found: Curves, expected: Curves) -> None:
-    for name in CURVES:
-        assert found[name].keys() == expected[name].keys(), name
-        for step, value in expected[name].items():
-            assert math.isclose(found[name][step], value, rel_tol=1e-6), (name, step)
+def assert_equal(name: str, place: Path) -> None:
+    """The curves of the run `run` in a tracker's own files are those of metrics.jsonl."""
+    found = READERS[name](place / "run", place / "trackio")
+    assert difference(found, logged(place / "run")) == ""
 
 
 def test_tensorboard_has_the_curves_also_after_a_resume(place: Path) -> None:
@@ -64,7 +39,7 @@ def test_tensorboard_has_the_curves_also_after_a_resume(place: Path) -> None:
     train("--out", "plain", "--steps", "30")
     train("--out", "run", "--steps", "20", "--log-to", "tensorboard")
     train("--resume", "run", "--steps", "30", "--log-to", "tensorboard")
-    assert_equal(in_tensorboard(place / "run"), logged(place / "run"))
+    assert_equal("tensorboard", place)
     record = (place / "run" / "run.yaml").read_text()
     assert "log_to:" in record
 
@@ -80,55 +55,35 @@ def test_a_tracker_that_dies_changes_no_weight(
     assert "tensorboard stopped logging" in capsys.readouterr().err
 
 
-def test_trackio_has_the_curves(place: Path) -> None:
-    pytest.importorskip("trackio")
-    import sqlite3
-
-    train("--out", "run", "--log-to", "trackio")
-    (database,) = (place / "trackio").glob("llmtrain*.db")
-    connection = sqlite3.connect(database)
-    rows = connection.execute("select step, metrics from metrics where run_name = 'run'").fetchall()
-    connection.close()
-    found: dict[str, dict[int, Any]] = defaultdict(dict)
-    for step, text in rows:
-        for name, value in json.loads(text).items():
-            found[name][step] = value
-    assert_equal(found, logged(place / "run"))
-    assert found["sample"]
-
-
-def wandb_records(path: Path) -> Iterator[bytes]:
-    """The records of a .wandb file: a log in blocks of 32 KiB, in the form of LevelDB's."""
-    data, at, whole = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
-            continue
-        _, size, kind = struct.unpack_from("<IHB", data, at)
-        whole += data[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # all of a record, or the last part of one
-            yield whole
-            whole = b""
-
-
-def test_wandb_has_the_curves_offline(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("wandb")
-    from wandb.proto.wandb_internal_pb2 import Record
-
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+def test_a_tracker_has_the_curves_offline(
+    name: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(name)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    train("--out", "run", "--log-to", "wandb")
-    (path,) = (place / "run" / "wandb").glob("offline-run-*/run-*.wandb")
-    found: dict[str, dict[int, Any]] = defaultdict(dict)
-    for data in wandb_records(path):
-        record = Record.FromString(data)
-        if record.WhichOneof("record_type") == "history":
-            for item in record.history.item:
-                name = item.key or "/".join(item.nested_key)
-                found[name][record.history.step.num] = json.loads(item.value_json)
-    assert_equal(found, logged(place / "run"))
-    assert found["sample"]
+    train("--out", "run", "--log-to", name)
+    assert_equal(name, place)
+    assert READERS[name](place / "run", place / "trackio")["sample"]
+
+
+@pytest.mark.slow
+def test_mlflow_continues_its_run_after_a_resume(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    train("--out", "run", "--steps", "10", "--log-to", "mlflow")
+    train("--resume", "run", "--steps", "20", "--log-to", "mlflow")
+    assert_equal("mlflow", place)
+    with closing(sqlite3.connect(place / "run" / "mlflow" / "mlflow.db")) as connection:
+        assert connection.execute("select name, status from runs").fetchall() == [
+            ("run", "FINISHED")
+        ]
+        (context,) = connection.execute("select value from params where key = 'model.context'")
+        assert context == ("32",)
+    samples = list((place / "run" / "mlflow").rglob("samples/*.txt"))
+    assert {path.name[:8] for path in samples} == {"00000010", "00000020"}
 
 
 def test_an_unknown_tracker_is_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

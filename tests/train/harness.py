@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.train_run import TrainSession, run_training
+from llmtrain.engine.train_run import run_training
+from llmtrain.engine.train_session import TrainSession
 from llmtrain.profile.setting import Setting
 from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Event, TrainResult

@@ -23,17 +23,13 @@ from llmtrain.profile.schema import Profile
 from llmtrain.profile.setting import Setting
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.train.build import (
-    RandomState,
-    build_run,
-    rewind_run,
-    trained_model,
-    with_vocabulary,
-)
+from llmtrain.train.build import RandomState, build_run, rewind_run
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
 from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence.policy import DivergenceState
 from llmtrain.train.loop import Run, training_steps
+from llmtrain.train.model_weights import trained_model, with_vocabulary
+from llmtrain.train.readers import TrainTokens
 from tests.data.fixed import TOKENIZER
 
 SETTINGS: dict[str, Any] = {
@@ -87,7 +83,7 @@ def planned(**settings: Any) -> tuple[Profile, Plan]:
 
 
 def run_of(profile: Profile, plan: Plan) -> Run:
-    return build_run(profile, plan, World(), Ids(), None)
+    return build_run(profile, plan, World(), TrainTokens(Ids()))
 
 
 def weights_after(run: Run, steps: int) -> dict[str, Tensor]:
@@ -146,7 +142,7 @@ def test_a_run_that_is_rewound_to_its_beginning_is_a_fresh_one(optimizer: str) -
 
 
 def continued(profile: Profile, plan: Plan, weights: dict[str, Tensor]) -> Run:
-    return build_run(profile, plan, World(), Ids(), None, initial=lambda: weights)
+    return build_run(profile, plan, World(), TrainTokens(Ids()), initial=lambda: weights)
 
 
 def test_continuing_is_resuming_without_optimizer_state() -> None:
@@ -166,7 +162,7 @@ def test_continuing_is_resuming_without_optimizer_state() -> None:
     tokenizer = Tokenizer.load(TOKENIZER)
     shape = shape_of(profile.model)
     checkpoint = Checkpoint(state, weights, {}, shape, tokenizer, has_optimizer=False)
-    resumed = build_run(profile, plan, World(), Ids(), checkpoint)
+    resumed = build_run(profile, plan, World(), TrainTokens(Ids()), checkpoint)
     begun = continued(profile, plan, weights)
     assert same(weights_after(begun, 4), weights_after(resumed, 4))
 

@@ -7,12 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 import yaml
 
+from llmtrain.engine.inference import generate_texts, load_trained
 from llmtrain.errors import UsageError
 from llmtrain.files import sha256_file
+from llmtrain.generate.sampling import Sampling
+from llmtrain.generate.text import TextRequest
+from llmtrain.profile.schema import DeviceSection
 from llmtrain.tokenizer import Tokenizer
+from llmtrain.tokenizer.of_model import tokenizer_of_model
 from llmtrain.train.events import Step
+from tests.foreign import STYLES
 from tests.pretrained import change_config, save_pretrained
 from tests.train.harness import Files, InProcessTrainer, Llmtrain
 
@@ -152,3 +159,61 @@ def test_memory_of_a_model_directory(model: Path, llmtrain: Llmtrain) -> None:
     outcome = llmtrain("memory", "model", "--set", "device.attention=blocks", *quick)
     assert outcome.code == 0
     assert "generation of the trained model" in outcome.out
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_greedy_texts_are_those_of_transformers(name: str, place: Path) -> None:
+    """With what begins a prompt, and to where a text ends."""
+    style = STYLES[name]()
+    directory = style.save(place / "model")
+    trained = load_trained(
+        "model", DeviceSection(kind="cpu", precision="fp32", threads=1), lambda event: None
+    )
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    tokens = transformers.AutoTokenizer.from_pretrained(directory)
+    for prompt in ("a cab", "the theory of b"):
+        given = tokens(prompt, return_tensors="pt")
+        with torch.no_grad():
+            logits_v = theirs(given["input_ids"]).logits[0, -1]
+            taken = theirs.generate(**given, max_new_tokens=12, do_sample=False)
+        ids_bt = torch.tensor([trained.tokenizer.prompt_ids(trained.tokenizer.encode(prompt))])
+        assert torch.equal(ids_bt, given["input_ids"])
+        with torch.no_grad():
+            ours_v = trained.model.logits(ids_bt)[0, -1]
+        assert (ours_v - logits_v).abs().max() < 1e-4
+        request = TextRequest(prompt, Sampling(0.0), 12)
+        *_, (_, _, stream) = generate_texts(trained, [request], lambda event: None, lambda: None)
+        assert stream.continuation.sampled == taken[0, ids_bt.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_a_continued_model_begins_and_ends_texts_as_before(
+    name: str, place: Path, llmtrain: Llmtrain
+) -> None:
+    directory = STYLES[name]().save(place / "model")
+    before, _ = tokenizer_of_model(directory)
+    flags = ("--profile", "tiny.yaml", "--init-from", "model", "--out", "run", "--steps", 1)
+    assert llmtrain("train", *flags).code == 0
+    checkpoint = Files(place / "run").newest
+    assert Tokenizer.load(checkpoint).kind == before.kind
+    theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    exported = llmtrain("export", "run", "--format", "hf", "--out", "hf")
+    assert exported.code == 0, exported.err  # it is verified, with what begins prompts
+    for path in (checkpoint, place / "hf"):
+        again = transformers.AutoTokenizer.from_pretrained(path)
+        assert again("a cab")["input_ids"] == theirs("a cab")["input_ids"]
+        assert (again.bos_token, again.eos_token) == (theirs.bos_token, theirs.eos_token)
+        config = transformers.AutoConfig.from_pretrained(path)
+        assert (config.bos_token_id, config.eos_token_id) == (before.bos_id, before.eos_id)
+        stops = transformers.GenerationConfig.from_pretrained(path).eos_token_id
+        assert {*([stops] if isinstance(stops, int) else stops)} == before.stop_ids
+    if name == "mistral":
+        return  # llama.cpp reads no tokenizer.json of pieces
+    gguf = pytest.importorskip("gguf")
+    assert llmtrain("export", "run", "--format", "gguf", "--out", "gguf").code == 0
+    reader = gguf.GGUFReader(next((place / "gguf").glob("*.gguf")))
+    fields = {key: field.contents() for key, field in reader.fields.items()}
+    assert fields.get("tokenizer.ggml.bos_token_id") == before.bos_id
+    assert fields["tokenizer.ggml.eos_token_id"] == before.eos_id
+    assert fields["tokenizer.ggml.add_bos_token"] == before.adds_bos
+    assert fields["tokenizer.ggml.eot_token_id"] in before.stop_ids

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from llmtrain.data.batches.windows import BatchReader, sequential_windows
 from llmtrain.data.shards.prepared import PreparedData, entry_directory, open_prepared
-from llmtrain.engine.inference import evaluate_run
+from llmtrain.engine.evaluation import evaluate_run
 from llmtrain.eval.evaluate import LossSum, sum_loss
 from llmtrain.files import cache_directory
 from llmtrain.model.decoder import Decoder
 from llmtrain.profile.schema import DeviceSection
-from llmtrain.train.build import trained_model
 from llmtrain.train.checkpoint.format import load_checkpoint
 from llmtrain.train.events import Started
-from tests.train.harness import Files, InProcessTrainer
+from llmtrain.train.model_weights import trained_model
+from tests.train.harness import Files, InProcessTrainer, RunAlone
 
 CONTEXT, EVALUATED = 32, 512
 SETTINGS: dict[str, Any] = {"data__mask_documents": True, "device__precision": "fp32"}
@@ -30,12 +30,12 @@ PACKED = {"data__packing": "best_fit"}
 
 
 @pytest.fixture(scope="module")
-def masked(run_alone: Callable[..., Any]) -> Any:
+def masked(run_alone: RunAlone) -> Files:
     return run_alone(**SETTINGS)
 
 
 @pytest.fixture
-def data(masked: Any) -> Iterator[PreparedData]:
+def data(masked: Files) -> Iterator[PreparedData]:
     key = yaml.safe_load((masked.path / "run.yaml").read_text())["data"]["key"]
     with closing(open_prepared(entry_directory(cache_directory(), key))) as prepared:
         yield prepared
@@ -47,7 +47,7 @@ def loss_of(
     return sum_loss(model, windows, micro_batch=8, autocast=nullcontext, check_stop=lambda: None)
 
 
-def test_masking_is_another_course(masked: Any, run_alone: Callable[..., Any]) -> None:
+def test_masking_is_another_course(masked: Files, run_alone: RunAlone) -> None:
     whole = run_alone(device__precision="fp32")
     ours, theirs = (
         [line["loss"] for line in run.course() if "loss" in line] for run in (masked, whole)
@@ -57,7 +57,7 @@ def test_masking_is_another_course(masked: Any, run_alone: Callable[..., Any]) -
     assert ours[-1] < ours[0] - 0.5
 
 
-def test_both_evaluations_mask_as_training_did(masked: Any, data: PreparedData) -> None:
+def test_both_evaluations_mask_as_training_did(masked: Files, data: PreparedData) -> None:
     checkpoint = load_checkpoint(masked.newest)
     model = trained_model(checkpoint.shape, checkpoint.weights, "it")
     reader = BatchReader(data.validation, CONTEXT, seed=0)
@@ -75,11 +75,11 @@ def test_both_evaluations_mask_as_training_did(masked: Any, data: PreparedData) 
 
 
 @pytest.fixture(scope="module")
-def packed(run_alone: Callable[..., Any]) -> Any:
+def packed(run_alone: RunAlone) -> Files:
     return run_alone(**SETTINGS, **PACKED)
 
 
-def test_packed_documents_are_trained_on(packed: Any, masked: Any) -> None:
+def test_packed_documents_are_trained_on(packed: Files, masked: Files) -> None:
     losses = [line["loss"] for line in packed.course() if "loss" in line]
     assert losses[-1] < losses[0] - 0.5
     assert losses != [line["loss"] for line in masked.course() if "loss" in line]
@@ -89,7 +89,7 @@ def test_packed_documents_are_trained_on(packed: Any, masked: Any) -> None:
 
 @pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
-    packing: str, masked: Any, packed: Any, train: InProcessTrainer, place: Path
+    packing: str, masked: Files, packed: Files, train: InProcessTrainer, place: Path
 ) -> None:
     settings = SETTINGS if packing == "concatenate" else SETTINGS | PACKED
     stops = lambda event: getattr(event, "step", 0) == 7  # noqa: E731

@@ -17,7 +17,6 @@ from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.files import sha256_file
 from llmtrain.model.decoder import Decoder
 from llmtrain.tokenizer import train_tokenizer
-from llmtrain.train.build import trained_model
 from llmtrain.train.checkpoint.format import (
     Checkpoint,
     DamagedCheckpointError,
@@ -27,6 +26,7 @@ from llmtrain.train.checkpoint.format import (
     newest_good,
     verify_checkpoint,
 )
+from llmtrain.train.model_weights import trained_model
 from llmtrain.train.run_directory.directory import RunDirectory, find_checkpoints, find_run
 from tests.train.harness import Files, Llmtrain
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,10 @@ import pytest
 from llmtrain.choice import Choice
 from llmtrain.engine import plan_run
 from llmtrain.machine.facts import AttentionTimes, LossTimes
-from llmtrain.plan import cpu_benchmarks, numerics
+from llmtrain.plan import kernel_probes, numerics
 from llmtrain.progress import Note
 from llmtrain.train.events import Started
-from tests.train.harness import Files, InProcessTrainer
+from tests.train.harness import Files, InProcessTrainer, RunAlone
 
 pytestmark = pytest.mark.usefixtures("native_kernels")
 SETTINGS: dict[str, Any] = {
@@ -27,7 +26,7 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def whole(native_kernels: None, run_alone: Callable[..., Any]) -> Any:
+def whole(native_kernels: None, run_alone: RunAlone) -> Files:
     return run_alone(**SETTINGS)
 
 
@@ -35,20 +34,20 @@ def stops(event: object) -> bool:
     return getattr(event, "step", 0) == 7
 
 
-def test_the_plan_is_followed_and_the_loss_falls(whole: Any) -> None:
+def test_the_plan_is_followed_and_the_loss_falls(whole: Files) -> None:
     losses = [line["loss"] for line in whole.course() if "loss" in line]
     assert losses[-1] < losses[0] - 0.3
 
 
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
-    whole: Any, train: InProcessTrainer, place: Path
+    whole: Files, train: InProcessTrainer, place: Path
 ) -> None:
     train(place / "run", stop_at=stops, **SETTINGS)
     train(place / "run", resume="auto", **SETTINGS)
     assert Files(place / "run").digests() == whole.digests()
 
 
-def test_both_ways_to_compute_train_alike(whole: Any, run_alone: Callable[..., Any]) -> None:
+def test_both_ways_to_compute_train_alike(whole: Files, run_alone: RunAlone) -> None:
     others = {"device__attention": "blocks", "device__loss": "chunks"}
     found = run_alone(**SETTINGS | others).course()[-1]["val_loss"]
     assert whole.course()[-1]["val_loss"] == pytest.approx(found, rel=5e-3)
@@ -60,12 +59,12 @@ def test_a_run_whose_kernels_are_gone_goes_on_without_them(
     """They were chosen by their measured times; the resume says why it computes other bits."""
     monkeypatch.setattr(numerics, "_WORTH_NATIVE_CPU_S", 0.0)
     times = AttentionTimes(sdpa_s=0.3, blocks_s=0.2, native_s=0.1)
-    monkeypatch.setattr(cpu_benchmarks, "time_attention", lambda *_: times)
-    monkeypatch.setattr(cpu_benchmarks, "time_loss", lambda *_: LossTimes(0.2, 0.1))
+    monkeypatch.setattr(kernel_probes, "time_attention", lambda *_: times)
+    monkeypatch.setattr(kernel_probes, "time_loss", lambda *_: LossTimes(0.2, 0.1))
     chooses = SETTINGS | {"device__attention": "auto", "device__loss": "auto"}
     train(place / "run", stop_at=stops, **chooses)
     gone = Choice(False, "no C++ compiler was found")
-    for module in (plan_run, cpu_benchmarks):
+    for module in (plan_run, kernel_probes):
         monkeypatch.setattr(module, "load_kernels", lambda *_, **__: gone)
     train(place / "run", resume="auto", **chooses)
 

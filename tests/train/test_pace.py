@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from llmtrain.profile.horizon import Horizon
+from llmtrain.profile.schema import EvalSection
 from llmtrain.train import pace
 from llmtrain.train.pace import Pace
 
@@ -116,3 +118,14 @@ def test_short_steps_may_vary() -> None:
         found.record_step(0.01)
     assert found.record_step(1.9) == 1.9
     assert found.slow_step_s == 1.9
+
+
+def test_what_is_left_counts_what_follows_the_last_step_without_the_reserve() -> None:
+    found = made({"evaluation": 2.0, "samples": 0.0, "save": 1.0})
+    for _ in range(5):
+        found.record_step(2.0)
+    horizon, options = Horizon(steps=20, time_s=None), EvalSection(every_steps=10)
+    assert found.remaining_s(horizon, options, 15, 20) == pytest.approx(5 * 2 + 4 + 2)
+    assert found.remaining_s(horizon, options, 5, 20) == pytest.approx(15 * 2 + 4 + 4 + 2)
+    found.record_cost("save", 0.5)
+    assert found.remaining_s(horizon, options, 19, 20) == pytest.approx(2 + 4 + 0.5)

@@ -148,7 +148,7 @@ def test_a_damaged_file_of_the_newest_checkpoint_leads_to_the_one_before(
     damage: Callable[[Path], None],
     stopped: Files,
     llmtrain: Llmtrain,
-    reference: Any,
+    reference: Files,
 ) -> None:
     damage(stopped.newest / name)
 
@@ -412,6 +412,63 @@ def test_nothing_starts_fresh_beside_damaged_checkpoints(
     assert all(name in outcome.err for name in aside)
 
 
+LOST = "its checkpoints are gone"
+
+
+@pytest.mark.parametrize("all_of_it", [False, True])
+def test_a_run_whose_checkpoints_are_gone_is_never_begun_again_silently(
+    all_of_it: bool, stopped: Files, llmtrain: Llmtrain
+) -> None:
+    shutil.rmtree(stopped.path / "checkpoints")
+    if not all_of_it:
+        (stopped.path / "checkpoints").mkdir()
+    before = {name: (stopped.path / name).read_bytes() for name in ("run.yaml", "metrics.jsonl")}
+
+    for command in (
+        ("train", "--resume", "run"),
+        RESUME,
+        (*START, "--resume", "auto"),
+        (*START, "--dry-run"),
+        START,
+        ("eval", "run"),
+    ):
+        outcome = llmtrain(*command)
+        assert outcome.code == 1, outcome.err
+        assert f"run run was saved up to step 10, and {LOST}" in outcome.err
+        assert "llmtrain runs rm run" in outcome.err
+    assert {name: (stopped.path / name).read_bytes() for name in before} == before
+
+
+def test_auto_takes_no_older_run_for_one_whose_checkpoints_are_gone(
+    train: InProcessTrainer, place: Path, llmtrain: Llmtrain
+) -> None:
+    for name in ("older", "newer"):
+        train(place / "runs" / name, train__steps=1)
+    shutil.rmtree(place / "runs" / "newer" / "checkpoints")
+
+    outcome = llmtrain("train", "-p", "tiny.yaml", "--resume", "auto")
+    assert outcome.code == 1
+    assert "runs/newer" in outcome.err.replace("\\", "/")
+    assert LOST in outcome.err
+
+
+def test_a_crash_after_the_first_save_is_remembered_by_the_record(
+    train: InProcessTrainer, place: Path
+) -> None:
+    """What ends a process at once writes no result."""
+
+    def crash(event: Event) -> bool:
+        if isinstance(event, Step) and event.step == 9:
+            raise RuntimeError
+        return False
+
+    with pytest.raises(RuntimeError):
+        train(place / "run", stop_at=crash, checkpoint__every_steps=4)
+    shutil.rmtree(place / "run" / "checkpoints")
+    with pytest.raises(LlmtrainError, match="saved up to step 4"):
+        train(place / "run", resume="auto")
+
+
 @contextmanager
 def failing_at_the_first_step(error: Exception) -> Iterator[None]:
     def fail(_: Any) -> None:
@@ -423,7 +480,7 @@ def failing_at_the_first_step(error: Exception) -> Iterator[None]:
 
 
 def test_a_stop_before_the_first_checkpoint_does_not_block_the_same_command(
-    llmtrain: Llmtrain, place: Path, reference: Any
+    llmtrain: Llmtrain, place: Path, reference: Files
 ) -> None:
     with failing_at_the_first_step(InterruptedRunError("interrupted")):
         assert llmtrain(*START).code == 75
@@ -499,7 +556,7 @@ def test_a_run_file_of_schema_version_1_is_read(stopped: Files, llmtrain: Llmtra
 
 
 def test_text_that_was_moved_is_resumed_from_its_new_place(
-    stopped: Files, place: Path, llmtrain: Llmtrain, reference: Any
+    stopped: Files, place: Path, llmtrain: Llmtrain, reference: Files
 ) -> None:
     (place / "archive").mkdir()
     (place / "corpus.txt").rename(place / "archive" / "text.txt")
@@ -525,7 +582,11 @@ def test_other_text_is_refused_on_a_resume(stopped: Files, place: Path, llmtrain
 
 
 def test_a_run_without_cache_and_text_says_what_it_needs(
-    stopped: Files, place: Path, llmtrain: Llmtrain, monkeypatch: pytest.MonkeyPatch, reference: Any
+    stopped: Files,
+    place: Path,
+    llmtrain: Llmtrain,
+    monkeypatch: pytest.MonkeyPatch,
+    reference: Files,
 ) -> None:
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(place / "empty"))
     (place / "corpus.txt").rename(place / "text.txt")

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,7 +15,8 @@ if sys.platform == "win32":
     pytest.skip("there are no such signals", allow_module_level=True)
 
 from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.train_run import TrainSession, run_training
+from llmtrain.engine.train_run import run_training
+from llmtrain.engine.train_session import TrainSession
 from llmtrain.errors import AbortedError, InterruptedRunError
 from llmtrain.train.checkpoint.format import list_checkpoints, load_checkpoint
 from llmtrain.train.distributed.world import World
@@ -48,12 +48,12 @@ def wait_for_steps(run: Path, steps: int, process: subprocess.Popen[str]) -> Non
 
 
 @pytest.fixture(scope="module")
-def whole(run_alone: RunAlone) -> Any:
+def whole(run_alone: RunAlone) -> Files:
     """What an uninterrupted process ends with."""
     return run_alone(train__steps=STEPS, eval__every_steps=100, eval__sample_every_steps=100)
 
 
-def test_a_training_of_some_hundred_steps_skips_none(whole: Any) -> None:
+def test_a_training_of_some_hundred_steps_skips_none(whole: Files) -> None:
     assert [line for line in whole.lines("metrics.jsonl") if "skipped" in line] == []
     assert len([line for line in whole.lines("metrics.jsonl") if "loss" in line]) == STEPS
 
@@ -66,7 +66,7 @@ def test_signal_saves_and_a_resume_loses_nothing(
     after_steps: int,
     start: Start,
     train: InProcessTrainer,
-    whole: Any,
+    whole: Files,
     place: Path,
 ) -> None:
     process = start(

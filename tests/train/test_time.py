@@ -12,7 +12,8 @@ import pytest
 from llmtrain.cli.run_training import deadline_of
 from llmtrain.engine.request import Deadline, TrainRequest
 from llmtrain.engine.session_start import _FINAL_SAVE_S
-from llmtrain.engine.train_run import TrainSession, run_training
+from llmtrain.engine.train_run import run_training
+from llmtrain.engine.train_session import TrainSession
 from llmtrain.errors import UsageError
 from llmtrain.profile.horizon import Horizon
 from llmtrain.progress import Note

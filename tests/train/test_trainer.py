@@ -32,6 +32,21 @@ def test_events_tell_the_run_in_order(train: InProcessTrainer, place: Path) -> N
     assert result.train_loss < 5.5 < events[1].loss
 
 
+def test_nothing_is_left_after_the_last_step_and_what_follows_is_said(
+    train: InProcessTrainer, place: Path
+) -> None:
+    train(place / "run", train__steps=10)
+
+    steps = [event for event in train.events if isinstance(event, Step)]
+    assert steps[-1].remaining_s == 0
+    assert all(step.remaining_s for step in steps[3:-1])
+    after = train.events[train.events.index(steps[-1]) + 1 :]
+    activities = [event.phase for event in after if isinstance(event, Progress)]
+    assert [phase.split(" (")[0] for phase in activities] == [
+        f"step 10: {activity}" for activity in ("evaluating", "sampling", "saving")
+    ]
+
+
 def test_first_and_last_steps_are_always_logged(train: InProcessTrainer, place: Path) -> None:
     train(place / "run", train__log_every_steps=7, train__steps=20)
 
@@ -243,3 +258,14 @@ def test_nothing_is_drawn_from_generators_that_a_checkpoint_does_not_hold(
     before = random.getstate(), str(numpy.random.get_state())
     train(place / "run")
     assert (random.getstate(), str(numpy.random.get_state())) == before
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_measured(
+    train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "file").write_text("")
+    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(place / "file" / "cache"))
+    with pytest.raises(LlmtrainError, match=r"the cache .* cannot be written"):
+        train(place / "run")
+    assert not [event for event in train.events if "timing" in getattr(event, "text", "")]
+    assert not (place / "run").exists()

@@ -38,7 +38,7 @@ def info(
 ) -> None:
     """Show what the machine has, what of it will be used, and why."""
     from llmtrain.cli.plan_tables import assumed_parts, explained_parts
-    from llmtrain.documents.plans import DeviceInfo
+    from llmtrain.documents.machines import DeviceInfo
     from llmtrain.engine.explain import explain
     from llmtrain.plan.require import find, parse_requirements
 

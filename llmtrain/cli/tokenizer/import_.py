@@ -56,11 +56,15 @@ def import_(
         out=out,
         source=imported.path,
         kind=tokenizer.kind.name,
+        separator_id=tokenizer.eos_id,
         sha256=tokenizer.fingerprint,
     )
     how = ", added" if imported.added_separator else ""
     line = (
         f"{out}: {tokenizer.vocab_size} pieces of {imported.path}; separator "
-        f"{imported.separator} ({tokenizer.separator_id}{how})"
+        f"{imported.separator} ({tokenizer.eos_id}{how})"
     )
+    if tokenizer.end_id is not None:
+        begin = tokenizer.piece(tokenizer.separator_id)
+        line += f", and {begin} ({tokenizer.separator_id}) begins documents"
     output.answer(document, [line])

@@ -49,7 +49,7 @@ def inspect(
 
 
 def _parts(report: TokenizerInspect) -> Iterator[Part]:
-    """Yield what it is, how it fits the text, and how it spells."""
+    """Yield the facts of the tokenizer, its statistics on the text, and examples of pieces."""
     from llmtrain.cli.tables import facts_table
 
     yield facts_table(_facts(report))

@@ -101,9 +101,12 @@ def _amount(option: str, text: str | None, parse: Callable[[str], int]) -> int |
     from llmtrain.errors import UsageError
 
     try:
-        return None if text is None else parse(text)
+        amount = None if text is None else parse(text)
     except ValueError as error:
         raise UsageError(f"{option}: {error}") from None
+    if amount == 0:
+        raise UsageError(f"{option} {text}: has to be above 0")
+    return amount
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from math import lcm
 
 import numpy as np
 
-from llmtrain.data.batches.windows import Tokens, WindowReader
+from llmtrain.data.batches.windows import Tokens, WindowReader, Windows
 from llmtrain.data.corpus import Corpus
 from llmtrain.data.shards.token_stream import TokenArray
 from llmtrain.data.split import Split
@@ -83,14 +83,14 @@ class TokenRange:
                 hint="run.yaml was changed; start a new run",
             )
         self._stream = stream
-        self._first_token = first_token
+        self.first_token = first_token
         self.num_tokens = num_tokens
 
     def read(self, start: int, count: int) -> TokenArray:
         """Return `count` ids from `start` of this part on. Raises IndexError beyond either end."""
         if start < 0 or count < 0 or start + count > self.num_tokens:
             raise IndexError(f"tokens {start}..{start + count} of {self.num_tokens}")
-        return self._stream.read(self._first_token + start, count)
+        return self._stream.read(self.first_token + start, count)
 
 
 class MixedBatches:
@@ -116,12 +116,11 @@ class MixedBatches:
         # An epoch is as many windows as all sources have together, whichever it has.
         self.num_windows = sum(reader.num_windows for reader in self._readers)
 
-    def read(self, first_position: int, count: int) -> tuple[TokenArray, TokenArray]:
-        """Return inputs and targets of `count` windows, each int64 of shape (count, context)."""
+    def read(self, first_position: int, count: int) -> Windows:
+        """Return the arrays of `count` windows, each of shape (count, context)."""
         turns = map(self._interleaving.locate, range(first_position, first_position + count))
         rows = [self._readers[source].read(turn, 1) for source, turn in turns]
-        inputs, targets = zip(*rows, strict=True)
-        return np.concatenate(inputs), np.concatenate(targets)
+        return tuple(np.concatenate(arrays) for arrays in zip(*rows, strict=True))
 
     def place(self, position: int) -> str:
         """Return a description, for messages, of where in the text the window at `position` is."""

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from llmtrain.data.shards.token_stream import TokenArray
+from llmtrain.data.batches.windows import Windows
 from llmtrain.files import Closing
-
-Windows = tuple[TokenArray, TokenArray]
 
 
 class Prefetch(Closing):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from llmtrain.data.batches.permutation import count_windows, permuted_index
 from llmtrain.data.shards.token_stream import TokenArray
 from llmtrain.errors import DataError
+
+# Inputs and targets, and of pairs of answers the references: each (windows, context).
+Windows = tuple[npt.NDArray[Any], ...]
 
 
 class Tokens(Protocol):
@@ -25,7 +29,7 @@ class WindowReader(Protocol):
 
     num_windows: int
 
-    def read(self, first_position: int, count: int) -> tuple[TokenArray, TokenArray]: ...
+    def read(self, first_position: int, count: int) -> Windows: ...
 
     def place(self, position: int) -> str: ...
 

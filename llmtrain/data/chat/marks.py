@@ -1,8 +1,9 @@
 """Tokens that say by their value whether the assistant wrote them.
 
 Of a vocabulary of V tokens, `t` is one of another role, `t + V` one of the assistant, and `2 V` is
-what begins each conversation: no token of the vocabulary can be mistaken for it. Shards of
-conversations hold such values, so that tokens and marks cannot get out of step.
+what begins each conversation: no token of the vocabulary can be mistaken for it. Between the two
+answers of a preference is `2 V + 1`. Shards of conversations hold such values, so that tokens and
+marks cannot get out of step.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ class Marks:
     @property
     def values(self) -> int:
         """The number of different values."""
+        return 2 * self.pieces + 1
+
+    @property
+    def divider(self) -> int:
+        """The value between the two conversations of a preference."""
         return 2 * self.pieces + 1
 
     @classmethod

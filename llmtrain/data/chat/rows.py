@@ -23,7 +23,8 @@ from llmtrain.untrusted import parse_json
 Conversation = Sequence[Mapping[str, Any]]
 
 LONGEST_ROW_BYTES = 1 << 20
-COLUMNS = ("messages", "prompt", "completion")
+COLUMNS = ("messages", "prompt", "completion", "chosen", "rejected")
+_CHAT_COLUMNS = COLUMNS[:3]
 _HINT = "mend that row, or leave such rows out: --set data.on_error=skip"
 _FORM = (
     'a row is {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": '
@@ -44,8 +45,13 @@ _FOLLOWING: Mapping[str | None, tuple[str, ...]] = {
 def conversation_text(row: object, place: str) -> str:
     """Return the conversation of a row as JSON. Raises DataError, naming the place."""
     messages = _messages(row, place)
-    _require_turns(messages, place)
-    text = json.dumps(messages, ensure_ascii=False, separators=(",", ":"))
+    require_turns(messages, place)
+    return row_json(messages, place)
+
+
+def row_json(value: object, place: str) -> str:
+    """Return what a row has as JSON, always written alike. Raises DataError, naming the place."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     try:
         parse_json(text)  # as it will be read again
         size_bytes = len(text.encode())
@@ -54,7 +60,7 @@ def conversation_text(row: object, place: str) -> str:
             f"{place}: the conversation is not plain JSON: {error}", hint=_HINT
         ) from None
     if size_bytes > LONGEST_ROW_BYTES:
-        _refuse(
+        refuse(
             place,
             f"the conversation has {format_bytes(size_bytes)}, and "
             f"{format_bytes(LONGEST_ROW_BYTES)} is the most",
@@ -71,65 +77,84 @@ def read_conversation(text: str) -> list[dict[str, Any]]:
 def _messages(row: object, place: str) -> list[dict[str, Any]]:
     if not isinstance(row, Mapping):
         raise DataError(f"{place} is no row with a conversation", hint=_FORM)
-    given = {name: row[name] for name in COLUMNS if row.get(name) is not None}
-    if row.get("tools"):
-        _refuse(place, "the row has tools, which are not trained with")
+    given = {name: row[name] for name in _CHAT_COLUMNS if row.get(name) is not None}
+    require_no_tools(row, place)
     if "messages" in given:
-        return [_message(each, place, at) for at, each in enumerate(_list(given, place), start=1)]
+        return checked_messages(_list(given, place), place)
+    if row.get("chosen") is not None and row.get("rejected") is not None:
+        refuse(
+            place,
+            "the row has 'chosen' and 'rejected', a preference, among conversations: all rows of a "
+            "run are of one kind",
+        )
     if given.keys() != {"prompt", "completion"}:
         there = ", ".join(map(repr, list(row)[:20])) or "no fields"
         raise DataError(
             f"{place} has no 'messages', and not both 'prompt' and 'completion'; it has {there}",
             hint=_FORM,
         )
-    turns = [*_turn(given["prompt"], "user"), *_turn(given["completion"], "assistant")]
+    turns = [*turn(given["prompt"], "user"), *turn(given["completion"], "assistant")]
+    return checked_messages(turns, place)
+
+
+def require_no_tools(row: Mapping[str, Any], place: str) -> None:
+    """Raise DataError for a row with tools."""
+    if row.get("tools"):
+        refuse(place, "the row has tools, which are not trained with")
+
+
+def checked_messages(turns: Sequence[Any], place: str) -> list[dict[str, Any]]:
+    """Return messages without keys that have no value. Raises DataError for what is none."""
     return [_message(each, place, at) for at, each in enumerate(turns, start=1)]
 
 
 def _list(given: Mapping[str, Any], place: str) -> Sequence[Any]:
     messages = given["messages"]
     if not isinstance(messages, list | tuple) or not messages:
-        _refuse(place, f"'messages' is {_beginning(messages)}, not a list of messages")
+        refuse(place, f"'messages' is {_beginning(messages)}, not a list of messages")
     return messages
 
 
-def _turn(value: Any, role: str) -> Sequence[Any]:
+def turn(value: Any, role: str) -> Sequence[Any]:
+    """Return the messages that a value is, or those of one role if it is no list."""
     return value if isinstance(value, list | tuple) else [{"role": role, "content": value}]
 
 
 def _message(value: Any, place: str, number: int) -> dict[str, Any]:
     """Return message `number`, without keys that have no value. Raises DataError."""
     if not isinstance(value, Mapping):
-        _refuse(place, f"message {number} is {_beginning(value)}, not an object")
+        refuse(place, f"message {number} is {_beginning(value)}, not an object")
     message = {str(key): each for key, each in value.items() if each is not None}
     role = message.get("role")
     if role not in _ROLES:
-        _refuse(place, f"message {number} has the role {_beginning(role)}, not {', '.join(_ROLES)}")
+        refuse(place, f"message {number} has the role {_beginning(role)}, not {', '.join(_ROLES)}")
     if "content" not in message and message.get("tool_calls"):
         message["content"] = ""
     content = message.get("content")
     if not isinstance(content, str):
-        _refuse(place, f"the content of message {number} is {_beginning(content)}, not a string")
+        refuse(place, f"the content of message {number} is {_beginning(content)}, not a string")
     return message
 
 
-def _require_turns(messages: Conversation, place: str) -> None:
+def require_turns(messages: Conversation, place: str) -> None:
+    """Raise DataError unless the messages are turns of a conversation with an answer."""
     before = None
     for number, message in enumerate(messages, start=1):
         role = message["role"]
         if role not in _FOLLOWING[before]:
             after = "first" if before is None else f"after the {before}'s"
             expected = " or ".join(_FOLLOWING[before])
-            _refuse(
+            refuse(
                 place,
                 f"message {number} is the {role}'s, and {after} one of {expected} is expected",
             )
         before = role
     if not any(message["role"] == "assistant" for message in messages):
-        _refuse(place, "no message is the assistant's, so nothing in it carries loss")
+        refuse(place, "no message is the assistant's, so nothing in it carries loss")
 
 
-def _refuse(place: str, problem: str) -> NoReturn:
+def refuse(place: str, problem: str) -> NoReturn:
+    """Raise DataError for a row that is not used as it is."""
     raise DataError(f"{place}: {problem}", hint=_HINT)
 
 

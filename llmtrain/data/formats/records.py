@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 
+from llmtrain.data.chat.preferences import preference_text, row_kind
 from llmtrain.data.chat.rows import COLUMNS, conversation_text
 from llmtrain.data.document import Document, NoRecordsError, RecordOptions
 from llmtrain.errors import DataError
@@ -30,7 +31,7 @@ def document_of(record: object, place: str, options: RecordOptions) -> Document:
     Raises DataError if it cannot be used. `meta.content` is the field `content` of the object in
     field `meta`, if there is no field of the whole name.
     """
-    if options.rows == "chat":
+    if options.rows != "text":
         return chat_document(record, place, options)
     if isinstance(record, str):
         return document(record, place, options)
@@ -49,10 +50,13 @@ def document_of(record: object, place: str, options: RecordOptions) -> Document:
 
 
 def chat_document(record: object, place: str, options: RecordOptions) -> Document:
-    """Return the conversation of a record as a document. Raises DataError."""
+    """Return the conversation, or the pair, of a record as a document. Raises DataError."""
     if isinstance(record, RepeatingRecord) and (repeated := record.repeated & {*COLUMNS}):
         raise DataError(f"{place} has field {min(repeated)!r} more than once", hint=_MEND)
-    return document(conversation_text(record, place), place, options)
+    if options.rows == "kind":
+        return Document(row_kind(record), place)
+    text_of = preference_text if options.rows == "preferences" else conversation_text
+    return document(text_of(record, place), place, options)
 
 
 def _refuse_repeated(record: dict[str, object], name: str, place: str) -> None:

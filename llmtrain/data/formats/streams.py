@@ -84,7 +84,7 @@ class CheckedStream(io.RawIOBase):
             raise DataError(
                 f"{self._origin} shrank while it was read: "
                 f"{self._size_bytes} bytes before, {self.position_bytes} now",
-                hint="read it when nobody writes it",
+                hint="give the command again once no program writes the file",
             )
         return filled
 

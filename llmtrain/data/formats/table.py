@@ -34,7 +34,7 @@ def _documents(
     place, header = next(rows, (origin, None))
     if header is None:
         return
-    if options.rows == "chat":
+    if options.rows != "text":
         column = None
     else:
         require_field(header, place, options)

@@ -24,7 +24,7 @@ class LanguageDetector:
     def __init__(self) -> None:
         """Raise UsageError if the library is not installed."""
         if not has_language_detector():
-            message = "to tell languages takes the library py3langid, which is not installed"
+            message = "detecting languages needs the package py3langid, which is not installed"
             raise UsageError(message, hint="pip install 'llmtrain[language]'")
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
@@ -44,7 +44,7 @@ class LanguageDetector:
             if each not in labels:
                 close = difflib.get_close_matches(each, labels, n=1)
                 raise UsageError(
-                    f"data.filters.languages: {each} is no language that can be told; "
+                    f"data.filters.languages: {each} is not a language that can be detected; "
                     f"there are {', '.join(labels)}",
                     hint=f"did you mean {close[0]}?" if close else "codes are of ISO 639: en, de",
                 )

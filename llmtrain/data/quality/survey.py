@@ -157,7 +157,7 @@ class _TokenCounter:
         self._room_bytes = _BATCH_BYTES
 
     def add(self, text: str) -> None:
-        self._tokens += 1  # the separator
+        self._tokens += 1 if self._encoder.end_id is None else 2  # what begins and ends it
         for part in cut_at_line_ends(text.encode(), _BATCH_BYTES, 2 * _BATCH_BYTES):
             self._batch.append(part.decode())
             self._room_bytes -= len(part)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +37,26 @@ def map_write_errors(place: Path, what: str = "token shards") -> Iterator[None]:
         message = f"cannot write {what} to {place}: {error.strerror or error}"
         hint = "make it writable, with room, or choose another place with LLMTRAIN_CACHE_DIR"
         raise LlmtrainError(message, hint=hint) from error
+
+
+def require_usable_cache(cache_directory: Path) -> None:
+    """Raise LlmtrainError if nothing can be written to the cache and nothing is prepared in it.
+
+    A cache that is only read is of use if it has the text's shards. To be called before the work
+    whose result the cache would hold.
+    """
+    try:
+        cache_directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache_directory):
+            pass
+    except OSError as error:
+        with suppress(OSError):
+            if any((cache_directory / "shards").glob("[!.]*")):
+                return
+        raise LlmtrainError(
+            f"the cache {cache_directory} cannot be written: {error.strerror or error}",
+            hint="LLMTRAIN_CACHE_DIR=DIRECTORY names another place for it",
+        ) from error
 
 
 def require_readable(entry: Path) -> None:

@@ -30,6 +30,10 @@ class TextEncoder(Protocol):
     def separator_id(self) -> int: ...
 
     @property
+    def end_id(self) -> int | None:
+        """The id after each document's text; None: the next separator ends it."""
+
+    @property
     def fingerprint(self) -> str: ...
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[list[int]]: ...
@@ -53,11 +57,12 @@ class Part:
     data: bytes
     origin: str
     begins_piece: bool
+    ends_piece: bool
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedBatch:
-    """Parts, and their ids one after the other: a separator before each that begins a piece."""
+    """Parts, and their ids one after the other, with what begins and ends each piece."""
 
     parts: Sequence[Part]
     ids: TokenArray
@@ -81,10 +86,10 @@ def cut_into_parts(pieces: Iterable[SplitPart], batch_bytes: int) -> Iterator[Pa
     """Yield every piece, cut at line ends if it is too long for one batch."""
     for piece in pieces:
         data = piece.document.text.encode()
-        begins_piece = True
+        left_bytes = len(data)
         for stretch in cut_at_line_ends(data, batch_bytes, 2 * batch_bytes):
-            yield Part(piece.side, stretch, piece.document.origin, begins_piece)
-            begins_piece = False
+            begins, left_bytes = left_bytes == len(data), left_bytes - len(stretch)
+            yield Part(piece.side, stretch, piece.document.origin, begins, left_bytes == 0)
 
 
 def encode_parts(
@@ -106,7 +111,7 @@ def encode_parts(
             for ids, counts in encoded:
                 batch = waiting.popleft()
                 _require_valid(ids, counts, batch, encoder)
-                yield _with_separators(ids, counts, batch, encoder.separator_id)
+                yield _with_separators(ids, counts, batch, encoder)
         except RefusedTextError as error:
             origin = waiting[0][error.index].origin
             raise DataError(f"{origin}: {error.message}", hint=error.hint) from None
@@ -130,25 +135,32 @@ def _require_valid(
 ) -> None:
     """Raise DataError for an id outside the vocabulary, or a separator within a text."""
     wrong = (ids < 0) | (ids >= encoder.vocab_size) | (ids == encoder.separator_id)
+    if encoder.end_id is not None:
+        wrong |= ids == encoder.end_id
     if not wrong.any():
         return
     first = int(wrong.argmax())
     part = int(np.searchsorted(np.cumsum(counts), first, side="right"))
     require_in_vocabulary(ids[first : first + 1], encoder.vocab_size, batch[part].origin)
     raise DataError(
-        f"the tokenizer gave the separator, id {encoder.separator_id}, for text of "
+        f"the tokenizer gave the separator, id {ids[first]}, for text of "
         f"{batch[part].origin}: it would end the document there",
         hint="train the tokenizer again: llmtrain tokenizer train --help",
     )
 
 
 def _with_separators(
-    ids: TokenArray, counts: TokenArray, batch: Sequence[Part], separator_id: int
+    ids: TokenArray, counts: TokenArray, batch: Sequence[Part], encoder: TextEncoder
 ) -> EncodedBatch:
     begins = np.array([part.begins_piece for part in batch], dtype=np.int64)
+    ends = np.zeros_like(begins)
+    if encoder.end_id is not None:
+        ends = np.array([part.ends_piece for part in batch], dtype=np.int64)
+        ids = np.insert(ids, np.cumsum(counts)[ends == 1], encoder.end_id)
+    counts = counts + ends
     starts = np.cumsum(counts) - counts
-    with_separators = np.insert(ids, starts[begins == 1], separator_id)
-    return EncodedBatch(batch, with_separators, counts + begins)
+    ids = np.insert(ids, starts[begins == 1], encoder.separator_id)
+    return EncodedBatch(batch, ids, counts + begins)
 
 
 def require_in_vocabulary(ids: TokenArray, vocab_size: int, origin: str) -> None:

@@ -89,7 +89,7 @@ def fetch_dataset(spec: str, work: FetchOptions) -> Fetched:
     with map_errors(spec, _data_error):
         revision = _revision(asked)
     parts = [asked.dataset, asked.config, asked.split, column, work.text_field, revision]
-    parts += [work.rows] if work.rows == "chat" else []
+    parts += COLUMNS if work.rows != "text" else []
     entry = work.cache / "remote" / "datasets" / json_key(parts)
     if not entry.is_dir():
         what = f"the texts of {spec}"

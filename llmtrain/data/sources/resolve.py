@@ -126,7 +126,7 @@ def _identity(file: SourceFile) -> str:
 
 
 def _resolve(spec: str, options: ReadOptions, fetching: FetchOptions) -> Source:
-    if spec == BUILTIN_PYTHON and options.rows == "chat":
+    if spec == BUILTIN_PYTHON and options.rows != "text":
         raise DataError(f"{spec} has no conversations", hint="--data FILE.jsonl")
     if spec == BUILTIN_PYTHON:
         return _python_library()

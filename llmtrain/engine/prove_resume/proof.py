@@ -56,7 +56,7 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Two trainings of one profile, one of them killed and resumed."""
+    """The comparison of two trainings of one profile, of which one was killed and resumed."""
 
     steps: int
     processes: int

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmtrain.errors import UsageError
-from llmtrain.files import write_pieces_atomically
+from llmtrain.files import named, write_pieces_atomically
 from llmtrain.untrusted import parse_model, read_lines
 
 Outcome = Literal["done", "stopped early", "diverged", "failed"]
@@ -66,7 +66,7 @@ class SweepResults:
     def add(self, result: TrialResult) -> None:
         """Append a result, so that the trial is not trained again."""
         self.by_trial[result.trial] = result
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+        with named(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
 
     def ranked(self) -> list[TrialResult]:

@@ -16,18 +16,22 @@ _LOG2_E = 1.4426950408889634
 
 
 def differentiate_logits(
-    logits_cv: Tensor, targets_c: Tensor, _is_target_c: Tensor | None = None
+    logits_cv: Tensor,
+    targets_c: Tensor,
+    _is_target_c: Tensor | None = None,
+    weights_c: Tensor | None = None,
 ) -> tuple[Tensor, None]:
     """Return the sum of −log softmax(logits)[target]; replace the logits by their gradient.
 
-    Tokens whose target is below 0 do not count. Sums are in fp32. The divisor of the gradient's
+    Tokens whose target is below 0 do not count; each loss is multiplied by its weight. Sums are in
+    fp32. The divisor of the gradient's
     rows, that other ways leave to the caller, is 1.
     """
     rows, vocabulary = logits_cv.shape
     losses_c = torch.empty(rows, dtype=torch.float32, device=logits_cv.device)
     elements = min(_ELEMENTS, triton.next_power_of_2(vocabulary))
     _kernel[rows,](
-        logits_cv, logits_cv.stride(0), targets_c, losses_c, vocabulary,
+        logits_cv, logits_cv.stride(0), targets_c, weights_c, losses_c, vocabulary,
         ELEMENTS=elements, LOG2_E=_LOG2_E, num_warps=_WARPS,
     )  # fmt: skip
     return losses_c.sum(), None
@@ -35,12 +39,15 @@ def differentiate_logits(
 
 @triton.jit
 def _kernel(
-    logits_ptr, stride, targets_ptr, losses_ptr, vocabulary,
+    logits_ptr, stride, targets_ptr, weights_ptr, losses_ptr, vocabulary,
     ELEMENTS: tl.constexpr, LOG2_E: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
     target = tl.load(targets_ptr + row)
-    counts = tl.where(target >= 0, 1.0, 0.0)
+    weight = 1.0
+    if weights_ptr is not None:
+        weight = tl.load(weights_ptr + row).to(tl.float32)
+    counts = tl.where(target >= 0, weight, 0.0)
     logits_ptr += row.to(tl.int64) * stride
     of_target = tl.load(logits_ptr + tl.maximum(target, 0)).to(tl.float32)
     # to base 2, in which a GPU exponentiates

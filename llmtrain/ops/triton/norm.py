@@ -94,12 +94,12 @@ def _norm_backward(
     columns = triton.next_power_of_2(width)
     at_once = rows_at_once(_ELEMENTS, columns)
     grid = programs(triton.cdiv(rows, at_once), x.device)
-    d_gains = gain_c.new_empty(grid, width)
+    d_gains = torch.empty(grid, width, dtype=torch.float32, device=x.device)
     _backward_kernel[grid,](
         d_x, d_normed, x, rstd_n, gain_c, d, cast, d_gains, rows,
         WIDTH=width, COLUMNS=columns, ROWS=at_once, COPIES=copies, num_warps=warps(columns),
     )  # fmt: skip
-    return d, cast, d_gains.sum(0)
+    return d, cast, d_gains.sum(0).to(gain_c.dtype)
 
 
 def _launch(

@@ -61,14 +61,14 @@ def _backward(
     rows = x.numel() // size
     at_once = rows_at_once(_ELEMENTS, size)
     grid = programs(triton.cdiv(rows, at_once), x.device)
-    d_gains = gain_d.new_empty(grid, size)
+    d_gains = torch.empty(grid, size, dtype=torch.float32, device=x.device)
     d_y = d_y_bthd if d_y_bthd.stride(-1) == 1 else d_y_bthd.contiguous()
     _backward_kernel[grid,](
         d_y, *d_y.stride()[:3], x, d_x, gain_d, d_gains, cos_tk, sin_tk,
         rows, tokens, heads, epsilon,
         SIZE=size, PAIRS=triton.next_power_of_2(size // 2), ROWS=at_once, num_warps=_WARPS,
     )  # fmt: skip
-    return d_x, d_gains.sum(0)
+    return d_x, d_gains.sum(0).to(gain_d.dtype)
 
 
 @_forward.register_fake

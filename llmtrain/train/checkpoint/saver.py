@@ -27,6 +27,7 @@ from llmtrain.train.checkpoint.writing import (
 )
 from llmtrain.train.events import Saved
 from llmtrain.units import format_bytes
+from llmtrain.untrusted import problem_of
 
 # Save as often as either allows: a crash loses 5 minutes at most, saving costs 2% of the time.
 _LOST_S = 5 * 60.0
@@ -179,9 +180,16 @@ def _write_errors_mapped(what: str) -> Iterator[None]:
         if out_of_memory(error) is not None:
             raise
         raise LlmtrainError(
-            f"{what}: {error}",
+            f"{what}: {_problem(error)}",
             hint="earlier checkpoints are intact; --resume auto continues from the newest",
         ) from error
+
+
+def _problem(error: OSError | SafetensorError) -> str:
+    if not isinstance(error, OSError):
+        return str(error)
+    place = "" if error.filename is None else f"{error.filename}: "
+    return f"{place}{problem_of(error)}"
 
 
 def _is_in_memory(checkpoint: Checkpoint) -> bool:

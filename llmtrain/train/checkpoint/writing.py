@@ -143,9 +143,9 @@ def _rename(hidden: Path, final: Path) -> None:
 
 
 def _write_files(directory: Path, checkpoint: Checkpoint) -> None:
-    separator_id = checkpoint.tokenizer.separator_id
-    _write_json(directory / "config.json", config_of(checkpoint.shape, separator_id))
-    generation = generation_config_of(separator_id, stop_ids_of(checkpoint.tokenizer))
+    bos_id, eos_id = checkpoint.tokenizer.bos_id, checkpoint.tokenizer.eos_id
+    _write_json(directory / "config.json", config_of(checkpoint.shape, bos_id, eos_id))
+    generation = generation_config_of(bos_id, eos_id, stop_ids_of(checkpoint.tokenizer))
     _write_json(directory / "generation_config.json", generation)
     checkpoint.tokenizer.save(directory, model_max_length=checkpoint.shape.context)
     if checkpoint.adapter is None:

@@ -94,7 +94,7 @@ def passages(run: Run, tokenizer: Tokenizer, first_window: int, found: Finding |
 
 def _window(run: Run, tokenizer: Tokenizer, position: int) -> str:
     """Return the location of a window in the training text, and its first characters."""
-    inputs, _ = run.batches.read(position, 1)
+    inputs = run.batches.read(position, 1)[0]
     snippet = tokenizer.decode(inputs[0].tolist())[:_SNIPPET_CHARACTERS]
     return f"{run.batches.place(position)}, {snippet!r}"
 
@@ -115,7 +115,7 @@ def _in_window(run: Run, position: int) -> Finding | None:
 
     A fault between modules, as in attention, appears in the input of the next one.
     """
-    inputs, targets = (torch.as_tensor(a).to(run.device) for a in run.batches.read(position, 1))
+    arrays = run.to_device(run.batches.read(position, 1))
     seen: list[Finding] = []
 
     def check(place: Place, name: str, *values: object) -> None:
@@ -130,7 +130,7 @@ def _in_window(run: Run, position: int) -> Finding | None:
             ):
                 hooks.callback(handle.remove)
         with run.autocast():
-            nats = run.model(inputs, targets)
+            nats = run.model(*arrays)
     if not seen:
         with ExitStack() as hooks:
             for name, parameter in run.model.named_parameters():

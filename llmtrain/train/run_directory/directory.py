@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from llmtrain.errors import LlmtrainError, UsageError
-from llmtrain.files import write_pieces_atomically
+from llmtrain.files import named, write_pieces_atomically
 from llmtrain.train.checkpoint.format import (
     entries_of,
     has_saved_state,
@@ -29,7 +29,7 @@ from llmtrain.train.checkpoint.format import (
     list_checkpoints,
     refuse_only_damaged,
 )
-from llmtrain.train.run_directory.record import read_run_file, write_run_file
+from llmtrain.train.run_directory.record import read_run_file, saved_step, write_run_file
 from llmtrain.untrusted import (
     parse_json,
     read_last_objects,
@@ -62,6 +62,33 @@ class RunDirectory:
     def has_saved_state(self) -> bool:
         """True if a checkpoint was saved here; before that there is no run to resume."""
         return has_saved_state(self.checkpoints)
+
+    def refuse_lost(self) -> None:
+        """Raise LlmtrainError if run.yaml says that checkpoints were saved and none is left.
+
+        Begun again in its place, a run would silently lose what its logs say it has done.
+        """
+        step = self._lost_step()
+        if step is not None:
+            raise LlmtrainError(
+                f"run {self.path} was saved up to step {step}, and its checkpoints are gone: "
+                f"none is in {self.checkpoints}",
+                hint="put them back; or begin again with another --out, or after: "
+                f"llmtrain runs rm {shlex.quote(str(self.path))}",
+            )
+
+    @property
+    def is_lost(self) -> bool:
+        """True if run.yaml says that checkpoints were saved, and none is left."""
+        return self._lost_step() is not None
+
+    def _lost_step(self) -> int | None:
+        if not self.exists or self.has_saved_state:
+            return None
+        try:
+            return saved_step(self.read_record())
+        except UsageError:  # a record that cannot be used says nothing
+            return None
 
     def require_own_files(self) -> None:
         """Refuse links and special files in place of the run's files. Raises UsageError."""
@@ -157,7 +184,7 @@ class RunDirectory:
         Raises LlmtrainError if the run directory is gone.
         """
         try:
-            with path.open("a", encoding="utf-8", newline="\n") as file:
+            with named(path), path.open("a", encoding="utf-8", newline="\n") as file:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         except FileNotFoundError:
             raise LlmtrainError(
@@ -206,7 +233,7 @@ def newest_run(profile_name: str, runs: Path = RUNS) -> Path | None:
 
     Raises UsageError for a newer run.yaml that cannot be read: it may be of that profile.
     """
-    saved = [run for run in all_runs(runs) if run.has_saved_state]
+    saved = [run for run in all_runs(runs) if run.has_saved_state or run.is_lost]
     saved.sort(key=lambda run: (run.path / RUN_FILE).stat().st_mtime_ns, reverse=True)
     for run in saved:
         try:
@@ -263,6 +290,7 @@ def find_checkpoints(text: str) -> list[Path]:
             RunDirectory(path).require_own_files()
             found = list_checkpoints(path / "checkpoints")
             refuse_only_damaged(path / "checkpoints")
+            RunDirectory(path).refuse_lost()
             if not found:
                 raise UsageError(
                     f"run {path} has no checkpoint",

@@ -12,6 +12,7 @@ from llmtrain.errors import UsageError
 from llmtrain.files import write_text_atomically
 from llmtrain.profile.requirements import requirement
 from llmtrain.profile.yaml_text import LARGEST_BYTES, dump_document, parse_document
+from llmtrain.train.checkpoint.format import is_checkpoint_name, step_of
 from llmtrain.untrusted import is_unreached, problem_of, read_bytes, unreadable
 
 _FEW_SESSIONS = 3
@@ -106,6 +107,18 @@ def write_run_file(path: Path, record: Mapping[str, Any]) -> None:
         few = {"sessions": record.get("sessions", [])[-_FEW_SESSIONS:]}
         text = dump_document({**record, **few}, str(path))
     write_text_atomically(path, text)
+
+
+def saved_step(record: Mapping[str, Any]) -> int | None:
+    """Return the newest step that a record says was saved; None if it says of none."""
+    sessions = [each for each in record.get("sessions") or [] if isinstance(each, Mapping)]
+    named = [each.get(name) for each in sessions for name in ("from_step", "saved_step")]
+    steps = [step for step in named if isinstance(step, int)]
+    result = record.get("result")
+    checkpoint = Path(str(result.get("checkpoint"))) if isinstance(result, Mapping) else Path()
+    if is_checkpoint_name(checkpoint):
+        steps.append(step_of(checkpoint))
+    return max(steps, default=0) or None
 
 
 def read_run_file(path: Path) -> dict[str, Any]:

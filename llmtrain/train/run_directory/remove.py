@@ -10,10 +10,11 @@ from pathlib import Path
 from llmtrain.errors import UsageError
 from llmtrain.train.run_directory.directory import RUN_FILE, RunDirectory
 from llmtrain.train.run_directory.running import is_in_training
+from llmtrain.train.run_directory.saved_evaluation import EVALUATION_FILE
 from llmtrain.train.run_directory.tags import TAGS_FILE
 from llmtrain.train.run_directory.task_scores import TASKS_FILE
 
-_WRITTEN_LATER = ("report.html", TAGS_FILE, TASKS_FILE)
+_WRITTEN_LATER = ("report.html", EVALUATION_FILE, TAGS_FILE, TASKS_FILE)
 
 
 @dataclass(frozen=True, slots=True)

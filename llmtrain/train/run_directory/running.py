@@ -30,7 +30,9 @@ def run_in_training(text: str) -> Training:
 
 def listed_runs(runs: Path) -> list[RunDirectory]:
     """Return the runs under `runs` that have saved a state or are being trained here."""
-    return [run for run in all_runs(runs) if run.has_saved_state or is_in_training(run)]
+    return [
+        run for run in all_runs(runs) if run.has_saved_state or run.is_lost or is_in_training(run)
+    ]
 
 
 def is_in_training(run: RunDirectory) -> bool:

@@ -12,6 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tests.cli.conftest import Command, ProcessCommand
+from tests.foreign import STYLES
 
 AWKWARD = (
     b"line\r\nline\rline\n",
@@ -351,3 +352,11 @@ def test_a_reader_that_leaves_is_no_failure(
     finally:
         os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_imported_bos_is_told(tmp_path: Path, llmtrain: Command) -> None:
+    STYLES["llama_3"]().save(tmp_path / "model")
+    outcome = llmtrain("tokenizer", "import", tmp_path / "model", "--out", tmp_path / "tok")
+    assert outcome.code == 0
+    names = ("separator <|end_of_text|>", "<|begin_of_text|>", "begins documents")
+    assert all(name in outcome.out for name in names)

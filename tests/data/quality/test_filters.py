@@ -87,7 +87,7 @@ def test_what_has_no_words_has_no_language(text: str) -> None:
 
 
 def test_an_unknown_language_is_refused_with_what_was_meant() -> None:
-    with pytest.raises(UsageError, match="frr is no language that can be told") as caught:
+    with pytest.raises(UsageError, match="frr is not a language that can be detected") as caught:
         filters_of(FiltersSection(languages=("en", "frr")))
     assert caught.value.hint == "did you mean fr?"
 

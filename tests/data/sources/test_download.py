@@ -29,8 +29,12 @@ fsspec = pytest.importorskip("fsspec", reason="needs the extra: pip install 'llm
 SECRET = "s3cr3t"
 
 
+Store = Callable[[str, bytes], None]  # writes a file
+Resolve = Callable[..., Corpus]
+
+
 @pytest.fixture
-def memory() -> Iterator[Callable[[str, bytes], None]]:
+def memory() -> Iterator[Store]:
     """Writes into a store that is this process's memory, and empties it."""
     store = fsspec.filesystem("memory")
     yield lambda path, data: store.pipe_file(path, data)
@@ -39,7 +43,7 @@ def memory() -> Iterator[Callable[[str, bytes], None]]:
 
 
 @pytest.fixture
-def resolve(cache: Path) -> Callable[..., Corpus]:
+def resolve(cache: Path) -> Resolve:
     return lambda *specs, **work: resolve_sources(
         specs, fetching=FetchOptions(cache, "text", **work)
     )
@@ -67,7 +71,7 @@ def assert_data_error(call: Callable[[], object], *parts: str) -> None:
         assert part in said
 
 
-def test_one_file_is_read_by_its_name(memory: Any, resolve: Any) -> None:
+def test_one_file_is_read_by_its_name(memory: Store, resolve: Resolve) -> None:
     memory("/b/data.jsonl", b'{"text": "one"}\n{"text": "two"}\n')
     corpus = resolve("memory://b/data.jsonl")
     assert texts(corpus) == ["one", "two"]
@@ -81,7 +85,7 @@ def test_one_file_is_read_by_its_name(memory: Any, resolve: Any) -> None:
     assert "created" in record["version"]
 
 
-def test_directories_and_globs_are_what_they_are_here(memory: Any, resolve: Any) -> None:
+def test_directories_and_globs_are_what_they_are_here(memory: Store, resolve: Resolve) -> None:
     for name in ("b.txt", "a/z.md", "a/b/c.txt", "image.png", ".hidden/d.txt", "a/.e.txt"):
         memory(f"/tree/{name}", name.encode())
     corpus = resolve("memory://tree")
@@ -97,7 +101,7 @@ def test_directories_and_globs_are_what_they_are_here(memory: Any, resolve: Any)
     ]
 
 
-def test_what_is_not_wanted_stays_there(memory: Any, resolve: Any, cache: Path) -> None:
+def test_what_is_not_wanted_stays_there(memory: Store, resolve: Resolve, cache: Path) -> None:
     for name in ("a.txt", "b.bin", "deep/c.bin"):
         memory(f"/want/{name}", name.encode())
 
@@ -118,7 +122,7 @@ def test_what_is_not_wanted_stays_there(memory: Any, resolve: Any, cache: Path) 
 
 
 def test_a_file_is_brought_once_for_each_version(
-    memory: Any, resolve: Any, monkeypatch: pytest.MonkeyPatch
+    memory: Store, resolve: Resolve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
     opened = fsspec.get_filesystem_class("memory").open
@@ -139,7 +143,7 @@ def test_a_file_is_brought_once_for_each_version(
     assert len(read) == 3
 
 
-def test_names_stay_where_they_are_put(memory: Any, resolve: Any, cache: Path) -> None:
+def test_names_stay_where_they_are_put(memory: Store, resolve: Resolve, cache: Path) -> None:
     """A store may call its files anything."""
     store = fsspec.filesystem("memory")
     names = ["a b.txt", "é.txt", "c:d.txt", "x\\..\\y.txt", "..txt", "nul\x01.txt"]
@@ -155,7 +159,7 @@ def test_names_stay_where_they_are_put(memory: Any, resolve: Any, cache: Path) -
 
 
 def test_an_interrupted_download_leaves_nothing(
-    memory: Any, resolve: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+    memory: Store, resolve: Resolve, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory("/big/a.txt", b"x" * 10)
     memory("/big/b.txt", b"y" * 20_000_000)
@@ -191,7 +195,7 @@ def test_an_interrupted_download_leaves_nothing(
 
 
 def test_a_file_that_ends_early_is_not_kept(
-    memory: Any, resolve: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+    memory: Store, resolve: Resolve, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory("/short/a.txt", b"x" * 100)
     kind = fsspec.get_filesystem_class("memory")
@@ -207,12 +211,12 @@ def test_a_file_that_ends_early_is_not_kept(
 
 
 @pytest.mark.parametrize("spec", ["memory://none", "memory://none/a.txt", "memory://none/*.txt"])
-def test_what_is_not_there_is_said(resolve: Any, memory: Any, cache: Path, spec: str) -> None:
+def test_what_is_not_there_is_said(resolve: Resolve, memory: Store, cache: Path, spec: str) -> None:
     assert_data_error(partial(resolve, spec), spec, "does not exist")
     assert kept(cache) == []
 
 
-def test_an_address_with_no_text_is_said(resolve: Any, memory: Any) -> None:
+def test_an_address_with_no_text_is_said(resolve: Resolve, memory: Store) -> None:
     memory("/img/a.png", b"x")
     memory("/hid/.a.txt", b"x")
     assert_data_error(partial(resolve, "memory://img"), "memory://img", "no text file")
@@ -245,7 +249,7 @@ def test_a_secret_is_not_shown(spec: str, seen: str) -> None:
 @pytest.mark.parametrize(
     "spec", ["https://me:s3cr3t@host/a.txt", "https://s3cr3t@host/", "s3://key:s3cr3t@bucket/a"]
 )
-def test_a_password_in_an_address_is_refused(resolve: Any, spec: str) -> None:
+def test_a_password_in_an_address_is_refused(resolve: Resolve, spec: str) -> None:
     assert is_remote(spec)
     assert_data_error(partial(resolve, spec), "saved with the run", "~/.netrc")
 
@@ -259,7 +263,7 @@ def test_a_password_in_an_address_is_refused(resolve: Any, spec: str) -> None:
     ],
 )
 def test_a_missing_library_names_the_extra(
-    resolve: Any, monkeypatch: pytest.MonkeyPatch, spec: str, hint: str
+    resolve: Resolve, monkeypatch: pytest.MonkeyPatch, spec: str, hint: str
 ) -> None:
     for module in ("s3fs", "gcsfs", "adlfs"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -320,7 +324,9 @@ def pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str
         thread.join()
 
 
-def test_addresses_that_differ_in_what_is_not_shown_are_two(pages: Any, resolve: Any) -> None:
+def test_addresses_that_differ_in_what_is_not_shown_are_two(
+    pages: tuple[str, Path], resolve: Resolve
+) -> None:
     address, directory = pages
     (directory / "a.txt").write_text("text")
     twice = resolve(f"{address}/a.txt?page=1", f"{address}/a.txt?page=2", f"{address}/a.txt?page=1")
@@ -329,12 +335,12 @@ def test_addresses_that_differ_in_what_is_not_shown_are_two(pages: Any, resolve:
 
 
 @pytest.mark.parametrize("key", ["X-Amz-Signature", "sig", "token", "api_key", "Signature"])
-def test_a_signed_address_is_refused_before_anything_is_asked(key: str, resolve: Any) -> None:
+def test_a_signed_address_is_refused_before_anything_is_asked(key: str, resolve: Resolve) -> None:
     spec = f"https://127.0.0.1:1/a.txt?page=1&{key}={SECRET}"
     assert_data_error(partial(resolve, spec), "/a.txt?…", key, "saved with the run", "curl")
 
 
-def test_a_web_page_is_a_file(pages: Any, resolve: Any) -> None:
+def test_a_web_page_is_a_file(pages: tuple[str, Path], resolve: Resolve) -> None:
     address, directory = pages
     (directory / "a b.jsonl").write_bytes(b'{"text": "one"}\n')
     spec = f"{address}/a%20b.jsonl?id={SECRET}"
@@ -346,7 +352,7 @@ def test_a_web_page_is_a_file(pages: Any, resolve: Any) -> None:
     assert SECRET not in next(corpus.documents()).origin
 
 
-def test_a_list_of_the_web_and_a_glob(pages: Any, resolve: Any) -> None:
+def test_a_list_of_the_web_and_a_glob(pages: tuple[str, Path], resolve: Resolve) -> None:
     address, directory = pages
     (directory / "deep").mkdir()
     for name in ("b.txt", "a.md", "deep/c.txt"):
@@ -364,7 +370,7 @@ def test_a_long_file_may_take_long() -> None:
     assert timeout.sock_read
 
 
-def test_a_changed_page_is_read_anew(pages: Any, resolve: Any) -> None:
+def test_a_changed_page_is_read_anew(pages: tuple[str, Path], resolve: Resolve) -> None:
     address, directory = pages
     for text, time_s in (("one", 1e9), ("two", 1e9 + 10)):
         (directory / "a.txt").write_text(text)
@@ -372,7 +378,7 @@ def test_a_changed_page_is_read_anew(pages: Any, resolve: Any) -> None:
         assert texts(resolve(f"{address}/a.txt")) == [text]
 
 
-def test_pages_that_cannot_be_had(pages: Any, resolve: Any, cache: Path) -> None:
+def test_pages_that_cannot_be_had(pages: tuple[str, Path], resolve: Resolve, cache: Path) -> None:
     address, _ = pages
     query = f"?id={SECRET}"
     assert_data_error(partial(resolve, f"{address}/none.txt{query}"), "/none.txt?…", "not exist")
@@ -398,7 +404,9 @@ resolve_sources(sys.argv[2:], fetching=work)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_a_killed_download_leaves_no_entry(pages: Any, resolve: Any, cache: Path) -> None:
+def test_a_killed_download_leaves_no_entry(
+    pages: tuple[str, Path], resolve: Resolve, cache: Path
+) -> None:
     address, _ = pages
     command = [sys.executable, "-c", PROGRAM, str(cache), f"{address}/slow.txt"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -440,7 +448,7 @@ def s3() -> Iterator[Any]:
     server.stop()
 
 
-def test_s3_is_read_as_files_are(s3: Any, resolve: Any, cache: Path) -> None:
+def test_s3_is_read_as_files_are(s3: Any, resolve: Resolve, cache: Path) -> None:
     s3.put_object(Bucket="box", Key="d/a.jsonl", Body=b'{"text": "one"}\n')
     s3.put_object(Bucket="box", Key="d/deep/b.txt", Body=b"two")
     s3.put_object(Bucket="box", Key="d/deep/", Body=b"")
@@ -459,13 +467,13 @@ def test_s3_is_read_as_files_are(s3: Any, resolve: Any, cache: Path) -> None:
     assert texts(resolve("s3://box/d")) == ["new", "two"]
 
 
-def test_s3_of_several_parts_is_whole(s3: Any, resolve: Any) -> None:
+def test_s3_of_several_parts_is_whole(s3: Any, resolve: Resolve) -> None:
     data = b"".join(b"line %d\n" % number for number in range(1_500_000))
     s3.put_object(Bucket="box", Key="long.txt", Body=data)
     assert "".join(texts(resolve("s3://box/long.txt"))).encode() == data
 
 
-def test_a_strange_name_keeps_its_suffix(memory: Any, resolve: Any) -> None:
+def test_a_strange_name_keeps_its_suffix(memory: Store, resolve: Resolve) -> None:
     memory("/odd/x:y.jsonl", b'{"text": "one"}\n')
     assert texts(resolve("memory://odd/x:y.jsonl")) == texts(resolve("memory://odd")) == ["one"]
 
@@ -487,7 +495,7 @@ def test_a_name_stays_below_where_it_is_put(name: str, here: str) -> None:
     assert download._local_name(name) == here
 
 
-def test_names_that_cannot_be_here_together(s3: Any, resolve: Any, cache: Path) -> None:
+def test_names_that_cannot_be_here_together(s3: Any, resolve: Resolve, cache: Path) -> None:
     for key in ("both/x/y.txt", "both/x//y.txt"):
         s3.put_object(Bucket="box", Key=key, Body=key.encode())
     call = partial(resolve, "s3://box/both")
@@ -496,7 +504,7 @@ def test_names_that_cannot_be_here_together(s3: Any, resolve: Any, cache: Path) 
 
 
 def test_s3_that_cannot_be_had(
-    s3: Any, resolve: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+    s3: Any, resolve: Resolve, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for spec in ("s3://box/none.txt", "s3://box/none/*.txt", "s3://none", "s3://none/a.txt"):
         assert_data_error(partial(resolve, spec), spec, "does not exist")
@@ -519,7 +527,7 @@ def test_s3_that_cannot_be_had(
     assert kept(cache) == []
 
 
-def test_fetching_is_what_the_words_say(memory: Any, cache: Path) -> None:
+def test_fetching_is_what_the_words_say(memory: Store, cache: Path) -> None:
     memory("/one/a.txt", b"a")
     found = fetch("memory://one/a.txt", FetchOptions(cache, "text"))
     assert found.path.read_bytes() == b"a"

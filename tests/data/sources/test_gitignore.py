@@ -89,7 +89,7 @@ def test_a_directory_that_is_left_out_is_not_looked_into(
 
     monkeypatch.setattr(os, "scandir", watched)
     resolve_sources([str(tree)], exclude=["docs/build"])
-    assert looked_into == ["tree", "docs"]
+    assert list(dict.fromkeys(looked_into)) == ["tree", "docs"]  # iterdir scans since Python 3.13
 
 
 GITIGNORES = {

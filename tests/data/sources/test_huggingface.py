@@ -25,6 +25,9 @@ datasets = pytest.importorskip("datasets", reason="needs the extra: pip install 
 TEXTS = [f"text {number} é😀\n" for number in range(700)]
 
 
+Resolve = Callable[..., Corpus]
+
+
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """A dataset of this machine, of two splits and two columns."""
@@ -41,7 +44,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 @pytest.fixture
-def resolve(cache: Path) -> Callable[..., Corpus]:
+def resolve(cache: Path) -> Resolve:
     def call(spec: str, text_field: str = "text", **work: Any) -> Corpus:
         fetching = FetchOptions(cache, text_field, **work)
         return resolve_sources([spec], text_field=text_field, fetching=fetching)
@@ -88,11 +91,11 @@ def test_a_spec_has_its_parts(spec: str, parts: tuple[Any, ...]) -> None:
 @pytest.mark.parametrize(
     "spec", ["hf://", "hf://a/b/c/d", "hf://owner/name:", "hf://a b", "hf://a#", "hf://a:b:c"]
 )
-def test_what_names_no_dataset_is_refused(resolve: Any, spec: str) -> None:
+def test_what_names_no_dataset_is_refused(resolve: Resolve, spec: str) -> None:
     assert_data_error(partial(resolve, spec), spec, "hf://OWNER/NAME")
 
 
-def test_every_row_is_a_document(directory: Path, resolve: Any, cache: Path) -> None:
+def test_every_row_is_a_document(directory: Path, resolve: Resolve, cache: Path) -> None:
     corpus = resolve(f"hf://{directory}")
     assert texts(corpus) == TEXTS
     assert next(corpus.documents()).origin == f"hf://{directory}:1"
@@ -106,7 +109,7 @@ def test_every_row_is_a_document(directory: Path, resolve: Any, cache: Path) -> 
 
 
 def test_a_revision_is_read_once(
-    directory: Path, resolve: Any, monkeypatch: pytest.MonkeyPatch
+    directory: Path, resolve: Resolve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         assert texts(resolve(f"hf://{directory}")) == TEXTS
@@ -117,7 +120,7 @@ def test_a_revision_is_read_once(
 
 
 def test_the_commit_is_asked_for_and_pinned(
-    directory: Path, resolve: Any, monkeypatch: pytest.MonkeyPatch
+    directory: Path, resolve: Resolve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows that come later are those of the revision that the record names."""
     asked: list[tuple[Any, ...]] = []
@@ -140,14 +143,14 @@ def test_the_commit_is_asked_for_and_pinned(
     assert [revision for _, _, revision in asked] == ["0123abcd", "4567"]
 
 
-def test_a_damaged_entry_is_named(directory: Path, resolve: Any, cache: Path) -> None:
+def test_a_damaged_entry_is_named(directory: Path, resolve: Resolve, cache: Path) -> None:
     resolve(f"hf://{directory}")
     (entry,) = entries(cache)
     (entry / "facts.json").write_text("{")
     assert_data_error(partial(resolve, f"hf://{directory}"), str(entry), "damaged", "remove it")
 
 
-def test_rows_without_text_are_counted(directory: Path, resolve: Any) -> None:
+def test_rows_without_text_are_counted(directory: Path, resolve: Resolve) -> None:
     write(directory / "train.jsonl", [{"text": "a"}, {"text": None}, {"text": ""}, {"text": "b"}])
     corpus = resolve(f"hf://{directory}")
     assert texts(corpus) == ["a", "b"]
@@ -155,7 +158,9 @@ def test_rows_without_text_are_counted(directory: Path, resolve: Any) -> None:
     assert (record["rows"], record["rows_without_text"]) == (4, 2)
 
 
-def test_an_interrupted_reading_leaves_nothing(directory: Path, resolve: Any, cache: Path) -> None:
+def test_an_interrupted_reading_leaves_nothing(
+    directory: Path, resolve: Resolve, cache: Path
+) -> None:
     seen: list[int] = []
 
     def stop() -> None:
@@ -169,7 +174,7 @@ def test_an_interrupted_reading_leaves_nothing(directory: Path, resolve: Any, ca
 
 
 def test_datasets_that_cannot_be_read(
-    directory: Path, resolve: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+    directory: Path, resolve: Resolve, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = f"hf://{directory}"
     assert_data_error(partial(resolve, f"{spec}#body"), "'body'", "'title'", f"{spec}#text")
@@ -192,7 +197,11 @@ def test_datasets_that_cannot_be_read(
     ],
 )
 def test_a_hub_that_does_not_answer(
-    resolve: Any, cache: Path, monkeypatch: pytest.MonkeyPatch, error: Any, parts: tuple[str, ...]
+    resolve: Resolve,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Any,
+    parts: tuple[str, ...],
 ) -> None:
     if isinstance(error, str):
         error = type(error, (OSError,), {})("401")
@@ -209,7 +218,9 @@ def test_a_hub_that_does_not_answer(
         assert_data_error(partial(resolve, "hf://owner/name"), "offline", "unset HF_HUB_OFFLINE")
 
 
-def test_a_missing_library_names_the_extra(resolve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_names_the_extra(
+    resolve: Resolve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert_data_error(partial(resolve, "hf://owner/name"), "pip install 'llmtrain[hf]'")
 

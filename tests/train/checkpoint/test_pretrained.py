@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.tokenizer import Tokenizer
-from llmtrain.train.build import trained_model
 from llmtrain.train.checkpoint.pretrained import open_pretrained
+from llmtrain.train.model_weights import trained_model
 from tests.data.fixed import TOKENIZER, fixed_texts
 from tests.pretrained import CONTEXT, as_transformers_4, change_config, save_pretrained
 

@@ -24,6 +24,7 @@ from llmtrain.train.build import build_run
 from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence.diagnosis import Finding, describe, diagnose, passages
 from llmtrain.train.loop import Run, training_steps
+from llmtrain.train.readers import TrainTokens
 
 # torch hides it from users, though not from a filter that makes it an error
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
@@ -101,7 +102,7 @@ def run_of(way: str = "plain", steps: int = 1) -> Run:
     profile = load_profile(environment={}, flags=flags).profile
     facts = read_facts()
     plan = make_plan(facts, profile.device, workload_of(profile, None, facts))
-    run = build_run(profile, plan, World(), Ids(), None)  # type: ignore[arg-type]
+    run = build_run(profile, plan, World(), TrainTokens(Ids()))  # type: ignore[arg-type]
     stepping = training_steps(run)
     for _ in range(steps):
         next(stepping)

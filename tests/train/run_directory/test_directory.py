@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
 import signal
 import subprocess
 import sys
@@ -199,3 +201,17 @@ def test_run_without_a_checkpoint_says_so() -> None:
         find_checkpoints("mine")
     assert failure.value.hint is not None
     assert "--resume" in failure.value.hint
+
+
+def test_a_log_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    run = RunDirectory(tmp_path)
+    monkeypatch.setattr(Path, "open", lambda *_, **__: Failing())
+    with pytest.raises(OSError, match="Input/output error") as raised:
+        run.append(run.metrics, {"step": 1})
+    assert raised.value.filename == str(run.metrics)

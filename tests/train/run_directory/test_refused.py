@@ -11,8 +11,8 @@ import pytest
 
 from llmtrain.engine import plan_run, train_run
 from llmtrain.errors import DoesNotFitError, InterruptedRunError, LlmtrainError
-from llmtrain.train.build import trained_model
 from llmtrain.train.checkpoint.format import load_checkpoint
+from llmtrain.train.model_weights import trained_model
 from llmtrain.train.run_directory.directory import RunDirectory
 from tests.train.harness import Files, InProcessTrainer, Llmtrain
 
