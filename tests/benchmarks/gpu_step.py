@@ -94,7 +94,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _ways(work: Work, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Step]]]:
-    yield "torch's kernels", lambda: ours(work, "torch")
+    if not options.own:
+        yield "torch's kernels", lambda: ours(work, "torch")
     yield "own kernels", lambda: ours(work, "triton")
     if options.nanogpt is not None:
         yield "nanoGPT", lambda: nanogpt(work, options.nanogpt)
@@ -198,7 +199,7 @@ def _stepping(
         for inputs, targets in batches:
             with torch.autocast("cuda", torch.bfloat16):
                 loss = objective(inputs, targets)
-            (loss / work.tokens).backward()
+            torch.autograd.backward(loss / work.tokens)
         nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         optimizer.step()
         optimizer.zero_grad()
@@ -239,7 +240,7 @@ def _profile(work: Work, flops: float, bandwidth: float) -> None:
     part_ms: Counter[str] = Counter()
     launches: Counter[str] = Counter()
     for event in recorded.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type.name == "CUDA":
             part = next(name for name, rule in PARTS.items() if re.search(rule, event.name))
             part_ms[part] += event.device_time_total / 1e3
             launches[part] += 1
@@ -309,6 +310,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--micro-batch", type=int, default=64)
     parser.add_argument("--accumulation", type=int, default=8, help="micro-batches of a step")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--own", action="store_true", help="leave torch's kernels out")
     parser.add_argument("--nanogpt", type=Path, help="nanoGPT's model.py")
     parser.add_argument("--liger", action="store_true", help="needs transformers and liger-kernel")
     return parser
