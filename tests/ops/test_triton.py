@@ -71,7 +71,7 @@ def _with_gradients(
     return [*(x.detach() for x in results), *torch.autograd.grad(total, inputs)]
 
 
-@pytest.mark.parametrize("width", [64, 96])  # a power of two, and not
+@pytest.mark.parametrize("width", [64, 96, 2048])  # a power of two, not one, more than a tile
 def test_norms_of_the_residual_stream(device: torch.device, width: int) -> None:
     torch.manual_seed(0)
     x, delta = (torch.randn(2, 5, width, device=device, requires_grad=True) for _ in range(2))

@@ -30,7 +30,7 @@ def differentiate_logits(
     rows, vocabulary = logits_cv.shape
     losses_c = torch.empty(rows, dtype=torch.float32, device=logits_cv.device)
     elements = min(_ELEMENTS, triton.next_power_of_2(vocabulary))
-    _kernel[rows,](
+    _cross_entropy_kernel[rows,](
         logits_cv, logits_cv.stride(0), targets_c, weights_c, losses_c, vocabulary,
         ELEMENTS=elements, LOG2_E=_LOG2_E, num_warps=_WARPS,
     )  # fmt: skip
@@ -38,7 +38,7 @@ def differentiate_logits(
 
 
 @triton.jit
-def _kernel(
+def _cross_entropy_kernel(
     logits_ptr, stride, targets_ptr, weights_ptr, losses_ptr, vocabulary,
     ELEMENTS: tl.constexpr, LOG2_E: tl.constexpr,
 ):  # fmt: skip

@@ -12,7 +12,7 @@ _PROGRAMS_PER_MULTIPROCESSOR = 8
 
 def rows_at_once(elements: int, width: int) -> int:
     """Return the power of two of rows that are about so many elements; 1 at the least."""
-    return max(1, 1 << max(0, elements // width).bit_length() - 1)
+    return 1 << max(1, elements // width).bit_length() - 1
 
 
 def warps(columns: int) -> int:

@@ -95,7 +95,7 @@ def _norm_backward(
     at_once = rows_at_once(_ELEMENTS, columns)
     grid = programs(triton.cdiv(rows, at_once), x.device)
     d_gains = torch.empty(grid, width, dtype=torch.float32, device=x.device)
-    _backward_kernel[grid,](
+    _norm_backward_kernel[grid,](
         d_x, d_normed, x, rstd_n, gain_c, d, cast, d_gains, rows,
         WIDTH=width, COLUMNS=columns, ROWS=at_once, COPIES=copies, num_warps=warps(columns),
     )  # fmt: skip
@@ -117,7 +117,7 @@ def _launch(
     rows = x.numel() // width
     columns = triton.next_power_of_2(width)
     at_once = rows_at_once(_ELEMENTS, columns)
-    _forward_kernel[triton.cdiv(rows, at_once),](
+    _norm_forward_kernel[triton.cdiv(rows, at_once),](
         x, delta, summed, normed, rstd, gain, rows, epsilon,
         WIDTH=width, COLUMNS=columns, ROWS=at_once, ADDS=adds, num_warps=warps(columns),
     )  # fmt: skip
@@ -171,7 +171,7 @@ _add_norm.register_autograd(_differentiate, setup_context=_save)
 
 
 @triton.jit
-def _forward_kernel(
+def _norm_forward_kernel(
     x_ptr, delta_ptr, summed_ptr, normed_ptr, rstd_ptr, gain_ptr, rows, epsilon,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, ADDS: tl.constexpr,
 ):  # fmt: skip
@@ -192,7 +192,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _norm_backward_kernel(
     d_x_ptr, d_normed_ptr, x_ptr, rstd_ptr, gain_ptr, d_ptr, cast_ptr, d_gains_ptr, rows,
     WIDTH: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, COPIES: tl.constexpr,
 ):  # fmt: skip

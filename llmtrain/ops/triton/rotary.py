@@ -38,7 +38,7 @@ def _forward(
     _, tokens, heads, size = x.shape
     rows = x.numel() // size
     at_once = rows_at_once(_ELEMENTS, size)
-    _forward_kernel[triton.cdiv(rows, at_once),](
+    _rotary_forward_kernel[triton.cdiv(rows, at_once),](
         x, y, gain_d, cos_tk, sin_tk, rows, tokens, heads, epsilon,
         SIZE=size, PAIRS=triton.next_power_of_2(size // 2), ROWS=at_once, num_warps=_WARPS,
     )  # fmt: skip
@@ -63,7 +63,7 @@ def _backward(
     grid = programs(triton.cdiv(rows, at_once), x.device)
     d_gains = torch.empty(grid, size, dtype=torch.float32, device=x.device)
     d_y = d_y_bthd if d_y_bthd.stride(-1) == 1 else d_y_bthd.contiguous()
-    _backward_kernel[grid,](
+    _rotary_backward_kernel[grid,](
         d_y, *d_y.stride()[:3], x, d_x, gain_d, d_gains, cos_tk, sin_tk,
         rows, tokens, heads, epsilon,
         SIZE=size, PAIRS=triton.next_power_of_2(size // 2), ROWS=at_once, num_warps=_WARPS,
@@ -103,7 +103,7 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 @triton.jit
-def _forward_kernel(
+def _rotary_forward_kernel(
     x_ptr, y_ptr, gain_ptr, cos_ptr, sin_ptr, rows, tokens, heads, epsilon,
     SIZE: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -127,7 +127,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_kernel(
+def _rotary_backward_kernel(
     d_y_ptr, stride_b, stride_t, stride_h, x_ptr, d_x_ptr, gain_ptr, d_gains_ptr,
     cos_ptr, sin_ptr, rows, tokens, heads, epsilon,
     SIZE: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr,

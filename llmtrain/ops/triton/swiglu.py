@@ -25,7 +25,7 @@ def swiglu(gate_up_ni: Tensor) -> Tensor:
 def _forward(gate_up_ni: Tensor) -> Tensor:
     x = gate_up_ni.contiguous()
     y = x.new_empty(_halved(x))
-    _forward_kernel[_grid(y)](x, y, y.shape[-1], ELEMENTS=_ELEMENTS, num_warps=_WARPS)
+    _swiglu_forward_kernel[_grid(y)](x, y, y.shape[-1], ELEMENTS=_ELEMENTS, num_warps=_WARPS)
     return y
 
 
@@ -33,7 +33,9 @@ def _forward(gate_up_ni: Tensor) -> Tensor:
 def _backward(d_y_ni: Tensor, gate_up_ni: Tensor) -> Tensor:
     d_y, x = d_y_ni.contiguous(), gate_up_ni.contiguous()
     d_x = torch.empty_like(x)
-    _backward_kernel[_grid(d_y)](d_y, x, d_x, d_y.shape[-1], ELEMENTS=_ELEMENTS, num_warps=_WARPS)
+    _swiglu_backward_kernel[_grid(d_y)](
+        d_y, x, d_x, d_y.shape[-1], ELEMENTS=_ELEMENTS, num_warps=_WARPS
+    )
     return d_x
 
 
@@ -69,7 +71,7 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 
 @triton.jit
-def _forward_kernel(x_ptr, y_ptr, width, ELEMENTS: tl.constexpr):
+def _swiglu_forward_kernel(x_ptr, y_ptr, width, ELEMENTS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * ELEMENTS + tl.arange(0, ELEMENTS)
     is_in = column < width
@@ -79,7 +81,7 @@ def _forward_kernel(x_ptr, y_ptr, width, ELEMENTS: tl.constexpr):
 
 
 @triton.jit
-def _backward_kernel(d_y_ptr, x_ptr, d_x_ptr, width, ELEMENTS: tl.constexpr):
+def _swiglu_backward_kernel(d_y_ptr, x_ptr, d_x_ptr, width, ELEMENTS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * ELEMENTS + tl.arange(0, ELEMENTS)
     is_in = column < width
