@@ -14,6 +14,7 @@ AttentionKernel = Literal["sdpa", "blocks", "flex", "native"]
 LossKernel = Literal["chunks", "native", "triton"]
 BlockKernels = Literal["torch", "triton"]  # of norms, rotary positions and SwiGLU
 ActivationCheckpointing = Literal["off", "selective", "full"]
+Sharding = Literal["replicate", "shard"]  # of weights and optimizer state over processes
 OptimizerName = Literal["muon", "adamw"]
 Algorithm = Literal["muon", "adamw"]  # that steps a parameter group
 

@@ -20,6 +20,7 @@ APART = {
 SPANNING = {
     "test_default_signals": "how the tests themselves start children",
     "test_examples": "docs/examples",
+    "test_fixtures": "the types of all fixtures",
     "test_layers": "imports of the whole package",
     "test_mirror": "this test",
     "test_platforms": "the source of the whole package",

@@ -98,6 +98,7 @@ def deadline_of(time: str | None) -> Deadline | None:
 
 
 def show_dry_run(output: Output, request: TrainRequest) -> None:
+    """Show the plan of the request and its cost. Raises LlmtrainError."""
     from llmtrain.cli.plan_tables import assumed_parts, explained_parts
     from llmtrain.documents.plans import TrainDryRun
     from llmtrain.engine.explain import explain_run
@@ -114,8 +115,8 @@ def show_dry_run(output: Output, request: TrainRequest) -> None:
 def train_request(
     output: Output, request: TrainRequest, stop: StopRequest, max_loss: float | None
 ) -> int:
+    """Train in this process, or launch its ranks; return the exit code. Raises LlmtrainError."""
     from llmtrain.cli.progress import watching
-    from llmtrain.cli.train_summary import next_commands, summary_lines
     from llmtrain.engine.text_notes import text_notes
     from llmtrain.engine.train_run import (
         ranks_to_launch,
@@ -147,6 +148,15 @@ def train_request(
             stack.close()  # the ranks lock the directory
             return launch(ranks, sys.argv[1:], stop)
         result = train_resolved(resolved, session)
+    return show_result(output, result, stop, max_loss)
+
+
+def show_result(
+    output: Output, result: TrainResult, stop: StopRequest, max_loss: float | None
+) -> int:
+    """Show what a training ended with; return the exit code. Raises ThresholdError."""
+    from llmtrain.cli.train_summary import next_commands, summary_lines
+
     is_over = result.stopped != "interrupted"
     name = f"the validation loss after {result.steps} steps"
     limit = max_loss if is_over else None

@@ -66,7 +66,7 @@ def show(output: Output, run: options.Run) -> None:
     from llmtrain.cli.loss_plot import loss_plot
     from llmtrain.cli.runs_text import run_parts
     from llmtrain.documents.runs import RunsShow
-    from llmtrain.train.run_directory.directory import find_run
+    from llmtrain.train.run_directory.find import find_run
     from llmtrain.train.run_directory.history import read_history
 
     directory = find_run(run)

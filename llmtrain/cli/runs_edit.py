@@ -25,7 +25,7 @@ def tag(
 ) -> None:
     """Attach tags to a run; without any, show those that it has."""
     from llmtrain.documents.runs import RunsTag
-    from llmtrain.train.run_directory.directory import find_run
+    from llmtrain.train.run_directory.find import find_run
     from llmtrain.train.run_directory.tags import change_tags
 
     found = find_run(run)
@@ -40,7 +40,7 @@ def rm(
 ) -> int:
     """Remove runs with their checkpoints; files that training did not write are left."""
     from llmtrain.documents.runs import RemovedRun, RunsRm
-    from llmtrain.train.run_directory.directory import find_run
+    from llmtrain.train.run_directory.find import find_run
     from llmtrain.train.run_directory.remove import (
         remove_run,
         require_not_in_training,

@@ -38,7 +38,7 @@ def report(
     from llmtrain.documents.runs import RunsReport
     from llmtrain.engine.run_report import REPORT_FILE, report_of
     from llmtrain.files import write_text_atomically
-    from llmtrain.train.run_directory.directory import find_run
+    from llmtrain.train.run_directory.find import find_run
     from llmtrain.units import format_bytes
 
     directories = [find_run(run).path for run in runs]
@@ -85,7 +85,7 @@ def _watch(output: Output, runs: list[str], port: int, *, is_opened: bool) -> No
 
 def _served(runs: list[str], url: str) -> RunsReport:
     from llmtrain.documents.runs import RunsReport
-    from llmtrain.train.run_directory.directory import find_run
+    from llmtrain.train.run_directory.find import find_run
 
     paths = [find_run(run).path for run in runs]
     return RunsReport.of(runs=paths, report=None, report_bytes=None, url=url)

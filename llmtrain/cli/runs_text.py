@@ -87,13 +87,15 @@ def _facts(run: Run, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         )
     amount = f"{counted(run.step, 'step')}, {format_count(run.tokens)} tokens"
     yield "progress", f"{amount}, {format_duration(run.elapsed_s)}"
+    section = (record.get("profile") or {}).get("data") or {}
+    unit = "nats/pair" if section.get("rows") == "preferences" else "nats/token"
     if run.train_loss is not None:
-        yield "training loss", f"{run.train_loss:.4f} nats/token at that step"
+        yield "training loss", f"{run.train_loss:.4f} {unit} at that step"
     if run.val_loss is not None and run.val_bpb is not None:
         best = f", best {run.best_val_loss:.4f}" if run.best_val_loss is not None else ""
         yield (
             "validation loss",
-            f"{run.val_loss:.4f} nats/token{best}; {run.val_bpb:.4f} bits/byte",
+            f"{run.val_loss:.4f} {unit}{best}; {run.val_bpb:.4f} bits/byte",
         )
     if run.tags:
         yield "tags", ", ".join(run.tags)

@@ -15,6 +15,7 @@ from llmtrain.choice import (
     LossKernel,
     MatmulPrecision,
     Precision,
+    Sharding,
 )
 from llmtrain.documents.base import (
     Amount,
@@ -61,6 +62,9 @@ class Plan(Part):
     precision: Decision[Precision] = key("of matrix products")
     matmul_precision: Decision[MatmulPrecision] = key("torch's setting for products in fp32")
     processes: Decision[int] = key("ranks on all machines")
+    sharding: Decision[Sharding] = key(
+        "whether each process has all weights and optimizer state, or a part"
+    )
     threads: Decision[int] = key("of one process")
     micro_batch: Decision[int] = key("sequences of one forward and backward")
     accumulation: Decision[int] = key("micro-batches of one process in an optimizer step")
@@ -96,6 +100,7 @@ class Prediction(Part):
     gradients_bytes: int = key("their gradients")
     optimizer_bytes: int = key("moments")
     weight_casts_bytes: int = key("weights rounded to half precision")
+    gathered_bytes: int = key("whole weights that a sharded model computes with")
     activations_bytes: int = key("what the forward saves for the backward")
     loss_bytes: int = key("a chunk of logits and what the loss computes from it")
     working_bytes: int = key("temporary memory of a block's backward, Muon, or a GPU's libraries")

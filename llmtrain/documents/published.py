@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from llmtrain.documents import (
     bench,
     bug_report,
+    cluster,
     compare,
     data,
     error,
@@ -77,6 +78,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "tokenizer-decode": tokenizer.TokenizerDecode,
     "tokenizer-inspect": tokenizer.TokenizerInspect,
     "data-inspect": data.DataInspect,
+    "cluster-script": cluster.ClusterScript,
     "report-bug": bug_report.ReportBug,
     "data-inspect-chat": data.DataInspectChat,
     "sweep": sweep.Sweep,

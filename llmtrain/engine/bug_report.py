@@ -14,7 +14,8 @@ from typing import Any
 from llmtrain.machine.facts import Facts
 from llmtrain.machine.probe import read_facts
 from llmtrain.profile.schema import Profile
-from llmtrain.train.run_directory.directory import RunDirectory, find_run
+from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.run_directory.find import find_run
 from llmtrain.untrusted import read_last_objects
 
 LEFT_OUT = (

@@ -28,6 +28,7 @@ _OPTIONS = {  # the profile's key for a decision of the plan
     "device": "device.kind",
     "precision": "device.precision",
     "processes": "device.processes",
+    "sharding": "device.sharding",
     "threads": "device.threads",
     "micro_batch": "train.micro_batch",
     "attention": "device.attention",

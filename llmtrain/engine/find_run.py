@@ -43,9 +43,8 @@ from llmtrain.train.checkpoint.format import (
 from llmtrain.train.checkpoint.writing import recover
 from llmtrain.train.distributed.world import World, launcher_identity, was_restarted
 from llmtrain.train.events import Observer
-from llmtrain.train.run_directory.directory import (
-    RUN_FILE,
-    RunDirectory,
+from llmtrain.train.run_directory.directory import RUN_FILE, RunDirectory
+from llmtrain.train.run_directory.find import (
     all_runs,
     find_run,
     named_checkpoint,

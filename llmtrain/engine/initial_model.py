@@ -28,7 +28,7 @@ from llmtrain.tokenizer.of_model import tokenizer_of_model
 from llmtrain.train.checkpoint.adapter import ADAPTER, Adapter, BaseModel
 from llmtrain.train.checkpoint.format import newest_good, verify_checkpoint
 from llmtrain.train.checkpoint.pretrained import open_pretrained
-from llmtrain.train.run_directory.directory import find_checkpoints
+from llmtrain.train.run_directory.find import find_checkpoints
 
 _SHAPE_KEYS = (
     *("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"),

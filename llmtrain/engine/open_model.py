@@ -29,7 +29,8 @@ from llmtrain.train.checkpoint.format import (
 )
 from llmtrain.train.checkpoint.pretrained import is_pretrained_directory, open_pretrained
 from llmtrain.train.events import Observer
-from llmtrain.train.run_directory.directory import RunDirectory, find_checkpoints
+from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.run_directory.find import find_checkpoints
 
 # Generation keeps keys and values of the whole context, and some models name 131,072 tokens.
 _LONGEST_CONTEXT = 4096

@@ -12,8 +12,7 @@ from llmtrain.errors import UsageError
 from llmtrain.export.huggingface_directory import CHAT_TEMPLATE
 from llmtrain.export.model_card import Sample
 from llmtrain.export.provenance import Provenance
-from llmtrain.files import sha256_file
-from llmtrain.train.checkpoint.format import STATE, load_state, weights_file
+from llmtrain.train.checkpoint.format import STATE, load_state, weights_sha256
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.untrusted import problem_of, read_bytes
 
@@ -30,7 +29,7 @@ def provenance_of(trained: Trained, license_id: str) -> Provenance:
     return Provenance(
         name=(checkpoint.parent.parent if record else checkpoint).resolve().name,
         llmtrain_version=str(record.get("llmtrain", llmtrain.__version__)),
-        checkpoint_sha256=sha256_file(weights_file(checkpoint)),
+        checkpoint_sha256=weights_sha256(checkpoint),
         license=license_id,
         chat_template=_chat_template(checkpoint / CHAT_TEMPLATE),
         profile=record.get("profile", {}).get("name"),

@@ -14,7 +14,8 @@ from llmtrain.report.plots import require_plots
 from llmtrain.report.run_charts import overlay_charts
 from llmtrain.report.text_summary import detected_languages
 from llmtrain.report.values import Row
-from llmtrain.train.run_directory.directory import RunDirectory, find_run
+from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.run_directory.find import find_run
 from llmtrain.units import format_count, format_duration
 
 REPORT_FILE = "report.html"

@@ -52,20 +52,23 @@ def sum_loss(
     autocast: Callable[[], AbstractContextManager[object]],
     check_stop: Callable[[], None],
     is_time_over: Callable[[], bool] = lambda: False,
+    forwards: int = 0,
 ) -> LossSum:
     """Return the loss summed over all targets of `windows`, computed eagerly.
 
-    Ends early once `is_time_over`, after at least one batch.
+    Ends early once `is_time_over`, after at least one batch. `forwards`: how often to call the
+    model at least, because other ranks do; the last calls do not count.
     """
     nats, tokens = 0.0, 0
     device = model.head_weight.device
     with torch.compiler.set_stance("force_eager"):
-        for inputs, targets in _batched(windows, micro_batch):
+        for inputs, targets, counts in _repeated(_batched(windows, micro_batch), forwards):
             check_stop()
             with autocast():
                 loss = model(inputs.to(device), targets.to(device))
-            nats += loss.item()
-            tokens += int((targets >= 0).sum())  # the others are padding, or of other roles
+            if counts:
+                nats += loss.item()
+                tokens += int((targets >= 0).sum())  # the others are padding, or of other roles
             if is_time_over():
                 break
     return LossSum(nats, tokens)
@@ -86,6 +89,19 @@ def token_losses(
         with torch.compiler.set_stance("force_eager"), autocast():
             losses = model.token_losses(inputs.to(device), targets.to(device))
         yield targets.flatten().numpy(), losses.flatten().double().cpu().numpy()
+
+
+def _repeated(
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]], least: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, bool]]:
+    """Yield the batches with True, then the last one with False until there were `least`."""
+    given, last = 0, None
+    for last in batches:
+        yield *last, True
+        given += 1
+    if last is not None:
+        for _ in range(given, least):
+            yield *last, False
 
 
 def _batched(

@@ -6,7 +6,7 @@ Parameters have their Hugging Face names, so that a checkpoint needs no conversi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -34,6 +34,9 @@ INITIAL_STD = 0.02  # Radford et al. 2019
 # While every block is the identity, a tied head gives each token's own logit std · hidden_size.
 # If that grew with the width, a wide model would start far worse than guessing.
 _LARGEST_TIED_LOGIT = 8.0
+# Whether the C++ compiler supports this CPU's vector instructions shows at the first kernel;
+# testing it beforehand compiles six programs.
+_COMPILE_OPTIONS: dict[str, bool | int | str | Callable[..., object]] = {"cpp.vec_isa_ok": True}
 
 
 def embedding_std(hidden_size: int) -> float:
@@ -174,14 +177,21 @@ class Block(nn.Module):
 def compile_block(block: Block) -> None:
     """Compile the block at its next call, for that call's shapes."""
     silence_compiler_warning()
-    # Whether the C++ compiler supports this CPU's vector instructions shows at the first kernel;
-    # testing it beforehand compiles six programs.
-    block.compile(dynamic=False, options={"cpp.vec_isa_ok": True})
+    block.compile(dynamic=False, options=_COMPILE_OPTIONS)
+
+
+def compile_inside(block: Block) -> None:
+    """Compile what is within the block's hooks, which gather its weights, at its next call."""
+    silence_compiler_warning()
+    vars(block)["forward"] = torch.compile(
+        block.forward, dynamic=False, options=dict(_COMPILE_OPTIONS)
+    )
 
 
 def run_eagerly(block: Block) -> None:
     """Call the block uncompiled from now on."""
     vars(block).pop("_compiled_call_impl", None)  # set by nn.Module.compile
+    vars(block).pop("forward", None)
 
 
 class Backbone(nn.Module):
@@ -196,9 +206,14 @@ class Backbone(nn.Module):
         self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
         self.norm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
-        cos_td, sin_td = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
-        self.register_buffer("cos_td", cos_td, persistent=False)
-        self.register_buffer("sin_td", sin_td, persistent=False)
+        self._rotations = shape.head_dim, shape.context, shape.rope_theta
+        self.set_rotations()
+
+    def set_rotations(self, device: torch.device | None = None) -> None:
+        """Compute the angles of positions, on the device that modules are made on or on another."""
+        cos_td, sin_td = rotary_table(*self._rotations)
+        self.register_buffer("cos_td", cos_td.to(device), persistent=False)
+        self.register_buffer("sin_td", sin_td.to(device), persistent=False)
 
     def blocks(self) -> Iterator[Block]:
         """Yield the blocks in order."""
@@ -322,25 +337,30 @@ class Decoder(nn.Module):
         checkpointing: ActivationCheckpointing = "off",
         casts: WeightCasts | None = None,
         compiled: bool = False,
+        sharded: bool = False,
     ) -> None:
         """Choose how to compute from now on; the function stays the same.
 
         With `casts` the training forward multiplies those copies, which the caller keeps up to
         date. `compiled`: the block, once for all layers, and the softmax of the loss are compiled
-        at their next call, for that call's shapes. Native kernels are loaded already.
+        at their next call, for that call's shapes. `sharded`: hooks of a block gather its weights.
+        Native kernels are loaded already.
         """
         self.loss_kernel = loss
         self.casts = casts
-        # Compiled blocks checkpoint inside; eager ones around, so that casts are not repeated.
-        self.model.checkpointing = "off" if compiled else checkpointing
+        # Compiled and sharded blocks checkpoint inside; others around, so that casts are not
+        # repeated.
+        is_inside = compiled or sharded
+        self.model.checkpointing = "off" if is_inside else checkpointing
         for block in self.model.blocks():
             block.self_attn.kernel = attention
             block.use_kernels(block_kernels)
-            block.checkpointing = checkpointing if compiled else "off"
-            if compiled:
+            block.checkpointing = checkpointing if is_inside else "off"
+            run_eagerly(block)
+            if compiled and sharded:
+                compile_inside(block)
+            elif compiled:
                 compile_block(block)
-            else:
-                run_eagerly(block)
         self.exponentiate = compiled_exponentiate() if compiled else exponentiate
 
     def logits(self, tokens_bt: Tensor) -> Tensor:
@@ -355,14 +375,20 @@ class Decoder(nn.Module):
         to the residual stream start at zero, so that every block starts as the identity (Zhang et
         al. 2019, "Fixup"; nanochat).
         """
+        parameters = dict(self.named_parameters())
+        for name, drawn in self.drawn_weights(seed):
+            parameters[name].copy_(drawn)
+
+    def drawn_weights(self, seed: int) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name of every parameter with what `initialise` sets it to, on the CPU."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
+            drawn = torch.empty(parameter.shape)
             if parameter.dim() < 2:
-                parameter.fill_(1.0)
+                yield name, drawn.fill_(1.0)
             elif name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter.zero_()
+                yield name, drawn.zero_()
             else:
                 is_embedding = name == "model.embed_tokens.weight"
                 std = embedding_std(self.shape.hidden_size) if is_embedding else INITIAL_STD
-                drawn = torch.empty(parameter.shape).normal_(0, std, generator=generator)
-                parameter.copy_(drawn)
+                yield name, drawn.normal_(0, std, generator=generator)

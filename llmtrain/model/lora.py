@@ -23,6 +23,7 @@ from llmtrain.ops.rotary import rotary_table
 from llmtrain.profile.lora_shape import TARGETS, LoraShape
 from llmtrain.profile.shape import ModelShape
 
+_TESTED_AT_ONCE = 1 << 20  # numbers
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 
 
@@ -64,8 +65,8 @@ def adapted_decoder(
 ) -> Decoder:
     """Return a model of which only adapters are trained; its own matrices become `dtype`.
 
-    `tensors` are its weights, which are read one at a time, so that those in fp32 are never all in
-    memory. Raises LlmtrainError unless they are just the weights of the shape.
+    `tensors` are its weights, of any type, which are copied one at a time. Raises LlmtrainError
+    unless they are just the weights of the shape.
     """
     with torch.device("meta"):
         model = Decoder(shape)
@@ -75,16 +76,22 @@ def adapted_decoder(
     for name, tensor in tensors:
         if missing.pop(name, None) != tensor.shape:
             raise LlmtrainError(f"{name} does not fit the model that adapters are trained beside")
-        if not torch.isfinite(tensor).all():
+        if not _is_finite(tensor):
             raise LlmtrainError(f"{name} of the model to fine-tune has numbers that are not finite")
         parent, _, own = name.rpartition(".")
-        weight = tensor.to(dtype) if tensor.dim() == 2 else tensor
+        weight = tensor.to(dtype if tensor.dim() == 2 else torch.float32, copy=True)
         setattr(model.get_submodule(parent), own, nn.Parameter(weight, requires_grad=False))
     if missing:
         raise LlmtrainError(f"{min(missing)} is missing in the model to fine-tune")
     for block in backbone.blocks():
         add_adapters(block, lora)
     return model
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Return whether all numbers are finite, in parts: the test makes copies."""
+    parts = torch.split(tensor.flatten(), _TESTED_AT_ONCE)
+    return all(bool(torch.isfinite(part).all()) for part in parts)
 
 
 def add_adapters(block: Block, lora: LoraShape) -> None:

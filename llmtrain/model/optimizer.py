@@ -49,7 +49,7 @@ class RoleOptimizer(torch.optim.Optimizer):
                 self._adamw(group, parameters)
 
     def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        for stack in _stacks(parameters, self.product_dtype.itemsize):
+        for stack in stacks(parameters, self.product_dtype.itemsize):
             self._muon_stack(group, stack)  # frees its memory for the next
 
     def _muon_stack(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
@@ -62,19 +62,27 @@ class RoleOptimizer(torch.optim.Optimizer):
 
     def _direction(self, group: dict[str, Any], parameter: Tensor) -> Tensor:
         """Update the momentum; return Nesterov's direction, transposed to rows ≤ columns."""
-        gradient, state = parameter.grad, self.state[parameter]
-        assert gradient is not None
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum: Tensor = state["momentum"].lerp_(gradient, 1.0 - group["momentum"])
-        ahead = gradient.lerp(momentum, group["momentum"]).to(self.product_dtype)
+        ahead = self._ahead(group, parameter)
         return ahead if ahead.shape[0] <= ahead.shape[1] else ahead.mT
+
+    def _ahead(self, group: dict[str, Any], parameter: Tensor) -> Tensor:
+        """Update the momentum; return Nesterov's direction, of what this process has."""
+        assert parameter.grad is not None
+        gradient, state = self.part(parameter.grad), self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(self.part(parameter))
+        momentum: Tensor = state["momentum"].lerp_(gradient, 1.0 - group["momentum"])
+        return gradient.lerp(momentum, group["momentum"]).to(self.product_dtype)
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """Return what this process has of a parameter or its gradient: here all of it."""
+        return tensor
 
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         states = [self._adamw_state(p) for p in parameters]
         adamw(
-            parameters,
-            [p.grad for p in parameters if p.grad is not None],
+            [self.part(p) for p in parameters],
+            [self.part(p.grad) for p in parameters if p.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -95,12 +103,12 @@ class RoleOptimizer(torch.optim.Optimizer):
         if not state:
             device = parameter.device if self.defaults["fused"] else "cpu"
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            state["exp_avg"] = torch.zeros_like(parameter)
-            state["exp_avg_sq"] = torch.zeros_like(parameter)
+            state["exp_avg"] = torch.zeros_like(self.part(parameter))
+            state["exp_avg_sq"] = torch.zeros_like(self.part(parameter))
         return state
 
 
-def _stacks(parameters: list[Tensor], element_bytes: int) -> Iterator[list[Tensor]]:
+def stacks(parameters: list[Tensor], element_bytes: int) -> Iterator[list[Tensor]]:
     """Yield stacks of matrices of the same shape or its transpose, up to `MUON_STACK_BYTES`."""
     by_shape: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
     for parameter in parameters:

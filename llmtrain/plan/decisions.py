@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Literal
 
@@ -13,6 +13,7 @@ from llmtrain.choice import (
     Choice,
     DeviceKind,
     Precision,
+    Sharding,
 )
 from llmtrain.errors import DoesNotFitError, UsageError
 from llmtrain.machine.facts import Accelerator, Facts
@@ -164,6 +165,28 @@ def _core_limits(facts: Facts) -> str:
     return ", ".join(limits)
 
 
+def choose_sharding(
+    options: DeviceSection, workload: Workload, processes: int, fits: Callable[[], object]
+) -> Choice[Sharding]:
+    """Choose whether each process has all weights and optimizer state, or a part of them.
+
+    `fits` raises DoesNotFitError if a replica does not fit.
+    """
+    if processes == 1:
+        return Choice("replicate", "one process has everything")
+    if options.sharding != "auto":
+        return Choice(options.sharding, "asked for")
+    if workload.lora is not None:
+        return Choice("replicate", "a model that adapters are beside is not sharded")
+    if workload.is_dpo:
+        return Choice("replicate", "training on pairs of answers is not sharded")
+    try:
+        fits()
+    except DoesNotFitError as error:
+        return Choice("shard", f"a replica does not fit: {error.message}")
+    return Choice("replicate", "a replica fits, and needs the least communication")
+
+
 def choose_activations(
     facts: Facts,
     options: DeviceSection,
@@ -174,6 +197,7 @@ def choose_activations(
     processes: int,
     local: int,
     attention: AttentionKernel,
+    sharding: Sharding = "replicate",
 ) -> tuple[Choice[ActivationCheckpointing], Choice[int]]:
     """Choose activation checkpointing and micro-batch: the least recomputation that fits."""
     asked = options.activation_checkpointing
@@ -192,6 +216,7 @@ def choose_activations(
                 compiled=compiled,
                 optimizer=workload.optimizer,
                 processes=processes,
+                shards=processes if sharding == "shard" else 1,
                 masks_pairs=workload.masks_pairs(attention),
                 lora=workload.lora,
                 frozen_bytes=frozen_bytes(workload, precision),

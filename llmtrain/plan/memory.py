@@ -22,6 +22,8 @@ from llmtrain.plan.tensor_bytes import (
     TrainingSetup,
     block_bytes_per_token,
     cast_parameters,
+    communication_bytes,
+    gathered_bytes,
     gradient_bytes,
     loss_bytes,
     mask_bytes,
@@ -62,6 +64,7 @@ class MemoryPrediction:
     gradients_bytes: int = 0
     optimizer_bytes: int = 0
     weight_casts_bytes: int = 0
+    gathered_bytes: int = 0
     activations_bytes: int = 0
     loss_bytes: int = 0
     working_bytes: int = 0
@@ -108,23 +111,38 @@ def predict_training(shape: ModelShape, setup: TrainingSetup) -> MemoryPredictio
     on_cpu = setup.device_kind == "cpu"
     candidates = _cpu_candidates(shape, setup) if on_cpu else _accelerator_candidates(shape, setup)
     peak = max(candidates, key=lambda candidate: candidate.total_bytes)
-    state = weight_bytes(shape, setup)
-    optimizer_state = optimizer_bytes(shape, setup.optimizer, setup.lora)
-    communication = gradient_bytes(shape, setup) if setup.processes > 1 else 0
+    state = weight_bytes(shape, setup) // setup.shards
+    optimizer_state = optimizer_bytes(shape, setup.optimizer, setup.lora) // setup.shards
+    communication = communication_bytes(shape, setup)
+    gathered = gathered_bytes(shape, setup)
     if on_cpu:
         slack = _cpu_slack_bytes(shape, peak, setup)
     else:
-        torch_bytes = state + optimizer_state + communication + peak.total_bytes
+        torch_bytes = state + optimizer_state + communication + gathered + peak.total_bytes
         slack = int(_ACCELERATOR_SLACK[setup.device_kind] * torch_bytes)
     return MemoryPrediction(
         **asdict(peak),
         parameters_bytes=state,
         optimizer_bytes=optimizer_state,
         communication_bytes=communication,
+        gathered_bytes=gathered,
         libraries_bytes=libraries_bytes(setup.device_kind)
         + (_COMPILER_BYTES if setup.compiled and on_cpu else 0),
         slack_bytes=slack,
     )
+
+
+def whole_weights_fit(
+    prediction: MemoryPrediction, shape: ModelShape, setup: TrainingSetup
+) -> bool:
+    """Return whether a process of a sharded model can gather all weights between two steps.
+
+    They then take the place of what a step works with. `prediction` is of one process.
+    """
+    stays = prediction.parameters_bytes + prediction.optimizer_bytes + prediction.libraries_bytes
+    blocks = setup.element_bytes * shape.num_layers * shape.block_matrix_parameters
+    whole = blocks + FP32_BYTES * shape.embedding_parameters
+    return whole <= prediction.total_bytes - stays
 
 
 def compiling_anew_bytes(*, is_compiled: bool) -> int:
@@ -142,10 +160,10 @@ def libraries_bytes(device_kind: str) -> int:
 def _cpu_candidates(shape: ModelShape, setup: TrainingSetup) -> tuple[_PeakCandidate, ...]:
     """Return what is alive on a CPU in the loss, in the first backward and in the update."""
     tokens = setup.micro_batch * shape.context
-    state = gradient_bytes(shape, setup)
+    state = gradient_bytes(shape, setup) // setup.shards
     head = shape.vocab_size * shape.hidden_size if setup.lora is None else 0
     gradients = state if setup.accumulates else 0
-    is_cast = setup.half_precision and setup.frozen_bytes == FP32_BYTES
+    is_cast = setup.half_precision and setup.frozen_bytes == FP32_BYTES and setup.shards == 1
     casts = HALF_BYTES * cast_parameters(shape, setup) if is_cast else 0
     saved = tokens * saved_bytes_per_token(shape, setup) + mask_bytes(shape, setup)
     hidden_gradients = 2 * tokens * shape.hidden_size * setup.element_bytes
@@ -167,7 +185,8 @@ def _cpu_slack_bytes(shape: ModelShape, peak: _PeakCandidate, setup: TrainingSet
 def _accelerator_candidates(shape: ModelShape, setup: TrainingSetup) -> tuple[_PeakCandidate, ...]:
     """Return the candidates on a GPU, in bytes that torch's allocator holds."""
     tokens = setup.micro_batch * shape.context
-    state, hidden = gradient_bytes(shape, setup), tokens * shape.hidden_size
+    state = gradient_bytes(shape, setup) // setup.shards
+    hidden = tokens * shape.hidden_size
     head = FP32_BYTES * shape.vocab_size * shape.hidden_size if setup.lora is None else 0
     gradients = state if setup.accumulates else 0
     in_forward, in_first, in_last = _accelerator_casts(shape, setup)
@@ -177,16 +196,28 @@ def _accelerator_candidates(shape: ModelShape, setup: TrainingSetup) -> tuple[_P
         first_saved = FP32_BYTES * hidden + mask
     working = _accelerator_working_bytes(shape, setup)
     workspace = _ACCELERATOR_WORKSPACE_BYTES
+    whole = _whole_gradients(shape, setup)
     return (
         _PeakCandidate(gradients, in_forward, saved, loss_bytes(shape, setup), workspace),
         _PeakCandidate(
             gradients, in_first, saved, head + setup.element_bytes * hidden, workspace + working
         ),
-        _PeakCandidate(state, in_last, first_saved, working_bytes=workspace + working),
+        _PeakCandidate(state + whole, in_last, first_saved, working_bytes=workspace + working),
         _PeakCandidate(
             state, in_last if setup.keeps_casts else 0, 0, 0, workspace + update_bytes(shape, setup)
         ),
     )
+
+
+def _whole_gradients(shape: ModelShape, setup: TrainingSetup) -> int:
+    """Return the bytes of a sharded model's gradients before they are scattered.
+
+    They are those of one block, and until the end those of embedding and head.
+    """
+    if setup.shards == 1:
+        return 0
+    block = setup.element_bytes * shape.block_matrix_parameters
+    return block + FP32_BYTES * shape.embedding_parameters
 
 
 def _accelerator_casts(shape: ModelShape, setup: TrainingSetup) -> tuple[int, int, int]:
@@ -195,7 +226,7 @@ def _accelerator_casts(shape: ModelShape, setup: TrainingSetup) -> tuple[int, in
     The last backward holds those of its block and their gradients. Autocast keeps all casts until
     the forward ends, except in compiled blocks.
     """
-    if not setup.half_precision or setup.frozen_bytes < FP32_BYTES:
+    if not setup.half_precision or setup.frozen_bytes < FP32_BYTES or setup.shards > 1:
         return 0, 0, 0
     block = HALF_BYTES * shape.block_matrix_parameters
     every = HALF_BYTES * cast_parameters(shape, setup)

@@ -13,6 +13,7 @@ from llmtrain.choice import (
     LossKernel,
     MatmulPrecision,
     Precision,
+    Sharding,
 )
 from llmtrain.errors import UsageError
 from llmtrain.machine.facts import FASTER_RATIO, CpuTimes, Facts, MatmulTimes, StepTimes
@@ -384,8 +385,12 @@ def _refuse_native(
         raise UsageError(f"{option} native: {reason}", hint=f"--set {option}=auto")
 
 
-def choose_keep_weight_casts(precision: str, micro_batches: int) -> Choice[bool]:
+def choose_keep_weight_casts(
+    precision: str, micro_batches: int, sharding: Sharding = "replicate"
+) -> Choice[bool]:
     """Choose whether half-precision copies of the weights are kept for a whole step."""
+    if sharding == "shard":
+        return Choice(False, "sharded weights are rounded before they are gathered")
     if precision == "fp32":
         return Choice(False, "fp32 weights need no cast")
     if micro_batches == 1:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -21,11 +22,17 @@ from llmtrain.choice import (
     LossKernel,
     MatmulPrecision,
     Precision,
+    Sharding,
 )
 from llmtrain.machine.facts import CpuTimes, Facts, MatmulTimes
 from llmtrain.plan import decisions as decide
 from llmtrain.plan import numerics
-from llmtrain.plan.memory import MemoryPrediction, compiling_anew_bytes, predict_training
+from llmtrain.plan.memory import (
+    MemoryPrediction,
+    compiling_anew_bytes,
+    predict_training,
+    whole_weights_fit,
+)
 from llmtrain.plan.tensor_bytes import TrainingSetup, frozen_bytes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import MOST_THREADS, DeviceSection
@@ -39,6 +46,7 @@ class Plan:
     precision: Choice[Precision]
     matmul_precision: Choice[MatmulPrecision]
     processes: Choice[int]
+    sharding: Choice[Sharding]
     threads: Choice[int]
     micro_batch: Choice[int]
     accumulation: Choice[int]
@@ -88,6 +96,7 @@ _NUMERICS = (
     "precision",
     "matmul_precision",
     "processes",
+    "sharding",
     "threads",
     "micro_batch",
     "accumulation",
@@ -100,7 +109,7 @@ _NUMERICS = (
 )
 
 # what runs computed before it was a decision
-_BEFORE = {"loss": "chunks", "block_kernels": "torch"}
+_BEFORE = {"loss": "chunks", "block_kernels": "torch", "sharding": "replicate"}
 
 _LARGEST = dict.fromkeys(("processes", "threads", "workers"), MOST_THREADS)
 
@@ -149,7 +158,8 @@ def make_plan(
         can_use_flex=can_use_flex,
         precision=precision.value,
     )
-    checkpointing, micro_batch = decide.choose_activations(
+    activations = partial(
+        decide.choose_activations,
         facts,
         options,
         workload,
@@ -160,6 +170,8 @@ def make_plan(
         local,
         attention.value,
     )
+    sharding = decide.choose_sharding(options, workload, processes.value, activations)
+    checkpointing, micro_batch = activations(sharding.value)
     windows = decide.windows_per_process(workload, processes.value)
     micro_batches = windows // micro_batch.value
     return Plan(
@@ -167,6 +179,7 @@ def make_plan(
         precision=precision,
         matmul_precision=numerics.choose_matmul_precision(options, kind, precision.value, products),
         processes=processes,
+        sharding=sharding,
         threads=decide.choose_threads(facts, options, local),
         micro_batch=micro_batch,
         accumulation=Choice(
@@ -181,7 +194,9 @@ def make_plan(
         ),
         compile=compilation,
         activation_checkpointing=checkpointing,
-        keep_weight_casts=numerics.choose_keep_weight_casts(precision.value, micro_batches),
+        keep_weight_casts=numerics.choose_keep_weight_casts(
+            precision.value, micro_batches, sharding.value
+        ),
         backend=decide.choose_backend(facts, options, kind),
         grad_scaler=numerics.choose_grad_scaler(kind, precision.value),
         workers=decide.choose_workers(facts, options),
@@ -208,22 +223,7 @@ def make_inference_plan(
 
 def predict(workload: Workload, plan: Plan) -> MemoryPrediction:
     """Predict the peak on one device: of all this machine's processes on a CPU, of one on a GPU."""
-    one = predict_training(
-        workload.shape,
-        TrainingSetup(
-            micro_batch=plan.micro_batch.value,
-            half_precision=plan.precision.value != "fp32",
-            device_kind=plan.device.value,
-            checkpointing=plan.activation_checkpointing.value,
-            compiled=plan.compile.value,
-            accumulates=plan.accumulation.value > 1,
-            optimizer=workload.optimizer,
-            processes=plan.processes.value,
-            masks_pairs=workload.masks_pairs(plan.attention.value),
-            lora=workload.lora,
-            frozen_bytes=frozen_bytes(workload, plan.precision.value),
-        ),
-    )
+    one = predict_training(workload.shape, _setup(workload, plan))
     local = workload.launched_local_processes or plan.processes.value
     if plan.device.value != "cpu":
         return one
@@ -232,3 +232,28 @@ def predict(workload: Workload, plan: Plan) -> MemoryPrediction:
         return every
     more = compiling_anew_bytes(is_compiled=plan.compile.value)
     return replace(every, libraries_bytes=every.libraries_bytes + more)
+
+
+def can_sample(workload: Workload, plan: Plan) -> bool:
+    """Return whether a run has room for the whole weights, which samples are drawn from."""
+    if plan.sharding.value != "shard":
+        return True
+    setup = _setup(workload, plan)
+    return whole_weights_fit(predict_training(workload.shape, setup), workload.shape, setup)
+
+
+def _setup(workload: Workload, plan: Plan) -> TrainingSetup:
+    return TrainingSetup(
+        micro_batch=plan.micro_batch.value,
+        half_precision=plan.precision.value != "fp32",
+        device_kind=plan.device.value,
+        checkpointing=plan.activation_checkpointing.value,
+        compiled=plan.compile.value,
+        accumulates=plan.accumulation.value > 1,
+        optimizer=workload.optimizer,
+        processes=plan.processes.value,
+        shards=plan.processes.value if plan.sharding.value == "shard" else 1,
+        masks_pairs=workload.masks_pairs(plan.attention.value),
+        lora=workload.lora,
+        frozen_bytes=frozen_bytes(workload, plan.precision.value),
+    )

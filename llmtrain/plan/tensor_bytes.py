@@ -32,6 +32,7 @@ class TrainingSetup:
     accumulates: bool = False  # gradients over several micro-batches
     optimizer: OptimizerName = "adamw"
     processes: int = 1
+    shards: int = 1  # processes over which weights, gradients and optimizer state are sharded
     masks_pairs: bool = False  # attention by a mask of all pairs of tokens
     lora: LoraShape | None = None  # adapters that are trained beside the model
     frozen_bytes: int = FP32_BYTES  # of a number of the model that they are beside
@@ -44,7 +45,7 @@ class TrainingSetup:
     @property
     def keeps_casts(self) -> bool:
         """True if half-precision copies of the weights are kept between micro-batches."""
-        return self.half_precision and self.accumulates
+        return self.half_precision and self.accumulates and self.shards == 1
 
 
 def frozen_bytes(workload: Workload, precision: Precision) -> int:
@@ -67,6 +68,28 @@ def gradient_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     if setup.lora is None:
         return FP32_BYTES * shape.parameters
     return FP32_BYTES * setup.lora.parameters(shape)
+
+
+def gathered_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
+    """Return the bytes of gathered weights of a sharded model: two blocks, embedding and head."""
+    if setup.shards == 1:
+        return 0
+    blocks = 2 * setup.element_bytes * shape.block_matrix_parameters  # one is fetched ahead
+    return blocks + FP32_BYTES * shape.embedding_parameters
+
+
+def communication_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
+    """Return the bytes of what travels: DDP's buckets, or the buffers of a sharded model.
+
+    Those are of a block that is gathered and of one whose gradients are scattered, and at the end
+    of embedding and head.
+    """
+    if setup.processes == 1:
+        return 0
+    if setup.shards == 1:
+        return gradient_bytes(shape, setup)
+    block = (setup.element_bytes + FP32_BYTES) * shape.block_matrix_parameters
+    return max(block, FP32_BYTES * shape.embedding_parameters)
 
 
 def saved_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
@@ -192,7 +215,10 @@ def update_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return Muon's working bytes: a stack before and after an iteration, and two products."""
     if setup.optimizer != "muon":
         return 0
-    return max(_stack_bytes(*form, setup.element_bytes) for form in _matrix_forms(shape))
+    return max(
+        _stack_bytes(rows, columns, -(-number // setup.shards), setup)
+        for rows, columns, number in _matrix_forms(shape)
+    )
 
 
 def _matrix_forms(shape: ModelShape) -> list[tuple[int, int, int]]:
@@ -206,10 +232,12 @@ def _matrix_forms(shape: ModelShape) -> list[tuple[int, int, int]]:
     return [(*form, number) for form, number in counts.items()]
 
 
-def _stack_bytes(rows: int, columns: int, number: int, element_bytes: int) -> int:
-    matrix = rows * columns * element_bytes
+def _stack_bytes(rows: int, columns: int, number: int, setup: TrainingSetup) -> int:
+    matrix = rows * columns * setup.element_bytes
     stacked = min(number, max(1, MUON_STACK_BYTES // matrix))
-    return stacked * (3 * matrix + 2 * rows * rows * element_bytes)
+    # of a sharded model also the rows that are sent and received, of two rounds
+    copies = 3 if setup.shards == 1 else 3 + 4
+    return stacked * (copies * matrix + 2 * rows * rows * setup.element_bytes)
 
 
 def checkpoint_bytes(

@@ -64,22 +64,10 @@ def prepare_dataset(
     With a `context` both parts have at least one window, and of a short text more is held out than
     the section says. `corpus`: the sources, if they are resolved already.
     """
-    cleaned = clean_corpus(corpus or resolve_corpus(section, prepare), section, prepare)
-    corpus, left_out = cleaned.corpus, cleaned.left_out
-    bad = DropCount("that cannot be used (data.on_error: skip)")
-    stats = (
-        prepare.with_progress("reading", corpus).counting(bad.add_bad).measure(prepare.check_stop)
-    )
-    if bad.documents:
-        left_out = (*left_out, bad)
-        prepare.observe(Note(f"left out {bad.describe()}", is_warning=True))
     is_own = section.specs == (BUILTIN_PYTHON,)  # the user neither chose nor can fix that text
-    if not is_own and stats.repeated_bytes > _NOTED_SHARE * stats.text_bytes:
-        prepare.observe(_repeats_note(stats))
-    if not is_own:
-        announce_skipped(corpus, prepare)
-    text = MeasuredText(corpus, stats, section, prepare)
     is_chat = section.has_conversations  # whose windows are packed, however short the text is
+    text, left_out = _measured_text(section, prepare, corpus, warns=not is_own)
+    corpus, stats = text.corpus, text.stats
     if context is not None and not is_chat:
         text = with_working_fraction(text, context)
         require_bytes(text, context)
@@ -113,6 +101,25 @@ def prepare_dataset(
         raise
     sources = corpus.describe()
     return Dataset(tokenizer, directory, shards, sources, checked, mixture, left_out)
+
+
+def _measured_text(
+    section: DataSection, prepare: PrepareContext, corpus: Corpus | None, *, warns: bool
+) -> tuple[MeasuredText, tuple[DropCount, ...]]:
+    """Read the text once: return it with its statistics, and what is left out of it."""
+    cleaned = clean_corpus(corpus or resolve_corpus(section, prepare), section, prepare)
+    corpus, left_out = cleaned.corpus, cleaned.left_out
+    bad = DropCount("that cannot be used (data.on_error: skip)")
+    reading = prepare.with_progress("reading", corpus).counting(bad.add_bad)
+    stats = reading.measure(prepare.check_stop)
+    if bad.documents:
+        left_out = (*left_out, bad)
+        prepare.observe(Note(f"left out {bad.describe()}", is_warning=True))
+    if warns and stats.repeated_bytes > _NOTED_SHARE * stats.text_bytes:
+        prepare.observe(_repeats_note(stats))
+    if warns:
+        announce_skipped(corpus, prepare)
+    return MeasuredText(corpus, stats, section, prepare), left_out
 
 
 def _documents(stats: CorpusStats) -> dict[str, object]:

@@ -1,0 +1,1 @@
+"""Profiles: the schema, the layers of settings, exact counts of a shape."""

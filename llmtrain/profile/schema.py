@@ -296,6 +296,8 @@ class DeviceSection(Section):
     pin_memory: bool | Auto = "auto"
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     processes: Threads | Auto = "auto"
+    # Whether each process has all weights and optimizer state, or a part of them.
+    sharding: Literal["auto", "replicate", "shard"] = "auto"
     # How long ranks wait for a rank that does not respond.
     collective_timeout: Annotated[Duration, Field(ge=1, lt=1e6)] = 600.0
 
@@ -324,6 +326,16 @@ class Profile(Section):
             raise ValueError("lora.rank: adapters are trained beside a model; name model.init_from")
         if self.optim.name != "adamw":
             raise ValueError("lora.rank: adapters are trained by optim.name adamw")
+        return self
+
+    @model_validator(mode="after")
+    def _sharding_is_possible(self) -> Profile:
+        if self.device.sharding != "shard":
+            return self
+        if self.lora.rank is not None:
+            raise ValueError("device.sharding: a model that adapters are beside is not sharded")
+        if self.data.rows == "preferences":
+            raise ValueError("device.sharding: training on pairs of answers is not sharded")
         return self
 
     def values(self) -> dict[str, Any]:

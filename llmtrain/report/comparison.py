@@ -21,7 +21,8 @@ import numpy as np
 from llmtrain.errors import LlmtrainError
 from llmtrain.eval.student import student_quantile
 from llmtrain.profile.load import flat_values
-from llmtrain.train.run_directory.directory import RunDirectory, all_runs, find_run
+from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.run_directory.find import all_runs, find_run
 from llmtrain.train.run_directory.history import LoggedEvaluation, RunHistory, read_history
 from llmtrain.train.run_directory.task_scores import read_scores
 

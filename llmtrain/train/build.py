@@ -19,10 +19,19 @@ from llmtrain.profile.schema import Profile
 from llmtrain.recipe.learning_rate import peak_learning_rates
 from llmtrain.train.checkpoint.adapter import Adapter
 from llmtrain.train.checkpoint.format import Checkpoint
+from llmtrain.train.distributed.sharded_optimizer import ShardedGradScaler
+from llmtrain.train.distributed.sharding import ShardedModel
 from llmtrain.train.distributed.world import World, device_of
 from llmtrain.train.divergence.policy import DivergenceState
 from llmtrain.train.loop import Position, ReadWeights, Run
-from llmtrain.train.model_weights import build_adapted_model, build_model, initialise, load_weights
+from llmtrain.train.model_weights import (
+    build_adapted_model,
+    build_model,
+    build_sharded_model,
+    initialise,
+    load_weights,
+    set_weights,
+)
 from llmtrain.train.parameter_groups import build_optimizer, load_named_state
 from llmtrain.train.readers import TrainTokens, masking_separator, window_reader
 from llmtrain.train.schedule import Schedule
@@ -53,7 +62,11 @@ def build_run(
     is trained where that is not the whole model.
     """
     device = set_up_device(plan, world)
-    if adapter is None:
+    sharded: ShardedModel | None = None
+    if plan.sharding.value == "shard":
+        model, sharded = build_sharded_model(profile, plan.precision.value, world, device)
+        set_weights(model, profile.train.seed, resumed, initial)
+    elif adapter is None:
         model = build_model(profile, resumed, initial).to(device)
     else:
         model = build_adapted_model(profile, adapter, plan.precision.value, resumed).to(device)
@@ -71,8 +84,9 @@ def build_run(
         tokens_per_step=tokens_per_step,
         continues=continues,
         is_dpo=profile.data.rows == "preferences",
+        sharded_over=world if sharded is not None else None,
     )
-    scaler = torch.amp.GradScaler(device.type, enabled=plan.grad_scaler.value)
+    scaler = grad_scaler(device, enabled=plan.grad_scaler.value, is_sharded=sharded is not None)
     position, divergence = Position(), DivergenceState()
     if resumed is not None:
         load_named_state(model, optimizer, resumed.optimizer)
@@ -80,7 +94,7 @@ def build_run(
     _apply_plan(model, plan, optimizer)
     return Run(
         model=model,
-        objective=_distributed(model, world),
+        objective=model if sharded is not None else _distributed(model, world),
         optimizer=optimizer,
         scaler=scaler,
         schedule=schedule_of(profile),
@@ -102,7 +116,14 @@ def build_run(
         divergence=divergence,
         initial_weights=initial,
         adapter=adapter,
+        sharded=sharded,
     )
+
+
+def grad_scaler(device: torch.device, *, enabled: bool, is_sharded: bool) -> torch.amp.GradScaler:
+    """Return a scaler of the loss at its first scale."""
+    kind = ShardedGradScaler if is_sharded else torch.amp.GradScaler
+    return kind(device.type, enabled=enabled)
 
 
 def rewind_run(run: Run, seed: int, checkpoint: Checkpoint | None) -> None:
@@ -111,7 +132,9 @@ def rewind_run(run: Run, seed: int, checkpoint: Checkpoint | None) -> None:
     The horizon stays, and so does what is known of rewinds.
     """
     run.optimizer.state.clear()
-    run.scaler = torch.amp.GradScaler(run.device.type, enabled=run.scaler.is_enabled())
+    run.scaler = grad_scaler(
+        run.device, enabled=run.scaler.is_enabled(), is_sharded=run.sharded is not None
+    )
     earlier, position = DivergenceState(), Position()
     if checkpoint is not None:
         load_weights(run.model, checkpoint.weights)
@@ -154,6 +177,7 @@ def compute_as_planned(model: Decoder, plan: Plan) -> None:
         checkpointing=plan.activation_checkpointing.value,
         casts=model.casts,
         compiled=plan.compile.value,
+        sharded=plan.sharding.value == "shard",
     )
 
 

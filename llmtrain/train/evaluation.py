@@ -73,11 +73,13 @@ class Evaluator:
         return self._run.all_reduce([step == self._evaluated_step])[0] == 0
 
     def sample_is_due(self, step: int, *, is_last: bool) -> bool:
-        """Return whether this rank samples after `step`."""
+        """Return whether to sample after `step`: on rank 0, with the others' parts of a model."""
         every = self._options.sample_every_steps
-        if not self._run.world.is_main or every is None or step == self._sampled_step:
+        if every is None or not (is_last or step % every == 0):
             return False
-        return is_last or step % every == 0
+        if self._run.sharded is not None:
+            return self._run.all_reduce([step == self._sampled_step])[0] == 0
+        return self._run.world.is_main and step != self._sampled_step
 
     def validation_loss(self, windows: int | None = None) -> LossSum:
         """Return the loss over the first `windows` validation windows (default: all).
@@ -92,14 +94,19 @@ class Evaluator:
         if isinstance(self._reader, PreferenceReader):
             return self._preference_loss(self._reader, own)
         read = (self._reader.read(i, 1) for i in own)
+        micro_batch, sharded = self._run.plan.micro_batch.value, self._run.sharded
+        most = -(-windows // world.size)  # windows of a rank
         loss = sum_loss(
             self._run.model,
             ((inputs[0], targets[0]) for inputs, targets in read),
-            micro_batch=self._run.plan.micro_batch.value,
+            micro_batch=micro_batch,
             autocast=self._run.autocast,
             check_stop=self._check_stop,
-            is_time_over=self._is_time_over,
+            is_time_over=self._is_time_over if sharded is None else self._is_time_over_for_any,
+            forwards=0 if sharded is None else -(-most // micro_batch),
         )
+        if sharded is not None:
+            sharded.free()
         if world.size == 1:
             return loss
         nats, tokens = self._run.all_reduce([loss.nats, loss.tokens])
@@ -154,6 +161,12 @@ class Evaluator:
 
     def _is_time_over(self) -> bool:
         return time.monotonic() > self.deadline_s
+
+    def _is_time_over_for_any(self) -> bool:
+        """Return whether the time is over on any rank: those of a sharded model end together."""
+        if self.deadline_s == math.inf:
+            return False
+        return self._run.all_reduce([self._is_time_over()])[0] > 0
 
     def _check_stop(self) -> None:
         """Raise InterruptedRunError after a stop signal; several ranks stop after the step."""

@@ -18,6 +18,7 @@ from llmtrain.model.optimizer import RoleOptimizer
 from llmtrain.ops.precision import autocast_as
 from llmtrain.plan.planner import Plan
 from llmtrain.train.checkpoint.adapter import Adapter
+from llmtrain.train.distributed.sharding import ShardedModel
 from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence.policy import DivergenceState, StepVerdict, judge
 from llmtrain.train.parameter_groups import set_learning_rate
@@ -78,6 +79,7 @@ class Run:
     prefetch: Prefetch | None = None  # of `batches`
     initial_weights: ReadWeights | None = None  # of step 0; None: random ones
     adapter: Adapter | None = None  # where only adapters are trained
+    sharded: ShardedModel | None = None  # the model, where each rank has a part of it
 
     @property
     def windows_per_step(self) -> int:
@@ -113,10 +115,23 @@ class Run:
         return self.world.sum_values(values, self.device)
 
     def gradient_sync(self, is_last: bool) -> AbstractContextManager[object]:
-        """Return a context for a backward; DDP averages gradients in a step's last one only."""
+        """Return a context for a backward; DDP averages gradients in a step's last one only.
+
+        FSDP2 does so in every one: what it had to keep otherwise would be of all weights.
+        """
         if isinstance(self.objective, DistributedDataParallel) and not is_last:
             return self.objective.no_sync()
         return nullcontext()
+
+    def clip_gradients(self, parameters: list[nn.Parameter]) -> float:
+        """Scale gradients down to the limit of their global norm; return the norm before that."""
+        if self.sharded is not None:
+            return self.sharded.clip_gradients(self.gradient_clip)
+        return _clipped_norm(parameters, self.gradient_clip)
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """Return a context in which this rank has the whole weights. Every rank has to call it."""
+        return nullcontext() if self.sharded is None else self.sharded.gathered()
 
     def _read(self, first: int, count: int, following: int) -> Windows:
         if self.prefetch is None:
@@ -155,8 +170,10 @@ def training_steps(run: Run) -> Iterator[StepReport]:
                 # DDP averages over ranks; the loss is a sum over all of them
                 run.scaler.scale(loss * (run.world.size / targets)).backward()
             nats += loss.detach()
+        if run.sharded is not None:
+            run.sharded.finish_gradients()
         run.scaler.unscale_(run.optimizer)
-        norm = _clipped_norm(parameters, run.gradient_clip)
+        norm = run.clip_gradients(parameters)
         total_nats, norm = _reduce(run.world, nats, norm)
         mean_loss = total_nats / targets
         verdict = _judge(run, mean_loss, norm)

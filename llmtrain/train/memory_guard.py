@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from llmtrain.errors import DoesNotFitError
 from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.memory_pressure import MemoryAction
@@ -206,7 +204,7 @@ class MemoryGuard:
         run = self._run
         run.optimizer.zero_grad()
         if run.scaler.is_enabled():  # it refuses to unscale a second time before an update
-            fresh = torch.amp.GradScaler(run.device.type)
+            fresh = type(run.scaler)(run.device.type)
             fresh.load_state_dict(run.scaler.state_dict())
             run.scaler = fresh
         gc.collect()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llmtrain.choice import Precision
 from llmtrain.errors import LlmtrainError
+from llmtrain.machine.allocator import return_free_memory
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.huggingface import EMBEDDING, HEAD, weight_shapes
 from llmtrain.model.lora import adapted_decoder, reset_adapters
@@ -16,6 +17,13 @@ from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.train.checkpoint.adapter import Adapter
 from llmtrain.train.checkpoint.format import Checkpoint
+from llmtrain.train.distributed.sharding import (
+    ShardedModel,
+    is_sharded,
+    local_part,
+    part_of,
+)
+from llmtrain.train.distributed.world import World
 from llmtrain.train.loop import ReadWeights
 
 
@@ -24,11 +32,30 @@ def build_model(
 ) -> Decoder:
     """Return the profile's model on the CPU, with the weights of a checkpoint or the first ones."""
     model = Decoder(shape_of(profile.model))
+    set_weights(model, profile.train.seed, resumed, initial)
+    return model
+
+
+def build_sharded_model(
+    profile: Profile, precision: Precision, world: World, device: torch.device
+) -> tuple[Decoder, ShardedModel]:
+    """Return the profile's model, of which this rank has its part; its weights are not set."""
+    with torch.device("meta"):
+        model = Decoder(shape_of(profile.model))
+    sharded = ShardedModel(model, world, precision, device.type)
+    model.to_empty(device=device)
+    model.model.set_rotations(device)
+    return model, sharded
+
+
+def set_weights(
+    model: Decoder, seed: int, resumed: Checkpoint | None, initial: ReadWeights | None
+) -> None:
+    """Set the weights of a checkpoint, or the first ones. Raises LlmtrainError."""
     if resumed is None:
-        initialise(model, profile.train.seed, initial)
+        initialise(model, seed, initial)
     else:
         load_weights(model, resumed.weights)
-    return model
 
 
 def build_adapted_model(
@@ -43,6 +70,7 @@ def build_adapted_model(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     tensors = adapter.base.tensors(shape.vocab_size)
     model = adapted_decoder(shape, tensors, adapter.lora, dtype)
+    return_free_memory()  # what tensors were converted in
     if resumed is None:
         reset_adapters(model, profile.train.seed)
     else:
@@ -51,9 +79,15 @@ def build_adapted_model(
 
 
 def initialise(model: Decoder, seed: int, initial: ReadWeights | None) -> None:
-    """Set the weights of step 0: random ones, or those of another model with rows added."""
+    """Set the weights of step 0: random ones, or those of another model with rows added.
+
+    Of a sharded model each rank sets its part.
+    """
     if initial is None:
-        model.initialise(seed)
+        parameters = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, drawn in model.drawn_weights(seed):  # one at a time: there may be many
+                local_part(parameters[name]).copy_(part_of(drawn, parameters[name]))
         return
     weights = with_vocabulary(initial(), model.shape.vocab_size)
     _require_finite(weights, "the model to continue from")
@@ -103,7 +137,13 @@ def _require_finite(weights: Mapping[str, Tensor], origin: str) -> None:
 
 
 def load_weights(model: Decoder, weights: Mapping[str, Tensor]) -> None:
-    """Load what is trained of the model. Raises LlmtrainError if it does not fit."""
+    """Load what is trained of the model. Raises LlmtrainError if it does not fit.
+
+    Of a sharded model each rank loads its part.
+    """
+    if any(is_sharded(parameter) for parameter in model.parameters()):
+        _load_parts(model, weights)
+        return
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
         missing, unexpected = model.load_state_dict(dict(weights), strict=False)
@@ -111,3 +151,17 @@ def load_weights(model: Decoder, weights: Mapping[str, Tensor]) -> None:
         raise LlmtrainError(f"the weights do not fit the model: {error}") from None
     if wrong := [*unexpected, *trained.intersection(missing)]:
         raise LlmtrainError(f"the weights do not fit the model: {min(wrong)}")
+
+
+@torch.no_grad()
+def _load_parts(model: Decoder, weights: Mapping[str, Tensor]) -> None:
+    parameters = dict(model.named_parameters())
+    if wrong := parameters.keys() ^ weights.keys():
+        raise LlmtrainError(f"the weights do not fit the model: {min(wrong)}")
+    for name, parameter in parameters.items():
+        if weights[name].shape != parameter.shape:
+            raise LlmtrainError(
+                f"the weights do not fit the model: {name} has shape {list(weights[name].shape)}, "
+                f"not {list(parameter.shape)}"
+            )
+        local_part(parameter).copy_(part_of(weights[name], parameter))

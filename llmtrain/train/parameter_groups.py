@@ -14,6 +14,9 @@ from llmtrain.model.decoder import Decoder
 from llmtrain.model.optimizer import STATE, RoleOptimizer
 from llmtrain.profile.schema import OptimSection
 from llmtrain.recipe.learning_rate import Role, algorithm_of, peak_learning_rates
+from llmtrain.train.distributed.sharded_optimizer import ShardedOptimizer
+from llmtrain.train.distributed.sharding import part_of
+from llmtrain.train.distributed.world import World
 
 
 def role_of(name: str, parameter: nn.Parameter) -> Role:
@@ -38,10 +41,12 @@ def build_optimizer(
     tokens_per_step: int,
     continues: bool = False,
     is_dpo: bool = False,
+    sharded_over: World | None = None,
 ) -> RoleOptimizer:
     """Build one group per role, with its algorithm and rate. Only hidden matrices decay.
 
     `continues`: the model begins with the weights of another one; `is_dpo`: and learns preferences.
+    `sharded_over`: the ranks that its parameters are sharded over, if they are.
     """
     by_role: dict[Role, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -63,7 +68,10 @@ def build_optimizer(
         }
         for role, parameters in by_role.items()
     ]
-    return RoleOptimizer(groups, fused=kernel == "fused", product_dtype=product_dtype)
+    fused = kernel == "fused"
+    if sharded_over is None:
+        return RoleOptimizer(groups, fused=fused, product_dtype=product_dtype)
+    return ShardedOptimizer(groups, fused=fused, product_dtype=product_dtype, world=sharded_over)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -84,9 +92,9 @@ def named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str,
 def load_named_state(
     model: nn.Module, optimizer: RoleOptimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Load the optimizer's state from `tensors`. Raises LlmtrainError if they do not fit.
+    """Load the optimizer's state from whole `tensors`. Raises LlmtrainError if they do not fit.
 
-    Before the first update there are none.
+    Of a sharded parameter's, this rank takes its part. Before the first update there are none.
     """
     if not tensors:
         return
@@ -94,16 +102,23 @@ def load_named_state(
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
-            optimizer.state[parameter] = _loaded(name, parameter, group["algorithm"], tensors)
+            found = _found(name, parameter, group["algorithm"], tensors)
+            optimizer.state[parameter] = {
+                key: (value if value.dim() == 0 else part_of(value, parameter)).to(
+                    parameter.device, copy=True
+                )
+                for key, value in found.items()
+            }
 
 
-def _loaded(
+def _found(
     name: str, parameter: nn.Parameter, algorithm: Algorithm, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
+    """Return the state of a parameter in `tensors`, whole."""
     expected = dict.fromkeys(STATE[algorithm], parameter.shape)
     if "step" in expected:
         expected["step"] = torch.Size()
     found = {key: tensors[f"{name}.{key}"] for key in expected if f"{name}.{key}" in tensors}
     if {key: value.shape for key, value in found.items()} != expected:
         raise LlmtrainError(f"optimizer state of {name} is missing or has another shape")
-    return {key: value.to(parameter.device, copy=True) for key, value in found.items()}
+    return found

@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 
+from torch import Tensor
+
 from llmtrain.machine.gpu_memory import read_accelerator_memory
 from llmtrain.machine.memory_usage import read_process_memory
+from llmtrain.model.lora import trained_weights
 from llmtrain.plan.planner import Plan
 from llmtrain.train.build import RandomState
 from llmtrain.train.checkpoint.format import SavedState
+from llmtrain.train.distributed.owned import owned_tensors
+from llmtrain.train.distributed.sharding import is_sharded, local_part
 from llmtrain.train.divergence.policy import DivergenceState
 from llmtrain.train.events import Evaluated
 from llmtrain.train.loop import Run
 from llmtrain.train.pace import Pace
+from llmtrain.train.parameter_groups import named_state
 
 
 def current_state(state: SavedState, run: Run, pace: Pace) -> SavedState:
@@ -28,6 +34,28 @@ def current_state(state: SavedState, run: Run, pace: Pace) -> SavedState:
             "course": run.divergence,
             "grad_scaler": run.scaler.state_dict() if run.scaler.is_enabled() else None,
         }
+    )
+
+
+def saved_tensors(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights and the optimizer state that this rank saves.
+
+    They are all, or of a sharded model those that it owns, in memory of their own; then every rank
+    has to call it.
+    """
+    weights, optimizer = trained_weights(run.model), named_state(run.model, run.optimizer)
+    if run.sharded is None:
+        return weights, optimizer
+    shapes = {name: p.shape for name, p in run.model.named_parameters() if is_sharded(p)}
+    of_state = {
+        name: shapes[parameter]
+        for name, tensor in optimizer.items()
+        if (parameter := name.rpartition(".")[0]) in shapes and tensor.dim() > 0
+    }
+    parts = {name: local_part(weight) for name, weight in weights.items()}
+    return (
+        owned_tensors(parts, shapes, run.world),
+        owned_tensors(optimizer, of_state, run.world),
     )
 
 

@@ -17,7 +17,7 @@ from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
 from llmtrain.eval.preferences import PreferenceLoss
 from llmtrain.machine.core_wait import CoreTimes, ran_share, read_core_times, waited_share
 from llmtrain.machine.out_of_memory import memory_errors_mapped
-from llmtrain.model.lora import trained_weights
+from llmtrain.plan.planner import can_sample
 from llmtrain.plan.tensor_bytes import checkpoint_bytes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.horizon import Horizon
@@ -25,6 +25,7 @@ from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
+from llmtrain.train.checkpoint.part_saver import PartSaver
 from llmtrain.train.checkpoint.saver import Saver
 from llmtrain.train.divergence.rewind import Rewinder
 from llmtrain.train.evaluation import Evaluator
@@ -33,11 +34,10 @@ from llmtrain.train.logger import TrainLogger
 from llmtrain.train.loop import Run, StepReport
 from llmtrain.train.memory_guard import MemoryGuard, MemoryStopError, agreed_action
 from llmtrain.train.pace import Pace, expected_steps
-from llmtrain.train.parameter_groups import named_state
 from llmtrain.train.rate_check import CHECKED_STEPS, CorrectForecast, rate_difference
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.train.signals import StopRequest
-from llmtrain.train.state import current_state, with_evaluation, with_plan
+from llmtrain.train.state import current_state, saved_tensors, with_evaluation, with_plan
 from llmtrain.train.stopping import StopDecision, StopPolicy
 from llmtrain.train.validation import open_validation
 
@@ -97,7 +97,7 @@ class Trainer:
             text_tokens=setup.data.index.train.tokens,
             mixture=setup.mixture,
         )
-        self.saver = Saver(directory.checkpoints, profile.checkpoint, setup.observe)
+        self.saver = _saver(setup)
         self.guard = MemoryGuard(run, setup.workload, directory, setup.observe)
         self.stopping = StopPolicy(setup.horizon, profile.eval, run.world, run.device)
         self.rewinder = Rewinder(run, profile, directory, setup.tokenizer)
@@ -107,6 +107,7 @@ class Trainer:
         self.evaluator = Evaluator(run, profile.eval, validation, setup.tokenizer, setup.stop)
         self.evaluator.restore(directory)
         self.prompts = validation.prompts
+        self.warned_of_samples = False
         self.trained_s, self.trained_steps = 0.0, 0
         self.core_times: CoreTimes = {}  # after the first step
         self.end_costs_known = setup.horizon.time_s is None  # only a time limit needs them early
@@ -298,7 +299,8 @@ class Trainer:
             if not decision.stop_requested:
                 if self.evaluator.is_due(step, is_last=decision.is_over):
                     self._evaluate(step)
-                if self.evaluator.sample_is_due(step, is_last=decision.is_over):
+                is_due = self.evaluator.sample_is_due(step, is_last=decision.is_over)
+                if is_due and self._can_sample():
                     self._sample(step)
         except InterruptedRunError:
             decision = replace(decision, is_over=False, stop_requested=True)
@@ -322,10 +324,20 @@ class Trainer:
                 self.logger.log_warning(f"the time is over: validated on {of_all}")
         self.state = with_evaluation(self.state, evaluated)
 
+    def _can_sample(self) -> bool:
+        """Return whether there is memory for samples; warn once if not."""
+        fits = can_sample(self.setup.workload, self.run.plan)
+        if not fits and not self.warned_of_samples:
+            self.warned_of_samples = True
+            self.logger.log_warning(
+                "no text is sampled during the run: a rank has no room for the whole weights"
+            )
+        return fits
+
     def _sample(self, step: int) -> None:
-        with self.logger.excluded(), self.pace.measured("samples"):
+        with self.logger.excluded(), self.pace.measured("samples"), self.run.whole_weights():
             self.logger.log_activity("sampling", self.pace.cost_s("samples"))
-            for number, prompt in enumerate(self.prompts):
+            for number, prompt in enumerate(self.prompts if self.run.world.is_main else ()):
                 sample = partial(self.evaluator.sample, prompt, seed=step + number)
                 self.logger.log_event(Sampled(step, prompt, self.guard.run_guarded(sample)))
         self.evaluator.sampled(step)
@@ -344,11 +356,12 @@ class Trainer:
     def _save(self, *, in_background: bool) -> None:
         with self.logger.excluded():
             self.state = current_state(self.state, self.run, self.pace)
-            if self.run.world.is_main:
+            if self.run.world.is_main or self.run.sharded is not None:
+                weights, optimizer = saved_tensors(self.run)
                 checkpoint = Checkpoint(
                     self.state,
-                    trained_weights(self.run.model),
-                    named_state(self.run.model, self.run.optimizer),
+                    weights,
+                    optimizer,
                     self.shape,
                     self.setup.tokenizer,
                     adapter=self.run.adapter,
@@ -406,3 +419,12 @@ class Trainer:
         return (
             "time" if has_time_limit and not self.stopping.patience_is_over(self.state) else "done"
         )
+
+
+def _saver(setup: TrainSetup) -> Saver:
+    """Return what saves the run: rank 0 alone, or all ranks of a sharded model."""
+    directory, profile, run = setup.directory.checkpoints, setup.profile, setup.run
+    if run.sharded is None:
+        return Saver(directory, profile.checkpoint, setup.observe)
+    limit_s = profile.device.collective_timeout
+    return PartSaver(directory, profile.checkpoint, setup.observe, run.world, limit_s)

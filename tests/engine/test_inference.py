@@ -16,7 +16,7 @@ import torch
 from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.data.shards.token_stream import TokenArray, TokenStream
 from llmtrain.data.sources.resolve import resolve_sources
-from llmtrain.engine import inference
+from llmtrain.engine import evaluation
 from llmtrain.engine.evaluation import evaluate_corpus, evaluate_shards
 from llmtrain.engine.inference import Trained, generate_text
 from llmtrain.engine.plan_run import plan_inference
@@ -88,7 +88,7 @@ def sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(TokenStream, "read", spied_read)
     monkeypatch.setattr(Tokenizer, "encode", spied_encode)
     monkeypatch.setattr(Tokenizer, "decode", spied_decode)
-    monkeypatch.setattr(inference, "READ_TOKENS", 100)
+    monkeypatch.setattr(evaluation, "READ_TOKENS", 100)
     monkeypatch.setattr(streams, "_PART_IDS", LARGEST // 8)
     monkeypatch.setattr(streams, "_PART_CHARACTERS", LARGEST // 8)
     return found

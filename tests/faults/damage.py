@@ -25,7 +25,8 @@ from pathlib import Path
 import torch
 
 from llmtrain.errors import LlmtrainError
-from llmtrain.train.checkpoint.format import OPTIMIZER, Checkpoint, load_checkpoint
+from llmtrain.train.checkpoint.format import Checkpoint, load_checkpoint
+from llmtrain.train.checkpoint.parts import OPTIMIZER
 from llmtrain.train.checkpoint.writing import save_checkpoint
 from tests.faults.saves import small_checkpoint
 

@@ -27,7 +27,8 @@ from llmtrain.train.checkpoint.format import (
     verify_checkpoint,
 )
 from llmtrain.train.model_weights import trained_model
-from llmtrain.train.run_directory.directory import RunDirectory, find_checkpoints, find_run
+from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.run_directory.find import find_checkpoints, find_run
 from tests.train.harness import Files, Llmtrain
 
 needs_links = pytest.mark.skipif(os.name == "nt", reason="links need rights there")
@@ -302,7 +303,7 @@ def model_of(checkpoint: Checkpoint) -> Decoder:
 def test_a_config_that_is_not_of_the_weights_takes_no_memory(
     checkpoint: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("llmtrain.train.build.Decoder", None)
+    monkeypatch.setattr("llmtrain.train.model_weights.Decoder", None)
     change_json(checkpoint / "config.json", **{name: CONFIGS[name]})
     with pytest.raises(LlmtrainError, match=r"config\.json"):
         model_of(load_checkpoint(checkpoint))

@@ -106,23 +106,26 @@ def memory(
         )
         show_memory_of_profile(output, request, limit_bytes, calibrates=calibrate)
         return
-    needs_profile = [
-        ("--calibrate measures a profile", calibrate, ["cpu-tiny", "--calibrate"]),
-        (
-            "--data is text to train on by a profile",
-            data,
-            ["cpu-tiny", "--data", *(data or [])[:1]],
-        ),
-        ("--assume plans for a profile", assume, ["gpu-small", "--assume", assume or ""]),
-    ]
-    for use, value, example in needs_profile:
-        if value:
-            command = shlex.join(["llmtrain", "memory", "--profile", *example])
-            raise UsageError(f"{use}, and none is named", hint=command)
+    _refuse_without_profile(calibrate=calibrate, data=data, assume=assume)
     if watch:
         watch_memory(output, run, pid, every or _EVERY)
     else:
         show_memory_now(output, run, pid, limit_bytes)
+
+
+def _refuse_without_profile(*, calibrate: bool, data: list[str] | None, assume: str | None) -> None:
+    """Raise UsageError for an option that says something of a profile."""
+    uses = {
+        "--calibrate measures a profile": ["cpu-tiny", "--calibrate"] if calibrate else None,
+        "--data is text to train on by a profile": ["cpu-tiny", "--data", data[0]]
+        if data
+        else None,
+        "--assume plans for a profile": ["gpu-small", "--assume", assume] if assume else None,
+    }
+    for use, example in uses.items():
+        if example is not None:
+            command = shlex.join(["llmtrain", "memory", "--profile", *example])
+            raise UsageError(f"{use}, and none is named", hint=command)
 
 
 def _is_model(run: str) -> bool:

@@ -130,11 +130,11 @@ def require_directory(directory: Path, *, overwrite: bool) -> None:
     `overwrite` allows the latter.
     """
     from llmtrain.errors import UsageError
-    from llmtrain.train.checkpoint.format import weights_file
+    from llmtrain.train.checkpoint.format import weights_files
 
     try:
         for place in (directory, *directory.absolute().parents):
-            if weights_file(place).exists():
+            if weights_files(place):
                 raise UsageError(
                     f"--out {directory} is in a model's directory: {place} has its own tokenizer",
                     hint="another --out; nothing is written into a checkpoint",

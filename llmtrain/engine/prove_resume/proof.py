@@ -24,15 +24,15 @@ from llmtrain.engine.prove_resume.kill import (
 from llmtrain.engine.prove_resume.observe import Phase, Watch
 from llmtrain.engine.request import TrainRequest, resolve_profile
 from llmtrain.errors import LlmtrainError
-from llmtrain.files import cache_directory, sha256_file
+from llmtrain.files import cache_directory
 from llmtrain.profile.load import profile_from_values
 from llmtrain.profile.schema import Profile
 from llmtrain.progress import Note
 from llmtrain.train.checkpoint.format import (
-    OPTIMIZER,
     list_checkpoints,
     load_state,
-    weights_file,
+    optimizer_sha256,
+    weights_sha256,
 )
 from llmtrain.train.events import Observer
 from llmtrain.train.run_directory.directory import RunDirectory
@@ -249,8 +249,8 @@ def _result(run: RunDirectory) -> RunResult:
         raise LlmtrainError(f"{run.path} ended before it was finished")
     lines = [{n: m[n] for n in _REPRODUCIBLE if n in m} for m in run.read_metrics()]
     return RunResult(
-        sha256_file(weights_file(newest)),
-        sha256_file(newest / OPTIMIZER),
+        weights_sha256(newest),
+        optimizer_sha256(newest),
         (*lines, *run.read_samples()),
         load_state(newest).numerics,
     )

@@ -60,9 +60,10 @@ class BaseModel:
     sha256: Mapping[str, str]
 
     def tensors(self, rows: int) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name and the weights of each tensor in fp32, with `rows` embedding rows.
+        """Yield the name and the weights of each tensor, with `rows` embedding rows.
 
-        Raises LlmtrainError if they are gone or are not what they were.
+        They are in the type that the files have, and of their memory map; those with rows that are
+        added are in fp32. Raises LlmtrainError if they are gone or are not what they were.
         """
         directory = open_pretrained(self.path)
         changed = [
@@ -73,7 +74,7 @@ class BaseModel:
                 f"{self.path / changed[0]} has changed since a run began with it",
                 hint="put back what it was, or start a new run with another --out",
             )
-        for name, tensor in directory.tensors():
+        for name, tensor in directory.stored_tensors():
             is_vocabulary = name in (EMBEDDING, HEAD)
             yield name, with_distinct_rows(tensor, rows) if is_vocabulary else tensor
 
@@ -87,7 +88,8 @@ class Adapter:
 
     def merged(self, weights: Mapping[str, Tensor], shape: ModelShape) -> dict[str, Tensor]:
         """Return the model's weights with the adapters' `weights` added. Raises LlmtrainError."""
-        return merged_weights(dict(self.base.tensors(shape.vocab_size)), weights, self.lora)
+        whole = {name: each.float() for name, each in self.base.tensors(shape.vocab_size)}
+        return merged_weights(whole, weights, self.lora)
 
 
 def with_distinct_rows(matrix: Tensor, rows: int) -> Tensor:
@@ -98,6 +100,7 @@ def with_distinct_rows(matrix: Tensor, rows: int) -> Tensor:
     """
     if len(matrix) >= rows:
         return matrix
+    matrix = matrix.float()
     generator = torch.Generator().manual_seed(len(matrix))
     drawn = torch.randn(rows - len(matrix), matrix.shape[1], generator=generator)
     return torch.cat([matrix, matrix.mean(dim=0) + drawn * matrix.std(dim=0)])

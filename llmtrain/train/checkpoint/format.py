@@ -7,6 +7,7 @@ complete. Loading compares sizes and sha256 with the manifest.
 from __future__ import annotations
 
 import errno
+import hashlib
 import re
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +33,15 @@ from llmtrain.train.checkpoint.adapter import (
     Adapter,
     read_adapter,
 )
+from llmtrain.train.checkpoint.parts import (
+    INDEX,
+    MODEL,
+    OPTIMIZER,
+    Kind,
+    files_in,
+    is_optimizer_file,
+    tensor_files,
+)
 from llmtrain.train.checkpoint.tensors import read_tensors
 from llmtrain.train.divergence.policy import DivergenceState
 from llmtrain.untrusted import is_unreached, problem_of, read_json, refuse_link, unreadable
@@ -41,12 +51,7 @@ _NAME = re.compile(r"step-(\d{8,18})", re.ASCII)
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 _SAVED_STATE = re.compile(r"step-\d{8,18}(\..*)?|\.step-\d{8,18}\.[0-9a-f]{8}\.old", re.ASCII)
 _DAMAGED = re.compile(r"step-\d{8,18}\.damaged\d*", re.ASCII)
-MODEL, OPTIMIZER, STATE, MANIFEST = (
-    "model.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-    "manifest.json",
-)
+STATE, MANIFEST = "state.json", "manifest.json"
 
 
 class DamagedCheckpointError(LlmtrainError):
@@ -168,17 +173,26 @@ def verify_checkpoint(path: Path, *, with_optimizer: bool = True) -> None:
     """
     with _not_replaced(path):
         files = _read_manifest(path)
-        if with_optimizer and OPTIMIZER not in files:
+        if with_optimizer and not tensor_files("optimizer", files):
             raise DamagedCheckpointError(f"{path / MANIFEST} names no {OPTIMIZER}")
-        for name, entry in files.items():
-            if name != OPTIMIZER or with_optimizer:
-                with _errors_mapped(path / name) as file:
-                    _verify_file(file, entry)
+        wanted = {
+            name: entry
+            for name, entry in files.items()
+            if with_optimizer or not is_optimizer_file(name)
+        }
+        verify_files(path, wanted)
+
+
+def verify_files(directory: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Compare files with their entries of a manifest, as `verify_checkpoint` does."""
+    for name, entry in entries.items():
+        with _errors_mapped(directory / name) as file:
+            _verify_file(file, entry)
 
 
 def lacks_optimizer(path: Path) -> bool:
     """Return whether the checkpoint has no optimizer file: its weights can still be trained."""
-    return not (path / OPTIMIZER).exists()
+    return not files_in(path, "optimizer")
 
 
 @contextmanager
@@ -236,10 +250,8 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
         with _errors_mapped(path / ADAPTER):
             adapter, weights = read_adapter(path, shape)
     else:
-        with _errors_mapped(path / MODEL) as file:
-            weights = read_tensors(file)
-    with _errors_mapped(path / OPTIMIZER) as file:
-        optimizer = read_tensors(file) if with_optimizer else {}
+        weights = _read_kind(path, "model")
+    optimizer = _read_kind(path, "optimizer") if with_optimizer else {}
     tokenizer = Tokenizer.load(path)
     if shape.vocab_size < tokenizer.vocab_size:
         raise DataError(
@@ -250,9 +262,38 @@ def load_checkpoint(path: Path, *, with_optimizer: bool = True) -> Checkpoint:
     return Checkpoint(state, weights, optimizer, shape, tokenizer, with_optimizer, adapter)
 
 
-def weights_file(path: Path) -> Path:
-    """Return the file of a checkpoint with what was trained: the model, or its adapters."""
-    return path / (ADAPTER if (path / ADAPTER).is_file() else MODEL)
+def _read_kind(path: Path, kind: Kind) -> dict[str, Tensor]:
+    """Return the tensors in one file or several, which were verified; on the CPU, whole."""
+    found: dict[str, Tensor] = {}
+    for name in tensor_files(kind, _read_manifest(path)):
+        with _errors_mapped(path / name) as file:
+            tensors = read_tensors(file)
+            if twice := found.keys() & tensors.keys():
+                raise ValueError(f"{min(twice)} is in another part, too")
+            found |= tensors
+    return found
+
+
+def weights_files(path: Path) -> list[Path]:
+    """Return the files of a checkpoint with what was trained: the model, or its adapters."""
+    return [path / ADAPTER] if (path / ADAPTER).is_file() else files_in(path, "model")
+
+
+def weights_sha256(path: Path) -> str:
+    """Return the hash of the file with what was trained, or of the hashes of several."""
+    return _joint_sha256(weights_files(path))
+
+
+def optimizer_sha256(path: Path) -> str:
+    """Return the hash of the file with optimizer state, or of the hashes of several."""
+    return _joint_sha256(files_in(path, "optimizer"))
+
+
+def _joint_sha256(files: Sequence[Path]) -> str:
+    hashes = [sha256_file(file) for file in files]
+    if len(hashes) == 1:
+        return hashes[0]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 @contextmanager
@@ -359,7 +400,8 @@ def _read_manifest(path: Path) -> dict[str, dict[str, Any]]:
     except (LookupError, TypeError, AttributeError) as error:
         raise DamagedCheckpointError(f"{file} cannot be read: {error}") from None
     required = {STATE, "config.json"}
-    has_weights = MODEL in files or {ADAPTER, ADAPTER_CONFIG, BASE} <= set(files)
+    has_model = bool(tensor_files("model", files)) and (MODEL in files or INDEX in files)
+    has_weights = has_model or {ADAPTER, ADAPTER_CONFIG, BASE} <= set(files)
     has_tokenizer = any(name in files for name in NAMING_FILES)
     has_all = required <= set(files) and has_weights and has_tokenizer
     if not names_are_plain or not complete or not has_all:

@@ -19,7 +19,7 @@ from llmtrain.files import sha256_file
 from llmtrain.model.huggingface import EMBEDDING, HEAD, weight_shapes
 from llmtrain.model.pretrained_config import shape_of_pretrained
 from llmtrain.profile.shape import ModelShape
-from llmtrain.train.checkpoint.tensors import Shape, read_float_shapes, read_floats_as_fp32
+from llmtrain.train.checkpoint.tensors import Shape, read_float_shapes, read_floats
 from llmtrain.untrusted import parse_json, problem_of, read_bytes
 
 CONFIG = "config.json"
@@ -52,12 +52,20 @@ class PretrainedDirectory:
 
         A head that is the embedding is left out.
         """
+        return ((name, tensor.float()) for name, tensor in self.stored_tensors())
+
+    def stored_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name and the weights of each tensor, in the type that the file has.
+
+        Each is of the file's memory map. Raises LlmtrainError as `tensors`.
+        """
         wanted = dict(weight_shapes(self.shape))
+        has_both = self.shape.tie_embeddings and self._has_head()
         both: dict[str, Tensor] = {}  # a head beside an embedding that it has to equal
         for file in self.files:
             with _damage_named(file):
-                for name, tensor in read_floats_as_fp32(file):
-                    if self.shape.tie_embeddings and name in (EMBEDDING, HEAD):
+                for name, tensor in read_floats(file):
+                    if has_both and name in (EMBEDDING, HEAD):
                         both[name] = tensor
                     if name in wanted:
                         yield name, tensor
@@ -67,6 +75,13 @@ class PretrainedDirectory:
                 f"{EMBEDDING}",
                 hint="set it to false in a copy of the directory if the head is its own",
             )
+
+    def _has_head(self) -> bool:
+        for file in self.files:
+            with _damage_named(file):
+                if HEAD in read_float_shapes(file):
+                    return True
+        return False
 
 
 def is_pretrained_directory(path: Path) -> bool:

@@ -99,7 +99,7 @@ class Saver:
         """Copy the tensors and let the thread do the rest."""
         if _is_in_memory(checkpoint):
             what = f"the checkpoint of step {checkpoint.state.step} could not be written"
-            with _write_errors_mapped(what):
+            with write_errors_mapped(what):
                 written = write_checkpoint(self._directory, checkpoint)
             write: Callable[[], Written] = lambda: written  # noqa: E731
         else:
@@ -142,14 +142,17 @@ class Saver:
 
     def _finalize(self, write: Callable[[], Written], state: SavedState, started_s: float) -> Path:
         """Write and finalize the checkpoint, then remove older ones; runs in the thread."""
-        keep_step = state.best_step if self._options.keep_best else None
-        with _write_errors_mapped(f"the checkpoint of step {state.step} could not be written"):
+        with write_errors_mapped(f"the checkpoint of step {state.step} could not be written"):
             path = finalize_checkpoint(write())
-        with _write_errors_mapped(f"older checkpoints than {path.name} could not be removed"):
-            set_aside_superseded(self._directory, state)
-            remove_old(self._directory, self._options.keep_last, keep_step)
+        self._remove_old(path, state)
         self.elapsed_s = time.monotonic() - started_s
         return path
+
+    def _remove_old(self, newest: Path, state: SavedState) -> None:
+        keep_step = state.best_step if self._options.keep_best else None
+        with write_errors_mapped(f"older checkpoints than {newest.name} could not be removed"):
+            set_aside_superseded(self._directory, state)
+            remove_old(self._directory, self._options.keep_last, keep_step)
 
 
 def tensor_bytes(checkpoint: Checkpoint) -> int:
@@ -169,7 +172,7 @@ def require_room(directory: Path, tensors_bytes: int, what: str) -> None:
 
 
 @contextmanager
-def _write_errors_mapped(what: str) -> Iterator[None]:
+def write_errors_mapped(what: str) -> Iterator[None]:
     """Map errors of the system and of safetensors to an LlmtrainError that begins with `what`.
 
     Those of memory stay what they are.

@@ -57,22 +57,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(str(error)) from None
 
 
-def read_floats_as_fp32(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield each tensor of a file of fp32, bf16 or fp16, as fp32 on the CPU, one at a time.
+def read_floats(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield each tensor of a file of fp32, bf16 or fp16, on the CPU, one at a time.
 
+    Tensors are of the file's memory map, which ends with each: pages of it count as the process's.
     Raises OSError and ValueError. Links are followed.
     """
     names = read_float_shapes(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            for name in names:
-                yield name, file.get_tensor(name).float()
+        for name in names:
+            with safe_open(path, framework="pt") as file:
+                yield name, file.get_tensor(name)
     except SafetensorError as error:
         raise ValueError(str(error)) from None
 
 
 def read_float_shapes(path: Path) -> dict[str, Shape]:
-    """Read the shapes of a file for `read_floats_as_fp32`, as `read_shapes` does."""
+    """Read the shapes of a file for `read_floats`, as `read_shapes` does."""
     return _read_header(path, _FLOATS, follow_links=True)
 
 

@@ -15,7 +15,7 @@ import json
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,9 @@ from llmtrain.train.checkpoint.adapter import write_adapter
 from llmtrain.train.checkpoint.format import (
     FORMAT_VERSION,
     MANIFEST,
-    MODEL,
-    OPTIMIZER,
     STATE,
     Checkpoint,
+    DamagedCheckpointError,
     SavedState,
     checkpoint_name,
     entries_of,
@@ -41,7 +40,9 @@ from llmtrain.train.checkpoint.format import (
     set_aside,
     step_of,
     verify_checkpoint,
+    verify_files,
 )
+from llmtrain.train.checkpoint.parts import INDEX, MODEL, OPTIMIZER, part_name
 from llmtrain.train.checkpoint.tensors import write_tensors
 
 _HIDDEN = re.compile(r"\.(step-\d{8,})\.[0-9a-f]{8}(\.old)?|\.step-\d{8,}\.removed")
@@ -63,22 +64,79 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint) -> Path:
 def write_checkpoint(directory: Path, checkpoint: Checkpoint) -> Written:
     """Write the checkpoint's files to a hidden directory, without syncing them."""
     directory.mkdir(exist_ok=True)  # without its parents: the run may have been moved away
-    final = directory / checkpoint_name(checkpoint.state.step)
-    hidden = directory / f".{final.name}.{secrets.token_hex(4)}"
-    hidden.mkdir()  # with the user's default permissions, unlike mkdtemp's
+    written = _hidden(directory, checkpoint.state.step)
+    written.hidden.mkdir()  # with the user's default permissions, unlike mkdtemp's
     try:
-        _write_files(hidden, checkpoint)
+        _write_files(written.hidden, checkpoint)
     except BaseException:
-        shutil.rmtree(hidden, ignore_errors=True)
+        shutil.rmtree(written.hidden, ignore_errors=True)
         raise
-    return Written(hidden, final)
+    return written
+
+
+def _hidden(directory: Path, step: int) -> Written:
+    final = directory / checkpoint_name(step)
+    return Written(directory / f".{final.name}.{secrets.token_hex(4)}", final)
+
+
+def begin_parts(directory: Path, step: int) -> Written:
+    """Make the hidden directory of a checkpoint that several ranks write."""
+    directory.mkdir(exist_ok=True)
+    written = _hidden(directory, step)
+    written.hidden.mkdir()
+    return written
+
+
+@dataclass(frozen=True, slots=True)
+class PartFiles:
+    """The files that a rank wrote: their entries of the manifest, and which weights are in them."""
+
+    entries: dict[str, dict[str, Any]]
+    weights: list[str]
+    weights_bytes: int
+
+
+def write_part(written: Written, checkpoint: Checkpoint, number: int, parts: int) -> PartFiles:
+    """Write a rank's tensors, sync them, and read them back from the disk.
+
+    `number` counts from 1. Raises DamagedCheckpointError.
+    """
+    hidden = written.hidden
+    names = part_name("model", number, parts), part_name("optimizer", number, parts)
+    write_tensors(hidden / names[0], checkpoint.weights)
+    write_tensors(hidden / names[1], checkpoint.optimizer)
+    entries = _synced_entries(hidden / name for name in names)
+    _verify_on_disk(hidden, entries)
+    size = sum(tensor.numel() * tensor.itemsize for tensor in checkpoint.weights.values())
+    return PartFiles(entries, list(checkpoint.weights), size)
+
+
+def finalize_parts(written: Written, checkpoint: Checkpoint, parts: Sequence[PartFiles]) -> Path:
+    """Write the other files beside the parts of all ranks, and rename; return the final path."""
+    hidden = written.hidden
+    _write_description(hidden, checkpoint)
+    places = {
+        name: part_name("model", number + 1, len(parts))
+        for number, part in enumerate(parts)
+        for name in part.weights
+    }
+    metadata = {"total_size": sum(part.weights_bytes for part in parts)}
+    _write_json(hidden / INDEX, {"metadata": metadata, "weight_map": places})
+    by_ranks = {name: entry for part in parts for name, entry in part.entries.items()}
+    _require_sizes(hidden, by_ranks)
+    own = _synced_entries(path for path in hidden.iterdir() if path.name not in by_ranks)
+    _write_manifest(hidden, own | by_ranks)
+    _verify_on_disk(hidden, own)
+    _rename(hidden, written.final)
+    sync_directory(written.final.parent)
+    return written.final
 
 
 def finalize_checkpoint(written: Written) -> Path:
     """Sync, verify and rename what was written; return the final path. On an error remove it."""
     hidden, final = written.hidden, written.final
     try:
-        _write_manifest(hidden)
+        _write_manifest(hidden, _synced_entries(hidden.iterdir()))
         _read_back(hidden)
         _rename(hidden, final)
         sync_directory(final.parent)
@@ -143,16 +201,21 @@ def _rename(hidden: Path, final: Path) -> None:
 
 
 def _write_files(directory: Path, checkpoint: Checkpoint) -> None:
-    bos_id, eos_id = checkpoint.tokenizer.bos_id, checkpoint.tokenizer.eos_id
-    _write_json(directory / "config.json", config_of(checkpoint.shape, bos_id, eos_id))
-    generation = generation_config_of(bos_id, eos_id, stop_ids_of(checkpoint.tokenizer))
-    _write_json(directory / "generation_config.json", generation)
-    checkpoint.tokenizer.save(directory, model_max_length=checkpoint.shape.context)
     if checkpoint.adapter is None:
         write_tensors(directory / MODEL, checkpoint.weights)
     else:
         write_adapter(directory, checkpoint.adapter, checkpoint.weights)
     write_tensors(directory / OPTIMIZER, checkpoint.optimizer)
+    _write_description(directory, checkpoint)
+
+
+def _write_description(directory: Path, checkpoint: Checkpoint) -> None:
+    """Write everything but tensors."""
+    bos_id, eos_id = checkpoint.tokenizer.bos_id, checkpoint.tokenizer.eos_id
+    _write_json(directory / "config.json", config_of(checkpoint.shape, bos_id, eos_id))
+    generation = generation_config_of(bos_id, eos_id, stop_ids_of(checkpoint.tokenizer))
+    _write_json(directory / "generation_config.json", generation)
+    checkpoint.tokenizer.save(directory, model_max_length=checkpoint.shape.context)
     _write_json(directory / STATE, checkpoint.state.model_dump(mode="json"))
 
 
@@ -164,12 +227,17 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_manifest(directory: Path) -> None:
-    files = {}
-    for path in sorted(directory.iterdir()):
+def _synced_entries(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
+    """Sync the files; return their entries of the manifest."""
+    entries = {}
+    for path in sorted(paths):
         sync_file(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-    manifest = {"format_version": FORMAT_VERSION, "files": files}
+        entries[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    return entries
+
+
+def _write_manifest(directory: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    manifest = {"format_version": FORMAT_VERSION, "files": entries}
     _write_json(directory / MANIFEST, manifest)
     sync_file(directory / MANIFEST)
     sync_directory(directory)
@@ -180,3 +248,21 @@ def _read_back(directory: Path) -> None:
     for path in directory.iterdir():
         forget_cached(path)  # otherwise the system would read from its cache, not from the disk
     verify_checkpoint(directory)
+
+
+def _verify_on_disk(directory: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Verify some files as `_read_back` does all."""
+    for name in entries:
+        forget_cached(directory / name)
+    verify_files(directory, entries)
+
+
+def _require_sizes(directory: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise DamagedCheckpointError unless this rank sees the files that others have verified."""
+    for name, entry in entries.items():
+        path = directory / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            raise DamagedCheckpointError(
+                f"{path} was written by another rank, and is not whole here",
+                hint="ranks on several machines need storage that all of them share",
+            )

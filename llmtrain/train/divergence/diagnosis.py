@@ -6,7 +6,7 @@ Runs only after a bad step, on the training model but eagerly: the same modules,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from llmtrain.model.decoder import Backbone, Block, Decoder
 from llmtrain.tokenizer import Tokenizer
+from llmtrain.train.distributed.sharding import local_part
 from llmtrain.train.loop import Run
 
 _SNIPPET_CHARACTERS = 60
@@ -42,20 +43,34 @@ def diagnose(run: Run, first_window: int) -> Finding | None:
 
     None if every window alone is finite: the fault is not reproducible, or only in a batch. Every
     rank has to call it and gets the first rank's finding. Clears the gradients.
+
+    The ranks of a sharded model compute together, so that each goes through all of its windows,
+    and a gradient is the sum over theirs: it names no window.
     """
+    found = _agreed(run, _in_weights(run))
+    if found is not None:
+        return found
+    return _agreed(run, _on_this_rank(run, first_window))
+
+
+def _agreed(run: Run, found: Finding | None) -> Finding | None:
+    """Return the finding of the first rank that has one, of a sharded model the earliest."""
     names = [*_modules(run.model), *dict(run.model.named_parameters())]
-    found = _on_this_rank(run, first_window)
     ours = [0.0, 0.0, 0.0]
     if found is not None:
         position = -1 if found.position is None else found.position
         ours = [1.0 + _PLACES.index(found.place), names.index(found.name), position]
     before, after = run.world.rank, run.world.size - run.world.rank - 1
     numbers = run.all_reduce([0.0] * 3 * before + ours + [0.0] * 3 * after)
+    findings = []
     for rank in range(run.world.size):
         place, name, position = (int(number) for number in numbers[3 * rank : 3 * rank + 3])
         if place:
-            return Finding(_PLACES[place - 1], names[name], position if position >= 0 else None)
-    return None
+            where = position if position >= 0 else None
+            findings.append(Finding(_PLACES[place - 1], names[name], where))
+    if run.sharded is not None:  # a gradient that another rank's forward made bad is no cause
+        findings.sort(key=lambda finding: _PLACES.index(finding.place))
+    return findings[0] if findings else None
 
 
 def describe(run: Run, tokenizer: Tokenizer, first_window: int, found: Finding | None) -> str:
@@ -99,15 +114,22 @@ def _window(run: Run, tokenizer: Tokenizer, position: int) -> str:
     return f"{run.batches.place(position)}, {snippet!r}"
 
 
-def _on_this_rank(run: Run, first_window: int) -> Finding | None:
+def _in_weights(run: Run) -> Finding | None:
     for name, parameter in run.model.named_parameters():
         if not _is_finite(parameter):
             return Finding("weight", name)
+    return None
+
+
+def _on_this_rank(run: Run, first_window: int) -> Finding | None:
     share = run.windows_per_step // run.world.size
     first = first_window + run.world.rank * share
     with torch.compiler.set_stance("force_eager"), _checkpointing_off(run.model):
-        found = (_in_window(run, position) for position in range(first, first + share))
-        return next((finding for finding in found if finding is not None), None)
+        findings: Iterable[Finding | None]
+        findings = (_in_window(run, position) for position in range(first, first + share))
+        if run.sharded is not None:
+            findings = list(findings)
+        return next((finding for finding in findings if finding is not None), None)
 
 
 def _in_window(run: Run, position: int) -> Finding | None:
@@ -131,16 +153,28 @@ def _in_window(run: Run, position: int) -> Finding | None:
                 hooks.callback(handle.remove)
         with run.autocast():
             nats = run.model(*arrays)
-    if not seen:
+    loss = run.scaler.scale(nats / (run.windows_per_step * run.context))
+    if run.sharded is not None:
+        loss.backward()
+        seen += _in_gradients(run.model)
+        run.optimizer.zero_grad()
+    elif not seen:
         with ExitStack() as hooks:
             for name, parameter in run.model.named_parameters():
                 handle = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                     lambda p, n=name: check("gradient", n, p.grad)
                 )
                 hooks.callback(handle.remove)
-            run.scaler.scale(nats / (run.windows_per_step * run.context)).backward()
+            loss.backward()
         run.optimizer.zero_grad()
     return seen[0] if seen else None
+
+
+def _in_gradients(model: Decoder) -> Iterator[Finding]:
+    """Yield which gradients are not finite, in about the order of the backward."""
+    for name, parameter in reversed(list(model.named_parameters())):
+        if not _is_finite(parameter.grad):
+            yield Finding("gradient", name)
 
 
 @contextmanager
@@ -169,4 +203,4 @@ def _is_finite(value: object) -> bool:
     """Return whether all numbers are finite; True for anything but a floating-point tensor."""
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return True
-    return bool(torch.isfinite(value.detach()).all())
+    return bool(torch.isfinite(local_part(value.detach())).all())

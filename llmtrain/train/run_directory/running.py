@@ -6,7 +6,8 @@ from pathlib import Path
 
 from llmtrain.errors import UsageError
 from llmtrain.train.distributed.world import running_process
-from llmtrain.train.run_directory.directory import RunDirectory, all_runs, find_run
+from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.run_directory.find import all_runs, find_run
 
 Training = tuple[RunDirectory, int]
 

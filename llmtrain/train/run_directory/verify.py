@@ -11,7 +11,7 @@ from llmtrain.train.checkpoint.format import (
     RemovedCheckpointError,
     verify_checkpoint,
 )
-from llmtrain.train.run_directory.directory import find_checkpoints
+from llmtrain.train.run_directory.find import find_checkpoints
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,6 @@ from llmtrain.train.checkpoint import format as checkpoint_module
 from llmtrain.train.checkpoint import writing as writing_module
 from llmtrain.train.checkpoint.format import (
     MANIFEST,
-    OPTIMIZER,
     Checkpoint,
     DamagedCheckpointError,
     SavedState,
@@ -37,6 +36,7 @@ from llmtrain.train.checkpoint.format import (
     set_aside,
     verify_checkpoint,
 )
+from llmtrain.train.checkpoint.parts import OPTIMIZER
 from llmtrain.train.checkpoint.writing import remove_old, save_checkpoint
 from llmtrain.train.divergence.policy import DivergenceState
 from llmtrain.train.parameter_groups import build_optimizer, named_state

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from llmtrain.errors import UsageError
-from llmtrain.train.run_directory.directory import (
-    RunDirectory,
+from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.run_directory.find import (
     all_runs,
     find_checkpoints,
     find_run,

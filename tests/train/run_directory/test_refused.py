@@ -39,10 +39,10 @@ REFUSED: dict[str, tuple[list[str], str | None, Any, int]] = {
     "too few tokens": (["--data", "few.txt"], None, None, 5),
     "no such text": (["--data", "missing.txt"], None, None, 5),
     "no tokenizer": (["--tokenizer", "few.txt"], None, None, 5),
-    "does not fit": ([], "plan_resolved", does_not_fit, 3),
-    "no memory before the first step": ([], "trained_with_energy", does_not_fit, 3),
-    "stopped while it measures": ([], "plan_resolved", interrupt, 75),
-    "stopped while it prepares": ([], "_dataset", interrupt, 75),
+    "does not fit": ([], "train_run.plan_resolved", does_not_fit, 3),
+    "no memory before the first step": ([], "train_run.trained_with_energy", does_not_fit, 3),
+    "stopped while it measures": ([], "train_run.plan_resolved", interrupt, 75),
+    "stopped while it prepares": ([], "train_data._dataset", interrupt, 75),
 }
 
 
@@ -54,7 +54,7 @@ def test_a_refused_run_leaves_nothing(
     options, function, failing, code = REFUSED[reason]
     (place / "few.txt").write_text("only a few words\n")
     if function is not None:
-        monkeypatch.setattr(train_run, function, failing)
+        monkeypatch.setattr(f"llmtrain.engine.{function}", failing)
     before = entries(place)
 
     assert llmtrain(*TRAIN, *out, *options).code == code

@@ -1,0 +1,1 @@
+"""Job files that train a profile on a cluster."""

@@ -1,0 +1,131 @@
+"""What a job on a cluster needs, from a profile and its plan on so many machines."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+
+from llmtrain.engine.plan_run import plan_run
+from llmtrain.engine.request import TrainRequest, resolve_profile
+from llmtrain.errors import UsageError
+from llmtrain.plan.memory import libraries_bytes
+from llmtrain.plan.planned import Planned
+from llmtrain.plan.tensor_bytes import checkpoint_bytes
+from llmtrain.train.distributed.world import World
+from llmtrain.units import counted
+
+PORT = 29500
+MOST_NODES = 4096
+# Of the main memory that a process of a GPU takes beside what it copies to save: libraries, text
+# that is prepared, batches. Generous: a job that asks for too little is killed.
+_HOST_BYTES = 6 << 30
+_SPARE = 1.25
+_SHORTEST_LIMIT_S = 600
+_NAME = re.compile(r"[^a-z0-9]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job: machines, what each has to have, and the command of every rank."""
+
+    name: str  # letters, digits and hyphens
+    nodes: int
+    ranks_per_node: int
+    gpus_per_node: int  # 0: the CPU trains
+    cores_per_rank: int
+    memory_bytes: int  # main memory of a node
+    limit_s: int
+    warning_s: int  # before the limit, for the step and the save
+    command: tuple[str, ...]
+    planned: Planned
+
+    @property
+    def ranks(self) -> int:
+        """The number of processes on all machines."""
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def memory_gib(self) -> int:
+        """Main memory of a node in GiB, rounded up."""
+        return -(-self.memory_bytes // 2**30)
+
+    def rank_command(self) -> str:
+        """Return the command that each rank runs; for one machine, what launches its ranks."""
+        words = list(self.command)
+        if self.nodes == 1 and self.ranks_per_node > 1:
+            words += ["--nproc", str(self.ranks_per_node)]
+        return shlex.join(words)
+
+    def facts(self) -> list[str]:
+        """Return what the file says of the plan, in lines."""
+        plan, prediction = self.planned.plan, self.planned.prediction
+        where = "of all ranks of a machine" if self.gpus_per_node == 0 else "of a GPU"
+        micro_batch = f"micro-batch {plan.micro_batch.value} x {plan.accumulation.value}"
+        size = f"{counted(self.nodes, 'machine')}, {counted(self.ranks, 'rank')}"
+        peak, limit = prediction.total_bytes / 2**30, self.planned.limit_bytes / 2**30
+        return [
+            f"{size}, {plan.precision.value}",
+            f"sharding: {plan.sharding.value} ({plan.sharding.reason})",
+            f"{micro_batch}, activation checkpointing {plan.activation_checkpointing.value}",
+            f"predicted memory {where}: {peak:.2f} GiB of {limit:.2f} GiB",
+        ]
+
+
+def make_job(
+    request: TrainRequest,
+    *,
+    nodes: int,
+    limit_s: float,
+    run: PurePath,
+    training_options: Sequence[str],
+) -> Job:
+    """Return the job that trains the request on `nodes` machines like the request's.
+
+    `training_options`: those that choose what is trained, as `llmtrain train` takes them. `run`:
+    the run directory, on storage that all machines share. Raises UsageError and DoesNotFitError.
+    """
+    if not 1 <= nodes <= MOST_NODES:
+        raise UsageError(f"--nodes {nodes}: not from 1 to {MOST_NODES}", hint="--nodes 2")
+    if limit_s < _SHORTEST_LIMIT_S:
+        raise UsageError(
+            f"--limit {limit_s:g}s is shorter than {_SHORTEST_LIMIT_S} seconds, which starting and "
+            "saving take",
+            hint="--limit 4h",
+        )
+    resolved = resolve_profile(request)
+    profile, facts = resolved.loaded.profile, resolved.facts
+    one = plan_run(profile, facts=facts, measure=False)
+    kind, local = one.plan.device.value, one.plan.processes.value
+    if kind == "mps" and nodes > 1:
+        raise UsageError("mps has no collective backend for several machines", hint="--nodes 1")
+    if kind == "cuda":
+        local = len(facts.of_kind("cuda"))
+    world = World(rank=0, size=nodes * local, local_size=local)
+    planned = plan_run(profile, world=world, facts=facts, measure=False)
+    planned = replace(planned, facts=facts)
+    limit = round(limit_s)
+    return Job(
+        name=_NAME.sub("-", profile.name.lower()).strip("-") or "llmtrain",
+        nodes=nodes,
+        ranks_per_node=local,
+        gpus_per_node=local if kind == "cuda" else 0,
+        cores_per_rank=max(1, facts.cpu.usable_cores // local),
+        memory_bytes=_main_memory_bytes(planned, local, nodes * local),
+        limit_s=limit,
+        warning_s=min(600, max(120, limit // 20)),
+        command=("llmtrain", "train", *training_options, "--out", str(run), "--resume", "auto"),
+        planned=planned,
+    )
+
+
+def _main_memory_bytes(planned: Planned, local: int, ranks: int) -> int:
+    """Return what a machine's ranks take of its main memory."""
+    plan, workload = planned.plan, planned.workload
+    if plan.device.value == "cpu":
+        return round(_SPARE * planned.prediction.total_bytes)
+    saved = checkpoint_bytes(workload.shape, workload.optimizer, workload.lora)
+    copied = saved * local // ranks if plan.sharding.value == "shard" else saved
+    return round(_SPARE * (local * (_HOST_BYTES + libraries_bytes("cpu")) + copied))

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import pytest
+
+from llmtrain.errors import DoesNotFitError, UsageError
+from tests.engine.cluster.conftest import MakeJob
+
+
+def test_a_job_has_a_rank_for_every_gpu_of_every_machine(make: MakeJob) -> None:
+    job = make(nodes=4)
+    assert (job.ranks, job.ranks_per_node, job.gpus_per_node) == (32, 8, 8)
+    assert job.planned.plan.processes.value == 32
+    assert job.planned.workload.launched_local_processes == 8
+    assert job.cores_per_rank == 8
+    assert job.command[-4:] == ("--out", "/shared/run", "--resume", "auto")
+
+
+def test_what_does_not_fit_as_a_replica_is_sharded_over_all_machines(make: MakeJob) -> None:
+    fits, sharded = make(), make("cuda:8x24GiB")
+    assert fits.planned.plan.sharding.value == "replicate"
+    assert sharded.planned.plan.sharding.value == "shard"
+    assert sharded.memory_bytes < fits.memory_bytes, "each rank copies its part to save it"
+    with pytest.raises(DoesNotFitError):
+        make("cuda:8x24GiB", assignments=["device.sharding=replicate"])
+
+
+def test_cpus_have_one_rank_a_machine_and_the_memory_that_is_predicted(make: MakeJob) -> None:
+    job = make("cpu:16c:64GiB", "cpu-small")
+    assert (job.ranks, job.gpus_per_node, job.cores_per_rank) == (2, 0, 16)
+    assert job.memory_bytes > job.planned.prediction.total_bytes
+
+
+def test_one_machine_launches_its_own_ranks(make: MakeJob) -> None:
+    assert make(nodes=1).rank_command().endswith("--nproc 8")
+    assert "--nproc" not in make(nodes=2).rank_command()
+
+
+def test_warning_comes_early_enough_and_leaves_most_of_the_time(make: MakeJob) -> None:
+    assert make(limit_s=600).warning_s == 120
+    assert make(limit_s=7200).warning_s == 360
+    assert make(limit_s=864000).warning_s == 600
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"nodes": 5000}, "--nodes 5000"),
+        ({"limit_s": 60}, "shorter than 600"),
+        ({"nodes": 3}, "not a multiple"),
+        ({"spec": "mps:16GiB", "profile": "cpu-small"}, "mps"),
+    ],
+)
+def test_what_cannot_run_is_refused(make: MakeJob, more: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        make(**more)
