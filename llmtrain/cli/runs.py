@@ -100,7 +100,7 @@ def verify(output: Output, run: options.Run) -> int:
 def run_summary(run: RunDirectory) -> Run:
     """Return the progress of a run, read from its files. Raises UsageError."""
     from llmtrain.documents.runs import Run
-    from llmtrain.train.checkpoint.format import list_checkpoints
+    from llmtrain.train.checkpoint.names import list_checkpoints
     from llmtrain.train.run_directory.running import is_in_training
     from llmtrain.train.run_directory.tags import read_tags
 

@@ -29,16 +29,13 @@ from llmtrain.engine.resume_settings import (
 from llmtrain.errors import UsageError
 from llmtrain.profile.horizon import Horizon
 from llmtrain.progress import Note
-from llmtrain.train.checkpoint.format import (
-    SavedState,
-    lacks_optimizer,
+from llmtrain.train.checkpoint.format import SavedState, load_state, newest_good
+from llmtrain.train.checkpoint.integrity import lacks_optimizer, verify_checkpoint
+from llmtrain.train.checkpoint.names import (
     list_checkpoints,
-    load_state,
-    newest_good,
     refuse_only_damaged,
     set_aside,
     step_of,
-    verify_checkpoint,
 )
 from llmtrain.train.checkpoint.writing import recover
 from llmtrain.train.distributed.world import World, launcher_identity, was_restarted

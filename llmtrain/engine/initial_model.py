@@ -26,7 +26,8 @@ from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer.chat_template import with_chat_template
 from llmtrain.tokenizer.of_model import tokenizer_of_model
 from llmtrain.train.checkpoint.adapter import ADAPTER, Adapter, BaseModel
-from llmtrain.train.checkpoint.format import newest_good, verify_checkpoint
+from llmtrain.train.checkpoint.format import newest_good
+from llmtrain.train.checkpoint.integrity import verify_checkpoint
 from llmtrain.train.checkpoint.pretrained import open_pretrained
 from llmtrain.train.run_directory.find import find_checkpoints
 

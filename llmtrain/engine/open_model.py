@@ -18,15 +18,10 @@ from llmtrain.profile.shape import ModelShape
 from llmtrain.progress import Note
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.of_model import tokenizer_of_model
-from llmtrain.train.checkpoint.format import (
-    MANIFEST,
-    STATE,
-    Checkpoint,
-    DamagedCheckpointError,
-    RemovedCheckpointError,
-    load_checkpoint,
-    step_of,
-)
+from llmtrain.train.checkpoint.format import Checkpoint, load_checkpoint
+from llmtrain.train.checkpoint.integrity import DamagedCheckpointError, RemovedCheckpointError
+from llmtrain.train.checkpoint.names import step_of
+from llmtrain.train.checkpoint.parts import MANIFEST, STATE
 from llmtrain.train.checkpoint.pretrained import is_pretrained_directory, open_pretrained
 from llmtrain.train.events import Observer
 from llmtrain.train.run_directory.directory import RunDirectory

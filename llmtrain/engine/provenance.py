@@ -12,7 +12,8 @@ from llmtrain.errors import UsageError
 from llmtrain.export.huggingface_directory import CHAT_TEMPLATE
 from llmtrain.export.model_card import Sample
 from llmtrain.export.provenance import Provenance
-from llmtrain.train.checkpoint.format import STATE, load_state, weights_sha256
+from llmtrain.train.checkpoint.format import load_state, weights_sha256
+from llmtrain.train.checkpoint.parts import STATE
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.untrusted import problem_of, read_bytes
 

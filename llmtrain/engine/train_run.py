@@ -48,7 +48,8 @@ from llmtrain.report.plots import require_plots
 from llmtrain.tracking.observe import tracked
 from llmtrain.tracking.tracker import require_trackers
 from llmtrain.train.build import build_run, set_up_device
-from llmtrain.train.checkpoint.format import Checkpoint, list_checkpoints, load_checkpoint
+from llmtrain.train.checkpoint.format import Checkpoint, load_checkpoint
+from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.checkpoint.saver import require_room
 from llmtrain.train.events import TrainResult
 from llmtrain.train.loop import Run

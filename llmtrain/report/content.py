@@ -16,7 +16,7 @@ from llmtrain.report.plots import Chart
 from llmtrain.report.run_charts import predicted_bytes, run_charts
 from llmtrain.report.text_summary import data_rows, tokenizer_rows
 from llmtrain.report.values import Row, bits, count, date, figure, known, shown, size
-from llmtrain.train.checkpoint.format import list_checkpoints
+from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.train.run_directory.history import RunHistory, read_history
 from llmtrain.train.run_directory.running import is_in_training

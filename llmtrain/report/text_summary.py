@@ -18,7 +18,7 @@ from llmtrain.files import cache_directory
 from llmtrain.profile.load import flat_values
 from llmtrain.report.values import Row, count, known, shown, size
 from llmtrain.tokenizer import Tokenizer, TokenizerReport, inspect_tokenizer
-from llmtrain.train.checkpoint.format import list_checkpoints
+from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.units import counted
 

@@ -23,7 +23,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from llmtrain.train.checkpoint.format import list_checkpoints, load_checkpoint
+from llmtrain.train.checkpoint.format import load_checkpoint
+from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.checkpoint.writing import save_checkpoint
 from llmtrain.units import parse_count
 from tests.checkout import import_path

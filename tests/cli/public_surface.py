@@ -25,7 +25,7 @@ from llmtrain.generate.sampling import Sampling
 from llmtrain.plan.planned import Planned
 from llmtrain.profile.load import known_paths
 from llmtrain.profile.schema import Profile
-from llmtrain.train.checkpoint.format import list_checkpoints
+from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.events import Event, TrainResult
 from llmtrain.train.run_directory.directory import RunDirectory
 from tests.cli.test_help import COMMANDS

@@ -14,7 +14,8 @@ import pytest
 
 from llmtrain.cli.output import Output
 from llmtrain.cli.streams import UnfailingStream, set_up_standard_streams, write_text
-from llmtrain.train.checkpoint.format import list_checkpoints, load_state
+from llmtrain.train.checkpoint.format import load_state
+from llmtrain.train.checkpoint.names import list_checkpoints
 from tests.cli.conftest import Command, ProcessCommand
 
 

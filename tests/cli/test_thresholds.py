@@ -14,7 +14,8 @@ import pytest
 
 from llmtrain.cli.thresholds import at_most, require_met
 from llmtrain.errors import ThresholdError
-from llmtrain.train.checkpoint.format import list_checkpoints, load_state
+from llmtrain.train.checkpoint.format import load_state
+from llmtrain.train.checkpoint.names import list_checkpoints
 from tests.cli.conftest import Command, ProcessCommand
 
 TRAIN = ("train", "-p", "tiny.yaml", "--out", "run")

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmtrain.train.checkpoint.format import list_checkpoints, load_state
+from llmtrain.train.checkpoint.format import load_state
+from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.distributed.world import running_process
 from llmtrain.train.run_directory.directory import RunDirectory
 from tests.small import ENVIRONMENT

@@ -35,7 +35,8 @@ from llmtrain.errors import DivergedError
 from llmtrain.profile.setting import Setting
 from llmtrain.progress import Note
 from llmtrain.train.build import build_run
-from llmtrain.train.checkpoint.format import list_checkpoints, load_checkpoint
+from llmtrain.train.checkpoint.format import load_checkpoint
+from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence import policy
 from llmtrain.train.events import Event, Step

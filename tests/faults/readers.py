@@ -31,7 +31,8 @@ from llmtrain.profile.schema import DeviceSection, ModelSection
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
 from llmtrain.train.build import RandomState
-from llmtrain.train.checkpoint.format import SavedState, load_state, verify_checkpoint
+from llmtrain.train.checkpoint.format import SavedState, load_state
+from llmtrain.train.checkpoint.integrity import verify_checkpoint
 from llmtrain.train.checkpoint.pretrained import open_pretrained
 from llmtrain.train.checkpoint.tensors import read_tensors, write_tensors
 from llmtrain.train.divergence.policy import DivergenceState, Jump

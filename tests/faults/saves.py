@@ -30,13 +30,8 @@ from llmtrain.errors import LlmtrainError
 from llmtrain.profile.schema import CheckpointSection, ModelSection
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import train_tokenizer
-from llmtrain.train.checkpoint.format import (
-    Checkpoint,
-    SavedState,
-    load_checkpoint,
-    newest_good,
-    step_of,
-)
+from llmtrain.train.checkpoint.format import Checkpoint, SavedState, load_checkpoint, newest_good
+from llmtrain.train.checkpoint.names import step_of
 from llmtrain.train.checkpoint.saver import Saver
 from llmtrain.train.checkpoint.writing import recover
 from llmtrain.train.divergence.policy import DivergenceState

@@ -24,7 +24,8 @@ from typing import Any
 
 from llmtrain.engine.prove_resume.observe import Watch
 from llmtrain.profile.schema import EvalSection
-from llmtrain.train.checkpoint.format import list_checkpoints, load_checkpoint
+from llmtrain.train.checkpoint.format import load_checkpoint
+from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.run_directory.directory import RunDirectory
 from tests.faults.tiny import furnish
 

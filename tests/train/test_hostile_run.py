@@ -17,15 +17,9 @@ from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.files import sha256_file
 from llmtrain.model.decoder import Decoder
 from llmtrain.tokenizer import train_tokenizer
-from llmtrain.train.checkpoint.format import (
-    Checkpoint,
-    DamagedCheckpointError,
-    list_checkpoints,
-    load_checkpoint,
-    load_state,
-    newest_good,
-    verify_checkpoint,
-)
+from llmtrain.train.checkpoint.format import Checkpoint, load_checkpoint, load_state, newest_good
+from llmtrain.train.checkpoint.integrity import DamagedCheckpointError, verify_checkpoint
+from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.model_weights import trained_model
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.train.run_directory.find import find_checkpoints, find_run

@@ -24,12 +24,9 @@ from llmtrain.files import sha256_file
 from llmtrain.machine import probe
 from llmtrain.plan.planned import Planned
 from llmtrain.profile.schema import Profile
-from llmtrain.train.checkpoint import format as checkpoint_format
-from llmtrain.train.checkpoint.format import (
-    RemovedCheckpointError,
-    load_state,
-    verify_checkpoint,
-)
+from llmtrain.train.checkpoint import integrity
+from llmtrain.train.checkpoint.format import load_state
+from llmtrain.train.checkpoint.integrity import RemovedCheckpointError, verify_checkpoint
 from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence import rewind
 from llmtrain.train.events import Event, Step
@@ -212,7 +209,7 @@ def test_what_cannot_be_read_is_not_renamed(
     def refuse(path: Path, *_: Any) -> None:
         raise OSError(error, "the system says no", str(path))
 
-    monkeypatch.setattr(checkpoint_format, reader, refuse)
+    monkeypatch.setattr(integrity, reader, refuse)
     before = stopped.checkpoints
 
     outcome = llmtrain(*RESUME)
@@ -268,7 +265,7 @@ def test_a_checkpoint_that_is_removed_meanwhile_is_not_damaged(
         shutil.rmtree(path.parent)
         raise FileNotFoundError(errno.ENOENT, "gone", str(path))
 
-    monkeypatch.setattr(checkpoint_format, "sha256_file", remove)
+    monkeypatch.setattr(integrity, "sha256_file", remove)
 
     outcome = llmtrain(*RESUME)
 
@@ -282,7 +279,7 @@ def test_eval_and_generate_report_what_cannot_be_read_and_what_is_damaged(
 ) -> None:
     for command in ("eval", "generate"):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint_format, "sha256_file", refuse_to_read)
+            patch.setattr(integrity, "sha256_file", refuse_to_read)
             outcome = llmtrain(command, "run")
         assert outcome.code == 1
         assert "cannot be read" in outcome.err
@@ -325,7 +322,7 @@ def test_fewer_embedding_rows_than_pieces_are_named_by_every_command(
 def test_a_rewind_does_not_pass_over_what_cannot_be_read(
     stopped: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_format, "sha256_file", refuse_to_read)
+    monkeypatch.setattr(integrity, "sha256_file", refuse_to_read)
     with pytest.raises(LlmtrainError, match="cannot be read"):
         rewind._first_finite([stopped.newest])
 
@@ -342,7 +339,7 @@ def test_verify_does_not_call_a_replaced_checkpoint_damaged(
         newest.with_name("copy").rename(newest)
         return "of other content"
 
-    monkeypatch.setattr(checkpoint_format, "sha256_file", replace)
+    monkeypatch.setattr(integrity, "sha256_file", replace)
     with pytest.raises(RemovedCheckpointError):
         verify_checkpoint(newest)
 
@@ -360,7 +357,7 @@ def test_runs_verify_tells_unreadable_from_damaged_and_leaves_out_what_was_remov
         return sha256_file(path)
 
     truncate(stopped.newest / "model.safetensors")
-    monkeypatch.setattr(checkpoint_format, "sha256_file", read)
+    monkeypatch.setattr(integrity, "sha256_file", read)
 
     outcome = llmtrain("runs", "verify", "run", "--json")
 

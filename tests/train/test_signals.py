@@ -18,7 +18,8 @@ from llmtrain.engine.request import TrainRequest
 from llmtrain.engine.train_run import run_training
 from llmtrain.engine.train_session import TrainSession
 from llmtrain.errors import AbortedError, InterruptedRunError
-from llmtrain.train.checkpoint.format import list_checkpoints, load_checkpoint
+from llmtrain.train.checkpoint.format import load_checkpoint
+from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Event, Saved, Step
 from llmtrain.train.signals import StopRequest, stop_on_signals

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from llmtrain.profile.schema import EvalSection
-from llmtrain.train.checkpoint.format import list_checkpoints, step_of
+from llmtrain.train.checkpoint.names import list_checkpoints, step_of
 from llmtrain.train.run_directory.directory import RUN_FILE, RunDirectory
 from llmtrain.untrusted import read_last_objects
 

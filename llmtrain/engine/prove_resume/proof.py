@@ -28,12 +28,8 @@ from llmtrain.files import cache_directory
 from llmtrain.profile.load import profile_from_values
 from llmtrain.profile.schema import Profile
 from llmtrain.progress import Note
-from llmtrain.train.checkpoint.format import (
-    list_checkpoints,
-    load_state,
-    optimizer_sha256,
-    weights_sha256,
-)
+from llmtrain.train.checkpoint.format import load_state, optimizer_sha256, weights_sha256
+from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.events import Observer
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.units import counted, format_duration

@@ -20,7 +20,8 @@ from torch.distributed import DistError
 from llmtrain.errors import LlmtrainError, PeerLostError
 from llmtrain.machine.out_of_memory import MEMORY_ERRORS, out_of_memory
 from llmtrain.profile.schema import CheckpointSection
-from llmtrain.train.checkpoint.format import Checkpoint, SavedState, checkpoint_name
+from llmtrain.train.checkpoint.format import Checkpoint, SavedState
+from llmtrain.train.checkpoint.names import checkpoint_name
 from llmtrain.train.checkpoint.saver import Saver, require_room, tensor_bytes, write_errors_mapped
 from llmtrain.train.checkpoint.writing import (
     PartFiles,

@@ -1,4 +1,4 @@
-"""Names of the files of a checkpoint whose tensors are in several parts, one written by each rank.
+"""Names of a checkpoint's files, also where its tensors are in several parts, one by each rank.
 
 The weights are as transformers saves a large model: `model-00001-of-00002.safetensors`, and an
 index that says which file has which tensor. The optimizer's state is in files of the same form. A
@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Literal
 
+STATE, MANIFEST = "state.json", "manifest.json"
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 INDEX = "model.safetensors.index.json"
 _PART = re.compile(r"(model|optimizer)-(\d{5})-of-(\d{5})\.safetensors", re.ASCII)

@@ -16,7 +16,8 @@ from llmtrain.files import free_bytes
 from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.out_of_memory import MEMORY_ERRORS, out_of_memory
 from llmtrain.profile.schema import CheckpointSection
-from llmtrain.train.checkpoint.format import Checkpoint, SavedState, step_of
+from llmtrain.train.checkpoint.format import Checkpoint, SavedState
+from llmtrain.train.checkpoint.names import step_of
 from llmtrain.train.checkpoint.writing import (
     Written,
     finalize_checkpoint,

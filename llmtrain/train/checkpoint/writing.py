@@ -28,21 +28,23 @@ from llmtrain.tokenizer.chat_template import stop_ids_of
 from llmtrain.train.checkpoint.adapter import write_adapter
 from llmtrain.train.checkpoint.format import (
     FORMAT_VERSION,
-    MANIFEST,
-    STATE,
     Checkpoint,
-    DamagedCheckpointError,
     SavedState,
-    checkpoint_name,
-    entries_of,
     is_on_current_path,
-    list_checkpoints,
-    set_aside,
-    step_of,
+)
+from llmtrain.train.checkpoint.integrity import (
+    DamagedCheckpointError,
     verify_checkpoint,
     verify_files,
 )
-from llmtrain.train.checkpoint.parts import INDEX, MODEL, OPTIMIZER, part_name
+from llmtrain.train.checkpoint.names import (
+    checkpoint_name,
+    entries_of,
+    list_checkpoints,
+    set_aside,
+    step_of,
+)
+from llmtrain.train.checkpoint.parts import INDEX, MANIFEST, MODEL, OPTIMIZER, STATE, part_name
 from llmtrain.train.checkpoint.tensors import write_tensors
 
 _HIDDEN = re.compile(r"\.(step-\d{8,})\.[0-9a-f]{8}(\.old)?|\.step-\d{8,}\.removed")

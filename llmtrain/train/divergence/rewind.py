@@ -21,15 +21,9 @@ from llmtrain.errors import DivergedError
 from llmtrain.profile.schema import Profile
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.build import rewind_run
-from llmtrain.train.checkpoint.format import (
-    DamagedCheckpointError,
-    SavedState,
-    is_on_current_path,
-    list_checkpoints,
-    load_checkpoint,
-    step_of,
-    verify_checkpoint,
-)
+from llmtrain.train.checkpoint.format import SavedState, is_on_current_path, load_checkpoint
+from llmtrain.train.checkpoint.integrity import DamagedCheckpointError, verify_checkpoint
+from llmtrain.train.checkpoint.names import list_checkpoints, step_of
 from llmtrain.train.divergence.diagnosis import describe, describe_batch, diagnose, passages
 from llmtrain.train.divergence.policy import BAD_STEPS_WITHIN
 from llmtrain.train.loop import Run, StepReport

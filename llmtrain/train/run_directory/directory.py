@@ -21,11 +21,7 @@ from filelock import FileLock, Timeout
 
 from llmtrain.errors import LlmtrainError, UsageError
 from llmtrain.files import named, write_pieces_atomically
-from llmtrain.train.checkpoint.format import (
-    entries_of,
-    has_saved_state,
-    is_checkpoint_name,
-)
+from llmtrain.train.checkpoint.names import entries_of, has_saved_state, is_checkpoint_name
 from llmtrain.train.run_directory.record import read_run_file, saved_step, write_run_file
 from llmtrain.untrusted import (
     parse_json,

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from llmtrain.errors import LlmtrainError, UsageError
-from llmtrain.train.checkpoint.format import entries_of, list_checkpoints, refuse_only_damaged
+from llmtrain.train.checkpoint.names import entries_of, list_checkpoints, refuse_only_damaged
 from llmtrain.train.run_directory.directory import RUN_FILE, RunDirectory
 
 RUNS = Path("runs")

@@ -12,7 +12,7 @@ from llmtrain.errors import UsageError
 from llmtrain.files import write_text_atomically
 from llmtrain.profile.requirements import requirement
 from llmtrain.profile.yaml_text import LARGEST_BYTES, dump_document, parse_document
-from llmtrain.train.checkpoint.format import is_checkpoint_name, step_of
+from llmtrain.train.checkpoint.names import is_checkpoint_name, step_of
 from llmtrain.untrusted import is_unreached, problem_of, read_bytes, unreadable
 
 _FEW_SESSIONS = 3

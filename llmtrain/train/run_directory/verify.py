@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmtrain.errors import LlmtrainError
-from llmtrain.train.checkpoint.format import (
+from llmtrain.train.checkpoint.integrity import (
     DamagedCheckpointError,
     RemovedCheckpointError,
     verify_checkpoint,

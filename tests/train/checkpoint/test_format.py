@@ -23,20 +23,12 @@ from llmtrain.model.decoder import Decoder
 from llmtrain.profile.schema import ModelSection, OptimSection
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer, train_tokenizer
-from llmtrain.train.checkpoint import format as checkpoint_module
+from llmtrain.train.checkpoint import integrity
 from llmtrain.train.checkpoint import writing as writing_module
-from llmtrain.train.checkpoint.format import (
-    MANIFEST,
-    Checkpoint,
-    DamagedCheckpointError,
-    SavedState,
-    list_checkpoints,
-    load_checkpoint,
-    newest_good,
-    set_aside,
-    verify_checkpoint,
-)
-from llmtrain.train.checkpoint.parts import OPTIMIZER
+from llmtrain.train.checkpoint.format import Checkpoint, SavedState, load_checkpoint, newest_good
+from llmtrain.train.checkpoint.integrity import DamagedCheckpointError, verify_checkpoint
+from llmtrain.train.checkpoint.names import list_checkpoints, set_aside
+from llmtrain.train.checkpoint.parts import MANIFEST, OPTIMIZER
 from llmtrain.train.checkpoint.writing import remove_old, save_checkpoint
 from llmtrain.train.divergence.policy import DivergenceState
 from llmtrain.train.parameter_groups import build_optimizer, named_state
@@ -294,7 +286,7 @@ def test_a_disk_that_does_not_read_is_no_damage(
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return sha256_file(path)
 
-    monkeypatch.setattr(checkpoint_module, "sha256_file", failing)
+    monkeypatch.setattr(integrity, "sha256_file", failing)
     with pytest.raises(LlmtrainError, match=r"model\.safetensors.*error") as failure:
         verify_checkpoint(saved)
     assert not isinstance(failure.value, DamagedCheckpointError)

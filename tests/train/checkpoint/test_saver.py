@@ -18,7 +18,8 @@ from llmtrain.errors import LlmtrainError
 from llmtrain.profile.schema import CheckpointSection
 from llmtrain.train.checkpoint import saver as saver_module
 from llmtrain.train.checkpoint import writing
-from llmtrain.train.checkpoint.format import Checkpoint, DamagedCheckpointError, load_checkpoint
+from llmtrain.train.checkpoint.format import Checkpoint, load_checkpoint
+from llmtrain.train.checkpoint.integrity import DamagedCheckpointError
 from llmtrain.train.checkpoint.saver import Saver
 from llmtrain.train.checkpoint.writing import Written, recover, save_checkpoint, write_checkpoint
 from llmtrain.train.events import Saved

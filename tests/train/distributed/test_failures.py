@@ -4,7 +4,7 @@ import pytest
 
 from llmtrain import errors
 from llmtrain.errors import LlmtrainError
-from llmtrain.train.checkpoint.format import DamagedCheckpointError
+from llmtrain.train.checkpoint.integrity import DamagedCheckpointError
 from llmtrain.train.distributed.failures import (
     open_store,
     rank_environment,

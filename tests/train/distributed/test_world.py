@@ -18,11 +18,9 @@ import pytest
 import torch.distributed as dist
 
 from llmtrain.errors import DataError, LlmtrainError, PeerLostError
-from llmtrain.train.checkpoint.format import (
-    list_checkpoints,
-    load_checkpoint,
-    verify_checkpoint,
-)
+from llmtrain.train.checkpoint.format import load_checkpoint
+from llmtrain.train.checkpoint.integrity import verify_checkpoint
+from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.distributed.world import World, rendezvous_store
 from llmtrain.train.run_directory.directory import RunDirectory
 from tests.pinned import pinned_keywords, pinned_options

@@ -19,7 +19,8 @@ from llmtrain.engine import train_run
 from llmtrain.errors import DivergedError
 from llmtrain.progress import Note
 from llmtrain.train.build import build_run
-from llmtrain.train.checkpoint.format import list_checkpoints, load_checkpoint
+from llmtrain.train.checkpoint.format import load_checkpoint
+from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.divergence import policy, rewind
 from llmtrain.train.events import Event, Step
 from llmtrain.train.loop import Run
