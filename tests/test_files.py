@@ -6,12 +6,14 @@ import errno
 import hashlib
 import os
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from llmtrain.files import (
     cache_directory,
+    created,
     sha256_file,
     sync_directory,
     sync_file,
@@ -126,3 +128,22 @@ def test_what_fails_within_a_file_names_it(tmp_path: Path, monkeypatch: pytest.M
         assert raised.value.filename == str(path)
     assert path.read_text() == "before"
     assert [each.name for each in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_directories_that_were_created_for_what_fails_are_removed(tmp_path: Path) -> None:
+    def fail(place: str, inner: str | None = None) -> None:
+        fails = ExitStack()
+        fails.enter_context(created(tmp_path / place))
+        assert (tmp_path / place).is_dir()
+        if inner is not None:
+            (tmp_path / inner).write_text("")
+        fails.callback((tmp_path / "missing").read_text)
+        with pytest.raises(FileNotFoundError):
+            fails.close()
+
+    (tmp_path / "there").mkdir()
+    for place in ("new/inner", "there"):
+        fail(place)
+        assert [path.name for path in tmp_path.iterdir()] == ["there"]
+    fail("new/inner", "new/text")
+    assert (tmp_path / "new" / "text").exists()

@@ -22,3 +22,18 @@ class Ids:
     def read(self, start: int, count: int) -> NDArray[np.int64]:
         """Return `count` ids from `start` on."""
         return self.ids[start : start + count]
+
+
+class PredictableIds:
+    """A stream of tokens below 300, each predictable from the one before."""
+
+    ids: NDArray[np.int64] = np.arange(4000, dtype=np.int64) * 7 % 300
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the stream."""
+        return len(self.ids)
+
+    def read(self, start: int, count: int) -> NDArray[np.int64]:
+        """Return `count` ids from `start` on."""
+        return self.ids[start : start + count]

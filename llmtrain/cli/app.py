@@ -23,6 +23,7 @@ import llmtrain
 from llmtrain.cli import profiles, runs
 from llmtrain.cli.arguments import find_command, given_flags, without_options
 from llmtrain.cli.chat import chat
+from llmtrain.cli.cluster.plan import plan as plan_cluster
 from llmtrain.cli.cluster.script import script
 from llmtrain.cli.command import Function, add_command, add_group
 from llmtrain.cli.data import cache
@@ -63,7 +64,7 @@ _GROUPS = {
     "data": "Text: inspect it, prepare it ahead of training, and manage the cache.",
     "data cache": "The cache: token shards, tokenizers, and downloads.",
     "runs": "Past runs.",
-    "cluster": "Several machines: job files.",
+    "cluster": "Several machines: predictions and job files.",
 }
 # Each command with the arguments of the example that ends its help.
 _COMMANDS: dict[str, tuple[Function, str]] = {
@@ -100,6 +101,10 @@ _COMMANDS: dict[str, tuple[Function, str]] = {
     "runs verify": (runs.verify, "my-run"),
     "runs prove-resume": (prove_resume, "--profile cpu-tiny"),
     "cluster script": (script, "--for slurm --profile gpu-small --nodes 2 --assume cuda:8x80GiB"),
+    "cluster plan": (
+        plan_cluster,
+        "--profile gpu-large --nodes 64 --assume cuda:8x80GiB --gpu H100 --network 400Gb",
+    ),
     "report-bug": (report_bug, "my-run --out report.json"),
     "sweep": (sweep, "plan.yaml --time 5m"),
     "schema": (schema, "train"),

@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 
 from llmtrain.cli.output import Output, escape_control
 
-_FRAMES_PER_S = 12
 _HISTORY_LINES = 1000
 
 
@@ -57,19 +56,9 @@ class ChatScreen:
             yield self._output.text
             self._output.text("\n")
             return
-        from rich.live import Live
-        from rich.markdown import Markdown
+        from llmtrain.cli.markdown_stream import markdown_stream
 
-        console, shown = self._output.stdout, ""
-        with Live(
-            console=console, refresh_per_second=_FRAMES_PER_S, vertical_overflow="visible"
-        ) as live:
-
-            def show(piece: str) -> None:
-                nonlocal shown
-                shown += piece
-                live.update(Markdown(escape_control(shown), hyperlinks=False))
-
+        with markdown_stream(self._output.stdout) as show:
             yield show
 
     def finish(self, pieces_per_s: float, *, is_stopped: bool, forgotten: int) -> None:

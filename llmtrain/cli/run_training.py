@@ -133,8 +133,10 @@ def train_request(
         stop_with_parent(stop)
     world, started_s = world_from_environment(), monotonic() - process_age_s()
     if not world.is_main:
-        run_training(request, TrainSession(world, lambda event: None, stop, started_s))
-        return 0  # an error here would make the launcher end rank 0 before it reports
+        result = run_training(request, TrainSession(world, lambda event: None, stop, started_s))
+        # A launcher would end rank 0 before it reports; a cluster starts each machine's ranks again
+        # by their own code.
+        return 75 if result.stopped == "interrupted" and not is_launched() else 0
     with ExitStack() as stack:
         session = TrainSession(world, stack.enter_context(watching(output)), stop, started_s)
         resolved = stack.enter_context(resolved_run(request, session))

@@ -63,11 +63,10 @@ def next_commands(result: TrainResult) -> list[str]:
     run = shlex.quote(str(result.run))
     if result.stopped == "interrupted":
         return [f"resume:   llmtrain train --out {run} --resume auto"]
-    return [
-        f"run:      {result.run}",
-        f"evaluate: llmtrain eval {run}",
-        f"generate: llmtrain generate {run}{_prompt_option(result.prompt_example)}",
-    ]
+    use = f"generate: llmtrain generate {run}{_prompt_option(result.prompt_example)}"
+    if result.is_chat:
+        use = f"chat:     llmtrain chat {run}"
+    return [f"run:      {result.run}", f"evaluate: llmtrain eval {run}", use]
 
 
 def _prompt_option(text: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Job files of clusters."""
+"""Job files of clusters, and predictions of runs on them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Literal
 from typing_extensions import Self
 
 from llmtrain.choice import Sharding
-from llmtrain.documents.base import Document, Reasoned, Text, key
+from llmtrain.documents.base import Document, Number, Part, Reasoned, Text, key
 from llmtrain.documents.plans import Prediction
 
 if TYPE_CHECKING:
     from llmtrain.engine.cluster.job import Job
+    from llmtrain.engine.cluster.paper import ClusterPlan as Paper
 
 
 class ClusterScript(Document):
@@ -45,4 +46,66 @@ class ClusterScript(Document):
             sharding=job.planned.plan.sharding,
             predicted=job.planned.prediction,
             memory_limit_bytes=job.planned.limit_bytes,
+        )
+
+
+class LargestShape(Part):
+    """The widest model of the profile's proportions that fits."""
+
+    parameters: int = key("weights")
+    hidden_size: int = key("its width")
+    num_layers: int = key("its depth")
+
+
+class PredictedStep(Part):
+    """The predicted time of a step, in seconds."""
+
+    step_s: float = key("the whole step")
+    compute_s: float = key("forward and backward of a rank's windows, with what is recomputed")
+    communication_s: float = key("all communication, whether or not computation runs beside it")
+    exposed_s: float = key("of that, what nothing runs beside")
+    update_s: float = key("Muon's products")
+    received_bytes: float = key("that come into a rank")
+
+
+class AssumedHardware(Part):
+    """The speeds that the prediction assumes."""
+
+    peak_flops: float = key("of one GPU, by its data sheet")
+    utilisation: float = key("of that, by a whole step on one GPU")
+    link_bytes_per_s: float = key("into a GPU, from the others of its machine")
+    network_bytes_per_s: float = key("into a machine")
+
+
+class ClusterPlan(Document):
+    """`llmtrain cluster plan`: a run on many machines, on paper."""
+
+    nodes: int = key("machines")
+    ranks: int = key("processes on all of them")
+    sharding: Reasoned[Sharding] = key(
+        "whether each process has all weights and optimizer state, or a part"
+    )
+    micro_batch: int = key("sequences of one forward and backward")
+    accumulation: int = key("micro-batches of one process in a step")
+    predicted: Prediction = key("the peak of memory of one GPU")
+    memory_limit_bytes: int = key("what that may be")
+    hardware: AssumedHardware = key("the speeds that are assumed")
+    step: PredictedStep = key("the time of a step")
+    tokens_per_s: float = key("of all processes")
+    utilisation: float = key("the model's own FLOPs, of the peak of all GPUs")
+    hours: Number = key("of the whole run; null: its length in tokens is not known")
+    gpu_hours: Number = key("`hours` times the GPUs; null: as there")
+    largest: LargestShape | None = key("the largest that fits; null: none wider than the profile's")
+
+    @classmethod
+    def of_plan(cls, found: Paper) -> Self:
+        """Return the document of a plan on paper."""
+        planned = found.planned
+        return cls.of(
+            found,
+            sharding=planned.plan.sharding,
+            micro_batch=planned.plan.micro_batch.value,
+            accumulation=planned.plan.accumulation.value,
+            predicted=planned.prediction,
+            memory_limit_bytes=planned.limit_bytes,
         )

@@ -79,6 +79,7 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "tokenizer-inspect": tokenizer.TokenizerInspect,
     "data-inspect": data.DataInspect,
     "cluster-script": cluster.ClusterScript,
+    "cluster-plan": cluster.ClusterPlan,
     "report-bug": bug_report.ReportBug,
     "data-inspect-chat": data.DataInspectChat,
     "sweep": sweep.Sweep,

@@ -7,7 +7,7 @@ import io
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +126,8 @@ def _evaluate(
     )
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
-        with redirect_stderr(io.StringIO()):  # bars, which neither know --quiet nor a terminal
+        # Bars and words, which know neither --quiet nor that stdout is one document.
+        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
             found = manager.load(list(specs))
             results = lm_eval.evaluate(
                 model, found, limit=limit, bootstrap_iters=_DRAWS, log_samples=False

@@ -31,13 +31,16 @@ def text_notes(loaded: LoadedProfile, here: Path) -> Iterator[str]:
 
 def unusable_text(loaded: LoadedProfile) -> Iterator[str]:
     """Yield why local text of a run cannot be used: a plan alone reads none of it."""
-    data, origin = loaded.profile.data, loaded.origin_of("data.sources")
-    for spec in data.specs:
+    data = loaded.profile.data
+    named = [(spec, "data.sources") for spec in data.specs]
+    if data.validation is not None:
+        named.append((data.validation, "data.validation"))
+    for spec, key in named:
         try:
             if not _is_elsewhere(spec):
                 _files_of(spec, data)
         except LlmtrainError as error:
-            yield f"{error.message} ({origin}): training would be refused"
+            yield f"{error.message} ({loaded.origin_of(key)}): training would be refused"
 
 
 def _is_elsewhere(spec: str) -> bool:
@@ -46,7 +49,12 @@ def _is_elsewhere(spec: str) -> bool:
 
 def _files_of(spec: str, data: DataSection) -> list[Path]:
     corpus = resolve_sources(
-        [spec], text_field=data.text_field, include=data.include, exclude=data.exclude
+        [spec],
+        text_field=data.text_field,
+        rows=data.rows,
+        include=data.include,
+        exclude=data.exclude,
+        skips_bad=data.on_error == "skip",
     )
     return [Path(file.path) for source in corpus.sources for file in source.files]
 

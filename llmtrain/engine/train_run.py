@@ -205,10 +205,10 @@ def _train(
     if not is_main:
         return result
     predicted = (resolved.recorded and resolved.recorded.forecast) or expected.document()
-    example = prompt_example(profile.data, dataset)
     result = replace(
         _with_prediction(result, predicted),
-        prompt_example=example,
+        prompt_example=prompt_example(profile.data, dataset),
+        is_chat=profile.data.rows != "text",
         loss_is_per="token" if references is None else "pair",
     )
     _record(resolved, planned, run.plan, result)

@@ -65,7 +65,7 @@ def _timed(run: Run) -> Timing:
     start_s, start_cpu_s = time.perf_counter(), cpu_seconds()
     run()
     cpu_s, wall_s = cpu_seconds() - start_cpu_s, time.perf_counter() - start_s
-    return Timing(wall_s, cpu_s)
+    return Timing(wall_s, cpu_s or wall_s)  # 0: shorter than a tick, as under `ulimit -t`
 
 
 def cpu_seconds() -> float:

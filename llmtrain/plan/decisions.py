@@ -28,6 +28,9 @@ from llmtrain.units import format_bytes, format_count
 # Small micro-batches are as fast as large ones on a CPU, on two cores and on sixteen, and much
 # leaner; an accelerator wants enough tokens that its products fill it.
 _MICRO_BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
+# Beside adapters a micro-batch rounds no weights and adds to no gradients of theirs: on one core
+# 512 tokens at once took 0.34 s for 2,048, and 2,048 at once 0.32 s, for two blocks 576 wide.
+_ADAPTED_MICRO_BATCH_TOKENS = {"cpu": 512}
 _USABLE_MEMORY = {"cpu": 0.85, "mps": 0.8, "cuda": 0.92}
 
 
@@ -274,7 +277,10 @@ def _micro_batch(
         )
         return Choice(workload.micro_batch, "asked for")
     _refuse_what_does_not_fit(predicted(1), limit, origin, workload, 1)
-    enough = max(1, _MICRO_BATCH_TOKENS[kind] // workload.shape.context)
+    of_use = _MICRO_BATCH_TOKENS[kind]
+    if workload.lora is not None:
+        of_use = _ADAPTED_MICRO_BATCH_TOKENS.get(kind, of_use)
+    enough = max(1, of_use // workload.shape.context)
     divisors = [n for n in range(1, min(windows, enough) + 1) if windows % n == 0]
     chosen = max(n for n in divisors if predicted(n) <= limit)
     if chosen < divisors[-1]:

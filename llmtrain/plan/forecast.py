@@ -100,6 +100,7 @@ def _rate(planned: Planned) -> Figure | None:
         parts,
         tokens_per_step=planned.workload.tokens_per_step,
         processes=plan.processes.value,
+        head_passes=planned.workload.head_passes,
     )
     return Figure(rate, "estimated", _how_timed(times, parts, compiled=plan.compile.value))
 

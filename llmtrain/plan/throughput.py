@@ -19,20 +19,34 @@ ProductKind = Literal["fp32", "medium", "bf16"]
 
 
 def predicted_tokens_per_s(
-    shape: ModelShape, parts: StepTimes, *, tokens_per_step: int, processes: int = 1
+    shape: ModelShape,
+    parts: StepTimes,
+    *,
+    tokens_per_step: int,
+    processes: int = 1,
+    head_passes: float = 1.0,
 ) -> float:
     """Predict the tokens per second of all processes."""
     return tokens_per_step / predicted_step_s(
-        shape, parts, tokens_per_step=tokens_per_step, processes=processes
+        shape,
+        parts,
+        tokens_per_step=tokens_per_step,
+        processes=processes,
+        head_passes=head_passes,
     )
 
 
 def predicted_step_s(
-    shape: ModelShape, parts: StepTimes, *, tokens_per_step: int, processes: int = 1
+    shape: ModelShape,
+    parts: StepTimes,
+    *,
+    tokens_per_step: int,
+    processes: int = 1,
+    head_passes: float = 1.0,
 ) -> float:
-    """Predict the seconds of one optimizer step."""
+    """Predict the seconds of one optimizer step. `head_passes`: see `Workload`."""
     micro_batches = tokens_per_step / (processes * parts.micro_batch * shape.context)
-    micro_batch_s = shape.num_layers * parts.block.seconds + parts.head.seconds
+    micro_batch_s = shape.num_layers * parts.block.seconds + head_passes * parts.head.seconds
     return micro_batches * micro_batch_s + parts.update.seconds
 
 

@@ -29,6 +29,7 @@ from llmtrain.serve.errors import (
 )
 from llmtrain.serve.event_stream import EventStream, unless_disconnected
 from llmtrain.serve.metrics import Metrics
+from llmtrain.serve.openapi import openapi_document
 from llmtrain.serve.page import PAGE_FILES, page_response
 from llmtrain.serve.requests import ChatRequest, CompletionRequest, parse
 from llmtrain.serve.responses import AnswerFormat, ChatFormat, CompletionFormat
@@ -109,6 +110,10 @@ class Service:
         if not self.scheduler.is_alive:
             raise UnavailableError("the server is shutting down")
         return _json({"status": "ok"})
+
+    async def openapi(self, request: Request) -> Response:
+        """Answer what the interface is."""
+        return _json(openapi_document(needs_key=self.key is not None))
 
     async def prometheus(self, request: Request) -> Response:
         """Answer what was counted."""
@@ -230,7 +235,10 @@ def make_app(service: Service) -> Starlette:
         ("/v1/chat/completions", service.chat, "POST"),
         ("/metrics", service.prometheus, "GET"),
     ]
-    open_to_all: list[tuple[str, Handler, str]] = [("/health", service.health, "GET")]
+    open_to_all: list[tuple[str, Handler, str]] = [
+        ("/health", service.health, "GET"),
+        ("/openapi.json", service.openapi, "GET"),
+    ]
     open_to_all += [(path, page_response, "GET") for path in PAGE_FILES]
     routes = [
         Route(path, partial(_guarded, service, handler, service.key), methods=[method])

@@ -104,6 +104,7 @@ class TrainResult:
     waited_share: float | None = None  # of the time threads waited for a core; None: unknown
     energy_joules: float | None = None  # of this session; None: the machine does not measure it
     prompt_example: str | None = None  # the beginning of a text of the run
+    is_chat: bool = False  # its text is conversations
     loss_is_per: str = "token"  # or the pair of answers
 
 

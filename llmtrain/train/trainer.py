@@ -413,7 +413,7 @@ class Trainer:
         )
 
     def _stopped(self) -> Stopped:
-        if self.setup.stop.is_made and not self.state.finished:
+        if not self.state.finished:  # by a signal to any rank
             return "interrupted"
         has_time_limit = self.setup.horizon.time_s is not None
         return (

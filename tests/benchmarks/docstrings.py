@@ -1,12 +1,14 @@
 """What a model learns of a made task by fine-tuning, by the rate, all weights or adapters.
 
     python -m tests.benchmarks.docstrings MODEL --rates 1 0.3 --lora-rates 3 1 --epochs 2
+    python -m tests.benchmarks.docstrings TUNED --rates --lora-rates --dpo-rates 3 1 0.3 --epochs 1
 
 The rows ask what a function, class or method of Python's standard library does, or how it is
 called, and have the first sentence of its docstring or its arguments as the answer; a tenth is held
 back. MODEL is a run or a directory. Each training prints a line of JSON: the loss of held-back
 answers, and how many short ones are exact. Rates are shares of the rule's for a model that is
-continued; `--rows` alone writes the rows.
+continued; with `--dpo-rates`, of the rule's for preferences: the right answer is preferred to that
+of another question of the same kind. `--rows` alone writes the rows.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import random
 import sys
 import tempfile
 import warnings
@@ -28,7 +31,7 @@ from llmtrain.engine.evaluation import evaluate_run
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.profile.shape import shape_of
-from llmtrain.recipe.learning_rate import CONTINUED_SHARE, adamw_rate
+from llmtrain.recipe.learning_rate import CONTINUED_SHARE, DPO_SHARE, adamw_rate
 from llmtrain.train.checkpoint.pretrained import shape_in
 
 _LONGEST_CHARACTERS = 120
@@ -44,44 +47,52 @@ def main(arguments: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="llmtrain-docstrings-") as scratch:
         place = Path(scratch)
         write_rows(place / "rows.jsonl")
-        for lora, share in [
-            *((False, share) for share in options.rates),
-            *((True, share) for share in options.lora_rates),
-        ]:
-            line = _trained(options, place, share, lora=lora)
+        _write_preferences(place / "preferences.jsonl")
+        ways = {"full": options.rates, "lora": options.lora_rates, "dpo": options.dpo_rates}
+        for way, share in [(way, share) for way, shares in ways.items() for share in shares]:
+            line = _trained(options, place, share, way)
             sys.stdout.write(json.dumps(line) + "\n")
             sys.stdout.flush()
     return 0
 
 
-def _trained(
-    options: argparse.Namespace, place: Path, share: float, *, lora: bool
-) -> dict[str, Any]:
+def _trained(options: argparse.Namespace, place: Path, share: float, way: str) -> dict[str, Any]:
+    is_dpo = way == "dpo"
     settings: dict[str, Any] = {
         "train.epochs": options.epochs,
         "train.tokens_per_step": options.tokens_per_step,
         "model.context": options.context,
         "model.init_from": str(options.model),
-        "optim.learning_rate": share * _rate(options),
+        "optim.learning_rate": share * _rate(options) * (DPO_SHARE if is_dpo else 1.0),
+        "device.kind": options.device,
+        "data.rows": "preferences" if is_dpo else "chat",
         "eval.every_steps": 10**6,
         "eval.sample_every_steps": None,
         "eval.tokens": 10**6,
         "checkpoint.keep_last": 1,
     }
-    if lora:
+    if way == "lora":
         settings |= {"lora.rank": options.rank}
-    out = place / f"run-{share:g}-{lora}"
-    result = train("finetune-cpu", data=[str(place / "rows.jsonl")], settings=settings, out=out)
+    out, rows = place / f"run-{share:g}-{way}", "preferences.jsonl" if is_dpo else "rows.jsonl"
+    profile = "finetune-gpu" if options.device == "cuda" else "finetune-cpu"
+    result = train(profile, data=[str(place / rows)], settings=settings, out=out)
     found = evaluate_run(
-        str(out), [], DeviceSection(), lambda _: None, lambda: None, questions=options.questions
+        str(out),
+        [],
+        DeviceSection(kind=options.device),
+        lambda _: None,
+        lambda: None,
+        questions=options.questions,
     )
-    answers = found.answers
+    answers, pairs = found.answers, found.preferences
+    scores = {} if pairs is None else {"dpo_loss": pairs.loss, "prefers": pairs.accuracy}
     return {
-        "way": "lora" if lora else "full",
+        "way": way,
         "share": share,
         "rate": settings["optim.learning_rate"],
         "steps": result.steps,
         "val_loss": found.loss_nats_per_token,
+        **scores,
         "exact": None if answers is None else answers.exact,
         "questions": None if answers is None else answers.questions,
     }
@@ -104,6 +115,19 @@ def write_rows(file: Path) -> int:
             out.write(json.dumps({"prompt": row.question, "completion": row.answer}) + "\n")
             count += 1
     return count
+
+
+def _write_preferences(file: Path) -> None:
+    """Write a pair for each question: its answer, and that of another question of its kind."""
+    draw, by_kind = random.Random(0), dict[str, list[Row]]()
+    for row in questions():
+        by_kind.setdefault(row.question.partition(" ")[2][:3], []).append(row)
+    with file.open("w", encoding="utf-8") as out:
+        for row in (row for rows in by_kind.values() for row in rows):
+            others = (draw.choice(by_kind[row.question.partition(" ")[2][:3]]) for _ in range(100))
+            other = next(each for each in others if each.answer != row.answer)
+            pair = {"prompt": row.question, "chosen": row.answer, "rejected": other.answer}
+            out.write(json.dumps(pair) + "\n")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +186,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=Path, help="write the rows to this file, and stop")
     parser.add_argument("--rates", type=float, nargs="*", default=[1.0, 0.3, 0.1])
     parser.add_argument("--lora-rates", type=float, nargs="*", default=[3.0, 1.0, 0.3])
+    parser.add_argument("--dpo-rates", type=float, nargs="*", default=[])
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--tokens-per-step", type=int, default=2048)

@@ -83,6 +83,7 @@ def profile_of(case: dict[str, Any], world: World) -> Profile:
         "train.tokens_per_step": case["tokens_per_gpu"] * world.size,
         "train.steps": case["steps"],
         "device.kind": case["device"],
+        "device.processes": world.size,
         "device.sharding": case["sharding"],
     }
     flags = {name: Setting(value, "the case") for name, value in settings.items()}

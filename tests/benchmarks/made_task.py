@@ -29,6 +29,7 @@ from typing import Any
 
 import yaml
 
+from llmtrain.data.batches.conversations import END
 from llmtrain.data.sources.resolve import resolve_sources
 from llmtrain.engine.api import train
 from llmtrain.engine.evaluate_chat import encoded_conversations, evaluate_conversations
@@ -223,7 +224,9 @@ def _answers(
     Where there are `examples` it is asked by some of them, too.
     """
     trained = load_trained(str(run), DeviceSection(kind=options.device), _report)
-    trained.model.has_padding = True
+    trained.model.has_padding, trained.model.separator_id = True, END
+    if trained.plan.device.value == "cpu":
+        trained.model.compute_with(attention="blocks")  # torch's kernel wants a mask of all pairs
     encoder = ChatEncoder(with_chat_template(trained.tokenizer))
     work = PrepareContext(1, _report, lambda: None)
     corpus = resolve_sources([str(options.out / "held-back.jsonl")], rows="chat")

@@ -1,10 +1,10 @@
 """How large a report of a long run is, how long it takes, and what Chromium and axe say of it.
 
-    python -m tests.benchmarks.report_page --steps 10000 --axe node_modules/axe-core/axe.min.js
+    python -m tests.benchmarks.report_page --steps 10000
 
 The run is written, not trained; `--run` reports on one that was. Pictures at both widths and in
-both colour schemes, and the printed page as PDF, are written to `--out`. `npm install axe-core`
-brings axe.
+both colour schemes, and the printed page as PDF, are written to `--out`. axe-core is that of the
+package axe-playwright-python.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.report.browser import BROWSER, SCHEMES, WIDTHS, inspect, launched
+from tests.report.browser import BROWSER, SCHEMES, WIDTHS, axe_script, inspect, launched
 from tests.report.runs import write_run
 
 
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--steps", type=int, default=10_000, help="logged steps of the run that is written")
     add("--run", type=Path, help="a run directory to report on instead")
-    add("--axe", type=Path, help="axe.min.js of the npm package axe-core")
+    add("--axe", type=Path, default=axe_script(), help="another axe.min.js")
     add(
         "--out", type=Path, default=Path(tempfile.gettempdir()) / "report-page", help="for pictures"
     )

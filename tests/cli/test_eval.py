@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from llmtrain.profile.schema import DeviceSection
 from tests.cli.conftest import Command
@@ -21,6 +23,13 @@ TASKS = {
         "target_delimiter": "",
         "metric_list": [{"metric": "acc"}],
     },
+    "cloze": {
+        "output_type": "loglikelihood",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{choices[0]}}",
+        "target_delimiter": "",
+        "metric_list": [{"metric": "perplexity"}, {"metric": "acc"}],
+    },
     "bits": {
         "output_type": "loglikelihood_rolling",
         "doc_to_text": "",
@@ -31,14 +40,14 @@ TASKS = {
 
 
 def write_tasks(place: Path) -> list[str]:
-    """Two tasks on local files."""
+    """Three tasks on local files."""
     lines = (place / "corpus.txt").read_text().splitlines()
     rows = [
         {
             "question": lines[n][:20],
             "choices": [lines[n][20:24], lines[n + 1][:4], lines[n + 2][:4]],
             "answer": 0,
-            "text": "\n".join(lines[n : n + 3]),
+            "text": "\n".join(lines[10 * n : 10 * n + 25]),
         }
         for n in range(0, 60, 3)
     ]
@@ -78,7 +87,7 @@ def test_tasks_are_scored_saved_and_equal_to_the_harness_own_model(
     assert choice["chance"] == pytest.approx(1 / 3)
     assert (choice["examples"], bits["chance"]) == (20, None)
     saved = json.loads((run / "tasks.json").read_text())
-    assert [each["score"]["task"] for each in saved] == ["choice", "bits"]
+    assert [each["score"]["task"] for each in saved] == [*("choice", "cloze", "cloze", "bits")]
 
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -91,16 +100,52 @@ def test_tasks_are_scored_saved_and_equal_to_the_harness_own_model(
         model, tasks=configurations, log_samples=False, bootstrap_iters=0
     )["results"]
     assert theirs["choice"]["acc,none"] == choice["value"]
-    assert math.isclose(theirs["bits"]["bits_per_byte,none"], bits["value"], rel_tol=0.005)
+    assert theirs["cloze"]["acc,none"] == scores["cloze", "acc"]["value"]
+    for task, metric in (("cloze", "perplexity"), ("bits", "bits_per_byte")):
+        ours = scores[task, metric]["value"]
+        assert math.isclose(theirs[task][f"{metric},none"], ours, rel_tol=1e-4), task
+    assert_bits_are_ours(llmtrain, place, bits["value"])
+
+
+def assert_bits_are_ours(llmtrain: Command, place: Path, value: float) -> None:
+    """`eval` needs as many bits for the texts of the task as the harness says."""
+    rows = [json.loads(line) for line in (place / "rows.jsonl").read_text().splitlines()]
+    texts = "".join(json.dumps({"text": row["text"]}) + "\n" for row in rows)
+    (place / "texts.jsonl").write_text(texts)
+    document = llmtrain("eval", "a", "--data", "texts.jsonl", "--json").document
+    assert math.isclose(document["bits_per_byte"], value, rel_tol=0.005)
 
 
 @pytest.mark.slow
-def test_a_model_that_knows_nothing_is_at_chance(llmtrain: Command, run: Path) -> None:
-    outcome = llmtrain("eval", "a", "--tasks", "python_brackets", "--limit", 100, "--json")
-    assert outcome.err == ""
+@pytest.mark.parametrize("task", ["python_brackets", "python_identifiers"])
+def test_a_model_with_random_weights_is_at_chance(
+    task: str, llmtrain: Command, run: Path, place: Path
+) -> None:
+    path = run / "checkpoints" / "step-00000020"
+    model = shutil.copytree(path, place / "random")
+    for name in ("manifest.json", "state.json", "optimizer.safetensors"):
+        (model / name).unlink()  # a directory of a model, and no longer a checkpoint
+    randomize(model / "model.safetensors")
+    outcome = llmtrain("eval", model, "--tasks", task, "--json")
     (accuracy,) = [each for each in outcome.document["tasks"] if each["metric"] == "acc"]
-    assert accuracy["examples"] == 100
-    assert accuracy["chance"] == pytest.approx(1 / 3)
+    assert accuracy["examples"] == 240
+    assert accuracy["chance"] == pytest.approx(1 / 3 if task == "python_brackets" else 1 / 4)
+    # Which of a file's names is asked for is drawn, so that nothing but chance is left. Brackets of
+    # one kind have similar contexts, which a model answers alike: its errors are not independent.
+    errors = 4 if task == "python_brackets" else 2
+    assert abs(accuracy["value"] - accuracy["chance"]) <= errors * accuracy["standard_error"]
+
+
+def randomize(path: Path) -> None:
+    """Replace matrices by random ones of the size that training begins with."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        name: torch.randn(tensor.shape, generator=generator).to(tensor.dtype) * 0.02
+        if tensor.ndim > 1
+        else tensor
+        for name, tensor in load_file(path).items()
+    }
+    save_file(tensors, path, {"format": "pt"})
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llmtrain.cli.train_summary import _prompt_option
+from llmtrain.cli.train_summary import _prompt_option, next_commands
+from llmtrain.train.events import TrainResult
 from tests.cli.conftest import Command
 
 
@@ -36,3 +37,15 @@ def test_the_next_command_continues_the_runs_own_text(llmtrain: Command, place: 
     prompt = words[words.index("--prompt") + 1]
     assert prompt in (place / "corpus.txt").read_text()
     assert llmtrain(*words[1:], "--max-tokens", 2).out.startswith(prompt)
+
+
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_a_model_that_learnt_to_answer_is_to_be_talked_to(is_chat: bool, tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("")
+    result = TrainResult(
+        *(tmp_path, tmp_path, 1, 8, 1.0, None, None, None, None, 0, None, "done"),
+        prompt_example="user hello assistant",
+        is_chat=is_chat,
+    )
+    command = "chat:     llmtrain chat" if is_chat else "generate: llmtrain generate"
+    assert next_commands(result)[-1].startswith(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,23 @@ def test_local_text_that_cannot_be_used_is_named_by_a_plan(tmp_path: Path) -> No
 
     assert missing in text
     assert "--data" in text
+
+
+def test_a_plan_warns_of_what_training_would_refuse_and_of_nothing_else(tmp_path: Path) -> None:
+    chat, mixed = tmp_path / "chat.jsonl", tmp_path / "mixed.jsonl"
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant")]
+    chat.write_text(json.dumps({"messages": turns}))
+    mixed.write_text('{"other": 1}\n{"text": "a"}\n')
+
+    def warnings(path: Path, **data: str) -> list[str]:
+        settings = {"sources": [str(path)], **data}
+        flags = {f"data.{key}": Setting(value, "--set") for key, value in settings.items()}
+        return list(unusable_text(load_profile(environment={}, flags=flags)))
+
+    assert warnings(chat, rows="chat") == []
+    assert warnings(mixed, on_error="skip") == []
+    assert "has no field 'text'" in warnings(chat)[0]
+    assert "has no field 'text'" in warnings(mixed)[0]
+    mine = tmp_path / "mine.txt"
+    mine.write_text("text")
+    assert "missing.txt" in warnings(mine, validation=str(tmp_path / "missing.txt"))[0]

@@ -40,3 +40,12 @@ def test_a_directory_replaces_another_and_what_a_killed_process_left(tmp_path: P
         (path / "new").write_text("")
     assert [each.name for each in final.iterdir()] == ["new"]
     assert {each.name for each in tmp_path.iterdir()} == {"model", ".model2.0123abcd.partial"}
+
+
+def test_what_fails_leaves_no_directory_that_it_created(tmp_path: Path) -> None:
+    fails = ExitStack()
+    fails.enter_context(pending(tmp_path / "new" / "inner" / "model.gguf")).write_text("half")
+    fails.callback((tmp_path / "missing").read_text)
+    with pytest.raises(FileNotFoundError):
+        fails.close()
+    assert list(tmp_path.iterdir()) == []

@@ -67,3 +67,13 @@ def test_a_thread_that_waits_for_a_core_changes_nothing(clock: Clock) -> None:
     ways = {"a": [clock.run("a", (1, 1))], "b": [clock.run("b", (10, 0.5))]}
     found = compare(ways, **ROUNDS)
     assert found["b"].ratio_to(found["a"]) == 0.5
+
+
+def test_what_is_shorter_than_a_tick_of_the_cpu_clock_is_timed_by_the_wall(clock: Clock) -> None:
+    """Under `ulimit -t` Linux counts CPU time in ticks of some milliseconds."""
+    ways = {
+        "usual": [clock.run("usual", (0.003, 0.0))],
+        "other": [clock.run("other", (0.001, 0.0))],
+    }
+    found = compare(ways, budget_s=0.0, least_rounds=2, most_rounds=2)
+    assert found["other"].ratio_to(found["usual"]) == pytest.approx(1 / 3)

@@ -13,6 +13,7 @@ from llmtrain.machine.facts import Facts
 from llmtrain.plan import decisions as decide
 from llmtrain.plan.memory import TrainingSetup, predict_training
 from llmtrain.plan.planner import Plan, make_plan
+from llmtrain.profile.lora_shape import LoraShape
 from tests.machines import (
     CPU,
     CUDA,
@@ -133,6 +134,13 @@ def test_the_micro_batch_is_the_largest_divisor_that_is_of_use(
     plan = make_plan(CPU, wish(), replace(WORKLOAD, tokens_per_step=64 * windows))
     assert plan.micro_batch.value == micro_batch
     assert why in plan.micro_batch.reason
+
+
+def test_beside_adapters_micro_batches_are_small_on_a_cpu() -> None:
+    lora = LoraShape(4, 8.0, ("q_proj",))
+    workload = replace(WORKLOAD, tokens_per_step=64 * 64, lora=lora)
+    assert make_plan(CPU, wish(), workload).micro_batch.value == 512 // 64
+    assert make_plan(CPU, wish(), replace(workload, micro_batch=64)).micro_batch.value == 64
 
 
 @pytest.mark.parametrize(("processes", "threads"), [(1, 8), (2, 4), (3, 2), (8, 1), (12, 1)])

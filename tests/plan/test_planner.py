@@ -135,6 +135,7 @@ ON_A_CPU = {
     "precision": "fp32",
     "matmul_precision": "highest",
     "processes": 1,
+    "sharding": "replicate",
     "attention": "sdpa",
     "loss": "chunks",
     "block_kernels": "torch",
@@ -311,7 +312,19 @@ def test_local_processes_share_the_memory_of_a_cpu() -> None:
     elsewhere: dict[str, Any] = {"launched_processes": 4, "launched_local_processes": 1}
     assert plan(LAPTOP, "cpu-small", **elsewhere).micro_batch.value == alone.micro_batch.value
     with pytest.raises(DoesNotFitError):
-        plan(LAPTOP, "cpu-medium", **four)
+        plan(LAPTOP, "cpu-medium", "device.sharding=replicate", **four)
+
+
+def test_what_does_not_fit_as_a_replica_is_sharded() -> None:
+    four: dict[str, Any] = {"launched_processes": 4, "launched_local_processes": 4}
+    made = plan(LAPTOP, "cpu-medium", **four)
+    assert made.sharding.value == "shard"
+    assert "a replica does not fit" in made.sharding.reason
+    assert made.keep_weight_casts.value is False
+    assert plan(LAPTOP, "cpu-small", **four).sharding.value == "replicate"
+    assert plan(LAPTOP, "cpu-small", "device.sharding=shard").sharding.value == "replicate"
+    asked = plan(LAPTOP, "cpu-small", "device.sharding=shard", **four)
+    assert (asked.sharding.value, asked.sharding.reason) == ("shard", "asked for")
 
 
 SMALL = shape_of(ModelSection(hidden_size=64, num_heads=2, num_layers=2, context=32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
@@ -26,6 +27,14 @@ class Inspected:
     requested: list[str]  # besides the page itself
     overflow_pixels: int  # that the page is wider than the window
     violations: list[str]  # of axe; empty without it
+
+
+def axe_script() -> Path | None:
+    """Return axe-core, which the package axe-playwright-python has in it; None without it."""
+    spec = importlib.util.find_spec("axe_playwright_python")
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).with_name("axe.min.js")
 
 
 @contextmanager

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from llmtrain.choice import Choice
@@ -31,6 +29,7 @@ from llmtrain.train.loop import Run, training_steps
 from llmtrain.train.model_weights import trained_model, with_vocabulary
 from llmtrain.train.readers import TrainTokens
 from tests.data.fixed import TOKENIZER
+from tests.tokens import PredictableIds
 
 SETTINGS: dict[str, Any] = {
     "model.vocab_size": 300,
@@ -60,19 +59,6 @@ def _settings_restored() -> Iterator[None]:
     torch.set_float32_matmul_precision(precision)
 
 
-class Ids:
-    """Tokens in memory, each predictable from the one before."""
-
-    ids: NDArray[np.int64] = np.arange(4000, dtype=np.int64) * 7 % 300
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.ids)
-
-    def read(self, start: int, count: int) -> NDArray[np.int64]:
-        return self.ids[start : start + count]
-
-
 def planned(**settings: Any) -> tuple[Profile, Plan]:
     """A profile and its plan; `device__precision="fp32"` sets device.precision."""
     values = SETTINGS | {name.replace("__", "."): value for name, value in settings.items()}
@@ -83,7 +69,7 @@ def planned(**settings: Any) -> tuple[Profile, Plan]:
 
 
 def run_of(profile: Profile, plan: Plan) -> Run:
-    return build_run(profile, plan, World(), TrainTokens(Ids()))
+    return build_run(profile, plan, World(), TrainTokens(PredictableIds()))
 
 
 def weights_after(run: Run, steps: int) -> dict[str, Tensor]:
@@ -142,7 +128,7 @@ def test_a_run_that_is_rewound_to_its_beginning_is_a_fresh_one(optimizer: str) -
 
 
 def continued(profile: Profile, plan: Plan, weights: dict[str, Tensor]) -> Run:
-    return build_run(profile, plan, World(), TrainTokens(Ids()), initial=lambda: weights)
+    return build_run(profile, plan, World(), TrainTokens(PredictableIds()), initial=lambda: weights)
 
 
 def test_continuing_is_resuming_without_optimizer_state() -> None:
@@ -162,7 +148,7 @@ def test_continuing_is_resuming_without_optimizer_state() -> None:
     tokenizer = Tokenizer.load(TOKENIZER)
     shape = shape_of(profile.model)
     checkpoint = Checkpoint(state, weights, {}, shape, tokenizer, has_optimizer=False)
-    resumed = build_run(profile, plan, World(), TrainTokens(Ids()), checkpoint)
+    resumed = build_run(profile, plan, World(), TrainTokens(PredictableIds()), checkpoint)
     begun = continued(profile, plan, weights)
     assert same(weights_after(begun, 4), weights_after(resumed, 4))
 

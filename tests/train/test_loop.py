@@ -26,6 +26,7 @@ from llmtrain.train.divergence.policy import DivergenceState
 from llmtrain.train.loop import Position, Run, training_steps
 from llmtrain.train.parameter_groups import build_optimizer, named_state
 from llmtrain.train.schedule import Schedule
+from tests.tokens import PredictableIds
 
 SECTION = ModelSection(
     vocab_size=300, hidden_size=32, intermediate_size=48, num_layers=2, num_heads=2, context=16
@@ -44,20 +45,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-class Ids:
-    """Tokens in memory, each predictable from the one before."""
-
-    ids: NDArray[np.int64] = np.arange(4000, dtype=np.int64) * 7 % 300
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.ids)
-
-    def read(self, start: int, count: int) -> NDArray[np.int64]:
-        return self.ids[start : start + count]
-
-
-class Documents(Ids):
+class Documents(PredictableIds):
     """Of 1 to 13 tokens: some windows are not full."""
 
     ids = np.random.default_rng(0).integers(1, 300, 4000)
@@ -81,6 +69,7 @@ def make_plan(micro_batch: int, accumulation: int) -> Plan:
         precision=choice("fp32"),
         matmul_precision=choice("highest"),
         processes=choice(1),
+        sharding=choice("replicate"),
         threads=choice(1),
         micro_batch=choice(micro_batch),
         accumulation=choice(accumulation),
@@ -128,7 +117,9 @@ def make_run(
         optimizer=optimizer,
         scaler=torch.amp.GradScaler("cpu", enabled=False),
         schedule=schedule or Schedule("linear", 0, 0.5, 0.0),
-        batches=packed_documents() if packed else BatchReader(Ids(), SECTION.context, seed=0),
+        batches=packed_documents()
+        if packed
+        else BatchReader(PredictableIds(), SECTION.context, seed=0),
         plan=make_plan(WINDOWS // accumulation, accumulation),
         world=World(),
         device=torch.device("cpu"),

@@ -9,7 +9,7 @@ import typer
 
 from llmtrain.cli import options
 from llmtrain.cli.output import Output
-from llmtrain.cli.tokenizer.train import require_directory
+from llmtrain.cli.tokenizer.train import written
 
 
 def import_(
@@ -45,9 +45,9 @@ def import_(
     from llmtrain.tokenizer import ImportOptions, import_tokenizer
 
     imported = import_tokenizer(file, ImportOptions(pattern, separator, allow_lossy))
-    require_directory(out, overwrite=overwrite)
     tokenizer = imported.tokenizer
-    tokenizer.save(out)
+    with written(out, overwrite=overwrite):
+        tokenizer.save(out)
     for warning in imported.warnings:
         output.warning(warning)
     document = TokenizerImport.of(

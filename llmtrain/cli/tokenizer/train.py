@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -77,7 +77,7 @@ def train(
             parameters=_amount("--parameters", parameters, parse_count),
             max_bytes=_amount("--max-bytes", max_bytes, parse_bytes),
         )
-        with _written(out, overwrite=overwrite), watching(output) as observe:
+        with written(out, overwrite=overwrite), watching(output) as observe:
             section = load_profile(flags=flags).profile.data
             learned = learn_tokenizer(section, wanted, PrepareContext(1, observe, stop.check))
             trained = learned.trained
@@ -110,44 +110,43 @@ def _amount(option: str, text: str | None, parse: Callable[[str], int]) -> int |
 
 
 @contextmanager
-def _written(directory: Path, *, overwrite: bool) -> Iterator[None]:
+def written(directory: Path, *, overwrite: bool) -> Iterator[None]:
     """Create the directory for the block; remove a new one if the block fails.
 
-    Raises UsageError.
+    Raises UsageError where it is no place for a tokenizer.
     """
-    require_directory(directory, overwrite=overwrite)
-    try:
+    from llmtrain.errors import UsageError
+    from llmtrain.files import created
+
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(created(directory))
+            _require_place(directory, overwrite=overwrite)
+        except OSError as error:
+            raise UsageError(
+                f"--out {directory} cannot be written: {error.strerror}",
+                hint="--out DIRECTORY, where you may write",
+            ) from None
         yield
-    except BaseException:
-        with suppress(OSError):  # it is not empty, and stays
-            directory.rmdir()
-        raise
 
 
-def require_directory(directory: Path, *, overwrite: bool) -> None:
-    """Create the directory if needed. Raises UsageError if it is a model's, or is not empty.
+def _require_place(directory: Path, *, overwrite: bool) -> None:
+    """Raise UsageError if the directory is a model's, or is not empty.
 
     `overwrite` allows the latter.
     """
     from llmtrain.errors import UsageError
     from llmtrain.train.checkpoint.format import weights_files
 
-    try:
-        for place in (directory, *directory.absolute().parents):
-            if weights_files(place):
-                raise UsageError(
-                    f"--out {directory} is in a model's directory: {place} has its own tokenizer",
-                    hint="another --out; nothing is written into a checkpoint",
-                )
-        directory.mkdir(parents=True, exist_ok=True)
-        there = next(directory.iterdir(), None)
-        if there is not None and not overwrite:
+    for place in (directory, *directory.absolute().parents):
+        if weights_files(place):
             raise UsageError(
-                f"--out {directory} is not empty: it contains {there.name}",
-                hint="another --out; --overwrite replaces the tokenizer that is in it",
+                f"--out {directory} is in a model's directory: {place} has its own tokenizer",
+                hint="another --out; nothing is written into a checkpoint",
             )
-    except OSError as error:
+    there = next(directory.iterdir(), None)
+    if there is not None and not overwrite:
         raise UsageError(
-            f"--out {directory} cannot be written: {error.strerror}",
-            hint="--out DIRECTORY, where you may write",
-        ) from None
+            f"--out {directory} is not empty: it contains {there.name}",
+            hint="another --out; --overwrite replaces the tokenizer that is in it",
+        )

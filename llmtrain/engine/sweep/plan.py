@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -42,10 +42,13 @@ class Range(Section):
         return self
 
     def draw(self, generator: random.Random) -> float | int:
-        """Return a value; four significant digits are plenty for a setting."""
+        """Return a value of the range."""
         ends = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         drawn = generator.uniform(*ends)
-        value = math.exp(drawn) if self.log else drawn
+        return self.rounded(math.exp(drawn) if self.log else drawn)
+
+    def rounded(self, value: float) -> float | int:
+        """Return the value within the range; four significant digits are plenty for a setting."""
         value = min(max(float(f"{value:.4g}"), self.low), self.high)
         return round(value) if self.integer else value
 
@@ -60,6 +63,7 @@ class SweepPlan(Section):
     grid: dict[str, Choices] = Field(default_factory=dict)
     random: dict[str, Range | Choices] = Field(default_factory=dict)
     trials: PositiveInt | None = None  # how many draws
+    method: Literal["random", "tpe"] = "random"  # tpe: draws follow the results, by Optuna
     seed: int = 0  # of the draws
     stop_early: bool = True
 
@@ -69,6 +73,8 @@ class SweepPlan(Section):
             raise ValueError("give either grid or random, with at least one setting")
         if bool(self.random) != (self.trials is not None):
             raise ValueError("random needs trials, how many to draw; grid has its own number")
+        if self.method == "tpe" and not self.random:
+            raise ValueError("method: tpe needs random, the settings to search")
         count = self.trials or math.prod(map(len, self.grid.values()))
         if count > _MOST_TRIALS:
             raise ValueError(f"{count} trials are more than {_MOST_TRIALS}")

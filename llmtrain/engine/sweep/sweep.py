@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -14,9 +14,11 @@ from filelock import FileLock, Timeout
 
 from llmtrain.engine.sweep.plan import SweepPlan, Trial, require_valid, trials_of
 from llmtrain.engine.sweep.results import SweepResults, TrialResult
+from llmtrain.engine.sweep.search import require_search, trials_left
 from llmtrain.engine.sweep.stopping import CurvePoint
 from llmtrain.engine.sweep.trial import TrialRunner, curve_of
 from llmtrain.errors import InterruptedRunError, UsageError
+from llmtrain.files import created
 from llmtrain.machine.probe import read_facts
 from llmtrain.plan.decisions import choose_threads
 from llmtrain.profile.schema import DeviceSection
@@ -45,13 +47,12 @@ def run_sweep(
     directory that cannot be used, InterruptedRunError after a signal: the same call continues.
     """
     plan, directory = request.plan, request.directory
-    trials = trials_of(plan)
+    require_search(plan)
     more = _settings_of_all(request)
-    require_valid(plan, trials, more)
+    require_valid(plan, trials_of(plan), more)
     with _claimed(directory):
         results = SweepResults(directory)
-        for trial in trials:
-            results.require_settings(trial.number, trial.settings)
+        left = trials_left(plan, results)
 
         def done() -> Sequence[Sequence[CurvePoint]]:
             finished = [r for r in list(results.by_trial.values()) if r.outcome == "done"]
@@ -65,7 +66,6 @@ def run_sweep(
                 raise InterruptedRunError("the sweep ends", hint="run the same command again")
 
         runner = TrialRunner(plan, directory, more, done, check)
-        left = [trial for trial in trials if trial.number not in results.by_trial]
         for result in _trained(runner, left, request.workers, is_over):
             results.add(result)
             observe(result)
@@ -83,18 +83,21 @@ def _settings_of_all(request: SweepRequest) -> dict[str, Any]:
 
 
 def _trained(
-    runner: TrialRunner, trials: Sequence[Trial], workers: int, is_over: Event
+    runner: TrialRunner, trials: Iterator[Trial], workers: int, is_over: Event
 ) -> Iterator[TrialResult]:
     """Yield results as trials end; `workers` of them train at once, in order of their number.
 
     Sets `is_over` if one fails or the sweep is stopped: the others then save themselves and end.
     """
-    waiting, running = list(reversed(trials)), set[Future[TrialResult]]()
+    running, is_more = set[Future[TrialResult]](), True
     with ThreadPoolExecutor(workers) as threads:
         try:
-            while waiting or running:
-                while waiting and len(running) < workers:
-                    running.add(threads.submit(runner.run, waiting.pop()))
+            while is_more or running:
+                while is_more and len(running) < workers:
+                    trial = next(trials, None)
+                    is_more = trial is not None
+                    if trial is not None:
+                        running.add(threads.submit(runner.run, trial))
                 ended, running = wait(running, timeout=_POLL_S, return_when=FIRST_COMPLETED)
                 for future in ended:
                     yield future.result()
@@ -108,15 +111,18 @@ def _claimed(directory: Path) -> Iterator[None]:
     """Within the block, lock the sweep's directory for this process. Raises UsageError."""
     if RunDirectory(directory).exists:
         raise UsageError(f"--out {directory} is a run", hint="choose another --out")
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / LOCK_FILE, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UsageError(
-            f"{directory} is being swept by another process", hint="wait for it, or choose --out"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
+    with created(directory):
+        lock = FileLock(directory / LOCK_FILE, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UsageError(
+                f"{directory} is being swept by another process",
+                hint="wait for it, or choose --out",
+            ) from None
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # on Windows the release removes it
+                (directory / LOCK_FILE).unlink(missing_ok=True)
+            lock.release()

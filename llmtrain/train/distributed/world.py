@@ -23,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from llmtrain.errors import PeerLostError, UsageError
 from llmtrain.files import LAUNCHED_VARIABLE
 from llmtrain.train.distributed.failures import launcher_store
+from llmtrain.train.distributed.interface import require_reachable, set_interface
 from llmtrain.units import format_duration
 
 _POLL_EVERY_S = 0.02
@@ -57,6 +58,11 @@ class World:
         """True if this process writes files and reports."""
         return self.rank == 0
 
+    @property
+    def has_several_machines(self) -> bool:
+        """True if there are ranks on other machines."""
+        return self.local_size < self.size
+
     @contextmanager
     def process_group(self, backend: str, timeout_s: float) -> Iterator[None]:
         """Within the block, make collectives available; does nothing for a single process.
@@ -66,6 +72,8 @@ class World:
         if self.store is None:
             yield
             return
+        if self.has_several_machines:
+            set_interface(backend, os.environ.get("MASTER_ADDR", ""), os.environ)
         with self._peer_errors_mapped(timeout_s):
             try:
                 dist.init_process_group(
@@ -166,6 +174,8 @@ def world_from_environment() -> World:
     size = _number("WORLD_SIZE", 1, _MOST_RANKS)
     rank = _number("RANK", 0, size - 1)
     local_size = _number("LOCAL_WORLD_SIZE", 1, size, default=size)
+    if not is_launched() and rank >= local_size:  # on another machine than rank 0
+        require_reachable(os.environ["MASTER_ADDR"], _number("MASTER_PORT", 1, 65535))
     return World(
         rank=rank,
         size=size,

@@ -13,6 +13,7 @@ from llmtrain.engine.sweep.stopping import CurvePoint, first_hopeless
 from tests.checkout import ROOT
 
 RESULTS = ROOT / "tests" / "benchmarks" / "sweeps" / "results.jsonl"
+SEEDS = RESULTS.parents[1] / "seeds" / "results.jsonl"
 Curve = list[CurvePoint]
 
 
@@ -72,9 +73,18 @@ def recorded() -> dict[str, list[Curve]]:
     return sweeps
 
 
-@pytest.mark.parametrize("name", ["3m", "20m"])
+def evaluated() -> list[Curve]:
+    """Seeds and learning rates of one small model, with the evaluations that each run logged."""
+    found = []
+    for line in SEEDS.read_text(encoding="utf-8").splitlines():
+        points = json.loads(line)["val_bpb"]
+        found.append([CurvePoint(t / points[-1][0], t, bits) for t, bits in points])
+    return found
+
+
+@pytest.mark.parametrize("name", ["3m", "20m", "seeds"])
 def test_the_best_of_recorded_sweeps_is_never_stopped(name: str) -> None:
-    curves = recorded()[name]
+    curves = evaluated() if name == "seeds" else recorded()[name]
     assert len(curves) >= 10
     best = min(curve[-1].bits_per_byte for curve in curves)
     draw, stopped = random.Random(0), 0

@@ -13,9 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from llmtrain.engine.plan_run import workload_of
@@ -37,6 +35,7 @@ from llmtrain.train.loop import Run, training_steps
 from llmtrain.train.readers import TrainTokens
 from llmtrain.train.state import saved_tensors
 from tests.data.fixed import TOKENIZER
+from tests.tokens import PredictableIds
 
 KIND = sys.argv[2] if len(sys.argv) > 2 else "cpu"
 SETTINGS: dict[str, Any] = {
@@ -73,26 +72,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-class Ids:
-    """Tokens in memory, each predictable from the one before."""
-
-    ids: NDArray[np.int64] = np.arange(4000, dtype=np.int64) * 7 % 300
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.ids)
-
-    def read(self, start: int, count: int) -> NDArray[np.int64]:
-        return self.ids[start : start + count]
-
-
 def run_of(world: World, resumed: Checkpoint | None = None, **settings: Any) -> Run:
     """A run of the ranks of `world`, or of one process."""
     flags = {name: Setting(value, "test") for name, value in (SETTINGS | settings).items()}
     profile = load_profile(environment={}, flags=flags).profile
     facts = read_facts(cuda_index=world.local_rank, tries_gpus=KIND == "cuda")
     plan = make_plan(facts, profile.device, workload_of(profile, world, facts))
-    return build_run(profile, plan, world, TrainTokens(Ids()), resumed)
+    return build_run(profile, plan, world, TrainTokens(PredictableIds()), resumed)
 
 
 def alone_beside(world: World) -> World:

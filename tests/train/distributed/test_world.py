@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -383,3 +384,26 @@ def test_a_rank_whose_others_never_come_says_so() -> None:
     for rank in (0, 1):
         with pytest.raises(PeerLostError, match=f"rank {rank} waited .* for other ranks to start"):
             rendezvous_store(dist.HashStore(), rank, 2, timedelta(seconds=0.1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
+def test_a_signal_to_one_machine_saves_and_stops_the_ranks_of_all(
+    start: Start, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As clusters start them; each machine's ranks end with 75, to be started again."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = []
+    for rank in range(2):
+        for name, value in (shared | {"RANK": str(rank)}).items():
+            monkeypatch.setenv(name, value)
+        ranks.append(start(*TRAIN, "--resume", "auto", *LONG))
+    wait_until(lambda: steps_of(place / "run") > 3, ranks[0])
+    ranks[1].send_signal(signal.SIGTERM)
+    for process in ranks:
+        process.communicate(timeout=LIMIT_S)
+    assert [process.returncode for process in ranks] == [75, 75]
+    assert Files(place / "run").checkpoints

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -25,6 +24,7 @@ from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence.diagnosis import Finding, describe, diagnose, passages
 from llmtrain.train.loop import Run, training_steps
 from llmtrain.train.readers import TrainTokens
+from tests.tokens import PredictableIds
 
 # torch hides it from users, though not from a filter that makes it an error
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
@@ -60,17 +60,10 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-class Ids:
-    """Tokens in memory."""
+class Ids(PredictableIds):
+    """Ids below 290: tests put larger ones in."""
 
-    ids: NDArray[np.int64] = np.arange(4000, dtype=np.int64) * 7 % 290
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.ids)
-
-    def read(self, start: int, count: int) -> NDArray[np.int64]:
-        return self.ids[start : start + count]
+    ids = np.arange(4000, dtype=np.int64) * 7 % 290
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,110 @@
+"""`llmtrain cluster plan`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llmtrain.cli import options
+from llmtrain.cli.output import Output
+from llmtrain.units import counted, format_bytes, format_count, format_duration
+
+if TYPE_CHECKING:
+    from llmtrain.cli.output import Part
+    from llmtrain.engine.cluster.paper import ClusterPlan
+
+
+def plan(
+    output: Output,
+    profile: options.Profile = None,
+    nodes: Annotated[int, options.whole_number("--nodes", "Machines.", 1)] = 1,
+    network: Annotated[
+        str,
+        typer.Option(
+            "--network",
+            metavar="RATE",
+            help="Into each machine: 400Gb (bits a second), or 50GB (bytes).",
+        ),
+    ] = "100Gb",
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            "--gpu", metavar="NAME", help="The GPU, as in H100, for its speed by the data sheet."
+        ),
+    ] = None,
+    utilisation: Annotated[
+        float,
+        typer.Option(
+            "--utilisation", help="Of a GPU's peak, by a whole step on one; measured, if you can."
+        ),
+    ] = 0.4,
+    set_: options.Set = None,
+    assume: options.Assume = None,
+) -> None:
+    """Predict a run on many machines on paper: memory of a rank, time of a step, GPU hours.
+
+    --assume describes one machine; without it they are like this one.
+    """
+    from llmtrain.documents.cluster import ClusterPlan as Published
+    from llmtrain.engine.cluster.paper import plan_cluster
+
+    request = options.request_of(profile, set_, assume)
+    found = plan_cluster(request, nodes=nodes, network=network, gpu=gpu, utilisation=utilisation)
+    output.answer(Published.of_plan(found), _parts(found))
+
+
+def _parts(found: ClusterPlan) -> Iterator[Part]:
+    from llmtrain.cli.plan_tables import prediction_parts
+    from llmtrain.cli.tables import facts_table
+
+    chosen, hardware, step = found.planned.plan, found.hardware, found.step
+    size = f"{counted(found.nodes, 'machine')}, {counted(found.ranks, 'rank')}"
+    speeds = (
+        f"{hardware.peak_flops / 1e12:.0f} TFLOP/s a GPU, {hardware.utilisation:.0%} of them used "
+        f"by one, {hardware.link_bytes_per_s / 1e9:.0f} GB/s into a GPU, "
+        f"{hardware.network_bytes_per_s / 1e9:.1f} GB/s into a machine"
+    )
+    yield facts_table(
+        [
+            ("ranks", size),
+            ("sharding", f"{chosen.sharding.value}: {chosen.sharding.reason}"),
+            ("micro-batch", f"{chosen.micro_batch.value} × {chosen.accumulation.value}"),
+            ("recomputation", chosen.activation_checkpointing.value),
+            ("assumed", speeds),
+        ],
+        title="plan",
+    )
+    yield ""
+    yield from prediction_parts(found.planned)
+    yield ""
+    yield facts_table(
+        [
+            ("step", f"{step.step_s:.3g} s"),
+            ("computation", f"{step.compute_s:.3g} s"),
+            ("communication", f"{step.communication_s:.3g} s, {step.exposed_s:.3g} s not hidden"),
+            ("update", f"{step.update_s:.3g} s"),
+            ("received by a rank", f"{format_bytes(round(step.received_bytes))} a step"),
+            ("tokens/s", format_count(round(found.tokens_per_s))),
+            ("model FLOPs", f"{found.utilisation:.1%} of all GPUs' peak"),
+            *_length(found),
+            ("largest that fits", _largest(found)),
+        ],
+        title="predicted",
+    )
+
+
+def _length(found: ClusterPlan) -> Iterator[tuple[str, str]]:
+    if found.hours is not None and found.gpu_hours is not None:
+        yield "the run", f"{format_duration(3600 * found.hours)}, {found.gpu_hours:,.0f} GPU hours"
+
+
+def _largest(found: ClusterPlan) -> str:
+    shape = found.largest
+    if shape is None:
+        return "this one"
+    return (
+        f"{format_count(shape.parameters)} parameters: {shape.num_layers} layers of width "
+        f"{shape.hidden_size}, at the same tokens a step"
+    )
