@@ -14,6 +14,8 @@ from llmtrain.cli.output import Output
 from llmtrain.cli.yaml_lines import commented, yaml_scalar
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from llmtrain.choice import Choice
     from llmtrain.documents.profiles import ListedProfile
     from llmtrain.engine.explain import Explained
@@ -56,20 +58,22 @@ def list_profiles(output: Output) -> None:
                 path=path,
             )
         )
-    output.answer(ProfilesList.of(profiles=profiles), _list_lines(profiles))
+    output.answer(ProfilesList.of(profiles=profiles), [_list_table(profiles)])
 
 
-def _list_lines(profiles: Sequence[ListedProfile]) -> Iterator[str]:
+def _list_table(profiles: Sequence[ListedProfile]) -> Table:
+    from llmtrain.cli.tables import columns_table
     from llmtrain.units import format_count
 
-    row = "{:<13}{:>12}  {:>7}  {:>10}  {:>15}".format
-    yield row("profile", "parameters", "context", "vocabulary", "tokens per step")
+    columns = ("profile", "parameters", "context", "vocabulary", "tokens per step")
+    rows = []
     for each in sorted(profiles, key=lambda each: each.parameters or math.inf):
         step = each.tokens_per_step
         per_step = f"{step:,}" if isinstance(step, int) else step
         size = "the model's" if each.parameters is None else format_count(each.parameters)
         pieces = "its own" if each.vocab_size is None else f"{each.vocab_size:,}"
-        yield row(each.name, size, f"{each.context:,}", pieces, per_step)
+        rows.append((each.name, size, f"{each.context:,}", pieces, per_step))
+    return columns_table(columns, rows, numbers=columns[1:])
 
 
 def show(

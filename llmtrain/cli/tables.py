@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
 from rich.table import Table
@@ -26,6 +26,21 @@ def rows_table(
         table.add_column(word)
     for row in rows:
         table.add_row(*row)
+    return table
+
+
+def columns_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Collection[str] = ()
+) -> Table:
+    """Return a table under headings, its cells broken between words where it is too wide.
+
+    `numbers` are the columns that are aligned at the right.
+    """
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(escape_control(cell)) for cell in row))
     return table
 
 

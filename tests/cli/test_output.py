@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from llmtrain.cli.output import Output
+from llmtrain.cli.tables import columns_table
 from llmtrain.documents.profiles import ProfilesShow
 from tests.cli.conftest import Command
 
@@ -115,3 +117,16 @@ def test_a_command_is_not_broken_by_a_narrow_terminal(
     whole, *broken = capsys.readouterr().err.splitlines()
     assert whole == line
     assert len(broken) > 1
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_a_table_is_broken_between_words_and_is_as_narrow_as_its_terminal(columns: int) -> None:
+    table = columns_table(
+        ("name", "number", "words"), [("a", "1,000", "some words " * 12)], numbers=("number",)
+    )
+    console = Console(width=columns, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(table)
+    lines = captured.get().splitlines()
+    assert all(len(line) <= columns for line in lines)
+    assert set(" ".join(lines).split()) == {"name", "number", "words", "a", "1,000", "some"}

@@ -11,10 +11,13 @@ import typer
 from llmtrain.cli.output import Output
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from llmtrain.data.shards.cache import CacheEntry
     from llmtrain.documents.data import CacheEntry as Document
 
 _SHORTEST_KEY = 6  # characters of a prefix that names an entry
+_NARROW_KEY, _WIDE_COLUMNS = 12, 100
 
 
 def list_entries(output: Output) -> None:
@@ -30,7 +33,8 @@ def list_entries(output: Output) -> None:
         cache=cache_directory(), size_bytes=size_bytes, entries=_documents(entries)
     )
     note = f"{len(entries)} entries, {format_bytes(size_bytes)}, in {cache_directory()}"
-    output.answer(document, map(_line, document.entries), note)
+    parts = [_table(document.entries, output.stdout.width)] if entries else []
+    output.answer(document, parts, note)
 
 
 def clear(
@@ -69,7 +73,8 @@ def clear(
         for entry in kept:
             output.warning(f"{entry.directory} is in use by a process and was not removed")
     note = f"{len(removed)} entries removed, {format_bytes(freed_bytes)}"
-    output.answer(document, map(_line, document.removed), note)
+    parts = [_table(document.removed, output.stdout.width)] if document.removed else []
+    output.answer(document, parts, note)
     return 130 if is_declined else 0
 
 
@@ -128,11 +133,22 @@ def _documents(entries: Sequence[CacheEntry]) -> list[Document]:
     return [Document.of(entry, age_s=entry.age_s()) for entry in entries]
 
 
-def _line(entry: Document) -> str:
+def _table(entries: Sequence[Document], columns: int) -> Table:
+    """Return the entries; a narrow one with the beginnings of keys, which name them too."""
+    from llmtrain.cli.tables import columns_table
     from llmtrain.units import format_bytes, format_count, format_duration
 
-    tokens = f"{format_count(entry.tokens)} tokens" if entry.tokens is not None else ""
-    return (
-        f"{entry.key:<34}{entry.kind:<12}{format_bytes(entry.size_bytes):>9}  "
-        f"{format_duration(entry.age_s) + ' old':<14}{tokens:<14}{', '.join(entry.made_from)}"
-    ).rstrip()
+    shown = _NARROW_KEY if columns < _WIDE_COLUMNS else None
+    rows = [
+        (
+            entry.key[:shown],
+            entry.kind,
+            format_bytes(entry.size_bytes),
+            format_duration(entry.age_s),
+            "" if entry.tokens is None else format_count(entry.tokens),
+            ", ".join(entry.made_from),
+        )
+        for entry in entries
+    ]
+    headings = ("key", "kind", "size", "age", "tokens", "text")
+    return columns_table(headings, rows, numbers=("size", "age", "tokens"))

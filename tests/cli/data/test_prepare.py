@@ -87,7 +87,8 @@ def test_the_cache_is_listed(llmtrain: Command, prepared: dict[str, Any], cache:
     assert entries["tokenizer"]["directory"] == prepared["tokenizer"]
     assert entries["unfinished"]["key"] == "0123456789"
     assert document["size_bytes"] == sum(entry["size_bytes"] for entry in entries.values())
-    lines = llmtrain("data", "cache", "list").out.splitlines()
+    heading, *lines = llmtrain("data", "cache", "list").out.splitlines()
+    assert heading.split() == ["key", "kind", "size", "age", "tokens", "text"]
     assert [line.split()[0] for line in lines] == [entry["key"] for entry in document["entries"]]
 
 
@@ -126,7 +127,7 @@ def test_all_is_cleared_and_made_again(
 ) -> None:
     outcome = llmtrain("data", "cache", "clear", "--all")
     assert outcome.code == 0
-    assert len(outcome.out.splitlines()) == 2
+    assert len(outcome.out.splitlines()) == 3  # with the heading
     assert list((cache / "shards").iterdir()) == []
     again = llmtrain("data", "prepare", "-p", "tiny.yaml", "--json").document
     assert again["key"] == prepared["key"]
