@@ -67,7 +67,8 @@ VALUES = {"facts", "assume", "memory_pressure", "memory_readings", "out_of_memor
 
 # They run matrix products, read tensors' sizes, or ask torch for devices.
 NEEDS_TORCH = {
-    *("machine/matmul_timing", "machine/native", "machine/out_of_memory", "machine/probe"),
+    *("machine/gpu", "machine/matmul_timing", "machine/native", "machine/out_of_memory"),
+    "machine/probe",
 }
 
 

@@ -10,6 +10,7 @@ from llmtrain.choice import (
     ActivationCheckpointing,
     AttentionKernel,
     Backend,
+    BlockKernels,
     DeviceKind,
     LossKernel,
     MatmulPrecision,
@@ -69,6 +70,7 @@ class Plan(Part):
     accumulation: Decision[int] = key("micro-batches of one process in an optimizer step")
     attention: Decision[AttentionKernel] = key("the kernel")
     loss: Decision[LossKernel] = key("how the loss is computed")
+    block_kernels: Decision[BlockKernels] = key("what computes norms, rotary positions and SwiGLU")
     compile: Decision[bool] = key("whether blocks are compiled by torch.compile")
     activation_checkpointing: Decision[ActivationCheckpointing] = key(
         "what the backward recomputes instead of saving it"

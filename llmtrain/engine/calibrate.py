@@ -20,7 +20,7 @@ from llmtrain.plan.workload import Workload
 _STEPS = 8  # of the measured run
 # Decisions that would come out differently for so short a run.
 _FIXED = (
-    *("precision", "threads", "compile", "attention", "loss"),
+    *("precision", "threads", "compile", "attention", "loss", "block_kernels"),
     *("activation_checkpointing", "processes"),
 )
 

@@ -33,6 +33,7 @@ _OPTIONS = {  # the profile's key for a decision of the plan
     "micro_batch": "train.micro_batch",
     "attention": "device.attention",
     "loss": "device.loss",
+    "block_kernels": "device.block_kernels",
     "compile": "device.compile",
     "activation_checkpointing": "device.activation_checkpointing",
     "backend": "device.backend",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmtrain.choice import ActivationCheckpointing, AttentionKernel, LossKernel
+from llmtrain.choice import ActivationCheckpointing, AttentionKernel, BlockKernels, LossKernel
 from llmtrain.model.preferences import preference_weights
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.checkpointing import checkpointed, silence_compiler_warning
@@ -25,9 +25,9 @@ from llmtrain.ops.loss import (
     linear_cross_entropy,
     token_cross_entropy,
 )
-from llmtrain.ops.norm import rms_norm
+from llmtrain.ops.norm import add_norm_residual, norm_residual, rms_norm
 from llmtrain.ops.precision import WeightCasts, compute_dtype
-from llmtrain.ops.rotary import rotary_table, rotate
+from llmtrain.ops.rotary import norm_rotate, rotary_table, rotate
 from llmtrain.profile.shape import ModelShape
 
 INITIAL_STD = 0.02  # Radford et al. 2019
@@ -51,10 +51,19 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
         self.epsilon = epsilon
+        self.kernels: BlockKernels = "torch"
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised `x` in the type in which matrices are multiplied."""
         return rms_norm(x, self.weight, self.epsilon, compute_dtype(x))
+
+    def of_residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the residual stream to add to, and it normalised."""
+        return norm_residual(x, self.weight, self.epsilon, compute_dtype(x), self.kernels)
+
+    def of_sum(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `x + delta`, and it normalised."""
+        return add_norm_residual(x, delta, self.weight, self.epsilon, self.kernels)
 
 
 class Attention(nn.Module):
@@ -86,9 +95,12 @@ class Attention(nn.Module):
         q, k, v = (
             self._heads(projection(x_btc)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, cos_td, sin_td, v.dtype), rotate(k, cos_td, sin_td, v.dtype)
+        q, k = (
+            rotate(x, cos_td, sin_td, x.dtype)
+            if norm is None
+            else norm_rotate(x, norm.weight, norm.epsilon, cos_td, sin_td, norm.kernels)
+            for x, norm in ((q, self.q_norm), (k, self.k_norm))
+        )
         y_btc: Tensor = self.o_proj(causal_attention(q, k, v, self.kernel, documents))
         return y_btc
 
@@ -105,10 +117,18 @@ class FeedForward(nn.Module):
         self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
         self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
         self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+        self.kernels: BlockKernels = "torch"
 
     def forward(self, x_btc: Tensor) -> Tensor:
         """Return `down(silu(gate(x)) · up(x))`, (B, T, C)."""
-        y_btc: Tensor = self.down_proj(F.silu(self.gate_proj(x_btc)) * self.up_proj(x_btc))
+        if self.kernels == "triton":
+            from llmtrain.ops.triton.swiglu import swiglu
+
+            both = torch.cat([self.gate_proj.weight, self.up_proj.weight])
+            hidden = swiglu(F.linear(x_btc, both))
+        else:
+            hidden = F.silu(self.gate_proj(x_btc)) * self.up_proj(x_btc)
+        y_btc: Tensor = self.down_proj(hidden)
         return y_btc
 
 
@@ -134,6 +154,12 @@ class Block(nn.Module):
         rest = cos_td, sin_td, documents
         return checkpointed(self.checkpointing, self._forward, x_btc, *rest)
 
+    def use_kernels(self, kernels: BlockKernels) -> None:
+        """Compute what surrounds products by these kernels from now on."""
+        for module in self.modules():
+            if isinstance(module, (RMSNorm, FeedForward)):
+                module.kernels = kernels
+
     def _forward(
         self,
         x_btc: Tensor,
@@ -141,9 +167,10 @@ class Block(nn.Module):
         sin_td: Tensor,
         documents: DocumentMask | None,
     ) -> Tensor:
-        normed = self.input_layernorm(x_btc)
-        x_btc = x_btc + self.self_attn(normed, cos_td, sin_td, documents)
-        mixed: Tensor = self.mlp(self.post_attention_layernorm(x_btc))
+        x_btc, normed = self.input_layernorm.of_residual(x_btc)
+        attended = self.self_attn(normed, cos_td, sin_td, documents)
+        x_btc, normed = self.post_attention_layernorm.of_sum(x_btc, attended)
+        mixed: Tensor = self.mlp(normed)
         return x_btc + mixed
 
 
@@ -306,6 +333,7 @@ class Decoder(nn.Module):
         *,
         attention: AttentionKernel = "sdpa",
         loss: LossKernel = "chunks",
+        block_kernels: BlockKernels = "torch",
         checkpointing: ActivationCheckpointing = "off",
         casts: WeightCasts | None = None,
         compiled: bool = False,
@@ -326,6 +354,7 @@ class Decoder(nn.Module):
         self.model.checkpointing = "off" if is_inside else checkpointing
         for block in self.model.blocks():
             block.self_attn.kernel = attention
+            block.use_kernels(block_kernels)
             block.checkpointing = checkpointing if is_inside else "off"
             run_eagerly(block)
             if compiled and sharded:

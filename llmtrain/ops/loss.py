@@ -6,6 +6,7 @@ Shapes: N tokens, D hidden features, V vocabulary rows; C tokens in a chunk.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,11 @@ from llmtrain.ops.precision import compute_dtype
 
 # Replaces logits by exp(logit − largest); returns the largest and the sum of each row.
 Exponentiate = Callable[[Tensor], tuple[Tensor, Tensor]]
+# From logits, targets, which of these count (None: all) and their weights (None: 1): the summed
+# loss and a divisor per row (None: 1). Replaces logits by their gradient times the divisor.
+Differentiate = Callable[
+    [Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor | None]
+]
 _CPU_SHARE_BYTES = 4 << 20  # of the head's gradient, multiplied and added while in cache
 _CPU_SUMMED_BYTES = 4 << 20  # of logits in fp32, to which a sum of half-precision ones copies
 
@@ -82,7 +88,7 @@ def linear_cross_entropy(
     forward computes both gradients, because it has the softmax; the backward only scales them.
     `weight_cast_vd`: the weight in the autocast type, if the caller has it. With `has_padding`,
     tokens with a target below 0 do not count. The `native` kernel, in bf16, has a loop of its own.
-    `token_weights_n`: what each token's loss is multiplied by, which only `chunks` can.
+    `token_weights_n`: what each token's loss is multiplied by, which `native` cannot.
     """
     if not torch.is_grad_enabled():  # needs_input_grad does not depend on grad mode
         hidden_nd, weight_vd = hidden_nd.detach(), weight_vd.detach()
@@ -95,6 +101,11 @@ def linear_cross_entropy(
     dtype = compute_dtype(hidden_nd)
     limit = loss_chunk_tokens(weight_vd.shape[0], hidden_nd.device.type, dtype.itemsize)
     rows = even_chunk(hidden_nd.shape[0], limit)
+    differentiate: Differentiate = partial(_differentiate, exponentiate)
+    if kernel == "triton":
+        from llmtrain.ops.triton.cross_entropy import differentiate_logits
+
+        differentiate = differentiate_logits
     loss: Tensor = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_nd,
         weight_vd,
@@ -102,7 +113,7 @@ def linear_cross_entropy(
         weight_cast_vd,
         rows,
         dtype,
-        exponentiate,
+        differentiate,
         has_padding,
         token_weights_n,
     )
@@ -138,7 +149,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight_cast_vd: Tensor | None,
         rows: int,
         dtype: torch.dtype,
-        exponentiate: Exponentiate,
+        differentiate: Differentiate,
         has_padding: bool,
         token_weights_n: Tensor | None,
     ) -> Tensor:
@@ -157,12 +168,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 logits = torch.mm(h, weight.t(), out=buffer[: h.shape[0]])
                 is_target = y >= 0 if has_padding else None
                 weights = None if token_weights_n is None else token_weights_n[chunk].to(wide)
-                loss, sums = _differentiate(logits, y, exponentiate, is_target, weights)
+                loss, divisors = differentiate(logits, y, is_target, weights)
                 total += loss
                 if d_hidden is not None:
-                    d_hidden[chunk] = (logits @ weight).to(wide) / sums
+                    d_hidden[chunk] = _divided(logits @ weight, divisors, wide)
                 if d_weight is not None:
-                    _add_product(d_weight, logits, (h / sums).to(dtype))
+                    _add_product(d_weight, logits, _divided(h, divisors, dtype))
         ctx.gradients = (d_hidden, d_weight)
         return total
 
@@ -214,10 +225,14 @@ def _scaled_gradients(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, Tensor 
     return d_hidden, d_weight
 
 
+def _divided(x_cd: Tensor, divisors_c1: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return x_cd if divisors_c1 is None else (x_cd / divisors_c1).to(dtype)
+
+
 def _differentiate(
+    exponentiate: Exponentiate,
     logits_cv: Tensor,
     targets_c: Tensor,
-    exponentiate: Exponentiate,
     is_target_c: Tensor | None = None,
     weights_c: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:

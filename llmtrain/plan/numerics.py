@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from llmtrain.choice import (
     AttentionKernel,
+    BlockKernels,
     Choice,
     DeviceKind,
     LossKernel,
@@ -280,45 +281,30 @@ def times_to_plan_with(
 
 
 def choose_loss(
+    facts: Facts,
     options: DeviceSection,
     kind: DeviceKind,
     workload: Workload,
     precision: Precision,
     times: CpuTimes | None,
 ) -> Choice[LossKernel]:
-    """Choose how the loss is computed: in chunks of logits, or by the native kernel."""
-    width = workload.shape.hidden_size
-    fits = width % NATIVE_WIDTH_MULTIPLE == 0
-    if workload.lora is not None:
-        if options.loss == "native":
-            raise UsageError(
-                "device.loss native: it computes the gradient of the head, which adapters leave "
-                "as it is",
-                hint="--set device.loss=auto",
-            )
-        return Choice("chunks", "beside adapters the head has no gradient")
-    if workload.is_dpo:
-        if options.loss == "native":
-            raise UsageError(
-                "device.loss native: it has no weights for tokens, which pairs of answers need",
-                hint="--set device.loss=auto",
-            )
-        return Choice("chunks", "the tokens of pairs of answers have weights")
+    """Choose how the loss is computed: in chunks of logits, and on which kernels."""
+    if options.loss == "triton":
+        _refuse_triton("device.loss", facts, kind)
+    unfit = _unfit_for_native_loss(workload)
     if options.loss == "native":
         _refuse_native("device.loss", kind, precision, times)
-        if not fits:
-            raise UsageError(
-                f"device.loss native: model.hidden_size {width} is no multiple of "
-                f"{NATIVE_WIDTH_MULTIPLE}",
-                hint="--set device.loss=auto",
-            )
+        if unfit is not None:
+            raise UsageError(f"device.loss native: {unfit}", hint="--set device.loss=auto")
     if options.loss != "auto":
         return Choice(options.loss, "asked for")
+    # In fp16 small probabilities vanish, unless they are divided by their sum afterwards.
+    if kind == "cuda" and facts.has_triton and precision != "fp16":
+        return Choice("triton", "one kernel makes logits their own gradient; Triton is installed")
     if kind != "cpu":
         return Choice("chunks", "the device's own products")
-    if not fits:
-        multiple = f"a multiple of {NATIVE_WIDTH_MULTIPLE}"
-        return Choice("chunks", f"the native kernel needs a width that is {multiple}, not {width}")
+    if unfit is not None:
+        return Choice("chunks", f"not by the native kernel: {unfit}")
     if times is None or times.loss is None:
         missing = _without_native(times) if times is not None else ""
         return Choice("chunks", f"no other was measured on this CPU{missing}")
@@ -329,6 +315,55 @@ def choose_loss(
     if _is_faster(native_s, chunks_s):
         return Choice("native", f"faster: {figures}")
     return Choice("chunks", f"the native kernel is not clearly faster: {figures}")
+
+
+def _unfit_for_native_loss(workload: Workload) -> str | None:
+    """Return why a training cannot use the native loss; None: it can."""
+    width = workload.shape.hidden_size
+    if workload.lora is not None:
+        return "it computes the gradient of the head, which adapters leave as it is"
+    if workload.is_dpo:
+        return "it has no weights for tokens, which pairs of answers need"
+    if width % NATIVE_WIDTH_MULTIPLE:
+        return f"model.hidden_size {width} is no multiple of {NATIVE_WIDTH_MULTIPLE}"
+    return None
+
+
+def choose_block_kernels(
+    facts: Facts,
+    options: DeviceSection,
+    kind: DeviceKind,
+    workload: Workload,
+    precision: Precision,
+    compiled: bool,
+) -> Choice[BlockKernels]:
+    """Choose what computes norms, rotary positions and SwiGLU: torch, or own Triton kernels."""
+    asked = options.block_kernels
+    if asked == "triton":
+        _refuse_triton("device.block_kernels", facts, kind)
+    if workload.lora is not None:
+        if asked == "triton":
+            raise UsageError(
+                "device.block_kernels triton: made for matrices without adapters",
+                hint="--set device.block_kernels=auto",
+            )
+        return Choice("torch", "the others are for matrices without adapters")
+    if asked != "auto":
+        return Choice(asked, "asked for")
+    if kind != "cuda":
+        return Choice("torch", "the others are for CUDA")
+    if not compiled or precision == "fp32":
+        return Choice("torch", "the others are for compiled blocks in half precision")
+    return Choice("triton", "one pass over memory each, forward and backward")
+
+
+def _refuse_triton(option: str, facts: Facts, kind: DeviceKind) -> None:
+    """Raise UsageError where Triton kernels that were asked for cannot be used."""
+    reason = None if facts.has_triton else "Triton is not installed"
+    if kind != "cuda":
+        reason = f"made for CUDA, and the device is {kind}"
+    if reason is not None:
+        raise UsageError(f"{option} triton: {reason}", hint=f"--set {option}=auto")
 
 
 def _without_native(times: CpuTimes) -> str:

@@ -16,6 +16,7 @@ from llmtrain.choice import (
     ActivationCheckpointing,
     AttentionKernel,
     Backend,
+    BlockKernels,
     Choice,
     DeviceKind,
     LossKernel,
@@ -51,6 +52,7 @@ class Plan:
     accumulation: Choice[int]
     attention: Choice[AttentionKernel]
     loss: Choice[LossKernel]
+    block_kernels: Choice[BlockKernels]
     compile: Choice[bool]
     activation_checkpointing: Choice[ActivationCheckpointing]
     keep_weight_casts: Choice[bool]
@@ -100,12 +102,14 @@ _NUMERICS = (
     "accumulation",
     "attention",
     "loss",
+    "block_kernels",
     "compile",
     "activation_checkpointing",
     "grad_scaler",
 )
 
-_BEFORE = {"loss": "chunks", "sharding": "replicate"}  # what runs computed before it was a decision
+# what runs computed before it was a decision
+_BEFORE = {"loss": "chunks", "block_kernels": "torch", "sharding": "replicate"}
 
 _LARGEST = dict.fromkeys(("processes", "threads", "workers"), MOST_THREADS)
 
@@ -184,7 +188,10 @@ def make_plan(
             f"{workload.shape.context} tokens × {micro_batches} × {processes.value} processes",
         ),
         attention=attention,
-        loss=numerics.choose_loss(options, kind, workload, precision.value, times),
+        loss=numerics.choose_loss(facts, options, kind, workload, precision.value, times),
+        block_kernels=numerics.choose_block_kernels(
+            facts, options, kind, workload, precision.value, compilation.value
+        ),
         compile=compilation,
         activation_checkpointing=checkpointing,
         keep_weight_casts=numerics.choose_keep_weight_casts(

@@ -288,7 +288,8 @@ class DeviceSection(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     threads: Threads | Auto = "auto"  # in each process
     attention: Literal["auto", "sdpa", "blocks", "flex", "native"] = "auto"
-    loss: Literal["auto", "chunks", "native"] = "auto"
+    loss: Literal["auto", "chunks", "native", "triton"] = "auto"
+    block_kernels: Literal["auto", "torch", "triton"] = "auto"  # what surrounds products
     activation_checkpointing: Literal["auto", "off", "selective", "full"] = "auto"
     compile: bool | Auto = "auto"
     workers: Threads | Auto = "auto"  # processes that tokenize

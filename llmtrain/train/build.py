@@ -164,11 +164,18 @@ def _apply_plan(model: Decoder, plan: Plan, optimizer: torch.optim.Optimizer) ->
         optimizer.register_step_post_hook(lambda *_: forget())
     if "native" in (plan.attention.value, plan.loss.value):
         require_kernels()
+    model.casts = casts
+    compute_as_planned(model, plan)
+
+
+def compute_as_planned(model: Decoder, plan: Plan) -> None:
+    """Compute by the plan's kernels and checkpointing from now on, keeping the weight casts."""
     model.compute_with(
         attention=plan.attention.value,
         loss=plan.loss.value,
+        block_kernels=plan.block_kernels.value,
         checkpointing=plan.activation_checkpointing.value,
-        casts=casts,
+        casts=model.casts,
         compiled=plan.compile.value,
         sharded=plan.sharding.value == "shard",
     )

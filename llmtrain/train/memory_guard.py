@@ -22,6 +22,7 @@ from llmtrain.plan.planner import Plan, predict
 from llmtrain.plan.smaller import smaller_plan
 from llmtrain.plan.workload import Workload
 from llmtrain.progress import Note
+from llmtrain.train.build import compute_as_planned
 from llmtrain.train.events import Observer
 from llmtrain.train.loop import Run, StepReport, training_steps
 from llmtrain.train.run_directory.directory import RunDirectory
@@ -219,12 +220,7 @@ class MemoryGuard:
             return False
         run.plan = plan
         if _modes(plan) != _modes(before):
-            run.model.compute_with(
-                attention=plan.attention.value,
-                checkpointing=plan.activation_checkpointing.value,
-                casts=run.model.casts,
-                compiled=plan.compile.value,
-            )
+            compute_as_planned(run.model, plan)
         return_free_memory()
         self._unconfirmed.append(_PlanChange(run.position.step, reason, plan.numerics()))
         if run.world.is_main:

@@ -55,6 +55,9 @@ LONG = replace(WORKLOAD, time_s=3600.0)
         (CPU, {"attention": "native", "precision": "fp32"}, "native: made for bf16"),
         (MPS, {"loss": "native"}, "native: made for a CPU, and the device is mps"),
         (CPU, {"loss": "native", "precision": "fp32"}, "native: made for bf16"),
+        (CPU, {"loss": "triton"}, "triton: made for CUDA, and the device is cpu"),
+        (replace(CUDA, has_triton=False), {"loss": "triton"}, "triton: Triton is not installed"),
+        (MPS, {"block_kernels": "triton"}, "triton: made for CUDA, and the device is mps"),
     ],
 )
 def test_what_cannot_be_is_refused_and_the_hint_helps(
@@ -158,7 +161,7 @@ def test_the_native_kernel_must_save_a_fifth_of_the_best_other(
 )
 def test_the_native_loss_must_save_a_fifth(native_s: float, chosen: str, why: str) -> None:
     times = replace(products(1.0, 1.0, 0.5), loss=LossTimes(0.100, native_s))
-    choice = numerics.choose_loss(wish(), "cpu", WORKLOAD, "bf16", times)
+    choice = numerics.choose_loss(CPU, wish(), "cpu", WORKLOAD, "bf16", times)
     assert choice.value == chosen
     assert why in choice.reason
 
@@ -166,11 +169,11 @@ def test_the_native_loss_must_save_a_fifth(native_s: float, chosen: str, why: st
 def test_a_width_that_the_native_loss_does_not_take() -> None:
     narrow = replace(WORKLOAD, shape=replace(WORKLOAD.shape, hidden_size=72))
     times = replace(products(1.0, 1.0, 0.5), loss=LossTimes(0.1, 0.01))
-    choice = numerics.choose_loss(wish(), "cpu", narrow, "bf16", times)
+    choice = numerics.choose_loss(CPU, wish(), "cpu", narrow, "bf16", times)
     assert choice.value == "chunks"
-    assert "a multiple of 32, not 72" in choice.reason
+    assert "hidden_size 72 is no multiple of 32" in choice.reason
     with pytest.raises(UsageError, match="hidden_size 72 is no multiple of 32"):
-        numerics.choose_loss(wish(loss="native"), "cpu", narrow, "bf16", times)
+        numerics.choose_loss(CPU, wish(loss="native"), "cpu", narrow, "bf16", times)
 
 
 def test_what_native_kernels_lack_is_in_the_reasons_and_refused_where_asked_for() -> None:
@@ -383,3 +386,16 @@ def test_only_fp16_scales_gradients(kind: Literal["cpu", "cuda", "mps"]) -> None
     precisions: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
     scaled = {p: numerics.choose_grad_scaler(kind, p).value for p in precisions}
     assert scaled == {"fp32": False, "bf16": False, "fp16": True}
+
+
+def test_own_gpu_kernels_are_chosen_where_blocks_are_compiled_in_half_precision() -> None:
+    def kernels(facts: Facts, **options: Any) -> tuple[str, str]:
+        plan = make_plan(facts, wish(**options), WORKLOAD)
+        return plan.block_kernels.value, plan.loss.value
+
+    assert kernels(CUDA) == ("triton", "triton")
+    assert kernels(CUDA, precision="fp32") == ("torch", "triton")
+    assert kernels(CUDA, compile=False) == ("torch", "triton")
+    assert kernels(replace(CUDA, has_triton=False)) == ("torch", "chunks")
+    assert kernels(CUDA, block_kernels="torch", loss="chunks") == ("torch", "chunks")
+    assert kernels(MPS) == kernels(CPU) == ("torch", "chunks")

@@ -75,6 +75,7 @@ def make_plan(micro_batch: int, accumulation: int) -> Plan:
         accumulation=choice(accumulation),
         attention=choice("sdpa"),
         loss=choice("chunks"),
+        block_kernels=choice("torch"),
         compile=choice(False),
         activation_checkpointing=choice("off"),
         keep_weight_casts=choice(False),
