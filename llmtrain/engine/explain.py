@@ -71,11 +71,12 @@ class Explained:
 
     def uses(self) -> dict[str, MemoryPrediction]:
         """Return the peak memory of evaluation and generation with the trained model."""
-        shape, plan = self.planned.workload.shape, self.planned.plan
-        kind, is_half = plan.device.value, plan.precision.value != "fp32"
+        workload, plan = self.planned.workload, self.planned.plan
+        what = workload.shape, plan.device.value
+        is_half, build = plan.precision.value != "fp32", workload.torch_build
         return {
-            "evaluation": predict_evaluation(shape, kind, half_precision=is_half),
-            "generation": predict_generation(shape, kind, half_precision=is_half),
+            "evaluation": predict_evaluation(*what, half_precision=is_half, torch_build=build),
+            "generation": predict_generation(*what, half_precision=is_half, torch_build=build),
         }
 
     def settings(self) -> Iterator[tuple[str, Any, str]]:

@@ -157,4 +157,5 @@ def workload_of(
         mask_documents=profile.data.masks_documents,
         lora=lora_shape_of(profile.lora),
         is_dpo=profile.data.rows == "preferences",
+        torch_build=facts.torch_build,
     )

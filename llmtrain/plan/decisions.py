@@ -221,6 +221,7 @@ def choose_activations(
                 processes=processes,
                 shards=processes if sharding == "shard" else 1,
                 masks_pairs=workload.masks_pairs(attention),
+                torch_build=workload.torch_build,
                 lora=workload.lora,
                 frozen_bytes=frozen_bytes(workload, precision),
             )
@@ -309,7 +310,9 @@ def _refuse_what_does_not_fit(
 
 def refuse_model_that_does_not_fit(facts: Facts, shape: ModelShape, kind: DeviceKind) -> None:
     """Raise DoesNotFitError if a model of this shape cannot generate on this machine."""
-    needed_bytes = predict_generation(shape, kind, half_precision=False).total_bytes
+    needed_bytes = predict_generation(
+        shape, kind, half_precision=False, torch_build=facts.torch_build
+    ).total_bytes
     limit_bytes = memory_limit_bytes(facts, kind)
     if needed_bytes > limit_bytes:
         raise DoesNotFitError(

@@ -22,6 +22,7 @@ def predict_evaluation(
     *,
     half_precision: bool,
     text_bytes: int = _XZ_DICTIONARY_BYTES,
+    torch_build: str = "cpu",
 ) -> MemoryPrediction:
     """Predict the peak of `llmtrain eval` on `text_bytes`, without the memory-mapped text.
 
@@ -39,13 +40,18 @@ def predict_evaluation(
         weight_casts_bytes=_casts_bytes(shape, half_precision=half_precision),
         activations_bytes=forward_bytes,
         loss_bytes=loss_bytes + head,
-        libraries_bytes=libraries_bytes(device_kind) + _BASELINES_BYTES + compressing,
+        libraries_bytes=libraries_bytes(device_kind, torch_build) + _BASELINES_BYTES + compressing,
         slack_bytes=_slack_bytes(device_kind, forward_bytes + loss_bytes),
     )
 
 
 def predict_generation(
-    shape: ModelShape, device_kind: str, *, half_precision: bool, slots: int = 1
+    shape: ModelShape,
+    device_kind: str,
+    *,
+    half_precision: bool,
+    slots: int = 1,
+    torch_build: str = "cpu",
 ) -> MemoryPrediction:
     """Predict the peak of `llmtrain generate` with full contexts and their KV caches."""
     size = HALF_BYTES if half_precision else FP32_BYTES
@@ -56,7 +62,8 @@ def predict_generation(
         weight_casts_bytes=_casts_bytes(shape, half_precision=half_precision) + head,
         activations_bytes=forward_bytes,
         caches_bytes=2 * size * shape.num_layers * shape.kv_width * shape.context * slots,
-        libraries_bytes=libraries_bytes(device_kind) - _UNUSED_BYTES.get(device_kind, 0),
+        libraries_bytes=libraries_bytes(device_kind, torch_build)
+        - _UNUSED_BYTES.get(device_kind, 0),
         slack_bytes=_slack_bytes(device_kind, forward_bytes),
     )
 

@@ -40,6 +40,8 @@ PREDICTION_ERROR = 0.05
 # What a process holds beside its model, measured for torch 2.13: the libraries that a run imports,
 # what an evaluation leaves, and for CUDA its context.
 _LIBRARIES_BYTES = {"cpu": 381 << 20, "mps": 450 << 20, "cuda": 700 << 20}
+# More on a CPU where torch was built for CUDA: measured of torch 2.14.1+cu130 on Linux.
+_CUDA_BUILD_BYTES = 420 << 20
 _COMPILER_BYTES = 44 << 20  # that compiling leaves in this process, from the compiler's cache
 # More with an empty cache. Fitted to one run of cpu-tiny on two Zen 4 cores: 1,003 MiB measured
 # where 881 were predicted. It only raises the prediction of the first run of a shape.
@@ -126,7 +128,7 @@ def predict_training(shape: ModelShape, setup: TrainingSetup) -> MemoryPredictio
         optimizer_bytes=optimizer_state,
         communication_bytes=communication,
         gathered_bytes=gathered,
-        libraries_bytes=libraries_bytes(setup.device_kind)
+        libraries_bytes=libraries_bytes(setup.device_kind, setup.torch_build)
         + (_COMPILER_BYTES if setup.compiled and on_cpu else 0),
         slack_bytes=slack,
     )
@@ -152,9 +154,14 @@ def compiling_anew_bytes(*, is_compiled: bool) -> int:
     return _COMPILING_ANEW_BYTES + (0 if is_compiled else _COMPILER_BYTES)
 
 
-def libraries_bytes(device_kind: str) -> int:
-    """Return what a process holds of the device's memory without a model."""
-    return _LIBRARIES_BYTES[device_kind]
+def libraries_bytes(device_kind: str, torch_build: str = "cpu") -> int:
+    """Return what a process holds of the device's memory without a model.
+
+    `torch_build`: what torch was compiled for, as facts have it (`cpu`, `cu130`, `for CUDA`).
+    """
+    is_for_cuda = torch_build.lower().removeprefix("for ").startswith("cu")
+    more = _CUDA_BUILD_BYTES if device_kind == "cpu" and is_for_cuda else 0
+    return _LIBRARIES_BYTES[device_kind] + more
 
 
 def _cpu_candidates(shape: ModelShape, setup: TrainingSetup) -> tuple[_PeakCandidate, ...]:

@@ -254,6 +254,7 @@ def _setup(workload: Workload, plan: Plan) -> TrainingSetup:
         processes=plan.processes.value,
         shards=plan.processes.value if plan.sharding.value == "shard" else 1,
         masks_pairs=workload.masks_pairs(plan.attention.value),
+        torch_build=workload.torch_build,
         lora=workload.lora,
         frozen_bytes=frozen_bytes(workload, plan.precision.value),
     )

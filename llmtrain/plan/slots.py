@@ -28,7 +28,11 @@ def choose_slots(
 
     def predicted_bytes(slots: int) -> int:
         return predict_generation(
-            shape, kind, half_precision=half_precision, slots=slots
+            shape,
+            kind,
+            half_precision=half_precision,
+            slots=slots,
+            torch_build=facts.torch_build,
         ).total_bytes
 
     limit_bytes = memory_limit_bytes(facts, kind)

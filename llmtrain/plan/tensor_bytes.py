@@ -34,6 +34,7 @@ class TrainingSetup:
     processes: int = 1
     shards: int = 1  # processes over which weights, gradients and optimizer state are sharded
     masks_pairs: bool = False  # attention by a mask of all pairs of tokens
+    torch_build: str = "cpu"
     lora: LoraShape | None = None  # adapters that are trained beside the model
     frozen_bytes: int = FP32_BYTES  # of a number of the model that they are beside
 

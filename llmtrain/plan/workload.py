@@ -25,6 +25,7 @@ class Workload:
     mask_documents: bool = False  # attention stays within documents
     lora: LoraShape | None = None  # adapters that are trained beside the model
     is_dpo: bool = False  # the loss is that of pairs of answers
+    torch_build: str = "cpu"  # what torch was compiled for
     compiles_anew: bool = False  # this process compiles a block for the first time on the machine
 
     @property

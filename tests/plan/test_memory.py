@@ -395,3 +395,19 @@ def test_a_first_run_counts_what_compiling_anew_leaves(compiled: bool) -> None:
     later = predict(planned.workload, plan)
     left = first.total_bytes - later.total_bytes
     assert left == (120 << 20) + (0 if compiled else 44 << 20)
+
+
+@pytest.mark.parametrize(
+    ("device", "build", "more_mib"),
+    [("cpu", "cu130", 420), ("cpu", "for CUDA", 420), ("cpu", "cpu", 0), ("cuda", "cu130", 0)],
+)
+def test_a_build_for_cuda_takes_more_memory_of_a_cpu(
+    device: str, build: str, more_mib: int
+) -> None:
+    def predicted(torch_build: str) -> int:
+        setup = TrainingSetup(
+            micro_batch=1, half_precision=False, device_kind=device, torch_build=torch_build
+        )
+        return predict_training(shape(), setup).total_bytes
+
+    assert predicted(build) - predicted("cpu") == more_mib << 20
