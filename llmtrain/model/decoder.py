@@ -25,9 +25,9 @@ from llmtrain.ops.loss import (
     linear_cross_entropy,
     token_cross_entropy,
 )
-from llmtrain.ops.norm import add_norm_residual, norm_residual, rms_norm
+from llmtrain.ops.norm import rms_norm
 from llmtrain.ops.precision import WeightCasts, compute_dtype
-from llmtrain.ops.rotary import norm_rotate, rotary_table, rotate
+from llmtrain.ops.rotary import rotary_table, rotate
 from llmtrain.profile.shape import ModelShape
 
 INITIAL_STD = 0.02  # Radford et al. 2019
@@ -59,11 +59,29 @@ class RMSNorm(nn.Module):
 
     def of_residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the residual stream to add to, and it normalised."""
-        return norm_residual(x, self.weight, self.epsilon, compute_dtype(x), self.kernels)
+        if self.kernels == "triton":
+            from llmtrain.ops.triton.norm import norm_residual
+
+            return norm_residual(x, self.weight, self.epsilon, compute_dtype(x))
+        return x, self(x)
 
     def of_sum(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
         """Return `x + delta`, and it normalised."""
-        return add_norm_residual(x, delta, self.weight, self.epsilon, self.kernels)
+        if self.kernels == "triton":
+            from llmtrain.ops.triton.norm import add_norm_residual
+
+            return add_norm_residual(x, delta, self.weight, self.epsilon)
+        x = x + delta
+        return x, self(x)
+
+    def rotated(self, x_bhtd: Tensor, cos_td: Tensor, sin_td: Tensor) -> Tensor:
+        """Return heads normalised and then rotated, in their type."""
+        if self.kernels == "triton":
+            from llmtrain.ops.triton.rotary import norm_rotate
+
+            x_bthd = x_bhtd.transpose(1, 2)
+            return norm_rotate(x_bthd, self.weight, self.epsilon, cos_td, sin_td).transpose(1, 2)
+        return rotate(self(x_bhtd), cos_td, sin_td, x_bhtd.dtype)
 
 
 class Attention(nn.Module):
@@ -96,9 +114,7 @@ class Attention(nn.Module):
             self._heads(projection(x_btc)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = (
-            rotate(x, cos_td, sin_td, x.dtype)
-            if norm is None
-            else norm_rotate(x, norm.weight, norm.epsilon, cos_td, sin_td, norm.kernels)
+            rotate(x, cos_td, sin_td, x.dtype) if norm is None else norm.rotated(x, cos_td, sin_td)
             for x, norm in ((q, self.q_norm), (k, self.k_norm))
         )
         y_btc: Tensor = self.o_proj(causal_attention(q, k, v, self.kernel, documents))

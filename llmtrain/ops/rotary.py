@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmtrain.choice import BlockKernels
-from llmtrain.ops.norm import rms_norm
-
 
 def rotary_table(head_dim: int, positions: int, theta: float) -> tuple[Tensor, Tensor]:
     """Return cosines and sines, fp32, of shape (positions, head_dim / 2)."""
@@ -22,20 +19,3 @@ def rotate(x_bhtd: Tensor, cos_td: Tensor, sin_td: Tensor, dtype: torch.dtype) -
     first, second = x_bhtd.to(cos_td.dtype).chunk(2, dim=-1)
     rotated = (first * cos_td - second * sin_td, second * cos_td + first * sin_td)
     return torch.cat(rotated, dim=-1).to(dtype)
-
-
-def norm_rotate(
-    x_bhtd: Tensor,
-    gain_d: Tensor,
-    epsilon: float,
-    cos_td: Tensor,
-    sin_td: Tensor,
-    kernels: BlockKernels = "torch",
-) -> Tensor:
-    """Return query or key heads normed and then rotated, in their type."""
-    if kernels == "triton":
-        from llmtrain.ops.triton import rotary
-
-        x_bthd = x_bhtd.transpose(1, 2)
-        return rotary.norm_rotate(x_bthd, gain_d, epsilon, cos_td, sin_td).transpose(1, 2)
-    return rotate(rms_norm(x_bhtd, gain_d, epsilon, x_bhtd.dtype), cos_td, sin_td, x_bhtd.dtype)

@@ -293,9 +293,9 @@ def choose_loss(
         _refuse_triton("device.loss", facts, kind)
     unfit = _unfit_for_native_loss(workload)
     if options.loss == "native":
-        _refuse_native("device.loss", kind, precision, times)
         if unfit is not None:
             raise UsageError(f"device.loss native: {unfit}", hint="--set device.loss=auto")
+        _refuse_native("device.loss", kind, precision, times)
     if options.loss != "auto":
         return Choice(options.loss, "asked for")
     # In fp16 small probabilities vanish, unless they are divided by their sum afterwards.

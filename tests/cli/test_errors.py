@@ -280,9 +280,9 @@ def test_debug_shows_where_and_changes_nothing_else(
 UNFORESEEN = """
 import sys
 from llmtrain.cli import app, runs
-import llmtrain.train.run_directory.directory as rundir
+import llmtrain.train.run_directory.find as find
 def fail(path): raise ZeroDivisionError("nobody foresaw this")
-rundir.all_runs = fail
+find.all_runs = fail
 sys.argv = ["llmtrain", "runs", "list", "--json", *sys.argv[1:]]
 app.main()
 """

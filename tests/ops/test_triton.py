@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmtrain.model.decoder import Decoder
-from llmtrain.ops.norm import add_norm_residual, norm_residual
-from llmtrain.ops.rotary import norm_rotate, rotary_table
+from llmtrain.model.decoder import Decoder, RMSNorm
+from llmtrain.ops.rotary import rotary_table
 from llmtrain.profile.shape import ModelShape
 
 EPSILON = 1e-6
@@ -71,34 +70,35 @@ def _with_gradients(
     return [*(x.detach() for x in results), *torch.autograd.grad(total, inputs)]
 
 
+def norms(width: int, device: torch.device) -> tuple[RMSNorm, RMSNorm]:
+    """A norm by Triton and one by torch, of the same gain."""
+    ours = RMSNorm(width, EPSILON).to(device)
+    with torch.no_grad():
+        ours.weight.uniform_()
+    ours.kernels = "triton"
+    theirs = RMSNorm(width, EPSILON).to(device)
+    theirs.weight = ours.weight
+    return ours, theirs
+
+
 @pytest.mark.parametrize("width", [64, 96, 2048])  # a power of two, not one, more than a tile
 def test_norms_of_the_residual_stream(device: torch.device, width: int) -> None:
     torch.manual_seed(0)
     x, delta = (torch.randn(2, 5, width, device=device, requires_grad=True) for _ in range(2))
-    gain = torch.rand(width, device=device, requires_grad=True)
-    assert_equal(
-        lambda: add_norm_residual(x, delta, gain, EPSILON, "triton"),
-        lambda: add_norm_residual(x, delta, gain, EPSILON),
-        [x, delta, gain],
-    )
-    assert_equal(
-        lambda: norm_residual(x, gain, EPSILON, torch.float32, "triton"),
-        lambda: norm_residual(x, gain, EPSILON, torch.float32),
-        [x, gain],
-    )
+    ours, theirs = norms(width, device)
+    both = [x, delta, ours.weight]
+    assert_equal(lambda: ours.of_sum(x, delta), lambda: theirs.of_sum(x, delta), both)
+    assert_equal(lambda: ours.of_residual(x), lambda: theirs.of_residual(x), [x, ours.weight])
 
 
 @pytest.mark.parametrize("size", [32, 24])
 def test_norms_of_heads_and_rotary_positions(device: torch.device, size: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(2, 3, 7, size, device=device, requires_grad=True)
-    gain = torch.rand(size, device=device, requires_grad=True)
-    cos, sin = (table.to(device) for table in rotary_table(size, 7, 1e4))
-    assert_equal(
-        lambda: [norm_rotate(x, gain, EPSILON, cos, sin, "triton")],
-        lambda: [norm_rotate(x, gain, EPSILON, cos, sin)],
-        [x, gain],
-    )
+    table = [each.to(device) for each in rotary_table(size, 7, 1e4)]
+    ours, theirs = norms(size, device)
+    found, expected = (lambda: [ours.rotated(x, *table)]), (lambda: [theirs.rotated(x, *table)])
+    assert_equal(found, expected, [x, ours.weight])
 
 
 def test_swiglu_of_one_product(device: torch.device) -> None:
@@ -165,12 +165,11 @@ def test_bf16_is_as_accurate_as_torch(device: torch.device) -> None:
     if device.type == "cpu":
         pytest.skip("Triton's interpreter cuts bf16 off instead of rounding it")
     torch.manual_seed(0)
-    exact = torch.randn(2, 3, 7, 32, device=device)
-    gain = torch.rand(32, device=device)
-    cos, sin = (table.to(device) for table in rotary_table(32, 7, 1e4))
-    x = exact.bfloat16()
-    expected = norm_rotate(x.float(), gain, EPSILON, cos, sin)
-    found = norm_rotate(x, gain, EPSILON, cos, sin, "triton")
-    by_torch = norm_rotate(x, gain, EPSILON, cos, sin)
+    x = torch.randn(2, 3, 7, 32, device=device).bfloat16()
+    table = [each.to(device) for each in rotary_table(32, 7, 1e4)]
+    ours, theirs = norms(32, device)
+    expected = theirs.rotated(x.float(), *table)
+    found = ours.rotated(x, *table)
     assert found.dtype == torch.bfloat16
-    assert error(found, expected) <= 1.2 * error(by_torch, expected)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert error(found, expected) <= 1.2 * error(theirs.rotated(x, *table), expected)

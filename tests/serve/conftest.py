@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 
 import httpx
@@ -41,6 +41,9 @@ class Running:
         return httpx.Client(base_url=self.url, timeout=20, **options)  # type: ignore[arg-type]
 
 
+Serve = Callable[..., AbstractContextManager[Running]]
+
+
 @pytest.fixture(autouse=True, scope="package")
 def one_thread() -> Iterator[None]:
     """What is computed here is too small to share out."""
@@ -65,7 +68,7 @@ def model(tokenizer: Tokenizer) -> Decoder:
 
 
 @pytest.fixture(scope="session")
-def serve(model: Decoder, tokenizer: Tokenizer) -> Callable[..., object]:
+def serve(model: Decoder, tokenizer: Tokenizer) -> Serve:
     """Starts a server; `key`, `queue`, `slots`, `can_chat` are as the options."""
 
     @contextmanager
@@ -107,9 +110,9 @@ def serve(model: Decoder, tokenizer: Tokenizer) -> Callable[..., object]:
 
 
 @pytest.fixture(scope="session")
-def server(serve: Callable[..., object]) -> Iterator[Running]:
+def server(serve: Serve) -> Iterator[Running]:
     """A server with the usual options."""
-    with serve() as running:  # type: ignore[attr-defined]
+    with serve() as running:
         yield running
 
 

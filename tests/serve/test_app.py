@@ -17,9 +17,8 @@ import torch
 from llmtrain.model.decoder import Decoder
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.tokenizer.chat_template import ChatTemplate
-from tests.serve.conftest import CONTEXT, Running, raw
+from tests.serve.conftest import CONTEXT, Running, Serve, raw
 
-Serve = Callable[..., AbstractContextManager[Running]]
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 HELLO = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
 

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.serve.conftest import Running
+from tests.serve.conftest import Running, Serve
 
 _EXAMPLES = 12
 
@@ -23,7 +23,7 @@ def test_every_route_is_published_with_its_errors(client: httpx.Client) -> None:
     assert "security" not in document
 
 
-def test_a_key_is_published_and_the_document_open(serve: Any) -> None:
+def test_a_key_is_published_and_the_document_open(serve: Serve) -> None:
     with serve(key="k" * 20) as running, running.client() as client:
         document = client.get("/openapi.json").json()
         assert document["security"] == [{"key": []}]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ import pytest
 
 from llmtrain.generate.generator import TextGenerator
 from llmtrain.generate.text import Piece, TextStream, TokenText
-from tests.serve.conftest import Running
+from tests.serve.conftest import Running, Serve
 
 sync_api = pytest.importorskip("playwright.sync_api")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>\u202e&lt;"
-Serve = Callable[..., AbstractContextManager[Running]]
 
 
 def test_its_files_let_it_reach_nothing_else(client: httpx.Client) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from llmtrain.engine.train_session import TrainSession
 from llmtrain.profile.setting import Setting
 from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Event, TrainResult
+from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.run_directory.record import write_run_file
 from llmtrain.train.signals import StopRequest
 
 PROFILE = """\
@@ -29,6 +32,14 @@ optim: {warmup_steps: 5}
 eval: {every_steps: 10, tokens: 512, sample_every_steps: 10, sample_tokens: 8}
 device: {kind: cpu, threads: 1, compile: false}
 """
+
+
+def forget_saved_states(run: Path) -> None:
+    """Leave of a run what is there when it is killed before its first checkpoint."""
+    shutil.rmtree(run / "checkpoints")
+    record = RunDirectory(run).read_record()
+    record["sessions"][0].pop("saved_step")
+    write_run_file(run / "run.yaml", record | {"result": None})
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 
 from llmtrain.progress import Note
 from llmtrain.train.events import Evaluated, Event, Saved, Step
-from tests.train.harness import Files, InProcessTrainer, Llmtrain
+from tests.train.harness import Files, InProcessTrainer, Llmtrain, forget_saved_states
 
 Moment = Callable[[Event], bool]
 
@@ -253,7 +253,7 @@ def test_run_that_was_killed_before_its_first_checkpoint_begins_again_as_it_was(
     train: InProcessTrainer, llmtrain: Llmtrain, place: Path, reference: Files
 ) -> None:
     train(place / "run", stop_at=after_step(6))
-    shutil.rmtree(place / "run" / "checkpoints")
+    forget_saved_states(place / "run")
 
     outcome = llmtrain("train", "--out", "run", "--resume", "auto")  # names no profile
 

@@ -124,7 +124,7 @@ def _in_weights(run: Run) -> Finding | None:
 def _on_this_rank(run: Run, first_window: int) -> Finding | None:
     share = run.windows_per_step // run.world.size
     first = first_window + run.world.rank * share
-    with torch.compiler.set_stance("force_eager"), _checkpointing_off(run.model):
+    with torch.compiler.set_stance("force_eager"), _each_module_called(run.model):
         findings: Iterable[Finding | None]
         findings = (_in_window(run, position) for position in range(first, first + share))
         if run.sharded is not None:
@@ -178,20 +178,26 @@ def _in_gradients(model: Decoder) -> Iterator[Finding]:
 
 
 @contextmanager
-def _checkpointing_off(model: Decoder) -> Iterator[None]:
-    """Within the block, disable activation checkpointing.
+def _each_module_called(model: Decoder) -> Iterator[None]:
+    """Within the block, disable activation checkpointing, and kernels that span modules.
 
     A recomputing backward would run with other hooks, and eagerly with other weights.
     """
-    modules: list[Backbone | Block] = [model.model, *model.model.blocks()]
+    blocks = list(model.model.blocks())
+    modules: list[Backbone | Block] = [model.model, *blocks]
     modes = [module.checkpointing for module in modules]
+    kernels = [block.mlp.kernels for block in blocks]
     try:
         for module in modules:
             module.checkpointing = "off"
+        for block in blocks:
+            block.use_kernels("torch")
         yield
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.checkpointing = mode
+        for block, kernel in zip(blocks, kernels, strict=True):
+            block.use_kernels(kernel)
 
 
 def _modules(model: Decoder) -> dict[str, nn.Module]:

@@ -158,7 +158,11 @@ def test_without_the_extras_the_rest_is_told(
         (("--data", "nowhere"), 5, "nowhere does not exist"),
         (("--data", "corpus.txt", "--sample", 0), 2, "--sample"),
         (("--data", "corpus.txt", "--tokenizer", "nowhere"), 5, "nowhere"),
-        (("--data", "corpus.txt", "--set", "data.filters.languages=[xx]"), 2, "xx is no language"),
+        (
+            ("--data", "corpus.txt", "--set", "data.filters.languages=[xx]"),
+            2,
+            "xx is not a language",
+        ),
         (("--data", "corpus.txt", "--set", "data.filters.max_bytes=1"), 5, "every document"),
         (("--data", "corpus.txt", "--set", "data.duplicates=drop"), 2, "drop_exact"),
     ],

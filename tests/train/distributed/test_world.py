@@ -300,7 +300,7 @@ def test_killed_rank_ends_the_others(start: Start, place: Path) -> None:
         (("-p", "tinny.yaml"), 2),
         (("-p", "tiny.yaml", "--set", "model.colour=red"), 2),
         (("-p", "tiny.yaml", "--set", "train.tokens_per_step=32"), 2),  # half a window a process
-        (("-p", "tiny.yaml", "--set", "model.num_layers=100000"), 3),
+        (("-p", "tiny.yaml", "--set", "model.num_layers=10000000"), 3),
     ],
 )
 def test_what_can_be_known_before_is_known_before_launching(

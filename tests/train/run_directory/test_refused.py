@@ -14,8 +14,7 @@ from llmtrain.errors import DoesNotFitError, InterruptedRunError, LlmtrainError
 from llmtrain.train.checkpoint.format import load_checkpoint
 from llmtrain.train.model_weights import trained_model
 from llmtrain.train.run_directory.directory import RunDirectory
-from llmtrain.train.run_directory.record import write_run_file
-from tests.train.harness import Files, InProcessTrainer, Llmtrain
+from tests.train.harness import Files, InProcessTrainer, Llmtrain, forget_saved_states
 
 TRAIN = ("train", "-p", "tiny.yaml")
 
@@ -87,11 +86,8 @@ def test_what_a_killed_start_logged_is_not_part_of_the_next_run(
     place: Path, llmtrain: Llmtrain, reference: Files
 ) -> None:
     shutil.copytree(reference.path, place / "run")
-    shutil.rmtree(place / "run" / "checkpoints")
+    forget_saved_states(place / "run")
     (place / "run" / ".lock").touch()
-    record = RunDirectory(place / "run").read_record()
-    record["sessions"][0].pop("saved_step")
-    write_run_file(place / "run" / "run.yaml", record | {"result": None})
     stray = {"step": 0, "loss": 1.0, "note": "of the killed start"}
     (place / "run" / "metrics.jsonl").write_text(json.dumps(stray) + "\n")
 
