@@ -21,6 +21,7 @@ from typer.core import TyperArgument
 from llmtrain import SCHEMA_VERSION, errors
 from llmtrain.documents.published import PUBLISHED, published_schema
 from llmtrain.engine.evaluation import Evaluation
+from llmtrain.engine.run_report import REPORT_FILE
 from llmtrain.generate.sampling import Sampling
 from llmtrain.plan.planned import Planned
 from llmtrain.profile.load import known_paths
@@ -28,9 +29,13 @@ from llmtrain.profile.schema import Profile
 from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.events import Event, TrainResult
 from llmtrain.train.run_directory.directory import RunDirectory
+from llmtrain.train.run_directory.saved_evaluation import EVALUATION_FILE
+from llmtrain.train.run_directory.tags import TAGS_FILE
+from llmtrain.train.run_directory.task_scores import TASKS_FILE
 from tests.cli.test_help import COMMANDS
 
 _OF_PEOPLE = {"description", "title", "$comment"}
+_BY_OTHER_COMMANDS = {EVALUATION_FILE, TAGS_FILE, TASKS_FILE, REPORT_FILE}
 _READ_BY_PROGRAMS = ("config.json", "manifest.json", "state.json")
 FUNCTIONS = ("plan", "train", "evaluate", "generate", "bench.bench_cpu")
 VALUES = (TrainResult, Evaluation, Planned, Sampling, *get_args(Event))
@@ -111,7 +116,8 @@ def _without_sentences(schema: Any, *, is_map_of_keys: bool = False) -> Any:
 def run_lines(run: Path) -> Iterator[str]:
     """Yield the files of a run, and the keys of a checkpoint's JSON files."""
     checkpoints = RunDirectory(run).checkpoints
-    yield from sorted(path.name for path in run.iterdir() if _is_shown(path) and path.is_file())
+    found = {path.name for path in run.iterdir() if _is_shown(path) and path.is_file()}
+    yield from sorted(found | _BY_OTHER_COMMANDS)  # in whatever order commands were used
     for path in sorted(list_checkpoints(checkpoints)[-1].iterdir()):
         name = f"{checkpoints.name}/step-N/{path.name}"
         yield name

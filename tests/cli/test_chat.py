@@ -123,7 +123,7 @@ def test_on_a_terminal_ctrl_c_stops_the_answer_alone(chat_model: Path, tmp_path:
         process.send_signal(signal.SIGINT)
         wait_for("tokens/s")
         os.write(leader, b"/save said.jsonl\n")
-        wait_for("4 messages are in said.jsonl")
+        wait_for(r"4 messages are in said\.jsonl[^>]*> ")  # it reads again
         os.write(leader, b"\x04")
         assert process.wait(30) == 0
     finally:
