@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -151,17 +151,24 @@ def _visible(directory: Path, *, even_hidden: bool = False) -> list[os.DirEntry[
     return sorted(chosen, key=lambda entry: entry.name)
 
 
-def files_below(directory: Path) -> list[Path]:
-    """Return every file that is not hidden, in order, also those that a .gitignore excludes."""
-    found = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
-    seen = (path for path in found if not any(part.startswith(".") for part in path.parts))
-    return [directory / path for path in sorted(seen, key=lambda path: path.parts)]
+def files_below(directory: Path, without: Collection[str] = ()) -> list[Path]:
+    """Return every file that is not hidden, in order, also those that a .gitignore excludes.
+
+    Directories with a name in `without` are not looked into.
+    """
+    found: list[Path] = []
+    for where, directories, names in os.walk(directory):
+        directories[:] = [n for n in directories if not n.startswith(".") and n not in without]
+        paths = (Path(where, name) for name in names if not name.startswith("."))
+        found += (path for path in paths if path.is_file())
+    return sorted(found, key=lambda path: path.relative_to(directory).parts)
 
 
 def library_files() -> list[SourceFile]:
     """Return the `.py` files of the interpreter's own standard library, in order."""
     root = Path(sysconfig.get_path("stdlib"))
-    names = (path.relative_to(root) for path in files_below(root) if path.suffix == ".py")
+    files = files_below(root, without=_NOT_THE_LIBRARY)  # there may be many more than are its own
+    names = (path.relative_to(root) for path in files if path.suffix == ".py")
     return [
         SourceFile(root / name, f"builtin:python/{name.as_posix()}", FileFormat("python"))
         for name in names
