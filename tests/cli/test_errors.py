@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -469,9 +470,11 @@ def test_a_working_directory_that_cannot_be_written_names_out(
 def test_a_full_disk_behind_stdout_is_named(command: str, place: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("/dev/full is a device of Linux")
+    # through a shell, which completion asks the parents of the process for
+    line = shlex.join([sys.executable, "-m", "llmtrain", *command.split()])
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "llmtrain", *command.split()],
+            ["bash", "-c", f"{line}; exit $?"],
             cwd=place,
             stdout=full,
             stderr=subprocess.PIPE,
