@@ -38,7 +38,7 @@ from llmtrain.train.references import (
 
 @dataclass(frozen=True, slots=True)
 class ReferencesOfRun:
-    """What the first model gives to the pairs of both sides."""
+    """Log-probabilities by the first model, of the pairs to train on and to validate."""
 
     train: References
     validation: References
@@ -55,7 +55,7 @@ class FirstModel:
 
     @property
     def key(self) -> str:
-        """What the values depend on besides the pairs."""
+        """A key of the model, the vocabulary and the precision, on which the values depend."""
         rows = self.profile.model.vocab_size
         is_adapted = self.profile.lora.rank is not None  # whose new rows differ
         return json_key([sorted(self.initial.sha256.items()), rows, is_adapted, self.precision])

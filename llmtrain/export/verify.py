@@ -63,7 +63,7 @@ _PARTS = (
 
 @dataclass(frozen=True, slots=True)
 class Verification:
-    """What was compared, and the largest difference."""
+    """A comparison of ids and log-probabilities with another program's, that agreed."""
 
     program: str
     program_version: str

@@ -12,7 +12,7 @@ _CUDA_BUILDS = "https://download.pytorch.org/whl/cu128"
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """What is wrong with the installed build, and the command that installs the right one."""
+    """A build of torch to install: why the present one is wrong, and the pip command."""
 
     reason: str
     command: str

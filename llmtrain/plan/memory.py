@@ -35,7 +35,8 @@ from llmtrain.plan.tensor_bytes import (
 )
 from llmtrain.profile.shape import ModelShape
 
-# Beyond which no measured peak was: docs/measurements/memory.md.
+# Largest error of a measured peak with the CPU build of torch, and on CUDA:
+# docs/measurements/memory.md. A CUDA build on a CPU was up to 9% off.
 PREDICTION_ERROR = 0.05
 # What a process holds beside its model, measured for torch 2.13: the libraries that a run imports,
 # what an evaluation leaves, and for CUDA its context.

@@ -44,7 +44,7 @@ class ChatEncoder(TextEncoder):
 
     @property
     def end_id(self) -> None:
-        """Nothing follows a conversation: its template ended it."""
+        """None: no id is put after a conversation, which its template has ended."""
 
     @property
     def fingerprint(self) -> str:

@@ -22,7 +22,7 @@ _MOST_BYTES = 4 << 20
 
 @dataclass(frozen=True, slots=True)
 class StatedEnds:
-    """What tokenizer_config.json says; None where it does not."""
+    """The bos and eos settings of tokenizer_config.json; None where it has none."""
 
     bos: str | None = None
     eos: str | None = None

@@ -47,7 +47,7 @@ class PackedPreferences:
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """What the first model gives to both answers of pairs, by the place of a pair in its stream."""
+    """Log-probabilities of both answers of each pair by the first model, by the pair's place."""
 
     starts: npt.NDArray[np.int64]  # ascending
     log_probabilities: npt.NDArray[np.float64]  # (pairs, 2): chosen and rejected

@@ -22,7 +22,7 @@ class Unevaluated(str):
 
 @dataclass(frozen=True, slots=True)
 class Became:
-    """What a key and its value become."""
+    """The outcome of one key: settings of the profile, and a note for the user."""
 
     outcome: Outcome
     settings: Mapping[str, Any] = field(default_factory=dict)  # dotted keys of the profile
