@@ -157,5 +157,6 @@ def workload_of(
         mask_documents=profile.data.masks_documents,
         lora=lora_shape_of(profile.lora),
         is_dpo=profile.data.rows == "preferences",
+        sync_every=train.sync_every,
         torch_build=facts.torch_build,
     )

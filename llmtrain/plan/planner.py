@@ -146,6 +146,7 @@ def make_plan(
     local = workload.launched_local_processes or processes.value
     products = times.matmul if times is not None else None
     precision = numerics.choose_precision(facts, options, kind, products)
+    decide.refuse_loss_scale_of_local_steps(workload, precision.value)
     compilation = numerics.choose_compilation(
         facts, options, kind, workload, times, processes.value
     )
@@ -256,5 +257,6 @@ def _setup(workload: Workload, plan: Plan) -> TrainingSetup:
         masks_pairs=workload.masks_pairs(plan.attention.value),
         torch_build=workload.torch_build,
         lora=workload.lora,
+        sync_every=workload.sync_every,
         frozen_bytes=frozen_bytes(workload, plan.precision.value),
     )

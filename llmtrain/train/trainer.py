@@ -136,6 +136,8 @@ class Trainer:
             self._log(report, decision)
             if self.trained_steps == CHECKED_STEPS:
                 self._check_rate()
+            if self.run.is_within_round:  # ranks decide together when it ends
+                continue
             if not decision.stop_requested and self._rewind():
                 continue
             decision = self._evaluate_and_sample(report.step, decision)
@@ -185,6 +187,8 @@ class Trainer:
         return chain([first], steps)
 
     def _record_times(self, step_s: float) -> None:
+        if self.run.rounds is not None:
+            step_s = self.run.rounds.spread(step_s)
         trained_s = self.pace.record_step(step_s)
         self.trained_s += trained_s
         self.trained_steps += 1
@@ -214,10 +218,13 @@ class Trainer:
         stop, changed_after = self.setup.stop, self.guard.confirm_changes()
         if changed_after is not None:
             self.state = with_plan(self.state, self.run.plan, changed_after)
+        if self.run.is_within_round:
+            return StopDecision(is_over=False, stop_requested=False, save_is_due=False)
+        save_requested = stop.take_save_request()
         decision = self.stopping.after_step(
             self.run.position,
             self.pace,
-            save_is_due=stop.take_save_request() or self.saver.is_due(step),
+            save_is_due=save_requested or self.saver.is_due(step, self.run.steps_together),
             memory=self.guard.check(),
             stop_requested=stop.is_made,
         )
@@ -356,7 +363,7 @@ class Trainer:
     def _save(self, *, in_background: bool) -> None:
         with self.logger.excluded():
             self.state = current_state(self.state, self.run, self.pace)
-            if self.run.world.is_main or self.run.sharded is not None:
+            if self.run.world.is_main or self.run.saves_in_parts:
                 weights, optimizer = saved_tensors(self.run)
                 checkpoint = Checkpoint(
                     self.state,
@@ -375,7 +382,7 @@ class Trainer:
     def _save_before_exit(self) -> Path | None:
         """Save the last step if memory allows it; return the newest checkpoint."""
         step = self.run.position.step
-        if step > self.state.step:
+        if step > self.state.step and not self.run.is_within_round:
             try:
                 with memory_errors_mapped():
                     self._save(in_background=False)
@@ -422,9 +429,9 @@ class Trainer:
 
 
 def _saver(setup: TrainSetup) -> Saver:
-    """Return what saves the run: rank 0 alone, or all ranks of a sharded model."""
+    """Return what saves the run: rank 0 alone, or all ranks that have something of their own."""
     directory, profile, run = setup.directory.checkpoints, setup.profile, setup.run
-    if run.sharded is None:
+    if not run.saves_in_parts:
         return Saver(directory, profile.checkpoint, setup.observe)
     limit_s = profile.device.collective_timeout
     return PartSaver(directory, profile.checkpoint, setup.observe, run.world, limit_s)
