@@ -18,7 +18,7 @@ from llmtrain.eval.preferences import PreferenceLoss
 from llmtrain.machine.core_wait import CoreTimes, ran_share, read_core_times, waited_share
 from llmtrain.machine.out_of_memory import memory_errors_mapped
 from llmtrain.plan.planner import can_sample
-from llmtrain.plan.tensor_bytes import checkpoint_bytes
+from llmtrain.plan.tensor_bytes import FP32_BYTES, checkpoint_bytes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.horizon import Horizon
 from llmtrain.profile.schema import Profile
@@ -27,6 +27,7 @@ from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
 from llmtrain.train.checkpoint.part_saver import PartSaver
 from llmtrain.train.checkpoint.saver import Saver
+from llmtrain.train.distributed.bandwidth import advice, measured_exchange
 from llmtrain.train.divergence.rewind import Rewinder
 from llmtrain.train.evaluation import Evaluator
 from llmtrain.train.events import Observer, Sampled, Stopped, TrainResult
@@ -136,6 +137,7 @@ class Trainer:
             self._log(report, decision)
             if self.trained_steps == CHECKED_STEPS:
                 self._check_rate()
+                self._check_network()
             if self.run.is_within_round:  # ranks decide together when it ends
                 continue
             if not decision.stop_requested and self._rewind():
@@ -272,6 +274,18 @@ class Trainer:
         if difference is not None:
             self.logger.log_note(difference.line)
             self.setup.correct_forecast(difference)
+
+    def _check_network(self) -> None:
+        """Note where ranks on several machines spend much of a step on averaging gradients."""
+        run = self.run
+        if not run.world.has_several_machines or run.objective is run.model:
+            return
+        with self.logger.excluded():
+            exchange = measured_exchange(run.world, run.device)
+        size_bytes = FP32_BYTES * self.setup.workload.trained_parameters
+        note = advice(exchange, size_bytes, self.pace.step_s)
+        if note is not None:
+            self.logger.log_note(note)
 
     def _log_jumps(self) -> None:
         position = self.run.position

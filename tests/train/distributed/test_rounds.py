@@ -33,6 +33,7 @@ from tests.train.distributed.rounds_ranks import (
 )
 
 LIMIT_S = 200
+HERE: dict[str, Any] = {"device.sharding": "auto", "device.kind": "cpu"}  # in this process
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_a_checkpoint_goes_on_bit_for_bit_and_at_another_number_of_ranks(
 
 
 def test_one_rank_with_a_plain_outer_step_trains_as_without_rounds() -> None:
-    settings = {"device.sharding": "auto"}
+    settings = HERE
     plain = {"optim.outer_learning_rate": 1.0, "optim.outer_momentum": 0.0}
     alone = losses(run_of(World(), **settings), 7)
     rounds = losses(run_of(World(), **settings, **plain, **{"train.sync_every": 3}), 7)
@@ -128,7 +129,7 @@ def test_a_round_that_no_rank_has_good_weights_after_is_undone() -> None:
         next(model.parameters()).fill_(torch.inf)
     rounds.record(1.0, 1.0)
     assert not rounds.is_at_end
-    rounds.finish(1, run_of(World(), **{"device.sharding": "auto"}).divergence)
+    rounds.finish(1, run_of(World(), **HERE).divergence)
     assert rounds.is_at_end
     assert largest_difference(before, weights_of(model)) == 0.0
 
@@ -200,5 +201,6 @@ def test_fp16_is_refused() -> None:
     with pytest.raises(UsageError, match=r"train\.sync_every: fp16"):
         run_of(
             World(),
-            **{"device.sharding": "auto", "train.sync_every": 3, "device.precision": "fp16"},
+            **HERE,
+            **{"train.sync_every": 3, "device.precision": "fp16"},
         )
