@@ -82,8 +82,13 @@ class Nodes:
 
 def training(out: Path, steps: int) -> list[str]:
     """Return the command that trains; the same for one process and for ranks."""
-    settings = (f"train.steps={steps}", f"train.tokens_per_step={_TOKENS_PER_STEP}")
-    settings += ("eval.tokens=768", "device.collective_timeout=60s", "device.compile=false")
+    settings = (
+        f"train.steps={steps}",
+        f"train.tokens_per_step={_TOKENS_PER_STEP}",
+        "eval.tokens=768",
+        "device.collective_timeout=60s",
+        "device.compile=false",
+    )
     flags = [word for setting in settings for word in ("--set", setting)]
     return ["train", "-p", "tiny.yaml", "--out", str(out), *flags]
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ import torch
 
 from llmtrain.errors import UsageError
 from llmtrain.files import LAUNCHED_VARIABLE
+from llmtrain.plan.decisions import refuse_loss_scale_of_local_steps
+from llmtrain.plan.tensor_bytes import (
+    TrainingSetup,
+    checkpoint_bytes,
+    communication_bytes,
+    gradient_bytes,
+)
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.setting import Setting
 from llmtrain.train.checkpoint.saver import passes_multiple
@@ -21,6 +29,7 @@ from llmtrain.train.distributed.failures import open_store, rank_environment
 from llmtrain.train.distributed.rounds import OuterStep, own_name, own_state
 from llmtrain.train.distributed.world import World
 from tests.checkout import ROOT
+from tests.machines import WORKLOAD
 from tests.train.distributed.rounds_ranks import (
     EVERY,
     descend,
@@ -198,9 +207,17 @@ def test_refused_with_the_reason(flags: dict[str, Any], reason: str) -> None:
 
 
 def test_fp16_is_refused() -> None:
+    workload = replace(WORKLOAD, sync_every=30)
+    refuse_loss_scale_of_local_steps(workload, "bf16")
     with pytest.raises(UsageError, match=r"train\.sync_every: fp16"):
-        run_of(
-            World(),
-            **HERE,
-            **{"train.sync_every": 3, "device.precision": "fp16"},
-        )
+        refuse_loss_scale_of_local_steps(workload, "fp16")
+    refuse_loss_scale_of_local_steps(WORKLOAD, "fp16")
+
+
+def test_memory_knows_of_the_agreed_weights_and_their_momentum() -> None:
+    setup = TrainingSetup(1, half_precision=False, device_kind="cpu", sync_every=30, processes=2)
+    weights = gradient_bytes(WORKLOAD.shape, setup)
+    assert communication_bytes(WORKLOAD.shape, setup) == 2 * weights
+    assert communication_bytes(WORKLOAD.shape, replace(setup, sync_every=1)) == weights
+    plain = checkpoint_bytes(WORKLOAD.shape, "adamw")
+    assert checkpoint_bytes(WORKLOAD.shape, "adamw", local_ranks=2) == 2 * plain
