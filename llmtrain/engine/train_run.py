@@ -138,8 +138,9 @@ def _agreed_plan(resolved: ResolvedRun, session: TrainSession) -> Planned:
 def _require_disk_space(resolved: ResolvedRun, session: TrainSession) -> None:
     """Raise LlmtrainError unless a checkpoint fits on the disk; warn unless all of them do."""
     profile, directory = resolved.profile.loaded.profile, resolved.directory.checkpoints
+    local_ranks = session.world.size if profile.train.sync_every > 1 else 0
     each = checkpoint_bytes(
-        shape_of(profile.model), profile.optim.name, lora_shape_of(profile.lora)
+        shape_of(profile.model), profile.optim.name, lora_shape_of(profile.lora), local_ranks
     )
     require_room(directory, each, "a checkpoint of this run")
     options = profile.checkpoint

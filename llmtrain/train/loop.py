@@ -18,9 +18,10 @@ from llmtrain.model.optimizer import RoleOptimizer
 from llmtrain.ops.precision import autocast_as
 from llmtrain.plan.planner import Plan
 from llmtrain.train.checkpoint.adapter import Adapter
+from llmtrain.train.distributed.rounds import Rounds
 from llmtrain.train.distributed.sharding import ShardedModel
 from llmtrain.train.distributed.world import World
-from llmtrain.train.divergence.policy import DivergenceState, StepVerdict, judge
+from llmtrain.train.divergence.policy import DivergenceState, StepVerdict, judge, judge_alone
 from llmtrain.train.parameter_groups import set_learning_rate
 from llmtrain.train.schedule import Schedule
 
@@ -47,7 +48,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One optimizer step, applied or skipped."""
+    """One optimizer step, applied or skipped. With rounds of local steps it is this rank's."""
 
     step: int
     loss: float  # mean nats per target over all ranks, before the update
@@ -80,12 +81,33 @@ class Run:
     initial_weights: ReadWeights | None = None  # of step 0; None: random ones
     adapter: Adapter | None = None  # where only adapters are trained
     sharded: ShardedModel | None = None  # the model, where each rank has a part of it
+    rounds: Rounds | None = None  # where ranks take steps of their own between exchanges
 
     @property
     def windows_per_step(self) -> int:
         """The number of windows that all ranks together read in one step."""
         plan = self.plan
         return plan.micro_batch.value * plan.accumulation.value * self.world.size
+
+    @property
+    def own_windows(self) -> int:
+        """The number of windows that this rank reads in one step."""
+        return self.plan.micro_batch.value * self.plan.accumulation.value
+
+    @property
+    def is_within_round(self) -> bool:
+        """True after a local step that no exchange followed: the ranks' weights differ."""
+        return self.rounds is not None and not self.rounds.is_at_end
+
+    @property
+    def saves_in_parts(self) -> bool:
+        """True if every rank has something to save: a part of the model, or its own state."""
+        return self.sharded is not None or (self.rounds is not None and self.world.size > 1)
+
+    @property
+    def steps_together(self) -> int:
+        """The steps since ranks last decided together: one, or those of the last round."""
+        return 1 if self.rounds is None else self.rounds.last_steps
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return a context in which matrices are multiplied in the plan's precision."""
@@ -94,7 +116,7 @@ class Run:
     def micro_batches(self) -> Iterator[tuple[tuple[Tensor, ...], bool]]:
         """Yield this rank's arrays of the next step, and whether they are the last."""
         micro_batch, count = self.plan.micro_batch.value, self.plan.accumulation.value
-        first = self.position.windows + self.world.rank * micro_batch * count
+        first = self.position.windows + self.world.rank * self.own_windows
         for i in range(count):
             is_last = i == count - 1
             position = first + i * micro_batch
@@ -133,6 +155,17 @@ class Run:
         """Return a context in which this rank has the whole weights. Every rank has to call it."""
         return nullcontext() if self.sharded is None else self.sharded.gathered()
 
+    def count_targets(self) -> tuple[int, int]:
+        """Return the targets by which the next step's loss is divided, and DDP's part in that.
+
+        They are those of all ranks, over which DDP averages, or this rank's where it is by itself.
+        """
+        first = self.position.windows
+        if self.rounds is None:
+            return self.batches.count_targets(first, self.windows_per_step), self.world.size
+        own = self.own_windows
+        return self.batches.count_targets(first + self.world.rank * own, own), 1
+
     def _read(self, first: int, count: int, following: int) -> Windows:
         if self.prefetch is None:
             return self.batches.read(first, count)
@@ -159,7 +192,7 @@ def training_steps(run: Run) -> Iterator[StepReport]:
     tokens_per_step = run.windows_per_step * run.context
     while True:
         position = run.position
-        targets = run.batches.count_targets(position.windows, run.windows_per_step)
+        targets, averaged_over = run.count_targets()
         factor = run.schedule.factor(position.step, position.progress)
         set_learning_rate(run.optimizer, factor)
         nats = torch.zeros((), dtype=_sum_dtype(run.device), device=run.device)
@@ -168,19 +201,25 @@ def training_steps(run: Run) -> Iterator[StepReport]:
                 with run.autocast():
                     loss = run.objective(*arrays_bt)
                 # DDP averages over ranks; the loss is a sum over all of them
-                run.scaler.scale(loss * (run.world.size / targets)).backward()
+                run.scaler.scale(loss * (averaged_over / targets)).backward()
             nats += loss.detach()
         if run.sharded is not None:
             run.sharded.finish_gradients()
         run.scaler.unscale_(run.optimizer)
         norm = run.clip_gradients(parameters)
-        total_nats, norm = _reduce(run.world, nats, norm)
-        mean_loss = total_nats / targets
-        verdict = _judge(run, mean_loss, norm)
+        if run.rounds is None:
+            total_nats, norm = _reduce(run.world, nats, norm)
+            mean_loss = total_nats / targets
+            verdict = _judge(run, mean_loss, norm)
+        else:
+            mean_loss = float(nats) / targets
+            run.rounds.record(mean_loss, norm)
+            verdict = judge_alone(mean_loss, norm)
         _update(run, verdict, norm)
         run.optimizer.zero_grad()  # no gradients in memory while activations are
         first_window = position.windows
         run.advance(tokens_per_step)
+        _finish_round(run)
         lr = factor * run.peak_learning_rate
         yield StepReport(position.step, mean_loss, norm, lr, verdict, first_window)
 
@@ -219,6 +258,16 @@ def _judge(run: Run, loss: float, grad_norm: float) -> StepVerdict:
         skips_spikes=run.skips_spikes,
     )
     return verdict
+
+
+def _finish_round(run: Run) -> None:
+    """Let the ranks agree on weights again where a round of local steps ends."""
+    rounds, position = run.rounds, run.position
+    if rounds is None or not rounds.ends_after(position.step, position.horizon_steps):
+        return
+    run.divergence = rounds.finish(position.step, run.divergence)
+    if run.model.casts is not None:
+        run.model.casts.forget()
 
 
 def _update(run: Run, verdict: StepVerdict, grad_norm: float) -> None:
