@@ -21,7 +21,6 @@ from llmtrain.engine.record import (
     write_start,
 )
 from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.run_report import write_report
 from llmtrain.engine.session_start import (
     difference_from_run,
     first_state,
@@ -44,7 +43,6 @@ from llmtrain.plan.tensor_bytes import checkpoint_bytes
 from llmtrain.prepare.dataset import Dataset
 from llmtrain.profile.lora_shape import lora_shape_of
 from llmtrain.profile.shape import shape_of
-from llmtrain.report.plots import require_plots
 from llmtrain.tracking.observe import tracked
 from llmtrain.tracking.tracker import require_trackers
 from llmtrain.train.build import build_run, set_up_device
@@ -96,6 +94,8 @@ def train_resolved(resolved: ResolvedRun, session: TrainSession, text: RunText) 
     """Train the run to its end or to a stop request. Raises LlmtrainError."""
     world, profile = session.world, resolved.profile.loaded.profile
     if profile.report:
+        from llmtrain.report.plots import require_plots
+
         require_plots()  # before hours of training
     require_trackers(profile.log_to)
     for note in resolved.notes:
@@ -270,6 +270,8 @@ def _record(resolved: ResolvedRun, planned: Planned, plan: Plan, result: TrainRe
 
 def _write_report(resolved: ResolvedRun, session: TrainSession) -> None:
     """Write report.html; a full disk is a warning, as the run itself is saved."""
+    from llmtrain.engine.run_report import write_report
+
     try:
         session.note(f"report: {write_report(resolved.directory)}")
     except OSError as error:
