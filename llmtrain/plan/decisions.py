@@ -205,7 +205,7 @@ def choose_activations(
     """Choose activation checkpointing and micro-batch: the least recomputation that fits."""
     asked = options.activation_checkpointing
     modes: list[Choice[ActivationCheckpointing]] = list(
-        _modes(kind, compiled, workload.micro_batch)
+        _modes(kind, compiled, workload.micro_batch, beside_adapters=workload.lora is not None)
     )
     if asked != "auto":
         modes = [Choice(asked, "asked for")]
@@ -235,7 +235,11 @@ def choose_activations(
 
 
 def _modes(
-    kind: DeviceKind, compiled: bool, micro_batch: int | Literal["auto"]
+    kind: DeviceKind,
+    compiled: bool,
+    micro_batch: int | Literal["auto"],
+    *,
+    beside_adapters: bool,
 ) -> Iterator[Choice[ActivationCheckpointing]]:
     at_once = (
         "not even one sequence fits"
@@ -246,6 +250,8 @@ def _modes(
     if kind == "cpu" and compiled:
         why = "products and attention are kept; the compiled backward recomputes the rest cheaply"
         yield Choice("selective", why)
+    elif kind == "cpu" and beside_adapters:
+        yield Choice("selective", "adapters are for little memory; products and attention are kept")
     else:
         yield Choice("off", "everything fits")
         yield Choice("selective", needed)
