@@ -1,7 +1,7 @@
 """Registering operators of one's own, which compiled and checkpointed code sees as a whole.
 
-`torch.library.custom_op` does the same, and imports torch's compiler on the first call: tens of MiB and
-a second of a process that may never compile.
+`torch.library.custom_op` does the same, and imports torch's compiler on the first call: tens
+of MiB and a second of a process that may never compile.
 """
 
 from __future__ import annotations
