@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -35,12 +35,13 @@ from llmtrain.errors import InterruptedRunError
 from llmtrain.files import free_bytes
 from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.out_of_memory import memory_errors_mapped
-from llmtrain.plan.forecast import forecast
+from llmtrain.plan.forecast import Forecast, forecast
 from llmtrain.plan.past_runs import record_run
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.tensor_bytes import checkpoint_bytes
 from llmtrain.prepare.dataset import Dataset
+from llmtrain.profile.horizon import Horizon
 from llmtrain.profile.lora_shape import lora_shape_of
 from llmtrain.profile.shape import shape_of
 from llmtrain.tracking.observe import tracked
@@ -49,7 +50,7 @@ from llmtrain.train.build import build_run, set_up_device
 from llmtrain.train.checkpoint.format import Checkpoint, load_checkpoint
 from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.checkpoint.saver import require_room
-from llmtrain.train.events import TrainResult
+from llmtrain.train.events import Observer, TrainResult
 from llmtrain.train.loop import Run
 from llmtrain.train.readers import TrainTokens
 from llmtrain.train.repetition import mixture_lines
@@ -162,26 +163,21 @@ def _train(
     session: TrainSession,
 ) -> TrainResult:
     """Build the run, train it, and on rank 0 record what came of it."""
-    profile, is_main = resolved.profile.loaded.profile, session.world.is_main
+    profile = resolved.profile.loaded.profile
     references = shared_references(resolved, planned.plan, dataset.shards, session)
     known = None if references is None else references.train
     run = _built(resolved, resumed, planned, dataset, known, session)
     horizon = resolved.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
-    step = run.position.step
     set_horizon(run.position, resolved, horizon)
     difference = difference_from_run(resolved, resumed, planned.plan)
     if difference is not None:
-        session.note(f"{difference}: not bitwise from step {step}", is_warning=True)
+        text = f"{difference}: not bitwise from step {run.position.step}"
+        session.note(text, is_warning=True)
     expected = forecast(profile, planned, elapsed_s=session.elapsed_s)
     rate = expected.tokens_per_s
-    if is_main:
-        write_start(resolved, planned, expected, dataset, step)
-    for line in mixture_lines(dataset.mixture, horizon.steps, planned.workload.tokens_per_step):
-        session.note(line)
-    session.observe(started_event(resolved, planned, dataset, step, horizon))
-    trackers = profile.log_to if is_main else ()
+    _announce_start(resolved, planned, expected, dataset, run.position.step, horizon, session)
     with (
-        tracked(session.observe, trackers, resolved.path, profile.values(), step) as observe,
+        _tracked(resolved, run.position.step, session) as observe,
         Prefetch(run.batches.read) as run.prefetch,
     ):
         setup = TrainSetup(
@@ -204,16 +200,56 @@ def _train(
         )
         state = first_state(resolved, planned.plan, is_bitwise=difference is None)
         result = trained_with_energy(Trainer(setup, state))
-    if not is_main:
+    if not session.world.is_main:
         return result
+    return _recorded(resolved, planned, run.plan, expected, dataset, result, session)
+
+
+def _announce_start(
+    resolved: ResolvedRun,
+    planned: Planned,
+    expected: Forecast,
+    dataset: Dataset,
+    step: int,
+    horizon: Horizon,
+    session: TrainSession,
+) -> None:
+    """Write what the run begins with, on rank 0, and notify the observer."""
+    if session.world.is_main:
+        write_start(resolved, planned, expected, dataset, step)
+    for line in mixture_lines(dataset.mixture, horizon.steps, planned.workload.tokens_per_step):
+        session.note(line)
+    session.observe(started_event(resolved, planned, dataset, step, horizon))
+
+
+def _tracked(
+    resolved: ResolvedRun, step: int, session: TrainSession
+) -> AbstractContextManager[Observer]:
+    """Return the observer, which rank 0's trackers are fed from as well."""
+    profile = resolved.profile.loaded.profile
+    trackers = profile.log_to if session.world.is_main else ()
+    return tracked(session.observe, trackers, resolved.path, profile.values(), step)
+
+
+def _recorded(
+    resolved: ResolvedRun,
+    planned: Planned,
+    plan: Plan,
+    expected: Forecast,
+    dataset: Dataset,
+    result: TrainResult,
+    session: TrainSession,
+) -> TrainResult:
+    """Return the result with what was predicted, after recording it in the run."""
+    profile = resolved.profile.loaded.profile
     predicted = (resolved.recorded and resolved.recorded.forecast) or expected.document()
     result = replace(
         _with_prediction(result, predicted),
         prompt_example=prompt_example(profile.data, dataset),
         is_chat=profile.data.rows != "text",
-        loss_is_per="token" if references is None else "pair",
+        loss_is_per="pair" if profile.data.rows == "preferences" else "token",
     )
-    _record(resolved, planned, run.plan, result)
+    _record(resolved, planned, plan, result)
     if profile.report:
         _write_report(resolved, session)
     return result

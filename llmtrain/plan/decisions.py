@@ -8,7 +8,6 @@ from typing import Literal
 
 from llmtrain.choice import (
     ActivationCheckpointing,
-    AttentionKernel,
     Backend,
     Choice,
     DeviceKind,
@@ -19,7 +18,7 @@ from llmtrain.errors import DoesNotFitError, UsageError
 from llmtrain.machine.facts import Accelerator, Facts
 from llmtrain.plan.inference_memory import predict_generation
 from llmtrain.plan.memory import predict_training
-from llmtrain.plan.tensor_bytes import TrainingSetup, frozen_bytes
+from llmtrain.plan.tensor_bytes import TrainingSetup
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.profile.shape import ModelShape
@@ -201,48 +200,50 @@ def refuse_loss_scale_of_local_steps(workload: Workload, precision: Precision) -
         )
 
 
-def choose_activations(
-    facts: Facts,
-    options: DeviceSection,
-    workload: Workload,
-    kind: DeviceKind,
-    precision: Precision,
-    compiled: bool,
-    processes: int,
-    local: int,
-    attention: AttentionKernel,
-    sharding: Sharding = "replicate",
+def choose_what_fits(
+    facts: Facts, options: DeviceSection, workload: Workload, setup: TrainingSetup, local: int
+) -> tuple[Choice[Sharding], Choice[ActivationCheckpointing], Choice[int]]:
+    """Choose sharding, activation checkpointing and micro-batch: the least that has to be shared.
+
+    `setup` has the other decisions; `local` processes run on this machine. Raises DoesNotFitError.
+    """
+
+    def activations(
+        sharding: Sharding = "replicate",
+    ) -> tuple[Choice[ActivationCheckpointing], Choice[int]]:
+        return _activations(facts, options, workload, setup.sharded(sharding), local)
+
+    sharding = choose_sharding(options, workload, setup.processes, activations)
+    return sharding, *activations(sharding.value)
+
+
+def _activations(
+    facts: Facts, options: DeviceSection, workload: Workload, setup: TrainingSetup, local: int
 ) -> tuple[Choice[ActivationCheckpointing], Choice[int]]:
     """Choose activation checkpointing and micro-batch: the least recomputation that fits."""
     asked = options.activation_checkpointing
-    modes: list[Choice[ActivationCheckpointing]] = list(
-        _modes(kind, compiled, workload.micro_batch)
-    )
+    kind = setup.device_kind
+    modes = list(_modes(kind, setup.compiled, workload.micro_batch))
     if asked != "auto":
         modes = [Choice(asked, "asked for")]
     for mode in modes:
         try:
-            setup = TrainingSetup(
-                micro_batch=1,
-                half_precision=precision != "fp32",
-                device_kind=kind,
-                checkpointing=mode.value,
-                compiled=compiled,
-                optimizer=workload.optimizer,
-                processes=processes,
-                shards=processes if sharding == "shard" else 1,
-                masks_pairs=workload.masks_pairs(attention),
-                torch_build=workload.torch_build,
-                lora=workload.lora,
-                frozen_bytes=frozen_bytes(workload, precision),
-            )
-            chosen = _micro_batch(facts, workload, kind, setup, local)
+            checkpointed = replace(setup, checkpointing=mode.value)
+            return mode, _micro_batch(facts, workload, kind, checkpointed, local)
         except DoesNotFitError:
             if mode is modes[-1]:
                 raise
-        else:
-            return mode, chosen
     raise AssertionError("the last mode is tried")
+
+
+def choose_accumulation(workload: Workload, processes: int, micro_batch: int) -> Choice[int]:
+    """Choose the micro-batches of a step: those that its windows make."""
+    micro_batches = windows_per_process(workload, processes) // micro_batch
+    return Choice(
+        micro_batches,
+        f"{workload.tokens_per_step} tokens per step = {micro_batch} × "
+        f"{workload.shape.context} tokens × {micro_batches} × {processes} processes",
+    )
 
 
 def _modes(
