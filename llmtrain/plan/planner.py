@@ -25,7 +25,7 @@ from llmtrain.choice import (
 )
 from llmtrain.machine.facts import CpuTimes, Facts, GpuTimes, MatmulTimes
 from llmtrain.plan import decisions as decide
-from llmtrain.plan import numerics
+from llmtrain.plan import kernels, memory_fit, numerics
 from llmtrain.plan.gpu_kernels import choose_own_kernels
 from llmtrain.plan.memory import (
     MemoryPrediction,
@@ -147,15 +147,15 @@ def make_plan(
     kind = device.value
     processes = decide.choose_processes(facts, options, workload, kind)
     if times is not None and kind == "cpu":
-        times = numerics.times_to_plan_with(facts, options, workload, times, processes.value)
+        times = kernels.times_to_plan_with(facts, options, workload, times, processes.value)
     local = workload.launched_local_processes or processes.value
     computes = _choose_computation(facts, options, workload, kind, times, processes.value)
     precision, compiled = computes.precision.value, computes.compile.value
     setup = _setup(workload, kind, processes.value, computes)
-    sharding, checkpointing, micro_batch = decide.choose_what_fits(
+    sharding, checkpointing, micro_batch = memory_fit.choose_what_fits(
         facts, options, workload, setup, local
     )
-    accumulation = decide.choose_accumulation(workload, processes.value, micro_batch.value)
+    accumulation = memory_fit.choose_accumulation(workload, processes.value, micro_batch.value)
     own = choose_own_kernels(workload, gpu_times, processes.value)
     return Plan(
         device=device,
@@ -167,8 +167,8 @@ def make_plan(
         micro_batch=micro_batch,
         accumulation=accumulation,
         attention=computes.attention,
-        loss=numerics.choose_loss(facts, options, kind, workload, precision, times, own),
-        block_kernels=numerics.choose_block_kernels(
+        loss=kernels.choose_loss(facts, options, kind, workload, precision, times, own),
+        block_kernels=kernels.choose_block_kernels(
             facts, options, kind, workload, precision, compiled, own
         ),
         compile=computes.compile,
@@ -207,12 +207,12 @@ def _choose_computation(
     precision = chosen.value
     decide.refuse_loss_scale_of_local_steps(workload, precision)
     compilation = numerics.choose_compilation(facts, options, kind, workload, times, processes)
-    attention = numerics.choose_attention(
+    attention = kernels.choose_attention(
         options,
         kind,
         times,
         masked=workload.mask_documents,
-        can_use_flex=numerics.can_use_flex(workload, kind, precision, compilation.value),
+        can_use_flex=kernels.can_use_flex(workload, kind, precision, compilation.value),
         precision=precision,
     )
     matmul_precision = numerics.choose_matmul_precision(options, kind, precision, products)

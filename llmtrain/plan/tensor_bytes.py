@@ -1,6 +1,6 @@
 """Count the bytes of training's tensors from shapes: activations, mask, loss, optimizer, casts.
 
-The activations are those that autograd saves in `llmtrain.model.decoder`. On a CPU a test compares
+The activations are those that autograd saves in `llmtrain.model.block`. On a CPU a test compares
 them with the tensors that are saved; a GPU's norm saves less, and its compiler saves results of
 elementwise operations only where that is cheaper than recomputing them.
 """

@@ -21,7 +21,7 @@ from llmtrain.machine.facts import (
     Facts,
     MatmulTimes,
 )
-from llmtrain.plan.decisions import memory_limit_bytes
+from llmtrain.plan.memory_fit import memory_limit_bytes
 from llmtrain.plan.planner import (
     Plan,
     make_inference_plan,
