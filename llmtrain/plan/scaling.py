@@ -5,7 +5,8 @@
     exposed_s     = what communication takes longer than the computation that it runs beside
 
 Replicas add their gradients once a step, in fp32, beside the last backward, which is two thirds of
-the computation. A sharded model gathers each block's weights in the precision of products, once
+the computation; with `train.sync_every` they add what their weights moved once in so many steps,
+beside nothing. A sharded model gathers each block's weights in the precision of products, once
 for the forward and once for the backward, and scatters their gradients in fp32, in every
 micro-batch; embedding and head are gathered before the first block and scattered after it, beside
 nothing. Muon's directions travel to their owners and back once a step, beside nothing.
@@ -126,6 +127,9 @@ def _replicated(
         return 0.0, 0.0, 0.0
     size = FP32_BYTES * workload.trained_parameters
     reduce_s, last_s = 2 * cluster.seconds(size), 2 * cluster.seconds(min(size, _BUCKET_BYTES))
+    if workload.sync_every > 1:  # weights, once in so many steps, beside nothing
+        rarely = 1 / workload.sync_every
+        return reduce_s * rarely, reduce_s * rarely, 2.0 * size * rarely
     backward_s = (1 - _FORWARD) * micro_batch_s
     return reduce_s, last_s + max(0.0, reduce_s - last_s - backward_s), 2.0 * size
 

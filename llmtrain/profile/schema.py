@@ -215,6 +215,7 @@ class TrainSection(Section):
     # every step.
     sync_every: PositiveInt = 1
     sync_precision: Literal["fp32", "bf16"] = "fp32"  # of what they send then
+    sync_shares: Literal["equal", "speed"] = "equal"  # of a step's windows, among processes
 
     @property
     def chosen_tokens_per_step(self) -> int:

@@ -71,7 +71,7 @@ def build_run(
     optimizer = _optimizer(profile, plan, model, world if sharded is not None else None)
     scaler = grad_scaler(device, enabled=plan.grad_scaler.value, is_sharded=sharded is not None)
     position, divergence = Position(), DivergenceState()
-    rounds = _rounds(profile, model, world, device)
+    rounds = _rounds(profile, plan, model, world, device)
     if resumed is not None:
         _load_optimizer(model, optimizer, rounds, resumed)
         position, divergence = _restore(resumed, scaler), resumed.state.course
@@ -252,15 +252,23 @@ def _restore(checkpoint: Checkpoint, scaler: torch.amp.GradScaler) -> Position:
     )
 
 
-def _rounds(profile: Profile, model: Decoder, world: World, device: torch.device) -> Rounds | None:
+def _rounds(
+    profile: Profile, plan: Plan, model: Decoder, world: World, device: torch.device
+) -> Rounds | None:
     """Return the rounds of local steps, if ranks are to take some."""
     train, optim = profile.train, profile.optim
     if train.sync_every == 1:
         return None
     outer = OuterStep(
-        train.sync_every, optim.outer_learning_rate, optim.outer_momentum, train.sync_precision
+        every=train.sync_every,
+        learning_rate=optim.outer_learning_rate,
+        momentum=optim.outer_momentum,
+        precision=train.sync_precision,
+        by_speed=train.sync_shares == "speed",
     )
-    return Rounds(model, world, outer, device, train.chosen_tokens_per_step // world.size)
+    context = profile.model.context
+    windows = train.chosen_tokens_per_step // context
+    return Rounds(model, world, outer, device, context, windows, plan.micro_batch.value)
 
 
 def _load_optimizer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -92,7 +93,16 @@ class Run:
     @property
     def own_windows(self) -> int:
         """The number of windows that this rank reads in one step."""
+        if self.rounds is not None:
+            return self.rounds.own_windows
         return self.plan.micro_batch.value * self.plan.accumulation.value
+
+    @property
+    def first_own_window(self) -> int:
+        """The position of this rank's first window of the next step."""
+        if self.rounds is not None:
+            return self.position.windows + self.rounds.windows_before
+        return self.position.windows + self.world.rank * self.own_windows
 
     @property
     def is_within_round(self) -> bool:
@@ -115,13 +125,16 @@ class Run:
 
     def micro_batches(self) -> Iterator[tuple[tuple[Tensor, ...], bool]]:
         """Yield this rank's arrays of the next step, and whether they are the last."""
-        micro_batch, count = self.plan.micro_batch.value, self.plan.accumulation.value
-        first = self.position.windows + self.world.rank * self.own_windows
-        for i in range(count):
-            is_last = i == count - 1
-            position = first + i * micro_batch
-            following = first + self.windows_per_step if is_last else position + micro_batch
-            arrays = self._read(position, micro_batch, following)
+        micro_batch, own, first = (
+            self.plan.micro_batch.value,
+            self.own_windows,
+            self.first_own_window,
+        )
+        for start in range(0, own, micro_batch):
+            position, count = first + start, min(micro_batch, own - start)
+            is_last = start + count == own
+            following = first + self.windows_per_step if is_last else position + count
+            arrays = self._read(position, count, following)
             yield self.to_device(arrays), is_last
 
     def advance(self, tokens: int) -> None:
@@ -160,11 +173,10 @@ class Run:
 
         They are those of all ranks, over which DDP averages, or this rank's where it is by itself.
         """
-        first = self.position.windows
-        if self.rounds is None:
-            return self.batches.count_targets(first, self.windows_per_step), self.world.size
-        own = self.own_windows
-        return self.batches.count_targets(first + self.world.rank * own, own), 1
+        if self.rounds is not None:
+            return self.batches.count_targets(self.first_own_window, self.own_windows), 1
+        targets = self.batches.count_targets(self.position.windows, self.windows_per_step)
+        return targets, self.world.size
 
     def _read(self, first: int, count: int, following: int) -> Windows:
         if self.prefetch is None:
@@ -191,7 +203,7 @@ def training_steps(run: Run) -> Iterator[StepReport]:
     parameters = list(run.model.parameters())
     tokens_per_step = run.windows_per_step * run.context
     while True:
-        position = run.position
+        position, started_s = run.position, time.monotonic()
         targets, averaged_over = run.count_targets()
         factor = run.schedule.factor(position.step, position.progress)
         set_learning_rate(run.optimizer, factor)
@@ -213,9 +225,10 @@ def training_steps(run: Run) -> Iterator[StepReport]:
             verdict = _judge(run, mean_loss, norm)
         else:
             mean_loss = float(nats) / targets
-            run.rounds.record(mean_loss, norm)
             verdict = judge_alone(mean_loss, norm)
         _update(run, verdict, norm)
+        if run.rounds is not None:
+            run.rounds.record(mean_loss, norm, time.monotonic() - started_s)
         run.optimizer.zero_grad()  # no gradients in memory while activations are
         first_window = position.windows
         run.advance(tokens_per_step)

@@ -25,6 +25,7 @@ from tests.faults.tiny import furnish
 
 _TOKENS_PER_STEP = 768  # 24 windows, which two and three ranks share evenly
 _POLL_EVERY_S = 0.5
+_SHOWN_CHARACTERS = 20_000  # of a log, where a promise was broken
 _LOSS_TOLERANCE = 1e-2  # of sums in another order, over hundreds of steps
 
 
@@ -179,6 +180,10 @@ def main() -> int:
         alone = _recorded(out)
         found = lost_and_returned(Path(directory), options.steps, options.every, options.limit)
         broken = problems(found, alone, options.steps)
+        if broken:
+            for log in sorted(Path(directory).glob("node*.log")):
+                text = log.read_text(encoding="utf-8", errors="replace")
+                sys.stdout.write(f"{log.name}\n{text[-_SHOWN_CHARACTERS:]}\n")
         os.chdir("/")
     shown = {name: found[name] for name in ("killed_at", "went_on_at", "sessions", "codes")}
     sys.stdout.write(f"{json.dumps(shown | {'steps': len(found['steps']), 'broken': broken})}\n")

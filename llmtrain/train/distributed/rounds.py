@@ -9,8 +9,9 @@ outer SGD with Nesterov momentum on the weights that all had agreed on (DiLoCo, 
     m = μ · m + Δ
     agreed = agreed - η · (Δ + μ · m)
 
-Each rank keeps its optimizer's state from round to round. A rank whose weights are not finite
-counts for nothing in a round, and goes on with the agreed weights as all do.
+Each rank keeps its optimizer's state from round to round. Ranks of unequal speed may take unequal
+shares of a step's windows, by the time that a window took them in the last round. A rank whose
+weights are not finite counts for nothing in a round, and goes on with the agreed weights as all do.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ _DTYPES: dict[SyncPrecision, torch.dtype] = {"fp32": torch.float32, "bf16": torc
 _BUCKET_ELEMENTS = 16 << 20  # exchanged at once; a larger parameter is by itself
 # Where the end of a run is a time, a round this short tells how long a step takes.
 _FIRST_STEPS = 5
-_OUTER, _RANK = "outer", "rank"
+_FASTER = 0.9  # of the slowest rank's time, for which shares are worth changing
+_OUTER, _RANK, _SHARES = "outer", "rank", "outer_shares"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +47,14 @@ class OuterStep:
     learning_rate: float
     momentum: float
     precision: SyncPrecision = "fp32"
+    by_speed: bool = False  # whether faster ranks take more of a step's windows
 
 
 @dataclass(slots=True)
 class _LocalStep:
     loss: float
     norm: float
+    seconds: float
 
     @property
     def is_finite(self) -> bool:
@@ -65,8 +69,11 @@ class Rounds:
     world: World
     outer: OuterStep
     device: torch.device
-    tokens_per_step: int  # of this rank
+    context: int
+    windows_per_step: int  # of all ranks
+    micro_batch: int = 1  # the unit of shares
     begun_step: int = 0
+    shares: list[int] = field(default_factory=list)  # windows of a step, by rank
     last_steps: int = 1  # of the round that ended last
     exchange_s: float = 0.0  # that its exchange took, with waiting for slower ranks
     _agreed: dict[str, Tensor] = field(default_factory=dict)
@@ -74,8 +81,15 @@ class Rounds:
     _steps: list[_LocalStep] = field(default_factory=list)
 
     def begin(self, step: int, saved: Mapping[str, Tensor]) -> None:
-        """Agree on the weights as they are now, at `step`; `saved` has the outer momentum."""
+        """Agree on the weights as they are now, at `step`.
+
+        `saved` has the outer momentum, and the shares where it is of as many ranks.
+        """
         self.begun_step, self._steps = step, []
+        self.shares = [self.windows_per_step // self.world.size] * self.world.size
+        shares = [int(share) for share in saved.get(_SHARES, torch.zeros(0)).tolist()]
+        if len(shares) == self.world.size and sum(shares) == self.windows_per_step:
+            self.shares = shares
         self._agreed = {name: p.detach().clone() for name, p in self._parameters()}
         self._momentum = {
             name: saved[key].to(agreed.device, copy=True)
@@ -89,9 +103,19 @@ class Rounds:
         """True between two rounds, when all ranks have the agreed weights."""
         return not self._steps
 
-    def record(self, loss: float, norm: float) -> None:
-        """Record a local step: the loss of this rank's tokens and the norm of its gradient."""
-        self._steps.append(_LocalStep(loss, norm))
+    @property
+    def own_windows(self) -> int:
+        """The windows of a step that this rank reads."""
+        return self.shares[self.world.rank]
+
+    @property
+    def windows_before(self) -> int:
+        """The windows of a step that ranks before this one read."""
+        return sum(self.shares[: self.world.rank])
+
+    def record(self, loss: float, norm: float, seconds: float) -> None:
+        """Record a local step: the loss of this rank's tokens, and the norm of its gradient."""
+        self._steps.append(_LocalStep(loss, norm, seconds))
 
     def ends_after(self, step: int, horizon_steps: int | None) -> bool:
         """Return whether the round ends after `step`; the last one ends with the run.
@@ -111,12 +135,14 @@ class Rounds:
         Every rank has to call it after the same step.
         """
         started_s = time.monotonic()
-        tokens, losses = self._shared()
+        tokens, losses, window_s = self._shared()
         with torch.no_grad():
             for names in self._buckets():
                 self._update(names, tokens)
         self.begun_step, self.last_steps, self._steps = step, len(self._steps), []
         self.exchange_s = time.monotonic() - started_s
+        if self.outer.by_speed:
+            self.shares = shares_by_speed(window_s, self.shares, self.micro_batch)
         first = step - self.last_steps + 1
         for number, loss in enumerate(losses, first):
             _, divergence = judge(
@@ -139,6 +165,8 @@ class Rounds:
         It is its own, under the rank's name, and the part of the outer momentum that it owns.
         """
         own = {own_name(self.world.rank, name): _copy(t) for name, t in optimizer.items()}
+        if self.world.is_main:
+            own[_SHARES] = torch.tensor(self.shares, dtype=torch.float32)
         owned = self._owned(self._momentum)
         return own | {f"{_OUTER}.{name}": _copy(self._momentum[name]) for name in owned}
 
@@ -150,24 +178,27 @@ class Rounds:
         owners = balanced_owners([float(tensors[name].numel()) for name in names], self.world.size)
         return [name for name, owner in zip(names, owners, strict=True) if owner == self.world.rank]
 
-    def _shared(self) -> tuple[list[float], list[float]]:
-        """Return every rank's tokens of the round that count, and the mean loss of each step.
+    def _shared(self) -> tuple[list[float], list[float], list[float]]:
+        """Return every rank's tokens that count, each step's mean loss, and ranks' s per window.
 
         A loss is NaN where a rank's step was not finite.
         """
         rank, ranks, steps = self.world.rank, self.world.size, self._steps
+        step_tokens = self.context * self.own_windows
         is_finite = all(bool(torch.isfinite(p).all()) for _, p in self._parameters())
-        tokens = [0.0] * ranks
-        tokens[rank] = float(self.tokens_per_step * len(steps) * is_finite)
-        finite = [each.loss * self.tokens_per_step if each.is_finite else 0.0 for each in steps]
+        tokens, window_s = [0.0] * ranks, [0.0] * ranks
+        tokens[rank] = float(step_tokens * len(steps) * is_finite)
+        window_s[rank] = sum(each.seconds for each in steps) / len(steps) / self.own_windows
+        finite = [each.loss * step_tokens if each.is_finite else 0.0 for each in steps]
         bad = [float(not each.is_finite) for each in steps]
-        sums = self.world.sum_values([*tokens, self.tokens_per_step, *finite, *bad], self.device)
-        per_step, rest = sums[ranks], sums[ranks + 1 :]
+        sums = self.world.sum_values([*tokens, *window_s, *finite, *bad], self.device)
+        per_step, rest = self.context * self.windows_per_step, sums[2 * ranks :]
         nats, bad = rest[: len(steps)], rest[len(steps) :]
-        return sums[:ranks], [
+        losses = [
             math.nan if of_bad else total / per_step
             for total, of_bad in zip(nats, bad, strict=True)
         ]
+        return sums[:ranks], losses, sums[ranks : 2 * ranks]
 
     def _buckets(self) -> Iterator[list[str]]:
         bucket: list[str] = []
@@ -222,9 +253,30 @@ def _mean(own: Tensor, tokens: Sequence[float], world: World) -> Tensor:
     mean = torch.zeros(part, dtype=torch.float32, device=own.device)
     for weight, of_rank in zip(weights, received.view(world.size, part), strict=True):
         mean.add_(of_rank.float() * weight)
-    whole = torch.empty_like(sent)
-    dist.all_gather_into_tensor(whole.view(torch.uint8), mean.to(own.dtype).view(torch.uint8))
-    return whole[: own.numel()].float()
+    dist.all_to_all_single(
+        received.view(torch.uint8), mean.to(own.dtype).repeat(world.size).view(torch.uint8)
+    )
+    return received[: own.numel()].float()
+
+
+def shares_by_speed(window_s: Sequence[float], shares: list[int], micro_batch: int) -> list[int]:
+    """Return how many windows of a step each rank takes, in whole micro-batches, at least one.
+
+    `window_s`: how long a window took each rank. The shares stay where others would not be
+    clearly faster for the slowest rank.
+    """
+    units = sum(shares) // micro_batch
+    speeds = [1.0 / max(seconds, 1e-9) for seconds in window_s]
+    wanted = [(units - len(shares)) * speed / sum(speeds) for speed in speeds]
+    found = [1 + int(units_) for units_ in wanted]
+    by_remainder = sorted(
+        range(len(shares)), key=lambda rank: (int(wanted[rank]) - wanted[rank], rank)
+    )
+    for rank in by_remainder[: units - sum(found)]:
+        found[rank] += 1
+    new = [micro_batch * units_ for units_ in found]
+    slowest = [max(s * n for s, n in zip(window_s, each, strict=True)) for each in (shares, new)]
+    return new if slowest[1] < _FASTER * slowest[0] else shares
 
 
 def own_name(rank: int, name: str) -> str:

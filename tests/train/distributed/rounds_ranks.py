@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmtrain.data.batches.windows import WindowReader, Windows
 from llmtrain.profile.schema import CheckpointSection
 from llmtrain.train.checkpoint.format import load_checkpoint
 from llmtrain.train.checkpoint.part_saver import PartSaver
@@ -60,7 +61,7 @@ def descend(model: nn.Module, step: int, own: slice) -> None:
 def rounds_of(
     model: nn.Module, world: World, outer: OuterStep, device: torch.device = CPU
 ) -> Rounds:
-    rounds = Rounds(model, world, outer, device, tokens_per_step=4)
+    rounds = Rounds(model, world, outer, device, context=4, windows_per_step=world.size)
     rounds.begin(0, {})
     return rounds
 
@@ -80,7 +81,7 @@ def as_gradients(world: World) -> dict[str, Any]:
     start = weights_of(alone)
     for step in range(1, 21):
         descend(together, step, share(world))
-        rounds.record(0.0, 0.0)
+        rounds.record(0.0, 0.0, 1.0)
         rounds.finish(step, DivergenceState())
         descend(alone, step, slice(8))
     return {
@@ -99,7 +100,7 @@ def by_formula(world: World, precision: SyncPrecision) -> dict[str, Any]:
     for first in range(1, 3 * EVERY, EVERY):
         for step in range(first, first + EVERY):
             descend(own, step, share(world))
-            rounds.record(1.0 + world.rank, 0.0)
+            rounds.record(1.0 + world.rank, 0.0, 1.0)
         divergence = rounds.finish(first + EVERY - 1, divergence)
         expected = _outer_step(agreed, momentum, first)
         agreed = weights_of(own)
@@ -139,7 +140,7 @@ def bad_rank(world: World) -> dict[str, Any]:
     if world.rank == 1:
         with torch.no_grad():
             next(model.parameters()).fill_(torch.nan)
-    rounds.record(math.nan if world.rank == 1 else 2.0, 1.0)
+    rounds.record(math.nan if world.rank == 1 else 2.0, 1.0, 1.0)
     divergence = rounds.finish(1, DivergenceState())
     return {
         "difference": largest_difference(weights_of(model), weights_of(good)),
@@ -148,16 +149,13 @@ def bad_rank(world: World) -> dict[str, Any]:
     }
 
 
-def trained(world: World, directory: Path) -> dict[str, Any]:
+def trained(world: World, directory: Path, saver: PartSaver) -> dict[str, Any]:
     """A run of rounds that is saved between two, and goes on at the same ranks and at one."""
     run = run_of(world, **ROUNDS)
     steps = training_steps(run)
     own = [next(steps).loss for _ in range(EVERY)]
     agreed = _same_on_all(run)
-    saved: list[Any] = []
-    saver = PartSaver(directory / "two", CheckpointSection(), saved.append, world, 60.0)
     saver.save(checkpoint_of(run), in_background=False)
-    saver.close()
     run.all_reduce([0.0])
     own += [next(steps).loss for _ in range(EVERY + 1)]
     within = _same_on_all(run)
@@ -177,6 +175,56 @@ def trained(world: World, directory: Path) -> dict[str, Any]:
     }
 
 
+def by_speed(world: World, directory: Path, saver: PartSaver) -> dict[str, Any]:
+    """A run whose rank 1 takes three times as long for a window."""
+    settings = {**ROUNDS, "train.sync_shares": "speed", "train.micro_batch": 1}
+    run = run_of(world, **settings)
+    slow = SlowRounds(**{name: getattr(run.rounds, name) for name in SlowRounds.settings()})
+    slow.begin(0, {})
+    run.rounds, run.batches = slow, (reads := Reads(run.batches))
+    losses(run, 2 * EVERY)
+    saver.save(checkpoint_of(run), in_background=False)
+    run.all_reduce([0.0])
+    checkpoint = load_checkpoint(directory / "two" / f"step-{2 * EVERY:08d}")
+    resumed = run_of(world, checkpoint, **settings)
+    assert resumed.rounds is not None
+    return {
+        "shares": slow.shares,
+        "resumed": resumed.rounds.shares,
+        "read": reads.positions,
+        "differ": _same_on_all(run),
+    }
+
+
+class SlowRounds(Rounds):
+    """Rounds of which rank 1 seems to take three times as long for a window."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def settings() -> tuple[str, ...]:
+        return ("model", "world", "outer", "device", "context", "windows_per_step", "micro_batch")
+
+    def record(self, loss: float, norm: float, seconds: float) -> None:
+        del seconds
+        Rounds.record(self, loss, norm, self.own_windows * (1.0 + 2.0 * self.world.rank))
+
+
+class Reads:
+    """A reader of windows that notes which were read."""
+
+    def __init__(self, reader: WindowReader) -> None:
+        self._reader = reader
+        self.positions: list[int] = []
+
+    def read(self, first_position: int, count: int) -> Windows:
+        self.positions += range(first_position, first_position + count)
+        return self._reader.read(first_position, count)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+
 def _same_on_all(run: Run) -> float:
     """How far this rank's weights are from the mean of all ranks'."""
     worst = 0.0
@@ -189,14 +237,17 @@ def _same_on_all(run: Run) -> float:
 def main() -> None:
     directory, world = Path(sys.argv[1]), world_from_environment()
     with world.process_group("gloo", 60.0):
+        saver = PartSaver(directory / "two", CheckpointSection(), lambda _: None, world, 60.0)
         work: dict[str, Any] = {
             "as_gradients": partial(as_gradients, world),
             "fp32": partial(by_formula, world, "fp32"),
             "bf16": partial(by_formula, world, "bf16"),
             "bad_rank": partial(bad_rank, world),
-            "trained": partial(trained, world, directory),
+            "trained": partial(trained, world, directory, saver),
+            "by_speed": partial(by_speed, world, directory, saver),
         }
         found = {name: do() for name, do in work.items()}
+        saver.close()
         (directory / f"rank{world.rank}.json").write_text(json.dumps(found, indent=1))
 
 

@@ -26,7 +26,7 @@ from llmtrain.profile.load import load_profile
 from llmtrain.profile.setting import Setting
 from llmtrain.train.checkpoint.saver import passes_multiple
 from llmtrain.train.distributed.failures import open_store, rank_environment
-from llmtrain.train.distributed.rounds import OuterStep, own_name, own_state
+from llmtrain.train.distributed.rounds import OuterStep, own_name, own_state, shares_by_speed
 from llmtrain.train.distributed.world import World
 from tests.checkout import ROOT
 from tests.machines import WORKLOAD
@@ -118,7 +118,35 @@ def test_a_checkpoint_goes_on_bit_for_bit_and_at_another_number_of_ranks(
         assert rank["trained"]["resumed"]
         assert rank["trained"]["weights"] == 0.0
         assert rank["trained"]["at_one"] < 0.5
-    assert len(list((directory / "two").glob("step-*/optimizer-*.safetensors"))) == 2
+    checkpoint = directory / "two" / f"step-{EVERY:08d}"
+    assert len(list(checkpoint.glob("optimizer-*.safetensors"))) == 2
+
+
+def test_a_slow_rank_takes_fewer_windows_and_each_is_read_once(
+    found: list[dict[str, Any]],
+) -> None:
+    first, second = (rank["by_speed"] for rank in found)
+    assert first["shares"] == first["resumed"] == second["shares"] == second["resumed"] == [6, 2]
+    assert len(second["read"]) == EVERY * 4 + EVERY * 2
+    assert sorted(first["read"] + second["read"]) == list(range(8 * 2 * EVERY))
+    assert first["differ"] == second["differ"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("window_s", "shares", "micro_batch", "expected"),
+    [
+        ([1.0, 1.0], [8, 8], 2, [8, 8]),
+        ([1.0, 1.05], [8, 8], 1, [8, 8]),  # not worth it
+        ([1.0, 3.0], [8, 8], 1, [12, 4]),
+        ([1.0, 3.0], [8, 8], 4, [12, 4]),
+        ([1.0, 3.0], [8, 8], 8, [8, 8]),  # in whole micro-batches
+        ([1.0, 1000.0, 1.0], [4, 4, 4], 1, [6, 1, 5]),  # none is left out
+    ],
+)
+def test_shares_follow_the_speed_of_ranks(
+    window_s: list[float], shares: list[int], micro_batch: int, expected: list[int]
+) -> None:
+    assert shares_by_speed(window_s, shares, micro_batch) == expected
 
 
 def test_one_rank_with_a_plain_outer_step_trains_as_without_rounds() -> None:
@@ -136,7 +164,7 @@ def test_a_round_that_no_rank_has_good_weights_after_is_undone() -> None:
     descend(model, 1, slice(8))
     with torch.no_grad():
         next(model.parameters()).fill_(torch.inf)
-    rounds.record(1.0, 1.0)
+    rounds.record(1.0, 1.0, 1.0)
     assert not rounds.is_at_end
     rounds.finish(1, run_of(World(), **HERE).divergence)
     assert rounds.is_at_end
@@ -174,7 +202,7 @@ def test_the_time_of_an_exchange_is_spread_over_its_round() -> None:
     rounds = rounds_of(small_model(), World(), OuterStep(4, 0.7, 0.5))
     rounds.exchange_s, rounds.last_steps = 2.0, 4
     assert rounds.spread(3.0) == pytest.approx(1.5), "the step that the exchange ended"
-    rounds.record(1.0, 1.0)
+    rounds.record(1.0, 1.0, 1.0)
     assert rounds.spread(1.0) == pytest.approx(1.5)
 
 
