@@ -32,6 +32,7 @@ from tests.benchmarks.sweep_job import (
     run_job,
 )
 from tests.benchmarks.sweep_table import line
+from tests.programs import program_parser
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -110,11 +111,7 @@ def _keep(path: Path, result: SweepResult) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.sweep",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     add = parser.add_argument
     add("plan", type=Path, nargs="+", help="YAML files of jobs, in order of importance")
     add("results", type=Path, help="JSON lines, one a training; added to")
