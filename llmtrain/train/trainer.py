@@ -55,18 +55,7 @@ class Trainer:
             expected_steps(profile),
             first_step_counts=not run.plan.compile.value,
         )
-        self.logger = TrainLogger(
-            directory,
-            setup.observe,
-            profile.train,
-            run.world,
-            run.device,
-            first_step=run.position.step,
-            flops_per_token=setup.workload.flops_per_token,
-            peak_flops=setup.peak_flops,
-            text_tokens=setup.data.index.train.tokens,
-            mixture=setup.mixture,
-        )
+        self.logger = _logger(setup)
         self.saver = _saver(setup)
         self.guard = MemoryGuard(run, setup.workload, directory, setup.observe)
         self.stopping = StopPolicy(setup.horizon, profile.eval, run.world, run.device)
@@ -380,6 +369,22 @@ class Trainer:
         return (
             "time" if has_time_limit and not self.stopping.patience_is_over(self.state) else "done"
         )
+
+
+def _logger(setup: TrainSetup) -> TrainLogger:
+    run = setup.run
+    return TrainLogger(
+        setup.directory,
+        setup.observe,
+        setup.profile.train,
+        run.world,
+        run.device,
+        first_step=run.position.step,
+        flops_per_token=setup.workload.flops_per_token,
+        peak_flops=setup.peak_flops,
+        text_tokens=setup.data.index.train.tokens,
+        mixture=setup.mixture,
+    )
 
 
 def _saver(setup: TrainSetup) -> Saver:
