@@ -110,7 +110,10 @@ def block_sweep(block: Mapping[str, Any], corpora: Mapping[str, str], device: st
     grid = {names.get(key, key): tuple(values) for key, values in block["grid"].items()}
     if "train.tokens" not in grid:
         grid["train.tokens"] = (first.tokens,)
-    settings = {"eval.tokens": first.evaluation_tokens, "eval.every_steps": _NEVER}
+    settings: dict[str, Any] = {
+        "eval.tokens": first.evaluation_tokens,
+        "eval.every_steps": _NEVER,
+    }
     settings |= {"eval.sample_every_steps": _NEVER, "device.kind": device}
     if is_naive and _RATE not in grid:
         settings[_RATE] = first.learning_rate
