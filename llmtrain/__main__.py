@@ -15,6 +15,10 @@ def main() -> NoReturn:
         from llmtrain.interrupts import end_on_interrupt
 
         end_on_interrupt()
+        if sys.argv[1:2] in (["train"], ["finetune"]):
+            from llmtrain.machine.allocator import restart_without_thread_cache
+
+            restart_without_thread_cache()  # first of all: it starts this process again
         from llmtrain.cli.app import main as run
 
         run()

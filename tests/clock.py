@@ -31,7 +31,7 @@ class Clock:
         """Answer instead of what measures."""
         for name in ("time_matmuls", "time_attention", "time_block"):
             monkeypatch.setattr(kernel_probes, name, getattr(self, name))
-        for name in ("time_eager_block", "time_head", "time_update"):
+        for name in ("time_chained_block", "time_head", "time_update"):
             monkeypatch.setattr(step_benchmarks, name, getattr(self, name))
 
     def time_matmuls(self, *_: object) -> MatmulTimes:
@@ -51,7 +51,7 @@ class Clock:
             raise CompileError(self.failure)
         return self.block
 
-    def time_eager_block(self, *_: object) -> PartTime:
+    def time_chained_block(self, *_: object) -> PartTime:
         return self._part("eager block")
 
     def time_head(self, *_: object, compiled: bool) -> PartTime:

@@ -55,7 +55,6 @@ from llmtrain.cli.tokenizer.train import train as train_tokenizer
 from llmtrain.cli.train import train
 from llmtrain.errors import AbortedError, DoesNotFitError, LlmtrainError, ThresholdError, UsageError
 from llmtrain.files import LAUNCHED_VARIABLE, cache_directory
-from llmtrain.machine.allocator import restart_without_thread_cache
 
 _RANK_0_REPORTS_FIRST_S = 5.0
 _GROUPS = {
@@ -150,8 +149,6 @@ def root(
 
 def main() -> NoReturn:
     """Run the command line of this process and exit with its code."""
-    if sys.argv[1:2] in (["train"], ["finetune"]):
-        restart_without_thread_cache()
     sys.excepthook = _report_unexpected
     set_up_standard_streams()
     code = run(sys.argv[1:])

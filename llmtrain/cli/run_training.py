@@ -118,6 +118,7 @@ def train_request(
     """Train in this process, or launch its ranks; return the exit code. Raises LlmtrainError."""
     from llmtrain.cli.progress import watching
     from llmtrain.engine.text_notes import text_notes
+    from llmtrain.engine.train_data import RunText
     from llmtrain.engine.train_run import (
         ranks_to_launch,
         resolved_run,
@@ -140,16 +141,17 @@ def train_request(
     with ExitStack() as stack:
         session = TrainSession(world, stack.enter_context(watching(output)), stop, started_s)
         resolved = stack.enter_context(resolved_run(request, session))
+        text = RunText(resolved, session)
         if not resolved.is_finished and not is_launched():
-            for text in text_notes(resolved.profile.loaded, Path()):
-                output.note(text)
-        ranks = ranks_to_launch(resolved, session) if "RANK" not in os.environ else 1
+            for line in text_notes(resolved.profile.loaded, lambda: text.corpus, Path()):
+                output.note(line)
+        ranks = ranks_to_launch(resolved, text) if "RANK" not in os.environ else 1
         if ranks > 1:
             from llmtrain.train.distributed.launch import launch
 
             stack.close()  # the ranks lock the directory
             return launch(ranks, sys.argv[1:], stop)
-        result = train_resolved(resolved, session)
+        result = train_resolved(resolved, session, text)
     return show_result(output, result, stop, max_loss)
 
 

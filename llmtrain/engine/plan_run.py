@@ -19,6 +19,7 @@ from llmtrain.plan import decisions
 from llmtrain.plan.alternatives import alternatives
 from llmtrain.plan.auto_profile import choose_tokens_per_step
 from llmtrain.plan.cpu_benchmarks import measured_cpu, measured_products
+from llmtrain.plan.gpu_benchmarks import measured_gpu
 from llmtrain.plan.kernel_probes import Announce
 from llmtrain.plan.past_runs import last_run
 from llmtrain.plan.planned import Planned, planned_with
@@ -96,16 +97,20 @@ def plan_run(
     if facts is None:
         facts = read_facts(tries_gpus=decisions.may_use_gpu(profile.device))
     workload = workload_of(profile, world, facts, measure=measure)
-    measures_cpu = measure and decisions.choose_device(facts, profile.device).value == "cpu"
+    kind = decisions.choose_device(facts, profile.device).value
+    measures_cpu = measure and kind == "cpu"
     try:
         had_compiler = _COMPILER in sys.modules
         times = measured_cpu(facts, profile.device, workload, announce) if measures_cpu else None
         if not had_compiler and _COMPILER in sys.modules:  # its cache was empty
             workload = replace(workload, compiles_anew=True)
             return_free_memory()
-        plan = make_plan(facts, profile.device, workload, times)
+        gpu_times = None
+        if measure and kind == "cuda":
+            gpu_times = measured_gpu(facts, profile.device, workload, announce)
+        plan = make_plan(facts, profile.device, workload, times, gpu_times)
         previous = last_run(facts, workload, plan) if measure else None
-        return planned_with(plan, workload, facts, times, previous)
+        return planned_with(plan, workload, facts, times, previous, gpu_times)
     except DoesNotFitError as error:
         raise _with_alternatives(error, profile, world, facts, measure=measures_cpu) from None
 
@@ -157,5 +162,6 @@ def workload_of(
         mask_documents=profile.data.masks_documents,
         lora=lora_shape_of(profile.lora),
         is_dpo=profile.data.rows == "preferences",
+        sync_every=train.sync_every,
         torch_build=facts.torch_build,
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
 
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.sources.resolve import BUILTIN_PYTHON, resolve_sources
 from llmtrain.data.sources.urls import without_secrets
 from llmtrain.errors import LlmtrainError
@@ -20,11 +21,15 @@ _TEXT_SUFFIXES = {
 _MOST_ENTRIES = 2000
 
 
-def text_notes(loaded: LoadedProfile, here: Path) -> Iterator[str]:
-    """Yield lines that say what text a run reads, its size, and that text in `here` is unused."""
+def text_notes(loaded: LoadedProfile, resolve: Callable[[], Corpus], here: Path) -> Iterator[str]:
+    """Yield lines that say what text a run reads, its size, and that text in `here` is unused.
+
+    `resolve` is called for the first local source, when those before it are named.
+    """
     data, origin = loaded.profile.data, loaded.origin_of("data.sources")
-    for spec in data.specs:
-        yield f"text: {without_secrets(spec)}{_size_of(spec, data)} ({origin})"
+    for index, spec in enumerate(data.specs):
+        size = "" if _is_elsewhere(spec) else _size_of(index, resolve)
+        yield f"text: {without_secrets(spec)}{size} ({origin})"
     if data.specs == (BUILTIN_PYTHON,) and origin != "--data" and _has_text(here):
         yield "the files here are not used; --data . trains on them"
 
@@ -38,7 +43,7 @@ def unusable_text(loaded: LoadedProfile) -> Iterator[str]:
     for spec, key in named:
         try:
             if not _is_elsewhere(spec):
-                _files_of(spec, data)
+                _require_files(spec, data)
         except LlmtrainError as error:
             yield f"{error.message} ({loaded.origin_of(key)}): training would be refused"
 
@@ -47,8 +52,8 @@ def _is_elsewhere(spec: str) -> bool:
     return "://" in spec or spec == "-"
 
 
-def _files_of(spec: str, data: DataSection) -> list[Path]:
-    corpus = resolve_sources(
+def _require_files(spec: str, data: DataSection) -> None:
+    resolve_sources(
         [spec],
         text_field=data.text_field,
         rows=data.rows,
@@ -56,19 +61,16 @@ def _files_of(spec: str, data: DataSection) -> list[Path]:
         exclude=data.exclude,
         skips_bad=data.on_error == "skip",
     )
-    return [Path(file.path) for source in corpus.sources for file in source.files]
 
 
-def _size_of(spec: str, data: DataSection) -> str:
-    """Return `, 37 files, 139 KiB` for local files; empty for what is elsewhere or missing."""
-    if _is_elsewhere(spec):
-        return ""
+def _size_of(index: int, resolve: Callable[[], Corpus]) -> str:
+    """Return `, 37 files, 139 KiB` for the files of a source; empty if they cannot be read."""
     try:
-        paths = _files_of(spec, data)
-        size = sum(path.stat().st_size for path in paths)
+        files = resolve().sources[index].files
+        size_bytes = sum(file.path.stat().st_size for file in files)
     except (LlmtrainError, OSError):
-        return ""  # reading it says why
-    return f", {counted(len(paths), 'file')}, {format_bytes(size)}"
+        return ""  # training says why
+    return f", {counted(len(files), 'file')}, {format_bytes(size_bytes)}"
 
 
 def _has_text(here: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from llmtrain.data.batches.conversations import pack_conversations
@@ -48,25 +49,35 @@ class _SharedData:
     ranges: list[tuple[int, int]]  # first token and number of tokens of each weighted source
 
 
-def checked_corpus(resolved: ResolvedRun, session: TrainSession) -> Corpus | None:
-    """Return what a new run's text is. Raises DataError if it is too short.
+class RunText:
+    """The text of a run; its sources are resolved once, when they are first needed."""
 
-    And LlmtrainError if it cannot be prepared in the cache; both before any planning.
-    """
-    if resolved.recorded is not None and resolved.checkpoint is not None:
-        return None
-    profile = resolved.profile.loaded.profile
-    require_usable_cache(cache_directory())
-    work = PrepareContext(1, session.observe, session.stop.check)
-    corpus = resolve_corpus(profile.data, work)
-    if profile.data.rows == "text":
-        check_length(corpus, profile.data, profile.model.context, work)
-    return corpus
+    def __init__(self, resolved: ResolvedRun, session: TrainSession) -> None:
+        self._resolved = resolved
+        self._work = PrepareContext(1, session.observe, session.stop.check)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The documents of its sources, fetched if remote. Raises DataError."""
+        return resolve_corpus(self._resolved.profile.loaded.profile.data, self._work)
+
+    def check(self) -> None:
+        """Raise DataError if the text of a new run is too short for its context.
+
+        And LlmtrainError if it cannot be prepared in the cache; both before any planning.
+        """
+        if self._resolved.recorded is not None:
+            return
+        profile = self._resolved.profile.loaded.profile
+        require_usable_cache(cache_directory())
+        corpus = self.corpus
+        if profile.data.rows == "text":
+            check_length(corpus, profile.data, profile.model.context, self._work)
 
 
 @memory_errors_mapped()
 def shared_dataset(
-    resolved: ResolvedRun, plan: Plan, session: TrainSession, corpus: Corpus | None
+    resolved: ResolvedRun, plan: Plan, session: TrainSession, text: RunText
 ) -> Dataset:
     """Prepare the data on rank 0, and open it on every rank. Raises DataError."""
     profile = resolved.profile.loaded.profile
@@ -74,7 +85,7 @@ def shared_dataset(
     prepared: list[Dataset] = []
 
     def prepare() -> _SharedData:
-        dataset = _dataset(resolved, work, corpus)
+        dataset = _dataset(resolved, work, text)
         prepared.append(dataset)
         if profile.data.rows == "text":
             packing_of(resolved, dataset, session)  # cached, for the other ranks to read
@@ -89,18 +100,18 @@ def shared_dataset(
     return with_recorded_mixture(dataset, profile.data, shared.ranges)
 
 
-def _dataset(resolved: ResolvedRun, work: PrepareContext, corpus: Corpus | None) -> Dataset:
+def _dataset(resolved: ResolvedRun, work: PrepareContext, text: RunText) -> Dataset:
     profile = resolved.profile.loaded.profile
     vocab_size, context = profile.model.vocab_size, profile.model.context
     if resolved.recorded is None or resolved.checkpoint is None:
-        return prepare_dataset(profile.data, vocab_size, work, context=context, corpus=corpus)
+        return prepare_dataset(profile.data, vocab_size, work, context=context, corpus=text.corpus)
     recorded = resolved.recorded
     before, fingerprint = recorded.profile.data, recorded.text_fingerprint
     if profile.data.specs != before.specs and fingerprint is not None:
-        require_same_text(profile.data, before, fingerprint, work)
+        require_same_text(text.corpus, profile.data, before, fingerprint, work)
     key = data_key(recorded.values, str(resolved.path))
     dataset = open_dataset(profile.data, vocab_size, key, resolved.checkpoint, work, context)
-    announce_changes(profile.data, dataset.shards, work)
+    announce_changes(lambda: text.corpus, profile.data, dataset.shards, work)
     return with_recorded_mixture(dataset, profile.data, data_ranges(recorded.values))
 
 

@@ -21,7 +21,6 @@ from llmtrain.engine.record import (
     write_start,
 )
 from llmtrain.engine.request import TrainRequest
-from llmtrain.engine.run_report import write_report
 from llmtrain.engine.session_start import (
     difference_from_run,
     first_state,
@@ -30,7 +29,7 @@ from llmtrain.engine.session_start import (
     started_event,
     used_before_s,
 )
-from llmtrain.engine.train_data import checked_corpus, packing_of, shared_dataset, shared_references
+from llmtrain.engine.train_data import RunText, packing_of, shared_dataset, shared_references
 from llmtrain.engine.train_session import TrainSession
 from llmtrain.errors import InterruptedRunError
 from llmtrain.files import free_bytes
@@ -44,7 +43,6 @@ from llmtrain.plan.tensor_bytes import checkpoint_bytes
 from llmtrain.prepare.dataset import Dataset
 from llmtrain.profile.lora_shape import lora_shape_of
 from llmtrain.profile.shape import shape_of
-from llmtrain.report.plots import require_plots
 from llmtrain.tracking.observe import tracked
 from llmtrain.tracking.tracker import require_trackers
 from llmtrain.train.build import build_run, set_up_device
@@ -63,7 +61,7 @@ from llmtrain.units import format_bytes
 def run_training(request: TrainRequest, session: TrainSession) -> TrainResult:
     """Train what the request asks for in this process and its group. Raises LlmtrainError."""
     with resolved_run(request, session) as resolved:
-        return train_resolved(resolved, session)
+        return train_resolved(resolved, session, RunText(resolved, session))
 
 
 @contextmanager
@@ -78,7 +76,7 @@ def resolved_run(request: TrainRequest, session: TrainSession) -> Iterator[Resol
         yield session.broadcast_from_main("run", ResolvedRun, enter, lambda: None)
 
 
-def ranks_to_launch(resolved: ResolvedRun, session: TrainSession) -> int:
+def ranks_to_launch(resolved: ResolvedRun, text: RunText) -> int:
     """Return how many processes to launch for the run; 1 where this one is enough.
 
     Raises UsageError, and before anything is launched DoesNotFitError, and DataError for a text
@@ -86,31 +84,34 @@ def ranks_to_launch(resolved: ResolvedRun, session: TrainSession) -> int:
     """
     processes = processes_of(resolved)
     if processes > 1:
-        checked_corpus(resolved, session)
+        text.check()
         plan_resolved(resolved)
     return processes
 
 
 @memory_errors_mapped()
-def train_resolved(resolved: ResolvedRun, session: TrainSession) -> TrainResult:
+def train_resolved(resolved: ResolvedRun, session: TrainSession, text: RunText) -> TrainResult:
     """Train the run to its end or to a stop request. Raises LlmtrainError."""
     world, profile = session.world, resolved.profile.loaded.profile
     if profile.report:
+        from llmtrain.report.plots import require_plots
+
         require_plots()  # before hours of training
     require_trackers(profile.log_to)
-    for text in resolved.notes:
-        session.note(text)
+    for note in resolved.notes:
+        session.note(note)
     if resolved.is_finished:
         session.note(f"{resolved.path} is finished: {_finished(resolved).steps} steps")
         return _finished(resolved)
     resumed = load_checkpoint(resolved.checkpoint) if resolved.checkpoint is not None else None
     try:
-        corpus = checked_corpus(resolved, session) if world.is_main else None
+        if world.is_main:
+            text.check()
         planned = _agreed_plan(resolved, session)
         if world.is_main:
             _require_disk_space(resolved, session)
         set_up_device(planned.plan, world)
-        dataset = shared_dataset(resolved, planned.plan, session, corpus)
+        dataset = shared_dataset(resolved, planned.plan, session, text)
         return_free_memory()  # tokenizing took more than training needs
         timeout_s = profile.device.collective_timeout
         with closing(dataset.shards), world.process_group(planned.plan.backend.value, timeout_s):
@@ -137,8 +138,9 @@ def _agreed_plan(resolved: ResolvedRun, session: TrainSession) -> Planned:
 def _require_disk_space(resolved: ResolvedRun, session: TrainSession) -> None:
     """Raise LlmtrainError unless a checkpoint fits on the disk; warn unless all of them do."""
     profile, directory = resolved.profile.loaded.profile, resolved.directory.checkpoints
+    local_ranks = session.world.size if profile.train.sync_every > 1 else 0
     each = checkpoint_bytes(
-        shape_of(profile.model), profile.optim.name, lora_shape_of(profile.lora)
+        shape_of(profile.model), profile.optim.name, lora_shape_of(profile.lora), local_ranks
     )
     require_room(directory, each, "a checkpoint of this run")
     options = profile.checkpoint
@@ -268,6 +270,8 @@ def _record(resolved: ResolvedRun, planned: Planned, plan: Plan, result: TrainRe
 
 def _write_report(resolved: ResolvedRun, session: TrainSession) -> None:
     """Write report.html; a full disk is a warning, as the run itself is saved."""
+    from llmtrain.engine.run_report import write_report
+
     try:
         session.note(f"report: {write_report(resolved.directory)}")
     except OSError as error:

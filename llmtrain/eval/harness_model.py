@@ -22,6 +22,7 @@ from llmtrain.generate.generator import TextGenerator
 from llmtrain.generate.sampling import Sampling
 from llmtrain.generate.text import TextRequest
 from llmtrain.model.decoder import Decoder
+from llmtrain.ops.eager import eagerly
 from llmtrain.tokenizer import Tokenizer
 
 _BATCH_TOKENS = 8192
@@ -126,7 +127,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
         for row, (ids, _) in enumerate(rows):
             inputs[row, : len(ids) - 1] = torch.tensor(ids[:-1])
         found = []
-        with torch.compiler.set_stance("force_eager"), self._autocast():
+        with eagerly(), self._autocast():
             hidden_btc = model.model(inputs.to(device))
             for row, (ids, scored) in enumerate(rows):
                 targets = torch.tensor(ids[len(ids) - scored :], device=device)

@@ -231,3 +231,12 @@ class CpuTimes:
     plain: StepTimes | None = None  # those of an eager step without native kernels
     loss: LossTimes | None = None
     native_missing: str | None = None  # why there are no native kernels, where they are wanted
+
+
+@dataclass(frozen=True, slots=True)
+class GpuTimes:
+    """The parts of a step on a GPU, on the shapes of one model, by the kernels that it may use."""
+
+    own: StepTimes | None = None  # by our own kernels, or torch's where those are not planned
+    torch: StepTimes | None = None  # by torch's kernels, where the two are compared
+    own_failure: str | None = None  # why our own kernels cannot be used here

@@ -1,4 +1,4 @@
-"""What kernels of our own ask a GPU for."""
+"""What kernels and their timing ask a GPU for."""
 
 from __future__ import annotations
 
@@ -10,3 +10,9 @@ def multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 1
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def forget_peak_memory() -> None:
+    """Return what torch keeps of CUDA memory, and count its peak from here on."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()

@@ -27,6 +27,7 @@ from llmtrain.ops.loss import (
 )
 from llmtrain.ops.norm import rms_norm
 from llmtrain.ops.precision import WeightCasts, compute_dtype
+from llmtrain.ops.recomputation import checkpointed_block
 from llmtrain.ops.rotary import rotary_table, rotate
 from llmtrain.profile.shape import ModelShape
 
@@ -251,9 +252,9 @@ class Backbone(nn.Module):
         if first_bt is not None:
             documents = document_mask(self._attention, first_bt, compute_dtype(x_btc))
         for block in self.layers:
+            rest = self.cos_td[:length], self.sin_td[:length], documents
             call = block if casts is None else partial(casts.call, block)
-            rotations = self.cos_td[:length], self.sin_td[:length]
-            x_btc = checkpointed(self.checkpointing, call, x_btc, *rotations, documents)
+            x_btc = checkpointed_block(self.checkpointing, block, call, x_btc, *rest)
         hidden: Tensor = self.norm(x_btc)
         return hidden
 

@@ -1,11 +1,11 @@
-"""Time the parts of a training step on this CPU, each as a run computes it, in about a second.
+"""Time the parts of a training step on this machine, each as a run computes it, in about a second.
 
     block    one block, forward and backward, on a micro-batch
     head     embedding, final norm, head and loss, forward and backward, on a micro-batch
     update   clipping, the optimizer, and rounding the weights to half precision, of all parameters
 
-A part that takes long is timed on fewer sequences, or on fewer layers, and scaled up: what it
-computes is proportional to them.
+A part that takes long on a CPU is timed on fewer sequences, or on fewer layers, and scaled up: what
+it computes is proportional to them. A GPU, whose kernels run after they are called, is waited for.
 """
 
 from __future__ import annotations
@@ -23,19 +23,22 @@ from llmtrain.choice import (
     ActivationCheckpointing,
     Algorithm,
     AttentionKernel,
+    BlockKernels,
+    DeviceKind,
     LossKernel,
     OptimizerName,
     Precision,
 )
 from llmtrain.machine.core_wait import ran_share, read_core_times
 from llmtrain.machine.facts import PartTime
+from llmtrain.machine.gpu import forget_peak_memory
 from llmtrain.machine.timing import Run, cpu_seconds
-from llmtrain.model.decoder import Block, Decoder
+from llmtrain.model.decoder import Block, Decoder, compile_block
 from llmtrain.model.lora import add_adapters, freeze_matrices
 from llmtrain.model.optimizer import RoleOptimizer
 from llmtrain.model.timing import compiling_s, new_block, thread_count, two_documents
-from llmtrain.ops.checkpointing import checkpointed
 from llmtrain.ops.precision import WeightCasts, autocast_as, compute_dtype, half_dtype
+from llmtrain.ops.recomputation import checkpointed_block
 from llmtrain.ops.rotary import rotary_table
 from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
@@ -47,8 +50,7 @@ _LONGEST_ROUND_S = 0.8
 # Of the layers that are timed together: enough that neither the weights nor what their backward
 # needs stays in a cache, which would be faster than in a whole model.
 _CHAINED_BLOCKS = 2
-_UPDATED_PARAMETERS = 8_000_000
-_CPU = torch.device("cpu")
+_UPDATED_PARAMETERS = {"cpu": 8_000_000, "cuda": 200_000_000}  # a GPU needs more to be busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,9 @@ class Way:
     masked: bool = False  # attention stays within documents, of which each sequence has two
     loss: LossKernel = "chunks"
     lora: LoraShape | None = None  # adapters that are trained, beside a model that is not
+    device: DeviceKind = "cpu"
+    block_kernels: BlockKernels = "torch"
+    compiled_block: bool = False  # on a CPU it is timed beside an eager one
 
     def new_casts(self) -> WeightCasts | None:
         """Return a cache of half-precision weights, if the way keeps one."""
@@ -71,35 +76,52 @@ class Way:
         return WeightCasts(dtype) if self.keep_casts and dtype is not None else None
 
 
-def time_eager_block(shape: ModelShape, way: Way) -> PartTime:
-    """Return the seconds of one eager block on a micro-batch, as one of a chain of blocks."""
+def time_chained_block(shape: ModelShape, way: Way) -> PartTime:
+    """Return the seconds of one block on a micro-batch, as one of a chain of blocks.
+
+    Raises CompileError where a GPU's kernels cannot be compiled.
+    """
     count = min(_CHAINED_BLOCKS, shape.num_layers)
+    generator = torch.Generator(way.device).manual_seed(0)
+    size = way.micro_batch, shape.context, shape.hidden_size
+    x = torch.randn(size, generator=generator, device=way.device, requires_grad=True)
     with torch.random.fork_rng(devices=()):  # measuring must not change a run's random numbers
-        x = torch.randn(way.micro_batch, shape.context, shape.hidden_size, requires_grad=True)
-        blocks = [new_block(shape, way.attention, way.lora, way.precision) for _ in range(count)]
-    casts = way.new_casts()
-    run = partial(_train_blocks, shape, way, blocks, casts, x)
+        blocks = [_block(shape, way) for _ in range(count)]
+    table = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
+    cos, sin = (angles.to(way.device) for angles in table)
+    run = partial(_train_blocks, way, blocks, way.new_casts(), (cos, sin), x)
+    if way.device != "cpu":
+        compiling_s(partial(run, way.micro_batch))
     return _scaled(_time_sequences(run, way), 1 / count)
 
 
+def _block(shape: ModelShape, way: Way) -> Block:
+    block = new_block(shape, way.attention, way.lora, way.precision).to(way.device)
+    block.use_kernels(way.block_kernels)
+    if way.compiled_block:
+        block.checkpointing = way.checkpointing
+        compile_block(block)
+    return block
+
+
 def _train_blocks(
-    shape: ModelShape,
     way: Way,
     blocks: Sequence[Block],
     casts: WeightCasts | None,
+    rotations: tuple[Tensor, Tensor],
     x_btc: Tensor,
     sequences: int,
 ) -> None:
-    cos, sin = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
-    with autocast_as(way.precision, _CPU):
+    outside: ActivationCheckpointing = "off" if way.compiled_block else way.checkpointing
+    with autocast_as(way.precision, x_btc.device):
         y = x_btc[:sequences]
         documents = None
         if way.masked:
-            dtype = compute_dtype(y)
-            documents = two_documents(way.attention, sequences, shape.context, dtype)
+            size = sequences, x_btc.shape[1]
+            documents = two_documents(way.attention, *size, compute_dtype(y), y.device)
         for block in blocks:
             call = block if casts is None else partial(casts.call, block)
-            y = checkpointed(way.checkpointing, call, y, cos, sin, documents)
+            y = checkpointed_block(outside, block, call, y, *rotations, documents)
     torch.autograd.backward(y, y.detach())
     for block in blocks:
         block.zero_grad()
@@ -109,16 +131,16 @@ def _train_blocks(
 def time_head(shape: ModelShape, way: Way, *, compiled: bool) -> PartTime:
     """Return the seconds of a model without blocks on a micro-batch.
 
-    `compiled`: the softmax of the loss is. Raises CompileError.
+    `compiled`: the softmax of the loss is. Raises CompileError, also for a GPU's own kernels.
     """
     with torch.random.fork_rng(devices=()):
-        model = Decoder(replace(shape, num_layers=0))
-        tokens = torch.randint(shape.vocab_size, (way.micro_batch, shape.context))
+        model = Decoder(replace(shape, num_layers=0)).to(way.device)
+        tokens = torch.randint(shape.vocab_size, (way.micro_batch, shape.context)).to(way.device)
     if way.lora is not None:  # the gradient ends at the last norm's output
         freeze_matrices(model, way.precision)
     model.compute_with(loss=way.loss, casts=way.new_casts(), compiled=compiled)
     run = partial(_train_head, model, way.precision, tokens)
-    if compiled:
+    if compiled or way.device != "cpu":
         with thread_count(way.threads):
             compiling_s(partial(run, way.micro_batch))
     return _time_sequences(run, way)
@@ -126,7 +148,7 @@ def time_head(shape: ModelShape, way: Way, *, compiled: bool) -> PartTime:
 
 def _train_head(model: Decoder, precision: Precision, tokens_bt: Tensor, sequences: int) -> None:
     some = tokens_bt[:sequences]
-    with autocast_as(precision, _CPU):
+    with autocast_as(precision, some.device):
         loss: Tensor = model(some, some.roll(-1))
     torch.autograd.backward(loss / some.numel())
     model.zero_grad()
@@ -135,11 +157,13 @@ def _train_head(model: Decoder, precision: Precision, tokens_bt: Tensor, sequenc
 def time_update(shape: ModelShape, way: Way, optimizer: OptimizerName) -> PartTime:
     """Return the seconds of what follows the backward, once a step.
 
-    Of the blocks, some are updated and their time is scaled up: as many as have 8M weights.
+    Of the blocks, some are updated and their time is scaled up: as many as have 8M weights, or 200M
+    on a GPU.
     """
-    layers = max(1, min(shape.num_layers, _UPDATED_PARAMETERS // shape.block_parameters))
+    most = _UPDATED_PARAMETERS["cpu" if way.device == "cpu" else "cuda"]
+    layers = max(1, min(shape.num_layers, most // shape.block_parameters))
     with torch.random.fork_rng(devices=()):
-        model = Decoder(replace(shape, num_layers=layers))
+        model = Decoder(replace(shape, num_layers=layers)).to(way.device)
         if way.lora is not None:
             model.requires_grad_(False)
             for block in model.model.blocks():
@@ -149,11 +173,17 @@ def time_update(shape: ModelShape, way: Way, optimizer: OptimizerName) -> PartTi
     blocks = _trained(model.model.layers)
     known = {id(parameter) for parameter in blocks}
     others = [each for each in _trained(model) if id(each) not in known]
-    of_blocks = _time(_updating(blocks, way, optimizer), way.threads)
+    of_blocks = _time(_updating(blocks, way, optimizer), way)
     if not others:
         return _scaled(of_blocks, shape.num_layers / layers)
-    of_others = _time(_updating(others, way, "adamw"), way.threads)
+    of_others = _time(_updating(others, way, "adamw"), way)
     return _sum(_scaled(of_blocks, shape.num_layers / layers), of_others)
+
+
+def forget_memory(kind: DeviceKind) -> None:
+    """Return what timing took of a GPU's memory, and count the run's peak from here on."""
+    if kind == "cuda":
+        forget_peak_memory()
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:
@@ -195,17 +225,47 @@ def _updating(parameters: Sequence[nn.Parameter], way: Way, optimizer: Optimizer
 
 
 def _time_sequences(run: partial[None], way: Way) -> PartTime:
-    """Return the seconds of `run(sequences)` on a micro-batch, or in proportion to fewer."""
+    """Return the seconds of `run(sequences)` on a micro-batch, or in proportion to fewer.
+
+    A GPU is fast enough for all of them, whose shape is what was compiled.
+    """
+    if way.device != "cpu":
+        return _time(partial(run, way.micro_batch), way)
     with thread_count(way.threads):
         started_s = perf_counter()
         run(1)  # warms up, too
         affordable = int(_LONGEST_ROUND_S / max(1e-9, perf_counter() - started_s))
     sequences = max(1, min(way.micro_batch, affordable))
-    timed = _time(partial(run, sequences), way.threads)
+    timed = _time(partial(run, sequences), way)
     return _scaled(timed, way.micro_batch / sequences)
 
 
-def _time(run: Run, threads: int) -> PartTime:
+def _time(run: Run, way: Way) -> PartTime:
+    """Return the seconds of the fastest of several calls."""
+    return _time_on_cpu(run, way.threads) if way.device == "cpu" else _time_on_gpu(run, way.device)
+
+
+def _time_on_gpu(run: Run, kind: DeviceKind) -> PartTime:
+    """Return the seconds of a mean call of the fastest round.
+
+    A round is long enough for the GPU to come to the clock that its power allows, and its calls are
+    made while earlier ones are computed, as those of a run are.
+    """
+    wait = torch.get_device_module(kind).synchronize
+
+    def round_s(calls: int) -> float:
+        wait()
+        started_s = perf_counter()
+        for _ in range(calls):
+            run()
+        wait()
+        return max(_LEAST_CPU_S, (perf_counter() - started_s) / calls)
+
+    calls = max(1, int(_BUDGET_S / min(round_s(1) for _ in range(_LEAST_ROUNDS))))
+    return PartTime(min(round_s(calls) for _ in range(_LEAST_ROUNDS)))
+
+
+def _time_on_cpu(run: Run, threads: int) -> PartTime:
     """Return the seconds of the fastest of several calls.
 
     If other programs needed the cores meanwhile, those of a mean call without its waiting, if less.

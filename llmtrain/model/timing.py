@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -160,12 +161,16 @@ def time_block(
 
 
 def two_documents(
-    attention: AttentionKernel, sequences: int, tokens: int, dtype: torch.dtype
+    attention: AttentionKernel,
+    sequences: int,
+    tokens: int,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
 ) -> DocumentMask:
     """Return a mask of two documents per sequence, with the boundary at different positions."""
     starts_b1 = torch.arange(1, sequences + 1)[:, None] * tokens // (sequences + 1)
     first_bt = torch.where(torch.arange(tokens) < starts_b1, 0, starts_b1)
-    return document_mask(attention, first_bt.to(torch.int32), dtype)
+    return document_mask(attention, first_bt.to(device, torch.int32), dtype)
 
 
 def new_block(
@@ -191,14 +196,24 @@ def compiling_s(run: Run) -> float:
     # Importing it takes half as long as torch, and 60 MB; only those who compile need it.
     from torch._dynamo.exc import TorchDynamoException
 
-    start_s = time.perf_counter()
+    triton_error, start_s = _triton_error(), time.perf_counter()
     try:
         run()
-    except TorchDynamoException as error:
+    except (TorchDynamoException, triton_error) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         first_error = next((line for line in lines if "error:" in line), lines[0] if lines else "")
         raise CompileError(first_error or type(error).__name__) from error
     return time.perf_counter() - start_s
+
+
+def _triton_error() -> type[Exception]:
+    """Return what Triton raises where a kernel cannot be compiled for a GPU, or not run on it."""
+    if find_spec("triton") is None:
+        return CompileError
+    from triton.errors import TritonError
+
+    found: type[Exception] = TritonError
+    return found
 
 
 def _compare(runs: Mapping[str, Run]) -> dict[str, Timing]:

@@ -179,6 +179,8 @@ def choose_sharding(
         return Choice("replicate", "one process has everything")
     if options.sharding != "auto":
         return Choice(options.sharding, "asked for")
+    if workload.sync_every > 1:
+        return Choice("replicate", "each process takes steps of its own (train.sync_every)")
     if workload.lora is not None:
         return Choice("replicate", "a model that adapters are beside is not sharded")
     if workload.is_dpo:
@@ -188,6 +190,15 @@ def choose_sharding(
     except DoesNotFitError as error:
         return Choice("shard", f"a replica does not fit: {error.message}")
     return Choice("replicate", "a replica fits, and needs the least communication")
+
+
+def refuse_loss_scale_of_local_steps(workload: Workload, precision: Precision) -> None:
+    """Raise UsageError where processes that take steps of their own would each scale the loss."""
+    if workload.sync_every > 1 and precision == "fp16":
+        raise UsageError(
+            "train.sync_every: fp16 needs a loss scale that all processes share in every step",
+            hint="--set device.precision=fp32, or --set train.sync_every=1",
+        )
 
 
 def choose_activations(
@@ -205,7 +216,7 @@ def choose_activations(
     """Choose activation checkpointing and micro-batch: the least recomputation that fits."""
     asked = options.activation_checkpointing
     modes: list[Choice[ActivationCheckpointing]] = list(
-        _modes(kind, compiled, workload.micro_batch)
+        _modes(kind, compiled, workload.micro_batch, beside_adapters=workload.lora is not None)
     )
     if asked != "auto":
         modes = [Choice(asked, "asked for")]
@@ -235,7 +246,11 @@ def choose_activations(
 
 
 def _modes(
-    kind: DeviceKind, compiled: bool, micro_batch: int | Literal["auto"]
+    kind: DeviceKind,
+    compiled: bool,
+    micro_batch: int | Literal["auto"],
+    *,
+    beside_adapters: bool,
 ) -> Iterator[Choice[ActivationCheckpointing]]:
     at_once = (
         "not even one sequence fits"
@@ -246,6 +261,8 @@ def _modes(
     if kind == "cpu" and compiled:
         why = "products and attention are kept; the compiled backward recomputes the rest cheaply"
         yield Choice("selective", why)
+    elif kind == "cpu" and beside_adapters:
+        yield Choice("selective", "adapters are for little memory; products and attention are kept")
     else:
         yield Choice("off", "everything fits")
         yield Choice("selective", needed)

@@ -5,7 +5,8 @@
     bits per byte  = the fit to trainings on Python source in `llmtrain.recipe.model_size`
 
 The rate is that of an earlier run by the same plan on this machine, else computed from the parts of
-a step, each timed on this machine (`llmtrain.plan.throughput`). Without measurements there is no
+a step, each timed on this machine (`llmtrain.plan.throughput`), and of several GPUs from the data
+sheet of their link (`llmtrain.plan.scaling`). Without measurements there is no
 forecast of time.
 """
 
@@ -14,10 +15,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from llmtrain.machine.facts import CpuTimes, StepTimes
+from llmtrain.machine.facts import StepTimes
 from llmtrain.plan.planned import Planned
+from llmtrain.plan.scaling import exposed_communication_s
 from llmtrain.plan.tensor_bytes import checkpoint_bytes
-from llmtrain.plan.throughput import parts_of, predicted_tokens_per_s
+from llmtrain.plan.throughput import micro_batch_s, predicted_step_s
 from llmtrain.profile.horizon import horizon_of
 from llmtrain.profile.schema import Profile
 from llmtrain.recipe.model_size import expected_loss
@@ -87,26 +89,38 @@ def forecast(profile: Profile, planned: Planned, elapsed_s: float | None = None)
 
 
 def _rate(planned: Planned) -> Figure | None:
-    times, plan = planned.cpu_times, planned.plan
     last_run = planned.last_run
     if last_run is not None and not last_run.is_contended:
         how = f"in a run of {last_run.steps:.0f} steps by this plan on this machine"
         return Figure(last_run.tokens_per_s, "measured", how)
-    parts = None if times is None else parts_of(times, compiled=plan.compile.value)
-    if times is None or parts is None:
+    parts = planned.step_times
+    if parts is None:
         return None
-    rate = predicted_tokens_per_s(
-        planned.workload.shape,
+    rate = planned.workload.tokens_per_step / _step_s(planned, parts)
+    return Figure(rate, "estimated", _how_timed(planned, parts))
+
+
+def _step_s(planned: Planned, parts: StepTimes) -> float:
+    """Return the seconds of a step, with what GPUs only communicate in."""
+    plan, workload = planned.plan, planned.workload
+    ranks, head_passes = plan.processes.value, workload.head_passes
+    step_s = predicted_step_s(
+        workload.shape,
         parts,
-        tokens_per_step=planned.workload.tokens_per_step,
-        processes=plan.processes.value,
-        head_passes=planned.workload.head_passes,
+        tokens_per_step=workload.tokens_per_step,
+        processes=ranks,
+        head_passes=head_passes,
     )
-    return Figure(rate, "estimated", _how_timed(times, parts, compiled=plan.compile.value))
+    if plan.device.value != "cuda" or ranks == 1:
+        return step_s
+    computing_s = micro_batch_s(workload.shape, parts, head_passes)
+    gpu = planned.facts.of_kind("cuda")[0].name
+    return step_s + (exposed_communication_s(workload, plan, gpu, computing_s) or 0.0)
 
 
-def _how_timed(times: CpuTimes, parts: StepTimes, *, compiled: bool) -> str:
-    is_compiled = parts is times.compiled
+def _how_timed(planned: Planned, parts: StepTimes) -> str:
+    times, compiled = planned.cpu_times, planned.plan.compile.value
+    is_compiled = compiled if times is None else parts is times.compiled
     how = f"from the parts of {'a compiled' if is_compiled else 'an eager'} step, timed here"
     if compiled and not is_compiled:
         how += "; compiled they are not timed yet"

@@ -287,10 +287,14 @@ def choose_loss(
     workload: Workload,
     precision: Precision,
     times: CpuTimes | None,
+    own: Choice[bool],
 ) -> Choice[LossKernel]:
-    """Choose how the loss is computed: in chunks of logits, and on which kernels."""
+    """Choose how the loss is computed: in chunks of logits, and on which kernels.
+
+    `own`: whether a GPU is to use our own.
+    """
     if options.loss == "triton":
-        _refuse_triton("device.loss", facts, kind)
+        _refuse_triton("device.loss", facts, kind, own)
     unfit = _unfit_for_native_loss(workload)
     if options.loss == "native":
         if unfit is not None:
@@ -300,7 +304,9 @@ def choose_loss(
         return Choice(options.loss, "asked for")
     # In fp16 small probabilities vanish, unless they are divided by their sum afterwards.
     if kind == "cuda" and facts.has_triton and precision != "fp16":
-        return Choice("triton", "one kernel makes logits their own gradient; Triton is installed")
+        if not own.value:
+            return Choice("chunks", own.reason)
+        return Choice("triton", f"one kernel makes logits their own gradient; {own.reason}")
     if kind != "cpu":
         return Choice("chunks", "the device's own products")
     if unfit is not None:
@@ -336,11 +342,15 @@ def choose_block_kernels(
     workload: Workload,
     precision: Precision,
     compiled: bool,
+    own: Choice[bool],
 ) -> Choice[BlockKernels]:
-    """Choose what computes norms, rotary positions and SwiGLU: torch, or own Triton kernels."""
+    """Choose what computes norms, rotary positions and SwiGLU: torch, or own Triton kernels.
+
+    `own`: whether a GPU is to use those.
+    """
     asked = options.block_kernels
     if asked == "triton":
-        _refuse_triton("device.block_kernels", facts, kind)
+        _refuse_triton("device.block_kernels", facts, kind, own)
     if workload.lora is not None:
         if asked == "triton":
             raise UsageError(
@@ -354,12 +364,16 @@ def choose_block_kernels(
         return Choice("torch", "the others are for CUDA")
     if not compiled or precision == "fp32":
         return Choice("torch", "the others are for compiled blocks in half precision")
-    return Choice("triton", "one pass over memory each, forward and backward")
+    if not own.value:
+        return Choice("torch", own.reason)
+    return Choice("triton", f"one pass over memory each, forward and backward; {own.reason}")
 
 
-def _refuse_triton(option: str, facts: Facts, kind: DeviceKind) -> None:
+def _refuse_triton(option: str, facts: Facts, kind: DeviceKind, own: Choice[bool]) -> None:
     """Raise UsageError where Triton kernels that were asked for cannot be used."""
-    reason = None if facts.has_triton else "Triton is not installed"
+    reason = None if own.value else own.reason
+    if not facts.has_triton:
+        reason = "Triton is not installed"
     if kind != "cuda":
         reason = f"made for CUDA, and the device is {kind}"
     if reason is not None:

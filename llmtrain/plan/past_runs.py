@@ -83,6 +83,8 @@ def _key(facts: Facts, workload: Workload, plan: Plan) -> MeasurementKey:
     names = ",".join(gpu.name for gpu in facts.accelerators)
     if workload.mask_documents:
         decided["documents"] = "masked"
+    if workload.sync_every > 1:
+        decided["sync_every"] = str(workload.sync_every)
     if workload.lora is not None:
         decided["lora"] = f"{workload.lora.rank} {' '.join(workload.lora.targets)}"
     return measurement_key(

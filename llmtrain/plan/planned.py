@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmtrain.machine.facts import CpuTimes, Facts, RunFigures
+from llmtrain.machine.facts import CpuTimes, Facts, GpuTimes, RunFigures, StepTimes
 from llmtrain.plan.decisions import memory_limit_bytes
 from llmtrain.plan.memory import MemoryPrediction
 from llmtrain.plan.planner import Plan, predict
-from llmtrain.plan.throughput import product_flops_per_s
+from llmtrain.plan.throughput import parts_of, product_flops_per_s
 from llmtrain.plan.workload import Workload
 
 
@@ -27,6 +27,27 @@ class Planned:
     peak_flops: float | None  # FLOP/s of one process's matrix products, where measured
     cpu_times: CpuTimes | None = None  # that the plan was made from
     last_run: RunFigures | None = None  # by this plan on this machine
+    gpu_times: GpuTimes | None = None
+
+    @property
+    def step_times(self) -> StepTimes | None:
+        """The measured parts of a step, in the way that the plan computes it; None: there are none.
+
+        Those of an eager step while a CPU's compiled one is not measured.
+        """
+        gpu, uses_own = (
+            self.gpu_times,
+            "triton"
+            in (
+                self.plan.block_kernels.value,
+                self.plan.loss.value,
+            ),
+        )
+        if gpu is not None:
+            return gpu.own if uses_own or gpu.torch is None else gpu.torch
+        if self.cpu_times is None:
+            return None
+        return parts_of(self.cpu_times, compiled=self.plan.compile.value)
 
     @property
     def bytes(self) -> int:
@@ -40,6 +61,7 @@ def planned_with(
     facts: Facts,
     cpu_times: CpuTimes | None = None,
     last_run: RunFigures | None = None,
+    gpu_times: GpuTimes | None = None,
 ) -> Planned:
     """Return the plan with its predictions."""
     return Planned(
@@ -51,6 +73,7 @@ def planned_with(
         peak_flops=_peak_flops(cpu_times, plan),
         cpu_times=cpu_times,
         last_run=last_run,
+        gpu_times=gpu_times,
     )
 
 

@@ -24,9 +24,10 @@ from llmtrain.choice import (
     Precision,
     Sharding,
 )
-from llmtrain.machine.facts import CpuTimes, Facts, MatmulTimes
+from llmtrain.machine.facts import CpuTimes, Facts, GpuTimes, MatmulTimes
 from llmtrain.plan import decisions as decide
 from llmtrain.plan import numerics
+from llmtrain.plan.gpu_kernels import choose_own_kernels
 from llmtrain.plan.memory import (
     MemoryPrediction,
     compiling_anew_bytes,
@@ -132,11 +133,16 @@ def plan_from_document(document: Mapping[str, Mapping[str, Any]]) -> Plan:
 
 
 def make_plan(
-    facts: Facts, options: DeviceSection, workload: Workload, times: CpuTimes | None = None
+    facts: Facts,
+    options: DeviceSection,
+    workload: Workload,
+    times: CpuTimes | None = None,
+    gpu_times: GpuTimes | None = None,
 ) -> Plan:
     """Return every decision for a machine. Raises UsageError and DoesNotFitError.
 
-    `times` are the CPU's measurements; without them the CPU computes in fp32.
+    `times` are the CPU's measurements; without them the CPU computes in fp32. `gpu_times` are a
+    GPU's.
     """
     device = decide.choose_device(facts, options)
     kind = device.value
@@ -146,6 +152,7 @@ def make_plan(
     local = workload.launched_local_processes or processes.value
     products = times.matmul if times is not None else None
     precision = numerics.choose_precision(facts, options, kind, products)
+    decide.refuse_loss_scale_of_local_steps(workload, precision.value)
     compilation = numerics.choose_compilation(
         facts, options, kind, workload, times, processes.value
     )
@@ -172,6 +179,7 @@ def make_plan(
     )
     sharding = decide.choose_sharding(options, workload, processes.value, activations)
     checkpointing, micro_batch = activations(sharding.value)
+    own = choose_own_kernels(workload, gpu_times, processes.value)
     windows = decide.windows_per_process(workload, processes.value)
     micro_batches = windows // micro_batch.value
     return Plan(
@@ -188,9 +196,9 @@ def make_plan(
             f"{workload.shape.context} tokens × {micro_batches} × {processes.value} processes",
         ),
         attention=attention,
-        loss=numerics.choose_loss(facts, options, kind, workload, precision.value, times),
+        loss=numerics.choose_loss(facts, options, kind, workload, precision.value, times, own),
         block_kernels=numerics.choose_block_kernels(
-            facts, options, kind, workload, precision.value, compilation.value
+            facts, options, kind, workload, precision.value, compilation.value, own
         ),
         compile=compilation,
         activation_checkpointing=checkpointing,
@@ -256,5 +264,6 @@ def _setup(workload: Workload, plan: Plan) -> TrainingSetup:
         masks_pairs=workload.masks_pairs(plan.attention.value),
         torch_build=workload.torch_build,
         lora=workload.lora,
+        sync_every=workload.sync_every,
         frozen_bytes=frozen_bytes(workload, plan.precision.value),
     )

@@ -5,7 +5,8 @@
     exposed_s     = what communication takes longer than the computation that it runs beside
 
 Replicas add their gradients once a step, in fp32, beside the last backward, which is two thirds of
-the computation. A sharded model gathers each block's weights in the precision of products, once
+the computation; with `train.sync_every` they add what their weights moved once in so many steps,
+beside nothing. A sharded model gathers each block's weights in the precision of products, once
 for the forward and once for the backward, and scatters their gradients in fp32, in every
 micro-batch; embedding and head are gathered before the first block and scattered after it, beside
 nothing. Muon's directions travel to their owners and back once a step, beside nothing.
@@ -17,8 +18,10 @@ counts. An all-reduce is twice that.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
+from llmtrain.plan.gpu_speeds import speed_of
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.tensor_bytes import FP32_BYTES, HALF_BYTES
 from llmtrain.plan.workload import Workload
@@ -27,6 +30,8 @@ from llmtrain.profile.shape import ModelShape, muon_flops
 # Of additional FLOPs: a whole forward, or the parts of it that are quick to recompute.
 _RECOMPUTED = {"off": 0.0, "selective": 0.05, "full": 1 / 3}
 _FORWARD = 1 / 3  # of the computation of a micro-batch
+# Of a link's or a network's data sheet that NCCL's collectives of large tensors come to: assumed.
+COLLECTIVE_SHARE = 0.8
 _BUCKET_BYTES = 25 << 20  # of DDP's last gradients, which nothing is left to run beside
 
 
@@ -81,8 +86,7 @@ def predict_step(
     more = 1.0 + _RECOMPUTED[plan.activation_checkpointing.value]
     compute_s = workload.flops_per_token * workload.tokens_per_step / ranks * more / rate
     is_sharded = plan.sharding.value == "shard"
-    moved = _sharded if is_sharded else _replicated
-    communication_s, exposed_s, received = moved(
+    communication_s, exposed_s, received = _communication(
         workload, plan, cluster, compute_s / plan.accumulation.value
     )
     update_s = 0.0
@@ -91,14 +95,41 @@ def predict_step(
     return StepPrediction(compute_s, communication_s, exposed_s, update_s, received)
 
 
-def _replicated(
+def exposed_communication_s(
+    workload: Workload, plan: Plan, gpu: str, micro_batch_s: float
+) -> float | None:
+    """Return the seconds of a step in which the GPUs of one machine only communicate.
+
+    `gpu`: the name of one. `micro_batch_s`: the measured computation of a micro-batch. None where
+    the link between such GPUs is unknown, or the ranks are on several machines.
+    """
+    ranks = plan.processes.value
+    local, speed = workload.launched_local_processes, speed_of(gpu)
+    if speed is None or (local is not None and local < ranks):
+        return None
+    link = COLLECTIVE_SHARE * speed.link_bytes_per_s
+    cluster = _Cluster(ranks, 1, Hardware(speed.flops, 1.0, link, math.inf))
+    return _communication(workload, plan, cluster, micro_batch_s)[1]
+
+
+def _communication(
     workload: Workload, plan: Plan, cluster: _Cluster, micro_batch_s: float
 ) -> tuple[float, float, float]:
     """Return the seconds of communication, those beside nothing, and the bytes of a rank."""
+    moved = _sharded if plan.sharding.value == "shard" else _replicated
+    return moved(workload, plan, cluster, micro_batch_s)
+
+
+def _replicated(
+    workload: Workload, plan: Plan, cluster: _Cluster, micro_batch_s: float
+) -> tuple[float, float, float]:
     if plan.processes.value == 1:
         return 0.0, 0.0, 0.0
     size = FP32_BYTES * workload.trained_parameters
     reduce_s, last_s = 2 * cluster.seconds(size), 2 * cluster.seconds(min(size, _BUCKET_BYTES))
+    if workload.sync_every > 1:  # weights, once in so many steps, beside nothing
+        rarely = 1 / workload.sync_every
+        return reduce_s * rarely, reduce_s * rarely, 2.0 * size * rarely
     backward_s = (1 - _FORWARD) * micro_batch_s
     return reduce_s, last_s + max(0.0, reduce_s - last_s - backward_s), 2.0 * size
 

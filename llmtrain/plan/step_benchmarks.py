@@ -1,4 +1,4 @@
-"""Benchmark the parts of a training step on this CPU, once for each shape and way to compute."""
+"""Benchmark the parts of a training step on this machine, once for each way to compute."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from dataclasses import asdict, dataclass
 from llmtrain.choice import MatmulPrecision
 from llmtrain.machine.facts import Facts, PartTime, StepTimes
 from llmtrain.machine.measurement_cache import measurement_key
-from llmtrain.model.step_timing import Way, time_eager_block, time_head, time_update
+from llmtrain.model.step_timing import (
+    Way,
+    forget_memory,
+    time_chained_block,
+    time_head,
+    time_update,
+)
 from llmtrain.model.timing import multiplied_in
 from llmtrain.ops.native.library import kernel_source
 from llmtrain.plan.planner import Plan
@@ -23,7 +29,7 @@ class StepProbes:
     micro_batch: int
     head: PartProbe
     update: PartProbe
-    block: PartProbe | None  # None: a compiled one, which is timed beside an eager one
+    block: PartProbe | None  # None: a CPU's compiled one, which is timed beside an eager one
 
     def parts(self) -> tuple[PartProbe, ...]:
         """Return the probes of all parts."""
@@ -72,6 +78,9 @@ def step_probes(facts: Facts, workload: Workload, plan: Plan) -> StepProbes:
         threads=plan.threads.value,
         masked=workload.mask_documents,
         lora=workload.lora,
+        device=plan.device.value,
+        block_kernels=plan.block_kernels.value,
+        compiled_block=plan.compile.value and plan.device.value != "cpu",
     )
     return _WayProbes(facts, workload, way, plan.matmul_precision.value).step(plan.compile.value)
 
@@ -89,7 +98,7 @@ class _WayProbes:
         """Return the probes of an eager or a compiled step."""
         return StepProbes(
             micro_batch=self.way.micro_batch,
-            block=None if compiled else self.block(),
+            block=None if compiled and self.way.device == "cpu" else self.block(),
             head=self.head(compiled),
             update=self.update(),
         )
@@ -98,14 +107,21 @@ class _WayProbes:
         shape, way = self.workload.shape, self.way
         return self._probe(
             "step: block",
-            lambda: time_eager_block(shape, way),
+            lambda: time_chained_block(shape, way),
             **block_arguments(shape),
             micro_batch=way.micro_batch,
             chained=str(shape.num_layers > 1),
             attention=way.attention,
             checkpointing=way.checkpointing,
             masked=str(way.masked),
+            **self._kernels(),
         )
+
+    def _kernels(self) -> dict[str, str]:
+        """Return how a GPU's block is computed, which a CPU's does not differ in."""
+        if self.way.device == "cpu":
+            return {}
+        return {"kernels": self.way.block_kernels, "compiled": str(self.way.compiled_block)}
 
     def head(self, compiled: bool) -> PartProbe:
         shape, way = self.workload.shape, self.way
@@ -137,8 +153,11 @@ class _WayProbes:
         way = self.way
 
         def measured() -> PartTime:
-            with multiplied_in(self.products):
-                return measure()
+            try:
+                with multiplied_in(self.products):
+                    return measure()
+            finally:
+                forget_memory(way.device)
 
         arguments |= {
             "precision": way.precision,
@@ -149,6 +168,9 @@ class _WayProbes:
             arguments["native"] = kernel_source().digest()
         if way.lora is not None:
             arguments["lora"] = lora_argument(way.lora)
+        if way.device != "cpu":
+            gpus = self.facts.of_kind("cuda" if way.device == "cuda" else "mps")
+            arguments["device"] = gpus[0].name
         return PartProbe(
             measurement_key(self.facts, part, way.threads, **arguments), PartTime, measured
         )

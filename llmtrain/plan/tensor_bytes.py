@@ -36,6 +36,7 @@ class TrainingSetup:
     masks_pairs: bool = False  # attention by a mask of all pairs of tokens
     torch_build: str = "cpu"
     lora: LoraShape | None = None  # adapters that are trained beside the model
+    sync_every: int = 1  # steps of each process before weights are averaged
     frozen_bytes: int = FP32_BYTES  # of a number of the model that they are beside
 
     @property
@@ -83,8 +84,11 @@ def communication_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return the bytes of what travels: DDP's buckets, or the buffers of a sharded model.
 
     Those are of a block that is gathered and of one whose gradients are scattered, and at the end
-    of embedding and head.
+    of embedding and head. Where weights are averaged after several steps, it is those that were
+    agreed on and their momentum: the exchange itself finds no gradients and activations in memory.
     """
+    if setup.sync_every > 1:
+        return 2 * gradient_bytes(shape, setup)
     if setup.processes == 1:
         return 0
     if setup.shards == 1:
@@ -242,8 +246,15 @@ def _stack_bytes(rows: int, columns: int, number: int, setup: TrainingSetup) -> 
 
 
 def checkpoint_bytes(
-    shape: ModelShape, optimizer: OptimizerName, lora: LoraShape | None = None
+    shape: ModelShape,
+    optimizer: OptimizerName,
+    lora: LoraShape | None = None,
+    local_ranks: int = 0,
 ) -> int:
-    """Return the bytes of a checkpoint's tensors: trained weights and optimizer state."""
+    """Return the bytes of a checkpoint's tensors: trained weights and optimizer state.
+
+    `local_ranks`: how many ranks take steps of their own, whose states are all saved.
+    """
     trained = shape.parameters if lora is None else lora.parameters(shape)
-    return FP32_BYTES * trained + optimizer_bytes(shape, optimizer, lora)
+    weights, state = FP32_BYTES * trained, optimizer_bytes(shape, optimizer, lora)
+    return 2 * weights + local_ranks * state if local_ranks else weights + state

@@ -1,4 +1,4 @@
-"""Predict how fast a CPU will train, from measurements. Pure: nothing is timed here.
+"""Predict how fast a machine will train, from measurements. Pure: nothing is timed here.
 
     step_s    = micro-batches · (L · block_s + head_s) + update_s
     tokens/s  = tokens per step / step_s
@@ -46,8 +46,12 @@ def predicted_step_s(
 ) -> float:
     """Predict the seconds of one optimizer step. `head_passes`: see `Workload`."""
     micro_batches = tokens_per_step / (processes * parts.micro_batch * shape.context)
-    micro_batch_s = shape.num_layers * parts.block.seconds + head_passes * parts.head.seconds
-    return micro_batches * micro_batch_s + parts.update.seconds
+    return micro_batches * micro_batch_s(shape, parts, head_passes) + parts.update.seconds
+
+
+def micro_batch_s(shape: ModelShape, parts: StepTimes, head_passes: float = 1.0) -> float:
+    """Return the seconds of one micro-batch, forward and backward."""
+    return shape.num_layers * parts.block.seconds + head_passes * parts.head.seconds
 
 
 def parts_of(times: CpuTimes, *, compiled: bool) -> StepTimes | None:

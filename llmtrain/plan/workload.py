@@ -26,6 +26,7 @@ class Workload:
     lora: LoraShape | None = None  # adapters that are trained beside the model
     is_dpo: bool = False  # the loss is that of pairs of answers
     torch_build: str = "cpu"  # what torch was compiled for
+    sync_every: int = 1  # steps that each process takes by itself before weights are averaged
     compiles_anew: bool = False  # this process compiles a block for the first time on the machine
 
     @property

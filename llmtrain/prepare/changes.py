@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ from llmtrain.data.sources.stdin import is_stdin
 from llmtrain.data.sources.urls import is_remote, without_secrets
 from llmtrain.errors import DataError, UsageError
 from llmtrain.prepare.context import PrepareContext
-from llmtrain.prepare.dataset import clean_corpus, resolve_corpus
+from llmtrain.prepare.dataset import clean_corpus
 from llmtrain.profile.schema import DataSection
 from llmtrain.progress import Note
 
@@ -23,10 +24,14 @@ _MOST_NAMES = 3
 
 
 def require_same_text(
-    section: DataSection, recorded: DataSection, fingerprint: str, prepare: PrepareContext
+    corpus: Corpus,
+    section: DataSection,
+    recorded: DataSection,
+    fingerprint: str,
+    prepare: PrepareContext,
 ) -> None:
     """Raise UsageError unless the section's text has the fingerprint of the recorded one."""
-    found = _fingerprint(resolve_corpus(section, prepare), section, prepare)
+    found = _fingerprint(corpus, section, prepare)
     if found != fingerprint:
         raise UsageError(
             f"the text of {', '.join(map(without_secrets, section.specs))} is not that of "
@@ -36,7 +41,12 @@ def require_same_text(
         )
 
 
-def announce_changes(section: DataSection, shards: PreparedData, prepare: PrepareContext) -> None:
+def announce_changes(
+    resolve: Callable[[], Corpus],
+    section: DataSection,
+    shards: PreparedData,
+    prepare: PrepareContext,
+) -> None:
     """Warn if the text has changed since the shards were made, or is gone.
 
     The text is read only if a file is newer than the shards. Remote files, and
@@ -48,7 +58,7 @@ def announce_changes(section: DataSection, shards: PreparedData, prepare: Prepar
     names = ", ".join(map(without_secrets, specs))
     cached = "the run continues with the text as it was, from the cache"
     try:
-        corpus = resolve_corpus(section, prepare)
+        corpus = resolve()
         newer = _newer(corpus, shards)
         if newer is None or has_same_text(corpus, section, shards, prepare):
             return

@@ -211,6 +211,11 @@ class TrainSection(Section):
     gradient_clip: PositiveFloat | None = 1.0  # maximum global norm
     skip_loss_spikes: bool = True  # skip the update if the loss jumps above recent ones
     log_every_steps: PositiveInt = 10
+    # Steps that each process takes by itself before weights are averaged; 1: gradients are, in
+    # every step.
+    sync_every: PositiveInt = 1
+    sync_precision: Literal["fp32", "bf16"] = "fp32"  # of what they send then
+    sync_shares: Literal["equal", "speed"] = "equal"  # of a step's windows, among processes
 
     @property
     def chosen_tokens_per_step(self) -> int:
@@ -240,6 +245,9 @@ class OptimSection(Section):
     warmup_steps: Annotated[int, Field(ge=0, lt=2**31)] = 50
     decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the horizon; wsd only
     final_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    # With `train.sync_every`: SGD with Nesterov momentum on the weights that processes agree on.
+    outer_learning_rate: PositiveFloat = 0.7
+    outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
 
 LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -336,6 +344,21 @@ class Profile(Section):
             raise ValueError("device.sharding: a model that adapters are beside is not sharded")
         if self.data.rows == "preferences":
             raise ValueError("device.sharding: training on pairs of answers is not sharded")
+        return self
+
+    @model_validator(mode="after")
+    def _local_steps_are_possible(self) -> Profile:
+        if self.train.sync_every == 1:
+            return self
+        if self.device.sharding == "shard":
+            raise ValueError(
+                "train.sync_every: processes that take steps of their own need all weights, and a "
+                "sharded model's have a part of them"
+            )
+        if self.lora.rank is not None:
+            raise ValueError(
+                "train.sync_every: adapters are small, and their gradients averaged in every step"
+            )
         return self
 
     def values(self) -> dict[str, Any]:

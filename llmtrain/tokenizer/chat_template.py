@@ -24,14 +24,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmtrain.errors import DataError
-from llmtrain.tokenizer.chat_rendering import Message, Renderer, unused_marks
 from llmtrain.tokenizer.chat_source import ChatSource
 from llmtrain.tokenizer.of_model import tokenizer_of_model, with_reserved_pieces
 from llmtrain.tokenizer.piece import reserved_names
 from llmtrain.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llmtrain.tokenizer.chat_rendering import Message
 
 CHAT_PIECES = 3  # reserved pieces that the default template needs
 _CHATML_NAMES = ("<|im_start|>", "<|im_end|>")
@@ -63,6 +65,8 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         self.source = source
         self._controls = tokenizer.controls()
+        from llmtrain.tokenizer.chat_rendering import Renderer  # a run on plain text needs none
+
         self._renderer = Renderer(source.template, dict(source.special_tokens))
         names = sorted(self._controls, key=len, reverse=True)
         self._names = re.compile("|".join(map(re.escape, names)))
@@ -139,6 +143,8 @@ class ChatTemplate:
 
     def _guarded(self, messages: Sequence[Message]) -> tuple[str, Sequence[Message]]:
         """Return marks, and the messages with the third one within each control token's name."""
+        from llmtrain.tokenizer.chat_rendering import unused_marks
+
         marks = unused_marks((self.source.template, *_texts(messages)), 3)
         return marks, _replaced(messages, lambda name: name[0] + marks[2] + name[1:], self._names)
 

@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from llmtrain.errors import LlmtrainError
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.lora import reset_adapters
+from llmtrain.model.optimizer import RoleOptimizer
 from llmtrain.ops.native.library import require_kernels
 from llmtrain.ops.precision import WeightCasts, half_dtype
 from llmtrain.plan.planner import InferencePlan, Plan
@@ -19,6 +20,7 @@ from llmtrain.profile.schema import Profile
 from llmtrain.recipe.learning_rate import peak_learning_rates
 from llmtrain.train.checkpoint.adapter import Adapter
 from llmtrain.train.checkpoint.format import Checkpoint
+from llmtrain.train.distributed.rounds import OuterStep, Rounds, own_state
 from llmtrain.train.distributed.sharded_optimizer import ShardedGradScaler
 from llmtrain.train.distributed.sharding import ShardedModel
 from llmtrain.train.distributed.world import World, device_of
@@ -88,13 +90,17 @@ def build_run(
     )
     scaler = grad_scaler(device, enabled=plan.grad_scaler.value, is_sharded=sharded is not None)
     position, divergence = Position(), DivergenceState()
+    rounds = _rounds(profile, plan, model, world, device)
     if resumed is not None:
-        load_named_state(model, optimizer, resumed.optimizer)
+        _load_optimizer(model, optimizer, rounds, resumed)
         position, divergence = _restore(resumed, scaler), resumed.state.course
+    if rounds is not None:
+        rounds.begin(position.step, {} if resumed is None else resumed.optimizer)
     _apply_plan(model, plan, optimizer)
+    is_by_itself = sharded is not None or rounds is not None
     return Run(
         model=model,
-        objective=model if sharded is not None else _distributed(model, world),
+        objective=model if is_by_itself else _distributed(model, world),
         optimizer=optimizer,
         scaler=scaler,
         schedule=schedule_of(profile),
@@ -117,6 +123,7 @@ def build_run(
         initial_weights=initial,
         adapter=adapter,
         sharded=sharded,
+        rounds=rounds,
     )
 
 
@@ -143,8 +150,10 @@ def rewind_run(run: Run, seed: int, checkpoint: Checkpoint | None) -> None:
     else:
         initialise(run.model, seed, run.initial_weights)
     if checkpoint is not None:
-        load_named_state(run.model, run.optimizer, checkpoint.optimizer)
+        _load_optimizer(run.model, run.optimizer, run.rounds, checkpoint)
         earlier, position = checkpoint.state.course, _restore(checkpoint, run.scaler)
+    if run.rounds is not None:
+        run.rounds.begin(position.step, {} if checkpoint is None else checkpoint.optimizer)
     if run.model.casts is not None:
         run.model.casts.forget()
     run.divergence = run.divergence.replayed_from(earlier)
@@ -220,6 +229,35 @@ def _restore(checkpoint: Checkpoint, scaler: torch.amp.GradScaler) -> Position:
     return Position(
         state.step, state.tokens, state.windows, state.horizon_steps, state.time_progress
     )
+
+
+def _rounds(
+    profile: Profile, plan: Plan, model: Decoder, world: World, device: torch.device
+) -> Rounds | None:
+    """Return the rounds of local steps, if ranks are to take some."""
+    train, optim = profile.train, profile.optim
+    if train.sync_every == 1:
+        return None
+    outer = OuterStep(
+        every=train.sync_every,
+        learning_rate=optim.outer_learning_rate,
+        momentum=optim.outer_momentum,
+        precision=train.sync_precision,
+        by_speed=train.sync_shares == "speed",
+    )
+    context = profile.model.context
+    windows = train.chosen_tokens_per_step // context
+    return Rounds(model, world, outer, device, context, windows, plan.micro_batch.value)
+
+
+def _load_optimizer(
+    model: Decoder, optimizer: RoleOptimizer, rounds: Rounds | None, checkpoint: Checkpoint
+) -> None:
+    """Load this rank's optimizer state. Raises LlmtrainError if it does not fit."""
+    saved = checkpoint.optimizer
+    if rounds is not None:
+        saved = own_state(saved, rounds.world.rank, rounds.world.size)
+    load_named_state(model, optimizer, saved)
 
 
 def _distributed(model: Decoder, world: World) -> nn.Module:

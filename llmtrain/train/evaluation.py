@@ -14,6 +14,7 @@ from llmtrain.generate.sampling import Sampling
 from llmtrain.generate.text import TextRequest
 from llmtrain.profile.schema import EvalSection
 from llmtrain.tokenizer import Tokenizer
+from llmtrain.train.checkpoint.saver import passes_multiple
 from llmtrain.train.events import Evaluated
 from llmtrain.train.loop import Run
 from llmtrain.train.run_directory.directory import RunDirectory
@@ -68,14 +69,17 @@ class Evaluator:
 
     def is_due(self, step: int, *, is_last: bool) -> bool:
         """Return whether to evaluate after `step`. Every rank has to call it."""
-        if not is_last and step % self._options.every_steps:
+        every = self._options.every_steps
+        if not is_last and not passes_multiple(step, self._run.steps_together, every):
             return False
         return self._run.all_reduce([step == self._evaluated_step])[0] == 0
 
     def sample_is_due(self, step: int, *, is_last: bool) -> bool:
         """Return whether to sample after `step`: on rank 0, with the others' parts of a model."""
         every = self._options.sample_every_steps
-        if every is None or not (is_last or step % every == 0):
+        if every is None:
+            return False
+        if not is_last and not passes_multiple(step, self._run.steps_together, every):
             return False
         if self._run.sharded is not None:
             return self._run.all_reduce([step == self._sampled_step])[0] == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -18,9 +19,10 @@ from llmtrain.model.optimizer import RoleOptimizer
 from llmtrain.ops.precision import autocast_as
 from llmtrain.plan.planner import Plan
 from llmtrain.train.checkpoint.adapter import Adapter
+from llmtrain.train.distributed.rounds import Rounds
 from llmtrain.train.distributed.sharding import ShardedModel
 from llmtrain.train.distributed.world import World
-from llmtrain.train.divergence.policy import DivergenceState, StepVerdict, judge
+from llmtrain.train.divergence.policy import DivergenceState, StepVerdict, judge, judge_alone
 from llmtrain.train.parameter_groups import set_learning_rate
 from llmtrain.train.schedule import Schedule
 
@@ -47,7 +49,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """One optimizer step, applied or skipped."""
+    """One optimizer step, applied or skipped. With rounds of local steps it is this rank's."""
 
     step: int
     loss: float  # mean nats per target over all ranks, before the update
@@ -80,6 +82,7 @@ class Run:
     initial_weights: ReadWeights | None = None  # of step 0; None: random ones
     adapter: Adapter | None = None  # where only adapters are trained
     sharded: ShardedModel | None = None  # the model, where each rank has a part of it
+    rounds: Rounds | None = None  # where ranks take steps of their own between exchanges
 
     @property
     def windows_per_step(self) -> int:
@@ -87,19 +90,51 @@ class Run:
         plan = self.plan
         return plan.micro_batch.value * plan.accumulation.value * self.world.size
 
+    @property
+    def own_windows(self) -> int:
+        """The number of windows that this rank reads in one step."""
+        if self.rounds is not None:
+            return self.rounds.own_windows
+        return self.plan.micro_batch.value * self.plan.accumulation.value
+
+    @property
+    def first_own_window(self) -> int:
+        """The position of this rank's first window of the next step."""
+        if self.rounds is not None:
+            return self.position.windows + self.rounds.windows_before
+        return self.position.windows + self.world.rank * self.own_windows
+
+    @property
+    def is_within_round(self) -> bool:
+        """True after a local step that no exchange followed: the ranks' weights differ."""
+        return self.rounds is not None and not self.rounds.is_at_end
+
+    @property
+    def saves_in_parts(self) -> bool:
+        """True if every rank has something to save: a part of the model, or its own state."""
+        return self.sharded is not None or (self.rounds is not None and self.world.size > 1)
+
+    @property
+    def steps_together(self) -> int:
+        """The steps since ranks last decided together: one, or those of the last round."""
+        return 1 if self.rounds is None else self.rounds.last_steps
+
     def autocast(self) -> AbstractContextManager[object]:
         """Return a context in which matrices are multiplied in the plan's precision."""
         return autocast_as(self.plan.precision.value, self.device)
 
     def micro_batches(self) -> Iterator[tuple[tuple[Tensor, ...], bool]]:
         """Yield this rank's arrays of the next step, and whether they are the last."""
-        micro_batch, count = self.plan.micro_batch.value, self.plan.accumulation.value
-        first = self.position.windows + self.world.rank * micro_batch * count
-        for i in range(count):
-            is_last = i == count - 1
-            position = first + i * micro_batch
-            following = first + self.windows_per_step if is_last else position + micro_batch
-            arrays = self._read(position, micro_batch, following)
+        micro_batch, own, first = (
+            self.plan.micro_batch.value,
+            self.own_windows,
+            self.first_own_window,
+        )
+        for start in range(0, own, micro_batch):
+            position, count = first + start, min(micro_batch, own - start)
+            is_last = start + count == own
+            following = first + self.windows_per_step if is_last else position + count
+            arrays = self._read(position, count, following)
             yield self.to_device(arrays), is_last
 
     def advance(self, tokens: int) -> None:
@@ -133,6 +168,16 @@ class Run:
         """Return a context in which this rank has the whole weights. Every rank has to call it."""
         return nullcontext() if self.sharded is None else self.sharded.gathered()
 
+    def count_targets(self) -> tuple[int, int]:
+        """Return the targets by which the next step's loss is divided, and DDP's part in that.
+
+        They are those of all ranks, over which DDP averages, or this rank's where it is by itself.
+        """
+        if self.rounds is not None:
+            return self.batches.count_targets(self.first_own_window, self.own_windows), 1
+        targets = self.batches.count_targets(self.position.windows, self.windows_per_step)
+        return targets, self.world.size
+
     def _read(self, first: int, count: int, following: int) -> Windows:
         if self.prefetch is None:
             return self.batches.read(first, count)
@@ -158,8 +203,8 @@ def training_steps(run: Run) -> Iterator[StepReport]:
     parameters = list(run.model.parameters())
     tokens_per_step = run.windows_per_step * run.context
     while True:
-        position = run.position
-        targets = run.batches.count_targets(position.windows, run.windows_per_step)
+        position, started_s = run.position, time.monotonic()
+        targets, averaged_over = run.count_targets()
         factor = run.schedule.factor(position.step, position.progress)
         set_learning_rate(run.optimizer, factor)
         nats = torch.zeros((), dtype=_sum_dtype(run.device), device=run.device)
@@ -168,19 +213,26 @@ def training_steps(run: Run) -> Iterator[StepReport]:
                 with run.autocast():
                     loss = run.objective(*arrays_bt)
                 # DDP averages over ranks; the loss is a sum over all of them
-                run.scaler.scale(loss * (run.world.size / targets)).backward()
+                run.scaler.scale(loss * (averaged_over / targets)).backward()
             nats += loss.detach()
         if run.sharded is not None:
             run.sharded.finish_gradients()
         run.scaler.unscale_(run.optimizer)
         norm = run.clip_gradients(parameters)
-        total_nats, norm = _reduce(run.world, nats, norm)
-        mean_loss = total_nats / targets
-        verdict = _judge(run, mean_loss, norm)
+        if run.rounds is None:
+            total_nats, norm = _reduce(run.world, nats, norm)
+            mean_loss = total_nats / targets
+            verdict = _judge(run, mean_loss, norm)
+        else:
+            mean_loss = float(nats) / targets
+            verdict = judge_alone(mean_loss, norm)
         _update(run, verdict, norm)
+        if run.rounds is not None:
+            run.rounds.record(mean_loss, norm, time.monotonic() - started_s)
         run.optimizer.zero_grad()  # no gradients in memory while activations are
         first_window = position.windows
         run.advance(tokens_per_step)
+        _finish_round(run)
         lr = factor * run.peak_learning_rate
         yield StepReport(position.step, mean_loss, norm, lr, verdict, first_window)
 
@@ -219,6 +271,16 @@ def _judge(run: Run, loss: float, grad_norm: float) -> StepVerdict:
         skips_spikes=run.skips_spikes,
     )
     return verdict
+
+
+def _finish_round(run: Run) -> None:
+    """Let the ranks agree on weights again where a round of local steps ends."""
+    rounds, position = run.rounds, run.position
+    if rounds is None or not rounds.ends_after(position.step, position.horizon_steps):
+        return
+    run.divergence = rounds.finish(position.step, run.divergence)
+    if run.model.casts is not None:
+        run.model.casts.forget()
 
 
 def _update(run: Run, verdict: StepVerdict, grad_norm: float) -> None:

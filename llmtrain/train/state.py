@@ -41,9 +41,11 @@ def saved_tensors(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the weights and the optimizer state that this rank saves.
 
     They are all, or of a sharded model those that it owns, in memory of their own; then every rank
-    has to call it.
+    has to call it. With rounds of local steps they are the weights that it owns and its own state.
     """
     weights, optimizer = trained_weights(run.model), named_state(run.model, run.optimizer)
+    if run.rounds is not None:
+        return run.rounds.owned(weights), run.rounds.state(optimizer)
     if run.sharded is None:
         return weights, optimizer
     shapes = {name: p.shape for name, p in run.model.named_parameters() if is_sharded(p)}

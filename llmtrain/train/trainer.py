@@ -18,7 +18,7 @@ from llmtrain.eval.preferences import PreferenceLoss
 from llmtrain.machine.core_wait import CoreTimes, ran_share, read_core_times, waited_share
 from llmtrain.machine.out_of_memory import memory_errors_mapped
 from llmtrain.plan.planner import can_sample
-from llmtrain.plan.tensor_bytes import checkpoint_bytes
+from llmtrain.plan.tensor_bytes import FP32_BYTES, checkpoint_bytes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.horizon import Horizon
 from llmtrain.profile.schema import Profile
@@ -27,6 +27,7 @@ from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
 from llmtrain.train.checkpoint.part_saver import PartSaver
 from llmtrain.train.checkpoint.saver import Saver
+from llmtrain.train.distributed.bandwidth import advice, measured_exchange
 from llmtrain.train.divergence.rewind import Rewinder
 from llmtrain.train.evaluation import Evaluator
 from llmtrain.train.events import Observer, Sampled, Stopped, TrainResult
@@ -136,6 +137,9 @@ class Trainer:
             self._log(report, decision)
             if self.trained_steps == CHECKED_STEPS:
                 self._check_rate()
+                self._check_network()
+            if self.run.is_within_round:  # ranks decide together when it ends
+                continue
             if not decision.stop_requested and self._rewind():
                 continue
             decision = self._evaluate_and_sample(report.step, decision)
@@ -185,6 +189,8 @@ class Trainer:
         return chain([first], steps)
 
     def _record_times(self, step_s: float) -> None:
+        if self.run.rounds is not None:
+            step_s = self.run.rounds.spread(step_s)
         trained_s = self.pace.record_step(step_s)
         self.trained_s += trained_s
         self.trained_steps += 1
@@ -214,10 +220,13 @@ class Trainer:
         stop, changed_after = self.setup.stop, self.guard.confirm_changes()
         if changed_after is not None:
             self.state = with_plan(self.state, self.run.plan, changed_after)
+        if self.run.is_within_round:
+            return StopDecision(is_over=False, stop_requested=False, save_is_due=False)
+        save_requested = stop.take_save_request()
         decision = self.stopping.after_step(
             self.run.position,
             self.pace,
-            save_is_due=stop.take_save_request() or self.saver.is_due(step),
+            save_is_due=save_requested or self.saver.is_due(step, self.run.steps_together),
             memory=self.guard.check(),
             stop_requested=stop.is_made,
         )
@@ -265,6 +274,18 @@ class Trainer:
         if difference is not None:
             self.logger.log_note(difference.line)
             self.setup.correct_forecast(difference)
+
+    def _check_network(self) -> None:
+        """Note where ranks on several machines spend much of a step on averaging gradients."""
+        run = self.run
+        if not run.world.has_several_machines or run.objective is run.model:
+            return
+        with self.logger.excluded():
+            exchange = measured_exchange(run.world, run.device)
+        size_bytes = FP32_BYTES * self.setup.workload.trained_parameters
+        note = advice(exchange, size_bytes, self.pace.step_s)
+        if note is not None:
+            self.logger.log_note(note)
 
     def _log_jumps(self) -> None:
         position = self.run.position
@@ -356,7 +377,7 @@ class Trainer:
     def _save(self, *, in_background: bool) -> None:
         with self.logger.excluded():
             self.state = current_state(self.state, self.run, self.pace)
-            if self.run.world.is_main or self.run.sharded is not None:
+            if self.run.world.is_main or self.run.saves_in_parts:
                 weights, optimizer = saved_tensors(self.run)
                 checkpoint = Checkpoint(
                     self.state,
@@ -375,7 +396,7 @@ class Trainer:
     def _save_before_exit(self) -> Path | None:
         """Save the last step if memory allows it; return the newest checkpoint."""
         step = self.run.position.step
-        if step > self.state.step:
+        if step > self.state.step and not self.run.is_within_round:
             try:
                 with memory_errors_mapped():
                     self._save(in_background=False)
@@ -422,9 +443,9 @@ class Trainer:
 
 
 def _saver(setup: TrainSetup) -> Saver:
-    """Return what saves the run: rank 0 alone, or all ranks of a sharded model."""
+    """Return what saves the run: rank 0 alone, or all ranks that have something of their own."""
     directory, profile, run = setup.directory.checkpoints, setup.profile, setup.run
-    if run.sharded is None:
+    if not run.saves_in_parts:
         return Saver(directory, profile.checkpoint, setup.observe)
     limit_s = profile.device.collective_timeout
     return PartSaver(directory, profile.checkpoint, setup.observe, run.world, limit_s)

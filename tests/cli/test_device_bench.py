@@ -48,7 +48,7 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_probes, "time_matmuls", lambda *_: PRODUCTS)
     monkeypatch.setattr(kernel_probes, "time_attention", lambda *_: ATTENTION)
     monkeypatch.setattr(kernel_probes, "time_block", lambda *_, **__: BLOCK)
-    monkeypatch.setattr(step_benchmarks, "time_eager_block", lambda *_: PartTime(0.041))
+    monkeypatch.setattr(step_benchmarks, "time_chained_block", lambda *_: PartTime(0.041))
     monkeypatch.setattr(step_benchmarks, "time_head", time_head)
     monkeypatch.setattr(step_benchmarks, "time_update", lambda *_: PartTime(0.005))
 

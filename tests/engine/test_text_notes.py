@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 
 from llmtrain.engine.text_notes import text_notes, unusable_text
+from llmtrain.prepare.context import PrepareContext
+from llmtrain.prepare.dataset import resolve_corpus
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.setting import Setting
 
 
 def notes(here: Path, *specs: str) -> list[str]:
     flags = {"data.sources": Setting(list(specs), "--data")} if specs else {}
-    return list(text_notes(load_profile(environment={}, flags=flags), here))
+    loaded = load_profile(environment={}, flags=flags)
+    work = PrepareContext(1, lambda event: None, lambda: None)
+    return list(text_notes(loaded, lambda: resolve_corpus(loaded.profile.data, work), here))
 
 
 def test_a_source_has_its_size_and_origin(tmp_path: Path) -> None:

@@ -21,11 +21,14 @@ from llmtrain.train.events import Event
 from tests.faults.tiny import furnish
 
 
-def prove(kills: int, steps: int, ranks: int, seed: int, sharding: str = "auto") -> Proof:
+def prove(
+    kills: int, steps: int, ranks: int, seed: int, sharding: str = "auto", sync_every: int = 1
+) -> Proof:
     """The tiny profile in the current directory, killed so often."""
     flags = {
         "device.processes": Setting(ranks, "--ranks"),
         "device.sharding": Setting(sharding, "--sharding"),
+        "train.sync_every": Setting(sync_every, "--sync-every"),
     }
     request = TrainRequest(profile="tiny.yaml", flags=flags)
     return prove_resume(request, ProofOptions(kills, steps, seed), _tell, lambda: None)
@@ -66,6 +69,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--sharding", choices=("auto", "replicate", "shard"), default="auto")
+    parser.add_argument("--sync-every", type=int, default=1)
     parser.add_argument("--steps", type=int, default=0, help="default: 4 a kill")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -73,7 +77,14 @@ def main() -> int:
         furnish(Path(directory))
         os.chdir(directory)
         steps = options.steps or 4 * options.kills
-        proof = prove(options.kills, steps, options.ranks, options.seed, options.sharding)
+        proof = prove(
+            options.kills,
+            steps,
+            options.ranks,
+            options.seed,
+            options.sharding,
+            options.sync_every,
+        )
         os.chdir("/")
     sys.stdout.write(report(proof))
     return 0 if proof.is_equal and len(proof.kills) == options.kills else 1

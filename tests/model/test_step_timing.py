@@ -15,7 +15,7 @@ from llmtrain.machine.facts import PartTime
 from llmtrain.model import step_timing
 from llmtrain.model.decoder import Backbone, Decoder
 from llmtrain.model.optimizer import RoleOptimizer
-from llmtrain.model.step_timing import Way, time_eager_block, time_head, time_update
+from llmtrain.model.step_timing import Way, time_chained_block, time_head, time_update
 from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
 
@@ -43,7 +43,7 @@ def test_a_block_is_timed_in_every_way_to_compute(
     way = replace(
         WAY, masked=masked, checkpointing=checkpointing, attention=attention, keep_casts=keep_casts
     )
-    timed = time_eager_block(small_shape, way)
+    timed = time_chained_block(small_shape, way)
     assert 0 < timed.seconds < math.inf
     assert 0 < timed.ran_share <= 1
 
@@ -72,7 +72,7 @@ def test_beside_adapters_only_they_are_updated(
 
     original = step_timing._updating
     monkeypatch.setattr(step_timing, "_updating", updating)
-    timed = [time_eager_block(small_shape, way), time_head(small_shape, way, compiled=False)]
+    timed = [time_chained_block(small_shape, way), time_head(small_shape, way, compiled=False)]
     timed.append(time_update(small_shape, way, "adamw"))
 
     assert all(0 < part.seconds < math.inf for part in timed)
@@ -82,7 +82,7 @@ def test_beside_adapters_only_they_are_updated(
 def test_measuring_leaves_threads_and_random_numbers(small_shape: ModelShape) -> None:
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     way = replace(WAY, threads=threads + 1)
-    time_eager_block(small_shape, way)
+    time_chained_block(small_shape, way)
     time_head(small_shape, way, compiled=False)
     time_update(small_shape, way, "muon")
     assert torch.get_num_threads() == threads
@@ -115,13 +115,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     monkeypatch.setattr(step_timing, "_LONGEST_ROUND_S", 1.0)
     real = step_timing._time
 
-    def timed(run: Callable[[], object], threads: int) -> PartTime:
+    def timed(run: Callable[[], object], way: Way) -> PartTime:
         def call() -> None:
             run()
             clock.called()
 
         clock.calls = 0
-        return real(call, threads)
+        return real(call, way)
 
     monkeypatch.setattr(step_timing, "_time", timed)
     monkeypatch.setattr(step_timing, "ran_share", clock.share)
@@ -130,8 +130,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def test_each_block_has_its_share_of_the_chain(clock: Clock, small_shape: ModelShape) -> None:
-    assert time_eager_block(small_shape, WAY).seconds == 1 / 2
-    assert time_eager_block(replace(small_shape, num_layers=1), WAY).seconds == 1.0
+    assert time_chained_block(small_shape, WAY).seconds == 1 / 2
+    assert time_chained_block(replace(small_shape, num_layers=1), WAY).seconds == 1.0
 
 
 def test_a_long_part_is_timed_on_fewer_sequences(
@@ -147,7 +147,7 @@ def test_the_update_is_that_of_all_layers(
 ) -> None:
     deep = replace(small_shape, num_layers=10)
     assert time_update(deep, WAY, "muon").seconds == 1.0 + 1.0  # blocks, and what is beside them
-    monkeypatch.setattr(step_timing, "_UPDATED_PARAMETERS", 2 * small_shape.block_parameters)
+    monkeypatch.setitem(step_timing._UPDATED_PARAMETERS, "cpu", 2 * small_shape.block_parameters)
     assert time_update(deep, WAY, "muon").seconds == 10 / 2 + 1.0
 
 
@@ -157,8 +157,8 @@ def test_cpu_time_is_that_of_one_thread(
     monkeypatch.setattr(step_timing, "cpu_seconds", lambda: 0.6 * clock.now_s)
     deep = replace(small_shape, num_layers=4)
     way = replace(WAY, threads=2)
-    assert time_eager_block(deep, way).cpu_s == pytest.approx(0.3 / 2)
-    monkeypatch.setattr(step_timing, "_UPDATED_PARAMETERS", small_shape.block_parameters)
+    assert time_chained_block(deep, way).cpu_s == pytest.approx(0.3 / 2)
+    monkeypatch.setitem(step_timing._UPDATED_PARAMETERS, "cpu", small_shape.block_parameters)
     assert time_update(deep, way, "muon").cpu_s == pytest.approx(4 * 0.3 + 0.3)
 
 
@@ -166,7 +166,7 @@ def test_a_busy_machine_is_timed_without_the_waiting_and_marked(
     clock: Clock, small_shape: ModelShape
 ) -> None:
     clock.ran_share = 0.5
-    timed = time_eager_block(replace(small_shape, num_layers=1), WAY)
+    timed = time_chained_block(replace(small_shape, num_layers=1), WAY)
     assert (timed.seconds, timed.ran_share) == (2.0 * 0.5, 0.5)  # the mean call
     assert timed.is_contended
 
@@ -198,3 +198,31 @@ def test_the_parts_are_the_whole_model(
     beside = Decoder(replace(small_shape, num_layers=0))
     blocks = small_shape.num_layers * small_shape.block_parameters
     assert sum(p.numel() for p in beside.parameters()) + blocks == small_shape.parameters
+
+
+class Gpu:
+    """A device whose kernels take 10 ms each, after the calls that start them."""
+
+    def __init__(self) -> None:
+        self.now_s, self.queued, self.most_queued = 0.0, 0, 0
+
+    def synchronize(self) -> None:
+        self.now_s += 0.010 * self.queued
+        self.most_queued = max(self.queued, self.most_queued)
+        self.queued = 0
+
+    def call(self) -> None:
+        self.queued += 1
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+
+def test_a_gpu_is_waited_for_and_kept_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu()
+    monkeypatch.setattr(torch, "get_device_module", lambda _: gpu)
+    monkeypatch.setattr(step_timing, "perf_counter", gpu.perf_counter)
+    monkeypatch.setattr(step_timing, "_BUDGET_S", 0.4)
+    timed = step_timing._time(gpu.call, replace(WAY, device="cuda"))
+    assert timed.seconds == pytest.approx(0.010)
+    assert gpu.most_queued == 40

@@ -215,7 +215,7 @@ def test_tokens_a_step_do_not_depend_on_whether_kernels_were_compiled_before(
     monkeypatch.setattr(kernel_probes, "unsuitable", lambda _: None)
     monkeypatch.setattr(
         step_benchmarks,
-        "time_eager_block",
+        "time_chained_block",
         lambda _, way: PartTime(0.001 if way.attention == "native" else 0.02),
     )
     rates = []

@@ -37,6 +37,7 @@ from tests.machines import (
 
 WITH_COMPILER = replace(CPU, cxx_compiler="/usr/bin/g++")
 LONG = replace(WORKLOAD, time_s=3600.0)
+OWN = Choice(True, "not compared")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ def test_the_native_kernel_must_save_a_fifth_of_the_best_other(
 )
 def test_the_native_loss_must_save_a_fifth(native_s: float, chosen: str, why: str) -> None:
     times = replace(products(1.0, 1.0, 0.5), loss=LossTimes(0.100, native_s))
-    choice = numerics.choose_loss(CPU, wish(), "cpu", WORKLOAD, "bf16", times)
+    choice = numerics.choose_loss(CPU, wish(), "cpu", WORKLOAD, "bf16", times, OWN)
     assert choice.value == chosen
     assert why in choice.reason
 
@@ -169,11 +170,11 @@ def test_the_native_loss_must_save_a_fifth(native_s: float, chosen: str, why: st
 def test_a_width_that_the_native_loss_does_not_take() -> None:
     narrow = replace(WORKLOAD, shape=replace(WORKLOAD.shape, hidden_size=72))
     times = replace(products(1.0, 1.0, 0.5), loss=LossTimes(0.1, 0.01))
-    choice = numerics.choose_loss(CPU, wish(), "cpu", narrow, "bf16", times)
+    choice = numerics.choose_loss(CPU, wish(), "cpu", narrow, "bf16", times, OWN)
     assert choice.value == "chunks"
     assert "hidden_size 72 is no multiple of 32" in choice.reason
     with pytest.raises(UsageError, match="hidden_size 72 is no multiple of 32"):
-        numerics.choose_loss(CPU, wish(loss="native"), "cpu", narrow, "bf16", times)
+        numerics.choose_loss(CPU, wish(loss="native"), "cpu", narrow, "bf16", times, OWN)
 
 
 def test_what_native_kernels_lack_is_in_the_reasons_and_refused_where_asked_for() -> None:

@@ -53,6 +53,14 @@ def test_replicas_receive_their_gradients_twice_in_fp32() -> None:
     assert found.exposed_s < found.communication_s, "most of it is beside the last backward"
 
 
+def test_rounds_send_weights_once_in_so_many_steps_beside_nothing() -> None:
+    workload, plan = planned(16, 8, sharding="replicate")
+    often = predict_step(workload, plan, FAST, nodes=2)
+    rarely = predict_step(replace(workload, sync_every=30), plan, FAST, nodes=2)
+    assert rarely.received_bytes == pytest.approx(often.received_bytes / 30)
+    assert rarely.exposed_s == rarely.communication_s == pytest.approx(often.communication_s / 30)
+
+
 def test_machines_share_their_network() -> None:
     """A slow one is what counts, and what does not fit beside the computation is added."""
     inside, between = step(16, 16), step(16, 8)

@@ -44,7 +44,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     clock = Clock()
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(step_benchmarks, "time_eager_block", clock.block)
+    monkeypatch.setattr(step_benchmarks, "time_chained_block", clock.block)
     monkeypatch.setattr(step_benchmarks, "time_head", clock.head)
     monkeypatch.setattr(step_benchmarks, "time_update", clock.update)
     return clock

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from llmtrain.data.corpus import Corpus
 from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.errors import DataError, UsageError
 from llmtrain.prepare.changes import announce_changes, require_same_text
 from llmtrain.prepare.context import PrepareContext
-from llmtrain.prepare.dataset import Dataset, open_dataset, prepare_dataset
+from llmtrain.prepare.dataset import Dataset, open_dataset, prepare_dataset, resolve_corpus
 from llmtrain.profile.schema import DataSection
 from llmtrain.progress import Note
 from llmtrain.train.events import Event
@@ -35,9 +36,12 @@ class Session:
     def shards(self) -> PreparedData:
         return self.dataset.shards
 
+    def resolve(self) -> Corpus:
+        return resolve_corpus(self.section, self.work)
+
     def notes(self) -> list[str]:
         self.events.clear()
-        announce_changes(self.section, self.shards, self.work)
+        announce_changes(self.resolve, self.section, self.shards, self.work)
         return [each.text for each in self.events if isinstance(each, Note)]
 
 
@@ -88,10 +92,11 @@ def test_the_same_text_elsewhere_has_the_same_fingerprint(session: Session) -> N
     new = shutil.move(session.place, session.place.parent / "moved")
     section = DataSection(sources=(str(new),))
     fingerprint = session.shards.index.corpus_fingerprint
-    require_same_text(section, section, fingerprint, session.work)
+    corpus = resolve_corpus(section, session.work)
+    require_same_text(corpus, section, section, fingerprint, session.work)
     (Path(new) / "a.txt").write_text("other")
     with pytest.raises(UsageError, match=fingerprint[:12]):
-        require_same_text(section, section, fingerprint, session.work)
+        require_same_text(corpus, section, section, fingerprint, session.work)
 
 
 @pytest.mark.parametrize("change", ["gone", "changed"])

@@ -39,7 +39,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     clock = Clock()
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(trainer, "ran_share", lambda *_: 1.0)
-    for name in ("time_eager_block", "time_head", "time_update"):
+    for name in ("time_chained_block", "time_head", "time_update"):
         monkeypatch.setattr(step_benchmarks, name, clock.measure)
     return clock
 

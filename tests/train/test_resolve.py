@@ -15,7 +15,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from llmtrain.engine import plan_run, train_run
+from llmtrain.engine import plan_run, text_notes, train_run
 from llmtrain.engine.find_run import ResolvedRun, resolve
 from llmtrain.engine.plan_run import plan_resolved
 from llmtrain.engine.request import TrainRequest
@@ -23,6 +23,7 @@ from llmtrain.errors import DoesNotFitError, InterruptedRunError, LlmtrainError
 from llmtrain.files import sha256_file
 from llmtrain.machine import probe
 from llmtrain.plan.planned import Planned
+from llmtrain.prepare import dataset
 from llmtrain.profile.schema import Profile
 from llmtrain.train.checkpoint import integrity
 from llmtrain.train.checkpoint.format import load_state
@@ -80,13 +81,17 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
     found.watch(monkeypatch, Profile, "model_validate")
     found.watch(monkeypatch, probe, "read_cpu")
     found.watch(monkeypatch, plan_run, "make_plan")
+    for module in (dataset, text_notes):
+        found.watch(monkeypatch, module, "resolve_sources")
     return found
 
 
-ONCE = {"model_validate_json": 1, "read_cpu": 1, "make_plan": 1}
+ONCE = {"model_validate_json": 1, "read_cpu": 1, "make_plan": 1, "resolve_sources": 1}
 
 
-def test_one_request_validates_probes_and_plans_once(counts: Counts, llmtrain: Llmtrain) -> None:
+def test_one_request_validates_probes_plans_and_resolves_its_text_once(
+    counts: Counts, llmtrain: Llmtrain
+) -> None:
     assert llmtrain(*START).code == 0
     assert counts == ONCE
 
@@ -100,7 +105,8 @@ def test_resuming_by_the_recorded_plan_makes_no_other(
     stopped: Files, counts: Counts, llmtrain: Llmtrain
 ) -> None:
     assert llmtrain(*RESUME).code == 0
-    assert counts == {"model_validate_json": 2, "read_cpu": 1}  # the run's profile, and this call's
+    profiles = 2  # the run's, and this call's
+    assert counts == {"model_validate_json": profiles, "read_cpu": 1, "resolve_sources": 1}
 
 
 @pytest.mark.parametrize("is_resumed", [False, True])

@@ -12,15 +12,19 @@ from llmtrain.machine.facts import Facts
 from llmtrain.plan.gpu_speeds import SPEEDS, GpuSpeed, speed_of
 from llmtrain.plan.planned import Planned, planned_with
 from llmtrain.plan.planner import make_plan
-from llmtrain.plan.scaling import Hardware, StepPrediction, predict_step, scaled_shape
+from llmtrain.plan.scaling import (
+    COLLECTIVE_SHARE,
+    Hardware,
+    StepPrediction,
+    predict_step,
+    scaled_shape,
+)
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.profile.shape import ModelShape
 from llmtrain.train.distributed.world import World
 
 MOST_NODES = 4096
-# Of a link's or a network's data sheet that NCCL's collectives of large tensors come to: assumed.
-_COLLECTIVE_SHARE = 0.8
 _WIDTH_STEP, _WIDEST = 128, 65536
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kMGT]?)(b|bit|B)(?:/s|ps)?", re.ASCII)
 _SCALE = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -94,8 +98,8 @@ def plan_cluster(
     hardware = Hardware(
         peak_flops=speed.flops,
         utilisation=utilisation,
-        link_bytes_per_s=_COLLECTIVE_SHARE * speed.link_bytes_per_s,
-        network_bytes_per_s=_COLLECTIVE_SHARE * parse_rate(network),
+        link_bytes_per_s=COLLECTIVE_SHARE * speed.link_bytes_per_s,
+        network_bytes_per_s=COLLECTIVE_SHARE * parse_rate(network),
     )
     return ClusterPlan(
         nodes=nodes,

@@ -57,15 +57,16 @@ class Saver:
         self.newest: Path | None = None
         self.elapsed_s: float | None = None  # of the last save, until the checkpoint was in place
 
-    def is_due(self, step: int) -> bool:
+    def is_due(self, step: int, steps: int = 1) -> bool:
         """Return whether to save after `step`: as the profile says, or by time lost and spent.
 
+        It is asked after every `steps` steps.
         A save that had too little memory is due again.
         """
         if self._ran_short:
             return True
         if self._options.every_steps is not None:
-            return step % self._options.every_steps == 0
+            return passes_multiple(step, steps, self._options.every_steps)
         if self._finalizing is not None:
             return False
         every_s = max(_LOST_S, self._paused_s / _SPENT_SHARE)
@@ -154,6 +155,11 @@ class Saver:
         with write_errors_mapped(f"older checkpoints than {newest.name} could not be removed"):
             set_aside_superseded(self._directory, state)
             remove_old(self._directory, self._options.keep_last, keep_step)
+
+
+def passes_multiple(step: int, steps: int, every: int) -> bool:
+    """Return whether one of the last `steps` steps up to `step` is a multiple of `every`."""
+    return step // every > (step - steps) // every
 
 
 def tensor_bytes(checkpoint: Checkpoint) -> int:

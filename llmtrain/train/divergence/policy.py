@@ -175,6 +175,18 @@ def judge(
     return StepVerdict(), updated.model_copy(update=update)
 
 
+def judge_alone(loss: float, grad_norm: float) -> StepVerdict:
+    """Return whether a local step may update a rank's weights: where its numbers are finite.
+
+    What it means for the run is judged with the other ranks' steps, when they are known.
+    """
+    if not math.isfinite(loss):
+        return StepVerdict(f"its loss is {loss:g}", is_finite=False)
+    if not math.isfinite(grad_norm):
+        return StepVerdict(f"its gradient norm is {grad_norm:g}", is_finite=False)
+    return StepVerdict()
+
+
 def spike_limit(losses: Sequence[float]) -> float:
     """Return the highest usual loss after `losses`; infinite while they are few.
 

@@ -84,7 +84,8 @@ class Rewinder:
         return Rewind(from_step, target, rewound_state(state, base_state))
 
     def _cause(self, first_window: int, *, is_finite: bool) -> str:
-        if is_finite:
+        # Of a local step only this rank knows, and a diagnosis needs all of them.
+        if is_finite or self._run.rounds is not None:
             return describe_batch(self._run, self._tokenizer, first_window)
         found = diagnose(self._run, first_window)
         self._passages = passages(self._run, self._tokenizer, first_window, found)
