@@ -25,7 +25,7 @@ def compare(output: Output, runs: options.Runs) -> None:
     if len(runs) < 2:
         raise UsageError("one run is named, and it takes two to compare", hint="llmtrain runs list")
     document = compared_document(compare_runs(runs))
-    output.answer(document, compared_parts(document))
+    output.answer(document, compared_parts(document, output))
 
 
 def compared_document(comparison: Comparison) -> RunsCompare:
@@ -49,7 +49,7 @@ def compared_document(comparison: Comparison) -> RunsCompare:
     return RunsCompare.of(comparison, runs=rows)
 
 
-def compared_parts(document: RunsCompare) -> Iterator[Part]:
+def compared_parts(document: RunsCompare, output: Output) -> Iterator[Part]:
     """Yield tables of results and differences, and a verdict on each later run."""
     from rich.table import Table
     from rich.text import Text
@@ -64,8 +64,8 @@ def compared_parts(document: RunsCompare) -> Iterator[Part]:
     yield table
     yield ""
     for verdict in document.verdicts:
-        yield f"{verdict.run}: {verdict_in_words(verdict)}"
-        yield f"  {verdict.reason}"
+        yield from output.wrapped(f"{verdict.run}: {verdict_in_words(verdict)}")
+        yield from output.wrapped(verdict.reason, "  ")
 
 
 def _rows(document: RunsCompare) -> Iterator[tuple[str, ...]]:

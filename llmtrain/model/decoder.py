@@ -16,7 +16,6 @@ from torch.nn import functional as F
 from llmtrain.choice import ActivationCheckpointing, AttentionKernel, BlockKernels, LossKernel
 from llmtrain.model.block import Block, RMSNorm, compile_block, compile_inside, run_eagerly
 from llmtrain.model.preferences import preference_weights
-from llmtrain.ops.checkpointing import checkpointed
 from llmtrain.ops.documents import DocumentMask, document_mask, first_of_document
 from llmtrain.ops.loss import (
     Exponentiate,
@@ -26,6 +25,7 @@ from llmtrain.ops.loss import (
     token_cross_entropy,
 )
 from llmtrain.ops.precision import WeightCasts, compute_dtype
+from llmtrain.ops.recomputation import checkpointed_block
 from llmtrain.ops.rotary import rotary_table
 from llmtrain.profile.shape import ModelShape
 
@@ -81,9 +81,9 @@ class Backbone(nn.Module):
         if first_bt is not None:
             documents = document_mask(self._attention, first_bt, compute_dtype(x_btc))
         for block in self.layers:
+            rest = self.cos_td[:length], self.sin_td[:length], documents
             call = block if casts is None else partial(casts.call, block)
-            rotations = self.cos_td[:length], self.sin_td[:length]
-            x_btc = checkpointed(self.checkpointing, call, x_btc, *rotations, documents)
+            x_btc = checkpointed_block(self.checkpointing, block, call, x_btc, *rest)
         hidden: Tensor = self.norm(x_btc)
         return hidden
 

@@ -38,8 +38,8 @@ from llmtrain.model.decoder import Decoder
 from llmtrain.model.lora import add_adapters, freeze_matrices
 from llmtrain.model.optimizer import RoleOptimizer
 from llmtrain.model.timing import compiling_s, new_block, thread_count, two_documents
-from llmtrain.ops.checkpointing import checkpointed
 from llmtrain.ops.precision import WeightCasts, autocast_as, compute_dtype, half_dtype
+from llmtrain.ops.recomputation import checkpointed_block
 from llmtrain.ops.rotary import rotary_table
 from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
@@ -122,7 +122,7 @@ def _train_blocks(
             documents = two_documents(way.attention, *size, compute_dtype(y), y.device)
         for block in blocks:
             call = block if casts is None else partial(casts.call, block)
-            y = checkpointed(outside, call, y, *rotations, documents)
+            y = checkpointed_block(outside, block, call, y, *rotations, documents)
     torch.autograd.backward(y, y.detach())
     for block in blocks:
         block.zero_grad()

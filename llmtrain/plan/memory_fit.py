@@ -102,7 +102,7 @@ def _activations(
     """Choose activation checkpointing and micro-batch: the least recomputation that fits."""
     asked = options.activation_checkpointing
     kind = setup.device_kind
-    modes = list(_modes(kind, setup.compiled, workload.micro_batch))
+    modes = list(_modes(setup, workload.micro_batch))
     if asked != "auto":
         modes = [Choice(asked, "asked for")]
     for mode in modes:
@@ -126,7 +126,7 @@ def choose_accumulation(workload: Workload, processes: int, micro_batch: int) ->
 
 
 def _modes(
-    kind: DeviceKind, compiled: bool, micro_batch: int | Literal["auto"]
+    setup: TrainingSetup, micro_batch: int | Literal["auto"]
 ) -> Iterator[Choice[ActivationCheckpointing]]:
     at_once = (
         "not even one sequence fits"
@@ -134,9 +134,11 @@ def _modes(
         else f"{micro_batch} sequences do not fit"
     )
     needed = f"without it {at_once}"
-    if kind == "cpu" and compiled:
+    if setup.device_kind == "cpu" and setup.compiled:
         why = "products and attention are kept; the compiled backward recomputes the rest cheaply"
         yield Choice("selective", why)
+    elif setup.device_kind == "cpu" and setup.lora is not None:
+        yield Choice("selective", "adapters are for little memory; products and attention are kept")
     else:
         yield Choice("off", "everything fits")
         yield Choice("selective", needed)

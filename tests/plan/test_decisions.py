@@ -144,6 +144,15 @@ def test_beside_adapters_micro_batches_are_small_on_a_cpu() -> None:
     assert make_plan(CPU, wish(), replace(workload, micro_batch=64)).micro_batch.value == 64
 
 
+def test_beside_adapters_products_alone_are_kept_though_all_would_fit() -> None:
+    workload = replace(WORKLOAD, lora=LoraShape(4, 8.0, ("q_proj",)))
+    assert make_plan(CPU, wish(), WORKLOAD).activation_checkpointing.value == "off"
+    chosen = make_plan(CPU, wish(), workload).activation_checkpointing
+    assert (chosen.value, "little memory" in chosen.reason) == ("selective", True)
+    on_a_gpu = make_plan(CUDA, wish(), workload).activation_checkpointing
+    assert on_a_gpu.value == "off"
+
+
 @pytest.mark.parametrize(("processes", "threads"), [(1, 8), (2, 4), (3, 2), (8, 1), (12, 1)])
 def test_processes_of_one_machine_share_its_cores(processes: int, threads: int) -> None:
     assert decided(CPU, processes=processes)["threads"] == threads
