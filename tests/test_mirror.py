@@ -18,10 +18,12 @@ APART = {
 }
 # Test modules that span several files of their room: a behaviour, or every case of a kind.
 SPANNING = {
+    "test_conda": ".ci/conda/recipe.yaml",
     "test_constraints": "constraints.txt",
     "test_default_signals": "how the tests themselves start children",
     "test_downstream": "a program with the annotations of the package",
     "test_examples": "docs/examples",
+    "test_function_length": "the source of the whole package",
     "test_fixtures": "the types of all fixtures",
     "test_layers": "imports of the whole package",
     "test_mirror": "this test",

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from llmtrain.model.decoder import Decoder
+from llmtrain.ops.eager import eagerly
 
 Window = tuple[NDArray[np.int64], NDArray[np.int64]]
 
@@ -61,7 +62,7 @@ def sum_loss(
     """
     nats, tokens = 0.0, 0
     device = model.head_weight.device
-    with torch.compiler.set_stance("force_eager"):
+    with eagerly():
         for inputs, targets, counts in _repeated(_batched(windows, micro_batch), forwards):
             check_stop()
             with autocast():
@@ -86,7 +87,7 @@ def token_losses(
     device = model.head_weight.device
     for inputs, targets in _batched(windows, micro_batch):
         check_stop()
-        with torch.compiler.set_stance("force_eager"), autocast():
+        with eagerly(), autocast():
             losses = model.token_losses(inputs.to(device), targets.to(device))
         yield targets.flatten().numpy(), losses.flatten().double().cpu().numpy()
 

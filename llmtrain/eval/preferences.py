@@ -15,6 +15,7 @@ from llmtrain.data.batches.preferences import PreferenceWindows
 from llmtrain.eval.evaluate import LossSum
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.preferences import answer_sums, pair_losses, references_of
+from llmtrain.ops.eager import eagerly
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def answer_nats(
     device = model.head_weight.device
     for inputs, targets, references in windows:
         check_stop()
-        with torch.compiler.set_stance("force_eager"), autocast():
+        with eagerly(), autocast():
             losses = model.token_losses(
                 torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
             )

@@ -38,6 +38,22 @@ class RoleOptimizer(torch.optim.Optimizer):
         super().__init__(groups, {"fused": fused})
         self.product_dtype = product_dtype
 
+    # torch's own two methods import its compiler on their first call: tens of MiB, and a second.
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters; what it does not say is as in `defaults`."""
+        group = {**self.defaults, **param_group}
+        self.param_groups.append(group | {"params": list(group["params"])})
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Free all gradients, or set them to zero."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if set_to_none or parameter.grad is None:
+                    parameter.grad = None
+                else:
+                    parameter.grad.detach_().zero_()
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""

@@ -33,12 +33,13 @@ from llmtrain.machine.core_wait import ran_share, read_core_times
 from llmtrain.machine.facts import PartTime
 from llmtrain.machine.gpu import forget_peak_memory
 from llmtrain.machine.timing import Run, cpu_seconds
-from llmtrain.model.decoder import Block, Decoder, compile_block
+from llmtrain.model.block import Block, compile_block
+from llmtrain.model.decoder import Decoder
 from llmtrain.model.lora import add_adapters, freeze_matrices
 from llmtrain.model.optimizer import RoleOptimizer
 from llmtrain.model.timing import compiling_s, new_block, thread_count, two_documents
-from llmtrain.ops.checkpointing import checkpointed
 from llmtrain.ops.precision import WeightCasts, autocast_as, compute_dtype, half_dtype
+from llmtrain.ops.recomputation import checkpointed_block
 from llmtrain.ops.rotary import rotary_table
 from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
@@ -87,8 +88,9 @@ def time_chained_block(shape: ModelShape, way: Way) -> PartTime:
     x = torch.randn(size, generator=generator, device=way.device, requires_grad=True)
     with torch.random.fork_rng(devices=()):  # measuring must not change a run's random numbers
         blocks = [_block(shape, way) for _ in range(count)]
-    casts = way.new_casts()
-    run = partial(_train_blocks, shape, way, blocks, casts, x)
+    table = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
+    cos, sin = (angles.to(way.device) for angles in table)
+    run = partial(_train_blocks, way, blocks, way.new_casts(), (cos, sin), x)
     if way.device != "cpu":
         compiling_s(partial(run, way.micro_batch))
     return _scaled(_time_sequences(run, way), 1 / count)
@@ -104,25 +106,23 @@ def _block(shape: ModelShape, way: Way) -> Block:
 
 
 def _train_blocks(
-    shape: ModelShape,
     way: Way,
     blocks: Sequence[Block],
     casts: WeightCasts | None,
+    rotations: tuple[Tensor, Tensor],
     x_btc: Tensor,
     sequences: int,
 ) -> None:
-    table = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
-    cos, sin = (angles.to(x_btc.device) for angles in table)
     outside: ActivationCheckpointing = "off" if way.compiled_block else way.checkpointing
     with autocast_as(way.precision, x_btc.device):
         y = x_btc[:sequences]
         documents = None
         if way.masked:
-            size = sequences, shape.context
+            size = sequences, x_btc.shape[1]
             documents = two_documents(way.attention, *size, compute_dtype(y), y.device)
         for block in blocks:
             call = block if casts is None else partial(casts.call, block)
-            y = checkpointed(outside, call, y, cos, sin, documents)
+            y = checkpointed_block(outside, block, call, y, *rotations, documents)
     torch.autograd.backward(y, y.detach())
     for block in blocks:
         block.zero_grad()

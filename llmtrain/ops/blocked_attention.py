@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmtrain.ops.operator import operator
+
 _SCORES_BYTES = 16 << 20  # of one block's scores: what fits a last-level cache beside the rest
 _BLOCK_ROWS = 128
 _LONG_CONTEXT, _LONG_BLOCK_ROWS = 2048, 256  # fewer sums of the keys' gradients
@@ -135,7 +137,7 @@ class _Sum:
         self.total_ntd[:, keys].add_(_view(self._wide_share, shape).copy_(share))
 
 
-@torch.library.custom_op("llmtrain::blocked_attention", mutates_args=())
+@operator("blocked_attention")
 def _forward(
     q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None = None
 ) -> Tensor:
@@ -152,7 +154,7 @@ def _forward(
     return y_btc
 
 
-@torch.library.custom_op("llmtrain::blocked_attention_backward", mutates_args=())
+@operator("blocked_attention_backward")
 def _backward(
     d_y_btc: Tensor,
     q_bhtd: Tensor,
@@ -181,13 +183,16 @@ def _backward(
     return d_q_bhtd, d_k_bgtd, d_v_bgtd
 
 
-@_forward.register_fake
-def _(q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None = None) -> Tensor:
+def _fake_forward(
+    q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None = None
+) -> Tensor:
     return _empty_output(q_bhtd)
 
 
-@_backward.register_fake
-def _(
+torch.library.register_fake(_forward, _fake_forward)
+
+
+def _fake_backward(
     d_y_btc: Tensor,
     q_bhtd: Tensor,
     k_bgtd: Tensor,
@@ -195,6 +200,9 @@ def _(
     first_bt: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q_bhtd), torch.empty_like(k_bgtd), torch.empty_like(v_bgtd)
+
+
+torch.library.register_fake(_backward, _fake_backward)
 
 
 def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
@@ -206,7 +214,7 @@ def _differentiate(ctx: Any, d_y_btc: Tensor) -> tuple[Tensor | None, ...]:
     return *gradients, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
+torch.library.register_autograd(_forward, _differentiate, setup_context=_save)
 
 OPERATOR = torch.ops.llmtrain.blocked_attention.default
 

@@ -27,7 +27,7 @@ _SDPA = (
     "_scaled_dot_product_efficient_attention",
     "_scaled_dot_product_cudnn_attention",
 )
-_SAVED = {
+SAVED = {
     torch.ops.aten.mm.default,
     *(getattr(torch.ops.aten, name).default for name in _SDPA),
     blocked_attention.OPERATOR,
@@ -58,7 +58,7 @@ def silence_compiler_warning() -> None:
 
 
 def _policy(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
-    is_saved = operator in _SAVED
+    is_saved = operator in SAVED
     return CheckpointPolicy.MUST_SAVE if is_saved else CheckpointPolicy.PREFER_RECOMPUTE
 
 

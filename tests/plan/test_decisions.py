@@ -11,6 +11,7 @@ from llmtrain.choice import Choice, DeviceKind
 from llmtrain.errors import DoesNotFitError
 from llmtrain.machine.facts import Facts
 from llmtrain.plan import decisions as decide
+from llmtrain.plan import memory_fit
 from llmtrain.plan.memory import TrainingSetup, predict_training
 from llmtrain.plan.planner import Plan, make_plan
 from llmtrain.profile.lora_shape import LoraShape
@@ -106,9 +107,9 @@ def test_launched_processes_need_a_gpu_each_on_their_machine() -> None:
 
 def test_the_smallest_gpu_is_the_limit() -> None:
     mixed = replace(CUDA, accelerators=(gpu(0, gib=24), gpu(1, gib=8)))
-    assert 7 * GIB < decide.memory_limit_bytes(mixed, "cuda") < 8 * GIB
+    assert 7 * GIB < memory_fit.memory_limit_bytes(mixed, "cuda") < 8 * GIB
     small = replace(CPU, cpu=replace(CPU.cpu, memory_limit_bytes=GIB))
-    assert decide.memory_limit_bytes(small, "cpu") < GIB
+    assert memory_fit.memory_limit_bytes(small, "cpu") < GIB
 
 
 def test_a_micro_batch_that_does_not_divide_is_refused() -> None:
@@ -141,6 +142,15 @@ def test_beside_adapters_micro_batches_are_small_on_a_cpu() -> None:
     workload = replace(WORKLOAD, tokens_per_step=64 * 64, lora=lora)
     assert make_plan(CPU, wish(), workload).micro_batch.value == 512 // 64
     assert make_plan(CPU, wish(), replace(workload, micro_batch=64)).micro_batch.value == 64
+
+
+def test_beside_adapters_products_alone_are_kept_though_all_would_fit() -> None:
+    workload = replace(WORKLOAD, lora=LoraShape(4, 8.0, ("q_proj",)))
+    assert make_plan(CPU, wish(), WORKLOAD).activation_checkpointing.value == "off"
+    chosen = make_plan(CPU, wish(), workload).activation_checkpointing
+    assert (chosen.value, "little memory" in chosen.reason) == ("selective", True)
+    on_a_gpu = make_plan(CUDA, wish(), workload).activation_checkpointing
+    assert on_a_gpu.value == "off"
 
 
 @pytest.mark.parametrize(("processes", "threads"), [(1, 8), (2, 4), (3, 2), (8, 1), (12, 1)])

@@ -23,7 +23,8 @@ def any_tokenizer(
     if request.param == "own":
         return train_tokenizer(documents[:60], vocab_size=1_500).tokenizer
     if request.param == "unigram":
-        return train_tokenizer(documents[:30], vocab_size=1_000, kind="unigram").tokenizer
+        texts = [*documents[:30], "    return value\n" * 300]  # a word in every library's text
+        return train_tokenizer(texts, vocab_size=1_000, kind="unigram").tokenizer
     if request.param == "llama":
         (path / "tokenizer.model").write_bytes(sentencepiece_model(documents))
         return import_tokenizer(path, ImportOptions()).tokenizer

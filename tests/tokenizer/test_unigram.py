@@ -73,7 +73,7 @@ def test_the_library_and_transformers_have_the_same_ids(
 
 def test_it_compresses(unigram: Tokenizer, documents: list[str]) -> None:
     text = "".join(documents[1:600:37])
-    assert len(text.encode()) / len(unigram.encode(text)) > 2
+    assert len(text.encode()) / len(unigram.encode(text)) > 1.8  # bytes a token
     assert sum(piece.kind == "byte" for piece in unigram.pieces()) == 256
     assert len(unigram.encode("2024")) == 4
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llmtrain.ops.operator import operator
+
 
 def native_attention(
     q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None = None
@@ -23,7 +25,7 @@ def native_attention(
     return y_btc
 
 
-@torch.library.custom_op("llmtrain::native_attention", mutates_args=())
+@operator("native_attention")
 def _forward(
     q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -34,7 +36,7 @@ def _forward(
     return y_btc, lse_bht
 
 
-@torch.library.custom_op("llmtrain::native_attention_backward", mutates_args=())
+@operator("native_attention_backward")
 def _backward(
     d_y_btc: Tensor,
     q_bhtd: Tensor,
@@ -51,8 +53,7 @@ def _backward(
     return d_q, d_k, d_v
 
 
-@_forward.register_fake
-def _(
+def _fake_forward(
     q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     sequences, num_heads, tokens, size = q_bhtd.shape
@@ -62,8 +63,10 @@ def _(
     )
 
 
-@_backward.register_fake
-def _(
+torch.library.register_fake(_forward, _fake_forward)
+
+
+def _fake_backward(
     d_y_btc: Tensor,
     q_bhtd: Tensor,
     k_bgtd: Tensor,
@@ -74,6 +77,9 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     d_q, d_k, d_v = (torch.empty_like(_dense(x)) for x in (q_bhtd, k_bgtd, v_bgtd))
     return d_q, d_k, d_v
+
+
+torch.library.register_fake(_backward, _fake_backward)
 
 
 def _dense(x: Tensor) -> Tensor:
@@ -91,6 +97,6 @@ def _differentiate(ctx: Any, d_y_btc: Tensor, _d_lse: Tensor | None) -> tuple[Te
     return *gradients, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
+torch.library.register_autograd(_forward, _differentiate, setup_context=_save)
 
 OPERATOR = torch.ops.llmtrain.native_attention.default

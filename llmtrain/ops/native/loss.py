@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from llmtrain.ops.chunk_sizes import native_chunk_tokens
+from llmtrain.ops.operator import operator
 
 
-@torch.library.custom_op("llmtrain::native_cross_entropy", mutates_args=())
+@operator("native_cross_entropy")
 def native_cross_entropy(
     hidden_nd: Tensor,
     weight_vd: Tensor,
@@ -38,8 +39,7 @@ def native_cross_entropy(
     return losses_n, d_hidden, d_weight
 
 
-@native_cross_entropy.register_fake
-def _(
+def _fake_native_cross_entropy(
     hidden_nd: Tensor,
     weight_vd: Tensor,
     targets_n: Tensor,
@@ -54,3 +54,6 @@ def _(
         hidden_nd.new_empty(tokens if wants_hidden else 0, width),
         weight_vd.new_empty(rows, width, dtype=torch.float32),
     )
+
+
+torch.library.register_fake(native_cross_entropy, _fake_native_cross_entropy)

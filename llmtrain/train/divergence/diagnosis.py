@@ -14,7 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from llmtrain.model.decoder import Backbone, Block, Decoder
+from llmtrain.model.block import Block
+from llmtrain.model.decoder import Backbone, Decoder
+from llmtrain.ops.eager import eagerly
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.distributed.sharding import local_part
 from llmtrain.train.loop import Run
@@ -124,7 +126,7 @@ def _in_weights(run: Run) -> Finding | None:
 def _on_this_rank(run: Run, first_window: int) -> Finding | None:
     share = run.windows_per_step // run.world.size
     first = first_window + run.world.rank * share
-    with torch.compiler.set_stance("force_eager"), _each_module_called(run.model):
+    with eagerly(), _each_module_called(run.model):
         findings: Iterable[Finding | None]
         findings = (_in_window(run, position) for position in range(first, first + share))
         if run.sharded is not None:
