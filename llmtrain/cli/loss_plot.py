@@ -71,7 +71,7 @@ def scatter_plot(
 
 
 def _shown(figure: Any) -> str:
-    text: str = figure.show().replace(_BLANK, " ")
+    text: str = figure.show().replace(_BLANK, " ").replace("> ()", ">")  # an axis without a label
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 

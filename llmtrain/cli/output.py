@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,6 +69,19 @@ class Output:
     def result(self, text: str) -> None:
         """Print one line of the result."""
         write_text(escape_control(text) + "\n")
+
+    def wrapped(self, text: str, indent: str = "") -> list[str]:
+        """Return prose as lines that a terminal does not break within words; off it, as one."""
+        if not sys.stdout.isatty():
+            return [indent + text]
+        return textwrap.wrap(
+            text,
+            self.stdout.width,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
 
     def text(self, text: str) -> None:
         """Print a part of a text at once: exactly in a pipe, escaped on a terminal."""

@@ -85,6 +85,15 @@ class GeneratedText(Part):
     tokens: list[SampledToken] = key("of the continuation, in order")
 
 
+class Rounding(Part):
+    """Weights that were rounded to generate with, and what that costs on a sample of text."""
+
+    text: Text = key("of which text the bits per byte are")
+    text_bytes: int = key("of it")
+    bits_per_byte_before: float = key("with the weights as they were trained")
+    bits_per_byte_after: float = key("with the rounded ones")
+
+
 class Generate(Document):
     """`llmtrain generate`: texts."""
 
@@ -93,6 +102,7 @@ class Generate(Document):
     text: Text = key("of the first text: the continuation, without the prompt")
     seed: int = key("of the first text")
     texts: list[GeneratedText] = key("each prompt in order, each as often as `--n` says")
+    quantization: Rounding | None = key("null: without `--quant`")
 
 
 class Serve(Document):

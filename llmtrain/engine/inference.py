@@ -79,12 +79,22 @@ def generate_texts(
     requests: Sequence[TextRequest],
     observe: Observer,
     check_stop: Callable[[], None],
+    *,
+    in_int8: bool = False,
 ) -> Iterator[tuple[int, Piece, TextStream]]:
     """Yield the pieces of each request's text, as they are sampled, with the request's index.
 
-    Of a prompt that is longer than the context the end is read, which `observe` is told.
+    Of a prompt that is longer than the context the end is read, which `observe` is told. `in_int8`:
+    of weights that were rounded so (`llmtrain.engine.int8`).
     """
-    generator = text_generator(trained, min(len(requests), _TEXTS_TOGETHER))
+    slots = min(len(requests), _TEXTS_TOGETHER)
+    if in_int8:
+        generator = TextGenerator(
+            trained.model, trained.tokenizer, trained.plan.precision.value, slots
+        )
+        generator.use_int8_step(trained.model)
+    else:
+        generator = text_generator(trained, slots)
     streams = [generator.prepare(request) for request in requests]
     longest = max((stream.prompt_tokens for stream in streams), default=0)
     if longest > generator.context:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -78,7 +79,26 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]  # the harness is not type
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, Ids, Ids]], **_: Any
     ) -> list[tuple[float, bool]]:
-        return self._scores([(context, continuation) for _, context, continuation in requests])
+        scores = self._scores([(context, continuation) for _, context, continuation in requests])
+        for number, ((context, text), ids, continuation) in enumerate(requests):
+            if not continuation:
+                scores[number] = self._merged_score(context + text, ids)
+        return scores
+
+    def _merged_score(self, text: str, context: Ids) -> tuple[float, bool]:
+        """Score a continuation that shares a token with the end of its context.
+
+        Its likelihood is that of the whole text over that of the context, which other choices of
+        the same question are scored by too: from where the tokens of both begin to differ.
+        """
+        whole = self.tok_encode(text)
+        pairs = zip(whole, context, strict=False)
+        same = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        before = whole[:same] or [self.prefix_token_id]
+        (both, is_likeliest), (alone, _) = self._scores(
+            [(before, whole[same:]), (before, context[same:])]
+        )
+        return both - alone, is_likeliest
 
     def _scores(self, pairs: Sequence[tuple[Ids, Ids]]) -> list[tuple[float, bool]]:
         """Return each continuation's log-likelihood, and whether it is the likeliest one.

@@ -1,12 +1,14 @@
 """Two tasks without a download, made of Python's standard library, which every machine has.
 
-`python_identifiers`: which of four names of a file comes next; chance is 1 in 4. The names are
-drawn first and one of them is asked for, so that a model that ignores the context is at chance.
-`python_brackets`: which bracket closes here; chance is 1 in 3. Each kind is the answer equally
-often, so that always naming the commonest is at chance too.
+`python_identifiers`: which of four names of a file comes next; chance is 1 in 4. Each of the four
+is asked for once, so that whoever prefers a name, as for its length, is right once in four.
+`python_brackets`: which bracket closes here; chance is 1 in 3. Each place is asked for three times,
+with each kind of bracket opened and the rest of the context unchanged, so that whatever a model
+makes of the rest, as of the characters just before, is right once in three.
 
-The questions are the same for one version of Python. A model that was trained on builtin:python
-has seen most of the text.
+A choice begins where no tokenizer joins characters to one token across: a name with its space, a
+bracket after a letter or digit. The questions are the same for one version of Python. A model that
+was trained on builtin:python has seen most of the text.
 """
 
 from __future__ import annotations
@@ -18,11 +20,13 @@ import re
 import tokenize
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 
-_NAME = re.compile(r"(?<![\w])[A-Za-z_][A-Za-z0-9_]{3,}(?![\w])")
+_NAME = re.compile(r"(?<=\S )[A-Za-z_][A-Za-z0-9_]{3,}(?![\w])")
 _CONTEXT_CHARACTERS = 400
 _NAMES = 4
-_PAIRS = {")": "(", "]": "[", "}": "{"}
+_OPENING, _CLOSING = "([{", ")]}"
+_FEWEST_INSIDE = 8  # characters between a bracket and the one that closes it
 QUESTIONS = 240  # of a task, divisible by the numbers of choices
 
 
@@ -40,27 +44,13 @@ class Question:
 
 
 def identifier_questions(texts: Iterable[str]) -> list[Question]:
-    """Return questions about names: one of each text, as long as more are needed."""
-    found = (question for text in texts for question in _name_question(text))
-    return list(_first(found, QUESTIONS))
+    """Return questions about names: four names of each text, each asked for once."""
+    return _asked(map(_name_questions, texts))
 
 
 def bracket_questions(texts: Iterable[str]) -> list[Question]:
-    """Return questions about brackets, equally many for each kind."""
-    each = QUESTIONS // len(_PAIRS)
-    by_kind: dict[str, list[Question]] = {kind: [] for kind in _PAIRS}
-    for text in texts:
-        places = list(_closing_places(text))
-        random.Random(text).shuffle(places)
-        for kind, found in by_kind.items():
-            at = next((place for place, closing in places if closing == kind), None)
-            if at is not None and len(found) < each:
-                context = text[max(0, at - _CONTEXT_CHARACTERS) : at]
-                found.append(Question(context, tuple(_PAIRS), list(_PAIRS).index(kind)))
-        if all(len(found) == each for found in by_kind.values()):
-            break
-    fewest = min(map(len, by_kind.values()))
-    return [question for found in by_kind.values() for question in found[:fewest]]
+    """Return questions about brackets: one place of each text, asked for with each kind."""
+    return _asked(map(_bracket_questions, texts))
 
 
 OWN_TASKS: dict[str, Callable[[Iterable[str]], list[Question]]] = {
@@ -69,39 +59,63 @@ OWN_TASKS: dict[str, Callable[[Iterable[str]], list[Question]]] = {
 }
 
 
-def _name_question(text: str) -> Iterator[Question]:
-    """Yield a question, if the text has names enough that are used again."""
+def _asked(questions_of_texts: Iterable[list[Question]]) -> list[Question]:
+    """Return the questions of as many texts as are needed, those of a text one after another."""
+    return list(islice(chain.from_iterable(questions_of_texts), QUESTIONS))
+
+
+def _name_questions(text: str) -> list[Question]:
+    """Return a question for each of four names; none if the text has fewer that are used again."""
     places: dict[str, list[int]] = {}
     for match in _NAME.finditer(text):
-        if not keyword.iskeyword(match[0]) and match.start() >= _CONTEXT_CHARACTERS:
-            places.setdefault(match[0], []).append(match.start())
+        if not keyword.iskeyword(match[0]) and match.start() > _CONTEXT_CHARACTERS:
+            places.setdefault(match[0], []).append(match.start() - 1)
     names = sorted(name for name, where in places.items() if len(where) > 1)
     if len(names) < _NAMES:
-        return
+        return []
     draw = random.Random(text)
-    choices = draw.sample(names, _NAMES)
-    answer = draw.randrange(_NAMES)
-    at = draw.choice(places[choices[answer]])
-    yield Question(text[at - _CONTEXT_CHARACTERS : at], tuple(choices), answer)
+    drawn = draw.sample(names, _NAMES)
+    spaces = [draw.choice(places[name]) for name in drawn]
+    choices = tuple(f" {name}" for name in drawn)
+    return [
+        Question(text[space - _CONTEXT_CHARACTERS : space], choices, answer)
+        for answer, space in enumerate(spaces)
+    ]
 
 
-def _closing_places(text: str) -> Iterator[tuple[int, str]]:
-    """Yield position and kind of each closing bracket of Python code; none if it is no code."""
+def _bracket_questions(text: str) -> list[Question]:
+    """Return a question for each kind of bracket at one place of the text; none without a place."""
+    places = list(_bracket_places(text))
+    if not places:
+        return []
+    opening, closing = random.Random(text).choice(places)
+    start = closing - _CONTEXT_CHARACTERS
+    before, after = text[start:opening], text[opening + 1 : closing]
+    return [
+        Question(before + bracket + after, tuple(_CLOSING), answer)
+        for answer, bracket in enumerate(_OPENING)
+    ]
+
+
+def _bracket_places(text: str) -> Iterator[tuple[int, int]]:
+    """Yield where a bracket of Python code opens and where it closes; none if it is no code."""
     starts = [0]
     for line in text.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
+    opened: list[int] = []
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
-            if token.type == tokenize.OP and token.string in _PAIRS:
-                at = starts[token.start[0] - 1] + token.start[1]
-                if at >= _CONTEXT_CHARACTERS and text[at : at + 1] == token.string:
-                    yield at, token.string
+            if token.type != tokenize.OP or token.string not in (*_OPENING, *_CLOSING):
+                continue
+            at = starts[token.start[0] - 1] + token.start[1]
+            if text[at : at + 1] != token.string:
+                return  # the line ends of Python's lexer are not all of `splitlines`
+            if token.string in _OPENING:
+                opened.append(at)
+                continue
+            opening = opened.pop()
+            is_seen = opening >= at - _CONTEXT_CHARACTERS >= 0
+            if is_seen and at - opening > _FEWEST_INSIDE and text[at - 1].isalnum():
+                yield opening, at
     except (tokenize.TokenError, SyntaxError, IndexError):
         return
-
-
-def _first(questions: Iterable[Question], count: int) -> Iterator[Question]:
-    for number, question in enumerate(questions):
-        if number == count:
-            return
-        yield question

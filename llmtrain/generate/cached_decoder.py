@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmtrain.generate.weights import LayerWeights, multiply, native_weights, weights_of
+from llmtrain.generate.weights import (
+    LayerWeights,
+    NativeWeights,
+    multiply,
+    native_weights,
+    weights_of,
+)
 from llmtrain.model.decoder import Decoder, as_residual
 from llmtrain.ops.attention import cached_attention, causal_attention
 from llmtrain.ops.norm import rms_norm
@@ -40,7 +46,7 @@ class CachedDecoder:
         self._k_lsgtd = torch.zeros(size, dtype=dtype, device=self._device)
         self._v_lsgtd = torch.zeros(size, dtype=dtype, device=self._device)
         self._lengths = [0] * slots
-        self._native_weights: list[Tensor] | None = None  # where the compiled step computes
+        self._native_weights: NativeWeights | None = None  # where the compiled step computes
 
     def compute_natively(self, is_native: bool) -> None:
         """From now on compute single tokens by the compiled step, which has to be loaded, or not.
@@ -48,6 +54,14 @@ class CachedDecoder:
         For weights in bf16 on a CPU.
         """
         self._native_weights = native_weights(self._weights) if is_native else None
+
+    def compute_in_int8(self, model: Decoder) -> None:
+        """From now on compute single tokens by the compiled step, with `model`'s matrices in int8.
+
+        The step has to be loaded; this decoder is one in bf16 of the same model, on a CPU.
+        """
+        weights = weights_of(model, torch.float32)
+        self._native_weights = native_weights(weights, in_int8=True)
 
     def length(self, slot: int) -> int:
         """Return how many tokens of the sequence in `slot` are cached."""
@@ -104,7 +118,7 @@ class CachedDecoder:
 
     def _native_step(
         self,
-        weights: list[Tensor],
+        weights: NativeWeights,
         slots_b: Tensor,
         positions_b: Tensor,
         tokens: Sequence[int],
@@ -112,7 +126,8 @@ class CachedDecoder:
         embedded_bc = as_residual(F.embedding(self._tensor(tokens), self._weights.embedding))
         logits_bv: Tensor = torch.ops.llmtrain_decode.step(
             embedded_bc,
-            weights,
+            weights.tensors,
+            weights.scales,
             self._k_lsgtd,
             self._v_lsgtd,
             self._cos_td,

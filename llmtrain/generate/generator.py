@@ -42,6 +42,13 @@ class TextGenerator:
         """
         return choose_step(self._decoder)
 
+    def use_int8_step(self, model: Decoder) -> None:
+        """Compute single tokens by the compiled step with weights in int8: of the same model.
+
+        The step has to be loaded. For a model in bf16 on a CPU, before the first text.
+        """
+        self._decoder.compute_in_int8(model)
+
     @property
     def longest_prompt_characters(self) -> int:
         """The most characters that the context can hold; texts of more need not be encoded."""

@@ -9,8 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmtrain.model.decoder import Block, Decoder
+from llmtrain.model.block import Block
+from llmtrain.model.decoder import Decoder
 from llmtrain.model.lora import AdaptedLinear
+
+_LARGEST_INT8 = 127
+_INT8_OFFSET = 128  # stored as unsigned bytes, which AVX-512 multiplies by signed ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +92,52 @@ def multiply(x_btc: Tensor, matrices: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([F.linear(x_btc, matrix) for matrix in matrices], dim=-1)
 
 
-def native_weights(weights: DecoderWeights) -> list[Tensor]:
-    """Return the weights as the compiled step takes them: eight a layer, then gain and head."""
-    none = torch.empty(0)
+@dataclass(frozen=True, slots=True)
+class NativeWeights:
+    """The weights as the compiled step takes them: eight a layer, then gain and head.
+
+    `scales`: none, or those of the rows of each matrix, which then is in int8.
+    """
+
+    tensors: list[Tensor]
+    scales: list[Tensor]
+
+
+def native_weights(weights: DecoderWeights, *, in_int8: bool = False) -> NativeWeights:
+    """Return the weights as the compiled step takes them."""
+    none, scales = torch.empty(0), list[Tensor]()
+
+    def matrix(values: Tensor) -> Tensor:
+        if not in_int8:
+            return values
+        whole, of_rows = rounded_to_int8(values)
+        scales.append(of_rows)
+        return whole
+
     found = []
     for layer in weights.layers:
-        (query_key_value,), (gate_up,) = layer.query_key_value, layer.gate_up
+        query_key_value, gate_up = _joined(layer.query_key_value), _joined(layer.gate_up)
         gains = (none if each is None else each for each in (layer.query_gain, layer.key_gain))
-        found += [layer.attention_gain, query_key_value, *gains, layer.output]
-        found += [layer.feed_forward_gain, gate_up, layer.down]
-    return [*found, weights.gain, weights.head]
+        found += [layer.attention_gain, matrix(query_key_value), *gains, matrix(layer.output)]
+        found += [layer.feed_forward_gain, matrix(gate_up), matrix(layer.down)]
+    return NativeWeights([*found, weights.gain, matrix(weights.head)], scales)
+
+
+def _joined(matrices: tuple[Tensor, ...]) -> Tensor:
+    return matrices[0] if len(matrices) == 1 else torch.cat(matrices)
+
+
+def rounded_to_int8(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a matrix in int8 and 128 more, and the scale of each row in fp32: by its largest."""
+    scales = matrix.float().abs().amax(1) / _LARGEST_INT8
+    whole = (matrix.float() / scales.clamp(min=torch.finfo().tiny)[:, None]).round()
+    return (whole + _INT8_OFFSET).to(torch.uint8), scales
+
+
+@torch.no_grad()
+def round_to_int8(model: Decoder) -> None:
+    """Replace what generation multiplies by what `rounded_to_int8` makes of it."""
+    matrices = [each.weight for each in model.modules() if isinstance(each, nn.Linear)]
+    for matrix in {id(each): each for each in (*matrices, model.head_weight)}.values():
+        whole, scales = rounded_to_int8(matrix)
+        matrix.copy_((whole.float() - _INT8_OFFSET) * scales[:, None])

@@ -71,15 +71,25 @@ def _ways(model: Decoder) -> dict[str, Callable[[], object]]:
         ],
     }
     if load_decode_step(read_facts(tries_gpus=False)).value:
-        decoder.compute_natively(True)
-        decoder.extend(0, range(1, model.shape.context // 2 + 1))
-
-        def step() -> None:
-            decoder.truncate(0, model.shape.context // 2)
-            decoder.step([0], [1])
-
-        ways["compiled step in bf16, all of it"] = step
+        for name, in_int8 in (("bf16", False), ("int8", True)):
+            ways[f"compiled step in {name}, all of it"] = _step(model, in_int8=in_int8)
     return ways
+
+
+def _step(model: Decoder, *, in_int8: bool) -> Callable[[], object]:
+    """Return what computes a token after half a context by the compiled step."""
+    decoder, half = CachedDecoder(model, torch.bfloat16), model.shape.context // 2
+    if in_int8:
+        decoder.compute_in_int8(model)
+    else:
+        decoder.compute_natively(True)
+    decoder.extend(0, range(1, half + 1))
+
+    def step() -> None:
+        decoder.truncate(0, half)
+        decoder.step([0], [1])
+
+    return step
 
 
 def _rounded(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

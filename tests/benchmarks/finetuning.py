@@ -26,6 +26,7 @@ from typing import Any
 
 from tests.benchmarks.process import run_measured
 from tests.checkout import ROOT
+from tests.programs import program_parser
 
 _WORDS = ("the", "answer", "is", "in", "a", "list", "of", "items", "that", "it", "returns")
 _OURS, _THEIRS = "llmtrain", "Trainer"
@@ -199,11 +200,7 @@ def _train_by_trainer(options: argparse.Namespace, scratch: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.finetuning",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     parser.add_argument("--layers", type=int, default=30, help="of the model")
     parser.add_argument("--steps", type=int, default=4, help="at least two")
     parser.add_argument("--context", type=int, default=512)

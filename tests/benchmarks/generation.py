@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8, help="texts of the batched row")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--own", action="store_true", help="without transformers and llama.cpp")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = Decoder(shape_of(load_profile(options.profile).profile.model)).eval()
@@ -66,7 +67,9 @@ def main() -> None:
     prompt = tuple(range(1, model.shape.context // 2 + 1))
     work = Work(prompt, min(options.tokens, model.shape.context - len(prompt)))
     with tempfile.TemporaryDirectory() as directory:
-        measured = _systems(model, work, options.batch, Path(directory), options.threads)
+        measured = _own_systems(model, work, options.batch)
+        if not options.own:
+            measured |= _others(model, work, Path(directory), options.threads)
         best = dict.fromkeys(measured, 0.0)
         for _ in range(options.rounds):
             for name, rate in measured.items():
@@ -74,9 +77,7 @@ def main() -> None:
     _show(best, _token_bytes(CachedDecoder(model, torch.bfloat16)._weights))
 
 
-def _systems(
-    model: Decoder, work: Work, batch: int, directory: Path, threads: int
-) -> dict[str, Rate]:
+def _own_systems(model: Decoder, work: Work, batch: int) -> dict[str, Rate]:
     source = torch.ones(_READ_BYTES // 4)
     tokens_bt = torch.tensor([work.prompt])
     step = load_decode_step(read_facts(tries_gpus=False), lambda text: None)
@@ -86,13 +87,22 @@ def _systems(
     }
     own = CachedDecoder(model, torch.bfloat16, slots=batch)
     found["llmtrain, prompt tokens/s"] = lambda: _prompt_rate(own, work)
-    for name, is_native in (("compiled step", True), ("torch", False)):
+    for name in ("compiled step", "compiled step in int8", "torch"):
+        is_native = name != "torch"
         if is_native and not step.value:
             continue
         decoder = CachedDecoder(model, torch.bfloat16, slots=batch)
-        decoder.compute_natively(is_native)
+        if name.endswith("int8"):
+            decoder.compute_in_int8(model)
+        else:
+            decoder.compute_natively(is_native)
         found[f"llmtrain, {name}"] = partial(_own_rate, decoder, work, 1)
         found[f"llmtrain, {name}, {batch} texts"] = partial(_own_rate, decoder, work, batch)
+    return found
+
+
+def _others(model: Decoder, work: Work, directory: Path, threads: int) -> dict[str, Rate]:
+    found: dict[str, Rate] = {}
     checkpoint = _saved(model, directory)
     if find_spec("transformers") is not None:
         found["transformers, generate"] = _transformers_rate(checkpoint, work)
@@ -219,7 +229,8 @@ def _show(best: dict[str, float], token_bytes: int) -> None:
 
 
 def _share(name: str, share: float) -> str:
-    return "" if name.endswith(("prompt tokens/s", "GB/s")) else f"{share:.0%}"
+    is_other = "int8" in name or name.endswith(("prompt tokens/s", "GB/s"))  # reads other bytes
+    return "" if is_other else f"{share:.0%}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from itertools import pairwise
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from llmtrain.engine.sweep.plan import trials_of
+from llmtrain.engine.sweep.trial import TRAIN
 from llmtrain.profile.load import load_profile
 from llmtrain.recipe.learning_rate import muon_rate
-from tests.benchmarks.sweep import read_plan
+from tests.benchmarks.sweep import block_sweep, main, read_blocks, read_jobs
 from tests.benchmarks.sweep_job import SweepJob, SweepResult, read_results
+from tests.faults import tiny
 
 SWEEPS = Path(__file__).parent / "sweeps"
 RESULTS = read_results(SWEEPS / "results.jsonl")
@@ -93,7 +97,7 @@ def test_every_training_belongs_to_a_plan() -> None:
     planned = [
         job
         for plan in sorted(SWEEPS.glob("*.yaml"))
-        for job in read_plan(plan.read_text(encoding="utf-8"))
+        for job in read_jobs(plan.read_text(encoding="utf-8"))
     ]
     assert [result.job for result in RESULTS if result.job not in planned] == []
 
@@ -107,7 +111,7 @@ def test_a_plan_is_every_combination_of_its_blocks() -> None:
       settings: {optim.momentum: 0.5}
       grid: {tokens: [2, 3], train.seed: [4, 5]}
     """
-    jobs = read_plan(plan)
+    jobs = read_jobs(plan)
     assert [(job.tokens, job.settings["train.seed"]) for job in jobs] == [
         (2, 4),
         (2, 5),
@@ -115,3 +119,48 @@ def test_a_plan_is_every_combination_of_its_blocks() -> None:
         (3, 5),
     ]
     assert {job.settings["optim.momentum"] for job in jobs} == {0.5}
+
+
+def test_blocks_become_sweeps_of_llmtrain() -> None:
+    """Each training of every plan is a trial, whose settings are the job's."""
+    for path in sorted(SWEEPS.glob("*.yaml")):
+        for block in read_blocks(path.read_text(encoding="utf-8")):
+            sweep = block_sweep(block, {"code": "code.gz", "prose": "prose.gz"}, "cpu")
+            trials = trials_of(sweep.plan)
+            assert len(trials) == len(sweep.jobs)
+            for trial, job in zip(trials, sweep.jobs, strict=True):
+                settings = {**sweep.plan.settings, **trial.settings}
+                assert settings["train.tokens"] == job.tokens
+                assert settings.items() >= job.settings.items()
+                if job.system == "naive":
+                    assert settings["optim.learning_rate"] == job.learning_rate
+            kinds = {(job.system, job.variant, job.growth) for job in sweep.jobs}
+            assert (sweep.program == TRAIN) == (kinds == {("ours", None, ())})
+
+
+@pytest.mark.slow
+def test_every_kind_of_training_ends_in_the_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.furnish(tmp_path)
+    shared = {"data": "text", "profile": str(tmp_path / "tiny.yaml"), "tokens": 2048}
+    shared |= {"evaluation_tokens": 512}
+    blocks = [
+        {"name": "ours", **shared, "grid": {"optim.learning_rate": [0.01, 0.02]}},
+        {"name": "naive", **shared, "system": "naive", "learning_rate": 0.001},
+        {"name": "changed", **shared, "grid": {"variant": ["polar-3"]}},
+        {"name": "growth", **shared, "growth": [[0, 256], [0.5, 512]]},
+    ]
+    (tmp_path / "plan.yaml").write_text(json.dumps(blocks))
+    out, text = tmp_path / "out", tmp_path / "corpus.txt"
+    call = [str(tmp_path / "plan.yaml"), str(out), "--data", f"text={text}"]
+    assert main(call) == 0
+    first = capsys.readouterr().out
+    found = read_results(out / "results.jsonl")
+    assert [result.job.name for result in found] == ["ours", "ours", "naive", "changed", "growth"]
+    assert all(1 < result.quality.bits_per_byte < 12 for result in found)
+    assert [result.quality.tokens for result in found] == [2048] * 5
+    assert len(first.splitlines()) == 5
+    assert main(call) == 0
+    assert capsys.readouterr().out == ""
+    assert read_results(out / "results.jsonl") == found

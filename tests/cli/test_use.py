@@ -13,7 +13,9 @@ import yaml
 
 from llmtrain.cli.eval import verdict_of
 from llmtrain.engine.inference import Trained, text_generator
+from llmtrain.generate.native.library import load_decode_step
 from llmtrain.generate.text import Piece, TextRequest, TextStream
+from llmtrain.machine.probe import read_facts
 from tests.cli.conftest import Command
 
 
@@ -239,6 +241,26 @@ def test_run_is_shown_with_its_decisions(llmtrain: Command, trained: Path) -> No
     assert re.search(r"^threads +1 +asked for$", out, re.M)
 
 
+def test_weights_in_int8_say_what_they_cost(llmtrain: Command, trained: Path) -> None:
+    options = ("--quant", "int8", "--max-tokens", 5, "--seed", 3)
+    outcome = llmtrain("generate", trained, "--prompt", "ab", *options, "--json")
+    if not load_decode_step(read_facts(tries_gpus=False)).value:
+        assert outcome.code == 2
+        assert "--quant int8 needs the compiled step" in outcome.err
+        return
+    cost = outcome.document["quantization"]
+    assert cost["bits_per_byte_after"] != cost["bits_per_byte_before"]
+    assert math.isclose(cost["bits_per_byte_after"], cost["bits_per_byte_before"], rel_tol=0.01)
+    assert cost["text"] == "the run's validation text"
+    assert outcome.document["text"]
+    shown = llmtrain("generate", trained, "--prompt", "ab", *options)
+    assert f"{cost['bits_per_byte_before']:.4f} → " in shown.err
+    assert shown.out == f"ab{outcome.document['text']}\n"
+    assert (
+        llmtrain("generate", trained, "--max-tokens", 1, "--json").document["quantization"] is None
+    )
+
+
 @pytest.mark.parametrize("as_json", [(), ("--json",)])
 def test_ctrl_c_ends_a_generated_text_without_an_error(
     llmtrain: Command,
@@ -247,7 +269,7 @@ def test_ctrl_c_ends_a_generated_text_without_an_error(
     as_json: tuple[str, ...],
 ) -> None:
     def interrupted(
-        trained: Trained, requests: Sequence[TextRequest], *arguments: Any
+        trained: Trained, requests: Sequence[TextRequest], *arguments: Any, in_int8: bool
     ) -> Iterator[tuple[int, Piece, TextStream]]:
         stream = text_generator(trained).prepare(requests[0])
         yield 0, Piece("d", ()), stream

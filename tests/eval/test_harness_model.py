@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def one_by_one(model: Decoder, ids: Sequence[int], scored: int) -> tuple[float, 
 def test_continuations_of_any_length_are_scored(
     harness: HarnessModel, model: Decoder, tokenizer: Tokenizer
 ) -> None:
-    pairs = [("def ", "f(x)"), ("a", "b"), ("return ", "x + 1"), ("", "import")]
+    pairs = [("def ", "f(x)"), ("a", " = b"), ("return ", "x + 1"), ("", "import")]
     found = harness.loglikelihood(requests(*pairs), disable_tqdm=True)
     for (context, continuation), (score, greedy) in zip(pairs, found, strict=True):
         whole = tokenizer.encode(context + continuation)
@@ -77,6 +77,27 @@ def test_continuations_of_any_length_are_scored(
         expected = one_by_one(model, ids, len(ids) - max(1, len(given)))
         assert score == pytest.approx(expected[0], rel=1e-5)
         assert greedy == expected[1]
+
+
+def test_a_choice_that_shares_a_token_with_its_context_is_not_free(
+    model: Decoder, tokenizer: Tokenizer
+) -> None:
+    class Merging:
+        """One token for "()", which is not the beginning of that of "(" and another."""
+
+        separator_id, vocab_size = 0, tokenizer.vocab_size
+        ids: ClassVar = {"(": [5], "()": [6], "(]": [5, 7]}
+
+        def encode(self, text: str) -> list[int]:
+            return [3, *self.ids[text[1:]]]
+
+    merging: Any = Merging()
+    found = HarnessModel(model, merging, "fp32", nullcontext, lambda: None).loglikelihood(
+        requests(("f(", ")"), ("f(", "]")), disable_tqdm=True
+    )
+    one, two = (one_by_one(model, [3, *ids], len(ids))[0] for ids in ([6], [5, 7]))
+    given = one_by_one(model, [3, 5], 1)[0]
+    assert [score for score, _ in found] == pytest.approx([one - given, two - given], rel=1e-5)
 
 
 def test_a_context_that_is_too_long_loses_its_beginning(

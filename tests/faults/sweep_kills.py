@@ -25,6 +25,7 @@ from typing import Any
 
 from tests.checkout import import_path
 from tests.faults import tiny
+from tests.programs import program_parser
 
 _TIMELESS = ("trial", "settings", "outcome", "val_bpb", "step", "tokens", "reason")
 
@@ -46,11 +47,13 @@ def main(arguments: Sequence[str]) -> int:
         _start(place, "undisturbed").wait()
         whole_s = time.monotonic() - begun_s
         kills = 0
-        while kills < values.kills:
+        # After a number of results and a part of a trial, so that a slow minute changes nothing.
+        for done in sorted(draw.sample(range(values.trials - 1), values.kills)):
             process = _start(place, "killed")
-            waits_s = draw.uniform(0.1, 0.9) * whole_s / values.kills + 2
+            while process.poll() is None and _count(place / "killed") < done:
+                time.sleep(0.1)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(waits_s)
+                process.wait(draw.uniform(0.1, 0.9) * whole_s / values.trials)
                 break  # all is done before the last kill
             takes_all = draw.random() < 0.5
             with suppress(ProcessLookupError):
@@ -86,6 +89,14 @@ def _start(place: Path, out: str) -> subprocess.Popen[bytes]:
     )
 
 
+def _count(directory: Path) -> int:
+    """Return the number of trials that ended."""
+    try:
+        return (directory / "results.jsonl").read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
 def _results(directory: Path) -> list[dict[str, Any]]:
     lines = (directory / "results.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
@@ -95,11 +106,7 @@ def _results(directory: Path) -> list[dict[str, Any]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.faults.sweep_kills",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     add = parser.add_argument
     add("--trials", type=int, default=12, help="of the sweep")
     add("--kills", type=int, default=5, help="of its process")

@@ -123,7 +123,7 @@ def test_the_plan_keeps_to_the_limit_of_a_real_process() -> None:
         "import resource, json, sys\n"
         f"resource.setrlimit(resource.RLIMIT_DATA, ({2 * GIB},) * 2)\n"
         "from llmtrain.machine.probe import read_facts\n"
-        "from llmtrain.plan.decisions import memory_limit_bytes, memory_limit_origin\n"
+        "from llmtrain.plan.memory_fit import memory_limit_bytes, memory_limit_origin\n"
         "facts = read_facts()\n"
         "json.dump([memory_limit_bytes(facts, 'cpu'), memory_limit_origin(facts, 'cpu'),\n"
         "  facts.cpu.usable_cores], sys.stdout)\n"

@@ -16,7 +16,7 @@ from llmtrain.engine.sweep.plan import SweepPlan, Trial, require_valid, trials_o
 from llmtrain.engine.sweep.results import SweepResults, TrialResult
 from llmtrain.engine.sweep.search import require_search, trials_left
 from llmtrain.engine.sweep.stopping import CurvePoint
-from llmtrain.engine.sweep.trial import TrialRunner, curve_of
+from llmtrain.engine.sweep.trial import TRAIN, TrialProgram, TrialRunner, curve_of
 from llmtrain.errors import InterruptedRunError, UsageError
 from llmtrain.files import created
 from llmtrain.machine.probe import read_facts
@@ -36,6 +36,7 @@ class SweepRequest:
     directory: Path
     workers: int = 1
     settings: Mapping[str, Any] | None = None  # of every trial, over those of the plan
+    program: TrialProgram = TRAIN
 
 
 def run_sweep(
@@ -65,7 +66,7 @@ def run_sweep(
             if is_over.is_set():
                 raise InterruptedRunError("the sweep ends", hint="run the same command again")
 
-        runner = TrialRunner(plan, directory, more, done, check)
+        runner = TrialRunner(plan, directory, more, done, check, request.program)
         for result in _trained(runner, left, request.workers, is_over):
             results.add(result)
             observe(result)

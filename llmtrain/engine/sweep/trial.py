@@ -32,6 +32,20 @@ Curves = Callable[[], Sequence[Sequence[CurvePoint]]]
 
 
 @dataclass(frozen=True, slots=True)
+class TrialProgram:
+    """What trains a trial: a `module:function` that takes the arguments of `llmtrain train`.
+
+    Another one than the command itself writes the same files, and ends with the same exit codes.
+    """
+
+    entry: str = MAIN
+    arguments: tuple[str, ...] = ()  # before those of every trial
+
+
+TRAIN = TrialProgram()
+
+
+@dataclass(frozen=True, slots=True)
 class TrialRunner:
     """Trains trials of one plan in `directory`.
 
@@ -43,6 +57,7 @@ class TrialRunner:
     more: Mapping[str, Any]  # settings of every trial that the command line adds
     done: Curves
     check_stop: Callable[[], None]
+    program: TrialProgram = TRAIN
 
     def run(self, trial: Trial) -> TrialResult:
         """Train a trial to its end, or continue it. Raises InterruptedRunError after a signal.
@@ -73,7 +88,9 @@ class TrialRunner:
         data = [word for spec in plan.data for word in ("--data", spec)]
         sets = [word for text in assignments(settings) for word in ("--set", text)]
         out = ["--out", str(run.path), "--resume", "auto", "--json", "--quiet"]
-        return python_command(MAIN, "train", *profile, *data, *sets, *out)
+        program = self.program
+        before = (*program.arguments, "train")
+        return python_command(program.entry, *before, *profile, *data, *sets, *out)
 
     def _result(
         self,

@@ -10,7 +10,15 @@ from llmtrain.machine.facts import Facts
 from llmtrain.machine.native import Announce, NativeSource, load_native
 
 _INSTRUCTIONS = "avx512_bf16"
-_FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma")
+_FLAGS = (
+    "-mavx512f",
+    "-mavx512bw",
+    "-mavx512vl",
+    "-mavx512dq",
+    "-mavx512bf16",
+    "-mavx512vnni",
+    "-mfma",
+)
 
 
 def decode_source() -> NativeSource:

@@ -10,6 +10,7 @@ import torch
 
 from llmtrain.generate.cached_decoder import CachedDecoder
 from llmtrain.generate.native.library import load_decode_step
+from llmtrain.generate.weights import NativeWeights, round_to_int8
 from llmtrain.machine.probe import read_facts
 from llmtrain.model.decoder import Decoder
 from llmtrain.profile.shape import ModelShape
@@ -80,6 +81,51 @@ def test_no_width_has_to_be_a_multiple(
     require_accurate(shape, make_model(shape), [5, 0, 3])
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"hidden_size": 40, "intermediate_size": 100, "vocab_size": 333},
+        {"hidden_size": 132, "intermediate_size": 70, "num_heads": 6, "num_kv_heads": 3},
+    ],
+)
+def test_in_int8_it_computes_the_rounded_model(
+    small_shape: ModelShape, make_model: MakeModel, change: dict[str, int], threads: int
+) -> None:
+    """To the accuracy of bf16, of which activations are; the rounding itself is in both."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = make_model(dataclasses.replace(small_shape, **change))
+        round_to_int8(model)
+        by = decoders(model, slots=6)
+        by["int8"] = CachedDecoder(model, torch.bfloat16, slots=6)
+        by["int8"].compute_in_int8(model)
+        errors = {"torch": 0.0, "int8": 0.0}
+        for slot in range(6):
+            for decoder in by.values():
+                decoder.extend(slot, [1 + slot, 2, 3])
+        for step in range(6):
+            chosen = [5, 3, 1, 0, 2, 4][: 6 - step]
+            logits = {name: each.step(chosen, [7] * len(chosen)) for name, each in by.items()}
+            for name in errors:
+                errors[name] += float((logits[name] - logits["exact"]).square().mean())
+        assert 0 < errors["int8"] <= 1.5 * errors["torch"]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_in_int8_nan_stays_nan(small_shape: ModelShape, make_model: MakeModel) -> None:
+    for part in ("down_proj", "up_proj"):
+        model = make_model(small_shape)
+        with torch.no_grad():
+            getattr(next(model.model.blocks()).mlp, part).weight[0, 0] = torch.nan
+        decoder = CachedDecoder(model, torch.bfloat16)
+        decoder.compute_in_int8(model)
+        assert decoder.step([0], [1]).isnan().all()
+
+
 def test_a_full_context_is_the_last_that_is_computed(
     small_shape: ModelShape, make_model: MakeModel
 ) -> None:
@@ -114,18 +160,17 @@ def test_what_does_not_fit_together_is_an_error(
     small_shape: ModelShape, make_model: MakeModel
 ) -> None:
     decoder = decoders(make_model(small_shape), slots=2)["native"]
+    weights = decoder._native_weights
+    assert weights is not None
     for slot in (-1, 2):
         with pytest.raises(IndexError):
-            decoder._native_step(
-                decoder._native_weights or [], torch.tensor([slot]), torch.tensor([0]), [1]
-            )
+            decoder._native_step(weights, torch.tensor([slot]), torch.tensor([0]), [1])
+    wrong = NativeWeights([torch.zeros(3), *weights.tensors[1:]], [])
     with pytest.raises(RuntimeError, match="expected"):
-        decoder._native_step(
-            [torch.zeros(3), *(decoder._native_weights or [])[1:]],
-            torch.tensor([0]),
-            torch.tensor([0]),
-            [1],
-        )
+        decoder._native_step(wrong, torch.tensor([0]), torch.tensor([0]), [1])
+    too_few = NativeWeights(weights.tensors, [torch.zeros(1)])
+    with pytest.raises(RuntimeError, match="scales"):
+        decoder._native_step(too_few, torch.tensor([0]), torch.tensor([0]), [1])
 
 
 def test_a_machine_without_its_instructions_says_so() -> None:
