@@ -80,7 +80,10 @@ def evaluate(
         _answer_tasks(output, runs[0], tasks, section, limit)
         return
     if limit is not None:
-        raise UsageError("--limit limits the questions of --tasks, and there are none")
+        raise UsageError(
+            f"--limit {limit} limits the questions of --tasks, and no task is named",
+            hint="add --tasks NAME, or leave --limit out",
+        )
     with stop_on_signals() as stop, watching(output) as observe:
         found = evaluate_models(
             runs, data or [], section, observe, stop.check, text_field, questions
