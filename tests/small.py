@@ -1,4 +1,9 @@
-"""Environment variables that make any profile train in seconds; flags override them."""
+"""Settings that make any profile train in seconds.
+
+As environment variables, which flags override, and as settings of a small profile.
+"""
+
+from typing import Any
 
 ENVIRONMENT = {
     "LLMTRAIN_MODEL__VOCAB_SIZE": "400",
@@ -15,4 +20,17 @@ ENVIRONMENT = {
     "LLMTRAIN_DEVICE__PRECISION": "fp32",  # nothing is benchmarked
     "LLMTRAIN_DEVICE__ATTENTION": "blocks",
     "LLMTRAIN_DEVICE__LOSS": "chunks",
+}
+
+# A model that is trained in seconds.
+SETTINGS: dict[str, Any] = {
+    "model.vocab_size": 400,
+    "model.hidden_size": 32,
+    "model.intermediate_size": 64,
+    "model.num_layers": 2,
+    "model.num_heads": 2,
+    "model.context": 32,
+    "train.tokens_per_step": 256,
+    "device.kind": "cpu",
+    "device.threads": 1,
 }

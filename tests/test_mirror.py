@@ -23,6 +23,7 @@ SPANNING = {
     "test_default_signals": "how the tests themselves start children",
     "test_downstream": "a program with the annotations of the package",
     "test_examples": "docs/examples",
+    "test_function_length": "the source of the whole package",
     "test_fixtures": "the types of all fixtures",
     "test_layers": "imports of the whole package",
     "test_mirror": "this test",

@@ -54,46 +54,43 @@ def compared_parts(document: RunsCompare, output: Output) -> Iterator[Part]:
     from rich.table import Table
     from rich.text import Text
 
-    from llmtrain.units import format_duration
-
     table = Table(box=None, pad_edge=False)
     table.add_column("")
     for run in document.runs:
         table.add_column(Text(escape_control(run.run)), justify="right", overflow="fold")
 
-    def add(name: str, cells: list[str]) -> None:
-        table.add_row(Text(escape_control(name)), *(Text(escape_control(cell)) for cell in cells))
-
-    def figures(values: list[float | None]) -> list[str]:
-        return ["-" if value is None else f"{value:.4f}" for value in values]
-
-    add("profile", [run.profile or "-" for run in document.runs])
-    add("bits per byte", figures([run.val_bpb for run in document.runs]))
-    add("tokens", [_count(run.tokens) for run in document.runs])
-    add("time", [_duration(run.elapsed_s) for run in document.runs])
-    if document.at_equal_tokens is not None:
-        at = document.at_equal_tokens
-        add(f"at {_count(at.amount)} tokens", figures(at.val_bpb))
-    if document.at_equal_time is not None:
-        at = document.at_equal_time
-        add(f"after {format_duration(at.amount)}", figures(at.val_bpb))
-    if document.to_equal_loss is not None:
-        to = document.to_equal_loss
-        add(
-            f"tokens to {to.val_bpb:.4f}",
-            [_count(value) for value in to.tokens],
-        )
-        add(f"time to {to.val_bpb:.4f}", [_duration(value) for value in to.seconds])
-    for task in document.tasks:
-        pairs = zip(task.values, task.standard_errors, strict=True)
-        add(f"{task.task} {task.metric}", [_score(*pair) for pair in pairs])
-    for row in document.differing:
-        add(row.name, [_short(value) for value in row.values])
+    for row in _rows(document):
+        table.add_row(*(Text(escape_control(cell)) for cell in row))
     yield table
     yield ""
     for verdict in document.verdicts:
         yield from output.wrapped(f"{verdict.run}: {verdict_in_words(verdict)}")
         yield from output.wrapped(verdict.reason, "  ")
+
+
+def _rows(document: RunsCompare) -> Iterator[tuple[str, ...]]:
+    """Yield the name of each figure or setting, and its value in each run."""
+    from llmtrain.units import format_duration
+
+    runs = document.runs
+    yield "profile", *(run.profile or "-" for run in runs)
+    yield "bits per byte", *(_figure(run.val_bpb) for run in runs)
+    yield "tokens", *(_count(run.tokens) for run in runs)
+    yield "time", *(_duration(run.elapsed_s) for run in runs)
+    if document.at_equal_tokens is not None:
+        at = document.at_equal_tokens
+        yield f"at {_count(at.amount)} tokens", *map(_figure, at.val_bpb)
+    if document.at_equal_time is not None:
+        at = document.at_equal_time
+        yield f"after {format_duration(at.amount)}", *map(_figure, at.val_bpb)
+    if document.to_equal_loss is not None:
+        to = document.to_equal_loss
+        yield f"tokens to {to.val_bpb:.4f}", *map(_count, to.tokens)
+        yield f"time to {to.val_bpb:.4f}", *map(_duration, to.seconds)
+    for task in document.tasks:
+        yield f"{task.task} {task.metric}", *map(_figure, task.values, task.standard_errors)
+    for row in document.differing:
+        yield row.name, *map(_short, row.values)
 
 
 def verdict_in_words(verdict: RunVerdict) -> str:
@@ -106,7 +103,7 @@ def verdict_in_words(verdict: RunVerdict) -> str:
     return f"{words}, noise is up to {verdict.margin_bpb:.4f}"
 
 
-def _score(value: float | None, error: float | None) -> str:
+def _figure(value: float | None, error: float | None = None) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if error is None else f"{value:.4f} ± {error:.4f}"

@@ -21,6 +21,7 @@ from llmtrain.plan.auto_profile import choose_tokens_per_step
 from llmtrain.plan.cpu_benchmarks import measured_cpu, measured_products
 from llmtrain.plan.gpu_benchmarks import measured_gpu
 from llmtrain.plan.kernel_probes import Announce
+from llmtrain.plan.memory_fit import refuse_model_that_does_not_fit
 from llmtrain.plan.past_runs import last_run
 from llmtrain.plan.planned import Planned, planned_with
 from llmtrain.plan.planner import InferencePlan, Plan, make_inference_plan, make_plan
@@ -137,7 +138,7 @@ def plan_inference(device: DeviceSection, shape: ModelShape) -> InferencePlan:
     facts = read_facts(tries_gpus=decisions.may_use_gpu(device))
     threads = decisions.choose_threads(facts, device, 1).value
     kind = decisions.choose_device(facts, device).value
-    decisions.refuse_model_that_does_not_fit(facts, shape, kind)
+    refuse_model_that_does_not_fit(facts, shape, kind)
     times = measured_products(facts, shape, threads) if kind == "cpu" else None
     return make_inference_plan(facts, device, times)
 

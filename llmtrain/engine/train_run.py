@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from llmtrain.data.batches.conversations import PackedConversations
 from llmtrain.data.batches.preferences import PackedPreferences, References
@@ -17,30 +16,28 @@ from llmtrain.engine.plan_run import plan_resolved, processes_of
 from llmtrain.engine.record import (
     correct_forecast,
     recording_first_save,
-    write_result,
     write_start,
 )
 from llmtrain.engine.request import TrainRequest
 from llmtrain.engine.session_start import (
     difference_from_run,
     first_state,
-    prompt_example,
     set_horizon,
     started_event,
     used_before_s,
 )
 from llmtrain.engine.train_data import RunText, packing_of, shared_dataset, shared_references
+from llmtrain.engine.train_result import finished_result, recorded_result, result_so_far
 from llmtrain.engine.train_session import TrainSession
 from llmtrain.errors import InterruptedRunError
 from llmtrain.files import free_bytes
 from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.out_of_memory import memory_errors_mapped
-from llmtrain.plan.forecast import forecast
-from llmtrain.plan.past_runs import record_run
+from llmtrain.plan.forecast import Forecast, forecast
 from llmtrain.plan.planned import Planned
-from llmtrain.plan.planner import Plan
 from llmtrain.plan.tensor_bytes import checkpoint_bytes
 from llmtrain.prepare.dataset import Dataset
+from llmtrain.profile.horizon import Horizon
 from llmtrain.profile.lora_shape import lora_shape_of
 from llmtrain.profile.shape import shape_of
 from llmtrain.tracking.observe import tracked
@@ -49,11 +46,12 @@ from llmtrain.train.build import build_run, set_up_device
 from llmtrain.train.checkpoint.format import Checkpoint, load_checkpoint
 from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.checkpoint.saver import require_room
-from llmtrain.train.events import TrainResult
+from llmtrain.train.events import Observer, TrainResult
 from llmtrain.train.loop import Run
 from llmtrain.train.readers import TrainTokens
 from llmtrain.train.repetition import mixture_lines
-from llmtrain.train.trainer import Trainer, TrainSetup
+from llmtrain.train.train_setup import TrainSetup
+from llmtrain.train.trainer import Trainer
 from llmtrain.units import format_bytes
 
 
@@ -101,8 +99,8 @@ def train_resolved(resolved: ResolvedRun, session: TrainSession, text: RunText) 
     for note in resolved.notes:
         session.note(note)
     if resolved.is_finished:
-        session.note(f"{resolved.path} is finished: {_finished(resolved).steps} steps")
-        return _finished(resolved)
+        session.note(f"{resolved.path} is finished: {finished_result(resolved).steps} steps")
+        return finished_result(resolved)
     resumed = load_checkpoint(resolved.checkpoint) if resolved.checkpoint is not None else None
     try:
         if world.is_main:
@@ -117,7 +115,7 @@ def train_resolved(resolved: ResolvedRun, session: TrainSession, text: RunText) 
         with closing(dataset.shards), world.process_group(planned.plan.backend.value, timeout_s):
             return _train(resolved, resumed, planned, dataset, session)
     except InterruptedRunError:
-        return replace(_result_so_far(resolved), stopped="interrupted")
+        return replace(result_so_far(resolved), stopped="interrupted")
 
 
 def _agreed_plan(resolved: ResolvedRun, session: TrainSession) -> Planned:
@@ -162,26 +160,21 @@ def _train(
     session: TrainSession,
 ) -> TrainResult:
     """Build the run, train it, and on rank 0 record what came of it."""
-    profile, is_main = resolved.profile.loaded.profile, session.world.is_main
+    profile = resolved.profile.loaded.profile
     references = shared_references(resolved, planned.plan, dataset.shards, session)
     known = None if references is None else references.train
     run = _built(resolved, resumed, planned, dataset, known, session)
     horizon = resolved.horizon.in_steps(run.batches.num_windows, run.windows_per_step)
-    step = run.position.step
     set_horizon(run.position, resolved, horizon)
     difference = difference_from_run(resolved, resumed, planned.plan)
     if difference is not None:
-        session.note(f"{difference}: not bitwise from step {step}", is_warning=True)
+        text = f"{difference}: not bitwise from step {run.position.step}"
+        session.note(text, is_warning=True)
     expected = forecast(profile, planned, elapsed_s=session.elapsed_s)
     rate = expected.tokens_per_s
-    if is_main:
-        write_start(resolved, planned, expected, dataset, step)
-    for line in mixture_lines(dataset.mixture, horizon.steps, planned.workload.tokens_per_step):
-        session.note(line)
-    session.observe(started_event(resolved, planned, dataset, step, horizon))
-    trackers = profile.log_to if is_main else ()
+    _announce_start(resolved, planned, expected, dataset, run.position.step, horizon, session)
     with (
-        tracked(session.observe, trackers, resolved.path, profile.values(), step) as observe,
+        _tracked(resolved, run.position.step, session) as observe,
         Prefetch(run.batches.read) as run.prefetch,
     ):
         setup = TrainSetup(
@@ -204,19 +197,35 @@ def _train(
         )
         state = first_state(resolved, planned.plan, is_bitwise=difference is None)
         result = trained_with_energy(Trainer(setup, state))
-    if not is_main:
+    if not session.world.is_main:
         return result
-    predicted = (resolved.recorded and resolved.recorded.forecast) or expected.document()
-    result = replace(
-        _with_prediction(result, predicted),
-        prompt_example=prompt_example(profile.data, dataset),
-        is_chat=profile.data.rows != "text",
-        loss_is_per="token" if references is None else "pair",
-    )
-    _record(resolved, planned, run.plan, result)
-    if profile.report:
-        _write_report(resolved, session)
-    return result
+    return recorded_result(resolved, planned, run.plan, expected, dataset, result, session)
+
+
+def _announce_start(
+    resolved: ResolvedRun,
+    planned: Planned,
+    expected: Forecast,
+    dataset: Dataset,
+    step: int,
+    horizon: Horizon,
+    session: TrainSession,
+) -> None:
+    """Write what the run begins with, on rank 0, and notify the observer."""
+    if session.world.is_main:
+        write_start(resolved, planned, expected, dataset, step)
+    for line in mixture_lines(dataset.mixture, horizon.steps, planned.workload.tokens_per_step):
+        session.note(line)
+    session.observe(started_event(resolved, planned, dataset, step, horizon))
+
+
+def _tracked(
+    resolved: ResolvedRun, step: int, session: TrainSession
+) -> AbstractContextManager[Observer]:
+    """Return the observer, which rank 0's trackers are fed from as well."""
+    profile = resolved.profile.loaded.profile
+    trackers = profile.log_to if session.world.is_main else ()
+    return tracked(session.observe, trackers, resolved.path, profile.values(), step)
 
 
 def _built(
@@ -243,59 +252,4 @@ def _built(
         resumed,
         None if initial is None else initial.read_weights,
         None if initial is None else initial.adapter(profile.lora),
-    )
-
-
-def _with_prediction(result: TrainResult, predicted: Mapping[str, Any]) -> TrainResult:
-    """Return the result with the rate and the time that were predicted before the run."""
-    rate, seconds = (
-        (predicted.get(name) or {}).get("value") for name in ("tokens_per_s", "seconds")
-    )
-    return replace(result, predicted_tokens_per_s=rate, predicted_seconds=seconds)
-
-
-def _record(resolved: ResolvedRun, planned: Planned, plan: Plan, result: TrainResult) -> None:
-    """Save the result in run.yaml, and its rate for the next forecast by this plan."""
-    record_run(
-        planned.facts,
-        planned.workload,
-        plan,
-        step_s=result.step_s,
-        steps=result.trained_steps,
-        peak_memory_bytes=result.peak_memory_bytes,
-        waited_share=result.waited_share,
-    )
-    write_result(resolved.directory, result)
-
-
-def _write_report(resolved: ResolvedRun, session: TrainSession) -> None:
-    """Write report.html; a full disk is a warning, as the run itself is saved."""
-    from llmtrain.engine.run_report import write_report
-
-    try:
-        session.note(f"report: {write_report(resolved.directory)}")
-    except OSError as error:
-        session.note(f"the report was not written: {error.strerror}", is_warning=True)
-
-
-def _finished(resolved: ResolvedRun) -> TrainResult:
-    return replace(_result_so_far(resolved), already_finished=True)
-
-
-def _result_so_far(resolved: ResolvedRun) -> TrainResult:
-    """Return the result of a session that trains nothing: the run's state before it."""
-    state = resolved.state
-    return TrainResult(
-        run=resolved.path,
-        checkpoint=resolved.checkpoint,
-        steps=state.step if state is not None else 0,
-        tokens=state.tokens if state is not None else 0,
-        seconds=state.elapsed_s if state is not None else 0.0,
-        tokens_per_s=None,
-        train_loss=state.train_loss if state is not None else None,
-        val_loss=state.val_loss if state is not None else None,
-        val_bpb=state.val_bpb if state is not None else None,
-        peak_memory_bytes=state.peak_memory_bytes if state is not None else 0,
-        predicted_peak_bytes=None,
-        stopped="done",
     )

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from llmtrain.model.decoder import Block, Decoder
+from llmtrain.model.block import Block
+from llmtrain.model.decoder import Decoder
 from llmtrain.model.lora import AdaptedLinear
 
 _LARGEST_INT8 = 127

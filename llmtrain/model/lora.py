@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from llmtrain.choice import Precision
 from llmtrain.errors import LlmtrainError
-from llmtrain.model.decoder import Block, Decoder
+from llmtrain.model.block import Block
+from llmtrain.model.decoder import Decoder
 from llmtrain.ops.rotary import rotary_table
 from llmtrain.profile.lora_shape import TARGETS, LoraShape
 from llmtrain.profile.shape import ModelShape

@@ -33,7 +33,8 @@ from llmtrain.machine.core_wait import ran_share, read_core_times
 from llmtrain.machine.facts import PartTime
 from llmtrain.machine.gpu import forget_peak_memory
 from llmtrain.machine.timing import Run, cpu_seconds
-from llmtrain.model.decoder import Block, Decoder, compile_block
+from llmtrain.model.block import Block, compile_block
+from llmtrain.model.decoder import Decoder
 from llmtrain.model.lora import add_adapters, freeze_matrices
 from llmtrain.model.optimizer import RoleOptimizer
 from llmtrain.model.timing import compiling_s, new_block, thread_count, two_documents

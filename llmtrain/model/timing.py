@@ -22,7 +22,7 @@ from llmtrain.errors import LlmtrainError
 from llmtrain.machine.core_wait import ran_share, read_core_times
 from llmtrain.machine.facts import AttentionTimes, BlockTimes, LossTimes
 from llmtrain.machine.timing import Run, Timing, compare
-from llmtrain.model.decoder import Block, compile_block
+from llmtrain.model.block import Block, compile_block
 from llmtrain.model.lora import add_adapters, freeze_matrices
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.documents import DocumentMask, document_mask

@@ -10,7 +10,7 @@ from llmtrain.machine.measurement_cache import T
 from llmtrain.model.timing import CompileError
 from llmtrain.ops.chunk_sizes import NATIVE_WIDTH_MULTIPLE
 from llmtrain.plan import decisions as decide
-from llmtrain.plan import numerics
+from llmtrain.plan import kernels
 from llmtrain.plan.kernel_probes import (
     Announce,
     attention_probe,
@@ -81,7 +81,7 @@ def measured_eager_step(
     products = timing.of(products_probe(facts, workload.shape, threads), "products")
     attention = timing.of(attention_probe(facts, options, workload, products), "attention")
     times = CpuTimes(products, replace(attention, native_s=None))
-    plain = timing.of_step(facts, numerics.without_native(options), workload, times)
+    plain = timing.of_step(facts, kernels.without_native(options), workload, times)
     times = replace(times, plain=plain, eager=plain)
     native = native_kernels(facts, options, workload, times, announce, always=fresh)
     if native is None:

@@ -1,56 +1,23 @@
-"""Each decision of a plan, as a pure function of facts, options and workload; the memory limit."""
+"""Decide about devices, processes and threads. Pure, from facts, options and workload.
+
+What fits in memory is decided in `memory_fit`, how it is computed in `numerics` and `kernels`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Literal
 
 from llmtrain.choice import (
-    ActivationCheckpointing,
-    AttentionKernel,
     Backend,
     Choice,
     DeviceKind,
     Precision,
-    Sharding,
 )
-from llmtrain.errors import DoesNotFitError, UsageError
+from llmtrain.errors import UsageError
 from llmtrain.machine.facts import Accelerator, Facts
-from llmtrain.plan.inference_memory import predict_generation
-from llmtrain.plan.memory import predict_training
-from llmtrain.plan.tensor_bytes import TrainingSetup, frozen_bytes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
-from llmtrain.profile.shape import ModelShape
-from llmtrain.units import format_bytes, format_count
-
-# Small micro-batches are as fast as large ones on a CPU, on two cores and on sixteen, and much
-# leaner; an accelerator wants enough tokens that its products fill it.
-_MICRO_BATCH_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 65536}
-# Beside adapters a micro-batch rounds no weights and adds to no gradients of theirs: on one core
-# 512 tokens at once took 0.34 s for 2,048, and 2,048 at once 0.32 s, for two blocks 576 wide.
-_ADAPTED_MICRO_BATCH_TOKENS = {"cpu": 512}
-_USABLE_MEMORY = {"cpu": 0.85, "mps": 0.8, "cuda": 0.92}
-
-
-def device_memory_bytes(facts: Facts, kind: DeviceKind) -> int:
-    """Return the machine's memory within its limit, or that of the smallest GPU."""
-    if kind == "cpu":
-        return facts.cpu.usable_memory_bytes
-    return min(gpu.memory_total_bytes for gpu in facts.of_kind(kind))
-
-
-def memory_limit_bytes(facts: Facts, kind: DeviceKind) -> int:
-    """Return what one process tree may use of the device's memory; the rest is the system's."""
-    return int(device_memory_bytes(facts, kind) * _USABLE_MEMORY[kind])
-
-
-def memory_limit_origin(facts: Facts, kind: DeviceKind) -> str:
-    """Return where the limit comes from: `85% of RLIMIT_DATA's 2 GiB`."""
-    whose = facts.cpu.memory_limited_by or "the machine" if kind == "cpu" else "the GPU"
-    all_bytes = format_bytes(device_memory_bytes(facts, kind))
-    return f"{100 * _USABLE_MEMORY[kind]:.0f}% of {whose}'s {all_bytes}"
+from llmtrain.units import format_bytes
 
 
 def may_use_gpu(options: DeviceSection) -> bool:
@@ -168,174 +135,12 @@ def _core_limits(facts: Facts) -> str:
     return ", ".join(limits)
 
 
-def choose_sharding(
-    options: DeviceSection, workload: Workload, processes: int, fits: Callable[[], object]
-) -> Choice[Sharding]:
-    """Choose whether each process has all weights and optimizer state, or a part of them.
-
-    `fits` raises DoesNotFitError if a replica does not fit.
-    """
-    if processes == 1:
-        return Choice("replicate", "one process has everything")
-    if options.sharding != "auto":
-        return Choice(options.sharding, "asked for")
-    if workload.sync_every > 1:
-        return Choice("replicate", "each process takes steps of its own (train.sync_every)")
-    if workload.lora is not None:
-        return Choice("replicate", "a model that adapters are beside is not sharded")
-    if workload.is_dpo:
-        return Choice("replicate", "training on pairs of answers is not sharded")
-    try:
-        fits()
-    except DoesNotFitError as error:
-        return Choice("shard", f"a replica does not fit: {error.message}")
-    return Choice("replicate", "a replica fits, and needs the least communication")
-
-
 def refuse_loss_scale_of_local_steps(workload: Workload, precision: Precision) -> None:
     """Raise UsageError where processes that take steps of their own would each scale the loss."""
     if workload.sync_every > 1 and precision == "fp16":
         raise UsageError(
             "train.sync_every: fp16 needs a loss scale that all processes share in every step",
             hint="--set device.precision=fp32, or --set train.sync_every=1",
-        )
-
-
-def choose_activations(
-    facts: Facts,
-    options: DeviceSection,
-    workload: Workload,
-    kind: DeviceKind,
-    precision: Precision,
-    compiled: bool,
-    processes: int,
-    local: int,
-    attention: AttentionKernel,
-    sharding: Sharding = "replicate",
-) -> tuple[Choice[ActivationCheckpointing], Choice[int]]:
-    """Choose activation checkpointing and micro-batch: the least recomputation that fits."""
-    asked = options.activation_checkpointing
-    modes: list[Choice[ActivationCheckpointing]] = list(
-        _modes(kind, compiled, workload.micro_batch, beside_adapters=workload.lora is not None)
-    )
-    if asked != "auto":
-        modes = [Choice(asked, "asked for")]
-    for mode in modes:
-        try:
-            setup = TrainingSetup(
-                micro_batch=1,
-                half_precision=precision != "fp32",
-                device_kind=kind,
-                checkpointing=mode.value,
-                compiled=compiled,
-                optimizer=workload.optimizer,
-                processes=processes,
-                shards=processes if sharding == "shard" else 1,
-                masks_pairs=workload.masks_pairs(attention),
-                torch_build=workload.torch_build,
-                lora=workload.lora,
-                frozen_bytes=frozen_bytes(workload, precision),
-            )
-            chosen = _micro_batch(facts, workload, kind, setup, local)
-        except DoesNotFitError:
-            if mode is modes[-1]:
-                raise
-        else:
-            return mode, chosen
-    raise AssertionError("the last mode is tried")
-
-
-def _modes(
-    kind: DeviceKind,
-    compiled: bool,
-    micro_batch: int | Literal["auto"],
-    *,
-    beside_adapters: bool,
-) -> Iterator[Choice[ActivationCheckpointing]]:
-    at_once = (
-        "not even one sequence fits"
-        if micro_batch == "auto"
-        else f"{micro_batch} sequences do not fit"
-    )
-    needed = f"without it {at_once}"
-    if kind == "cpu" and compiled:
-        why = "products and attention are kept; the compiled backward recomputes the rest cheaply"
-        yield Choice("selective", why)
-    elif kind == "cpu" and beside_adapters:
-        yield Choice("selective", "adapters are for little memory; products and attention are kept")
-    else:
-        yield Choice("off", "everything fits")
-        yield Choice("selective", needed)
-    yield Choice("full", needed)
-
-
-def _micro_batch(
-    facts: Facts, workload: Workload, kind: DeviceKind, setup: TrainingSetup, local: int
-) -> Choice[int]:
-    """Choose the micro-batch for the other decisions in `setup`."""
-    windows = windows_per_process(workload, setup.processes)
-    limit = memory_limit_bytes(facts, kind) // (local if kind == "cpu" else 1)
-    origin = memory_limit_origin(facts, kind)
-    if kind == "cpu" and local > 1:
-        origin += f" ÷ {local} processes"
-
-    def predicted(micro_batch: int) -> int:
-        at_once = replace(setup, micro_batch=micro_batch, accumulates=micro_batch < windows)
-        return predict_training(workload.shape, at_once).total_bytes
-
-    if workload.micro_batch != "auto":
-        if windows % workload.micro_batch:
-            raise UsageError(
-                f"train.micro_batch {workload.micro_batch} does not divide the {windows} windows "
-                f"that a process reads per step",
-                hint="--set train.micro_batch=auto",
-            )
-        _refuse_what_does_not_fit(
-            predicted(workload.micro_batch), limit, origin, workload, workload.micro_batch
-        )
-        return Choice(workload.micro_batch, "asked for")
-    _refuse_what_does_not_fit(predicted(1), limit, origin, workload, 1)
-    of_use = _MICRO_BATCH_TOKENS[kind]
-    if workload.lora is not None:
-        of_use = _ADAPTED_MICRO_BATCH_TOKENS.get(kind, of_use)
-    enough = max(1, of_use // workload.shape.context)
-    divisors = [n for n in range(1, min(windows, enough) + 1) if windows % n == 0]
-    chosen = max(n for n in divisors if predicted(n) <= limit)
-    if chosen < divisors[-1]:
-        why = "the most that fits"
-    else:
-        why = "the whole step" if chosen == windows else "divides the step; more is no faster"
-    size = f"{format_bytes(predicted(chosen))} of {format_bytes(limit)} predicted ({origin})"
-    return Choice(chosen, f"{chosen * workload.shape.context} tokens; {size}; {why}")
-
-
-def _refuse_what_does_not_fit(
-    predicted_bytes: int, limit_bytes: int, origin: str, workload: Workload, micro_batch: int
-) -> None:
-    if predicted_bytes <= limit_bytes:
-        return
-    raise DoesNotFitError(
-        f"{format_count(workload.shape.parameters)} parameters with micro-batch {micro_batch} × "
-        f"{workload.shape.context} tokens need {format_bytes(predicted_bytes)}; "
-        f"the limit is {format_bytes(limit_bytes)}, {origin}",
-        hint="--set train.micro_batch=auto"
-        if workload.micro_batch not in ("auto", 1)
-        else "a smaller profile (llmtrain profiles list), or "
-        f"--set model.context={max(8, workload.shape.context // 2)}",
-    )
-
-
-def refuse_model_that_does_not_fit(facts: Facts, shape: ModelShape, kind: DeviceKind) -> None:
-    """Raise DoesNotFitError if a model of this shape cannot generate on this machine."""
-    needed_bytes = predict_generation(
-        shape, kind, half_precision=False, torch_build=facts.torch_build
-    ).total_bytes
-    limit_bytes = memory_limit_bytes(facts, kind)
-    if needed_bytes > limit_bytes:
-        raise DoesNotFitError(
-            f"using {format_count(shape.parameters)} parameters with a context of {shape.context} "
-            f"needs {format_bytes(needed_bytes)}; the limit is {format_bytes(limit_bytes)}",
-            hint="a machine with more memory",
         )
 
 

@@ -115,7 +115,10 @@ def _step_s(planned: Planned, parts: StepTimes) -> float:
         return step_s
     computing_s = micro_batch_s(workload.shape, parts, head_passes)
     gpu = planned.facts.of_kind("cuda")[0].name
-    return step_s + (exposed_communication_s(workload, plan, gpu, computing_s) or 0.0)
+    communicating_s = exposed_communication_s(workload, plan, gpu, computing_s) or 0.0
+    is_sharded = plan.sharding.value == "shard"  # each rank updates its share
+    saved_s = parts.update.seconds * (1 - 1 / ranks) if is_sharded else 0.0
+    return step_s + communicating_s - saved_s
 
 
 def _how_timed(planned: Planned, parts: StepTimes) -> str:

@@ -18,7 +18,7 @@ from llmtrain.machine.measurement_cache import MeasurementKey, measurement_key
 from llmtrain.model.timing import multiplied_in, time_attention, time_block, time_loss
 from llmtrain.ops.native.library import kernel_source, load_kernels, unsuitable
 from llmtrain.plan import decisions as decide
-from llmtrain.plan import numerics
+from llmtrain.plan import kernels, numerics
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.probe import Probe, block_arguments, lora_argument
 from llmtrain.plan.workload import Workload
@@ -93,7 +93,7 @@ def native_kernels(
         return None
     is_bf16 = numerics.choose_precision(facts, options, "cpu", times.matmul).value == "bf16"
     processes = decide.choose_processes(facts, options, workload, "cpu").value
-    is_wanted = numerics.wants_native(facts, options, workload, times, processes)
+    is_wanted = kernels.wants_native(facts, options, workload, times, processes)
     if not is_wanted and not (always and is_bf16):
         return None
     is_asked_for = "native" in (options.attention, options.loss)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmtrain.machine.facts import CpuTimes, Facts, GpuTimes, RunFigures, StepTimes
-from llmtrain.plan.decisions import memory_limit_bytes
 from llmtrain.plan.memory import MemoryPrediction
+from llmtrain.plan.memory_fit import memory_limit_bytes
 from llmtrain.plan.planner import Plan, predict
 from llmtrain.plan.throughput import parts_of, product_flops_per_s
 from llmtrain.plan.workload import Workload

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -26,7 +25,7 @@ from llmtrain.choice import (
 )
 from llmtrain.machine.facts import CpuTimes, Facts, GpuTimes, MatmulTimes
 from llmtrain.plan import decisions as decide
-from llmtrain.plan import numerics
+from llmtrain.plan import kernels, memory_fit, numerics
 from llmtrain.plan.gpu_kernels import choose_own_kernels
 from llmtrain.plan.memory import (
     MemoryPrediction,
@@ -148,68 +147,76 @@ def make_plan(
     kind = device.value
     processes = decide.choose_processes(facts, options, workload, kind)
     if times is not None and kind == "cpu":
-        times = numerics.times_to_plan_with(facts, options, workload, times, processes.value)
+        times = kernels.times_to_plan_with(facts, options, workload, times, processes.value)
     local = workload.launched_local_processes or processes.value
-    products = times.matmul if times is not None else None
-    precision = numerics.choose_precision(facts, options, kind, products)
-    decide.refuse_loss_scale_of_local_steps(workload, precision.value)
-    compilation = numerics.choose_compilation(
-        facts, options, kind, workload, times, processes.value
+    computes = _choose_computation(facts, options, workload, kind, times, processes.value)
+    precision, compiled = computes.precision.value, computes.compile.value
+    setup = _setup(workload, kind, processes.value, computes)
+    sharding, checkpointing, micro_batch = memory_fit.choose_what_fits(
+        facts, options, workload, setup, local
     )
-    can_use_flex = numerics.can_use_flex(workload, kind, precision.value, compilation.value)
-    attention = numerics.choose_attention(
-        options,
-        kind,
-        times,
-        masked=workload.mask_documents,
-        can_use_flex=can_use_flex,
-        precision=precision.value,
-    )
-    activations = partial(
-        decide.choose_activations,
-        facts,
-        options,
-        workload,
-        kind,
-        precision.value,
-        compilation.value,
-        processes.value,
-        local,
-        attention.value,
-    )
-    sharding = decide.choose_sharding(options, workload, processes.value, activations)
-    checkpointing, micro_batch = activations(sharding.value)
+    accumulation = memory_fit.choose_accumulation(workload, processes.value, micro_batch.value)
     own = choose_own_kernels(workload, gpu_times, processes.value)
-    windows = decide.windows_per_process(workload, processes.value)
-    micro_batches = windows // micro_batch.value
     return Plan(
         device=device,
-        precision=precision,
-        matmul_precision=numerics.choose_matmul_precision(options, kind, precision.value, products),
+        precision=computes.precision,
+        matmul_precision=computes.matmul_precision,
         processes=processes,
         sharding=sharding,
         threads=decide.choose_threads(facts, options, local),
         micro_batch=micro_batch,
-        accumulation=Choice(
-            micro_batches,
-            f"{workload.tokens_per_step} tokens per step = {micro_batch.value} × "
-            f"{workload.shape.context} tokens × {micro_batches} × {processes.value} processes",
+        accumulation=accumulation,
+        attention=computes.attention,
+        loss=kernels.choose_loss(facts, options, kind, workload, precision, times, own),
+        block_kernels=kernels.choose_block_kernels(
+            facts, options, kind, workload, precision, compiled, own
         ),
-        attention=attention,
-        loss=numerics.choose_loss(facts, options, kind, workload, precision.value, times, own),
-        block_kernels=numerics.choose_block_kernels(
-            facts, options, kind, workload, precision.value, compilation.value, own
-        ),
-        compile=compilation,
+        compile=computes.compile,
         activation_checkpointing=checkpointing,
         keep_weight_casts=numerics.choose_keep_weight_casts(
-            precision.value, micro_batches, sharding.value
+            precision, accumulation.value, sharding.value
         ),
         backend=decide.choose_backend(facts, options, kind),
-        grad_scaler=numerics.choose_grad_scaler(kind, precision.value),
+        grad_scaler=numerics.choose_grad_scaler(kind, precision),
         workers=decide.choose_workers(facts, options),
         pin_memory=decide.choose_pin_memory(options, kind),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Computation:
+    """How products and attention are computed."""
+
+    precision: Choice[Precision]
+    matmul_precision: Choice[MatmulPrecision]
+    compile: Choice[bool]
+    attention: Choice[AttentionKernel]
+
+
+def _choose_computation(
+    facts: Facts,
+    options: DeviceSection,
+    workload: Workload,
+    kind: DeviceKind,
+    times: CpuTimes | None,
+    processes: int,
+) -> _Computation:
+    """Choose precision, compiling and the attention kernel, which depend on each other."""
+    products = times.matmul if times is not None else None
+    chosen = numerics.choose_precision(facts, options, kind, products)
+    precision = chosen.value
+    decide.refuse_loss_scale_of_local_steps(workload, precision)
+    compilation = numerics.choose_compilation(facts, options, kind, workload, times, processes)
+    attention = kernels.choose_attention(
+        options,
+        kind,
+        times,
+        masked=workload.mask_documents,
+        can_use_flex=kernels.can_use_flex(workload, kind, precision, compilation.value),
+        precision=precision,
+    )
+    matmul_precision = numerics.choose_matmul_precision(options, kind, precision, products)
+    return _Computation(chosen, matmul_precision, compilation, attention)
 
 
 def make_inference_plan(
@@ -231,7 +238,7 @@ def make_inference_plan(
 
 def predict(workload: Workload, plan: Plan) -> MemoryPrediction:
     """Predict the peak on one device: of all this machine's processes on a CPU, of one on a GPU."""
-    one = predict_training(workload.shape, _setup(workload, plan))
+    one = predict_training(workload.shape, _setup_of(workload, plan))
     local = workload.launched_local_processes or plan.processes.value
     if plan.device.value != "cpu":
         return one
@@ -246,24 +253,34 @@ def can_sample(workload: Workload, plan: Plan) -> bool:
     """Return whether a run has room for the whole weights, which samples are drawn from."""
     if plan.sharding.value != "shard":
         return True
-    setup = _setup(workload, plan)
+    setup = _setup_of(workload, plan)
     return whole_weights_fit(predict_training(workload.shape, setup), workload.shape, setup)
 
 
-def _setup(workload: Workload, plan: Plan) -> TrainingSetup:
-    return TrainingSetup(
+def _setup_of(workload: Workload, plan: Plan) -> TrainingSetup:
+    return replace(
+        _setup(workload, plan.device.value, plan.processes.value, plan),
         micro_batch=plan.micro_batch.value,
-        half_precision=plan.precision.value != "fp32",
-        device_kind=plan.device.value,
         checkpointing=plan.activation_checkpointing.value,
-        compiled=plan.compile.value,
         accumulates=plan.accumulation.value > 1,
+    ).sharded(plan.sharding.value)
+
+
+def _setup(
+    workload: Workload, kind: DeviceKind, processes: int, computes: _Computation | Plan
+) -> TrainingSetup:
+    """Return what memory depends on, apart from what is chosen by what fits."""
+    precision = computes.precision.value
+    return TrainingSetup(
+        micro_batch=1,
+        half_precision=precision != "fp32",
+        device_kind=kind,
+        compiled=computes.compile.value,
         optimizer=workload.optimizer,
-        processes=plan.processes.value,
-        shards=plan.processes.value if plan.sharding.value == "shard" else 1,
-        masks_pairs=workload.masks_pairs(plan.attention.value),
+        processes=processes,
+        masks_pairs=workload.masks_pairs(computes.attention.value),
         torch_build=workload.torch_build,
         lora=workload.lora,
         sync_every=workload.sync_every,
-        frozen_bytes=frozen_bytes(workload, plan.precision.value),
+        frozen_bytes=frozen_bytes(workload, precision),
     )

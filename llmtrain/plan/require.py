@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from llmtrain.choice import DeviceKind
 from llmtrain.errors import UsageError
 from llmtrain.machine.facts import AcceleratorKind, Facts
-from llmtrain.plan.decisions import device_memory_bytes
+from llmtrain.plan.memory_fit import device_memory_bytes
 from llmtrain.plan.numerics import missing_to_compile
 from llmtrain.units import format_bytes, parse_bytes, parse_count
 

@@ -1,7 +1,8 @@
 """Predict the time of a step on many GPUs, from shapes, data sheets and a stated model. Pure.
 
     step_s        = micro-batches · (compute_s + exposed_s) + once_s + update_s
-    compute_s     = FLOPs of a rank's micro-batch / (peak · utilisation)
+    compute_s     = FLOPs of a rank's micro-batch / rate
+    rate          = peak · utilisation, with what the optimizer computes beside the model's FLOPs
     exposed_s     = what communication takes longer than the computation that it runs beside
 
 Replicas add their gradients once a step, in fp32, beside the last backward, which is two thirds of
@@ -79,19 +80,23 @@ class _Cluster:
 def predict_step(
     workload: Workload, plan: Plan, hardware: Hardware, *, nodes: int
 ) -> StepPrediction:
-    """Predict a step of the plan's processes on `nodes` machines."""
-    shape, ranks = workload.shape, plan.processes.value
+    """Predict a step of the plan's processes on `nodes` machines.
+
+    The utilisation is that of a whole step on one GPU, the optimizer's products included, which do
+    not count among the model's FLOPs.
+    """
+    ranks = plan.processes.value
     cluster = _Cluster(ranks, nodes, hardware)
-    rate = hardware.peak_flops * hardware.utilisation
+    flops = workload.flops_per_token * workload.tokens_per_step / ranks
+    updating = float(muon_flops(workload.shape)) if workload.optimizer == "muon" else 0.0
+    rate = hardware.peak_flops * hardware.utilisation * (1 + updating / flops)
     more = 1.0 + _RECOMPUTED[plan.activation_checkpointing.value]
-    compute_s = workload.flops_per_token * workload.tokens_per_step / ranks * more / rate
+    compute_s = flops * more / rate
     is_sharded = plan.sharding.value == "shard"
     communication_s, exposed_s, received = _communication(
         workload, plan, cluster, compute_s / plan.accumulation.value
     )
-    update_s = 0.0
-    if workload.optimizer == "muon":
-        update_s = muon_flops(shape) / (ranks if is_sharded else 1) / rate
+    update_s = updating / (ranks if is_sharded else 1) / rate
     return StepPrediction(compute_s, communication_s, exposed_s, update_s, received)
 
 

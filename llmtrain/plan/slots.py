@@ -7,8 +7,8 @@ from collections.abc import Callable
 from llmtrain.choice import Choice, DeviceKind
 from llmtrain.errors import DoesNotFitError
 from llmtrain.machine.facts import Facts
-from llmtrain.plan.decisions import memory_limit_bytes
 from llmtrain.plan.inference_memory import predict_generation
+from llmtrain.plan.memory_fit import memory_limit_bytes
 from llmtrain.profile.shape import ModelShape
 from llmtrain.units import format_bytes
 

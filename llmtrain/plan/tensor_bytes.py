@@ -1,6 +1,6 @@
 """Count the bytes of training's tensors from shapes: activations, mask, loss, optimizer, casts.
 
-The activations are those that autograd saves in `llmtrain.model.decoder`. On a CPU a test compares
+The activations are those that autograd saves in `llmtrain.model.block`. On a CPU a test compares
 them with the tensors that are saved; a GPU's norm saves less, and its compiler saves results of
 elementwise operations only where that is cheaper than recomputing them.
 """
@@ -8,9 +8,9 @@ elementwise operations only where that is cheaper than recomputing them.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from llmtrain.choice import ActivationCheckpointing, OptimizerName, Precision
+from llmtrain.choice import ActivationCheckpointing, DeviceKind, OptimizerName, Precision, Sharding
 from llmtrain.ops.chunk_sizes import MUON_STACK_BYTES, even_chunk, loss_chunk_tokens
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.lora_shape import LoraShape
@@ -26,7 +26,7 @@ class TrainingSetup:
 
     micro_batch: int
     half_precision: bool
-    device_kind: str
+    device_kind: DeviceKind
     checkpointing: ActivationCheckpointing = "off"
     compiled: bool = False
     accumulates: bool = False  # gradients over several micro-batches
@@ -38,6 +38,10 @@ class TrainingSetup:
     lora: LoraShape | None = None  # adapters that are trained beside the model
     sync_every: int = 1  # steps of each process before weights are averaged
     frozen_bytes: int = FP32_BYTES  # of a number of the model that they are beside
+
+    def sharded(self, sharding: Sharding) -> TrainingSetup:
+        """Return the setup with the model replicated, or sharded over all processes."""
+        return replace(self, shards=self.processes if sharding == "shard" else 1)
 
     @property
     def element_bytes(self) -> int:

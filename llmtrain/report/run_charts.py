@@ -3,63 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmtrain.plan.memory import PREDICTION_ERROR
-from llmtrain.report.curves import curve, marks, smoothed
+from llmtrain.report.curves import Curve, Mark, curve, marks, smoothed
 from llmtrain.report.plots import Band, Chart
 from llmtrain.report.values import known
-from llmtrain.train.run_directory.history import RunHistory
+from llmtrain.train.run_directory.history import LoggedStep, RunHistory
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """What charts are drawn by: its kind, its name, and the attribute of an entry that has it."""
+
+    kind: Literal["tokens", "seconds"]
+    name: str
+    attribute: str
+
+    def curve(self, name: str, entries: Sequence[object], value: str) -> Curve:
+        """Return the curve of an attribute of the entries, which are steps or evaluations."""
+        return self.through(name, entries, [getattr(each, value) for each in entries])
+
+    def through(self, name: str, entries: Sequence[object], values: Sequence[float]) -> Curve:
+        """Return the curve of a value for each of the entries."""
+        return curve(name, [getattr(each, self.attribute) for each in entries], values)
+
+
+_TOKENS = _Axis("tokens", "tokens", "tokens")
+_AXES = (_TOKENS, _Axis("seconds", "time", "elapsed_s"))
 
 
 def run_charts(record: Mapping[str, Any], history: RunHistory) -> Iterator[Chart]:
     """Yield every chart of a run; those without points are empty."""
-    steps, evaluations = history.steps, history.evaluations
     events = marks(history, record)
-    by_tokens = [each.tokens for each in steps]
-    by_time = [each.elapsed_s for each in steps]
-    losses = [each.loss for each in steps]
-    for x, xs, axis in (("tokens", by_tokens, "tokens"), ("seconds", by_time, "elapsed_s")):
-        kind: Any = x
-        validation = curve(
-            "validation",
-            [getattr(each, axis) for each in evaluations],
-            [each.val_loss for each in evaluations],
-        )
-        yield Chart(
-            f"Loss by {'tokens' if x == 'tokens' else 'time'}",
-            kind,
-            "number",
-            "nats per token",
-            (curve("training, smoothed", xs, smoothed(losses)), validation),
-            faint=curve("training", xs, losses),
-            marks=events if x == "tokens" else (),
-        )
-        bpb = curve(
-            "validation",
-            [getattr(each, axis) for each in evaluations],
-            [each.val_bpb for each in evaluations],
-        )
-        yield Chart(
-            f"Bits per byte by {'tokens' if x == 'tokens' else 'time'}",
-            kind,
-            "number",
-            "bits per byte",
-            (bpb,),
-            marks=events if x == "tokens" else (),
-        )
-    rates = curve("learning rate", by_tokens, [each.lr for each in steps])
+    for axis in _AXES:
+        yield from _quality_charts(axis, history, events if axis is _TOKENS else ())
+    yield from _step_charts(record, history.steps, events)
+
+
+def _quality_charts(axis: _Axis, history: RunHistory, events: tuple[Mark, ...]) -> Iterator[Chart]:
+    """Yield loss and bits per byte."""
+    steps, evaluations = history.steps, history.evaluations
+    smooth = smoothed([each.loss for each in steps])
+    yield Chart(
+        f"Loss by {axis.name}",
+        axis.kind,
+        "number",
+        "nats per token",
+        (
+            axis.through("training, smoothed", steps, smooth),
+            axis.curve("validation", evaluations, "val_loss"),
+        ),
+        faint=axis.curve("training", steps, "loss"),
+        marks=events,
+    )
+    bpb = axis.curve("validation", evaluations, "val_bpb")
+    title = f"Bits per byte by {axis.name}"
+    yield Chart(title, axis.kind, "number", "bits per byte", (bpb,), marks=events)
+
+
+def _step_charts(
+    record: Mapping[str, Any], steps: Sequence[LoggedStep], events: tuple[Mark, ...]
+) -> Iterator[Chart]:
+    """Yield what each step logs, beside what was predicted."""
+    rates = _TOKENS.curve("learning rate", steps, "lr")
     yield Chart("Learning rate", "tokens", "number", "of the first group", (rates,))
-    norms = curve("gradient norm", by_tokens, [each.grad_norm for each in steps])
+    norms = _TOKENS.curve("gradient norm", steps, "grad_norm")
     yield Chart(
         "Gradient norm", "tokens", "number", "before clipping", (norms,), marks=events, log_y=True
     )
-    speed = curve("measured", by_tokens, [each.tokens_per_s for each in steps])
+    speed = _TOKENS.curve("measured", steps, "tokens_per_s")
     rate = known(((record.get("forecast") or {}).get("tokens_per_s") or {}).get("value"))
     level = None if rate is None else ("predicted", rate)
     yield Chart("Speed", "tokens", "rate", "tokens per second", (speed,), level=level)
-    memory = curve("in use", by_tokens, [each.memory_bytes for each in steps])
+    memory = _TOKENS.curve("in use", steps, "memory_bytes")
     total = predicted_bytes(record)
     band = None
     if total is not None:
@@ -71,18 +90,13 @@ def run_charts(record: Mapping[str, Any], history: RunHistory) -> Iterator[Chart
 def overlay_charts(runs: Sequence[tuple[Path, RunHistory]]) -> list[Chart]:
     """Return the validation curves of several runs in one chart, by tokens and by time."""
     found = []
-    for x, axis in (("tokens", "tokens"), ("seconds", "elapsed_s")):
+    for axis in _AXES:
         curves = tuple(
-            curve(
-                path.name,
-                [getattr(each, axis) for each in history.evaluations],
-                [each.val_bpb for each in history.evaluations],
-            )
-            for path, history in runs
+            axis.curve(path.name, history.evaluations, "val_bpb") for path, history in runs
         )
-        title = f"Validation by {'tokens' if x == 'tokens' else 'time'}"
-        kind: Any = x
-        found.append(Chart(title, kind, "number", "bits per byte", curves))
+        found.append(
+            Chart(f"Validation by {axis.name}", axis.kind, "number", "bits per byte", curves)
+        )
     return [chart for chart in found if not chart.is_empty]
 
 

@@ -64,30 +64,11 @@ def build_run(
     is trained where that is not the whole model.
     """
     device = set_up_device(plan, world)
-    sharded: ShardedModel | None = None
-    if plan.sharding.value == "shard":
-        model, sharded = build_sharded_model(profile, plan.precision.value, world, device)
-        set_weights(model, profile.train.seed, resumed, initial)
-    elif adapter is None:
-        model = build_model(profile, resumed, initial).to(device)
-    else:
-        model = build_adapted_model(profile, adapter, plan.precision.value, resumed).to(device)
+    model, sharded = _model(profile, plan, world, resumed, initial, adapter)
     model.separator_id = masking_separator(profile.data, tokens.separator_id)
     model.has_padding = profile.data.pads_windows
     model.preference_beta = profile.dpo.beta
-    products = torch.bfloat16 if plan.precision.value == "bf16" else torch.float32
-    tokens_per_step = profile.train.chosen_tokens_per_step
-    continues = profile.model.init_from is not None
-    optimizer = build_optimizer(
-        model,
-        profile.optim,
-        "fused",
-        products,
-        tokens_per_step=tokens_per_step,
-        continues=continues,
-        is_dpo=profile.data.rows == "preferences",
-        sharded_over=world if sharded is not None else None,
-    )
+    optimizer = _optimizer(profile, plan, model, world if sharded is not None else None)
     scaler = grad_scaler(device, enabled=plan.grad_scaler.value, is_sharded=sharded is not None)
     position, divergence = Position(), DivergenceState()
     rounds = _rounds(profile, plan, model, world, device)
@@ -110,13 +91,7 @@ def build_run(
         device=device,
         position=position,
         context=profile.model.context,
-        peak_learning_rate=peak_learning_rates(
-            profile.optim,
-            model.shape.hidden_size,
-            tokens_per_step,
-            continues=continues,
-            is_dpo=profile.data.rows == "preferences",
-        )["matrix"],
+        peak_learning_rate=_peak_learning_rate(profile, model.shape.hidden_size),
         gradient_clip=profile.train.gradient_clip,
         skips_spikes=profile.train.skip_loss_spikes,
         divergence=divergence,
@@ -125,6 +100,52 @@ def build_run(
         sharded=sharded,
         rounds=rounds,
     )
+
+
+def _model(
+    profile: Profile,
+    plan: Plan,
+    world: World,
+    resumed: Checkpoint | None,
+    initial: ReadWeights | None,
+    adapter: Adapter | None,
+) -> tuple[Decoder, ShardedModel | None]:
+    """Return the model with its weights on its device, whole, adapted or sharded."""
+    device, precision = device_of(plan.device.value, world), plan.precision.value
+    if plan.sharding.value == "shard":
+        model, sharded = build_sharded_model(profile, precision, world, device)
+        set_weights(model, profile.train.seed, resumed, initial)
+        return model, sharded
+    if adapter is not None:
+        return build_adapted_model(profile, adapter, precision, resumed).to(device), None
+    return build_model(profile, resumed, initial).to(device), None
+
+
+def _optimizer(
+    profile: Profile, plan: Plan, model: Decoder, sharded_over: World | None
+) -> RoleOptimizer:
+    return build_optimizer(
+        model,
+        profile.optim,
+        "fused",
+        torch.bfloat16 if plan.precision.value == "bf16" else torch.float32,
+        tokens_per_step=profile.train.chosen_tokens_per_step,
+        continues=profile.model.init_from is not None,
+        is_dpo=profile.data.rows == "preferences",
+        sharded_over=sharded_over,
+    )
+
+
+def _peak_learning_rate(profile: Profile, hidden_size: int) -> float:
+    """Return the peak of the matrices' learning rate, which progress and logs show."""
+    rates = peak_learning_rates(
+        profile.optim,
+        hidden_size,
+        profile.train.chosen_tokens_per_step,
+        continues=profile.model.init_from is not None,
+        is_dpo=profile.data.rows == "preferences",
+    )
+    return rates["matrix"]
 
 
 def grad_scaler(device: torch.device, *, enabled: bool, is_sharded: bool) -> torch.amp.GradScaler:

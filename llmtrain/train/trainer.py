@@ -3,69 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from llmtrain.data.batches.mixture import MixedSource
-from llmtrain.data.batches.preferences import References
-from llmtrain.data.shards.prepared import PreparedData
 from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
-from llmtrain.eval.preferences import PreferenceLoss
 from llmtrain.machine.core_wait import CoreTimes, ran_share, read_core_times, waited_share
 from llmtrain.machine.out_of_memory import memory_errors_mapped
-from llmtrain.plan.planner import can_sample
 from llmtrain.plan.tensor_bytes import FP32_BYTES, checkpoint_bytes
-from llmtrain.plan.workload import Workload
-from llmtrain.profile.horizon import Horizon
-from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import shape_of
-from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
 from llmtrain.train.checkpoint.part_saver import PartSaver
 from llmtrain.train.checkpoint.saver import Saver
 from llmtrain.train.distributed.bandwidth import advice, measured_exchange
 from llmtrain.train.divergence.rewind import Rewinder
 from llmtrain.train.evaluation import Evaluator
-from llmtrain.train.events import Observer, Sampled, Stopped, TrainResult
+from llmtrain.train.evaluations import Evaluations
+from llmtrain.train.events import Stopped, TrainResult
 from llmtrain.train.logger import TrainLogger
-from llmtrain.train.loop import Run, StepReport
+from llmtrain.train.loop import StepReport
 from llmtrain.train.memory_guard import MemoryGuard, MemoryStopError, agreed_action
 from llmtrain.train.pace import Pace, expected_steps
-from llmtrain.train.rate_check import CHECKED_STEPS, CorrectForecast, rate_difference
-from llmtrain.train.run_directory.directory import RunDirectory
-from llmtrain.train.signals import StopRequest
+from llmtrain.train.rate_check import CHECKED_STEPS, rate_difference
 from llmtrain.train.state import current_state, saved_tensors, with_evaluation, with_plan
 from llmtrain.train.stopping import StopDecision, StopPolicy
+from llmtrain.train.train_setup import TrainSetup
 from llmtrain.train.validation import open_validation
 
 # The assumed cost of a save before one is measured: write, hash, sync, read back.
 _SAVE_S, _SAVED_BYTES_PER_S = 0.3, 170e6
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSetup:
-    """The inputs of a session, of which only `run` changes."""
-
-    run: Run
-    profile: Profile
-    horizon: Horizon
-    directory: RunDirectory
-    data: PreparedData
-    tokenizer: Tokenizer
-    mixture: Sequence[MixedSource]
-    workload: Workload
-    peak_flops: float | None  # of one process, where known
-    stop: StopRequest
-    observe: Observer
-    used_before_s: float  # by earlier sessions of the run
-    starting_s: float  # by this session before training
-    forecast_tokens_per_s: float | None  # where known
-    validation_references: References | None  # of pairs of answers
-    correct_forecast: CorrectForecast  # called at most once, on rank 0
 
 
 class Trainer:
@@ -86,18 +55,7 @@ class Trainer:
             expected_steps(profile),
             first_step_counts=not run.plan.compile.value,
         )
-        self.logger = TrainLogger(
-            directory,
-            setup.observe,
-            profile.train,
-            run.world,
-            run.device,
-            first_step=run.position.step,
-            flops_per_token=setup.workload.flops_per_token,
-            peak_flops=setup.peak_flops,
-            text_tokens=setup.data.index.train.tokens,
-            mixture=setup.mixture,
-        )
+        self.logger = _logger(setup)
         self.saver = _saver(setup)
         self.guard = MemoryGuard(run, setup.workload, directory, setup.observe)
         self.stopping = StopPolicy(setup.horizon, profile.eval, run.world, run.device)
@@ -107,8 +65,15 @@ class Trainer:
         )
         self.evaluator = Evaluator(run, profile.eval, validation, setup.tokenizer, setup.stop)
         self.evaluator.restore(directory)
-        self.prompts = validation.prompts
-        self.warned_of_samples = False
+        self.evaluations = Evaluations(
+            run,
+            setup.workload,
+            self.evaluator,
+            validation.prompts,
+            self.pace,
+            self.logger,
+            self.guard,
+        )
         self.trained_s, self.trained_steps = 0.0, 0
         self.core_times: CoreTimes = {}  # after the first step
         self.end_costs_known = setup.horizon.time_s is None  # only a time limit needs them early
@@ -205,15 +170,10 @@ class Trainer:
 
     def _measure_end_costs(self) -> None:
         """Evaluate a few windows and estimate a save, so that the run can end in time."""
-        few = self.run.plan.micro_batch.value * self.run.world.size
-        times = self.evaluator.windows / min(few, self.evaluator.windows)
-        with self.logger.excluded():
-            for _ in range(2):  # the first call is slower; the second replaces its cost
-                with self.pace.measured("evaluation", times):
-                    self.guard.run_guarded(partial(self.evaluator.validation_loss, few))
-            workload = self.setup.workload
-            size_bytes = checkpoint_bytes(self.shape, workload.optimizer, workload.lora)
-            self.pace.record_cost("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
+        self.evaluations.measure_cost()
+        workload = self.setup.workload
+        size_bytes = checkpoint_bytes(self.shape, workload.optimizer, workload.lora)
+        self.pace.record_cost("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
 
     def _decide(self, step: int) -> StopDecision:
         """Agree with all ranks on what to do after a step, and apply its memory action."""
@@ -319,10 +279,10 @@ class Trainer:
                     self.evaluator.deadline_s = time.monotonic() + limit_s
             if not decision.stop_requested:
                 if self.evaluator.is_due(step, is_last=decision.is_over):
-                    self._evaluate(step)
-                is_due = self.evaluator.sample_is_due(step, is_last=decision.is_over)
-                if is_due and self._can_sample():
-                    self._sample(step)
+                    evaluated = self.evaluations.evaluate(step, self.state.best_val_loss)
+                    self.state = with_evaluation(self.state, evaluated)
+                if self.evaluator.sample_is_due(step, is_last=decision.is_over):
+                    self.evaluations.sample(step)
         except InterruptedRunError:
             decision = replace(decision, is_over=False, stop_requested=True)
         is_new_best = self.state.best_step != best_step and self.setup.profile.checkpoint.keep_best
@@ -331,37 +291,6 @@ class Trainer:
             is_over=decision.is_over or self.stopping.patience_is_over(self.state),
             save_is_due=decision.save_is_due or is_new_best,
         )
-
-    def _evaluate(self, step: int) -> None:
-        with self.logger.excluded():
-            self.logger.log_activity("evaluating", self.pace.cost_s("evaluation"))
-            with self.pace.measured("evaluation"):
-                loss = self.guard.run_guarded(self.evaluator.validation_loss)
-            evaluated = self.evaluator.evaluated(step, loss, self.state.best_val_loss)
-            self.logger.log_event(evaluated)
-            if loss.tokens < self.evaluator.tokens:
-                what = "pairs" if isinstance(loss, PreferenceLoss) else "tokens"
-                of_all = f"{loss.tokens} of {self.evaluator.tokens} {what}"
-                self.logger.log_warning(f"the time is over: validated on {of_all}")
-        self.state = with_evaluation(self.state, evaluated)
-
-    def _can_sample(self) -> bool:
-        """Return whether there is memory for samples; warn once if not."""
-        fits = can_sample(self.setup.workload, self.run.plan)
-        if not fits and not self.warned_of_samples:
-            self.warned_of_samples = True
-            self.logger.log_warning(
-                "no text is sampled during the run: a rank has no room for the whole weights"
-            )
-        return fits
-
-    def _sample(self, step: int) -> None:
-        with self.logger.excluded(), self.pace.measured("samples"), self.run.whole_weights():
-            self.logger.log_activity("sampling", self.pace.cost_s("samples"))
-            for number, prompt in enumerate(self.prompts if self.run.world.is_main else ()):
-                sample = partial(self.evaluator.sample, prompt, seed=step + number)
-                self.logger.log_event(Sampled(step, prompt, self.guard.run_guarded(sample)))
-        self.evaluator.sampled(step)
 
     def _save_if_due(self, decision: StopDecision) -> None:
         """Save: durably at the end, otherwise in the background.
@@ -440,6 +369,22 @@ class Trainer:
         return (
             "time" if has_time_limit and not self.stopping.patience_is_over(self.state) else "done"
         )
+
+
+def _logger(setup: TrainSetup) -> TrainLogger:
+    run = setup.run
+    return TrainLogger(
+        setup.directory,
+        setup.observe,
+        setup.profile.train,
+        run.world,
+        run.device,
+        first_step=run.position.step,
+        flops_per_token=setup.workload.flops_per_token,
+        peak_flops=setup.peak_flops,
+        text_tokens=setup.data.index.train.tokens,
+        mixture=setup.mixture,
+    )
 
 
 def _saver(setup: TrainSetup) -> Saver:

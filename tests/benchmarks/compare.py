@@ -27,6 +27,7 @@ from tests.benchmarks.own import MeasurementError
 from tests.benchmarks.report import document, footing, progress_line, table, title
 from tests.benchmarks.results import Failure, Round, Run, summarise
 from tests.benchmarks.shapes import SHAPES
+from tests.programs import program_parser
 
 _TABLE_WIDTH = 180  # off a terminal
 
@@ -122,11 +123,7 @@ def _comparison(parser: argparse.ArgumentParser, values: argparse.Namespace) -> 
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.compare",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     add = parser.add_argument
     add("--shape", choices=SHAPES, default="S", help="the model and its micro-batch")
     add("--systems", default="ours,naive,hf", help=f"of {','.join(SYSTEMS)}")

@@ -22,6 +22,7 @@ from llmtrain.engine.api import train
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.shape import shape_of
 from llmtrain.recipe.learning_rate import peak_learning_rates
+from tests.programs import program_parser
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -77,11 +78,7 @@ def _rates(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.continuing",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     parser.add_argument("--profile", default="cpu-tiny", help="what is trained")
     parser.add_argument("--code", default="builtin:python", help="the first text")
     parser.add_argument("--prose", required=True, help="the second text")

@@ -33,6 +33,7 @@ from llmtrain.profile.schema import DeviceSection
 from llmtrain.profile.shape import shape_of
 from llmtrain.recipe.learning_rate import CONTINUED_SHARE, DPO_SHARE, adamw_rate
 from llmtrain.train.checkpoint.pretrained import shape_in
+from tests.programs import program_parser
 
 _LONGEST_CHARACTERS = 120
 _MOST_ARGUMENTS = 4
@@ -177,11 +178,7 @@ def _of_body(module: str, owner: str, body: Sequence[ast.stmt]) -> Iterator[Row]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.docstrings",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     parser.add_argument("model", type=Path, nargs="?", help="what is fine-tuned")
     parser.add_argument("--rows", type=Path, help="write the rows to this file, and stop")
     parser.add_argument("--rates", type=float, nargs="*", default=[1.0, 0.3, 0.1])

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from llmtrain.units import parse_duration_s
 from tests.checkout import ROOT
+from tests.programs import program_parser
 
 _LEFT = re.compile(r"  left (.+)$")
 _PART = re.compile(r"([\d.]+)([dhms])")
@@ -69,11 +70,7 @@ def _seconds(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.eta",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     parser.add_argument("--profile", default="cpu-tiny", help="what is trained")
     parser.add_argument("--device", default="cpu", help="where")
     parser.add_argument("--tokens", default="12M", help="so many")

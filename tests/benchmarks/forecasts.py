@@ -25,6 +25,7 @@ import yaml
 from llmtrain.machine.facts import CONTENDED_SHARE
 from llmtrain.machine.probe import read_facts
 from tests.checkout import ROOT
+from tests.programs import program_parser
 
 # Nothing is fitted. While the parts of a step were chosen, `tiny` alone was looked at, eagerly: the
 # other cases are held back.
@@ -160,11 +161,7 @@ def say(line: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.forecasts",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--steps", type=int, default=24, help="of each run")

@@ -32,6 +32,7 @@ from llmtrain.data.shards.token_stream import TokenStream
 from llmtrain.data.shards.writer import SplitWriter
 from llmtrain.files import forget_cached
 from llmtrain.units import parse_count
+from tests.programs import program_parser
 
 _VOCABULARY = 50_000
 _SHARD_BYTES = 256 * 2**20
@@ -126,11 +127,7 @@ def _step(reader: BatchReader, prefetch: Prefetch, number: int, consumer: Consum
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.loading",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     parser.add_argument("--tokens-per-s", type=float, default=200_000, help="the consumer's rate")
     parser.add_argument("--tokens", type=parse_count, default=64_000_000, help="of the text")
     parser.add_argument("--context", type=int, default=1024, help="tokens of a window")

@@ -47,6 +47,7 @@ from llmtrain.tokenizer.chat_template import CHAT_PIECES, with_chat_template
 from llmtrain.train.events import Event
 from tests.benchmarks.corpus import package_root
 from tests.benchmarks.docstrings import Row, questions
+from tests.programs import program_parser
 
 _HELD_BACK = 10  # one in so many functions
 _EXAMPLES = 4  # in the plain prompt
@@ -292,11 +293,7 @@ def _report(event: Event) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.made_task",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     add = parser.add_argument
     add("out", type=Path, help="the directory of the runs and the result")
     add("--profile", default="cpu-small", help="what is pretrained")

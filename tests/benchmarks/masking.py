@@ -29,6 +29,7 @@ from llmtrain.engine.inference import Trained, load_trained
 from llmtrain.eval.evaluate import bits_per_byte, sum_loss
 from llmtrain.files import cache_directory
 from llmtrain.profile.schema import DeviceSection
+from tests.programs import program_parser
 
 _EVALUATED_TOKENS = 8192  # of one forward
 
@@ -129,11 +130,7 @@ def _mean(differences: Sequence[float]) -> dict[str, float | None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.masking",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     parser.add_argument("--profile", default="cpu-tiny", help="what is trained")
     parser.add_argument("--steps", type=int, default=400, help="of each training")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each way")

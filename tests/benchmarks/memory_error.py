@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.checkout import ROOT
+from tests.programs import program_parser
 
 _STEPS = 5
 _ALWAYS = {
@@ -221,11 +222,7 @@ def _table(path: Path) -> Iterator[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.memory_error",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     parser.add_argument("results", type=Path, help="a file of lines of JSON, begun or not")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where")
     parser.add_argument("--only", default="", help="cases whose name has this in it")

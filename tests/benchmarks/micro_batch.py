@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.checkout import ROOT
+from tests.programs import program_parser
 
 _WARMUP = 3  # steps that compile and fill caches
 
@@ -78,11 +79,7 @@ def _llmtrain(values: argparse.Namespace, *options: str) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.micro_batch",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     parser.add_argument("--profile", default="cpu-tiny", help="what is trained")
     parser.add_argument("--device", default="cpu", help="where")
     parser.add_argument("--steps", type=int, default=6, help="that count, of each")

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.programs import program_parser
 from tests.report.browser import BROWSER, SCHEMES, WIDTHS, axe_script, inspect, launched
 from tests.report.runs import write_run
 
@@ -59,11 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.report_page",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     add = parser.add_argument
     add("--steps", type=int, default=10_000, help="logged steps of the run that is written")
     add("--run", type=Path, help="a run directory to report on instead")

@@ -28,6 +28,7 @@ from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.checkpoint.writing import save_checkpoint
 from llmtrain.units import parse_count
 from tests.checkout import import_path
+from tests.programs import program_parser
 
 _IMPORTS = "import torch, llmtrain.engine.api"
 _BYTES_PER_TOKEN = 4
@@ -113,11 +114,7 @@ def _environment(place: Path) -> Mapping[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.resume_time",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     parser.add_argument("--tokens", type=parse_count, default="100M", help="about so many")
     parser.add_argument("--profile", default="cpu-tiny", help="what is trained")
     parser.add_argument("--rounds", type=int, default=3, help="of which the medians are told")

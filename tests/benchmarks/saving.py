@@ -19,6 +19,7 @@ from pathlib import Path
 
 from llmtrain.engine.api import train
 from llmtrain.train.events import Event, Saved, Step
+from tests.programs import program_parser
 
 _EVERY_STEPS = 3
 _FIRST = 3  # steps that compile and fill caches
@@ -79,11 +80,7 @@ def _told(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.saving",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     parser.add_argument("--profile", default="cpu-small", help="what is trained")
     parser.add_argument("--steps", type=int, default=24, help="in all")
     parser.add_argument("--device", default="cpu", help="where")

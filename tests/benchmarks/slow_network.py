@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -49,6 +50,7 @@ class Case:
 def main() -> None:
     """Train the cases in turn."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the ranks, too
     every = f"train.sync_every={options.every}"
     rounds = [
         Case(
@@ -125,7 +127,11 @@ def _trained(
         _start(command, side, rank, case.machines, out)
         for rank, side in enumerate(sides[: case.machines])
     ]
-    outputs = [rank.communicate() for rank in ranks]
+    try:
+        outputs = [rank.communicate() for rank in ranks]
+    finally:
+        for each in ranks:
+            each.kill()
     for rank, (_, err) in zip(ranks, outputs, strict=True):
         if rank.returncode:
             sys.exit(f"{case.name}: {err[-2000:]}")

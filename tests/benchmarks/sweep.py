@@ -32,6 +32,7 @@ from llmtrain.train.signals import stop_on_signals
 from tests.benchmarks.documents import Quality
 from tests.benchmarks.sweep_job import SweepJob, SweepResult
 from tests.benchmarks.sweep_table import line
+from tests.programs import program_parser
 
 _OTHER = "tests.benchmarks.sweep_trial:main"
 _RATE = "optim.learning_rate"
@@ -156,11 +157,7 @@ def _recorded(result: TrialResult, jobs: Sequence[SweepJob], device: str) -> Swe
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.sweep",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     add = parser.add_argument
     add("plan", type=Path, nargs="+", help="YAML files of blocks, in order of importance")
     add("out", type=Path, help="the directory of the sweeps and of results.jsonl")

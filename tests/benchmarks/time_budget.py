@@ -24,6 +24,7 @@ from typing import Any
 
 from llmtrain.units import parse_duration_s
 from tests.checkout import ROOT
+from tests.programs import program_parser
 
 _LOAD = "import torch\na = torch.randn(1024, 1024)\nwhile True:\n    a = (a @ a).clamp(-1, 1)\n"
 
@@ -146,11 +147,7 @@ def _metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.time_budget",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     add = parser.add_argument
     add("--time", type=parse_duration_s, default="2m", help="what each run is given")
     add("--kinds", default="plain", help="runs: plain, loaded, interrupted, with commas between")

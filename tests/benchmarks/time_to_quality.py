@@ -29,6 +29,7 @@ from llmtrain.machine.probe import read_cpu
 from llmtrain.units import format_count, format_duration, parse_duration_s
 from tests.benchmarks.documents import Quality, QualityJob
 from tests.checkout import ROOT
+from tests.programs import program_parser
 
 
 class Row(BaseModel):
@@ -166,11 +167,7 @@ def _table(rows: Sequence[Row], profile: str) -> Table:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.time_to_quality",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     add = parser.add_argument
     add("--profile", default="cpu-tiny", help="whose size, text and tokens a step are trained")
     add("--naive", type=parse_duration_s, default="10m", help="how long the baseline trains")

@@ -24,6 +24,7 @@ from statistics import median
 import psutil
 
 from llmtrain.tracking.tracker import Tracker
+from tests.programs import program_parser
 from tests.tracking.curves import READERS
 
 _LINE = {"loss": 2.5, "lr": 1e-3, "grad_norm": 0.5, "tokens": 4096, "tokens_per_s": 1e4}
@@ -81,11 +82,7 @@ def _settled_s(process: psutil.Process) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.tracker_cost",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     add = parser.add_argument
     add("--lines", type=int, default=500, help="of metrics that are sent")
     add("--step-ms", type=float, default=300, help="milliseconds of a step")

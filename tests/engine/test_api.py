@@ -15,22 +15,15 @@ from llmtrain.eval.bootstrap import paired_difference
 from llmtrain.generate.sampling import Sampling
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.train.events import Evaluated, Event, Saved, Started, Step, TrainResult
+from tests import small
 
 SETTINGS: dict[str, Any] = {
-    "model.vocab_size": 400,
-    "model.hidden_size": 32,
-    "model.intermediate_size": 64,
-    "model.num_layers": 2,
-    "model.num_heads": 2,
-    "model.context": 32,
-    "train.tokens_per_step": 256,
+    **small.SETTINGS,
     "train.steps": 12,
     "optim.warmup_steps": 5,
     "eval.every_steps": 6,
     "eval.tokens": 512,
     "eval.sample_every_steps": None,
-    "device.kind": "cpu",
-    "device.threads": 1,
 }
 
 

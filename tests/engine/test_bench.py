@@ -27,19 +27,12 @@ from llmtrain.plan.kernel_probes import cpu_threads
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import Profile
 from llmtrain.profile.setting import Setting
+from tests import small
 from tests.clock import KERNELS, PARTS, Clock
 
 SETTINGS: dict[str, Any] = {
-    "model.vocab_size": 400,
-    "model.hidden_size": 32,
-    "model.intermediate_size": 64,
-    "model.num_layers": 2,
-    "model.num_heads": 2,
-    "model.context": 32,
-    "train.tokens_per_step": 256,
+    **small.SETTINGS,
     "train.steps": 10**9,  # long enough to compile
-    "device.kind": "cpu",
-    "device.threads": 1,
 }
 BF16_PAYS = MatmulTimes(fp32_s=0.2, medium_s=0.2, bf16_s=0.1, flops=1e9)
 MEDIUM_PAYS = MatmulTimes(fp32_s=0.2, medium_s=0.1, bf16_s=0.2, flops=1e9)

@@ -25,6 +25,9 @@ from tests.faults.tiny import furnish
 
 _TOKENS_PER_STEP = 768  # 24 windows, which two and three ranks share evenly
 _POLL_EVERY_S = 0.5
+# Agents of torch 2.13 otherwise remember the store of their first meeting, which one that comes
+# later does not know: ranks would wait at two of them.
+_MEET_ANEW = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 _SHOWN_CHARACTERS = 20_000  # of a log, where a promise was broken
 _LOSS_TOLERANCE = 1e-2  # of sums in another order, over hundreds of steps
 
@@ -58,7 +61,11 @@ class Nodes:
         ]
         with (self.out.parent / f"node{node}.log").open("ab") as log:
             self.agents[node] = subprocess.Popen(
-                [*agent, *command], stdout=log, stderr=log, start_new_session=True
+                [*agent, *command],
+                stdout=log,
+                stderr=log,
+                env=os.environ | _MEET_ANEW,
+                start_new_session=True,
             )
 
     def kill(self, node: int) -> None:
@@ -171,6 +178,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=50, help="steps between checkpoints")
     parser.add_argument("--limit", type=float, default=900.0, metavar="SECONDS")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # ends the agents, too
     with tempfile.TemporaryDirectory(prefix="llmtrain-elastic-") as directory:
         furnish(Path(directory))
         os.chdir(directory)

@@ -25,6 +25,7 @@ from typing import Any
 
 from tests.checkout import import_path
 from tests.faults import tiny
+from tests.programs import program_parser
 
 _TIMELESS = ("trial", "settings", "outcome", "val_bpb", "step", "tokens", "reason")
 
@@ -105,11 +106,7 @@ def _results(directory: Path) -> list[dict[str, Any]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.faults.sweep_kills",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     add = parser.add_argument
     add("--trials", type=int, default=12, help="of the sweep")
     add("--kills", type=int, default=5, help="of its process")

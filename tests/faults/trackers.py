@@ -29,6 +29,7 @@ import psutil
 from tests.checkout import import_path
 from tests.faults import tiny
 from tests.faults.mlflow_server import MlflowServer
+from tests.programs import program_parser
 from tests.tracking.curves import READERS, difference, logged
 
 _WORKER = "llmtrain.tracking.worker"
@@ -161,11 +162,7 @@ def _weights(run: Path) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.faults.trackers",
-        description=(__doc__ or "").partition("\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = program_parser(__file__, __doc__)
     add = parser.add_argument
     add("--steps", type=int, default=200, help="of each training")
     add("--trackers", nargs="+", choices=sorted(READERS), default=sorted(READERS), help="of these")

@@ -17,7 +17,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 from llmtrain.choice import Precision
 from llmtrain.machine.facts import BlockTimes
 from llmtrain.model import timing
-from llmtrain.model.decoder import Block
+from llmtrain.model.block import Block
 from llmtrain.model.timing import CompileError, time_attention, time_block, time_loss
 from llmtrain.profile.shape import ModelShape
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from llmtrain.model.decoder import Decoder, RMSNorm
+from llmtrain.model.block import RMSNorm
+from llmtrain.model.decoder import Decoder
 from llmtrain.ops.rotary import rotary_table
 from llmtrain.profile.shape import ModelShape
 

@@ -32,23 +32,16 @@ from llmtrain.profile.setting import Setting
 from llmtrain.profile.shape import shape_of
 from llmtrain.progress import Note
 from llmtrain.train.events import Event, Started
+from tests import small
 from tests.clock import KERNELS, PARTS, Clock
 
 SETTINGS: dict[str, Any] = {
-    "model.vocab_size": 400,
-    "model.hidden_size": 32,
-    "model.intermediate_size": 64,
-    "model.num_layers": 2,
-    "model.num_heads": 2,
-    "model.context": 32,
-    "train.tokens_per_step": 256,
+    **small.SETTINGS,
     "train.steps": 3,
     "optim.warmup_steps": 1,
     "eval.every_steps": 3,
     "eval.tokens": 512,
     "eval.sample_every_steps": None,
-    "device.kind": "cpu",
-    "device.threads": 1,
 }
 TIMED = [
     f"timing {what}, once for this machine and shape: a few seconds"

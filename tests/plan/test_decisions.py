@@ -11,6 +11,7 @@ from llmtrain.choice import Choice, DeviceKind
 from llmtrain.errors import DoesNotFitError
 from llmtrain.machine.facts import Facts
 from llmtrain.plan import decisions as decide
+from llmtrain.plan import memory_fit
 from llmtrain.plan.memory import TrainingSetup, predict_training
 from llmtrain.plan.planner import Plan, make_plan
 from llmtrain.profile.lora_shape import LoraShape
@@ -106,9 +107,9 @@ def test_launched_processes_need_a_gpu_each_on_their_machine() -> None:
 
 def test_the_smallest_gpu_is_the_limit() -> None:
     mixed = replace(CUDA, accelerators=(gpu(0, gib=24), gpu(1, gib=8)))
-    assert 7 * GIB < decide.memory_limit_bytes(mixed, "cuda") < 8 * GIB
+    assert 7 * GIB < memory_fit.memory_limit_bytes(mixed, "cuda") < 8 * GIB
     small = replace(CPU, cpu=replace(CPU.cpu, memory_limit_bytes=GIB))
-    assert decide.memory_limit_bytes(small, "cpu") < GIB
+    assert memory_fit.memory_limit_bytes(small, "cpu") < GIB
 
 
 def test_a_micro_batch_that_does_not_divide_is_refused() -> None:

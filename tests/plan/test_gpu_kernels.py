@@ -140,12 +140,18 @@ def test_machines_without_a_gpu_are_not_timed_as_one(device: Gpu) -> None:
 
 
 def _rate(
-    plan_times: GpuTimes, processes: int, parts: StepTimes, name: str = "NVIDIA H200"
+    plan_times: GpuTimes,
+    processes: int,
+    parts: StepTimes,
+    name: str = "NVIDIA H200",
+    sharding: str = "auto",
 ) -> float:
     facts = replace(CUDA, accelerators=tuple(replace(gpu(index), name=name) for index in range(2)))
     asked = load_profile("gpu-small", environment={}, assignments=["train.steps=100"]).profile
     workload = replace(LONG, tokens_per_step=64 * 48)
-    plan = make_plan(facts, wish(processes=processes), workload, gpu_times=plan_times)
+    plan = make_plan(
+        facts, wish(processes=processes, sharding=sharding), workload, gpu_times=plan_times
+    )
     planned = planned_with(plan, workload, facts, gpu_times=plan_times)
     assert planned.step_times == parts
     found = forecast(asked, planned).tokens_per_s
@@ -162,6 +168,8 @@ def test_the_rate_of_gpus_follows_from_the_parts_and_their_link() -> None:
     two = _rate(GpuTimes(FAST), 2, FAST)
     unknown = _rate(GpuTimes(FAST), 2, FAST, name="another GPU")
     assert one < two < unknown < 2 * one
+    slow = step_times(0.01, 0.01, 10.0)  # an update that ranks share
+    assert _rate(GpuTimes(slow), 2, slow, sharding="shard") > 1.8 * _rate(GpuTimes(slow), 2, slow)
 
 
 def test_a_cpu_has_no_times_of_a_gpu() -> None:

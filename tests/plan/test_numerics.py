@@ -18,7 +18,7 @@ from llmtrain.machine.facts import (
     PartTime,
     StepTimes,
 )
-from llmtrain.plan import numerics
+from llmtrain.plan import kernels, numerics
 from llmtrain.plan.planner import make_plan
 from tests.machines import (
     CPU,
@@ -120,7 +120,7 @@ def test_times_of_the_cpu_say_nothing_of_a_gpu() -> None:
 def attention(
     times: CpuTimes | None, wanted: Literal["auto", "sdpa", "blocks"] = "auto"
 ) -> Choice[AttentionKernel]:
-    return numerics.choose_attention(wish(attention=wanted), "cpu", times)
+    return kernels.choose_attention(wish(attention=wanted), "cpu", times)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_the_native_kernel_must_save_a_fifth_of_the_best_other(
 )
 def test_the_native_loss_must_save_a_fifth(native_s: float, chosen: str, why: str) -> None:
     times = replace(products(1.0, 1.0, 0.5), loss=LossTimes(0.100, native_s))
-    choice = numerics.choose_loss(CPU, wish(), "cpu", WORKLOAD, "bf16", times, OWN)
+    choice = kernels.choose_loss(CPU, wish(), "cpu", WORKLOAD, "bf16", times, OWN)
     assert choice.value == chosen
     assert why in choice.reason
 
@@ -170,11 +170,11 @@ def test_the_native_loss_must_save_a_fifth(native_s: float, chosen: str, why: st
 def test_a_width_that_the_native_loss_does_not_take() -> None:
     narrow = replace(WORKLOAD, shape=replace(WORKLOAD.shape, hidden_size=72))
     times = replace(products(1.0, 1.0, 0.5), loss=LossTimes(0.1, 0.01))
-    choice = numerics.choose_loss(CPU, wish(), "cpu", narrow, "bf16", times, OWN)
+    choice = kernels.choose_loss(CPU, wish(), "cpu", narrow, "bf16", times, OWN)
     assert choice.value == "chunks"
     assert "hidden_size 72 is no multiple of 32" in choice.reason
     with pytest.raises(UsageError, match="hidden_size 72 is no multiple of 32"):
-        numerics.choose_loss(CPU, wish(loss="native"), "cpu", narrow, "bf16", times, OWN)
+        kernels.choose_loss(CPU, wish(loss="native"), "cpu", narrow, "bf16", times, OWN)
 
 
 def test_what_native_kernels_lack_is_in_the_reasons_and_refused_where_asked_for() -> None:
@@ -195,12 +195,12 @@ def test_what_native_kernels_lack_is_in_the_reasons_and_refused_where_asked_for(
 def test_native_kernels_are_for_bf16_and_runs_of_a_minute() -> None:
     bf16, fp32 = products(1.0, 1.0, 0.5), products(1.0, 1.0, 1.0)
     short = replace(WORKLOAD, time_s=59.0)
-    assert numerics.wants_native(CPU, wish(), LONG, bf16)
-    assert not numerics.wants_native(CPU, wish(), LONG, fp32)
-    assert not numerics.wants_native(CPU, wish(), short, bf16)
-    assert numerics.wants_native(CPU, wish(loss="native"), short, bf16)
+    assert kernels.wants_native(CPU, wish(), LONG, bf16)
+    assert not kernels.wants_native(CPU, wish(), LONG, fp32)
+    assert not kernels.wants_native(CPU, wish(), short, bf16)
+    assert kernels.wants_native(CPU, wish(loss="native"), short, bf16)
     others = wish(attention="blocks", loss="chunks")
-    assert not numerics.wants_native(CPU, others, LONG, bf16)
+    assert not kernels.wants_native(CPU, others, LONG, bf16)
 
 
 def test_a_short_run_computes_alike_whether_kernels_were_measured_or_not() -> None:
@@ -220,15 +220,15 @@ def test_attention_that_was_not_measured_is_torchs() -> None:
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
 def test_a_gpu_has_its_own_kernel(kind: Literal["cuda", "mps"]) -> None:
-    choice = numerics.choose_attention(wish(), kind, None)
+    choice = kernels.choose_attention(wish(), kind, None)
     assert choice == Choice("sdpa", "the device's own kernel")
 
 
 def test_documents_have_a_kernel_that_is_compiled_for_them() -> None:
     """Where it can be compiled and something is masked; asked for elsewhere, it is refused."""
     masked = replace(WORKLOAD, mask_documents=True)
-    assert numerics.can_use_flex(masked, "cuda", "bf16", compiled=True)
-    chosen = numerics.choose_attention(wish(), "cuda", None, masked=True, can_use_flex=True)
+    assert kernels.can_use_flex(masked, "cuda", "bf16", compiled=True)
+    chosen = kernels.choose_attention(wish(), "cuda", None, masked=True, can_use_flex=True)
     assert chosen.value == "flex"
     narrow = replace(masked, shape=replace(WORKLOAD.shape, head_dim=8))
     for workload, kind, precision, compiled in (
@@ -238,9 +238,9 @@ def test_documents_have_a_kernel_that_is_compiled_for_them() -> None:
         (masked, "cuda", "bf16", False),
         (narrow, "cuda", "bf16", True),
     ):
-        assert not numerics.can_use_flex(workload, kind, precision, compiled)
+        assert not kernels.can_use_flex(workload, kind, precision, compiled)
     with pytest.raises(UsageError, match=r"data\.mask_documents, compiled, in bf16, on CUDA"):
-        numerics.choose_attention(wish(attention="flex"), "cpu", None, masked=True)
+        kernels.choose_attention(wish(attention="flex"), "cpu", None, masked=True)
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "blocks"])

@@ -21,7 +21,7 @@ from llmtrain.machine.facts import (
     Facts,
     MatmulTimes,
 )
-from llmtrain.plan.decisions import memory_limit_bytes
+from llmtrain.plan.memory_fit import memory_limit_bytes
 from llmtrain.plan.planner import (
     Plan,
     make_inference_plan,
@@ -238,6 +238,18 @@ def test_micro_batches_where_memory_is_the_limit() -> None:
         roomy = 65536 if made.device.value == "cuda" else 4096
         assert made.micro_batch.value < roomy // profile.model.context
         assert "the most that fits" in made.micro_batch.reason
+
+
+def test_what_local_steps_hold_leaves_room_for_fewer_sequences() -> None:
+    options, workload = profile_of("cpu-small").device, workload_of(profile_of("cpu-small"))
+    needed_bytes = predict(workload, make_plan(CONTAINER, options, workload)).total_bytes
+    tight = machine(cpu(16, 64, memory_limit_bytes=int(needed_bytes / 0.85) + 1))
+    local = replace(workload, sync_every=4)
+
+    made, of_all = make_plan(tight, options, local), make_plan(tight, options, workload)
+
+    assert made.micro_batch.value < of_all.micro_batch.value
+    assert predict(local, made).total_bytes <= memory_limit_bytes(tight, "cpu")
 
 
 def test_reasons_hold_the_figures_they_rest_on() -> None:

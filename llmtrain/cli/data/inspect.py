@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmtrain.cli import options
 from llmtrain.cli.output import Output
 from llmtrain.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmtrain.engine.inspect_data import DataReport
+    from llmtrain.prepare.context import PrepareContext
+    from llmtrain.profile.schema import Profile
 
 
 def inspect(
@@ -39,10 +44,7 @@ def inspect(
 
     Finding near copies takes 0.6 GB of memory per million documents.
     """
-    from llmtrain.cli.data.chat_report import chat_parts
     from llmtrain.cli.progress import watching
-    from llmtrain.documents.data import DataInspect, DataInspectChat
-    from llmtrain.engine.inspect_chat import inspect_chat
     from llmtrain.engine.inspect_data import inspect_data
     from llmtrain.machine.probe import read_cpu
     from llmtrain.prepare.context import PrepareContext
@@ -63,14 +65,31 @@ def inspect(
     with stop_on_signals() as stop, watching(output) as observe:
         work = PrepareContext(read_cpu().usable_cores, observe, stop.check)
         if chat is not None:
-            conversations = inspect_chat(loaded.profile, chat, work, only_first=sample)
-            answer = DataInspectChat.of(conversations)
-            output.answer(answer, chat_parts(answer))
+            _show_chat(output, loaded.profile, chat, work, sample)
             return
         report = inspect_data(
             loaded.profile, work, only_first=sample, is_for_profile=profile is not None
         )
+    _show(output, report)
+
+
+def _show_chat(
+    output: Output, profile: Profile, model: str, work: PrepareContext, sample: int | None
+) -> None:
+    """Show a conversation by the model's chat template, and what all of them are."""
+    from llmtrain.cli.data.chat_report import chat_parts
+    from llmtrain.documents.data import DataInspectChat
+    from llmtrain.engine.inspect_chat import inspect_chat
+
+    answer = DataInspectChat.of(inspect_chat(profile, model, work, only_first=sample))
+    output.answer(answer, chat_parts(answer))
+
+
+def _show(output: Output, report: DataReport) -> None:
+    """Show what is in a text, as a document or as tables."""
     if output.json:
+        from llmtrain.documents.data import DataInspect
+
         found, facts = report.found, report.found.facts
         document = DataInspect.of(
             report,

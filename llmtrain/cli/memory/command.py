@@ -87,12 +87,7 @@ def memory(
         "--calibrate": calibrate or None,
     }
     now = {"RUN": run, "--pid": pid, "--watch": watch or None, "--every": every}
-    _refuse_together(now, planning)
-    _refuse_together({"RUN": run}, {"--pid": pid})
-    _refuse_together({"--watch": watch or None}, {FAIL_OVER: fail_over})
-    _refuse_together({"--calibrate": calibrate or None}, {"--assume": assume})
-    if every is not None and not watch:
-        raise UsageError(f"--every {every} needs --watch", hint="add --watch")
+    _refuse_contradictions(now, planning, fail_over)
     if profile is not None or init_from is not None:
         request = options.request_of(
             profile,
@@ -111,6 +106,18 @@ def memory(
         watch_memory(output, run, pid, every or _EVERY)
     else:
         show_memory_now(output, run, pid, limit_bytes)
+
+
+def _refuse_contradictions(
+    now: Mapping[str, object], planning: Mapping[str, object], fail_over: str | None
+) -> None:
+    """Raise UsageError for options that exclude each other."""
+    _refuse_together(now, planning)
+    for some, other in (("RUN", "--pid"), ("--watch", FAIL_OVER), ("--calibrate", "--assume")):
+        values = {**now, **planning, FAIL_OVER: fail_over}
+        _refuse_together({some: values[some]}, {other: values[other]})
+    if now["--every"] is not None and now["--watch"] is None:
+        raise UsageError(f"--every {now['--every']} needs --watch", hint="add --watch")
 
 
 def _refuse_without_profile(*, calibrate: bool, data: list[str] | None, assume: str | None) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from llmtrain.cli import options
 from llmtrain.cli.output import Output
+
+if TYPE_CHECKING:
+    from llmtrain.prepare.train_tokenizer import LearnedTokenizer, VocabularyOptions
 
 
 def train(
@@ -54,11 +57,10 @@ def train(
 ) -> None:
     """Train a lossless tokenizer on text."""
     from llmtrain.train.signals import stop_on_signals
-    from llmtrain.units import counted, format_bytes, parse_bytes, parse_count
+    from llmtrain.units import parse_bytes, parse_count
 
     with stop_on_signals() as stop:
         from llmtrain.cli.progress import watching
-        from llmtrain.documents.tokenizer import TokenizerTrain
         from llmtrain.prepare.context import PrepareContext
         from llmtrain.prepare.train_tokenizer import VocabularyOptions, learn_tokenizer
         from llmtrain.profile.load import load_profile
@@ -80,8 +82,16 @@ def train(
         with written(out, overwrite=overwrite), watching(output) as observe:
             section = load_profile(flags=flags).profile.data
             learned = learn_tokenizer(section, wanted, PrepareContext(1, observe, stop.check))
-            trained = learned.trained
-            trained.tokenizer.save(out)
+            learned.trained.tokenizer.save(out)
+    _show(output, wanted, learned, out)
+
+
+def _show(output: Output, wanted: VocabularyOptions, learned: LearnedTokenizer, out: Path) -> None:
+    """Show what was learned of which text."""
+    from llmtrain.documents.tokenizer import TokenizerTrain
+    from llmtrain.units import counted, format_bytes
+
+    trained = learned.trained
     document = TokenizerTrain.of(
         wanted,
         learned,

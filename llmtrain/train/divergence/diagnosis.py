@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from llmtrain.model.decoder import Backbone, Block, Decoder
+from llmtrain.model.block import Block
+from llmtrain.model.decoder import Backbone, Decoder
 from llmtrain.ops.eager import eagerly
 from llmtrain.tokenizer import Tokenizer
 from llmtrain.train.distributed.sharding import local_part

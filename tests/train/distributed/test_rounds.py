@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +10,6 @@ import pytest
 import torch
 
 from llmtrain.errors import UsageError
-from llmtrain.files import LAUNCHED_VARIABLE
 from llmtrain.plan.decisions import refuse_loss_scale_of_local_steps
 from llmtrain.plan.tensor_bytes import (
     TrainingSetup,
@@ -25,10 +20,8 @@ from llmtrain.plan.tensor_bytes import (
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.setting import Setting
 from llmtrain.train.checkpoint.saver import passes_multiple
-from llmtrain.train.distributed.failures import open_store, rank_environment
 from llmtrain.train.distributed.rounds import OuterStep, own_name, own_state, shares_by_speed
 from llmtrain.train.distributed.world import World
-from tests.checkout import ROOT
 from tests.machines import WORKLOAD
 from tests.train.distributed.rounds_ranks import (
     EVERY,
@@ -40,8 +33,8 @@ from tests.train.distributed.rounds_ranks import (
     small_model,
     weights_of,
 )
+from tests.train.distributed.two_ranks import found_by_two_ranks, run_two_ranks
 
-LIMIT_S = 200
 HERE: dict[str, Any] = {"device.sharding": "auto", "device.kind": "cpu"}  # in this process
 
 
@@ -49,33 +42,13 @@ HERE: dict[str, Any] = {"device.sharding": "auto", "device.kind": "cpu"}  # in t
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where both ranks have left what they found."""
     directory = tmp_path_factory.mktemp("rounds")
-    (directory / "two").mkdir()
-    _store, port = open_store()
-    command = [sys.executable, "-m", "tests.train.distributed.rounds_ranks", str(directory)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | rank_environment(rank, 2, port) | {LAUNCHED_VARIABLE: "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for rank in ranks:
-            _, err = rank.communicate(timeout=LIMIT_S)
-            assert rank.returncode == 0, err
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
+    run_two_ranks("tests.train.distributed.rounds_ranks", directory)
     return directory
 
 
 @pytest.fixture(scope="module")
 def found(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return found_by_two_ranks(directory)
 
 
 def test_rounds_of_one_step_with_a_plain_outer_step_average_gradients(

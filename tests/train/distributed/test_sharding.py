@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,14 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from llmtrain.files import LAUNCHED_VARIABLE
 from llmtrain.train.checkpoint.format import load_checkpoint
 from llmtrain.train.checkpoint.parts import INDEX, tensor_files
 from llmtrain.train.checkpoint.pretrained import open_pretrained
 from llmtrain.train.distributed.exchange import balanced_owners, own_rows
-from llmtrain.train.distributed.failures import open_store, rank_environment
-from tests.checkout import ROOT
 from tests.pinned import pinned_keywords, pinned_options
+from tests.train.distributed.two_ranks import found_by_two_ranks, run_two_ranks
 from tests.train.harness import Files, RunAlone, Start
 
 LIMIT_S = 200
@@ -30,33 +25,13 @@ LIMIT_S = 200
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where both ranks have left what they found."""
     directory = tmp_path_factory.mktemp("sharded")
-    (directory / "two").mkdir()
-    _store, port = open_store()
-    command = [sys.executable, "-m", "tests.train.distributed.sharded_ranks", str(directory)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | rank_environment(rank, 2, port) | {LAUNCHED_VARIABLE: "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for rank in ranks:
-            _, err = rank.communicate(timeout=LIMIT_S)
-            assert rank.returncode == 0, err
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
+    run_two_ranks("tests.train.distributed.sharded_ranks", directory)
     return directory
 
 
 @pytest.fixture(scope="module")
 def found(directory: Path) -> list[dict[str, Any]]:
-    return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return found_by_two_ranks(directory)
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])

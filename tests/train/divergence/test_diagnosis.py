@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 
 from llmtrain.engine.plan_run import workload_of
 from llmtrain.machine.probe import read_facts
-from llmtrain.model import decoder
+from llmtrain.model import block, decoder
 from llmtrain.plan.planner import make_plan
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.setting import Setting
@@ -170,8 +170,8 @@ def test_what_breaks_between_modules_is_seen_where_it_enters_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = run_of()
-    attention = decoder.causal_attention
-    monkeypatch.setattr(decoder, "causal_attention", lambda *a: broken(attention(*a)))
+    attention = block.causal_attention
+    monkeypatch.setattr(block, "causal_attention", lambda *a: broken(attention(*a)))
     found = diagnose(run, 0)
     assert found == Finding("input", "model.layers.0.self_attn.o_proj", 0)
 

@@ -1,0 +1,192 @@
+"""A block of the decoder: attention, then feed-forward, each on a normalised input.
+
+Shapes: B sequences, T tokens, C hidden features, D features a head.
+Parameters have their Hugging Face names, so that a checkpoint needs no conversion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from llmtrain.choice import ActivationCheckpointing, AttentionKernel, BlockKernels
+from llmtrain.ops.attention import causal_attention
+from llmtrain.ops.checkpointing import checkpointed, silence_compiler_warning
+from llmtrain.ops.documents import DocumentMask
+from llmtrain.ops.norm import rms_norm
+from llmtrain.ops.precision import compute_dtype
+from llmtrain.ops.rotary import rotate
+from llmtrain.profile.shape import ModelShape
+
+# Whether the C++ compiler supports this CPU's vector instructions shows at the first kernel;
+# testing it beforehand compiles six programs.
+_COMPILE_OPTIONS: dict[str, bool | int | str | Callable[..., object]] = {"cpp.vec_isa_ok": True}
+
+
+class RMSNorm(nn.Module):
+    """A learned gain on the root-mean-square normalised input."""
+
+    def __init__(self, size: int, epsilon: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.epsilon = epsilon
+        self.kernels: BlockKernels = "torch"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised `x` in the type in which matrices are multiplied."""
+        return rms_norm(x, self.weight, self.epsilon, compute_dtype(x))
+
+    def of_residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the residual stream to add to, and it normalised."""
+        if self.kernels == "triton":
+            from llmtrain.ops.triton.norm import norm_residual
+
+            return norm_residual(x, self.weight, self.epsilon, compute_dtype(x))
+        return x, self(x)
+
+    def of_sum(self, x: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `x + delta`, and it normalised."""
+        if self.kernels == "triton":
+            from llmtrain.ops.triton.norm import add_norm_residual
+
+            return add_norm_residual(x, delta, self.weight, self.epsilon)
+        x = x + delta
+        return x, self(x)
+
+    def rotated(self, x_bhtd: Tensor, cos_td: Tensor, sin_td: Tensor) -> Tensor:
+        """Return heads normalised and then rotated, in their type."""
+        if self.kernels == "triton":
+            from llmtrain.ops.triton.rotary import norm_rotate
+
+            x_bthd = x_bhtd.transpose(1, 2)
+            return norm_rotate(x_bthd, self.weight, self.epsilon, cos_td, sin_td).transpose(1, 2)
+        return rotate(self(x_bhtd), cos_td, sin_td, x_bhtd.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped queries, rotary positions and normed queries and keys."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.head_dim = shape.head_dim
+        self.kernel: AttentionKernel = "sdpa"
+        width, kv_width = shape.attention_width, shape.kv_width
+        self.q_proj = nn.Linear(shape.hidden_size, width, bias=False)
+        self.k_proj = nn.Linear(shape.hidden_size, kv_width, bias=False)
+        self.v_proj = nn.Linear(shape.hidden_size, kv_width, bias=False)
+        self.o_proj = nn.Linear(width, shape.hidden_size, bias=False)
+        self.q_norm = RMSNorm(shape.head_dim, shape.norm_epsilon) if shape.qk_norm else None
+        self.k_norm = RMSNorm(shape.head_dim, shape.norm_epsilon) if shape.qk_norm else None
+
+    def forward(
+        self,
+        x_btc: Tensor,
+        cos_td: Tensor,
+        sin_td: Tensor,
+        documents: DocumentMask | None = None,
+    ) -> Tensor:
+        """Return the attention output, (B, T, C).
+
+        With `documents`, from `document_mask`, tokens attend to their own document only.
+        """
+        q, k, v = (
+            self._heads(projection(x_btc)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = (
+            rotate(x, cos_td, sin_td, x.dtype) if norm is None else norm.rotated(x, cos_td, sin_td)
+            for x, norm in ((q, self.q_norm), (k, self.k_norm))
+        )
+        y_btc: Tensor = self.o_proj(causal_attention(q, k, v, self.kernel, documents))
+        return y_btc
+
+    def _heads(self, x_btc: Tensor) -> Tensor:
+        sequences, tokens, _ = x_btc.shape
+        return x_btc.view(sequences, tokens, -1, self.head_dim).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020)."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+        self.kernels: BlockKernels = "torch"
+
+    def forward(self, x_btc: Tensor) -> Tensor:
+        """Return `down(silu(gate(x)) · up(x))`, (B, T, C)."""
+        if self.kernels == "triton":
+            from llmtrain.ops.triton.swiglu import swiglu
+
+            both = torch.cat([self.gate_proj.weight, self.up_proj.weight])
+            hidden = swiglu(F.linear(x_btc, both))
+        else:
+            hidden = F.silu(self.gate_proj(x_btc)) * self.up_proj(x_btc)
+        y_btc: Tensor = self.down_proj(hidden)
+        return y_btc
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each on a normalised input and added to the residual."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
+        self.self_attn = Attention(shape)
+        self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
+        self.mlp = FeedForward(shape)
+        self.checkpointing: ActivationCheckpointing = "off"
+
+    def forward(
+        self,
+        x_btc: Tensor,
+        cos_td: Tensor,
+        sin_td: Tensor,
+        documents: DocumentMask | None = None,
+    ) -> Tensor:
+        """Return the residual stream after this block, (B, T, C)."""
+        rest = cos_td, sin_td, documents
+        return checkpointed(self.checkpointing, self._forward, x_btc, *rest)
+
+    def use_kernels(self, kernels: BlockKernels) -> None:
+        """Compute what surrounds products by these kernels from now on."""
+        for module in self.modules():
+            if isinstance(module, (RMSNorm, FeedForward)):
+                module.kernels = kernels
+
+    def _forward(
+        self,
+        x_btc: Tensor,
+        cos_td: Tensor,
+        sin_td: Tensor,
+        documents: DocumentMask | None,
+    ) -> Tensor:
+        x_btc, normed = self.input_layernorm.of_residual(x_btc)
+        attended = self.self_attn(normed, cos_td, sin_td, documents)
+        x_btc, normed = self.post_attention_layernorm.of_sum(x_btc, attended)
+        mixed: Tensor = self.mlp(normed)
+        return x_btc + mixed
+
+
+def compile_block(block: Block) -> None:
+    """Compile the block at its next call, for that call's shapes."""
+    silence_compiler_warning()
+    block.compile(dynamic=False, options=_COMPILE_OPTIONS)
+
+
+def compile_inside(block: Block) -> None:
+    """Compile what is within the block's hooks, which gather its weights, at its next call."""
+    silence_compiler_warning()
+    vars(block)["forward"] = torch.compile(
+        block.forward, dynamic=False, options=dict(_COMPILE_OPTIONS)
+    )
+
+
+def run_eagerly(block: Block) -> None:
+    """Call the block uncompiled from now on."""
+    vars(block).pop("_compiled_call_impl", None)  # set by nn.Module.compile
+    vars(block).pop("forward", None)

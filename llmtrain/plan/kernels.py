@@ -1,0 +1,238 @@
+"""Decide which kernels compute attention, the loss and blocks. Pure, from facts and timings."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from llmtrain.choice import (
+    AttentionKernel,
+    BlockKernels,
+    Choice,
+    DeviceKind,
+    LossKernel,
+    Precision,
+)
+from llmtrain.errors import UsageError
+from llmtrain.machine.facts import CpuTimes, Facts
+from llmtrain.ops.chunk_sizes import NATIVE_WIDTH_MULTIPLE
+from llmtrain.plan.numerics import choose_precision, is_faster, is_long
+from llmtrain.plan.workload import Workload
+from llmtrain.profile.schema import DeviceSection
+
+# Of training without them: native kernels are compiled in some 15 s.
+_WORTH_NATIVE_TIME_S, _WORTH_NATIVE_CPU_S = 60.0, 30.0
+
+
+_LEAST_FLEX_HEAD_DIM = 16  # its kernels multiply tiles of 16 features
+
+
+def can_use_flex(
+    workload: Workload, kind: DeviceKind, precision: Precision, compiled: bool
+) -> bool:
+    """Return whether FlexAttention works and pays: without a mask torch's own kernel is faster."""
+    compiles = kind == "cuda" and compiled and precision == "bf16"
+    return workload.mask_documents and compiles and workload.shape.head_dim >= _LEAST_FLEX_HEAD_DIM
+
+
+def choose_attention(
+    options: DeviceSection,
+    kind: DeviceKind,
+    times: CpuTimes | None,
+    *,
+    masked: bool = False,
+    can_use_flex: bool = False,
+    precision: Precision = "bf16",
+) -> Choice[AttentionKernel]:
+    """Choose the attention kernel.
+
+    `masked`: attention stays within documents, in the measurements too. `can_use_flex` is what
+    the function of that name returned.
+    """
+    if options.attention == "flex" and not can_use_flex:
+        raise UsageError(
+            "device.attention flex: made for data.mask_documents, compiled, in bf16, on CUDA, "
+            f"with a head_dim of {_LEAST_FLEX_HEAD_DIM} or more",
+            hint="--set device.attention=auto",
+        )
+    if options.attention == "blocks" and kind != "cpu":
+        raise UsageError(
+            f"device.attention blocks: made for a CPU, and the device is {kind}",
+            hint="--set device.attention=auto",
+        )
+    if options.attention == "native":
+        _refuse_native("device.attention", kind, precision, times)
+    if options.attention != "auto":
+        return Choice(options.attention, "asked for")
+    if can_use_flex:
+        return Choice("flex", "compiled for documents: blocks that are masked entirely are skipped")
+    if kind != "cpu":
+        how = ", by a mask of all pairs of tokens" if masked else ""
+        return Choice("sdpa", f"the device's own kernel{how}")
+    if times is None or times.attention is None:
+        return Choice("sdpa", "not measured on this CPU")
+    blocks_s, sdpa_s = times.attention.blocks_s, times.attention.sdpa_s
+    native_s = times.attention.native_s
+    figures = (
+        f"products over blocks {1e3 * blocks_s:.1f} ms, torch's kernel {1e3 * sdpa_s:.1f} ms, "
+        f"measured here{_without_native(times)}"
+    )
+    if native_s is not None:
+        figures = f"native kernel {1e3 * native_s:.1f} ms, {figures}"
+        if is_faster(native_s, min(blocks_s, sdpa_s)):
+            return Choice("native", f"faster: {figures}")
+    if is_faster(blocks_s, sdpa_s):
+        return Choice("blocks", f"faster: {figures}")
+    return Choice("sdpa", f"blocks are not clearly faster: {figures}")
+
+
+def without_native(options: DeviceSection) -> DeviceSection:
+    """Return the options of the same run without native kernels."""
+    attention = "auto" if options.attention == "native" else options.attention
+    return options.model_copy(update={"attention": attention, "loss": "chunks"})
+
+
+def wants_native(
+    facts: Facts, options: DeviceSection, workload: Workload, times: CpuTimes, processes: int = 1
+) -> bool:
+    """Return whether native kernels are compiled and compared: for bf16, if the run is long enough.
+
+    It goes by how long the run takes without them, and not by whether they have been compiled
+    before, so that the same run computes the same bits each time.
+    """
+    if choose_precision(facts, options, "cpu", times.matmul).value != "bf16":
+        return False
+    asked = (options.attention, options.loss)
+    limits = _WORTH_NATIVE_TIME_S, _WORTH_NATIVE_CPU_S
+    lasts = is_long(workload, times.plain, processes, *limits)
+    return "native" in asked or ("auto" in asked and lasts)
+
+
+def times_to_plan_with(
+    facts: Facts, options: DeviceSection, workload: Workload, times: CpuTimes, processes: int
+) -> CpuTimes:
+    """Return the times that a plan goes by: without those of native kernels for a short run."""
+    if wants_native(facts, options, workload, times, processes):
+        return times
+    attention = times.attention
+    if attention is not None:
+        attention = replace(attention, native_s=None)
+    return replace(times, attention=attention, loss=None, native_missing=None)
+
+
+def choose_loss(
+    facts: Facts,
+    options: DeviceSection,
+    kind: DeviceKind,
+    workload: Workload,
+    precision: Precision,
+    times: CpuTimes | None,
+    own: Choice[bool],
+) -> Choice[LossKernel]:
+    """Choose how the loss is computed: in chunks of logits, and on which kernels.
+
+    `own`: whether a GPU is to use our own.
+    """
+    if options.loss == "triton":
+        _refuse_triton("device.loss", facts, kind, own)
+    unfit = _unfit_for_native_loss(workload)
+    if options.loss == "native":
+        if unfit is not None:
+            raise UsageError(f"device.loss native: {unfit}", hint="--set device.loss=auto")
+        _refuse_native("device.loss", kind, precision, times)
+    if options.loss != "auto":
+        return Choice(options.loss, "asked for")
+    # In fp16 small probabilities vanish, unless they are divided by their sum afterwards.
+    if kind == "cuda" and facts.has_triton and precision != "fp16":
+        if not own.value:
+            return Choice("chunks", own.reason)
+        return Choice("triton", f"one kernel makes logits their own gradient; {own.reason}")
+    if kind != "cpu":
+        return Choice("chunks", "the device's own products")
+    if unfit is not None:
+        return Choice("chunks", f"not by the native kernel: {unfit}")
+    if times is None or times.loss is None:
+        missing = _without_native(times) if times is not None else ""
+        return Choice("chunks", f"no other was measured on this CPU{missing}")
+    native_s, chunks_s = times.loss.native_s, times.loss.chunks_s
+    figures = (
+        f"native kernel {1e3 * native_s:.0f} ms, chunks {1e3 * chunks_s:.0f} ms, measured here"
+    )
+    if is_faster(native_s, chunks_s):
+        return Choice("native", f"faster: {figures}")
+    return Choice("chunks", f"the native kernel is not clearly faster: {figures}")
+
+
+def _unfit_for_native_loss(workload: Workload) -> str | None:
+    """Return why a training cannot use the native loss; None: it can."""
+    width = workload.shape.hidden_size
+    if workload.lora is not None:
+        return "it computes the gradient of the head, which adapters leave as it is"
+    if workload.is_dpo:
+        return "it has no weights for tokens, which pairs of answers need"
+    if width % NATIVE_WIDTH_MULTIPLE:
+        return f"model.hidden_size {width} is no multiple of {NATIVE_WIDTH_MULTIPLE}"
+    return None
+
+
+def choose_block_kernels(
+    facts: Facts,
+    options: DeviceSection,
+    kind: DeviceKind,
+    workload: Workload,
+    precision: Precision,
+    compiled: bool,
+    own: Choice[bool],
+) -> Choice[BlockKernels]:
+    """Choose what computes norms, rotary positions and SwiGLU: torch, or own Triton kernels.
+
+    `own`: whether a GPU is to use those.
+    """
+    asked = options.block_kernels
+    if asked == "triton":
+        _refuse_triton("device.block_kernels", facts, kind, own)
+    if workload.lora is not None:
+        if asked == "triton":
+            raise UsageError(
+                "device.block_kernels triton: made for matrices without adapters",
+                hint="--set device.block_kernels=auto",
+            )
+        return Choice("torch", "the others are for matrices without adapters")
+    if asked != "auto":
+        return Choice(asked, "asked for")
+    if kind != "cuda":
+        return Choice("torch", "the others are for CUDA")
+    if not compiled or precision == "fp32":
+        return Choice("torch", "the others are for compiled blocks in half precision")
+    if not own.value:
+        return Choice("torch", own.reason)
+    return Choice("triton", f"one pass over memory each, forward and backward; {own.reason}")
+
+
+def _refuse_triton(option: str, facts: Facts, kind: DeviceKind, own: Choice[bool]) -> None:
+    """Raise UsageError where Triton kernels that were asked for cannot be used."""
+    reason = None if own.value else own.reason
+    if not facts.has_triton:
+        reason = "Triton is not installed"
+    if kind != "cuda":
+        reason = f"made for CUDA, and the device is {kind}"
+    if reason is not None:
+        raise UsageError(f"{option} triton: {reason}", hint=f"--set {option}=auto")
+
+
+def _without_native(times: CpuTimes) -> str:
+    return f"; no native kernels: {times.native_missing}" if times.native_missing else ""
+
+
+def _refuse_native(
+    option: str, kind: DeviceKind, precision: Precision, times: CpuTimes | None
+) -> None:
+    """Raise UsageError where native kernels that were asked for cannot be used."""
+    reason = None
+    if kind != "cpu":
+        reason = f"made for a CPU, and the device is {kind}"
+    elif precision != "bf16":
+        reason = f"made for bf16, and the precision is {precision}"
+    elif times is not None:
+        reason = times.native_missing
+    if reason is not None:
+        raise UsageError(f"{option} native: {reason}", hint=f"--set {option}=auto")

@@ -1,0 +1,45 @@
+"""Two ranks of a test's own program, launched once for all of a module's tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from llmtrain.files import LAUNCHED_VARIABLE
+from llmtrain.train.distributed.failures import open_store, rank_environment
+from tests.checkout import ROOT
+
+_LIMIT_S = 200
+
+
+def run_two_ranks(module: str, directory: Path) -> None:
+    """Run the program on two ranks, which leave what they found in `directory`."""
+    (directory / "two").mkdir()
+    _store, port = open_store()
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, str(directory)],
+            cwd=ROOT,
+            env=os.environ | rank_environment(rank, 2, port) | {LAUNCHED_VARIABLE: "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for rank in ranks:
+            _, err = rank.communicate(timeout=_LIMIT_S)
+            assert rank.returncode == 0, err
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.communicate()
+
+
+def found_by_two_ranks(directory: Path) -> list[dict[str, Any]]:
+    """Return what each rank has written as JSON."""
+    return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in range(2)]
