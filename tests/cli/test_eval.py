@@ -80,6 +80,8 @@ def test_tasks_are_scored_saved_and_equal_to_the_harness_own_model(
 ) -> None:
     exact = DeviceSection(kind="cpu", precision="fp32")  # as theirs: near ties differ in bf16
     monkeypatch.setattr("llmtrain.cli.options.device_section", lambda *_: exact)
+    # Processes that are forked beside torch's threads may never end.
+    monkeypatch.setattr("multiprocessing.Pool", lambda *_: pytest.fail("forks processes"))
     files = write_tasks(place)
     document = llmtrain("eval", "a", *files, "--json").document
     scores = {(each["task"], each["metric"]): each for each in document["tasks"]}
