@@ -158,7 +158,7 @@ def test_an_unknown_task_is_refused(llmtrain: Command, run: Path) -> None:
     [
         (("a", "b", "--tasks", "python_brackets"), "evaluates one model"),
         (("a", "--tasks", "python_brackets", "--max-bpb", 1), "evaluates one model"),
-        (("a", "--limit", 3), "--limit limits the questions"),
+        (("a", "--limit", 3), "--limit 3 limits the questions"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
