@@ -63,6 +63,7 @@ WORKLOAD = Workload(
     shape_of(ModelSection(hidden_size=64, num_heads=2, num_layers=2, context=64)),
     tokens_per_step=64 * 24,
 )
+LONG = replace(WORKLOAD, time_s=3600.0)  # an hour: compiling pays
 
 
 def wish(**values: Any) -> DeviceSection:

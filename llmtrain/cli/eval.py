@@ -80,7 +80,10 @@ def evaluate(
         _answer_tasks(output, runs[0], tasks, section, limit)
         return
     if limit is not None:
-        raise UsageError("--limit limits the questions of --tasks, and there are none")
+        raise UsageError(
+            f"--limit {limit} limits the questions of --tasks, and no task is named",
+            hint="add --tasks NAME, or leave --limit out",
+        )
     with stop_on_signals() as stop, watching(output) as observe:
         found = evaluate_models(
             runs, data or [], section, observe, stop.check, text_field, questions
@@ -152,20 +155,23 @@ def _answer_compared(
         differences=differences,
         **present(thresholds=limits),
     )
-    output.answer(document, _compared_parts(document))
+    output.answer(document, _compared_parts(document, output))
 
 
-def _compared_parts(document: EvalCompared) -> Iterator[Part]:
+def _compared_parts(document: EvalCompared, output: Output) -> Iterator[Part]:
     """Yield a table of the models, and a line on each difference from the first."""
     from llmtrain.cli.tables import rows_table
 
     rows = (
-        (each.checkpoint, _figure(each.bits_per_byte), _interval(each.interval))
+        (each.checkpoint, _figure(each.bits_per_byte), _ends(each.interval))
         for each in document.models
     )
-    yield rows_table("bits per byte", ("checkpoint", "bits/byte", "interval"), rows)
+    level = f"{document.models[0].interval.level:.0%} interval"
+    yield rows_table("bits per byte", ("checkpoint", "bits/byte", level), rows)
     yield ""
-    yield from (f"{each.checkpoint}: {difference_in_words(each)}" for each in document.differences)
+    for difference in document.differences:
+        words = f"{difference.checkpoint}: {difference_in_words(difference)}"
+        yield from output.wrapped(words)
 
 
 def difference_in_words(difference: ModelDifference) -> str:
@@ -186,16 +192,19 @@ def _figure(value: float | None) -> str:
 
 
 def _interval(interval: Confidence) -> str:
-    """Return an interval as `1.23 to 1.34 in 95% of draws of 120 documents`."""
+    """Return an interval as `1.23 to 1.34 (95% interval over 120 documents)`."""
+    ends, units = _ends(interval), counted(interval.units, interval.unit)
+    return ends if ends == _UNKNOWN else f"{ends} ({interval.level:.0%} interval over {units})"
+
+
+def _ends(interval: Confidence) -> str:
     low, high = interval.low, interval.high
     if low is None or high is None or not math.isfinite(low + high):
-        return "interval unknown"
-    return (
-        f"{low:.4f} to {high:.4f} ({interval.level:.0%} interval over "
-        f"{counted(interval.units, interval.unit)})"
-    )
+        return _UNKNOWN
+    return f"{low:.4f} to {high:.4f}"
 
 
+_UNKNOWN = "interval unknown"
 _BASELINES = {
     "uniform_bpb": "every token as likely as any other",
     "unigram_bpb": "tokens by how often the training text has them",

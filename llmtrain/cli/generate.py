@@ -14,10 +14,12 @@ from llmtrain.errors import UsageError
 from llmtrain.units import format_bytes
 
 if TYPE_CHECKING:
-    from llmtrain.documents.runs import GeneratedText, Rounding, SampledToken
+    from llmtrain.documents.runs import Generate, GeneratedText, Rounding, SampledToken
+    from llmtrain.engine.inference import Trained
     from llmtrain.engine.int8 import Int8Cost
     from llmtrain.generate.sampling import Sampling
     from llmtrain.generate.text import Piece, TextRequest, TextStream, TokenText
+    from llmtrain.prepare.context import PrepareContext
     from llmtrain.tokenizer import Tokenizer
 
 _MOST_TEXTS = 1000
@@ -70,23 +72,16 @@ def generate(
     the context goes on from its newer half.
     """
     from llmtrain.cli.progress import watching
-    from llmtrain.documents.runs import Generate
     from llmtrain.engine.inference import generate_texts, load_trained
-    from llmtrain.engine.int8 import round_weights
     from llmtrain.errors import AbortedError, InterruptedRunError
     from llmtrain.generate.sampling import Sampling
     from llmtrain.generate.text import TextRequest
     from llmtrain.prepare.context import PrepareContext
     from llmtrain.train.signals import stop_on_signals
 
-    if top_logprobs is not None and not output.json:
-        raise UsageError("--top-logprobs is shown with --json", hint="add --json")
-    first = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     prompts = prompt if prompt is not None else [""]
-    if len(prompts) * n > _MOST_TEXTS:
-        raise UsageError(
-            f"{len(prompts)} prompts × --n {n} are more than {_MOST_TEXTS} texts", hint="--n 100"
-        )
+    _refuse(len(prompts), n, top_logprobs, is_json=output.json)
+    first = Sampling(temperature, top_k, top_p, repetition_penalty, seed)
     likeliest = (top_logprobs or 0) if output.json else None
     requests = [
         TextRequest(each, sampling, max_tokens, tuple(stop or ()), likeliest=likeliest)
@@ -96,22 +91,16 @@ def generate(
     with stop_on_signals() as stopping:
         with watching(output) as observe:
             trained = load_trained(run, options.device_section(device, force_cpu), observe)
-            cost = None
-            if quant is not None:
-                workers = trained.plan.workers.value
-                cost = round_weights(trained, PrepareContext(workers, observe, stopping.check))
-                output.note(_cost(cost))
+            work = PrepareContext(trained.plan.workers.value, observe, stopping.check)
+            cost = None if quant is None else _rounded(output, trained, work)
             found = generate_texts(
                 trained, requests, observe, stopping.check, in_int8=quant is not None
             )
         try:
             if output.json:
-                texts = _documents(requests, found, trained.tokenizer)
-                output.document(
-                    Generate.of(trained, texts[0], texts=texts, quantization=_rounding(cost))
-                )
-                return 0
-            _show(output, requests, found)
+                output.document(_document(trained, requests, found, cost))
+            else:
+                _show(output, requests, found)
         except InterruptedRunError:
             if stopping.signal_name != "SIGINT":
                 raise
@@ -122,10 +111,38 @@ def generate(
     return 0
 
 
-def _cost(cost: Int8Cost) -> str:
+def _refuse(prompts: int, n: int, top_logprobs: int | None, *, is_json: bool) -> None:
+    """Raise UsageError for too many texts, and for what is not shown."""
+    if top_logprobs is not None and not is_json:
+        raise UsageError("--top-logprobs is shown with --json", hint="add --json")
+    if prompts * n > _MOST_TEXTS:
+        raise UsageError(
+            f"{prompts} prompts × --n {n} are more than {_MOST_TEXTS} texts", hint="--n 100"
+        )
+
+
+def _document(
+    trained: Trained,
+    requests: Sequence[TextRequest],
+    found: Iterable[tuple[int, Piece, TextStream]],
+    cost: Int8Cost | None,
+) -> Generate:
+    from llmtrain.documents.runs import Generate
+
+    texts = _documents(requests, found, trained.tokenizer)
+    return Generate.of(trained, texts[0], texts=texts, quantization=_rounding(cost))
+
+
+def _rounded(output: Output, trained: Trained, work: PrepareContext) -> Int8Cost:
+    """Round the weights, and note what that costs."""
+    from llmtrain.engine.int8 import round_weights
+
+    cost = round_weights(trained, work)
     before, after = cost.bits_per_byte_before, cost.bits_per_byte_after
     change = f"{before:.4f} → {after:.4f} bits per byte ({after / before - 1:+.2%})"
-    return f"weights in int8: {change} on {format_bytes(cost.text_bytes)} of {cost.text}"
+    text = f"{format_bytes(cost.text_bytes)} of {cost.text}"
+    output.note(f"weights in int8: {change} on {text}")
+    return cost
 
 
 def _rounding(cost: Int8Cost | None) -> Rounding | None:

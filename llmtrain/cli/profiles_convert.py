@@ -42,7 +42,7 @@ def convert(
     text = "".join(f"{line}\n" for line in profile_lines(conversion, name))
     if out is not None:
         if out.exists():
-            raise UsageError(f"--out {out} exists already", hint="name a file that does not")
+            raise UsageError(f"--out {out} exists already", hint="name a file that does not exist")
         try:
             write_text_atomically(out, text)
         except OSError as error:

@@ -35,7 +35,7 @@ def report_bug(
     from llmtrain.files import write_text_atomically
 
     if out is not None and out.exists():
-        raise UsageError(f"--out {out} exists", hint="name a file that does not")
+        raise UsageError(f"--out {out} exists already", hint="name a file that does not exist")
     if out is not None and not yes and not sys.stdin.isatty():
         raise UsageError(
             "--out writes the report once you have seen it, and standard input is no terminal",

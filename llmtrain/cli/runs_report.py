@@ -44,7 +44,9 @@ def report(
     directories = [find_run(run).path for run in runs]
     if watch:
         if out is not None:
-            raise UsageError("--watch writes no file, and --out names one", hint="leave out one")
+            raise UsageError(
+                "--watch writes no file, and --out names one", hint="leave one of them out"
+            )
         _watch(output, runs, port, is_opened=open_)
         return
     path = out or (directories[0] / REPORT_FILE if len(runs) == 1 else Path(REPORT_FILE))

@@ -6,8 +6,9 @@ import importlib.util
 import io
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from llmtrain.untrusted import problem_of, read_bytes
 
 _TASK_BYTES = 1 << 20
 _DRAWS = 1000  # of the standard error, where there is no formula
+_ONE_PROCESS = "DISABLE_MULTIPROC"  # a variable that the harness reads
 _HINT = "--tasks python_identifiers, --tasks FILE.yaml, or a name of lm-evaluation-harness"
 
 
@@ -127,7 +129,7 @@ def _evaluate(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
         # Bars and words, which know neither --quiet nor that stdout is one document.
-        with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+        with _in_this_process(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
             found = manager.load(list(specs))
             results = lm_eval.evaluate(
                 model, found, limit=limit, bootstrap_iters=_DRAWS, log_samples=False
@@ -144,6 +146,24 @@ def _evaluate(
         for name, task in found["tasks"].items()
         for score in _scores(name, task, results["results"][name], limit)
     ]
+
+
+@contextmanager
+def _in_this_process() -> Iterator[None]:
+    """Let the harness draw its samples here within the block.
+
+    Otherwise it forks a pool of processes beside torch's threads, whose locks they inherit: now and
+    then they never end.
+    """
+    before = os.environ.get(_ONE_PROCESS)
+    os.environ[_ONE_PROCESS] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_ONE_PROCESS]
+        else:
+            os.environ[_ONE_PROCESS] = before
 
 
 def _scores(name: str, task: Any, values: Mapping[str, Any], limit: int | None) -> list[TaskScore]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 from llmtrain.errors import UsageError
 from llmtrain.machine.facts import Accelerator, CpuFacts, Facts
-from llmtrain.profile.schema import MOST_THREADS
+from llmtrain.profile.quantities import MOST_THREADS
 from llmtrain.units import format_bytes, parse_bytes
 
 EXAMPLES = "cuda:80GiB, cuda:8x80GiB:64c, mps:16GiB, cpu:8c:32GiB or cpu:16c:64GiB:amx_bf16"

@@ -34,7 +34,7 @@ def choose_precision(
             return Choice("bf16", "the GPU multiplies bf16 natively")
         return Choice("fp16", "the GPU has no bf16; the loss is scaled")
     if kind == "mps":
-        return Choice("fp32", "half precision is no faster on MPS and less tested")
+        return Choice("fp32", "half precision is not tested on MPS")
     if times is None:
         return Choice("fp32", "not measured on this CPU")
     figures = _figures(times)

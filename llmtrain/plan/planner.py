@@ -35,7 +35,8 @@ from llmtrain.plan.memory import (
 )
 from llmtrain.plan.tensor_bytes import TrainingSetup, frozen_bytes
 from llmtrain.plan.workload import Workload
-from llmtrain.profile.schema import MOST_THREADS, DeviceSection
+from llmtrain.profile.quantities import MOST_THREADS
+from llmtrain.profile.schema import DeviceSection
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,61 +6,24 @@ and never in the profile.
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
-    PlainSerializer,
     Tag,
     model_validator,
 )
-from pydantic.json_schema import WithJsonSchema
 
-from llmtrain.units import parse_count, parse_duration_s
+from llmtrain.profile.quantities import Duration, PositiveCount, PositiveFloat, PositiveInt, Threads
 
 Auto = Literal["auto"]
 TrackerName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 Duplicates = Literal["keep", "drop_exact", "drop_near"]
 
 
-def _duration_s(value: object) -> object:
-    if isinstance(value, str):
-        return parse_duration_s(value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
-        raise ValueError(f"{value} has no unit; write {value:g}s or {value:g}m")
-    return value
-
-
-def _count(value: object) -> object:
-    return parse_count(value) if isinstance(value, str) else value
-
-
-def _seconds_text(seconds: float) -> str:
-    return f"{Decimal(repr(seconds)).normalize():f}s"  # exact, and never with an exponent
-
-
-Duration = Annotated[
-    float,
-    BeforeValidator(_duration_s),
-    PlainSerializer(_seconds_text, return_type=str),
-    WithJsonSchema({"type": "string", "description": "90s, 30m, 2h or 1h30m"}),
-]
-Count = Annotated[
-    int,
-    BeforeValidator(_count),
-    WithJsonSchema({"anyOf": [{"type": "integer"}, {"type": "string"}], "description": "50M"}),
-]
-PositiveInt = Annotated[int, Field(ge=1, lt=2**31)]
-PositiveCount = Annotated[Count, Field(ge=1, lt=2**63)]
-# The bound keeps values and products with other settings within the range of float32.
-PositiveFloat = Annotated[float, Field(gt=0, lt=1e30)]
-MOST_THREADS = 4096  # a larger number is surely a mistake
-Threads = Annotated[int, Field(ge=1, le=MOST_THREADS)]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 LANGUAGE_PATTERN = r"^[a-z]{2,3}$"
 LanguageCode = Annotated[str, Field(pattern=LANGUAGE_PATTERN)]  # ISO 639

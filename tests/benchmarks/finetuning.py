@@ -1,7 +1,8 @@
 """Tokens a second and peak memory of fine-tuning, beside transformers' Trainer with PEFT.
 
-    python -m tests.benchmarks.finetuning                   # a model of SmolLM-135M's shape
-    python -m tests.benchmarks.finetuning --layers 4 --steps 3 --full
+    python -m tests.benchmarks.finetuning                 # LoRA of a model of SmolLM-135M's shape
+    python -m tests.benchmarks.finetuning --full          # all weights of one of cpu-small's
+    python -m tests.benchmarks.finetuning --checkpointing full    # the least memory of ours
 
 Both train the same model of random weights in bf16 on the same made conversations with the same
 number of tokens a step, each in a process of its own, one after the other. Trainer gets the
@@ -55,6 +56,8 @@ def _compared(
     ours += ["--set", f"train.tokens_per_step={options.tokens_per_step}"]
     ours += ["--set", "eval.sample_every_steps=null", "--set", "eval.tokens=2048"]
     ours += [] if options.full else ["--lora", f"r={options.rank}"]
+    ours += ["--set", f"device.activation_checkpointing={options.checkpointing}"]
+    ours += ["--set", f"train.micro_batch={options.micro_batch}"]
     theirs = [python, "-m", "tests.benchmarks.finetuning", *arguments, "--trainer", str(scratch)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LLMTRAIN_CACHE_DIR": str(scratch / "c")}
     for way, command in ((_OURS, ours), (_THEIRS, theirs)):
@@ -88,22 +91,40 @@ def _make_model(options: argparse.Namespace, directory: Path) -> None:
     from llmtrain.tokenizer.chat_template import with_chat_template
 
     transformers.utils.logging.disable_progress_bar()
+    torch.manual_seed(0)
+    model = _small(transformers) if options.full else _smollm(transformers, options.layers)
+    model.save_pretrained(directory)
+    with_chat_template(train_tokenizer([" ".join(_WORDS)], vocab_size=300).tokenizer).save(
+        directory
+    )
+
+
+def _smollm(transformers: Any, layers: int) -> Any:
+    """Return a model of SmolLM-135M's shape, in bf16."""
+    import torch
+
     config = transformers.LlamaConfig(
         vocab_size=49_152,
         hidden_size=576,
         intermediate_size=1536,
-        num_hidden_layers=options.layers,
+        num_hidden_layers=layers,
         num_attention_heads=9,
         num_key_value_heads=3,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
     )
-    torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(directory)
-    with_chat_template(train_tokenizer([" ".join(_WORDS)], vocab_size=300).tokenizer).save(
-        directory
-    )
+    return transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+
+
+def _small(transformers: Any) -> Any:
+    """Return a model of cpu-small's shape, in fp32."""
+    from llmtrain.model.huggingface import config_of
+    from llmtrain.profile.load import load_profile
+    from llmtrain.profile.shape import shape_of
+
+    shape = shape_of(load_profile("cpu-small", environment={}, assignments=[]).profile.model)
+    config = transformers.Qwen3Config(**config_of(shape, None, 0))
+    return transformers.Qwen3ForCausalLM(config)
 
 
 def _make_rows(file: Path) -> None:
@@ -186,7 +207,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--context", type=int, default=512)
     parser.add_argument("--tokens-per-step", type=int, default=2048)
     parser.add_argument("--rank", type=int, default=16, help="of the adapters")
-    parser.add_argument("--full", action="store_true", help="train all weights")
+    parser.add_argument(
+        "--full", action="store_true", help="train all weights of cpu-small's shape"
+    )
+    parser.add_argument(
+        "--checkpointing", default="auto", help="what ours recomputes: off, selective, full"
+    )
+    parser.add_argument("--micro-batch", default="auto", help="sequences, of ours")
     parser.add_argument("--trainer-micro-batch", type=int, default=1, help="of Trainer")
     parser.add_argument("--trainer", type=Path, help=argparse.SUPPRESS)
     return parser

@@ -143,14 +143,16 @@ def counted_flops_per_token(model: Decoder, backend: SDPBackend) -> float:
 def test_training_flops_are_those_that_are_run(shape: ModelShape, make_model: MakeModel) -> None:
     """Exact for blocks and head; of attention the causal half is counted, and twice that is run.
 
-    The kernel for flash attention on the CPU is unknown to the counter, so with it the count is
-    the matrices alone. Spelled out in products, attention computes all of the square of scores,
+    The kernel for flash attention on the CPU is unknown to the counter before torch 2.15, so with
+    it the count is the matrices alone. Later ones count seven products of the whole square, where
+    six are needed. Spelled out in products, attention computes all of the square of scores,
     where half of them are masked away.
     """
     model = make_model(shape)
     attention = 3 * shape.num_layers * 2 * shape.attention_width * shape.context
-    matrices = counted_flops_per_token(model, SDPBackend.FLASH_ATTENTION)
-    assert matrices == shape.training_flops_per_token - attention
+    flash = counted_flops_per_token(model, SDPBackend.FLASH_ATTENTION)
+    matrices = shape.training_flops_per_token - attention
+    assert flash in (matrices, matrices + 2 * attention * 7 / 6)
     spelled_out = counted_flops_per_token(model, SDPBackend.MATH)
     assert spelled_out == shape.training_flops_per_token + attention
 

@@ -11,8 +11,10 @@ import pytest
 from llmtrain.cli.app import run
 from llmtrain.cli.arguments import without_options
 from llmtrain.errors import DoesNotFitError
+from llmtrain.machine.probe import read_facts
 from llmtrain.plan import memory_fit
 from llmtrain.plan.alternatives import alternatives
+from llmtrain.plan.memory import libraries_bytes
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import Profile
 
@@ -91,6 +93,9 @@ def test_the_commands_that_are_named_work(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
+    facts = read_facts()
+    more = libraries_bytes("cpu", facts.torch_build) - libraries_bytes("cpu")
+    limit += more / facts.cpu.usable_memory_bytes  # of a build for CUDA
     monkeypatch.setitem(memory_fit._USABLE_MEMORY, "cpu", limit)
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path))
     asked = ["memory", "--profile", "cpu-medium", "--force-cpu", "--set", "optim.name=adamw"]

@@ -147,4 +147,6 @@ def _refuse_together(some: Mapping[str, object], others: Mapping[str, object]) -
     """Raise UsageError if options of both groups were given."""
     given = [next((n for n, v in group.items() if v is not None), "") for group in (some, others)]
     if all(given):
-        raise UsageError(f"{given[0]} and {given[1]} cannot be combined", hint="leave one out")
+        raise UsageError(
+            f"{given[0]} and {given[1]} cannot be combined", hint="leave one of them out"
+        )

@@ -53,7 +53,7 @@ def _interval_s(text: str) -> float:
         raise UsageError(f"--every {text}: {error}", hint="--every 2s") from None
     if not _MIN_INTERVAL_S <= every_s <= _MAX_INTERVAL_S:
         raise UsageError(
-            f"--every {text}: must be from {_MIN_INTERVAL_S:g}s to 1d", hint="--every 2s"
+            f"--every {text}: has to be from {_MIN_INTERVAL_S:g}s to 1d", hint="--every 2s"
         )
     return every_s
 

@@ -15,8 +15,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from llmtrain.engine.request import TrainRequest
 from llmtrain.errors import UsageError
+from llmtrain.profile.quantities import PositiveInt
 from llmtrain.profile.requirements import requirement
-from llmtrain.profile.schema import NAME_PATTERN, PositiveInt, Section
+from llmtrain.profile.schema import NAME_PATTERN, Section
 from llmtrain.profile.yaml_text import parse_document
 from llmtrain.untrusted import problem_of, read_bytes
 

@@ -89,4 +89,4 @@ def test_memory_is_that_of_a_few_records(tmp_path: Path, kind: str, packing: str
     assert size > 28 << 20
     characters, grown = characters_and_growth(*paths)
     assert characters == size
-    assert grown < 20 << 20
+    assert grown < 24 << 20  # of 28 MiB and more; older pyarrows keep a little more
