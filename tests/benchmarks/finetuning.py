@@ -57,6 +57,7 @@ def _compared(
     ours += ["--set", "eval.sample_every_steps=null", "--set", "eval.tokens=2048"]
     ours += [] if options.full else ["--lora", f"r={options.rank}"]
     ours += ["--set", f"device.activation_checkpointing={options.checkpointing}"]
+    ours += ["--set", f"train.micro_batch={options.micro_batch}"]
     theirs = [python, "-m", "tests.benchmarks.finetuning", *arguments, "--trainer", str(scratch)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LLMTRAIN_CACHE_DIR": str(scratch / "c")}
     for way, command in ((_OURS, ours), (_THEIRS, theirs)):
@@ -212,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpointing", default="auto", help="what ours recomputes: off, selective, full"
     )
+    parser.add_argument("--micro-batch", default="auto", help="sequences, of ours")
     parser.add_argument("--trainer-micro-batch", type=int, default=1, help="of Trainer")
     parser.add_argument("--trainer", type=Path, help=argparse.SUPPRESS)
     return parser

@@ -226,8 +226,20 @@ def rendezvous_store(
         if own in json.loads(_read(part, "seen") or "[]"):
             return part
         if time.monotonic() > end_s:
-            raise PeerLostError(f"rank {rank} waited {limit} for other ranks to start")
+            raise PeerLostError(
+                f"rank {rank} waited {limit} for other ranks to start", hint=_hint_of_agents()
+            )
         time.sleep(_POLL_EVERY_S)
+
+
+def _hint_of_agents() -> str | None:
+    """Return what torchrun's agents need where one of them comes later; None without them.
+
+    They remember the store of their first meeting, so that ranks wait at two of them.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    return "where machines may come later, export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 on all"
 
 
 def _read(store: Store, key: str) -> str | None:

@@ -386,6 +386,15 @@ def test_a_rank_whose_others_never_come_says_so() -> None:
             rendezvous_store(dist.HashStore(), rank, 2, timedelta(seconds=0.1))
 
 
+def test_of_agents_that_share_a_store_it_says_how_they_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(PeerLostError) as raised:
+        rendezvous_store(dist.HashStore(), 1, 2, timedelta(seconds=0.1))
+    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in str(raised.value.hint)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such signal")
 def test_a_signal_to_one_machine_saves_and_stops_the_ranks_of_all(
