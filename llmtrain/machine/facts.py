@@ -152,7 +152,7 @@ class BlockTimes:
 
     @property
     def is_contended(self) -> bool:
-        """True if other programs kept the cores busy: measured again for the next run."""
+        """True if other programs kept the cores busy: only the ratio of the two holds."""
         return was_contended(self.ran_share)
 
 
