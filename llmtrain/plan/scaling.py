@@ -130,7 +130,8 @@ def _replicated(
 ) -> tuple[float, float, float]:
     if plan.processes.value == 1:
         return 0.0, 0.0, 0.0
-    size = FP32_BYTES * workload.trained_parameters
+    is_half = workload.sync_every > 1 and workload.sync_precision == "bf16"
+    size = (HALF_BYTES if is_half else FP32_BYTES) * workload.trained_parameters
     reduce_s, last_s = 2 * cluster.seconds(size), 2 * cluster.seconds(min(size, _BUCKET_BYTES))
     if workload.sync_every > 1:  # weights, once in so many steps, beside nothing
         rarely = 1 / workload.sync_every

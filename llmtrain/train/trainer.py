@@ -13,7 +13,7 @@ from pathlib import Path
 from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
 from llmtrain.machine.core_wait import CoreTimes, ran_share, read_core_times, waited_share
 from llmtrain.machine.out_of_memory import memory_errors_mapped
-from llmtrain.plan.tensor_bytes import FP32_BYTES, checkpoint_bytes
+from llmtrain.plan.tensor_bytes import FP32_BYTES, checkpoint_bytes_of
 from llmtrain.profile.shape import shape_of
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
 from llmtrain.train.checkpoint.part_saver import PartSaver
@@ -171,8 +171,7 @@ class Trainer:
     def _measure_end_costs(self) -> None:
         """Evaluate a few windows and estimate a save, so that the run can end in time."""
         self.evaluations.measure_cost()
-        workload = self.setup.workload
-        size_bytes = checkpoint_bytes(self.shape, workload.optimizer, workload.lora)
+        size_bytes = checkpoint_bytes_of(self.setup.workload, self.run.world.size)
         self.pace.record_cost("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
 
     def _decide(self, step: int) -> StopDecision:

@@ -59,6 +59,10 @@ def test_rounds_send_weights_once_in_so_many_steps_beside_nothing() -> None:
     rarely = predict_step(replace(workload, sync_every=30), plan, FAST, nodes=2)
     assert rarely.received_bytes == pytest.approx(often.received_bytes / 30)
     assert rarely.exposed_s == rarely.communication_s == pytest.approx(often.communication_s / 30)
+    in_bf16 = replace(workload, sync_every=30, sync_precision="bf16")
+    half = predict_step(in_bf16, plan, FAST, nodes=2)
+    assert half.received_bytes == pytest.approx(rarely.received_bytes / 2)
+    assert half.communication_s == pytest.approx(rarely.communication_s / 2)
 
 
 def test_machines_share_their_network() -> None:

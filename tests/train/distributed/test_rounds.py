@@ -11,10 +11,12 @@ import torch
 
 from llmtrain.errors import UsageError
 from llmtrain.plan.decisions import refuse_loss_scale_of_local_steps
+from llmtrain.plan.memory import predict_training
 from llmtrain.plan.tensor_bytes import (
     TrainingSetup,
     checkpoint_bytes,
     communication_bytes,
+    copied_bytes,
     gradient_bytes,
 )
 from llmtrain.profile.load import load_profile
@@ -215,10 +217,20 @@ def test_fp16_is_refused() -> None:
     refuse_loss_scale_of_local_steps(WORKLOAD, "fp16")
 
 
+def test_memory_knows_of_the_copies_that_are_saved_beside_the_next_steps() -> None:
+    local = TrainingSetup(1, half_precision=False, device_kind="cpu", sync_every=30, processes=2)
+    shape, gpu = WORKLOAD.shape, replace(local, device_kind="cuda")
+    rounds = communication_bytes(shape, local)
+    on_cpu, on_gpu = (predict_training(shape, each).communication_bytes for each in (local, gpu))
+    assert (on_cpu, on_gpu) == (rounds + copied_bytes(shape, local), rounds)
+
+
 def test_memory_knows_of_the_agreed_weights_and_their_momentum() -> None:
     setup = TrainingSetup(1, half_precision=False, device_kind="cpu", sync_every=30, processes=2)
     weights = gradient_bytes(WORKLOAD.shape, setup)
     assert communication_bytes(WORKLOAD.shape, setup) == 2 * weights
     assert communication_bytes(WORKLOAD.shape, replace(setup, sync_every=1)) == weights
+    assert copied_bytes(WORKLOAD.shape, setup) == 2 * weights + weights, "own state, a share of two"
+    assert copied_bytes(WORKLOAD.shape, replace(setup, sync_every=1)) == 0
     plain = checkpoint_bytes(WORKLOAD.shape, "adamw")
     assert checkpoint_bytes(WORKLOAD.shape, "adamw", local_ranks=2) == 2 * plain
