@@ -33,6 +33,7 @@ from llmtrain.errors import InterruptedRunError
 from llmtrain.files import free_bytes
 from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.out_of_memory import memory_errors_mapped
+from llmtrain.plan.decisions import remark_on_shares
 from llmtrain.plan.forecast import Forecast, forecast
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.tensor_bytes import checkpoint_bytes_of
@@ -109,7 +110,7 @@ def train_resolved(resolved: ResolvedRun, session: TrainSession, text: RunText) 
         set_up_device(planned.plan, world)
         dataset = shared_dataset(resolved, planned.plan, session, text)
         return_free_memory()  # tokenizing took more than training needs
-        timeout_s = profile.device.collective_timeout
+        timeout_s = profile.exchange_timeout_s
         with closing(dataset.shards), world.process_group(planned.plan.backend.value, timeout_s):
             return _train(resolved, resumed, planned, dataset, session)
     except InterruptedRunError:
@@ -209,6 +210,10 @@ def _announce_start(
     """Write what the run begins with, on rank 0, and notify the observer."""
     if session.world.is_main:
         write_start(resolved, planned, expected, dataset, step)
+    plan = planned.plan
+    remark = remark_on_shares(planned.workload, plan.processes.value, plan.accumulation.value)
+    if remark is not None:
+        session.note(remark)
     for line in mixture_lines(dataset.mixture, horizon.steps, planned.workload.tokens_per_step):
         session.note(line)
     session.observe(started_event(resolved, planned, dataset, step, horizon))

@@ -77,6 +77,12 @@ def test_a_rank_that_is_not_finite_counts_for_nothing(found: list[dict[str, Any]
         assert (rank["bad_rank"]["bad_steps"], rank["bad_rank"]["losses"]) == ([1], [])
 
 
+def test_ranks_that_left_out_steps_are_named_on_all(found: list[dict[str, Any]]) -> None:
+    named = "rank 1 left out 1 of the round's 1 step: not finite"
+    assert [rank["bad_rank"]["left_out"] for rank in found] == [named, named]
+    assert [rank["bad_rank"]["but_own"] for rank in found] == [named, None]
+
+
 def test_ranks_differ_within_a_round_and_agree_at_its_end(found: list[dict[str, Any]]) -> None:
     for rank in found:
         trained = rank["trained"]
@@ -143,6 +149,7 @@ def test_a_round_that_no_rank_has_good_weights_after_is_undone() -> None:
     assert not rounds.is_at_end
     rounds.finish(1, run_of(World(), **HERE).divergence)
     assert rounds.is_at_end
+    assert rounds.left_out == {0: 1}
     assert largest_difference(before, weights_of(model)) == 0.0
 
 
