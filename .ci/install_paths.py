@@ -3,10 +3,11 @@
     python .ci/install_paths.py            # all ways
     python .ci/install_paths.py pipx uvx   # some
 
-For each way a line says how long it took, how many bytes it put on the disk and, on Linux, received
-over the network (those of other programs too), and which torch it brought. Fails where a way does not end with a trained model, or brings CUDA to a machine without a
-driver. Where an index has builds of torch for CPUs, name it as users do: PIP_EXTRA_INDEX_URL for
-pip and pipx, UV_TORCH_BACKEND=cpu for uv. A folder of wheels: PIP_FIND_LINKS, UV_FIND_LINKS.
+For each way a line says how long it took, how many bytes it put on the disk and, on Linux, how many
+came over the network (those of other programs too), and which torch it brought. Fails where a way
+does not end with a trained model, or brings CUDA to a machine without a driver. Where an index has
+builds of torch for CPUs, name it as users do: PIP_EXTRA_INDEX_URL for pip and pipx,
+UV_TORCH_BACKEND=cpu for uv. A folder of wheels: PIP_FIND_LINKS, UV_FIND_LINKS.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def _is_usable(
 
 
 def _received_bytes() -> int:
-    """Return the bytes that all networks but the loopback have received; 0 where none are counted."""
+    """Return the bytes that networks have received, the loopback apart; 0 if uncounted."""
     if sys.platform != "linux":
         return 0
     lines = Path("/proc/net/dev").read_text(encoding="ascii").splitlines()[2:]
