@@ -3,10 +3,11 @@
     python .ci/install_paths.py            # all ways
     python .ci/install_paths.py pipx uvx   # some
 
-For each way a line says how long it took, how many bytes it put on the disk and which torch it
-brought. Fails where a way does not end with a trained model, or brings CUDA to a machine without a
-driver. Where an index has builds of torch for CPUs, name it as users do: PIP_EXTRA_INDEX_URL for
-pip and pipx, UV_TORCH_BACKEND=cpu for uv. A folder of wheels: PIP_FIND_LINKS, UV_FIND_LINKS.
+For each way a line says how long it took, how many bytes it put on the disk and, on Linux, how many
+came over the network (those of other programs too), and which torch it brought. Fails where a way
+does not end with a trained model, or brings CUDA to a machine without a driver. Where an index has
+builds of torch for CPUs, name it as users do: PIP_EXTRA_INDEX_URL for pip and pipx,
+UV_TORCH_BACKEND=cpu for uv. A folder of wheels: PIP_FIND_LINKS, UV_FIND_LINKS.
 """
 
 from __future__ import annotations
@@ -65,10 +66,10 @@ def _is_usable(
             "PATH": os.pathsep.join([str(home / ".local" / "bin"), os.environ["PATH"]]),
         }
         (home / "empty").mkdir()
-        began_s = time.monotonic()
+        began_s, before = time.monotonic(), _received_bytes()
         try:
             command = install(home, wheel, environment)
-            installed_s = time.monotonic() - began_s
+            installed_s, received = time.monotonic() - began_s, _received_bytes()
             size = sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
             for arguments in (("--version",), _TRAIN, ("eval", "run")):
                 _run(*command, *arguments, cwd=home / "empty", env=environment)
@@ -79,13 +80,23 @@ def _is_usable(
     torch = next(line.split(None, 1)[1] for line in report.splitlines() if line[:5] == "torch")
     total_s = time.monotonic() - began_s
     sys.stdout.write(
-        f"{name}: installed in {installed_s:.0f} s, {size / 1e6:.0f} MB, torch {torch}; "
+        f"{name}: installed in {installed_s:.0f} s, {(received - before) / 1e6:.0f} MB received, "
+        f"{size / 1e6:.0f} MB on the disk, torch {torch}; "
         f"trained and evaluated after {total_s:.0f} s\n"
     )
     sys.stdout.flush()
     if "gigabytes of CUDA" in report:
         sys.stdout.write(f"{name}: {report}\n")
     return "gigabytes of CUDA" not in report
+
+
+def _received_bytes() -> int:
+    """Return the bytes that networks have received, the loopback apart; 0 if uncounted."""
+    if sys.platform != "linux":
+        return 0
+    lines = Path("/proc/net/dev").read_text(encoding="ascii").splitlines()[2:]
+    counted = [line.split(":", 1) for line in lines]
+    return sum(int(figures.split()[0]) for name, figures in counted if name.strip() != "lo")
 
 
 def _run(*command: str, env: Environment, cwd: Path = ROOT) -> str:

@@ -26,7 +26,7 @@ from typing import IO
 from llmtrain.errors import DataError, LlmtrainError, UsageError, describe_exit_code
 from llmtrain.files import Closing
 
-MAIN = "llmtrain.cli.app:main"  # the command itself
+MAIN = "llmtrain.__main__:main"  # the command itself, as its console script starts it
 
 _REQUESTS_AHEAD = 2  # for each worker: the one in progress, and the next
 _POLL_S = 0.2

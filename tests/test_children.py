@@ -10,6 +10,7 @@ import pytest
 
 from llmtrain.children import MAIN, WorkerProgram, _Worker, ask_workers, python_command, serve
 from llmtrain.errors import UsageError
+from tests.checkout import ROOT
 
 
 def test_a_file_in_the_working_directory_is_no_library(tmp_path: Path) -> None:
@@ -50,3 +51,9 @@ def test_a_worker_answers_after_it_refused() -> None:
             worker.ask([b"refuse", *long])
         assert caught.value.hint == "ask otherwise"
         assert worker.ask([b"b"]) == [b"B"]
+
+
+def test_a_command_that_we_start_begins_as_the_users_does() -> None:
+    """What precedes its imports, such as the restart that sets the allocator, is done there too."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nllmtrain = "{MAIN}"\n' in text

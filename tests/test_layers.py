@@ -54,6 +54,7 @@ PURE = (
 IMPURE = {
     *(
         "plan/cpu_benchmarks",
+        "plan/gpu_benchmarks",
         "plan/step_benchmarks",
         "plan/kernel_probes",
         "plan/probe",

@@ -19,6 +19,7 @@ APART = {
 # Test modules that span several files of their room: a behaviour, or every case of a kind.
 SPANNING = {
     "test_conda": ".ci/conda/recipe.yaml",
+    "test_project_files": "CITATION.cff, .github",
     "test_constraints": "constraints.txt",
     "test_default_signals": "how the tests themselves start children",
     "test_downstream": "a program with the annotations of the package",

@@ -164,5 +164,7 @@ def workload_of(
         lora=lora_shape_of(profile.lora),
         is_dpo=profile.data.rows == "preferences",
         sync_every=train.sync_every,
+        sync_precision=train.sync_precision,
+        sync_shares=train.sync_shares,
         torch_build=facts.torch_build,
     )

@@ -33,13 +33,12 @@ from llmtrain.errors import InterruptedRunError
 from llmtrain.files import free_bytes
 from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.out_of_memory import memory_errors_mapped
+from llmtrain.plan.decisions import remark_on_shares
 from llmtrain.plan.forecast import Forecast, forecast
 from llmtrain.plan.planned import Planned
-from llmtrain.plan.tensor_bytes import checkpoint_bytes
+from llmtrain.plan.tensor_bytes import checkpoint_bytes_of
 from llmtrain.prepare.dataset import Dataset
 from llmtrain.profile.horizon import Horizon
-from llmtrain.profile.lora_shape import lora_shape_of
-from llmtrain.profile.shape import shape_of
 from llmtrain.tracking.observe import tracked
 from llmtrain.tracking.tracker import require_trackers
 from llmtrain.train.build import build_run, set_up_device
@@ -107,11 +106,11 @@ def train_resolved(resolved: ResolvedRun, session: TrainSession, text: RunText) 
             text.check()
         planned = _agreed_plan(resolved, session)
         if world.is_main:
-            _require_disk_space(resolved, session)
+            _require_disk_space(resolved, planned, session)
         set_up_device(planned.plan, world)
         dataset = shared_dataset(resolved, planned.plan, session, text)
         return_free_memory()  # tokenizing took more than training needs
-        timeout_s = profile.device.collective_timeout
+        timeout_s = profile.exchange_timeout_s
         with closing(dataset.shards), world.process_group(planned.plan.backend.value, timeout_s):
             return _train(resolved, resumed, planned, dataset, session)
     except InterruptedRunError:
@@ -133,13 +132,10 @@ def _agreed_plan(resolved: ResolvedRun, session: TrainSession) -> Planned:
     return replace(planned, workload=workload)
 
 
-def _require_disk_space(resolved: ResolvedRun, session: TrainSession) -> None:
+def _require_disk_space(resolved: ResolvedRun, planned: Planned, session: TrainSession) -> None:
     """Raise LlmtrainError unless a checkpoint fits on the disk; warn unless all of them do."""
     profile, directory = resolved.profile.loaded.profile, resolved.directory.checkpoints
-    local_ranks = session.world.size if profile.train.sync_every > 1 else 0
-    each = checkpoint_bytes(
-        shape_of(profile.model), profile.optim.name, lora_shape_of(profile.lora), local_ranks
-    )
+    each = checkpoint_bytes_of(planned.workload, session.world.size)
     require_room(directory, each, "a checkpoint of this run")
     options = profile.checkpoint
     missing = options.keep_last + options.keep_best + 1 - len(list_checkpoints(directory))
@@ -214,6 +210,10 @@ def _announce_start(
     """Write what the run begins with, on rank 0, and notify the observer."""
     if session.world.is_main:
         write_start(resolved, planned, expected, dataset, step)
+    plan = planned.plan
+    remark = remark_on_shares(planned.workload, plan.processes.value, plan.accumulation.value)
+    if remark is not None:
+        session.note(remark)
     for line in mixture_lines(dataset.mixture, horizon.steps, planned.workload.tokens_per_step):
         session.note(line)
     session.observe(started_event(resolved, planned, dataset, step, horizon))

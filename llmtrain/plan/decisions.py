@@ -19,6 +19,9 @@ from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.units import format_bytes
 
+# A process's micro-batches of a step, of which shares by speed are made: they differ by an eighth.
+UNITS_OF_SHARES = 8
+
 
 def may_use_gpu(options: DeviceSection) -> bool:
     """Return True if the options allow a GPU."""
@@ -142,6 +145,24 @@ def refuse_loss_scale_of_local_steps(workload: Workload, precision: Precision) -
             "train.sync_every: fp16 needs a loss scale that all processes share in every step",
             hint="--set device.precision=fp32, or --set train.sync_every=1",
         )
+
+
+def shares_by_speed(workload: Workload, processes: int) -> bool:
+    """Return True if faster processes are to take more of a step's windows."""
+    return workload.sync_every > 1 and workload.sync_shares == "speed" and processes > 1
+
+
+def remark_on_shares(workload: Workload, processes: int, accumulation: int) -> str | None:
+    """Return why shares by speed, which are asked for, have no effect; None where they have one."""
+    if not shares_by_speed(workload, processes) or accumulation > 1:
+        return None
+    what = "a process's share of a step is one micro-batch, the least that it can take"
+    if windows_per_process(workload, processes) > 1:
+        hint = "--set train.micro_batch=auto"
+    else:
+        tokens = UNITS_OF_SHARES * workload.tokens_per_step
+        hint = f"a larger step, as --set train.tokens_per_step={tokens}"
+    return f"train.sync_shares: speed has no effect, as {what}: {hint}"
 
 
 def choose_backend(facts: Facts, options: DeviceSection, kind: DeviceKind) -> Choice[Backend]:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from llmtrain.machine.facts import StepTimes
 from llmtrain.plan.planned import Planned
 from llmtrain.plan.scaling import exposed_communication_s
-from llmtrain.plan.tensor_bytes import checkpoint_bytes
+from llmtrain.plan.tensor_bytes import checkpoint_bytes_of
 from llmtrain.plan.throughput import micro_batch_s, predicted_step_s
 from llmtrain.profile.horizon import horizon_of
 from llmtrain.profile.schema import Profile
@@ -182,7 +182,7 @@ def _checkpoints(profile: Profile, planned: Planned) -> Figure:
 
 
 def _checkpoint_bytes(planned: Planned) -> int:
-    return checkpoint_bytes(planned.workload.shape, planned.workload.optimizer)
+    return checkpoint_bytes_of(planned.workload, planned.plan.processes.value)
 
 
 def _loss(planned: Planned, tokens: Figure | None) -> Figure | None:

@@ -7,8 +7,9 @@ than torch's, shows only there.
 from __future__ import annotations
 
 from llmtrain.machine.facts import Facts, GpuTimes, StepTimes
+from llmtrain.machine.out_of_memory import MEMORY_ERRORS, out_of_memory
 from llmtrain.model.timing import CompileError
-from llmtrain.plan.gpu_kernels import is_worth_comparing, without_own_kernels
+from llmtrain.plan.gpu_kernels import asks_for_own, is_worth_comparing, without_own_kernels
 from llmtrain.plan.kernel_probes import Announce
 from llmtrain.plan.planner import Plan, make_plan
 from llmtrain.plan.step_benchmarks import step_probes
@@ -38,7 +39,8 @@ def measured_gpu(
         )
     if own is None:
         return None
-    if plan == torch_plan or not is_worth_comparing(workload, own, plan.processes.value):
+    has_choice = plan != torch_plan and not asks_for_own(options)
+    if not has_choice or not is_worth_comparing(workload, own, plan.processes.value):
         return GpuTimes(own)
     return GpuTimes(own, _timed_or_none(facts, workload, torch_plan, announce))
 
@@ -46,13 +48,21 @@ def measured_gpu(
 def _timed(
     facts: Facts, workload: Workload, plan: Plan, announce: Announce | None
 ) -> StepTimes | None:
-    """Return the parts of the plan's step; None if they are not saved and must not be measured."""
+    """Return the parts of the plan's step; None if they are not saved and must not be measured.
+
+    None too where the GPU has no room for them, as other programs use it or each has a share.
+    """
     probes = step_probes(facts, workload, plan)
     if not probes.are_saved():
         if announce is None:
             return None
         announce(f"timing the parts of a step{_by(plan)}, once for this GPU and shape")
-    return probes.times("missing")
+    try:
+        return probes.times("missing")
+    except MEMORY_ERRORS as error:  # a run has other means, and a smaller micro-batch
+        if out_of_memory(error) is None:
+            raise
+        return None
 
 
 def _timed_or_none(

@@ -22,6 +22,11 @@ def without_own_kernels(options: DeviceSection) -> DeviceSection:
     return options.model_copy(update={"block_kernels": kernels, "loss": loss})
 
 
+def asks_for_own(options: DeviceSection) -> bool:
+    """Return whether any of our own kernels is asked for by name."""
+    return "triton" in (options.block_kernels, options.loss)
+
+
 def is_worth_comparing(workload: Workload, own: StepTimes, processes: int) -> bool:
     """Return whether a run lasts long enough to compare its kernels with torch's first."""
     if workload.time_s is not None or workload.tokens is None:
@@ -30,16 +35,19 @@ def is_worth_comparing(workload: Workload, own: StepTimes, processes: int) -> bo
     return steps * _step_s(workload, own, processes) >= _WORTH_COMPARING_S
 
 
-def choose_own_kernels(workload: Workload, times: GpuTimes | None, processes: int) -> Choice[bool]:
+def choose_own_kernels(
+    options: DeviceSection, workload: Workload, times: GpuTimes | None, processes: int
+) -> Choice[bool]:
     """Choose whether a plan that may use our own kernels does; the reason has what was measured.
 
-    They stay unless torch's are clearly faster, so that a run is computed alike each time.
+    They stay unless torch's are clearly faster, so that a run is computed alike each time. What was
+    asked for is not compared.
     """
     if times is None:
         return Choice(True, "not compared on this GPU")
     if times.own_failure is not None:
         return Choice(False, f"our own kernels cannot run on this GPU: {times.own_failure}")
-    if times.own is None or times.torch is None:
+    if times.own is None or times.torch is None or asks_for_own(options):
         return Choice(True, "not compared on this GPU")
     own_s, torch_s = (_step_s(workload, parts, processes) for parts in (times.own, times.torch))
     figures = f"a step takes {1e3 * own_s:.0f} ms, by torch's {1e3 * torch_s:.0f} ms, measured here"

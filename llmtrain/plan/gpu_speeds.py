@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -29,6 +30,6 @@ SPEEDS: dict[str, GpuSpeed] = {
 
 
 def speed_of(name: str) -> GpuSpeed | None:
-    """Return the speed of a GPU by a name that contains its model's; None: unknown."""
-    found = [model for model in SPEEDS if model.lower() in name.lower()]
+    """Return the speed of a GPU by a name that has its model's as words; None: unknown."""
+    found = [model for model in SPEEDS if re.search(rf"\b{model}\b", name, re.IGNORECASE)]
     return SPEEDS[max(found, key=len)] if found else None

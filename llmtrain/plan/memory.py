@@ -23,6 +23,7 @@ from llmtrain.plan.tensor_bytes import (
     block_bytes_per_token,
     cast_parameters,
     communication_bytes,
+    copied_bytes,
     gathered_bytes,
     gradient_bytes,
     loss_bytes,
@@ -119,6 +120,7 @@ def predict_training(shape: ModelShape, setup: TrainingSetup) -> MemoryPredictio
     communication = communication_bytes(shape, setup)
     gathered = gathered_bytes(shape, setup)
     if on_cpu:
+        communication += copied_bytes(shape, setup)  # beside a GPU it is other memory
         slack = _cpu_slack_bytes(shape, peak, setup)
     else:
         torch_bytes = state + optimizer_state + communication + gathered + peak.total_bytes

@@ -14,7 +14,7 @@ from llmtrain.choice import (
 )
 from llmtrain.errors import DoesNotFitError, UsageError
 from llmtrain.machine.facts import Facts
-from llmtrain.plan.decisions import windows_per_process
+from llmtrain.plan.decisions import UNITS_OF_SHARES, shares_by_speed, windows_per_process
 from llmtrain.plan.inference_memory import predict_generation
 from llmtrain.plan.memory import predict_training
 from llmtrain.plan.tensor_bytes import TrainingSetup
@@ -175,12 +175,16 @@ def _micro_batch(
     if workload.lora is not None:
         of_use = _ADAPTED_MICRO_BATCH_TOKENS.get(kind, of_use)
     enough = max(1, of_use // workload.shape.context)
+    if shares_by_speed(workload, setup.processes):
+        enough = max(1, min(enough, windows // UNITS_OF_SHARES))
     divisors = [n for n in range(1, min(windows, enough) + 1) if windows % n == 0]
     chosen = max(n for n in divisors if predicted(n) <= limit)
     if chosen < divisors[-1]:
         why = "the most that fits"
     else:
         why = "the whole step" if chosen == windows else "divides the step; more is no faster"
+        if chosen < windows and shares_by_speed(workload, setup.processes):
+            why = "small enough for shares by speed (train.sync_shares)"
     size = f"{format_bytes(predicted(chosen))} of {format_bytes(limit)} predicted ({origin})"
     return Choice(chosen, f"{chosen * workload.shape.context} tokens; {size}; {why}")
 

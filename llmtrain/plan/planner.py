@@ -157,7 +157,7 @@ def make_plan(
         facts, options, workload, setup, local
     )
     accumulation = memory_fit.choose_accumulation(workload, processes.value, micro_batch.value)
-    own = choose_own_kernels(workload, gpu_times, processes.value)
+    own = choose_own_kernels(options, workload, gpu_times, processes.value)
     return Plan(
         device=device,
         precision=computes.precision,

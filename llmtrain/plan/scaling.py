@@ -82,14 +82,15 @@ def predict_step(
 ) -> StepPrediction:
     """Predict a step of the plan's processes on `nodes` machines.
 
-    The utilisation is that of a whole step on one GPU, the optimizer's products included, which do
-    not count among the model's FLOPs.
+    The utilisation is that of the whole step on one GPU, the optimizer's products included, which
+    do not count among the model's FLOPs.
     """
     ranks = plan.processes.value
     cluster = _Cluster(ranks, nodes, hardware)
     flops = workload.flops_per_token * workload.tokens_per_step / ranks
     updating = float(muon_flops(workload.shape)) if workload.optimizer == "muon" else 0.0
-    rate = hardware.peak_flops * hardware.utilisation * (1 + updating / flops)
+    share = hardware.utilisation * (1 + updating / (ranks * flops))
+    rate = hardware.peak_flops * min(1.0, share)
     more = 1.0 + _RECOMPUTED[plan.activation_checkpointing.value]
     compute_s = flops * more / rate
     is_sharded = plan.sharding.value == "shard"
@@ -130,7 +131,8 @@ def _replicated(
 ) -> tuple[float, float, float]:
     if plan.processes.value == 1:
         return 0.0, 0.0, 0.0
-    size = FP32_BYTES * workload.trained_parameters
+    is_half = workload.sync_every > 1 and workload.sync_precision == "bf16"
+    size = (HALF_BYTES if is_half else FP32_BYTES) * workload.trained_parameters
     reduce_s, last_s = 2 * cluster.seconds(size), 2 * cluster.seconds(min(size, _BUCKET_BYTES))
     if workload.sync_every > 1:  # weights, once in so many steps, beside nothing
         rarely = 1 / workload.sync_every

@@ -101,6 +101,18 @@ def communication_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     return max(block, FP32_BYTES * shape.embedding_parameters)
 
 
+def copied_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
+    """Return the bytes of the main memory that a rank copies to save them beside the next steps.
+
+    Where ranks take steps of their own it is the rank's own optimizer state, and its share of the
+    weights that were agreed on and of their momentum.
+    """
+    if setup.sync_every == 1:
+        return 0
+    shared = 2 * gradient_bytes(shape, setup) // setup.processes
+    return optimizer_bytes(shape, setup.optimizer, setup.lora) + shared
+
+
 def saved_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return the bytes saved for the backward, per token, by all blocks and the final norm."""
     final = _norm_bytes(shape.hidden_size, setup)
@@ -262,3 +274,9 @@ def checkpoint_bytes(
     trained = shape.parameters if lora is None else lora.parameters(shape)
     weights, state = FP32_BYTES * trained, optimizer_bytes(shape, optimizer, lora)
     return 2 * weights + local_ranks * state if local_ranks else weights + state
+
+
+def checkpoint_bytes_of(workload: Workload, ranks: int) -> int:
+    """Return the bytes of a checkpoint's tensors, of a run on so many ranks."""
+    local_ranks = ranks if workload.sync_every > 1 else 0
+    return checkpoint_bytes(workload.shape, workload.optimizer, workload.lora, local_ranks)

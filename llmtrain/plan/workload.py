@@ -27,6 +27,8 @@ class Workload:
     is_dpo: bool = False  # the loss is that of pairs of answers
     torch_build: str = "cpu"  # what torch was compiled for
     sync_every: int = 1  # steps that each process takes by itself before weights are averaged
+    sync_precision: Literal["fp32", "bf16"] = "fp32"  # of what they send then
+    sync_shares: Literal["equal", "speed"] = "equal"  # of a step's windows, among processes
     compiles_anew: bool = False  # this process compiles a block for the first time on the machine
 
     @property

@@ -22,7 +22,7 @@ from llmtrain.profile.quantities import Duration, PositiveCount, PositiveFloat, 
 Auto = Literal["auto"]
 TrackerName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 Duplicates = Literal["keep", "drop_exact", "drop_near"]
-
+_LONGEST_TIMEOUT_S = 1e6
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 LANGUAGE_PATTERN = r"^[a-z]{2,3}$"
@@ -270,7 +270,7 @@ class DeviceSection(Section):
     # Whether each process has all weights and optimizer state, or a part of them.
     sharding: Literal["auto", "replicate", "shard"] = "auto"
     # How long ranks wait for a rank that does not respond.
-    collective_timeout: Annotated[Duration, Field(ge=1, lt=1e6)] = 600.0
+    collective_timeout: Annotated[Duration, Field(ge=1, lt=_LONGEST_TIMEOUT_S)] = 600.0
 
 
 class Profile(Section):
@@ -323,6 +323,11 @@ class Profile(Section):
                 "train.sync_every: adapters are small, and their gradients averaged in every step"
             )
         return self
+
+    @property
+    def exchange_timeout_s(self) -> float:
+        """How long a rank waits in an exchange: a slower one may have a whole round before it."""
+        return min(self.device.collective_timeout * self.train.sync_every, _LONGEST_TIMEOUT_S)
 
     def values(self) -> dict[str, Any]:
         """Return nested plain values as in a profile file, without unset ones."""

@@ -52,7 +52,7 @@ class StepReport:
     """One optimizer step, applied or skipped. With rounds of local steps it is this rank's."""
 
     step: int
-    loss: float  # mean nats per target over all ranks, before the update
+    loss: float  # mean nats per target, before the update; over all ranks but in rounds
     grad_norm: float  # before clipping
     lr: float  # of the hidden matrices
     verdict: StepVerdict = field(default_factory=StepVerdict)
@@ -286,8 +286,8 @@ def _finish_round(run: Run) -> None:
 def _update(run: Run, verdict: StepVerdict, grad_norm: float) -> None:
     """Apply the optimizer step and adapt the loss scale; change nothing if the step is skipped.
 
-    `grad_norm` is not finite on any rank or on none, so all ranks' scalers see the same overflow
-    and keep the same scale.
+    Where ranks average gradients, `grad_norm` is not finite on any of them or on none, so their
+    scalers see the same overflow and keep the same scale. Local steps have no loss scale.
     """
     if verdict.skipped is not None:
         run.scaler.update(run.scaler.get_scale())

@@ -13,18 +13,19 @@ from pathlib import Path
 from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
 from llmtrain.machine.core_wait import CoreTimes, ran_share, read_core_times, waited_share
 from llmtrain.machine.out_of_memory import memory_errors_mapped
-from llmtrain.plan.tensor_bytes import FP32_BYTES, checkpoint_bytes
+from llmtrain.plan.tensor_bytes import FP32_BYTES, checkpoint_bytes_of
 from llmtrain.profile.shape import shape_of
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
 from llmtrain.train.checkpoint.part_saver import PartSaver
 from llmtrain.train.checkpoint.saver import Saver
 from llmtrain.train.distributed.bandwidth import advice, measured_exchange
+from llmtrain.train.distributed.rounds import Rounds
 from llmtrain.train.divergence.rewind import Rewinder
 from llmtrain.train.evaluation import Evaluator
 from llmtrain.train.evaluations import Evaluations
 from llmtrain.train.events import Stopped, TrainResult
 from llmtrain.train.logger import TrainLogger
-from llmtrain.train.loop import StepReport
+from llmtrain.train.loop import Run, StepReport
 from llmtrain.train.memory_guard import MemoryGuard, MemoryStopError, agreed_action
 from llmtrain.train.pace import Pace, expected_steps
 from llmtrain.train.rate_check import CHECKED_STEPS, rate_difference
@@ -171,8 +172,7 @@ class Trainer:
     def _measure_end_costs(self) -> None:
         """Evaluate a few windows and estimate a save, so that the run can end in time."""
         self.evaluations.measure_cost()
-        workload = self.setup.workload
-        size_bytes = checkpoint_bytes(self.shape, workload.optimizer, workload.lora)
+        size_bytes = checkpoint_bytes_of(self.setup.workload, self.run.world.size)
         self.pace.record_cost("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
 
     def _decide(self, step: int) -> StopDecision:
@@ -200,6 +200,8 @@ class Trainer:
             with self.logger.excluded():
                 reason = self.guard.run_guarded(partial(self.rewinder.explain, report))
                 self.logger.log_skipped(report.step, reason)
+        if self.run.rounds is not None and not self.run.is_within_round:
+            self._log_left_out(self.run.rounds)
         self._log_jumps()
         self.logger.log_step(
             report,
@@ -238,7 +240,7 @@ class Trainer:
     def _check_network(self) -> None:
         """Note where ranks on several machines spend much of a step on averaging gradients."""
         run = self.run
-        if not run.world.has_several_machines or run.objective is run.model:
+        if not run.world.has_several_machines or not could_average_rarely(run):
             return
         with self.logger.excluded():
             exchange = measured_exchange(run.world, run.device)
@@ -246,6 +248,12 @@ class Trainer:
         note = advice(exchange, size_bytes, self.pace.step_s)
         if note is not None:
             self.logger.log_note(note)
+
+    def _log_left_out(self, rounds: Rounds) -> None:
+        """Name other ranks that left out steps of the round; rank 0 logs its own as they come."""
+        left_out = rounds.describe_left_out(but=self.run.world.rank)
+        if left_out is not None:
+            self.logger.log_warning(f"step {self.run.position.step}: {left_out}")
 
     def _log_jumps(self) -> None:
         position = self.run.position
@@ -369,6 +377,12 @@ class Trainer:
         return (
             "time" if has_time_limit and not self.stopping.patience_is_over(self.state) else "done"
         )
+
+
+def could_average_rarely(run: Run) -> bool:
+    """Return True if the run averages gradients, and `train.sync_every` would be accepted."""
+    averages_gradients = run.objective is not run.model
+    return averages_gradients and run.adapter is None and not run.scaler.is_enabled()
 
 
 def _logger(setup: TrainSetup) -> TrainLogger:

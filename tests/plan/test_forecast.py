@@ -140,3 +140,23 @@ def test_room_on_the_disk_is_that_of_the_checkpoints_that_are_kept() -> None:
     plan = planned(asked)
     each = checkpoint_bytes(plan.workload.shape, "muon")
     assert forecast(asked, plan).checkpoints_bytes.value == 5 * each  # the best, and a new one
+
+
+def test_a_checkpoint_of_adapters_is_that_of_what_is_trained() -> None:
+    asked = profile(
+        *("train.tokens_per_step=4096", "checkpoint.keep_last=3", "lora.rank=4"),
+        *("model.init_from=run", "optim.name=adamw"),
+    )
+    plan = planned(asked)
+    assert plan.workload.lora is not None
+    trained = plan.workload.lora.parameters(plan.workload.shape)
+    assert forecast(asked, plan).checkpoints_bytes.value == 5 * 12 * trained
+
+
+def test_a_checkpoint_of_rounds_has_the_state_of_every_process() -> None:
+    asked = profile("train.tokens_per_step=4096", "train.sync_every=30", "optim.name=adamw")
+    plan = planned(asked)
+    plan = replace(plan, plan=replace(plan.plan, processes=Choice(4, "")))
+    count, parameters = asked.checkpoint.keep_last + 2, plan.workload.shape.parameters
+    expected = count * (4 + 4 + 4 * 8) * parameters
+    assert forecast(asked, plan).checkpoints_bytes.value == expected

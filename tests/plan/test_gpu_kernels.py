@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from llmtrain.engine.plan_run import plan_run
 from llmtrain.errors import UsageError
@@ -79,9 +80,35 @@ def test_own_kernels_stay_unless_torchs_are_clearly_faster() -> None:
     near = step_times(0.009, 0.009, 0.009)
     assert kernels(GpuTimes(FAST, near)) == ("triton", "triton")
     assert kernels(GpuTimes(SLOW, FAST)) == ("torch", "chunks")
-    chosen = choose_own_kernels(LONG, GpuTimes(SLOW, FAST), 1)
+    chosen = choose_own_kernels(wish(), LONG, GpuTimes(SLOW, FAST), 1)
     assert chosen.reason.startswith("faster: by our own kernels a step takes")
     assert chosen.reason.endswith("measured here")
+
+
+@pytest.mark.parametrize("option", ["loss", "block_kernels"])
+def test_what_is_asked_for_is_used_although_torchs_is_faster(option: str, device: Gpu) -> None:
+    device.own = PartTime(0.03)
+    asked = wish(**{option: "triton"})
+    times = measured_gpu(ONE, asked, LONG, [].append)
+    assert device.timed == ["triton"]
+    for known in (times, GpuTimes(SLOW, FAST)):
+        plan = make_plan(ONE, asked, LONG, gpu_times=known)
+        assert (plan.loss.value, plan.block_kernels.value) == ("triton", "triton")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), None])
+def test_a_gpu_without_room_is_not_timed(
+    error: torch.OutOfMemoryError | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> PartTime:
+        raise error if error is not None else RuntimeError("device-side assert")
+
+    monkeypatch.setattr(step_benchmarks, "time_chained_block", refused)
+    if error is not None:
+        assert measured_gpu(ONE, wish(), SHORT, [].append) is None
+        return
+    with pytest.raises(RuntimeError, match="assert"):
+        measured_gpu(ONE, wish(), SHORT, [].append)
 
 
 def test_kernels_that_cannot_run_are_not_used_and_not_accepted() -> None:

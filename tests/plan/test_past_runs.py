@@ -55,6 +55,24 @@ def test_another_run_is_not(planned: Planned, change: str) -> None:
     assert last_run(facts, workload, plan) is None
 
 
+def test_rounds_of_another_kind_are_another_run(planned: Planned) -> None:
+    facts, plan = planned.facts, planned.plan
+    workload = replace(planned.workload, sync_every=30)
+    record_run(facts, workload, plan, **FIGURES)
+    assert last_run(facts, workload, plan) is not None
+    assert last_run(facts, replace(workload, sync_every=10), plan) is None
+    assert last_run(facts, replace(workload, sync_precision="bf16"), plan) is None
+    assert last_run(facts, replace(workload, sync_shares="speed"), plan) is None
+
+
+def test_the_workload_has_what_the_profile_says_of_rounds() -> None:
+    asked = ["train.sync_every=30", "train.sync_precision=bf16", "train.sync_shares=speed"]
+    profile = load_profile("cpu-tiny", environment={}, assignments=[*WISHES, *asked]).profile
+    workload = plan_run(profile, measure=False).workload
+    found = (workload.sync_every, workload.sync_precision, workload.sync_shares)
+    assert found == (30, "bf16", "speed")
+
+
 @pytest.mark.parametrize("changes", [{"steps": 4}, {"step_s": None}])
 def test_what_says_nothing_of_the_next_is_not_kept(
     planned: Planned, changes: dict[str, Any]

@@ -21,6 +21,7 @@ from llmtrain.machine.facts import (
     Facts,
     MatmulTimes,
 )
+from llmtrain.plan.decisions import remark_on_shares
 from llmtrain.plan.memory_fit import memory_limit_bytes
 from llmtrain.plan.planner import (
     Plan,
@@ -250,6 +251,35 @@ def test_what_local_steps_hold_leaves_room_for_fewer_sequences() -> None:
 
     assert made.micro_batch.value < of_all.micro_batch.value
     assert predict(local, made).total_bytes <= memory_limit_bytes(tight, "cpu")
+
+
+@pytest.mark.parametrize(("windows", "units"), [(2, 2), (12, 12), (64, 8), (1024, 8)])
+def test_shares_by_speed_have_micro_batches_to_choose_from(windows: int, units: int) -> None:
+    workload = Workload(SMALL, 2 * windows * SMALL.context)
+    rounds = replace(workload, sync_every=30)
+    by_speed = replace(rounds, sync_shares="speed")
+    options = DeviceSection(processes=2)
+    equal, found, alone = (
+        make_plan(XEON, options, rounds),
+        make_plan(XEON, options, by_speed),
+        make_plan(XEON, options, replace(by_speed, sync_every=1)),
+    )
+    assert found.accumulation.value == units
+    assert equal.micro_batch.value == min(windows, 128)
+    assert alone.micro_batch == make_plan(XEON, options, workload).micro_batch
+
+
+def test_shares_by_speed_without_effect_are_named_with_what_to_set() -> None:
+    rounds = Workload(SMALL, 64 * SMALL.context, 32, sync_every=30, sync_shares="speed")
+    remark = remark_on_shares(rounds, 2, 1)
+    assert remark is not None
+    assert remark.endswith("--set train.micro_batch=auto")
+    short = remark_on_shares(replace(rounds, tokens_per_step=2 * SMALL.context), 2, 1)
+    assert short is not None
+    assert short.endswith(f"--set train.tokens_per_step={16 * SMALL.context}")
+    assert remark_on_shares(rounds, 2, 2) is None
+    assert remark_on_shares(rounds, 1, 1) is None
+    assert remark_on_shares(replace(rounds, sync_shares="equal"), 2, 1) is None
 
 
 def test_reasons_hold_the_figures_they_rest_on() -> None:

@@ -44,6 +44,15 @@ def test_one_gpu_computes_and_sends_nothing() -> None:
     assert 0 < found.update_s < found.compute_s / 10
 
 
+@pytest.mark.parametrize("ranks", [8, 64, 512])
+def test_many_gpus_compute_no_faster_than_one(ranks: int) -> None:
+    """With few tokens each, the optimizer's products are most of a step, and stay as slow."""
+    workload, plan = planned(ranks, 8)
+    found = predict_step(workload, plan, FAST, nodes=ranks // 8)
+    flops = workload.flops_per_token * workload.tokens_per_step / ranks
+    assert found.compute_s > flops / (1.1 * FAST.peak_flops * FAST.utilisation)
+
+
 def test_replicas_receive_their_gradients_twice_in_fp32() -> None:
     workload, _ = planned(8, 8)
     found = step(8, 8, sharding="replicate")
@@ -59,6 +68,10 @@ def test_rounds_send_weights_once_in_so_many_steps_beside_nothing() -> None:
     rarely = predict_step(replace(workload, sync_every=30), plan, FAST, nodes=2)
     assert rarely.received_bytes == pytest.approx(often.received_bytes / 30)
     assert rarely.exposed_s == rarely.communication_s == pytest.approx(often.communication_s / 30)
+    in_bf16 = replace(workload, sync_every=30, sync_precision="bf16")
+    half = predict_step(in_bf16, plan, FAST, nodes=2)
+    assert half.received_bytes == pytest.approx(rarely.received_bytes / 2)
+    assert half.communication_s == pytest.approx(rarely.communication_s / 2)
 
 
 def test_machines_share_their_network() -> None:

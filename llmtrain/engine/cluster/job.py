@@ -13,7 +13,7 @@ from llmtrain.engine.request import TrainRequest, resolve_profile
 from llmtrain.errors import UsageError
 from llmtrain.plan.memory import libraries_bytes
 from llmtrain.plan.planned import Planned
-from llmtrain.plan.tensor_bytes import checkpoint_bytes
+from llmtrain.plan.tensor_bytes import checkpoint_bytes_of
 from llmtrain.train.distributed.world import World
 from llmtrain.units import counted
 
@@ -126,6 +126,7 @@ def _main_memory_bytes(planned: Planned, local: int, ranks: int) -> int:
     plan, workload = planned.plan, planned.workload
     if plan.device.value == "cpu":
         return round(_SPARE * planned.prediction.total_bytes)
-    saved = checkpoint_bytes(workload.shape, workload.optimizer, workload.lora)
-    copied = saved * local // ranks if plan.sharding.value == "shard" else saved
+    saved = checkpoint_bytes_of(workload, ranks)
+    saves_in_parts = plan.sharding.value == "shard" or workload.sync_every > 1
+    copied = saved * local // ranks if saves_in_parts else saved
     return round(_SPARE * (local * (_HOST_BYTES + libraries_bytes("cpu")) + copied))

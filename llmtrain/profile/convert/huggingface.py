@@ -15,6 +15,7 @@ from llmtrain.profile.convert.rules import (
     never,
     replaced,
     to,
+    trackers,
     unless_off,
 )
 from llmtrain.profile.schema import ModelSection
@@ -133,7 +134,7 @@ def _group(rule: Rule, names: Iterable[str]) -> Mapping[str, Rule]:
     return dict.fromkeys(names, rule)
 
 
-_FSDP = unless_off("ranks hold whole models (DDP)")
+_FSDP = unless_off("device.sharding: auto shards where no replica fits; shard asks for it")
 _HUB = never("a run is not pushed anywhere while it trains")
 _LOADER = instead("windows are read ahead from shards on disk")
 _LOGS = instead("metrics.jsonl in the run directory, llmtrain runs show")
@@ -203,10 +204,11 @@ RULES: Mapping[str, Rule] = {
         instead("llmtrain train --nproc N, or torchrun"),
         ("local_rank", "ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers"),
     ),
+    "report_to": trackers,
     **_group(
         _LOGS,
         (
-            *("report_to", "logging_dir", "logging_first_step", "log_on_each_node", "project"),
+            *("logging_dir", "logging_first_step", "log_on_each_node", "project"),
             *("log_level", "log_level_replica", "disable_tqdm", "logging_nan_inf_filter"),
             *("include_num_input_tokens_seen", "include_tokens_per_second"),
             *("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),

@@ -16,6 +16,7 @@ from llmtrain.profile.convert.rules import (
     never,
     replaced,
     to,
+    trackers,
     unless_off,
 )
 
@@ -201,8 +202,9 @@ def _only(expected: object, otherwise: str) -> Rule:
 
 
 _EVAL = instead("eval.every_steps; a run is evaluated at its end in any case")
-_PEFT = unless_off("all weights are trained", (False, None))
-_PEFT_DETAIL = never("of LoRA adapters; all weights are trained")
+_PEFT = unless_off("adapters are for fine-tuning: llmtrain finetune --lora", (False, None))
+_PEFT_DETAIL = never("of LoRA adapters: llmtrain finetune --lora r=16,alpha=32,targets=all")
+_SHARDING = unless_off("device.sharding: auto shards where no replica fits; shard asks for it")
 _DATASETS = "text is read from what data.sources names"
 _LOADER = instead("windows are read ahead from shards on disk by one thread")
 
@@ -269,15 +271,15 @@ _TRAINING: Mapping[str, Rule] = {
     "logging_strategy": instead("train.log_every_steps"),
     "save_strategy": instead("checkpoint.every_steps or checkpoint.every_minutes"),
     "log_level": instead("llmtrain -q or -v"),
-    "report_to": instead("metrics.jsonl in the run directory, llmtrain runs show"),
+    "report_to": trackers,
     "dataloader_num_workers": _LOADER,
     "dataloader_pin_memory": to("device.pin_memory"),
     "dataloader_drop_last": _only(True, "every step has the same number of tokens"),
     "local_rank": instead("llmtrain train --nproc N, or torchrun"),
     "world_size": _processes,
     "distributed_backend": _backend,
-    "use_deepspeed": unless_off("ranks hold whole models (DDP)"),
-    "deepspeed_config": unless_off("ranks hold whole models (DDP)"),
+    "use_deepspeed": _SHARDING,
+    "deepspeed_config": _SHARDING,
     "use_accelerate": instead("llmtrain train --nproc N, or torchrun"),
     "accelerate_mixed_precision": _amp,
     "use_peft": _PEFT,

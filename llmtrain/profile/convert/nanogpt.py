@@ -20,6 +20,7 @@ from llmtrain.profile.convert.rules import (
     never,
     replaced,
     to,
+    trackers,
     unless_off,
 )
 
@@ -190,7 +191,7 @@ RULES: Mapping[str, Rule] = {
     "eval_only": unless_off("llmtrain eval RUN"),
     "always_save_checkpoint": instead("checkpoint.keep_last and checkpoint.keep_best"),
     "init_from": _initial,
-    "wandb_log": _WANDB,
+    "wandb_log": lambda value, old: trackers("wandb" if value is True else None, old),
     "wandb_project": _WANDB,
     "wandb_run_name": _WANDB,
     "dataset": _dataset,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from llmtrain.errors import UsageError
+from llmtrain.profile.schema import TrackerName
 
 Source = Literal["llm-trainer", "nanogpt", "huggingface"]
 # mapped: settings of the profile; replaced: something else does it; dropped: nothing does.
@@ -140,3 +141,14 @@ def gated_width(width: Any) -> int:
     SwiGLU has three matrices (Shazeer 2020): two thirds of the width, here a multiple of eight.
     """
     return max(8, round(int(width) * 2 / 3 / 8) * 8)
+
+
+def trackers(value: Any, _: Old) -> Became:
+    """Map the trackers that a run reports to; llmtrain's names are the same."""
+    named = list(value) if isinstance(value, (list, tuple)) else [value]
+    known = [name for name in named if name in get_args(TrackerName)]
+    others = [str(name) for name in named if name not in (*known, "none", "all", None)]
+    note = f"not to {', '.join(others)}; metrics.jsonl has all of it" if others else ""
+    if known:
+        return mapped({"log_to": known}, note)
+    return replaced(note or "metrics.jsonl in the run directory, llmtrain runs show")

@@ -1,4 +1,6 @@
-"""Save the checkpoint of a sharded model: each rank writes its part, rank 0 completes it.
+"""Save a checkpoint of which each rank has a part: each writes its own, rank 0 completes it.
+
+Ranks have parts of a sharded model, or the states of their own that rounds of local steps leave.
 
 Rank 0 makes the hidden directory. Each rank then writes, syncs and reads back its files in a thread
 and leaves what they are in the store of the launch. Once all have, rank 0 writes the manifest and

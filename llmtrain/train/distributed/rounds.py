@@ -1,9 +1,9 @@
 """Rounds of local steps: ranks average weights after every N steps instead of gradients every step.
 
-Between two exchanges each rank updates its own copy by its own share of the tokens, and sends
-nothing. Then the mean of what the ranks moved, weighted by their tokens, is the gradient of an
-outer SGD with Nesterov momentum on the weights that all had agreed on (DiLoCo, Douillard et al.
-2023; with Muon inside MuLoCo, Thérien et al. 2025):
+Between two exchanges each rank updates its own copy by its own share of the windows, and sends
+nothing. Then the mean of what the ranks moved, weighted by the windows that they read, is the
+gradient of an outer SGD with Nesterov momentum on the weights that all had agreed on (DiLoCo,
+Douillard et al. 2023; with Muon inside MuLoCo, Thérien et al. 2025):
 
     Δ = mean over ranks of (agreed - own)
     m = μ · m + Δ
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from llmtrain.train.distributed.exchange import balanced_owners
 from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence.policy import DivergenceState, judge
+from llmtrain.units import counted
 
 SyncPrecision = Literal["fp32", "bf16"]
 _DTYPES: dict[SyncPrecision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -76,6 +77,7 @@ class Rounds:
     shares: list[int] = field(default_factory=list)  # windows of a step, by rank
     last_steps: int = 1  # of the round that ended last
     exchange_s: float = 0.0  # that its exchange took, with waiting for slower ranks
+    left_out: dict[int, int] = field(default_factory=dict)  # of its steps, by rank; the same on all
     _agreed: dict[str, Tensor] = field(default_factory=dict)
     _momentum: dict[str, Tensor] = field(default_factory=dict)
     _steps: list[_LocalStep] = field(default_factory=list)
@@ -85,7 +87,7 @@ class Rounds:
 
         `saved` has the outer momentum, and the shares where it is of as many ranks.
         """
-        self.begun_step, self._steps = step, []
+        self.begun_step, self._steps, self.left_out = step, [], {}
         self.shares = [self.windows_per_step // self.world.size] * self.world.size
         shares = [int(share) for share in saved.get(_SHARES, torch.zeros(0)).tolist()]
         if len(shares) == self.world.size and sum(shares) == self.windows_per_step:
@@ -135,7 +137,7 @@ class Rounds:
         Every rank has to call it after the same step.
         """
         started_s = time.monotonic()
-        tokens, losses, window_s = self._shared()
+        tokens, losses, window_s, self.left_out = self._shared()
         with torch.no_grad():
             for names in self._buckets():
                 self._update(names, tokens)
@@ -149,6 +151,15 @@ class Rounds:
                 divergence, number, loss, 0.0, is_scaled=False, skips_spikes=False
             )
         return divergence
+
+    def describe_left_out(self, but: int | None = None) -> str | None:
+        """Return which ranks left out steps of the last round, `but` one; None: no other did."""
+        ranks = [
+            f"rank {rank} left out {number} of the round's {counted(self.last_steps, 'step')}"
+            for rank, number in self.left_out.items()
+            if rank != but
+        ]
+        return f"{', '.join(ranks)}: not finite" if ranks else None
 
     def spread(self, step_s: float) -> float:
         """Return the time of the last step with its share of a round's exchange in place of it."""
@@ -178,27 +189,30 @@ class Rounds:
         owners = balanced_owners([float(tensors[name].numel()) for name in names], self.world.size)
         return [name for name, owner in zip(names, owners, strict=True) if owner == self.world.rank]
 
-    def _shared(self) -> tuple[list[float], list[float], list[float]]:
+    def _shared(self) -> tuple[list[float], list[float], list[float], dict[int, int]]:
         """Return every rank's tokens that count, each step's mean loss, and ranks' s per window.
 
-        A loss is NaN where a rank's step was not finite.
+        A loss is NaN where a rank's step was not finite. The last are the steps that ranks left
+        out, by rank: all those of one whose weights are not finite.
         """
         rank, ranks, steps = self.world.rank, self.world.size, self._steps
         step_tokens = self.context * self.own_windows
         is_finite = all(bool(torch.isfinite(p).all()) for _, p in self._parameters())
-        tokens, window_s = [0.0] * ranks, [0.0] * ranks
+        tokens, window_s, left_out = [0.0] * ranks, [0.0] * ranks, [0.0] * ranks
         tokens[rank] = float(step_tokens * len(steps) * is_finite)
         window_s[rank] = sum(each.seconds for each in steps) / len(steps) / self.own_windows
         finite = [each.loss * step_tokens if each.is_finite else 0.0 for each in steps]
         bad = [float(not each.is_finite) for each in steps]
-        sums = self.world.sum_values([*tokens, *window_s, *finite, *bad], self.device)
-        per_step, rest = self.context * self.windows_per_step, sums[2 * ranks :]
+        left_out[rank] = sum(bad) if is_finite else float(len(steps))
+        sums = self.world.sum_values([*tokens, *window_s, *left_out, *finite, *bad], self.device)
+        per_step, rest = self.context * self.windows_per_step, sums[3 * ranks :]
         nats, bad = rest[: len(steps)], rest[len(steps) :]
         losses = [
             math.nan if of_bad else total / per_step
             for total, of_bad in zip(nats, bad, strict=True)
         ]
-        return sums[:ranks], losses, sums[ranks : 2 * ranks]
+        by_rank = {of: int(n) for of, n in enumerate(sums[2 * ranks : 3 * ranks]) if n}
+        return sums[:ranks], losses, sums[ranks : 2 * ranks], by_rank
 
     def _buckets(self) -> Iterator[list[str]]:
         bucket: list[str] = []

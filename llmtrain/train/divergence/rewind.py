@@ -95,7 +95,7 @@ class Rewinder:
 
     def _diverged(self) -> DivergedError:
         run, divergence = self._run, self._run.divergence
-        explanation = (self._explanation or self._explain_last_step()) + self._source_files()
+        explanation = self._explain_last() + self._source_files()
         newest = next(reversed(list_checkpoints(self._directory.checkpoints)), None)
         saved = "nothing was saved" if newest is None else f"the last checkpoint is {newest}"
         return DivergedError(
@@ -123,6 +123,16 @@ class Rewinder:
 
         origins = self._run.world.broadcast_from_main("documents", find)
         return f", in {origins}" if origins else ""
+
+    def _explain_last(self) -> str:
+        """Return why the last step was bad, or which ranks' steps of the last round were.
+
+        This rank's own explanation is not that of another rank's step.
+        """
+        rounds = self._run.rounds
+        if rounds is None or (rounds.left_out.keys() == {rounds.world.rank} and self._explanation):
+            return self._explanation or self._explain_last_step()
+        return rounds.describe_left_out() or "a step of one of the ranks was not finite"
 
     def _explain_last_step(self) -> str:
         """Explain the last step of the session before this one."""

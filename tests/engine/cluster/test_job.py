@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from llmtrain.errors import DoesNotFitError, UsageError
+from llmtrain.plan.tensor_bytes import checkpoint_bytes_of
 from tests.engine.cluster.conftest import MakeJob
 
 
@@ -22,6 +23,14 @@ def test_what_does_not_fit_as_a_replica_is_sharded_over_all_machines(make: MakeJ
     assert sharded.memory_bytes < fits.memory_bytes, "each rank copies its part to save it"
     with pytest.raises(DoesNotFitError):
         make("cuda:8x24GiB", assignments=["device.sharding=replicate"])
+
+
+def test_main_memory_has_what_every_rank_copies_of_its_own_state(make: MakeJob) -> None:
+    plain, rounds = make(), make(assignments=["train.sync_every=30"])
+    workload = rounds.planned.workload
+    more = checkpoint_bytes_of(workload, 16) // 2 - checkpoint_bytes_of(plain.planned.workload, 16)
+    assert more > 0
+    assert rounds.memory_bytes - plain.memory_bytes == pytest.approx(1.25 * more, abs=2)
 
 
 def test_cpus_have_one_rank_a_machine_and_the_memory_that_is_predicted(make: MakeJob) -> None:

@@ -69,7 +69,8 @@ def test_gpus_are_known_by_their_models() -> None:
     assert hopper is not None
     assert ada.flops < hopper.flops
     assert speed_of("a100") == speed_of("NVIDIA A100-SXM4-80GB")
-    assert speed_of("assumed GPU") is None
+    for unknown in ("assumed GPU", "NVIDIA RTX A1000", "NVIDIA T400", "NVIDIA L40"):
+        assert speed_of(unknown) is None
 
 
 def test_what_cannot_be_predicted_is_refused() -> None:

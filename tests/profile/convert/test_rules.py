@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llmtrain.profile.convert import huggingface, llm_trainer, nanogpt
-from llmtrain.profile.convert.rules import Source, convert, gated_width
+from llmtrain.profile.convert.rules import Source, convert, gated_width, trackers
 from llmtrain.profile.load import known_paths
 
 TABLES: dict[Source, ModuleType] = {
@@ -63,3 +63,22 @@ def test_of_two_keys_for_one_setting_the_first_counts_and_the_other_says_so() ->
 
 def test_a_gated_mlp_has_as_many_weights() -> None:
     assert (gated_width(3072), gated_width(1024)) == (2048, 680)
+
+
+@pytest.mark.parametrize(
+    ("value", "log_to", "note"),
+    [
+        ("wandb", ["wandb"], ""),
+        (["tensorboard", "comet_ml"], ["tensorboard"], "not to comet_ml"),
+        (["comet_ml"], None, "not to comet_ml"),
+        (["none"], None, "metrics.jsonl"),
+        ("all", None, "metrics.jsonl"),
+        (None, None, "metrics.jsonl"),
+    ],
+)
+def test_trackers_are_those_that_llmtrain_has(
+    value: Any, log_to: list[str] | None, note: str
+) -> None:
+    became = trackers(value, {})
+    assert became.settings.get("log_to") == log_to
+    assert note in became.note

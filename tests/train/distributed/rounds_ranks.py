@@ -146,6 +146,8 @@ def bad_rank(world: World) -> dict[str, Any]:
         "difference": largest_difference(weights_of(model), weights_of(good)),
         "bad_steps": divergence.bad_steps,
         "losses": divergence.losses,
+        "left_out": rounds.describe_left_out(),
+        "but_own": rounds.describe_left_out(but=world.rank),
     }
 
 

@@ -11,10 +11,12 @@ import torch
 
 from llmtrain.errors import UsageError
 from llmtrain.plan.decisions import refuse_loss_scale_of_local_steps
+from llmtrain.plan.memory import predict_training
 from llmtrain.plan.tensor_bytes import (
     TrainingSetup,
     checkpoint_bytes,
     communication_bytes,
+    copied_bytes,
     gradient_bytes,
 )
 from llmtrain.profile.load import load_profile
@@ -73,6 +75,12 @@ def test_a_rank_that_is_not_finite_counts_for_nothing(found: list[dict[str, Any]
     for rank in found:
         assert rank["bad_rank"]["difference"] < 1e-6
         assert (rank["bad_rank"]["bad_steps"], rank["bad_rank"]["losses"]) == ([1], [])
+
+
+def test_ranks_that_left_out_steps_are_named_on_all(found: list[dict[str, Any]]) -> None:
+    named = "rank 1 left out 1 of the round's 1 step: not finite"
+    assert [rank["bad_rank"]["left_out"] for rank in found] == [named, named]
+    assert [rank["bad_rank"]["but_own"] for rank in found] == [named, None]
 
 
 def test_ranks_differ_within_a_round_and_agree_at_its_end(found: list[dict[str, Any]]) -> None:
@@ -141,6 +149,7 @@ def test_a_round_that_no_rank_has_good_weights_after_is_undone() -> None:
     assert not rounds.is_at_end
     rounds.finish(1, run_of(World(), **HERE).divergence)
     assert rounds.is_at_end
+    assert rounds.left_out == {0: 1}
     assert largest_difference(before, weights_of(model)) == 0.0
 
 
@@ -215,10 +224,20 @@ def test_fp16_is_refused() -> None:
     refuse_loss_scale_of_local_steps(WORKLOAD, "fp16")
 
 
+def test_memory_knows_of_the_copies_that_are_saved_beside_the_next_steps() -> None:
+    local = TrainingSetup(1, half_precision=False, device_kind="cpu", sync_every=30, processes=2)
+    shape, gpu = WORKLOAD.shape, replace(local, device_kind="cuda")
+    rounds = communication_bytes(shape, local)
+    on_cpu, on_gpu = (predict_training(shape, each).communication_bytes for each in (local, gpu))
+    assert (on_cpu, on_gpu) == (rounds + copied_bytes(shape, local), rounds)
+
+
 def test_memory_knows_of_the_agreed_weights_and_their_momentum() -> None:
     setup = TrainingSetup(1, half_precision=False, device_kind="cpu", sync_every=30, processes=2)
     weights = gradient_bytes(WORKLOAD.shape, setup)
     assert communication_bytes(WORKLOAD.shape, setup) == 2 * weights
     assert communication_bytes(WORKLOAD.shape, replace(setup, sync_every=1)) == weights
+    assert copied_bytes(WORKLOAD.shape, setup) == 2 * weights + weights, "own state, a share of two"
+    assert copied_bytes(WORKLOAD.shape, replace(setup, sync_every=1)) == 0
     plain = checkpoint_bytes(WORKLOAD.shape, "adamw")
     assert checkpoint_bytes(WORKLOAD.shape, "adamw", local_ranks=2) == 2 * plain

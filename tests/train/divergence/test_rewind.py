@@ -21,6 +21,7 @@ from llmtrain.progress import Note
 from llmtrain.train.build import build_run
 from llmtrain.train.checkpoint.format import load_checkpoint
 from llmtrain.train.checkpoint.names import list_checkpoints
+from llmtrain.train.distributed.rounds import Rounds
 from llmtrain.train.divergence import policy, rewind
 from llmtrain.train.events import Event, Step
 from llmtrain.train.loop import Run
@@ -533,3 +534,24 @@ def test_a_run_interrupted_where_it_was_to_end_ends_at_once(
         train(place / "run", resume="auto")
     assert not [event for event in train.events if isinstance(event, Step)]
     assert warnings(train.events) == []
+
+
+def test_steps_that_another_rank_left_out_are_named_as_its_own(
+    train: InProcessTrainer, place: Path, near: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = Rounds._shared
+
+    def with_a_bad_rank(rounds: Rounds) -> Any:
+        tokens, losses, window_s, left_out = shared(rounds)
+        if rounds.begun_step < 8:
+            return tokens, losses, window_s, left_out
+        return tokens, [math.nan] * len(losses), window_s, {1: len(losses)}
+
+    monkeypatch.setattr(Rounds, "_shared", with_a_bad_rank)
+    with pytest.raises(DivergedError) as failure:
+        train(place / "run", train__sync_every=4)
+
+    named = "rank 1 left out 4 of the round's 4 steps: not finite"
+    assert failure.value.message.startswith(f"step 16: {named}; of the last ")
+    warnings = [e.text for e in train.events if isinstance(e, Note) and e.is_warning]
+    assert f"step 12: {named}" in warnings
