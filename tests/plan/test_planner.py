@@ -243,9 +243,10 @@ def test_micro_batches_where_memory_is_the_limit() -> None:
 
 def test_what_local_steps_hold_leaves_room_for_fewer_sequences() -> None:
     options, workload = profile_of("cpu-small").device, workload_of(profile_of("cpu-small"))
-    needed_bytes = predict(workload, make_plan(CONTAINER, options, workload)).total_bytes
-    tight = machine(cpu(16, 64, memory_limit_bytes=int(needed_bytes / 0.85) + 1))
     local = replace(workload, sync_every=4)
+    roomy = machine(cpu(16, 64))
+    needed_bytes = predict(local, make_plan(roomy, options, local)).total_bytes
+    tight = machine(cpu(16, 64, memory_limit_bytes=int(needed_bytes / 0.85) - 1))
 
     made, of_all = make_plan(tight, options, local), make_plan(tight, options, workload)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from llmtrain.errors import UsageError
 from llmtrain.plan.decisions import refuse_loss_scale_of_local_steps
@@ -15,6 +16,7 @@ from llmtrain.plan.memory import predict_training
 from llmtrain.plan.tensor_bytes import (
     TrainingSetup,
     checkpoint_bytes,
+    checkpoint_bytes_of,
     communication_bytes,
     copied_bytes,
     gradient_bytes,
@@ -101,6 +103,20 @@ def test_a_checkpoint_goes_on_bit_for_bit_and_at_another_number_of_ranks(
         assert rank["trained"]["at_one"] < 0.5
     checkpoint = directory / "two" / f"step-{EVERY:08d}"
     assert len(list(checkpoint.glob("optimizer-*.safetensors"))) == 2
+
+
+def test_a_checkpoint_is_as_large_as_predicted(
+    found: list[dict[str, Any]], directory: Path
+) -> None:
+    run = run_of(World(), **HERE)
+    workload = replace(WORKLOAD, shape=run.model.shape, optimizer="muon", sync_every=EVERY)
+    tensors = sum(
+        tensor.nbytes
+        for path in (directory / "two" / f"step-{EVERY:08d}").glob("*.safetensors")
+        for tensor in load_file(path).values()
+    )
+    assert found
+    assert tensors == pytest.approx(checkpoint_bytes_of(workload, 2), rel=0.01)
 
 
 def test_a_slow_rank_takes_fewer_windows_and_each_is_read_once(
@@ -241,3 +257,5 @@ def test_memory_knows_of_the_agreed_weights_and_their_momentum() -> None:
     assert copied_bytes(WORKLOAD.shape, replace(setup, sync_every=1)) == 0
     plain = checkpoint_bytes(WORKLOAD.shape, "adamw")
     assert checkpoint_bytes(WORKLOAD.shape, "adamw", local_ranks=2) == 2 * plain
+    assert checkpoint_bytes_of(WORKLOAD, 2) == plain
+    assert checkpoint_bytes_of(replace(WORKLOAD, sync_every=30), 2) == 2 * plain
