@@ -94,7 +94,8 @@ def measured_eager_step(
         micro_batch = make_plan(facts, options, workload, times).micro_batch.value
         loss = timing.of(loss_probe(facts, options, workload, micro_batch), "the loss")
         times = replace(times, loss=loss)
-    return replace(times, eager=timing.of_step(facts, options, workload, times))
+    native_step = timing.of_step(facts, options, workload, times, " by native kernels")
+    return replace(times, eager=native_step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +113,19 @@ class _Timing:
         return probe.fresh()
 
     def of_step(
-        self, facts: Facts, options: DeviceSection, workload: Workload, times: CpuTimes
+        self,
+        facts: Facts,
+        options: DeviceSection,
+        workload: Workload,
+        times: CpuTimes,
+        by: str = "",
     ) -> StepTimes | None:
         """Return the parts of an eager step; None where it does not fit the memory."""
         probes = eager_step_probes(facts, options, workload, times)
         if probes is None:
             return None
         if self.fresh or not probes.are_saved():
-            self._announce("the parts of a step")
+            self._announce(f"the parts of a step{by}")
         if self.fresh:
             return probes.times("all")
         return probes.times("missing" if self.announce is None else "contended")
