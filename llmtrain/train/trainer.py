@@ -11,24 +11,22 @@ from itertools import chain
 from pathlib import Path
 
 from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
-from llmtrain.machine.core_wait import CoreTimes, ran_share, read_core_times, waited_share
 from llmtrain.machine.out_of_memory import memory_errors_mapped
-from llmtrain.plan.tensor_bytes import FP32_BYTES, checkpoint_bytes_of
+from llmtrain.plan.tensor_bytes import checkpoint_bytes_of
 from llmtrain.profile.shape import shape_of
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
 from llmtrain.train.checkpoint.part_saver import PartSaver
 from llmtrain.train.checkpoint.saver import Saver
-from llmtrain.train.distributed.bandwidth import advice, measured_exchange
 from llmtrain.train.distributed.rounds import Rounds
 from llmtrain.train.divergence.rewind import Rewinder
 from llmtrain.train.evaluation import Evaluator
 from llmtrain.train.evaluations import Evaluations
 from llmtrain.train.events import Stopped, TrainResult
+from llmtrain.train.first_steps import FirstSteps
 from llmtrain.train.logger import TrainLogger
-from llmtrain.train.loop import Run, StepReport
+from llmtrain.train.loop import StepReport
 from llmtrain.train.memory_guard import MemoryGuard, MemoryStopError, agreed_action
 from llmtrain.train.pace import Pace, expected_steps
-from llmtrain.train.rate_check import CHECKED_STEPS, rate_difference
 from llmtrain.train.state import current_state, saved_tensors, with_evaluation, with_plan
 from llmtrain.train.stopping import StopDecision, StopPolicy
 from llmtrain.train.train_setup import TrainSetup
@@ -57,6 +55,7 @@ class Trainer:
             first_step_counts=not run.plan.compile.value,
         )
         self.logger = _logger(setup)
+        self.first_steps = FirstSteps(setup, self.pace, self.logger)
         self.saver = _saver(setup)
         self.guard = MemoryGuard(run, setup.workload, directory, setup.observe)
         self.stopping = StopPolicy(setup.horizon, profile.eval, run.world, run.device)
@@ -76,7 +75,6 @@ class Trainer:
             self.guard,
         )
         self.trained_s, self.trained_steps = 0.0, 0
-        self.core_times: CoreTimes = {}  # after the first step
         self.end_costs_known = setup.horizon.time_s is None  # only a time limit needs them early
 
     def train(self) -> TrainResult:
@@ -101,9 +99,7 @@ class Trainer:
             self._record_times(step_s)
             decision = self._decide(report.step)
             self._log(report, decision)
-            if self.trained_steps == CHECKED_STEPS:
-                self._check_rate()
-                self._check_network()
+            self.first_steps.check(self.trained_steps, self._remaining_s())
             if self.run.is_within_round:  # ranks decide together when it ends
                 continue
             if not decision.stop_requested and self._rewind():
@@ -160,8 +156,7 @@ class Trainer:
         trained_s = self.pace.record_step(step_s)
         self.trained_s += trained_s
         self.trained_steps += 1
-        if self.trained_steps == 1:  # which may compile, with all cores
-            self.core_times = read_core_times()
+        self.first_steps.record(self.trained_steps)
         self.logger.exclude(step_s - trained_s)
         if self.pace.is_known and not self.end_costs_known:
             self.end_costs_known = True
@@ -218,36 +213,6 @@ class Trainer:
             self.run.position.step,
             self.run.position.horizon_steps,
         )
-
-    def _check_rate(self) -> None:
-        """Correct the forecast if the first steps are far from it."""
-        forecast, position = self.setup.forecast_tokens_per_s, self.run.position
-        if forecast is None or not self.pace.step_s or not self.run.world.is_main:
-            return
-        has_time_limit = self.setup.horizon.time_s is not None
-        difference = rate_difference(
-            self.setup.profile.train.chosen_tokens_per_step / self.pace.step_s,
-            forecast,
-            after_step=position.step,
-            ran_share=ran_share(self.core_times, read_core_times()),
-            remaining_s=self._remaining_s(),
-            horizon_steps=position.horizon_steps if has_time_limit else None,
-        )
-        if difference is not None:
-            self.logger.log_note(difference.line)
-            self.setup.correct_forecast(difference)
-
-    def _check_network(self) -> None:
-        """Note where ranks on several machines spend much of a step on averaging gradients."""
-        run = self.run
-        if not run.world.has_several_machines or not could_average_rarely(run):
-            return
-        with self.logger.excluded():
-            exchange = measured_exchange(run.world, run.device)
-        size_bytes = FP32_BYTES * self.setup.workload.trained_parameters
-        note = advice(exchange, size_bytes, self.pace.step_s)
-        if note is not None:
-            self.logger.log_note(note)
 
     def _log_left_out(self, rounds: Rounds) -> None:
         """Name other ranks that left out steps of the round; rank 0 logs its own as they come."""
@@ -367,7 +332,7 @@ class Trainer:
             trained_steps=self.trained_steps,
             trained_tokens_per_step=tokens_per_step,
             step_s=self.pace.step_s if self.pace.is_known else None,
-            waited_share=waited_share(self.core_times, read_core_times()),
+            waited_share=self.first_steps.waited_share,
         )
 
     def _stopped(self) -> Stopped:
@@ -377,12 +342,6 @@ class Trainer:
         return (
             "time" if has_time_limit and not self.stopping.patience_is_over(self.state) else "done"
         )
-
-
-def could_average_rarely(run: Run) -> bool:
-    """Return True if the run averages gradients, and `train.sync_every` would be accepted."""
-    averages_gradients = run.objective is not run.model
-    return averages_gradients and run.adapter is None and not run.scaler.is_enabled()
 
 
 def _logger(setup: TrainSetup) -> TrainLogger:

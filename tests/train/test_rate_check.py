@@ -13,7 +13,7 @@ from llmtrain.machine.facts import CpuTimes, PartTime
 from llmtrain.plan import step_benchmarks
 from llmtrain.profile.load import load_profile
 from llmtrain.progress import Note
-from llmtrain.train import trainer
+from llmtrain.train import first_steps
 from llmtrain.train.rate_check import rate_difference
 from tests.train.harness import Files, InProcessTrainer
 from tests.train.test_resume import after_step
@@ -38,7 +38,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
     """A cache of the test's own, and a machine that is far slower than it was measured."""
     clock = Clock()
     monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(trainer, "ran_share", lambda *_: 1.0)
+    monkeypatch.setattr(first_steps, "ran_share", lambda *_: 1.0)
     for name in ("time_chained_block", "time_head", "time_update"):
         monkeypatch.setattr(step_benchmarks, name, clock.measure)
     return clock
@@ -126,7 +126,7 @@ def test_the_next_run_expects_what_this_one_came_to(
 def test_a_busy_machine_disputes_nothing(
     clock: Clock, train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "ran_share", lambda *_: 0.5)
+    monkeypatch.setattr(first_steps, "ran_share", lambda *_: 0.5)
     train(place / "run")
     (said,) = remarks(train)
     assert "threads waited for a core 50%" in said

@@ -7,22 +7,17 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from llmtrain.engine import train_run
 from llmtrain.errors import DivergedError, LlmtrainError
 from llmtrain.eval.evaluate import LossSum
-from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.progress import Note, Progress
 from llmtrain.train.checkpoint import saver
-from llmtrain.train.checkpoint.adapter import Adapter, BaseModel
 from llmtrain.train.checkpoint.format import load_checkpoint
 from llmtrain.train.distributed.world import World
 from llmtrain.train.evaluation import Evaluator
 from llmtrain.train.events import Evaluated, Sampled, Saved, Started, Step, metrics_line
-from llmtrain.train.trainer import could_average_rarely
-from tests.train.distributed.sharded_ranks import run_of
 from tests.train.harness import Files, InProcessTrainer, Llmtrain
 
 
@@ -293,17 +288,3 @@ def test_ranks_wait_for_a_whole_round_of_a_slower_one(
     train(place / "rounds", train__sync_every=30, **settings)
     train(place / "longest", train__sync_every=10**9, **settings)
     assert waited_s == [60.0, 1800.0, 1e6]
-
-
-@pytest.mark.parametrize("change", ["nothing", "by itself", "adapters", "loss scale"])
-def test_rounds_are_advised_to_runs_that_can_take_them(change: str) -> None:
-    run = run_of(World(), **{"device.sharding": "auto", "device.kind": "cpu"})
-    assert not could_average_rarely(run), "one process averages nothing"
-    run.objective = torch.nn.Sequential(run.model)  # as DDP is around it
-    if change == "by itself":
-        run.objective = run.model
-    elif change == "adapters":
-        run.adapter = Adapter(LoraShape(4, 8.0, ("q_proj",)), BaseModel(Path("base"), {}))
-    elif change == "loss scale":
-        run.scaler = torch.amp.GradScaler("cpu", enabled=True)
-    assert could_average_rarely(run) == (change == "nothing")
