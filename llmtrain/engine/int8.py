@@ -18,7 +18,7 @@ _SAMPLE_CHARACTERS = 4 << 10  # before every call: both losses are of the same t
 
 @dataclass(frozen=True, slots=True)
 class Int8Cost:
-    """What rounding the weights costs on a sample of text."""
+    """The cost of weights in int8, in bits per byte of a sample of text."""
 
     text: str
     text_bytes: int

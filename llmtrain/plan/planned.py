@@ -35,19 +35,13 @@ class Planned:
 
         Those of an eager step while a CPU's compiled one is not measured.
         """
-        gpu, uses_own = (
-            self.gpu_times,
-            "triton"
-            in (
-                self.plan.block_kernels.value,
-                self.plan.loss.value,
-            ),
-        )
+        gpu, plan = self.gpu_times, self.plan
         if gpu is not None:
+            uses_own = "triton" in (plan.block_kernels.value, plan.loss.value)
             return gpu.own if uses_own or gpu.torch is None else gpu.torch
         if self.cpu_times is None:
             return None
-        return parts_of(self.cpu_times, compiled=self.plan.compile.value)
+        return parts_of(self.cpu_times, compiled=plan.compile.value)
 
     @property
     def bytes(self) -> int:

@@ -16,7 +16,7 @@ from llmtrain.train.run_directory.history import LoggedStep, RunHistory
 
 @dataclass(frozen=True, slots=True)
 class _Axis:
-    """What charts are drawn by: its kind, its name, and the attribute of an entry that has it."""
+    """The horizontal axis of charts: its kind, its label, and the attribute of an entry to read."""
 
     kind: Literal["tokens", "seconds"]
     name: str

@@ -33,7 +33,7 @@ Curves = Callable[[], Sequence[Sequence[CurvePoint]]]
 
 @dataclass(frozen=True, slots=True)
 class TrialProgram:
-    """What trains a trial: a `module:function` that takes the arguments of `llmtrain train`.
+    """The program of a trial: a `module:function` that takes the arguments of `llmtrain train`.
 
     Another one than the command itself writes the same files, and ends with the same exit codes.
     """
