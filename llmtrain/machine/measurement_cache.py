@@ -36,17 +36,20 @@ _KERNEL_VARIABLES = (
     "ONEDNN_MAX_CPU_ISA",
 )
 
+_LONGEST_FAILURE = 500  # characters of a reason
+
 Times = MatmulTimes | AttentionTimes | BlockTimes | LossTimes | PartTime | RunFigures
 T = TypeVar("T", MatmulTimes, AttentionTimes, BlockTimes, LossTimes, PartTime, RunFigures)
 
 
 class _Document(BaseModel):
-    """A saved measurement."""
+    """A saved measurement, or why there is none."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     key: dict[str, Any]
-    times: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+    times: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
+    failure: Annotated[str, Field(max_length=_LONGEST_FAILURE)] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +89,23 @@ def measurement_key(
 
 def load_measurement(directory: Path, key: MeasurementKey, kind: type[T]) -> T | None:
     """Return the measurement saved for `key`; None if there is none, or it is invalid."""
-    try:
-        document = _Document.model_validate(read_json(_path(directory, key)))
-    except (OSError, ValueError, UsageError):
-        return None
+    document = _load(directory, key)
     names = {field.name for field in fields(kind)}
     needed = {field.name for field in fields(kind) if field.default is MISSING}
-    if document.key != json.loads(_canonical(key)) or not needed <= set(document.times) <= names:
+    if document is None or not needed <= set(document.times) <= names:
         return None
     return kind(**document.times)
+
+
+def load_failure(directory: Path, key: MeasurementKey) -> str | None:
+    """Return why what `key` names could not be measured on this machine; None if it could."""
+    document = _load(directory, key)
+    return None if document is None else document.failure
+
+
+def save_failure(directory: Path, key: MeasurementKey, reason: str) -> None:
+    """Save why what `key` names cannot be measured here, in place of its times."""
+    _save(directory, key, failure=reason[:_LONGEST_FAILURE])
 
 
 def remove_measurement(directory: Path, key: MeasurementKey) -> None:
@@ -106,11 +117,23 @@ def remove_measurement(directory: Path, key: MeasurementKey) -> None:
 def save_measurement(directory: Path, key: MeasurementKey, times: Times) -> None:
     """Save `times` for `key`, if the directory is writable."""
     known = {name: seconds for name, seconds in asdict(times).items() if seconds is not None}
-    document = _Document(key=json.loads(_canonical(key)), times=known)
+    _save(directory, key, times=known)
+
+
+def _load(directory: Path, key: MeasurementKey) -> _Document | None:
+    try:
+        document = _Document.model_validate(read_json(_path(directory, key)))
+    except (OSError, ValueError, UsageError):
+        return None
+    return document if document.key == json.loads(_canonical(key)) else None
+
+
+def _save(directory: Path, key: MeasurementKey, **found: Any) -> None:
+    document = _Document(key=json.loads(_canonical(key)), **found)
     path = _path(directory, key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(path, document.model_dump_json(indent=2) + "\n")
+        write_text_atomically(path, document.model_dump_json(indent=2, exclude_none=True) + "\n")
     except OSError:
         return  # a read-only cache costs seconds at every start
 

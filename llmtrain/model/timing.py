@@ -44,6 +44,10 @@ class CompileError(LlmtrainError):
     """torch.compile failed; the message is the compiler's first error line."""
 
 
+class KernelError(CompileError):
+    """A GPU cannot run one of our own kernels, and never will: the reason is worth keeping."""
+
+
 def time_attention(
     shape: ModelShape,
     precision: Precision,
@@ -192,7 +196,10 @@ def new_block(
 
 
 def compiling_s(run: Run) -> float:
-    """Return the seconds of the first call of something compiled. Raises CompileError."""
+    """Return the seconds of the first call of something compiled.
+
+    Raises CompileError, and KernelError where Triton refuses a kernel.
+    """
     # Importing it takes half as long as torch, and 60 MB; only those who compile need it.
     from torch._dynamo.exc import TorchDynamoException
 
@@ -202,14 +209,15 @@ def compiling_s(run: Run) -> float:
     except (TorchDynamoException, triton_error) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         first_error = next((line for line in lines if "error:" in line), lines[0] if lines else "")
-        raise CompileError(first_error or type(error).__name__) from error
+        kind = KernelError if isinstance(error, triton_error) else CompileError
+        raise kind(first_error or type(error).__name__) from error
     return time.perf_counter() - start_s
 
 
 def _triton_error() -> type[Exception]:
     """Return what Triton raises where a kernel cannot be compiled for a GPU, or not run on it."""
     if find_spec("triton") is None:
-        return CompileError
+        return KernelError
     from triton.errors import TritonError
 
     found: type[Exception] = TritonError

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from llmtrain.machine.facts import Facts, GpuTimes, StepTimes
 from llmtrain.machine.out_of_memory import MEMORY_ERRORS, out_of_memory
-from llmtrain.model.timing import CompileError
+from llmtrain.model.timing import CompileError, KernelError
 from llmtrain.plan.gpu_kernels import asks_for_own, is_worth_comparing, without_own_kernels
 from llmtrain.plan.kernel_probes import Announce
 from llmtrain.plan.planner import Plan, make_plan
@@ -23,8 +23,9 @@ def measured_gpu(
     """Return the measurements that a plan for a CUDA GPU goes by; None where there are none.
 
     They compile what the run computes, which takes seconds to tens of seconds: without `announce`,
-    which reports it, only saved ones are returned. Where torch's own kernels fail there are none,
-    as the run will meet the same failure.
+    which reports it, only saved ones are returned. That our own kernels cannot run here is saved
+    like a time. Where torch's own kernels fail there are none, as the run will meet the same
+    failure.
     """
     plan = make_plan(facts, options, workload)
     torch_options = without_own_kernels(options)
@@ -51,8 +52,11 @@ def _timed(
     """Return the parts of the plan's step; None if they are not saved and must not be measured.
 
     None too where the GPU has no room for them, as other programs use it or each has a share.
+    Raises CompileError, also one that an earlier measurement saved.
     """
     probes = step_probes(facts, workload, plan)
+    if (reason := probes.failure()) is not None:
+        raise KernelError(reason)
     if not probes.are_saved():
         if announce is None:
             return None

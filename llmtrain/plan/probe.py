@@ -11,10 +11,13 @@ from llmtrain.machine.facts import PartTime
 from llmtrain.machine.measurement_cache import (
     MeasurementKey,
     T,
+    load_failure,
     load_measurement,
     remove_measurement,
+    save_failure,
     save_measurement,
 )
+from llmtrain.model.timing import KernelError
 from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
 
@@ -57,12 +60,25 @@ class PartProbe(Probe[PartTime]):
     """The benchmark of a part of a step.
 
     A time that shared its cores with other programs is cached as such: the next run that begins
-    measures again, and the time with the most of the cores stays.
+    measures again, and the time with the most of the cores stays. So is the failure of a kernel,
+    which would take as long to compile each time, to fail again.
     """
 
+    def failure(self) -> str | None:
+        """Return why a kernel of this part cannot run here, as an earlier measurement found."""
+        return load_failure(cache_directory(), self.key)
+
     def fresh(self) -> PartTime:
-        """Measure now; return and save the time, or the saved one if that had more of the cores."""
-        before, now = self.saved(), self.measure()
+        """Measure now; return and save the time, or the saved one if that had more of the cores.
+
+        Raises KernelError, having saved it.
+        """
+        before = self.saved()
+        try:
+            now = self.measure()
+        except KernelError as error:
+            save_failure(cache_directory(), self.key, error.message)
+            raise
         if before is not None and before.is_contended and before.ran_share > now.ran_share:
             return before
         save_measurement(cache_directory(), self.key, now)

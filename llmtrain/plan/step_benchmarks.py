@@ -17,6 +17,7 @@ from llmtrain.model.step_timing import (
 )
 from llmtrain.model.timing import multiplied_in
 from llmtrain.ops.native.library import kernel_source
+from llmtrain.ops.triton import source_digest
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.probe import Measure, PartProbe, block_arguments, lora_argument
 from llmtrain.plan.workload import Workload
@@ -41,6 +42,10 @@ class StepProbes:
             saved is not None and not saved.is_contended
             for saved in (probe.saved() for probe in self.parts())
         )
+
+    def failure(self) -> str | None:
+        """Return the saved reason why a part cannot be computed here; None: there is none."""
+        return next(filter(None, (probe.failure() for probe in self.parts())), None)
 
     def times(self, measure: Measure, block: PartTime | None = None) -> StepTimes:
         """Return the times of the parts, saved or measured now. Raises CompileError.
@@ -166,6 +171,8 @@ class _WayProbes:
         }
         if "native" in (way.attention, way.loss):
             arguments["native"] = kernel_source().digest()
+        if "triton" in (way.block_kernels, way.loss):
+            arguments["triton"] = source_digest()
         if way.lora is not None:
             arguments["lora"] = lora_argument(way.lora)
         if way.device != "cpu":

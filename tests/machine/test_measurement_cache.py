@@ -15,8 +15,10 @@ from llmtrain.machine.measurement_cache import (
     MeasurementKey,
     Times,
     kernel_environment,
+    load_failure,
     load_measurement,
     measurement_key,
+    save_failure,
     save_measurement,
 )
 from llmtrain.machine.probe import read_facts
@@ -52,6 +54,18 @@ def test_looking_measures_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     keep(tmp_path)
     assert load_measurement(tmp_path, KEY, MatmulTimes) == OLD
+
+
+def test_a_failure_is_kept_in_place_of_times(tmp_path: Path) -> None:
+    assert load_failure(tmp_path, KEY) is None
+    save_failure(tmp_path, KEY, "out of resource: shared memory " + 1000 * "x")
+    reason = load_failure(tmp_path, KEY)
+    assert reason is not None
+    assert reason.startswith("out of resource: shared memory")
+    assert load_failure(tmp_path, replace(KEY, threads=3)) is None
+    assert load_measurement(tmp_path, KEY, MatmulTimes) is None
+    save_measurement(tmp_path, KEY, NEW)
+    assert load_failure(tmp_path, KEY) is None
 
 
 def test_times_kept_last_are_those_believed(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from llmtrain.choice import Precision
 from llmtrain.machine.facts import BlockTimes
 from llmtrain.model import timing
 from llmtrain.model.block import Block
-from llmtrain.model.timing import CompileError, time_attention, time_block, time_loss
+from llmtrain.model.timing import CompileError, KernelError, time_attention, time_block, time_loss
 from llmtrain.profile.shape import ModelShape
 
 
@@ -114,6 +114,20 @@ def test_the_compilers_telling_line_is_the_message(
     with pytest.raises(CompileError) as caught:
         timing.compiling_s(fail)
     assert caught.value.message == told
+
+
+def test_a_kernel_that_a_gpu_refuses_is_told_from_a_failed_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class TritonError(Exception):
+        pass
+
+    def fail() -> None:
+        raise TritonError("out of resource: shared memory, Required: 300000")
+
+    monkeypatch.setattr(timing, "_triton_error", lambda: TritonError)
+    with pytest.raises(KernelError, match=r"^out of resource: shared memory"):
+        timing.compiling_s(fail)
 
 
 def test_what_is_not_the_compilers_failure_is_not_taken_for_one() -> None:

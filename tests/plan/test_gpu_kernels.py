@@ -12,7 +12,7 @@ from llmtrain.engine.plan_run import plan_run
 from llmtrain.errors import UsageError
 from llmtrain.machine.facts import CpuTimes, GpuTimes, MatmulTimes, PartTime, StepTimes
 from llmtrain.model.step_timing import Way
-from llmtrain.model.timing import CompileError
+from llmtrain.model.timing import CompileError, KernelError
 from llmtrain.plan import step_benchmarks
 from llmtrain.plan.forecast import forecast
 from llmtrain.plan.gpu_benchmarks import measured_gpu
@@ -34,6 +34,7 @@ class Gpu:
     def __init__(self) -> None:
         self.own = self.torch = PartTime(0.01)
         self.own_fails = self.torch_fails = False
+        self.error: type[CompileError] = KernelError
         self.timed: list[str] = []
         self.forgotten = 0
 
@@ -42,7 +43,7 @@ class Gpu:
         assert (way.device, way.compiled_block) == ("cuda", True)
         is_own = way.block_kernels == "triton"
         if self.own_fails if is_own else self.torch_fails:
-            raise CompileError("out of resource: shared memory")
+            raise self.error("out of resource: shared memory")
         return self.own if is_own else self.torch
 
     def head(self, _shape: ModelShape, way: Way, *, compiled: bool) -> PartTime:
@@ -157,6 +158,40 @@ def test_a_failure_of_our_own_kernels_is_the_reason_for_torchs(device: Gpu) -> N
     assert measured_gpu(ONE, wish(), deeper, [].append) == GpuTimes(own_failure=times.own_failure)
     plain = wish(loss="chunks", block_kernels="torch")
     assert measured_gpu(ONE, plain, deeper, [].append) is None  # the run will meet it
+
+
+def test_what_failed_is_not_compiled_again(device: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    device.own_fails = True
+    first = measured_gpu(ONE, wish(), SHORT, [].append)
+    told: list[str] = []
+    assert measured_gpu(ONE, wish(), SHORT, told.append) == first
+    assert (device.timed, told) == (["triton", "torch"], [])
+    asked = load_profile("gpu-small", environment={}, assignments=[]).profile
+    planned = plan_run(asked, facts=ONE, announce=[].append)
+    device.timed.clear()
+    looked_at = plan_run(asked, facts=ONE).plan  # as --dry-run
+    assert (looked_at.block_kernels, looked_at.loss) == (
+        planned.plan.block_kernels,
+        planned.plan.loss,
+    )
+    assert looked_at.block_kernels.value == "torch"
+    assert "out of resource" in looked_at.block_kernels.reason
+    assert device.timed == []
+    monkeypatch.setattr(step_benchmarks, "source_digest", lambda: "other kernels")
+    assert measured_gpu(ONE, wish(), SHORT) is None
+    device.own_fails = False
+    again = measured_gpu(ONE, wish(), SHORT, [].append)
+    assert again is not None
+    assert again.own_failure is None
+
+
+def test_a_compiler_that_failed_is_tried_again(device: Gpu) -> None:
+    device.own_fails, device.error = True, CompileError  # a full disk, say
+    measured_gpu(ONE, wish(), SHORT, [].append)
+    device.own_fails = False
+    again = measured_gpu(ONE, wish(), SHORT, [].append)
+    assert again is not None
+    assert (again.own_failure, again.own is None) == (None, False)
 
 
 def test_machines_without_a_gpu_are_not_timed_as_one(device: Gpu) -> None:
