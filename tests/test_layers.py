@@ -59,6 +59,7 @@ IMPURE = {
         "plan/kernel_probes",
         "plan/probe",
         "plan/past_runs",
+        "plan/process_benchmarks",
     ),
     *("plan/auto_profile", "plan/memory_watch"),
 }

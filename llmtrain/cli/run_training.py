@@ -145,7 +145,7 @@ def train_request(
         if not resolved.is_finished and not is_launched():
             for line in text_notes(resolved.profile.loaded, lambda: text.corpus, Path()):
                 output.note(line)
-        ranks = ranks_to_launch(resolved, text) if "RANK" not in os.environ else 1
+        ranks = ranks_to_launch(resolved, session, text) if "RANK" not in os.environ else 1
         if ranks > 1:
             from llmtrain.train.distributed.launch import launch
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+from llmtrain.choice import Choice
 from llmtrain.engine.find_run import ResolvedRun
 from llmtrain.errors import DoesNotFitError
 from llmtrain.machine.allocator import return_free_memory
@@ -25,6 +26,7 @@ from llmtrain.plan.memory_fit import refuse_model_that_does_not_fit
 from llmtrain.plan.past_runs import last_run
 from llmtrain.plan.planned import Planned, planned_with
 from llmtrain.plan.planner import InferencePlan, Plan, make_inference_plan, make_plan
+from llmtrain.plan.process_benchmarks import with_timed_processes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.lora_shape import lora_shape_of
 from llmtrain.profile.schema import DeviceSection, Profile
@@ -69,8 +71,11 @@ def _recorded_plan(resolved: ResolvedRun, world: World) -> Plan | None:
     return resolved.recorded.usable_plan(profile, facts, world)
 
 
-def processes_of(resolved: ResolvedRun) -> int:
-    """Return how many processes the run is to have, before it is planned. Raises UsageError."""
+def processes_of(resolved: ResolvedRun, announce: Announce) -> int:
+    """Return how many processes the run is to have, before it is planned.
+
+    On a CPU it may be timed. Raises UsageError and DoesNotFitError.
+    """
     if resolved.is_finished:
         return 1
     plan = _recorded_plan(resolved, World())
@@ -79,6 +84,8 @@ def processes_of(resolved: ResolvedRun) -> int:
     profile, facts = resolved.profile.loaded.profile, resolved.profile.facts
     kind = decisions.choose_device(facts, profile.device).value
     workload = workload_of(profile, None, facts)
+    if kind == "cpu" and resolved.profile.assumed is None:
+        workload = with_timed_processes(facts, profile.device, workload, announce)
     return decisions.choose_processes(facts, profile.device, workload, kind).value
 
 
@@ -101,6 +108,8 @@ def plan_run(
     kind = decisions.choose_device(facts, profile.device).value
     measures_cpu = measure and kind == "cpu"
     try:
+        if measures_cpu:
+            workload = _with_processes(facts, profile.device, workload, world)
         had_compiler = _COMPILER in sys.modules
         times = measured_cpu(facts, profile.device, workload, announce) if measures_cpu else None
         if not had_compiler and _COMPILER in sys.modules:  # its cache was empty
@@ -114,6 +123,22 @@ def plan_run(
         return planned_with(plan, workload, facts, times, previous, gpu_times)
     except DoesNotFitError as error:
         raise _with_alternatives(error, profile, world, facts, measure=measures_cpu) from None
+
+
+def _with_processes(
+    facts: Facts, options: DeviceSection, workload: Workload, world: World | None
+) -> Workload:
+    """Return the workload with the number of processes that was timed, if it was.
+
+    A process that trains already, in `world`, stays the only one.
+    """
+    timed = with_timed_processes(facts, options, workload)
+    choice = timed.timed_processes
+    if world is None or choice is None or choice.value == 1:
+        return timed
+    return replace(
+        workload, timed_processes=Choice(1, f"this one trains, although {choice.reason}")
+    )
 
 
 def _with_alternatives(

@@ -73,13 +73,14 @@ def resolved_run(request: TrainRequest, session: TrainSession) -> Iterator[Resol
         yield session.broadcast_from_main("run", ResolvedRun, enter, lambda: None)
 
 
-def ranks_to_launch(resolved: ResolvedRun, text: RunText) -> int:
+def ranks_to_launch(resolved: ResolvedRun, session: TrainSession, text: RunText) -> int:
     """Return how many processes to launch for the run; 1 where this one is enough.
 
     Raises UsageError, and before anything is launched DoesNotFitError, and DataError for a text
     that is too short.
     """
-    processes = processes_of(resolved)
+    with session.stop.immediate():  # timing takes long and has no checks
+        processes = processes_of(resolved, session.note)
     if processes > 1:
         text.check()
         plan_resolved(resolved)

@@ -204,6 +204,23 @@ def _by_cpu(part: PartTime) -> PartTime:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessTimes:
+    """Seconds of a training step's parts, by several processes at once or by one with all cores.
+
+    Each process computes a micro-batch of its own; that of the slowest counts.
+    """
+
+    micro_s: float  # a micro-batch, forward and backward
+    synced_s: float  # likewise, with averaging the gradients of all processes
+    update_s: float  # clipping and the optimizer, which each process does for the whole model
+    noise: float  # by how much a repetition took longer than another, as a share
+
+    def step_s(self, micro_batches: float) -> float:
+        """Return the seconds of a step of so many micro-batches of each process."""
+        return (micro_batches - 1) * self.micro_s + self.synced_s + self.update_s
+
+
+@dataclass(frozen=True, slots=True)
 class RunFigures:
     """The measurements of a run: its training rate and its peak memory."""
 

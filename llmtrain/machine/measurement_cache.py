@@ -22,6 +22,7 @@ from llmtrain.machine.facts import (
     LossTimes,
     MatmulTimes,
     PartTime,
+    ProcessTimes,
     RunFigures,
 )
 from llmtrain.untrusted import read_json
@@ -38,8 +39,10 @@ _KERNEL_VARIABLES = (
 
 _LONGEST_FAILURE = 500  # characters of a reason
 
-Times = MatmulTimes | AttentionTimes | BlockTimes | LossTimes | PartTime | RunFigures
-T = TypeVar("T", MatmulTimes, AttentionTimes, BlockTimes, LossTimes, PartTime, RunFigures)
+Times = MatmulTimes | AttentionTimes | BlockTimes | LossTimes | PartTime | ProcessTimes | RunFigures
+T = TypeVar(
+    "T", MatmulTimes, AttentionTimes, BlockTimes, LossTimes, PartTime, ProcessTimes, RunFigures
+)
 
 
 class _Document(BaseModel):

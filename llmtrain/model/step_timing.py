@@ -169,15 +169,15 @@ def time_update(shape: ModelShape, way: Way, optimizer: OptimizerName) -> PartTi
             model.requires_grad_(False)
             for block in model.model.blocks():
                 add_adapters(block, way.lora)
-        for parameter in _trained(model):
+        for parameter in trained(model):
             parameter.grad = torch.randn_like(parameter) / shape.parameters
-    blocks = _trained(model.model.layers)
+    blocks = trained(model.model.layers)
     known = {id(parameter) for parameter in blocks}
-    others = [each for each in _trained(model) if id(each) not in known]
-    of_blocks = _time(_updating(blocks, way, optimizer), way)
+    others = [each for each in trained(model) if id(each) not in known]
+    of_blocks = _time(updating(blocks, way, optimizer), way)
     if not others:
         return _scaled(of_blocks, shape.num_layers / layers)
-    of_others = _time(_updating(others, way, "adamw"), way)
+    of_others = _time(updating(others, way, "adamw"), way)
     return _sum(_scaled(of_blocks, shape.num_layers / layers), of_others)
 
 
@@ -187,11 +187,11 @@ def forget_memory(kind: DeviceKind) -> None:
         forget_peak_memory()
 
 
-def _trained(model: nn.Module) -> list[nn.Parameter]:
+def trained(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def _updating(parameters: Sequence[nn.Parameter], way: Way, optimizer: OptimizerName) -> Run:
+def updating(parameters: Sequence[nn.Parameter], way: Way, optimizer: OptimizerName) -> Run:
     """Return one update of these parameters."""
     by_algorithm: dict[Algorithm, list[nn.Parameter]] = {}
     for parameter in parameters:

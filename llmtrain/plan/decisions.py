@@ -79,6 +79,8 @@ def choose_processes(
         return _gpus_that_divide(len(facts.of_kind("cuda")), workload)
     elif kind == "mps":
         return Choice(1, "one GPU")
+    elif workload.timed_processes is not None:
+        return workload.timed_processes
     else:
         return Choice(1, "threads share one model; each further process would hold a copy")
     here = workload.launched_local_processes or choice.value

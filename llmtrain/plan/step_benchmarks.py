@@ -73,7 +73,13 @@ class StepProbes:
 
 def step_probes(facts: Facts, workload: Workload, plan: Plan) -> StepProbes:
     """Return the benchmarks of the parts of the plan's step, in the way that it computes."""
-    way = Way(
+    products = plan.matmul_precision.value
+    return _WayProbes(facts, workload, way_of(workload, plan), products).step(plan.compile.value)
+
+
+def way_of(workload: Workload, plan: Plan) -> Way:
+    """Return the decisions of the plan that the times of its step depend on."""
+    return Way(
         micro_batch=plan.micro_batch.value,
         precision=plan.precision.value,
         attention=plan.attention.value,
@@ -87,7 +93,6 @@ def step_probes(facts: Facts, workload: Workload, plan: Plan) -> StepProbes:
         block_kernels=plan.block_kernels.value,
         compiled_block=plan.compile.value and plan.device.value != "cpu",
     )
-    return _WayProbes(facts, workload, way, plan.matmul_precision.value).step(plan.compile.value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llmtrain.choice import AttentionKernel, OptimizerName
+from llmtrain.choice import AttentionKernel, Choice, OptimizerName
 from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
 
@@ -19,6 +19,7 @@ class Workload:
     micro_batch: int | Literal["auto"] = "auto"
     launched_processes: int | None = None  # --nproc or torchrun; None: the plan decides
     launched_local_processes: int | None = None  # those on this machine
+    timed_processes: Choice[int] | None = None  # on a CPU, by timing a step of several
     optimizer: OptimizerName = "adamw"
     tokens: int | None = None  # that end the run
     time_s: float | None = None  # that end the run

@@ -70,8 +70,8 @@ def test_beside_adapters_only_they_are_updated(
         updated.append(sum(each.numel() for each in parameters))
         return original(parameters, *arguments)
 
-    original = step_timing._updating
-    monkeypatch.setattr(step_timing, "_updating", updating)
+    original = step_timing.updating
+    monkeypatch.setattr(step_timing, "updating", updating)
     timed = [time_chained_block(small_shape, way), time_head(small_shape, way, compiled=False)]
     timed.append(time_update(small_shape, way, "adamw"))
 
