@@ -1,6 +1,7 @@
 """Where the time of a training step goes on a GPU, and what it could be at the least.
 
     python -m tests.benchmarks.gpu_step --profile gpu-small --nanogpt model.py
+    python -m tests.benchmarks.gpu_step --sweep 32,64,128,256    # micro-batches, of as many tokens
 
 Trains the profile's model on random tokens: by torch's kernels and by our own, compiled, and
 nanoGPT's model and a Llama of transformers with Liger's kernels where they are named. Each is
@@ -20,7 +21,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +89,26 @@ def main(arguments: Sequence[str]) -> int:
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}: product "
         f"{flops / 1e12:.0f} TFLOP/s, copy {bandwidth / 1e12:.2f} TB/s read and written"
     )
+    if options.sweep is not None:
+        for each in _sweep(work, options.sweep):
+            name = f"micro-batch {each.micro_batch}"
+            _measure(name, partial(ours, each, "triton"), each, options.steps)
+        return 0
     for name, build in _ways(work, options):
         _measure(name, build, work, options.steps)
-    _show_parts(work, flops, bandwidth)
+    _show_parts(work, flops, bandwidth, options.top)
     return 0
+
+
+def _sweep(work: Work, micro_batches: str) -> Iterator[Work]:
+    """Yield the same step in other micro-batches, the first of them again at the end.
+
+    A GPU's clock falls as it grows warm; by how much shows in the first and the last.
+    """
+    sizes = [int(each) for each in micro_batches.split(",")]
+    windows = work.micro_batch * work.accumulation
+    for size in (*sizes, sizes[0]):
+        yield replace(work, micro_batch=size, accumulation=windows // size)
 
 
 def _ways(work: Work, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Step]]]:
@@ -226,8 +244,11 @@ def _measure(name: str, build: Callable[[], Step], work: Work, steps: int) -> No
     torch.compiler.reset()
 
 
-def _show_parts(work: Work, flops: float, bandwidth: float) -> None:
-    """Print the parts of one step of ours, each with the least time that it could take."""
+def _show_parts(work: Work, flops: float, bandwidth: float, top: int) -> None:
+    """Print the parts of one step of ours, each with the least time that it could take.
+
+    Then the `top` kernels that took the longest.
+    """
     from torch.profiler import ProfilerActivity, profile
 
     step = ours(work, "triton")
@@ -239,17 +260,21 @@ def _show_parts(work: Work, flops: float, bandwidth: float) -> None:
         torch.cuda.synchronize()
     part_ms: Counter[str] = Counter()
     launches: Counter[str] = Counter()
+    kernel_ms: Counter[tuple[str, str]] = Counter()
     for event in recorded.events():
         if event.device_type.name == "CUDA":
             part = next(name for name, rule in PARTS.items() if re.search(rule, event.name))
             part_ms[part] += event.device_time_total / 1e3
             launches[part] += 1
+            kernel_ms[part, event.name] += event.device_time_total / 1e3
     floors = _floors_ms(work, flops, bandwidth)
     _say(f"\n{'part of a step':42} {'ms':>7} {'least':>7} {'launches':>9}")
     for part in PARTS:
         least = f"{floors[part]:7.0f}" if part in floors else f"{'':7}"
         _say(f"{part:42} {part_ms[part]:7.1f} {least} {launches[part]:9}")
     _say(f"{'all':42} {sum(part_ms.values()):7.1f} {sum(floors.values()):7.0f}")
+    for (part, name), ms in kernel_ms.most_common(top):
+        _say(f"{ms:7.1f} ms  {part.split(',')[0]}: {name[:100]}")
 
 
 def _floors_ms(work: Work, flops: float, bandwidth: float) -> dict[str, float]:
@@ -312,6 +337,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--own", action="store_true", help="leave torch's kernels out")
     parser.add_argument("--nanogpt", type=Path, help="nanoGPT's model.py")
+    parser.add_argument("--sweep", metavar="N,N,…", help="micro-batches of ours to compare, alone")
+    parser.add_argument("--top", type=int, default=0, help="kernels of the step to name")
     parser.add_argument("--liger", action="store_true", help="needs transformers and liger-kernel")
     return parser
 
