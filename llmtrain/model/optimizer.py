@@ -12,7 +12,11 @@ from torch.optim.adamw import adamw
 
 from llmtrain.choice import Algorithm
 from llmtrain.ops.chunk_sizes import MUON_STACK_BYTES
+from llmtrain.ops.native.update import AdamwTensors, descend, global_norm, native_adamw, nesterov
 from llmtrain.ops.orthogonal import orthogonalize
+from llmtrain.ops.precision import WeightCasts
+
+_TINY = 1e-6  # as in nn.utils.clip_grad_norm_
 
 # State tensors per parameter.
 STATE: dict[Algorithm, tuple[str, ...]] = {
@@ -29,14 +33,25 @@ class RoleOptimizer(torch.optim.Optimizer):
     (Loshchilov and Hutter 2019) is torch's. Both decay weights by `lr · weight_decay`.
 
     A group has `algorithm`, `lr`, `weight_decay`, and `momentum` for Muon or `betas` and `eps`
-    for AdamW. `product_dtype` is the type of the orthogonalisation's products.
+    for AdamW. `product_dtype` is the type of the orthogonalisation's products. `native`: update by
+    native kernels, which have been loaded, parameters in fp32 on a CPU; products are in bf16.
+
+    `casts`, where there are any, are of these parameters: a step forgets them, or rewrites them.
     """
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], *, fused: bool, product_dtype: torch.dtype
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        fused: bool,
+        product_dtype: torch.dtype,
+        native: bool = False,
     ) -> None:
         super().__init__(groups, {"fused": fused})
         self.product_dtype = product_dtype
+        self.native = native
+        self.casts: WeightCasts | None = None
+        self._gradient_factor = 1.0  # of the next step
 
     # torch's own two methods import its compiler on their first call: tens of MiB, and a second.
 
@@ -54,15 +69,31 @@ class RoleOptimizer(torch.optim.Optimizer):
                 else:
                     parameter.grad.detach_().zero_()
 
+    def clip_gradients(self, limit: float | None) -> float:
+        """Return the gradients' global norm, to whose `limit` the next step scales them down.
+
+        For native kernels, which do so while they read them: gradients stay as they are.
+        """
+        assert self.native
+        parameters = (p for group in self.param_groups for p in group["params"])
+        norm = global_norm([p.grad for p in parameters if p.grad is not None])
+        self._gradient_factor = 1.0 if limit is None else min(1.0, limit / (norm + _TINY))
+        return norm
+
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
+        if self.casts is not None:
+            self.casts.forget()
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if group["algorithm"] == "muon":
                 self._muon(group, parameters)
+            elif self.native:
+                self._native_adamw(group, parameters)
             else:
                 self._adamw(group, parameters)
+        self._gradient_factor = 1.0
 
     def _muon(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         for stack in stacks(parameters, self.product_dtype.itemsize):
@@ -73,8 +104,13 @@ class RoleOptimizer(torch.optim.Optimizer):
         for parameter, direction in zip(parameters, directions, strict=True):
             rows, columns = parameter.shape
             wide = direction if rows <= columns else direction.mT
-            parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-            parameter.add_(wide, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+            decay = group["lr"] * group["weight_decay"]
+            rate = group["lr"] * max(1.0, rows / columns) ** 0.5
+            if self.native:
+                descend(parameter, wide, decay=decay, rate=rate, copy=self._copy(parameter))
+            else:
+                parameter.mul_(1.0 - decay)
+                parameter.add_(wide, alpha=-rate)
 
     def _direction(self, group: dict[str, Any], parameter: Tensor) -> Tensor:
         """Update the momentum; return Nesterov's direction, transposed to rows ≤ columns."""
@@ -87,6 +123,9 @@ class RoleOptimizer(torch.optim.Optimizer):
         gradient, state = self.part(parameter.grad), self.state[parameter]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(self.part(parameter))
+        if self.native:
+            factor = self._gradient_factor
+            return nesterov(gradient, state["momentum"], group["momentum"], factor)
         momentum: Tensor = state["momentum"].lerp_(gradient, 1.0 - group["momentum"])
         return gradient.lerp(momentum, group["momentum"]).to(self.product_dtype)
 
@@ -113,6 +152,24 @@ class RoleOptimizer(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+    def _native_adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        tensors = [
+            AdamwTensors(p, p.grad, **self._adamw_state(p), copy=self._copy(p))
+            for p in parameters
+            if p.grad is not None
+        ]
+        native_adamw(
+            tensors,
+            gradient_factor=self._gradient_factor,
+            lr=group["lr"],
+            betas=group["betas"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+        )
+
+    def _copy(self, parameter: Tensor) -> Tensor | None:
+        return None if self.casts is None else self.casts.to_rewrite(parameter)
 
     def _adamw_state(self, parameter: Tensor) -> dict[str, Tensor]:
         state: dict[str, Tensor] = self.state[parameter]

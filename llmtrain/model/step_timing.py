@@ -70,6 +70,7 @@ class Way:
     device: DeviceKind = "cpu"
     block_kernels: BlockKernels = "torch"
     compiled_block: bool = False  # on a CPU it is timed beside an eager one
+    native_update: bool = False
 
     def new_casts(self) -> WeightCasts | None:
         """Return a cache of half-precision weights, if the way keeps one."""
@@ -210,14 +211,16 @@ def updating(parameters: Sequence[nn.Parameter], way: Way, optimizer: OptimizerN
         for algorithm, some in by_algorithm.items()
     ]
     products = torch.bfloat16 if way.precision == "bf16" else torch.float32
-    stepping = RoleOptimizer(groups, fused=True, product_dtype=products)
-    casts = way.new_casts()
+    stepping = RoleOptimizer(groups, fused=True, product_dtype=products, native=way.native_update)
+    stepping.casts = casts = way.new_casts()
 
     def run() -> None:
-        nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
+        if way.native_update:
+            stepping.clip_gradients(1.0)
+        else:
+            nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         stepping.step()
         if casts is not None:
-            casts.forget()
             for parameter in parameters:
                 if parameter.dim() == 2:
                     casts.plain(parameter)

@@ -60,6 +60,16 @@ class WeightCasts:
             self._current.add(key)
         return self._copies[key]
 
+    def to_rewrite(self, weight: Tensor) -> Tensor | None:
+        """Return the copy of `weight`, which the caller sets to what the weight has become.
+
+        None where none is kept, because nothing has asked for one.
+        """
+        copy = self._copies.get(id(weight))
+        if copy is not None:
+            self._current.add(id(weight))
+        return copy
+
     def call(self, module: nn.Module, *args: Any) -> Any:
         """Return `module(*args)` with every matrix in it as `dtype`."""
         matrices = ((name, p) for name, p in module.named_parameters() if p.dim() == 2)

@@ -186,12 +186,10 @@ def rewind_run(run: Run, seed: int, checkpoint: Checkpoint | None) -> None:
     )
 
 
-def _apply_plan(model: Decoder, plan: Plan, optimizer: torch.optim.Optimizer) -> None:
+def _apply_plan(model: Decoder, plan: Plan, optimizer: RoleOptimizer) -> None:
     dtype = half_dtype(plan.precision.value)
     casts = WeightCasts(dtype) if plan.keep_weight_casts.value and dtype is not None else None
-    if casts is not None:
-        forget = casts.forget
-        optimizer.register_step_post_hook(lambda *_: forget())
+    optimizer.casts = casts
     if "native" in (plan.attention.value, plan.loss.value):
         require_kernels()
     model.casts = casts

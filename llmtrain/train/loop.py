@@ -159,9 +159,14 @@ class Run:
         return nullcontext()
 
     def clip_gradients(self, parameters: list[nn.Parameter]) -> float:
-        """Scale gradients down to the limit of their global norm; return the norm before that."""
+        """Scale gradients down to the limit of their global norm; return the norm before that.
+
+        Native kernels do so while they read them for the update.
+        """
         if self.sharded is not None:
             return self.sharded.clip_gradients(self.gradient_clip)
+        if self.optimizer.native:
+            return self.optimizer.clip_gradients(self.gradient_clip)
         return _clipped_norm(parameters, self.gradient_clip)
 
     def whole_weights(self) -> AbstractContextManager[None]:

@@ -42,11 +42,13 @@ def build_optimizer(
     continues: bool = False,
     is_dpo: bool = False,
     sharded_over: World | None = None,
+    native: bool = False,
 ) -> RoleOptimizer:
     """Build one group per role, with its algorithm and rate. Only hidden matrices decay.
 
     `continues`: the model begins with the weights of another one; `is_dpo`: and learns preferences.
-    `sharded_over`: the ranks that its parameters are sharded over, if they are.
+    `sharded_over`: the ranks that its parameters are sharded over, if they are. `native`: update
+    by native kernels, unless they are sharded.
     """
     by_role: dict[Role, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -70,7 +72,7 @@ def build_optimizer(
     ]
     fused = kernel == "fused"
     if sharded_over is None:
-        return RoleOptimizer(groups, fused=fused, product_dtype=product_dtype)
+        return RoleOptimizer(groups, fused=fused, product_dtype=product_dtype, native=native)
     return ShardedOptimizer(groups, fused=fused, product_dtype=product_dtype, world=sharded_over)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from llmtrain.model import optimizer as optimizer_module
 from llmtrain.model.optimizer import RoleOptimizer
+from llmtrain.ops.precision import WeightCasts
 
 LR = 0.1
 
@@ -95,3 +98,53 @@ def test_what_has_no_gradient_stays() -> None:
     moved = stepped(some)
     assert moved[0].abs().max() > 0
     assert torch.equal(moved[1], torch.zeros(8, 8))
+
+
+def in_groups(some: list[nn.Parameter], *, native: bool) -> RoleOptimizer:
+    """Return an optimizer in bf16 with a group of Muon and one of AdamW, and kept casts."""
+    shared = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.9, "betas": (0.9, 0.95), "eps": 1e-8}
+    groups = [
+        shared | {"algorithm": "muon", "params": some[:2]},
+        shared | {"algorithm": "adamw", "params": some[2:]},
+    ]
+    made = RoleOptimizer(groups, fused=True, product_dtype=torch.bfloat16, native=native)
+    made.casts = WeightCasts(torch.bfloat16)
+    return made
+
+
+@pytest.mark.usefixtures("native_kernels")
+@pytest.mark.parametrize("limit", [None, 0.5])
+def test_native_kernels_update_as_torch_does(limit: float | None) -> None:
+    shapes = ((16, 48), (48, 16), (40, 24), (24, 8))
+    ours, torchs = parameters(*shapes), parameters(*shapes)
+    native, plain = in_groups(ours, native=True), in_groups(torchs, native=False)
+    assert native.casts is not None
+    for parameter in ours[:3]:
+        native.casts.plain(parameter)
+    for _ in range(5):
+        norm = native.clip_gradients(limit)
+        native.step()
+        limit_or_none = math.inf if limit is None else limit
+        assert norm == pytest.approx(float(clip_grad_norm_(torchs, limit_or_none)), rel=1e-6)
+        plain.step()
+        generator = torch.Generator().manual_seed(round(1e6 * norm))
+        for one, other in zip(ours, torchs, strict=True):
+            gradient = torch.randn(one.shape, generator=generator)
+            one.grad, other.grad = gradient, gradient.clone()
+    for one, other in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-3)  # bf16 products
+        assert native.state[one].keys() == plain.state[other].keys()
+        assert torch.equal(native.casts.plain(one), one.bfloat16())
+    for one, other in zip(ours[2:], torchs[2:], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_a_step_forgets_casts() -> None:
+    some = parameters((16, 48), (48, 16), (40, 24))
+    optimizer = in_groups(some, native=False)
+    assert optimizer.casts is not None
+    before = [optimizer.casts.plain(parameter).clone() for parameter in some]
+    optimizer.step()
+    for parameter, copy in zip(some, before, strict=True):
+        assert torch.equal(optimizer.casts.plain(parameter), parameter.bfloat16())
+        assert not torch.equal(optimizer.casts.plain(parameter), copy)

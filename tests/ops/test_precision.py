@@ -123,3 +123,15 @@ def test_a_call_leaves_the_modules_own_weights(casts: WeightCasts) -> None:
         casts.call(layer, torch.randn(3, 5))
     assert [id(p) for p in layer.parameters()] == before
     assert layer.matrix.weight.dtype == torch.float32
+
+
+def test_a_copy_that_the_caller_rewrites_is_current(
+    casts: WeightCasts, weight: nn.Parameter
+) -> None:
+    assert casts.to_rewrite(weight) is None
+    casts.plain(weight)
+    casts.forget()
+    copy = casts.to_rewrite(weight)
+    assert copy is not None
+    copy.fill_(7.0)
+    assert torch.equal(casts.plain(weight), torch.full_like(copy, 7.0))

@@ -1,6 +1,7 @@
 """The loop computes one function of the data, however it is cut, and never steps on a NaN."""
 
 import dataclasses
+import itertools
 import math
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llmtrain.choice import Choice
+from llmtrain.choice import Choice, OptimizerName
 from llmtrain.data.batches.packing import PackedReader, pack
 from llmtrain.data.batches.permutation import permuted_index
 from llmtrain.data.batches.prefetch import Prefetch
@@ -94,6 +95,8 @@ def make_run(
     horizon_steps: int | None = 10,
     schedule: Schedule | None = None,
     packed: bool = False,
+    name: OptimizerName = "muon",
+    native: bool = False,
 ) -> Run:
     """A run of 8 windows a step, cut into so many micro-batches."""
     model = Decoder(shape_of(SECTION))
@@ -107,9 +110,10 @@ def make_run(
     model = model.to(dtype)
     optimizer = build_optimizer(
         model,
-        OptimSection(learning_rate=PEAK, embedding_learning_rate=PEAK),
+        OptimSection(name=name, learning_rate=PEAK, embedding_learning_rate=PEAK),
         "fused",
         tokens_per_step=8192,
+        native=native,
     )
     return Run(
         model=model,
@@ -443,3 +447,31 @@ def test_scaled_gradients_that_overflow_without_end_are_skipped() -> None:
     assert run.divergence.action == "rewind"
     after = snapshot(run)
     assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.usefixtures("native_kernels")
+@pytest.mark.parametrize("clip", [None, 1e-2])
+def test_native_kernels_take_the_same_steps(clip: float | None) -> None:
+    """The norm in the report is that before clipping, which is a part of the update."""
+    runs = [make_run(2, clip=clip, name="adamw", native=native) for native in (False, True)]
+    for expected, found in itertools.islice(zip(*map(training_steps, runs), strict=True), 5):
+        assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+        assert found.grad_norm == pytest.approx(expected.grad_norm, rel=1e-4)
+    plain, native = map(snapshot, runs)
+    assert plain.keys() == native.keys()
+    for name, tensor in plain.items():
+        torch.testing.assert_close(native[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.usefixtures("native_kernels")
+def test_what_is_not_finite_never_reaches_weights_of_native_kernels() -> None:
+    run = make_run(clip=1.0, native=True)
+    steps = training_steps(run)
+    next(steps)
+    before = snapshot(run)
+    handle = run.model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
+    assert next(steps).verdict.skipped is not None
+    assert all(torch.equal(before[name], tensor) for name, tensor in snapshot(run).items())
+    handle.remove()
+    assert next(steps).verdict.skipped is None
+    assert all(tensor.isfinite().all() for tensor in snapshot(run).values())

@@ -18,6 +18,16 @@ NAMESPACE = "llmtrain_native"
 _INSTRUCTIONS = "avx512_bf16"  # AMX, where there is any, is used by torch's own block products
 _FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma")
 
+_OPERATORS = (
+    "attention",
+    "attention_backward",
+    "linear_cross_entropy",
+    "sum_of_squares",
+    "adamw",
+    "nesterov",
+    "descend",
+)
+
 
 def kernel_source() -> NativeSource:
     """Return the C++ files of the kernels."""
@@ -25,7 +35,7 @@ def kernel_source() -> NativeSource:
     return NativeSource(
         name="kernels",
         namespace=NAMESPACE,
-        operators=("attention", "attention_backward", "linear_cross_entropy"),
+        operators=_OPERATORS,
         files=tuple(sorted(here.glob("*.cpp"))),
         headers=tuple(sorted(here.glob("*.h"))),
         flags=_FLAGS,
