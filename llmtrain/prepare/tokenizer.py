@@ -24,7 +24,7 @@ from llmtrain.tokenizer.of_model import with_reserved_pieces
 from llmtrain.tokenizer.train_process import train_in_process
 from llmtrain.units import format_bytes
 
-_TOKENIZER_RECIPE = 2  # raised when training a tokenizer from the same text gives another one
+_TOKENIZER_RECIPE = 3  # raised when training a tokenizer from the same text gives another one
 
 
 def ensure_tokenizer(text: MeasuredText, vocab_size: int) -> Path:

@@ -48,6 +48,10 @@ _SPLITTING: dict[str, Any] = {"split_digits": True, "allow_whitespace_only_piece
 
 MOST_RESERVED = 1024
 
+# Of distinct words: sentencepiece takes some 100 bytes for each character of them, 1.7 GiB for so
+# many. Text with spaces between words has far fewer; Chinese, or random letters, could take 7 GiB.
+_MOST_WORD_CHARACTERS = 16 << 20
+
 ModelKind = Literal["bpe", "unigram"]
 SAMPLE_BYTES: Mapping[ModelKind, int] = {"bpe": 64 << 20, "unigram": 16 << 20}
 VocabularySize = int | Callable[[int], int]
@@ -179,13 +183,27 @@ def _bpe_model(texts: Iterable[str], spec: VocabularySpec) -> Callable[[float], 
     times: Counter[str] = Counter()
     for text in texts:
         times.update(_WORD.findall(text.replace(_TAB, _TAB_PICTURE)))
+    kept = _most_frequent(times, _MOST_WORD_CHARACTERS)
 
     def learn(coverage: float) -> bytes:
-        lines = (f"{word}\t{count}" for word, count in times.items())
+        lines = (f"{word}\t{count}" for word, count in kept.items())
         model = _sentencepiece_model(lines, "tsv", spec, coverage)
         return with_pieces_respelt(model, _TAB_PICTURE.encode(), _TAB.encode())
 
     return learn
+
+
+def _most_frequent(times: Counter[str], characters: int) -> Mapping[str, int]:
+    """Return the most frequent words that have so many characters together, in their order."""
+    if sum(map(len, times)) <= characters:
+        return times
+    kept = set[str]()
+    for word, _ in times.most_common():
+        characters -= len(word)
+        if characters < 0:
+            break
+        kept.add(word)
+    return {word: count for word, count in times.items() if word in kept}
 
 
 def _unigram_model(texts: Iterable[str], spec: VocabularySpec) -> Callable[[float], bytes]:

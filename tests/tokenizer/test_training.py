@@ -6,7 +6,7 @@ import pytest
 from sentencepiece import SentencePieceTrainer
 
 from llmtrain.errors import DataError, UsageError
-from llmtrain.tokenizer import Tokenizer, train_tokenizer
+from llmtrain.tokenizer import Tokenizer, train_tokenizer, training
 from llmtrain.tokenizer.piece import SEPARATOR, UNKNOWN
 from llmtrain.tokenizer.sentencepiece_codec import SentencePieceCodec
 from llmtrain.tokenizer.training import VocabularySpec, learn_vocabulary
@@ -152,6 +152,28 @@ def test_counted_words_teach_what_documents_teach(documents: list[str]) -> None:
     texts = [text.replace("\t", "    ").rstrip("\r\n") for text in documents[::6]]
     ours = SentencePieceCodec(learn_vocabulary(texts, VocabularySpec(1_500)).model_proto)
     assert ours.pieces() == learnt_from_documents(texts).pieces()
+
+
+def test_words_beyond_the_memory_for_them_are_left_out_rarest_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    common, rare = (
+        ["the", "answer"],
+        [f"{chr(97 + n % 26)}{chr(97 + n // 26)}qx" for n in range(600)],
+    )
+    texts = [" ".join(common)] * 50 + [" ".join(rare)]
+    spec = VocabularySpec(300)
+    whole = learn_vocabulary(texts, spec).model_proto
+    every = sum(len(word) for word in {*(" " + word for word in [*common, *rare]), "the", "aaqx"})
+    monkeypatch.setattr(training, "_MOST_WORD_CHARACTERS", every)
+    assert learn_vocabulary(texts, spec).model_proto == whole
+    monkeypatch.setattr(training, "_MOST_WORD_CHARACTERS", 10)
+    some = [
+        piece.text
+        for piece in SentencePieceCodec(learn_vocabulary(texts, spec).model_proto).pieces()
+    ]
+    assert any("answer" in text for text in some)
+    assert not any("qx" in text for text in some)
 
 
 def test_tabs_are_learnt_like_any_character() -> None:
