@@ -191,5 +191,6 @@ def workload_of(
         sync_every=train.sync_every,
         sync_precision=train.sync_precision,
         sync_shares=train.sync_shares,
+        sync_delay=train.sync_delay,
         torch_build=facts.torch_build,
     )

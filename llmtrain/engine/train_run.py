@@ -111,8 +111,8 @@ def train_resolved(resolved: ResolvedRun, session: TrainSession, text: RunText) 
         set_up_device(planned.plan, world)
         dataset = shared_dataset(resolved, planned.plan, session, text)
         return_free_memory()  # tokenizing took more than training needs
-        timeout_s = profile.exchange_timeout_s
-        with closing(dataset.shards), world.process_group(planned.plan.backend.value, timeout_s):
+        limit = profile.exchange_timeout_s, profile.exchange_timeout_name
+        with closing(dataset.shards), world.process_group(planned.plan.backend.value, *limit):
             return _train(resolved, resumed, planned, dataset, session)
     except InterruptedRunError:
         return replace(result_so_far(resolved), stopped="interrupted")

@@ -86,6 +86,8 @@ def _key(facts: Facts, workload: Workload, plan: Plan) -> MeasurementKey:
     if workload.sync_every > 1:
         decided["sync_every"] = str(workload.sync_every)
         decided["sync"] = f"{workload.sync_precision} {workload.sync_shares}"
+        if workload.sync_delay:
+            decided["sync_delay"] = str(workload.sync_delay)
     if workload.lora is not None:
         decided["lora"] = f"{workload.lora.rank} {' '.join(workload.lora.targets)}"
     return measurement_key(

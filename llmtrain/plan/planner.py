@@ -283,5 +283,6 @@ def _setup(
         torch_build=workload.torch_build,
         lora=workload.lora,
         sync_every=workload.sync_every,
+        is_sync_delayed=workload.sync_delay > 0,
         frozen_bytes=frozen_bytes(workload, precision),
     )

@@ -37,6 +37,7 @@ class TrainingSetup:
     torch_build: str = "cpu"
     lora: LoraShape | None = None  # adapters that are trained beside the model
     sync_every: int = 1  # steps of each process before weights are averaged
+    is_sync_delayed: bool = False  # they are averaged beside the next steps
     frozen_bytes: int = FP32_BYTES  # of a number of the model that they are beside
 
     def sharded(self, sharding: Sharding) -> TrainingSetup:
@@ -90,9 +91,11 @@ def communication_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     Those are of a block that is gathered and of one whose gradients are scattered, and at the end
     of embedding and head. Where weights are averaged after several steps, it is those that were
     agreed on and their momentum: the exchange itself finds no gradients and activations in memory.
+    Beside the next steps it does, and what is sent, received and added up counts.
     """
     if setup.sync_every > 1:
-        return 2 * gradient_bytes(shape, setup)
+        weights = gradient_bytes(shape, setup)
+        return 2 * weights + (2 * weights if setup.is_sync_delayed else 0)
     if setup.processes == 1:
         return 0
     if setup.shards == 1:
@@ -105,12 +108,14 @@ def copied_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return the bytes of the main memory that a rank copies to save them beside the next steps.
 
     Where ranks take steps of their own it is the rank's own optimizer state, and its share of the
-    weights that were agreed on and of their momentum.
+    weights that were agreed on and of their momentum; and its own weights where those are others.
     """
     if setup.sync_every == 1:
         return 0
-    shared = 2 * gradient_bytes(shape, setup) // setup.processes
-    return optimizer_bytes(shape, setup.optimizer, setup.lora) + shared
+    weights = gradient_bytes(shape, setup)
+    shared = 2 * weights // setup.processes
+    own = weights if setup.is_sync_delayed else 0
+    return optimizer_bytes(shape, setup.optimizer, setup.lora) + shared + own
 
 
 def saved_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
@@ -279,4 +284,6 @@ def checkpoint_bytes(
 def checkpoint_bytes_of(workload: Workload, ranks: int) -> int:
     """Return the bytes of a checkpoint's tensors, of a run on so many ranks."""
     local_ranks = ranks if workload.sync_every > 1 else 0
-    return checkpoint_bytes(workload.shape, workload.optimizer, workload.lora, local_ranks)
+    found = checkpoint_bytes(workload.shape, workload.optimizer, workload.lora, local_ranks)
+    own = FP32_BYTES * workload.trained_parameters if workload.sync_delay else 0
+    return found + local_ranks * own

@@ -30,6 +30,7 @@ class Workload:
     sync_every: int = 1  # steps that each process takes by itself before weights are averaged
     sync_precision: Literal["fp32", "bf16"] = "fp32"  # of what they send then
     sync_shares: Literal["equal", "speed"] = "equal"  # of a step's windows, among processes
+    sync_delay: int = 0  # steps beside which that travels
     compiles_anew: bool = False  # this process compiles a block for the first time on the machine
 
     @property

@@ -179,6 +179,8 @@ class TrainSection(Section):
     sync_every: PositiveInt = 1
     sync_precision: Literal["fp32", "bf16"] = "fp32"  # of what they send then
     sync_shares: Literal["equal", "speed"] = "equal"  # of a step's windows, among processes
+    # Steps of the next round beside which the exchange travels; 0: processes wait for it.
+    sync_delay: Annotated[int, Field(ge=0)] = 0
 
     @property
     def chosen_tokens_per_step(self) -> int:
@@ -211,6 +213,8 @@ class OptimSection(Section):
     # With `train.sync_every`: SGD with Nesterov momentum on the weights that processes agree on.
     outer_learning_rate: PositiveFloat = 0.7
     outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    # The share of a process's own weights after `train.sync_delay`; the rest is what all agreed on.
+    outer_mixing: Annotated[float, Field(ge=0, lt=1)] = 0.5
 
 
 LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -311,6 +315,11 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _local_steps_are_possible(self) -> Profile:
+        if self.train.sync_delay >= self.train.sync_every:
+            raise ValueError(
+                f"train.sync_delay: {self.train.sync_delay} has to be less than train.sync_every, "
+                f"{self.train.sync_every}"
+            )
         if self.train.sync_every == 1:
             return self
         if self.device.sharding == "shard":
@@ -328,6 +337,12 @@ class Profile(Section):
     def exchange_timeout_s(self) -> float:
         """How long a rank waits in an exchange: a slower one may have a whole round before it."""
         return min(self.device.collective_timeout * self.train.sync_every, _LONGEST_TIMEOUT_S)
+
+    @property
+    def exchange_timeout_name(self) -> str:
+        """The settings that this follows from."""
+        rounds = "train.sync_every × " if self.train.sync_every > 1 else ""
+        return f"{rounds}device.collective_timeout"
 
     def values(self) -> dict[str, Any]:
         """Return nested plain values as in a profile file, without unset ones."""

@@ -20,7 +20,8 @@ from llmtrain.profile.schema import Profile
 from llmtrain.recipe.learning_rate import peak_learning_rates
 from llmtrain.train.checkpoint.adapter import Adapter
 from llmtrain.train.checkpoint.format import Checkpoint
-from llmtrain.train.distributed.rounds import OuterStep, Rounds, own_state
+from llmtrain.train.distributed.own_state import own_state
+from llmtrain.train.distributed.rounds import OuterStep, Rounds
 from llmtrain.train.distributed.sharded_optimizer import ShardedGradScaler
 from llmtrain.train.distributed.sharding import ShardedModel
 from llmtrain.train.distributed.world import World, device_of
@@ -263,10 +264,13 @@ def _rounds(
         momentum=optim.outer_momentum,
         precision=train.sync_precision,
         by_speed=train.sync_shares == "speed",
+        delay=train.sync_delay,
+        mixing=optim.outer_mixing,
     )
     context = profile.model.context
     windows = train.chosen_tokens_per_step // context
-    return Rounds(model, world, outer, device, context, windows, plan.micro_batch.value)
+    unit, timeout_s = plan.micro_batch.value, profile.exchange_timeout_s
+    return Rounds(model, world, outer, device, context, windows, unit, timeout_s)
 
 
 def _load_optimizer(

@@ -169,6 +169,13 @@ class Run:
             return self.optimizer.clip_gradients(self.gradient_clip)
         return _clipped_norm(parameters, self.gradient_clip)
 
+    def agreed_weights(self) -> AbstractContextManager[None]:
+        """Return a context in which the model has the weights that all ranks agreed on.
+
+        They differ from its own at the end of a round whose exchange travels beside the next steps.
+        """
+        return nullcontext() if self.rounds is None else self.rounds.agreed()
+
     def whole_weights(self) -> AbstractContextManager[None]:
         """Return a context in which this rank has the whole weights. Every rank has to call it."""
         return nullcontext() if self.sharded is None else self.sharded.gathered()
@@ -209,6 +216,8 @@ def training_steps(run: Run) -> Iterator[StepReport]:
     tokens_per_step = run.windows_per_step * run.context
     while True:
         position, started_s = run.position, time.monotonic()
+        if run.rounds is not None:
+            run.rounds.send()  # after what ranks have decided at the end of a round
         targets, averaged_over = run.count_targets()
         factor = run.schedule.factor(position.step, position.progress)
         set_learning_rate(run.optimizer, factor)
@@ -281,9 +290,13 @@ def _judge(run: Run, loss: float, grad_norm: float) -> StepVerdict:
 def _finish_round(run: Run) -> None:
     """Let the ranks agree on weights again where a round of local steps ends."""
     rounds, position = run.rounds, run.position
-    if rounds is None or not rounds.ends_after(position.step, position.horizon_steps):
+    if rounds is None:
         return
-    run.divergence = rounds.finish(position.step, run.divergence)
+    has_mixed = rounds.mix_after(position.step)
+    if rounds.ends_after(position.step, position.horizon_steps):
+        run.divergence = rounds.finish(position.step, run.divergence)
+    elif not has_mixed:
+        return
     if run.model.casts is not None:
         run.model.casts.forget()
 

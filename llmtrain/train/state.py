@@ -45,7 +45,9 @@ def saved_tensors(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """
     weights, optimizer = trained_weights(run.model), named_state(run.model, run.optimizer)
     if run.rounds is not None:
-        return run.rounds.owned(weights), run.rounds.state(optimizer)
+        with run.rounds.agreed():
+            owned = run.rounds.owned(weights)
+        return owned, run.rounds.state(optimizer)
     if run.sharded is None:
         return weights, optimizer
     shapes = {name: p.shape for name, p in run.model.named_parameters() if is_sharded(p)}

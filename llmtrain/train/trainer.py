@@ -252,10 +252,12 @@ class Trainer:
                     self.evaluator.deadline_s = time.monotonic() + limit_s
             if not decision.stop_requested:
                 if self.evaluator.is_due(step, is_last=decision.is_over):
-                    evaluated = self.evaluations.evaluate(step, self.state.best_val_loss)
+                    with self.run.agreed_weights():
+                        evaluated = self.evaluations.evaluate(step, self.state.best_val_loss)
                     self.state = with_evaluation(self.state, evaluated)
                 if self.evaluator.sample_is_due(step, is_last=decision.is_over):
-                    self.evaluations.sample(step)
+                    with self.run.agreed_weights():
+                        self.evaluations.sample(step)
         except InterruptedRunError:
             decision = replace(decision, is_over=False, stop_requested=True)
         is_new_best = self.state.best_step != best_step and self.setup.profile.checkpoint.keep_best

@@ -4,11 +4,12 @@ Two network namespaces of this machine stand for the two machines, with 100 Mbit
 them (`--mbit`, `--round-trip-ms`). Each has one process of one thread. Needs root.
 
     rate    tokens/s of one machine by itself at its share of a step, and of both: gradients
-            averaged in every step, and `train.sync_every`; in turn, several times
+            averaged in every step, `train.sync_every`, and the same with its exchange beside the
+            next steps (`train.sync_delay`); in turn, several times
     loss    validation loss after as many tokens, averaged in every step and in rounds, without the
             slow link, which changes no number
 
-    python -m tests.benchmarks.slow_network rate --steps 90 --times 2
+    python -m tests.benchmarks.slow_network rate --small --steps 60 --times 1
     python -m tests.benchmarks.slow_network loss --steps 300 --seeds 2
     python -m tests.benchmarks.slow_network loss --steps 300 --set optim.outer_momentum=0.8
 
@@ -27,7 +28,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,16 @@ from tests.benchmarks.slow_link import Side, slow_link
 
 _PORT = 29600
 _SMALLEST_STEPS = 12  # of plain DDP, which is slow
+_SMALL = (
+    "model.hidden_size=128",
+    "model.num_layers=4",
+    "model.intermediate_size=384",
+    "model.num_heads=2",
+    "model.vocab_size=1024",
+    "model.context=128",
+    "device.precision=fp32",
+    "device.compile=false",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,13 @@ def main() -> None:
         )
         for precision in options.precision.split(",")
     ]
+    if options.delay:
+        beside = (f"train.sync_delay={options.delay}",)
+        rounds += [
+            replace(case, name=f"{case.name}, beside {options.delay} steps", settings=settings)
+            for case in rounds
+            for settings in ((*case.settings, *beside),)
+        ]
     with tempfile.TemporaryDirectory(prefix="llmtrain-slow-") as directory:
         if options.what == "rate":
             alone = Case("one machine", 1, (), share=0.5)
@@ -204,14 +222,20 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tokens-per-step", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--every", type=int, default=30)
+    parser.add_argument("--delay", type=int, default=10, help="of train.sync_delay; 0: without")
     parser.add_argument("--precision", default="fp32,bf16", help="of what is sent, in turn")
     parser.add_argument("--times", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--mbit", type=float, default=100.0)
     parser.add_argument("--round-trip-ms", type=float, default=20.0)
     parser.add_argument("--only-rounds", action="store_true", help="not gradients in every step")
+    parser.add_argument("--small", action="store_true", help="1.0M parameters, 2,048 tokens a step")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.small:
+        options.tokens_per_step = 2048
+        options.set = [*_SMALL, *(options.set or ())]
+    return options
 
 
 if __name__ == "__main__":

@@ -22,13 +22,20 @@ from tests.faults.tiny import furnish
 
 
 def prove(
-    kills: int, steps: int, ranks: int, seed: int, sharding: str = "auto", sync_every: int = 1
+    kills: int,
+    steps: int,
+    ranks: int,
+    seed: int,
+    sharding: str = "auto",
+    sync_every: int = 1,
+    sync_delay: int = 0,
 ) -> Proof:
     """The tiny profile in the current directory, killed so often."""
     flags = {
         "device.processes": Setting(ranks, "--ranks"),
         "device.sharding": Setting(sharding, "--sharding"),
         "train.sync_every": Setting(sync_every, "--sync-every"),
+        "train.sync_delay": Setting(sync_delay, "--sync-delay"),
     }
     request = TrainRequest(profile="tiny.yaml", flags=flags)
     return prove_resume(request, ProofOptions(kills, steps, seed), _tell, lambda: None)
@@ -70,6 +77,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--sharding", choices=("auto", "replicate", "shard"), default="auto")
     parser.add_argument("--sync-every", type=int, default=1)
+    parser.add_argument("--sync-delay", type=int, default=0)
     parser.add_argument("--steps", type=int, default=0, help="default: 4 a kill")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -84,6 +92,7 @@ def main() -> int:
             options.seed,
             options.sharding,
             options.sync_every,
+            options.sync_delay,
         )
         os.chdir("/")
     sys.stdout.write(report(proof))

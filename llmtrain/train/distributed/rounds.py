@@ -9,6 +9,16 @@ Douillard et al. 2023; with Muon inside MuLoCo, Thérien et al. 2025):
     m = μ · m + Δ
     agreed = agreed - η · (Δ + μ · m)
 
+The exchange may travel beside the first `delay` steps of the next round, which each rank then takes
+from its own weights. After those steps it mixes what all agreed on into what it has (Streaming
+DiLoCo, Douillard et al. 2025, equation 3), so that ranks differ by that share of their own:
+
+    own = α · own + (1 - α) · agreed
+
+What all agreed on does not depend on when a rank waits for it, so that it may be evaluated and
+saved at the end of the round, and a resumed run mixes after the same step as one that was not
+interrupted.
+
 Each rank keeps its optimizer's state from round to round. Ranks of unequal speed may take unequal
 shares of a step's windows, by the time that a window took them in the last round. A rank whose
 weights are not finite counts for nothing in a round, and goes on with the agreed weights as all do.
@@ -19,6 +29,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,18 +37,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from llmtrain.train.distributed.averaging import (
+    Averaging,
+    background_group,
+    buckets,
+    weighted_mean,
+)
 from llmtrain.train.distributed.exchange import balanced_owners
+from llmtrain.train.distributed.own_state import OWN, own_name
+from llmtrain.train.distributed.shares import shares_by_speed
 from llmtrain.train.distributed.world import World
 from llmtrain.train.divergence.policy import DivergenceState, judge
 from llmtrain.units import counted
 
 SyncPrecision = Literal["fp32", "bf16"]
 _DTYPES: dict[SyncPrecision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_BUCKET_ELEMENTS = 16 << 20  # exchanged at once; a larger parameter is by itself
 # Where the end of a run is a time, a round this short tells how long a step takes.
 _FIRST_STEPS = 5
-_FASTER = 0.9  # of the slowest rank's time, for which shares are worth changing
-_OUTER, _RANK, _SHARES = "outer", "rank", "outer_shares"
+_OUTER, _SHARES = "outer", "outer_shares"
+# Of what is not mixed yet: the step after which it is, and a rank's own weights.
+_MIXED_AFTER = "outer_mixed_after"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +68,8 @@ class OuterStep:
     momentum: float
     precision: SyncPrecision = "fp32"
     by_speed: bool = False  # whether faster ranks take more of a step's windows
+    delay: int = 0  # steps of the next round beside which the exchange travels
+    mixing: float = 0.5  # the share of a rank's own weights after those
 
 
 @dataclass(slots=True)
@@ -73,6 +94,7 @@ class Rounds:
     context: int
     windows_per_step: int  # of all ranks
     micro_batch: int = 1  # the unit of shares
+    timeout_s: float = 600.0  # for which a rank waits in an exchange beside its steps
     begun_step: int = 0
     shares: list[int] = field(default_factory=list)  # windows of a step, by rank
     last_steps: int = 1  # of the round that ended last
@@ -81,12 +103,18 @@ class Rounds:
     _agreed: dict[str, Tensor] = field(default_factory=dict)
     _momentum: dict[str, Tensor] = field(default_factory=dict)
     _steps: list[_LocalStep] = field(default_factory=list)
+    _mixed_after: int | None = None  # the step after which what was agreed on is mixed in
+    _unsent: list[float] | None = None  # every rank's tokens, of an exchange that has not begun
+    _sent: Averaging | None = None
+    _group: dist.ProcessGroup | None = None
 
     def begin(self, step: int, saved: Mapping[str, Tensor]) -> None:
         """Agree on the weights as they are now, at `step`.
 
-        `saved` has the outer momentum, and the shares where it is of as many ranks.
+        `saved` has the outer momentum, and the shares where it is of as many ranks. If it was saved
+        before what was agreed on was mixed in, it has this rank's weights too.
         """
+        self._forget_exchange()
         self.begun_step, self._steps, self.left_out = step, [], {}
         self.shares = [self.windows_per_step // self.world.size] * self.world.size
         shares = [int(share) for share in saved.get(_SHARES, torch.zeros(0)).tolist()]
@@ -100,9 +128,32 @@ class Rounds:
             for name, agreed in self._agreed.items()
         }
 
+        self._take_own(saved)
+
+    def _take_own(self, saved: Mapping[str, Tensor]) -> None:
+        """Continue from this rank's weights where they were saved, by as many ranks."""
+        names = [f"{own_name(rank, OWN)}.{next(iter(self._agreed))}" for rank in self._ranks()]
+        if _MIXED_AFTER not in saved or not all(name in saved for name in names):
+            return
+        if f"{own_name(self.world.size, OWN)}.{next(iter(self._agreed))}" in saved:
+            return  # by more ranks
+        self._mixed_after = int(saved[_MIXED_AFTER])
+        own = own_name(self.world.rank, OWN)
+        with torch.no_grad():
+            for name, parameter in self._parameters():
+                parameter.copy_(saved[f"{own}.{name}"])
+
+    def _ranks(self) -> range:
+        return range(self.world.size)
+
+    def _forget_exchange(self) -> None:
+        if self._sent is not None:
+            self._sent.wait()  # the others wait for it, too
+        self._sent = self._unsent = self._mixed_after = None
+
     @property
     def is_at_end(self) -> bool:
-        """True between two rounds, when all ranks have the agreed weights."""
+        """True between two rounds, when all ranks know the agreed weights, or are about to."""
         return not self._steps
 
     @property
@@ -134,13 +185,21 @@ class Rounds:
     def finish(self, step: int, divergence: DivergenceState) -> DivergenceState:
         """Exchange weights and update those agreed on; return what the round's steps mean.
 
-        Every rank has to call it after the same step.
+        Every rank has to call it after the same step. With a delay the exchange begins with the
+        next step, or when the agreed weights are needed.
         """
         started_s = time.monotonic()
+        self._mix()  # of a round that was shorter than the delay
         tokens, losses, window_s, self.left_out = self._shared()
-        with torch.no_grad():
-            for names in self._buckets():
-                self._update(names, tokens)
+        if self.outer.delay > 0:
+            self._unsent, self._mixed_after = tokens, step + self.outer.delay
+            if tokens[self.world.rank] == 0:
+                self._restore_agreed()
+        else:
+            for names in buckets(self._agreed):
+                mean = self._mean_move(names, tokens)
+                self._take_outer_step(names, mean)
+            self._restore_agreed()
         self.begun_step, self.last_steps, self._steps = step, len(self._steps), []
         self.exchange_s = time.monotonic() - started_s
         if self.outer.by_speed:
@@ -151,6 +210,60 @@ class Rounds:
                 divergence, number, loss, 0.0, is_scaled=False, skips_spikes=False
             )
         return divergence
+
+    def send(self) -> None:
+        """Begin the exchange of the last round, if it has not begun."""
+        tokens, self._unsent = self._unsent, None
+        if tokens is None or sum(tokens) == 0:
+            return
+        if self._group is None:
+            self._group = background_group(self.world, self.timeout_s)
+        moved = [self._moved(names, tokens).cpu() for names in buckets(self._agreed)]
+        self._sent = Averaging(moved, tokens, self.world, self._group)
+
+    def mix_after(self, step: int) -> bool:
+        """Mix in what was agreed on, if that is due after `step`; return whether it was."""
+        return self._mixed_after is not None and step >= self._mixed_after and self._mix()
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """Within the block the model has the agreed weights, for which this waits."""
+        self._settle()
+        if self._mixed_after is None:
+            yield
+            return
+        own = {name: p.detach().clone() for name, p in self._parameters()}
+        self._restore_agreed()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in self._parameters():
+                    parameter.copy_(own[name])
+
+    def _settle(self) -> None:
+        """Wait for the exchange that is under way, and update what was agreed on."""
+        self.send()
+        if self._sent is None:
+            return
+        means, self._sent = self._sent.wait(), None
+        for names, mean in zip(buckets(self._agreed), means, strict=True):
+            self._take_outer_step(names, mean.to(self.device))
+
+    def _mix(self) -> bool:
+        if self._mixed_after is None:
+            return False
+        self._settle()
+        self._mixed_after, share = None, self.outer.mixing
+        with torch.no_grad():
+            for name, parameter in self._parameters():
+                parameter.mul_(share).add_(self._agreed[name], alpha=1 - share)
+        return True
+
+    def _restore_agreed(self) -> None:
+        with torch.no_grad():
+            for name, parameter in self._parameters():
+                parameter.copy_(self._agreed[name])
 
     def describe_left_out(self, but: int | None = None) -> str | None:
         """Return which ranks left out steps of the last round, `but` one; None: no other did."""
@@ -173,11 +286,18 @@ class Rounds:
     def state(self, optimizer: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the optimizer's state that this rank saves, copied to memory.
 
-        It is its own, under the rank's name, and the part of the outer momentum that it owns.
+        It is its own, under the rank's name, and the part of the outer momentum that it owns; and
+        its own weights, where what was agreed on is not mixed in yet.
         """
+        self._settle()
         own = {own_name(self.world.rank, name): _copy(t) for name, t in optimizer.items()}
         if self.world.is_main:
             own[_SHARES] = torch.tensor(self.shares, dtype=torch.float32)
+        if self._mixed_after is not None:
+            if self.world.is_main:
+                own[_MIXED_AFTER] = torch.tensor([float(self._mixed_after)])
+            prefix = own_name(self.world.rank, OWN)
+            own |= {f"{prefix}.{name}": _copy(p) for name, p in self._parameters()}
         owned = self._owned(self._momentum)
         return own | {f"{_OUTER}.{name}": _copy(self._momentum[name]) for name in owned}
 
@@ -214,108 +334,34 @@ class Rounds:
         by_rank = {of: int(n) for of, n in enumerate(sums[2 * ranks : 3 * ranks]) if n}
         return sums[:ranks], losses, sums[ranks : 2 * ranks], by_rank
 
-    def _buckets(self) -> Iterator[list[str]]:
-        bucket: list[str] = []
-        elements = 0
-        for name, agreed in self._agreed.items():
-            if bucket and elements + agreed.numel() > _BUCKET_ELEMENTS:
-                yield bucket
-                bucket, elements = [], 0
-            bucket.append(name)
-            elements += agreed.numel()
-        if bucket:
-            yield bucket
+    def _moved(self, names: Sequence[str], tokens: Sequence[float]) -> Tensor:
+        """Return how far some parameters moved in the round; 0 of a rank that does not count."""
+        parameters, counts = dict(self._parameters()), tokens[self.world.rank] > 0
+        with torch.no_grad():
+            moved = [
+                (a - parameters[name] if counts else torch.zeros_like(a)).flatten()
+                for name in names
+                for a in (self._agreed[name],)
+            ]
+            return torch.cat(moved).to(_DTYPES[self.outer.precision])
 
-    def _update(self, names: Sequence[str], tokens: Sequence[float]) -> None:
-        """Take the outer step of some parameters; without a rank that counts, undo the round."""
-        parameters = dict(self._parameters())
-        own, agreed = [parameters[name] for name in names], [self._agreed[name] for name in names]
-        if sum(tokens) > 0:
-            counts = tokens[self.world.rank] > 0
-            moved = torch.cat(
-                [
-                    (a - p if counts else torch.zeros_like(a)).flatten()
-                    for a, p in zip(agreed, own, strict=True)
-                ]
-            )
-            mean = _mean(moved.to(_DTYPES[self.outer.precision]), tokens, self.world)
-            sizes = [a.numel() for a in agreed]
-            eta, mu = self.outer.learning_rate, self.outer.momentum
-            for name, a, part in zip(names, agreed, torch.split(mean, sizes), strict=True):
-                change = part.view_as(a)
-                momentum = self._momentum[name].mul_(mu).add_(change)
-                a.sub_(change.add(momentum, alpha=mu), alpha=eta)
-        for p, a in zip(own, agreed, strict=True):
-            p.copy_(a)
+    def _mean_move(self, names: Sequence[str], tokens: Sequence[float]) -> Tensor | None:
+        """Return the mean of what all ranks moved; None without a rank that counts."""
+        if sum(tokens) == 0:
+            return None
+        return weighted_mean(self._moved(names, tokens), tokens, self.world)
 
-
-def _mean(own: Tensor, tokens: Sequence[float], world: World) -> Tensor:
-    """Return the mean of every rank's tensor, weighted by tokens, in fp32; the same on all ranks.
-
-    Each rank adds up one part of all tensors in fp32, in the order of ranks, and sends the mean to
-    the others: what travels is in the type of `own`, and as much as in an all-reduce.
-    """
-    if world.size == 1:
-        return own.float()
-    part = -(-own.numel() // world.size)
-    sent = own.new_zeros(world.size * part)
-    sent[: own.numel()] = own
-    received = torch.empty_like(sent)
-    # As bytes: not every backend knows every type.
-    dist.all_to_all_single(received.view(torch.uint8), sent.view(torch.uint8))
-    weights = torch.tensor(tokens, dtype=torch.float32, device=own.device) / sum(tokens)
-    mean = torch.zeros(part, dtype=torch.float32, device=own.device)
-    for weight, of_rank in zip(weights, received.view(world.size, part), strict=True):
-        mean.add_(of_rank.float() * weight)
-    dist.all_to_all_single(
-        received.view(torch.uint8), mean.to(own.dtype).repeat(world.size).view(torch.uint8)
-    )
-    return received[: own.numel()].float()
-
-
-def shares_by_speed(window_s: Sequence[float], shares: list[int], micro_batch: int) -> list[int]:
-    """Return how many windows of a step each rank takes, in whole micro-batches, at least one.
-
-    `window_s`: how long a window took each rank. The shares stay where others would not be
-    clearly faster for the slowest rank.
-    """
-    units = sum(shares) // micro_batch
-    speeds = [1.0 / max(seconds, 1e-9) for seconds in window_s]
-    wanted = [(units - len(shares)) * speed / sum(speeds) for speed in speeds]
-    found = [1 + int(units_) for units_ in wanted]
-    by_remainder = sorted(
-        range(len(shares)), key=lambda rank: (int(wanted[rank]) - wanted[rank], rank)
-    )
-    for rank in by_remainder[: units - sum(found)]:
-        found[rank] += 1
-    new = [micro_batch * units_ for units_ in found]
-    slowest = [max(s * n for s, n in zip(window_s, each, strict=True)) for each in (shares, new)]
-    return new if slowest[1] < _FASTER * slowest[0] else shares
-
-
-def own_name(rank: int, name: str) -> str:
-    """Return the name under which a rank's own state of an optimizer is saved."""
-    return f"{_RANK}{rank}.{name}"
-
-
-def own_state(saved: Mapping[str, Tensor], rank: int, ranks: int) -> dict[str, Tensor]:
-    """Return the optimizer's state of a rank from what all saved, under ordinary names.
-
-    At the number of ranks that saved it is the rank's own; at another the mean over those.
-    """
-    by_rank: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in saved.items():
-        prefix, _, name = key.partition(".")
-        number = prefix.removeprefix(_RANK)
-        if number != prefix and number.isdecimal():
-            by_rank.setdefault(int(number), {})[name] = tensor
-    if len(by_rank) == ranks and rank in by_rank:
-        return by_rank[rank]
-    names = set[str]().union(*by_rank.values())
-    return {
-        name: torch.stack([state[name] for state in by_rank.values() if name in state]).mean(0)
-        for name in sorted(names)
-    }
+    def _take_outer_step(self, names: Sequence[str], mean: Tensor | None) -> None:
+        """Update some of the agreed weights and their momentum."""
+        if mean is None:
+            return
+        agreed = [self._agreed[name] for name in names]
+        eta, mu = self.outer.learning_rate, self.outer.momentum
+        parts = torch.split(mean, [a.numel() for a in agreed])
+        for name, a, part in zip(names, agreed, parts, strict=True):
+            change = part.view_as(a)
+            momentum = self._momentum[name].mul_(mu).add_(change)
+            a.sub_(change.add(momentum, alpha=mu), alpha=eta)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -64,17 +64,20 @@ class World:
         return self.local_size < self.size
 
     @contextmanager
-    def process_group(self, backend: str, timeout_s: float) -> Iterator[None]:
+    def process_group(
+        self, backend: str, timeout_s: float, limit: str = "device.collective_timeout"
+    ) -> Iterator[None]:
         """Within the block, make collectives available; does nothing for a single process.
 
-        Raises PeerLostError if another rank has ended or did not answer for `timeout_s`.
+        `limit`: the settings that the timeout follows from. Raises PeerLostError if another rank
+        has ended or did not answer for `timeout_s`.
         """
         if self.store is None:
             yield
             return
         if self.has_several_machines:
             set_interface(backend, os.environ.get("MASTER_ADDR", ""), os.environ)
-        with self._peer_errors_mapped(timeout_s):
+        with self._peer_errors_mapped(timeout_s, limit):
             try:
                 dist.init_process_group(
                     backend,
@@ -92,7 +95,7 @@ class World:
                 gc.collect()
 
     @contextmanager
-    def _peer_errors_mapped(self, timeout_s: float) -> Iterator[None]:
+    def _peer_errors_mapped(self, timeout_s: float, limit: str = "") -> Iterator[None]:
         """Map torch's errors about another rank to PeerLostError."""
         try:
             yield
@@ -100,9 +103,9 @@ class World:
             text = str(error)
             if not isinstance(error, DistError) and not any(part in text for part in _PEER_ERRORS):
                 raise
-            raise self._lost(text, timeout_s) from error
+            raise self._lost(text, timeout_s, limit) from error
 
-    def _lost(self, message: str, timeout_s: float) -> PeerLostError:
+    def _lost(self, message: str, timeout_s: float, limit: str) -> PeerLostError:
         """Return the error for the loss of another rank."""
         hint = "--resume auto continues from the last checkpoint"
         if _TIMED_OUT not in message:
@@ -110,8 +113,7 @@ class World:
         stopped = [rank for rank in _stopped_ranks() if rank != self.rank]
         peer = f"rank {stopped[0]}, which is suspended" if stopped else "another rank"
         return PeerLostError(
-            f"rank {self.rank} waited {format_duration(timeout_s)} for {peer} "
-            "(device.collective_timeout)",
+            f"rank {self.rank} waited {format_duration(timeout_s)} for {peer} ({limit})",
             hint=hint,
         )
 

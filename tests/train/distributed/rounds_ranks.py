@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,75 @@ def _outer_step(
     return expected
 
 
+def delayed(world: World) -> dict[str, Any]:
+    """Rounds whose exchange travels beside the next two steps, against the formula in the clear."""
+    outer = OuterStep(EVERY, 0.7, 0.5, delay=2, mixing=0.25)
+    own = small_model()
+    rounds = rounds_of(own, world, outer)
+    copies = [small_model(), small_model()]
+    agreed, momentum = weights_of(own), {n: torch.zeros_like(w) for n, w in weights_of(own).items()}
+    worst, worst_agreed, due = 0.0, 0.0, 0
+    for step in range(1, 4 * EVERY + 1):
+        rounds.send()
+        descend(own, step, share(world))
+        rounds.record(1.0, 0.0, 1.0)
+        for copy, rows_ in zip(copies, (slice(4), slice(4, 8)), strict=True):
+            descend(copy, step, rows_)
+        if rounds.mix_after(step):
+            due = step
+            for copy in copies:
+                for name, parameter in copy.named_parameters():
+                    parameter.data.mul_(0.25).add_(agreed[name], alpha=0.75)
+        if step % EVERY == 0:
+            rounds.finish(step, DivergenceState())
+            _agree(agreed, momentum, copies)
+            if step % (2 * EVERY) == 0:  # whether it is looked at does not matter
+                with rounds.agreed():
+                    worst_agreed = max(worst_agreed, largest_difference(agreed, weights_of(own)))
+        copy_of_own = weights_of(copies[world.rank])
+        worst = max(worst, largest_difference(copy_of_own, weights_of(own)))
+    return {"difference": worst, "agreed": worst_agreed, "mixed_after": due}
+
+
+def _agree(
+    agreed: dict[str, Tensor], momentum: dict[str, Tensor], copies: Sequence[nn.Module]
+) -> None:
+    """Take the outer step of the formula by what both copies moved."""
+    all_weights = [weights_of(copy) for copy in copies]
+    for name, weight in agreed.items():
+        change = weight - sum(each[name] for each in all_weights) / len(copies)
+        momentum[name].mul_(0.5).add_(change)
+        weight.sub_(0.7 * (change + 0.5 * momentum[name]))
+
+
+def resumed_in_flight(world: World, directory: Path, saver: PartSaver) -> dict[str, Any]:
+    """A run that is saved while an exchange is due beside the next steps, and goes on."""
+    settings = {**ROUNDS, "train.sync_delay": 2}
+    run, looking = run_of(world, **settings), run_of(world, **settings)
+    steps = training_steps(run)
+    own = [next(steps).loss for _ in range(3 * EVERY)]
+    saver.save(checkpoint_of(run), in_background=False)
+    run.all_reduce([0.0])
+    differs = _same_on_all(run)
+    own += [next(steps).loss for _ in range(2 * EVERY)]
+    looked = losses(looking, 5 * EVERY)
+    checkpoint = load_checkpoint(directory / "two" / f"step-{3 * EVERY:08d}")
+    resumed = run_of(world, checkpoint, **settings)
+    again = losses(resumed, 2 * EVERY)
+    alone = run_of(alone_beside(world), checkpoint, **settings)
+    with run.agreed_weights():
+        agreed = _same_on_all(run)
+    return {
+        "looked": looked == own,
+        "differs": differs,
+        "agreed": agreed,
+        "resumed": again == own[3 * EVERY :],
+        "weights": largest_difference(whole_weights(run), whole_weights(resumed)),
+        "at_one": abs(losses(alone, 1)[0] - own[3 * EVERY]),
+        "fell": own[0] - own[-1],
+    }
+
+
 def bad_rank(world: World) -> dict[str, Any]:
     """A rank whose weights are not finite."""
     model, good = small_model(), small_model()
@@ -239,12 +309,15 @@ def _same_on_all(run: Run) -> float:
 def main() -> None:
     directory, world = Path(sys.argv[1]), world_from_environment()
     with world.process_group("gloo", 60.0):
-        saver = PartSaver(directory / "two", CheckpointSection(), lambda _: None, world, 60.0)
+        options = CheckpointSection(keep_last=9)
+        saver = PartSaver(directory / "two", options, lambda _: None, world, 60.0)
         work: dict[str, Any] = {
             "as_gradients": partial(as_gradients, world),
             "fp32": partial(by_formula, world, "fp32"),
             "bf16": partial(by_formula, world, "bf16"),
             "bad_rank": partial(bad_rank, world),
+            "delayed": partial(delayed, world),
+            "in_flight": partial(resumed_in_flight, world, directory, saver),
             "trained": partial(trained, world, directory, saver),
             "by_speed": partial(by_speed, world, directory, saver),
         }

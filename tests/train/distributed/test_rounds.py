@@ -24,7 +24,9 @@ from llmtrain.plan.tensor_bytes import (
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.setting import Setting
 from llmtrain.train.checkpoint.saver import passes_multiple
-from llmtrain.train.distributed.rounds import OuterStep, own_name, own_state, shares_by_speed
+from llmtrain.train.distributed.own_state import own_name, own_state
+from llmtrain.train.distributed.rounds import OuterStep
+from llmtrain.train.distributed.shares import shares_by_speed
 from llmtrain.train.distributed.world import World
 from tests.machines import WORKLOAD
 from tests.train.distributed.rounds_ranks import (
@@ -71,6 +73,28 @@ def test_the_outer_step_is_that_of_the_formula(
     assert max(first["difference"], second["difference"]) < tolerance
     assert first["sum"] == second["sum"], "bit for bit"
     assert first["losses"] == second["losses"] == [1.5] * 3 * EVERY, "the mean of both ranks"
+
+
+def test_an_exchange_beside_the_next_steps_is_mixed_in_after_them(
+    found: list[dict[str, Any]],
+) -> None:
+    for rank in found:
+        assert rank["delayed"]["difference"] < 1e-6
+        assert rank["delayed"]["agreed"] < 1e-6
+        assert rank["delayed"]["mixed_after"] == 3 * EVERY + 2
+
+
+def test_a_run_that_is_saved_in_an_exchange_goes_on_bit_for_bit(
+    found: list[dict[str, Any]],
+) -> None:
+    for rank in found:
+        in_flight = rank["in_flight"]
+        assert in_flight["looked"], "saving changes nothing"
+        assert in_flight["agreed"] == 0.0 < in_flight["differs"]
+        assert in_flight["resumed"]
+        assert in_flight["weights"] == 0.0
+        assert in_flight["at_one"] < 0.5
+        assert in_flight["fell"] > 0.05
 
 
 def test_a_rank_that_is_not_finite_counts_for_nothing(found: list[dict[str, Any]]) -> None:
@@ -219,6 +243,7 @@ def test_what_is_due_within_a_round_is_done_at_its_end() -> None:
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
+        ({"train.sync_delay": 30}, "has to be less than train.sync_every"),
         ({"device.sharding": "shard"}, "a sharded model's have a part of them"),
         (
             {"lora.rank": 4, "model.init_from": "x", "optim.name": "adamw"},
@@ -230,6 +255,16 @@ def test_refused_with_the_reason(flags: dict[str, Any], reason: str) -> None:
     settings = {name: Setting(value, "--set") for name, value in flags.items()}
     with pytest.raises(UsageError, match=reason):
         load_profile(environment={}, flags={**settings, "train.sync_every": Setting(30, "--set")})
+
+
+def test_who_waits_for_a_rank_says_how_long_that_follows_from() -> None:
+    flags = {"device.collective_timeout": Setting("60s", "--set")}
+    alone = load_profile(environment={}, flags=flags).profile
+    flags["train.sync_every"] = Setting(30, "--set")
+    rounds = load_profile(environment={}, flags=flags).profile
+    assert (alone.exchange_timeout_s, rounds.exchange_timeout_s) == (60.0, 1800.0)
+    assert alone.exchange_timeout_name == "device.collective_timeout"
+    assert rounds.exchange_timeout_name == "train.sync_every × device.collective_timeout"
 
 
 def test_fp16_is_refused() -> None:
@@ -246,6 +281,17 @@ def test_memory_knows_of_the_copies_that_are_saved_beside_the_next_steps() -> No
     rounds = communication_bytes(shape, local)
     on_cpu, on_gpu = (predict_training(shape, each).communication_bytes for each in (local, gpu))
     assert (on_cpu, on_gpu) == (rounds + copied_bytes(shape, local), rounds)
+
+
+def test_memory_knows_of_what_travels_beside_the_next_steps() -> None:
+    setup = TrainingSetup(1, half_precision=False, device_kind="cpu", sync_every=30, processes=2)
+    delayed_setup = replace(setup, is_sync_delayed=True)
+    weights, shape = gradient_bytes(WORKLOAD.shape, setup), WORKLOAD.shape
+    assert communication_bytes(shape, delayed_setup) == 4 * weights
+    assert copied_bytes(shape, delayed_setup) == copied_bytes(shape, setup) + weights
+    rounds = replace(WORKLOAD, sync_every=30)
+    own = checkpoint_bytes_of(replace(rounds, sync_delay=5), 2) - checkpoint_bytes_of(rounds, 2)
+    assert own == 2 * weights, "each rank's own weights"
 
 
 def test_memory_knows_of_the_agreed_weights_and_their_momentum() -> None:
