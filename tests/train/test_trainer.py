@@ -278,7 +278,7 @@ def test_ranks_wait_for_a_whole_round_of_a_slower_one(
 ) -> None:
     waited_s = []
 
-    def process_group(_world: World, _backend: str, timeout_s: float) -> object:
+    def process_group(_world: World, _backend: str, timeout_s: float, _limit: str) -> object:
         waited_s.append(timeout_s)
         return nullcontext()
 
