@@ -49,7 +49,7 @@ class Backbone(nn.Module):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.checkpointing: ActivationCheckpointing = "off"
-        self.embed_tokens = nn.Embedding(shape.vocab_size, shape.hidden_size)
+        self.embed_tokens = _embedding(shape.vocab_size, shape.hidden_size)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
         self.norm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
         self._rotations = shape.head_dim, shape.context, shape.rope_theta
@@ -90,6 +90,16 @@ class Backbone(nn.Module):
     @property
     def _attention(self) -> AttentionKernel:
         return next(self.blocks()).self_attn.kernel
+
+
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """Return an embedding with random weights; on the meta device it has none.
+
+    To draw numbers there, torch imports its compiler: some 80 MiB of the process.
+    """
+    if torch.get_default_device().type == "meta":
+        return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+    return nn.Embedding(rows, width)
 
 
 def as_residual(embedded: Tensor) -> Tensor:

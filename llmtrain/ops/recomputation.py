@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -62,7 +62,7 @@ class _Recomputed(torch.autograd.Function):
     ) -> Tensor:
         ctx.function, ctx.rest = function, rest
         ctx.operators, ctx.kept = (SAVED if keeps_products else set()), deque()
-        with _Kept(ctx.operators, ctx.kept, replays=False):
+        with _keeping(ctx.operators, ctx.kept, replays=False):
             y = function(x, *rest)
         ctx.autocast = _autocast_as_now(x.device.type)
         ctx.save_for_backward(x, *parameters)
@@ -74,7 +74,8 @@ class _Recomputed(torch.autograd.Function):
         x, *parameters = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         inputs = [x.detach().requires_grad_(needed[0]), *parameters]
-        with torch.enable_grad(), ctx.autocast(), _Kept(ctx.operators, ctx.kept, replays=True):
+        keeping = _keeping(ctx.operators, ctx.kept, replays=True)
+        with torch.enable_grad(), ctx.autocast(), keeping:
             y = ctx.function(inputs[0], *ctx.rest)
         ctx.kept = None
         wanted = [each for each, is_needed in zip(inputs, needed, strict=True) if is_needed]
@@ -89,12 +90,24 @@ def _autocast_as_now(device_type: str) -> Callable[[], AbstractContextManager[ob
     return lambda: torch.autocast(device_type, dtype=dtype, enabled=enabled)
 
 
+def _keeping(
+    operators: Collection[object], kept: deque[Any], *, replays: bool
+) -> AbstractContextManager[object]:
+    """Return a context that keeps results, or nothing where none is kept: it costs each call."""
+    return _Kept(operators, kept, replays=replays) if operators else nullcontext()
+
+
 class _Kept(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps the results of some operators in their order, or gives them back in that order."""
 
     def __init__(self, operators: Collection[object], kept: deque[Any], *, replays: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._operators, self._kept, self._replays = operators, kept, replays
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Return False: to skip it, torch imports its compiler at the first call."""
+        return False
 
     def __torch_dispatch__(
         self,
