@@ -138,7 +138,8 @@ def _modes(
         why = "products and attention are kept; the compiled backward recomputes the rest cheaply"
         yield Choice("selective", why)
     elif setup.device_kind == "cpu" and setup.lora is not None:
-        yield Choice("selective", "adapters are for little memory; products and attention are kept")
+        yield Choice("full", "adapters are for little memory; one block at a time is kept")
+        return
     else:
         yield Choice("off", "everything fits")
         yield Choice("selective", needed)

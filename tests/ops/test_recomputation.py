@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,6 +16,7 @@ from llmtrain.ops.precision import WeightCasts
 from llmtrain.ops.recomputation import recomputed
 from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
+from tests.checkout import ROOT
 from tests.ops.test_checkpointing import ATTENTION, PRODUCTS, Counted, draw, mixed
 
 Found = tuple[list[Tensor], Counted]
@@ -30,6 +34,35 @@ SHAPE = ModelShape(
     qk_norm=True,
     tie_embeddings=True,
 )
+
+_ADAPTED_STEP = """
+import sys
+import torch
+from llmtrain.model.lora import adapted_decoder
+from llmtrain.ops.precision import WeightCasts
+from llmtrain.profile.lora_shape import LoraShape
+from llmtrain.model.huggingface import weight_shapes
+from tests.ops.test_recomputation import SHAPE
+
+drawn = ((name, torch.full(dims, 0.01)) for name, dims in weight_shapes(SHAPE))
+model = adapted_decoder(SHAPE, drawn, LoraShape(2, 4.0, ("q_proj",)), torch.bfloat16)
+model.compute_with(
+    attention="blocks", checkpointing=sys.argv[1], casts=WeightCasts(torch.bfloat16)
+)
+tokens = torch.arange(16)[None]
+with torch.autocast("cpu", dtype=torch.bfloat16):
+    loss = model(tokens, tokens)
+loss.backward()
+print("torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("mode", ["off", "selective", "full"])
+def test_an_eager_step_beside_adapters_does_not_import_the_compiler(mode: str) -> None:
+    """It is 80 MiB of a process whose memory is short."""
+    command = [sys.executable, "-c", _ADAPTED_STEP, mode]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "False"
 
 
 def trained(

@@ -144,11 +144,11 @@ def test_beside_adapters_micro_batches_are_small_on_a_cpu() -> None:
     assert make_plan(CPU, wish(), replace(workload, micro_batch=64)).micro_batch.value == 64
 
 
-def test_beside_adapters_products_alone_are_kept_though_all_would_fit() -> None:
+def test_beside_adapters_blocks_are_computed_again_though_all_would_fit() -> None:
     workload = replace(WORKLOAD, lora=LoraShape(4, 8.0, ("q_proj",)))
     assert make_plan(CPU, wish(), WORKLOAD).activation_checkpointing.value == "off"
     chosen = make_plan(CPU, wish(), workload).activation_checkpointing
-    assert (chosen.value, "little memory" in chosen.reason) == ("selective", True)
+    assert (chosen.value, "little memory" in chosen.reason) == ("full", True)
     on_a_gpu = make_plan(CUDA, wish(), workload).activation_checkpointing
     assert on_a_gpu.value == "off"
 
