@@ -98,7 +98,7 @@ def _embedding(rows: int, width: int) -> nn.Embedding:
     To draw numbers there, torch imports its compiler: some 80 MiB of the process.
     """
     if torch.get_default_device().type == "meta":
-        return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
+        return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
     return nn.Embedding(rows, width)
 
 
