@@ -23,6 +23,8 @@ Auto = Literal["auto"]
 TrackerName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 Duplicates = Literal["keep", "drop_exact", "drop_near"]
 _LONGEST_TIMEOUT_S = 1e6
+# Of the outer step, by the optimizer inside: docs/measurements/clusters.md.
+_OUTER_LEARNING_RATES = {"muon": 1.0, "adamw": 0.7}
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 LANGUAGE_PATTERN = r"^[a-z]{2,3}$"
@@ -211,10 +213,17 @@ class OptimSection(Section):
     decay_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5  # of the horizon; wsd only
     final_learning_rate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     # With `train.sync_every`: SGD with Nesterov momentum on the weights that processes agree on.
-    outer_learning_rate: PositiveFloat = 0.7
+    outer_learning_rate: PositiveFloat | Auto = "auto"
     outer_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.5
     # The share of a process's own weights after `train.sync_delay`; the rest is what all agreed on.
     outer_mixing: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+    @property
+    def chosen_outer_learning_rate(self) -> float:
+        """The rate of the outer step: as given, or by what trains best with the inner optimizer."""
+        if self.outer_learning_rate != "auto":
+            return self.outer_learning_rate
+        return _OUTER_LEARNING_RATES[self.name]
 
 
 LoraTarget = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

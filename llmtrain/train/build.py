@@ -260,7 +260,7 @@ def _rounds(
         return None
     outer = OuterStep(
         every=train.sync_every,
-        learning_rate=optim.outer_learning_rate,
+        learning_rate=optim.chosen_outer_learning_rate,
         momentum=optim.outer_momentum,
         precision=train.sync_precision,
         by_speed=train.sync_shares == "speed",

@@ -267,6 +267,16 @@ def test_who_waits_for_a_rank_says_how_long_that_follows_from() -> None:
     assert rounds.exchange_timeout_name == "train.sync_every × device.collective_timeout"
 
 
+@pytest.mark.parametrize(
+    ("flags", "rate"),
+    [({}, 1.0), ({"optim.name": "adamw"}, 0.7), ({"optim.outer_learning_rate": 0.4}, 0.4)],
+)
+def test_the_outer_rate_follows_the_optimizer_inside(flags: dict[str, Any], rate: float) -> None:
+    settings = {name: Setting(value, "--set") for name, value in flags.items()}
+    profile = load_profile(environment={}, flags=settings).profile
+    assert profile.optim.chosen_outer_learning_rate == rate
+
+
 def test_fp16_is_refused() -> None:
     workload = replace(WORKLOAD, sync_every=30)
     refuse_loss_scale_of_local_steps(workload, "bf16")
