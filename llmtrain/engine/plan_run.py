@@ -187,6 +187,7 @@ def workload_of(
         time_s=train.time,
         mask_documents=profile.data.masks_documents,
         lora=lora_shape_of(profile.lora),
+        has_conversations=profile.data.has_conversations,
         is_dpo=profile.data.rows == "preferences",
         sync_every=train.sync_every,
         sync_precision=train.sync_precision,

@@ -25,6 +25,7 @@ class Workload:
     time_s: float | None = None  # that end the run
     mask_documents: bool = False  # attention stays within documents
     lora: LoraShape | None = None  # adapters that are trained beside the model
+    has_conversations: bool = False  # a model is fine-tuned
     is_dpo: bool = False  # the loss is that of pairs of answers
     torch_build: str = "cpu"  # what torch was compiled for
     sync_every: int = 1  # steps that each process takes by itself before weights are averaged

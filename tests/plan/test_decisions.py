@@ -144,6 +144,11 @@ def test_beside_adapters_micro_batches_are_small_on_a_cpu() -> None:
     assert make_plan(CPU, wish(), replace(workload, micro_batch=64)).micro_batch.value == 64
 
 
+def test_in_fine_tuning_micro_batches_are_small_on_a_cpu() -> None:
+    workload = replace(WORKLOAD, tokens_per_step=64 * 64, has_conversations=True)
+    assert make_plan(CPU, wish(), workload).micro_batch.value == 512 // 64
+
+
 def test_beside_adapters_blocks_are_computed_again_though_all_would_fit() -> None:
     workload = replace(WORKLOAD, lora=LoraShape(4, 8.0, ("q_proj",)))
     assert make_plan(CPU, wish(), WORKLOAD).activation_checkpointing.value == "off"
