@@ -96,7 +96,7 @@ def test_ids_and_mask_equal_those_of_transformers(kind: str, tmp_path: Path) -> 
     template = ChatTemplate.of(tokenizer)
     assert template.marks_answers
     library = AutoTokenizer.from_pretrained(tmp_path)
-    for messages in conversations(200):
+    for messages in conversations(500):
         example = template.encode_example(messages)
         found = library.apply_chat_template(
             messages, return_dict=True, return_assistant_tokens_mask=True
