@@ -5,6 +5,7 @@ from __future__ import annotations
 from llmtrain.choice import (
     ActivationCheckpointing,
     AttentionKernel,
+    BlockKernels,
     LossKernel,
     MatmulPrecision,
     Precision,
@@ -67,6 +68,7 @@ class MeasuredPlan(Part):
     matmul_precision: Reasoned[MatmulPrecision] = key("torch's setting for products in fp32")
     attention: Reasoned[AttentionKernel] = key("the kernel")
     loss: Reasoned[LossKernel] = key("how the loss is computed")
+    block_kernels: Reasoned[BlockKernels] = key("what computes a block beside its attention")
     compile: Reasoned[bool] = key("whether blocks are compiled")
     threads: Reasoned[int] = key("of one process")
     micro_batch: Reasoned[int] = key("sequences of one forward and backward")
@@ -104,6 +106,7 @@ class DeviceBench(Document):
     block: Block | None = key("null: not measured, or it could not be compiled")
     eager: StepParts | None = key("null: not measured, as only a compiled step fits the memory")
     compiled: StepParts | None = key("null: not measured, or it could not be compiled")
+    native: StepParts | None = key("blocks by native kernels; null: not measured")
     compile_failure: Text | None = key("why a block could not be compiled; null: it could")
     plan: MeasuredPlan = key("the decisions that follow")
     predicted: PredictedSpeed | None = key("null: no step was measured as the plan computes it")

@@ -12,7 +12,7 @@ from llmtrain.plan.decisions import choose_device
 from llmtrain.plan.kernel_probes import Announce, block_probe
 from llmtrain.plan.planner import Plan, make_plan
 from llmtrain.plan.step_benchmarks import step_probes
-from llmtrain.plan.throughput import predicted_step_s
+from llmtrain.plan.throughput import parts_of, predicted_step_s
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection, Profile
 
@@ -43,7 +43,8 @@ def bench_cpu(profile: Profile, facts: Facts, *, block: bool, announce: Announce
     if block and facts.cxx_compiler is not None:
         times = _compiled(facts, options, workload, times, announce)
     plan = make_plan(facts, options, workload, times)
-    parts = times.compiled if plan.compile.value else times.eager
+    native_block = plan.block_kernels.value == "native"
+    parts = parts_of(times, compiled=plan.compile.value, native_block=native_block)
     step_s = None
     if parts is not None:
         step_s = predicted_step_s(

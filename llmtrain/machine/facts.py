@@ -246,6 +246,7 @@ class CpuTimes:
     eager: StepTimes | None = None  # the parts of a step; None: not measured
     compiled: StepTimes | None = None
     plain: StepTimes | None = None  # those of an eager step without native kernels
+    native: StepTimes | None = None  # those of an eager step whose blocks native kernels compute
     loss: LossTimes | None = None
     native_missing: str | None = None  # why there are no native kernels, where they are wanted
 

@@ -9,12 +9,14 @@ the caller computes in another way.
 
 from __future__ import annotations
 
-import secrets
+import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from filelock import FileLock
@@ -150,17 +152,23 @@ def compile_command(compiler: str, source: NativeSource, *more: str) -> list[str
 
 
 def _compile(compiler: str, source: NativeSource, target: Path) -> None:
-    """Compile into `target`, which appears complete or not at all."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
-    try:
-        command = compile_command(compiler, source, "-shared", "-o", str(temporary))
-        _run(command, _COMPILE_TIMEOUT_S)
-        if not temporary.exists():
+    """Compile into `target`, which appears complete or not at all; files on all cores."""
+    with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        objects = tuple(Path(scratch, f"{file.stem}.o") for file in source.files)
+
+        def compile_file(file: Path, compiled: Path) -> None:
+            one = replace(source, files=(file,))
+            _run(compile_command(compiler, one, "-c", "-o", str(compiled)), _COMPILE_TIMEOUT_S)
+
+        with ThreadPoolExecutor(os.cpu_count()) as compilers:
+            list(compilers.map(compile_file, source.files, objects))  # raises the first error
+        library = Path(scratch, "library.so")
+        linked = replace(source, files=objects)
+        _run(compile_command(compiler, linked, "-shared", "-o", str(library)), _COMPILE_TIMEOUT_S)
+        if not library.exists():
             raise CompilerError("it ended well, but wrote no library")
-        sync_file(temporary)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        sync_file(library)
+        library.replace(target)
     sync_directory(target.parent)
 
 

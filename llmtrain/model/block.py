@@ -11,13 +11,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention.flex_attention import BlockMask
 
 from llmtrain.choice import ActivationCheckpointing, AttentionKernel, BlockKernels
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.checkpointing import checkpointed, silence_compiler_warning
 from llmtrain.ops.documents import DocumentMask
+from llmtrain.ops.native.block import HeadsLayout, NativeAttention, NativeFeedForward, NativeNorm
 from llmtrain.ops.norm import rms_norm
-from llmtrain.ops.precision import compute_dtype
+from llmtrain.ops.precision import WeightCasts, compute_dtype
 from llmtrain.ops.rotary import rotate
 from llmtrain.profile.shape import ModelShape
 
@@ -37,6 +39,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised `x` in the type in which matrices are multiplied."""
+        if self.kernels == "native" and _suits_native(x):
+            normed: Tensor = NativeNorm.apply(x, self.weight, self.epsilon)  # type: ignore[no-untyped-call]
+            return normed
         return rms_norm(x, self.weight, self.epsilon, compute_dtype(x))
 
     def of_residual(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +76,7 @@ class Attention(nn.Module):
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.head_dim = shape.head_dim
+        self.head_dim, self.num_key_heads = shape.head_dim, shape.num_kv_heads
         self.kernel: AttentionKernel = "sdpa"
         width, kv_width = shape.attention_width, shape.kv_width
         self.q_proj = nn.Linear(shape.hidden_size, width, bias=False)
@@ -140,6 +145,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
         self.mlp = FeedForward(shape)
         self.checkpointing: ActivationCheckpointing = "off"
+        self.kernels: BlockKernels = "torch"
+        self._casts: WeightCasts | None = None  # of native kernels
 
     def forward(
         self,
@@ -152,8 +159,12 @@ class Block(nn.Module):
         rest = cos_td, sin_td, documents
         return checkpointed(self.checkpointing, self._forward, x_btc, *rest)
 
-    def use_kernels(self, kernels: BlockKernels) -> None:
-        """Compute what surrounds products by these kernels from now on."""
+    def use_kernels(self, kernels: BlockKernels, casts: WeightCasts | None = None) -> None:
+        """Compute what surrounds products by these kernels from now on.
+
+        `casts`: the copies of weights that native kernels multiply in training.
+        """
+        self.kernels, self._casts = kernels, casts
         for module in self.modules():
             if isinstance(module, (RMSNorm, FeedForward)):
                 module.kernels = kernels
@@ -165,11 +176,55 @@ class Block(nn.Module):
         sin_td: Tensor,
         documents: DocumentMask | None,
     ) -> Tensor:
+        if self.kernels == "native" and _suits_native(x_btc):
+            attended_btc = self._native_attention(x_btc, cos_td, sin_td, documents)
+            return self._native_feed_forward(attended_btc)
         x_btc, normed = self.input_layernorm.of_residual(x_btc)
         attended = self.self_attn(normed, cos_td, sin_td, documents)
         x_btc, normed = self.post_attention_layernorm.of_sum(x_btc, attended)
         mixed: Tensor = self.mlp(normed)
         return x_btc + mixed
+
+    def _native_attention(
+        self, x_btc: Tensor, cos_td: Tensor, sin_td: Tensor, documents: DocumentMask | None
+    ) -> Tensor:
+        layer, norm = self.self_attn, self.input_layernorm
+        projections = [each.weight for each in (layer.q_proj, layer.k_proj, layer.v_proj)]
+        q_norm, k_norm = layer.q_norm, layer.k_norm
+        assert not isinstance(documents, BlockMask)
+        qkv_proj = torch.cat([self._cast(weight) for weight in projections])
+        y_btc: Tensor = NativeAttention.apply(  # type: ignore[no-untyped-call]
+            x_btc,
+            norm.weight,
+            *projections,
+            layer.o_proj.weight,
+            None if q_norm is None else q_norm.weight,
+            None if k_norm is None else k_norm.weight,
+            (qkv_proj, self._cast(layer.o_proj.weight)),
+            HeadsLayout(layer.num_key_heads, cos_td, sin_td, documents, norm.epsilon),
+            norm.epsilon,
+        )
+        return y_btc
+
+    def _native_feed_forward(self, x_btc: Tensor) -> Tensor:
+        layer, norm = self.mlp, self.post_attention_layernorm
+        weights = [each.weight for each in (layer.gate_proj, layer.up_proj, layer.down_proj)]
+        casts = tuple(self._cast(weight) for weight in weights)
+        y_btc: Tensor = NativeFeedForward.apply(  # type: ignore[no-untyped-call]
+            x_btc, norm.weight, *weights, casts, norm.epsilon
+        )
+        return y_btc
+
+    def _cast(self, weight: Tensor) -> Tensor:
+        """Return the weight in bf16; in an evaluation anew, as nobody keeps the copies current."""
+        if self._casts is None or not torch.is_grad_enabled():
+            return weight.detach().to(torch.bfloat16)
+        return self._casts.plain(weight)
+
+
+def _suits_native(x: Tensor) -> bool:
+    """Return whether native kernels compute on `x`: an fp32 residual stream, products in bf16."""
+    return x.dtype == torch.float32 and compute_dtype(x) == torch.bfloat16
 
 
 def compile_block(block: Block) -> None:

@@ -49,6 +49,7 @@ class Backbone(nn.Module):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.checkpointing: ActivationCheckpointing = "off"
+        self.kernels: BlockKernels = "torch"
         self.embed_tokens = _embedding(shape.vocab_size, shape.hidden_size)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
         self.norm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
@@ -76,6 +77,8 @@ class Backbone(nn.Module):
         `first_bt`: the first token that each attends to, unless that is the window's first.
         """
         length = tokens_bt.shape[1]
+        if self.kernels == "native":  # has the copies, and gives gradients in fp32
+            casts = None
         x_btc = as_residual(self.embed_tokens(tokens_bt))
         documents: DocumentMask | None = None
         if first_bt is not None:
@@ -208,9 +211,11 @@ class Decoder(nn.Module):
         # repeated.
         is_inside = compiled or sharded
         self.model.checkpointing = "off" if is_inside else checkpointing
+        self.model.kernels = block_kernels
+        self.model.norm.kernels = "native" if block_kernels == "native" else "torch"
         for block in self.model.blocks():
             block.self_attn.kernel = attention
-            block.use_kernels(block_kernels)
+            block.use_kernels(block_kernels, casts)
             block.checkpointing = checkpointing if is_inside else "off"
             run_eagerly(block)
             if compiled and sharded:

@@ -70,7 +70,6 @@ class Way:
     device: DeviceKind = "cpu"
     block_kernels: BlockKernels = "torch"
     compiled_block: bool = False  # on a CPU it is timed beside an eager one
-    native_update: bool = False
 
     def new_casts(self) -> WeightCasts | None:
         """Return a cache of half-precision weights, if the way keeps one."""
@@ -88,18 +87,19 @@ def time_chained_block(shape: ModelShape, way: Way) -> PartTime:
     size = way.micro_batch, shape.context, shape.hidden_size
     x = torch.randn(size, generator=generator, device=way.device, requires_grad=True)
     with torch.random.fork_rng(devices=()):  # measuring must not change a run's random numbers
-        blocks = [_block(shape, way) for _ in range(count)]
+        casts = way.new_casts()
+        blocks = [_block(shape, way, casts) for _ in range(count)]
     table = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
     cos, sin = (angles.to(way.device) for angles in table)
-    run = partial(_train_blocks, way, blocks, way.new_casts(), (cos, sin), x)
+    run = partial(_train_blocks, way, blocks, casts, (cos, sin), x)
     if way.device != "cpu":
         compiling_s(partial(run, way.micro_batch))
     return _scaled(_time_sequences(run, way), 1 / count)
 
 
-def _block(shape: ModelShape, way: Way) -> Block:
+def _block(shape: ModelShape, way: Way, casts: WeightCasts | None) -> Block:
     block = new_block(shape, way.attention, way.lora, way.precision).to(way.device)
-    block.use_kernels(way.block_kernels)
+    block.use_kernels(way.block_kernels, casts)
     if way.compiled_block:
         block.checkpointing = way.checkpointing
         compile_block(block)
@@ -115,6 +115,8 @@ def _train_blocks(
     sequences: int,
 ) -> None:
     outside: ActivationCheckpointing = "off" if way.compiled_block else way.checkpointing
+    if way.block_kernels == "native":  # has the copies
+        casts = None
     with autocast_as(way.precision, x_btc.device):
         y = x_btc[:sequences]
         documents = None
@@ -140,7 +142,10 @@ def time_head(shape: ModelShape, way: Way, *, compiled: bool) -> PartTime:
         tokens = torch.randint(shape.vocab_size, (way.micro_batch, shape.context)).to(way.device)
     if way.lora is not None:  # the gradient ends at the last norm's output
         freeze_matrices(model, way.precision)
-    model.compute_with(loss=way.loss, casts=way.new_casts(), compiled=compiled)
+    of_last_norm: BlockKernels = "native" if way.block_kernels == "native" else "torch"
+    model.compute_with(
+        loss=way.loss, block_kernels=of_last_norm, casts=way.new_casts(), compiled=compiled
+    )
     run = partial(_train_head, model, way.precision, tokens)
     if compiled or way.device != "cpu":
         with thread_count(way.threads):
@@ -211,11 +216,12 @@ def updating(parameters: Sequence[nn.Parameter], way: Way, optimizer: OptimizerN
         for algorithm, some in by_algorithm.items()
     ]
     products = torch.bfloat16 if way.precision == "bf16" else torch.float32
-    stepping = RoleOptimizer(groups, fused=True, product_dtype=products, native=way.native_update)
+    native = way.block_kernels == "native"  # of the whole step
+    stepping = RoleOptimizer(groups, fused=True, product_dtype=products, native=native)
     stepping.casts = casts = way.new_casts()
 
     def run() -> None:
-        if way.native_update:
+        if native:
             stepping.clip_gradients(1.0)
         else:
             nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)

@@ -20,6 +20,7 @@ from llmtrain.plan.kernel_probes import (
     native_kernels,
     products_probe,
 )
+from llmtrain.plan.kernels import is_worth_comparing_native, unfit_for_native_block
 from llmtrain.plan.planner import Plan, make_plan
 from llmtrain.plan.probe import Measure, Probe
 from llmtrain.plan.step_benchmarks import StepProbes, step_probes
@@ -43,8 +44,8 @@ def measured_cpu(
     reports it, and the run is to be compiled.
     """
     times = measured_eager_step(facts, options, workload, announce)
-    plan = make_plan(facts, options, workload, times)
-    if not plan.compile.value:
+    plan = _plan_to_compile(facts, options, workload, times)
+    if plan is None:
         return times
     probe, step = block_probe(facts, workload, plan), step_probes(facts, workload, plan)
     saved = probe.saved()
@@ -94,8 +95,32 @@ def measured_eager_step(
         micro_batch = make_plan(facts, options, workload, times).micro_batch.value
         loss = timing.of(loss_probe(facts, options, workload, micro_batch), "the loss")
         times = replace(times, loss=loss)
-    native_step = timing.of_step(facts, options, workload, times, " by native kernels")
-    return replace(times, eager=native_step)
+    by_torch = options.model_copy(update={"block_kernels": "torch"})
+    eager = timing.of_step(facts, by_torch, workload, times, " by native kernels")
+    times = replace(times, eager=eager)
+    if options.block_kernels == "torch" or unfit_for_native_block(options, workload) is not None:
+        return times
+    by_native = options.model_copy(update={"block_kernels": "native", "compile": "auto"})
+    return replace(
+        times, native=timing.of_step(facts, by_native, workload, times, " of native blocks")
+    )
+
+
+def _plan_to_compile(
+    facts: Facts, options: DeviceSection, workload: Workload, times: CpuTimes
+) -> Plan | None:
+    """Return the plan whose block is compiled, to be used or compared; None: nothing is.
+
+    A run that lasts for minutes compares compiled blocks with native ones, which another uses.
+    """
+    plan = make_plan(facts, options, workload, times)
+    if options.block_kernels == "auto" and plan.block_kernels.value == "native":
+        assert times.native is not None
+        if not is_worth_comparing_native(workload, times.native, plan.processes.value):
+            return None
+        by_torch = options.model_copy(update={"block_kernels": "torch"})
+        plan = make_plan(facts, by_torch, workload, times)
+    return plan if plan.compile.value else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from llmtrain.choice import (
     Precision,
 )
 from llmtrain.errors import UsageError
-from llmtrain.machine.facts import CpuTimes, Facts
+from llmtrain.machine.facts import BlockTimes, CpuTimes, Facts, StepTimes
 from llmtrain.ops.chunk_sizes import NATIVE_WIDTH_MULTIPLE
 from llmtrain.plan.numerics import choose_precision, is_faster, is_long
 from llmtrain.plan.workload import Workload
@@ -21,6 +21,8 @@ from llmtrain.profile.schema import DeviceSection
 
 # Of training without them: native kernels are compiled in some 15 s.
 _WORTH_NATIVE_TIME_S, _WORTH_NATIVE_CPU_S = 60.0, 30.0
+# Compiling a block, to compare it with a native one, takes up to 20 s.
+_WORTH_COMPARING_S = 600.0
 
 
 _LEAST_FLEX_HEAD_DIM = 16  # its kernels multiply tiles of 16 features
@@ -42,8 +44,11 @@ def choose_attention(
     masked: bool = False,
     can_use_flex: bool = False,
     precision: Precision = "bf16",
+    native_block: bool = False,
 ) -> Choice[AttentionKernel]:
     """Choose the attention kernel.
+
+    `native_block`: native kernels compute whole blocks.
 
     `masked`: attention stays within documents, in the measurements too. `can_use_flex` is what
     the function of that name returned.
@@ -63,6 +68,8 @@ def choose_attention(
         _refuse_native("device.attention", kind, precision, times)
     if options.attention != "auto":
         return Choice(options.attention, "asked for")
+    if native_block:
+        return Choice("native", "that of a block by native kernels")
     if can_use_flex:
         return Choice("flex", "compiled for documents: blocks that are masked entirely are skipped")
     if kind != "cpu":
@@ -88,7 +95,8 @@ def choose_attention(
 def without_native(options: DeviceSection) -> DeviceSection:
     """Return the options of the same run without native kernels."""
     attention = "auto" if options.attention == "native" else options.attention
-    return options.model_copy(update={"attention": attention, "loss": "chunks"})
+    update = {"attention": attention, "loss": "chunks", "block_kernels": "torch"}
+    return options.model_copy(update=update)
 
 
 def wants_native(
@@ -104,7 +112,8 @@ def wants_native(
     asked = (options.attention, options.loss)
     limits = _WORTH_NATIVE_TIME_S, _WORTH_NATIVE_CPU_S
     lasts = is_long(workload, times.plain, processes, *limits)
-    return "native" in asked or ("auto" in asked and lasts)
+    is_asked_for = "native" in (*asked, options.block_kernels)
+    return is_asked_for or ("auto" in asked and lasts)
 
 
 def times_to_plan_with(
@@ -116,7 +125,7 @@ def times_to_plan_with(
     attention = times.attention
     if attention is not None:
         attention = replace(attention, native_s=None)
-    return replace(times, attention=attention, loss=None, native_missing=None)
+    return replace(times, attention=attention, loss=None, native=None, native_missing=None)
 
 
 def choose_loss(
@@ -174,6 +183,94 @@ def _unfit_for_native_loss(workload: Workload) -> str | None:
     return None
 
 
+def unfit_for_native_block(options: DeviceSection, workload: Workload) -> str | None:
+    """Return why native kernels cannot compute the blocks of a training; None: they can."""
+    shape = workload.shape
+    if workload.lora is not None:
+        return "they are for matrices without adapters"
+    if options.attention not in ("auto", "native"):
+        return f"their attention is native, and device.attention is {options.attention}"
+    if options.compile is True:
+        return "they are not compiled, and device.compile is true"
+    if options.sharding == "shard":
+        return "they are for whole matrices, and the model is sharded"
+    widths = {
+        "model.hidden_size": shape.hidden_size,
+        "model.intermediate_size": shape.intermediate_size,
+        "heads times head_dim": shape.attention_width,
+        "key heads times head_dim": shape.kv_width,
+    }
+    for name, width in widths.items():
+        if width % NATIVE_WIDTH_MULTIPLE:
+            return f"{name}, {width}, is no multiple of {NATIVE_WIDTH_MULTIPLE}"
+    return None
+
+
+def choose_native_block(
+    options: DeviceSection,
+    kind: DeviceKind,
+    workload: Workload,
+    precision: Precision,
+    times: CpuTimes | None,
+    processes: int,
+) -> Choice[bool]:
+    """Choose whether native kernels compute whole blocks of a CPU; by CPU times, as measured here.
+
+    They stay unless compiled blocks, where those have been compared, are clearly faster.
+    """
+    asked, unfit = options.block_kernels, unfit_for_native_block(options, workload)
+    if asked == "native":
+        if unfit is not None:
+            raise UsageError(
+                f"device.block_kernels native: {unfit}", hint="--set device.block_kernels=auto"
+            )
+        _refuse_native("device.block_kernels", kind, precision, times)
+        return Choice(True, "asked for")
+    if asked == "triton" and kind == "cpu":
+        raise UsageError(
+            "device.block_kernels triton: made for CUDA, and the device is cpu",
+            hint="--set device.block_kernels=auto",
+        )
+    if asked != "auto":
+        return Choice(False, "asked for")
+    if kind != "cpu" or precision != "bf16":
+        return Choice(False, "the others are for CUDA, or for bf16 on a CPU")
+    if unfit is not None:
+        return Choice(False, f"not by native kernels: {unfit}")
+    if times is None or times.native is None or times.eager is None:
+        missing = _without_native(times) if times is not None else ""
+        return Choice(False, f"no others were measured on this CPU{missing}")
+    return _faster_block(workload, times.native, times.eager, times.block, processes)
+
+
+def _faster_block(
+    workload: Workload,
+    native: StepTimes,
+    eager: StepTimes,
+    compiled: BlockTimes | None,
+    processes: int,
+) -> Choice[bool]:
+    """Choose between native and eager blocks, and compiled ones in a run that lasts for minutes."""
+    per_sequence = 1e3 / native.micro_batch, 1e3 / eager.micro_batch
+    native_ms = per_sequence[0] * native.by_cpu().block.seconds
+    eager_ms = per_sequence[1] * eager.by_cpu().block.seconds
+    figures = f"native kernels take {native_ms:.1f} ms a block and sequence, torch's {eager_ms:.1f}"
+    if not is_faster(native_ms, eager_ms):
+        return Choice(False, f"{figures}: not clearly faster, measured here")
+    if compiled is None or not is_worth_comparing_native(workload, native, processes):
+        return Choice(True, f"faster: {figures}, measured here")
+    compiled_ms = eager_ms * compiled.compiled_s / compiled.eager_s
+    figures += f", compiled {compiled_ms:.1f}"
+    if is_faster(compiled_ms, native_ms):
+        return Choice(False, f"compiled is faster: {figures}, measured here")
+    return Choice(True, f"{figures}, measured here")
+
+
+def is_worth_comparing_native(workload: Workload, native: StepTimes, processes: int) -> bool:
+    """Return whether a run by native kernels lasts long enough to compile a block, and compare."""
+    return is_long(workload, native, processes, _WORTH_COMPARING_S, _WORTH_COMPARING_S)
+
+
 def choose_block_kernels(
     facts: Facts,
     options: DeviceSection,
@@ -182,11 +279,14 @@ def choose_block_kernels(
     precision: Precision,
     compiled: bool,
     own: Choice[bool],
+    native_block: Choice[bool],
 ) -> Choice[BlockKernels]:
-    """Choose what computes norms, rotary positions and SwiGLU: torch, or own Triton kernels.
+    """Choose what computes a block: torch, native kernels of a CPU, or own ones of a GPU.
 
-    `own`: whether a GPU is to use those.
+    `own`: whether a GPU is to use those; `native_block`: what `choose_native_block` returned.
     """
+    if kind == "cpu":
+        return Choice("native" if native_block.value else "torch", native_block.reason)
     asked = options.block_kernels
     if asked == "triton":
         _refuse_triton("device.block_kernels", facts, kind, own)

@@ -28,6 +28,7 @@ from llmtrain.plan.tensor_bytes import (
     gradient_bytes,
     loss_bytes,
     mask_bytes,
+    native_working_bytes_per_token,
     optimizer_bytes,
     product_bytes_per_token,
     saved_bytes_per_token,
@@ -177,14 +178,22 @@ def _cpu_candidates(shape: ModelShape, setup: TrainingSetup) -> tuple[_PeakCandi
     casts = HALF_BYTES * cast_parameters(shape, setup) if is_cast else 0
     saved = tokens * saved_bytes_per_token(shape, setup) + mask_bytes(shape, setup)
     hidden_gradients = 2 * tokens * shape.hidden_size * setup.element_bytes
-    share = _COMPILED_BACKWARD_SHARE if setup.compiled else _BACKWARD_SHARE[setup.checkpointing]
-    recomputed = int(share * tokens * block_bytes_per_token(shape, setup))
+    recomputed = tokens * _working_bytes_per_token(shape, setup)
     update = update_bytes(shape, setup)
     return (
         _PeakCandidate(gradients, casts, saved, loss_bytes(shape, setup)),
         _PeakCandidate(gradients, casts, saved, hidden_gradients + FP32_BYTES * head, recomputed),
         _PeakCandidate(state, casts if setup.keeps_casts else 0, working_bytes=update),
     )
+
+
+def _working_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
+    """Return what the backward of one block on a CPU works with."""
+    if setup.native_block:
+        again = block_bytes_per_token(shape, setup) if setup.checkpointing != "off" else 0
+        return native_working_bytes_per_token(shape) + again
+    share = _COMPILED_BACKWARD_SHARE if setup.compiled else _BACKWARD_SHARE[setup.checkpointing]
+    return int(share * block_bytes_per_token(shape, setup))
 
 
 def _cpu_slack_bytes(shape: ModelShape, peak: _PeakCandidate, setup: TrainingSetup) -> int:

@@ -144,7 +144,8 @@ def _modes(
         return
     else:
         yield Choice("off", "everything fits")
-        yield Choice("selective", needed)
+        if not setup.native_block:  # which keeps little more than products and attention
+            yield Choice("selective", needed)
     yield Choice("full", needed)
 
 

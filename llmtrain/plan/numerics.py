@@ -23,6 +23,9 @@ from llmtrain.profile.schema import DeviceSection
 _WORTH_COMPILING_TIME_S, _WORTH_COMPILING_CPU_S = 120.0, 60.0
 
 
+_NO_NATIVE_BLOCK = Choice(False, "not for this device")
+
+
 def choose_precision(
     facts: Facts, options: DeviceSection, kind: DeviceKind, times: MatmulTimes | None
 ) -> Choice[Precision]:
@@ -101,8 +104,14 @@ def choose_compilation(
     workload: Workload,
     times: CpuTimes | None,
     processes: int = 1,
+    native_block: Choice[bool] = _NO_NATIVE_BLOCK,
 ) -> Choice[bool]:
-    """Choose whether blocks are compiled. Raises UsageError where a compiler is missing."""
+    """Choose whether blocks are compiled. Raises UsageError where a compiler is missing.
+
+    `native_block`: whether native kernels compute blocks, which leave nothing to compile.
+    """
+    if native_block.value:
+        return Choice(False, "eager: native kernels compute all of a block")
     if options.compile != "auto":
         return _asked_compilation(facts, options.compile, kind)
     if kind == "cuda":

@@ -41,7 +41,11 @@ class Planned:
             return gpu.own if uses_own or gpu.torch is None else gpu.torch
         if self.cpu_times is None:
             return None
-        return parts_of(self.cpu_times, compiled=plan.compile.value)
+        return parts_of(
+            self.cpu_times,
+            compiled=plan.compile.value,
+            native_block=plan.block_kernels.value == "native",
+        )
 
     @property
     def bytes(self) -> int:

@@ -144,6 +144,21 @@ def make_plan(
     `times` are the CPU's measurements; without them the CPU computes in fp32. `gpu_times` are a
     GPU's.
     """
+    plan = _plan(facts, options, workload, times, gpu_times)
+    if plan.sharding.value == "shard" and plan.block_kernels.value == "native":
+        # A sharded model's hooks gather operands that native kernels do not take.
+        options = options.model_copy(update={"block_kernels": "torch"})
+        return _plan(facts, options, workload, times, gpu_times)
+    return plan
+
+
+def _plan(
+    facts: Facts,
+    options: DeviceSection,
+    workload: Workload,
+    times: CpuTimes | None,
+    gpu_times: GpuTimes | None,
+) -> Plan:
     device = decide.choose_device(facts, options)
     kind = device.value
     processes = decide.choose_processes(facts, options, workload, kind)
@@ -170,12 +185,7 @@ def make_plan(
         attention=computes.attention,
         loss=kernels.choose_loss(facts, options, kind, workload, precision, times, own),
         block_kernels=kernels.choose_block_kernels(
-            facts, options, kind, workload, precision, compiled, own
-        ),
-        compile=computes.compile,
-        activation_checkpointing=checkpointing,
-        keep_weight_casts=numerics.choose_keep_weight_casts(
-            precision, accumulation.value, sharding.value
+            facts, options, kind, workload, precision, compiled, own, computes.native_block
         ),
         backend=decide.choose_backend(facts, options, kind),
         grad_scaler=numerics.choose_grad_scaler(kind, precision),
@@ -192,6 +202,7 @@ class _Computation:
     matmul_precision: Choice[MatmulPrecision]
     compile: Choice[bool]
     attention: Choice[AttentionKernel]
+    native_block: Choice[bool]
 
 
 def _choose_computation(
@@ -207,7 +218,10 @@ def _choose_computation(
     chosen = numerics.choose_precision(facts, options, kind, products)
     precision = chosen.value
     decide.refuse_loss_scale_of_local_steps(workload, precision)
-    compilation = numerics.choose_compilation(facts, options, kind, workload, times, processes)
+    native_block = kernels.choose_native_block(options, kind, workload, precision, times, processes)
+    compilation = numerics.choose_compilation(
+        facts, options, kind, workload, times, processes, native_block
+    )
     attention = kernels.choose_attention(
         options,
         kind,
@@ -215,9 +229,10 @@ def _choose_computation(
         masked=workload.mask_documents,
         can_use_flex=kernels.can_use_flex(workload, kind, precision, compilation.value),
         precision=precision,
+        native_block=native_block.value,
     )
     matmul_precision = numerics.choose_matmul_precision(options, kind, precision, products)
-    return _Computation(chosen, matmul_precision, compilation, attention)
+    return _Computation(chosen, matmul_precision, compilation, attention, native_block)
 
 
 def make_inference_plan(
@@ -267,6 +282,12 @@ def _setup_of(workload: Workload, plan: Plan) -> TrainingSetup:
     ).sharded(plan.sharding.value)
 
 
+def _has_native_block(computes: _Computation | Plan) -> bool:
+    if isinstance(computes, Plan):
+        return computes.block_kernels.value == "native"
+    return computes.native_block.value
+
+
 def _setup(
     workload: Workload, kind: DeviceKind, processes: int, computes: _Computation | Plan
 ) -> TrainingSetup:
@@ -280,6 +301,7 @@ def _setup(
         optimizer=workload.optimizer,
         processes=processes,
         masks_pairs=workload.masks_pairs(computes.attention.value),
+        native_block=_has_native_block(computes),
         torch_build=workload.torch_build,
         lora=workload.lora,
         sync_every=workload.sync_every,

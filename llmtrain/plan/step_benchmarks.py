@@ -128,9 +128,9 @@ class _WayProbes:
         )
 
     def _kernels(self) -> dict[str, str]:
-        """Return how a GPU's block is computed, which a CPU's does not differ in."""
+        """Return by what a block is computed; on a CPU only where it is not by torch's kernels."""
         if self.way.device == "cpu":
-            return {}
+            return {"kernels": "native"} if self.way.block_kernels == "native" else {}
         return {"kernels": self.way.block_kernels, "compiled": str(self.way.compiled_block)}
 
     def head(self, compiled: bool) -> PartProbe:
@@ -145,7 +145,12 @@ class _WayProbes:
             tied=str(shape.tie_embeddings),
             compiled=str(self.facts.cxx_compiler) if compiled else "no",
             loss=way.loss,
+            **self._native(),
         )
+
+    def _native(self) -> dict[str, str]:
+        """Return what the last norm and the update are computed by, if not by torch's kernels."""
+        return {"kernels": "native"} if self.way.block_kernels == "native" else {}
 
     def update(self) -> PartProbe:
         shape, way, optimizer = self.workload.shape, self.way, self.workload.optimizer
@@ -155,6 +160,7 @@ class _WayProbes:
             lambda: time_update(shape, way, optimizer),
             **whole,
             optimizer=optimizer,
+            **self._native(),
         )
 
     def _probe(
@@ -174,7 +180,7 @@ class _WayProbes:
             "keep_casts": str(way.keep_casts),
             "matmul_precision": self.products,
         }
-        if "native" in (way.attention, way.loss):
+        if "native" in (way.attention, way.loss, way.block_kernels):
             arguments["native"] = kernel_source().digest()
         if "triton" in (way.block_kernels, way.loss):
             arguments["triton"] = source_digest()

@@ -34,6 +34,7 @@ class TrainingSetup:
     processes: int = 1
     shards: int = 1  # processes over which weights, gradients and optimizer state are sharded
     masks_pairs: bool = False  # attention by a mask of all pairs of tokens
+    native_block: bool = False  # blocks by native kernels of a CPU
     torch_build: str = "cpu"
     lora: LoraShape | None = None  # adapters that are trained beside the model
     sync_every: int = 1  # steps of each process before weights are averaged
@@ -152,6 +153,8 @@ def product_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
 def block_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return the bytes that one block saves for its backward without checkpointing."""
     size = setup.element_bytes
+    if setup.native_block:
+        return _native_block_bytes(shape)
     queries, keys = shape.attention_width, shape.kv_width
     normed_heads = queries + keys if shape.qk_norm else 0
     # a GPU's kernels that take a mask need keys and values for every query head
@@ -187,11 +190,35 @@ def _compiled_bytes(shape: ModelShape, size: int, normed_heads: int) -> int:
     return streams + roots + heads + size * (shape.attention_width + 3 * shape.intermediate_size)
 
 
+def _native_block_bytes(shape: ModelShape) -> int:
+    """Return the bytes that a block of native kernels saves: inputs of its two halves, heads."""
+    heads = 2 * shape.attention_width + 2 * shape.kv_width  # before their norms, and attended
+    streams = 2 * FP32_BYTES * shape.hidden_size
+    return streams + HALF_BYTES * heads + FP32_BYTES * shape.num_heads
+
+
+def native_working_bytes_per_token(shape: ModelShape) -> int:
+    """Return what the backward of a block of native kernels works with, per token.
+
+    In feed-forward: rows of the normed input and of the gradient, each as two operands, the gates'
+    gradient, and the gradients of output and input. In attention: rotated heads, the gradients of
+    heads and of what they attended to, the normed input and its gradient, and the gradients of
+    output and input.
+    """
+    gradients = 2 * FP32_BYTES * shape.hidden_size
+    operands = 4 * HALF_BYTES * shape.hidden_size + 2 * HALF_BYTES * shape.intermediate_size
+    heads = 3 * shape.attention_width + 3 * shape.kv_width
+    rows = HALF_BYTES * (heads + 4 * shape.hidden_size)
+    return gradients + max(operands, rows)
+
+
 def _norm_bytes(width: int, setup: TrainingSetup) -> int:
     """Return the bytes of a norm's input and rms in fp32, and of its output.
 
     A CPU's norm saves its normalised input, too.
     """
+    if setup.native_block:
+        return width * (FP32_BYTES + setup.element_bytes)
     copies = 2 if setup.device_kind == "cpu" else 1
     return width * (copies * FP32_BYTES + setup.element_bytes) + FP32_BYTES
 

@@ -54,11 +54,13 @@ def micro_batch_s(shape: ModelShape, parts: StepTimes, head_passes: float = 1.0)
     return shape.num_layers * parts.block.seconds + head_passes * parts.head.seconds
 
 
-def parts_of(times: CpuTimes, *, compiled: bool) -> StepTimes | None:
+def parts_of(times: CpuTimes, *, compiled: bool, native_block: bool = False) -> StepTimes | None:
     """Return the parts of a step in the way that a plan computes it.
 
-    Those of an eager step while a compiled one is not measured; None if nothing is.
+    Those of an eager step while a compiled or a native one is not measured; None if nothing is.
     """
+    if native_block and times.native is not None:
+        return times.native
     return times.compiled if compiled and times.compiled is not None else times.eager
 
 

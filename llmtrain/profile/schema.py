@@ -273,7 +273,7 @@ class DeviceSection(Section):
     threads: Threads | Auto = "auto"  # in each process
     attention: Literal["auto", "sdpa", "blocks", "flex", "native"] = "auto"
     loss: Literal["auto", "chunks", "native", "triton"] = "auto"
-    block_kernels: Literal["auto", "torch", "triton"] = "auto"  # what surrounds products
+    block_kernels: Literal["auto", "torch", "native", "triton"] = "auto"  # beside attention
     activation_checkpointing: Literal["auto", "off", "selective", "full"] = "auto"
     compile: bool | Auto = "auto"
     workers: Threads | Auto = "auto"  # processes that tokenize

@@ -134,6 +134,7 @@ def _optimizer(
         continues=profile.model.init_from is not None,
         is_dpo=profile.data.rows == "preferences",
         sharded_over=sharded_over,
+        native=plan.block_kernels.value == "native",
     )
 
 
@@ -191,7 +192,7 @@ def _apply_plan(model: Decoder, plan: Plan, optimizer: RoleOptimizer) -> None:
     dtype = half_dtype(plan.precision.value)
     casts = WeightCasts(dtype) if plan.keep_weight_casts.value and dtype is not None else None
     optimizer.casts = casts
-    if "native" in (plan.attention.value, plan.loss.value):
+    if "native" in (plan.attention.value, plan.loss.value, plan.block_kernels.value):
         require_kernels()
     model.casts = casts
     compute_as_planned(model, plan)

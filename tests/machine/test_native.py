@@ -21,6 +21,7 @@ WRITE_OUTPUT = """
     echo called >> "$(dirname "$0")/calls"; sleep 0.2
     while [ "$1" != -o ]; do shift; done; echo library > "$2"
 """
+OF_A_BUILD = 2  # calls of the compiler: for the one file, and to link
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_it_is_compiled_once_by_processes_that_want_it_at_once(
     facts = compiler(WRITE_OUTPUT)
     with ThreadPoolExecutor(3) as threads:
         found = list(threads.map(lambda _: build_native(source, facts, cache), range(3)))
-    assert calls(tmp_path) == 1
+    assert calls(tmp_path) == OF_A_BUILD
     path = found[0].value
     assert path is not None
     assert path.read_text() == "library\n"
@@ -85,7 +86,7 @@ def test_what_it_depends_on_makes_another(
     else:
         (tmp_path / "version").write_text("2.0\n")
     assert build_native(source, facts, cache).value != before
-    assert calls(tmp_path) == 2
+    assert calls(tmp_path) == 2 * OF_A_BUILD
 
 
 def test_without_a_compiler_the_reason_says_how_to_get_one(

@@ -57,6 +57,7 @@ def bench(
         },
         eager=step_parts(times.eager),
         compiled=step_parts(times.compiled),
+        native=step_parts(times.native),
         plan=result.plan,
         predicted=result if result.step_s is not None else None,
     )
@@ -122,8 +123,10 @@ def _times(measured: DeviceBench) -> Iterator[tuple[str, float, str, bool]]:
         yield "one block, eager", measured.block.eager_s, "", not compiled
         yield "one block, compiled", measured.block.compiled_s, "", compiled
         yield "compiling one block", measured.block.compile_s, "", False
-    yield from _step_times("eager", measured.eager, used=not plan.compile.value)
-    yield from _step_times("compiled", measured.compiled, used=plan.compile.value)
+    native, compiled = plan.block_kernels.value == "native", plan.compile.value
+    yield from _step_times("eager", measured.eager, used=not native and not compiled)
+    yield from _step_times("compiled", measured.compiled, used=compiled)
+    yield from _step_times("native", measured.native, used=native)
 
 
 def _step_times(

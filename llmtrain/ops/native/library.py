@@ -26,6 +26,11 @@ _OPERATORS = (
     "adamw",
     "nesterov",
     "descend",
+    "normalize",
+    "rotate_heads",
+    "feed_forward",
+    "weight_gradient",
+    "add_projection",
 )
 
 

@@ -10,19 +10,15 @@
 
 #include "attention.h"
 #include "loss.h"
+#include "tensors.h"
 
 namespace {
 
 using at::Tensor;
+using llmtrain::aligned;
 using llmtrain::AttentionShape;
-using llmtrain::HeadsOf;
-
-HeadsOf heads_of(const Tensor& x) {
-  TORCH_CHECK(x.dim() == 4 && x.scalar_type() == at::kBFloat16 && x.device().is_cpu() &&
-                  (x.stride(3) == 1 || x.size(3) == 1),
-              "expected a (B, heads, T, D) tensor of bf16 on the CPU with dense features");
-  return {static_cast<at::BFloat16*>(x.data_ptr()), x.stride(0), x.stride(1), x.stride(2)};
-}
+using llmtrain::heads_of;
+using llmtrain::scratch_of;
 
 AttentionShape shape_of(const Tensor& q, const Tensor& k) {
   TORCH_CHECK(q.size(0) == k.size(0) && q.size(2) == k.size(2) && q.size(3) == k.size(3) &&
@@ -39,15 +35,6 @@ const int32_t* first_of(const std::optional<Tensor>& first, const AttentionShape
   return first->const_data_ptr<int32_t>();
 }
 
-Tensor scratch_of(int64_t bytes, const Tensor& like) {
-  return at::empty({bytes + 64}, like.options().dtype(at::kByte));
-}
-
-char* aligned(const Tensor& scratch) {
-  const auto address = reinterpret_cast<uintptr_t>(scratch.data_ptr());
-  return reinterpret_cast<char*>((address + 63) / 64 * 64);
-}
-
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                      const std::optional<Tensor>& first) {
   const AttentionShape shape = shape_of(q, k);
@@ -62,10 +49,11 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   return {y.flatten(2), lse};
 }
 
-std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& d_y, const Tensor& q,
-                                                      const Tensor& k, const Tensor& v,
-                                                      const Tensor& y, const Tensor& lse,
-                                                      const std::optional<Tensor>& first) {
+// Writes the gradients into `d_q`, `d_k` and `d_v`.
+void attention_backward_into(const Tensor& d_y, const Tensor& q, const Tensor& k, const Tensor& v,
+                             const Tensor& y, const Tensor& lse,
+                             const std::optional<Tensor>& first, Tensor d_q, Tensor d_k,
+                             Tensor d_v) {
   const AttentionShape shape = shape_of(q, k);
   const int threads = at::get_num_threads();
   const auto heads = [&](const Tensor& x) {
@@ -73,11 +61,19 @@ std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& d_y, const T
         x.view({shape.sequences, shape.tokens, shape.heads, shape.size}).transpose(1, 2));
   };
   TORCH_CHECK(lse.is_contiguous() && lse.scalar_type() == at::kFloat);
-  Tensor d_q = at::empty_like(q), d_k = at::empty_like(k), d_v = at::empty_like(v);
+  TORCH_CHECK(d_q.sizes() == q.sizes() && d_k.sizes() == k.sizes() && d_v.sizes() == v.sizes());
   const Tensor scratch = scratch_of(llmtrain::attention_backward_scratch(shape, threads), q);
   llmtrain::attention_backward(shape, heads(d_y), heads_of(q), heads_of(k), heads_of(v), heads(y),
                                lse.const_data_ptr<float>(), first_of(first, shape), heads_of(d_q),
                                heads_of(d_k), heads_of(d_v), aligned(scratch), threads);
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& d_y, const Tensor& q,
+                                                      const Tensor& k, const Tensor& v,
+                                                      const Tensor& y, const Tensor& lse,
+                                                      const std::optional<Tensor>& first) {
+  Tensor d_q = at::empty_like(q), d_k = at::empty_like(k), d_v = at::empty_like(v);
+  attention_backward_into(d_y, q, k, v, y, lse, first, d_q, d_k, d_v);
   return {d_q, d_k, d_v};
 }
 
@@ -123,6 +119,10 @@ TORCH_LIBRARY(llmtrain_native, m) {
       "attention_backward(Tensor d_y, Tensor q, Tensor k, Tensor v, Tensor y, Tensor lse, "
       "Tensor? first) -> (Tensor, Tensor, Tensor)",
       &attention_backward);
+  m.def(
+      "attention_backward_into(Tensor d_y, Tensor q, Tensor k, Tensor v, Tensor y, Tensor lse, "
+      "Tensor? first, Tensor(a!) d_q, Tensor(b!) d_k, Tensor(c!) d_v) -> ()",
+      &attention_backward_into);
   m.def(
       "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets, int chunk, "
       "bool has_padding, bool wants_hidden, bool wants_weight) -> (Tensor, Tensor, Tensor)",

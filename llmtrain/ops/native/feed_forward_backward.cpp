@@ -1,0 +1,287 @@
+// The gradients of a SwiGLU layer, which computes gates again instead of keeping them.
+//
+//     pack         rows of n(x) and dy as operands, both ways; weights transposed
+//     by features  gates again, their gradients, and the gradients of all weights, some features
+//                  of all tokens at a time: sums of weights' gradients stay in a core's cache
+//     by rows      the gradient of n(x) and of x, some tokens at a time
+//
+// Of what has width F only the gates' gradient goes through memory, once.
+#include <ATen/Parallel.h>
+
+#include <cstring>
+
+#include "feed_forward.h"
+#include "norm_rows.h"
+#include "rows.h"
+#include "swiglu.h"
+
+namespace llmtrain {
+namespace {
+
+constexpr int64_t kRun = 512;    // tokens in one product of weights' gradients
+constexpr int64_t kBlock = 128;  // tokens whose gates exist at once; divides the others
+constexpr int64_t kPiece = 512;  // features in one product of the rows' gradient
+constexpr int64_t kPacked = 32;  // rows or features packed at once
+
+struct Tiling {
+  Tiling(const FeedForwardShape& shape, int threads) {
+    padded = round_up(shape.tokens, 32);
+    const bool is_small = shape.size > 512 || second_cache_bytes() < (int64_t{2} << 20);
+    features = is_small ? 64 : 128;
+    while (features > 32 && shape.features / features < threads) features /= 2;
+    rows = is_small ? 128 : 256;
+    row_tasks = (padded + rows - 1) / rows;
+    feature_tasks = (shape.features + features - 1) / features;
+  }
+  int64_t padded, features, rows, row_tasks, feature_tasks;
+};
+
+struct Shared {
+  bf16 *normed_t, *normed;  // n(x): transposed in blocks of kBlock tokens, and as it is; packed
+  bf16 *d_y_t, *d_y;        // the same of dy
+  bf16 *down_t;             // (F, C)
+  bf16 *gates_t;            // gate and up transposed, in pieces (C, kPiece)
+  bf16 *d_gates;            // packed, in blocks (2F, rows)
+  float *inverse, *d_gain;  // 1 / rms of each token; (row tasks, C)
+};
+
+struct OfFeatures {
+  float *gate, *up, *d_hidden;       // (features, kBlock)
+  bf16 *hidden, *d_gate, *d_up;      // (features, kRun)
+  float *sum_gate, *sum_up, *sum_down;  // (features, C)
+};
+
+struct OfRows {
+  float *d_normed_t, *d_normed;  // (C, rows), (rows, C)
+};
+
+struct OfPacking {
+  bf16 *normed, *d_y;  // (kPacked, C)
+};
+
+Shared shared_in(Scratch& scratch, const FeedForwardShape& shape, const Tiling& tiling) {
+  const int64_t blocks = round_up(tiling.padded, kBlock), rows = tiling.row_tasks * tiling.rows;
+  const int64_t pieces = round_up(2 * shape.features, kPiece);
+  Shared s{};
+  s.normed_t = scratch.take<bf16>(blocks * shape.size);
+  s.normed = scratch.take<bf16>(blocks * shape.size);
+  s.d_y_t = scratch.take<bf16>(blocks * shape.size);
+  s.d_y = scratch.take<bf16>(blocks * shape.size);
+  s.down_t = scratch.take<bf16>(shape.features * shape.size);
+  s.gates_t = scratch.take<bf16>(pieces * shape.size);
+  s.d_gates = scratch.take<bf16>(2 * shape.features * rows);
+  s.inverse = scratch.take<float>(tiling.padded);
+  s.d_gain = scratch.take<float>(tiling.row_tasks * shape.size);
+  return s;
+}
+
+OfFeatures features_in(Scratch& scratch, const FeedForwardShape& shape, const Tiling& tiling) {
+  const int64_t count = tiling.features;
+  OfFeatures own{};
+  for (float** each : {&own.gate, &own.up, &own.d_hidden})
+    *each = scratch.take<float>(count * kBlock);
+  for (bf16** each : {&own.hidden, &own.d_gate, &own.d_up})
+    *each = scratch.take<bf16>(count * kRun);
+  for (float** each : {&own.sum_gate, &own.sum_up, &own.sum_down})
+    *each = scratch.take<float>(count * shape.size);
+  return own;
+}
+
+OfRows rows_in(Scratch& scratch, const FeedForwardShape& shape, const Tiling& tiling) {
+  return {scratch.take<float>(tiling.rows * shape.size),
+          scratch.take<float>(tiling.rows * shape.size)};
+}
+
+OfPacking packing_in(Scratch& scratch, const FeedForwardShape& shape) {
+  return {scratch.take<bf16>(kPacked * shape.size), scratch.take<bf16>(kPacked * shape.size)};
+}
+
+class Backward {
+ public:
+  Backward(const FeedForwardShape& shape, const Tiling& tiling, const FeedForwardWeights& weights,
+           const float* d_y, const float* x, const FeedForwardGradients& gradients,
+           const Shared& shared)
+      : shape_(shape), tiling_(tiling), weights_(weights), d_y_(d_y), x_(x), d_(gradients),
+        s_(shared) {}
+
+  // Pack 32 tokens from `start` on; beyond the last one zeros.
+  void pack_rows(int64_t start, const OfPacking& own) const {
+    const int64_t size = shape_.size, block = start / kBlock * kBlock;
+    for (int64_t t = 0; t < kPacked; ++t) {
+      bf16 *normed = own.normed + t * size, *d_y = own.d_y + t * size;
+      if (start + t >= shape_.tokens) {
+        std::memset(normed, 0, size * sizeof(bf16)), std::memset(d_y, 0, size * sizeof(bf16));
+        continue;
+      }
+      const int64_t at = (start + t) * size;
+      s_.inverse[start + t] = normalize_row(x_ + at, weights_.gain, size, shape_.epsilon, normed);
+      store_scaled(d_y, d_y_ + at, size, 1.f);
+    }
+    const int64_t at = block * size + 2 * (start - block);
+    pack_transposed(own.normed, size, kPacked, size, s_.normed_t + at, kBlock);
+    pack_transposed(own.d_y, size, kPacked, size, s_.d_y_t + at, kBlock);
+    pack(own.normed, size, kPacked, size, s_.normed + start * size, size);
+    pack(own.d_y, size, kPacked, size, s_.d_y + start * size, size);
+  }
+
+  // Transpose 32 features of the gates from `first` on, of 2F.
+  void transpose_features(int64_t first) const {
+    const int64_t size = shape_.size, features = shape_.features;
+    const bool is_gate = first < features;
+    const bf16* rows = is_gate ? weights_.gate + first * size
+                               : weights_.up + (first - features) * size;
+    const int64_t piece = first / kPiece * kPiece;
+    transpose(rows, size, kPacked, size, s_.gates_t + piece * size + first - piece, kPiece);
+    if (is_gate)
+      transpose(weights_.down + first, features, size, kPacked, s_.down_t + first * size, size);
+  }
+
+  void by_features(int64_t task, const OfFeatures& own) const {
+    const int64_t first = task * tiling_.features, size = shape_.size;
+    const int64_t count = std::min(tiling_.features, shape_.features - first);
+    for (int64_t run = 0; run < tiling_.padded; run += kRun) {
+      const int64_t tokens = std::min(kRun, tiling_.padded - run);
+      for (int64_t u = 0; u < tokens; u += kBlock)
+        differentiate_gates(first, count, run, u, std::min(kBlock, tokens - u), own);
+      const bf16 *normed = s_.normed + run * size, *d_y = s_.d_y + run * size;
+      const bool adds = run > 0;
+      brgemm(count, size, tokens, kRun, size, size, adds, own.d_gate, normed, own.sum_gate);
+      brgemm(count, size, tokens, kRun, size, size, adds, own.d_up, normed, own.sum_up);
+      brgemm(count, size, tokens, kRun, size, size, adds, own.hidden, d_y, own.sum_down);
+    }
+    std::memcpy(d_.gate + first * size, own.sum_gate, count * size * sizeof(float));
+    std::memcpy(d_.up + first * size, own.sum_up, count * size * sizeof(float));
+    for_rows_of(own.sum_down, size, size, count, [&](int64_t d, int64_t f, __m512 values) {
+      _mm512_storeu_ps(d_.down + d * shape_.features + first + f, values);
+    });
+  }
+
+  void by_rows(int64_t task, const OfRows& own) const {
+    const int64_t start = task * tiling_.rows, size = shape_.size, rows = tiling_.rows;
+    const int64_t width = std::min(rows, tiling_.padded - start), both = 2 * shape_.features;
+    for (int64_t k = 0; k < both; k += kPiece)
+      brgemm(size, width, std::min(kPiece, both - k), kPiece, rows, rows, k > 0,
+             s_.gates_t + k * size, s_.d_gates + start * both + k * rows, own.d_normed_t);
+    const int64_t tokens = std::min(rows, shape_.tokens - start);
+    for_rows_of(own.d_normed_t, rows, tokens, size, [&](int64_t t, int64_t d, __m512 values) {
+      _mm512_storeu_ps(own.d_normed + t * size + d, values);
+    });
+    float* d_gain = s_.d_gain + task * size;
+    std::fill_n(d_gain, size, 0.f);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const int64_t at = (start + t) * size;
+      normalize_row_backward(own.d_normed + t * size, x_ + at, weights_.gain,
+                             s_.inverse[start + t], size, d_y_ + at, d_.x + at, d_gain);
+    }
+  }
+
+ private:
+  // `width` tokens from run + u on: gates, and their gradients as both operands that they become.
+  void differentiate_gates(int64_t first, int64_t count, int64_t run, int64_t u, int64_t width,
+                           const OfFeatures& own) const {
+    const int64_t size = shape_.size, start = run + u;
+    const bf16 *normed_t = s_.normed_t + start * size, *d_y_t = s_.d_y_t + start * size;
+    const auto multiply = [&](const bf16* rows, const bf16* tokens, float* out) {
+      brgemm(count, width, size, size, kBlock, kBlock, false, rows + first * size, tokens, out);
+    };
+    multiply(weights_.gate, normed_t, own.gate);
+    multiply(weights_.up, normed_t, own.up);
+    multiply(s_.down_t, d_y_t, own.d_hidden);
+    const int64_t block = start / tiling_.rows * tiling_.rows, stride = tiling_.rows;
+    bf16* d_gate = s_.d_gates + 2 * block * shape_.features + first * stride + 2 * (start - block);
+    bf16* d_up = d_gate + shape_.features * stride;
+    // The operands of the products to come: asked for meanwhile.
+    const bf16* next[4] = {s_.normed + start * size, s_.d_y + start * size,
+                           normed_t + kBlock * size, d_y_t + kBlock * size};
+    int64_t lines = start + kBlock < tiling_.padded ? width * size / 32 : 0, line = 0;
+    const Interleave interleave;
+    for (int64_t i = 0; i < count; i += 2)
+      for (int64_t t = 0; t < width; t += 32) {
+        for (int n = 0; n < 6 && line < lines; ++n, ++line)
+          for (const bf16* each : next)
+            _mm_prefetch(reinterpret_cast<const char*>(each + 32 * line), _MM_HINT_T1);
+        __m512i gates[2], ups[2];
+        for (int k = 0; k < 2; ++k)
+          differentiate(own, (i + k) * kBlock + t, (i + k) * kRun + u + t, gates[k], ups[k]);
+        interleave.store(d_gate + i * stride + 2 * t, gates[0], gates[1]);
+        interleave.store(d_up + i * stride + 2 * t, ups[0], ups[1]);
+      }
+  }
+
+  // 32 tokens of one feature, at `from` of the block and `to` of the run.
+  static void differentiate(const OfFeatures& own, int64_t from, int64_t to, __m512i& d_gate,
+                            __m512i& d_up) {
+    const __m512 one = _mm512_set1_ps(1.f);
+    __m512 hidden[2], d_gates[2], d_ups[2];
+    for (int e = 0; e < 2; ++e) {
+      const __m512 gate = _mm512_loadu_ps(own.gate + from + 16 * e);
+      const __m512 up = _mm512_loadu_ps(own.up + from + 16 * e);
+      const __m512 d_hidden = _mm512_loadu_ps(own.d_hidden + from + 16 * e);
+      const __m512 s = sigmoid(gate), silu = _mm512_mul_ps(gate, s);
+      hidden[e] = _mm512_mul_ps(silu, up);
+      d_ups[e] = _mm512_mul_ps(d_hidden, silu);
+      const __m512 slope = _mm512_fmadd_ps(silu, _mm512_sub_ps(one, s), s);  // of SiLU
+      d_gates[e] = _mm512_mul_ps(_mm512_mul_ps(d_hidden, up), slope);
+    }
+    d_gate = to_bf16(d_gates[0], d_gates[1]), d_up = to_bf16(d_ups[0], d_ups[1]);
+    _mm512_storeu_si512(own.hidden + to, to_bf16(hidden[0], hidden[1]));
+    _mm512_storeu_si512(own.d_gate + to, d_gate);
+    _mm512_storeu_si512(own.d_up + to, d_up);
+  }
+
+  FeedForwardShape shape_;
+  Tiling tiling_;
+  FeedForwardWeights weights_;
+  const float *d_y_, *x_;
+  FeedForwardGradients d_;
+  Shared s_;
+};
+
+int64_t own_bytes(const FeedForwardShape& shape, const Tiling& tiling) {
+  Scratch features(nullptr), rows(nullptr), packing(nullptr);
+  features_in(features, shape, tiling), rows_in(rows, shape, tiling), packing_in(packing, shape);
+  return std::max({features.used(), rows.used(), packing.used()});
+}
+
+}  // namespace
+
+int64_t feed_forward_backward_scratch(const FeedForwardShape& shape, int threads) {
+  const Tiling tiling(shape, threads);
+  Scratch shared(nullptr);
+  shared_in(shared, shape, tiling);
+  return shared.used() + threads * own_bytes(shape, tiling);
+}
+
+void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardWeights& weights,
+                           const float* d_y, const float* x, const FeedForwardGradients& gradients,
+                           char* scratch, int threads) {
+  const Tiling tiling(shape, threads);
+  Scratch all(scratch);
+  const Shared shared = shared_in(all, shape, tiling);
+  const int64_t each = own_bytes(shape, tiling);
+  const auto own = [&] { return Scratch(scratch + all.used() + at::get_thread_num() * each); };
+  const Backward backward(shape, tiling, weights, d_y, x, gradients, shared);
+  at::parallel_for(0, tiling.padded / kPacked, 1, [&](int64_t begin, int64_t end) {
+    Scratch mine = own();
+    const OfPacking packing = packing_in(mine, shape);
+    for (int64_t task = begin; task < end; ++task) backward.pack_rows(task * kPacked, packing);
+  });
+  at::parallel_for(0, 2 * shape.features / kPacked, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) backward.transpose_features(task * kPacked);
+  });
+  at::parallel_for(0, tiling.feature_tasks, 1, [&](int64_t begin, int64_t end) {
+    Scratch mine = own();
+    const OfFeatures features = features_in(mine, shape, tiling);
+    for (int64_t task = begin; task < end; ++task) backward.by_features(task, features);
+    brgemm_release();
+  });
+  at::parallel_for(0, tiling.row_tasks, 1, [&](int64_t begin, int64_t end) {
+    Scratch mine = own();
+    const OfRows rows = rows_in(mine, shape, tiling);
+    for (int64_t task = begin; task < end; ++task) backward.by_rows(task, rows);
+    brgemm_release();
+  });
+  add_parts(shared.d_gain, tiling.row_tasks, shape.size, gradients.gain);
+}
+
+}  // namespace llmtrain

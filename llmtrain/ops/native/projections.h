@@ -1,0 +1,56 @@
+// What surrounds attention in a block: the norm, heads, and products that torch's own do not serve.
+#pragma once
+
+#include <c10/util/BFloat16.h>
+
+#include <cstdint>
+
+namespace llmtrain {
+
+// n(x) of (N, C) rows as bf16. C is a multiple of 32.
+void normalize(const float* x, const float* gain, int64_t tokens, int64_t size, float epsilon,
+               c10::BFloat16* out);
+
+// `residual`, added to the gradient of x, may be null. `scratch`: as the function below says.
+int64_t normalize_backward_scratch(int64_t tokens, int64_t size);
+void normalize_backward(const c10::BFloat16* d_normed, const float* x, const float* gain,
+                        int64_t tokens, int64_t size, float epsilon, const float* residual,
+                        float* d_x, float* d_gain, char* scratch);
+
+// Queries and keys of (N, (H + 2 G) · D) rows: H heads of queries, G of keys, G of values.
+struct HeadsShape {
+  int64_t tokens, heads, key_heads, size;  // N, H, G, D; D is even
+  int64_t window;                          // tokens of a sequence: angles are those of n % window
+  float epsilon;
+};
+
+// Gains (D) of query and key norms, null where there are none; the angles' cosines and sines
+// (window, D / 2).
+struct HeadsParameters {
+  const float *q_gain, *k_gain, *cos, *sin;
+};
+
+// Normalise and rotate queries and keys: rows of `stride` values, which may be `heads` itself.
+void rotate_heads(const HeadsShape& shape, const HeadsParameters& parameters,
+                  const c10::BFloat16* heads, c10::BFloat16* out, int64_t stride);
+
+// From the gradient of rotated heads, replaced, to that of `heads`; (D) each of the gains.
+int64_t rotate_heads_backward_scratch(const HeadsShape& shape);
+void rotate_heads_backward(const HeadsShape& shape, const HeadsParameters& parameters,
+                           const c10::BFloat16* heads, c10::BFloat16* d_heads, float* d_q_gain,
+                           float* d_k_gain, char* scratch);
+
+// x + y Wᵀ of (N, C), (N, K) and (C, K), in fp32. C and K are multiples of 32.
+struct ProjectionShape {
+  int64_t tokens, size, width;  // N, C, K
+};
+int64_t add_projection_scratch(const ProjectionShape& shape, int threads);
+void add_projection(const ProjectionShape& shape, const float* x, const c10::BFloat16* y,
+                    const c10::BFloat16* weight, float* out, char* scratch, int threads);
+
+// dyᵀ x of (N, C) and (N, K): the gradient (C, K) of a weight, in fp32.
+int64_t weight_gradient_scratch(const ProjectionShape& shape, int threads);
+void weight_gradient(const ProjectionShape& shape, const c10::BFloat16* d_y,
+                     const c10::BFloat16* x, float* d_weight, char* scratch, int threads);
+
+}  // namespace llmtrain
