@@ -187,6 +187,11 @@ def _plan(
         block_kernels=kernels.choose_block_kernels(
             facts, options, kind, workload, precision, compiled, own, computes.native_block
         ),
+        compile=computes.compile,
+        activation_checkpointing=checkpointing,
+        keep_weight_casts=numerics.choose_keep_weight_casts(
+            precision, accumulation.value, sharding.value
+        ),
         backend=decide.choose_backend(facts, options, kind),
         grad_scaler=numerics.choose_grad_scaler(kind, precision),
         workers=decide.choose_workers(facts, options),
