@@ -24,7 +24,7 @@ TrackerName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 Duplicates = Literal["keep", "drop_exact", "drop_near"]
 _LONGEST_TIMEOUT_S = 1e6
 # Of the outer step, by the optimizer inside: docs/measurements/clusters.md.
-_OUTER_LEARNING_RATES = {"muon": 1.0, "adamw": 0.7}
+_OUTER_LEARNING_RATES = {"muon": 1.0, "adamw": 0.5}
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 LANGUAGE_PATTERN = r"^[a-z]{2,3}$"

@@ -27,12 +27,13 @@ class Timed:
         self.asked: list[tuple[int, int, int]] = []
         self.step_s = {1: 1.0, 2: 1.9, 4: 3.5, 8: 8.5}
         self.failure: str | None = None
+        self.is_busy = False
 
     def time_processes(self, processes: int, _shape: object, way: Way, *_: object) -> ProcessTimes:
         self.asked.append((processes, way.threads, way.micro_batch))
         if self.failure is not None and processes > 1:
             raise LlmtrainError(self.failure)
-        step_s = self.step_s[processes]
+        step_s = self.step_s[processes] * (1 + len(self.asked) * self.is_busy)
         return ProcessTimes(step_s, step_s, 0.01, 0.0)
 
 
@@ -96,6 +97,16 @@ def test_copies_that_do_not_fit_are_not_tried(timed: Timed) -> None:
     found = value([], facts=small)
     assert {number for number, *_ in timed.asked} < {1, 2, 4, 8}
     assert found is None or found < 8
+
+
+def test_times_of_a_busy_machine_are_taken_again(timed: Timed) -> None:
+    timed.is_busy = True
+    assert value([]) == 1
+    assert value(None) == 1
+    assert len(timed.asked) == 8
+    timed.is_busy = False
+    assert value([]) == value([]) == 4
+    assert len(timed.asked) == 16
 
 
 def test_where_processes_cannot_meet_one_trains(timed: Timed) -> None:

@@ -269,7 +269,7 @@ def test_who_waits_for_a_rank_says_how_long_that_follows_from() -> None:
 
 @pytest.mark.parametrize(
     ("flags", "rate"),
-    [({}, 1.0), ({"optim.name": "adamw"}, 0.7), ({"optim.outer_learning_rate": 0.4}, 0.4)],
+    [({}, 1.0), ({"optim.name": "adamw"}, 0.5), ({"optim.outer_learning_rate": 0.4}, 0.4)],
 )
 def test_the_outer_rate_follows_the_optimizer_inside(flags: dict[str, Any], rate: float) -> None:
     settings = {name: Setting(value, "--set") for name, value in flags.items()}
