@@ -234,7 +234,7 @@ def choose_native_block(
     if asked != "auto":
         return Choice(False, "asked for")
     if kind != "cpu" or precision != "bf16":
-        return Choice(False, "the others are for CUDA, or for bf16 on a CPU")
+        return Choice(False, "the others are for bf16 on a CPU, or for CUDA")
     if unfit is not None:
         return Choice(False, f"not by native kernels: {unfit}")
     if times is None or times.native is None or times.eager is None:
