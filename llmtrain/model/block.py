@@ -78,6 +78,7 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim, self.num_key_heads = shape.head_dim, shape.num_kv_heads
         self.kernel: AttentionKernel = "sdpa"
+        self.kernels: BlockKernels = "torch"  # of what surrounds it
         width, kv_width = shape.attention_width, shape.kv_width
         self.q_proj = nn.Linear(shape.hidden_size, width, bias=False)
         self.k_proj = nn.Linear(shape.hidden_size, kv_width, bias=False)
@@ -97,6 +98,16 @@ class Attention(nn.Module):
 
         With `documents`, from `document_mask`, tokens attend to their own document only.
         """
+        if self.kernels == "triton" and self.q_norm is not None:
+            q, k, v = self._of_one_product(x_btc, cos_td, sin_td)
+        else:
+            q, k, v = self._of_three_products(x_btc, cos_td, sin_td)
+        y_btc: Tensor = self.o_proj(causal_attention(q, k, v, self.kernel, documents))
+        return y_btc
+
+    def _of_three_products(
+        self, x_btc: Tensor, cos_td: Tensor, sin_td: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (
             self._heads(projection(x_btc)) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
@@ -104,8 +115,27 @@ class Attention(nn.Module):
             rotate(x, cos_td, sin_td, x.dtype) if norm is None else norm.rotated(x, cos_td, sin_td)
             for x, norm in ((q, self.q_norm), (k, self.k_norm))
         )
-        y_btc: Tensor = self.o_proj(causal_attention(q, k, v, self.kernel, documents))
-        return y_btc
+        return q, k, v
+
+    def _of_one_product(
+        self, x_btc: Tensor, cos_td: Tensor, sin_td: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query, key and value by our own kernels, which need them side by side."""
+        from llmtrain.ops.triton.rotary import split_norm_rotate
+
+        assert self.q_norm is not None
+        assert self.k_norm is not None
+        weights = [projection.weight for projection in (self.q_proj, self.k_proj, self.v_proj)]
+        q, k, v = split_norm_rotate(
+            F.linear(x_btc, torch.cat(weights)),
+            self.q_norm.weight,
+            self.k_norm.weight,
+            self.q_norm.epsilon,
+            cos_td,
+            sin_td,
+            heads=self.q_proj.out_features // self.head_dim,
+        )
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def _heads(self, x_btc: Tensor) -> Tensor:
         sequences, tokens, _ = x_btc.shape
@@ -166,7 +196,7 @@ class Block(nn.Module):
         """
         self.kernels, self._casts = kernels, casts
         for module in self.modules():
-            if isinstance(module, (RMSNorm, FeedForward)):
+            if isinstance(module, (RMSNorm, FeedForward, Attention)):
                 module.kernels = kernels
 
     def _forward(

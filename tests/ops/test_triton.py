@@ -102,6 +102,31 @@ def test_norms_of_heads_and_rotary_positions(device: torch.device, size: int) ->
     assert_equal(found, expected, [x, ours.weight])
 
 
+@pytest.mark.parametrize("kv_heads", [3, 1])
+def test_query_key_and_value_of_one_product(device: torch.device, kv_heads: int) -> None:
+    from llmtrain.ops.triton.rotary import split_norm_rotate
+
+    torch.manual_seed(0)
+    heads, size = 3, 24
+    qkv = torch.randn(2, 7, (heads + 2 * kv_heads) * size, device=device, requires_grad=True)
+    table = [each.to(device) for each in rotary_table(size, 7, 1e4)]
+    (_, q_norm), (_, k_norm) = norms(size, device), norms(size, device)
+
+    def expected() -> list[Tensor]:
+        q, k, v = qkv.unflatten(-1, (-1, size)).split([heads, kv_heads, kv_heads], dim=2)
+        rotated = [
+            norm.rotated(x.transpose(1, 2), *table).transpose(1, 2)
+            for norm, x in ((q_norm, q), (k_norm, k))
+        ]
+        return [*rotated, v]
+
+    def found() -> Sequence[Tensor]:
+        gains = q_norm.weight, k_norm.weight
+        return split_norm_rotate(qkv, *gains, EPSILON, table[0], table[1], heads)
+
+    assert_equal(found, expected, [qkv, q_norm.weight, k_norm.weight])
+
+
 def test_swiglu_of_one_product(device: torch.device) -> None:
     from llmtrain.ops.triton.swiglu import swiglu
 

@@ -1,6 +1,7 @@
 """Norm of query or key heads and their rotary positions, in one pass over memory.
 
-Shapes: B sequences, T tokens, H heads, D features a head, K = D / 2 pairs of features.
+Shapes: B sequences, T tokens, H heads, G key heads, D features a head, K = D / 2 pairs of
+features, W = (H + 2 G) · D features of query, key and value side by side.
 """
 
 from __future__ import annotations
@@ -29,17 +30,90 @@ def norm_rotate(
     return y_bthd
 
 
+def split_norm_rotate(
+    qkv_btw: Tensor,
+    q_gain_d: Tensor,
+    k_gain_d: Tensor,
+    epsilon: float,
+    cos_tk: Tensor,
+    sin_tk: Tensor,
+    heads: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return query and key of one product, each as `norm_rotate` does, and value, which is a view.
+
+    (B, T, H, D), and twice (B, T, G, D). The gradients of the three are written side by side, as
+    the backward of the product reads them.
+    """
+    q, k, v = _SplitNormRotate.apply(qkv_btw, q_gain_d, k_gain_d, cos_tk, sin_tk, epsilon, heads)
+    return q, k, v
+
+
+class _SplitNormRotate(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        q_gain: Tensor,
+        k_gain: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        epsilon: float,
+        heads: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        q, k = _split_forward(qkv, q_gain, k_gain, cos, sin, epsilon, heads)
+        ctx.save_for_backward(qkv, q_gain, k_gain, cos, sin)
+        ctx.epsilon = epsilon
+        return q, k, _heads(qkv, q_gain)[:, :, heads + k.shape[2] :]
+
+    @staticmethod
+    def backward(ctx: Any, d_q: Tensor, d_k: Tensor, d_v: Tensor) -> tuple[Tensor | None, ...]:
+        found = _split_backward(d_q, d_k, d_v, *ctx.saved_tensors, ctx.epsilon)
+        return *found, None, None, None, None
+
+
 @torch.library.custom_op("llmtrain::norm_rotate", mutates_args=())
 def _forward(
     x_bthd: Tensor, gain_d: Tensor, cos_tk: Tensor, sin_tk: Tensor, epsilon: float
 ) -> Tensor:
-    x = x_bthd.contiguous()
-    y = torch.empty_like(x)
-    _, tokens, heads, size = x.shape
-    rows = x.numel() // size
+    return _rotated(x_bthd.contiguous(), gain_d, cos_tk, sin_tk, epsilon)
+
+
+@torch.library.custom_op("llmtrain::split_norm_rotate", mutates_args=())
+def _split_forward(
+    qkv_btw: Tensor,
+    q_gain_d: Tensor,
+    k_gain_d: Tensor,
+    cos_tk: Tensor,
+    sin_tk: Tensor,
+    epsilon: float,
+    heads: int,
+) -> tuple[Tensor, Tensor]:
+    every = _heads(qkv_btw.contiguous(), q_gain_d)
+    q, k, _ = every.tensor_split(_bounds(every, heads), dim=2)
+    table = cos_tk, sin_tk, epsilon
+    return _rotated(q, q_gain_d, *table), _rotated(k, k_gain_d, *table)
+
+
+def _heads(x_btw: Tensor, gain_d: Tensor) -> Tensor:
+    heads: Tensor = x_btw.unflatten(-1, (-1, gain_d.shape[0]))
+    return heads
+
+
+def _bounds(every_bthd: Tensor, heads: int) -> tuple[int, int]:
+    """Return where the heads of keys begin, and those of values."""
+    return heads, heads + (every_bthd.shape[2] - heads) // 2
+
+
+def _rotated(
+    x_bthd: Tensor, gain_d: Tensor, cos_tk: Tensor, sin_tk: Tensor, epsilon: float
+) -> Tensor:
+    """Return heads normalised and rotated; those of a token are contiguous, tokens evenly apart."""
+    y = torch.empty_like(x_bthd, memory_format=torch.contiguous_format)
+    _, tokens, heads, size = x_bthd.shape
+    rows = x_bthd.numel() // size
     at_once = rows_at_once(_ELEMENTS, size)
     _rotary_forward_kernel[triton.cdiv(rows, at_once),](
-        x, y, gain_d, cos_tk, sin_tk, rows, tokens, heads, epsilon,
+        x_bthd, x_bthd.stride(1), y, gain_d, cos_tk, sin_tk, rows, tokens, heads, epsilon,
         SIZE=size, PAIRS=triton.next_power_of_2(size // 2), ROWS=at_once, num_warps=_WARPS,
     )  # fmt: skip
     return y
@@ -57,18 +131,56 @@ def _backward(
     """Return the gradients of the heads and of the gain."""
     x = x_bthd.contiguous()
     d_x = torch.empty_like(x)
-    _, tokens, heads, size = x.shape
-    rows = x.numel() // size
+    return d_x, _differentiate_into(d_x, d_y_bthd, x, gain_d, cos_tk, sin_tk, epsilon)
+
+
+@torch.library.custom_op("llmtrain::split_norm_rotate_backward", mutates_args=())
+def _split_backward(
+    d_q_bthd: Tensor,
+    d_k_btgd: Tensor,
+    d_v_btgd: Tensor,
+    qkv_btw: Tensor,
+    q_gain_d: Tensor,
+    k_gain_d: Tensor,
+    cos_tk: Tensor,
+    sin_tk: Tensor,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of query, key and value side by side, and of both gains."""
+    x = qkv_btw.contiguous()
+    d_x = torch.empty_like(x)
+    bounds = _bounds(_heads(x, q_gain_d), d_q_bthd.shape[2])
+    q, k, _ = _heads(x, q_gain_d).tensor_split(bounds, dim=2)
+    d_q, d_k, d_v = _heads(d_x, q_gain_d).tensor_split(bounds, dim=2)
+    table = cos_tk, sin_tk, epsilon
+    d_q_gain = _differentiate_into(d_q, d_q_bthd, q, q_gain_d, *table)
+    d_k_gain = _differentiate_into(d_k, d_k_btgd, k, k_gain_d, *table)
+    d_v.copy_(d_v_btgd)
+    return d_x, d_q_gain, d_k_gain
+
+
+def _differentiate_into(
+    d_x_bthd: Tensor,
+    d_y_bthd: Tensor,
+    x_bthd: Tensor,
+    gain_d: Tensor,
+    cos_tk: Tensor,
+    sin_tk: Tensor,
+    epsilon: float,
+) -> Tensor:
+    """Write the gradient of the heads, which lie as the heads do; return that of the gain."""
+    _, tokens, heads, size = x_bthd.shape
+    rows = x_bthd.numel() // size
     at_once = rows_at_once(_ELEMENTS, size)
-    grid = programs(triton.cdiv(rows, at_once), x.device)
-    d_gains = torch.empty(grid, size, dtype=torch.float32, device=x.device)
+    grid = programs(triton.cdiv(rows, at_once), x_bthd.device)
+    d_gains = torch.empty(grid, size, dtype=torch.float32, device=x_bthd.device)
     d_y = d_y_bthd if d_y_bthd.stride(-1) == 1 else d_y_bthd.contiguous()
     _rotary_backward_kernel[grid,](
-        d_y, *d_y.stride()[:3], x, d_x, gain_d, d_gains, cos_tk, sin_tk,
-        rows, tokens, heads, epsilon,
+        d_y, *d_y.stride()[:3], x_bthd, d_x_bthd, x_bthd.stride(1), gain_d, d_gains,
+        cos_tk, sin_tk, rows, tokens, heads, epsilon,
         SIZE=size, PAIRS=triton.next_power_of_2(size // 2), ROWS=at_once, num_warps=_WARPS,
     )  # fmt: skip
-    return d_x, d_gains.sum(0).to(gain_d.dtype)
+    return d_gains.sum(0).to(gain_d.dtype)
 
 
 @_forward.register_fake
@@ -89,6 +201,40 @@ def _(
     return d_x, torch.empty_like(gain_d)
 
 
+@_split_forward.register_fake
+def _(
+    qkv_btw: Tensor,
+    q_gain_d: Tensor,
+    k_gain_d: Tensor,
+    cos_tk: Tensor,
+    sin_tk: Tensor,
+    epsilon: float,
+    heads: int,
+) -> tuple[Tensor, Tensor]:
+    size, (begin, end) = q_gain_d.shape[0], _bounds(_heads(qkv_btw, q_gain_d), heads)
+    leading = qkv_btw.shape[:2]
+    return (
+        qkv_btw.new_empty((*leading, heads, size)),
+        qkv_btw.new_empty((*leading, end - begin, size)),
+    )
+
+
+@_split_backward.register_fake
+def _(
+    d_q_bthd: Tensor,
+    d_k_btgd: Tensor,
+    d_v_btgd: Tensor,
+    qkv_btw: Tensor,
+    q_gain_d: Tensor,
+    k_gain_d: Tensor,
+    cos_tk: Tensor,
+    sin_tk: Tensor,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    d_x = torch.empty_like(qkv_btw, memory_format=torch.contiguous_format)
+    return d_x, torch.empty_like(q_gain_d), torch.empty_like(k_gain_d)
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.epsilon = inputs
     ctx.save_for_backward(*tensors)
@@ -104,14 +250,14 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 
 @triton.jit
 def _rotary_forward_kernel(
-    x_ptr, y_ptr, gain_ptr, cos_ptr, sin_ptr, rows, tokens, heads, epsilon,
+    x_ptr, x_stride, y_ptr, gain_ptr, cos_ptr, sin_ptr, rows, tokens, heads, epsilon,
     SIZE: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[:, None]
     pair = tl.arange(0, PAIRS)[None, :]
     is_in = (row < rows) & (pair < SIZE // 2)
     position = row // heads % tokens
-    first = x_ptr + row.to(tl.int64) * SIZE + pair
+    first = x_ptr + (row // heads).to(tl.int64) * x_stride + row % heads * SIZE + pair
     a = tl.load(first, mask=is_in, other=0.0).to(tl.float32)
     b = tl.load(first + SIZE // 2, mask=is_in, other=0.0).to(tl.float32)
     rstd = tl.rsqrt(tl.sum(a * a + b * b, axis=1)[:, None] / SIZE + epsilon)
@@ -128,7 +274,7 @@ def _rotary_forward_kernel(
 
 @triton.jit
 def _rotary_backward_kernel(
-    d_y_ptr, stride_b, stride_t, stride_h, x_ptr, d_x_ptr, gain_ptr, d_gains_ptr,
+    d_y_ptr, stride_b, stride_t, stride_h, x_ptr, d_x_ptr, x_stride, gain_ptr, d_gains_ptr,
     cos_ptr, sin_ptr, rows, tokens, heads, epsilon,
     SIZE: tl.constexpr, PAIRS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -154,7 +300,7 @@ def _rotary_backward_kernel(
         sin = tl.load(sin_ptr + angle, mask=is_in, other=0.0)
         d_rotated_a = d_a * cos + d_b * sin
         d_rotated_b = d_b * cos - d_a * sin
-        first = row.to(tl.int64) * SIZE + pair
+        first = token.to(tl.int64) * x_stride + row % heads * SIZE + pair
         a = tl.load(x_ptr + first, mask=is_in, other=0.0).to(tl.float32)
         b = tl.load(x_ptr + first + SIZE // 2, mask=is_in, other=0.0).to(tl.float32)
         rstd = tl.rsqrt(tl.sum(a * a + b * b, axis=1)[:, None] / SIZE + epsilon)
