@@ -170,7 +170,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 weights = None if token_weights_n is None else token_weights_n[chunk].to(wide)
                 loss, divisors = differentiate(logits, y, is_target, weights)
                 total += loss
-                if d_hidden is not None:
+                if d_hidden is not None and divisors is None and d_hidden.dtype == dtype:
+                    torch.mm(logits, weight, out=d_hidden[chunk])
+                elif d_hidden is not None:
                     d_hidden[chunk] = _divided(logits @ weight, divisors, wide)
                 if d_weight is not None:
                     _add_product(d_weight, logits, _divided(h, divisors, dtype))
@@ -268,7 +270,13 @@ def _exponentiated_losses(
 
 
 def _add_product(total_vd: Tensor, logits_cv: Tensor, hidden_cd: Tensor) -> None:
-    """Add `logitsᵀ · hidden` to the total, on a CPU in shares that fit its cache."""
+    """Add `logitsᵀ · hidden` to the total, on a CPU in shares that fit its cache.
+
+    A GPU's product in half precision adds in fp32 by itself, unrounded.
+    """
+    if logits_cv.device.type == "cuda" and total_vd.dtype != logits_cv.dtype:
+        torch.addmm(total_vd, logits_cv.t(), hidden_cd, out_dtype=total_vd.dtype, out=total_vd)
+        return
     for share in _shares(total_vd, hidden_cd.element_size()):
         total_vd[share].add_(logits_cv[:, share].t() @ hidden_cd)
 
