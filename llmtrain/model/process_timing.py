@@ -125,7 +125,7 @@ def _timed(task: ProcessTask) -> ProcessTimes:
     """Return the times of the slowest process; with the noise of this repetition, 0."""
     way, shape = task.way, task.shape
     torch.set_num_threads(way.threads)
-    if "native" in (way.attention, way.loss):
+    if "native" in (way.attention, way.loss, way.block_kernels):
         require_kernels()
     model = Decoder(shape)
     if way.masked:
@@ -133,6 +133,7 @@ def _timed(task: ProcessTask) -> ProcessTimes:
     model.compute_with(
         attention=way.attention,
         loss=way.loss,
+        block_kernels=way.block_kernels,
         checkpointing=way.checkpointing,
         casts=way.new_casts(),
     )

@@ -89,18 +89,22 @@ def native_kernels(
     Only with `announce`, or if they are asked for, they are compiled where they have not been yet.
     It is also told what is lost without them, where the user can mend that.
     """
-    if unsuitable(facts) is not None and "native" not in (options.attention, options.loss):
+    if unsuitable(facts) is not None and "native" not in _asked(options):
         return None
     is_bf16 = numerics.choose_precision(facts, options, "cpu", times.matmul).value == "bf16"
     processes = decide.choose_processes(facts, options, workload, "cpu").value
     is_wanted = kernels.wants_native(facts, options, workload, times, processes)
     if not is_wanted and not (always and is_bf16):
         return None
-    is_asked_for = "native" in (options.attention, options.loss)
+    is_asked_for = "native" in _asked(options)
     loaded = load_kernels(facts, announce, compiles=is_asked_for or announce is not None)
     if not loaded.value and announce is not None:
-        announce(f"without native kernels attention and the loss take longer: {loaded.reason}")
+        announce(f"without native kernels training takes longer: {loaded.reason}")
     return loaded
+
+
+def _asked(options: DeviceSection) -> tuple[str, ...]:
+    return options.attention, options.loss, options.block_kernels
 
 
 def loss_probe(

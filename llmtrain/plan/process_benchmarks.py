@@ -118,7 +118,7 @@ def process_probe(facts: Facts, workload: Workload, plan: Plan) -> Probe[Process
         **{name: str(value) for name, value in asdict(shape).items()},
         **{f"way_{name}": str(value) for name, value in asdict(way).items()},
     }
-    if "native" in (way.attention, way.loss):
+    if "native" in (way.attention, way.loss, way.block_kernels):
         arguments["native"] = kernel_source().digest()
     key = measurement_key(facts, "step: processes", way.threads, **arguments)
     return Probe(

@@ -88,7 +88,12 @@ def _plan(facts: Facts, comparison: Comparison) -> Plan:
     profile: Profile = load_profile(
         comparison.shape.profile,
         environment={},
-        assignments=[*comparison.own_assignments, "train.tokens=null", "train.time=8h"],
+        assignments=[
+            *comparison.own_assignments,
+            "train.tokens=null",
+            "train.time=8h",
+            "device.force_cpu=true",
+        ],
     ).profile
     workload = with_timed_processes(
         facts, profile.device, workload_of(profile, None, facts), announce=_say

@@ -164,7 +164,7 @@ def test_native_kernels_that_are_missing_are_told_once_and_the_run_goes_on(
     made = plan(facts, told if asks else None)
     assert (made.attention.value, made.loss.value) == ("blocks", "chunks")
     assert asked == [asks]  # whoever asks for a plan alone waits for no compiler
-    why = "without native kernels attention and the loss take longer: no C++ compiler was found"
+    why = "without native kernels training takes longer: no C++ compiler was found"
     assert [line for line in told if "native" in line] == [f"{why}: install one"] * asks
     plan(facts, None, train__time="30s")
     assert asked == [asks]

@@ -76,7 +76,7 @@ def require_kernels() -> None:
         return
     loaded = load_kernels(read_facts(tries_gpus=False))
     if not loaded.value:
-        hint = "--set device.attention=auto --set device.loss=auto"
+        hint = "--set device.attention=auto --set device.loss=auto --set device.block_kernels=auto"
         raise LlmtrainError(f"the native kernels of this run: {loaded.reason}", hint=hint)
 
 
