@@ -29,6 +29,7 @@ def prove(
     sharding: str = "auto",
     sync_every: int = 1,
     sync_delay: int = 0,
+    device: str = "cpu",
 ) -> Proof:
     """The tiny profile in the current directory, killed so often."""
     flags = {
@@ -37,6 +38,9 @@ def prove(
         "train.sync_every": Setting(sync_every, "--sync-every"),
         "train.sync_delay": Setting(sync_delay, "--sync-delay"),
     }
+    if device != "cpu":
+        # A compiler at each start would take longer than the run.
+        flags |= {"device.kind": Setting(device, "--device"), "device.compile": Setting(False, "")}
     request = TrainRequest(profile="tiny.yaml", flags=flags)
     return prove_resume(request, ProofOptions(kills, steps, seed), _tell, lambda: None)
 
@@ -78,6 +82,7 @@ def main() -> int:
     parser.add_argument("--sharding", choices=("auto", "replicate", "shard"), default="auto")
     parser.add_argument("--sync-every", type=int, default=1)
     parser.add_argument("--sync-delay", type=int, default=0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--steps", type=int, default=0, help="default: 4 a kill")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -93,6 +98,7 @@ def main() -> int:
             options.sharding,
             options.sync_every,
             options.sync_delay,
+            options.device,
         )
         os.chdir("/")
     sys.stdout.write(report(proof))
