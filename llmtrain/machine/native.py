@@ -9,7 +9,6 @@ the caller computes in another way.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from llmtrain.machine.facts import Facts
 Announce = Callable[[str], None]
 _COMPILE_TIMEOUT_S = 600
 _VERSION_TIMEOUT_S = 30
+_MOST_COMPILERS = 4  # at once: each takes some 400 MiB
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fvisibility=hidden", "-w")
 _LIBRARIES = ("-ltorch_cpu", "-lc10")
 _INSTALL_COMPILER = "install one (Debian: apt install g++; macOS: xcode-select --install)"
@@ -118,7 +118,7 @@ def build_native(
             if not target.exists():  # another process may have compiled it meanwhile
                 if announce is not None:
                     announce(f"compiling {source.name}, once for this machine: up to a minute")
-                _compile(compiler, source, target)
+                _compile(compiler, source, target, min(_MOST_COMPILERS, facts.cpu.usable_cores))
     except CompilerError as error:
         how = f"repair it, {_INSTALL_COMPILER}, or name another in the variable CXX"
         return Choice(None, f"{compiler} failed: {error}; {how}")
@@ -151,8 +151,8 @@ def compile_command(compiler: str, source: NativeSource, *more: str) -> list[str
     ]
 
 
-def _compile(compiler: str, source: NativeSource, target: Path) -> None:
-    """Compile into `target`, which appears complete or not at all; files on all cores."""
+def _compile(compiler: str, source: NativeSource, target: Path, at_once: int) -> None:
+    """Compile into `target`, which appears complete or not at all; so many files at once."""
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         objects = tuple(Path(scratch, f"{file.stem}.o") for file in source.files)
 
@@ -160,7 +160,7 @@ def _compile(compiler: str, source: NativeSource, target: Path) -> None:
             one = replace(source, files=(file,))
             _run(compile_command(compiler, one, "-c", "-o", str(compiled)), _COMPILE_TIMEOUT_S)
 
-        with ThreadPoolExecutor(os.cpu_count()) as compilers:
+        with ThreadPoolExecutor(at_once) as compilers:
             list(compilers.map(compile_file, source.files, objects))  # raises the first error
         library = Path(scratch, "library.so")
         linked = replace(source, files=objects)
