@@ -44,7 +44,9 @@ def bench_cpu(profile: Profile, facts: Facts, *, block: bool, announce: Announce
         times = _compiled(facts, options, workload, times, announce)
     plan = make_plan(facts, options, workload, times)
     native_block = plan.block_kernels.value == "native"
-    parts = parts_of(times, compiled=plan.compile.value, native_block=native_block)
+    parts = times.compiled
+    if not plan.compile.value:
+        parts = parts_of(times, compiled=False, native_block=native_block)
     step_s = None
     if parts is not None:
         step_s = predicted_step_s(

@@ -111,6 +111,9 @@ class Explained:
                 "optim.learning_rate": Choice(rates["matrix"], rule),
                 "optim.embedding_learning_rate": Choice(rates["embedding"], embedding),
                 "optim.head_learning_rate": Choice(rates["head"], "the embedding's"),
+                "optim.outer_learning_rate": Choice(
+                    optim.chosen_outer_learning_rate, f"of rounds, with {optim.name} inside"
+                ),
             }
         )
 

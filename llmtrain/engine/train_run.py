@@ -79,8 +79,11 @@ def ranks_to_launch(resolved: ResolvedRun, session: TrainSession, text: RunText)
     Raises UsageError, and before anything is launched DoesNotFitError, and DataError for a text
     that is too short.
     """
-    with session.stop.immediate():  # timing takes long and has no checks
-        processes = processes_of(resolved, session.note)
+    try:
+        with session.stop.immediate():  # timing takes long and has no checks
+            processes = processes_of(resolved, session.note)
+    except InterruptedRunError:
+        return 1  # which ends before its first step, and says so
     if processes > 1:
         text.check()
         plan_resolved(resolved)

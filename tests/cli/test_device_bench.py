@@ -64,7 +64,7 @@ def test_document(llmtrain: Command) -> None:
 
     assert set(document) - {"schema_version", "llmtrain"} == {
         *("profile", "cpu", "products", "attention", "loss", "native_missing"),
-        *("block", "compile_failure", "eager", "compiled", "plan", "predicted"),
+        *("block", "compile_failure", "eager", "compiled", "native", "plan", "predicted"),
     }
     assert document["profile"] == {"value": "tiny", "reason": "asked for"}
     assert set(document["cpu"]) == {"model", "cores", "threads"}
@@ -82,8 +82,8 @@ def test_document(llmtrain: Command) -> None:
     assert document["eager"] == {"block_s": 0.041, "head_s": 0.02} | beside
     assert document["compiled"] == {"block_s": 0.03, "head_s": 0.01} | beside
     assert set(document["plan"]) == {
-        *("precision", "matmul_precision", "attention", "loss", "compile", "threads"),
-        *("micro_batch", "activation_checkpointing"),
+        *("precision", "matmul_precision", "attention", "loss", "block_kernels", "compile"),
+        *("threads", "micro_batch", "activation_checkpointing"),
     }
     assert all(set(choice) == {"value", "reason"} for choice in document["plan"].values())
     assert set(document["predicted"]) == {"tokens_per_s", "step_s"}

@@ -244,7 +244,9 @@ def test_run_is_shown_with_its_decisions(llmtrain: Command, trained: Path) -> No
 def test_weights_in_int8_say_what_they_cost(llmtrain: Command, trained: Path) -> None:
     options = ("--quant", "int8", "--max-tokens", 5, "--seed", 3)
     outcome = llmtrain("generate", trained, "--prompt", "ab", *options, "--json")
-    if not load_decode_step(read_facts(tries_gpus=False)).value:
+    is_possible = load_decode_step(read_facts(tries_gpus=False)).value
+    # With weights as small as these, bf16 need not be faster: then nothing is computed in int8.
+    if not is_possible or "the model is used in fp32" in outcome.err:
         assert outcome.code == 2
         assert "--quant int8 needs the compiled step" in outcome.err
         return

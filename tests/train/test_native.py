@@ -20,6 +20,7 @@ SETTINGS: dict[str, Any] = {
     "device__precision": "bf16",
     "device__attention": "native",
     "device__loss": "native",
+    "device__block_kernels": "native",
     "device__compile": False,
     "data__mask_documents": True,
 }
@@ -48,7 +49,11 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(
 
 
 def test_both_ways_to_compute_train_alike(whole: Files, run_alone: RunAlone) -> None:
-    others = {"device__attention": "blocks", "device__loss": "chunks"}
+    others = {
+        "device__attention": "blocks",
+        "device__loss": "chunks",
+        "device__block_kernels": "torch",
+    }
     found = run_alone(**SETTINGS | others).course()[-1]["val_loss"]
     assert whole.course()[-1]["val_loss"] == pytest.approx(found, rel=5e-3)
 
@@ -61,7 +66,11 @@ def test_a_run_whose_kernels_are_gone_goes_on_without_them(
     times = AttentionTimes(sdpa_s=0.3, blocks_s=0.2, native_s=0.1)
     monkeypatch.setattr(kernel_probes, "time_attention", lambda *_: times)
     monkeypatch.setattr(kernel_probes, "time_loss", lambda *_: LossTimes(0.2, 0.1))
-    chooses = SETTINGS | {"device__attention": "auto", "device__loss": "auto"}
+    chooses = SETTINGS | {
+        "device__attention": "auto",
+        "device__loss": "auto",
+        "device__block_kernels": "torch",
+    }
     train(place / "run", stop_at=stops, **chooses)
     gone = Choice(False, "no C++ compiler was found")
     for module in (plan_run, kernel_probes):
