@@ -48,7 +48,7 @@ _PROGRAM = WorkerProgram(
 
 @dataclass(frozen=True, slots=True)
 class ProcessTask:
-    """What one of several processes is to time."""
+    """The step that one of several processes times, and how the processes find each other."""
 
     rank: int
     processes: int

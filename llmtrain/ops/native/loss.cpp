@@ -13,11 +13,7 @@
 #include <cstring>
 #include <numeric>
 
-#if defined(__linux__)
-#include <unistd.h>
-#endif
-
-#include "vectors.h"
+#include "rows.h"
 
 namespace llmtrain {
 namespace {
@@ -29,18 +25,10 @@ constexpr int64_t kWeightTile = 256;  // rows of vocabulary in a task of the hea
 // of smaller numbers would be flushed to zero.
 constexpr float kFarAbove = 60.f;
 
-int64_t cache_bytes() {
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-  const long found = sysconf(_SC_LEVEL2_CACHE_SIZE);
-  if (found > 0) return found;
-#endif
-  return 1 << 20;
-}
-
 // The sizes of tiles, so that what one task works with stays in its core's cache.
 struct Tiling {
   Tiling(const LossShape& shape, int threads) {
-    const bool is_large = cache_bytes() >= (int64_t{2} << 20) && shape.size <= 512;
+    const bool is_large = second_cache_bytes() >= (int64_t{2} << 20) && shape.size <= 512;
     block = is_large ? 256 : shape.size <= 768 ? 128 : 64;
     tile = is_large ? 512 : 256;
     block = std::min(block, std::min(shape.chunk, round_up(shape.tokens, 32)));

@@ -30,7 +30,7 @@ struct HeadsParameters {
   const float *q_gain, *k_gain, *cos, *sin;
 };
 
-// Normalise and rotate queries and keys: rows of `stride` values, which may be `heads` itself.
+// Normalise and rotate queries and keys into rows of `stride` values.
 void rotate_heads(const HeadsShape& shape, const HeadsParameters& parameters,
                   const c10::BFloat16* heads, c10::BFloat16* out, int64_t stride);
 
