@@ -15,7 +15,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llmtrain.choice import ActivationCheckpointing, AttentionKernel, Choice, Precision
+from llmtrain.choice import (
+    ActivationCheckpointing,
+    AttentionKernel,
+    BlockKernels,
+    Choice,
+    Precision,
+)
 from llmtrain.engine.plan_run import plan_run
 from llmtrain.model.decoder import Decoder
 from llmtrain.ops.chunk_sizes import loss_chunk_tokens
@@ -130,12 +136,13 @@ def live_bytes(
     kernel: AttentionKernel,
     checkpointing: ActivationCheckpointing,
     separator_id: int | None = None,
+    block_kernels: BlockKernels = "torch",
 ) -> int:
     """What a forward leaves for the backward, by the storages that are alive."""
     model = Decoder(form)
     model.initialise(0)
     model.separator_id = separator_id
-    model.compute_with(attention=kernel, checkpointing=checkpointing)
+    model.compute_with(attention=kernel, block_kernels=block_kernels, checkpointing=checkpointing)
     tokens = torch.zeros((SEQUENCES, CONTEXT), dtype=torch.long)
     with LiveStorages() as storages, autocast_as(precision, torch.device("cpu")):
         loss = model(tokens, tokens)
@@ -160,6 +167,20 @@ def test_native_attention_keeps_no_more_than_is_predicted(
         "full": 0,
     }[checkpointing]
     assert found == SEQUENCES * CONTEXT * (predicted + 3 * beyond)
+
+
+@pytest.mark.usefixtures("native_kernels")
+@pytest.mark.parametrize("checkpointing", ["off", "full"])
+def test_native_blocks_keep_what_is_predicted(checkpointing: ActivationCheckpointing) -> None:
+    two, five = (shape(num_layers=n, head_dim=32) for n in (2, 5))
+    how = TrainingSetup(1, True, "cpu", checkpointing=checkpointing, native_block=True)
+    predicted = saved_bytes_per_token(five, how) - saved_bytes_per_token(two, how)
+    found = live_bytes(five, "bf16", "native", checkpointing, None, "native") - live_bytes(
+        two, "bf16", "native", checkpointing, None, "native"
+    )
+    joined = 2 * two.hidden_size * (two.attention_width + 2 * two.kv_width)  # a layer's weights
+    weights = 3 * joined if checkpointing == "off" else 0
+    assert found == SEQUENCES * CONTEXT * predicted + weights
 
 
 @pytest.mark.parametrize("kv_heads", [6, 2])
