@@ -70,7 +70,9 @@ class Plan(Part):
     accumulation: Decision[int] = key("micro-batches of one process in an optimizer step")
     attention: Decision[AttentionKernel] = key("the kernel")
     loss: Decision[LossKernel] = key("how the loss is computed")
-    block_kernels: Decision[BlockKernels] = key("what computes norms, rotary positions and SwiGLU")
+    block_kernels: Decision[BlockKernels] = key(
+        "what computes blocks beside attention: torch, native kernels of a CPU, Triton on CUDA"
+    )
     compile: Decision[bool] = key("whether blocks are compiled by torch.compile")
     activation_checkpointing: Decision[ActivationCheckpointing] = key(
         "what the backward recomputes instead of saving it"
