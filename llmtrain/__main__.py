@@ -16,9 +16,9 @@ def main() -> NoReturn:
 
         end_on_interrupt()
         if sys.argv[1:2] in (["train"], ["finetune"]):
-            from llmtrain.machine.allocator import restart_without_thread_cache
+            from llmtrain.machine.allocator import restart_with_allocator_settings
 
-            restart_without_thread_cache()  # first of all: it starts this process again
+            restart_with_allocator_settings()  # first of all: it starts this process again
         from llmtrain.cli.app import main as run
 
         run()

@@ -13,25 +13,27 @@ from llmtrain.machine.rlimits import has_process_limit
 _FASTBINS, _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = 1, -1, -2, -4
 _HEAP_STEP_BYTES = 64 << 20
 _TUNABLES = "GLIBC_TUNABLES"
-_NO_THREAD_CACHE = "glibc.malloc.tcache_count=0"  # mallopt has no such parameter
+# mallopt has no parameters for these.
+_SETTINGS = "glibc.malloc.tcache_count=0:glibc.malloc.hugetlb=1"
 _USER_VARIABLES = (_TUNABLES, "LD_PRELOAD")
 
 
-def restart_without_thread_cache() -> None:
-    """Restart this process with glibc's thread cache turned off, unless it is off already.
+def restart_with_allocator_settings() -> None:
+    """Restart this process with glibc's thread cache off and huge pages on, unless they are.
 
     Small chunks that the cache keeps are between large free blocks, and torch's aligned
     allocations leave one beside every tensor: free blocks cannot be merged, the next step's
-    tensors fit into none of them, and training takes up to a fifth more memory. glibc reads the
-    setting only when a process starts. Child processes do not inherit it.
+    tensors fit into none of them, and training takes up to a fifth more memory. Huge pages, where
+    the system gives them to those who ask, spare a look-up of addresses for every 4 KiB. glibc
+    reads its settings only when a process starts. Child processes do not inherit them.
     """
-    if os.environ.get(_TUNABLES) == _NO_THREAD_CACHE:
+    if os.environ.get(_TUNABLES) == _SETTINGS:
         del os.environ[_TUNABLES]
         return
     if any(name in os.environ for name in _USER_VARIABLES) or not _has_glibc():
         return
     with suppress(OSError):
-        environment = {**os.environ, _TUNABLES: _NO_THREAD_CACHE}
+        environment = {**os.environ, _TUNABLES: _SETTINGS}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 

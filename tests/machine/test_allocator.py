@@ -12,7 +12,7 @@ import pytest
 
 from llmtrain.machine.allocator import (
     keep_freed_memory,
-    restart_without_thread_cache,
+    restart_with_allocator_settings,
     return_free_memory,
 )
 
@@ -158,9 +158,9 @@ def test_what_is_freed_stays_until_it_is_returned() -> None:
 
 BEGUN = """
 import os, sys
-from llmtrain.machine.allocator import restart_without_thread_cache
+from llmtrain.machine.allocator import restart_with_allocator_settings
 print("begun", os.environ.get("GLIBC_TUNABLES"), flush=True)
-restart_without_thread_cache()
+restart_with_allocator_settings()
 print(os.getpid(), "GLIBC_TUNABLES" in os.environ, sys.argv[1:], sys.flags.dont_write_bytecode)
 """
 
@@ -182,7 +182,7 @@ def test_the_process_begins_anew_once_as_it_was_called_and_tells_nobody() -> Non
     pid, lines = begun()
     assert lines == [
         "begun None",
-        "begun glibc.malloc.tcache_count=0",
+        "begun glibc.malloc.tcache_count=0:glibc.malloc.hugetlb=1",
         f"{pid} False ['a b', '--c'] 1",
     ]
 
@@ -199,5 +199,5 @@ def test_elsewhere_nothing_begins_anew(monkeypatch: pytest.MonkeyPatch, system: 
     monkeypatch.setattr(sys, "platform", system)
     for name in ("GLIBC_TUNABLES", "LD_PRELOAD"):
         monkeypatch.delenv(name, raising=False)
-    restart_without_thread_cache()
+    restart_with_allocator_settings()
     assert "GLIBC_TUNABLES" not in os.environ
