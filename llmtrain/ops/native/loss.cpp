@@ -208,7 +208,11 @@ class Chunk {
                     int64_t rows, float* sum, float* largest) const {
     const Interleave interleave;
     const __m512 base = _mm512_set1_ps(kLog2E);
+    const int64_t ahead = std::min(kSubTile, shape_.vocabulary - v - rows) * shape_.size;
+    const int64_t share = round_up(ahead, width) / width * 32;
     for (int64_t t = 0; t < width; t += 32) {
+      prefetch(weight_ + (v + rows) * shape_.size + share * (t / 32),
+               std::min(share, ahead - share * (t / 32)));
       const __m512 reference0 = _mm512_loadu_ps(s_.reference + start + t);
       const __m512 reference1 = _mm512_loadu_ps(s_.reference + start + t + 16);
       __m512 sum0 = _mm512_loadu_ps(sum + t), sum1 = _mm512_loadu_ps(sum + t + 16);
@@ -224,7 +228,7 @@ class Chunk {
           sum0 = _mm512_add_ps(sum0, e0), sum1 = _mm512_add_ps(sum1, e1);
           both[k] = to_bf16(e0, e1);
           if (shape_.differentiates_weight)
-            _mm512_storeu_si512(kept(v + i + k, start + t), both[k]);
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(kept(v + i + k, start + t)), both[k]);
         }
         interleave.store(own.exponentials + (u + i) * tiling_.block + 2 * t, both[0], both[1]);
       }
