@@ -50,6 +50,8 @@ class Backbone(nn.Module):
         super().__init__()
         self.checkpointing: ActivationCheckpointing = "off"
         self.kernels: BlockKernels = "torch"
+        # True: the embedding's gradient is the rows of its tokens, to be added to the head's.
+        self.has_sparse_gradient = False
         self.embed_tokens = _embedding(shape.vocab_size, shape.hidden_size)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
         self.norm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
@@ -79,7 +81,7 @@ class Backbone(nn.Module):
         length = tokens_bt.shape[1]
         if self.kernels == "native":  # has the copies, and gives gradients in fp32
             casts = None
-        x_btc = as_residual(self.embed_tokens(tokens_bt))
+        x_btc = as_residual(self._embed(tokens_bt))
         documents: DocumentMask | None = None
         if first_bt is not None:
             documents = document_mask(self._attention, first_bt, compute_dtype(x_btc))
@@ -89,6 +91,12 @@ class Backbone(nn.Module):
             x_btc = checkpointed_block(self.checkpointing, block, call, x_btc, *rest)
         hidden: Tensor = self.norm(x_btc)
         return hidden
+
+    def _embed(self, tokens_bt: Tensor) -> Tensor:
+        if self.has_sparse_gradient:
+            return F.embedding(tokens_bt, self.embed_tokens.weight, sparse=True)
+        embedded: Tensor = self.embed_tokens(tokens_bt)
+        return embedded
 
     @property
     def _attention(self) -> AttentionKernel:
@@ -212,6 +220,10 @@ class Decoder(nn.Module):
         is_inside = compiled or sharded
         self.model.checkpointing = "off" if is_inside else checkpointing
         self.model.kernels = block_kernels
+        # Where the weight is also the head's, autograd has that gradient by then: a dense one of
+        # the embedding would be cleared and read whole for a few thousand rows.
+        is_on_cpu = self.head_weight.device.type == "cpu"
+        self.model.has_sparse_gradient = is_on_cpu and self.shape.tie_embeddings and not sharded
         self.model.norm.kernels = "native" if block_kernels == "native" else "torch"
         for block in self.model.blocks():
             block.self_attn.kernel = attention

@@ -209,10 +209,38 @@ def test_what_is_computed_again_is_bitwise_what_it_was(
             assert all(map(torch.equal, found, expected))
 
 
+def test_the_gradients_of_a_tied_weight_become_one_dense_one(
+    small_shape: ModelShape, make_model: MakeModel
+) -> None:
+    """That of the embedding has rows for the tokens alone, which are added to the head's."""
+    model = make_model(dataclasses.replace(small_shape, tie_embeddings=True)).double()
+    tokens = draw_tokens(small_shape, 3, small_shape.context).clamp_max(5)  # each of them often
+    expected = loss_and_gradients(model, tokens)
+    model.compute_with()
+    assert model.model.has_sparse_gradient
+    found, again = (loss_and_gradients(model, tokens) for _ in range(2))
+    assert all(map(torch.equal, found, again))
+    assert all(each.layout == torch.strided for each in found)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_head_of_its_own_leaves_the_embeddings_gradient_dense(
+    small_shape: ModelShape, make_model: MakeModel
+) -> None:
+    model = make_model(dataclasses.replace(small_shape, tie_embeddings=False))
+    model.compute_with()
+    model(
+        *(draw_tokens(small_shape, 2, 9)[:, some] for some in (slice(-1), slice(1, None)))
+    ).backward()
+    assert all(p.grad is not None and p.grad.layout == torch.strided for p in model.parameters())
+
+
 def test_gradients_of_several_micro_batches_add_up_through_kept_casts(
     small_shape: ModelShape, make_model: MakeModel
 ) -> None:
     model, tokens = make_model(small_shape), draw_tokens(small_shape, 4, 20)
+    model.compute_with()
     separate = [loss_and_gradients(model, some, bf16=True)[1:] for some in tokens.split(1)]
     model.compute_with(casts=WeightCasts(torch.bfloat16))
     for some in tokens.split(1):
