@@ -6,7 +6,7 @@ Parameters have their Hugging Face names, so that a checkpoint needs no conversi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,12 @@ from llmtrain.choice import ActivationCheckpointing, AttentionKernel, BlockKerne
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.checkpointing import checkpointed, silence_compiler_warning
 from llmtrain.ops.documents import DocumentMask
-from llmtrain.ops.native.block import HeadsLayout, NativeAttention, NativeFeedForward, NativeNorm
+from llmtrain.ops.native.block import (
+    BlockCasts,
+    HeadsLayout,
+    NativeBlock,
+    NativeNorm,
+)
 from llmtrain.ops.norm import rms_norm
 from llmtrain.ops.precision import WeightCasts, compute_dtype
 from llmtrain.ops.rotary import rotate
@@ -207,41 +212,33 @@ class Block(nn.Module):
         documents: DocumentMask | None,
     ) -> Tensor:
         if self.kernels == "native" and _suits_native(x_btc):
-            attended_btc = self._native_attention(x_btc, cos_td, sin_td, documents)
-            return self._native_feed_forward(attended_btc)
+            return self._native(x_btc, cos_td, sin_td, documents)
         x_btc, normed = self.input_layernorm.of_residual(x_btc)
         attended = self.self_attn(normed, cos_td, sin_td, documents)
         x_btc, normed = self.post_attention_layernorm.of_sum(x_btc, attended)
         mixed: Tensor = self.mlp(normed)
         return x_btc + mixed
 
-    def _native_attention(
+    def _native(
         self, x_btc: Tensor, cos_td: Tensor, sin_td: Tensor, documents: DocumentMask | None
     ) -> Tensor:
-        layer, norm = self.self_attn, self.input_layernorm
-        projections = [each.weight for each in (layer.q_proj, layer.k_proj, layer.v_proj)]
-        q_norm, k_norm = layer.q_norm, layer.k_norm
         assert not isinstance(documents, BlockMask)
-        qkv_proj = torch.cat([self._cast(weight) for weight in projections])
-        y_btc: Tensor = NativeAttention.apply(  # type: ignore[no-untyped-call]
+        heads, feed = self.self_attn, self.mlp
+        norms = self.input_layernorm, self.post_attention_layernorm
+        projections = [each.weight for each in (heads.q_proj, heads.k_proj, heads.v_proj)]
+        others = [each.weight for each in (feed.gate_proj, feed.up_proj, feed.down_proj)]
+        q_norm, k_norm, output = heads.q_norm, heads.k_norm, heads.o_proj.weight
+        y_btc: Tensor = NativeBlock.apply(  # type: ignore[no-untyped-call]
             x_btc,
-            norm.weight,
+            BlockCasts(self._stacked(projections), *map(self._cast, (output, *others))),
+            HeadsLayout(cos_td, sin_td, documents, heads.num_key_heads, norms[0].epsilon),
+            norms[0].weight,
             *projections,
-            layer.o_proj.weight,
+            output,
+            norms[1].weight,
+            *others,
             None if q_norm is None else q_norm.weight,
             None if k_norm is None else k_norm.weight,
-            (qkv_proj, self._cast(layer.o_proj.weight)),
-            HeadsLayout(layer.num_key_heads, cos_td, sin_td, documents, norm.epsilon),
-            norm.epsilon,
-        )
-        return y_btc
-
-    def _native_feed_forward(self, x_btc: Tensor) -> Tensor:
-        layer, norm = self.mlp, self.post_attention_layernorm
-        weights = [each.weight for each in (layer.gate_proj, layer.up_proj, layer.down_proj)]
-        casts = tuple(self._cast(weight) for weight in weights)
-        y_btc: Tensor = NativeFeedForward.apply(  # type: ignore[no-untyped-call]
-            x_btc, norm.weight, *weights, casts, norm.epsilon
         )
         return y_btc
 
@@ -250,6 +247,12 @@ class Block(nn.Module):
         if self._casts is None or not torch.is_grad_enabled():
             return weight.detach().to(torch.bfloat16)
         return self._casts.plain(weight)
+
+    def _stacked(self, weights: Sequence[Tensor]) -> Tensor:
+        """Return what `_cast` returns of each weight, one below the other."""
+        if self._casts is None or not torch.is_grad_enabled():
+            return torch.cat([self._cast(weight) for weight in weights])
+        return self._casts.stacked(weights)
 
 
 def _suits_native(x: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -40,6 +41,7 @@ class WeightCasts:
         self.dtype = dtype
         self._copies: dict[int, Tensor] = {}
         self._current: set[int] = set()
+        self._stacks: dict[tuple[int, ...], Tensor] = {}
 
     def forget(self) -> None:
         """Invalidate all copies."""
@@ -55,8 +57,9 @@ class WeightCasts:
             return weight.detach()
         key = id(weight)
         if key not in self._current:
-            copy = self._copies.setdefault(key, torch.empty_like(weight, dtype=self.dtype))
-            self._copies[key] = copy.detach().copy_(weight.detach())
+            if key not in self._copies:
+                self._copies[key] = torch.empty_like(weight, dtype=self.dtype)
+            self._copies[key] = self._copies[key].detach().copy_(weight.detach())
             self._current.add(key)
         return self._copies[key]
 
@@ -69,6 +72,20 @@ class WeightCasts:
         if copy is not None:
             self._current.add(id(weight))
         return copy
+
+    def stacked(self, weights: Sequence[Tensor]) -> Tensor:
+        """Return matrices of as many columns one below the other, as `dtype`, without autograd."""
+        key = tuple(map(id, weights))
+        if key not in self._stacks:
+            rows = sum(map(len, weights))
+            stack = weights[0].new_empty(rows, weights[0].shape[1], dtype=self.dtype)
+            copies = torch.split(stack, list(map(len, weights)))
+            self._copies.update(zip(key, copies, strict=True))
+            self._current.difference_update(key)
+            self._stacks[key] = stack
+        for weight in weights:
+            self.plain(weight)
+        return self._stacks[key]
 
     def call(self, module: nn.Module, *args: Any) -> Any:
         """Return `module(*args)` with every matrix in it as `dtype`."""

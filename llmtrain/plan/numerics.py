@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from llmtrain.choice import (
+    BlockKernels,
     Choice,
     DeviceKind,
     MatmulPrecision,
@@ -189,13 +190,18 @@ def _run_s(workload: Workload, parts: StepTimes | None, processes: int) -> float
 
 
 def choose_keep_weight_casts(
-    precision: str, micro_batches: int, sharding: Sharding = "replicate"
+    precision: str,
+    micro_batches: int,
+    sharding: Sharding = "replicate",
+    block_kernels: BlockKernels = "torch",
 ) -> Choice[bool]:
-    """Choose whether half-precision copies of the weights are kept for a whole step."""
+    """Choose whether half-precision copies of the weights are kept between uses."""
     if sharding == "shard":
         return Choice(False, "sharded weights are rounded before they are gathered")
     if precision == "fp32":
         return Choice(False, "fp32 weights need no cast")
+    if block_kernels == "native":
+        return Choice(True, "native kernels write them as they update the weights")
     if micro_batches == 1:
         return Choice(False, "one micro-batch per step would use a copy once")
     return Choice(

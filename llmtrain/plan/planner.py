@@ -173,6 +173,9 @@ def _plan(
     )
     accumulation = memory_fit.choose_accumulation(workload, processes.value, micro_batch.value)
     own = choose_own_kernels(options, workload, gpu_times, processes.value)
+    block_kernels = kernels.choose_block_kernels(
+        facts, options, kind, workload, precision, compiled, own, computes.native_block
+    )
     return Plan(
         device=device,
         precision=computes.precision,
@@ -184,13 +187,11 @@ def _plan(
         accumulation=accumulation,
         attention=computes.attention,
         loss=kernels.choose_loss(facts, options, kind, workload, precision, times, own),
-        block_kernels=kernels.choose_block_kernels(
-            facts, options, kind, workload, precision, compiled, own, computes.native_block
-        ),
+        block_kernels=block_kernels,
         compile=computes.compile,
         activation_checkpointing=checkpointing,
         keep_weight_casts=numerics.choose_keep_weight_casts(
-            precision, accumulation.value, sharding.value
+            precision, accumulation.value, sharding.value, block_kernels.value
         ),
         backend=decide.choose_backend(facts, options, kind),
         grad_scaler=numerics.choose_grad_scaler(kind, precision),

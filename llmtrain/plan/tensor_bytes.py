@@ -52,8 +52,9 @@ class TrainingSetup:
 
     @property
     def keeps_casts(self) -> bool:
-        """True if half-precision copies of the weights are kept between micro-batches."""
-        return self.half_precision and self.accumulates and self.shards == 1
+        """True if half-precision copies of the weights are kept between micro-batches or steps."""
+        is_used_again = self.accumulates or self.native_block
+        return self.half_precision and is_used_again and self.shards == 1
 
 
 def frozen_bytes(workload: Workload, precision: Precision) -> int:

@@ -135,3 +135,20 @@ def test_a_copy_that_the_caller_rewrites_is_current(
     assert copy is not None
     copy.fill_(7.0)
     assert torch.equal(casts.plain(weight), torch.full_like(copy, 7.0))
+
+
+def test_stacked_copies_are_rows_of_one_tensor_that_a_rewrite_reaches(casts: WeightCasts) -> None:
+    weights = [torch.full((rows, 4), float(rows)) for rows in (3, 1, 2)]
+    first = casts.plain(weights[1])  # before anyone asks for the stack
+    stack = casts.stacked(weights)
+    assert torch.equal(stack, torch.cat(weights).bfloat16())
+    assert torch.equal(first, weights[1].bfloat16())
+    for weight in weights:
+        weight.mul_(2)
+    casts.forget()
+    rewritten = casts.to_rewrite(weights[2])
+    assert rewritten is not None
+    rewritten.fill_(7)
+    assert torch.equal(casts.stacked(weights)[:4], torch.cat(weights[:2]).bfloat16())
+    assert casts.stacked(weights)[4:].eq(7).all()
+    assert casts.stacked(weights).data_ptr() == stack.data_ptr()

@@ -244,6 +244,13 @@ def test_casts_are_kept_where_they_are_used_again(
     assert why in choice.reason
 
 
+def test_casts_that_the_update_writes_are_kept_whatever_uses_them() -> None:
+    kept = numerics.choose_keep_weight_casts("bf16", 1, block_kernels="native")
+    assert kept.value
+    assert "as they update" in kept.reason
+    assert not numerics.choose_keep_weight_casts("bf16", 1, block_kernels="triton").value
+
+
 @pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
 def test_only_fp16_scales_gradients(kind: Literal["cpu", "cuda", "mps"]) -> None:
     precisions: tuple[Precision, ...] = ("fp32", "bf16", "fp16")

@@ -21,16 +21,14 @@ _FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16",
 _OPERATORS = (
     "attention",
     "attention_backward",
+    "block",
+    "block_backward",
     "linear_cross_entropy",
     "sum_of_squares",
     "adamw",
     "nesterov",
     "descend",
     "normalize",
-    "rotate_heads",
-    "feed_forward",
-    "weight_gradient",
-    "add_projection",
 )
 
 

@@ -9,16 +9,17 @@
 #include <tuple>
 
 #include "attention.h"
+#include "layers.h"
 #include "loss.h"
 #include "tensors.h"
-
-namespace {
 
 using at::Tensor;
 using llmtrain::aligned;
 using llmtrain::AttentionShape;
 using llmtrain::heads_of;
 using llmtrain::scratch_of;
+
+namespace {
 
 AttentionShape shape_of(const Tensor& q, const Tensor& k) {
   TORCH_CHECK(q.size(0) == k.size(0) && q.size(2) == k.size(2) && q.size(3) == k.size(3) &&
@@ -35,6 +36,10 @@ const int32_t* first_of(const std::optional<Tensor>& first, const AttentionShape
   return first->const_data_ptr<int32_t>();
 }
 
+}  // namespace
+
+namespace llmtrain {
+
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                      const std::optional<Tensor>& first) {
   const AttentionShape shape = shape_of(q, k);
@@ -49,11 +54,10 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Ten
   return {y.flatten(2), lse};
 }
 
-// Writes the gradients into `d_q`, `d_k` and `d_v`.
 void attention_backward_into(const Tensor& d_y, const Tensor& q, const Tensor& k, const Tensor& v,
                              const Tensor& y, const Tensor& lse,
-                             const std::optional<Tensor>& first, Tensor d_q, Tensor d_k,
-                             Tensor d_v) {
+                             const std::optional<Tensor>& first, const Tensor& d_q,
+                             const Tensor& d_k, const Tensor& d_v) {
   const AttentionShape shape = shape_of(q, k);
   const int threads = at::get_num_threads();
   const auto heads = [&](const Tensor& x) {
@@ -68,12 +72,16 @@ void attention_backward_into(const Tensor& d_y, const Tensor& q, const Tensor& k
                                heads_of(d_k), heads_of(d_v), aligned(scratch), threads);
 }
 
+}  // namespace llmtrain
+
+namespace {
+
 std::tuple<Tensor, Tensor, Tensor> attention_backward(const Tensor& d_y, const Tensor& q,
                                                       const Tensor& k, const Tensor& v,
                                                       const Tensor& y, const Tensor& lse,
                                                       const std::optional<Tensor>& first) {
   Tensor d_q = at::empty_like(q), d_k = at::empty_like(k), d_v = at::empty_like(v);
-  attention_backward_into(d_y, q, k, v, y, lse, first, d_q, d_k, d_v);
+  llmtrain::attention_backward_into(d_y, q, k, v, y, lse, first, d_q, d_k, d_v);
   return {d_q, d_k, d_v};
 }
 
@@ -114,15 +122,12 @@ std::tuple<Tensor, Tensor, Tensor> linear_cross_entropy(const Tensor& hidden, co
 }  // namespace
 
 TORCH_LIBRARY(llmtrain_native, m) {
-  m.def("attention(Tensor q, Tensor k, Tensor v, Tensor? first) -> (Tensor, Tensor)", &attention);
+  m.def("attention(Tensor q, Tensor k, Tensor v, Tensor? first) -> (Tensor, Tensor)",
+        &llmtrain::attention);
   m.def(
       "attention_backward(Tensor d_y, Tensor q, Tensor k, Tensor v, Tensor y, Tensor lse, "
       "Tensor? first) -> (Tensor, Tensor, Tensor)",
       &attention_backward);
-  m.def(
-      "attention_backward_into(Tensor d_y, Tensor q, Tensor k, Tensor v, Tensor y, Tensor lse, "
-      "Tensor? first, Tensor(a!) d_q, Tensor(b!) d_k, Tensor(c!) d_v) -> ()",
-      &attention_backward_into);
   m.def(
       "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor targets, int chunk, "
       "bool has_padding, bool wants_hidden, bool wants_weight) -> (Tensor, Tensor, Tensor)",
