@@ -1,6 +1,6 @@
 """How far the speed and time that a run is forecast are from what comes, with a fresh cache.
 
-    python -m tests.benchmarks.forecasts --cases tiny mini --ways eager compiled
+    python -m tests.benchmarks.forecasts --cases tiny mini --ways native eager compiled
 
 Each case is a whole `llmtrain train` in a process of its own, which has to time the machine first:
 only text and tokenizer are cached. Of a case during which other programs needed the cores the rates
@@ -47,7 +47,11 @@ CASES = {
     ),
 }
 HELD_BACK = tuple(name for name in CASES if name != "tiny")
-WAYS = {"eager": "false", "compiled": "true"}
+WAYS = {
+    "native": ("device.compile=false", "device.block_kernels=native"),
+    "eager": ("device.compile=false", "device.block_kernels=torch"),
+    "compiled": ("device.compile=true", "device.block_kernels=torch"),
+}
 _MEASURED = ("probe", "compiled")  # folders of the cache that a fresh machine does not have
 
 
@@ -136,7 +140,8 @@ def _results(options: argparse.Namespace) -> Iterator[Result]:
                 for folder in _MEASURED:
                     shutil.rmtree(cache / folder, ignore_errors=True)
                 run = Path(scratch) / f"{case}-{way}"
-                _train([*CASES[case], "--set", f"device.compile={WAYS[way]}"], options, cache, run)
+                settings = (word for value in WAYS[way] for word in ("--set", value))
+                _train([*CASES[case], *settings], options, cache, run)
                 recorded = yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8"))
                 yield result_of(case, way, recorded["result"])
 
