@@ -138,7 +138,9 @@ def time_head(shape: ModelShape, way: Way, *, compiled: bool) -> PartTime:
     `compiled`: the softmax of the loss is. Raises CompileError, also for a GPU's own kernels.
     """
     with torch.random.fork_rng(devices=()):
-        model = Decoder(replace(shape, num_layers=0)).to(way.device)
+        model = Decoder(replace(shape, num_layers=0))
+        model.initialise(0)  # a loss far above a run's would need passes that a run's does not
+        model.to(way.device)
         tokens = torch.randint(shape.vocab_size, (way.micro_batch, shape.context)).to(way.device)
     if way.lora is not None:  # the gradient ends at the last norm's output
         freeze_matrices(model, way.precision)
@@ -242,8 +244,9 @@ def _time_sequences(run: partial[None], way: Way) -> PartTime:
     if way.device != "cpu":
         return _time(partial(run, way.micro_batch), way)
     with thread_count(way.threads):
+        run(1)  # the first call also makes kernels for its shapes
         started_s = perf_counter()
-        run(1)  # warms up, too
+        run(1)
         affordable = int(_LONGEST_ROUND_S / max(1e-9, perf_counter() - started_s))
     sequences = max(1, min(way.micro_batch, affordable))
     timed = _time(partial(run, sequences), way)

@@ -226,3 +226,20 @@ def test_a_gpu_is_waited_for_and_kept_busy(monkeypatch: pytest.MonkeyPatch) -> N
     timed = step_timing._time(gpu.call, replace(WAY, device="cuda"))
     assert timed.seconds == pytest.approx(0.010)
     assert gpu.most_queued == 40
+
+
+def test_the_head_is_timed_at_the_loss_that_a_run_begins_with(
+    small_shape: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The native loss computes tokens again whose logits lie far apart, as no run's do."""
+    timed: list[partial[None]] = []
+
+    def keep(run: partial[None], _way: Way) -> PartTime:
+        timed.append(run)
+        return PartTime(1.0)
+
+    monkeypatch.setattr(step_timing, "_time_sequences", keep)
+    time_head(small_shape, WAY, compiled=False)
+    model, _precision, tokens = timed[0].args
+    loss = model(tokens, tokens.roll(-1)) / tokens.numel()
+    assert abs(float(loss) - math.log(small_shape.vocab_size)) < 1.0
