@@ -82,7 +82,9 @@ def read_group_use(pid: int | None = None, root: Path = Path("/")) -> GroupUse |
 def read_process_memory(pid: int | None = None) -> ProcessMemory:
     """Return the memory of this process, or of `pid`, with its descendants.
 
-    Reads every process of the machine, which takes milliseconds. A descendant that ends meanwhile
+    Where Linux says so, a descendant counts with its share of what several processes map: torch's
+    compiler forks one for every core, and each shows the first's memory as its own. Reads every
+    process of the machine, which takes milliseconds. A descendant that ends meanwhile
     is left out. Raises ProcessLookupError if the process itself has ended.
     """
     return _with_fallback(lambda: _psutil_tree(pid), lambda: _own_tree(pid))
@@ -139,10 +141,16 @@ def _read_free_swap_bytes() -> int:
 def _psutil_tree(pid: int | None) -> ProcessMemory:
     import psutil
 
+    def share_bytes(process: psutil.Process) -> int:
+        if sys.platform == "linux":
+            with suppress(psutil.AccessDenied):
+                return int(process.memory_full_info().pss)
+        return int(process.memory_info().rss)
+
     descendants = []
     for child in psutil.Process(pid).children(recursive=True):
         with suppress(psutil.Error):
-            descendants.append(child.memory_info().rss)
+            descendants.append(share_bytes(child))
     own_bytes, others_bytes = _psutil_rss(pid), sum(descendants)
     # The kernel updates its peak lazily: it can be less than the current value.
     peak_bytes = max(own_bytes, _read_peak(pid))

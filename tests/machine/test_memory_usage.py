@@ -91,6 +91,32 @@ def test_another_process_is_seen_with_its_children_until_it_ends() -> None:
         read_process_memory(parent.pid)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is shared")
+def test_what_descendants_share_is_counted_once() -> None:
+    script = """
+import os, sys, time
+block = b"x" * 100_000_000
+for _ in range(3):
+    if os.fork() == 0:
+        time.sleep(60)
+print(flush=True)
+input()
+os.killpg(0, 9)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        tree = read_process_memory(parent.pid)
+        parent.communicate(b"\n")
+    assert tree.processes == 4
+    assert 95 * MB < tree.resident_bytes < 250 * MB  # four times the block would be 400
+
+
 def wait_for_zombie(pid: int) -> None:
     """The process has ended, and its parent, which is this one, has not collected its code."""
     import psutil
@@ -107,6 +133,8 @@ def test_a_descendant_that_ends_while_it_is_read_is_left_out(
     class Ended:
         def memory_info(self) -> None:
             raise psutil.NoSuchProcess(77)
+
+        memory_full_info = memory_info
 
     monkeypatch.setattr(psutil.Process, "children", lambda *_, **__: [Ended()])
     assert read_process_memory().processes == 1
