@@ -83,7 +83,7 @@ class Backbone(nn.Module):
             casts = None
         x_btc = as_residual(self._embed(tokens_bt))
         documents: DocumentMask | None = None
-        if first_bt is not None:
+        if first_bt is not None and self.layers:
             documents = document_mask(self._attention, first_bt, compute_dtype(x_btc))
         for block in self.layers:
             rest = self.cos_td[:length], self.sin_td[:length], documents

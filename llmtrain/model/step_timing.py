@@ -69,6 +69,7 @@ class Way:
     lora: LoraShape | None = None  # adapters that are trained, beside a model that is not
     device: DeviceKind = "cpu"
     block_kernels: BlockKernels = "torch"
+    preferences: bool = False  # the loss is that of pairs of answers
     compiled_block: bool = False  # on a CPU it is timed beside an eager one
 
     def new_casts(self) -> WeightCasts | None:
@@ -141,24 +142,35 @@ def time_head(shape: ModelShape, way: Way, *, compiled: bool) -> PartTime:
         model = Decoder(replace(shape, num_layers=0))
         model.initialise(0)  # a loss far above a run's would need passes that a run's does not
         model.to(way.device)
-        tokens = torch.randint(shape.vocab_size, (way.micro_batch, shape.context)).to(way.device)
+        tokens = torch.randint(shape.vocab_size - 1, (way.micro_batch, shape.context))
+    if way.preferences:  # each window has a pair: its answers end with a piece that is nowhere else
+        model.separator_id, model.preference_beta = shape.vocab_size - 1, 1.0
+        tokens[:, [0, shape.context // 2]] = model.separator_id
     if way.lora is not None:  # the gradient ends at the last norm's output
         freeze_matrices(model, way.precision)
     of_last_norm: BlockKernels = "native" if way.block_kernels == "native" else "torch"
     model.compute_with(
         loss=way.loss, block_kernels=of_last_norm, casts=way.new_casts(), compiled=compiled
     )
-    run = partial(_train_head, model, way.precision, tokens)
+    references = torch.zeros(tokens.shape) if way.preferences else None
+    run = partial(_train_head, model, way.precision, tokens.to(way.device), references)
     if compiled or way.device != "cpu":
         with thread_count(way.threads):
             compiling_s(partial(run, way.micro_batch))
     return _time_sequences(run, way)
 
 
-def _train_head(model: Decoder, precision: Precision, tokens_bt: Tensor, sequences: int) -> None:
+def _train_head(
+    model: Decoder,
+    precision: Precision,
+    tokens_bt: Tensor,
+    references_bt: Tensor | None,
+    sequences: int,
+) -> None:
     some = tokens_bt[:sequences]
+    references = None if references_bt is None else references_bt[:sequences]
     with autocast_as(precision, some.device):
-        loss: Tensor = model(some, some.roll(-1))
+        loss: Tensor = model(some, some.roll(-1), references)
     torch.autograd.backward(loss / some.numel())
     model.zero_grad()
 

@@ -103,17 +103,16 @@ def _rate(planned: Planned) -> Figure | None:
 def _step_s(planned: Planned, parts: StepTimes) -> float:
     """Return the seconds of a step, with what GPUs only communicate in."""
     plan, workload = planned.plan, planned.workload
-    ranks, head_passes = plan.processes.value, workload.head_passes
+    ranks = plan.processes.value
     step_s = predicted_step_s(
         workload.shape,
         parts,
         tokens_per_step=workload.tokens_per_step,
         processes=ranks,
-        head_passes=head_passes,
     )
     if plan.device.value != "cuda" or ranks == 1:
         return step_s
-    computing_s = micro_batch_s(workload.shape, parts, head_passes)
+    computing_s = micro_batch_s(workload.shape, parts)
     gpu = planned.facts.of_kind("cuda")[0].name
     communicating_s = exposed_communication_s(workload, plan, gpu, computing_s) or 0.0
     is_sharded = plan.sharding.value == "shard"  # each rank updates its share

@@ -62,5 +62,4 @@ def _step_s(workload: Workload, parts: StepTimes, processes: int) -> float:
         parts,
         tokens_per_step=workload.tokens_per_step,
         processes=processes,
-        head_passes=workload.head_passes,
     )

@@ -89,6 +89,7 @@ def way_of(workload: Workload, plan: Plan) -> Way:
         threads=plan.threads.value,
         masked=workload.mask_documents,
         lora=workload.lora,
+        preferences=workload.is_dpo,
         device=plan.device.value,
         block_kernels=plan.block_kernels.value,
         compiled_block=plan.compile.value and plan.device.value != "cpu",
@@ -145,6 +146,7 @@ class _WayProbes:
             tied=str(shape.tie_embeddings),
             compiled=str(self.facts.cxx_compiler) if compiled else "no",
             loss=way.loss,
+            **({"rows": "preferences"} if way.preferences else {}),
             **self._native(),
         )
 

@@ -24,7 +24,6 @@ def predicted_tokens_per_s(
     *,
     tokens_per_step: int,
     processes: int = 1,
-    head_passes: float = 1.0,
 ) -> float:
     """Predict the tokens per second of all processes."""
     return tokens_per_step / predicted_step_s(
@@ -32,7 +31,6 @@ def predicted_tokens_per_s(
         parts,
         tokens_per_step=tokens_per_step,
         processes=processes,
-        head_passes=head_passes,
     )
 
 
@@ -42,16 +40,15 @@ def predicted_step_s(
     *,
     tokens_per_step: int,
     processes: int = 1,
-    head_passes: float = 1.0,
 ) -> float:
-    """Predict the seconds of one optimizer step. `head_passes`: see `Workload`."""
+    """Predict the seconds of one optimizer step."""
     micro_batches = tokens_per_step / (processes * parts.micro_batch * shape.context)
-    return micro_batches * micro_batch_s(shape, parts, head_passes) + parts.update.seconds
+    return micro_batches * micro_batch_s(shape, parts) + parts.update.seconds
 
 
-def micro_batch_s(shape: ModelShape, parts: StepTimes, head_passes: float = 1.0) -> float:
+def micro_batch_s(shape: ModelShape, parts: StepTimes) -> float:
     """Return the seconds of one micro-batch, forward and backward."""
-    return shape.num_layers * parts.block.seconds + head_passes * parts.head.seconds
+    return shape.num_layers * parts.block.seconds + parts.head.seconds
 
 
 def parts_of(times: CpuTimes, *, compiled: bool, native_block: bool = False) -> StepTimes | None:

@@ -51,15 +51,6 @@ class Workload:
             return whole
         return whole * 2 // 3 + 6 * self.lora.parameters(self.shape)
 
-    @property
-    def head_passes(self) -> float:
-        """How much more the head multiplies than without weights of tokens.
-
-        Pairs of answers are multiplied once more to know what their tokens weigh.
-        """
-        products = 2 if self.lora is not None else 3
-        return (products + 1) / products if self.is_dpo else 1.0
-
     def masks_pairs(self, attention: AttentionKernel) -> bool:
         """Return True if attention needs a mask of all pairs of tokens, as torch's kernels do."""
         return self.mask_documents and attention == "sdpa"

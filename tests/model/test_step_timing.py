@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from llmtrain.choice import AttentionKernel, OptimizerName
 from llmtrain.machine.facts import PartTime
-from llmtrain.model import step_timing
+from llmtrain.model import decoder, step_timing
 from llmtrain.model.decoder import Backbone, Decoder
 from llmtrain.model.optimizer import RoleOptimizer
+from llmtrain.model.preferences import preference_weights
 from llmtrain.model.step_timing import Way, time_chained_block, time_head, time_update
+from llmtrain.ops.precision import autocast_as
 from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
 
@@ -27,6 +31,7 @@ WAY = Way(
     keep_casts=True,
     threads=1,
 )
+PART = PartTime(1.0)
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -240,6 +245,24 @@ def test_the_head_is_timed_at_the_loss_that_a_run_begins_with(
 
     monkeypatch.setattr(step_timing, "_time_sequences", keep)
     time_head(small_shape, WAY, compiled=False)
-    model, _precision, tokens = timed[0].args
-    loss = model(tokens, tokens.roll(-1)) / tokens.numel()
-    assert abs(float(loss) - math.log(small_shape.vocab_size)) < 1.0
+    model, precision, tokens, _references = timed[0].args
+    with autocast_as(precision, tokens.device):
+        loss = model(tokens, tokens.roll(-1)) / tokens.numel()
+    assert abs(float(loss.detach()) - math.log(small_shape.vocab_size)) < 1.0
+
+
+@pytest.mark.parametrize("sequences", [1, 3])
+def test_the_head_of_preferences_weighs_pairs_of_answers(
+    small_shape: ModelShape, monkeypatch: pytest.MonkeyPatch, sequences: int
+) -> None:
+    """Every window has a pair, however few of them are timed."""
+    pairs: list[int] = []
+
+    def counted(losses: Tensor, targets: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+        pairs.append(int((targets == small_shape.vocab_size - 1).sum()) // 2)
+        return preference_weights(losses, targets, *rest)
+
+    monkeypatch.setattr(decoder, "preference_weights", counted)
+    monkeypatch.setattr(step_timing, "_time_sequences", lambda run, _: run(sequences) or PART)
+    assert time_head(small_shape, replace(WAY, preferences=True), compiled=False) is PART
+    assert pairs == [sequences]

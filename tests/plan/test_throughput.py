@@ -16,7 +16,6 @@ from llmtrain.plan.throughput import (
     predicted_tokens_per_s,
     product_flops_per_s,
 )
-from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import ModelSection
 from llmtrain.profile.shape import shape_of
 from llmtrain.recipe import model_size
@@ -39,14 +38,6 @@ def test_a_step_is_its_micro_batches_and_one_update(
     step_s = predicted_step_s(SHAPE, PARTS, **asked)
     assert step_s == pytest.approx(micro_batches * MICRO_BATCH_S + 0.02)
     assert predicted_tokens_per_s(SHAPE, PARTS, **asked) == pytest.approx(tokens_per_step / step_s)
-
-
-def test_pairs_of_answers_multiply_the_head_once_more() -> None:
-    step_s = predicted_step_s(SHAPE, PARTS, tokens_per_step=80, head_passes=4 / 3)
-    assert step_s == pytest.approx(2 * (3 * 0.05 + 0.04) + 0.02)
-    workload = Workload(SHAPE, 80, is_dpo=True)
-    assert workload.head_passes == pytest.approx(4 / 3)
-    assert Workload(SHAPE, 80).head_passes == 1.0
 
 
 def test_an_eager_step_stands_in_until_a_compiled_one_is_timed() -> None:
