@@ -64,6 +64,7 @@ def _compared(
     ours += [] if options.full else ["--lora", f"r={options.rank}"]
     ours += ["--set", f"device.activation_checkpointing={options.checkpointing}"]
     ours += ["--set", f"train.micro_batch={options.micro_batch}"]
+    ours += [word for assignment in options.set for word in ("--set", assignment)]
     theirs = [python, "-m", ourselves, *arguments, "--trainer", str(scratch)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "LLMTRAIN_CACHE_DIR": str(scratch / "c")}
     for way, command in ((_OURS, ours), (_THEIRS, theirs)):
@@ -219,6 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--checkpointing", default="auto", help="what ours recomputes: off, selective, full"
     )
+    parser.add_argument("--set", action="append", default=[], help="KEY=VALUE, of ours")
     parser.add_argument("--micro-batch", default="auto", help="sequences, of ours")
     parser.add_argument("--trainer-micro-batch", type=int, default=1, help="of Trainer")
     parser.add_argument("--trainer", type=Path, help=argparse.SUPPRESS)
