@@ -50,8 +50,6 @@ class Backbone(nn.Module):
         super().__init__()
         self.checkpointing: ActivationCheckpointing = "off"
         self.kernels: BlockKernels = "torch"
-        # True: the embedding's gradient is the rows of its tokens, to be added to the head's.
-        self.has_sparse_gradient = False
         self.embed_tokens = _embedding(shape.vocab_size, shape.hidden_size)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.num_layers))
         self.norm = RMSNorm(shape.hidden_size, shape.norm_epsilon)
@@ -81,7 +79,7 @@ class Backbone(nn.Module):
         length = tokens_bt.shape[1]
         if self.kernels == "native":  # has the copies, and gives gradients in fp32
             casts = None
-        x_btc = as_residual(self._embed(tokens_bt))
+        x_btc = as_residual(self.embed_tokens(tokens_bt))
         documents: DocumentMask | None = None
         if first_bt is not None and self.layers:
             documents = document_mask(self._attention, first_bt, compute_dtype(x_btc))
@@ -92,25 +90,32 @@ class Backbone(nn.Module):
         hidden: Tensor = self.norm(x_btc)
         return hidden
 
-    def _embed(self, tokens_bt: Tensor) -> Tensor:
-        if self.has_sparse_gradient:
-            return F.embedding(tokens_bt, self.embed_tokens.weight, sparse=True)
-        embedded: Tensor = self.embed_tokens(tokens_bt)
-        return embedded
-
     @property
     def _attention(self) -> AttentionKernel:
         return next(self.blocks()).self_attn.kernel
 
 
-def _embedding(rows: int, width: int) -> nn.Embedding:
+class Embedding(nn.Embedding):
+    """An embedding whose gradient may be the rows of its tokens, to be added to a dense one.
+
+    Not by torch's own attribute for that, from which DDP concludes that the sum is sparse, too.
+    """
+
+    has_sparse_gradient = False
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the row of each token."""
+        return F.embedding(tokens, self.weight, sparse=self.has_sparse_gradient)
+
+
+def _embedding(rows: int, width: int) -> Embedding:
     """Return an embedding with random weights; on the meta device it has none.
 
     To draw numbers there, torch imports its compiler: some 80 MiB of the process.
     """
     if torch.get_default_device().type == "meta":
-        return nn.Embedding(rows, width, _weight=torch.empty(rows, width))
-    return nn.Embedding(rows, width)
+        return Embedding(rows, width, _weight=torch.empty(rows, width))
+    return Embedding(rows, width)
 
 
 def as_residual(embedded: Tensor) -> Tensor:
@@ -223,7 +228,8 @@ class Decoder(nn.Module):
         # Where the weight is also the head's, autograd has that gradient by then: a dense one of
         # the embedding would be cleared and read whole for a few thousand rows.
         is_on_cpu = self.head_weight.device.type == "cpu"
-        self.model.has_sparse_gradient = is_on_cpu and self.shape.tie_embeddings and not sharded
+        is_added = is_on_cpu and self.shape.tie_embeddings and not sharded
+        self.model.embed_tokens.has_sparse_gradient = is_added
         self.model.norm.kernels = "native" if block_kernels == "native" else "torch"
         for block in self.model.blocks():
             block.self_attn.kernel = attention

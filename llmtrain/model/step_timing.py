@@ -152,7 +152,7 @@ def time_head(shape: ModelShape, way: Way, *, compiled: bool) -> PartTime:
     model.compute_with(
         loss=way.loss, block_kernels=of_last_norm, casts=way.new_casts(), compiled=compiled
     )
-    references = torch.zeros(tokens.shape) if way.preferences else None
+    references = (torch.zeros(tokens.shape),) if way.preferences else ()
     run = partial(_train_head, model, way.precision, tokens.to(way.device), references)
     if compiled or way.device != "cpu":
         with thread_count(way.threads):
@@ -164,13 +164,12 @@ def _train_head(
     model: Decoder,
     precision: Precision,
     tokens_bt: Tensor,
-    references_bt: Tensor | None,
+    references: tuple[Tensor, ...],
     sequences: int,
 ) -> None:
-    some = tokens_bt[:sequences]
-    references = None if references_bt is None else references_bt[:sequences]
+    some, *rest = (each[:sequences] for each in (tokens_bt, *references))
     with autocast_as(precision, some.device):
-        loss: Tensor = model(some, some.roll(-1), references)
+        loss: Tensor = model(some, some.roll(-1), *rest)
     torch.autograd.backward(loss / some.numel())
     model.zero_grad()
 

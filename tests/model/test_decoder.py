@@ -217,7 +217,7 @@ def test_the_gradients_of_a_tied_weight_become_one_dense_one(
     tokens = draw_tokens(small_shape, 3, small_shape.context).clamp_max(5)  # each of them often
     expected = loss_and_gradients(model, tokens)
     model.compute_with()
-    assert model.model.has_sparse_gradient
+    assert model.model.embed_tokens.has_sparse_gradient
     found, again = (loss_and_gradients(model, tokens) for _ in range(2))
     assert all(map(torch.equal, found, again))
     assert all(each.layout == torch.strided for each in found)
