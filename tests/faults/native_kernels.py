@@ -46,7 +46,7 @@ def build(compiler: str, directory: Path) -> Path:
     """Return the program, compiled into `directory`."""
     kernels = kernel_source()
     main_file = Path(__file__).with_suffix(".cpp")
-    files = tuple(path for path in kernels.files if path.name != "operators.cpp")
+    files = tuple(path for path in kernels.files if not _is_of_tensors(path))
     includes = f"-I{kernels.files[0].parent}"
     source = replace(
         kernels, files=(*files, main_file), flags=(*kernels.flags, includes, *_SANITIZERS)
@@ -54,6 +54,11 @@ def build(compiler: str, directory: Path) -> Path:
     program = directory / "native_kernels"
     subprocess.run(compile_command(compiler, source, "-o", str(program)), check=True)
     return program
+
+
+def _is_of_tensors(file: Path) -> bool:
+    """Return True for operators, which call the kernels on tensors."""
+    return "<torch/library.h>" in file.read_text(encoding="utf-8")
 
 
 if __name__ == "__main__":
