@@ -137,6 +137,7 @@ class Chunk {
         brgemm(shape_.size, width, round_up(rows, 2), tiling_.tile, tiling_.block, tiling_.block,
                v > first, own.weight_t, own.exponentials, d_hidden_t(slice, start));
     }
+    _mm_sfence();  // streamed stores are ordered by nothing else, and other threads read them
   }
 
   // Raise references that a logit is far above; return whether there are any.
@@ -203,11 +204,13 @@ class Chunk {
            weight_ + row * shape_.size, hidden_t, logits);
   }
 
-  // Exponentiate the logits of vocabulary rows v … v + rows, which begin at row u of the tile.
+  // Exponentiate the logits of vocabulary rows v … v + rows, which begin at row u of the tile, and
+  // stream what is kept past the cache.
   void exponentiate(const Own& own, int64_t start, int64_t width, int64_t v, int64_t u,
                     int64_t rows, float* sum, float* largest) const {
     const Interleave interleave;
     const __m512 base = _mm512_set1_ps(kLog2E);
+    // The rows that are multiplied next, a share for each step of the loop: all at once would wait.
     const int64_t ahead = std::min(kSubTile, shape_.vocabulary - v - rows) * shape_.size;
     const int64_t share = round_up(ahead, width) / width * 32;
     for (int64_t t = 0; t < width; t += 32) {
