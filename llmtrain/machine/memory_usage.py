@@ -84,8 +84,8 @@ def read_process_memory(pid: int | None = None) -> ProcessMemory:
 
     Where Linux says so, a descendant counts with its share of what several processes map: torch's
     compiler forks one for every core, and each shows the first's memory as its own. Reads every
-    process of the machine, which takes milliseconds. A descendant that ends meanwhile
-    is left out. Raises ProcessLookupError if the process itself has ended.
+    process of the machine, which takes milliseconds. A descendant that ends meanwhile is left out.
+    Raises ProcessLookupError if the process itself has ended.
     """
     return _with_fallback(lambda: _psutil_tree(pid), lambda: _own_tree(pid))
 

@@ -17,12 +17,7 @@ from llmtrain.choice import ActivationCheckpointing, AttentionKernel, BlockKerne
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.checkpointing import checkpointed, silence_compiler_warning
 from llmtrain.ops.documents import DocumentMask
-from llmtrain.ops.native.block import (
-    BlockCasts,
-    HeadsLayout,
-    NativeBlock,
-    NativeNorm,
-)
+from llmtrain.ops.native.block import BlockCasts, HeadsLayout, NativeBlock, NativeNorm
 from llmtrain.ops.norm import rms_norm
 from llmtrain.ops.precision import WeightCasts, compute_dtype
 from llmtrain.ops.rotary import rotate

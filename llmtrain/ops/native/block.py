@@ -49,7 +49,7 @@ class BlockCasts(NamedTuple):
 
 
 class HeadsLayout(NamedTuple):
-    """What rotates and masks heads: arguments of the operators, in order."""
+    """Arguments of the operators that rotate and mask heads, in their order."""
 
     cos_td: Tensor
     sin_td: Tensor
