@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from llmtrain.model.adapted_linear import AdaptedLinear
 from llmtrain.model.block import Block
 from llmtrain.model.decoder import Decoder
-from llmtrain.model.lora import AdaptedLinear
 
 _LARGEST_INT8 = 127
 _INT8_OFFSET = 128  # stored as unsigned bytes, which AVX-512 multiplies by signed ones

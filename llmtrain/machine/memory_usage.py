@@ -83,9 +83,9 @@ def read_process_memory(pid: int | None = None) -> ProcessMemory:
     """Return the memory of this process, or of `pid`, with its descendants.
 
     Where Linux says so, a descendant counts with its share of what several processes map: torch's
-    compiler forks one for every core, and each shows the first's memory as its own. Reads every
-    process of the machine, which takes milliseconds. A descendant that ends meanwhile is left out.
-    Raises ProcessLookupError if the process itself has ended.
+    compiler forks one for every core, and each shows the first's memory as its own. Elsewhere every
+    process of the machine is read, which takes milliseconds. A descendant that ends meanwhile is
+    left out. Raises ProcessLookupError if the process itself has ended.
     """
     return _with_fallback(lambda: _psutil_tree(pid), lambda: _own_tree(pid))
 
@@ -148,15 +148,31 @@ def _psutil_tree(pid: int | None) -> ProcessMemory:
         return int(process.memory_info().rss)
 
     descendants = []
-    for child in psutil.Process(pid).children(recursive=True):
+    for child in _descendants(psutil.Process(pid).pid):
         with suppress(psutil.Error):
-            descendants.append(share_bytes(child))
+            descendants.append(share_bytes(psutil.Process(child)))
     own_bytes, others_bytes = _psutil_rss(pid), sum(descendants)
     # The kernel updates its peak lazily: it can be less than the current value.
     peak_bytes = max(own_bytes, _read_peak(pid))
     return ProcessMemory(
         own_bytes + others_bytes, peak_bytes + others_bytes, 1 + len(descendants), "psutil"
     )
+
+
+def _descendants(pid: int) -> list[int]:
+    """Return the ids of a process's descendants, from Linux's own lists where there are any."""
+    if not Path(f"/proc/{pid}/task/{pid}/children").exists():
+        import psutil
+
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    found, unread = list[int](), [pid]
+    while unread:
+        for listed in Path(f"/proc/{unread.pop()}/task").glob("*/children"):
+            with suppress(OSError):  # the thread has ended
+                children = [int(child) for child in listed.read_text().split()]
+                found += children
+                unread += children
+    return found
 
 
 def _psutil_rss(pid: int | None) -> int:

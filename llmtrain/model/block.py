@@ -14,9 +14,11 @@ from torch.nn import functional as F
 from torch.nn.attention.flex_attention import BlockMask
 
 from llmtrain.choice import ActivationCheckpointing, AttentionKernel, BlockKernels
+from llmtrain.model.adapted_linear import AdaptedLinear, adapted_matrices
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.checkpointing import checkpointed, silence_compiler_warning
 from llmtrain.ops.documents import DocumentMask
+from llmtrain.ops.native.adapted_block import Gains, NativeAdaptedBlock
 from llmtrain.ops.native.block import BlockCasts, HeadsLayout, NativeBlock, NativeNorm
 from llmtrain.ops.norm import rms_norm
 from llmtrain.ops.precision import WeightCasts, compute_dtype
@@ -187,6 +189,8 @@ class Block(nn.Module):
     ) -> Tensor:
         """Return the residual stream after this block, (B, T, C)."""
         rest = cos_td, sin_td, documents
+        if self.kernels == "native" and _suits_native(x_btc):
+            return self._native(x_btc, *rest)
         return checkpointed(self.checkpointing, self._forward, x_btc, *rest)
 
     def use_kernels(self, kernels: BlockKernels, casts: WeightCasts | None = None) -> None:
@@ -206,8 +210,6 @@ class Block(nn.Module):
         sin_td: Tensor,
         documents: DocumentMask | None,
     ) -> Tensor:
-        if self.kernels == "native" and _suits_native(x_btc):
-            return self._native(x_btc, cos_td, sin_td, documents)
         x_btc, normed = self.input_layernorm.of_residual(x_btc)
         attended = self.self_attn(normed, cos_td, sin_td, documents)
         x_btc, normed = self.post_attention_layernorm.of_sum(x_btc, attended)
@@ -219,21 +221,36 @@ class Block(nn.Module):
     ) -> Tensor:
         assert not isinstance(documents, BlockMask)
         heads, feed = self.self_attn, self.mlp
-        norms = self.input_layernorm, self.post_attention_layernorm
-        projections = [each.weight for each in (heads.q_proj, heads.k_proj, heads.v_proj)]
-        others = [each.weight for each in (feed.gate_proj, feed.up_proj, feed.down_proj)]
-        q_norm, k_norm, output = heads.q_norm, heads.k_norm, heads.o_proj.weight
+        layers = [heads.q_proj, heads.k_proj, heads.v_proj, heads.o_proj]
+        layers += [feed.gate_proj, feed.up_proj, feed.down_proj]
+        gains = Gains(
+            self.input_layernorm.weight,
+            self.post_attention_layernorm.weight,
+            None if heads.q_norm is None else heads.q_norm.weight,
+            None if heads.k_norm is None else heads.k_norm.weight,
+        )
+        layout = HeadsLayout(
+            cos_td, sin_td, documents, heads.num_key_heads, self.input_layernorm.epsilon
+        )
+        keeps = self.checkpointing != "full"
+        if any(isinstance(layer, AdaptedLinear) for layer in layers):
+            matrices, adapters = adapted_matrices(layers, self._cast)
+            adapted: Tensor = NativeAdaptedBlock.apply(  # type: ignore[no-untyped-call]
+                x_btc, matrices, gains, layout, keeps, *adapters
+            )
+            return adapted
+        weights = [layer.weight for layer in layers]
         y_btc: Tensor = NativeBlock.apply(  # type: ignore[no-untyped-call]
             x_btc,
-            BlockCasts(self._stacked(projections), *map(self._cast, (output, *others))),
-            HeadsLayout(cos_td, sin_td, documents, heads.num_key_heads, norms[0].epsilon),
-            norms[0].weight,
-            *projections,
-            output,
-            norms[1].weight,
-            *others,
-            None if q_norm is None else q_norm.weight,
-            None if k_norm is None else k_norm.weight,
+            BlockCasts(self._stacked(weights[:3]), *map(self._cast, weights[3:])),
+            layout,
+            keeps,
+            gains.attention,
+            *weights[:4],
+            gains.feed_forward,
+            *weights[4:],
+            gains.queries,
+            gains.keys,
         )
         return y_btc
 

@@ -220,9 +220,9 @@ class Decoder(nn.Module):
         """
         self.loss_kernel = loss
         self.casts = casts
-        # Compiled and sharded blocks checkpoint inside; others around, so that casts are not
-        # repeated.
-        is_inside = compiled or sharded
+        # Compiled, sharded and native blocks checkpoint inside; others around, so that casts are
+        # not repeated.
+        is_inside = compiled or sharded or block_kernels == "native"
         self.model.checkpointing = "off" if is_inside else checkpointing
         self.model.kernels = block_kernels
         # Where the weight is also the head's, autograd has that gradient by then: a dense one of

@@ -1,6 +1,4 @@
-"""Low-rank adapters (Hu et al. 2021, "LoRA") beside weights that are not trained.
-
-    y = W·x + (α / r) · B·(A·x)      A: r × inputs, B: outputs × r
+"""A model beside whose weights, which are not trained, adapters are (`AdaptedLinear`).
 
 Names of tensors are those of PEFT. An adapter is merged by adding (α / r) · B·A to W. Only the
 matrices of blocks have adapters: the embedding and the head never change, so it does not matter
@@ -14,10 +12,10 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from llmtrain.choice import Precision
 from llmtrain.errors import LlmtrainError
+from llmtrain.model.adapted_linear import AdaptedLinear
 from llmtrain.model.block import Block
 from llmtrain.model.decoder import Decoder
 from llmtrain.ops.rotary import rotary_table
@@ -26,36 +24,6 @@ from llmtrain.profile.shape import ModelShape
 
 _TESTED_AT_ONCE = 1 << 20  # numbers
 _A, _B = ".lora_A.weight", ".lora_B.weight"
-
-
-class AdaptedLinear(nn.Module):
-    """A linear layer whose weight stays as it is, and an adapter."""
-
-    def __init__(self, weight: Tensor, lora: LoraShape) -> None:
-        """Add an adapter that is zero to `weight`."""
-        super().__init__()
-        outputs, inputs = weight.shape
-        self.scale = lora.scale
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.lora_A = nn.Linear(inputs, lora.rank, bias=False)
-        self.lora_B = nn.Linear(lora.rank, outputs, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the layer's output with the adapter's added.
-
-        Adding is part of the product: checkpointing then keeps one result of this width, not two.
-        """
-        weight = self.weight if self.weight.dtype == x.dtype else self.weight.to(x.dtype)
-        x_nc = x.flatten(0, -2)
-        y_nd, a_nr = F.linear(x_nc, weight), self.lora_A(x_nc)
-        y_nd = torch.addmm(y_nd, a_nr, self.lora_B.weight.t(), alpha=self.scale)
-        return y_nd.view(*x.shape[:-1], -1)
-
-    @torch.no_grad()
-    def merged_weight(self) -> Tensor:
-        """Return the weight with the adapter added, in fp32."""
-        product = self.lora_B.weight.float() @ self.lora_A.weight.float()
-        return self.weight.float() + self.scale * product
 
 
 def adapted_decoder(

@@ -71,6 +71,12 @@ class Way:
     block_kernels: BlockKernels = "torch"
     preferences: bool = False  # the loss is that of pairs of answers
     compiled_block: bool = False  # on a CPU it is timed beside an eager one
+    accumulates: bool = False  # gradients are added to those of earlier micro-batches
+
+    @property
+    def checkpoints_inside(self) -> bool:
+        """Whether blocks do that themselves."""
+        return self.compiled_block or self.block_kernels == "native"
 
     def new_casts(self) -> WeightCasts | None:
         """Return a cache of half-precision weights, if the way keeps one."""
@@ -101,8 +107,9 @@ def time_chained_block(shape: ModelShape, way: Way) -> PartTime:
 def _block(shape: ModelShape, way: Way, casts: WeightCasts | None) -> Block:
     block = new_block(shape, way.attention, way.lora, way.precision).to(way.device)
     block.use_kernels(way.block_kernels, casts)
-    if way.compiled_block:
+    if way.checkpoints_inside:
         block.checkpointing = way.checkpointing
+    if way.compiled_block:
         compile_block(block)
     return block
 
@@ -115,7 +122,7 @@ def _train_blocks(
     x_btc: Tensor,
     sequences: int,
 ) -> None:
-    outside: ActivationCheckpointing = "off" if way.compiled_block else way.checkpointing
+    outside: ActivationCheckpointing = "off" if way.checkpoints_inside else way.checkpointing
     if way.block_kernels == "native":  # has the copies
         casts = None
     with autocast_as(way.precision, x_btc.device):
@@ -128,8 +135,9 @@ def _train_blocks(
             call = block if casts is None else partial(casts.call, block)
             y = checkpointed_block(outside, block, call, y, *rotations, documents)
     torch.autograd.backward(y, y.detach())
-    for block in blocks:
-        block.zero_grad()
+    if not way.accumulates:
+        for block in blocks:
+            block.zero_grad()
     x_btc.grad = None
 
 
@@ -153,7 +161,7 @@ def time_head(shape: ModelShape, way: Way, *, compiled: bool) -> PartTime:
         loss=way.loss, block_kernels=of_last_norm, casts=way.new_casts(), compiled=compiled
     )
     references = (torch.zeros(tokens.shape),) if way.preferences else ()
-    run = partial(_train_head, model, way.precision, tokens.to(way.device), references)
+    run = partial(_train_head, model, way, tokens.to(way.device), references)
     if compiled or way.device != "cpu":
         with thread_count(way.threads):
             compiling_s(partial(run, way.micro_batch))
@@ -162,16 +170,17 @@ def time_head(shape: ModelShape, way: Way, *, compiled: bool) -> PartTime:
 
 def _train_head(
     model: Decoder,
-    precision: Precision,
+    way: Way,
     tokens_bt: Tensor,
     references: tuple[Tensor, ...],
     sequences: int,
 ) -> None:
     some, *rest = (each[:sequences] for each in (tokens_bt, *references))
-    with autocast_as(precision, some.device):
+    with autocast_as(way.precision, some.device):
         loss: Tensor = model(some, some.roll(-1), *rest)
     torch.autograd.backward(loss / some.numel())
-    model.zero_grad()
+    if not way.accumulates:
+        model.zero_grad()
 
 
 def time_update(shape: ModelShape, way: Way, optimizer: OptimizerName) -> PartTime:

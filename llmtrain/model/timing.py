@@ -88,10 +88,11 @@ def time_attention(
     return AttentionTimes(sdpa_s, times["blocks"], times.get("native"))
 
 
-def time_loss(shape: ModelShape, tokens: int, threads: int) -> LossTimes:
+def time_loss(shape: ModelShape, tokens: int, threads: int, trains_head: bool = True) -> LossTimes:
     """Return the seconds for the loss of some tokens in bf16 and its gradients, eager and native.
 
-    The native kernels are loaded. There are as many tokens as in a micro-batch, or fewer.
+    The native kernels are loaded. There are as many tokens as in a micro-batch, or fewer. The head
+    has no gradient unless `trains_head`.
     """
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(shape.vocab_size, shape.hidden_size, generator=generator).mul_(0.02)
@@ -99,11 +100,13 @@ def time_loss(shape: ModelShape, tokens: int, threads: int) -> LossTimes:
     hidden = torch.randn(rows, shape.hidden_size, generator=generator).to(torch.bfloat16)
     targets = torch.randint(shape.vocab_size, (rows,), generator=generator)
     cast = weight.to(torch.bfloat16)
-    leaves = hidden.requires_grad_(), weight.requires_grad_()
+    leaves = [hidden.requires_grad_(), *([weight.requires_grad_()] if trains_head else [])]
 
     def run(kernel: LossKernel) -> None:
         with autocast_as("bf16", hidden.device):
-            total = linear_cross_entropy(*leaves, targets, weight_cast_vd=cast, kernel=kernel)
+            total = linear_cross_entropy(
+                hidden, weight, targets, weight_cast_vd=cast, kernel=kernel
+            )
         torch.autograd.grad(total, leaves)
 
     kernels: tuple[LossKernel, ...] = ("chunks", "native")

@@ -8,7 +8,6 @@ from llmtrain.errors import DoesNotFitError
 from llmtrain.machine.facts import BlockTimes, CpuTimes, Facts, MatmulTimes, StepTimes
 from llmtrain.machine.measurement_cache import T
 from llmtrain.model.timing import CompileError
-from llmtrain.ops.chunk_sizes import NATIVE_WIDTH_MULTIPLE
 from llmtrain.plan import decisions as decide
 from llmtrain.plan import kernels
 from llmtrain.plan.kernel_probes import (
@@ -20,7 +19,11 @@ from llmtrain.plan.kernel_probes import (
     native_kernels,
     products_probe,
 )
-from llmtrain.plan.kernels import is_worth_comparing_native, unfit_for_native_block
+from llmtrain.plan.kernels import (
+    is_worth_comparing_native,
+    unfit_for_native_block,
+    unfit_for_native_loss,
+)
 from llmtrain.plan.planner import Plan, make_plan
 from llmtrain.plan.probe import Measure, Probe
 from llmtrain.plan.step_benchmarks import StepProbes, step_probes
@@ -91,7 +94,7 @@ def measured_eager_step(
         return replace(times, native_missing=native.reason)
     probe = attention_probe(facts, options, workload, products, native=True)
     times = replace(times, attention=timing.of(probe, "attention by native kernels"))
-    if workload.shape.hidden_size % NATIVE_WIDTH_MULTIPLE == 0 and workload.lora is None:
+    if unfit_for_native_loss(workload) is None:
         micro_batch = make_plan(facts, options, workload, times).micro_batch.value
         loss = timing.of(loss_probe(facts, options, workload, micro_batch), "the loss")
         times = replace(times, loss=loss)

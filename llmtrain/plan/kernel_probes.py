@@ -112,7 +112,7 @@ def loss_probe(
 ) -> Probe[LossTimes]:
     """Return the benchmark of the loss, in chunks and by the native kernel, which is loaded."""
     shape, threads = workload.shape, cpu_threads(facts, options, workload)
-    tokens = micro_batch * shape.context
+    tokens, trains_head = micro_batch * shape.context, workload.lora is None
     key = measurement_key(
         facts,
         "loss",
@@ -121,8 +121,9 @@ def loss_probe(
         vocabulary=shape.vocab_size,
         tokens=tokens,
         native=kernel_source().digest(),
+        **({} if trains_head else {"trained": "adapters"}),
     )
-    return Probe(key, LossTimes, lambda: time_loss(shape, tokens, threads))
+    return Probe(key, LossTimes, lambda: time_loss(shape, tokens, threads, trains_head))
 
 
 def block_probe(facts: Facts, workload: Workload, plan: Plan) -> Probe[BlockTimes]:

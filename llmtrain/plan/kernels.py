@@ -19,8 +19,9 @@ from llmtrain.plan.numerics import choose_precision, is_faster, is_long
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
 
-# Of training without them: native kernels are compiled in some 15 s.
-_WORTH_NATIVE_TIME_S, _WORTH_NATIVE_CPU_S = 60.0, 30.0
+# Of training without them: native kernels are compiled in some 15 s, once for a machine, and
+# compared with torch's in 4 s, once for a shape.
+_WORTH_NATIVE_TIME_S, _WORTH_NATIVE_CPU_S = 30.0, 15.0
 # Compiling a block, to compare it with a native one, takes up to 20 s.
 _WORTH_COMPARING_S = 600.0
 
@@ -143,7 +144,7 @@ def choose_loss(
     """
     if options.loss == "triton":
         _refuse_triton("device.loss", facts, kind, own)
-    unfit = _unfit_for_native_loss(workload)
+    unfit = unfit_for_native_loss(workload)
     if options.loss == "native":
         if unfit is not None:
             raise UsageError(f"device.loss native: {unfit}", hint="--set device.loss=auto")
@@ -171,11 +172,9 @@ def choose_loss(
     return Choice("chunks", f"the native kernel is not clearly faster: {figures}")
 
 
-def _unfit_for_native_loss(workload: Workload) -> str | None:
+def unfit_for_native_loss(workload: Workload) -> str | None:
     """Return why a training cannot use the native loss; None: it can."""
     width = workload.shape.hidden_size
-    if workload.lora is not None:
-        return "it computes the gradient of the head, which adapters leave as it is"
     if workload.is_dpo:
         return "it has no weights for tokens, which pairs of answers need"
     if width % NATIVE_WIDTH_MULTIPLE:
@@ -186,8 +185,6 @@ def _unfit_for_native_loss(workload: Workload) -> str | None:
 def unfit_for_native_block(options: DeviceSection, workload: Workload) -> str | None:
     """Return why native kernels cannot compute the blocks of a training; None: they can."""
     shape = workload.shape
-    if workload.lora is not None:
-        return "they are for matrices without adapters"
     if options.attention not in ("auto", "native"):
         return f"their attention is native, and device.attention is {options.attention}"
     if options.compile is True:

@@ -191,7 +191,7 @@ def _working_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return what the backward of one block on a CPU works with."""
     if setup.native_block:
         again = block_bytes_per_token(shape, setup) if setup.checkpointing != "off" else 0
-        return native_working_bytes_per_token(shape) + again
+        return native_working_bytes_per_token(shape, setup) + again
     share = _COMPILED_BACKWARD_SHARE if setup.compiled else _BACKWARD_SHARE[setup.checkpointing]
     return int(share * block_bytes_per_token(shape, setup))
 

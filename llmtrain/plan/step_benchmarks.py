@@ -22,6 +22,8 @@ from llmtrain.plan.planner import Plan
 from llmtrain.plan.probe import Measure, PartProbe, block_arguments, lora_argument
 from llmtrain.plan.workload import Workload
 
+_UPDATE = "step: update"
+
 
 @dataclass(frozen=True, slots=True)
 class StepProbes:
@@ -93,6 +95,7 @@ def way_of(workload: Workload, plan: Plan) -> Way:
         device=plan.device.value,
         block_kernels=plan.block_kernels.value,
         compiled_block=plan.compile.value and plan.device.value != "cpu",
+        accumulates=plan.accumulation.value > 1,
     )
 
 
@@ -158,7 +161,7 @@ class _WayProbes:
         shape, way, optimizer = self.workload.shape, self.way, self.workload.optimizer
         whole = {name: str(value) for name, value in asdict(shape).items()}
         return self._probe(
-            "step: update",
+            _UPDATE,
             lambda: time_update(shape, way, optimizer),
             **whole,
             optimizer=optimizer,
@@ -186,6 +189,8 @@ class _WayProbes:
             arguments["native"] = kernel_source().digest()
         if "triton" in (way.block_kernels, way.loss):
             arguments["triton"] = source_digest()
+        if way.accumulates and part != _UPDATE:
+            arguments["accumulates"] = "yes"
         if way.lora is not None:
             arguments["lora"] = lora_argument(way.lora)
         if way.device != "cpu":

@@ -198,16 +198,20 @@ def _native_block_bytes(shape: ModelShape) -> int:
     return streams + HALF_BYTES * heads + FP32_BYTES * shape.num_heads
 
 
-def native_working_bytes_per_token(shape: ModelShape) -> int:
+def native_working_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return what the backward of a block of native kernels works with, per token.
 
     In feed-forward: rows of the normed input and of the gradient, each as two operands, the gates'
-    gradient, and the gradients of output and input. In attention: rotated heads, the gradients of
-    heads and of what they attended to, the normed input and its gradient, and the gradients of
-    output and input.
+    gradient, and the gradients of output and input; beside adapters one operand each, and gates
+    and what they make with their gradients. In attention: rotated heads, the gradients of heads
+    and of what they attended to, the normed input and its gradient, and the gradients of output
+    and input.
     """
     gradients = 2 * FP32_BYTES * shape.hidden_size
-    operands = 4 * HALF_BYTES * shape.hidden_size + 2 * HALF_BYTES * shape.intermediate_size
+    rows_of_hidden, rows_within = (4, 2) if setup.lora is None else (3, 4)
+    operands = HALF_BYTES * (
+        rows_of_hidden * shape.hidden_size + rows_within * shape.intermediate_size
+    )
     heads = 3 * shape.attention_width + 3 * shape.kv_width
     rows = HALF_BYTES * (heads + 4 * shape.hidden_size)
     return gradients + max(operands, rows)

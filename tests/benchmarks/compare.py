@@ -26,7 +26,7 @@ from tests.benchmarks.documents import Prepared
 from tests.benchmarks.own import MeasurementError
 from tests.benchmarks.report import document, footing, progress_line, table, title
 from tests.benchmarks.results import Failure, Round, Run, summarise
-from tests.benchmarks.shapes import SHAPES
+from tests.benchmarks.shapes import SHAPES, shape_named
 from tests.programs import program_parser
 
 _TABLE_WIDTH = 180  # off a terminal
@@ -93,7 +93,7 @@ def _say(line: str) -> None:
 
 def _comparison(parser: argparse.ArgumentParser, values: argparse.Namespace) -> Comparison:
     """What the command line asks for; where it cannot be had, the parser ends the process."""
-    shape = SHAPES[values.shape]
+    shape = values.shape
     systems = tuple(dict.fromkeys(values.systems.split(",")))
     for unknown in (name for name in systems if name not in SYSTEMS):
         parser.error(f"unknown system {unknown!r}; there are {', '.join(SYSTEMS)}")
@@ -125,7 +125,8 @@ def _comparison(parser: argparse.ArgumentParser, values: argparse.Namespace) -> 
 def _parser() -> argparse.ArgumentParser:
     parser = program_parser(__file__, __doc__)
     add = parser.add_argument
-    add("--shape", choices=SHAPES, default="S", help="the model and its micro-batch")
+    shapes = f"{', '.join(SHAPES)}, or values of a model: hidden_size=512,num_layers=6"
+    add("--shape", type=shape_named, default="S", help=f"the model and its micro-batch: {shapes}")
     add("--systems", default="ours,naive,hf", help=f"of {','.join(SYSTEMS)}")
     add("--rounds", type=_positive, default=3, help="how often each system runs")
     add("--steps", type=_positive, help="measured steps of a run; default: the shape's")

@@ -85,6 +85,35 @@ SHAPES = {
 }
 
 
+_TOKENS_AT_ONCE = 4096
+_MADE_STEPS = 40
+
+
+def shape_named(text: str) -> Shape:
+    """The shape of that name, or of values for a model section: `hidden_size=512,num_layers=6,…`.
+
+    What is not said is as in S; intermediate_size is 8/3 of hidden_size, in whole 64s. Raises
+    ValueError, of pydantic too.
+    """
+    if text in SHAPES:
+        return SHAPES[text]
+    base = SHAPES["S"]
+    values = {**base.model.model_dump(), **_integers(text)}
+    if "intermediate_size" not in text:
+        values["intermediate_size"] = -(-8 * values["hidden_size"] // (3 * 64)) * 64
+    model = ModelSection.model_validate(values)
+    micro_batch = max(1, _TOKENS_AT_ONCE // model.context)
+    return Shape(text, base.profile, model, micro_batch, _MADE_STEPS, _PRODUCTS)
+
+
+def _integers(text: str) -> dict[str, int]:
+    """Values by name. Raises ValueError."""
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(equals for _, equals, _ in pairs):
+        raise ValueError(f"{text!r} is neither of {', '.join(SHAPES)} nor NAME=NUMBER,…")
+    return {name: int(value) for name, _, value in pairs}
+
+
 def gpt2_mlp_width(intermediate_size: int) -> int:
     """Features of an MLP of two matrices with as many weights as SwiGLU's three."""
     return 3 * intermediate_size // 2

@@ -128,16 +128,35 @@ def wait_for_zombie(pid: int) -> None:
 def test_a_descendant_that_ends_while_it_is_read_is_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    monkeypatch.setattr(memory_usage, "_descendants", lambda _: [ended.pid])
+    assert read_process_memory().processes == 1
+
+
+def test_descendants_are_those_that_psutil_finds() -> None:
     import psutil
 
-    class Ended:
-        def memory_info(self) -> None:
-            raise psutil.NoSuchProcess(77)
-
-        memory_full_info = memory_info
-
-    monkeypatch.setattr(psutil.Process, "children", lambda *_, **__: [Ended()])
-    assert read_process_memory().processes == 1
+    inner = "import sys; print(flush=True); sys.stdin.read()"
+    outer = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {inner!r}])"
+    script = f"""
+import subprocess, sys, threading
+start = lambda: subprocess.run([sys.executable, "-c", {outer!r}])
+threads = [threading.Thread(target=start) for _ in range(2)]
+for thread in threads:
+    thread.start()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline(), parent.stdout.readline()
+        expected = {each.pid for each in psutil.Process(parent.pid).children(recursive=True)}
+        found = memory_usage._descendants(parent.pid)
+        parent.communicate()
+    assert len(expected) == 4
+    assert set(found) == expected
+    assert len(found) == 4
 
 
 @pytest.mark.parametrize("read", [resident_bytes, peak_resident_bytes])

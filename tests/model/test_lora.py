@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from llmtrain.errors import LlmtrainError
+from llmtrain.model.adapted_linear import AdaptedLinear
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.lora import (
-    AdaptedLinear,
     adapted_decoder,
     adapter_shapes,
     merged_weights,

@@ -1,7 +1,8 @@
 """A block by native kernels: attention and feed-forward, with norms and residuals.
 
 Weights are fp32, or their bf16 copies beside them; products are in bf16, sums, the residual stream
-and all gradients of weights in fp32. The backward computes norms, rotations and gates again.
+and all gradients of weights in fp32. The backward computes norms, rotations and gates again; where
+nothing is kept for it, attention and what leads to it, too.
 
 Shapes: B sequences, T tokens, N = B · T, C hidden features, F features of feed-forward, H query
 heads, G key heads, D features a head.
@@ -67,6 +68,7 @@ class NativeBlock(torch.autograd.Function):
         x_btc: Tensor,
         casts: BlockCasts,
         layout: HeadsLayout,
+        keeps: bool,
         gain: Tensor,
         q_proj: Tensor,
         k_proj: Tensor,
@@ -86,7 +88,7 @@ class NativeBlock(torch.autograd.Function):
         y_btc, *kept = torch.ops.llmtrain_native.block.default(
             x_btc, *_operands(casts, *gains), *layout
         )
-        ctx.save_for_backward(x_btc, *gains, *kept)
+        ctx.save_for_backward(x_btc, *gains, *(kept if keeps else ()))
         result: Tensor = y_btc
         return result
 
@@ -98,11 +100,11 @@ class NativeBlock(torch.autograd.Function):
         operands = _operands(ctx.casts, gain, feed_gain, q_gain, k_gain)
         d_x, d_gain, d_qkv, *d_rest, d_q_gain, d_k_gain = (
             torch.ops.llmtrain_native.block_backward.default(
-                d_y_btc, x_btc, *operands, *ctx.layout, *kept
+                d_y_btc, x_btc, *operands, *ctx.layout, kept
             )
         )
         d_gains = (None, None) if q_gain is None else (d_q_gain, d_k_gain)
-        return d_x, None, None, d_gain, *d_qkv.split(ctx.sizes), *d_rest, *d_gains
+        return d_x, None, None, None, d_gain, *d_qkv.split(ctx.sizes), *d_rest, *d_gains
 
 
 def _operands(

@@ -144,6 +144,61 @@ std::tuple<Tensor, Tensor> rotate_heads_backward(const Tensor& heads, const Tens
   return {d_q_gain, d_k_gain};
 }
 
+namespace {
+
+// Views (B, heads, T, D) of queries, keys and values, and of keys once more where rows have none.
+std::array<Tensor, 3> split(const Tensor& rows, int64_t sequences, const HeadsShape& shape) {
+  const Tensor heads =
+      rows.view({sequences, rows.size(0) / sequences, rows.size(1) / shape.size, shape.size})
+          .transpose(1, 2);
+  return {heads.narrow(1, 0, shape.heads), heads.narrow(1, shape.heads, shape.key_heads),
+          heads.narrow(1, heads.size(1) - shape.key_heads, shape.key_heads)};
+}
+
+Tensor windows_of(const Tensor& rows, int64_t sequences) {
+  return rows.view({sequences, rows.size(0) / sequences, rows.size(1)});
+}
+
+}  // namespace
+
+std::array<Tensor, 3> attention_operands(const Tensor& heads, int64_t sequences,
+                                         const HeadsOfLayer& layer) {
+  const HeadsShape shape = shape_of(heads, layer);
+  const auto [q, k, unused] = split(rotate_heads(heads, layer), sequences, shape);
+  return {q, k, split(heads, sequences, shape)[2]};
+}
+
+void attention_backward_of_heads(const Tensor& d_attended, const Tensor& heads, int64_t sequences,
+                                 const HeadsOfLayer& layer, const Tensor& attended,
+                                 const Tensor& lse, const std::optional<Tensor>& first,
+                                 const Tensor& d_heads) {
+  const auto [q, k, v] = attention_operands(heads, sequences, layer);
+  const auto [d_q, d_k, d_v] = split(d_heads, sequences, shape_of(heads, layer));
+  attention_backward_into(windows_of(d_attended, sequences), q, k, v,
+                          windows_of(attended, sequences), lse, first, d_q, d_k, d_v);
+}
+
+namespace {
+
+void check_gates(const Tensor& gate, const Tensor& up) {
+  TORCH_CHECK(gate.sizes() == up.sizes() && gate.numel() % 32 == 0);
+  dense<BFloat16>(gate), dense<BFloat16>(up);
+}
+
+}  // namespace
+
+void activate_rows(const Tensor& gate, const Tensor& up) {
+  check_gates(gate, up);
+  activate(gate.numel(), gate.mutable_data_ptr<BFloat16>(), dense<BFloat16>(up));
+}
+
+void activate_rows_backward(const Tensor& d_hidden, const Tensor& gate, const Tensor& up) {
+  check_gates(gate, up);
+  TORCH_CHECK(d_hidden.sizes() == gate.sizes());
+  activate_backward(gate.numel(), dense<BFloat16>(d_hidden), gate.mutable_data_ptr<BFloat16>(),
+                    up.mutable_data_ptr<BFloat16>());
+}
+
 Tensor add_projection(const Tensor& x, const Tensor& y, const Tensor& weight) {
   TORCH_CHECK(x.dim() == 2 && y.dim() == 2 && weight.dim() == 2 && x.size(0) == y.size(0) &&
               weight.size(0) == x.size(1) && weight.size(1) == y.size(1) &&

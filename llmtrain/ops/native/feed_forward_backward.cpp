@@ -211,7 +211,6 @@ class Backward {
   // 32 tokens of one feature, at `from` of the block and `to` of the run.
   static void differentiate(const OfFeatures& own, int64_t from, int64_t to, __m512i& d_gate,
                             __m512i& d_up) {
-    const __m512 one = _mm512_set1_ps(1.f);
     __m512 hidden[2], d_gates[2], d_ups[2];
     for (int e = 0; e < 2; ++e) {
       const __m512 gate = _mm512_loadu_ps(own.gate + from + 16 * e);
@@ -220,8 +219,7 @@ class Backward {
       const __m512 s = sigmoid(gate), silu = _mm512_mul_ps(gate, s);
       hidden[e] = _mm512_mul_ps(silu, up);
       d_ups[e] = _mm512_mul_ps(d_hidden, silu);
-      const __m512 slope = _mm512_fmadd_ps(silu, _mm512_sub_ps(one, s), s);  // of SiLU
-      d_gates[e] = _mm512_mul_ps(_mm512_mul_ps(d_hidden, up), slope);
+      d_gates[e] = _mm512_mul_ps(_mm512_mul_ps(d_hidden, up), silu_slope(s, silu));
     }
     d_gate = to_bf16(d_gates[0], d_gates[1]), d_up = to_bf16(d_ups[0], d_ups[1]);
     _mm512_storeu_si512(own.hidden + to, to_bf16(hidden[0], hidden[1]));

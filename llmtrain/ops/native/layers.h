@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <optional>
 #include <tuple>
 
@@ -50,6 +51,24 @@ at::Tensor rotate_heads(const at::Tensor& heads, const HeadsOfLayer& layer);
 std::tuple<at::Tensor, at::Tensor> rotate_heads_backward(const at::Tensor& heads,
                                                          const at::Tensor& d_heads,
                                                          const HeadsOfLayer& layer);
+
+// Queries and keys, normalised and rotated, and values of rows of heads: (B, heads, T, D).
+std::array<at::Tensor, 3> attention_operands(const at::Tensor& heads, int64_t sequences,
+                                             const HeadsOfLayer& layer);
+
+// Writes into `d_heads` the gradients of what `attention_operands` returned, which is computed
+// again. `d_attended` and `attended` are rows.
+void attention_backward_of_heads(const at::Tensor& d_attended, const at::Tensor& heads,
+                                 int64_t sequences, const HeadsOfLayer& layer,
+                                 const at::Tensor& attended, const at::Tensor& lse,
+                                 const std::optional<at::Tensor>& first, const at::Tensor& d_heads);
+
+// Replaces rows of `gate` by silu(gate) · up.
+void activate_rows(const at::Tensor& gate, const at::Tensor& up);
+
+// Replaces both by their gradients.
+void activate_rows_backward(const at::Tensor& d_hidden, const at::Tensor& gate,
+                            const at::Tensor& up);
 
 at::Tensor add_projection(const at::Tensor& x, const at::Tensor& y, const at::Tensor& weight);
 

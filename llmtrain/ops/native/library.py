@@ -19,6 +19,8 @@ _INSTRUCTIONS = "avx512_bf16"  # AMX, where there is any, is used by torch's own
 _FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma")
 
 _OPERATORS = (
+    "adapted_block",
+    "adapted_block_backward",
     "attention",
     "attention_backward",
     "block",

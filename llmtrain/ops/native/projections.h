@@ -1,4 +1,5 @@
-// What surrounds attention in a block: the norm, heads, and products that torch's own do not serve.
+// What surrounds attention in a block: the norm, heads, gates, and products that torch's own do not
+// serve.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -39,6 +40,11 @@ int64_t rotate_heads_backward_scratch(const HeadsShape& shape);
 void rotate_heads_backward(const HeadsShape& shape, const HeadsParameters& parameters,
                            const c10::BFloat16* heads, c10::BFloat16* d_heads, float* d_q_gain,
                            float* d_k_gain, char* scratch);
+
+// Replace `gate` by silu(gate) · up, or both by their gradients. `count` is a multiple of 32.
+void activate(int64_t count, c10::BFloat16* gate, const c10::BFloat16* up);
+void activate_backward(int64_t count, const c10::BFloat16* d_hidden, c10::BFloat16* gate,
+                       c10::BFloat16* up);
 
 // x + y Wᵀ of (N, C), (N, K) and (C, K), in fp32. C and K are multiples of 32.
 struct ProjectionShape {
