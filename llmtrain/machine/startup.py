@@ -11,6 +11,8 @@ from llmtrain.machine.cgroup import read_limits
 from llmtrain.machine.cpu import allowed_cores
 
 _FEW_CORES = 4
+_FEW_CORES_SPINS = "5000"  # of GNU's OpenMP; 0.1 to 0.3 ms
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _CUDA_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second: its old name
 
 
@@ -19,16 +21,17 @@ def prepare_for_torch() -> None:
 
     Freed memory stays in the process. On a GPU free blocks are merged, where fragmentation took up
     to a seventh of the memory. Compiled kernels are kept across reboots. Threads that wait for
-    each other spin by default, which saves a tenth of the time on sixteen cores; on few cores it
-    saves nothing, and costs most of the speed when another program needs a core: there they sleep.
-    Variables that the user has set are not changed.
+    each other spin by default, for milliseconds, which costs most of the speed where cores are few
+    and another program needs one. There they sleep after a fraction of a millisecond: to sleep at
+    once makes the many short waits of native kernels longer. Variables that the user has set are
+    not changed.
     """
     keep_freed_memory()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "compiled"))
     if sys.platform.startswith("linux") and not any(name in os.environ for name in _CUDA_ALLOCATOR):
         os.environ[_CUDA_ALLOCATOR[0]] = "expandable_segments:True"
-    if _cores() <= _FEW_CORES and "GOMP_SPINCOUNT" not in os.environ:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if _cores() <= _FEW_CORES and not any(name in os.environ for name in _WAITING):
+        os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": _FEW_CORES_SPINS}
 
 
 def _cores() -> float:
