@@ -161,7 +161,7 @@ def _psutil_tree(pid: int | None) -> ProcessMemory:
 
 def _descendants(pid: int) -> list[int]:
     """Return the ids of a process's descendants, from Linux's own lists where there are any."""
-    if not Path(f"/proc/{pid}/task/{pid}/children").exists():
+    if sys.platform != "linux" or not Path(f"/proc/{pid}/task/{pid}/children").exists():
         import psutil
 
         return [child.pid for child in psutil.Process(pid).children(recursive=True)]

@@ -66,7 +66,7 @@ def _rates(
 
 def _rate(run: Path) -> float:
     lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    rates = [line["tokens_per_s"] for line in lines if "tokens_per_s" in line]
+    rates = [float(line["tokens_per_s"]) for line in lines if "tokens_per_s" in line]
     return statistics.median(rates[len(rates) // 2 :])
 
 

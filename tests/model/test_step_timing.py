@@ -245,8 +245,8 @@ def test_the_head_is_timed_at_the_loss_that_a_run_begins_with(
 
     monkeypatch.setattr(step_timing, "_time_sequences", keep)
     time_head(small_shape, WAY, compiled=False)
-    model, precision, tokens, _references = timed[0].args
-    with autocast_as(precision, tokens.device):
+    model, way, tokens, _references = timed[0].args
+    with autocast_as(way.precision, tokens.device):
         loss = model(tokens, tokens.roll(-1)) / tokens.numel()
     assert abs(float(loss.detach()) - math.log(small_shape.vocab_size)) < 1.0
 

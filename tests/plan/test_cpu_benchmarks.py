@@ -166,7 +166,7 @@ def test_native_kernels_that_are_missing_are_told_once_and_the_run_goes_on(
     assert asked == [asks]  # whoever asks for a plan alone waits for no compiler
     why = "without native kernels training takes longer: no C++ compiler was found"
     assert [line for line in told if "native" in line] == [f"{why}: install one"] * asks
-    plan(facts, None, train__time="30s")
+    plan(facts, None, train__time="20s")
     assert asked == [asks]
 
 
@@ -185,11 +185,11 @@ def test_native_kernels_are_timed_beside_the_others_and_chosen(
     monkeypatch.setattr(kernel_probes, "time_loss", lambda *_: LossTimes(0.3, 0.1))
     monkeypatch.setattr(kernel_probes, "unsuitable", lambda _: None)
     monkeypatch.setattr(kernel_probes, "load_kernels", lambda *_, **__: Choice(True, "there"))
-    assert plan(facts, [], train__time="30s").attention.value == "blocks"
+    assert plan(facts, [], train__time="20s").attention.value == "blocks"
     for _ in range(2):
         made = plan(facts, [])
         assert (made.attention.value, made.loss.value) == ("native", "native")
-    assert plan(facts, [], train__time="30s").attention.value == "blocks"
+    assert plan(facts, [], train__time="20s").attention.value == "blocks"
     assert timed == [False, True]
 
 

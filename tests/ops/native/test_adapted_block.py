@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 import pytest
 import torch
 
@@ -23,6 +25,7 @@ from tests.ops.native.test_block import (
 pytestmark = pytest.mark.usefixtures("native_kernels")
 
 EVERY = LoraShape(5, 2.0, tuple(TARGETS))
+OF_ONE_TENSOR = 1.5  # times torch's error: an adapter has few numbers, whose mean varies
 SOME = LoraShape(16, 16.0, ("k_proj", "gate_proj", "down_proj"))
 
 
@@ -72,7 +75,9 @@ def test_gradients_are_as_accurate_as_those_of_torchs_kernels(
     assert any("lora_A" in name for name in exact)
     for name in exact:
         largest = max(LARGEST_ERROR, error(by_torch, exact, name))
-        assert error(found, exact, name) <= OF_TORCH * largest, name
+        assert error(found, exact, name) <= OF_ONE_TENSOR * largest, name
+    ours, torchs = (fmean(error(each, exact, name) for name in exact) for each in (found, by_torch))
+    assert ours <= OF_TORCH * torchs
 
 
 def test_a_step_is_bitwise_repeatable_however_it_is_kept() -> None:
