@@ -66,7 +66,8 @@ def _compared(
     ours += ["--set", f"train.micro_batch={options.micro_batch}"]
     ours += [word for assignment in options.set for word in ("--set", assignment)]
     theirs = [python, "-m", ourselves, *arguments, "--trainer", str(scratch)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "LLMTRAIN_CACHE_DIR": str(scratch / "c")}
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": paths, "LLMTRAIN_CACHE_DIR": str(scratch / "c")}
     for way, command in ((_OURS, ours), (_THEIRS, theirs)):
         log = scratch / f"{way}.log"
         finished = run_measured(command, environment, log, scratch)
