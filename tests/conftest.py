@@ -34,11 +34,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Remove LLMTRAIN_* variables and use a cache directory of this session."""
+    """Remove LLMTRAIN_* variables and use a cache directory of this session.
+
+    Workers of one session share the native kernels, which take most of a minute to compile.
+    """
+    cache, base = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ and sys.platform != "win32":
+        for name in ("native", "locks"):
+            shared = base.parent / name
+            shared.mkdir(exist_ok=True)
+            (cache / name).symlink_to(shared)
     with pytest.MonkeyPatch.context() as patch:
         for variable in [name for name in os.environ if name.startswith("LLMTRAIN_")]:
             patch.delenv(variable)
-        patch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("LLMTRAIN_CACHE_DIR", str(cache))
         yield
 
 

@@ -11,7 +11,6 @@ import pytest
 
 from llmtrain.choice import Choice
 from llmtrain.engine import request
-from llmtrain.machine import probe
 from llmtrain.machine.facts import (
     Accelerator,
     AttentionTimes,
@@ -202,7 +201,7 @@ def test_failure_to_compile_is_one_line(llmtrain: Command, monkeypatch: pytest.M
 @pytest.mark.usefixtures("invented")
 def test_gpu_is_refused(llmtrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Accelerator("cuda", 0, "H100", 80 << 30, supports_bf16=True)
-    facts = replace(probe.read_facts(), accelerators=(gpu,))
+    facts = replace(request.read_facts(), accelerators=(gpu,))
     monkeypatch.setattr(request, "read_facts", lambda **_: facts)
 
     refused = llmtrain("device", "bench")
