@@ -181,10 +181,10 @@ def test_a_run_is_found_and_watched_to_its_end(
     llmtrain: Command, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train = ("train", "-p", "tiny.yaml", "-q", "--out", "runs/r", "--steps", "100000")
-    calm = ("--set", "eval.every_steps=99999", "--set", "eval.sample_every_steps=99999")
-    plain = ("attention=sdpa", "loss=chunks", "compile=false")  # nothing to compile first
-    calm += tuple(word for each in plain for word in ("--set", f"device.{each}"))
-    process = subprocess.Popen([sys.executable, "-m", "llmtrain", *train, *calm])
+    calm = ("eval.every_steps=99999", "eval.sample_every_steps=99999")
+    plain = ("device.attention=sdpa", "device.loss=chunks", "device.compile=false")  # at once
+    settings = [word for each in (*calm, *plain) for word in ("--set", each)]
+    process = subprocess.Popen([sys.executable, "-m", "llmtrain", *train, *settings])
     try:
         while process.poll() is None and not (place / "runs" / "r" / "metrics.jsonl").exists():
             time.sleep(0.05)
