@@ -2,6 +2,7 @@
 // sanitizers of addresses and of undefined behaviour, which end the program at what they find.
 #include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -9,7 +10,10 @@
 #include <vector>
 
 #include "attention.h"
+#include "feed_forward.h"
 #include "loss.h"
+#include "low_rank.h"
+#include "projections.h"
 
 using namespace llmtrain;
 using c10::BFloat16;
@@ -96,6 +100,109 @@ void try_loss(int threads) {
   require_finite(d_weight, "the gradient of the weight");
 }
 
+std::vector<float> normal_floats(int64_t count) {
+  const auto drawn = normal(count);
+  return {drawn.begin(), drawn.end()};
+}
+
+void try_feed_forward(int threads) {
+  const FeedForwardShape s{between(1, 700), 32 * between(1, 20), 32 * between(1, 40), 1e-6f};
+  const auto x = normal_floats(s.tokens * s.size), d_y = normal_floats(s.tokens * s.size);
+  const auto gain = normal_floats(s.size);
+  const int64_t count = s.features * s.size;
+  const auto gate = normal(count), up = normal(count), down = normal(count);
+  const FeedForwardWeights weights{gain.data(), gate.data(), up.data(), down.data()};
+  std::vector<float> y(x.size()), d_x(x.size()), d_gain(s.size);
+  std::vector<float> d_gate(count), d_up(count), d_down(count);
+  char* scratch = scratch_of(feed_forward_scratch(s, threads));
+  feed_forward(s, weights, x.data(), y.data(), scratch, threads);
+  std::free(scratch);
+  scratch = scratch_of(feed_forward_backward_scratch(s, threads));
+  feed_forward_backward(s, weights, d_y.data(), x.data(),
+                        {d_x.data(), d_gain.data(), d_gate.data(), d_up.data(), d_down.data()},
+                        scratch, threads);
+  std::free(scratch);
+  require_finite(y, "feed-forward"), require_finite(d_x, "its gradient");
+  require_finite(d_gain, "that of the gain"), require_finite(d_down, "that of a weight");
+}
+
+void try_norms_and_heads() {
+  const int64_t tokens = between(1, 700), size = 32 * between(1, 20), window = between(1, 90);
+  const auto x = normal_floats(tokens * size), gain = normal_floats(size);
+  std::vector<BFloat16> normed(x.size());
+  std::vector<float> d_x(x.size()), d_gain(size);
+  normalize(x.data(), gain.data(), tokens, size, 1e-6f, normed.data());
+  char* scratch = scratch_of(normalize_backward_scratch(tokens, size));
+  normalize_backward(normed.data(), x.data(), gain.data(), tokens, size, 1e-6f,
+                     between(0, 1) ? x.data() : nullptr, d_x.data(), d_gain.data(), scratch);
+  std::free(scratch);
+  HeadsShape s{tokens, 0, between(1, 3), 2 * between(1, 64), window, 1e-6f};
+  s.heads = s.key_heads * between(1, 3);
+  const auto gains = normal_floats(2 * s.size), cos = normal_floats(window * s.size / 2);
+  const auto sin = normal_floats(window * s.size / 2);
+  const bool has_gains = between(0, 1);
+  const HeadsParameters parameters{has_gains ? gains.data() : nullptr,
+                                   has_gains ? gains.data() + s.size : nullptr, cos.data(),
+                                   sin.data()};
+  const int64_t stride = (s.heads + s.key_heads) * s.size;
+  const auto heads = normal(tokens * (stride + s.key_heads * s.size));
+  auto d_heads = normal(heads.size());
+  std::vector<BFloat16> rotated(tokens * stride);
+  rotate_heads(s, parameters, heads.data(), rotated.data(), stride);
+  std::vector<float> d_q_gain(has_gains ? s.size : 0), d_k_gain(has_gains ? s.size : 0);
+  scratch = scratch_of(rotate_heads_backward_scratch(s));
+  rotate_heads_backward(s, parameters, heads.data(), d_heads.data(), d_q_gain.data(),
+                        d_k_gain.data(), scratch);
+  std::free(scratch);
+  require_finite(normed, "a norm"), require_finite(d_x, "its gradient");
+  require_finite(rotated, "rotated heads"), require_finite(d_heads, "the gradient of heads");
+}
+
+void try_projections(int threads) {
+  const ProjectionShape s{between(1, 700), 32 * between(1, 20), 32 * between(1, 20)};
+  const auto x = normal_floats(s.tokens * s.size);
+  const auto y = normal(s.tokens * s.width), weight = normal(s.size * s.width);
+  const auto d_y = normal(s.tokens * s.size);
+  std::vector<float> sum(x.size()), d_weight(weight.size());
+  char* scratch = scratch_of(add_projection_scratch(s, threads));
+  add_projection(s, x.data(), y.data(), weight.data(), sum.data(), scratch, threads);
+  std::free(scratch);
+  scratch = scratch_of(weight_gradient_scratch(s, threads));
+  weight_gradient(s, d_y.data(), y.data(), d_weight.data(), scratch, threads);
+  std::free(scratch);
+  auto gate = normal(s.tokens * s.size);
+  activate(gate.size(), gate.data(), d_y.data());
+  auto up = normal(gate.size());
+  activate_backward(gate.size(), d_y.data(), gate.data(), up.data());
+  require_finite(sum, "a projection"), require_finite(d_weight, "the gradient of its weight");
+  require_finite(gate, "the gradient of gates"), require_finite(up, "the gradient beside it");
+}
+
+void try_adapter(int threads) {
+  const int64_t rows = between(1, 2500), inputs = 32 * between(1, 20), outputs = 32 * between(1, 20);
+  const int64_t rank = between(1, 70), stride = outputs + 32 * between(0, 3);
+  const auto x = normal(rows * inputs), d_y = normal(rows * stride);
+  const auto a = normal(rank * inputs), b = normal(outputs * rank);
+  std::vector<BFloat16> inner(rows * padded_rank(rank)), d_inner(inner.size());
+  auto y = normal(rows * stride), d_x = normal(rows * inputs);
+  auto sum = normal_floats(rows * outputs);
+  std::vector<float> d_a(a.size()), d_b(b.size());
+  const RowsOf in{x.data(), rows, inputs, inputs}, out{d_y.data(), rows, outputs, stride};
+  char* scratch = scratch_of(low_rank_scratch(rows, std::max(inputs, outputs), rank, threads));
+  to_rank(in, a.data(), rank, inner.data(), scratch);
+  to_rank_of_output(out, b.data(), rank, d_inner.data(), scratch);
+  add_from_rank(inner.data(), b.data(), rank, 0.5f, y.data(), rows, outputs, stride, scratch);
+  add_from_rank(inner.data(), b.data(), rank, 0.5f, sum.data(), rows, outputs, outputs, scratch);
+  add_from_rank_of_input(d_inner.data(), a.data(), rank, 0.5f, d_x.data(), rows, inputs, inputs,
+                         scratch);
+  gradient_of_a(in, d_inner.data(), rank, 0.5f, d_a.data(), scratch);
+  gradient_of_b(out, inner.data(), rank, 0.5f, d_b.data(), scratch);
+  std::free(scratch);
+  require_finite(y, "an adapter's output"), require_finite(sum, "its sum in fp32");
+  require_finite(d_x, "the gradient of its input"), require_finite(d_a, "that of A");
+  require_finite(d_b, "that of B");
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -104,7 +211,8 @@ int main(int count, char** arguments) {
   for (int64_t round = 0; round < rounds; ++round) {
     const int threads = static_cast<int>(between(1, 5));
     at::set_num_threads(threads);
-    try_attention(threads), try_loss(threads);
+    try_attention(threads), try_loss(threads), try_feed_forward(threads);
+    try_norms_and_heads(), try_projections(threads), try_adapter(threads);
   }
   std::printf("%lld rounds\n", static_cast<long long>(rounds));
 }
