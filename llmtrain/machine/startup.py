@@ -11,7 +11,8 @@ from llmtrain.machine.cgroup import read_limits
 from llmtrain.machine.cpu import allowed_cores
 
 _FEW_CORES = 4
-_FEW_CORES_SPINS = "5000"  # of GNU's OpenMP; 0.1 to 0.3 ms
+# Of GNU's OpenMP. Measured on two cores of one Xeon: docs/measurements/cpu.md, "How threads wait".
+_FEW_CORES_SPINS = "5000"
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 _CUDA_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second: its old name
 
@@ -22,7 +23,7 @@ def prepare_for_torch() -> None:
     Freed memory stays in the process. On a GPU free blocks are merged, where fragmentation took up
     to a seventh of the memory. Compiled kernels are kept across reboots. Threads that wait for
     each other spin by default, for milliseconds, which costs most of the speed where cores are few
-    and another program needs one. There they sleep after a fraction of a millisecond: to sleep at
+    and another program needs one. There they sleep after a moment: to sleep at
     once makes the many short waits of native kernels longer. Variables that the user has set are
     not changed.
     """

@@ -1,6 +1,8 @@
 """A linear layer with a low-rank adapter (Hu et al. 2021, "LoRA") beside a weight that stays.
 
-y = W·x + (α / r) · B·(A·x)      A: r × inputs, B: outputs × r
+    y = W·x + (α / r) · B·(A·x)      A: r × inputs, B: outputs × r
+
+A and B are trained, W is not.
 """
 
 from __future__ import annotations

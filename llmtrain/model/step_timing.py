@@ -75,7 +75,7 @@ class Way:
 
     @property
     def checkpoints_inside(self) -> bool:
-        """Whether blocks do that themselves."""
+        """Return whether blocks apply activation checkpointing themselves."""
         return self.compiled_block or self.block_kernels == "native"
 
     def new_casts(self) -> WeightCasts | None:

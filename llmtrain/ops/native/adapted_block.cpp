@@ -1,5 +1,5 @@
 // A block whose matrices stay as they are, each with an adapter of low rank that is trained
-// (llmtrain/model/lora.py), and the adapters' gradients.
+// (llmtrain/model/adapted_linear.py), and the adapters' gradients.
 //
 // Most of a block's gradients are not needed, so that what is left are products over all rows at
 // once, by torch, and those of adapters.
@@ -269,5 +269,6 @@ TORCH_LIBRARY_FRAGMENT(llmtrain_native, m) {
         &adapted_block);
   m.def("adapted_block_backward(Tensor d_y, Tensor x, Tensor[] weights, Tensor[] a, Tensor[] b, "
         "float scale, Tensor gain, Tensor feed_gain, Tensor? q_gain, Tensor? k_gain, Tensor cos, "
-        "Tensor sin, Tensor? first, int key_heads, float epsilon, Tensor[] kept) -> (Tensor, Tensor[], Tensor[])", &adapted_block_backward);
+        "Tensor sin, Tensor? first, int key_heads, float epsilon, Tensor[] kept) -> "
+        "(Tensor, Tensor[], Tensor[])", &adapted_block_backward);
 }
