@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from llmtrain.machine.facts import FASTER_RATIO
 
@@ -18,7 +19,10 @@ _MORE_BUDGETS = 3  # for close ones
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The least wall time of several rounds, and the least CPU time of all threads together."""
+    """The median wall time of several rounds, and the least CPU time of all threads together.
+
+    A run takes what a round usually takes; the fastest of dozens is faster by a tenth and more.
+    """
 
     wall_s: float
     cpu_s: float
@@ -36,11 +40,10 @@ def compare(
 ) -> dict[str, Timing]:
     """Time each way; the first is the default that the others must beat.
 
-    A way is a sequence of parts: each counts with its fastest round, and the parts are summed.
-    The ways take turns, so that a slow moment affects all. A way that comes close to
-    `FASTER_RATIO` is measured several times as long.
+    A way is a sequence of parts, whose timings are summed. The ways take turns, so that a slow
+    moment affects all. A way that comes close to `FASTER_RATIO` is measured several times as long.
     """
-    best = {name: [Timing(float("inf"), float("inf"))] * len(parts) for name, parts in ways.items()}
+    rounds = {name: [list[Timing]() for _ in parts] for name, parts in ways.items()}
     found: dict[str, Timing] = {}
     for _ in range(1 + _MORE_BUDGETS):
         deadline_s = time.perf_counter() + budget_s
@@ -48,9 +51,9 @@ def compare(
             if done >= least_rounds and time.perf_counter() > deadline_s:
                 break
             for name, parts in ways.items():
-                rounds = zip(best[name], parts, strict=True)
-                best[name] = [_faster(before, _timed(run)) for before, run in rounds]
-        found = {name: _total(timings) for name, timings in best.items()}
+                for timings, run in zip(rounds[name], parts, strict=True):
+                    timings.append(_timed(run))
+        found = {name: _total(parts) for name, parts in rounds.items()}
         if not _is_close(list(found.values())):
             break
     return found
@@ -73,9 +76,9 @@ def cpu_seconds() -> float:
     return time.perf_counter() if sys.platform == "win32" else time.process_time()
 
 
-def _faster(one: Timing, other: Timing) -> Timing:
-    return Timing(min(one.wall_s, other.wall_s), min(one.cpu_s, other.cpu_s))
-
-
-def _total(timings: Sequence[Timing]) -> Timing:
-    return Timing(sum(t.wall_s for t in timings), sum(t.cpu_s for t in timings))
+def _total(parts: Sequence[Sequence[Timing]]) -> Timing:
+    """Return the sum over the parts, of each of which several rounds were timed."""
+    return Timing(
+        sum(median(each.wall_s for each in rounds) for rounds in parts),
+        sum(min(each.cpu_s for each in rounds) for rounds in parts),
+    )

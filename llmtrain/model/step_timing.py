@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import fmean
+from statistics import fmean, median
 from time import perf_counter
 
 import torch
@@ -274,7 +274,7 @@ def _time_sequences(run: partial[None], way: Way) -> PartTime:
 
 
 def _time(run: Run, way: Way) -> PartTime:
-    """Return the seconds of the fastest of several calls."""
+    """Return the seconds of a call, as a run makes many."""
     return _time_on_cpu(run, way.threads) if way.device == "cpu" else _time_on_gpu(run, way.device)
 
 
@@ -299,9 +299,10 @@ def _time_on_gpu(run: Run, kind: DeviceKind) -> PartTime:
 
 
 def _time_on_cpu(run: Run, threads: int) -> PartTime:
-    """Return the seconds of the fastest of several calls.
+    """Return the median seconds of several calls.
 
-    If other programs needed the cores meanwhile, those of a mean call without its waiting, if less.
+    If other programs needed the cores meanwhile, those of the fastest, or of a mean call without
+    its waiting, if less.
     """
     with thread_count(threads):
         run()
@@ -313,9 +314,9 @@ def _time_on_cpu(run: Run, threads: int) -> PartTime:
             cpus_s.append((cpu_seconds() - started_cpu_s) / threads)
             walls_s.append(perf_counter() - started_s)
         share = ran_share(before, read_core_times())
-    part = PartTime(min(walls_s), share, max(_LEAST_CPU_S, min(cpus_s)))
+    part = PartTime(median(walls_s), share, max(_LEAST_CPU_S, min(cpus_s)))
     if part.is_contended:
-        part = replace(part, seconds=min(part.seconds, fmean(walls_s) * share))
+        part = replace(part, seconds=min(*walls_s, fmean(walls_s) * share))
     return part
 
 

@@ -95,7 +95,9 @@ def test_measuring_leaves_threads_and_random_numbers(small_shape: ModelShape) ->
 
 
 class Clock:
-    """A clock by which each call takes a second or, every other one, three."""
+    """A clock by which a call takes a second: of those timed, one less and one more."""
+
+    SECONDS = (1.0, 0.5, 1.0, 4.5)
 
     def __init__(self) -> None:
         self.ran_share = 1.0
@@ -105,8 +107,8 @@ class Clock:
         return self.now_s
 
     def called(self) -> None:
+        self.now_s += self.SECONDS[self.calls % len(self.SECONDS)]
         self.calls += 1
-        self.now_s += 1.0 if self.calls % 2 else 3.0
 
     def share(self, *_: object) -> float:
         return self.ran_share
@@ -116,7 +118,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of everything that is timed; it does not limit the sequences of a part."""
     clock = Clock()
-    monkeypatch.setattr(step_timing, "_LEAST_ROUNDS", 2)
+    monkeypatch.setattr(step_timing, "_LEAST_ROUNDS", 3)
     monkeypatch.setattr(step_timing, "_LONGEST_ROUND_S", 1.0)
     real = step_timing._time
 
@@ -162,17 +164,17 @@ def test_cpu_time_is_that_of_one_thread(
     monkeypatch.setattr(step_timing, "cpu_seconds", lambda: 0.6 * clock.now_s)
     deep = replace(small_shape, num_layers=4)
     way = replace(WAY, threads=2)
-    assert time_chained_block(deep, way).cpu_s == pytest.approx(0.3 / 2)
+    assert time_chained_block(deep, way).cpu_s == pytest.approx(0.15 / 2)
     monkeypatch.setitem(step_timing._UPDATED_PARAMETERS, "cpu", small_shape.block_parameters)
-    assert time_update(deep, way, "muon").cpu_s == pytest.approx(4 * 0.3 + 0.3)
+    assert time_update(deep, way, "muon").cpu_s == pytest.approx(4 * 0.15 + 0.15)
 
 
 def test_a_busy_machine_is_timed_without_the_waiting_and_marked(
     clock: Clock, small_shape: ModelShape
 ) -> None:
-    clock.ran_share = 0.5
+    clock.ran_share = 0.2
     timed = time_chained_block(replace(small_shape, num_layers=1), WAY)
-    assert (timed.seconds, timed.ran_share) == (2.0 * 0.5, 0.5)  # the mean call
+    assert (timed.seconds, timed.ran_share) == (2.0 * 0.2, 0.2)  # the mean call
     assert timed.is_contended
 
 
