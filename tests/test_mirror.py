@@ -63,6 +63,8 @@ SPANNING = {
     "profile/test_refusals": "every value that a profile refuses",
     "profile/test_shipped": "the profiles in profiles/",
     "tokenizer/test_unigram": "unigram tokenizers, trained and read",
+    "train/distributed/test_chosen_rounds": "train.sync_every: auto, from the ranks to a resume",
+    "train/distributed/test_lost_rank": "what a rank costs that is killed in a round",
     "train/run_directory/test_refused": "what a refused run leaves",
     "train/test_continuing": "training that continues a model, from --init-from to a resume",
     "train/test_documents": "training with attention within documents",

@@ -11,13 +11,14 @@ from llmtrain.engine.explain import Explained
 from llmtrain.machine.assume import AssumedMachine
 from llmtrain.plan.forecast import Figure
 from llmtrain.plan.planned import Planned
+from llmtrain.profile.setting import CHOSEN
 from llmtrain.units import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from llmtrain.cli.output import Part
 
 # How origins start that are neither the schema nor the profile's file.
-_REQUESTED = ("--", "argument ", "environment ", "chosen: ")
+_REQUESTED = ("--", "argument ", "environment ", CHOSEN)
 
 
 def explained_parts(explained: Explained) -> Iterator[Part]:

@@ -76,6 +76,8 @@ def _facts(run: Run, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "started", f"{_date(run.started)}, {counted(len(sessions), 'session')}"
     if sessions and sessions[0].get("command"):
         yield "command", shlex.join(map(str, sessions[0]["command"]))
+    if sessions and sessions[-1].get("ranks"):
+        yield "ranks", _ranks(sessions[-1]["ranks"])
     data = record.get("data") or {}
     for source in data.get("sources", ()):
         yield "text", f"{source.get('spec')}, {counted(source.get('files', 0), 'file')}"
@@ -100,6 +102,16 @@ def _facts(run: Run, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if run.tags:
         yield "tags", ", ".join(run.tags)
     yield "checkpoints", ", ".join(run.checkpoints) or "none"
+
+
+def _ranks(ranks: Mapping[str, Any]) -> str:
+    """Return `4 on 2 machines (2, 2), over gloo, started by torchrun`."""
+    text, machines = str(ranks["processes"]), ranks["of_machines"]
+    if machines:
+        text += f" on {counted(len(machines), 'machine')}"
+    if machines and len(machines) > 1:
+        text += f" ({', '.join(map(str, machines))})"
+    return f"{text}, over {ranks['backend']}, started by {ranks['by']}"
 
 
 def _date(text: str | None) -> str:

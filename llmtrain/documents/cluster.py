@@ -85,6 +85,10 @@ class ClusterPlan(Document):
     sharding: Reasoned[Sharding] = key(
         "whether each process has all weights and optimizer state, or a part"
     )
+    sync_every: Reasoned[int] = key(
+        "steps that each process takes by itself before weights are averaged; 1: gradients are "
+        "averaged in every step"
+    )
     micro_batch: int = key("sequences of one forward and backward")
     accumulation: int = key("micro-batches of one process in a step")
     predicted: Prediction = key("the peak of memory of one GPU")
@@ -104,6 +108,7 @@ class ClusterPlan(Document):
         return cls.of(
             found,
             sharding=planned.plan.sharding,
+            sync_every=planned.plan.sync_every,
             micro_batch=planned.plan.micro_batch.value,
             accumulation=planned.plan.accumulation.value,
             predicted=planned.prediction,

@@ -106,7 +106,8 @@ class RunFile(Part):
     machine: dict[Text, Any] = key("what has to be equal for a bitwise equal resume")
     data: dict[Text, Any] = key("what was read: fingerprints, tokens, sources")
     sessions: list[dict[Text, Any]] = key(
-        "when, from which step and by which command it was trained"
+        "when, from which step and by which command it was trained, and by which ranks: how many "
+        "processes, of each machine, over which backend, started by what; null: by one process"
     )
     result: dict[Text, Any] = optional(
         "the end of the last session: see `train`; missing until then"

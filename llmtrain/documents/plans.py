@@ -65,6 +65,10 @@ class Plan(Part):
     sharding: Decision[Sharding] = key(
         "whether each process has all weights and optimizer state, or a part"
     )
+    sync_every: Decision[int] = key(
+        "steps that each process takes by itself before weights are averaged; 1: gradients are "
+        "averaged in every step"
+    )
     threads: Decision[int] = key("of one process")
     micro_batch: Decision[int] = key("sequences of one forward and backward")
     accumulation: Decision[int] = key("micro-batches of one process in an optimizer step")

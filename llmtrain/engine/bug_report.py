@@ -25,7 +25,7 @@ LEFT_OUT = (
 _LINES = 40  # of metrics.jsonl, from its end
 _RECORDED = ("versions", "plan", "predicted", "forecast", "peak_flops", "machine")
 _OF_DATA = ("train_tokens", "validation_tokens", "leakage")
-_OF_SESSION = ("begun", "from_step", "numerics")
+_OF_SESSION = ("begun", "from_step", "numerics", "ranks")
 _OF_RESULT = ("stopped",)  # beside its numbers
 
 

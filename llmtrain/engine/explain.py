@@ -20,6 +20,7 @@ from llmtrain.plan.inference_memory import predict_evaluation, predict_generatio
 from llmtrain.plan.memory import MemoryPrediction
 from llmtrain.plan.planned import Planned
 from llmtrain.profile.load import LoadedProfile, flat_values
+from llmtrain.profile.setting import CHOSEN
 from llmtrain.profile.shape import shape_of
 from llmtrain.recipe.learning_rate import CONTINUED_SHARE, DPO_SHARE, peak_learning_rates
 
@@ -29,6 +30,7 @@ _OPTIONS = {  # the profile's key for a decision of the plan
     "precision": "device.precision",
     "processes": "device.processes",
     "sharding": "device.sharding",
+    "sync_every": "train.sync_every",
     "threads": "device.threads",
     "micro_batch": "train.micro_batch",
     "attention": "device.attention",
@@ -129,7 +131,8 @@ class Explained:
         path = _OPTIONS.get(decision)
         if path is None or self._values()[path] == "auto":
             return PLAN
-        return self.loaded.origin_of(path)
+        origin = self.loaded.origin_of(path)
+        return PLAN if origin == "default" or origin.startswith(CHOSEN) else origin
 
     def _for_auto(self, choices: dict[str, Choice[Any]]) -> dict[str, Choice[Any]]:
         values = self._values()

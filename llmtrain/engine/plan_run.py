@@ -18,7 +18,7 @@ from llmtrain.machine.probe import read_facts
 from llmtrain.ops.native.library import load_kernels
 from llmtrain.plan import decisions
 from llmtrain.plan.alternatives import alternatives
-from llmtrain.plan.auto_profile import choose_tokens_per_step
+from llmtrain.plan.auto_profile import SYNC_EVERY, choose_tokens_per_step
 from llmtrain.plan.cpu_benchmarks import measured_cpu, measured_products
 from llmtrain.plan.gpu_benchmarks import measured_gpu
 from llmtrain.plan.kernel_probes import Announce
@@ -28,8 +28,10 @@ from llmtrain.plan.planned import Planned, planned_with
 from llmtrain.plan.planner import InferencePlan, Plan, make_inference_plan, make_plan
 from llmtrain.plan.process_benchmarks import with_timed_processes
 from llmtrain.plan.workload import Workload
+from llmtrain.profile.load import LoadedProfile
 from llmtrain.profile.lora_shape import lora_shape_of
 from llmtrain.profile.schema import DeviceSection, Profile
+from llmtrain.profile.setting import CHOSEN
 from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.train.distributed.world import World
 
@@ -44,14 +46,32 @@ def plan_resolved(
     With `announce` the run is about to start, and measurements that take long are made. Raises
     UsageError and DoesNotFitError.
     """
-    profile, facts = resolved.profile.loaded.profile, resolved.profile.facts
+    loaded, facts = resolved.profile.loaded, resolved.profile.facts
     recorded, plan = resolved.recorded, _recorded_plan(resolved, world or World())
     if recorded is None or plan is None or not _has_kernels(plan, facts, announce):
         is_here = resolved.profile.assumed is None
-        return plan_run(profile, world=world, facts=facts, measure=is_here, announce=announce)
-    workload = workload_of(profile, world, facts)
-    planned = planned_with(plan, workload, facts, last_run=last_run(facts, workload, plan))
-    return replace(planned, peak_flops=recorded.values.get("peak_flops"))
+        planned = plan_run(
+            loaded.profile, world=world, facts=facts, measure=is_here, announce=announce
+        )
+    else:
+        workload = workload_of(loaded.profile, world, facts)
+        planned = planned_with(plan, workload, facts, last_run=last_run(facts, workload, plan))
+        planned = replace(planned, peak_flops=recorded.values.get("peak_flops"))
+    return replace(planned, plan=_with_chosen_rounds(planned.plan, loaded))
+
+
+def _with_chosen_rounds(plan: Plan, loaded: LoadedProfile) -> Plan:
+    """Return the plan with the run's steps between two exchanges, and why they were chosen.
+
+    A run keeps them, whatever an exchange takes in a later session.
+    """
+    every, origin = loaded.profile.train.sync_every, loaded.origin_of(SYNC_EVERY)
+    if every == "auto":
+        return plan
+    if origin.startswith(CHOSEN):
+        return replace(plan, sync_every=Choice(every, origin.removeprefix(CHOSEN)))
+    is_known = plan.sync_every.value == every
+    return plan if is_known else replace(plan, sync_every=Choice(every, "asked for"))
 
 
 def _has_kernels(plan: Plan, facts: Facts, announce: Announce | None) -> bool:
@@ -189,7 +209,8 @@ def workload_of(
         lora=lora_shape_of(profile.lora),
         has_conversations=profile.data.has_conversations,
         is_dpo=profile.data.rows == "preferences",
-        sync_every=train.sync_every,
+        sync_every=1 if train.sync_every == "auto" else train.sync_every,
+        sync_is_open=train.sync_every == "auto",
         sync_precision=train.sync_precision,
         sync_shares=train.sync_shares,
         sync_delay=train.sync_delay,

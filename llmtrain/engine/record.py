@@ -22,7 +22,12 @@ from llmtrain.plan.forecast import Forecast
 from llmtrain.plan.past_runs import replace_run
 from llmtrain.plan.planned import Planned
 from llmtrain.prepare.dataset import Dataset
-from llmtrain.train.distributed.world import launcher_identity, run_process_identity
+from llmtrain.train.distributed.world import (
+    World,
+    launcher_identity,
+    launcher_name,
+    run_process_identity,
+)
 from llmtrain.train.events import Event, Observer, Saved, TrainResult
 from llmtrain.train.rate_check import RateDifference
 from llmtrain.train.run_directory.directory import RunDirectory
@@ -31,12 +36,30 @@ from llmtrain.train.run_directory.directory import RunDirectory
 _CHECKED = ("left_out", "leakage", "documents")
 
 
+def launched_ranks(world: World, backend: str, device: torch.device) -> dict[str, Any] | None:
+    """Return what was launched; None: one process. Every rank has to call it."""
+    if world.size == 1:
+        return None
+    return {
+        "by": launcher_name(),
+        "processes": world.size,
+        "of_machines": world.processes_of_machines(device),
+        "backend": backend,
+    }
+
+
 def write_start(
-    resolved: ResolvedRun, planned: Planned, forecast: Forecast, dataset: Dataset, step: int
+    resolved: ResolvedRun,
+    planned: Planned,
+    forecast: Forecast,
+    dataset: Dataset,
+    step: int,
+    ranks: dict[str, Any] | None,
 ) -> None:
     """Write run.yaml before the session's first step, and cut the logs after `step`.
 
-    `sessions` is the last key, so that its absence shows a file that was cut.
+    `ranks`: what was launched for the session; None: one process. `sessions` is the last key, so
+    that its absence shows a file that was cut.
     """
     before = resolved.recorded.values if resolved.recorded is not None else {}
     index, loaded = dataset.shards.index, resolved.profile.loaded
@@ -47,6 +70,7 @@ def write_start(
         "numerics": planned.plan.numerics(),
         "launcher": launcher_identity(),
         "process": run_process_identity(),
+        "ranks": ranks,
     }
     record = {
         "schema_version": llmtrain.SCHEMA_VERSION,

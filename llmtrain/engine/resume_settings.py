@@ -25,7 +25,8 @@ _MAY_DIFFER = (
 )
 _HORIZON = ("train.steps", "train.tokens", "train.epochs", "train.time")
 _SOURCES = "data.sources"  # the same text may be somewhere else now
-_CHOSEN = "train.tokens_per_step"  # "auto" in a profile, a number in a run
+# "auto" in a profile, a number in a run.
+_CHOSEN = ("train.tokens_per_step", "train.sync_every")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,7 @@ def _changes(
         value = value_at(asked.profile, path)
         if path == "name" or value == value_at(saved, path):
             continue
-        if path == _CHOSEN and value == "auto":
+        if path in _CHOSEN and value == "auto":
             continue
         group = _HORIZON if path in _HORIZON else (path,)  # one of which is set at a time
         if layer_of(origin) >= max(layer_of(origins.get(p, "default")) for p in group):

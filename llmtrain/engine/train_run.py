@@ -10,11 +10,13 @@ from functools import partial
 from llmtrain.data.batches.conversations import PackedConversations
 from llmtrain.data.batches.preferences import PackedPreferences, References
 from llmtrain.data.batches.prefetch import Prefetch
+from llmtrain.engine.agreed_plan import agreed_plan
 from llmtrain.engine.energy import trained_with_energy
 from llmtrain.engine.find_run import ResolvedRun, resolve
 from llmtrain.engine.plan_run import plan_resolved, processes_of
 from llmtrain.engine.record import (
     correct_forecast,
+    launched_ranks,
     recording_first_save,
     write_start,
 )
@@ -45,6 +47,7 @@ from llmtrain.train.build import build_run, set_up_device
 from llmtrain.train.checkpoint.format import Checkpoint, load_checkpoint
 from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.checkpoint.saver import require_room
+from llmtrain.train.distributed.world import device_of
 from llmtrain.train.events import Observer, TrainResult
 from llmtrain.train.loop import Run
 from llmtrain.train.readers import TrainTokens
@@ -108,7 +111,8 @@ def train_resolved(resolved: ResolvedRun, session: TrainSession, text: RunText) 
     try:
         if world.is_main:
             text.check()
-        planned = _agreed_plan(resolved, session)
+        resolved, planned = agreed_plan(resolved, session)
+        profile = resolved.profile.loaded.profile
         if world.is_main:
             _require_disk_space(resolved, planned, session)
         set_up_device(planned.plan, world)
@@ -119,21 +123,6 @@ def train_resolved(resolved: ResolvedRun, session: TrainSession, text: RunText) 
             return _train(resolved, resumed, planned, dataset, session)
     except InterruptedRunError:
         return replace(result_so_far(resolved), stopped="interrupted")
-
-
-def _agreed_plan(resolved: ResolvedRun, session: TrainSession) -> Planned:
-    """Return rank 0's plan, on every rank."""
-    world = session.world
-
-    def plan() -> Planned:
-        with session.stop.immediate():  # measuring and compiling take long and have no checks
-            return plan_resolved(resolved, world, session.note)
-
-    planned = session.broadcast_from_main("plan", Planned, plan, session.stop.check)
-    if world.size == 1:
-        return planned
-    workload = replace(planned.workload, launched_local_processes=world.local_size)
-    return replace(planned, workload=workload)
 
 
 def _require_disk_space(resolved: ResolvedRun, planned: Planned, session: TrainSession) -> None:
@@ -212,9 +201,12 @@ def _announce_start(
     session: TrainSession,
 ) -> None:
     """Write what the run begins with, on rank 0, and notify the observer."""
-    if session.world.is_main:
-        write_start(resolved, planned, expected, dataset, step)
     plan = planned.plan
+    ranks = launched_ranks(
+        session.world, plan.backend.value, device_of(plan.device.value, session.world)
+    )
+    if session.world.is_main:
+        write_start(resolved, planned, expected, dataset, step, ranks)
     remark = remark_on_shares(planned.workload, plan.processes.value, plan.accumulation.value)
     if remark is not None:
         session.note(remark)

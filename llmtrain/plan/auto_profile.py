@@ -14,6 +14,7 @@ from llmtrain.plan.decisions import choose_device
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.load import LoadedProfile, load_section, profile_layer
 from llmtrain.profile.schema import DeviceSection, ModelSection, OptimSection, Profile
+from llmtrain.profile.setting import CHOSEN
 from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.recipe.batch_size import best_tokens_per_step
 from llmtrain.recipe.model_size import best_for_time
@@ -21,6 +22,7 @@ from llmtrain.units import format_count
 
 _CPU_PROFILES = ("cpu-tiny", "cpu-mini", "cpu-small", "cpu-medium")
 _ACCELERATOR_TOKENS_PER_STEP = 65_536  # keeps a GPU busy; its speed is not measured
+SYNC_EVERY, _TOKENS_PER_STEP = "train.sync_every", "train.tokens_per_step"
 
 
 def choose_profile(
@@ -82,9 +84,19 @@ def with_chosen_step(loaded: LoadedProfile, choice: Choice[int]) -> LoadedProfil
     """Return the profile with its tokens per step set, and the origin of the number."""
     if loaded.profile.train.tokens_per_step != "auto":
         return loaded
-    train = loaded.profile.train.model_copy(update={"tokens_per_step": choice.value})
+    return _with_chosen(loaded, _TOKENS_PER_STEP, choice)
+
+
+def with_chosen_rounds(loaded: LoadedProfile, choice: Choice[int]) -> LoadedProfile:
+    """Return the profile with its steps between two exchanges set, and the origin of the number."""
+    return _with_chosen(loaded, SYNC_EVERY, choice)
+
+
+def _with_chosen(loaded: LoadedProfile, path: str, choice: Choice[int]) -> LoadedProfile:
+    name = path.removeprefix("train.")
+    train = loaded.profile.train.model_copy(update={name: choice.value})
     profile = loaded.profile.model_copy(update={"train": train})
-    origins = {**loaded.origins, "train.tokens_per_step": f"chosen: {choice.reason}"}
+    origins = {**loaded.origins, path: f"{CHOSEN}{choice.reason}"}
     return replace(loaded, profile=profile, origins=origins)
 
 

@@ -33,6 +33,7 @@ from llmtrain.plan.memory import (
     predict_training,
     whole_weights_fit,
 )
+from llmtrain.plan.rounds import planned_sync_every, why_no_rounds
 from llmtrain.plan.tensor_bytes import TrainingSetup, frozen_bytes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.quantities import MOST_THREADS
@@ -48,6 +49,7 @@ class Plan:
     matmul_precision: Choice[MatmulPrecision]
     processes: Choice[int]
     sharding: Choice[Sharding]
+    sync_every: Choice[int]  # steps between two exchanges of the ranks
     threads: Choice[int]
     micro_batch: Choice[int]
     accumulation: Choice[int]
@@ -66,6 +68,13 @@ class Plan:
         """Yield every decision by name."""
         for field in fields(self):
             yield field.name, getattr(self, field.name)
+
+    @property
+    def may_take_rounds(self) -> bool:
+        """True if its processes may take steps of their own between two exchanges."""
+        return (
+            why_no_rounds(self.processes.value, self.sharding.value, self.precision.value) is None
+        )
 
     def document(self) -> dict[str, dict[str, Any]]:
         """Return `{name: {value, reason}}`, as run.yaml and `--json` hold it."""
@@ -110,7 +119,12 @@ _NUMERICS = (
 )
 
 # what runs computed before it was a decision
-_BEFORE = {"loss": "chunks", "block_kernels": "torch", "sharding": "replicate"}
+_BEFORE: dict[str, Any] = {
+    "loss": "chunks",
+    "block_kernels": "torch",
+    "sharding": "replicate",
+    "sync_every": 1,
+}
 
 _LARGEST = dict.fromkeys(("processes", "threads", "workers"), MOST_THREADS)
 
@@ -182,6 +196,7 @@ def _plan(
         matmul_precision=computes.matmul_precision,
         processes=processes,
         sharding=sharding,
+        sync_every=planned_sync_every(workload, processes.value, sharding.value, precision),
         threads=decide.choose_threads(facts, options, local),
         micro_batch=micro_batch,
         accumulation=accumulation,

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 
 from llmtrain.plan.gpu_speeds import speed_of
 from llmtrain.plan.planner import Plan
+from llmtrain.plan.rounds import Exchange
 from llmtrain.plan.tensor_bytes import FP32_BYTES, HALF_BYTES
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.shape import ModelShape, muon_flops
@@ -99,6 +100,12 @@ def predict_step(
     )
     update_s = updating / (ranks if is_sharded else 1) / rate
     return StepPrediction(compute_s, communication_s, exposed_s, update_s, received)
+
+
+def predict_exchange(plan: Plan, hardware: Hardware, *, nodes: int) -> Exchange:
+    """Predict how fast the plan's processes on `nodes` machines add up tensors."""
+    cluster = _Cluster(plan.processes.value, nodes, hardware)
+    return Exchange(0.0, 1 / (2 * cluster.seconds(1.0)))
 
 
 def exposed_communication_s(

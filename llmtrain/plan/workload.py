@@ -29,6 +29,7 @@ class Workload:
     is_dpo: bool = False  # the loss is that of pairs of answers
     torch_build: str = "cpu"  # what torch was compiled for
     sync_every: int = 1  # steps that each process takes by itself before weights are averaged
+    sync_is_open: bool = False  # that is decided when the ranks meet, and 1 until then
     sync_precision: Literal["fp32", "bf16"] = "fp32"  # of what they send then
     sync_shares: Literal["equal", "speed"] = "equal"  # of a step's windows, among processes
     sync_delay: int = 0  # steps beside which that travels

@@ -27,7 +27,8 @@ def usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) -
         message = message.replace(" or has to be ", " or ")
     if setting is None:
         origins = sorted({s.origin for p, s in merged.items() if p.startswith(path + ".")})
-        return UsageError(f"{path}: {message}" + (f" ({', '.join(origins)})" if origins else ""))
+        place = f"{path}: " if path else ""  # or of the whole profile
+        return UsageError(place + message + (f" ({', '.join(origins)})" if origins else ""))
     key, origin = ".".join(words), setting.origin
     within = _place(setting.value, error["loc"][len(words) :])
     is_about_a_key = error["type"] in ("missing", "extra_forbidden")

@@ -177,8 +177,8 @@ class TrainSection(Section):
     skip_loss_spikes: bool = True  # skip the update if the loss jumps above recent ones
     log_every_steps: PositiveInt = 10
     # Steps that each process takes by itself before weights are averaged; 1: gradients are, in
-    # every step.
-    sync_every: PositiveInt = 1
+    # every step. auto: by the time of an exchange between the ranks, when they meet.
+    sync_every: PositiveInt | Auto = 1
     sync_precision: Literal["fp32", "bf16"] = "fp32"  # of what they send then
     sync_shares: Literal["equal", "speed"] = "equal"  # of a step's windows, among processes
     # Steps of the next round beside which the exchange travels; 0: processes wait for it.
@@ -190,6 +190,13 @@ class TrainSection(Section):
         if self.tokens_per_step == "auto":
             raise ValueError("train.tokens_per_step is still to be chosen")
         return self.tokens_per_step
+
+    @property
+    def chosen_sync_every(self) -> int:
+        """`sync_every` as a number. Raises ValueError if it is still "auto"."""
+        if self.sync_every == "auto":
+            raise ValueError("train.sync_every is still to be chosen")
+        return self.sync_every
 
 
 class OptimSection(Section):
@@ -324,12 +331,17 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _local_steps_are_possible(self) -> Profile:
-        if self.train.sync_delay >= self.train.sync_every:
+        every, delay = self.train.sync_every, self.train.sync_delay
+        if every == "auto" and delay > 0:
             raise ValueError(
-                f"train.sync_delay: {self.train.sync_delay} has to be less than train.sync_every, "
-                f"{self.train.sync_every}"
+                f"train.sync_delay: {delay} has to be less than train.sync_every, which auto "
+                "decides only when the ranks meet; set it to a number"
             )
-        if self.train.sync_every == 1:
+        if every != "auto" and delay >= every:
+            raise ValueError(
+                f"train.sync_delay: {delay} has to be less than train.sync_every, {every}"
+            )
+        if every == 1:
             return self
         if self.device.sharding == "shard":
             raise ValueError(
@@ -345,12 +357,13 @@ class Profile(Section):
     @property
     def exchange_timeout_s(self) -> float:
         """How long a rank waits in an exchange: a slower one may have a whole round before it."""
-        return min(self.device.collective_timeout * self.train.sync_every, _LONGEST_TIMEOUT_S)
+        every = self.train.chosen_sync_every
+        return min(self.device.collective_timeout * every, _LONGEST_TIMEOUT_S)
 
     @property
     def exchange_timeout_name(self) -> str:
         """The settings that this follows from."""
-        rounds = "train.sync_every × " if self.train.sync_every > 1 else ""
+        rounds = "train.sync_every × " if self.train.chosen_sync_every > 1 else ""
         return f"{rounds}device.collective_timeout"
 
     def values(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+CHOSEN = "chosen: "  # with why the origin of what the profile left open
 INIT_FROM = "model.init_from "  # with the model's name the origin of what it determines
 # How origins begin that the call itself set, or the model that it continues.
 _DELIBERATE = ("--", "argument ", INIT_FROM)

@@ -257,10 +257,10 @@ def _rounds(
 ) -> Rounds | None:
     """Return the rounds of local steps, if ranks are to take some."""
     train, optim = profile.train, profile.optim
-    if train.sync_every == 1:
+    if train.chosen_sync_every == 1:
         return None
     outer = OuterStep(
-        every=train.sync_every,
+        every=train.chosen_sync_every,
         learning_rate=optim.chosen_outer_learning_rate,
         momentum=optim.outer_momentum,
         precision=train.sync_precision,

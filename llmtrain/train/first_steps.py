@@ -59,9 +59,9 @@ class FirstSteps:
         run = self._setup.run
         if not run.world.has_several_machines or not could_average_rarely(run):
             return
-        with self._logger.excluded():
-            exchange = measured_exchange(run.world, run.device)
         size_bytes = FP32_BYTES * self._setup.workload.trained_parameters
+        with self._logger.excluded():
+            exchange = measured_exchange(run.world, run.device, size_bytes)
         note = advice(exchange, size_bytes, self._pace.step_s)
         if note is not None:
             self._logger.log_note(note)

@@ -368,4 +368,13 @@ def _saver(setup: TrainSetup) -> Saver:
     if not run.saves_in_parts:
         return Saver(directory, profile.checkpoint, setup.observe)
     limit_s = profile.device.collective_timeout
-    return PartSaver(directory, profile.checkpoint, setup.observe, run.world, limit_s)
+    # A save waits for an exchange that would travel beside the next steps.
+    saves_rounds = run.rounds is not None and run.rounds.outer.delay == 0
+    return PartSaver(
+        directory,
+        profile.checkpoint,
+        setup.observe,
+        run.world,
+        limit_s,
+        saves_rounds=saves_rounds,
+    )

@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from llmtrain.train.run_directory.directory import RunDirectory
 from tests.benchmarks.slow_link import Side, slow_link
 
 _PORT = 29600
@@ -71,7 +72,7 @@ def main() -> None:
         )
         for precision in options.precision.split(",")
     ]
-    if options.delay:
+    if options.delay and options.every != "auto":
         beside = (f"train.sync_delay={options.delay}",)
         rounds += [
             replace(case, name=f"{case.name}, beside {options.delay} steps", settings=settings)
@@ -155,7 +156,9 @@ def _trained(
             sys.exit(f"{case.name}: {err[-2000:]}")
     result = json.loads(outputs[0][0])
     names = ("tokens_per_s", "val_loss", "steps", "seconds")
-    return {"case": case.name, "seed": seed} | {name: result[name] for name in names}
+    chosen = RunDirectory(out).read_record()["plan"]["sync_every"]
+    figures = {name: result[name] for name in names} | {"sync_every": chosen}
+    return {"case": case.name, "seed": seed} | figures
 
 
 def _start(
@@ -221,7 +224,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--profile", default="cpu-tiny")
     parser.add_argument("--tokens-per-step", type=int, default=4096)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--every", type=int, default=30)
+    parser.add_argument("--every", default="30", help="of train.sync_every; auto: without a delay")
     parser.add_argument("--delay", type=int, default=10, help="of train.sync_delay; 0: without")
     parser.add_argument("--precision", default="fp32,bf16", help="of what is sent, in turn")
     parser.add_argument("--times", type=int, default=2)

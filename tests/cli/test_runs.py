@@ -58,6 +58,21 @@ def test_a_run_is_shown_with_units(llmtrain: Command, runs: Path) -> None:
     assert not re.search(r"\d\.\d{6}|\['| $|True|False", out, re.M)
 
 
+@pytest.mark.parametrize(
+    ("machines", "shown"), [([2], "2 on 1 machine"), ([2, 1], "3 on 2 machines (2, 1)")]
+)
+def test_what_was_launched_is_shown(
+    machines: list[int], shown: str, llmtrain: Command, runs: Path
+) -> None:
+    record = yaml.safe_load((runs / "a" / "run.yaml").read_text())
+    ranks = {"by": "torchrun", "processes": sum(machines), "backend": "gloo"}
+    record["sessions"][-1]["ranks"] = ranks | {"of_machines": machines}
+    (runs / "a" / "run.yaml").write_text(yaml.safe_dump(record))
+    out = llmtrain("runs", "show", "a").out
+    assert re.search(rf"^ranks +{re.escape(shown)}, over gloo, started by torchrun$", out, re.M)
+    assert not re.search(r"^ranks", llmtrain("runs", "show", "b").out, re.M), "one process"
+
+
 def test_a_narrow_terminal_shows_names_and_states_whole(
     llmtrain: Command, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

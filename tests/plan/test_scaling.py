@@ -8,7 +8,13 @@ import pytest
 from llmtrain.choice import Choice
 from llmtrain.machine.assume import assume_machine
 from llmtrain.plan.planner import Plan, make_plan
-from llmtrain.plan.scaling import Hardware, StepPrediction, predict_step, scaled_shape
+from llmtrain.plan.scaling import (
+    Hardware,
+    StepPrediction,
+    predict_exchange,
+    predict_step,
+    scaled_shape,
+)
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import DeviceSection
@@ -72,6 +78,12 @@ def test_rounds_send_weights_once_in_so_many_steps_beside_nothing() -> None:
     half = predict_step(in_bf16, plan, FAST, nodes=2)
     assert half.received_bytes == pytest.approx(rarely.received_bytes / 2)
     assert half.communication_s == pytest.approx(rarely.communication_s / 2)
+
+
+def test_an_exchange_takes_as_long_as_in_a_step() -> None:
+    workload, plan = planned(16, 8, sharding="replicate")
+    found = predict_exchange(plan, FAST, nodes=2).seconds(4 * workload.shape.parameters)
+    assert found == pytest.approx(predict_step(workload, plan, FAST, nodes=2).communication_s)
 
 
 def test_machines_share_their_network() -> None:

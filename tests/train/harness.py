@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.train.run_directory.record import write_run_file
 from llmtrain.train.signals import StopRequest
 
+LIMIT_S = 200
 PROFILE = """\
 name: tiny
 model: {vocab_size: 400, hidden_size: 32, intermediate_size: 64, num_layers: 2, num_heads: 2,
@@ -112,6 +114,21 @@ class InProcessTrainer:
         }
         request = TrainRequest(profile=str(self.profile), flags=flags, out=out, resume=resume)
         return run_training(request, TrainSession(World(), observe, stop))
+
+
+def wait_until(is_true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait for something that a process does, which must not end before."""
+    end_s = time.monotonic() + LIMIT_S
+    while not is_true():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
+def steps_of(run: Path) -> int:
+    """How many steps a run has logged."""
+    metrics = run / "metrics.jsonl"
+    return metrics.read_bytes().count(b'"loss"') if metrics.is_file() else 0
 
 
 Llmtrain = Callable[..., Outcome]  # runs a command line in this process

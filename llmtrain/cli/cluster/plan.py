@@ -70,6 +70,7 @@ def _parts(found: ClusterPlan) -> Iterator[Part]:
         [
             ("ranks", size),
             ("sharding", f"{chosen.sharding.value}: {chosen.sharding.reason}"),
+            ("sync every", f"{chosen.sync_every.value}: {chosen.sync_every.reason}"),
             ("micro-batch", f"{chosen.micro_batch.value} × {chosen.accumulation.value}"),
             ("recomputation", chosen.activation_checkpointing.value),
             ("assumed", speeds),

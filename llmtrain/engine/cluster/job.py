@@ -10,10 +10,13 @@ from pathlib import PurePath
 
 from llmtrain.engine.plan_run import plan_run
 from llmtrain.engine.request import TrainRequest, resolve_profile
-from llmtrain.errors import UsageError
+from llmtrain.errors import DoesNotFitError, UsageError
 from llmtrain.plan.memory import libraries_bytes
-from llmtrain.plan.planned import Planned
+from llmtrain.plan.planned import Planned, planned_with
+from llmtrain.plan.planner import make_plan
+from llmtrain.plan.rounds import LONGEST_ROUND
 from llmtrain.plan.tensor_bytes import checkpoint_bytes_of
+from llmtrain.profile.schema import DeviceSection
 from llmtrain.train.distributed.world import World
 from llmtrain.units import counted
 
@@ -113,12 +116,27 @@ def make_job(
         ranks_per_node=local,
         gpus_per_node=local if kind == "cuda" else 0,
         cores_per_rank=max(1, facts.cpu.usable_cores // local),
-        memory_bytes=_main_memory_bytes(planned, local, nodes * local),
+        memory_bytes=max(
+            _main_memory_bytes(each, local, nodes * local)
+            for each in (planned, *_with_rounds(planned, profile.device))
+        ),
         limit_s=limit,
         warning_s=min(600, max(120, limit // 20)),
         command=("llmtrain", "train", *training_options, "--out", str(run), "--resume", "auto"),
         planned=planned,
     )
+
+
+def _with_rounds(planned: Planned, options: DeviceSection) -> list[Planned]:
+    """Return the plan with rounds, which ranks may choose when they meet; none if they may not."""
+    facts, open_ = planned.facts, planned.workload
+    if not (open_.sync_is_open and planned.plan.may_take_rounds):
+        return []
+    workload = replace(open_, sync_every=LONGEST_ROUND)
+    try:
+        return [planned_with(make_plan(facts, options, workload), workload, facts)]
+    except DoesNotFitError:
+        return []
 
 
 def _main_memory_bytes(planned: Planned, local: int, ranks: int) -> int:

@@ -11,11 +11,13 @@ from llmtrain.errors import DoesNotFitError, UsageError
 from llmtrain.machine.facts import Facts
 from llmtrain.plan.gpu_speeds import SPEEDS, GpuSpeed, speed_of
 from llmtrain.plan.planned import Planned, planned_with
-from llmtrain.plan.planner import make_plan
+from llmtrain.plan.planner import Plan, make_plan
+from llmtrain.plan.rounds import choose_sync_every
 from llmtrain.plan.scaling import (
     COLLECTIVE_SHARE,
     Hardware,
     StepPrediction,
+    predict_exchange,
     predict_step,
     scaled_shape,
 )
@@ -93,14 +95,14 @@ def plan_cluster(
         )
     speed = _speed(gpu, facts)
     world = World(rank=0, size=nodes * len(gpus), local_size=len(gpus))
-    workload = workload_of(profile, world, facts, measure=False)
-    plan = make_plan(facts, profile.device, workload)
     hardware = Hardware(
         peak_flops=speed.flops,
         utilisation=utilisation,
         link_bytes_per_s=COLLECTIVE_SHARE * speed.link_bytes_per_s,
         network_bytes_per_s=COLLECTIVE_SHARE * parse_rate(network),
     )
+    workload = workload_of(profile, world, facts, measure=False)
+    workload, plan = _planned(workload, facts, profile.device, hardware, nodes)
     return ClusterPlan(
         nodes=nodes,
         ranks=world.size,
@@ -109,6 +111,20 @@ def plan_cluster(
         step=predict_step(workload, plan, hardware, nodes=nodes),
         largest=_largest(workload, facts, profile.device),
     )
+
+
+def _planned(
+    workload: Workload, facts: Facts, options: DeviceSection, hardware: Hardware, nodes: int
+) -> tuple[Workload, Plan]:
+    """Return the plan, and the workload with `train.sync_every` decided, if that is auto."""
+    plan = make_plan(facts, options, workload)
+    if not (workload.sync_is_open and plan.may_take_rounds):
+        return workload, plan
+    step = predict_step(workload, plan, hardware, nodes=nodes)
+    exchange = predict_exchange(plan, hardware, nodes=nodes)
+    choice = choose_sync_every(workload, step.compute_s + step.update_s, exchange)
+    decided = replace(workload, sync_every=choice.value, sync_is_open=False)
+    return decided, replace(make_plan(facts, options, decided), sync_every=choice)
 
 
 def parse_rate(text: str) -> float:

@@ -156,7 +156,7 @@ class _TrainingPair:
         self._observe = observe
         self._check = check
         self._file = directory / "profile.yaml"
-        self._file.write_text(yaml.safe_dump(profile.values()), encoding="utf-8")
+        self._write_profile(profile.values())
 
     def run(self, name: str) -> RunDirectory:
         """Return the run directory of a training."""
@@ -183,10 +183,20 @@ class _TrainingPair:
             training.end()
         return lengths, time.monotonic() - started_s
 
+    def _write_profile(self, values: dict[str, Any]) -> None:
+        self._file.write_text(yaml.safe_dump(values), encoding="utf-8")
+
+    def _keep_rounds(self) -> None:
+        """Let the second training take rounds as long as the first one chose them."""
+        values, recorded = self._profile.values(), self.run("whole").read_record()["profile"]
+        values["train"]["sync_every"] = recorded["train"]["sync_every"]
+        self._write_profile(values)
+
     def train_killed(self, lengths: dict[Phase, float]) -> tuple[list[Kill], float]:
         """Train with kills and resumes to the end; return the kills and the seconds it took."""
         self._note_cost(lengths)
         self._copy_measurements(self._cache("whole"), self._cache("killed"))
+        self._keep_rounds()
         rng = random.Random(self._options.seed)
         targets = plan_kills(list(lengths), self._options.kills, self._options.steps, rng)
         kills: list[Kill] = []

@@ -24,7 +24,13 @@ from llmtrain.machine.out_of_memory import MEMORY_ERRORS, out_of_memory
 from llmtrain.profile.schema import CheckpointSection
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
 from llmtrain.train.checkpoint.names import checkpoint_name
-from llmtrain.train.checkpoint.saver import Saver, require_room, tensor_bytes, write_errors_mapped
+from llmtrain.train.checkpoint.saver import (
+    LOST_S,
+    Saver,
+    require_room,
+    tensor_bytes,
+    write_errors_mapped,
+)
 from llmtrain.train.checkpoint.writing import (
     PartFiles,
     Written,
@@ -36,6 +42,7 @@ from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Saved
 
 _POLL_EVERY_S = 0.02
+_WRITING_SHARE = 0.1  # of the time, in which a save of every round may be under way
 _GRACE_S = 5.0  # for the other ranks' files after the run ended by an error
 _WRITTEN, _FAILED, _SHORT = "written", "failed", "short"  # the first word of a message
 
@@ -53,13 +60,25 @@ class PartSaver(Saver):
         on_saved: Callable[[Saved], None],
         world: World,
         limit_s: float,
+        *,
+        saves_rounds: bool = False,
     ) -> None:
-        """`limit_s`: how long rank 0 waits for the other ranks' files."""
+        """`limit_s`: how long rank 0 waits for the other ranks' files.
+
+        `saves_rounds`: a save is due after every round, so that a lost rank costs no more than one.
+        """
         super().__init__(directory, options, on_saved)
         assert world.store is not None, "a sharded model has several ranks"
         self._world, self._store, self._limit_s = world, world.store, limit_s
+        self._saves_rounds = saves_rounds
         self._number = 0
         self._closing = threading.Event()
+
+    @property
+    def _lost_s(self) -> float:
+        if not self._saves_rounds:
+            return LOST_S
+        return min(LOST_S, (self.elapsed_s or 0.0) / _WRITING_SHARE)
 
     def save(self, checkpoint: Checkpoint, *, in_background: bool) -> None:
         """Save; durable on return, or with `in_background` once `poll` reports it.

@@ -31,7 +31,7 @@ from llmtrain.units import format_bytes
 from llmtrain.untrusted import problem_of
 
 # Save as often as either allows: a crash loses 5 minutes at most, saving costs 2% of the time.
-_LOST_S = 5 * 60.0
+LOST_S = 5 * 60.0
 _SPENT_SHARE = 0.02
 _OTHER_FILES_BYTES = 4 << 20  # tokenizer, configuration, state, manifest
 
@@ -69,10 +69,15 @@ class Saver:
             return passes_multiple(step, steps, self._options.every_steps)
         if self._finalizing is not None:
             return False
-        every_s = max(_LOST_S, self._paused_s / _SPENT_SHARE)
+        every_s = max(self._lost_s, self._paused_s / _SPENT_SHARE)
         if self._options.every_minutes is not None:
             every_s = 60 * self._options.every_minutes
         return time.monotonic() - self._saved_at_s >= every_s
+
+    @property
+    def _lost_s(self) -> float:
+        """How much of the training a crash may lose, where saving is cheap."""
+        return LOST_S
 
     def save(self, checkpoint: Checkpoint, *, in_background: bool) -> None:
         """Save; afterwards the tensors may change. Raises LlmtrainError, also for an earlier save.

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import psutil
 import torch
@@ -26,6 +27,7 @@ from llmtrain.train.distributed.failures import launcher_store
 from llmtrain.train.distributed.interface import require_reachable, set_interface
 from llmtrain.units import format_duration
 
+Launcher = Literal["llmtrain", "torchrun", "environment"]
 _POLL_EVERY_S = 0.02
 _CLOCK_SLACK_S = 2.0  # setting the clock moves the start times of processes
 _RENDEZVOUS_LIMIT = datetime.timedelta(minutes=10)
@@ -160,6 +162,16 @@ class World:
         summed: list[float] = self.sum(tensor).tolist()
         return summed
 
+    def processes_of_machines(self, device: torch.device) -> list[int] | None:
+        """Return how many processes each machine has, in the order of ranks.
+
+        None where the launcher did not say. Every rank has to call it.
+        """
+        own = [0] * self.size
+        own[self.rank] = self.local_size if self.local_rank == 0 else 0
+        found = [int(number) for number in self.sum_values(own, device) if number]
+        return found if sum(found) == self.size else None
+
 
 def world_from_environment() -> World:
     """Return the world by torchrun's environment variables, or a single process.
@@ -259,6 +271,15 @@ def _launch_store() -> Store:
 def is_launched() -> bool:
     """Return whether this process is a rank whose parent launched this machine's ranks."""
     return LAUNCHED_VARIABLE in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def launcher_name() -> Launcher | None:
+    """Return what started this process as one of several ranks; None: nothing did."""
+    if LAUNCHED_VARIABLE in os.environ:
+        return "llmtrain"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun"
+    return "environment" if any(name in os.environ for name in _RANK_VARIABLES) else None
 
 
 def launcher_identity() -> str | None:

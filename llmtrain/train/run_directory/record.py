@@ -75,6 +75,21 @@ class _Result(_Part):
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
 
 
+class _Ranks(_Part):
+    """What was launched for a session."""
+
+    by: _Shown | None
+    processes: Annotated[int, Field(ge=1)]
+    of_machines: list[int] | None
+    backend: _Shown
+
+
+class _Session(_Part):
+    """One training from a start to an end."""
+
+    ranks: _Ranks | None = None
+
+
 class _Figure(_Part):
     """A number forecast before the run."""
 
@@ -89,7 +104,7 @@ class _Record(_Part):
     plan: dict[str, _Choice] = {}
     data: _Data | None = None
     init_from: _InitFrom | None = None
-    sessions: list[Any] = []
+    sessions: list[_Session] = []
     machine: dict[str, Any] = {}
     peak_flops: Annotated[float, Field(ge=0)] | None = None
     result: _Result | None = None

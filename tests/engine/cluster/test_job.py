@@ -33,6 +33,14 @@ def test_main_memory_has_what_every_rank_copies_of_its_own_state(make: MakeJob) 
     assert rounds.memory_bytes - plain.memory_bytes == pytest.approx(1.25 * more, abs=2)
 
 
+def test_main_memory_is_enough_for_rounds_that_ranks_may_choose(make: MakeJob) -> None:
+    rounds, auto = (make(assignments=[f"train.sync_every={every}"]) for every in (30, "auto"))
+    assert auto.memory_bytes == rounds.memory_bytes
+    assert auto.planned.plan.sync_every.value == 1
+    sharded = make("cuda:8x24GiB", assignments=["train.sync_every=auto"])
+    assert sharded.memory_bytes == make("cuda:8x24GiB").memory_bytes
+
+
 def test_cpus_have_one_rank_a_machine_and_the_memory_that_is_predicted(make: MakeJob) -> None:
     job = make("cpu:16c:64GiB", "cpu-small")
     assert (job.ranks, job.gpus_per_node, job.cores_per_rank) == (2, 0, 16)

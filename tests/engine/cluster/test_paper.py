@@ -16,10 +16,11 @@ def paper(
     network: str = "400Gb",
     gpu: str | None = "H100",
     utilisation: float = 0.4,
+    assignments: tuple[str, ...] = (),
 ) -> ClusterPlan:
     assumed = assume_machine(spec, python_version="3.12.0", torch_version="2.13.0")
     return plan_cluster(
-        TrainRequest("gpu-large", assumed=assumed),
+        TrainRequest("gpu-large", assignments, assumed=assumed),
         nodes=nodes,
         network=network,
         gpu=gpu,
@@ -40,6 +41,17 @@ def test_tokens_hours_and_utilisation_follow_from_the_step() -> None:
 
 def test_a_slow_network_costs_time() -> None:
     assert paper(network="1Gb").step.step_s > 2 * paper().step.step_s
+
+
+@pytest.mark.parametrize(("network", "every"), [("400Gb", range(1, 2)), ("1Gb", range(30, 31))])
+def test_rounds_follow_the_assumed_network(network: str, every: range) -> None:
+    found = paper(network=network, assignments=("train.sync_every=auto",))
+    chosen = found.planned.plan.sync_every
+    assert chosen.value == found.planned.workload.sync_every
+    assert chosen.value in every
+    assert "takes" in chosen.reason
+    told = paper(network=network, assignments=(f"train.sync_every={chosen.value}",))
+    assert found.step == told.step
 
 
 def test_the_largest_model_fits_and_is_sharded_over_more_machines() -> None:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from llmtrain.errors import LlmtrainError
 from llmtrain.profile.schema import CheckpointSection
@@ -20,8 +21,10 @@ from llmtrain.train.checkpoint import saver as saver_module
 from llmtrain.train.checkpoint import writing
 from llmtrain.train.checkpoint.format import Checkpoint, load_checkpoint
 from llmtrain.train.checkpoint.integrity import DamagedCheckpointError
+from llmtrain.train.checkpoint.part_saver import PartSaver
 from llmtrain.train.checkpoint.saver import Saver
 from llmtrain.train.checkpoint.writing import Written, recover, save_checkpoint, write_checkpoint
+from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Saved
 from tests.faults.saves import small_checkpoint
 
@@ -138,6 +141,30 @@ def test_no_more_than_five_minutes_or_a_fiftieth_is_lost_or_spent(
     assert not saver.is_due(2)
     clock.now_s = 1000.0 + due_s + paused_s
     assert saver.is_due(2)
+
+
+@pytest.mark.parametrize(
+    ("saves_rounds", "writing_s", "due_s"),
+    [(True, None, 0.0), (True, 3.0, 30.0), (True, 90.0, 300.0), (False, 3.0, 300.0)],
+)
+def test_rounds_are_saved_where_that_takes_no_more_than_a_tenth_of_the_time(
+    saves_rounds: bool,
+    writing_s: float | None,
+    due_s: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(saver_module, "time", clock)
+    world = World(size=2, store=dist.HashStore())
+    saver = PartSaver(
+        tmp_path, CheckpointSection(), lambda _: None, world, 60.0, saves_rounds=saves_rounds
+    )
+    saver.elapsed_s = writing_s
+    assert saver.is_due(30, 30) == (due_s == 0.0)
+    clock.now_s += due_s + 0.1
+    assert saver.is_due(60, 30)
+    saver.close()
 
 
 def test_the_profile_says_when(furnish: Furnish, monkeypatch: pytest.MonkeyPatch) -> None:

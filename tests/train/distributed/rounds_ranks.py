@@ -9,6 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from llmtrain.data.batches.windows import WindowReader, Windows
 from llmtrain.profile.schema import CheckpointSection
 from llmtrain.train.checkpoint.format import load_checkpoint
 from llmtrain.train.checkpoint.part_saver import PartSaver
+from llmtrain.train.distributed.bandwidth import exchange_between
 from llmtrain.train.distributed.rounds import OuterStep, Rounds, SyncPrecision
 from llmtrain.train.distributed.world import World, world_from_environment
 from llmtrain.train.divergence.policy import DivergenceState
@@ -308,6 +310,7 @@ def _same_on_all(run: Run) -> float:
 
 def main() -> None:
     directory, world = Path(sys.argv[1]), world_from_environment()
+    exchange = exchange_between(world, "gloo", CPU, 4 << 20, 60.0)
     with world.process_group("gloo", 60.0):
         options = CheckpointSection(keep_last=9)
         saver = PartSaver(directory / "two", options, lambda _: None, world, 60.0)
@@ -321,7 +324,9 @@ def main() -> None:
             "trained": partial(trained, world, directory, saver),
             "by_speed": partial(by_speed, world, directory, saver),
         }
-        found = {name: do() for name, do in work.items()}
+        found: dict[str, Any] = {name: do() for name, do in work.items()}
+        found["exchange"] = asdict(exchange)
+        found["machines"] = world.processes_of_machines(CPU)
         saver.close()
         (directory / f"rank{world.rank}.json").write_text(json.dumps(found, indent=1))
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from llmtrain.errors import UsageError
 from llmtrain.plan.decisions import refuse_loss_scale_of_local_steps
 from llmtrain.plan.memory import predict_training
+from llmtrain.plan.rounds import Exchange
 from llmtrain.plan.tensor_bytes import (
     TrainingSetup,
     checkpoint_bytes,
@@ -153,6 +154,18 @@ def test_a_slow_rank_takes_fewer_windows_and_each_is_read_once(
     assert first["differ"] == second["differ"] == 0.0
 
 
+def test_ranks_time_an_exchange_alike_in_a_group_before_their_own(
+    found: list[dict[str, Any]],
+) -> None:
+    first, second = (Exchange(**rank["exchange"]) for rank in found)
+    assert first == second
+    assert 0 < first.seconds(4 << 20) < 10.0
+
+
+def test_ranks_know_how_many_each_machine_has(found: list[dict[str, Any]]) -> None:
+    assert [rank["machines"] for rank in found] == [[2], [2]]
+
+
 @pytest.mark.parametrize(
     ("window_s", "shares", "micro_batch", "expected"),
     [
@@ -243,7 +256,10 @@ def test_what_is_due_within_a_round_is_done_at_its_end() -> None:
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        ({"train.sync_delay": 30}, "has to be less than train.sync_every"),
+        ({"train.sync_delay": 30}, "has to be less than train.sync_every, 30"),
+        ({"train.sync_every": "auto", "train.sync_delay": 1}, "only when the ranks meet"),
+        ({"train.sync_every": "auto", "device.sharding": "shard"}, "have a part of them"),
+        ({"train.sync_every": "always"}, "has to be a whole number or 'auto'"),
         ({"device.sharding": "shard"}, "a sharded model's have a part of them"),
         (
             {"lora.rank": 4, "model.init_from": "x", "optim.name": "adamw"},
@@ -254,7 +270,7 @@ def test_what_is_due_within_a_round_is_done_at_its_end() -> None:
 def test_refused_with_the_reason(flags: dict[str, Any], reason: str) -> None:
     settings = {name: Setting(value, "--set") for name, value in flags.items()}
     with pytest.raises(UsageError, match=reason):
-        load_profile(environment={}, flags={**settings, "train.sync_every": Setting(30, "--set")})
+        load_profile(environment={}, flags={"train.sync_every": Setting(30, "--set"), **settings})
 
 
 def test_who_waits_for_a_rank_says_how_long_that_follows_from() -> None:

@@ -4,11 +4,9 @@ import json
 import math
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -25,24 +23,24 @@ from llmtrain.train.checkpoint.names import list_checkpoints
 from llmtrain.train.distributed.world import World, rendezvous_store
 from llmtrain.train.run_directory.directory import RunDirectory
 from tests.pinned import pinned_keywords, pinned_options
-from tests.train.harness import Files, Llmtrain, RunAlone, Start
+from tests.train.harness import (
+    LIMIT_S,
+    Files,
+    Llmtrain,
+    RunAlone,
+    Start,
+    steps_of,
+    wait_until,
+)
 
-LIMIT_S = 200
 TRAIN = ("train", "-p", "tiny.yaml", "--out", "run", *pinned_options())
 LONG = ("--steps", 250, "--set", "eval.every_steps=500", "--set", "eval.sample_every_steps=500")
 
 
-def wait_until(is_true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    end_s = time.monotonic() + LIMIT_S
-    while not is_true():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end_s
-        time.sleep(0.01)
-
-
-def steps_of(run: Path) -> int:
-    metrics = run / "metrics.jsonl"
-    return metrics.read_bytes().count(b'"loss"') if metrics.is_file() else 0
+def launched(run: Path) -> dict[str, Any]:
+    """What run.yaml says was launched for the last session."""
+    found: dict[str, Any] = RunDirectory(run).read_record()["sessions"][-1]["ranks"]
+    return found
 
 
 def losses(course: list[dict[str, Any]]) -> list[float]:
@@ -78,6 +76,12 @@ def test_two_processes_train_the_function_that_one_does(
     document = json.loads(out)
     assert (document["steps"], document["tokens"]) == (20, 20 * 256)
     assert err.count("training run") == 1
+    assert launched(place / "run") == {
+        "by": "llmtrain",
+        "processes": 2,
+        "of_machines": [2],
+        "backend": "gloo",
+    }
     assert_trained_as_alone(Files(place / "run"), alone)
 
 
@@ -103,6 +107,8 @@ def test_torchrun_starts_it_too(start: Start, place: Path, alone: Files) -> None
 
     assert process.returncode == 0, err
     assert json.loads(out)["stopped"] == "done"
+    assert launched(place / "run")["by"] == "torchrun"
+    assert launched(place / "run")["of_machines"] == [2]
     assert_trained_as_alone(Files(place / "run"), alone)
 
 
@@ -415,4 +421,6 @@ def test_a_signal_to_one_machine_saves_and_stops_the_ranks_of_all(
     for process in ranks:
         process.communicate(timeout=LIMIT_S)
     assert [process.returncode for process in ranks] == [75, 75]
+    ranks_of_run = launched(place / "run")
+    assert (ranks_of_run["by"], ranks_of_run["of_machines"]) == ("environment", [1, 1])
     assert Files(place / "run").checkpoints
