@@ -39,9 +39,9 @@ REFUSED: dict[str, tuple[list[str], str | None, Any, int]] = {
     "too few tokens": (["--data", "few.txt"], None, None, 5),
     "no such text": (["--data", "missing.txt"], None, None, 5),
     "no tokenizer": (["--tokenizer", "few.txt"], None, None, 5),
-    "does not fit": ([], "train_run.plan_resolved", does_not_fit, 3),
+    "does not fit": ([], "agreed_plan.plan_resolved", does_not_fit, 3),
     "no memory before the first step": ([], "train_run.trained_with_energy", does_not_fit, 3),
-    "stopped while it measures": ([], "train_run.plan_resolved", interrupt, 75),
+    "stopped while it measures": ([], "agreed_plan.plan_resolved", interrupt, 75),
     "stopped while it prepares": ([], "train_data._dataset", interrupt, 75),
 }
 
