@@ -63,6 +63,8 @@ def _agreed_rounds(resolved: ResolvedRun, planned: Planned, session: TrainSessio
 
     def choose() -> Choice[int]:
         choice = choose_sync_every(planned.workload, _step_s(planned), exchange)
+        if choice.value == 1:
+            return choice
         try:
             plan_resolved(_with_rounds(resolved, choice), world)
         except DoesNotFitError as error:

@@ -98,7 +98,7 @@ def choose_sync_every(
 
 def round_steps(sync_s: float, step_s: float) -> int:
     """Return the fewest steps beside which an exchange takes little of the time, within bounds."""
-    wanted = math.ceil(sync_s / step_s * (1 - _FEW_SHARE) / _FEW_SHARE)
+    wanted = math.ceil(sync_s / step_s * (1 / _FEW_SHARE - 1))
     return min(max(SHORTEST_ROUND, wanted), LONGEST_ROUND)
 
 
