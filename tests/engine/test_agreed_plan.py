@@ -35,7 +35,7 @@ def resolved(*assignments: str) -> ResolvedRun:
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
     """Ranks with a second between them, and a step of a second; what rank 0 notes."""
-    monkeypatch.setattr(agreed_plan, "exchange_between", lambda *_: Exchange(1.0, 1e12))
+    monkeypatch.setattr(agreed_plan, "exchange_between", lambda *_: Exchange(0.99, 1e12))
     monkeypatch.setattr(agreed_plan, "_step_s", lambda _: 1.0)
     return []
 
@@ -46,13 +46,8 @@ def session(heard: list[Event], world: World = TWO) -> TrainSession:
 
 def test_rounds_are_planned_recorded_and_noted(heard: list[Event]) -> None:
     run, planned = agree(resolved(), session(heard))
-    choice = planned.plan.sync_every
-    assert (
-        choice.value
-        == planned.workload.sync_every
-        == run.profile.loaded.profile.train.sync_every
-        == 19
-    )
+    choice, train = planned.plan.sync_every, run.profile.loaded.profile.train
+    assert choice.value == planned.workload.sync_every == train.sync_every == 19
     assert planned.plan.sharding.reason == "each process takes steps of its own (train.sync_every)"
     assert run.profile.loaded.origin_of("train.sync_every") == f"{CHOSEN}{choice.reason}"
     assert heard == [Note(f"train.sync_every is 19: {choice.reason}")]
