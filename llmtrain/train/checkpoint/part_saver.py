@@ -42,7 +42,7 @@ from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Saved
 
 _POLL_EVERY_S = 0.02
-_WRITING_SHARE = 0.1  # of the time, in which a save of every round may be under way
+_WRITING_SHARE = 0.05  # of the time, in which a save of every round may be under way
 _GRACE_S = 5.0  # for the other ranks' files after the run ended by an error
 _WRITTEN, _FAILED, _SHORT = "written", "failed", "short"  # the first word of a message
 
