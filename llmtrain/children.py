@@ -166,7 +166,7 @@ def serve(handle: Callable[[Iterator[bytes]], Iterable[bytes]]) -> None:
     `handle` turns the strings of a request into those of its answer, and may raise UsageError or
     DataError.
     """
-    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     try:
         with os.fdopen(0, "rb") as requests, os.fdopen(1, "wb") as answers:
             while True:
@@ -186,11 +186,15 @@ def _answer(
         return [json.dumps(refusal).encode("ascii")]
 
 
-def _exit_with_parent(parent_pid: int) -> None:
+def end_with_parent() -> None:
     """End this process, which may compute for minutes, when its parent dies.
 
     On Windows, where the parent's id stays the same, it ends when it next reads or writes.
     """
+    threading.Thread(target=_exit_without, args=(os.getppid(),), daemon=True).start()
+
+
+def _exit_without(parent_pid: int) -> None:
     while os.getppid() == parent_pid:
         time.sleep(_POLL_S)
     os._exit(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmtrain.engine.plan_run import workload_of
+from llmtrain.engine.workload import workload_of
 from llmtrain.errors import UsageError
 from llmtrain.machine.facts import CpuTimes, Facts
 from llmtrain.plan.cpu_benchmarks import measured_eager_step, with_compiled_step, with_fresh_block
@@ -39,7 +39,7 @@ def bench_cpu(profile: Profile, facts: Facts, *, block: bool, announce: Announce
     """
     options, workload = profile.device, workload_of(profile, None, facts)
     _refuse_gpu(facts, options)
-    times = measured_eager_step(facts, options, workload, announce, fresh=True)
+    times = measured_eager_step(facts, options, workload, announce, "all")
     if block and facts.cxx_compiler is not None:
         times = _compiled(facts, options, workload, times, announce)
     plan = make_plan(facts, options, workload, times)

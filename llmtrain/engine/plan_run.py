@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from llmtrain.choice import Choice
 from llmtrain.engine.find_run import ResolvedRun
+from llmtrain.engine.workload import workload_of
 from llmtrain.errors import DoesNotFitError
 from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.facts import CpuTimes, Facts
@@ -18,7 +19,7 @@ from llmtrain.machine.probe import read_facts
 from llmtrain.ops.native.library import load_kernels
 from llmtrain.plan import decisions
 from llmtrain.plan.alternatives import alternatives
-from llmtrain.plan.auto_profile import SYNC_EVERY, choose_tokens_per_step
+from llmtrain.plan.auto_profile import SYNC_EVERY
 from llmtrain.plan.cpu_benchmarks import measured_cpu, measured_products
 from llmtrain.plan.gpu_benchmarks import measured_gpu
 from llmtrain.plan.kernel_probes import Announce
@@ -26,13 +27,13 @@ from llmtrain.plan.memory_fit import refuse_model_that_does_not_fit
 from llmtrain.plan.past_runs import last_run
 from llmtrain.plan.planned import Planned, planned_with
 from llmtrain.plan.planner import InferencePlan, Plan, make_inference_plan, make_plan
+from llmtrain.plan.probe import Measure
 from llmtrain.plan.process_benchmarks import with_timed_processes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.load import LoadedProfile
-from llmtrain.profile.lora_shape import lora_shape_of
 from llmtrain.profile.schema import DeviceSection, Profile
 from llmtrain.profile.setting import CHOSEN
-from llmtrain.profile.shape import ModelShape, shape_of
+from llmtrain.profile.shape import ModelShape
 from llmtrain.train.distributed.world import World
 
 _COMPILER = "torch._inductor.compile_fx"  # imported by the first compilation
@@ -50,8 +51,14 @@ def plan_resolved(
     recorded, plan = resolved.recorded, _recorded_plan(resolved, world or World())
     if recorded is None or plan is None or not _has_kernels(plan, facts, announce):
         is_here = resolved.profile.assumed is None
+        which: Measure | None = "missing" if resolved.profile.was_measured_apart else None
         planned = plan_run(
-            loaded.profile, world=world, facts=facts, measure=is_here, announce=announce
+            loaded.profile,
+            world=world,
+            facts=facts,
+            measure=is_here,
+            announce=announce,
+            which=which,
         )
     else:
         workload = workload_of(loaded.profile, world, facts)
@@ -105,7 +112,8 @@ def processes_of(resolved: ResolvedRun, announce: Announce) -> int:
     kind = decisions.choose_device(facts, profile.device).value
     workload = workload_of(profile, None, facts)
     if kind == "cpu" and resolved.profile.assumed is None:
-        workload = with_timed_processes(facts, profile.device, workload, announce)
+        which: Measure | None = "missing" if resolved.profile.was_measured_apart else None
+        workload = with_timed_processes(facts, profile.device, workload, announce, which)
     return decisions.choose_processes(facts, profile.device, workload, kind).value
 
 
@@ -116,11 +124,13 @@ def plan_run(
     facts: Facts | None = None,
     measure: bool = True,
     announce: Announce | None = None,
+    which: Measure | None = None,
 ) -> Planned:
     """Return how a machine would train `profile`. Raises UsageError and DoesNotFitError.
 
     `facts` are read from this machine if not given; for another machine's, `measure` is False and
-    nothing is timed. With `announce` measurements that take long are made.
+    nothing is timed. With `announce` measurements that take long are made; `which` of those that
+    were made before are made again is the usual if it is None.
     """
     if facts is None:
         facts = read_facts(tries_gpus=decisions.may_use_gpu(profile.device))
@@ -128,14 +138,16 @@ def plan_run(
     kind = decisions.choose_device(facts, profile.device).value
     measures_cpu = measure and kind == "cpu"
     try:
+        times, gpu_times = None, None
         if measures_cpu:
             workload = _with_processes(facts, profile.device, workload, world)
-        had_compiler = _COMPILER in sys.modules
-        times = measured_cpu(facts, profile.device, workload, announce) if measures_cpu else None
-        if not had_compiler and _COMPILER in sys.modules:  # its cache was empty
-            workload = replace(workload, compiles_anew=True)
-            return_free_memory()
-        gpu_times = None
+            had_compiler = _COMPILER in sys.modules
+            times = measured_cpu(facts, profile.device, workload, announce, which)
+            if not had_compiler and _COMPILER in sys.modules:  # its cache was empty
+                workload = replace(workload, compiles_anew=True)
+                return_free_memory()
+            if announce is not None and times.native_missing is not None:
+                announce(f"without native kernels training takes longer: {times.native_missing}")
         if measure and kind == "cuda":
             gpu_times = measured_gpu(facts, profile.device, workload, announce)
         plan = make_plan(facts, profile.device, workload, times, gpu_times)
@@ -186,33 +198,3 @@ def plan_inference(device: DeviceSection, shape: ModelShape) -> InferencePlan:
     refuse_model_that_does_not_fit(facts, shape, kind)
     times = measured_products(facts, shape, threads) if kind == "cpu" else None
     return make_inference_plan(facts, device, times)
-
-
-def workload_of(
-    profile: Profile, world: World | None, facts: Facts, *, measure: bool = True
-) -> Workload:
-    """Return what the profile requires of a machine, for the ranks of `world` if launched."""
-    ranks = world if world is not None and world.size > 1 else None
-    train = profile.train
-    tokens_per_step = choose_tokens_per_step(profile, facts, measure=measure).value
-    tokens = train.steps * tokens_per_step if train.steps is not None else train.tokens
-    return Workload(
-        shape=shape_of(profile.model),
-        tokens_per_step=tokens_per_step,
-        micro_batch=profile.train.micro_batch,
-        launched_processes=ranks.size if ranks is not None else None,
-        launched_local_processes=ranks.local_size if ranks is not None else None,
-        optimizer=profile.optim.name,
-        tokens=tokens,
-        time_s=train.time,
-        mask_documents=profile.data.masks_documents,
-        lora=lora_shape_of(profile.lora),
-        has_conversations=profile.data.has_conversations,
-        is_dpo=profile.data.rows == "preferences",
-        sync_every=1 if train.sync_every == "auto" else train.sync_every,
-        sync_is_open=train.sync_every == "auto",
-        sync_precision=train.sync_precision,
-        sync_shares=train.sync_shares,
-        sync_delay=train.sync_delay,
-        torch_build=facts.torch_build,
-    )

@@ -10,6 +10,7 @@ from typing import Literal
 
 from llmtrain.choice import Choice
 from llmtrain.engine.initial_model import InitialModel, continue_from
+from llmtrain.engine.measure_apart import PlanTask, ProfileTask, Task, measure_apart
 from llmtrain.engine.rows_kind import with_kind_of_rows
 from llmtrain.errors import UsageError
 from llmtrain.machine.assume import AssumedMachine
@@ -22,6 +23,7 @@ from llmtrain.plan.auto_profile import (
     with_chosen_step,
 )
 from llmtrain.plan.decisions import may_use_gpu
+from llmtrain.plan.kernel_probes import Announce
 from llmtrain.profile.load import (
     LoadedProfile,
     load_section,
@@ -63,6 +65,7 @@ class TrainRequest:
     command: Sequence[str] = ()
     assumed: AssumedMachine | None = None  # plan for this machine; nothing is trained
     purpose: Purpose = "train"  # which profile is chosen where none is named
+    announce: Announce | None = None  # of a run that is about to start: told what is measured
 
     def load(self, profile: str | None, used_s: float = 0.0) -> LoadedProfile:
         """Return `profile` with the request's settings over it. Raises UsageError."""
@@ -109,7 +112,14 @@ class TrainRequest:
         if self.purpose == "finetune":
             return choose_finetuning_profile(facts, options), facts
         time_s = load_section(TrainSection, "train", merged).time
+        self.measure_apart(ProfileTask(facts, options, time_s))
         return choose_profile(facts, options, time_s, measure=self.assumed is None), facts
+
+    def measure_apart(self, task: Task) -> bool:
+        """Measure for a run that is about to start here; return whether there was anything to."""
+        if self.announce is None or self.assumed is not None:
+            return False
+        return measure_apart(task, self.announce)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +132,7 @@ class ResolvedProfile:
     assumed: AssumedMachine | None = None  # the machine of `facts`, unless it is this one
     initial: InitialModel | None = None  # of a new run that continues a model
     notes: tuple[str, ...] = ()  # on that model
+    was_measured_apart: bool = False  # just now, in another process
 
 
 def resolve_profile(
@@ -156,6 +167,9 @@ def resolve_profile(
     if loaded.profile.model.init_from is not None:
         continued = continue_from(loaded.profile.model.init_from, loaded)
         loaded, initial, notes = continued.loaded, continued.model, continued.notes
+    ranks = world or World()
+    task = PlanTask(facts, loaded.profile, ranks.size, ranks.local_size)
+    was_measured = request.measure_apart(task)
     tokens_per_step = choose_tokens_per_step(loaded.profile, facts, measure=request.assumed is None)
     loaded = with_chosen_step(loaded, tokens_per_step)
-    return ResolvedProfile(loaded, name, facts, request.assumed, initial, notes)
+    return ResolvedProfile(loaded, name, facts, request.assumed, initial, notes, was_measured)

@@ -71,7 +71,9 @@ def resolved_run(request: TrainRequest, session: TrainSession) -> Iterator[Resol
     with ExitStack() as lock:
 
         def enter() -> ResolvedRun:
-            return lock.enter_context(resolve(request, session.observe, world))
+            asked = replace(request, announce=session.note)
+            with session.stop.immediate():  # measuring takes long and has no checks
+                return lock.enter_context(resolve(asked, session.observe, world))
 
         yield session.broadcast_from_main("run", ResolvedRun, enter, lambda: None)
 

@@ -11,6 +11,7 @@ from llmtrain.choice import Choice, OptimizerName
 from llmtrain.machine.facts import Facts
 from llmtrain.plan.cpu_benchmarks import eager_tokens_per_s
 from llmtrain.plan.decisions import choose_device
+from llmtrain.plan.kernel_probes import Announce
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.load import LoadedProfile, load_section, profile_layer
 from llmtrain.profile.schema import DeviceSection, ModelSection, OptimSection, Profile
@@ -26,11 +27,17 @@ SYNC_EVERY, _TOKENS_PER_STEP = "train.sync_every", "train.tokens_per_step"
 
 
 def choose_profile(
-    facts: Facts, options: DeviceSection, time_s: float | None, *, measure: bool = True
+    facts: Facts,
+    options: DeviceSection,
+    time_s: float | None,
+    *,
+    measure: bool = True,
+    announce: Announce | None = None,
 ) -> Choice[str]:
     """Choose the profile for the device that will train, and for the time there is.
 
-    `measure`: the facts are those of this machine, and it may be timed. Raises UsageError.
+    `measure`: the facts are those of this machine, and it may be timed, which is announced. Raises
+    UsageError.
     """
     device = choose_device(facts, options).value
     if device == "cuda":
@@ -48,7 +55,7 @@ def choose_profile(
 
     def tokens_per_s(name: str) -> float | None:
         optimizer = load_section(OptimSection, "optim", layers[name]).name
-        return eager_tokens_per_s(facts, options, _workload(shapes[name], optimizer))
+        return eager_tokens_per_s(facts, options, _workload(shapes[name], optimizer), announce)
 
     return best_for_time(shapes, time_s, tokens_per_s)
 
@@ -60,10 +67,13 @@ def choose_finetuning_profile(facts: Facts, options: DeviceSection) -> Choice[st
     return Choice("finetune-gpu", "there is a GPU")
 
 
-def choose_tokens_per_step(profile: Profile, facts: Facts, *, measure: bool = True) -> Choice[int]:
+def choose_tokens_per_step(
+    profile: Profile, facts: Facts, *, measure: bool = True, announce: Announce | None = None
+) -> Choice[int]:
     """Choose the profile's number, or the rule's for the expected tokens of the run.
 
-    `measure`: the facts are those of this machine, and it may be timed. Raises UsageError.
+    `measure`: the facts are those of this machine, and it may be timed, which is announced. Raises
+    UsageError.
     """
     train, shape = profile.train, shape_of(profile.model)
     if train.tokens_per_step != "auto":
@@ -73,7 +83,7 @@ def choose_tokens_per_step(profile: Profile, facts: Facts, *, measure: bool = Tr
         number = max(1, _ACCELERATOR_TOKENS_PER_STEP // shape.context) * shape.context
         return Choice(number, "keeps a GPU busy")
     if train.time is not None and measure:
-        tokens = _expected_tokens(profile, facts, train.time)
+        tokens = _expected_tokens(profile, facts, train.time, announce)
     number = best_tokens_per_step(shape, tokens, uses_muon=profile.optim.name == "muon")
     if tokens is None:
         return Choice(number, "large enough that the optimizer takes little of a step")
@@ -100,14 +110,16 @@ def _with_chosen(loaded: LoadedProfile, path: str, choice: Choice[int]) -> Loade
     return replace(loaded, profile=profile, origins=origins)
 
 
-def _expected_tokens(profile: Profile, facts: Facts, time_s: float) -> float | None:
+def _expected_tokens(
+    profile: Profile, facts: Facts, time_s: float, announce: Announce | None
+) -> float | None:
     """Return the tokens of a run for a time by rule 1.1; None if it does not fit the memory."""
     workload = replace(
         _workload(shape_of(profile.model), profile.optim.name),
         micro_batch=profile.train.micro_batch,
         mask_documents=profile.data.mask_documents,
     )
-    rate = eager_tokens_per_s(facts, profile.device, workload)
+    rate = eager_tokens_per_s(facts, profile.device, workload, announce)
     return None if rate is None else rate * time_s
 
 

@@ -39,14 +39,19 @@ def measured_products(facts: Facts, shape: ModelShape, threads: int) -> MatmulTi
 
 
 def measured_cpu(
-    facts: Facts, options: DeviceSection, workload: Workload, announce: Announce | None = None
+    facts: Facts,
+    options: DeviceSection,
+    workload: Workload,
+    announce: Announce | None = None,
+    measure: Measure | None = None,
 ) -> CpuTimes:
     """Return all measurements that a plan for this CPU needs.
 
     Compiling takes seconds to tens of seconds: that is done only where `announce` is given, which
-    reports it, and the run is to be compiled.
+    reports it, and the run is to be compiled. `measure` is the usual if it is None.
     """
-    times = measured_eager_step(facts, options, workload, announce)
+    measure = measure or usual_measure(announce)
+    times = measured_eager_step(facts, options, workload, announce, measure)
     plan = _plan_to_compile(facts, options, workload, times)
     if plan is None:
         return times
@@ -64,7 +69,7 @@ def measured_cpu(
         times = with_fresh_block(times, probe, announce)
     if not make_plan(facts, options, workload, times).compile.value:
         return times
-    return with_compiled_step(times, step, announce, "contended")
+    return with_compiled_step(times, step, announce, measure)
 
 
 def measured_eager_step(
@@ -72,22 +77,21 @@ def measured_eager_step(
     options: DeviceSection,
     workload: Workload,
     announce: Announce | None = None,
-    *,
-    fresh: bool = False,
+    measure: Measure | None = None,
 ) -> CpuTimes:
     """Return the times of the kernels and of the parts of an eager step.
 
     Whether native kernels are among them depends on how long the run takes without them. Without
-    the parts where only a compiled step fits the memory. `fresh`: all is measured now.
+    the parts where only a compiled step fits the memory.
     """
     threads = cpu_threads(facts, options, workload)
-    timing = _Timing(announce, fresh)
+    timing = _Timing(announce, measure or usual_measure(announce))
     products = timing.of(products_probe(facts, workload.shape, threads), "products")
     attention = timing.of(attention_probe(facts, options, workload, products), "attention")
     times = CpuTimes(products, replace(attention, native_s=None))
     plain = timing.of_step(facts, kernels.without_native(options), workload, times)
     times = replace(times, plain=plain, eager=plain)
-    native = native_kernels(facts, options, workload, times, announce, always=fresh)
+    native = native_kernels(facts, options, workload, times, announce, always=measure == "all")
     if native is None:
         return times
     if not native.value:
@@ -109,6 +113,11 @@ def measured_eager_step(
     )
 
 
+def usual_measure(announce: Announce | None) -> Measure:
+    """Return what is measured for one who only looks, or for a run that is about to start."""
+    return "missing" if announce is None else "contended"
+
+
 def _plan_to_compile(
     facts: Facts, options: DeviceSection, workload: Workload, times: CpuTimes
 ) -> Plan | None:
@@ -128,13 +137,13 @@ def _plan_to_compile(
 
 @dataclass(frozen=True, slots=True)
 class _Timing:
-    """Measures what is not saved, or everything, and announces it."""
+    """Measures what is to be measured, and announces it."""
 
     announce: Announce | None
-    fresh: bool
+    measure: Measure
 
     def of(self, probe: Probe[T], what: str) -> T:
-        saved = None if self.fresh else probe.saved()
+        saved = None if self.measure == "all" else probe.saved()
         if saved is not None:
             return saved
         self._announce(what)
@@ -152,16 +161,15 @@ class _Timing:
         probes = eager_step_probes(facts, options, workload, times)
         if probes is None:
             return None
-        if self.fresh or not probes.are_saved():
+        if not probes.have(self.measure):
             self._announce(f"the parts of a step{by}")
-        if self.fresh:
-            return probes.times("all")
-        return probes.times("missing" if self.announce is None else "contended")
+        return probes.times(self.measure)
 
     def _announce(self, what: str) -> None:
         if self.announce is None:
             return
-        once = "" if self.fresh else ", once for this machine and shape: a few seconds"
+        is_once = self.measure != "all"
+        once = ", once for this machine and shape: a few seconds" if is_once else ""
         self.announce(f"timing {what}{once or '…'}")
 
 
@@ -177,14 +185,16 @@ def eager_step_probes(
     return step_probes(facts, workload, plan)
 
 
-def eager_tokens_per_s(facts: Facts, options: DeviceSection, workload: Workload) -> float | None:
+def eager_tokens_per_s(
+    facts: Facts, options: DeviceSection, workload: Workload, announce: Announce | None = None
+) -> float | None:
     """Return the rate of an eager run, measured once; None if only a compiled one fits.
 
     What compiling gains is not known before it is done; it gains alike for every shape, and a
     choice that is made before it should not depend on whether it was done. So it is with native
     kernels: the rate is that without them.
     """
-    parts = measured_eager_step(facts, options, workload).plain
+    parts = measured_eager_step(facts, options, workload, announce, "missing").plain
     if parts is None:
         return None
     return predicted_tokens_per_s(
@@ -211,7 +221,7 @@ def with_compiled_step(
     """Return `times` with the parts of a compiled step, measured if they are not saved."""
     if times.block is None:
         return times
-    if measure == "all" or not step.are_saved():
+    if not step.have(measure):
         announce("compiling the loss, once for this machine and shape: some seconds")
     block = compiled_block(times.block, times.eager, step.micro_batch)
     try:

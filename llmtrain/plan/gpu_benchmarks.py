@@ -57,7 +57,7 @@ def _timed(
     probes = step_probes(facts, workload, plan)
     if (reason := probes.failure()) is not None:
         raise KernelError(reason)
-    if not probes.are_saved():
+    if not probes.have("contended"):
         if announce is None:
             return None
         announce(f"timing the parts of a step{_by(plan)}, once for this GPU and shape")

@@ -87,7 +87,6 @@ def native_kernels(
     """Load the native kernels for a plan; None where they are not wanted, unless `always`.
 
     Only with `announce`, or if they are asked for, they are compiled where they have not been yet.
-    It is also told what is lost without them, where the user can mend that.
     """
     if unsuitable(facts) is not None and "native" not in _asked(options):
         return None
@@ -97,10 +96,7 @@ def native_kernels(
     if not is_wanted and not (always and is_bf16):
         return None
     is_asked_for = "native" in _asked(options)
-    loaded = load_kernels(facts, announce, compiles=is_asked_for or announce is not None)
-    if not loaded.value and announce is not None:
-        announce(f"without native kernels training takes longer: {loaded.reason}")
-    return loaded
+    return load_kernels(facts, announce, compiles=is_asked_for or announce is not None)
 
 
 def _asked(options: DeviceSection) -> tuple[str, ...]:

@@ -84,12 +84,17 @@ class PartProbe(Probe[PartTime]):
         save_measurement(cache_directory(), self.key, now)
         return now
 
+    def has(self, measure: Measure) -> bool:
+        """Return whether nothing would have to be measured."""
+        saved = self.saved()
+        if saved is None or measure == "all":
+            return False
+        return measure == "missing" or not saved.is_contended
+
     def time(self, measure: Measure) -> PartTime:
         """Return the saved time, or a fresh one."""
         saved = self.saved()
-        if saved is None or measure == "all" or (measure == "contended" and saved.is_contended):
-            return self.fresh()
-        return saved
+        return saved if saved is not None and self.has(measure) else self.fresh()
 
 
 def block_arguments(shape: ModelShape) -> dict[str, int | str]:

@@ -14,7 +14,7 @@ from llmtrain.ops.native.library import kernel_source
 from llmtrain.plan.cpu_benchmarks import measured_eager_step
 from llmtrain.plan.kernel_probes import Announce
 from llmtrain.plan.planner import Plan, make_plan
-from llmtrain.plan.probe import Probe
+from llmtrain.plan.probe import Measure, Probe
 from llmtrain.plan.processes import choose_by_time, is_worth_timing, several_processes
 from llmtrain.plan.step_benchmarks import way_of
 from llmtrain.plan.workload import Workload
@@ -26,7 +26,11 @@ _STEADY = 0.1  # repetitions that differ by more are timed again before the next
 
 
 def with_timed_processes(
-    facts: Facts, options: DeviceSection, workload: Workload, announce: Announce | None = None
+    facts: Facts,
+    options: DeviceSection,
+    workload: Workload,
+    announce: Announce | None = None,
+    measure: Measure | None = None,
 ) -> Workload:
     """Return the workload with the number of processes that a CPU is fastest with.
 
@@ -36,7 +40,7 @@ def with_timed_processes(
     """
     if not several_processes(facts, options, workload):
         return workload
-    times = measured_eager_step(facts, options, workload, announce)
+    times = measured_eager_step(facts, options, workload, announce, measure)
     if not is_worth_timing(workload, times):
         return workload
     plans = _plans(facts, options, workload, times)

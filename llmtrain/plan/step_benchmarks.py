@@ -38,12 +38,9 @@ class StepProbes:
         """Return the probes of all parts."""
         return tuple(probe for probe in (self.block, self.head, self.update) if probe is not None)
 
-    def are_saved(self) -> bool:
+    def have(self, measure: Measure) -> bool:
         """Return whether nothing would have to be measured."""
-        return all(
-            saved is not None and not saved.is_contended
-            for saved in (probe.saved() for probe in self.parts())
-        )
+        return all(probe.has(measure) for probe in self.parts())
 
     def failure(self) -> str | None:
         """Return the saved reason why a part cannot be computed here; None: there is none."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from llmtrain.data.shards.token_stream import TokenStream
-from llmtrain.engine.plan_run import workload_of
+from llmtrain.engine.workload import workload_of
 from llmtrain.machine.gpu_memory import read_accelerator_memory
 from llmtrain.machine.memory_usage import read_process_memory
 from llmtrain.machine.probe import read_facts

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmtrain.choice import Choice
-from llmtrain.engine.plan_run import workload_of
+from llmtrain.engine.workload import workload_of
 from llmtrain.machine.facts import Facts
 from llmtrain.machine.probe import read_facts
 from llmtrain.machine.startup import prepare_for_torch

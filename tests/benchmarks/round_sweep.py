@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llmtrain.engine.plan_run import workload_of
+from llmtrain.engine.workload import workload_of
 from llmtrain.machine.probe import read_facts
 from llmtrain.plan.planner import make_plan
 from llmtrain.prepare.context import PrepareContext

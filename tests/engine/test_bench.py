@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from llmtrain.engine.bench import Bench, bench_cpu
-from llmtrain.engine.plan_run import plan_run, workload_of
+from llmtrain.engine.plan_run import plan_run
+from llmtrain.engine.workload import workload_of
 from llmtrain.errors import UsageError
 from llmtrain.machine.facts import (
     Accelerator,

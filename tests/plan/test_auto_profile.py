@@ -29,7 +29,9 @@ def rates_of(flops_per_s: float) -> Callable[[str], float]:
 
 def timed_at(flops_per_s: float) -> Callable[..., float]:
     """In place of timing the parts of a step."""
-    return lambda _facts, _options, work: flops_per_s / work.shape.training_flops_per_token
+    return lambda _facts, _options, work, _announce: (
+        flops_per_s / work.shape.training_flops_per_token
+    )
 
 
 @pytest.mark.parametrize(

@@ -55,10 +55,10 @@ def probes(plan: Plan = PLAN) -> StepProbes:
 
 
 def test_each_part_is_measured_once(clock: Clock) -> None:
-    assert not probes().are_saved()
+    assert not probes().have("contended")
     first = probes().times("contended")
     clock.next = PartTime(2.0)
-    assert probes().are_saved()
+    assert probes().have("contended")
     assert probes().times("contended") == first
     assert sorted(clock.asked) == ["block", "head", "update"]
 
@@ -76,7 +76,7 @@ def test_a_contended_measurement_is_made_again(clock: Clock) -> None:
     clock.next = PartTime(5.0, ran_share=0.5)
     busy = probes().times("contended")
     assert busy.is_contended
-    assert not probes().are_saved()
+    assert not probes().have("contended")
     clock.next = PartTime(9.0)
     assert probes().times("missing") == busy  # for who only looks, each time alike
 
@@ -100,7 +100,7 @@ def test_another_measurement_is_asked_for_by_who_benches(clock: Clock) -> None:
 def test_what_is_disputed_is_measured_again(clock: Clock) -> None:
     probes().times("contended")
     probes().forget()
-    assert not probes().are_saved()
+    assert not probes().have("contended")
     probes().times("contended")
     assert len(clock.asked) == 6
 

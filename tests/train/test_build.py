@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llmtrain.choice import Choice
-from llmtrain.engine.plan_run import workload_of
+from llmtrain.engine.workload import workload_of
 from llmtrain.machine.probe import read_facts
 from llmtrain.model.decoder import Decoder
 from llmtrain.plan.planner import Plan, make_plan

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-from llmtrain.engine.plan_run import workload_of
 from llmtrain.engine.request import TrainRequest, resolve_profile
+from llmtrain.engine.workload import workload_of
 from llmtrain.errors import DoesNotFitError, UsageError
 from llmtrain.machine.facts import Facts
 from llmtrain.plan.gpu_speeds import SPEEDS, GpuSpeed, speed_of

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from llmtrain.engine.plan_run import workload_of
+from llmtrain.engine.workload import workload_of
 from llmtrain.machine.probe import read_facts
 from llmtrain.model import block, decoder
 from llmtrain.plan.planner import make_plan
