@@ -323,6 +323,7 @@ def _setup(
         processes=processes,
         masks_pairs=workload.masks_pairs(computes.attention.value),
         native_block=_has_native_block(computes),
+        native_loss=isinstance(computes, Plan) and computes.loss.value == "native",
         torch_build=workload.torch_build,
         lora=workload.lora,
         sync_every=workload.sync_every,

@@ -11,7 +11,12 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from llmtrain.choice import ActivationCheckpointing, DeviceKind, OptimizerName, Precision, Sharding
-from llmtrain.ops.chunk_sizes import MUON_STACK_BYTES, even_chunk, loss_chunk_tokens
+from llmtrain.ops.chunk_sizes import (
+    MUON_STACK_BYTES,
+    even_chunk,
+    loss_chunk_tokens,
+    native_chunk_tokens,
+)
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
@@ -35,6 +40,7 @@ class TrainingSetup:
     shards: int = 1  # processes over which weights, gradients and optimizer state are sharded
     masks_pairs: bool = False  # attention by a mask of all pairs of tokens
     native_block: bool = False  # blocks by native kernels of a CPU
+    native_loss: bool = False  # the loss likewise
     torch_build: str = "cpu"
     lora: LoraShape | None = None  # adapters that are trained beside the model
     sync_every: int = 1  # steps of each process before weights are averaged
@@ -238,6 +244,8 @@ def cast_parameters(shape: ModelShape, setup: TrainingSetup) -> int:
 
 def loss_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return the peak of the loss, which computes its own gradients chunk by chunk."""
+    if setup.native_loss:
+        return _native_loss_bytes(shape, setup)
     size, head = setup.element_bytes, shape.vocab_size * shape.hidden_size
     tokens = setup.micro_batch * shape.context
     limit = loss_chunk_tokens(shape.vocab_size, setup.device_kind, size)
@@ -257,6 +265,23 @@ def loss_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
         + head_gradient  # added to the embedding's at the end
         + beside
     )
+
+
+def _native_loss_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
+    """Return the peak of the native loss.
+
+    For the head's gradient it keeps exponentials where the other has a chunk's logits, and a copy
+    of the hidden states; without it neither. It adds to the gradient in place.
+    """
+    tokens, hidden = setup.micro_batch * shape.context, shape.hidden_size
+    chunk = native_chunk_tokens(tokens, shape.vocab_size)
+    head = shape.vocab_size * hidden
+    cast = HALF_BYTES * head if setup.frozen_bytes > HALF_BYTES and not setup.keeps_casts else 0
+    of_hidden = HALF_BYTES * tokens * hidden + (HALF_BYTES + FP32_BYTES) * chunk * hidden
+    if setup.lora is not None:
+        return of_hidden + cast
+    kept = HALF_BYTES * chunk * (shape.vocab_size + hidden)
+    return of_hidden + cast + kept + FP32_BYTES * head
 
 
 def optimizer_bytes(
