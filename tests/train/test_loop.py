@@ -71,6 +71,7 @@ def make_plan(micro_batch: int, accumulation: int) -> Plan:
         matmul_precision=choice("highest"),
         processes=choice(1),
         sharding=choice("replicate"),
+        sync_every=choice(1),
         threads=choice(1),
         micro_batch=choice(micro_batch),
         accumulation=choice(accumulation),
