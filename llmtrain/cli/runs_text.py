@@ -72,7 +72,7 @@ def _facts(run: Run, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "profile", run.profile or "-"
     how = _STATUS.get(run.status)
     yield "state", f"{run.state}: {how}" if how and run.state == "finished" else run.state
-    sessions = record.get("sessions") or []
+    sessions = [each for each in record.get("sessions") or [] if isinstance(each, Mapping)]
     yield "started", f"{_date(run.started)}, {counted(len(sessions), 'session')}"
     if sessions and sessions[0].get("command"):
         yield "command", shlex.join(map(str, sessions[0]["command"]))

@@ -69,7 +69,11 @@ def _facts_of(run: RunDirectory) -> RunFacts:
             **_only(data, _OF_DATA),
             "source_kinds": [str(each.get("kind")) for each in data.get("sources") or ()],
         },
-        sessions=[_only(each, _OF_SESSION) for each in record.get("sessions") or ()],
+        sessions=[
+            _only(each, _OF_SESSION)
+            for each in record.get("sessions") or ()
+            if isinstance(each, Mapping)
+        ],
         result={**_numbers(result), **_only(result, _OF_RESULT)},
         metrics=[_numbers(line) for line in lines][::-1],
     )

@@ -66,6 +66,12 @@ class TrainRequest:
     assumed: AssumedMachine | None = None  # plan for this machine; nothing is trained
     purpose: Purpose = "train"  # which profile is chosen where none is named
     announce: Announce | None = None  # of a run that is about to start: told what is measured
+    measures: bool = True  # False: for a run that will not train
+
+    @property
+    def may_measure(self) -> bool:
+        """True if this machine may be timed."""
+        return self.measures and self.assumed is None
 
     def load(self, profile: str | None, used_s: float = 0.0) -> LoadedProfile:
         """Return `profile` with the request's settings over it. Raises UsageError."""
@@ -113,11 +119,11 @@ class TrainRequest:
             return choose_finetuning_profile(facts, options), facts
         time_s = load_section(TrainSection, "train", merged).time
         self.measure_apart(ProfileTask(facts, options, time_s))
-        return choose_profile(facts, options, time_s, measure=self.assumed is None), facts
+        return choose_profile(facts, options, time_s, measure=self.may_measure), facts
 
     def measure_apart(self, task: Task) -> bool:
         """Measure for a run that is about to start here; return whether there was anything to."""
-        if self.announce is None or self.assumed is not None:
+        if self.announce is None or not self.may_measure:
             return False
         return measure_apart(task, self.announce)
 
@@ -170,6 +176,6 @@ def resolve_profile(
     ranks = world or World()
     task = PlanTask(facts, loaded.profile, ranks.size, ranks.local_size)
     was_measured = request.measure_apart(task)
-    tokens_per_step = choose_tokens_per_step(loaded.profile, facts, measure=request.assumed is None)
+    tokens_per_step = choose_tokens_per_step(loaded.profile, facts, measure=request.may_measure)
     loaded = with_chosen_step(loaded, tokens_per_step)
     return ResolvedProfile(loaded, name, facts, request.assumed, initial, notes, was_measured)

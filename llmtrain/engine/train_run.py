@@ -72,7 +72,11 @@ def resolved_run(request: TrainRequest, session: TrainSession) -> Iterator[Resol
 
         def enter() -> ResolvedRun:
             asked = replace(request, announce=session.note)
-            with session.stop.immediate():  # measuring takes long and has no checks
+            try:
+                with session.stop.immediate():  # measuring takes long and has no checks
+                    return lock.enter_context(resolve(asked, session.observe, world))
+            except InterruptedRunError:  # the run ends at its first check, and says so
+                asked = replace(request, measures=False)
                 return lock.enter_context(resolve(asked, session.observe, world))
 
         yield session.broadcast_from_main("run", ResolvedRun, enter, lambda: None)

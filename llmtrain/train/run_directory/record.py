@@ -104,7 +104,7 @@ class _Record(_Part):
     plan: dict[str, _Choice] = {}
     data: _Data | None = None
     init_from: _InitFrom | None = None
-    sessions: list[_Session] = []
+    sessions: list[_Session | str | float | None] = []  # what is no section is passed over
     machine: dict[str, Any] = {}
     peak_flops: Annotated[float, Field(ge=0)] | None = None
     result: _Result | None = None
