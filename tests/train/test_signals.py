@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 if sys.platform == "win32":
@@ -132,6 +133,28 @@ def test_second_signal_aborts_and_the_last_checkpoint_stands(start: Start, place
     assert "Traceback" not in err
     assert sorted(checkpoints.iterdir()) == list_checkpoints(checkpoints)  # nothing half-made
     assert load_checkpoint(list_checkpoints(checkpoints)[-1]).state.step >= 1
+
+
+def test_signal_while_another_process_measures_ends_both(
+    start: Start, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(place / "cache"))  # nothing is measured yet
+    process = start("train", "-p", "tiny.yaml", "--time", "31s", "--out", "run", "--json")
+    measuring: list[psutil.Process] = []
+
+    def is_measuring() -> bool:
+        children = psutil.Process(process.pid).children()
+        measuring[:] = [each for each in children if "measuring" in " ".join(each.cmdline())]
+        return bool(measuring)
+
+    wait_until(is_measuring, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 75, err
+    assert json.loads(out)["stopped"] == "interrupted"
+    assert "Traceback" not in err
+    assert not any(each.is_running() for each in measuring)
+    assert not (place / "run").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
