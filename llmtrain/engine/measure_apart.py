@@ -88,6 +88,12 @@ class PlanTask:
 Task = ProfileTask | PlanTask
 
 
+def plan_task(facts: Facts, profile: Profile, world: World | None) -> PlanTask:
+    """Return the task for the ranks of `world`, if the run was launched."""
+    ranks = world or World()
+    return PlanTask(facts, profile, ranks.size, ranks.local_size)
+
+
 def _has_room(facts: Facts, parameters: int) -> bool:
     room = _LEAST_ROOM_BYTES + 2 * _STATE_BYTES * parameters
     return facts.cpu.usable_memory_bytes >= room

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from llmtrain.choice import Choice
 from llmtrain.engine.find_run import ResolvedRun
+from llmtrain.engine.measure_apart import measure_apart, plan_task
 from llmtrain.engine.workload import workload_of
 from llmtrain.errors import DoesNotFitError
 from llmtrain.machine.allocator import return_free_memory
@@ -29,6 +30,7 @@ from llmtrain.plan.planned import Planned, planned_with
 from llmtrain.plan.planner import InferencePlan, Plan, make_inference_plan, make_plan
 from llmtrain.plan.probe import Measure
 from llmtrain.plan.process_benchmarks import with_timed_processes
+from llmtrain.plan.processes import several_processes
 from llmtrain.plan.workload import Workload
 from llmtrain.profile.load import LoadedProfile
 from llmtrain.profile.schema import DeviceSection, Profile
@@ -51,7 +53,7 @@ def plan_resolved(
     recorded, plan = resolved.recorded, _recorded_plan(resolved, world or World())
     if recorded is None or plan is None or not _has_kernels(plan, facts, announce):
         is_here = resolved.profile.assumed is None
-        which: Measure | None = "missing" if resolved.profile.was_measured_apart else None
+        which = _which_to_measure(resolved, world, announce)
         planned = plan_run(
             loaded.profile,
             world=world,
@@ -79,6 +81,18 @@ def _with_chosen_rounds(plan: Plan, loaded: LoadedProfile) -> Plan:
         return replace(plan, sync_every=Choice(every, origin.removeprefix(CHOSEN)))
     is_known = plan.sync_every.value == every
     return plan if is_known else replace(plan, sync_every=Choice(every, "asked for"))
+
+
+def _which_to_measure(
+    resolved: ResolvedRun, world: World | None, announce: Announce | None
+) -> Measure | None:
+    """Let another process measure for a run that is about to start; return what is left to."""
+    profile = resolved.profile
+    was_measured = profile.was_measured_apart
+    if not was_measured and profile.assumed is None and announce is not None:
+        task = plan_task(profile.facts, profile.loaded.profile, world)
+        was_measured = measure_apart(task, announce)
+    return "missing" if was_measured else None
 
 
 def _has_kernels(plan: Plan, facts: Facts, announce: Announce | None) -> bool:
@@ -112,7 +126,9 @@ def processes_of(resolved: ResolvedRun, announce: Announce) -> int:
     kind = decisions.choose_device(facts, profile.device).value
     workload = workload_of(profile, None, facts)
     if kind == "cpu" and resolved.profile.assumed is None:
-        which: Measure | None = "missing" if resolved.profile.was_measured_apart else None
+        which = None
+        if several_processes(facts, profile.device, workload):
+            which = _which_to_measure(resolved, None, announce)
         workload = with_timed_processes(facts, profile.device, workload, announce, which)
     return decisions.choose_processes(facts, profile.device, workload, kind).value
 

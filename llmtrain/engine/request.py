@@ -10,7 +10,7 @@ from typing import Literal
 
 from llmtrain.choice import Choice
 from llmtrain.engine.initial_model import InitialModel, continue_from
-from llmtrain.engine.measure_apart import PlanTask, ProfileTask, Task, measure_apart
+from llmtrain.engine.measure_apart import ProfileTask, Task, measure_apart, plan_task
 from llmtrain.engine.rows_kind import with_kind_of_rows
 from llmtrain.errors import UsageError
 from llmtrain.machine.assume import AssumedMachine
@@ -173,9 +173,9 @@ def resolve_profile(
     if loaded.profile.model.init_from is not None:
         continued = continue_from(loaded.profile.model.init_from, loaded)
         loaded, initial, notes = continued.loaded, continued.model, continued.notes
-    ranks = world or World()
-    task = PlanTask(facts, loaded.profile, ranks.size, ranks.local_size)
-    was_measured = request.measure_apart(task)
+    train, was_measured = loaded.profile.train, False
+    if train.tokens_per_step == "auto" and train.time is not None:  # else the plan measures
+        was_measured = request.measure_apart(plan_task(facts, loaded.profile, world))
     tokens_per_step = choose_tokens_per_step(loaded.profile, facts, measure=request.may_measure)
     loaded = with_chosen_step(loaded, tokens_per_step)
     return ResolvedProfile(loaded, name, facts, request.assumed, initial, notes, was_measured)
