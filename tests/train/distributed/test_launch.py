@@ -34,15 +34,15 @@ Launched = Callable[..., int]
 
 
 @pytest.fixture
-def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launched:
-    """Launches a line of Python a rank; each leaves its process id."""
-    begin = launch_module._started
+def ranks(monkeypatch: pytest.MonkeyPatch) -> Launched:
+    """Launches a line of Python a rank, and sees that all have ended."""
+    begin, begun = launch_module._started, list[subprocess.Popen[bytes]]()
 
     def started(command: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
         line = command[3 + int(environment["RANK"])]
-        leave = f"open({str(tmp_path)!r} + '/' + os.environ['RANK'], 'w').write(str(os.getpid()))"
-        script = f"import os, signal, sys, time; {leave}; {line}"
-        return begin([sys.executable, "-c", script], environment)
+        script = f"import os, signal, sys, time; {line}"
+        begun.append(begin([sys.executable, "-c", script], environment))
+        return begun[-1]
 
     monkeypatch.setattr(launch_module, "_started", started)
     monkeypatch.setattr(launch_module, "_GRACE_S", 0.3)
@@ -51,8 +51,7 @@ def ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Launched:
         try:
             return launch(len(lines), lines, stop or StopRequest())
         finally:
-            for file in tmp_path.iterdir():
-                assert not psutil.pid_exists(int(file.read_text()))
+            assert not any(psutil.pid_exists(process.pid) for process in begun)
 
     return run
 
