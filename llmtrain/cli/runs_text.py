@@ -111,7 +111,8 @@ def _ranks(ranks: Mapping[str, Any]) -> str:
         text += f" on {counted(len(machines), 'machine')}"
     if machines and len(machines) > 1:
         text += f" ({', '.join(map(str, machines))})"
-    return f"{text}, over {ranks['backend']}, started by {ranks['by']}"
+    by = "environment variables" if ranks["by"] == "environment" else ranks["by"]
+    return f"{text}, over {ranks['backend']}, started by {by}"
 
 
 def _date(text: str | None) -> str:

@@ -54,10 +54,8 @@ def _agreed_rounds(resolved: ResolvedRun, planned: Planned, session: TrainSessio
     plan, world = planned.plan, session.world
     if not plan.may_take_rounds:
         return plan.sync_every
-    device, gradient_bytes = (
-        set_up_device(plan, world),
-        FP32_BYTES * planned.workload.trained_parameters,
-    )
+    device = set_up_device(plan, world)
+    gradient_bytes = FP32_BYTES * planned.workload.trained_parameters
     limit_s = resolved.profile.loaded.profile.device.collective_timeout
     exchange = exchange_between(world, plan.backend.value, device, gradient_bytes, limit_s)
 

@@ -1,8 +1,8 @@
 """Measure a CPU in a process of its own, before a run that trains for a while.
 
-What is timed is allocated, and what is compiled imports a compiler: up to 220 MiB of it would stay
-in the process that trains, beside what its prediction counts. The measurements come back through
-their cache.
+What is timed is allocated, and what is compiled imports a compiler. Some of it stays in the
+process, beside what the prediction of a run counts (docs/measurements/memory.md). The measurements
+come back through their cache.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _has_room(facts: Facts, parameters: int) -> bool:
 
 
 def measure_apart(task: Task, announce: Announce) -> bool:
-    """Make the measurements that a task lacks in another process; return whether there were any.
+    """Make the measurements that a task lacks in another process; return whether it lacked any.
 
     Nothing depends on that: what it cannot measure or save, this process measures, or it meets the
     same error.

@@ -86,7 +86,10 @@ def _with_chosen_rounds(plan: Plan, loaded: LoadedProfile) -> Plan:
 def _which_to_measure(
     resolved: ResolvedRun, world: World | None, announce: Announce | None
 ) -> Measure | None:
-    """Let another process measure for a run that is about to start; return what is left to."""
+    """Let another process measure for a run that is about to start.
+
+    Return what this one has to measure then; None: as usual.
+    """
     profile = resolved.profile
     was_measured = profile.was_measured_apart
     if not was_measured and profile.assumed is None and announce is not None:
@@ -145,8 +148,8 @@ def plan_run(
     """Return how a machine would train `profile`. Raises UsageError and DoesNotFitError.
 
     `facts` are read from this machine if not given; for another machine's, `measure` is False and
-    nothing is timed. With `announce` measurements that take long are made; `which` of those that
-    were made before are made again is the usual if it is None.
+    nothing is timed. With `announce` measurements that take long are made. `which` is the `measure`
+    of `measured_cpu`.
     """
     if facts is None:
         facts = read_facts(tries_gpus=decisions.may_use_gpu(profile.device))

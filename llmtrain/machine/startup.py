@@ -23,9 +23,8 @@ def prepare_for_torch() -> None:
     Freed memory stays in the process. On a GPU free blocks are merged, where fragmentation took up
     to a seventh of the memory. Compiled kernels are kept across reboots. Threads that wait for
     each other spin by default, for milliseconds, which costs most of the speed where cores are few
-    and another program needs one. There they sleep after a moment: to sleep at
-    once makes the many short waits of native kernels longer. Variables that the user has set are
-    not changed.
+    and another program needs one. There they sleep after a moment: to sleep at once makes the many
+    short waits of native kernels longer. Variables that the user has set are not changed.
     """
     keep_freed_memory()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "compiled"))

@@ -48,7 +48,8 @@ def measured_cpu(
     """Return all measurements that a plan for this CPU needs.
 
     Compiling takes seconds to tens of seconds: that is done only where `announce` is given, which
-    reports it, and the run is to be compiled. `measure` is the usual if it is None.
+    reports it, and the run is to be compiled. `measure`: what is timed although it was before;
+    None: as `usual_measure` says.
     """
     measure = measure or usual_measure(announce)
     times = measured_eager_step(facts, options, workload, announce, measure)
@@ -82,7 +83,7 @@ def measured_eager_step(
     """Return the times of the kernels and of the parts of an eager step.
 
     Whether native kernels are among them depends on how long the run takes without them. Without
-    the parts where only a compiled step fits the memory.
+    the parts where only a compiled step fits the memory. `measure` is as of `measured_cpu`.
     """
     threads = cpu_threads(facts, options, workload)
     timing = _Timing(announce, measure or usual_measure(announce))
@@ -114,7 +115,7 @@ def measured_eager_step(
 
 
 def usual_measure(announce: Announce | None) -> Measure:
-    """Return what is measured for one who only looks, or for a run that is about to start."""
+    """Return what to measure for a plan that is only shown, or for a run that is about to start."""
     return "missing" if announce is None else "contended"
 
 

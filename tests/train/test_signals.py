@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,28 +24,22 @@ from llmtrain.train.distributed.world import World
 from llmtrain.train.events import Event, Saved, Step
 from llmtrain.train.signals import StopRequest, stop_on_signals
 from tests.ignored_signals import ignoring
-from tests.train.harness import Files, InProcessTrainer, RunAlone, Start
+from tests.train.harness import (
+    LIMIT_S,
+    Files,
+    InProcessTrainer,
+    RunAlone,
+    Start,
+    steps_of,
+    wait_until,
+)
 
 STEPS = 400  # seconds of training, so that a signal comes in time on a busy machine too
-LIMIT_S = 200
-
-
-def wait_until(is_true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    end_s = time.monotonic() + LIMIT_S
-    while not is_true():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end_s
-        time.sleep(0.005)
 
 
 def wait_for_steps(run: Path, steps: int, process: subprocess.Popen[str]) -> None:
     """At least so many steps are in the run's metrics."""
-    metrics = run / "metrics.jsonl"
-
-    def are_there() -> bool:
-        return metrics.is_file() and metrics.read_bytes().count(b'"loss"') >= steps
-
-    wait_until(are_there, process)
+    wait_until(lambda: steps_of(run) >= steps, process)
 
 
 @pytest.fixture(scope="module")

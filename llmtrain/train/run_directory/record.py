@@ -76,7 +76,7 @@ class _Result(_Part):
 
 
 class _Ranks(_Part):
-    """What was launched for a session."""
+    """The processes that were launched for a session."""
 
     by: _Shown | None
     processes: Annotated[int, Field(ge=1)]
