@@ -85,8 +85,15 @@ class RoleOptimizer(torch.optim.Optimizer):
         """Update every parameter that has a gradient."""
         if self.casts is not None:
             self.casts.forget()
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
+        updated = [
+            (group, [p for p in group["params"] if p.grad is not None])
+            for group in self.param_groups
+        ]
+        # All at once: between the working memory of the first update they would part its holes.
+        for group, parameters in updated:
+            for parameter in parameters:
+                self._state_of(group, parameter)
+        for group, parameters in updated:
             if group["algorithm"] == "muon":
                 self._muon(group, parameters)
             elif self.native:
@@ -120,9 +127,7 @@ class RoleOptimizer(torch.optim.Optimizer):
     def _ahead(self, group: dict[str, Any], parameter: Tensor) -> Tensor:
         """Update the momentum; return Nesterov's direction, of what this process has."""
         assert parameter.grad is not None
-        gradient, state = self.part(parameter.grad), self.state[parameter]
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(self.part(parameter))
+        gradient, state = self.part(parameter.grad), self._state_of(group, parameter)
         if self.native:
             factor = self._gradient_factor
             return nesterov(gradient, state["momentum"], group["momentum"], factor)
@@ -134,7 +139,7 @@ class RoleOptimizer(torch.optim.Optimizer):
         return tensor
 
     def _adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        states = [self._adamw_state(p) for p in parameters]
+        states = [self._state_of(group, p) for p in parameters]
         adamw(
             [self.part(p) for p in parameters],
             [self.part(p.grad) for p in parameters if p.grad is not None],
@@ -155,7 +160,7 @@ class RoleOptimizer(torch.optim.Optimizer):
 
     def _native_adamw(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         tensors = [
-            AdamwTensors(p, p.grad, **self._adamw_state(p), copy=self._copy(p))
+            AdamwTensors(p, p.grad, **self._state_of(group, p), copy=self._copy(p))
             for p in parameters
             if p.grad is not None
         ]
@@ -171,13 +176,17 @@ class RoleOptimizer(torch.optim.Optimizer):
     def _copy(self, parameter: Tensor) -> Tensor | None:
         return None if self.casts is None else self.casts.to_rewrite(parameter)
 
-    def _adamw_state(self, parameter: Tensor) -> dict[str, Tensor]:
+    def _state_of(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
+        """Return a parameter's state, zeros before its first update."""
         state: dict[str, Tensor] = self.state[parameter]
-        if not state:
-            device = parameter.device if self.defaults["fused"] else "cpu"
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            state["exp_avg"] = torch.zeros_like(self.part(parameter))
-            state["exp_avg_sq"] = torch.zeros_like(self.part(parameter))
+        if state:
+            return state
+        for name in STATE[group["algorithm"]]:
+            if name == "step":
+                device = parameter.device if self.defaults["fused"] else "cpu"
+                state[name] = torch.zeros((), dtype=torch.float32, device=device)
+            else:
+                state[name] = torch.zeros_like(self.part(parameter))
         return state
 
 

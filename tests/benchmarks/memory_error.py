@@ -48,9 +48,10 @@ def cases(device: str) -> list[Case]:
 
 def _cpu_cases() -> list[Case]:
     tiny, mini, small, medium = ("cpu-tiny", "cpu-mini", "cpu-small", "cpu-medium")
-    eager, compiled = {"device.compile": False}, {"device.compile": True}
+    by_torch = {"device.block_kernels": "torch", "device.loss": "chunks"}
+    eager, compiled = ({"device.compile": value} | by_torch for value in (False, True))
     fp32, many = {"device.precision": "fp32"}, {"model.vocab_size": 32000}
-    native = eager | {"device.block_kernels": "native", "device.loss": "native"}
+    native = {"device.compile": False, "device.block_kernels": "native", "device.loss": "native"}
 
     def micro(number: int, tokens_per_step: int) -> dict[str, Any]:
         return {"train.micro_batch": number, "train.tokens_per_step": tokens_per_step}

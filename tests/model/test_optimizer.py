@@ -51,6 +51,22 @@ def test_a_step_is_orthogonal_and_as_long_as_the_shape_says(shape: tuple[int, in
     assert sizes.max() < 1.25
 
 
+def test_all_state_is_there_before_the_first_update_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    some, embedding = parameters((16, 48), (48, 16), (16, 16)), parameters((8, 16))
+    optimizer = optimizer_of(some)
+    adamw = {"algorithm": "adamw", "lr": LR, "weight_decay": 0.0, "betas": (0.9, 0.95), "eps": 1e-8}
+    optimizer.add_param_group({"params": embedding, **adamw})
+    seen = []
+
+    def orthogonalize(stack: Tensor) -> Tensor:
+        seen.append([set(optimizer.state[p]) for p in (*some, *embedding)])
+        return stack
+
+    monkeypatch.setattr(optimizer_module, "orthogonalize", orthogonalize)
+    optimizer.step()
+    assert seen[0] == [{"momentum"}] * 3 + [{"step", "exp_avg", "exp_avg_sq"}]
+
+
 def test_the_size_of_a_gradient_does_not_matter_and_its_sign_does() -> None:
     some = parameters((16, 48))
     small = stepped(some)[0]
