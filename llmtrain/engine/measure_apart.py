@@ -28,9 +28,9 @@ from llmtrain.train.distributed.world import World
 
 _PROGRAM = "llmtrain.engine.measuring_process:main"
 
-# To start a process takes two seconds of a core. A core makes some 1e11 FLOP/s, one with matrix
-# instructions 1e12: this many take from ten seconds to minutes.
-_WORTH_FLOPS = 1e13
+# To start a process takes two seconds of a core, and measuring more. A core makes some 1e11 FLOP/s,
+# one with matrix instructions 1e12: this many take from seconds to half a minute.
+_WORTH_FLOPS = 2e12
 _WORTH_TIME_S = 30
 # Of the machine: two processes are beside each other while the second measures.
 _LEAST_ROOM_BYTES = 2 << 30

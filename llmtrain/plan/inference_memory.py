@@ -12,7 +12,7 @@ EVALUATION_TOKENS = 4096  # of one forward
 _BASELINES_BYTES = 20 << 20
 _XZ_BYTES = 75 << 20  # more, once the text fills the dictionary of the xz compressor
 _XZ_DICTIONARY_BYTES = 8 << 20
-_UNUSED_BYTES = {"cpu": 110 << 20}
+_UNUSED_BYTES = {"cpu": 41 << 20}
 _CPU_SLACK = 0.5  # of the forward's memory: freed blocks do not fit the next allocations
 
 

@@ -60,8 +60,8 @@ def test_a_longer_context_takes_more_to_generate_in() -> None:
 @pytest.mark.parametrize(
     ("predict", "measured_bytes"),
     [
-        (partial(predict_evaluation, text_bytes=600_000), 603_200 * 1024),
-        (predict_generation, 356_332 * 1024),
+        (partial(predict_evaluation, text_bytes=40_000), 530 * MIB),
+        (predict_generation, 356 * MIB),
     ],
 )
 def test_cpu_mini_is_within_5_percent_of_what_was_measured(
