@@ -14,7 +14,8 @@ AttentionKernel = Literal["sdpa", "blocks", "flex", "native"]
 LossKernel = Literal["chunks", "native", "triton"]
 BlockKernels = Literal["torch", "native", "triton"]  # of blocks beside attention
 ActivationCheckpointing = Literal["off", "selective", "full"]
-Sharding = Literal["replicate", "shard"]  # of weights and optimizer state over processes
+# Of weights and optimizer state over processes; hybrid: over those of a machine, on each machine.
+Sharding = Literal["replicate", "shard", "hybrid"]
 OptimizerName = Literal["muon", "adamw"]
 Algorithm = Literal["muon", "adamw"]  # that steps a parameter group
 

@@ -30,7 +30,8 @@ class ClusterScript(Document):
     warning_s: int = key("how long before that it is told to save and stop")
     command: list[Text] = key("of each rank, or for one machine of what launches them")
     sharding: Reasoned[Sharding] = key(
-        "whether each process has all weights and optimizer state, or a part"
+        "whether each process has all weights and optimizer state, or a part; hybrid: each machine "
+        "has all"
     )
     predicted: Prediction = key("the peak of a GPU, or of all processes of a machine on CPUs")
     memory_limit_bytes: int = key("what that may be")
@@ -83,7 +84,8 @@ class ClusterPlan(Document):
     nodes: int = key("machines")
     ranks: int = key("processes on all of them")
     sharding: Reasoned[Sharding] = key(
-        "whether each process has all weights and optimizer state, or a part"
+        "whether each process has all weights and optimizer state, or a part; hybrid: each machine "
+        "has all"
     )
     sync_every: Reasoned[int] = key(
         "steps that each process takes by itself before weights are averaged; 1: gradients are "

@@ -63,7 +63,8 @@ class Plan(Part):
     matmul_precision: Decision[MatmulPrecision] = key("torch's setting for products in fp32")
     processes: Decision[int] = key("ranks on all machines")
     sharding: Decision[Sharding] = key(
-        "whether each process has all weights and optimizer state, or a part"
+        "whether each process has all weights and optimizer state, or a part; hybrid: each machine "
+        "has all"
     )
     sync_every: Decision[int] = key(
         "steps that each process takes by itself before weights are averaged; 1: gradients are "

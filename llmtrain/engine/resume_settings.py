@@ -73,8 +73,16 @@ class RecordedRun:
         plan = self.plan
         if plan is None or _plan_options(self.profile) != _plan_options(profile):
             return None
+        if plan.sharding.value == "hybrid" and not self._was_launched_as(world):
+            return None
         processes = world.size if world.size > 1 else plan.processes.value
         return plan if plan.processes.value == processes else None
+
+    def _was_launched_as(self, world: World) -> bool:
+        """Return whether the last session's ranks were on as many machines, and as many on each."""
+        ranks = (self.values.get("sessions") or [{}])[-1].get("ranks") or {}
+        machines = [world.local_size] * (world.size // world.local_size)
+        return world.has_equal_machines and ranks.get("of_machines") == machines
 
 
 def read_recorded(directory: RunDirectory) -> RecordedRun:

@@ -31,6 +31,7 @@ def workload_of(
         micro_batch=profile.train.micro_batch,
         launched_processes=ranks.size if ranks is not None else None,
         launched_local_processes=ranks.local_size if ranks is not None else None,
+        has_equal_machines=ranks is None or ranks.has_equal_machines,
         optimizer=profile.optim.name,
         tokens=tokens,
         time_s=train.time,

@@ -55,6 +55,8 @@ def _changes(profile: Profile) -> Iterator[list[_Change]]:
         yield [_Change({"device.activation_checkpointing": "auto"}, recompute)]
     if profile.device.sharding == "replicate" and profile.device.processes != 1:
         yield [_Change({"device.sharding": "auto"}, "each process has a part of the model")]
+    if profile.device.sharding == "hybrid":
+        yield [_Change({"device.sharding": "auto"}, "one replica over all machines")]
     if profile.device.processes not in ("auto", 1):
         yield [_Change({"device.processes": 1}, "one process instead of several")]
     if profile.device.precision == "fp32":

@@ -115,8 +115,8 @@ def _step_s(planned: Planned, parts: StepTimes) -> float:
     computing_s = micro_batch_s(workload.shape, parts)
     gpu = planned.facts.of_kind("cuda")[0].name
     communicating_s = exposed_communication_s(workload, plan, gpu, computing_s) or 0.0
-    is_sharded = plan.sharding.value == "shard"  # each rank updates its share
-    saved_s = parts.update.seconds * (1 - 1 / ranks) if is_sharded else 0.0
+    shards = workload.shards(plan.sharding.value, ranks)  # each rank updates its share
+    saved_s = parts.update.seconds * (1 - 1 / shards)
     return step_s + communicating_s - saved_s
 
 

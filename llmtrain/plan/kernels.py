@@ -189,7 +189,7 @@ def unfit_for_native_block(options: DeviceSection, workload: Workload) -> str | 
         return f"their attention is native, and device.attention is {options.attention}"
     if options.compile is True:
         return "they are not compiled, and device.compile is true"
-    if options.sharding == "shard":
+    if options.sharding in ("shard", "hybrid"):
         return "they are for whole matrices, and the model is sharded"
     widths = {
         "model.hidden_size": shape.hidden_size,

@@ -58,14 +58,17 @@ def memory_limit_origin(facts: Facts, kind: DeviceKind) -> str:
 
 
 def choose_sharding(
-    options: DeviceSection, workload: Workload, processes: int, fits: Callable[[], object]
+    options: DeviceSection, workload: Workload, processes: int, fits: Callable[[Sharding], object]
 ) -> Choice[Sharding]:
     """Choose whether each process has all weights and optimizer state, or a part of them.
 
-    `fits` raises DoesNotFitError if a replica does not fit.
+    `fits` raises DoesNotFitError where memory is too short for that. Raises UsageError where
+    machines cannot have a replica each, which is asked for.
     """
     if processes == 1:
         return Choice("replicate", "one process has everything")
+    if options.sharding == "hybrid" and (why := why_no_replica_a_machine(workload, processes)):
+        raise UsageError(f"device.sharding: hybrid: {why}", hint="--set device.sharding=auto")
     if options.sharding != "auto":
         return Choice(options.sharding, "asked for")
     if workload.sync_every > 1:
@@ -75,10 +78,41 @@ def choose_sharding(
     if workload.is_dpo:
         return Choice("replicate", "training on pairs of answers is not sharded")
     try:
-        fits()
+        fits("replicate")
     except DoesNotFitError as error:
-        return Choice("shard", f"a replica does not fit: {error.message}")
+        why = f"a replica does not fit: {error.message}"
+        return _choose_shards(workload, processes, fits, why)
     return Choice("replicate", "a replica fits, and needs the least communication")
+
+
+def _choose_shards(
+    workload: Workload, processes: int, fits: Callable[[Sharding], object], why: str
+) -> Choice[Sharding]:
+    """Choose whether a model of which no process has a replica is sharded within each machine.
+
+    `why` no process has one.
+    """
+    if processes == (workload.launched_local_processes or processes):
+        return Choice("shard", why)
+    reason = why_no_replica_a_machine(workload, processes)
+    if reason is not None:
+        return Choice("shard", f"{why}; over all processes, as {reason}")
+    try:
+        fits("hybrid")
+    except DoesNotFitError as error:
+        return Choice("shard", f"{why}; nor spread over a machine's: {error.message}")
+    spread = "spread over a machine's processes it does, and only gradients travel between machines"
+    return Choice("hybrid", f"{why}; {spread}")
+
+
+def why_no_replica_a_machine(workload: Workload, processes: int) -> str | None:
+    """Return why a model cannot be sharded within each of several machines; None: it can."""
+    local = workload.launched_local_processes or processes
+    if local == processes:
+        return "all processes are on one machine"
+    if not workload.has_equal_machines or processes % local:
+        return "the machines have different numbers of processes"
+    return "each machine has one process" if local == 1 else None
 
 
 def choose_what_fits(
@@ -92,7 +126,8 @@ def choose_what_fits(
     def activations(
         sharding: Sharding = "replicate",
     ) -> tuple[Choice[ActivationCheckpointing], Choice[int]]:
-        return _activations(facts, options, workload, setup.sharded(sharding), local)
+        shards = workload.shards(sharding, setup.processes)
+        return _activations(facts, options, workload, replace(setup, shards=shards), local)
 
     sharding = choose_sharding(options, workload, setup.processes, activations)
     return sharding, *activations(sharding.value)

@@ -196,7 +196,7 @@ def choose_keep_weight_casts(
     block_kernels: BlockKernels = "torch",
 ) -> Choice[bool]:
     """Choose whether half-precision copies of the weights are kept between uses."""
-    if sharding == "shard":
+    if sharding != "replicate":
         return Choice(False, "sharded weights are rounded before they are gathered")
     if precision == "fp32":
         return Choice(False, "fp32 weights need no cast")

@@ -159,7 +159,7 @@ def make_plan(
     GPU's.
     """
     plan = _plan(facts, options, workload, times, gpu_times)
-    if plan.sharding.value == "shard" and plan.block_kernels.value == "native":
+    if plan.sharding.value != "replicate" and plan.block_kernels.value == "native":
         # A sharded model's hooks gather operands that native kernels do not take.
         options = options.model_copy(update={"block_kernels": "torch"})
         return _plan(facts, options, workload, times, gpu_times)
@@ -288,7 +288,7 @@ def predict(workload: Workload, plan: Plan) -> MemoryPrediction:
 
 def can_sample(workload: Workload, plan: Plan) -> bool:
     """Return whether a run has room for the whole weights, which samples are drawn from."""
-    if plan.sharding.value != "shard":
+    if plan.sharding.value == "replicate":
         return True
     setup = _setup_of(workload, plan)
     return whole_weights_fit(predict_training(workload.shape, setup), workload.shape, setup)
@@ -300,7 +300,8 @@ def _setup_of(workload: Workload, plan: Plan) -> TrainingSetup:
         micro_batch=plan.micro_batch.value,
         checkpointing=plan.activation_checkpointing.value,
         accumulates=plan.accumulation.value > 1,
-    ).sharded(plan.sharding.value)
+        shards=workload.shards(plan.sharding.value, plan.processes.value),
+    )
 
 
 def _has_native_block(computes: _Computation | Plan) -> bool:

@@ -80,7 +80,7 @@ def _plans(
             plan = make_plan(facts, asked, workload, times)
         except DoesNotFitError:
             break
-        if plan.sharding.value == "shard" or (
+        if plan.sharding.value != "replicate" or (
             plan.activation_checkpointing.value != plans.get(1, plan).activation_checkpointing.value
         ):
             break

@@ -36,7 +36,7 @@ def several_processes(facts: Facts, options: DeviceSection, workload: Workload) 
         workload.launched_processes is not None
         or options.processes != "auto"
         or options.threads != "auto"
-        or options.sharding == "shard"
+        or options.sharding in ("shard", "hybrid")
         or facts.cpu.omp_threads is not None
     )
     unmeasured = workload.sync_every > 1 or workload.lora is not None or workload.is_dpo

@@ -56,7 +56,7 @@ def why_no_rounds(processes: int, sharding: Sharding, precision: Precision) -> s
     """
     if processes == 1:
         return "one process trains alone"
-    if sharding == "shard":
+    if sharding != "replicate":
         return "a sharded model's processes need each other in every step"
     if precision == "fp16":
         return "fp16 needs a loss scale that all processes share in every step"

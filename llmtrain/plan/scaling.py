@@ -12,6 +12,10 @@ for the forward and once for the backward, and scatters their gradients in fp32,
 micro-batch; embedding and head are gathered before the first block and scattered after it, beside
 nothing. Muon's directions travel to their owners and back once a step, beside nothing.
 
+With a sharded replica on each machine (`device.sharding: hybrid`) all that stays within machines.
+Between them travel the gradients in fp32, once a step and by each rank its part: those of blocks
+beside the last backward, of embedding and head beside nothing.
+
 A collective over n ranks moves (n - 1) / n of its bytes into each rank over the links in a machine,
 and into each machine what it does not have over the network, which its ranks share; the slower one
 counts. An all-reduce is twice that.
@@ -74,8 +78,16 @@ class _Cluster:
     def seconds(self, size_bytes: float) -> float:
         """Return the time in which every rank receives what it lacks of `size_bytes`."""
         inside = size_bytes * (self.ranks - 1) / self.ranks / self.hardware.link_bytes_per_s
-        between = size_bytes * (self.nodes - 1) / self.nodes / self.hardware.network_bytes_per_s
-        return max(inside, between)
+        return max(inside, self.between_s(size_bytes))
+
+    def between_s(self, size_bytes: float) -> float:
+        """Return the time in which every machine receives what it lacks of `size_bytes`."""
+        return size_bytes * (self.nodes - 1) / self.nodes / self.hardware.network_bytes_per_s
+
+    @property
+    def machine(self) -> _Cluster:
+        """One of its machines."""
+        return replace(self, ranks=self.ranks // self.nodes, nodes=1)
 
 
 def predict_step(
@@ -94,11 +106,10 @@ def predict_step(
     rate = hardware.peak_flops * min(1.0, share)
     more = 1.0 + _RECOMPUTED[plan.activation_checkpointing.value]
     compute_s = flops * more / rate
-    is_sharded = plan.sharding.value == "shard"
     communication_s, exposed_s, received = _communication(
         workload, plan, cluster, compute_s / plan.accumulation.value
     )
-    update_s = updating / (ranks if is_sharded else 1) / rate
+    update_s = updating / workload.shards(plan.sharding.value, ranks) / rate
     return StepPrediction(compute_s, communication_s, exposed_s, update_s, received)
 
 
@@ -129,8 +140,14 @@ def _communication(
     workload: Workload, plan: Plan, cluster: _Cluster, micro_batch_s: float
 ) -> tuple[float, float, float]:
     """Return the seconds of communication, those beside nothing, and the bytes of a rank."""
-    moved = _sharded if plan.sharding.value == "shard" else _replicated
-    return moved(workload, plan, cluster, micro_batch_s)
+    if plan.sharding.value == "replicate":
+        return _replicated(workload, plan, cluster, micro_batch_s)
+    if plan.sharding.value == "shard":
+        return _sharded(workload, plan, cluster, micro_batch_s)
+    within = _sharded(workload, plan, cluster.machine, micro_batch_s)
+    between = _added_between(workload, cluster, micro_batch_s)
+    communication_s, exposed_s, received = map(sum, zip(within, between, strict=True))
+    return communication_s, exposed_s, received
 
 
 def _replicated(
@@ -166,6 +183,17 @@ def _sharded(
     exposed_s = number * (beside_forward_s + beside_backward_s + 2 * ends_s) + muon_s
     received = number * ((2 * element + FP32_BYTES) * matrices + 2 * ends) + muon
     return communication_s, exposed_s, received
+
+
+def _added_between(
+    workload: Workload, cluster: _Cluster, micro_batch_s: float
+) -> tuple[float, float, float]:
+    """Return what machines that have a replica each need to add their gradients."""
+    ends = FP32_BYTES * workload.shape.embedding_parameters
+    blocks = FP32_BYTES * workload.trained_parameters - ends
+    blocks_s, ends_s = 2 * cluster.between_s(blocks), 2 * cluster.between_s(ends)
+    exposed_s = max(0.0, blocks_s - (1 - _FORWARD) * micro_batch_s) + ends_s
+    return blocks_s + ends_s, exposed_s, 2.0 * (blocks + ends) / cluster.machine.ranks
 
 
 def scaled_shape(shape: ModelShape, hidden_size: int) -> ModelShape:

@@ -8,9 +8,9 @@ elementwise operations only where that is cheaper than recomputing them.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from llmtrain.choice import ActivationCheckpointing, DeviceKind, OptimizerName, Precision, Sharding
+from llmtrain.choice import ActivationCheckpointing, DeviceKind, OptimizerName, Precision
 from llmtrain.ops.chunk_sizes import (
     MUON_STACK_BYTES,
     even_chunk,
@@ -46,10 +46,6 @@ class TrainingSetup:
     sync_every: int = 1  # steps of each process before weights are averaged
     is_sync_delayed: bool = False  # they are averaged beside the next steps
     frozen_bytes: int = FP32_BYTES  # of a number of the model that they are beside
-
-    def sharded(self, sharding: Sharding) -> TrainingSetup:
-        """Return the setup with the model replicated, or sharded over all processes."""
-        return replace(self, shards=self.processes if sharding == "shard" else 1)
 
     @property
     def element_bytes(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llmtrain.choice import AttentionKernel, Choice, OptimizerName
+from llmtrain.choice import AttentionKernel, Choice, OptimizerName, Sharding
 from llmtrain.profile.lora_shape import LoraShape
 from llmtrain.profile.shape import ModelShape
 
@@ -19,6 +19,7 @@ class Workload:
     micro_batch: int | Literal["auto"] = "auto"
     launched_processes: int | None = None  # --nproc or torchrun; None: the plan decides
     launched_local_processes: int | None = None  # those on this machine
+    has_equal_machines: bool = True  # each has as many of them, with neighbouring ranks
     timed_processes: Choice[int] | None = None  # on a CPU, by timing a step of several
     optimizer: OptimizerName = "adamw"
     tokens: int | None = None  # that end the run
@@ -51,6 +52,12 @@ class Workload:
         if self.lora is None:
             return whole
         return whole * 2 // 3 + 6 * self.lora.parameters(self.shape)
+
+    def shards(self, sharding: Sharding, processes: int) -> int:
+        """Return over how many processes weights, gradients and optimizer state are spread."""
+        if sharding == "hybrid":
+            return self.launched_local_processes or processes
+        return processes if sharding == "shard" else 1
 
     def masks_pairs(self, attention: AttentionKernel) -> bool:
         """Return True if attention needs a mask of all pairs of tokens, as torch's kernels do."""

@@ -287,8 +287,9 @@ class DeviceSection(Section):
     pin_memory: bool | Auto = "auto"
     backend: Literal["auto", "gloo", "nccl"] = "auto"
     processes: Threads | Auto = "auto"
-    # Whether each process has all weights and optimizer state, or a part of them.
-    sharding: Literal["auto", "replicate", "shard"] = "auto"
+    # Whether each process has all weights and optimizer state, or a part of them: of all processes,
+    # or of those of its machine.
+    sharding: Literal["auto", "replicate", "shard", "hybrid"] = "auto"
     # How long ranks wait for a rank that does not respond.
     collective_timeout: Annotated[Duration, Field(ge=1, lt=_LONGEST_TIMEOUT_S)] = 600.0
 
@@ -321,7 +322,7 @@ class Profile(Section):
 
     @model_validator(mode="after")
     def _sharding_is_possible(self) -> Profile:
-        if self.device.sharding != "shard":
+        if self.device.sharding not in ("shard", "hybrid"):
             return self
         if self.lora.rank is not None:
             raise ValueError("device.sharding: a model that adapters are beside is not sharded")
@@ -343,7 +344,7 @@ class Profile(Section):
             )
         if every == 1:
             return self
-        if self.device.sharding == "shard":
+        if self.device.sharding in ("shard", "hybrid"):
             raise ValueError(
                 "train.sync_every: processes that take steps of their own need all weights, and a "
                 "sharded model's have a part of them"

@@ -21,6 +21,7 @@ from llmtrain.recipe.learning_rate import peak_learning_rates
 from llmtrain.train.checkpoint.adapter import Adapter
 from llmtrain.train.checkpoint.format import Checkpoint
 from llmtrain.train.distributed.own_state import own_state
+from llmtrain.train.distributed.replica import Replica, replica_of
 from llmtrain.train.distributed.rounds import OuterStep, Rounds
 from llmtrain.train.distributed.sharded_optimizer import ShardedGradScaler
 from llmtrain.train.distributed.sharding import ShardedModel
@@ -69,7 +70,7 @@ def build_run(
     model.separator_id = masking_separator(profile.data, tokens.separator_id)
     model.has_padding = profile.data.pads_windows
     model.preference_beta = profile.dpo.beta
-    optimizer = _optimizer(profile, plan, model, world if sharded is not None else None)
+    optimizer = _optimizer(profile, plan, model, None if sharded is None else sharded.replica)
     scaler = grad_scaler(device, enabled=plan.grad_scaler.value, is_sharded=sharded is not None)
     position, divergence = Position(), DivergenceState()
     rounds = _rounds(profile, plan, model, world, device)
@@ -113,8 +114,9 @@ def _model(
 ) -> tuple[Decoder, ShardedModel | None]:
     """Return the model with its weights on its device, whole, adapted or sharded."""
     device, precision = device_of(plan.device.value, world), plan.precision.value
-    if plan.sharding.value == "shard":
-        model, sharded = build_sharded_model(profile, precision, world, device)
+    if plan.sharding.value != "replicate":
+        replica = replica_of(world, plan.sharding.value, profile.exchange_timeout_s)
+        model, sharded = build_sharded_model(profile, precision, replica, device)
         set_weights(model, profile.train.seed, resumed, initial)
         return model, sharded
     if adapter is not None:
@@ -123,7 +125,7 @@ def _model(
 
 
 def _optimizer(
-    profile: Profile, plan: Plan, model: Decoder, sharded_over: World | None
+    profile: Profile, plan: Plan, model: Decoder, sharded_over: Replica | None
 ) -> RoleOptimizer:
     return build_optimizer(
         model,
@@ -207,7 +209,7 @@ def compute_as_planned(model: Decoder, plan: Plan) -> None:
         checkpointing=plan.activation_checkpointing.value,
         casts=model.casts,
         compiled=plan.compile.value,
-        sharded=plan.sharding.value == "shard",
+        sharded=plan.sharding.value != "replicate",
     )
 
 

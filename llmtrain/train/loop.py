@@ -110,9 +110,13 @@ class Run:
         return self.rounds is not None and not self.rounds.is_at_end
 
     @property
-    def saves_in_parts(self) -> bool:
-        """True if every rank has something to save: a part of the model, or its own state."""
-        return self.sharded is not None or (self.rounds is not None and self.world.size > 1)
+    def saving_ranks(self) -> int:
+        """How many ranks, the first ones, save: those with a part of the first replica, those with
+        a state of their own, or the first one.
+        """
+        if self.sharded is not None:
+            return self.sharded.replica.size
+        return self.world.size if self.rounds is not None else 1
 
     @property
     def steps_together(self) -> int:
@@ -152,8 +156,11 @@ class Run:
     def gradient_sync(self, is_last: bool) -> AbstractContextManager[object]:
         """Return a context for a backward; DDP averages gradients in a step's last one only.
 
-        FSDP2 does so in every one: what it had to keep otherwise would be of all weights.
+        FSDP2 does so over replicas. Within one it does in every one: what a rank had to keep
+        otherwise would be of all weights.
         """
+        if self.sharded is not None:
+            self.sharded.add_over_replicas(is_last=is_last)
         if isinstance(self.objective, DistributedDataParallel) and not is_last:
             return self.objective.no_sync()
         return nullcontext()

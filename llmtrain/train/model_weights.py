@@ -17,13 +17,13 @@ from llmtrain.profile.schema import Profile
 from llmtrain.profile.shape import ModelShape, shape_of
 from llmtrain.train.checkpoint.adapter import Adapter
 from llmtrain.train.checkpoint.format import Checkpoint
+from llmtrain.train.distributed.replica import Replica
 from llmtrain.train.distributed.sharding import (
     ShardedModel,
     is_sharded,
     local_part,
     part_of,
 )
-from llmtrain.train.distributed.world import World
 from llmtrain.train.loop import ReadWeights
 
 
@@ -37,12 +37,15 @@ def build_model(
 
 
 def build_sharded_model(
-    profile: Profile, precision: Precision, world: World, device: torch.device
+    profile: Profile, precision: Precision, replica: Replica, device: torch.device
 ) -> tuple[Decoder, ShardedModel]:
-    """Return the profile's model, of which this rank has its part; its weights are not set."""
+    """Return the profile's model, of which this rank has its part; its weights are not set.
+
+    `replica`: the ranks that have the others.
+    """
     with torch.device("meta"):
         model = Decoder(shape_of(profile.model))
-    sharded = ShardedModel(model, world, precision, device.type)
+    sharded = ShardedModel(model, replica, precision, device.type)
     model.to_empty(device=device)
     model.model.set_rotations(device)
     return model, sharded

@@ -14,9 +14,9 @@ from llmtrain.model.decoder import Decoder
 from llmtrain.model.optimizer import STATE, RoleOptimizer
 from llmtrain.profile.schema import OptimSection
 from llmtrain.recipe.learning_rate import Role, algorithm_of, peak_learning_rates
+from llmtrain.train.distributed.replica import Replica
 from llmtrain.train.distributed.sharded_optimizer import ShardedOptimizer
 from llmtrain.train.distributed.sharding import part_of
-from llmtrain.train.distributed.world import World
 
 
 def role_of(name: str, parameter: nn.Parameter) -> Role:
@@ -41,7 +41,7 @@ def build_optimizer(
     tokens_per_step: int,
     continues: bool = False,
     is_dpo: bool = False,
-    sharded_over: World | None = None,
+    sharded_over: Replica | None = None,
     native: bool = False,
 ) -> RoleOptimizer:
     """Build one group per role, with its algorithm and rate. Only hidden matrices decay.
@@ -73,7 +73,7 @@ def build_optimizer(
     fused = kernel == "fused"
     if sharded_over is None:
         return RoleOptimizer(groups, fused=fused, product_dtype=product_dtype, native=native)
-    return ShardedOptimizer(groups, fused=fused, product_dtype=product_dtype, world=sharded_over)
+    return ShardedOptimizer(groups, fused=fused, product_dtype=product_dtype, replica=sharded_over)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -41,7 +41,8 @@ def saved_tensors(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the weights and the optimizer state that this rank saves.
 
     They are all, or of a sharded model those that it owns, in memory of their own; then every rank
-    has to call it. With rounds of local steps they are the weights that it owns and its own state.
+    of its replica has to call it. With rounds of local steps they are the weights that it owns and
+    its own state.
     """
     weights, optimizer = trained_weights(run.model), named_state(run.model, run.optimizer)
     if run.rounds is not None:
@@ -50,6 +51,7 @@ def saved_tensors(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         return owned, run.rounds.state(optimizer)
     if run.sharded is None:
         return weights, optimizer
+    replica = run.sharded.replica
     shapes = {name: p.shape for name, p in run.model.named_parameters() if is_sharded(p)}
     of_state = {
         name: shapes[parameter]
@@ -58,8 +60,8 @@ def saved_tensors(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     }
     parts = {name: local_part(weight) for name, weight in weights.items()}
     return (
-        owned_tensors(parts, shapes, run.world),
-        owned_tensors(optimizer, of_state, run.world),
+        owned_tensors(parts, shapes, replica),
+        owned_tensors(optimizer, of_state, replica),
     )
 
 

@@ -281,7 +281,7 @@ class Trainer:
     def _save(self, *, in_background: bool) -> None:
         with self.logger.excluded():
             self.state = current_state(self.state, self.run, self.pace)
-            if self.run.world.is_main or self.run.saves_in_parts:
+            if self.run.world.rank < self.run.saving_ranks:
                 weights, optimizer = saved_tensors(self.run)
                 checkpoint = Checkpoint(
                     self.state,
@@ -363,9 +363,9 @@ def _logger(setup: TrainSetup) -> TrainLogger:
 
 
 def _saver(setup: TrainSetup) -> Saver:
-    """Return what saves the run: rank 0 alone, or all ranks that have something of their own."""
+    """Return what saves the run: rank 0 alone, or the ranks that have something of their own."""
     directory, profile, run = setup.directory.checkpoints, setup.profile, setup.run
-    if not run.saves_in_parts:
+    if run.saving_ranks == 1 or run.world.rank >= run.saving_ranks:
         return Saver(directory, profile.checkpoint, setup.observe)
     limit_s = profile.device.collective_timeout
     # A save waits for an exchange that would travel beside the next steps.
@@ -376,5 +376,6 @@ def _saver(setup: TrainSetup) -> Saver:
         setup.observe,
         run.world,
         limit_s,
+        ranks=run.saving_ranks,
         saves_rounds=saves_rounds,
     )

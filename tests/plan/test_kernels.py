@@ -177,6 +177,7 @@ def test_a_run_of_ten_minutes_takes_compiled_blocks_that_save_a_fifth_of_native_
         ({"attention": "blocks"}, "device.attention is blocks"),
         ({"compile": True}, "device.compile is true"),
         ({"sharding": "shard"}, "the model is sharded"),
+        ({"sharding": "hybrid"}, "the model is sharded"),
     ],
 )
 def test_native_blocks_are_refused_where_they_do_not_fit_and_else_left_out(

@@ -371,6 +371,64 @@ def test_what_does_not_fit_as_a_replica_is_sharded() -> None:
     assert (asked.sharding.value, asked.sharding.reason) == ("shard", "asked for")
 
 
+TWO_MACHINES: dict[str, Any] = {"launched_processes": 16, "launched_local_processes": 8}
+
+
+def shared(context: int = 4096, *assignments: str, **launched: Any) -> Plan:
+    """A plan for two machines of eight GPUs of 24 GiB, of which a replica needs several."""
+    facts = cuda_machine(*gpus(8, "A10", 24))
+    asked = (f"model.context={context}", *assignments)
+    return plan(facts, "gpu-large", *asked, **(TWO_MACHINES | launched))
+
+
+def test_a_machine_that_has_room_for_a_replica_shards_it_alone() -> None:
+    made = shared()
+    assert made.sharding.value == "hybrid"
+    assert "a replica does not fit" in made.sharding.reason
+    assert "only gradients travel between machines" in made.sharding.reason
+
+
+def test_what_a_machine_has_no_room_for_is_sharded_over_all() -> None:
+    made = shared(2048, "model.hidden_size=6144", "model.intermediate_size=18432")
+    assert made.sharding.value == "shard"
+    assert "nor spread over a machine's" in made.sharding.reason
+
+
+@pytest.mark.parametrize(
+    ("launched", "why"),
+    [
+        ({"launched_local_processes": 16}, "all processes are on one machine"),
+        ({"has_equal_machines": False}, "the machines have different numbers of processes"),
+        ({"launched_local_processes": 6}, "the machines have different numbers of processes"),
+        ({"launched_local_processes": 1}, "each machine has one process"),
+    ],
+)
+def test_a_replica_on_each_machine_needs_several_equal_machines(
+    launched: dict[str, Any], why: str
+) -> None:
+    facts = cuda_machine(*gpus(16, "A10", 24))
+    with pytest.raises(UsageError, match=why) as raised:
+        plan(facts, "gpu-large", "device.sharding=hybrid", **(TWO_MACHINES | launched))
+    assert raised.value.hint == "--set device.sharding=auto"
+    instead = plan(facts, "gpu-large", **(TWO_MACHINES | launched))
+    assert instead.sharding.value == "shard"
+    assert (why in instead.sharding.reason) == (launched != {"launched_local_processes": 16})
+
+
+def test_memory_is_that_of_a_model_sharded_over_a_machines_processes() -> None:
+    workload = replace(workload_of(profile_of("gpu-large")), **TWO_MACHINES)
+    made = shared(1024, "device.sharding=hybrid", "train.micro_batch=1")
+    eight = replace(workload, launched_processes=8, launched_local_processes=8)
+    here = plan(
+        cuda_machine(*gpus(8, "A10", 24)),
+        *("gpu-large", "model.context=1024", "device.sharding=shard", "train.micro_batch=1"),
+        launched_processes=8,
+        launched_local_processes=8,
+    )
+    alike = replace(here, activation_checkpointing=made.activation_checkpointing)
+    assert predict(workload, made) == predict(eight, alike)
+
+
 SMALL = shape_of(ModelSection(hidden_size=64, num_heads=2, num_layers=2, context=32))
 
 

@@ -44,6 +44,7 @@ def test_a_step_has_a_window_for_each_process() -> None:
         ({"processes": 4}, {}),
         ({"threads": 3}, {}),
         ({"sharding": "shard"}, {}),
+        ({"sharding": "hybrid"}, {}),
         ({}, {"launched_processes": 2}),
         ({}, {"sync_every": 30}),
         ({}, {"is_dpo": True}),

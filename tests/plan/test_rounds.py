@@ -70,6 +70,7 @@ def test_without_the_time_of_a_step_gradients_are_averaged() -> None:
     [
         (1, "replicate", "fp32", "one process trains alone"),
         (2, "shard", "bf16", "a sharded model's processes"),
+        (4, "hybrid", "bf16", "a sharded model's processes"),
         (2, "replicate", "fp16", "fp16 needs a loss scale"),
         (2, "replicate", "fp32", "decided when the ranks meet"),
     ],

@@ -107,6 +107,33 @@ def test_a_sharded_model_gathers_in_every_micro_batch() -> None:
     assert found.update_s < step(8, 8, sharding="replicate").update_s, "owners share the matrices"
 
 
+def test_with_a_replica_on_each_machine_only_gradients_travel_between_them() -> None:
+    workload, plan = planned(16, 8, sharding="hybrid")
+    found = predict_step(workload, plan, FAST, nodes=2)
+    alone = replace(workload, launched_processes=8)
+    eight = replace(plan, processes=Choice(8, ""), sharding=Choice("shard", ""))
+    within = predict_step(alone, eight, FAST, nodes=1)
+    size = 4 * workload.shape.parameters
+    assert found.received_bytes == pytest.approx(within.received_bytes + 2 * size / 8)
+    between_s = 2 * size / 2 / FAST.network_bytes_per_s
+    assert found.communication_s == pytest.approx(within.communication_s + between_s)
+    assert found.update_s == pytest.approx(within.update_s, rel=0.1), "each machine has its owners"
+
+
+def test_gradients_between_machines_do_not_grow_with_the_micro_batches() -> None:
+    """A slow network is used once a step; a model that is sharded over it in each of them."""
+    slow = replace(FAST, network_bytes_per_s=1e9)
+    few, many = {}, {}
+    for sharding in ("hybrid", "shard"):
+        workload, plan = planned(16, 8, sharding=sharding)
+        few[sharding] = predict_step(workload, plan, slow, nodes=2)
+        more = replace(plan, accumulation=Choice(4 * plan.accumulation.value, ""))
+        many[sharding] = predict_step(workload, more, slow, nodes=2)
+    assert many["hybrid"].communication_s < 2 * few["hybrid"].communication_s
+    assert many["shard"].communication_s > 3 * few["shard"].communication_s
+    assert few["hybrid"].step_s < few["shard"].step_s
+
+
 def test_a_scaled_shape_keeps_its_proportions() -> None:
     shape = shape_of(load_profile("gpu-large", environment={}).profile.model)
     assert scaled_shape(shape, shape.hidden_size) == shape

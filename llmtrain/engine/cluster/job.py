@@ -10,7 +10,9 @@ from pathlib import PurePath
 
 from llmtrain.engine.plan_run import plan_run
 from llmtrain.engine.request import TrainRequest, resolve_profile
+from llmtrain.engine.workload import workload_of
 from llmtrain.errors import DoesNotFitError, UsageError
+from llmtrain.plan.decisions import choose_device, choose_processes
 from llmtrain.plan.memory import libraries_bytes
 from llmtrain.plan.planned import Planned, planned_with
 from llmtrain.plan.planner import make_plan
@@ -100,8 +102,9 @@ def make_job(
         )
     resolved = resolve_profile(request)
     profile, facts = resolved.loaded.profile, resolved.facts
-    one = plan_run(profile, facts=facts, measure=False)
-    kind, local = one.plan.device.value, one.plan.processes.value
+    kind = choose_device(facts, profile.device).value
+    of_one = workload_of(profile, None, facts, measure=False)
+    local = choose_processes(facts, profile.device, of_one, kind).value
     if kind == "mps" and nodes > 1:
         raise UsageError("mps has no collective backend for several machines", hint="--nodes 1")
     if kind == "cuda":
@@ -145,6 +148,6 @@ def _main_memory_bytes(planned: Planned, local: int, ranks: int) -> int:
     if plan.device.value == "cpu":
         return round(_SPARE * planned.prediction.total_bytes)
     saved = checkpoint_bytes_of(workload, ranks)
-    saves_in_parts = plan.sharding.value == "shard" or workload.sync_every > 1
-    copied = saved * local // ranks if saves_in_parts else saved
+    saving = ranks if workload.sync_every > 1 else workload.shards(plan.sharding.value, ranks)
+    copied = saved * min(local, saving) // saving  # on the first machine
     return round(_SPARE * (local * (_HOST_BYTES + libraries_bytes("cpu")) + copied))

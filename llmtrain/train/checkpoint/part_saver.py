@@ -1,6 +1,7 @@
-"""Save a checkpoint of which each rank has a part: each writes its own, rank 0 completes it.
+"""Save a checkpoint of which several ranks have a part: each writes its own, rank 0 completes it.
 
 Ranks have parts of a sharded model, or the states of their own that rounds of local steps leave.
+Where each machine has a replica, those of the first machine save.
 
 Rank 0 makes the hidden directory. Each rank then writes, syncs and reads back its files in a thread
 and leaves what they are in the store of the launch. Once all have, rank 0 writes the manifest and
@@ -48,7 +49,7 @@ _WRITTEN, _FAILED, _SHORT = "written", "failed", "short"  # the first word of a 
 
 
 class PartSaver(Saver):
-    """Saves one checkpoint at a time, with all ranks. Every rank has one and calls it alike.
+    """Saves one checkpoint at a time, with the first ranks. Each has one and calls it alike.
 
     `save` is given what this rank owns, in memory that training does not change.
     """
@@ -61,16 +62,17 @@ class PartSaver(Saver):
         world: World,
         limit_s: float,
         *,
+        ranks: int,
         saves_rounds: bool = False,
     ) -> None:
-        """`limit_s`: how long rank 0 waits for the other ranks' files.
+        """`ranks`: how many have parts; `limit_s`: how long rank 0 waits for the others' files.
 
         `saves_rounds`: a save is due after every round, so that a lost rank costs no more than one.
         """
         super().__init__(directory, options, on_saved)
         assert world.store is not None, "a sharded model has several ranks"
         self._world, self._store, self._limit_s = world, world.store, limit_s
-        self._saves_rounds = saves_rounds
+        self._ranks, self._saves_rounds = ranks, saves_rounds
         self._number = 0
         self._closing = threading.Event()
 
@@ -93,7 +95,7 @@ class PartSaver(Saver):
 
         def begin() -> str:
             what = f"the checkpoint of step {step}"
-            require_room(self._directory, self._world.size * tensor_bytes(checkpoint), what)
+            require_room(self._directory, self._ranks * tensor_bytes(checkpoint), what)
             with write_errors_mapped(f"{what} could not be written"):
                 return begin_parts(self._directory, step).hidden.name
 
@@ -120,7 +122,7 @@ class PartSaver(Saver):
         self, written: Written, checkpoint: Checkpoint, number: int, started_s: float
     ) -> Path:
         """Write this rank's part and report it to rank 0; runs in the thread."""
-        rank, ranks = self._world.rank, self._world.size
+        rank, ranks = self._world.rank, self._ranks
         with self._failure_reported(number), write_errors_mapped(_what(checkpoint.state)):
             part = write_part(written, checkpoint, rank + 1, ranks)
         message = TypeAdapter(PartFiles).dump_json(part).decode()
@@ -134,8 +136,8 @@ class PartSaver(Saver):
         """Write rank 0's part, wait for the others', and complete the checkpoint."""
         try:
             with write_errors_mapped(_what(checkpoint.state)):
-                own = write_part(written, checkpoint, 1, self._world.size)
-                others = [self._part_of(rank, number) for rank in range(1, self._world.size)]
+                own = write_part(written, checkpoint, 1, self._ranks)
+                others = [self._part_of(rank, number) for rank in range(1, self._ranks)]
                 path = finalize_parts(written, checkpoint, [own, *others])
         finally:
             shutil.rmtree(written.hidden, ignore_errors=True)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from llmtrain.train.distributed.world import World
+from llmtrain.train.distributed.replica import Replica
 
 
 def own_rows(rows: int, rank: int, ranks: int) -> slice:
@@ -55,9 +55,9 @@ class Arriving:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """The matrices that each rank owns in one exchange, by their shapes."""
+    """The matrices that each rank of a replica owns in one exchange, by their shapes."""
 
-    world: World
+    replica: Replica
     shapes: tuple[tuple[torch.Size, ...], ...]  # by rank
     dtype: torch.dtype
     device: torch.device
@@ -65,7 +65,7 @@ class Round:
     @property
     def owned(self) -> tuple[torch.Size, ...]:
         """The shapes of this rank's matrices."""
-        return self.shapes[self.world.rank]
+        return self.shapes[self.replica.rank]
 
     def to_owners(self, pieces: Sequence[Sequence[Tensor]]) -> Arriving:
         """Send this rank's rows of every rank's matrices to their owners."""
@@ -73,7 +73,7 @@ class Round:
 
     def assembled(self, arriving: Arriving) -> list[Tensor]:
         """Return this rank's matrices, from what all ranks sent."""
-        size = self.world.size
+        size = self.replica.size
         buffer, sources = arriving.wait(), range(size)
         received = torch.split(buffer, [self._elements(self.owned, rank) for rank in sources])
         matrices: list[list[Tensor]] = [[] for _ in self.owned]
@@ -87,7 +87,7 @@ class Round:
 
     def to_shards(self, matrices: Sequence[Tensor]) -> Arriving:
         """Send to every rank its rows of this rank's matrices."""
-        ranks = range(self.world.size)
+        ranks = range(self.replica.size)
         pieces = [
             matrix[own_rows(len(matrix), rank, len(ranks))] for rank in ranks for matrix in matrices
         ]
@@ -95,7 +95,7 @@ class Round:
 
     def shards(self, arriving: Arriving) -> list[list[Tensor]]:
         """Return this rank's rows of every rank's matrices, from what their owners sent."""
-        rank, size = self.world.rank, self.world.size
+        rank, size = self.replica.rank, self.replica.size
         buffer, start, found = arriving.wait(), 0, []
         for shapes in self.shapes:
             rows: list[Tensor] = []
@@ -107,7 +107,7 @@ class Round:
         return found
 
     def _exchange(self, pieces: Sequence[Tensor], *, to_owners: bool) -> Arriving:
-        ranks, rank = range(self.world.size), self.world.rank
+        ranks, rank = range(self.replica.size), self.replica.rank
         by_owner = [self._elements(self.shapes[owner], rank) for owner in ranks]
         by_shard = [self._elements(self.owned, other) for other in ranks]
         counts, expected = (by_owner, by_shard) if to_owners else (by_shard, by_owner)
@@ -121,13 +121,14 @@ class Round:
             sent.view(torch.uint8),
             [width * count for count in expected],
             [width * count for count in counts],
+            group=self.replica.group,
             async_op=True,
         )
         assert work is not None
         return Arriving(buffer, work, sent)
 
     def _elements(self, shapes: Sequence[torch.Size], rank: int) -> int:
-        return sum(_rows_elements(shape, rank, self.world.size) for shape in shapes)
+        return sum(_rows_elements(shape, rank, self.replica.size) for shape in shapes)
 
 
 def _rows_elements(shape: torch.Size, rank: int, ranks: int) -> int:

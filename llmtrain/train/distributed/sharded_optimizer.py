@@ -3,7 +3,7 @@
 AdamW changes numbers one by one, so each rank updates its part. Muon orthogonalises a matrix as a
 whole: each has one owner, to which the ranks send their rows of Nesterov's direction, and which
 sends back theirs of the result, in the type of the products. While an owner works, the matrices of
-the next round travel.
+the next round travel. Where the model is sharded within machines, each machine has its owners.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from llmtrain.model.optimizer import RoleOptimizer, stacks
 from llmtrain.ops.orthogonal import orthogonalize
 from llmtrain.profile.shape import orthogonalization_flops
 from llmtrain.train.distributed.exchange import Arriving, Round, balanced_owners
+from llmtrain.train.distributed.replica import Replica
 from llmtrain.train.distributed.sharding import local_part
-from llmtrain.train.distributed.world import World
 
 _Stacks = list[list[Tensor]]  # of one round, by the rank that owns them
 
@@ -34,10 +34,10 @@ class ShardedOptimizer(RoleOptimizer):
         *,
         fused: bool,
         product_dtype: torch.dtype,
-        world: World,
+        replica: Replica,
     ) -> None:
         super().__init__(groups, fused=fused, product_dtype=product_dtype)
-        self._world = world
+        self._replica = replica
 
     def part(self, tensor: Tensor) -> Tensor:
         """Return this rank's part of a parameter or its gradient."""
@@ -58,7 +58,7 @@ class ShardedOptimizer(RoleOptimizer):
 
     def _rounds(self, parameters: list[Tensor]) -> Iterator[_Stacks]:
         """Yield what each rank orthogonalises at once, until every matrix had its turn."""
-        ranks = self._world.size
+        ranks = self._replica.size
         costs = [float(orthogonalization_flops(*parameter.shape)) for parameter in parameters]
         owned: list[list[Tensor]] = [[] for _ in range(ranks)]
         for parameter, owner in zip(parameters, balanced_owners(costs, ranks), strict=True):
@@ -71,7 +71,7 @@ class ShardedOptimizer(RoleOptimizer):
         """Update the momentum of a round's matrices, and send their directions to the owners."""
         shapes = tuple(tuple(parameter.shape for parameter in each) for each in owned)
         device = next(parameter.device for each in owned for parameter in each)
-        exchange = Round(self._world, shapes, self.product_dtype, device)
+        exchange = Round(self._replica, shapes, self.product_dtype, device)
         pieces = [[self._ahead(group, parameter) for parameter in each] for each in owned]
         return owned, exchange, exchange.to_owners(pieces)
 

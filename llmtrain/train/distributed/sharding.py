@@ -5,6 +5,9 @@ their gradients are summed in fp32 and scattered. Embedding and head are one gro
 fp32: the loss computes the head's gradient in its forward. Gains are not sharded: they are few, and
 rounded to half precision they would be another function. Their gradients are averaged once a step.
 
+Where each machine has a replica (HSDP: PyTorch's "hybrid sharding"), all that is within a machine,
+and once a step the ranks that have the same part average its gradients over machines.
+
 FSDP2 imports torch's compiler, which takes seconds: only a sharded run does that.
 """
 
@@ -24,7 +27,7 @@ from llmtrain.choice import Precision
 from llmtrain.model.decoder import Decoder
 from llmtrain.ops.precision import half_dtype
 from llmtrain.train.distributed.exchange import own_rows
-from llmtrain.train.distributed.world import World
+from llmtrain.train.distributed.replica import Replica
 
 if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
@@ -56,19 +59,19 @@ def part_of(whole: Tensor, parameter: Tensor) -> Tensor:
 
     assert isinstance(parameter, DTensor)
     mesh = parameter.device_mesh
-    return whole[own_rows(len(whole), mesh.get_local_rank(), mesh.size())]
+    parts = mesh.ndim - 1  # the dimension before it, if there is one, is that of replicas
+    return whole[own_rows(len(whole), mesh.get_local_rank(parts), mesh.size(parts))]
 
 
 class ShardedModel:
-    """A decoder whose matrices are sharded over all ranks. Its modules stay the decoder's own."""
+    """A decoder whose matrices are sharded over a replica's ranks. Its modules stay its own."""
 
-    def __init__(self, model: Decoder, world: World, precision: Precision, kind: str) -> None:
+    def __init__(self, model: Decoder, replica: Replica, precision: Precision, kind: str) -> None:
         """Shard `model` in place; its matrices are empty after that, if they were on `meta`."""
-        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-        self._model, self._world = model, world
-        mesh = init_device_mesh(kind, (world.size,))
+        self._model, self.replica = model, replica
+        mesh = replica.mesh(kind)
         ignored = set(_gains(model))
         policy = MixedPrecisionPolicy(
             param_dtype=half_dtype(precision),
@@ -87,6 +90,14 @@ class ShardedModel:
             assert isinstance(following, FSDPModule)
             block.set_modules_to_forward_prefetch([following])
 
+    def add_over_replicas(self, *, is_last: bool) -> None:
+        """Let the next backward add gradients over replicas too, if it is a step's last one.
+
+        In those before it they are added within a replica, where each rank keeps its part.
+        """
+        if self.replica.replicas > 1:
+            self._whole.set_requires_all_reduce(is_last)
+
     def finish_gradients(self) -> None:
         """Average the gradients of gains over ranks; FSDP2 has averaged those of matrices."""
         gradients = [gain.grad for gain in _gains(self._model) if gain.grad is not None]
@@ -94,7 +105,7 @@ class ShardedModel:
             return
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
-        flat /= self._world.size
+        flat /= self.replica.size * self.replica.replicas
         parts = torch.split(flat, [gradient.numel() for gradient in gradients])
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
@@ -111,7 +122,8 @@ class ShardedModel:
                 into = sharded if is_sharded(parameter.grad) else whole
                 into.append(local_part(parameter.grad))
         squares = nn.utils.get_total_norm(sharded, foreach=True).square()
-        dist.all_reduce(squares)
+        dist.all_reduce(squares)  # over all ranks, so that they have one number
+        squares /= self.replica.replicas
         norm = (squares + nn.utils.get_total_norm(whole, foreach=True).square()).sqrt()
         if limit is not None:
             scale = (limit / (norm + 1e-6)).clamp(max=1.0)  # as nn.utils.clip_grad_norm_
@@ -134,6 +146,11 @@ class ShardedModel:
             yield
         finally:
             self.free()
+
+    @property
+    def _whole(self) -> FSDPModule:
+        """The whole model, as FSDP2 knows it."""
+        return next(self._groups())
 
     def _groups(self) -> Iterator[FSDPModule]:
         from torch.distributed.fsdp import FSDPModule

@@ -54,6 +54,7 @@ class World:
     local_rank: int = 0
     local_size: int = 1
     store: Store | None = None
+    has_equal_machines: bool = True  # each has as many ranks, one after the other; rank 0 knows
 
     @property
     def is_main(self) -> bool:
@@ -190,12 +191,16 @@ def world_from_environment() -> World:
     local_size = _number("LOCAL_WORLD_SIZE", 1, size, default=size)
     if not is_launched() and rank >= local_size:  # on another machine than rank 0
         require_reachable(os.environ["MASTER_ADDR"], _number("MASTER_PORT", 1, 65535))
+    local_rank = _number("LOCAL_RANK", 0, local_size - 1, default=0)
+    store = rendezvous_store(_launch_store(), rank, size)
+    is_regular = size % local_size == 0 and rank % local_size == local_rank
     return World(
         rank=rank,
         size=size,
-        local_rank=_number("LOCAL_RANK", 0, local_size - 1, default=0),
+        local_rank=local_rank,
         local_size=local_size,
-        store=rendezvous_store(_launch_store(), rank, size),
+        store=store,
+        has_equal_machines=_are_equal(store, rank, size, local_size if is_regular else 0),
     )
 
 
@@ -244,6 +249,28 @@ def rendezvous_store(
                 f"rank {rank} waited {limit} for other ranks to start", hint=_hint_of_agents()
             )
         time.sleep(_POLL_EVERY_S)
+
+
+def _are_equal(store: Store, rank: int, size: int, local_size: int) -> bool:
+    """Return on rank 0 whether every rank's machine has as many ranks, in order; else True.
+
+    `local_size`: how many this rank's machine has; 0: they are in another order. Every rank has to
+    call it, with a store that `rendezvous_store` returned. Raises PeerLostError.
+    """
+    store.set(_machine_key(rank), str(local_size))
+    if rank > 0:
+        return True
+    keys = [_machine_key(other) for other in range(size)]
+    end_s = time.monotonic() + _RENDEZVOUS_LIMIT.total_seconds()
+    while not store.check(keys):
+        if time.monotonic() > end_s:
+            raise PeerLostError("another rank ended before it was known where it runs")
+        time.sleep(_POLL_EVERY_S)
+    return local_size > 0 and {store.get(key).decode() for key in keys} == {str(local_size)}
+
+
+def _machine_key(rank: int) -> str:
+    return f"ranks on the machine of rank {rank}"
 
 
 def _hint_of_agents() -> str | None:

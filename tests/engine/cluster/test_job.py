@@ -16,11 +16,17 @@ def test_a_job_has_a_rank_for_every_gpu_of_every_machine(make: MakeJob) -> None:
     assert job.command[-4:] == ("--out", "/shared/run", "--resume", "auto")
 
 
-def test_what_does_not_fit_as_a_replica_is_sharded_over_all_machines(make: MakeJob) -> None:
-    fits, sharded = make(), make("cuda:8x24GiB")
+def test_what_does_not_fit_as_a_replica_is_sharded_within_machines(make: MakeJob) -> None:
+    fits, hybrid = make(), make("cuda:8x24GiB")
     assert fits.planned.plan.sharding.value == "replicate"
-    assert sharded.planned.plan.sharding.value == "shard"
+    assert hybrid.planned.plan.sharding.value == "hybrid"
+    assert hybrid.memory_bytes == fits.memory_bytes, "the first machine's ranks copy it all"
+    sharded = make("cuda:8x24GiB", assignments=["device.sharding=shard"])
     assert sharded.memory_bytes < fits.memory_bytes, "each rank copies its part to save it"
+    asked = make("cuda:8x24GiB", assignments=["device.sharding=hybrid"])
+    assert asked.planned.plan.sharding.reason == "asked for"
+    with pytest.raises(UsageError, match="all processes are on one machine"):
+        make("cuda:8x24GiB", nodes=1, assignments=["device.sharding=hybrid"])
     with pytest.raises(DoesNotFitError):
         make("cuda:8x24GiB", assignments=["device.sharding=replicate"])
 

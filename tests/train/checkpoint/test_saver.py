@@ -158,7 +158,13 @@ def test_rounds_are_saved_where_that_takes_no_more_than_a_twentieth_of_the_time(
     monkeypatch.setattr(saver_module, "time", clock)
     world = World(size=2, store=dist.HashStore())
     saver = PartSaver(
-        tmp_path, CheckpointSection(), lambda _: None, world, 60.0, saves_rounds=saves_rounds
+        tmp_path,
+        CheckpointSection(),
+        lambda _: None,
+        world,
+        60.0,
+        ranks=2,
+        saves_rounds=saves_rounds,
     )
     saver.elapsed_s = writing_s
     assert saver.is_due(30, 30) == (due_s == 0.0)

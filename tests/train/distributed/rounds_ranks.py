@@ -313,7 +313,7 @@ def main() -> None:
     exchange = exchange_between(world, "gloo", CPU, 4 << 20, 60.0)
     with world.process_group("gloo", 60.0):
         options = CheckpointSection(keep_last=9)
-        saver = PartSaver(directory / "two", options, lambda _: None, world, 60.0)
+        saver = PartSaver(directory / "two", options, lambda _: None, world, 60.0, ranks=world.size)
         work: dict[str, Any] = {
             "as_gradients": partial(as_gradients, world),
             "fp32": partial(by_formula, world, "fp32"),

@@ -144,7 +144,9 @@ def resumed(world: World, directory: Path) -> dict[str, Any]:
     losses(alone, 4)
     saved: list[Any] = []
     (directory / "two").mkdir(exist_ok=True)
-    saver = PartSaver(directory / "two", CheckpointSection(), saved.append, world, 60.0)
+    saver = PartSaver(
+        directory / "two", CheckpointSection(), saved.append, world, 60.0, ranks=world.size
+    )
     saver.save(checkpoint_of(run), in_background=True)
     losses(run, 1)  # changes the weights while they are written
     saver.save(checkpoint_of(run), in_background=False)
@@ -164,15 +166,15 @@ def resumed(world: World, directory: Path) -> dict[str, Any]:
     }
 
 
-def overflow(world: World) -> dict[str, Any]:
+def overflow(world: World, bad_rank: int = 1, **settings: Any) -> dict[str, Any]:
     """A gradient that overflows on one rank after the ranks have added theirs."""
-    run = run_of(world)
+    run = run_of(world, **settings)
     run.scaler = ShardedGradScaler(KIND, init_scale=1024.0)
     before = whole_weights(run)
     unscale = run.scaler.unscale_
 
     def overflowing(optimizer: torch.optim.Optimizer) -> None:
-        if world.rank == 1 and run.position.step == 1:
+        if world.rank == bad_rank and run.position.step == 1:
             gradient = next(iter(run.model.parameters())).grad
             assert gradient is not None
             local_part(gradient).fill_(torch.inf)
@@ -189,24 +191,24 @@ def overflow(world: World) -> dict[str, Any]:
     return found
 
 
-def diagnosed(world: World) -> dict[str, Any]:
+def diagnosed(world: World, bad_rank: int = 1, **settings: Any) -> dict[str, Any]:
     """What the ranks say of a bad number that only one of them has."""
     found: dict[str, Any] = {}
-    run = run_of(world)
+    run = run_of(world, **settings)
     losses(run, 1)
 
     def spoil(_module: Any, _arguments: Any, output: Tensor) -> Tensor:
-        return output * torch.nan if world.rank == 1 else output
+        return output * torch.nan if world.rank == bad_rank else output
 
     hook = run.model.model.layers[1].register_forward_hook(spoil)
     found["output"] = repr(diagnose(run, 0))
     hook.remove()
     found["nothing"] = repr(diagnose(run, 0))
-    if world.rank == 1:
+    if world.rank == bad_rank:
         local_part(run.model.model.embed_tokens.weight.detach())[0, 0] = torch.nan
     found["weight"] = repr(diagnose(run, 0))
     rewind_run(run, 0, None)
-    alone = run_of(alone_beside(world))
+    alone = run_of(alone_beside(world), **settings)
     found["rewound"] = largest_difference(whole_weights(run), whole_weights(alone))
     with run.whole_weights():
         tokens = torch.arange(16, device=run.device)[None]

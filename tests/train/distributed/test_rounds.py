@@ -261,6 +261,7 @@ def test_what_is_due_within_a_round_is_done_at_its_end() -> None:
         ({"train.sync_every": "auto", "device.sharding": "shard"}, "have a part of them"),
         ({"train.sync_every": "always"}, "has to be a whole number or 'auto'"),
         ({"device.sharding": "shard"}, "a sharded model's have a part of them"),
+        ({"device.sharding": "hybrid"}, "a sharded model's have a part of them"),
         (
             {"lora.rank": 4, "model.init_from": "x", "optim.name": "adamw"},
             "adapters are small",

@@ -20,7 +20,7 @@ from llmtrain.errors import DataError, LlmtrainError, PeerLostError
 from llmtrain.train.checkpoint.format import load_checkpoint
 from llmtrain.train.checkpoint.integrity import verify_checkpoint
 from llmtrain.train.checkpoint.names import list_checkpoints
-from llmtrain.train.distributed.world import World, rendezvous_store
+from llmtrain.train.distributed.world import World, _are_equal, rendezvous_store
 from llmtrain.train.run_directory.directory import RunDirectory
 from tests.pinned import pinned_keywords, pinned_options
 from tests.train.harness import (
@@ -390,6 +390,20 @@ def test_a_rank_whose_others_never_come_says_so() -> None:
     for rank in (0, 1):
         with pytest.raises(PeerLostError, match=f"rank {rank} waited .* for other ranks to start"):
             rendezvous_store(dist.HashStore(), rank, 2, timedelta(seconds=0.1))
+
+
+@pytest.mark.parametrize(
+    ("local_sizes", "are_equal"),
+    [([2, 2, 2, 2], True), ([2, 2, 1, 1], False), ([2, 2, 0, 0], False), ([0, 2, 2, 2], False)],
+)
+def test_rank_0_knows_whether_machines_have_as_many_ranks(
+    local_sizes: list[int], are_equal: bool
+) -> None:
+    """0: the ranks of a machine are in another order."""
+    store = dist.HashStore()
+    others = [_are_equal(store, rank, 4, local_sizes[rank]) for rank in (1, 2, 3)]
+    assert all(others), "they do not wait for it"
+    assert _are_equal(store, 0, 4, local_sizes[0]) == are_equal
 
 
 def test_of_agents_that_share_a_store_it_says_how_they_do_not(

@@ -1,4 +1,4 @@
-"""Two ranks of a test's own program, launched once for all of a module's tests."""
+"""Ranks of a test's own program, launched once for all of a module's tests."""
 
 from __future__ import annotations
 
@@ -19,16 +19,24 @@ _LIMIT_S = 200
 def run_two_ranks(module: str, directory: Path) -> None:
     """Run the program on two ranks, which leave what they found in `directory`."""
     (directory / "two").mkdir()
+    run_ranks(module, directory, 2, 2)
+
+
+def run_ranks(module: str, directory: Path, number: int, local: int) -> None:
+    """Run the program on so many ranks, of which each "machine" has `local`."""
     _store, port = open_store()
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", module, str(directory)],
             cwd=ROOT,
-            env=os.environ | rank_environment(rank, 2, port) | {LAUNCHED_VARIABLE: "1"},
+            env=os.environ
+            | rank_environment(rank, number, port)
+            | {"LOCAL_RANK": str(rank % local), "LOCAL_WORLD_SIZE": str(local)}
+            | {LAUNCHED_VARIABLE: "1"},
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(number)
     ]
     try:
         for rank in ranks:
@@ -42,4 +50,9 @@ def run_two_ranks(module: str, directory: Path) -> None:
 
 def found_by_two_ranks(directory: Path) -> list[dict[str, Any]]:
     """Return what each rank has written as JSON."""
-    return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return found_by_ranks(directory, 2)
+
+
+def found_by_ranks(directory: Path, number: int) -> list[dict[str, Any]]:
+    """Return what each of so many ranks has written as JSON."""
+    return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in range(number)]
