@@ -141,7 +141,8 @@ class BlockTimes:
     """Seconds for one block forward and backward on a micro-batch, and for compiling it.
 
     `compiled_s` is the eager time times the ratio of CPU times, which a busy machine hardly
-    changes: the two are to be compared. `wall_s` is the compiled block's own time.
+    changes: the two are to be compared. `wall_s` is the compiled block's own time, `load_s` that
+    of compiling it again, with the code in the compiler's cache, as a run has to.
     """
 
     eager_s: float
@@ -149,6 +150,7 @@ class BlockTimes:
     compile_s: float
     wall_s: float | None = None  # None: as `compiled_s`
     ran_share: float = 1.0  # of its runnable time in which threads had a core
+    load_s: float | None = None  # None: not timed
 
     @property
     def is_contended(self) -> bool:
