@@ -108,6 +108,7 @@ READS_WHAT_IT_TRUSTS = {
     "machine/core_wait",
     "machine/energy",
     "machine/memory_usage",
+    "machine/numa",
     "machine/rlimits",
     "machine/measurement_cache",  # the key of an entry
     "train/divergence/rewind",

@@ -45,6 +45,9 @@ class Cpu(Part):
     physical_cores: int | None = key("null: unknown")
     logical_cores: int = key("hardware threads")
     sockets: int | None = key("null: unknown")
+    numa_cores: list[int] = key(
+        "physical cores of each NUMA node that this process may run on; empty: unknown"
+    )
     usable_cores: int = key("physical cores that this process may keep busy")
     quota_cores: float | None = key("the control group's limit, in cores; null: none")
     isa: list[Text] = key("instruction sets that matter here, as far as known")

@@ -71,6 +71,7 @@ class Plan(Part):
         "averaged in every step"
     )
     threads: Decision[int] = key("of one process")
+    numa_binding: Decision[bool] = key("whether each process keeps to the cores of a NUMA node")
     micro_batch: Decision[int] = key("sequences of one forward and backward")
     accumulation: Decision[int] = key("micro-batches of one process in an optimizer step")
     attention: Decision[AttentionKernel] = key("the kernel")

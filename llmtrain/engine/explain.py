@@ -32,6 +32,7 @@ _OPTIONS = {  # the profile's key for a decision of the plan
     "sharding": "device.sharding",
     "sync_every": "train.sync_every",
     "threads": "device.threads",
+    "numa_binding": "device.numa_binding",
     "micro_batch": "train.micro_batch",
     "attention": "device.attention",
     "loss": "device.loss",

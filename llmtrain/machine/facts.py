@@ -40,6 +40,7 @@ class CpuFacts:
     affinity_physical_cores: int | None = None  # distinct physical cores behind affinity_cores
     memory_limited_by: str | None = None  # the control group, RLIMIT_AS, RLIMIT_DATA
     omp_threads: int | None = None  # OMP_NUM_THREADS, if the user set it
+    numa_cores: tuple[int, ...] = ()  # allowed physical cores of each NUMA node; empty: unknown
 
     @property
     def usable_cores(self) -> int:

@@ -1,7 +1,7 @@
 """Read the hardware: the devices present, and those that work.
 
-Only this module and those that it calls (cpu, cgroup, rlimits, memory_usage) read the machine. They
-return plain `Facts`, and every decision is a pure function of those.
+Only this module and those that it calls (cpu, cgroup, numa, rlimits, memory_usage) read the
+machine. They return plain `Facts`, and every decision is a pure function of those.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from llmtrain.machine.cgroup import read_limits
 from llmtrain.machine.cpu import CpuDescription, allowed_cores, parse_sysctl, read_linux_cpu
 from llmtrain.machine.facts import Accelerator, AcceleratorKind, CpuFacts, Facts
 from llmtrain.machine.memory_usage import read_system_memory
+from llmtrain.machine.numa import read_numa_nodes
 from llmtrain.machine.rlimits import read_process_limit
 
 Failure = tuple[AcceleratorKind, str]
@@ -81,11 +82,22 @@ def read_cpu(root: Path = Path("/")) -> CpuFacts:
         memory_limit_bytes=memory.limit_bytes,
         memory_limited_by=None if memory.limit_bytes is None else "the control group",
         omp_threads=_omp_threads(),
+        numa_cores=_numa_cores(described, affinity, root),
     )
     own = read_process_limit(cpu.usable_cores, root)
     if own is None or own.reachable_bytes >= cpu.usable_memory_bytes:
         return cpu
     return replace(cpu, memory_limit_bytes=own.reachable_bytes, memory_limited_by=own.name)
+
+
+def _numa_cores(
+    described: CpuDescription, allowed: Collection[int] | None, root: Path
+) -> tuple[int, ...]:
+    """Return the allowed physical cores of each NUMA node; its logical ones where unknown."""
+    if sys.platform != "linux":
+        return ()
+    nodes = read_numa_nodes(allowed, root)
+    return tuple(described.cores_among(node) or len(node) for node in nodes)
 
 
 def _omp_threads() -> int | None:

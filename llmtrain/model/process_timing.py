@@ -25,6 +25,7 @@ from llmtrain.children import WorkerProgram, ask_workers, serve
 from llmtrain.choice import MatmulPrecision, OptimizerName
 from llmtrain.errors import UsageError
 from llmtrain.machine.facts import ProcessTimes
+from llmtrain.machine.numa import bind_to_node
 from llmtrain.machine.timing import Run
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.step_timing import Way, trained, updating
@@ -57,6 +58,7 @@ class ProcessTask:
     way: Way
     products: MatmulPrecision
     optimizer: OptimizerName
+    is_bound: bool = False  # to the cores of a NUMA node
 
 
 def time_processes(
@@ -65,15 +67,25 @@ def time_processes(
     way: Way,
     products: MatmulPrecision,
     optimizer: OptimizerName,
+    *,
+    is_bound: bool = False,
 ) -> ProcessTimes:
     """Return the times of a step by so many processes of `way.threads` each, started for it.
 
+    `is_bound`: each keeps to the cores of a NUMA node.
     Raises LlmtrainError where one of them fails.
     """
     with tempfile.TemporaryDirectory(prefix="llmtrain-processes-") as directory:
         tasks = [
             ProcessTask(
-                rank, processes, str(Path(directory) / "meeting"), shape, way, products, optimizer
+                rank,
+                processes,
+                str(Path(directory) / "meeting"),
+                shape,
+                way,
+                products,
+                optimizer,
+                is_bound,
             )
             for rank in range(processes)
         ]
@@ -125,6 +137,8 @@ def _timed(task: ProcessTask) -> ProcessTimes:
     """Return the times of the slowest process; with the noise of this repetition, 0."""
     way, shape = task.way, task.shape
     torch.set_num_threads(way.threads)
+    if task.is_bound:
+        bind_to_node(task.rank, task.processes)
     if "native" in (way.attention, way.loss, way.block_kernels):
         require_kernels()
     model = Decoder(shape)

@@ -130,6 +130,32 @@ def choose_threads(facts: Facts, options: DeviceSection, local_processes: int) -
     )
 
 
+def choose_numa_binding(
+    facts: Facts, options: DeviceSection, kind: DeviceKind, local_processes: int
+) -> Choice[bool]:
+    """Choose whether each process keeps to the cores of one NUMA node: where that costs none."""
+    cores = facts.cpu.numa_cores
+    if options.numa_binding == "off":
+        return Choice(False, "asked for")
+    if kind != "cpu":
+        return Choice(False, "a GPU computes")
+    if local_processes == 1:
+        return Choice(False, "one process computes on all cores")
+    if len(cores) < 2:
+        return Choice(False, "there is one NUMA node" if cores else "NUMA nodes are unknown")
+    if local_processes % len(cores):
+        return Choice(
+            False, f"{local_processes} processes do not divide among {len(cores)} NUMA nodes"
+        )
+    together = local_processes // len(cores)
+    threads = choose_threads(facts, options, local_processes).value
+    if together * threads > min(cores):
+        return Choice(False, f"{together} × {threads} threads are more than a node's {min(cores)}")
+    return Choice(
+        True, f"{together} on each of {len(cores)} NUMA nodes, so that memory is beside its cores"
+    )
+
+
 def _core_limits(facts: Facts) -> str:
     cpu = facts.cpu
     limits = [f"{cpu.physical_cores or '?'} physical, {cpu.logical_cores} logical"]

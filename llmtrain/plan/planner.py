@@ -51,6 +51,7 @@ class Plan:
     sharding: Choice[Sharding]
     sync_every: Choice[int]  # steps between two exchanges of the ranks
     threads: Choice[int]
+    numa_binding: Choice[bool]
     micro_batch: Choice[int]
     accumulation: Choice[int]
     attention: Choice[AttentionKernel]
@@ -124,6 +125,7 @@ _BEFORE: dict[str, Any] = {
     "block_kernels": "torch",
     "sharding": "replicate",
     "sync_every": 1,
+    "numa_binding": False,
 }
 
 _LARGEST = dict.fromkeys(("processes", "threads", "workers"), MOST_THREADS)
@@ -181,9 +183,8 @@ def _plan(
     local = workload.launched_local_processes or processes.value
     computes = _choose_computation(facts, options, workload, kind, times, processes.value)
     precision, compiled = computes.precision.value, computes.compile.value
-    setup = _setup(workload, kind, processes.value, computes)
     sharding, checkpointing, micro_batch = memory_fit.choose_what_fits(
-        facts, options, workload, setup, local
+        facts, options, workload, _setup(workload, kind, processes.value, computes), local
     )
     accumulation = memory_fit.choose_accumulation(workload, processes.value, micro_batch.value)
     own = choose_own_kernels(options, workload, gpu_times, processes.value)
@@ -198,6 +199,7 @@ def _plan(
         sharding=sharding,
         sync_every=planned_sync_every(workload, processes.value, sharding.value, precision),
         threads=decide.choose_threads(facts, options, local),
+        numa_binding=decide.choose_numa_binding(facts, options, kind, local),
         micro_batch=micro_batch,
         accumulation=accumulation,
         attention=computes.attention,

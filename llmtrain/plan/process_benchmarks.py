@@ -124,7 +124,12 @@ def process_probe(facts: Facts, workload: Workload, plan: Plan) -> Probe[Process
     }
     if "native" in (way.attention, way.loss, way.block_kernels):
         arguments["native"] = kernel_source().digest()
+    is_bound = plan.numa_binding.value
+    if is_bound:
+        arguments["numa_binding"] = "true"
     key = measurement_key(facts, "step: processes", way.threads, **arguments)
     return Probe(
-        key, ProcessTimes, lambda: time_processes(processes, shape, way, products, optimizer)
+        key,
+        ProcessTimes,
+        lambda: time_processes(processes, shape, way, products, optimizer, is_bound=is_bound),
     )

@@ -283,6 +283,7 @@ class DeviceSection(Section):
     block_kernels: Literal["auto", "torch", "native", "triton"] = "auto"  # beside attention
     activation_checkpointing: Literal["auto", "off", "selective", "full"] = "auto"
     compile: bool | Auto = "auto"
+    numa_binding: Literal["auto", "off"] = "auto"  # of several processes on a CPU
     workers: Threads | Auto = "auto"  # processes that tokenize
     pin_memory: bool | Auto = "auto"
     backend: Literal["auto", "gloo", "nccl"] = "auto"

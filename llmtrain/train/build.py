@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from llmtrain.errors import LlmtrainError
+from llmtrain.machine.numa import bind_to_node
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.lora import reset_adapters
 from llmtrain.model.optimizer import RoleOptimizer
@@ -66,6 +67,8 @@ def build_run(
     is trained where that is not the whole model.
     """
     device = set_up_device(plan, world)
+    if plan.numa_binding.value:  # before there are weights; tokenizing used all cores
+        bind_to_node(world.local_rank, world.local_size)
     model, sharded = _model(profile, plan, world, resumed, initial, adapter)
     model.separator_id = masking_separator(profile.data, tokens.separator_id)
     model.has_padding = profile.data.pads_windows

@@ -231,3 +231,33 @@ def test_checkpointing_that_was_asked_for_is_done(mode: str) -> None:
 def test_a_gpu_keeps_all_that_fits(facts: Facts, kind: DeviceKind) -> None:
     plan = make_plan(facts, wish(), WORKLOAD)
     assert (plan.device.value, plan.activation_checkpointing.value) == (kind, "off")
+
+
+@pytest.mark.parametrize(
+    ("numa_cores", "processes", "asked", "is_bound", "why"),
+    [
+        ((8, 8), 2, {}, True, "1 on each of 2 NUMA nodes"),
+        ((8, 8), 4, {}, True, "2 on each of 2 NUMA nodes"),
+        ((4, 4, 4, 4), 4, {}, True, "1 on each of 4 NUMA nodes"),
+        ((8, 8), 2, {"numa_binding": "off"}, False, "asked for"),
+        ((8, 8), 1, {}, False, "one process"),
+        ((16,), 2, {}, False, "there is one NUMA node"),
+        ((), 2, {}, False, "NUMA nodes are unknown"),
+        ((8, 8), 3, {}, False, "3 processes do not divide among 2 NUMA nodes"),
+        ((12, 4), 2, {}, False, "1 × 8 threads are more than a node's 4"),
+        ((8, 8), 4, {"threads": 5}, False, "2 × 5 threads are more than a node's 8"),
+    ],
+)
+def test_processes_keep_to_numa_nodes_where_that_costs_no_core(
+    numa_cores: tuple[int, ...], processes: int, asked: dict[str, Any], is_bound: bool, why: str
+) -> None:
+    sixteen = replace(CPU.cpu, physical_cores=16, logical_cores=16, numa_cores=numa_cores)
+    facts = replace(CPU, cpu=replace(sixteen, affinity_cores=None, affinity_physical_cores=None))
+    made = make_plan(facts, wish(processes=processes, **asked), WORKLOAD)
+    assert made.numa_binding.value == is_bound
+    assert why in made.numa_binding.reason
+
+
+def test_a_gpus_processes_are_not_bound() -> None:
+    facts = replace(CUDA, cpu=replace(CUDA.cpu, numa_cores=(8, 8)))
+    assert make_plan(facts, wish(), WORKLOAD).numa_binding == Choice(False, "a GPU computes")

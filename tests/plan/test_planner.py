@@ -147,6 +147,7 @@ ON_A_CPU = {
     "backend": "gloo",
     "grad_scaler": False,
     "pin_memory": False,
+    "numa_binding": False,
 }
 ON_CUDA = ON_A_CPU | {
     "device": "cuda",
@@ -560,7 +561,7 @@ def test_a_plan_that_nobody_made_is_a_value_error(name: str, value: object) -> N
 
 def test_numerics_are_what_a_bitwise_continuation_needs() -> None:
     made = plan(XEON, "cpu-medium")
-    free = {"backend", "keep_weight_casts", "workers", "pin_memory"}
+    free = {"backend", "keep_weight_casts", "workers", "pin_memory", "numa_binding"}
     free |= {"sync_every"}  # a resumed run's profile has it, and no other is taken
     assert set(made.numerics()) == {field.name for field in fields(Plan)} - free
     assert made.numerics().items() <= values(made).items()

@@ -25,12 +25,16 @@ class Timed:
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, int, int]] = []
+        self.bound: set[int] = set()  # processes that keep to NUMA nodes
         self.step_s = {1: 1.0, 2: 1.9, 4: 3.5, 8: 8.5}
         self.failure: str | None = None
         self.is_busy = False
 
-    def time_processes(self, processes: int, _shape: object, way: Way, *_: object) -> ProcessTimes:
+    def time_processes(
+        self, processes: int, _shape: object, way: Way, *_: object, is_bound: bool
+    ) -> ProcessTimes:
         self.asked.append((processes, way.threads, way.micro_batch))
+        self.bound |= {processes} if is_bound else set()
         if self.failure is not None and processes > 1:
             raise LlmtrainError(self.failure)
         step_s = self.step_s[processes] * (1 + len(self.asked) * self.is_busy)
@@ -83,6 +87,14 @@ def test_the_plan_says_why(timed: Timed) -> None:
     assert (plan.processes.value, plan.threads.value) == (4, 4)
     assert "by 4 processes of 4 threads" in plan.processes.reason
     assert make_plan(BOX, wish(processes=2), found).processes.reason == "asked for"
+
+
+def test_processes_are_timed_on_the_numa_nodes_that_they_keep_to(timed: Timed) -> None:
+    two_nodes = replace(BOX, cpu=replace(BOX.cpu, numa_cores=(8, 8)))
+    assert value([]) == 4
+    assert timed.bound == set()
+    assert value([], facts=two_nodes) == 4
+    assert timed.bound == {2, 4, 8}
 
 
 def test_a_short_run_or_a_small_machine_is_not_timed(timed: Timed) -> None:

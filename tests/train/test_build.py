@@ -21,6 +21,7 @@ from llmtrain.profile.schema import Profile
 from llmtrain.profile.setting import Setting
 from llmtrain.profile.shape import shape_of
 from llmtrain.tokenizer import Tokenizer
+from llmtrain.train import build
 from llmtrain.train.build import RandomState, build_run, rewind_run
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
 from llmtrain.train.distributed.world import World
@@ -81,6 +82,17 @@ def weights_after(run: Run, steps: int) -> dict[str, Tensor]:
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("is_bound", [False, True])
+def test_a_process_keeps_to_its_numa_node_if_that_is_planned(
+    is_bound: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound: list[tuple[int, int]] = []
+    monkeypatch.setattr(build, "bind_to_node", lambda *place: bound.append(place))
+    profile, plan = planned()
+    run_of(profile, replace(plan, numa_binding=Choice(is_bound, "")))
+    assert bound == [(0, 1)] * is_bound
 
 
 @pytest.mark.parametrize("checkpointing", ["off", "selective", "full"])

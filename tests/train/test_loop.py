@@ -85,6 +85,7 @@ def make_plan(micro_batch: int, accumulation: int) -> Plan:
         grad_scaler=choice(False),
         workers=choice(1),
         pin_memory=choice(False),
+        numa_binding=choice(False),
     )
 
 

@@ -12,6 +12,8 @@ from llmtrain.cli.thresholds import Threshold, require_met
 from llmtrain.units import counted, format_bytes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
     from llmtrain.machine.facts import Facts
@@ -97,7 +99,7 @@ def _facts_table(facts: Facts) -> Table:
             "cores",
             (
                 f"{cpu.usable_cores} usable of {cpu.physical_cores or '?'} physical, "
-                f"{cpu.logical_cores} logical, {_sockets(cpu.sockets)}"
+                f"{cpu.logical_cores} logical, {_sockets(cpu.sockets)}{_nodes(cpu.numa_cores)}"
             ),
         ),
         ("instructions", ", ".join(cpu.isa) or "unknown"),
@@ -117,6 +119,10 @@ def _facts_table(facts: Facts) -> Table:
         *([("gpu", facts.unusable_gpu)] if facts.unusable_gpu else []),
     ]
     return facts_table(rows, title="found")
+
+
+def _nodes(numa_cores: Sequence[int]) -> str:
+    return f", {len(numa_cores)} NUMA nodes" if len(numa_cores) > 1 else ""
 
 
 def _sockets(number: int | None) -> str:
