@@ -48,9 +48,10 @@ _BUDGET_S = 0.4
 _LEAST_ROUNDS = 2
 _LEAST_CPU_S = 1e-6  # a coarse clock measures a short part as 0
 _LONGEST_ROUND_S = 0.8
-# Of the layers that are timed together: enough that neither the weights nor what their backward
-# needs stays in a cache, which would be faster than in a whole model.
-_CHAINED_BLOCKS = 2
+# Layers are timed together, at least two, and more where a micro-batch has fewer tokens than half
+# of these: neither the weights, which each micro-batch reads, nor what their backward needs is to
+# stay in a cache, which would be faster than in a whole model.
+_LEAST_CHAINED, _CHAINED_TOKENS = 2, 8192
 _UPDATED_PARAMETERS = {"cpu": 8_000_000, "cuda": 200_000_000}  # a GPU needs more to be busy
 
 
@@ -89,7 +90,8 @@ def time_chained_block(shape: ModelShape, way: Way) -> PartTime:
 
     Raises CompileError where a GPU's kernels cannot be compiled.
     """
-    count = min(_CHAINED_BLOCKS, shape.num_layers)
+    wanted = max(_LEAST_CHAINED, _CHAINED_TOKENS // (way.micro_batch * shape.context))
+    count = min(wanted, shape.num_layers)
     generator = torch.Generator(way.device).manual_seed(0)
     size = way.micro_batch, shape.context, shape.hidden_size
     x = torch.randn(size, generator=generator, device=way.device, requires_grad=True)

@@ -141,6 +141,17 @@ def test_each_block_has_its_share_of_the_chain(clock: Clock, small_shape: ModelS
     assert time_chained_block(replace(small_shape, num_layers=1), WAY).seconds == 1.0
 
 
+def test_the_fewer_tokens_read_the_weights_the_longer_is_the_chain(
+    clock: Clock, small_shape: ModelShape, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = replace(small_shape, num_layers=8)
+    assert time_chained_block(deep, WAY).seconds == 1 / 8
+    tokens = WAY.micro_batch * small_shape.context
+    for times, count in ((5, 5), (1, 2)):
+        monkeypatch.setattr(step_timing, "_CHAINED_TOKENS", times * tokens)
+        assert time_chained_block(deep, WAY).seconds == 1 / count
+
+
 def test_a_long_part_is_timed_on_fewer_sequences(
     clock: Clock, small_shape: ModelShape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +175,7 @@ def test_cpu_time_is_that_of_one_thread(
     monkeypatch.setattr(step_timing, "cpu_seconds", lambda: 0.6 * clock.now_s)
     deep = replace(small_shape, num_layers=4)
     way = replace(WAY, threads=2)
-    assert time_chained_block(deep, way).cpu_s == pytest.approx(0.15 / 2)
+    assert time_chained_block(deep, way).cpu_s == pytest.approx(0.15 / 4)
     monkeypatch.setitem(step_timing._UPDATED_PARAMETERS, "cpu", small_shape.block_parameters)
     assert time_update(deep, way, "muon").cpu_s == pytest.approx(4 * 0.15 + 0.15)
 
