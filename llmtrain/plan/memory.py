@@ -37,10 +37,12 @@ from llmtrain.plan.tensor_bytes import (
 )
 from llmtrain.profile.shape import ModelShape
 
-# Of most measured peaks, with the CPU build of torch and on CUDA: docs/measurements/memory.md.
+# How far most measured peaks are off, with the CPU build of torch and on CUDA; a CUDA build on a
+# CPU was up to 9% off: docs/measurements/memory.md.
 PREDICTION_ERROR = 0.05
-# What a process holds beside its model, measured for torch 2.13: the libraries that a run imports,
-# what an evaluation leaves, and for CUDA its context.
+# What a process holds beside its model, for torch 2.13: the libraries that a run imports, what an
+# evaluation leaves, and for CUDA its context. This and what follows for a CPU was fitted on two
+# cores of an Intel Xeon with AMX.
 _LIBRARIES_BYTES = {"cpu": 312 << 20, "mps": 450 << 20, "cuda": 700 << 20}
 # More on a CPU where torch was built for CUDA: measured of torch 2.14.1+cu130 on Linux.
 _CUDA_BUILD_BYTES = 420 << 20

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,14 @@ def found_by_two_ranks(directory: Path) -> list[dict[str, Any]]:
 def found_by_ranks(directory: Path, number: int) -> list[dict[str, Any]]:
     """Return what each of so many ranks has written as JSON."""
     return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in range(number)]
+
+
+def assert_trains_as_one_process(
+    found: Sequence[Mapping[str, Any]], name: str, *, weights: float
+) -> None:
+    """Losses and weights are those of one process, and two ranks share the optimizer's state."""
+    for rank in found:
+        assert rank[name]["fell"] > 0.1
+        assert rank[name]["loss"] < 1e-5
+        assert rank[name]["weights"] < weights
+        assert 0.45 < rank[name]["state_share"] < 0.6
