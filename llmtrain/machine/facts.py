@@ -143,7 +143,8 @@ class BlockTimes:
 
     `compiled_s` is the eager time times the ratio of CPU times, which a busy machine hardly
     changes: the two are to be compared. `wall_s` is the compiled block's own time, `load_s` that
-    of compiling it again, with the code in the compiler's cache, as a run has to.
+    of compiling it again, with the code in the compiler's cache, and `import_s` that of importing
+    the compiler before it, as a run has to.
     """
 
     eager_s: float
@@ -152,6 +153,7 @@ class BlockTimes:
     wall_s: float | None = None  # None: as `compiled_s`
     ran_share: float = 1.0  # of its runnable time in which threads had a core
     load_s: float | None = None  # None: not timed
+    import_s: float | None = None  # None: not timed, as it had been imported
 
     @property
     def is_contended(self) -> bool:

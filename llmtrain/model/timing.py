@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -37,6 +39,7 @@ _LEAST_ROUNDS, _MOST_ROUNDS = 3, 8
 # Scores and tokens of attention that are timed, unless one sequence has more (0.3 s on two cores).
 _SCORES, _TOKENS = 64 << 20, 4096
 _LOSS_TOKENS = 1024  # whose loss is timed (0.5 s for 32,000 rows of vocabulary on two cores)
+_COMPILER_MODULES = ("torch._dynamo", "torch._inductor.compile_fx")
 _LONGEST_CONTEXT = 4096  # longer ones take quadratic time and do not change the result
 
 
@@ -139,6 +142,7 @@ def time_block(
             name: new_block(shape, attention, lora, precision) for name in ("eager", "compiled")
         }
     cos, sin = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
+    import_s = importing_compiler_s()
     blocks["compiled"].checkpointing = checkpointing
     compile_block(blocks["compiled"])
     casts = WeightCasts(torch.bfloat16) if keep_casts else None
@@ -167,6 +171,7 @@ def time_block(
         wall_s=timed["compiled"].wall_s,
         ran_share=ran_share(before, read_core_times()),
         load_s=load_s,
+        import_s=import_s,
     )
 
 
@@ -201,12 +206,26 @@ def new_block(
     return block
 
 
+def importing_compiler_s() -> float | None:
+    """Return the seconds of importing torch's compiler; None where this process has it.
+
+    It is thousands of files: seconds, or tens of them where Python keeps no bytecode.
+    """
+    first, *others = _COMPILER_MODULES
+    if first in sys.modules:
+        return None
+    start_s = time.perf_counter()
+    for name in (first, *others):
+        import_module(name)
+    return time.perf_counter() - start_s
+
+
 def compiling_s(run: Run) -> float:
     """Return the seconds of the first call of something compiled.
 
     Raises CompileError, and KernelError where Triton refuses a kernel.
     """
-    # Importing it takes half as long as torch, and 60 MB; only those who compile need it.
+    # Importing it takes longer than torch, and 60 MB; only those who compile need it.
     from torch._dynamo.exc import TorchDynamoException
 
     triton_error, start_s = _triton_error(), time.perf_counter()

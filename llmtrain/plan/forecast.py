@@ -28,8 +28,8 @@ Source = Literal["asked for", "measured", "estimated"]
 
 # Assumed for every machine, not measured; a run counts its own seconds once it has begun.
 _STARTING_S = 6.0  # imports and reading the data, of a run that has not begun
-_COMPILER_S = 2.0  # of importing torch's compiler
-_LOADING_S = 1.0  # of a block's code from the compiler's cache, where that was not timed
+_IMPORTING_S = 2.0  # torch's compiler, where that was not timed
+_LOADING_S = 1.0  # a block's code from the compiler's cache, where that was not timed
 _SAVED_BYTES_PER_S = 170e6
 # Depends on the text: Python's library was 17% below the fit, prose far above.
 _LOSS_RANGE = (0.8, 1.15)
@@ -76,7 +76,7 @@ def forecast(profile: Profile, planned: Planned, elapsed_s: float | None = None)
     rate = _rate(planned)
     starting_s = _STARTING_S if elapsed_s is None else elapsed_s
     if planned.plan.compile.value:
-        starting_s += _COMPILER_S + _loading_s(planned)
+        starting_s += _compiler_s(planned)
     steps, tokens = _length(profile, planned, rate, starting_s)
     return Forecast(
         steps=steps,
@@ -89,10 +89,13 @@ def forecast(profile: Profile, planned: Planned, elapsed_s: float | None = None)
     )
 
 
-def _loading_s(planned: Planned) -> float:
-    """Return the seconds of loading compiled code, which a cache has once a block was timed."""
+def _compiler_s(planned: Planned) -> float:
+    """Return the seconds of importing torch's compiler, and of loading code that its cache has."""
     block = None if planned.cpu_times is None else planned.cpu_times.block
-    return _LOADING_S if block is None or block.load_s is None else block.load_s
+    if block is None:
+        return _IMPORTING_S + _LOADING_S
+    importing_s = _IMPORTING_S if block.import_s is None else block.import_s
+    return importing_s + (_LOADING_S if block.load_s is None else block.load_s)
 
 
 def _rate(planned: Planned) -> Figure | None:

@@ -70,6 +70,7 @@ def test_block_times_are_positive_and_finite(
     small_shape: ModelShape, monkeypatch: pytest.MonkeyPatch, keep_casts: bool, masked: bool
 ) -> None:
     monkeypatch.setattr(timing, "compile_block", eager)
+    monkeypatch.setattr(timing, "importing_compiler_s", lambda: 2.0)
     times = block_times(small_shape, keep_casts=keep_casts, masked=masked)
     assert all(math.isfinite(s) and s > 0 for s in dataclasses.astuple(times))
 
@@ -139,9 +140,10 @@ def test_what_is_not_the_compilers_failure_is_not_taken_for_one() -> None:
 
 
 BROKEN = """
-from llmtrain.model.timing import CompileError, time_block
+from llmtrain.model.timing import CompileError, importing_compiler_s, time_block
 from llmtrain.profile.schema import ModelSection
 from llmtrain.profile.shape import shape_of
+print("imported", importing_compiler_s() > 0, importing_compiler_s())
 shape = shape_of(ModelSection(hidden_size=32, num_heads=2, num_layers=1, context=16))
 try:
     time_block(shape, micro_batch=1, precision="fp32", attention="blocks",
@@ -152,10 +154,11 @@ except CompileError as error:
 
 
 @pytest.mark.skipif(shutil.which("false") is None, reason="needs a program that fails")
-def test_a_broken_compiler_is_named(tmp_path: Path) -> None:
+def test_the_compilers_import_is_timed_once_and_a_broken_one_is_named(tmp_path: Path) -> None:
     broken = os.environ | {"CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
     done = subprocess.run(
         [sys.executable, "-c", BROKEN], env=broken, capture_output=True, text=True, check=True
     )
+    assert "imported True None" in done.stdout
     assert "No working C++ compiler" in done.stdout
     assert "false" in done.stdout

@@ -109,18 +109,19 @@ def test_what_a_run_took_to_come_to_its_first_step_counts() -> None:
         assert (long.steps.value < short.steps.value) is not bool(is_longer)
 
 
-def test_what_loading_compiled_code_takes_was_timed() -> None:
+def test_what_importing_the_compiler_and_loading_its_code_take_was_timed() -> None:
     asked = profile("train.steps=100", "train.tokens_per_step=4096")
     compiling = planned(asked)
     compiling = replace(compiling, plan=replace(compiling.plan, compile=Choice(True, "")))
     found = []
-    for load_s in (1.5, 25.0):
-        block = BlockTimes(0.4, 0.3, 12.0, load_s=load_s)
+    for import_s, load_s in ((4.0, 1.5), (4.0, 25.0), (20.0, 1.5)):
+        block = BlockTimes(0.4, 0.3, 12.0, load_s=load_s, import_s=import_s)
         times = CpuTimes(PRODUCTS, eager=EAGER, compiled=COMPILED, block=block)
         seconds = forecast(asked, replace(compiling, cpu_times=times)).seconds
         assert seconds is not None
         found.append(seconds.value)
     assert found[1] - found[0] == pytest.approx(25.0 - 1.5)
+    assert found[2] - found[0] == pytest.approx(20.0 - 4.0)
 
 
 def test_of_a_machine_that_was_not_measured_no_time_is_said() -> None:
