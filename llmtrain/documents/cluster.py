@@ -12,7 +12,7 @@ from llmtrain.documents.plans import Prediction
 
 if TYPE_CHECKING:
     from llmtrain.engine.cluster.job import Job
-    from llmtrain.engine.cluster.paper import ClusterPlan as Paper
+    from llmtrain.engine.cluster.prediction import ClusterPlan as Paper
 
 
 class ClusterScript(Document):
@@ -65,17 +65,27 @@ class PredictedStep(Part):
     compute_s: float = key("forward and backward of a rank's windows, with what is recomputed")
     communication_s: float = key("all communication, whether or not computation runs beside it")
     exposed_s: float = key("of that, what nothing runs beside")
-    update_s: float = key("Muon's products")
+    update_s: float = key("Muon's products; of CPUs the whole update")
     received_bytes: float = key("that come into a rank")
 
 
 class AssumedHardware(Part):
     """The speeds that the prediction assumes."""
 
-    peak_flops: float = key("of one GPU, by its data sheet")
-    utilisation: float = key("of that, by a whole step on one GPU")
-    link_bytes_per_s: float = key("into a GPU, from the others of its machine")
+    peak_flops: float = key(
+        "of one GPU, by its data sheet; of a process on CPUs, measured of the model's products"
+    )
+    utilisation: float = key("of that, by a whole step on one GPU, or by a process's computation")
+    link_bytes_per_s: float = key("into a GPU or a process, from the others of its machine")
     network_bytes_per_s: float = key("into a machine")
+
+
+class Assumption(Part):
+    """A quantity that a prediction rests on."""
+
+    name: Text = key("which")
+    value: Text = key("in words, with its unit; they may change")
+    source: Text = key("measured, given or assumed, and by what")
 
 
 class ClusterPlan(Document):
@@ -93,14 +103,17 @@ class ClusterPlan(Document):
     )
     micro_batch: int = key("sequences of one forward and backward")
     accumulation: int = key("micro-batches of one process in a step")
-    predicted: Prediction = key("the peak of memory of one GPU")
+    predicted: Prediction = key(
+        "the peak of memory of one GPU, or of all processes of a machine on CPUs"
+    )
     memory_limit_bytes: int = key("what that may be")
     hardware: AssumedHardware = key("the speeds that are assumed")
+    assumed: list[Assumption] = key("what the prediction rests on, each with its source")
     step: PredictedStep = key("the time of a step")
     tokens_per_s: float = key("of all processes")
-    utilisation: float = key("the model's own FLOPs, of the peak of all GPUs")
+    utilisation: float = key("the model's own FLOPs, of the peak of all GPUs or processes")
     hours: Number = key("of the whole run; null: its length in tokens is not known")
-    gpu_hours: Number = key("`hours` times the GPUs; null: as there")
+    gpu_hours: Number = key("`hours` times the GPUs; null: as there, or CPUs train")
     largest: LargestShape | None = key("the largest that fits; null: none wider than the profile's")
 
     @classmethod

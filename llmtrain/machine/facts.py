@@ -226,6 +226,15 @@ class ProcessTimes:
 
 
 @dataclass(frozen=True, slots=True)
+class ExchangeTimes:
+    """How long some processes of this machine take to add up tensors over gloo."""
+
+    latency_s: float  # of the smallest tensors
+    byte_s: float  # more for each byte of a tensor
+    cpu_byte_s: float  # CPU seconds of one process, for each of those bytes
+
+
+@dataclass(frozen=True, slots=True)
 class RunFigures:
     """The measurements of a run: its training rate and its peak memory."""
 

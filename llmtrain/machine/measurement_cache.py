@@ -18,6 +18,7 @@ from llmtrain.files import write_text_atomically
 from llmtrain.machine.facts import (
     AttentionTimes,
     BlockTimes,
+    ExchangeTimes,
     Facts,
     LossTimes,
     MatmulTimes,
@@ -39,9 +40,26 @@ _KERNEL_VARIABLES = (
 
 _LONGEST_FAILURE = 500  # characters of a reason
 
-Times = MatmulTimes | AttentionTimes | BlockTimes | LossTimes | PartTime | ProcessTimes | RunFigures
+Times = (
+    MatmulTimes
+    | AttentionTimes
+    | BlockTimes
+    | LossTimes
+    | PartTime
+    | ProcessTimes
+    | ExchangeTimes
+    | RunFigures
+)
 T = TypeVar(
-    "T", MatmulTimes, AttentionTimes, BlockTimes, LossTimes, PartTime, ProcessTimes, RunFigures
+    "T",
+    MatmulTimes,
+    AttentionTimes,
+    BlockTimes,
+    LossTimes,
+    PartTime,
+    ProcessTimes,
+    ExchangeTimes,
+    RunFigures,
 )
 
 

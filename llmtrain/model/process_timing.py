@@ -113,24 +113,27 @@ def _answer(request: Iterator[bytes]) -> list[bytes]:
     return [TypeAdapter(ProcessTimes).dump_json(times)]
 
 
-class _Group:
-    """The process group of a task, within a block."""
+class ProcessGroup:
+    """A process group of processes that meet at a file."""
 
-    def __init__(self, task: ProcessTask) -> None:
+    def __init__(self, meeting: str, rank: int, processes: int) -> None:
         dist.init_process_group(
             "gloo",
-            init_method=Path(task.meeting).as_uri(),
-            rank=task.rank,
-            world_size=task.processes,
+            init_method=Path(meeting).as_uri(),
+            rank=rank,
+            world_size=processes,
             timeout=_TIMEOUT,
         )
 
     def close(self) -> None:
+        """End the group."""
         dist.destroy_process_group()
 
 
 def _meeting(task: ProcessTask) -> AbstractContextManager[object]:
-    return nullcontext() if task.processes == 1 else closing(_Group(task))
+    if task.processes == 1:
+        return nullcontext()
+    return closing(ProcessGroup(task.meeting, task.rank, task.processes))
 
 
 def _timed(task: ProcessTask) -> ProcessTimes:
@@ -153,7 +156,9 @@ def _timed(task: ProcessTask) -> ProcessTimes:
     )
     averaged: nn.Module = model
     if task.processes > 1:
-        averaged = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        averaged = DistributedDataParallel(
+            model, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
     tokens = torch.randint(1, shape.vocab_size, (way.micro_batch, shape.context))
     if way.masked:
         tokens[:, shape.context // 2] = 0
@@ -218,8 +223,11 @@ def _seconds(run: Run) -> float:
 
 def _largest(seconds: float, processes: int) -> float:
     """Return the largest over all processes."""
-    if processes == 1:
-        return seconds
+    return seconds if processes == 1 else largest_of_processes(seconds)
+
+
+def largest_of_processes(seconds: float) -> float:
+    """Return the largest of what the processes of the group give."""
     value = torch.tensor(seconds, dtype=torch.float64)
     dist.all_reduce(value, dist.ReduceOp.MAX)
     return value.item()

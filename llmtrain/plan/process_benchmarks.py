@@ -124,6 +124,8 @@ def process_probe(facts: Facts, workload: Workload, plan: Plan) -> Probe[Process
     }
     if "native" in (way.attention, way.loss, way.block_kernels):
         arguments["native"] = kernel_source().digest()
+    if processes * way.threads > facts.cpu.usable_cores:
+        arguments["cores"] = facts.cpu.usable_cores
     is_bound = plan.numa_binding.value
     if is_bound:
         arguments["numa_binding"] = "true"

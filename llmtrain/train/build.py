@@ -292,4 +292,5 @@ def _load_optimizer(
 def _distributed(model: Decoder, world: World) -> nn.Module:
     if world.size == 1:
         return model
-    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+    # The only buffers, the angles of positions, are the same on all ranks.
+    return DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)

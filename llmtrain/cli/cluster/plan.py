@@ -13,21 +13,34 @@ from llmtrain.units import counted, format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from llmtrain.cli.output import Part
-    from llmtrain.engine.cluster.paper import ClusterPlan
+    from llmtrain.engine.cluster.prediction import ClusterPlan
 
 
 def plan(
     output: Output,
     profile: options.Profile = None,
     nodes: Annotated[int, options.whole_number("--nodes", "Machines.", 1)] = 1,
+    nproc: Annotated[
+        int | None,
+        options.whole_number("--nproc", "Processes on each machine, where CPUs train.", 1),
+    ] = None,
     network: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--network",
             metavar="RATE",
-            help="Into each machine: 400Gb (bits a second), or 50GB (bytes).",
+            help="Into each machine: 400Gb (bits a second), or 50GB (bytes). "
+            "100Gb with GPUs and 1Gb with CPUs, if not given.",
         ),
-    ] = "100Gb",
+    ] = None,
+    round_trip: Annotated[
+        str | None,
+        typer.Option(
+            "--round-trip",
+            metavar="TIME",
+            help="Between two machines, as ping shows it, where CPUs train. 0.2ms, if not given.",
+        ),
+    ] = None,
     gpu: Annotated[
         str | None,
         typer.Option(
@@ -35,23 +48,34 @@ def plan(
         ),
     ] = None,
     utilisation: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--utilisation", help="Of a GPU's peak, by a whole step on one; measured, if you can."
+            "--utilisation",
+            help="Of a GPU's peak, by a whole step on one; measured, if you can. 0.4, if not "
+            "given.",
         ),
-    ] = 0.4,
+    ] = None,
     set_: options.Set = None,
     assume: options.Assume = None,
 ) -> None:
-    """Predict a run on many machines on paper: memory of a rank, time of a step, GPU hours.
+    """Predict a run on many machines: memory of a rank, time of a step, GPU hours.
 
-    --assume describes one machine; without it they are like this one.
+    --assume describes one machine with GPUs; without it they are like this one. Of CPUs this one's
+    are timed, once.
     """
     from llmtrain.documents.cluster import ClusterPlan as Published
     from llmtrain.engine.cluster.paper import plan_cluster
 
-    request = options.request_of(profile, set_, assume)
-    found = plan_cluster(request, nodes=nodes, network=network, gpu=gpu, utilisation=utilisation)
+    request = options.request_of(profile, set_, assume, device_processes=nproc)
+    found = plan_cluster(
+        request,
+        nodes=nodes,
+        network=network,
+        round_trip=round_trip,
+        gpu=gpu,
+        utilisation=utilisation,
+        announce=output.note,
+    )
     output.answer(Published.of_plan(found), _parts(found))
 
 
@@ -59,13 +83,8 @@ def _parts(found: ClusterPlan) -> Iterator[Part]:
     from llmtrain.cli.plan_tables import prediction_parts
     from llmtrain.cli.tables import facts_table
 
-    chosen, hardware, step = found.planned.plan, found.hardware, found.step
+    chosen, step = found.planned.plan, found.step
     size = f"{counted(found.nodes, 'machine')}, {counted(found.ranks, 'rank')}"
-    speeds = (
-        f"{hardware.peak_flops / 1e12:.0f} TFLOP/s a GPU, {hardware.utilisation:.0%} of them used "
-        f"by one, {hardware.link_bytes_per_s / 1e9:.0f} GB/s into a GPU, "
-        f"{hardware.network_bytes_per_s / 1e9:.1f} GB/s into a machine"
-    )
     yield facts_table(
         [
             ("ranks", size),
@@ -73,9 +92,12 @@ def _parts(found: ClusterPlan) -> Iterator[Part]:
             ("sync every", f"{chosen.sync_every.value}: {chosen.sync_every.reason}"),
             ("micro-batch", f"{chosen.micro_batch.value} × {chosen.accumulation.value}"),
             ("recomputation", chosen.activation_checkpointing.value),
-            ("assumed", speeds),
         ],
         title="plan",
+    )
+    yield ""
+    yield facts_table(
+        [(each.name, f"{each.value} ({each.source})") for each in found.assumed], title="rests on"
     )
     yield ""
     yield from prediction_parts(found.planned)
@@ -88,7 +110,7 @@ def _parts(found: ClusterPlan) -> Iterator[Part]:
             ("update", f"{step.update_s:.3g} s"),
             ("received by a rank", f"{format_bytes(round(step.received_bytes))} a step"),
             ("tokens/s", format_count(round(found.tokens_per_s))),
-            ("model FLOPs", f"{found.utilisation:.1%} of all GPUs' peak"),
+            ("model FLOPs", f"{found.utilisation:.1%} of {_whose_peak(found)}"),
             *_length(found),
             ("largest that fits", _largest(found)),
         ],
@@ -97,8 +119,16 @@ def _parts(found: ClusterPlan) -> Iterator[Part]:
 
 
 def _length(found: ClusterPlan) -> Iterator[tuple[str, str]]:
-    if found.hours is not None and found.gpu_hours is not None:
-        yield "the run", f"{format_duration(3600 * found.hours)}, {found.gpu_hours:,.0f} GPU hours"
+    if found.hours is None:
+        return
+    gpu_hours = "" if found.gpu_hours is None else f", {found.gpu_hours:,.0f} GPU hours"
+    yield "the run", f"{format_duration(3600 * found.hours)}{gpu_hours}"
+
+
+def _whose_peak(found: ClusterPlan) -> str:
+    if found.has_gpus:
+        return "all GPUs' peak"
+    return "what all processes' matrix products would be alone"
 
 
 def _largest(found: ClusterPlan) -> str:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from llmtrain.engine.cluster.paper import ClusterPlan, parse_rate, plan_cluster
+from llmtrain.engine.cluster.paper import plan_cluster
+from llmtrain.engine.cluster.prediction import ClusterPlan, parse_rate
 from llmtrain.engine.request import TrainRequest
 from llmtrain.errors import UsageError
 from llmtrain.machine.assume import assume_machine
