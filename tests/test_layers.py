@@ -60,6 +60,7 @@ IMPURE = {
         "plan/probe",
         "plan/past_runs",
         "plan/process_benchmarks",
+        "plan/exchange_benchmarks",
     ),
     *("plan/auto_profile", "plan/memory_watch"),
 }

@@ -16,6 +16,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,6 +64,20 @@ class LocalSteps(Rounds):
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class Inner:
+    """How a rank's optimizer differs from that of averaged gradients."""
+
+    rate: float = 1.0  # of the learning rates
+    state: str = "own"  # what it has after a round: its own, the mean over ranks, or none
+
+    @property
+    def name(self) -> str:
+        """The end of a case's name."""
+        rate = f", inner rate × {self.rate:g}" if self.rate != 1 else ""
+        return rate + (f", inner state: {self.state}" if self.state != "own" else "")
+
+
 def main(arguments: Sequence[str]) -> None:
     """Train every case for every seed."""
     parser = program_parser(__file__, __doc__)
@@ -72,6 +87,8 @@ def main(arguments: Sequence[str]) -> None:
     add("--outer", default="0.7:0.5,1.0:0.5,1.0:0.3,0.8:0.6", help="learning rate:momentum")
     add("--delay", type=int, default=0, help="steps beside which the exchange travels")
     add("--mixing", type=float, default=0.5)
+    add("--inner-rate", type=float, default=1.0, help="of AdamW in rounds, of the rule's")
+    add("--inner-state", choices=("own", "mean", "none"), default="own", help="after a round")
     add("--steps", type=int, default=300)
     add("--seeds", type=int, default=2)
     options = parser.parse_args(arguments)
@@ -89,9 +106,10 @@ def main(arguments: Sequence[str]) -> None:
                     outer = OuterStep(
                         every, rate, momentum, delay=options.delay, mixing=options.mixing
                     )
-                    loss = _in_rounds(profile, tokens, options.steps, outer)
+                    inner = Inner(options.inner_rate, options.inner_state)
+                    loss = _in_rounds(profile, tokens, options.steps, outer, inner)
                     beside = f", beside {options.delay}" if options.delay else ""
-                    name = f"{optimizer}, N {every}, {rate:g}, {momentum:g}{beside}"
+                    name = f"{optimizer}, N {every}, {rate:g}, {momentum:g}{beside}{inner.name}"
                     _tell(found, name, seed, loss, plain)
     sys.stdout.write("| inner, round, outer learning rate, momentum | difference | of seeds |\n")
     sys.stdout.write("| --- | --- | --- |\n")
@@ -141,9 +159,11 @@ def _averaged(profile: Profile, tokens: TrainTokens, steps: int) -> float:
     return _judged(run)
 
 
-def _in_rounds(profile: Profile, tokens: TrainTokens, steps: int, outer: OuterStep) -> float:
+def _in_rounds(
+    profile: Profile, tokens: TrainTokens, steps: int, outer: OuterStep, inner: Inner
+) -> float:
     """Train in rounds of two simulated ranks; return the loss of what they agreed on."""
-    runs = [_rank(profile, tokens, rank, steps) for rank in range(_RANKS)]
+    runs = [_rank(profile, tokens, rank, steps, inner.rate) for rank in range(_RANKS)]
     stepping = [training_steps(run) for run in runs]
     agreed = {name: p.detach().clone() for name, p in runs[0].model.named_parameters()}
     momentum = {name: torch.zeros_like(weight) for name, weight in agreed.items()}
@@ -157,6 +177,7 @@ def _in_rounds(profile: Profile, tokens: TrainTokens, steps: int, outer: OuterSt
         if step % outer.every and step < steps:
             continue
         _take_outer_step(runs, agreed, momentum, outer)
+        _change_state(runs, inner.state)
         if outer.delay and step < steps:
             mixed_after = step + outer.delay
         else:
@@ -164,8 +185,10 @@ def _in_rounds(profile: Profile, tokens: TrainTokens, steps: int, outer: OuterSt
     return _judged(runs[0])
 
 
-def _rank(profile: Profile, tokens: TrainTokens, rank: int, steps: int) -> Run:
+def _rank(profile: Profile, tokens: TrainTokens, rank: int, steps: int, inner_rate: float) -> Run:
     run = _run(profile, tokens, World(rank=rank, size=_RANKS, local_size=_RANKS), steps)
+    for group in run.optimizer.param_groups:
+        group["peak_lr"] *= inner_rate
     windows = run.windows_per_step
     outer = OuterStep(_NEVER, 1.0, 0.0)
     run.rounds = LocalSteps(run.model, run.world, outer, run.device, run.context, windows)
@@ -183,6 +206,24 @@ def _take_outer_step(
             momentum[name].mul_(outer.momentum).add_(change)
             step = change.add(momentum[name], alpha=outer.momentum)
             weight.sub_(step, alpha=outer.learning_rate)
+
+
+@torch.no_grad()
+def _change_state(runs: Sequence[Run], state: str) -> None:
+    """Average the optimizers' moments over ranks, or begin them again."""
+    if state == "own":
+        return
+    if state == "none":
+        for run in runs:
+            run.optimizer.state.clear()
+        return
+    for parameters in zip(*(run.model.parameters() for run in runs), strict=True):
+        states = [run.optimizer.state[p] for run, p in zip(runs, parameters, strict=True)]
+        for name, value in states[0].items():
+            if isinstance(value, Tensor) and value.numel() > 1:
+                mean = sum((each[name] for each in states), torch.zeros_like(value)) / _RANKS
+                for each in states:
+                    each[name].copy_(mean)
 
 
 def _mix(runs: Sequence[Run], agreed: dict[str, Tensor], share: float) -> None:

@@ -89,7 +89,7 @@ def test_gpus_are_known_by_their_models() -> None:
 def test_what_cannot_be_predicted_is_refused() -> None:
     with pytest.raises(UsageError, match="is not known"):
         paper(gpu=None)
-    with pytest.raises(UsageError, match="this machine has none"):
+    with pytest.raises(UsageError, match="describe GPUs"):
         paper("cpu:8c:32GiB")
     with pytest.raises(UsageError, match="--utilisation 2"):
         paper(utilisation=2.0)
