@@ -16,7 +16,7 @@ from llmtrain.engine.cluster.prediction import (
 from llmtrain.engine.request import ResolvedProfile
 from llmtrain.engine.workload import workload_of
 from llmtrain.errors import UsageError
-from llmtrain.machine.facts import CpuTimes, Facts, StepTimes
+from llmtrain.machine.facts import CpuTimes, ExchangeTimes, Facts, StepTimes
 from llmtrain.plan.cpu_benchmarks import measured_cpu
 from llmtrain.plan.decisions import choose_processes
 from llmtrain.plan.exchange_benchmarks import exchange_probe
@@ -54,6 +54,13 @@ class _Machine:
     def local(self) -> int:
         return self.world.local_size
 
+    def exchange(self) -> ExchangeTimes:
+        """Return the times of an exchange between its ranks, or two processes, timed once."""
+        probe = exchange_probe(self.facts, max(2, self.local))
+        if self.announce is not None and probe.saved() is None:
+            self.announce("timing an exchange between processes, once for this machine: seconds")
+        return probe.times()
+
 
 def plan_cpu_machines(
     resolved: ResolvedProfile,
@@ -76,26 +83,12 @@ def plan_cpu_machines(
     rate = parse_rate(network or _NETWORK) * ETHERNET_PAYLOAD
     round_trip_s = parse_round_trip_s(round_trip or _ROUND_TRIP)
     local = _ranks_of_a_machine(resolved)
-    if local > 1 and (profile.lora.rank is not None or profile.data.rows == "preferences"):
-        raise UsageError(
-            "a step of several processes with adapters or preferences is not timed",
-            hint="--nproc 1, on each machine",
-        )
     world = World(rank=0, size=nodes * local, local_size=local)
     machine = _Machine(facts, profile.device, world, announce)
     workload = workload_of(profile, world, facts)
     times = measured_cpu(facts, profile.device, workload)
-    exchange = exchange_probe(facts, max(2, local))
-    if announce is not None and exchange.saved() is None:
-        announce("timing an exchange between processes, once for this machine: some seconds")
-    linked = GlooNetwork(
-        ranks=world.size,
-        nodes=nodes,
-        local=exchange.times(),
-        timed=max(2, local),
-        bytes_per_s=rate,
-        round_trip_s=round_trip_s,
-    )
+    exchange = machine.exchange()
+    linked = GlooNetwork(world.size, nodes, exchange, max(2, local), rate, round_trip_s)
     workload, planned, computation = _planned(machine, workload, times, linked)
     accumulation = float(planned.plan.accumulation.value)
     step = predict_gloo_step(workload, computation, linked, accumulation)
@@ -119,7 +112,13 @@ def _ranks_of_a_machine(resolved: ResolvedProfile) -> int:
     options, facts = resolved.loaded.profile.device, resolved.facts
     of_one = workload_of(resolved.loaded.profile, None, facts)
     of_one = with_timed_processes(facts, options, of_one)
-    return choose_processes(facts, options, of_one, "cpu").value
+    local = choose_processes(facts, options, of_one, "cpu").value
+    if local > 1 and (of_one.lora is not None or of_one.is_dpo):
+        raise UsageError(
+            "a step of several processes with adapters or preferences is not timed",
+            hint="--nproc 1, on each machine",
+        )
+    return local
 
 
 def _planned(
