@@ -12,6 +12,8 @@ from types import FrameType
 import pytest
 from hypothesis import settings
 
+from llmtrain.choice import Precision
+
 # The duration of an example depends on the load of the machine.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
@@ -87,10 +89,20 @@ def _do_nothing(_number: int, _frame: FrameType | None) -> None:
 @pytest.fixture(scope="session")
 def native_kernels() -> None:
     """Compile the native kernels once for the session; skip where this machine has none."""
+    _load_native("bf16")
+
+
+@pytest.fixture(scope="session")
+def native_fp32_kernels() -> None:
+    """Compile the native kernels for fp32 likewise."""
+    _load_native("fp32")
+
+
+def _load_native(precision: Precision) -> None:
     from llmtrain.machine.probe import read_facts
     from llmtrain.ops.native.library import load_kernels
 
-    loaded = load_kernels(read_facts(tries_gpus=False))
+    loaded = load_kernels(read_facts(tries_gpus=False), precision=precision)
     if not loaded.value:
         pytest.skip(loaded.reason)
 

@@ -102,7 +102,7 @@ def _has_kernels(plan: Plan, facts: Facts, announce: Announce | None) -> bool:
     """Return whether a run that is about to start has the native kernels of its recorded plan."""
     if announce is None or "native" not in (plan.attention.value, plan.loss.value):
         return True
-    loaded = load_kernels(facts, announce)
+    loaded = load_kernels(facts, announce, precision=plan.precision.value)
     if not loaded.value:
         announce(f"the run used native kernels, and continues without them: {loaded.reason}")
     return loaded.value

@@ -33,6 +33,14 @@ _LIBRARIES = ("-ltorch_cpu", "-lc10")
 _INSTALL_COMPILER = "install one (Debian: apt install g++; macOS: xcode-select --install)"
 
 
+def vector_instructions() -> str:
+    """Return the instruction set of torch's own kernels, as torch names it: AVX2, AVX512, …
+
+    ATEN_CPU_CAPABILITY limits it below what the processor has.
+    """
+    return torch.backends.cpu.get_cpu_capability()
+
+
 @dataclass(frozen=True, slots=True)
 class NativeSource:
     """C++ files that define operators of torch in one namespace, by TORCH_LIBRARY.

@@ -143,7 +143,7 @@ def _timed(task: ProcessTask) -> ProcessTimes:
     if task.is_bound:
         bind_to_node(task.rank, task.processes)
     if "native" in (way.attention, way.loss, way.block_kernels):
-        require_kernels()
+        require_kernels(way.precision)
     model = Decoder(shape)
     if way.masked:
         model.separator_id = 0

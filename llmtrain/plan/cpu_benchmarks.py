@@ -24,6 +24,7 @@ from llmtrain.plan.kernels import (
     unfit_for_native_block,
     unfit_for_native_loss,
 )
+from llmtrain.plan.numerics import choose_precision
 from llmtrain.plan.planner import Plan, make_plan
 from llmtrain.plan.probe import Measure, Probe
 from llmtrain.plan.step_benchmarks import StepProbes, step_probes
@@ -99,14 +100,16 @@ def measured_eager_step(
         return replace(times, native_missing=native.reason)
     probe = attention_probe(facts, options, workload, products, native=True)
     times = replace(times, attention=timing.of(probe, "attention by native kernels"))
-    if unfit_for_native_loss(workload) is None:
+    is_bf16 = choose_precision(facts, options, "cpu", times.matmul).value == "bf16"
+    if is_bf16 and unfit_for_native_loss(workload) is None:
         micro_batch = make_plan(facts, options, workload, times).micro_batch.value
         loss = timing.of(loss_probe(facts, options, workload, micro_batch), "the loss")
         times = replace(times, loss=loss)
     by_torch = options.model_copy(update={"block_kernels": "torch"})
     eager = timing.of_step(facts, by_torch, workload, times, " by native kernels")
     times = replace(times, eager=eager)
-    if options.block_kernels == "torch" or unfit_for_native_block(options, workload) is not None:
+    fits_block = is_bf16 and unfit_for_native_block(options, workload) is None
+    if options.block_kernels == "torch" or not fits_block:
         return times
     by_native = options.model_copy(update={"block_kernels": "native", "compile": "auto"})
     return replace(

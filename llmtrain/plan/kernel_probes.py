@@ -68,7 +68,7 @@ def attention_probe(
         workload,
         precision=precision,
         matmul_precision=passes,
-        native=kernel_source().digest(),
+        native=kernel_source(precision).digest(),
     )
     return Probe(
         key, AttentionTimes, measure, lambda times: times.native_s is not None or not native
@@ -88,15 +88,19 @@ def native_kernels(
 
     Only with `announce`, or if they are asked for, they are compiled where they have not been yet.
     """
-    if unsuitable(facts) is not None and "native" not in _asked(options):
-        return None
-    is_bf16 = numerics.choose_precision(facts, options, "cpu", times.matmul).value == "bf16"
-    processes = decide.choose_processes(facts, options, workload, "cpu").value
-    is_wanted = kernels.wants_native(facts, options, workload, times, processes)
-    if not is_wanted and not (always and is_bf16):
-        return None
+    precision = numerics.choose_precision(facts, options, "cpu", times.matmul).value
     is_asked_for = "native" in _asked(options)
-    return load_kernels(facts, announce, compiles=is_asked_for or announce is not None)
+    if unsuitable(facts, precision) is not None and not is_asked_for:
+        return None
+    processes = decide.choose_processes(facts, options, workload, "cpu").value
+    if not always and not kernels.wants_native(facts, options, workload, times, processes):
+        return None
+    return load_kernels(
+        facts,
+        announce,
+        precision=precision,
+        compiles=is_asked_for or announce is not None,
+    )
 
 
 def _asked(options: DeviceSection) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ _WORTH_NATIVE_TIME_S, _WORTH_NATIVE_CPU_S = 30.0, 15.0
 _WORTH_COMPARING_S = 600.0
 
 
+_ATTENTION_PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32")  # of native kernels
 _LEAST_FLEX_HEAD_DIM = 16  # its kernels multiply tiles of 16 features
 
 
@@ -66,7 +67,7 @@ def choose_attention(
             hint="--set device.attention=auto",
         )
     if options.attention == "native":
-        _refuse_native("device.attention", kind, precision, times)
+        _refuse_native("device.attention", kind, precision, times, _ATTENTION_PRECISIONS)
     if options.attention != "auto":
         return Choice(options.attention, "asked for")
     if native_block:
@@ -103,14 +104,15 @@ def without_native(options: DeviceSection) -> DeviceSection:
 def wants_native(
     facts: Facts, options: DeviceSection, workload: Workload, times: CpuTimes, processes: int = 1
 ) -> bool:
-    """Return whether native kernels are compiled and compared: for bf16, if the run is long enough.
+    """Return whether native kernels are compiled and compared: if the run is long enough.
 
     It goes by how long the run takes without them, and not by whether they have been compiled
     before, so that the same run computes the same bits each time.
     """
-    if choose_precision(facts, options, "cpu", times.matmul).value != "bf16":
+    precision = choose_precision(facts, options, "cpu", times.matmul).value
+    if precision not in _ATTENTION_PRECISIONS:
         return False
-    asked = (options.attention, options.loss)
+    asked = (options.attention, *((options.loss,) if precision == "bf16" else ()))
     limits = _WORTH_NATIVE_TIME_S, _WORTH_NATIVE_CPU_S
     lasts = is_long(workload, times.plain, processes, *limits)
     is_asked_for = "native" in (*asked, options.block_kernels)
@@ -321,14 +323,18 @@ def _without_native(times: CpuTimes) -> str:
 
 
 def _refuse_native(
-    option: str, kind: DeviceKind, precision: Precision, times: CpuTimes | None
+    option: str,
+    kind: DeviceKind,
+    precision: Precision,
+    times: CpuTimes | None,
+    precisions: tuple[Precision, ...] = ("bf16",),
 ) -> None:
     """Raise UsageError where native kernels that were asked for cannot be used."""
     reason = None
     if kind != "cpu":
         reason = f"made for a CPU, and the device is {kind}"
-    elif precision != "bf16":
-        reason = f"made for bf16, and the precision is {precision}"
+    elif precision not in precisions:
+        reason = f"made for {' and '.join(precisions)}, and the precision is {precision}"
     elif times is not None:
         reason = times.native_missing
     if reason is not None:

@@ -123,7 +123,7 @@ def process_probe(facts: Facts, workload: Workload, plan: Plan) -> Probe[Process
         **{f"way_{name}": str(value) for name, value in asdict(way).items()},
     }
     if "native" in (way.attention, way.loss, way.block_kernels):
-        arguments["native"] = kernel_source().digest()
+        arguments["native"] = kernel_source(way.precision).digest()
     if processes * way.threads > facts.cpu.usable_cores:
         arguments["cores"] = facts.cpu.usable_cores
     is_bound = plan.numa_binding.value

@@ -183,7 +183,7 @@ class _WayProbes:
             "matmul_precision": self.products,
         }
         if "native" in (way.attention, way.loss, way.block_kernels):
-            arguments["native"] = kernel_source().digest()
+            arguments["native"] = kernel_source(way.precision).digest()
         if "triton" in (way.block_kernels, way.loss):
             arguments["triton"] = source_digest()
         if way.accumulates and part != _UPDATE:

@@ -198,7 +198,7 @@ def _apply_plan(model: Decoder, plan: Plan, optimizer: RoleOptimizer) -> None:
     casts = WeightCasts(dtype) if plan.keep_weight_casts.value and dtype is not None else None
     optimizer.casts = casts
     if "native" in (plan.attention.value, plan.loss.value, plan.block_kernels.value):
-        require_kernels()
+        require_kernels(plan.precision.value)
     model.casts = casts
     compute_as_planned(model, plan)
 

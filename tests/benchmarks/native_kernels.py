@@ -1,10 +1,11 @@
 """Native kernels beside torch's and our own in Python: `python -m tests.benchmarks.native_kernels`.
 
 Attention forward and backward, and the loss with both its gradients, at the work of shapes S and M
-or of `--shape`. The ways take turns, and each counts with its least wall time; the least CPU time
-of all threads over their number is shown beside it, which a busy machine hardly changes. The rate
-of the best product is measured in the same run, and each time is shown as a share of what its
-products alone would take at that rate. Errors are relative, against fp32.
+or of `--shape`; with `--precision fp32` attention alone. The ways take turns, and each counts with
+its least wall time; the least CPU time of all threads over their number is shown beside it, which a
+busy machine hardly changes. The rate of the best product is measured in the same run, and each time
+is shown as a share of what its products alone would take at that rate. Errors are relative, against
+fp32, or fp64 of fp32.
 """
 
 from __future__ import annotations
@@ -78,10 +79,12 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--compile", action="store_true", help="time the compiled loss too")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
     options = parser.parse_args()
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     facts = read_facts(tries_gpus=False)
     torch.set_num_threads(options.threads or facts.cpu.usable_cores)
-    loaded = load_kernels(facts)
+    loaded = load_kernels(facts, precision=options.precision)
     if not loaded.value:
         sys.stdout.write(f"{loaded.reason}\n")
         return 1
@@ -89,18 +92,22 @@ def main() -> int:
     for name in options.shapes:
         work = SHAPES[name]
         say(f"\n{name}: {work}")
-        show("attention", attention_ways(work), work.attention_flops, options.rounds)
+        ways = attention_ways(work, dtype)
+        show("attention", ways, work.attention_flops, options.rounds, dtype)
+        if options.precision == "fp32":
+            attention_errors(replace(work, sequences=1), dtype, torch.float64)
+            continue
         ways = loss_ways(work, compiled=options.compile)
-        show("loss", ways, work.loss_flops, options.rounds)
+        show("loss", ways, work.loss_flops, options.rounds, dtype)
         errors(work)
     return 0
 
 
-def attention_ways(work: Work) -> dict[str, Callable[[], object]]:
+def attention_ways(work: Work, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     """Return attention forward and backward by each kernel."""
     shape = (work.sequences, work.tokens, work.heads, work.size)
-    inputs = [torch.randn(shape).bfloat16().transpose(1, 2).requires_grad_() for _ in range(3)]
-    d_y = torch.randn(work.sequences, work.tokens, work.width).bfloat16()
+    inputs = [torch.randn(shape).to(dtype).transpose(1, 2).requires_grad_() for _ in range(3)]
+    d_y = torch.randn(work.sequences, work.tokens, work.width).to(dtype)
     kernels: tuple[AttentionKernel, ...] = ("native", "sdpa", "blocks")
     return {name: partial(attention, name, inputs, d_y) for name in kernels}
 
@@ -150,9 +157,15 @@ def loss(way: Exponentiate | None, hidden: Tensor, weight: Tensor, targets: Tens
     return total.detach(), *torch.autograd.grad(total / len(targets), (h, w))
 
 
-def show(what: str, ways: Mapping[str, Callable[[], object]], flops: float, rounds: int) -> None:
+def show(
+    what: str,
+    ways: Mapping[str, Callable[[], object]],
+    flops: float,
+    rounds: int,
+    dtype: torch.dtype,
+) -> None:
     """Time the ways in turn, with the best product among them, and print a table."""
-    a, b = torch.randn(4096, 1024).bfloat16(), torch.randn(1024, 4096).bfloat16()
+    a, b = torch.randn(4096, 1024).to(dtype), torch.randn(1024, 4096).to(dtype)
     found = timed({**ways, "product": lambda: a @ b}, rounds)
     product_flops = 2 * 4096 * 1024 * 4096
     wall_s, cpu_s = found.pop("product")
@@ -181,16 +194,8 @@ def timed(ways: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, tu
 def errors(work: Work) -> None:
     """Print relative errors against fp32, of fewer sequences and a smaller vocabulary."""
     small = replace(work, sequences=1, vocabulary=min(work.vocabulary, 4096))
-    shape = (1, small.tokens, small.heads, small.size)
-    d_y = torch.randn(1, small.tokens, small.width).bfloat16()
+    attention_errors(small, torch.bfloat16, torch.float32)
     for factor in (1, 4):
-        inputs = [torch.randn(shape).bfloat16().transpose(1, 2) for _ in range(3)]
-        inputs[0] = factor * inputs[0]
-        exact = attention("sdpa", [x.float().requires_grad_() for x in inputs], d_y)
-        kernels: tuple[AttentionKernel, ...] = ("native", "sdpa", "blocks")
-        for kernel in kernels:
-            found = attention(kernel, [x.detach().requires_grad_() for x in inputs], d_y)
-            say(f"  errors, attention, scores × {factor}, {kernel}: {relative(found, exact)}")
         hidden, weight, targets = loss_inputs(small)
         rounded = factor * weight.bfloat16()
         h, w = hidden.float().requires_grad_(), rounded.float().requires_grad_()
@@ -201,10 +206,24 @@ def errors(work: Work) -> None:
             say(f"  errors, loss, logits × {factor}, {name}: {relative(found, exact)}")
 
 
+def attention_errors(work: Work, dtype: torch.dtype, exactly: torch.dtype) -> None:
+    """Print the errors of attention in one type against it in another."""
+    shape = (work.sequences, work.tokens, work.heads, work.size)
+    d_y = torch.randn(work.sequences, work.tokens, work.width).to(dtype)
+    kernels: tuple[AttentionKernel, ...] = ("native", "sdpa", "blocks")
+    for factor in (1, 4):
+        inputs = [torch.randn(shape).to(dtype).transpose(1, 2) for _ in range(3)]
+        inputs[0] = factor * inputs[0]
+        exact = attention("sdpa", [x.to(exactly).requires_grad_() for x in inputs], d_y)
+        for kernel in kernels:
+            found = attention(kernel, [x.detach().requires_grad_() for x in inputs], d_y)
+            say(f"  errors, attention, scores × {factor}, {kernel}: {relative(found, exact)}")
+
+
 def relative(found: Result, exact: Result) -> str:
     """Return the relative errors as text."""
     pairs = zip(found, exact, strict=True)
-    return ", ".join(f"{((a.float() - b).norm() / b.norm()).item():.1e}" for a, b in pairs)
+    return ", ".join(f"{((a.to(b.dtype) - b).norm() / b.norm()).item():.1e}" for a, b in pairs)
 
 
 def say(line: str) -> None:

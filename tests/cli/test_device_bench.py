@@ -41,7 +41,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def invented(monkeypatch: pytest.MonkeyPatch) -> None:
     """Times are invented, on a machine with a compiler and without native kernels."""
     here = read_facts()
-    cpu = replace(here.cpu, isa=("avx2",))
+    cpu = replace(here.cpu, isa=())
     facts = replace(here, cpu=cpu, accelerators=(), cxx_compiler="/usr/bin/g++")
     monkeypatch.setattr(request, "read_facts", lambda **_: facts)
     monkeypatch.setattr(kernel_probes, "time_matmuls", lambda *_: PRODUCTS)
@@ -122,7 +122,7 @@ def test_tables(llmtrain: Command) -> None:
 @pytest.mark.usefixtures("invented")
 def test_native_kernels_are_rows(llmtrain: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     attention = replace(ATTENTION, native_s=0.001)
-    monkeypatch.setattr(kernel_probes, "unsuitable", lambda _: None)
+    monkeypatch.setattr(kernel_probes, "unsuitable", lambda *_: None)
     monkeypatch.setattr(kernel_probes, "load_kernels", lambda *_, **__: Choice(True, "there"))
     monkeypatch.setattr(kernel_probes, "time_attention", lambda *_: attention)
     monkeypatch.setattr(kernel_probes, "time_loss", lambda *_: LossTimes(0.020, 0.010))

@@ -52,7 +52,7 @@ def profile(**settings: Any) -> Profile:
 def facts() -> Facts:
     """This machine, with a compiler, no GPU, and a processor without native kernels."""
     here = read_facts()
-    cpu = replace(here.cpu, isa=("avx2",))
+    cpu = replace(here.cpu, isa=())
     return replace(here, cpu=cpu, accelerators=(), cxx_compiler="/usr/bin/g++")
 
 

@@ -45,7 +45,8 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def facts(memory_bytes: int = 24 * GIB) -> Facts:
     here = replace(read_facts(tries_gpus=False), cxx_compiler=None)
-    cpu = replace(here.cpu, memory_total_bytes=memory_bytes, memory_limit_bytes=None)
+    memory = {"memory_total_bytes": memory_bytes, "memory_limit_bytes": None}
+    cpu = replace(here.cpu, isa=(), **memory)  # without native kernels
     return replace(here, cpu=cpu)
 
 

@@ -63,8 +63,10 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Clock:
 
 @pytest.fixture
 def facts() -> Facts:
-    """This machine, with a compiler and no GPU."""
-    return replace(read_facts(), accelerators=(), cxx_compiler="/usr/bin/g++")
+    """This machine, with a compiler, no GPU, and a processor that has no native kernels."""
+    here = read_facts()
+    cpu = replace(here.cpu, isa=())
+    return replace(here, cpu=cpu, accelerators=(), cxx_compiler="/usr/bin/g++")
 
 
 def plan(facts: Facts, told: list[str] | None, **settings: Any) -> Plan:
@@ -152,13 +154,13 @@ def test_native_kernels_that_are_missing_are_told_once_and_the_run_goes_on(
 ) -> None:
     asked: list[bool] = []
 
-    def missing(*_: object, compiles: bool) -> Choice[bool]:
+    def missing(*_: object, compiles: bool, **__: object) -> Choice[bool]:
         asked.append(compiles)
         return Choice(False, "no C++ compiler was found: install one")
 
     fast = MatmulTimes(fp32_s=0.1, medium_s=0.1, bf16_s=0.01, flops=1e9)
     monkeypatch.setattr(kernel_probes, "time_matmuls", lambda *_: fast)
-    monkeypatch.setattr(kernel_probes, "unsuitable", lambda _: None)
+    monkeypatch.setattr(kernel_probes, "unsuitable", lambda *_: None)
     monkeypatch.setattr(kernel_probes, "load_kernels", missing)
     told: list[str] = []
     made = plan(facts, told if asks else None)
@@ -183,7 +185,7 @@ def test_native_kernels_are_timed_beside_the_others_and_chosen(
     monkeypatch.setattr(kernel_probes, "time_matmuls", lambda *_: fast)
     monkeypatch.setattr(kernel_probes, "time_attention", attention)
     monkeypatch.setattr(kernel_probes, "time_loss", lambda *_: LossTimes(0.3, 0.1))
-    monkeypatch.setattr(kernel_probes, "unsuitable", lambda _: None)
+    monkeypatch.setattr(kernel_probes, "unsuitable", lambda *_: None)
     monkeypatch.setattr(kernel_probes, "load_kernels", lambda *_, **__: Choice(True, "there"))
     assert plan(facts, [], train__time="20s").attention.value == "blocks"
     for _ in range(2):
@@ -203,7 +205,7 @@ def test_tokens_a_step_do_not_depend_on_whether_kernels_were_compiled_before(
         kernel_probes, "time_attention", lambda *_: AttentionTimes(0.4, 0.3, native_s=0.1)
     )
     monkeypatch.setattr(kernel_probes, "time_loss", lambda *_: LossTimes(0.3, 0.1))
-    monkeypatch.setattr(kernel_probes, "unsuitable", lambda _: None)
+    monkeypatch.setattr(kernel_probes, "unsuitable", lambda *_: None)
     monkeypatch.setattr(
         step_benchmarks,
         "time_chained_block",
@@ -225,7 +227,7 @@ def test_kernels_that_are_asked_for_are_compiled_for_a_question_too(
 ) -> None:
     asked: list[bool] = []
 
-    def missing(*_: object, compiles: bool) -> Choice[bool]:
+    def missing(*_: object, compiles: bool, **__: object) -> Choice[bool]:
         asked.append(compiles)
         return Choice(False, "no C++ compiler was found")
 

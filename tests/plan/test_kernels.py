@@ -108,15 +108,32 @@ def test_what_native_kernels_lack_is_in_the_reasons_and_refused_where_asked_for(
         assert caught.value.hint == f"--set device.{option}=auto"
 
 
-def test_native_kernels_are_for_bf16_and_runs_of_half_a_minute() -> None:
+def test_native_kernels_are_for_runs_of_half_a_minute() -> None:
     bf16, fp32 = products(1.0, 1.0, 0.5), products(1.0, 1.0, 1.0)
     short = replace(WORKLOAD, time_s=29.0)
     assert kernels.wants_native(CPU, wish(), LONG, bf16)
-    assert not kernels.wants_native(CPU, wish(), LONG, fp32)
     assert not kernels.wants_native(CPU, wish(), short, bf16)
     assert kernels.wants_native(CPU, wish(loss="native"), short, bf16)
     others = wish(attention="blocks", loss="chunks")
     assert not kernels.wants_native(CPU, others, LONG, bf16)
+    assert kernels.wants_native(CPU, wish(), LONG, fp32)
+    assert not kernels.wants_native(CPU, wish(), short, fp32)
+    assert not kernels.wants_native(CPU, wish(attention="blocks"), LONG, fp32)  # has but that
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32"])
+def test_in_fp32_attention_alone_has_a_native_kernel(precision: Literal["auto", "fp32"]) -> None:
+    times = replace(products(1.0, 1.0, 1.0), attention=AttentionTimes(0.2, 0.1, 0.07))
+    plan = make_plan(CPU, wish(precision=precision), LONG, times)
+    assert (plan.precision.value, plan.attention.value, plan.loss.value) == (
+        "fp32",
+        "native",
+        "chunks",
+    )
+    assert plan.block_kernels.value == "torch"
+    for option in ("loss", "block_kernels"):
+        with pytest.raises(UsageError, match="native: made for bf16, and the precision is fp32"):
+            make_plan(CPU, wish(precision=precision, **{option: "native"}), LONG, times)
 
 
 def test_a_short_run_computes_alike_whether_kernels_were_measured_or_not() -> None:

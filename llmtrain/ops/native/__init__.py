@@ -1,1 +1,1 @@
-"""Kernels in C++ for CPUs with bf16 products, compiled on the machine that runs them."""
+"""Kernels in C++ for CPUs, compiled on the machine that runs them."""

@@ -5,22 +5,13 @@
 
 #include <cstdint>
 
+#include "heads_shape.h"
+
 namespace llmtrain {
 
-// B sequences, H query heads, G key heads, T tokens, D features a head. D is even.
-struct AttentionShape {
-  int64_t sequences, heads, key_heads, tokens, size;
-};
+using HeadsOf = Heads<c10::BFloat16>;
 
-// A (B, heads, T, D) matrix of any strides but the last, which is 1.
-struct HeadsOf {
-  c10::BFloat16* data;
-  int64_t sequence_stride, head_stride, token_stride;
-  c10::BFloat16* at(int64_t sequence, int64_t head) const {
-    return data + sequence * sequence_stride + head * head_stride;
-  }
-};
-
+// D is even.
 // `first`: (B, T), the first token that each attends to, not decreasing along T; null: token 0.
 // `lse`: (B, H, T), the logarithm of the sum of exponentials of each row, to base 2.
 // `scratch` has the bytes that the function of that name says for this number of threads.

@@ -1,4 +1,4 @@
-"""Causal attention by the native kernel: flash attention (Dao 2023) on a CPU's matrix units.
+"""Causal attention by the native kernels: flash attention (Dao 2023) on a CPU.
 
 Shapes: B sequences, H query heads, G key heads, T tokens, D features a head.
 """
@@ -16,10 +16,11 @@ from llmtrain.ops.operator import operator
 def native_attention(
     q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None = None
 ) -> Tensor:
-    """Return causal attention of bf16 queries, keys and values, (B, T, H · D).
+    """Return causal attention of queries, keys and values in bf16 or fp32, (B, T, H · D).
 
-    Scores and sums are fp32, probabilities bf16 in products. `first_bt`: int32, the first token
-    that each one attends to, not decreasing along T; without it, the first of the window.
+    Scores and sums are fp32, probabilities in products as the values are. `first_bt`: int32, the
+    first token that each one attends to, not decreasing along T; without it, the first of the
+    window.
     """
     y_btc: Tensor = _forward(q_bhtd, k_bgtd, v_bgtd, first_bt)[0]
     return y_btc
@@ -30,7 +31,7 @@ def _forward(
     q_bhtd: Tensor, k_bgtd: Tensor, v_bgtd: Tensor, first_bt: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return attention, and the logarithm of each row's sum of exponentials, to base 2."""
-    y_btc, lse_bht = torch.ops.llmtrain_native.attention(
+    y_btc, lse_bht = _kernels(q_bhtd).attention(
         _dense(q_bhtd), _dense(k_bgtd), _dense(v_bgtd), first_bt
     )
     return y_btc, lse_bht
@@ -47,7 +48,7 @@ def _backward(
     lse_bht: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     heads = _dense(q_bhtd), _dense(k_bgtd), _dense(v_bgtd)
-    d_q, d_k, d_v = torch.ops.llmtrain_native.attention_backward(
+    d_q, d_k, d_v = _kernels(q_bhtd).attention_backward(
         d_y_btc.contiguous(), *heads, y_btc.contiguous(), lse_bht.contiguous(), first_bt
     )
     return d_q, d_k, d_v
@@ -80,6 +81,12 @@ def _fake_backward(
 
 
 torch.library.register_fake(_backward, _fake_backward)
+
+
+def _kernels(q_bhtd: Tensor) -> Any:
+    """Return the operators for the type of the queries."""
+    is_fp32 = q_bhtd.dtype == torch.float32
+    return torch.ops.llmtrain_fp32 if is_fp32 else torch.ops.llmtrain_native
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ using at::BFloat16;
 using at::Tensor;
 using llmtrain::aligned;
 using llmtrain::dense;
-using llmtrain::heads_of;
 using llmtrain::scratch_of;
 
 namespace {

@@ -16,25 +16,18 @@
 using at::Tensor;
 using llmtrain::aligned;
 using llmtrain::AttentionShape;
-using llmtrain::heads_of;
+using llmtrain::first_of;
+using llmtrain::HeadsOf;
 using llmtrain::scratch_of;
 
 namespace {
 
 AttentionShape shape_of(const Tensor& q, const Tensor& k) {
-  TORCH_CHECK(q.size(0) == k.size(0) && q.size(2) == k.size(2) && q.size(3) == k.size(3) &&
-                  q.size(1) % k.size(1) == 0 && q.size(3) % 2 == 0,
-              "queries and keys of other shapes");
-  return {q.size(0), q.size(1), k.size(1), q.size(2), q.size(3)};
+  TORCH_CHECK(q.size(3) % 2 == 0, "an odd number of features a head");
+  return llmtrain::attention_shape(q, k);
 }
 
-const int32_t* first_of(const std::optional<Tensor>& first, const AttentionShape& shape) {
-  if (!first.has_value()) return nullptr;
-  TORCH_CHECK(first->scalar_type() == at::kInt && first->is_contiguous() && first->dim() == 2 &&
-                  first->size(0) == shape.sequences && first->size(1) == shape.tokens,
-              "first tokens: expected a dense int32 tensor (B, T)");
-  return first->const_data_ptr<int32_t>();
-}
+HeadsOf heads_of(const Tensor& x) { return llmtrain::heads_as<at::BFloat16>(x); }
 
 }  // namespace
 
@@ -61,8 +54,7 @@ void attention_backward_into(const Tensor& d_y, const Tensor& q, const Tensor& k
   const AttentionShape shape = shape_of(q, k);
   const int threads = at::get_num_threads();
   const auto heads = [&](const Tensor& x) {
-    return heads_of(
-        x.view({shape.sequences, shape.tokens, shape.heads, shape.size}).transpose(1, 2));
+    return llmtrain::heads_of_rows<at::BFloat16>(x, shape);
   };
   TORCH_CHECK(lse.is_contiguous() && lse.scalar_type() == at::kFloat);
   TORCH_CHECK(d_q.sizes() == q.sizes() && d_k.sizes() == k.sizes() && d_v.sizes() == v.sizes());

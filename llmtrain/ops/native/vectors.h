@@ -11,18 +11,13 @@
 
 #include <cstdint>
 
+#include "scratch.h"
+
 namespace llmtrain {
 
 using bf16 = at::BFloat16;
 using at::native::cpublas::brgemm;
 using at::native::cpublas::brgemm_release;
-
-constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
-
-inline int64_t round_up(int64_t n, int64_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
 
 // The first n of 16 or 32 lanes; none below 0.
 inline __mmask16 lanes16(int64_t n) {
@@ -176,22 +171,5 @@ inline void transpose(const bf16* from, int64_t stride, int64_t rows, int64_t co
       }
     }
 }
-
-// Parts of one block of memory, aligned to cache lines. Without memory it counts what is needed.
-class Scratch {
- public:
-  explicit Scratch(char* base) : base_(base) {}
-  template <class T>
-  T* take(int64_t count) {
-    const int64_t at = used_;
-    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + at);
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
 
 }  // namespace llmtrain

@@ -12,7 +12,12 @@ from llmtrain.machine.facts import Facts
 from llmtrain.machine.native import NativeSource
 from llmtrain.machine.probe import read_facts
 from llmtrain.ops.native import library
-from llmtrain.ops.native.library import kernel_source, load_kernels, require_kernels
+from llmtrain.ops.native.library import (
+    kernel_source,
+    load_kernels,
+    require_kernels,
+    unsuitable,
+)
 
 
 @pytest.fixture
@@ -25,13 +30,36 @@ def facts() -> Facts:
 def not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the kernels have another name than those that the session has loaded."""
     other = replace(kernel_source(), namespace="llmtrain_other")
-    monkeypatch.setattr(library, "kernel_source", lambda: other)
+    monkeypatch.setattr(library, "kernel_source", lambda *_: other)
 
 
 def test_the_files_are_there() -> None:
     source: NativeSource = kernel_source()
     assert {path.name for path in source.files} >= {"loss.cpp", "operators.cpp"}
     assert all(path.is_file() for path in (*source.files, *source.headers))
+
+
+@pytest.mark.parametrize(
+    ("capability", "flag", "other"),
+    [("AVX2", "-mavx2", "-mavx512f"), ("AVX512", "-mavx512f", "-mavx2")],
+)
+def test_fp32_has_vectors_as_wide_as_torch_uses(
+    capability: str, flag: str, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "vector_instructions", lambda: capability)
+    source = kernel_source("fp32")
+    assert {path.name for path in source.files} >= {"attention_forward.cpp", "operators.cpp"}
+    assert "scratch.h" in {path.name for path in source.headers}
+    assert flag in source.flags
+    assert other not in source.flags
+    assert source.digest() != kernel_source().digest()
+
+
+def test_fp32_is_for_processors_with_avx2(facts: Facts) -> None:
+    old = replace(facts, cpu=replace(facts.cpu, isa=()))
+    assert unsuitable(facts, "fp32") is None
+    assert not load_kernels(old, precision="fp32").value
+    assert unsuitable(old, "fp32") == "native kernels for fp32 need a CPU with AVX2"
 
 
 def test_a_processor_without_bf16_needs_none(facts: Facts) -> None:
