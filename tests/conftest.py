@@ -13,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 from llmtrain.choice import Precision
+from tests.caches import share_kernels
 
 # The duration of an example depends on the load of the machine.
 settings.register_profile("untimed", deadline=None)
@@ -41,11 +42,8 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
     Workers of one session share the native kernels, which take most of a minute to compile.
     """
     cache, base = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ and sys.platform != "win32":
-        for name in ("native", "locks"):
-            shared = base.parent / name
-            shared.mkdir(exist_ok=True)
-            (cache / name).symlink_to(shared)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        share_kernels(cache, base.parent)
     with pytest.MonkeyPatch.context() as patch:
         for variable in [name for name in os.environ if name.startswith("LLMTRAIN_")]:
             patch.delenv(variable)

@@ -22,6 +22,7 @@ from llmtrain.machine.facts import (
 from llmtrain.machine.probe import read_facts
 from llmtrain.model.timing import CompileError
 from llmtrain.plan import kernel_probes, step_benchmarks
+from tests.caches import own_cache
 from tests.cli.conftest import Command, ProcessCommand
 
 BENCH = ("device", "bench", "-p", "tiny.yaml")
@@ -33,7 +34,7 @@ BLOCK = BlockTimes(eager_s=0.04, compiled_s=0.03, compile_s=7.0)
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(own_cache(tmp_path / "cache")))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
 
 

@@ -22,6 +22,7 @@ import pytest
 from llmtrain.generate.sampling import Sampling
 from llmtrain.train.checkpoint.format import load_checkpoint
 from llmtrain.train.model_weights import trained_model
+from tests.caches import own_cache
 from tests.checkout import import_path
 from tests.sampled import sampled_ids
 
@@ -58,7 +59,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place = tmp_path / "place"
     shutil.copytree(FIXTURES, place)
     monkeypatch.chdir(place)
-    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(own_cache(tmp_path / "cache")))
     return place
 
 

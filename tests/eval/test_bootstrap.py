@@ -23,7 +23,7 @@ def population(documents: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     return sizes * draw.normal(1.2, 0.3, documents), sizes
 
 
-@pytest.mark.parametrize("documents", [60, 400])
+@pytest.mark.parametrize("documents", [60, 200])
 def test_the_interval_covers_the_value_of_the_whole_text(documents: int) -> None:
     bits, sizes = population(20_000)
     truth = bits.sum() / sizes.sum()

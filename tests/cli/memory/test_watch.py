@@ -182,8 +182,9 @@ def test_a_run_is_found_and_watched_to_its_end(
 ) -> None:
     train = ("train", "-p", "tiny.yaml", "-q", "--out", "runs/r", "--steps", "100000")
     calm = ("eval.every_steps=99999", "eval.sample_every_steps=99999")
-    plain = ("device.attention=sdpa", "device.loss=chunks", "device.compile=false")  # at once
-    settings = [word for each in (*calm, *plain) for word in ("--set", each)]
+    plain = ("attention=sdpa", "block_kernels=torch", "loss=chunks", "compile=false")
+    kernels = [f"device.{each}" for each in plain]  # nothing is compiled: it begins at once
+    settings = [word for each in (*calm, *kernels) for word in ("--set", each)]
     process = subprocess.Popen([sys.executable, "-m", "llmtrain", *train, *settings])
     try:
         while process.poll() is None and not (place / "runs" / "r" / "metrics.jsonl").exists():
