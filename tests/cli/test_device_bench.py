@@ -29,7 +29,7 @@ BENCH = ("device", "bench", "-p", "tiny.yaml")
 # Two layers of 2,048 × 32 × 64 forward and backward: 0.05 GFLOP.
 PRODUCTS = MatmulTimes(fp32_s=0.020, medium_s=0.020, bf16_s=0.010, flops=0.05e9)
 ATTENTION = AttentionTimes(sdpa_s=0.004, blocks_s=0.003)
-BLOCK = BlockTimes(eager_s=0.04, compiled_s=0.03, compile_s=7.0)
+BLOCK = BlockTimes(eager_s=0.04, compiled_s=0.03, compile_s=7.0, load_s=1.5, import_s=3.0)
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +76,10 @@ def test_document(llmtrain: Command) -> None:
     }
     assert document["attention"] == {"sdpa_s": 0.004, "blocks_s": 0.003, "native_s": None}
     assert (document["loss"], document["native_missing"]) == (None, None)
-    assert document["block"] == {"eager_s": 0.04, "compiled_s": 0.03, "compile_s": 7.0}
+    assert document["block"] == {
+        **{"eager_s": 0.04, "compiled_s": 0.03, "compile_s": 7.0},
+        **{"load_s": 1.5, "import_s": 3.0},
+    }
     assert document["compile_failure"] is None
     beside = {"update_s": 0.005, "contended": False}
     assert document["eager"] == {"block_s": 0.041, "head_s": 0.02} | beside
@@ -110,6 +113,8 @@ def test_tables(llmtrain: Command) -> None:
     assert "one block, eager 40.0 ms" in rows
     assert "one block, compiled 30.0 ms chosen" in rows
     assert "compiling one block 7.0 s" in rows
+    assert "loading what was compiled 1.5 s" in rows
+    assert "importing the compiler 3.0 s" in rows
     assert "eager step: a block 41.0 ms" in rows
     assert "compiled step: a block 30.0 ms chosen" in rows
     assert "compiled step: head and loss 10.0 ms chosen" in rows

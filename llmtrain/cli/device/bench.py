@@ -123,6 +123,10 @@ def _times(measured: DeviceBench) -> Iterator[tuple[str, float, str, bool]]:
         yield "one block, eager", measured.block.eager_s, "", not compiled
         yield "one block, compiled", measured.block.compiled_s, "", compiled
         yield "compiling one block", measured.block.compile_s, "", False
+        if measured.block.load_s is not None:
+            yield "loading what was compiled", measured.block.load_s, "", False
+        if measured.block.import_s is not None:
+            yield "importing the compiler", measured.block.import_s, "", False
     native, compiled = plan.block_kernels.value == "native", plan.compile.value
     yield from _step_times("eager", measured.eager, used=not native and not compiled)
     yield from _step_times("compiled", measured.compiled, used=compiled)
