@@ -368,8 +368,7 @@ def _saver(setup: TrainSetup) -> Saver:
     if run.saving_ranks == 1 or run.world.rank >= run.saving_ranks:
         return Saver(directory, profile.checkpoint, setup.observe)
     limit_s = profile.device.collective_timeout
-    # A save waits for an exchange that would travel beside the next steps.
-    saves_rounds = run.rounds is not None and run.rounds.outer.delay == 0
+    rounds = run.rounds
     return PartSaver(
         directory,
         profile.checkpoint,
@@ -377,5 +376,5 @@ def _saver(setup: TrainSetup) -> Saver:
         run.world,
         limit_s,
         ranks=run.saving_ranks,
-        saves_rounds=saves_rounds,
+        waiting_s=None if rounds is None else lambda: rounds.travelled_s,
     )

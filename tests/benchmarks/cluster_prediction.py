@@ -196,9 +196,9 @@ def _await_quiet() -> None:
 
 
 def _busy_s() -> float:
-    """Return the seconds that all cores have computed."""
+    """Return the seconds that all cores have computed, but for programs of a low priority."""
     times = psutil.cpu_times()
-    return float(sum(times) - times.idle - times.iowait - times.guest - times.guest_nice)
+    return float(times.user + times.system + times.irq + times.softirq + times.steal)
 
 
 def _own_s() -> float:

@@ -63,24 +63,25 @@ class PartSaver(Saver):
         limit_s: float,
         *,
         ranks: int,
-        saves_rounds: bool = False,
+        waiting_s: Callable[[], float] | None = None,
     ) -> None:
         """`ranks`: how many have parts; `limit_s`: how long rank 0 waits for the others' files.
 
-        `saves_rounds`: a save is due after every round, so that a lost rank costs no more than one.
+        `waiting_s`: a save is due after every round, so that a lost rank costs no more than one,
+        and waits so long for an exchange; None: there are no rounds.
         """
         super().__init__(directory, options, on_saved)
         assert world.store is not None, "a sharded model has several ranks"
         self._world, self._store, self._limit_s = world, world.store, limit_s
-        self._ranks, self._saves_rounds = ranks, saves_rounds
+        self._ranks, self._waiting_s = ranks, waiting_s
         self._number = 0
         self._closing = threading.Event()
 
     @property
     def _lost_s(self) -> float:
-        if not self._saves_rounds:
+        if self._waiting_s is None:
             return LOST_S
-        return min(LOST_S, (self.elapsed_s or 0.0) / _WRITING_SHARE)
+        return min(LOST_S, ((self.elapsed_s or 0.0) + self._waiting_s()) / _WRITING_SHARE)
 
     def save(self, checkpoint: Checkpoint, *, in_background: bool) -> None:
         """Save; durable on return, or with `in_background` once `poll` reports it.

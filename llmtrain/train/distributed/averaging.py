@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -79,6 +80,7 @@ class Averaging:
         """Begin with `own`, tensors in main memory that are not used elsewhere any more."""
         self._tensors, self._tokens, self._world, self._group = own, tokens, world, group
         self._error: RuntimeError | None = None
+        self.seconds = 0.0  # that it took, once it is over
         self._thread = threading.Thread(target=self._run, daemon=True)  # a peer may never answer
         self._thread.start()
 
@@ -90,8 +92,10 @@ class Averaging:
         return self._tensors
 
     def _run(self) -> None:
+        started_s = time.monotonic()
         try:
             for index, own in enumerate(self._tensors):
                 self._tensors[index] = weighted_mean(own, self._tokens, self._world, self._group)
         except RuntimeError as error:
             self._error = error
+        self.seconds = time.monotonic() - started_s

@@ -99,6 +99,7 @@ class Rounds:
     shares: list[int] = field(default_factory=list)  # windows of a step, by rank
     last_steps: int = 1  # of the round that ended last
     exchange_s: float = 0.0  # that its exchange took, with waiting for slower ranks
+    travelled_s: float = 0.0  # of the last exchange beside steps, for which a save would wait
     left_out: dict[int, int] = field(default_factory=dict)  # of its steps, by rank; the same on all
     _agreed: dict[str, Tensor] = field(default_factory=dict)
     _momentum: dict[str, Tensor] = field(default_factory=dict)
@@ -246,7 +247,7 @@ class Rounds:
         self.send()
         if self._sent is None:
             return
-        means, self._sent = self._sent.wait(), None
+        means, self.travelled_s, self._sent = self._sent.wait(), self._sent.seconds, None
         for names, mean in zip(buckets(self._agreed), means, strict=True):
             self._take_outer_step(names, mean.to(self.device))
 

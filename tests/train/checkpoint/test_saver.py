@@ -144,11 +144,11 @@ def test_no_more_than_five_minutes_or_a_fiftieth_is_lost_or_spent(
 
 
 @pytest.mark.parametrize(
-    ("saves_rounds", "writing_s", "due_s"),
-    [(True, None, 0.0), (True, 3.0, 60.0), (True, 90.0, 300.0), (False, 3.0, 300.0)],
+    ("waiting_s", "writing_s", "due_s"),
+    [(0.0, None, 0.0), (0.0, 3.0, 60.0), (2.0, 3.0, 100.0), (0.0, 90.0, 300.0), (None, 3.0, 300.0)],
 )
 def test_rounds_are_saved_where_that_takes_no_more_than_a_twentieth_of_the_time(
-    saves_rounds: bool,
+    waiting_s: float | None,
     writing_s: float | None,
     due_s: float,
     tmp_path: Path,
@@ -164,7 +164,7 @@ def test_rounds_are_saved_where_that_takes_no_more_than_a_twentieth_of_the_time(
         world,
         60.0,
         ranks=2,
-        saves_rounds=saves_rounds,
+        waiting_s=None if waiting_s is None else lambda: waiting_s or 0.0,
     )
     saver.elapsed_s = writing_s
     assert saver.is_due(30, 30) == (due_s == 0.0)
