@@ -35,7 +35,7 @@ from tests.programs import program_parser
 
 _PORT = 29650
 _QUIET = 0.05  # of the cores, that other programs may use
-_POLL_S, _MOST_POLLS = 3.0, 100
+_POLL_S, _MOST_POLLS = 3.0, 20
 _SKIPPED = 3  # steps, while buckets are made and caches fill
 # A packet of the link has 9,000 bytes, of which 8,948 are data; one of an Ethernet 1,448 of 1,538.
 _AS_ETHERNET = (8948 / 9000) / (1448 / 1538)
