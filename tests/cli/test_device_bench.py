@@ -77,8 +77,11 @@ def test_document(llmtrain: Command) -> None:
     assert document["attention"] == {"sdpa_s": 0.004, "blocks_s": 0.003, "native_s": None}
     assert (document["loss"], document["native_missing"]) == (None, None)
     assert document["block"] == {
-        **{"eager_s": 0.04, "compiled_s": 0.03, "compile_s": 7.0},
-        **{"load_s": 1.5, "import_s": 3.0},
+        "eager_s": 0.04,
+        "compiled_s": 0.03,
+        "compile_s": 7.0,
+        "load_s": 1.5,
+        "import_s": 3.0,
     }
     assert document["compile_failure"] is None
     beside = {"update_s": 0.005, "contended": False}
