@@ -106,7 +106,6 @@ inline void pack(const float* from, int64_t rows, int64_t columns, float* out) {
 
 // Write the transpose of four numbers of each of four rows.
 inline void transpose4(const float* from, int64_t stride, float* out, int64_t out_stride) {
-#if __has_builtin(__builtin_shufflevector)  // GCC 12, Clang
   using Four [[gnu::vector_size(16)]] = float;
   Four r[4];
   for (int64_t i = 0; i < 4; ++i) std::memcpy(&r[i], from + i * stride, sizeof(Four));
@@ -119,10 +118,6 @@ inline void transpose4(const float* from, int64_t stride, float* out, int64_t ou
                            __builtin_shufflevector(b, d, 0, 1, 4, 5),
                            __builtin_shufflevector(b, d, 2, 3, 6, 7)};
   for (int64_t k = 0; k < 4; ++k) std::memcpy(out + k * out_stride, &columns[k], sizeof(Four));
-#else
-  for (int64_t k = 0; k < 4; ++k)
-    for (int64_t i = 0; i < 4; ++i) out[k * out_stride + i] = from[i * stride + k];
-#endif
 }
 
 // Copy the transpose of dense rows × columns into panels; rows are a multiple of kTileColumns.
