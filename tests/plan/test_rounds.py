@@ -16,7 +16,7 @@ from llmtrain.plan.rounds import (
 )
 from tests.machines import CPU, CUDA, WORKLOAD, wish
 
-OPEN = replace(WORKLOAD, sync_is_open=True)
+OPEN = replace(WORKLOAD, sync_is_open=True, optimizer="muon")
 MIB = 2**20
 
 
@@ -31,6 +31,13 @@ def test_an_exchange_that_takes_long_makes_the_longest_rounds_and_says_what_they
     assert "takes 8.4s between these ranks, a step 1.1s: every 30 steps it is 20%" in choice.reason
     assert "averaging in every step 88%" in choice.reason
     assert choice.reason.endswith("longer rounds than 30 are not measured")
+
+
+def test_what_rounds_cost_with_adamw_inside_is_said() -> None:
+    choice = choose_sync_every(replace(OPEN, optimizer="adamw"), 1.1, exchange(8.4))
+    assert choice.reason.endswith("rounds cost about 3% of the loss, with Muon about none")
+    often = choose_sync_every(replace(OPEN, optimizer="adamw"), 1.0, exchange(0.1))
+    assert "AdamW" not in often.reason
 
 
 def test_an_exchange_that_takes_little_is_taken_in_every_step() -> None:
