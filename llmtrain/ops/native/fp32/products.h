@@ -104,19 +104,25 @@ inline void pack(const float* from, int64_t rows, int64_t columns, float* out) {
   }
 }
 
+// Choose of the numbers of two vectors: clang's builtin, which GCC has from 12 on, or GCC's own.
+#if defined(__clang__)
+#define LLMTRAIN_SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define LLMTRAIN_SHUFFLE(x, y, ...) __builtin_shuffle(x, y, Indices{__VA_ARGS__})
+#endif
+
 // Write the transpose of four numbers of each of four rows.
 inline void transpose4(const float* from, int64_t stride, float* out, int64_t out_stride) {
   using Four [[gnu::vector_size(16)]] = float;
+  using Indices [[gnu::vector_size(16), maybe_unused]] = int32_t;
   Four r[4];
   for (int64_t i = 0; i < 4; ++i) std::memcpy(&r[i], from + i * stride, sizeof(Four));
-  const Four a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
-  const Four b = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
-  const Four c = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
-  const Four d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
-  const Four columns[4] = {__builtin_shufflevector(a, c, 0, 1, 4, 5),
-                           __builtin_shufflevector(a, c, 2, 3, 6, 7),
-                           __builtin_shufflevector(b, d, 0, 1, 4, 5),
-                           __builtin_shufflevector(b, d, 2, 3, 6, 7)};
+  const Four a = LLMTRAIN_SHUFFLE(r[0], r[1], 0, 4, 1, 5);
+  const Four b = LLMTRAIN_SHUFFLE(r[0], r[1], 2, 6, 3, 7);
+  const Four c = LLMTRAIN_SHUFFLE(r[2], r[3], 0, 4, 1, 5);
+  const Four d = LLMTRAIN_SHUFFLE(r[2], r[3], 2, 6, 3, 7);
+  const Four columns[4] = {LLMTRAIN_SHUFFLE(a, c, 0, 1, 4, 5), LLMTRAIN_SHUFFLE(a, c, 2, 3, 6, 7),
+                           LLMTRAIN_SHUFFLE(b, d, 0, 1, 4, 5), LLMTRAIN_SHUFFLE(b, d, 2, 3, 6, 7)};
   for (int64_t k = 0; k < 4; ++k) std::memcpy(out + k * out_stride, &columns[k], sizeof(Four));
 }
 
