@@ -167,12 +167,19 @@ def _descendants(pid: int) -> list[int]:
         return [child.pid for child in psutil.Process(pid).children(recursive=True)]
     found, unread = list[int](), [pid]
     while unread:
-        for listed in Path(f"/proc/{unread.pop()}/task").glob("*/children"):
+        for thread in _entries(Path(f"/proc/{unread.pop()}/task")):
             with suppress(OSError):  # the thread has ended
-                children = [int(child) for child in listed.read_text().split()]
+                children = [int(child) for child in (thread / "children").read_text().split()]
                 found += children
                 unread += children
     return found
+
+
+def _entries(directory: Path) -> list[Path]:
+    """Return what is in a directory of /proc; nothing where its process has ended."""
+    with suppress(OSError):
+        return list(directory.iterdir())
+    return []
 
 
 def _psutil_rss(pid: int | None) -> int:

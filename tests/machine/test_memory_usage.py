@@ -134,6 +134,23 @@ def test_a_descendant_that_ends_while_it_is_read_is_left_out(
     assert read_process_memory().processes == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's lists of children")
+def test_a_descendant_that_ends_while_they_are_listed_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    entries = memory_usage._entries
+
+    def ending(directory: Path) -> list[Path]:
+        if directory == Path(f"/proc/{child.pid}/task"):
+            child.communicate(b"\n")
+        return entries(directory)
+
+    monkeypatch.setattr(memory_usage, "_entries", ending)
+    assert read_process_memory().source == "psutil"
+    assert child.returncode == 0
+
+
 def test_descendants_are_those_that_psutil_finds() -> None:
     import psutil
 

@@ -50,7 +50,7 @@ WITH_COMPILER = replace(CPU, cxx_compiler="/usr/bin/g++")
         (CUDA, {"attention": "blocks"}, "blocks: made for a CPU, and the device is cuda"),
         (MPS, {"attention": "blocks"}, "blocks: made for a CPU, and the device is mps"),
         (CUDA, {"attention": "native"}, "native: made for a CPU, and the device is cuda"),
-        (CPU, {"attention": "native", "precision": "fp32"}, "native: made for bf16"),
+        (MPS, {"attention": "native"}, "native: made for a CPU, and the device is mps"),
         (MPS, {"loss": "native"}, "native: made for a CPU, and the device is mps"),
         (CPU, {"loss": "native", "precision": "fp32"}, "native: made for bf16"),
         (CPU, {"loss": "triton"}, "triton: made for CUDA, and the device is cpu"),

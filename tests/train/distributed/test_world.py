@@ -34,7 +34,7 @@ from tests.train.harness import (
 )
 
 TRAIN = ("train", "-p", "tiny.yaml", "--out", "run", *pinned_options())
-LONG = ("--steps", 250, "--set", "eval.every_steps=500", "--set", "eval.sample_every_steps=500")
+LONG = ("--steps", 150, "--set", "eval.every_steps=500", "--set", "eval.sample_every_steps=500")
 
 
 def launched(run: Path) -> dict[str, Any]:
