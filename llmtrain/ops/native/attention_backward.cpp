@@ -3,13 +3,12 @@
 // Scores are computed transposed, keys as rows, so that Pᵀ and dSᵀ are left operands as they are
 // written: dV += Pᵀ dY, dK += dSᵀ Q. dSᵀ is written a second time as the right operand of
 // dQᵀ += Kᵀ dSᵀ. With dS = P ∘ (dP − δ), δ = Σ dY ∘ Y of each row.
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "attention.h"
+#include "attention_tasks.h"
 #include "vectors.h"
 
 namespace llmtrain {
@@ -42,20 +41,6 @@ Buffers buffers_in(Scratch& scratch, const AttentionShape& shape) {
   return b;
 }
 
-// How the work is divided: where there are fewer key heads than threads, several share one. Each
-// takes every so-manieth block of keys, and the gradients of queries are summed over them.
-struct Division {
-  Division(const AttentionShape& shape, int threads)
-      : key_heads(shape.sequences * shape.key_heads), share(shape.heads / shape.key_heads),
-        blocks((shape.tokens + kBlock - 1) / kBlock),
-        parts(std::min(blocks, key_heads >= threads ? 1 : (threads + key_heads - 1) / key_heads)),
-        d_q_floats(round_up(shape.tokens, kBlock) * round_up(shape.size, 32)),
-        // alone, a task needs that of one head at a time
-        d_q_total(parts == 1 ? threads * d_q_floats : key_heads * parts * share * d_q_floats) {}
-  int64_t key_heads, share, blocks, parts;
-  int64_t d_q_floats, d_q_total;  // dQᵀ of one head, and of all that are kept
-};
-
 class Backward {
  public:
   Backward(const AttentionShape& shape, HeadsOf d_y, HeadsOf q, HeadsOf k, HeadsOf v, HeadsOf y,
@@ -63,6 +48,14 @@ class Backward {
       : shape_(shape), d_y_(d_y), q_(q), k_(k), v_(v), y_(y), d_q_(d_q), d_k_(d_k), d_v_(d_v),
         lse_(lse), first_(first), size_(round_up(shape.size, 32)),
         tokens_(round_up(shape.tokens, kBlock)), scale_(1.f / std::sqrt(float(shape.size))) {}
+
+  Buffers buffers(Scratch& scratch) const { return buffers_in(scratch, shape_); }
+  void finish() const { brgemm_release(); }
+
+  // The sums of a task alone are set by its first product.
+  void begin_queries(float* d_q_t, int64_t floats, bool is_shared) const {
+    if (is_shared) std::fill_n(d_q_t, floats, 0.f);
+  }
 
   void prepare_keys(const Buffers& b, int64_t sequence, int64_t key_head) const {
     const bf16* k = k_.at(sequence, key_head);
@@ -133,8 +126,16 @@ class Backward {
     }
   }
 
-  // Store the sum of several dQᵀ, `stride` floats apart, of 16 queries from i on.
+  // Store the sum of several dQᵀ, `stride` floats apart.
   void store_queries(const float* d_q_t, int64_t parts, int64_t stride, int64_t sequence,
+                     int64_t head) const {
+    for (int64_t i = 0; i < shape_.tokens; i += 16)
+      store_sixteen(d_q_t, parts, stride, sequence, head, i);
+  }
+
+ private:
+  // Store the sum of several dQᵀ, `stride` floats apart, of 16 queries from i on.
+  void store_sixteen(const float* d_q_t, int64_t parts, int64_t stride, int64_t sequence,
                      int64_t head, int64_t i) const {
     alignas(64) float rows[16 * 32];
     const int64_t block = i / kBlock * kBlock, count = std::min<int64_t>(16, shape_.tokens - i);
@@ -158,7 +159,6 @@ class Backward {
     }
   }
 
- private:
   void pack_whole(const bf16* from, int64_t stride, bf16* out) const {
     pack(from, stride, shape_.tokens, shape_.size, out, size_);
     const int64_t done = round_up(shape_.tokens, 2);
@@ -217,56 +217,22 @@ int64_t bytes_per_thread(const AttentionShape& shape) {
   return counted.used();
 }
 
+KeyBlocks key_blocks(const AttentionShape& shape, int threads) {
+  return KeyBlocks(shape, threads, kBlock, round_up(shape.size, 32));
+}
+
 }  // namespace
 
 int64_t attention_backward_scratch(const AttentionShape& shape, int threads) {
-  const Division division(shape, threads);
-  return threads * bytes_per_thread(shape) + division.d_q_total * int64_t{sizeof(float)};
+  return key_blocks(shape, threads).scratch_bytes(threads, bytes_per_thread(shape));
 }
 
 void attention_backward(const AttentionShape& shape, HeadsOf d_y, HeadsOf q, HeadsOf k, HeadsOf v,
                         HeadsOf y, const float* lse, const int32_t* first, HeadsOf d_q, HeadsOf d_k,
                         HeadsOf d_v, char* scratch, int threads) {
   const Backward backward(shape, d_y, q, k, v, y, lse, first, d_q, d_k, d_v);
-  const Division division(shape, threads);
-  const int64_t bytes = bytes_per_thread(shape), parts = division.parts, share = division.share;
-  float* all_d_q = reinterpret_cast<float*>(scratch + threads * bytes);
-  const auto head_of = [&](int64_t task, int64_t member) {
-    return task / parts % shape.key_heads * share + member;
-  };
-  at::parallel_for(0, division.key_heads * parts, 1, [&](int64_t begin, int64_t end) {
-    const int thread = at::get_thread_num();
-    Scratch own(scratch + thread * bytes);
-    const Buffers b = buffers_in(own, shape);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t sequence = task / parts / shape.key_heads, part = task % parts;
-      const int64_t key_head = task / parts % shape.key_heads;
-      backward.prepare_keys(b, sequence, key_head);
-      for (int64_t member = 0; member < share; ++member) {
-        float* d_q_t = all_d_q + (parts == 1 ? thread : task * share + member) * division.d_q_floats;
-        if (parts > 1) std::fill_n(d_q_t, division.d_q_floats, 0.f);
-        backward.prepare_queries(b, sequence, head_of(task, member));
-        for (int64_t block = part; block < division.blocks; block += parts)
-          backward.key_block(b, sequence, key_head, block * kBlock, member > 0, d_q_t, parts > 1);
-        for (int64_t i = 0; parts == 1 && i < shape.tokens; i += 16)
-          backward.store_queries(d_q_t, 1, 0, sequence, head_of(task, member), i);
-      }
-      for (int64_t block = part; block < division.blocks; block += parts)
-        backward.store_keys(b, sequence, key_head, block * kBlock);
-    }
-    brgemm_release();
-  });
-  if (parts == 1) return;
-  const int64_t stride = share * division.d_q_floats;  // between the parts of one head
-  at::parallel_for(0, division.key_heads * share, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t each = begin; each < end; ++each) {
-      const int64_t task = each / share * parts, member = each % share;
-      const float* d_q_t = all_d_q + (task * share + member) * division.d_q_floats;
-      for (int64_t i = 0; i < shape.tokens; i += 16)
-        backward.store_queries(d_q_t, parts, stride, task / parts / shape.key_heads,
-                               head_of(task, member), i);
-    }
-  });
+  for_key_blocks(shape, backward, key_blocks(shape, threads), kBlock, scratch,
+                 bytes_per_thread(shape), threads);
 }
 
 }  // namespace llmtrain

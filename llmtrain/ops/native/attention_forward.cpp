@@ -1,12 +1,11 @@
 // Flash attention (Dao 2023) for one (sequence, head) at a time: blocks of queries against blocks
 // of keys, with a running maximum and sum of each row.
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
 #include "attention.h"
+#include "attention_tasks.h"
 #include "vectors.h"
 
 namespace llmtrain {
@@ -72,6 +71,9 @@ class Forward {
           HeadsOf y, float* lse)
       : shape_(shape), q_(q), k_(k), v_(v), first_(first), y_(y), lse_(lse),
         size_(round_up(shape.size, 32)), scale_(kLog2E / std::sqrt(float(shape.size))) {}
+
+  Buffers buffers(Scratch& scratch) const { return buffers_in(scratch, shape_); }
+  void finish() const { brgemm_release(); }
 
   void pack_keys(const Buffers& b, int64_t sequence, int64_t key_head) const {
     const bf16 *k = k_.at(sequence, key_head), *v = v_.at(sequence, key_head);
@@ -146,25 +148,7 @@ int64_t attention_forward_scratch(const AttentionShape& shape, int threads) {
 void attention_forward(const AttentionShape& shape, HeadsOf q, HeadsOf k, HeadsOf v,
                        const int32_t* first, HeadsOf y, float* lse, char* scratch, int threads) {
   const Forward forward(shape, q, k, v, first, y, lse);
-  const int64_t heads = shape.sequences * shape.heads, share = shape.heads / shape.key_heads;
-  const int64_t blocks = (shape.tokens + kQueryBlock - 1) / kQueryBlock;
-  // Where there are fewer heads than threads, several share one: each takes every so-manieth block.
-  const int64_t parts = std::min(blocks, heads >= threads ? 1 : (threads + heads - 1) / heads);
-  const int64_t bytes = bytes_per_thread(shape);
-  at::parallel_for(0, heads * parts, 1, [&](int64_t begin, int64_t end) {
-    Scratch own(scratch + at::get_thread_num() * bytes);
-    const Buffers buffers = buffers_in(own, shape);
-    int64_t packed = -1;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t sequence = task / parts / shape.heads, head = task / parts % shape.heads;
-      const int64_t key_head = head / share, wanted = sequence * shape.key_heads + key_head;
-      if (packed != wanted) forward.pack_keys(buffers, sequence, key_head);
-      packed = wanted;
-      for (int64_t block = task % parts; block < blocks; block += parts)
-        forward.query_block(buffers, sequence, head, block * kQueryBlock);
-    }
-    brgemm_release();
-  });
+  for_query_blocks(shape, forward, kQueryBlock, scratch, bytes_per_thread(shape), threads);
 }
 
 }  // namespace llmtrain

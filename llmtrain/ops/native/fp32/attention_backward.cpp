@@ -2,11 +2,10 @@
 //
 // A block of P and of dS, queries as rows, is a left operand of dQ += dS K, and its columns are
 // those of dV += Pᵀ dY and dK += dSᵀ Q. With dS = P ∘ (dP − δ), δ = Σ dY ∘ Y of each row.
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 
+#include "../attention_tasks.h"
 #include "attention.h"
 #include "products.h"
 #include "visible.h"
@@ -39,20 +38,6 @@ Buffers buffers_in(Scratch& scratch, const AttentionShape& shape) {
   return b;
 }
 
-// How the work is divided: where there are fewer key heads than threads, several share one. Each
-// takes every so-manieth block of keys, and the gradients of queries are summed over them.
-struct Division {
-  Division(const AttentionShape& shape, int threads)
-      : key_heads(shape.sequences * shape.key_heads), share(shape.heads / shape.key_heads),
-        blocks((shape.tokens + kBlock - 1) / kBlock),
-        parts(std::min(blocks, key_heads >= threads ? 1 : (threads + key_heads - 1) / key_heads)),
-        d_q_floats(round_up(shape.tokens, kBlock) * round_up(shape.size, kTileColumns)),
-        // alone, a task needs that of one head at a time
-        d_q_total(parts == 1 ? threads * d_q_floats : key_heads * parts * share * d_q_floats) {}
-  int64_t key_heads, share, blocks, parts;
-  int64_t d_q_floats, d_q_total;  // dQ of one head, and of all that are kept
-};
-
 class Backward {
  public:
   Backward(const AttentionShape& shape, HeadsOf d_y, HeadsOf q, HeadsOf k, HeadsOf v, HeadsOf y,
@@ -61,6 +46,10 @@ class Backward {
         lse_(lse), first_(first), size_(round_up(shape.size, kTileColumns)),
         tokens_(round_up(shape.tokens, kBlock)),
         scale_(1.f / std::sqrt(static_cast<float>(shape.size))) {}
+
+  Buffers buffers(Scratch& scratch) const { return buffers_in(scratch, shape_); }
+  void finish() const {}
+  void begin_queries(float* d_q, int64_t floats, bool) const { std::fill_n(d_q, floats, 0.f); }
 
   void prepare_keys(const Buffers& b, int64_t sequence, int64_t key_head) const {
     copy(k_, sequence, key_head, b.q), pack(b.q, tokens_, shape_.size, b.k);
@@ -88,7 +77,8 @@ class Backward {
   }
 
   // Add what a block of keys and the queries of one head give, to `d_q` too.
-  void key_block(const Buffers& b, int64_t sequence, int64_t j, float* d_q) const {
+  void key_block(const Buffers& b, int64_t sequence, int64_t, int64_t j, bool, float* d_q,
+                 bool) const {
     const int64_t keys = std::min(kBlock, shape_.tokens - j), last = b.ends[j + keys - 1];
     const int64_t size = shape_.size, panel = tokens_ * kTileColumns;
     for (int64_t i = j; i < last; i += kBlock) {
@@ -176,52 +166,22 @@ int64_t bytes_per_thread(const AttentionShape& shape) {
   return counted.used();
 }
 
+KeyBlocks key_blocks(const AttentionShape& shape, int threads) {
+  return KeyBlocks(shape, threads, kBlock, round_up(shape.size, kTileColumns));
+}
+
 }  // namespace
 
 int64_t attention_backward_scratch(const AttentionShape& shape, int threads) {
-  const Division division(shape, threads);
-  return threads * bytes_per_thread(shape) + division.d_q_total * int64_t{sizeof(float)};
+  return key_blocks(shape, threads).scratch_bytes(threads, bytes_per_thread(shape));
 }
 
 void attention_backward(const AttentionShape& shape, HeadsOf d_y, HeadsOf q, HeadsOf k, HeadsOf v,
                         HeadsOf y, const float* lse, const int32_t* first, HeadsOf d_q, HeadsOf d_k,
                         HeadsOf d_v, char* scratch, int threads) {
   const Backward backward(shape, d_y, q, k, v, y, lse, first, d_q, d_k, d_v);
-  const Division division(shape, threads);
-  const int64_t bytes = bytes_per_thread(shape), parts = division.parts, share = division.share;
-  float* all_d_q = reinterpret_cast<float*>(scratch + threads * bytes);
-  const auto head_of = [&](int64_t task, int64_t member) {
-    return task / parts % shape.key_heads * share + member;
-  };
-  at::parallel_for(0, division.key_heads * parts, 1, [&](int64_t begin, int64_t end) {
-    const int thread = at::get_thread_num();
-    Scratch own(scratch + thread * bytes);
-    const Buffers b = buffers_in(own, shape);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t sequence = task / parts / shape.key_heads, part = task % parts;
-      const int64_t key_head = task / parts % shape.key_heads;
-      backward.prepare_keys(b, sequence, key_head);
-      for (int64_t member = 0; member < share; ++member) {
-        float* d_q = all_d_q + (parts == 1 ? thread : task * share + member) * division.d_q_floats;
-        std::fill_n(d_q, division.d_q_floats, 0.f);
-        backward.prepare_queries(b, sequence, head_of(task, member));
-        for (int64_t block = part; block < division.blocks; block += parts)
-          backward.key_block(b, sequence, block * kBlock, d_q);
-        if (parts == 1) backward.store_queries(d_q, 1, 0, sequence, head_of(task, member));
-      }
-      for (int64_t block = part; block < division.blocks; block += parts)
-        backward.store_keys(b, sequence, key_head, block * kBlock);
-    }
-  });
-  if (parts == 1) return;
-  const int64_t stride = share * division.d_q_floats;  // between the parts of one head
-  at::parallel_for(0, division.key_heads * share, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t each = begin; each < end; ++each) {
-      const int64_t task = each / share * parts, member = each % share;
-      backward.store_queries(all_d_q + (task * share + member) * division.d_q_floats, parts, stride,
-                             task / parts / shape.key_heads, head_of(task, member));
-    }
-  });
+  for_key_blocks(shape, backward, key_blocks(shape, threads), kBlock, scratch,
+                 bytes_per_thread(shape), threads);
 }
 
 }  // namespace llmtrain::fp32

@@ -1,11 +1,10 @@
 // Flash attention (Dao 2023) for one (sequence, head) at a time: blocks of queries against blocks
 // of keys, with a running maximum and sum of each row. Tiles of scores that no row of them sees are
 // neither computed nor multiplied.
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 
+#include "../attention_tasks.h"
 #include "attention.h"
 #include "products.h"
 #include "visible.h"
@@ -65,6 +64,9 @@ class Forward {
       : shape_(shape), q_(q), k_(k), v_(v), first_(first), y_(y), lse_(lse),
         tokens_(round_up(shape.tokens, kKeyBlock)), size_(round_up(shape.size, kTileColumns)),
         scale_(kLog2E / std::sqrt(static_cast<float>(shape.size))) {}
+
+  Buffers buffers(Scratch& scratch) const { return buffers_in(scratch, shape_); }
+  void finish() const {}
 
   void pack_keys(const Buffers& b, int64_t sequence, int64_t key_head) const {
     const auto copy = [&](const HeadsOf& from) {
@@ -147,24 +149,7 @@ int64_t attention_forward_scratch(const AttentionShape& shape, int threads) {
 void attention_forward(const AttentionShape& shape, HeadsOf q, HeadsOf k, HeadsOf v,
                        const int32_t* first, HeadsOf y, float* lse, char* scratch, int threads) {
   const Forward forward(shape, q, k, v, first, y, lse);
-  const int64_t heads = shape.sequences * shape.heads, share = shape.heads / shape.key_heads;
-  const int64_t blocks = (shape.tokens + kBlock - 1) / kBlock;
-  // Where there are fewer heads than threads, several share one: each takes every so-manieth block.
-  const int64_t parts = std::min(blocks, heads >= threads ? 1 : (threads + heads - 1) / heads);
-  const int64_t bytes = bytes_per_thread(shape);
-  at::parallel_for(0, heads * parts, 1, [&](int64_t begin, int64_t end) {
-    Scratch own(scratch + at::get_thread_num() * bytes);
-    const Buffers buffers = buffers_in(own, shape);
-    int64_t packed = -1;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t sequence = task / parts / shape.heads, head = task / parts % shape.heads;
-      const int64_t key_head = head / share, wanted = sequence * shape.key_heads + key_head;
-      if (packed != wanted) forward.pack_keys(buffers, sequence, key_head);
-      packed = wanted;
-      for (int64_t block = task % parts; block < blocks; block += parts)
-        forward.query_block(buffers, sequence, head, block * kBlock);
-    }
-  });
+  for_query_blocks(shape, forward, kBlock, scratch, bytes_per_thread(shape), threads);
 }
 
 }  // namespace llmtrain::fp32
