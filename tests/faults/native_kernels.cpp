@@ -3,50 +3,20 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <random>
-#include <vector>
 
 #include "attention.h"
 #include "feed_forward.h"
 #include "loss.h"
 #include "low_rank.h"
 #include "projections.h"
+#include "random_shapes.h"
 
 using namespace llmtrain;
 using c10::BFloat16;
 
 namespace {
 
-std::mt19937 generator;
-
-int64_t between(int64_t least, int64_t most) {
-  return std::uniform_int_distribution<int64_t>(least, most)(generator);
-}
-
-std::vector<BFloat16> normal(int64_t count) {
-  std::normal_distribution<float> drawn;
-  std::vector<BFloat16> values(count);
-  for (BFloat16& value : values) value = drawn(generator);
-  return values;
-}
-
-char* scratch_of(int64_t bytes) {
-  char* found = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-  if (found == nullptr) std::exit(2);
-  return found;
-}
-
-template <class T>
-void require_finite(const std::vector<T>& values, const char* what) {
-  for (const T& value : values)
-    if (!std::isfinite(static_cast<float>(value))) {
-      std::printf("%s is not finite\n", what);
-      std::exit(1);
-    }
-}
+std::vector<BFloat16> normal(int64_t count) { return normal_of<BFloat16>(count); }
 
 void try_attention(int threads) {
   AttentionShape s{};

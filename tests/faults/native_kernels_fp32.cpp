@@ -1,44 +1,15 @@
 // Runs the native kernels for fp32 on random shapes, as native_kernels.cpp does those for bf16.
 #include <ATen/Parallel.h>
 
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <random>
-#include <vector>
 
 #include "attention.h"
+#include "random_shapes.h"
 
 using namespace llmtrain;
 
 namespace {
 
-std::mt19937 generator;
-
-int64_t between(int64_t least, int64_t most) {
-  return std::uniform_int_distribution<int64_t>(least, most)(generator);
-}
-
-std::vector<float> normal(int64_t count) {
-  std::normal_distribution<float> drawn;
-  std::vector<float> values(count);
-  for (float& value : values) value = drawn(generator);
-  return values;
-}
-
-char* scratch_of(int64_t bytes) {
-  char* found = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-  if (found == nullptr) std::exit(2);
-  return found;
-}
-
-void require_finite(const std::vector<float>& values, const char* what) {
-  for (const float value : values)
-    if (!std::isfinite(value)) {
-      std::printf("%s is not finite\n", what);
-      std::exit(1);
-    }
-}
+std::vector<float> normal(int64_t count) { return normal_of<float>(count); }
 
 void try_attention(int threads) {
   AttentionShape s{};
