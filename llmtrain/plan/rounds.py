@@ -23,7 +23,7 @@ from llmtrain.units import format_bytes, format_duration
 
 MOST_AVERAGING_SHARE = 0.25
 _FEW_SHARE = 0.05
-_COST_WITH_ADAMW = "; with AdamW inside, rounds cost about 3% of the loss, with Muon about none"
+_COST_WITH_ADAMW = "; with AdamW inside, rounds cost small models 3% of the loss, with Muon none"
 SHORTEST_ROUND, LONGEST_ROUND = 10, 30  # in steps
 
 
