@@ -206,16 +206,20 @@ def new_block(
     return block
 
 
+def has_compiler() -> bool:
+    """Return whether this process has imported torch's compiler."""
+    return _COMPILER_MODULES[-1] in sys.modules
+
+
 def importing_compiler_s() -> float | None:
     """Return the seconds of importing torch's compiler; None where this process has it.
 
     It is thousands of files: seconds, or tens of them where Python keeps no bytecode.
     """
-    first, *others = _COMPILER_MODULES
-    if first in sys.modules:
+    if has_compiler():
         return None
     start_s = time.perf_counter()
-    for name in (first, *others):
+    for name in _COMPILER_MODULES:
         import_module(name)
     return time.perf_counter() - start_s
 

@@ -68,15 +68,22 @@ class Forecast:
         return asdict(self)
 
 
-def forecast(profile: Profile, planned: Planned, elapsed_s: float | None = None) -> Forecast:
+def forecast(
+    profile: Profile,
+    planned: Planned,
+    elapsed_s: float | None = None,
+    *,
+    has_compiler: bool = False,
+) -> Forecast:
     """Forecast a run of `profile` by this plan, from its first step.
 
-    `elapsed_s`: what it took to come there; None: the run has not begun.
+    `elapsed_s`: what it took to come there; None: the run has not begun. `has_compiler`: in that
+    time it has imported torch's compiler.
     """
     rate = _rate(planned)
     starting_s = _STARTING_S if elapsed_s is None else elapsed_s
     if planned.plan.compile.value:
-        starting_s += _compiler_s(planned)
+        starting_s += _loading_s(planned) + (0.0 if has_compiler else _importing_s(planned))
     steps, tokens = _length(profile, planned, rate, starting_s)
     return Forecast(
         steps=steps,
@@ -89,13 +96,16 @@ def forecast(profile: Profile, planned: Planned, elapsed_s: float | None = None)
     )
 
 
-def _compiler_s(planned: Planned) -> float:
-    """Return the seconds of importing torch's compiler, and of loading code that its cache has."""
+def _importing_s(planned: Planned) -> float:
+    """Return the seconds of importing torch's compiler."""
     block = None if planned.cpu_times is None else planned.cpu_times.block
-    if block is None:
-        return _IMPORTING_S + _LOADING_S
-    importing_s = _IMPORTING_S if block.import_s is None else block.import_s
-    return importing_s + (_LOADING_S if block.load_s is None else block.load_s)
+    return _IMPORTING_S if block is None or block.import_s is None else block.import_s
+
+
+def _loading_s(planned: Planned) -> float:
+    """Return the seconds of loading compiled code, which a cache has once a block was timed."""
+    block = None if planned.cpu_times is None else planned.cpu_times.block
+    return _LOADING_S if block is None or block.load_s is None else block.load_s
 
 
 def _rate(planned: Planned) -> Figure | None:

@@ -122,6 +122,13 @@ def test_what_importing_the_compiler_and_loading_its_code_take_was_timed() -> No
         found.append(seconds.value)
     assert found[1] - found[0] == pytest.approx(25.0 - 1.5)
     assert found[2] - found[0] == pytest.approx(20.0 - 4.0)
+    # Where this process has measured, what it took to import is in what has passed.
+    begun = [
+        forecast(asked, replace(compiling, cpu_times=times), 50.0, has_compiler=has).seconds
+        for has in (False, True)
+    ]
+    without, having = (figure.value for figure in begun if figure is not None)
+    assert without - having == pytest.approx(20.0)
 
 
 def test_of_a_machine_that_was_not_measured_no_time_is_said() -> None:
