@@ -144,7 +144,7 @@ class BlockTimes:
     `compiled_s` is the eager time times the ratio of CPU times, which a busy machine hardly
     changes: the two are to be compared. `wall_s` is the compiled block's own time, `load_s` that
     of compiling it again, with the code in the compiler's cache, and `import_s` that of importing
-    the compiler before it, as a run has to.
+    the compiler before it, which then probes the CPU, as a run has to.
     """
 
     eager_s: float

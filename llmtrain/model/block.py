@@ -7,6 +7,7 @@ Parameters have their Hugging Face names, so that a checkpoint needs no conversi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,8 @@ from llmtrain.ops.precision import WeightCasts, compute_dtype
 from llmtrain.ops.rotary import rotate
 from llmtrain.profile.shape import ModelShape
 
-# Whether the C++ compiler supports this CPU's vector instructions shows at the first kernel;
-# testing it beforehand compiles six programs.
+# Whether the C++ compiler supports this CPU's vector instructions shows at the first kernel: this
+# spares some of the programs that test it beforehand.
 _COMPILE_OPTIONS: dict[str, bool | int | str | Callable[..., object]] = {"cpp.vec_isa_ok": True}
 
 
@@ -276,6 +277,20 @@ def compile_block(block: Block) -> None:
     """Compile the block at its next call, for that call's shapes."""
     silence_compiler_warning()
     block.compile(dynamic=False, options=_COMPILE_OPTIONS)
+
+
+def probe_instructions() -> None:
+    """Let torch's compiler find out which vector instructions this CPU has.
+
+    It does so once in a process, when it first compiles for a CPU. Without a C++ compiler it finds
+    out nothing, as compiling will say.
+    """
+    from torch._inductor import config
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    with config.patch(_COMPILE_OPTIONS), suppress(InvalidCxxCompiler):
+        pick_vec_isa()
 
 
 def compile_inside(block: Block) -> None:

@@ -24,7 +24,7 @@ from llmtrain.errors import LlmtrainError
 from llmtrain.machine.core_wait import ran_share, read_core_times
 from llmtrain.machine.facts import AttentionTimes, BlockTimes, LossTimes
 from llmtrain.machine.timing import Run, Timing, compare
-from llmtrain.model.block import Block, compile_block
+from llmtrain.model.block import Block, compile_block, probe_instructions
 from llmtrain.model.lora import add_adapters, freeze_matrices
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.documents import DocumentMask, document_mask
@@ -212,15 +212,18 @@ def has_compiler() -> bool:
 
 
 def importing_compiler_s() -> float | None:
-    """Return the seconds of importing torch's compiler; None where this process has it.
+    """Return the seconds until torch's compiler can compile; None where this process has it.
 
-    It is thousands of files: seconds, or tens of them where Python keeps no bytecode.
+    It is thousands of files to import: seconds, or tens of them where Python keeps no bytecode.
+    Then it probes this CPU's instructions, six times on a Xeon with AMX, each time in a process
+    of its own, which imports torch where torch is older than 2.13.
     """
     if has_compiler():
         return None
     start_s = time.perf_counter()
     for name in _COMPILER_MODULES:
         import_module(name)
+    probe_instructions()
     return time.perf_counter() - start_s
 
 

@@ -144,6 +144,8 @@ from llmtrain.model.timing import CompileError, importing_compiler_s, time_block
 from llmtrain.profile.schema import ModelSection
 from llmtrain.profile.shape import shape_of
 print("imported", importing_compiler_s() > 0, importing_compiler_s())
+from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+print("probed", valid_vec_isa_list.cache_info().misses)
 shape = shape_of(ModelSection(hidden_size=32, num_heads=2, num_layers=1, context=16))
 try:
     time_block(shape, micro_batch=1, precision="fp32", attention="blocks",
@@ -160,5 +162,6 @@ def test_the_compilers_import_is_timed_once_and_a_broken_one_is_named(tmp_path: 
         [sys.executable, "-c", BROKEN], env=broken, capture_output=True, text=True, check=True
     )
     assert "imported True None" in done.stdout
+    assert "probed 1" in done.stdout
     assert "No working C++ compiler" in done.stdout
     assert "false" in done.stdout
