@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import settings
 
 from llmtrain.choice import Precision
-from tests.caches import share_kernels
+from llmtrain.machine.startup import let_threads_sleep
+from tests.caches import share_kernels, share_measurements
 
 # The duration of an example depends on the load of the machine.
 settings.register_profile("untimed", deadline=None)
@@ -27,7 +29,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Ignore what torch's compiler warns of and no code of ours can change."""
+    """Ignore what torch's compiler warns of and no code of ours can change.
+
+    Threads wait as in a run: where they spin, the tests of another worker wait for the core.
+    """
+    let_threads_sleep()
     for each in (
         "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",  # its own imports
         "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning",
@@ -35,15 +41,23 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", each)
 
 
+def pytest_collection_finish() -> None:
+    """Exempt the tests themselves from garbage collections, which each look at all objects."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Remove LLMTRAIN_* variables and use a cache directory of this session.
 
-    Workers of one session share the native kernels, which take most of a minute to compile.
+    Workers of one session share the native kernels, which take most of a minute to compile, and
+    what was measured.
     """
     cache, base = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         share_kernels(cache, base.parent)
+        share_measurements(cache, base.parent)
     with pytest.MonkeyPatch.context() as patch:
         for variable in [name for name in os.environ if name.startswith("LLMTRAIN_")]:
             patch.delenv(variable)
@@ -51,16 +65,26 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
+# How exact a time is does not matter to a test: one round, of little.
+_SHORT_TIMING: dict[str, dict[str, object]] = {
+    "llmtrain.machine.matmul_timing": {"_BUDGET_S": 0.02, "_LEAST_ROUNDS": 1},
+    "llmtrain.model.timing": {"_BUDGET_S": 0.0, "_LEAST_ROUNDS": 1, "_TOKENS": 256},
+    "llmtrain.model.step_timing": {
+        "_BUDGET_S": 0.0,
+        "_LEAST_ROUNDS": 1,
+        "_LONGEST_ROUND_S": 0.0,
+        "ran_share": lambda *_: 1.0,  # what is measured beside another worker is not again
+    },
+}
+
+
 @pytest.fixture(autouse=True)
 def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time each part of a step once and on one sequence, once its module is imported.
-
-    How exact a time is does not matter to a test.
-    """
-    timing = sys.modules.get("llmtrain.model.step_timing")
-    if timing is not None:
-        for name, value in (("_BUDGET_S", 0.0), ("_LEAST_ROUNDS", 1), ("_LONGEST_ROUND_S", 0.0)):
-            monkeypatch.setattr(timing, name, value)
+    """Time briefly, by each module that is imported."""
+    for name, values in _SHORT_TIMING.items():
+        if (timing := sys.modules.get(name)) is not None:
+            for variable, value in values.items():
+                monkeypatch.setattr(timing, variable, value)
 
 
 @pytest.fixture(autouse=True, scope="session")

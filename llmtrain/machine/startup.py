@@ -21,15 +21,22 @@ def prepare_for_torch() -> None:
     """Set up the allocators, the compiler's cache and how threads wait.
 
     Freed memory stays in the process. On a GPU free blocks are merged, where fragmentation took up
-    to a seventh of the memory. Compiled kernels are kept across reboots. Threads that wait for
-    each other spin by default, for milliseconds, which costs most of the speed where cores are few
-    and another program needs one. There they sleep after a moment: to sleep at once makes the many
-    short waits of native kernels longer. Variables that the user has set are not changed.
+    to a seventh of the memory. Compiled kernels are kept across reboots. Variables that the
+    user has set are not changed.
     """
     keep_freed_memory()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_directory() / "compiled"))
     if sys.platform.startswith("linux") and not any(name in os.environ for name in _CUDA_ALLOCATOR):
         os.environ[_CUDA_ALLOCATOR[0]] = "expandable_segments:True"
+    let_threads_sleep()
+
+
+def let_threads_sleep() -> None:
+    """Set up how threads wait, unless the user has: where cores are few they sleep after a moment.
+
+    By default they spin for milliseconds, which costs most of the speed where another program needs
+    the core. To sleep at once makes the many short waits of native kernels longer.
+    """
     if _cores() <= _FEW_CORES and not any(name in os.environ for name in _WAITING):
         os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": _FEW_CORES_SPINS}
 

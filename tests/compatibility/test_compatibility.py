@@ -22,7 +22,7 @@ import pytest
 from llmtrain.generate.sampling import Sampling
 from llmtrain.train.checkpoint.format import load_checkpoint
 from llmtrain.train.model_weights import trained_model
-from tests.caches import own_cache
+from tests.caches import measured_cache
 from tests.checkout import import_path
 from tests.sampled import sampled_ids
 
@@ -55,11 +55,11 @@ Command = Callable[..., Outcome]
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory: a copy of all runs, with their text and an empty cache."""
+    """The working directory: a copy of all runs with their text; measurements are cached."""
     place = tmp_path / "place"
     shutil.copytree(FIXTURES, place)
     monkeypatch.chdir(place)
-    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(own_cache(tmp_path / "cache")))
+    monkeypatch.setenv("LLMTRAIN_CACHE_DIR", str(measured_cache(tmp_path / "cache")))
     return place
 
 
