@@ -45,7 +45,12 @@ def checkpointed(
     """
     if mode == "off" or not torch.is_grad_enabled():
         return function(*args)
-    options: dict[str, Any] = {} if mode == "full" else {"context_fn": _selective}
+    options: dict[str, Any] = {}
+    if mode == "selective":
+        options = {"context_fn": _selective}
+    elif torch.compiler.is_compiling():
+        # Unless told, torch 2.11's compiler saves what an autograd.Function's operators return.
+        options = {"context_fn": _nothing}
     result: Tensor = checkpoint(
         function, *args, use_reentrant=False, preserve_rng_state=False, **options
     )
@@ -62,4 +67,9 @@ def _policy(_context: Any, operator: Any, *_args: Any, **_kwargs: Any) -> Checkp
     return CheckpointPolicy.MUST_SAVE if is_saved else CheckpointPolicy.PREFER_RECOMPUTE
 
 
+def _recompute(_context: Any, _operator: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.PREFER_RECOMPUTE
+
+
 _selective = partial(create_selective_checkpoint_contexts, _policy)
+_nothing = partial(create_selective_checkpoint_contexts, _recompute)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from llmtrain.choice import ActivationCheckpointing, AttentionKernel
 from llmtrain.ops.attention import causal_attention
-from llmtrain.ops.checkpointing import checkpointed
+from llmtrain.ops.checkpointing import checkpointed, silence_compiler_warning
 
 PRODUCTS = {"mm"}
 ATTENTION = {"_scaled_dot_product_flash_attention_for_cpu", "blocked_attention"}
@@ -109,3 +110,61 @@ def test_an_error_in_the_function_is_its_own() -> None:
     for mode in ("off", "selective", "full"):
         with pytest.raises(ValueError, match="no such thing"):
             checkpointed(mode, fail, draw()[0])
+
+
+@torch.library.custom_op("llmtrain_tests::doubled", mutates_args=())
+def _doubled(x: Tensor) -> Tensor:
+    return 2 * x
+
+
+@_doubled.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Doubled(torch.autograd.Function):
+    """An operator that the compiler cannot look into, in a function with a backward of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return _doubled(x)
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * d_y + 0 * x
+
+
+def of_own_operators(x: Tensor, w: Tensor) -> Tensor:
+    """Products around the operator, whose backward needs what it returns."""
+    return F.silu(F.silu(Doubled.apply(x @ w)) @ w)  # type: ignore[no-untyped-call]
+
+
+# torch hides them from users, though not from a filter that makes them errors
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiled_and_full_only_the_arguments_are_saved() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(n, 8, generator=generator, requires_grad=True) for n in (20, 8))
+    silence_compiler_warning()
+    torch.compiler.reset()
+    compiled = torch.compile(
+        partial(checkpointed, "full", of_own_operators),
+        dynamic=False,
+        backend="aot_eager_decomp_partition",  # divides forward and backward as Inductor does
+    )
+    saved: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = compiled(x, w)
+    own = {x.data_ptr(), w.data_ptr()}
+    assert {tensor.data_ptr() for tensor in saved} == own
+    expected = torch.autograd.grad(of_own_operators(x, w).sum(), (x, w))
+    for a, b in zip(torch.autograd.grad(found.sum(), (x, w)), expected, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.compiler.reset()
