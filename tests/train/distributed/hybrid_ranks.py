@@ -39,7 +39,7 @@ from tests.train.distributed.sharded_ranks import (
     whole_weights,
 )
 
-STEPS, SAVED = 20, 10
+STEPS, SAVED = 10, 5
 HYBRID: dict[str, Any] = {"device.sharding": "hybrid", "train.micro_batch": 1}
 
 
