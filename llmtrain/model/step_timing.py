@@ -33,7 +33,7 @@ from llmtrain.machine.core_wait import ran_share, read_core_times
 from llmtrain.machine.facts import PartTime
 from llmtrain.machine.gpu import forget_peak_memory
 from llmtrain.machine.timing import Run, cpu_seconds
-from llmtrain.model.block import Block, compile_block
+from llmtrain.model.block import Block, compile_block, run_eagerly
 from llmtrain.model.decoder import Decoder
 from llmtrain.model.lora import add_adapters, freeze_matrices
 from llmtrain.model.optimizer import RoleOptimizer
@@ -101,9 +101,13 @@ def time_chained_block(shape: ModelShape, way: Way) -> PartTime:
     table = rotary_table(shape.head_dim, shape.context, shape.rope_theta)
     cos, sin = (angles.to(way.device) for angles in table)
     run = partial(_train_blocks, way, blocks, casts, (cos, sin), x)
-    if way.device != "cpu":
-        compiling_s(partial(run, way.micro_batch))
-    return _scaled(_time_sequences(run, way), 1 / count)
+    try:
+        if way.device != "cpu":
+            compiling_s(partial(run, way.micro_batch))
+        return _scaled(_time_sequences(run, way), 1 / count)
+    finally:
+        for block in blocks:  # what is compiled refers to its block, which so would not be freed
+            run_eagerly(block)
 
 
 def _block(shape: ModelShape, way: Way, casts: WeightCasts | None) -> Block:

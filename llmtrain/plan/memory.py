@@ -26,6 +26,7 @@ from llmtrain.plan.tensor_bytes import (
     copied_bytes,
     gathered_bytes,
     gradient_bytes,
+    joined_parameters,
     loss_bytes,
     mask_bytes,
     native_working_bytes_per_token,
@@ -247,14 +248,18 @@ def _accelerator_casts(shape: ModelShape, setup: TrainingSetup) -> tuple[int, in
     """Return the bytes of half-precision weights in the forward, the first and the last backward.
 
     The last backward holds those of its block and their gradients. Autocast keeps all casts until
-    the forward ends, except in compiled blocks.
+    the forward ends, except in compiled blocks. What blocks join is saved for their backward.
     """
-    if not setup.half_precision or setup.frozen_bytes < FP32_BYTES or setup.shards > 1:
+    if not setup.half_precision or setup.frozen_bytes < FP32_BYTES:
         return 0, 0, 0
+    joined = HALF_BYTES * joined_parameters(shape, setup)
+    of_all = joined * (shape.num_layers if setup.checkpointing == "off" else 1)
+    if setup.shards > 1:
+        return of_all, of_all, joined
     block = HALF_BYTES * shape.block_matrix_parameters
     every = HALF_BYTES * cast_parameters(shape, setup)
     if setup.keeps_casts:
-        return every, every, every
+        return every + of_all, every + of_all, every + joined
     if setup.checkpointing == "off":
         return every, every, 2 * block
     return (block if setup.compiled else shape.num_layers * block), block, 2 * block

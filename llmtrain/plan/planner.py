@@ -181,16 +181,13 @@ def _plan(
     if times is not None and kind == "cpu":
         times = kernels.times_to_plan_with(facts, options, workload, times, processes.value)
     local = workload.launched_local_processes or processes.value
-    computes = _choose_computation(facts, options, workload, kind, times, processes.value)
-    precision, compiled = computes.precision.value, computes.compile.value
+    own = choose_own_kernels(options, workload, gpu_times, processes.value)
+    computes = _choose_computation(facts, options, workload, kind, times, own, processes.value)
+    precision = computes.precision.value
     sharding, checkpointing, micro_batch = memory_fit.choose_what_fits(
         facts, options, workload, _setup(workload, kind, processes.value, computes), local
     )
     accumulation = memory_fit.choose_accumulation(workload, processes.value, micro_batch.value)
-    own = choose_own_kernels(options, workload, gpu_times, processes.value)
-    block_kernels = kernels.choose_block_kernels(
-        facts, options, kind, workload, precision, compiled, own, computes.native_block
-    )
     return Plan(
         device=device,
         precision=computes.precision,
@@ -204,11 +201,11 @@ def _plan(
         accumulation=accumulation,
         attention=computes.attention,
         loss=kernels.choose_loss(facts, options, kind, workload, precision, times, own),
-        block_kernels=block_kernels,
+        block_kernels=computes.block_kernels,
         compile=computes.compile,
         activation_checkpointing=checkpointing,
         keep_weight_casts=numerics.choose_keep_weight_casts(
-            precision, accumulation.value, sharding.value, block_kernels.value
+            precision, accumulation.value, sharding.value, computes.block_kernels.value
         ),
         backend=decide.choose_backend(facts, options, kind),
         grad_scaler=numerics.choose_grad_scaler(kind, precision),
@@ -219,13 +216,13 @@ def _plan(
 
 @dataclass(frozen=True, slots=True)
 class _Computation:
-    """How products and attention are computed."""
+    """How blocks are computed."""
 
     precision: Choice[Precision]
     matmul_precision: Choice[MatmulPrecision]
     compile: Choice[bool]
     attention: Choice[AttentionKernel]
-    native_block: Choice[bool]
+    block_kernels: Choice[BlockKernels]
 
 
 def _choose_computation(
@@ -234,9 +231,13 @@ def _choose_computation(
     workload: Workload,
     kind: DeviceKind,
     times: CpuTimes | None,
+    own: Choice[bool],
     processes: int,
 ) -> _Computation:
-    """Choose precision, compiling and the attention kernel, which depend on each other."""
+    """Choose precision, compiling and kernels, which depend on each other.
+
+    `own`: whether a GPU is to use our own.
+    """
     products = times.matmul if times is not None else None
     chosen = numerics.choose_precision(facts, options, kind, products)
     precision = chosen.value
@@ -255,7 +256,10 @@ def _choose_computation(
         native_block=native_block.value,
     )
     matmul_precision = numerics.choose_matmul_precision(options, kind, precision, products)
-    return _Computation(chosen, matmul_precision, compilation, attention, native_block)
+    block_kernels = kernels.choose_block_kernels(
+        facts, options, kind, workload, precision, compilation.value, own, native_block
+    )
+    return _Computation(chosen, matmul_precision, compilation, attention, block_kernels)
 
 
 def make_inference_plan(
@@ -306,12 +310,6 @@ def _setup_of(workload: Workload, plan: Plan) -> TrainingSetup:
     )
 
 
-def _has_native_block(computes: _Computation | Plan) -> bool:
-    if isinstance(computes, Plan):
-        return computes.block_kernels.value == "native"
-    return computes.native_block.value
-
-
 def _setup(
     workload: Workload, kind: DeviceKind, processes: int, computes: _Computation | Plan
 ) -> TrainingSetup:
@@ -325,7 +323,8 @@ def _setup(
         optimizer=workload.optimizer,
         processes=processes,
         masks_pairs=workload.masks_pairs(computes.attention.value),
-        native_block=_has_native_block(computes),
+        native_block=computes.block_kernels.value == "native",
+        joins_weights=computes.block_kernels.value == "triton",
         native_loss=isinstance(computes, Plan) and computes.loss.value == "native",
         torch_build=workload.torch_build,
         lora=workload.lora,

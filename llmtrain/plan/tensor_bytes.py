@@ -41,6 +41,7 @@ class TrainingSetup:
     masks_pairs: bool = False  # attention by a mask of all pairs of tokens
     native_block: bool = False  # blocks by native kernels of a CPU
     native_loss: bool = False  # the loss likewise
+    joins_weights: bool = False  # for one product, as own kernels of a GPU do
     torch_build: str = "cpu"
     lora: LoraShape | None = None  # adapters that are trained beside the model
     sync_every: int = 1  # steps of each process before weights are averaged
@@ -236,6 +237,18 @@ def cast_parameters(shape: ModelShape, setup: TrainingSetup) -> int:
         return shape.block_matrix_parameters
     head = shape.vocab_size * shape.hidden_size if setup.keeps_casts else 0
     return shape.num_layers * shape.block_matrix_parameters + head
+
+
+def joined_parameters(shape: ModelShape, setup: TrainingSetup) -> int:
+    """Return the number of a block's weights that its forward copies side by side.
+
+    Those of query, key and value, and of gate and up: each pair of products is one, whose backward
+    needs the copy. Where weights are cast in the forward, it is their cast.
+    """
+    if not setup.joins_weights or not (setup.keeps_casts or setup.shards > 1):
+        return 0
+    widths = shape.attention_width + 2 * shape.kv_width + 2 * shape.intermediate_size
+    return shape.hidden_size * widths
 
 
 def loss_bytes(shape: ModelShape, setup: TrainingSetup) -> int:

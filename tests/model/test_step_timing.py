@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,6 +17,7 @@ from torch import Tensor
 from llmtrain.choice import AttentionKernel, OptimizerName
 from llmtrain.machine.facts import PartTime
 from llmtrain.model import decoder, step_timing
+from llmtrain.model.block import Block
 from llmtrain.model.decoder import Backbone, Decoder
 from llmtrain.model.optimizer import RoleOptimizer
 from llmtrain.model.preferences import preference_weights
@@ -150,6 +153,28 @@ def test_the_fewer_tokens_read_the_weights_the_longer_is_the_chain(
     for times, count in ((5, 5), (1, 2)):
         monkeypatch.setattr(step_timing, "_CHAINED_TOKENS", times * tokens)
         assert time_chained_block(deep, WAY).seconds == 1 / count
+
+
+def test_compiled_blocks_are_freed_once_they_are_timed(
+    monkeypatch: pytest.MonkeyPatch, small_shape: ModelShape
+) -> None:
+    """A run that times its machine first would keep them: nothing collects cycles meanwhile."""
+    monkeypatch.setattr(torch, "compile", lambda call, **_options: call)
+    timed: list[weakref.ref[Block]] = []
+
+    def compile_block(block: Block) -> None:
+        block.compile()
+        timed.append(weakref.ref(block))
+
+    monkeypatch.setattr(step_timing, "compile_block", compile_block)
+    way = Way(1, "fp32", "sdpa", "off", False, 1, compiled_block=True)
+    gc.disable()
+    try:
+        time_chained_block(small_shape, way)
+        assert timed
+        assert all(block() is None for block in timed)
+    finally:
+        gc.enable()
 
 
 def test_a_long_part_is_timed_on_fewer_sequences(
