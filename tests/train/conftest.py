@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import llmtrain.model.step_timing  # so that the timing of tests is short, of the first one too
 from llmtrain.cli.app import run
+from tests.pinned import pinned_options
 from tests.train.harness import (
     PROFILE,
     Files,
@@ -89,8 +93,25 @@ def llmtrain(place: Path, capsys: pytest.CaptureFixture[str]) -> Llmtrain:
     return call
 
 
+@pytest.fixture(scope="session")
+def already_measured() -> set[str]:
+    """With which settings this worker has measured what runs of the profile do."""
+    return set()
+
+
 @pytest.fixture
-def start(place: Path) -> Iterator[Start]:
+def measured(place: Path, already_measured: set[str], _short_timing: None) -> None:
+    """What processes would each measure again on a busy machine is measured here, briefly."""
+    half = ["--set", "train.tokens_per_step=128"]  # of each of two ranks
+    for options in ([], pinned_options(), half, [*half, *pinned_options()]):
+        if str(options) not in already_measured:
+            with redirect_stdout(io.StringIO()):
+                assert run(["train", "-p", "tiny.yaml", "--dry-run", "--quiet", *options]) == 0
+            already_measured.add(str(options))
+
+
+@pytest.fixture
+def start(measured: None) -> Iterator[Start]:
     """Starts a command line as a process of its own; what still runs at the end is killed."""
     started: list[subprocess.Popen[str]] = []
 
