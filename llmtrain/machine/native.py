@@ -23,12 +23,14 @@ from filelock import FileLock
 from llmtrain.choice import Choice
 from llmtrain.files import json_key, sha256_file, sync_directory, sync_file
 from llmtrain.machine.facts import Facts
+from llmtrain.untrusted import read_bytes
 
 Announce = Callable[[str], None]
 _COMPILE_TIMEOUT_S = 600
 _VERSION_TIMEOUT_S = 30
 _MOST_COMPILERS = 4  # at once: each takes some 400 MiB
 _FLAGS = ("-std=c++20", "-O3", "-fPIC", "-fno-math-errno", "-fvisibility=hidden", "-w")
+_OPERATORS_HEADER, _MOST_SOURCE_BYTES = b"<torch/library.h>", 1 << 20
 _LIBRARIES = ("-ltorch_cpu", "-lc10")
 _INSTALL_COMPILER = "install one (Debian: apt install g++; macOS: xcode-select --install)"
 
@@ -45,8 +47,9 @@ def vector_instructions() -> str:
 class NativeSource:
     """C++ files that define operators of torch in one namespace, by TORCH_LIBRARY.
 
-    `headers` are included by the files: they only enter the key. `flags` are added to those that
-    every library is compiled with; one that names an instruction set must suit this processor.
+    Those that include `torch/library.h` are compiled as one file. `headers` are included by the
+    files: they only enter the key. `flags` are added to those that every library is compiled with;
+    one that names an instruction set must suit this processor.
     """
 
     name: str
@@ -162,14 +165,15 @@ def compile_command(compiler: str, source: NativeSource, *more: str) -> list[str
 def _compile(compiler: str, source: NativeSource, target: Path, at_once: int) -> None:
     """Compile into `target`, which appears complete or not at all; so many files at once."""
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-        objects = tuple(Path(scratch, f"{file.stem}.o") for file in source.files)
+        files = _compiled_apart(source, Path(scratch, "operators_as_one.cpp"))
+        objects = tuple(Path(scratch, f"{file.stem}.o") for file in files)
 
         def compile_file(file: Path, compiled: Path) -> None:
             one = replace(source, files=(file,))
             _run(compile_command(compiler, one, "-c", "-o", str(compiled)), _COMPILE_TIMEOUT_S)
 
         with ThreadPoolExecutor(at_once) as compilers:
-            list(compilers.map(compile_file, source.files, objects))  # raises the first error
+            list(compilers.map(compile_file, files, objects))  # raises the first error
         library = Path(scratch, "library.so")
         linked = replace(source, files=objects)
         _run(compile_command(compiler, linked, "-shared", "-o", str(library)), _COMPILE_TIMEOUT_S)
@@ -178,6 +182,22 @@ def _compile(compiler: str, source: NativeSource, target: Path, at_once: int) ->
         sync_file(library)
         library.replace(target)
     sync_directory(target.parent)
+
+
+def _compiled_apart(source: NativeSource, as_one: Path) -> tuple[Path, ...]:
+    """Return the files to compile, the longest first; `as_one` is written to include some.
+
+    Parsing torch's headers of operators takes GCC 6 s, more than everything else in such a file.
+    """
+    operators = [file for file in source.files if _OPERATORS_HEADER in _contents(file)]
+    if len(operators) < 2:
+        return source.files
+    as_one.write_text("".join(f'#include "{file}"\n' for file in operators), "utf-8")
+    return (as_one, *(file for file in source.files if file not in operators))
+
+
+def _contents(file: Path) -> bytes:
+    return read_bytes(file, _MOST_SOURCE_BYTES, follow_links=True)
 
 
 def _version(compiler: str) -> str:

@@ -69,6 +69,23 @@ def test_it_is_compiled_once_by_processes_that_want_it_at_once(
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
+def test_files_of_operators_are_compiled_as_one(
+    source: NativeSource, compiler: FakeCompiler, cache: Path, tmp_path: Path
+) -> None:
+    """Each would parse torch's headers of operators again, for most of its time."""
+    operators = [tmp_path / name for name in ("first.cpp", "second.cpp")]
+    for file in operators:
+        file.write_text("#include <torch/library.h>\n")
+    note = f'case "$each" in *.cpp) cat "$each" >> "{tmp_path}/read";; esac'
+    facts = compiler(f'for each in "$@"; do {note}; done\n{WRITE_OUTPUT}')
+    built = build_native(replace(source, files=(*operators, *source.files)), facts, cache)
+    assert built.value is not None
+    assert calls(tmp_path) == 3  # the two, the one without operators, and to link
+    read = (tmp_path / "read").read_text()
+    assert all(read.count(f'#include "{file}"') == 1 for file in operators)
+    assert "<torch/library.h>" not in read
+
+
 @pytest.mark.parametrize("changed", ["source", "flags", "torch", "processor", "compiler"])
 def test_what_it_depends_on_makes_another(
     changed: str, source: NativeSource, compiler: FakeCompiler, cache: Path, tmp_path: Path

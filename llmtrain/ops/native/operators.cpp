@@ -22,7 +22,7 @@ using llmtrain::scratch_of;
 
 namespace {
 
-AttentionShape shape_of(const Tensor& q, const Tensor& k) {
+AttentionShape even_shape_of(const Tensor& q, const Tensor& k) {
   TORCH_CHECK(q.size(3) % 2 == 0, "an odd number of features a head");
   return llmtrain::attention_shape(q, k);
 }
@@ -35,7 +35,7 @@ namespace llmtrain {
 
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                      const std::optional<Tensor>& first) {
-  const AttentionShape shape = shape_of(q, k);
+  const AttentionShape shape = even_shape_of(q, k);
   const int threads = at::get_num_threads();
   Tensor y = at::empty({shape.sequences, shape.tokens, shape.heads, shape.size}, q.options());
   Tensor lse =
@@ -51,7 +51,7 @@ void attention_backward_into(const Tensor& d_y, const Tensor& q, const Tensor& k
                              const Tensor& y, const Tensor& lse,
                              const std::optional<Tensor>& first, const Tensor& d_q,
                              const Tensor& d_k, const Tensor& d_v) {
-  const AttentionShape shape = shape_of(q, k);
+  const AttentionShape shape = even_shape_of(q, k);
   const int threads = at::get_num_threads();
   const auto heads = [&](const Tensor& x) {
     return llmtrain::heads_of_rows<at::BFloat16>(x, shape);
