@@ -51,7 +51,9 @@ class Block(Part):
     compiled_s: float = key("compiled, seconds")
     compile_s: float = key("compiling it, seconds")
     load_s: float | None = key("loading its compiled code, seconds; null: not timed")
-    import_s: float | None = key("importing torch's compiler, seconds; null: not timed")
+    import_s: float | None = key(
+        "importing torch's compiler and probing the CPU, seconds; null: not timed"
+    )
 
 
 class StepParts(Part):

@@ -47,9 +47,10 @@ def vector_instructions() -> str:
 class NativeSource:
     """C++ files that define operators of torch in one namespace, by TORCH_LIBRARY.
 
-    Those that include `torch/library.h` are compiled as one file. `headers` are included by the
-    files: they only enter the key. `flags` are added to those that every library is compiled with;
-    one that names an instruction set must suit this processor.
+    Those that include `torch/library.h` are compiled as one file, so that names in them must differ
+    also where they are internal. `headers` are included by the files: they only enter the key.
+    `flags` are added to those that every library is compiled with; one that names an instruction
+    set must suit this processor.
     """
 
     name: str
@@ -185,9 +186,10 @@ def _compile(compiler: str, source: NativeSource, target: Path, at_once: int) ->
 
 
 def _compiled_apart(source: NativeSource, as_one: Path) -> tuple[Path, ...]:
-    """Return the files to compile, the longest first; `as_one` is written to include some.
+    """Return the files to compile; `as_one`, written here, includes those that define operators.
 
-    Parsing torch's headers of operators takes GCC 6 s, more than everything else in such a file.
+    Most of the time of such a file is parsing torch's headers, which so is done once. It comes
+    first, as it takes longest.
     """
     operators = [file for file in source.files if _OPERATORS_HEADER in _contents(file)]
     if len(operators) < 2:

@@ -217,7 +217,7 @@ def importing_compiler_s() -> float | None:
 
     It is thousands of files to import: seconds, or tens of them where Python keeps no bytecode.
     Then it probes this CPU's instructions, six times on a Xeon with AMX, each time in a process
-    of its own, which imports torch where torch is older than 2.13.
+    of its own, which imports torch before torch 2.13 and on other systems than Linux.
     """
     if has_compiler():
         return None

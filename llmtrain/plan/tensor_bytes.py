@@ -41,7 +41,7 @@ class TrainingSetup:
     masks_pairs: bool = False  # attention by a mask of all pairs of tokens
     native_block: bool = False  # blocks by native kernels of a CPU
     native_loss: bool = False  # the loss likewise
-    joins_weights: bool = False  # for one product, as own kernels of a GPU do
+    joins_weights: bool = False  # of several products into one, as own kernels of a GPU do
     torch_build: str = "cpu"
     lora: LoraShape | None = None  # adapters that are trained beside the model
     sync_every: int = 1  # steps of each process before weights are averaged
@@ -240,10 +240,10 @@ def cast_parameters(shape: ModelShape, setup: TrainingSetup) -> int:
 
 
 def joined_parameters(shape: ModelShape, setup: TrainingSetup) -> int:
-    """Return the number of a block's weights that its forward copies side by side.
+    """Return the number of a block's weights that are copied side by side for its backward.
 
-    Those of query, key and value, and of gate and up: each pair of products is one, whose backward
-    needs the copy. Where weights are cast in the forward, it is their cast.
+    Own kernels of a GPU multiply by query, key and value at once, and by gate and up. Where the
+    forward itself casts weights, these copies are the casts, which are counted already.
     """
     if not setup.joins_weights or not (setup.keeps_casts or setup.shards > 1):
         return 0

@@ -17,6 +17,7 @@ from llmtrain.train.checkpoint.parts import tensor_files
 from llmtrain.train.distributed.replica import Replica, replica_of
 from llmtrain.train.distributed.world import World
 from tests.pinned import pinned_keywords, pinned_options
+from tests.train.distributed.hybrid_ranks import SAVED
 from tests.train.distributed.two_ranks import (
     assert_trains_as_one_process,
     found_by_ranks,
@@ -79,7 +80,7 @@ def test_what_two_machines_saved_goes_on_on_one(
 
 def test_the_ranks_of_the_first_machine_save(found: list[dict[str, Any]], directory: Path) -> None:
     assert found
-    hybrid, shard = (directory / name / "step-00000005" for name in ("hybrid", "shard"))
+    hybrid, shard = (directory / name / f"step-{SAVED:08}" for name in ("hybrid", "shard"))
     for place, parts in ((hybrid, 2), (shard, 4)):
         names = [path.name for path in place.iterdir()]
         assert len(tensor_files("model", names)) == len(tensor_files("optimizer", names)) == parts
