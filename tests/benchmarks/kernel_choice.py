@@ -1,16 +1,19 @@
 """How often repeated measurements lead to each choice: `python -m tests.benchmarks.kernel_choice`.
 
 The law is that a machine computes the same request in the same way each time. Every repetition
-measures products and attention anew, without the cache, and makes the decisions of a plan; half
-of them beside two busy loops. Exits 1 where a decision came out in more than one way. About ten
-minutes for two shapes.
+times products, kernels and the parts of an eager step anew, as a run with a fresh cache does, and
+makes the decisions of a plan; half of them beside two busy loops. Native kernels are compiled once,
+for a cache of its own. Exits 1 where a decision came out in more than one way. About ten seconds a
+repetition.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,13 +22,9 @@ from llmtrain.machine.startup import prepare_for_torch
 
 prepare_for_torch()
 
-from llmtrain.machine.facts import CpuTimes, Facts  # noqa: E402
+from llmtrain.machine.facts import CpuTimes, Facts, StepTimes  # noqa: E402
 from llmtrain.machine.probe import read_facts  # noqa: E402
-from llmtrain.plan.kernel_probes import (  # noqa: E402
-    attention_probe,
-    cpu_threads,
-    products_probe,
-)
+from llmtrain.plan.cpu_benchmarks import measured_eager_step  # noqa: E402
 from llmtrain.plan.planner import make_plan  # noqa: E402
 from llmtrain.plan.workload import Workload  # noqa: E402
 from llmtrain.profile.load import load_profile  # noqa: E402
@@ -33,7 +32,7 @@ from llmtrain.profile.schema import Profile  # noqa: E402
 from llmtrain.profile.setting import Setting  # noqa: E402
 from llmtrain.profile.shape import shape_of  # noqa: E402
 
-_DECISIONS = ("precision", "matmul_precision", "attention", "compile")
+_DECISIONS = ("precision", "matmul_precision", "attention", "loss", "block_kernels", "compile")
 
 
 def main() -> int:
@@ -43,40 +42,65 @@ def main() -> int:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--repetitions", type=int, default=20)
     options = parser.parse_args()
-    facts = read_facts(tries_gpus=False)
     settings = dict(setting.split("=", 1) for setting in options.set)
     flags = {key: Setting(value, "--set") for key, value in settings.items()}
     differ = False
-    for name in options.profiles:
-        profile = load_profile(name, environment={}, flags=flags).profile
-        found: Counter[tuple[str, ...]] = Counter()
-        for loops in (0, 2):
-            with busy_loops(loops):
-                for _ in range(options.repetitions):
-                    decided, ratios = decide(profile, facts)
-                    found[decided] += 1
-                    say(f"{name}, {loops} busy loops: {' '.join(decided)}; {ratios}")
-        for decided, count in found.most_common():
-            named = zip(_DECISIONS, decided, strict=True)
-            say(f"{name}: {count:>3} × {', '.join(map('='.join, named))}")
-        differ = differ or len(found) > 1
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["LLMTRAIN_CACHE_DIR"] = cache
+        for name in options.profiles:
+            profile = load_profile(name, environment={}, flags=flags).profile
+            differ |= len(repeat(name, profile, options.repetitions)) > 1
     return 1 if differ else 0
+
+
+def repeat(name: str, profile: Profile, repetitions: int) -> Counter[tuple[str, ...]]:
+    """Decide so often without and beside a load; print and return how often each way came out."""
+    facts = read_facts(tries_gpus=False)
+    found: Counter[tuple[str, ...]] = Counter()
+    for loops in (0, 2):
+        with busy_loops(loops):
+            for _ in range(repetitions):
+                decided, ratios = decide(profile, facts)
+                found[decided] += 1
+                say(f"{name}, {loops} busy loops: {' '.join(decided)}; {ratios}")
+    for decided, count in found.most_common():
+        named = zip(_DECISIONS, decided, strict=True)
+        say(f"{name}: {count:>3} × {', '.join(map('='.join, named))}")
+    return found
 
 
 def decide(profile: Profile, facts: Facts) -> tuple[tuple[str, ...], str]:
     """Measure, and return the decisions and the ratios that they rest on."""
     shape, device = shape_of(profile.model), profile.device
     workload = Workload(shape, tokens_per_step=16 * shape.context)
-    products = products_probe(facts, shape, cpu_threads(facts, device, workload)).measure()
-    attention = attention_probe(facts, device, workload, products).measure()
-    plan = make_plan(facts, device, workload, CpuTimes(products, attention))
-    ratios = (
-        f"bf16/fp32 {products.bf16_s / products.fp32_s:.2f}, "
-        f"medium/fp32 {products.medium_s / products.fp32_s:.2f}, "
-        f"blocks/sdpa {attention.blocks_s / attention.sdpa_s:.2f}, "
-        f"{products.fastest_flops_per_s / 1e9:.0f} GFLOP/s"
-    )
-    return tuple(str(getattr(plan, name).value) for name in _DECISIONS), ratios
+    times = measured_eager_step(facts, device, workload, announce=lambda line: None, measure="all")
+    plan = make_plan(facts, device, workload, times)
+    return tuple(str(getattr(plan, name).value) for name in _DECISIONS), ratios_of(times)
+
+
+def ratios_of(times: CpuTimes) -> str:
+    """Return the ratios that decisions rest on, in words."""
+    products, attention, loss = times.matmul, times.attention, times.loss
+    found = {
+        "bf16/fp32": products.bf16_s / products.fp32_s,
+        "medium/fp32": products.medium_s / products.fp32_s,
+    }
+    if attention is not None:
+        found["blocks/sdpa"] = attention.blocks_s / attention.sdpa_s
+        if attention.native_s is not None:
+            least_s = min(attention.blocks_s, attention.sdpa_s)
+            found["native attention"] = attention.native_s / least_s
+    if loss is not None:
+        found["native loss"] = loss.native_s / loss.chunks_s
+    if times.native is not None and times.eager is not None:
+        found["native block"] = block_s(times.native) / block_s(times.eager)
+    rate = f"{products.fastest_flops_per_s / 1e9:.0f} GFLOP/s"
+    return ", ".join([*(f"{name} {ratio:.2f}" for name, ratio in found.items()), rate])
+
+
+def block_s(times: StepTimes) -> float:
+    """Return the CPU time that plans compare, of a block and sequence."""
+    return times.by_cpu().block.seconds / times.micro_batch
 
 
 @contextmanager

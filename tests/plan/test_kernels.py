@@ -57,13 +57,13 @@ def test_blocks_must_save_a_fifth_and_the_reason_says_by_how_much(
 @pytest.mark.parametrize(
     ("sdpa_s", "blocks_s", "native_s", "kernel"),
     [
-        (0.100, 0.050, 0.039, "native"),
-        (0.100, 0.050, 0.041, "blocks"),
-        (0.050, 0.100, 0.041, "sdpa"),
-        (0.050, 0.100, 0.039, "native"),
+        (0.100, 0.050, 0.062, "native"),
+        (0.100, 0.050, 0.063, "blocks"),
+        (0.050, 0.100, 0.063, "sdpa"),
+        (0.050, 0.100, 0.062, "native"),
     ],
 )
-def test_the_native_kernel_must_save_a_fifth_of_the_best_other(
+def test_the_native_kernel_stays_unless_another_saves_a_fifth(
     sdpa_s: float, blocks_s: float, native_s: float, kernel: str
 ) -> None:
     timed = AttentionTimes(sdpa_s, blocks_s, native_s)
@@ -74,9 +74,9 @@ def test_the_native_kernel_must_save_a_fifth_of_the_best_other(
 
 @pytest.mark.parametrize(
     ("native_s", "chosen", "why"),
-    [(0.079, "native", "faster: native kernel 79 ms"), (0.081, "chunks", "not clearly faster")],
+    [(0.124, "native", "native kernel 124 ms"), (0.126, "chunks", "faster: native kernel 126 ms")],
 )
-def test_the_native_loss_must_save_a_fifth(native_s: float, chosen: str, why: str) -> None:
+def test_the_native_loss_stays_unless_chunks_save_a_fifth(native_s: float, chosen: str, why: str) -> None:
     times = replace(products(1.0, 1.0, 0.5), loss=LossTimes(0.100, native_s))
     choice = kernels.choose_loss(CPU, wish(), "cpu", WORKLOAD, "bf16", times, OWN)
     assert choice.value == chosen
@@ -158,8 +158,8 @@ def native_times(native_s: float, block: BlockTimes | None = None) -> CpuTimes:
     return replace(times, plain=eager, eager=eager, native=step(native_s), block=block)
 
 
-@pytest.mark.parametrize(("native_s", "kernel"), [(0.79, "native"), (0.81, "torch")])
-def test_native_blocks_must_save_a_fifth_of_eager_ones(native_s: float, kernel: str) -> None:
+@pytest.mark.parametrize(("native_s", "kernel"), [(1.24, "native"), (1.26, "torch")])
+def test_native_blocks_stay_unless_eager_ones_save_a_fifth(native_s: float, kernel: str) -> None:
     short_of_comparing = replace(WORKLOAD, time_s=599.0)
     plan = make_plan(CPU, wish(compile=False), short_of_comparing, native_times(native_s))
     assert plan.block_kernels.value == kernel
