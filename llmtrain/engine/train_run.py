@@ -35,7 +35,6 @@ from llmtrain.errors import InterruptedRunError
 from llmtrain.files import free_bytes
 from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.out_of_memory import memory_errors_mapped
-from llmtrain.model.timing import has_compiler
 from llmtrain.plan.decisions import remark_on_shares
 from llmtrain.plan.forecast import Forecast, forecast
 from llmtrain.plan.planned import Planned
@@ -166,7 +165,7 @@ def _train(
     if difference is not None:
         text = f"{difference}: not bitwise from step {run.position.step}"
         session.note(text, is_warning=True)
-    expected = forecast(profile, planned, elapsed_s=session.elapsed_s, has_compiler=has_compiler())
+    expected = forecast(profile, planned, elapsed_s=session.elapsed_s)
     rate = expected.tokens_per_s
     _announce_start(resolved, planned, expected, dataset, run.position.step, horizon, session)
     with (

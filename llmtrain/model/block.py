@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,7 @@ from llmtrain.profile.shape import ModelShape
 
 # Whether the C++ compiler supports this CPU's vector instructions shows at the first kernel: this
 # spares some of the programs that test it beforehand.
+COMPILER_MODULES = ("torch._dynamo", "torch._inductor.compile_fx")
 _COMPILE_OPTIONS: dict[str, bool | int | str | Callable[..., object]] = {"cpp.vec_isa_ok": True}
 
 
@@ -279,12 +281,18 @@ def compile_block(block: Block) -> None:
     block.compile(dynamic=False, options=_COMPILE_OPTIONS)
 
 
-def probe_instructions() -> None:
-    """Let torch's compiler find out which vector instructions this CPU has.
+def load_compiler(device: torch.device) -> None:
+    """Import torch's compiler, and let it find out which vector instructions a CPU has.
 
-    It does so once in a process, when it first compiles for a CPU. Without a C++ compiler it finds
-    out nothing, as compiling will say.
+    The first call of something compiled would do both: the import is thousands of files, and a
+    Xeon with AMX is probed six times, each time in a process of its own, which imports torch before
+    torch 2.13 and on other systems than Linux. Without a C++ compiler the probe finds out nothing,
+    as compiling will say.
     """
+    for name in COMPILER_MODULES:
+        import_module(name)
+    if device.type != "cpu":
+        return
     from torch._inductor import config
     from torch._inductor.cpu_vec_isa import pick_vec_isa
     from torch._inductor.exc import InvalidCxxCompiler

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from llmtrain.choice import ActivationCheckpointing, AttentionKernel, BlockKernels, LossKernel
-from llmtrain.model.block import Block, RMSNorm, compile_block, compile_inside, run_eagerly
+from llmtrain.model.block import (
+    Block,
+    RMSNorm,
+    compile_block,
+    compile_inside,
+    load_compiler,
+    run_eagerly,
+)
 from llmtrain.model.preferences import preference_weights
 from llmtrain.ops.documents import DocumentMask, document_mask, first_of_document
 from llmtrain.ops.loss import (
@@ -231,6 +238,8 @@ class Decoder(nn.Module):
         is_added = is_on_cpu and self.shape.tie_embeddings and not sharded
         self.model.embed_tokens.has_sparse_gradient = is_added
         self.model.norm.kernels = "native" if block_kernels == "native" else "torch"
+        if compiled:
+            load_compiler(self.head_weight.device)
         for block in self.model.blocks():
             block.self_attn.kernel = attention
             block.use_kernels(block_kernels, casts)

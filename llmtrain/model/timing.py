@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -24,7 +23,13 @@ from llmtrain.errors import LlmtrainError
 from llmtrain.machine.core_wait import ran_share, read_core_times
 from llmtrain.machine.facts import AttentionTimes, BlockTimes, LossTimes
 from llmtrain.machine.timing import Run, Timing, compare
-from llmtrain.model.block import Block, compile_block, probe_instructions, run_eagerly
+from llmtrain.model.block import (
+    COMPILER_MODULES,
+    Block,
+    compile_block,
+    load_compiler,
+    run_eagerly,
+)
 from llmtrain.model.lora import add_adapters, freeze_matrices
 from llmtrain.ops.attention import causal_attention
 from llmtrain.ops.documents import DocumentMask, document_mask
@@ -39,7 +44,6 @@ _LEAST_ROUNDS, _MOST_ROUNDS = 3, 8
 # Scores and tokens of attention that are timed, unless one sequence has more (0.3 s on two cores).
 _SCORES, _TOKENS = 64 << 20, 4096
 _LOSS_TOKENS = 1024  # whose loss is timed (0.5 s for 32,000 rows of vocabulary on two cores)
-_COMPILER_MODULES = ("torch._dynamo", "torch._inductor.compile_fx")
 _LONGEST_CONTEXT = 4096  # longer ones take quadratic time and do not change the result
 
 
@@ -207,24 +211,15 @@ def new_block(
     return block
 
 
-def has_compiler() -> bool:
-    """Return whether this process has imported torch's compiler."""
-    return _COMPILER_MODULES[-1] in sys.modules
-
-
 def importing_compiler_s() -> float | None:
     """Return the seconds until torch's compiler can compile; None where this process has it.
 
-    It is thousands of files to import: seconds, or tens of them where Python keeps no bytecode.
-    Then it probes this CPU's instructions, six times on a Xeon with AMX, each time in a process
-    of its own, which imports torch before torch 2.13 and on other systems than Linux.
+    They are tens where Python keeps no bytecode.
     """
-    if has_compiler():
+    if COMPILER_MODULES[-1] in sys.modules:
         return None
     start_s = time.perf_counter()
-    for name in _COMPILER_MODULES:
-        import_module(name)
-    probe_instructions()
+    load_compiler(torch.device("cpu"))
     return time.perf_counter() - start_s
 
 

@@ -68,22 +68,16 @@ class Forecast:
         return asdict(self)
 
 
-def forecast(
-    profile: Profile,
-    planned: Planned,
-    elapsed_s: float | None = None,
-    *,
-    has_compiler: bool = False,
-) -> Forecast:
+def forecast(profile: Profile, planned: Planned, elapsed_s: float | None = None) -> Forecast:
     """Forecast a run of `profile` by this plan, from its first step.
 
-    `elapsed_s`: what it took to come there; None: the run has not begun. `has_compiler`: in that
-    time it has imported torch's compiler.
+    `elapsed_s`: what it took to come there, with the model built, and torch's compiler loaded where
+    it is used; None: the run has not begun.
     """
     rate = _rate(planned)
     starting_s = _STARTING_S if elapsed_s is None else elapsed_s
     if planned.plan.compile.value:
-        starting_s += _loading_s(planned) + (0.0 if has_compiler else _importing_s(planned))
+        starting_s += _loading_s(planned) + (_importing_s(planned) if elapsed_s is None else 0.0)
     steps, tokens = _length(profile, planned, rate, starting_s)
     return Forecast(
         steps=steps,

@@ -40,6 +40,15 @@ def model(small_shape: ModelShape, make_model: Callable[[ModelShape], Decoder]) 
     return make_model(dataclasses.replace(small_shape, num_kv_heads=2))
 
 
+def test_a_model_to_be_compiled_loads_the_compiler_at_once(model: Decoder) -> None:
+    """So that it counts as starting, before a run forecasts its end: seconds, on some CPUs tens."""
+    from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+
+    valid_vec_isa_list.cache_clear()
+    model.compute_with(compiled=True)
+    assert valid_vec_isa_list.cache_info().misses == 1
+
+
 def test_compiled_equals_eager_and_keeps_what_is_predicted(model: Decoder) -> None:
     """Blocks of attention, selective checkpointing: what a long run on a CPU computes with."""
     shape = model.shape

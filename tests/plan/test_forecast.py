@@ -122,13 +122,15 @@ def test_what_importing_the_compiler_and_loading_its_code_take_was_timed() -> No
         found.append(seconds.value)
     assert found[1] - found[0] == pytest.approx(25.0 - 1.5)
     assert found[2] - found[0] == pytest.approx(20.0 - 4.0)
-    # Where this process has measured, what it took to import is in what has passed.
-    begun = [
-        forecast(asked, replace(compiling, cpu_times=times), 50.0, has_compiler=has).seconds
-        for has in (False, True)
-    ]
-    without, having = (figure.value for figure in begun if figure is not None)
-    assert without - having == pytest.approx(20.0)
+    # A run that has built its model has imported it.
+    begun, begun_later = (
+        forecast(asked, replace(compiling, cpu_times=times), elapsed_s).seconds
+        for elapsed_s in (50.0, 60.0)
+    )
+    assert begun is not None
+    assert begun_later is not None
+    assert found[2] - begun.value == pytest.approx(20.0 + 6.0 - 50.0)
+    assert begun_later.value - begun.value == pytest.approx(10.0)
 
 
 def test_of_a_machine_that_was_not_measured_no_time_is_said() -> None:

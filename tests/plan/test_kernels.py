@@ -76,7 +76,9 @@ def test_the_native_kernel_stays_unless_another_saves_a_fifth(
     ("native_s", "chosen", "why"),
     [(0.124, "native", "native kernel 124 ms"), (0.126, "chunks", "faster: native kernel 126 ms")],
 )
-def test_the_native_loss_stays_unless_chunks_save_a_fifth(native_s: float, chosen: str, why: str) -> None:
+def test_the_native_loss_stays_unless_chunks_save_a_fifth(
+    native_s: float, chosen: str, why: str
+) -> None:
     times = replace(products(1.0, 1.0, 0.5), loss=LossTimes(0.100, native_s))
     choice = kernels.choose_loss(CPU, wish(), "cpu", WORKLOAD, "bf16", times, OWN)
     assert choice.value == chosen
