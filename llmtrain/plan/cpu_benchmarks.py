@@ -9,7 +9,6 @@ from llmtrain.machine.facts import BlockTimes, CpuTimes, Facts, MatmulTimes, Ste
 from llmtrain.machine.measurement_cache import T
 from llmtrain.model.timing import CompileError
 from llmtrain.plan import decisions as decide
-from llmtrain.plan import kernels
 from llmtrain.plan.kernel_probes import (
     Announce,
     attention_probe,
@@ -19,10 +18,11 @@ from llmtrain.plan.kernel_probes import (
     native_kernels,
     products_probe,
 )
-from llmtrain.plan.kernels import (
+from llmtrain.plan.native_kernels import (
     is_worth_comparing_native,
     unfit_for_native_block,
     unfit_for_native_loss,
+    without_native,
 )
 from llmtrain.plan.numerics import choose_precision
 from llmtrain.plan.planner import Plan, make_plan
@@ -91,7 +91,7 @@ def measured_eager_step(
     products = timing.of(products_probe(facts, workload.shape, threads), "products")
     attention = timing.of(attention_probe(facts, options, workload, products), "attention")
     times = CpuTimes(products, replace(attention, native_s=None))
-    plain = timing.of_step(facts, kernels.without_native(options), workload, times)
+    plain = timing.of_step(facts, without_native(options), workload, times)
     times = replace(times, plain=plain, eager=plain)
     native = native_kernels(facts, options, workload, times, announce, always=measure == "all")
     if native is None:

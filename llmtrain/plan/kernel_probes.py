@@ -18,7 +18,8 @@ from llmtrain.machine.measurement_cache import MeasurementKey, measurement_key
 from llmtrain.model.timing import multiplied_in, time_attention, time_block, time_loss
 from llmtrain.ops.native.library import kernel_source, load_kernels, unsuitable
 from llmtrain.plan import decisions as decide
-from llmtrain.plan import kernels, numerics
+from llmtrain.plan import numerics
+from llmtrain.plan.native_kernels import wants_native
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.probe import Probe, block_arguments, lora_argument
 from llmtrain.plan.workload import Workload
@@ -93,7 +94,7 @@ def native_kernels(
     if unsuitable(facts, precision) is not None and not is_asked_for:
         return None
     processes = decide.choose_processes(facts, options, workload, "cpu").value
-    if not always and not kernels.wants_native(facts, options, workload, times, processes):
+    if not always and not wants_native(facts, options, workload, times, processes):
         return None
     return load_kernels(
         facts,

@@ -33,6 +33,7 @@ from llmtrain.plan.memory import (
     predict_training,
     whole_weights_fit,
 )
+from llmtrain.plan.native_kernels import choose_native_block, times_to_plan_with
 from llmtrain.plan.rounds import planned_sync_every, why_no_rounds
 from llmtrain.plan.tensor_bytes import TrainingSetup, frozen_bytes
 from llmtrain.plan.workload import Workload
@@ -179,7 +180,7 @@ def _plan(
     kind = device.value
     processes = decide.choose_processes(facts, options, workload, kind)
     if times is not None and kind == "cpu":
-        times = kernels.times_to_plan_with(facts, options, workload, times, processes.value)
+        times = times_to_plan_with(facts, options, workload, times, processes.value)
     local = workload.launched_local_processes or processes.value
     own = choose_own_kernels(options, workload, gpu_times, processes.value)
     computes = _choose_computation(facts, options, workload, kind, times, own, processes.value)
@@ -242,7 +243,7 @@ def _choose_computation(
     chosen = numerics.choose_precision(facts, options, kind, products)
     precision = chosen.value
     decide.refuse_loss_scale_of_local_steps(workload, precision)
-    native_block = kernels.choose_native_block(options, kind, workload, precision, times, processes)
+    native_block = choose_native_block(options, kind, workload, precision, times, processes)
     compilation = numerics.choose_compilation(
         facts, options, kind, workload, times, processes, native_block
     )
