@@ -18,8 +18,8 @@ from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
 
 ATTENTION_PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32")  # the other kernels: bf16
-# Of training without them. Compiling the kernels, once for a machine, took 37 s on two cores of a
-# Xeon, so that its first run may be longer for it; comparing them takes seconds, once for a shape.
+# Of training without them. Compiling the kernels, once for a machine, took 14 s on two Zen 4 cores,
+# so that its first run may be longer for it; comparing them takes seconds, once for a shape.
 _WORTH_NATIVE_TIME_S, _WORTH_NATIVE_CPU_S = 30.0, 15.0
 # Compiling a block, to compare it with a native one, takes up to 20 s.
 _WORTH_COMPARING_S = 600.0
