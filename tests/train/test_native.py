@@ -10,7 +10,7 @@ import pytest
 from llmtrain.choice import Choice
 from llmtrain.engine import plan_run
 from llmtrain.machine.facts import AttentionTimes, LossTimes
-from llmtrain.plan import kernel_probes, kernels
+from llmtrain.plan import kernel_probes, native_kernels
 from llmtrain.progress import Note
 from llmtrain.train.events import Started
 from tests.train.harness import Files, InProcessTrainer, RunAlone
@@ -62,7 +62,7 @@ def test_a_run_whose_kernels_are_gone_goes_on_without_them(
     train: InProcessTrainer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They were chosen by their measured times; the resume says why it computes other bits."""
-    monkeypatch.setattr(kernels, "_WORTH_NATIVE_CPU_S", 0.0)
+    monkeypatch.setattr(native_kernels, "_WORTH_NATIVE_CPU_S", 0.0)
     times = AttentionTimes(sdpa_s=0.3, blocks_s=0.2, native_s=0.1)
     monkeypatch.setattr(kernel_probes, "time_attention", lambda *_: times)
     monkeypatch.setattr(kernel_probes, "time_loss", lambda *_: LossTimes(0.2, 0.1))
