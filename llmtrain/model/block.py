@@ -27,9 +27,9 @@ from llmtrain.ops.precision import WeightCasts, compute_dtype
 from llmtrain.ops.rotary import rotate
 from llmtrain.profile.shape import ModelShape
 
+COMPILER_MODULES = ("torch._dynamo", "torch._inductor.compile_fx")
 # Whether the C++ compiler supports this CPU's vector instructions shows at the first kernel: this
 # spares some of the programs that test it beforehand.
-COMPILER_MODULES = ("torch._dynamo", "torch._inductor.compile_fx")
 _COMPILE_OPTIONS: dict[str, bool | int | str | Callable[..., object]] = {"cpp.vec_isa_ok": True}
 
 

@@ -212,9 +212,9 @@ def new_block(
 
 
 def importing_compiler_s() -> float | None:
-    """Return the seconds until torch's compiler can compile; None where this process has it.
+    """Return the seconds of `load_compiler`; None where this process has torch's compiler.
 
-    They are tens where Python keeps no bytecode.
+    Where Python keeps no bytecode the import alone takes tens of them.
     """
     if COMPILER_MODULES[-1] in sys.modules:
         return None

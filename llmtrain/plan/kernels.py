@@ -16,6 +16,7 @@ from llmtrain.plan.native_kernels import (
     ATTENTION_PRECISIONS,
     refuse_native,
     unfit_for_native_loss,
+    why_native,
     why_without_native,
 )
 from llmtrain.plan.numerics import is_faster
@@ -82,8 +83,9 @@ def choose_attention(
     )
     if native_s is not None:
         figures = f"native kernel {1e3 * native_s:.1f} ms, {figures}"
-        if not is_faster(min(blocks_s, sdpa_s), native_s):
-            return Choice("native", figures)
+        fastest_s = min(blocks_s, sdpa_s)
+        if not is_faster(fastest_s, native_s):
+            return Choice("native", why_native(native_s, fastest_s, figures))
     if is_faster(blocks_s, sdpa_s):
         return Choice("blocks", f"faster: {figures}")
     return Choice("sdpa", f"blocks are not clearly faster: {figures}")
@@ -129,7 +131,7 @@ def choose_loss(
     )
     if is_faster(chunks_s, native_s):
         return Choice("chunks", f"faster: {figures}")
-    return Choice("native", figures)
+    return Choice("native", why_native(native_s, chunks_s, figures))
 
 
 def choose_block_kernels(

@@ -145,17 +145,23 @@ def _faster_block(
     if is_faster(eager_ms, native_ms):
         return Choice(False, f"torch's are faster: {figures}, measured here")
     if compiled is None or not is_worth_comparing_native(workload, native, processes):
-        return Choice(True, f"{figures}, measured here")
+        return Choice(True, why_native(native_ms, eager_ms, f"{figures}, measured here"))
     compiled_ms = eager_ms * compiled.compiled_s / compiled.eager_s
     figures += f", compiled {compiled_ms:.1f}"
     if is_faster(compiled_ms, native_ms):
         return Choice(False, f"compiled is faster: {figures}, measured here")
-    return Choice(True, f"{figures}, measured here")
+    fastest_ms = min(eager_ms, compiled_ms)
+    return Choice(True, why_native(native_ms, fastest_ms, f"{figures}, measured here"))
 
 
 def is_worth_comparing_native(workload: Workload, native: StepTimes, processes: int) -> bool:
     """Return whether a run by native kernels lasts long enough to compile a block, and compare."""
     return is_long(workload, native, processes, _WORTH_COMPARING_S, _WORTH_COMPARING_S)
+
+
+def why_native(native: float, other: float, figures: str) -> str:
+    """Return the reason for native kernels, from their time and the least of torch's."""
+    return f"{'faster' if native < other else 'torch is not clearly faster'}: {figures}"
 
 
 def why_without_native(times: CpuTimes) -> str:

@@ -3,8 +3,7 @@
 The law is that a machine computes the same request in the same way each time. Every repetition
 times products, kernels and the parts of an eager step anew, as a run with a fresh cache does, and
 makes the decisions of a plan; half of them beside two busy loops. Native kernels are compiled once,
-for a cache of its own. Exits 1 where a decision came out in more than one way. About ten seconds a
-repetition.
+for a cache of its own. Exits 1 where a decision came out in more than one way.
 """
 
 from __future__ import annotations

@@ -58,7 +58,11 @@ def test_the_native_kernel_stays_unless_another_saves_a_fifth(
 
 @pytest.mark.parametrize(
     ("native_s", "chosen", "why"),
-    [(0.124, "native", "native kernel 124 ms"), (0.126, "chunks", "faster: native kernel 126 ms")],
+    [
+        (0.099, "native", "faster: native kernel 99 ms"),
+        (0.124, "native", "torch is not clearly faster: native kernel 124 ms"),
+        (0.126, "chunks", "faster: native kernel 126 ms"),
+    ],
 )
 def test_the_native_loss_stays_unless_chunks_save_a_fifth(
     native_s: float, chosen: str, why: str
