@@ -1,12 +1,11 @@
 // How attention is divided into tasks for threads, whatever the type of its numbers is.
 #pragma once
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 
 #include "heads_shape.h"
 #include "scratch.h"
+#include "tasks.h"
 
 namespace llmtrain {
 
@@ -18,11 +17,11 @@ void for_query_blocks(const AttentionShape& shape, const Kernel& kernel, int64_t
   const int64_t heads = shape.sequences * shape.heads, share = shape.heads / shape.key_heads;
   const int64_t blocks = (shape.tokens + block_rows - 1) / block_rows;
   const int64_t parts = std::min(blocks, heads >= threads ? 1 : (threads + heads - 1) / heads);
-  at::parallel_for(0, heads * parts, 1, [&](int64_t begin, int64_t end) {
+  share_tasks(heads * parts, [&](Tasks& tasks) {
     Scratch own(scratch + at::get_thread_num() * bytes_per_thread);
     const auto buffers = kernel.buffers(own);
     int64_t packed = -1;
-    for (int64_t task = begin; task < end; ++task) {
+    for (int64_t task; tasks.take(task);) {
       const int64_t sequence = task / parts / shape.heads, head = task / parts % shape.heads;
       const int64_t key_head = head / share, wanted = sequence * shape.key_heads + key_head;
       if (packed != wanted) kernel.pack_keys(buffers, sequence, key_head);
@@ -63,11 +62,11 @@ void for_key_blocks(const AttentionShape& shape, const Kernel& kernel, const Key
   const auto head_of = [&](int64_t task, int64_t member) {
     return task / parts % shape.key_heads * share + member;
   };
-  at::parallel_for(0, division.key_heads * parts, 1, [&](int64_t begin, int64_t end) {
+  share_tasks(division.key_heads * parts, [&](Tasks& tasks) {
     const int thread = at::get_thread_num();
     Scratch own(scratch + thread * bytes_per_thread);
     const auto buffers = kernel.buffers(own);
-    for (int64_t task = begin; task < end; ++task) {
+    for (int64_t task; tasks.take(task);) {
       const int64_t sequence = task / parts / shape.key_heads, part = task % parts;
       const int64_t key_head = task / parts % shape.key_heads;
       kernel.prepare_keys(buffers, sequence, key_head);
@@ -88,8 +87,8 @@ void for_key_blocks(const AttentionShape& shape, const Kernel& kernel, const Key
   });
   if (parts == 1) return;
   const int64_t stride = share * division.d_q_floats;  // between the parts of one head
-  at::parallel_for(0, division.key_heads * share, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t each = begin; each < end; ++each) {
+  share_tasks(division.key_heads * share, [&](Tasks& tasks) {
+    for (int64_t each; tasks.take(each);) {
       const int64_t task = each / share * parts, member = each % share;
       kernel.store_queries(all_d_q + (task * share + member) * division.d_q_floats, parts, stride,
                            task / parts / shape.key_heads, head_of(task, member));

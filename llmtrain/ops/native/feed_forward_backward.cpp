@@ -6,14 +6,13 @@
 //     by rows      the gradient of n(x) and of x, some tokens at a time
 //
 // Of what has width F only the gates' gradient goes through memory, once.
-#include <ATen/Parallel.h>
-
 #include <cstring>
 
 #include "feed_forward.h"
 #include "norm_rows.h"
 #include "rows.h"
 #include "swiglu.h"
+#include "tasks.h"
 
 namespace llmtrain {
 namespace {
@@ -29,7 +28,7 @@ struct Tiling {
     const bool is_small = shape.size > 512 || second_cache_bytes() < (int64_t{2} << 20);
     features = is_small ? 64 : 128;
     while (features > 32 && shape.features / features < threads) features /= 2;
-    rows = is_small ? 128 : 256;
+    rows = is_small || (padded + 255) / 256 < 2 * threads ? 128 : 256;
     row_tasks = (padded + rows - 1) / rows;
     feature_tasks = (shape.features + features - 1) / features;
   }
@@ -259,24 +258,24 @@ void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardWeigh
   const int64_t each = own_bytes(shape, tiling);
   const auto own = [&] { return Scratch(scratch + all.used() + at::get_thread_num() * each); };
   const Backward backward(shape, tiling, weights, d_y, x, gradients, shared);
-  at::parallel_for(0, tiling.padded / kPacked, 1, [&](int64_t begin, int64_t end) {
+  share_tasks(tiling.padded / kPacked, [&](Tasks& tasks) {
     Scratch mine = own();
     const OfPacking packing = packing_in(mine, shape);
-    for (int64_t task = begin; task < end; ++task) backward.pack_rows(task * kPacked, packing);
+    for (int64_t task; tasks.take(task);) backward.pack_rows(task * kPacked, packing);
   });
-  at::parallel_for(0, 2 * shape.features / kPacked, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) backward.transpose_features(task * kPacked);
+  share_tasks(2 * shape.features / kPacked, [&](Tasks& tasks) {
+    for (int64_t task; tasks.take(task);) backward.transpose_features(task * kPacked);
   });
-  at::parallel_for(0, tiling.feature_tasks, 1, [&](int64_t begin, int64_t end) {
+  share_tasks(tiling.feature_tasks, [&](Tasks& tasks) {
     Scratch mine = own();
     const OfFeatures features = features_in(mine, shape, tiling);
-    for (int64_t task = begin; task < end; ++task) backward.by_features(task, features);
+    for (int64_t task; tasks.take(task);) backward.by_features(task, features);
     brgemm_release();
   });
-  at::parallel_for(0, tiling.row_tasks, 1, [&](int64_t begin, int64_t end) {
+  share_tasks(tiling.row_tasks, [&](Tasks& tasks) {
     Scratch mine = own();
     const OfRows rows = rows_in(mine, shape, tiling);
-    for (int64_t task = begin; task < end; ++task) backward.by_rows(task, rows);
+    for (int64_t task; tasks.take(task);) backward.by_rows(task, rows);
     brgemm_release();
   });
   add_parts(shared.d_gain, tiling.row_tasks, shape.size, gradients.gain);

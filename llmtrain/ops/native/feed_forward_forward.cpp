@@ -1,12 +1,11 @@
 // The forward of a SwiGLU layer, some rows at a time: what has width F stays in a core's cache.
 //
 // Products are made transposed, so that weights are left operands as they lie in memory.
-#include <ATen/Parallel.h>
-
 #include "feed_forward.h"
 #include "norm_rows.h"
 #include "rows.h"
 #include "swiglu.h"
+#include "tasks.h"
 
 namespace llmtrain {
 namespace {
@@ -94,10 +93,10 @@ void feed_forward(const FeedForwardShape& shape, const FeedForwardWeights& weigh
                   float* y, char* scratch, int threads) {
   const Tiling tiling(shape, threads);
   const int64_t own_bytes = feed_forward_scratch(shape, threads) / threads;
-  at::parallel_for(0, tiling.tasks, 1, [&](int64_t begin, int64_t end) {
+  share_tasks(tiling.tasks, [&](Tasks& tasks) {
     Scratch mine(scratch + at::get_thread_num() * own_bytes);
     const Buffers own = buffers_in(mine, shape, tiling);
-    for (int64_t task = begin; task < end; ++task) {
+    for (int64_t task; tasks.take(task);) {
       const int64_t start = task * tiling.rows;
       compute_rows(shape, tiling, weights, x + start * shape.size,
                    std::min(tiling.rows, shape.tokens - start), y + start * shape.size, own);

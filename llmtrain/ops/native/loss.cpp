@@ -6,14 +6,13 @@
 // exponential is left out of both: its part, p − 1, is added in fp32.
 #include "loss.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <numeric>
 
 #include "rows.h"
+#include "tasks.h"
 
 namespace llmtrain {
 namespace {
@@ -21,6 +20,8 @@ namespace {
 constexpr int64_t kRun = 512;    // tokens that are next to each other in the kept exponentials
 constexpr int64_t kSubTile = 128;  // rows of vocabulary whose logits exist at once
 constexpr int64_t kWeightTile = 256;  // rows of vocabulary in a task of the head's gradient
+constexpr int64_t kTokens = 32;       // in a task before the sweep, and after it
+constexpr int64_t kTasks = 4;         // of the sweep for a thread: all end at about one time
 // A token whose largest logit is further above the reference (base 2) is computed again: products
 // of smaller numbers would be flushed to zero.
 constexpr float kFarAbove = 60.f;
@@ -36,7 +37,8 @@ struct Tiling {
     blocks = (chunk + block - 1) / block;
     // Slices of the vocabulary, so that every thread has as many tasks as the others.
     const int64_t most = std::max<int64_t>(1, shape.vocabulary / (2 * tile));
-    slices = std::min<int64_t>(most, threads / std::gcd<int64_t, int64_t>(blocks, threads));
+    const int64_t even = threads / std::gcd<int64_t, int64_t>(blocks, threads);
+    slices = std::min(most, round_up((kTasks * threads + blocks - 1) / blocks, even));
     slice = round_up((shape.vocabulary + slices - 1) / slices, tile);
     slices = (shape.vocabulary + slice - 1) / slice;
   }
@@ -92,21 +94,21 @@ class Chunk {
   int64_t blocks() const { return (tokens_ + tiling_.block - 1) / tiling_.block; }
   int64_t padded() const { return padded_; }
 
-  // Pack one block of hidden states, and choose the reference logit of its tokens.
-  void prepare(int64_t block, const Own& own) const {
-    const int64_t start = block * tiling_.block, width = width_of(block);
-    bf16* hidden_t = s_.hidden_t + start * shape_.size;
-    pack_transposed(hidden_ + start * shape_.size, shape_.size, std::min(width, tokens_ - start),
+  // Pack kTokens hidden states from `start` on, and choose the reference logit of each.
+  void prepare(int64_t start, const Own& own) const {
+    const int64_t block = start / tiling_.block * tiling_.block;
+    bf16* hidden_t = s_.hidden_t + block * shape_.size + 2 * (start - block);
+    pack_transposed(hidden_ + start * shape_.size, shape_.size, std::min(kTokens, tokens_ - start),
                     shape_.size, hidden_t, tiling_.block);
     const int64_t rows = std::min(kSubTile, shape_.vocabulary);
-    multiply(0, rows, width, hidden_t, own.logits);
-    for (int64_t t = 0; t < width; t += 16) {
+    multiply(0, rows, kTokens, hidden_t, own.logits);
+    for (int64_t t = 0; t < kTokens; t += 16) {
       __m512 top = _mm512_set1_ps(-INFINITY);
       for (int64_t i = 0; i < rows; ++i)
         top = _mm512_max_ps(top, _mm512_loadu_ps(own.logits + i * tiling_.block + t));
       _mm512_storeu_ps(s_.reference + start + t, _mm512_mul_ps(top, _mm512_set1_ps(kLog2E)));
     }
-    for (int64_t t = start; t < start + width; ++t) {
+    for (int64_t t = start; t < start + kTokens; ++t) {
       if (!counts(t)) continue;
       const bf16* row = weight_ + targets_[t] * shape_.size;
       s_.own[t] = dot(hidden_ + t * shape_.size, row, shape_.size) * kLog2E;
@@ -153,11 +155,11 @@ class Chunk {
     return any;
   }
 
-  // Write losses, the operand of the head's gradient and the gradients of hidden states.
-  void finish(int64_t block, float* losses, bf16* d_hidden) const {
-    const int64_t start = block * tiling_.block, width = width_of(block);
+  // Write losses of kTokens tokens from `start` on, the operand of the head's gradient and the
+  // gradients of hidden states.
+  void finish(int64_t start, float* losses, bf16* d_hidden) const {
     float* inverse = s_.sum + start;  // in place of the first slice's
-    for (int64_t t = start; t < start + width; ++t) {
+    for (int64_t t = start; t < start + kTokens; ++t) {
       float sum = 0.f;
       for (int64_t i = 0; i < tiling_.slices; ++i) sum += s_.sum[i * stride_ + t];
       inverse[t - start] = counts(t) ? 1.f / sum : 0.f;
@@ -165,9 +167,10 @@ class Chunk {
       s_.probability[t] = counts(t) ? std::exp2(s_.own[t] - lse) - 1.f : 0.f;
       if (t < tokens_) losses[t] = counts(t) ? (lse - s_.own[t]) * kLn2 : 0.f;
     }
-    if (shape_.differentiates_weight) scale_hidden(start, width, inverse);
+    if (shape_.differentiates_weight) scale_hidden(start, inverse);
     if (shape_.differentiates_hidden)
-      for (int64_t t = start; t < start + width; t += 16) store_d_hidden(t, inverse, d_hidden);
+      for (int64_t t = start; t < start + kTokens; t += 16)
+        store_d_hidden(t, inverse + (t - start), d_hidden);
   }
 
   // Add this chunk's part of some rows of the head's gradient, or set them.
@@ -250,9 +253,9 @@ class Chunk {
     }
   }
 
-  void scale_hidden(int64_t start, int64_t width, const float* inverse) const {
+  void scale_hidden(int64_t start, const float* inverse) const {
     const Interleave interleave;
-    for (int64_t t = 0; t < width; t += 2)
+    for (int64_t t = 0; t < kTokens; t += 2)
       for (int64_t d = 0; d < shape_.size; d += 32) {
         __m512i both[2];
         for (int k = 0; k < 2; ++k) {
@@ -284,7 +287,7 @@ class Chunk {
         const __m512 w = widened(_mm256_loadu_si256(
             reinterpret_cast<const __m256i*>(weight_ + row * shape_.size + d)));
         const __m512 scaled = _mm512_mul_ps(_mm512_castsi512_ps(r[n]),
-                                            _mm512_set1_ps(inverse[t + n - start]));
+                                            _mm512_set1_ps(inverse[n]));
         const __m512 x = _mm512_fmadd_ps(w, _mm512_set1_ps(s_.probability[t + n]), scaled);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(d_hidden + (t + n) * shape_.size + d),
                             _mm512_castsi512_si256(to_bf16(x, x)));
@@ -337,16 +340,16 @@ void linear_cross_entropy(const LossShape& shape, const bf16* hidden, const bf16
   for (int64_t start = 0; start < shape.tokens; start += shape.chunk) {
     const Chunk chunk(shape, tiling, hidden + start * shape.size, weight, targets + start,
                       std::min(shape.chunk, shape.tokens - start), shared);
-    at::parallel_for(0, chunk.blocks(), 1, [&](int64_t begin, int64_t end) {
+    share_tasks(chunk.padded() / kTokens, [&](Tasks& tasks) {
       const Own own = own_of_thread();
-      for (int64_t block = begin; block < end; ++block) chunk.prepare(block, own);
+      for (int64_t task; tasks.take(task);) chunk.prepare(task * kTokens, own);
       brgemm_release();
     });
     const auto sweep = [&] {
-      at::parallel_for(0, chunk.blocks() * tiling.slices, 1, [&](int64_t begin, int64_t end) {
+      share_tasks(chunk.blocks() * tiling.slices, [&](Tasks& tasks) {
         const Own own = own_of_thread();
-        for (int64_t task = begin; task < end; ++task)
-          chunk.sweep(task / tiling.slices, task % tiling.slices, own);
+        for (int64_t task; tasks.take(task);)  // of one slice at about one time: it is read once
+          chunk.sweep(task % chunk.blocks(), task / chunk.blocks(), own);
         brgemm_release();
       });
     };
@@ -354,13 +357,13 @@ void linear_cross_entropy(const LossShape& shape, const bf16* hidden, const bf16
     bool again = false;
     for (int64_t block = 0; block < chunk.blocks(); ++block) again |= chunk.raise_references(block);
     if (again) sweep();
-    at::parallel_for(0, chunk.blocks(), 1, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block)
-        chunk.finish(block, losses + start, d_hidden == nullptr ? nullptr : d_hidden + start * shape.size);
+    bf16* const d_rows = d_hidden == nullptr ? nullptr : d_hidden + start * shape.size;
+    share_tasks(chunk.padded() / kTokens, [&](Tasks& tasks) {
+      for (int64_t task; tasks.take(task);) chunk.finish(task * kTokens, losses + start, d_rows);
     });
     if (shape.differentiates_weight)
-      at::parallel_for(0, weight_tiles, 1, [&](int64_t begin, int64_t end) {
-        for (int64_t tile = begin; tile < end; ++tile)
+      share_tasks(weight_tiles, [&](Tasks& tasks) {
+        for (int64_t tile; tasks.take(tile);)
           chunk.differentiate_weight(tile * kWeightTile, d_weight, start > 0);
         brgemm_release();
       });

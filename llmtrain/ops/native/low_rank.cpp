@@ -1,11 +1,10 @@
 // Products with matrices of a low rank: some rows, or some columns, in a task; no sums over tasks.
 #include "low_rank.h"
 
-#include <ATen/Parallel.h>
-
 #include <algorithm>
 
 #include "rows.h"
+#include "tasks.h"
 
 namespace llmtrain {
 namespace {
@@ -41,9 +40,8 @@ char* own_of(const Parts& parts) { return parts.own + at::get_thread_num() * par
 
 template <class Task>
 void for_tasks(int64_t count, int64_t size, const Task& task) {
-  at::parallel_for(0, (count + size - 1) / size, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t at = begin * size; at < std::min(count, end * size); at += size)
-      task(at, std::min(size, count - at));
+  share_tasks((count + size - 1) / size, [&](Tasks& tasks) {
+    for (int64_t i; tasks.take(i);) task(i * size, std::min(size, count - i * size));
     brgemm_release();
   });
 }

@@ -1,15 +1,15 @@
 // Products that torch's own serve less well: with a residual, and of weights' gradients.
 #include "projections.h"
 
-#include <ATen/Parallel.h>
-
 #include "rows.h"
+#include "tasks.h"
 
 namespace llmtrain {
 namespace {
 
 constexpr int64_t kRun = 512;      // tokens in one product of a weight's gradient
 constexpr int64_t kColumns = 512;  // of its result
+constexpr int64_t kFewestRows = 96;  // of it in a task: fewer read the other operand too often
 constexpr int64_t kPacked = 64;    // tokens packed at once; a divisor of a run
 
 int64_t rows_of(const ProjectionShape& shape, int threads) {
@@ -25,12 +25,20 @@ Sums sums_in(Scratch& scratch, const ProjectionShape& shape, int64_t rows) {
   return {scratch.take<bf16>(rows * shape.width), scratch.take<float>(rows * shape.size)};
 }
 
-// Rows of a weight's gradient in a task: of about equal parts for each thread.
-int64_t gradient_rows(const ProjectionShape& shape, int threads) {
-  const int64_t share = round_up((shape.size + threads - 1) / threads, 32);
-  const int64_t tasks = (share + 191) / 192;
-  return round_up((share + tasks - 1) / tasks, 32);
-}
+int64_t divided(int64_t count, int64_t parts) { return (count + parts - 1) / parts; }
+
+// Tasks of a weight's gradient: some rows of it, and where these are too few for all threads, some
+// of their columns.
+struct Tiles {
+  Tiles(const ProjectionShape& shape, int threads) {
+    const int64_t share = std::max(kFewestRows, round_up(divided(shape.size, threads), 32));
+    rows = round_up(divided(share, divided(share, 192)), 32);
+    down = divided(shape.size, rows);
+    columns = round_up(divided(shape.width, divided(threads, down)), 32);
+    across = divided(shape.width, columns);
+  }
+  int64_t rows, columns, down, across;
+};
 
 struct Operands {
   bf16* x;  // packed, of all tokens
@@ -52,10 +60,10 @@ void add_projection(const ProjectionShape& shape, const float* x, const bf16* y,
                     const bf16* weight, float* out, char* scratch, int threads) {
   const int64_t rows = rows_of(shape, threads);
   const int64_t own_bytes = add_projection_scratch(shape, threads) / threads;
-  at::parallel_for(0, (shape.tokens + rows - 1) / rows, 1, [&](int64_t begin, int64_t end) {
+  share_tasks((shape.tokens + rows - 1) / rows, [&](Tasks& tasks) {
     Scratch mine(scratch + at::get_thread_num() * own_bytes);
     const Sums own = sums_in(mine, shape, rows);
-    for (int64_t task = begin; task < end; ++task) {
+    for (int64_t task; tasks.take(task);) {
       const int64_t start = task * rows, tokens = std::min(rows, shape.tokens - start);
       pack_transposed(y + start * shape.width, shape.width, tokens, shape.width, own.y_t, rows);
       brgemm(shape.size, round_up(tokens, 32), shape.width, shape.width, rows, rows, false, weight,
@@ -72,7 +80,7 @@ void add_projection(const ProjectionShape& shape, const float* x, const bf16* y,
 int64_t weight_gradient_scratch(const ProjectionShape& shape, int threads) {
   Scratch counted(nullptr);
   operands_in(counted, shape);
-  return counted.used() + threads * gradient_rows(shape, threads) * kRun * sizeof(bf16);
+  return counted.used() + threads * Tiles(shape, threads).rows * kRun * sizeof(bf16);
 }
 
 void weight_gradient(const ProjectionShape& shape, const bf16* d_y, const bf16* x, float* d_weight,
@@ -80,27 +88,31 @@ void weight_gradient(const ProjectionShape& shape, const bf16* d_y, const bf16* 
   const int64_t size = shape.size, width = shape.width, padded = round_up(shape.tokens, 32);
   Scratch all(scratch);
   const Operands operands = operands_in(all, shape);
-  at::parallel_for(0, (shape.tokens + kPacked - 1) / kPacked, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin * kPacked; t < std::min(end * kPacked, shape.tokens); t += kPacked) {
+  share_tasks((shape.tokens + kPacked - 1) / kPacked, [&](Tasks& tasks) {
+    for (int64_t task; tasks.take(task);) {
+      const int64_t t = task * kPacked;
       const int64_t some = std::min(kPacked, shape.tokens - t);
       pack(x + t * width, width, some, width, operands.x + t * width, width);
       const int64_t filled = round_up(some, 2);
       std::fill_n(operands.x + (t + filled) * width, (round_up(some, 32) - filled) * width, bf16(0.f));
     }
   });
-  const int64_t rows = gradient_rows(shape, threads), own = rows * kRun;
+  const Tiles tiles(shape, threads);
   bf16* const d_y_t = reinterpret_cast<bf16*>(scratch + all.used());
-  at::parallel_for(0, (size + rows - 1) / rows, 1, [&](int64_t begin, int64_t end) {
-    bf16* mine = d_y_t + at::get_thread_num() * own;
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t first = task * rows, count = std::min(rows, size - first);
+  share_tasks(tiles.down * tiles.across, [&](Tasks& tasks) {
+    bf16* mine = d_y_t + at::get_thread_num() * tiles.rows * kRun;
+    for (int64_t task; tasks.take(task);) {
+      const int64_t first = task / tiles.across * tiles.rows;
+      const int64_t count = std::min(tiles.rows, size - first);
+      const int64_t left = task % tiles.across * tiles.columns;
+      const int64_t right = std::min(width, left + tiles.columns);
       for (int64_t run = 0; run < padded; run += kRun) {
         const int64_t tokens = std::min(kRun, padded - run);
-        prefetch(operands.x + run * width, tokens * width);
+        if (tiles.across == 1) prefetch(operands.x + run * width, tokens * width);
         transpose(d_y + run * size + first, size, std::min(kRun, shape.tokens - run), count, mine,
                   kRun);
-        for (int64_t k = 0; k < width; k += kColumns)
-          brgemm(count, std::min(kColumns, width - k), tokens, kRun, width, width, run > 0, mine,
+        for (int64_t k = left; k < right; k += kColumns)
+          brgemm(count, std::min(kColumns, right - k), tokens, kRun, width, width, run > 0, mine,
                  operands.x + run * width + 2 * k, d_weight + first * width + k);
       }
     }

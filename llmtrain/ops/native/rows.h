@@ -19,10 +19,11 @@ inline int64_t second_cache_bytes() {
   return 1 << 20;
 }
 
-// Rows in a task: `most`, or fewer where threads would be without work. A multiple of 32.
+// Rows in a task: `most`, or fewer where threads would be without work, or down to 128 where each
+// would have one task and all would wait for the slowest. A multiple of 32.
 inline int64_t rows_of_task(int64_t tokens, int64_t most, int threads) {
   int64_t rows = most;
-  while (rows > 32 && (tokens + rows - 1) / rows < threads) rows /= 2;
+  while (rows > 32 && (tokens + rows - 1) / rows < (rows > 128 ? 2 : 1) * threads) rows /= 2;
   return std::max<int64_t>(32, std::min(rows, round_up(tokens, 32)));
 }
 

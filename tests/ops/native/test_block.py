@@ -167,15 +167,17 @@ def test_other_precisions_compute_by_torchs_kernels() -> None:
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("threads", [1, 3, 8])
 def test_threads_change_only_how_the_work_is_divided(threads: int) -> None:
     section = SECTIONS[0]
     wanted = gradients(native(section), section, "bf16")
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        found = gradients(native(section), section, "bf16")
+        found, *again = (gradients(native(section), section, "bf16") for _ in range(4))
     finally:
         torch.set_num_threads(before)
     for name in wanted:
         assert error(found, wanted, name) < LARGEST_ERROR, name
+        # whoever takes which task: with more threads than cores that differs from time to time
+        assert all(torch.equal(found[name], other[name]) for other in again), name
