@@ -93,11 +93,10 @@ class Evaluator:
         world = self._run.world
         windows = min(windows or self.windows, self.windows)
         own = range(world.rank, windows, world.size)
-        if world.size > windows:  # fewer windows than ranks: the last one is computed repeatedly
-            own = range(min(world.rank, windows - 1), windows)
         if isinstance(self._reader, PreferenceReader):
             return self._preference_loss(self._reader, own)
-        read = (self._reader.read(i, 1) for i in own)
+        # A rank without a window computes the last one, as ranks of a sharded model compute alike.
+        read = (self._reader.read(i, 1) for i in own or range(windows - 1, windows))
         micro_batch, sharded = self._run.plan.micro_batch.value, self._run.sharded
         most = -(-windows // world.size)  # windows of a rank
         loss = sum_loss(
@@ -113,7 +112,7 @@ class Evaluator:
             sharded.free()
         if world.size == 1:
             return loss
-        nats, tokens = self._run.all_reduce([loss.nats, loss.tokens])
+        nats, tokens = self._run.all_reduce([loss.nats, loss.tokens] if own else [0.0, 0.0])
         return LossSum(nats, int(tokens))
 
     def _preference_loss(self, reader: PreferenceReader, own: range) -> PreferenceLoss:

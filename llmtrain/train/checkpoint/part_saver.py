@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from torch.distributed import DistError
 
 from llmtrain.errors import LlmtrainError, PeerLostError
+from llmtrain.machine.allocator import return_free_memory
 from llmtrain.machine.out_of_memory import MEMORY_ERRORS, out_of_memory
 from llmtrain.profile.schema import CheckpointSection
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
@@ -45,6 +46,7 @@ from llmtrain.train.events import Saved
 _POLL_EVERY_S = 0.02
 _WRITING_SHARE = 0.05  # of the time, in which a save of every round may be under way
 _GRACE_S = 5.0  # for the other ranks' files after the run ended by an error
+_HINT = "earlier checkpoints are intact; --resume auto continues from the newest"
 _WRITTEN, _FAILED, _SHORT = "written", "failed", "short"  # the first word of a message
 
 
@@ -86,9 +88,21 @@ class PartSaver(Saver):
     def save(self, checkpoint: Checkpoint, *, in_background: bool) -> None:
         """Save; durable on return, or with `in_background` once `poll` reports it.
 
-        Raises LlmtrainError, also for an earlier save.
+        Raises LlmtrainError, also for an earlier save. If memory runs out on any rank, all return
+        free memory to the system and repeat the save.
         """
         self.finish()
+        self._start_saving(checkpoint)
+        if in_background or self._is_whole():
+            return
+        return_free_memory()
+        self._start_saving(checkpoint)
+        if not self._is_whole():
+            what = _what(checkpoint.state)
+            raise LlmtrainError(f"{what}: memory ran out, also when it was repeated", hint=_HINT)
+
+    def _start_saving(self, checkpoint: Checkpoint) -> None:
+        """Begin a checkpoint with the other ranks, and let the thread write this rank's part."""
         self._ran_short = False
         started_s = self._saved_at_s = time.monotonic()
         self._number += 1
@@ -97,7 +111,7 @@ class PartSaver(Saver):
         def begin() -> str:
             what = f"the checkpoint of step {step}"
             require_room(self._directory, self._ranks * tensor_bytes(checkpoint), what)
-            with write_errors_mapped(f"{what} could not be written"):
+            with write_errors_mapped(_what(checkpoint.state)):
                 return begin_parts(self._directory, step).hidden.name
 
         name = self._world.broadcast_from_main(f"save {self._number}", begin)
@@ -105,8 +119,20 @@ class PartSaver(Saver):
         work = self._complete if self._world.is_main else self._write
         self._finalizing = self._thread.submit(work, written, checkpoint, self._number, started_s)
         self._paused_s = time.monotonic() - started_s
-        if not in_background:
+
+    def _is_whole(self) -> bool:
+        """Wait for the save and return, alike on every rank, whether rank 0 could complete it.
+
+        Raises LlmtrainError if it failed otherwise than for lack of memory.
+        """
+
+        def outcome() -> str:
             self.finish()
+            return _SHORT if self._ran_short else _WRITTEN
+
+        if not self._world.is_main:
+            self.finish()
+        return self._world.broadcast_from_main(f"saved {self._number}", outcome) == _WRITTEN
 
     def close(self) -> None:
         """End the thread after a save in progress, which waits a little for other ranks."""
@@ -137,14 +163,27 @@ class PartSaver(Saver):
         """Write rank 0's part, wait for the others', and complete the checkpoint."""
         try:
             with write_errors_mapped(_what(checkpoint.state)):
-                own = write_part(written, checkpoint, 1, self._ranks)
-                others = [self._part_of(rank, number) for rank in range(1, self._ranks)]
+                with self._others_awaited(number) as messages:
+                    own = write_part(written, checkpoint, 1, self._ranks)
+                others = [_part_of(rank, message) for rank, message in messages.items()]
                 path = finalize_parts(written, checkpoint, [own, *others])
         finally:
             shutil.rmtree(written.hidden, ignore_errors=True)
         self._remove_old(path, checkpoint.state)
         self.elapsed_s = time.monotonic() - started_s
         return path
+
+    @contextmanager
+    def _others_awaited(self, number: int) -> Iterator[dict[int, str]]:
+        """Fill in the other ranks' messages after the block, also where it fails.
+
+        Until then they write into the hidden directory, which a failure removes.
+        """
+        messages: dict[int, str] = {}
+        try:
+            yield messages
+        finally:
+            messages |= {rank: self._message_of(rank, number) for rank in range(1, self._ranks)}
 
     @contextmanager
     def _failure_reported(self, number: int) -> Iterator[None]:
@@ -162,18 +201,6 @@ class PartSaver(Saver):
     def _report_failure(self, number: int, state: str, error: BaseException) -> None:
         self._store.set(_key(number, self._world.rank), f"{state} {error}")
 
-    def _part_of(self, rank: int, number: int) -> PartFiles:
-        """Return what the rank wrote. Raises LlmtrainError, and MemoryError where it ran short."""
-        state, _, message = self._message_of(rank, number).partition(" ")
-        if state == _WRITTEN:
-            return TypeAdapter(PartFiles).validate_json(message)
-        if state == _SHORT:
-            raise MemoryError(f"rank {rank} had too little memory to save")
-        raise LlmtrainError(
-            f"rank {rank} could not save: {message}",
-            hint="earlier checkpoints are intact; --resume auto continues from the newest",
-        )
-
     def _message_of(self, rank: int, number: int) -> str:
         key, end_s = _key(number, rank), time.monotonic() + self._limit_s
         try:
@@ -187,6 +214,16 @@ class PartSaver(Saver):
             return self._store.get(key).decode()
         except DistError as error:
             raise PeerLostError("the launcher has ended", hint="--resume auto continues") from error
+
+
+def _part_of(rank: int, message: str) -> PartFiles:
+    """Return what the rank wrote. Raises LlmtrainError, and MemoryError where it ran short."""
+    state, _, content = message.partition(" ")
+    if state == _WRITTEN:
+        return TypeAdapter(PartFiles).validate_json(content)
+    if state == _SHORT:
+        raise MemoryError(f"rank {rank} had too little memory to save")
+    raise LlmtrainError(f"rank {rank} could not save: {content}", hint=_HINT)
 
 
 def _what(state: SavedState) -> str:
