@@ -134,9 +134,19 @@ void try_projections(int threads) {
   const auto y = normal(s.tokens * s.width), weight = normal(s.size * s.width);
   const auto d_y = normal(s.tokens * s.size);
   std::vector<float> sum(x.size()), d_weight(weight.size());
-  char* scratch = scratch_of(add_projection_scratch(s, threads));
+  char* scratch = scratch_of(row_products_scratch(s, threads));
   add_projection(s, x.data(), y.data(), weight.data(), sum.data(), scratch, threads);
+  std::vector<BFloat16> rounded(x.size()), d_input(y.size()), out(x.size());
+  round_and_project(s, x.data(), weight.data(), rounded.data(), d_input.data(), scratch, threads);
+  const auto stream = normal_floats(y.size()), gain = normal_floats(s.width);
+  project_normed(s, stream.data(), gain.data(), 1e-6f, weight.data(), out.data(), scratch, threads);
+  std::vector<float> d_stream(y.size()), d_gain(s.width);
+  project_normed_backward(s, out.data(), stream.data(), gain.data(), 1e-6f, weight.data(),
+                          stream.data(), d_stream.data(), d_gain.data(), scratch, threads);
   std::free(scratch);
+  require_finite(d_input, "the gradient of a projection's input");
+  require_finite(d_stream, "the gradient of a normed input");
+  require_finite(d_gain, "the gradient of its gain");
   scratch = scratch_of(weight_gradient_scratch(s, threads));
   weight_gradient(s, d_y.data(), y.data(), d_weight.data(), scratch, threads);
   std::free(scratch);

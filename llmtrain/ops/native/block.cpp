@@ -3,7 +3,6 @@
 // have swept, takes as long as some of the kernels.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/mm.h>
 #include <torch/library.h>
 
 #include <optional>
@@ -22,7 +21,7 @@ using llmtrain::HeadsOfLayer;
 std::tuple<Tensor, Tensor, Tensor, Tensor> attention_layer(
     const Tensor& x, int64_t sequences, const Tensor& gain, const Tensor& qkv, const Tensor& o,
     const HeadsOfLayer& layer, const std::optional<Tensor>& first) {
-  Tensor heads = at::mm(llmtrain::normalize_rows(x, gain, layer.epsilon), qkv.t());
+  Tensor heads = llmtrain::project_normed(x, gain, layer.epsilon, qkv);
   const auto [q, k, v] = llmtrain::attention_operands(heads, sequences, layer);
   auto [attended, lse] = llmtrain::attention(q, k, v, first);
   const Tensor attended_rows = attended.flatten(0, 1);
@@ -34,8 +33,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_layer_backw
     const Tensor& d_y, const Tensor& x, int64_t sequences, const Tensor& gain, const Tensor& qkv,
     const Tensor& o, const HeadsOfLayer& layer, const std::optional<Tensor>& first,
     const Tensor& heads, const Tensor& attended, const Tensor& lse) {
-  const Tensor d_sum = d_y.to(at::kBFloat16);
-  const Tensor d_attended = at::mm(d_sum, o);
+  const auto [d_sum, d_attended] = llmtrain::round_and_project(d_y, o);
   const Tensor d_o = llmtrain::weight_gradient(d_sum, attended);
   const Tensor d_heads = at::empty_like(heads);
   llmtrain::attention_backward_of_heads(d_attended, heads, sequences, layer, attended, lse, first,
@@ -44,7 +42,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_layer_backw
   const Tensor d_qkv =
       llmtrain::weight_gradient(d_heads, llmtrain::normalize_rows(x, gain, layer.epsilon));
   const auto [d_x, d_gain] =
-      llmtrain::normalize_rows_backward(at::mm(d_heads, qkv), x, gain, layer.epsilon, d_y);
+      llmtrain::project_normed_backward(d_heads, x, gain, layer.epsilon, qkv, d_y);
   return {d_x, d_gain, d_qkv, d_o, d_q_gain, d_k_gain};
 }
 

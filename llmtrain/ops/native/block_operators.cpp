@@ -198,17 +198,69 @@ void activate_rows_backward(const Tensor& d_hidden, const Tensor& gate, const Te
                     up.mutable_data_ptr<BFloat16>());
 }
 
+namespace {
+
+ProjectionShape shape_of(const Tensor& rows, const Tensor& weight) {
+  TORCH_CHECK(rows.dim() == 2 && weight.dim() == 2 && weight.size(0) % 32 == 0 &&
+                  weight.size(1) % 32 == 0,
+              "expected rows and a weight whose sizes are multiples of 32");
+  return {rows.size(0), weight.size(0), weight.size(1)};
+}
+
+}  // namespace
+
+Tensor project_normed(const Tensor& x, const Tensor& gain, double epsilon, const Tensor& weight) {
+  const ProjectionShape shape = shape_of(x, weight);
+  TORCH_CHECK(x.size(1) == shape.width && gain.numel() == shape.width);
+  const int threads = at::get_num_threads();
+  Tensor out = at::empty({shape.tokens, shape.size}, weight.options());
+  const Tensor scratch = scratch_of(row_products_scratch(shape, threads), x);
+  project_normed(shape, dense<float>(x), dense<float>(gain), static_cast<float>(epsilon),
+                 dense<BFloat16>(weight), out.mutable_data_ptr<BFloat16>(), aligned(scratch),
+                 threads);
+  return out;
+}
+
+std::tuple<Tensor, Tensor> project_normed_backward(const Tensor& d_out, const Tensor& x,
+                                                   const Tensor& gain, double epsilon,
+                                                   const Tensor& weight, const Tensor& residual) {
+  const ProjectionShape shape = shape_of(d_out, weight);
+  TORCH_CHECK(d_out.size(1) == shape.size && x.size(0) == shape.tokens &&
+              x.size(1) == shape.width && gain.numel() == shape.width &&
+              residual.sizes() == x.sizes());
+  const int threads = at::get_num_threads();
+  Tensor d_x = at::empty_like(x), d_gain = at::empty_like(gain);
+  const Tensor scratch = scratch_of(row_products_scratch(shape, threads), x);
+  project_normed_backward(shape, dense<BFloat16>(d_out), dense<float>(x), dense<float>(gain),
+                          static_cast<float>(epsilon), dense<BFloat16>(weight),
+                          dense<float>(residual), d_x.mutable_data_ptr<float>(),
+                          d_gain.mutable_data_ptr<float>(), aligned(scratch), threads);
+  return {d_x, d_gain};
+}
+
 Tensor add_projection(const Tensor& x, const Tensor& y, const Tensor& weight) {
-  TORCH_CHECK(x.dim() == 2 && y.dim() == 2 && weight.dim() == 2 && x.size(0) == y.size(0) &&
-              weight.size(0) == x.size(1) && weight.size(1) == y.size(1) &&
-              x.size(1) % 32 == 0 && y.size(1) % 32 == 0);
-  const ProjectionShape shape{x.size(0), x.size(1), y.size(1)};
+  const ProjectionShape shape = shape_of(y, weight);
+  TORCH_CHECK(x.dim() == 2 && x.size(0) == shape.tokens && x.size(1) == shape.size &&
+              y.size(1) == shape.width);
   const int threads = at::get_num_threads();
   Tensor out = at::empty_like(x);
-  const Tensor scratch = scratch_of(add_projection_scratch(shape, threads), x);
+  const Tensor scratch = scratch_of(row_products_scratch(shape, threads), x);
   add_projection(shape, dense<float>(x), dense<BFloat16>(y), dense<BFloat16>(weight),
                  out.mutable_data_ptr<float>(), aligned(scratch), threads);
   return out;
+}
+
+std::tuple<Tensor, Tensor> round_and_project(const Tensor& d_y, const Tensor& weight) {
+  const ProjectionShape shape = shape_of(d_y, weight);
+  TORCH_CHECK(d_y.size(1) == shape.size);
+  const int threads = at::get_num_threads();
+  Tensor rounded = at::empty(d_y.sizes(), weight.options());
+  Tensor d_x = at::empty({shape.tokens, shape.width}, weight.options());
+  const Tensor scratch = scratch_of(row_products_scratch(shape, threads), d_y);
+  round_and_project(shape, dense<float>(d_y), dense<BFloat16>(weight),
+                    rounded.mutable_data_ptr<BFloat16>(), d_x.mutable_data_ptr<BFloat16>(),
+                    aligned(scratch), threads);
+  return {rounded, d_x};
 }
 
 Tensor weight_gradient(const Tensor& d_y, const Tensor& x) {

@@ -70,7 +70,19 @@ void activate_rows(const at::Tensor& gate, const at::Tensor& up);
 void activate_rows_backward(const at::Tensor& d_hidden, const at::Tensor& gate,
                             const at::Tensor& up);
 
+// n(x) Wᵀ, and from its gradient to those of x, beside `residual`, and of the gain.
+at::Tensor project_normed(const at::Tensor& x, const at::Tensor& gain, double epsilon,
+                          const at::Tensor& weight);
+std::tuple<at::Tensor, at::Tensor> project_normed_backward(const at::Tensor& d_out,
+                                                           const at::Tensor& x,
+                                                           const at::Tensor& gain, double epsilon,
+                                                           const at::Tensor& weight,
+                                                           const at::Tensor& residual);
+
+// x + y Wᵀ, and from its gradient to itself in bf16, and to that of y.
 at::Tensor add_projection(const at::Tensor& x, const at::Tensor& y, const at::Tensor& weight);
+std::tuple<at::Tensor, at::Tensor> round_and_project(const at::Tensor& d_y,
+                                                     const at::Tensor& weight);
 
 at::Tensor weight_gradient(const at::Tensor& d_y, const at::Tensor& x);
 

@@ -1,5 +1,4 @@
-// What surrounds attention in a block: the norm, heads, gates, and products that torch's own do not
-// serve.
+// What surrounds attention in a block: the norm, heads, gates, and products with weights.
 #pragma once
 
 #include <c10/util/BFloat16.h>
@@ -46,13 +45,31 @@ void activate(int64_t count, c10::BFloat16* gate, const c10::BFloat16* up);
 void activate_backward(int64_t count, const c10::BFloat16* d_hidden, c10::BFloat16* gate,
                        c10::BFloat16* up);
 
-// x + y Wᵀ of (N, C), (N, K) and (C, K), in fp32. C and K are multiples of 32.
+// Of a weight (C, K) and N rows. C and K are multiples of 32.
 struct ProjectionShape {
   int64_t tokens, size, width;  // N, C, K
 };
-int64_t add_projection_scratch(const ProjectionShape& shape, int threads);
+
+// What the four functions that follow work in.
+int64_t row_products_scratch(const ProjectionShape& shape, int threads);
+
+// n(x) Wᵀ of (N, K), as bf16.
+void project_normed(const ProjectionShape& shape, const float* x, const float* gain, float epsilon,
+                    const c10::BFloat16* weight, c10::BFloat16* out, char* scratch, int threads);
+
+// From its gradient (N, C) to that of x, added to `residual`, and that of the gain.
+void project_normed_backward(const ProjectionShape& shape, const c10::BFloat16* d_out,
+                             const float* x, const float* gain, float epsilon,
+                             const c10::BFloat16* weight, const float* residual, float* d_x,
+                             float* d_gain, char* scratch, int threads);
+
+// x + y Wᵀ of (N, C) and (N, K), in fp32.
 void add_projection(const ProjectionShape& shape, const float* x, const c10::BFloat16* y,
                     const c10::BFloat16* weight, float* out, char* scratch, int threads);
+
+// From its gradient (N, C), which is rounded, to that of y.
+void round_and_project(const ProjectionShape& shape, const float* d_y, const c10::BFloat16* weight,
+                       c10::BFloat16* rounded, c10::BFloat16* d_x, char* scratch, int threads);
 
 // dyᵀ x of (N, C) and (N, K): the gradient (C, K) of a weight, in fp32.
 int64_t weight_gradient_scratch(const ProjectionShape& shape, int threads);

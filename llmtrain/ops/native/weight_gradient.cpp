@@ -1,4 +1,4 @@
-// Products that torch's own serve less well: with a residual, and of weights' gradients.
+// The gradients of weights: products over all tokens.
 #include "projections.h"
 
 #include "rows.h"
@@ -11,19 +11,6 @@ constexpr int64_t kRun = 512;      // tokens in one product of a weight's gradie
 constexpr int64_t kColumns = 512;  // of its result
 constexpr int64_t kFewestRows = 96;  // of it in a task: fewer read the other operand too often
 constexpr int64_t kPacked = 64;    // tokens packed at once; a divisor of a run
-
-int64_t rows_of(const ProjectionShape& shape, int threads) {
-  return rows_of_task(shape.tokens, shape.size <= 512 ? 256 : 128, threads);
-}
-
-struct Sums {
-  bf16* y_t;     // packed transposed
-  float* sum_t;  // (C, rows)
-};
-
-Sums sums_in(Scratch& scratch, const ProjectionShape& shape, int64_t rows) {
-  return {scratch.take<bf16>(rows * shape.width), scratch.take<float>(rows * shape.size)};
-}
 
 int64_t divided(int64_t count, int64_t parts) { return (count + parts - 1) / parts; }
 
@@ -49,33 +36,6 @@ Operands operands_in(Scratch& scratch, const ProjectionShape& shape) {
 }
 
 }  // namespace
-
-int64_t add_projection_scratch(const ProjectionShape& shape, int threads) {
-  Scratch own(nullptr);
-  sums_in(own, shape, rows_of(shape, threads));
-  return threads * own.used();
-}
-
-void add_projection(const ProjectionShape& shape, const float* x, const bf16* y,
-                    const bf16* weight, float* out, char* scratch, int threads) {
-  const int64_t rows = rows_of(shape, threads);
-  const int64_t own_bytes = add_projection_scratch(shape, threads) / threads;
-  share_tasks((shape.tokens + rows - 1) / rows, [&](Tasks& tasks) {
-    Scratch mine(scratch + at::get_thread_num() * own_bytes);
-    const Sums own = sums_in(mine, shape, rows);
-    for (int64_t task; tasks.take(task);) {
-      const int64_t start = task * rows, tokens = std::min(rows, shape.tokens - start);
-      pack_transposed(y + start * shape.width, shape.width, tokens, shape.width, own.y_t, rows);
-      brgemm(shape.size, round_up(tokens, 32), shape.width, shape.width, rows, rows, false, weight,
-             own.y_t, own.sum_t);
-      for_rows_of(own.sum_t, rows, tokens, shape.size, [&](int64_t t, int64_t d, __m512 added) {
-        const int64_t at = (start + t) * shape.size + d;
-        _mm512_storeu_ps(out + at, _mm512_add_ps(_mm512_loadu_ps(x + at), added));
-      });
-    }
-    brgemm_release();
-  });
-}
 
 int64_t weight_gradient_scratch(const ProjectionShape& shape, int threads) {
   Scratch counted(nullptr);
