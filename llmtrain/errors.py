@@ -7,8 +7,8 @@
     ├── DivergedError        4   the loss or the gradients are not finite
     ├── DataError            5   the text or the tokenizer cannot be used
     ├── ThresholdError       6   the command succeeded, and a limit that the user set is not met
-    ├── InterruptedRunError 75   stopped by a signal, after saving
-    └── AbortedError       130   stopped by a second signal, before saving
+    ├── InterruptedRunError 75   stopped by a signal, after saving what there was
+    └── AbortedError       130   ended at once: by a second signal, or where nothing was begun
 
 Each has a message of one line (the value, the limit, where it came from) and, where there is one,
 a hint with a command to type next.

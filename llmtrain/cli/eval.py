@@ -269,4 +269,4 @@ def verdict_of(bits_per_byte: float | None, baselines: Mapping[str, float]) -> s
         return f"better than all of these: {', '.join(better)}"
     if not better:
         return f"no better than any of these: {', '.join(worse)}; train it longer"
-    return f"better than {', '.join(better)}; not than {', '.join(worse)}"
+    return f"better than {', '.join(better)}; not better than {', '.join(worse)}"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llmtrain.train.run_directory.directory import RunDirectory
 
 Numbers = dict[str, float]
+_RUNS = Path("runs")  # where a training makes its directory
 _STATES = {"done": "finished", "time": "finished", "interrupted": "interrupted"}
 
 
@@ -22,7 +23,7 @@ def list_runs(
     output: Output,
     directory: Annotated[
         Path, typer.Argument(metavar="DIRECTORY", help="The directory of the runs.")
-    ] = Path("runs"),
+    ] = _RUNS,
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -41,10 +42,12 @@ def list_runs(
     from llmtrain.cli.runs_filter import chosen_runs, parse_conditions, run_values
     from llmtrain.cli.runs_text import runs_parts
     from llmtrain.documents.runs import RunsList
-    from llmtrain.errors import LlmtrainError
+    from llmtrain.errors import LlmtrainError, UsageError
     from llmtrain.train.run_directory.running import listed_runs
 
     conditions, found, unread = parse_conditions(where or []), [], 0
+    if directory != _RUNS and not directory.is_dir():
+        raise UsageError(f"{directory} does not exist", hint="llmtrain runs list")
     for run in listed_runs(directory):
         try:
             summary = run_summary(run)

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmtrain.errors import DataError
+
 SEGMENT_BYTES = 4096
 
 
@@ -54,10 +56,10 @@ class SegmentMeter:
         self._begin = self._offset if is_end[-1] else int(begins[-1])
 
     def losses(self) -> SegmentLosses:
-        """Return all segments so far. Raises ValueError if nothing was added."""
+        """Return all segments so far. Raises DataError if nothing was added."""
         names = ("documents", "segments", "nats", "tokens", "bytes")
         if not self._parts:
-            raise ValueError("no token was evaluated")
+            raise DataError("there is no text to evaluate: every file is empty")
         return _summed(
             *(np.concatenate([getattr(part, name) for part in self._parts]) for name in names)
         )

@@ -119,8 +119,8 @@ def _take_memory(words: _Words, text: str, size: re.Match[str]) -> None:
     except ValueError as error:
         raise words.wrong(str(error)) from None
     if not _LEAST_BYTES <= memory_bytes <= _MOST_BYTES:
-        most = format_bytes(_MOST_BYTES)
-        raise words.wrong(f"{size[2]} is not from {format_bytes(_LEAST_BYTES)} to {most}")
+        least, most = format_bytes(_LEAST_BYTES), format_bytes(_MOST_BYTES)
+        raise words.wrong(f"memory is from {least} to {most}, not {format_bytes(memory_bytes)}")
     if words.kind == "cuda" and words.gpu_bytes is None and len(numbers) < 2:
         words.gpu_bytes = memory_bytes
         words.gpus = _bounded(words, numbers[0], 1, _MOST_GPUS, "GPUs") if numbers else 1

@@ -27,6 +27,7 @@ _SHORTEST_CONTEXT = 32  # the shortest context to propose
 # The length of each part, in tokens or in bytes.
 Lengths: TypeAlias = Mapping[Side, int]
 Unit = Literal["tokens", "bytes"]
+_SAID: dict[Unit, str] = {"tokens": "", "bytes": "at most "}  # bytes bound tokens
 
 
 def check_length(
@@ -62,8 +63,8 @@ def _require_every_source(corpus: Corpus, context: int, prepare: PrepareContext)
         else:
             shorter = _shorter_context(found_bytes // _BYTES_PER_TOKEN, context)
             raise DataError(
-                f"{source.spec} has {found_bytes} bytes, too few for one window of context "
-                f"{context}: a source with a weight fills windows of its own",
+                f"{source.spec} has at most {found_bytes} tokens, too few for one window of "
+                f"context {context}: a source with a weight fills windows of its own",
                 hint=", or ".join([*shorter, "leave that source out, or add text to it"]),
             )
 
@@ -126,7 +127,7 @@ def _require(lengths: Lengths, unit: Unit, text: MeasuredText, context: int) -> 
     for side, other in sides:
         if lengths[side] <= context:
             raise DataError(
-                f"the {_NAMES[side]} has {lengths[side]} {unit}, too few for one "
+                f"the {_NAMES[side]} has {_SAID[unit]}{lengths[side]} tokens, too few for one "
                 f"window of context {context}; the {_NAMES[other]} has {lengths[other]}",
                 hint=_hint(lengths, unit, side, text, context),
             )

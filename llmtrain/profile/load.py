@@ -10,6 +10,7 @@ import difflib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,12 @@ def _profile_text(path: Path) -> str:
         if what is not None:
             raise ValueError(f"it is {what}")
         return content.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"profile {path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
+            f"{error.start}",
+            hint=f"iconv -f latin1 -t utf-8 {shlex.quote(str(path))} > utf8.yaml, if it is latin1",
+        ) from None
     except (OSError, ValueError) as error:
         raise UsageError(f"profile {path}: {problem_of(error)}") from None
 
@@ -173,9 +180,10 @@ def _profile_path(profile: str) -> Path:
             f"profile file {profile} {'is a directory' if path.is_dir() else 'does not exist'}",
             hint="llmtrain profiles show cpu-small > my.yaml",
         )
-    if path.is_file():
+    if path.exists():
+        what = "a directory, and no" if path.is_dir() else "not a"
         raise UsageError(
-            f"{profile} is not a profile file: their names end in .yaml or .yml",
+            f"{profile} is {what} profile file: their names end in .yaml or .yml",
             hint="text is named by --data; llmtrain profiles show cpu-small > my.yaml",
         )
     close = did_you_mean(profile, shipped)

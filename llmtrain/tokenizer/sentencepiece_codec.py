@@ -46,13 +46,9 @@ class SentencePieceCodec(Codec):
     def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
         ids, starts, at = list[int](), list[int](), 0
         for part in self._parts(text):
-            # The library counts in bytes of UTF-8.
-            character_of = [
-                index for index, each in enumerate(part) for _ in range(len(each.encode()))
-            ]
-            for piece in self._processor.encode(part, return_type="proto").pieces:
-                ids.append(piece.id)
-                starts.append(at + character_of[piece.begin])
+            found = self._processor.encode(part, return_type="offset_mapping")
+            ids += found["ids"]
+            starts += [at + begin for begin, _ in found["offsets"]]  # in characters
             at += len(part)
         return ids, starts
 

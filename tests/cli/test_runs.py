@@ -46,6 +46,11 @@ def test_runs_that_cannot_be_read_are_not_called_none(llmtrain: Command, runs: P
     assert "start one" not in outcome.err
 
 
+def test_a_directory_that_is_named_and_not_there_is_refused(llmtrain: Command) -> None:
+    outcome = llmtrain("runs", "list", "no/runs")
+    assert (outcome.code, outcome.err.splitlines()[0]) == (2, "error: no/runs does not exist")
+
+
 def test_a_run_is_shown_with_units(llmtrain: Command, runs: Path) -> None:
     out = llmtrain("runs", "show", "a").out
     assert re.search(r"^state +finished: all steps done$", out, re.M)

@@ -95,7 +95,7 @@ def test_evaluation_as_lines(llmtrain: Command, trained: Path) -> None:
     ("bits_per_byte", "verdict"),
     [
         (1.0, "better than all of these: uniform, gzip"),
-        (3.0, "better than uniform; not than gzip"),
+        (3.0, "better than uniform; not better than gzip"),
         (9.0, "no better than any of these: uniform, gzip; train it longer"),
         (None, "the loss is not a finite number: the model cannot be used"),
         (math.inf, "the loss is not a finite number: the model cannot be used"),

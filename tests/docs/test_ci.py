@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from llmtrain.machine.process_identity import running_process
 from llmtrain.train.checkpoint.format import load_state
 from llmtrain.train.checkpoint.names import list_checkpoints
-from llmtrain.train.distributed.world import running_process
 from llmtrain.train.run_directory.directory import RunDirectory
 from tests.small import ENVIRONMENT
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from llmtrain.errors import DataError
 from llmtrain.eval.segments import SEGMENT_BYTES, SegmentLosses, SegmentMeter, aligned
 
 SEPARATOR = 0
@@ -61,5 +62,5 @@ def test_a_segment_that_only_one_has_counts_nothing_for_the_other() -> None:
 
 
 def test_no_token_has_no_segment() -> None:
-    with pytest.raises(ValueError, match="no token"):
+    with pytest.raises(DataError, match="no text to evaluate"):
         SegmentMeter(10, SEPARATOR, spell).losses()

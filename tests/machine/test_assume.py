@@ -110,8 +110,8 @@ def test_what_the_hint_says_is_understood(spec: str) -> None:
         ("cpu:5000c:8GiB", "5000 cores: not from 1 to 4096"),
         ("cpu:8c:4c:8GiB", "cores is given twice"),
         ("cpu:8c:8GiB:9GiB", "memory is given twice"),
-        ("cpu:8c:1B", "not from 64 MiB to"),
-        ("cpu:8c:9999999TiB", "not from 64 MiB to"),
+        ("cpu:8c:1B", "memory is from 64 MiB to"),
+        ("cpu:8c:9999999TiB", "memory is from 64 MiB to"),
         ("cpu:8c:8GiB:amx", "'amx' is not"),
     ],
 )

@@ -100,7 +100,7 @@ def test_the_short_part_is_named_before_a_tokenizer_is_trained(
     advice: str,
 ) -> None:
     monkeypatch.setattr(dataset_module, "ensure_tokenizer", None)
-    with pytest.raises(DataError, match=rf"^the {side} has \d+ bytes") as caught:
+    with pytest.raises(DataError, match=rf"^the {side} has at most \d+ tokens") as caught:
         prepared(section_of(tmp_path / "a.txt", prose(size_bytes), **values))
     assert advice in str(caught.value.hint)
 
@@ -108,7 +108,7 @@ def test_the_short_part_is_named_before_a_tokenizer_is_trained(
 def test_short_validation_text_of_its_own_is_named(tmp_path: Path) -> None:
     (tmp_path / "v.txt").write_text("short")
     section = section_of(tmp_path / "a.txt", prose(20_000), validation=str(tmp_path / "v.txt"))
-    with pytest.raises(DataError, match=r"^the validation text has 7 bytes") as caught:
+    with pytest.raises(DataError, match=r"^the validation text has at most 7 tokens") as caught:
         prepared(section)
     assert str(caught.value.hint) == "add text with data.validation"
 
@@ -137,7 +137,7 @@ def test_a_weighted_source_shorter_than_a_window_is_named_before_planning(
     for short, long in (("b", "a"), ("a", "b")):  # in either place
         sources = [{"spec": str(tmp_path / f"{name}.txt"), "weight": 1} for name in (short, long)]
         with pytest.raises(
-            DataError, match=r"b\.txt has 13 bytes, too few for one window"
+            DataError, match=r"b\.txt has at most 13 tokens, too few for one window"
         ) as caught:
             train("cpu-tiny", settings={"data.sources": sources})
         assert caught.value.hint == "leave that source out, or add text to it"

@@ -254,7 +254,7 @@ def test_a_huge_file_is_not_read(file: Path) -> None:
 
 def test_a_binary_file(file: Path) -> None:
     file.write_bytes(bytes(range(256)))
-    with pytest.raises(UsageError, match=r"mine\.yaml: .*utf-8"):
+    with pytest.raises(UsageError, match=r"mine\.yaml is not UTF-8: byte 0x80 at offset 128"):
         load_profile(str(file), environment={})
 
 
@@ -263,13 +263,21 @@ def test_a_byte_order_mark_is_not_text(file: Path) -> None:
     assert load_profile(str(file), environment={}).profile.train.seed == 5
 
 
-def test_a_file_or_profile_that_is_not_there(tmp_path: Path) -> None:
+def test_a_file_or_profile_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("mine.yaml", "mine.yml", str(tmp_path / "cpu-tiny")):
         with pytest.raises(UsageError, match="does not exist") as caught:
             load_profile(name, environment={})
         assert name in caught.value.message
-    with pytest.raises(UsageError, match="is a directory"):
-        load_profile(str(tmp_path), environment={})
+    for directory in (str(tmp_path), "somewhere"):
+        (tmp_path / "somewhere").mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(UsageError, match="is a directory"):
+            load_profile(directory, environment={})
+    (tmp_path / "latin.yaml").write_bytes(b"name: caf\xe9\n")
+    with pytest.raises(UsageError, match=r"latin.yaml is not UTF-8: byte 0xe9 at offset 9"):
+        load_profile("latin.yaml", environment={})
     with pytest.raises(UsageError, match="unknown profile 'cpu-tinny'; there are cpu-") as caught:
         load_profile("cpu-tinny", environment={})
     assert caught.value.hint == "did you mean cpu-tiny?"

@@ -10,6 +10,7 @@ from llmtrain.untrusted import is_unreached, unreadable
 
 _NAME = re.compile(r"step-(\d{8,18})", re.ASCII)
 _SAVED_STATE = re.compile(r"step-\d{8,18}(\..*)?|\.step-\d{8,18}\.[0-9a-f]{8}\.old", re.ASCII)
+_OF_SAVING = re.compile(r"\.?step-\d{8,18}(\..*)?", re.ASCII)
 _DAMAGED = re.compile(r"step-\d{8,18}\.damaged\d*", re.ASCII)
 
 
@@ -37,6 +38,11 @@ def refuse_only_damaged(directory: Path) -> None:
 def has_saved_state(directory: Path) -> bool:
     """Return whether a checkpoint was ever saved here, good or set aside."""
     return any(_SAVED_STATE.fullmatch(path.name) for path in entries_of(directory))
+
+
+def is_of_saving(path: Path) -> bool:
+    """Return whether a save gave this name: to a checkpoint, one set aside, or a hidden one."""
+    return _OF_SAVING.fullmatch(path.name) is not None
 
 
 def entries_of(directory: Path) -> list[Path]:

@@ -23,13 +23,13 @@ from torch.distributed.rendezvous import rendezvous
 
 from llmtrain.errors import PeerLostError, UsageError
 from llmtrain.files import LAUNCHED_VARIABLE
+from llmtrain.machine.process_identity import identity_of
 from llmtrain.train.distributed.failures import launcher_store
 from llmtrain.train.distributed.interface import require_reachable, set_interface
 from llmtrain.units import format_duration
 
 Launcher = Literal["llmtrain", "torchrun", "environment"]
 _POLL_EVERY_S = 0.02
-_CLOCK_SLACK_S = 2.0  # setting the clock moves the start times of processes
 _RENDEZVOUS_LIMIT = datetime.timedelta(minutes=10)
 _RANK_VARIABLES, _ADDRESS_VARIABLES = ("RANK", "WORLD_SIZE"), ("MASTER_ADDR", "MASTER_PORT")
 _MOST_RANKS = 1 << 20
@@ -313,27 +313,12 @@ def launcher_identity() -> str | None:
     """Return the identity of the torchrun that started this process; None without one."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
-    return _identity(os.getppid())
+    return identity_of(os.getppid())
 
 
 def run_process_identity() -> str:
     """Return the identity of the process whose tree is this machine's part of the run."""
-    return _identity(os.getppid() if is_launched() else os.getpid())
-
-
-def running_process(identity: str) -> int | None:
-    """Return the process id of an identity; None if the process has ended."""
-    pid, _, created_s = identity.partition(" ")
-    try:
-        process = psutil.Process(int(pid))
-        is_the_same = abs(process.create_time() - float(created_s)) < _CLOCK_SLACK_S
-        return process.pid if is_the_same and process.is_running() else None
-    except (psutil.Error, ValueError):
-        return None
-
-
-def _identity(pid: int) -> str:
-    return f"{pid} {psutil.Process(pid).create_time():.2f}"
+    return identity_of(os.getppid() if is_launched() else os.getpid())
 
 
 def was_restarted() -> bool:

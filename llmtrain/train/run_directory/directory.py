@@ -101,11 +101,14 @@ class RunDirectory:
 
         The system releases the lock when the process ends, however it ends. Directories that were
         created for it and are empty afterwards are removed. If an error ends the block before the
-        first step, so are the files that were written in it.
+        first step, so are the files that were written in it. Where there is no run, files that one
+        would write over are refused.
         """
         self.require_own_files()
+        self._refuse_files_of_others()
         lock = FileLock(self.path / LOCK_FILE, timeout=0)
-        created = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        directories = (self.checkpoints, self.path, *self.path.parents)
+        created = [path for path in directories if not path.exists()]
         had_record = self.exists
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -135,8 +138,8 @@ class RunDirectory:
             with suppress(OSError):  # on Windows the release removes it
                 (self.path / LOCK_FILE).unlink(missing_ok=True)
             lock.release()
-            with suppress(OSError):
-                for path in created:
+            for path in created:
+                with suppress(OSError):  # it has files, or is gone
                     path.rmdir()
 
     def _remove_files(self) -> None:
@@ -144,7 +147,17 @@ class RunDirectory:
         with suppress(OSError):
             for path in (self.path / RUN_FILE, self.metrics, self.samples):
                 path.unlink(missing_ok=True)
-            self.checkpoints.rmdir()
+
+    def _refuse_files_of_others(self) -> None:
+        """Raise UsageError for a run's files without a run: they may be all that somebody has."""
+        if self.exists or self.has_saved_state:
+            return
+        for path in (self.metrics, self.samples):
+            if path.exists():
+                raise UsageError(
+                    f"{path} is there, and {self.path} is no run: it has no {RUN_FILE}",
+                    hint="choose another --out, or move the file away",
+                )
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Write `record` to run.yaml. Raises UsageError if it could not be read again."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmtrain.errors import UsageError
+from llmtrain.train.checkpoint.names import entries_of, is_of_saving
 from llmtrain.train.run_directory.directory import RUN_FILE, RunDirectory
 from llmtrain.train.run_directory.running import is_in_training
 from llmtrain.train.run_directory.saved_evaluation import EVALUATION_FILE
@@ -29,8 +30,8 @@ class RemovedRun:
 def run_bytes(run: RunDirectory) -> int:
     """Return the bytes of the files that `remove_run` would remove."""
     files = [path for path in _files(run) if path.is_file()]
-    if run.checkpoints.is_dir():
-        files += [path for path in run.checkpoints.rglob("*") if path.is_file()]
+    for saved in _saves(run):
+        files += [path for path in saved.rglob("*") if path.is_file()]
     return sum(path.lstat().st_size for path in files)
 
 
@@ -49,8 +50,10 @@ def remove_run(run: RunDirectory) -> RemovedRun:
     require_not_in_training(run)
     freed_bytes = run_bytes(run)
     with run.claimed():
-        if run.checkpoints.is_dir():
-            shutil.rmtree(run.checkpoints)
+        for saved in _saves(run):
+            shutil.rmtree(saved)
+        with suppress(OSError):  # there is something else in it, or it is a link
+            run.checkpoints.rmdir()
         for path in _files(run):
             path.unlink(missing_ok=True)
     left = tuple(sorted(path.name for path in run.path.iterdir()))
@@ -58,6 +61,12 @@ def remove_run(run: RunDirectory) -> RemovedRun:
         with suppress(OSError):  # it is somebody's working directory, on Windows
             run.path.rmdir()
     return RemovedRun(run.path, freed_bytes, left)
+
+
+def _saves(run: RunDirectory) -> list[Path]:
+    """Return the directories of checkpoints: also of damaged ones, and what a crash left."""
+    found = filter(is_of_saving, entries_of(run.checkpoints))
+    return [path for path in found if path.is_dir() and not path.is_symlink()]
 
 
 def _files(run: RunDirectory) -> list[Path]:

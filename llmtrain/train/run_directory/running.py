@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from llmtrain.errors import UsageError
-from llmtrain.train.distributed.world import running_process
+from llmtrain.machine.process_identity import running_process
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.train.run_directory.find import all_runs, find_run
 

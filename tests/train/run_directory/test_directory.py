@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -215,3 +216,24 @@ def test_a_log_that_cannot_be_written_is_named(
     with pytest.raises(OSError, match="Input/output error") as raised:
         run.append(run.metrics, {"step": 1})
     assert raised.value.filename == str(run.metrics)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+def test_files_that_a_run_would_write_over_are_refused_where_there_is_no_run(name: str) -> None:
+    run, text = RunDirectory(Path("notes")), '{"text": "my only copy"}\n'
+    run.path.mkdir()
+    (run.path / name).write_text(text)
+    with pytest.raises(UsageError, match=f"{name} is there, and notes is no run"), run.claimed():
+        pass
+    assert [path.name for path in run.path.iterdir()] == [name]
+    assert (run.path / name).read_text() == text
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_what_was_there() -> None:
+    run = RunDirectory(Path("notes"))
+    (run.path / "checkpoints").mkdir(parents=True)
+    (run.path / "mine.txt").write_text("mine")
+    with suppress(KeyError), run.claimed():
+        run.write_record({"format": 1})
+        raise KeyError
+    assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "mine.txt"]

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from llmtrain.errors import UsageError
 from llmtrain.files import LAUNCHED_VARIABLE
-from llmtrain.train.distributed.world import run_process_identity, running_process
+from llmtrain.train.distributed.world import run_process_identity
 from llmtrain.train.run_directory.directory import RunDirectory
 from llmtrain.train.run_directory.running import newest_in_training, run_in_training
 
@@ -27,20 +25,6 @@ def recorded(name: str, process: object) -> RunDirectory:
     run.path.mkdir(parents=True)
     run.write_record({"profile": {"name": "tiny"}, "sessions": [{"process": process}]})
     return run
-
-
-def test_a_process_is_known_by_when_it_started_too() -> None:
-    pid, started_s = run_process_identity().split()
-    assert running_process(f"{pid} {started_s}") == os.getpid()
-    assert running_process(f"{pid} {float(started_s) - 60}") is None  # its number was another's
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        pass
-    assert running_process(f"{ended.pid} {started_s}") is None
-
-
-@pytest.mark.parametrize("identity", ["", "1", "one 2", "-1 2.0", "1 nan", "99999999999999 1.0"])
-def test_what_names_no_process_is_none(identity: str) -> None:
-    assert running_process(identity) is None
 
 
 def test_of_ranks_the_launcher_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
