@@ -24,7 +24,7 @@ class TrialResult:
     run: str
     settings: dict[str, Any]
     outcome: Outcome
-    val_bpb: float | None
+    val_bpb: float | None  # None as well if it is not finite
     step: int
     tokens: int
     seconds: float
@@ -67,7 +67,7 @@ class SweepResults:
         """Append a result, so that the trial is not trained again."""
         self.by_trial[result.trial] = result
         with named(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
+            file.write(json.dumps(asdict(result), ensure_ascii=False, allow_nan=False) + "\n")
 
     def ranked(self) -> list[TrialResult]:
         """Return all results, the best first; what was stopped or failed comes last."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import subprocess
 import sys
@@ -127,7 +128,7 @@ class TrialRunner:
             run=str(run.path),
             settings=dict(trial.settings),
             outcome=outcome,
-            val_bpb=last.val_bpb if last is not None else None,
+            val_bpb=last.val_bpb if last is not None and math.isfinite(last.val_bpb) else None,
             step=last.step if last is not None else 0,
             tokens=round(last.tokens) if last is not None else 0,
             seconds=last.elapsed_s if last is not None else 0.0,

@@ -6,6 +6,7 @@ Run by a sweep in place of `llmtrain train`: `python fake_training.py DIRECTORY 
 from __future__ import annotations
 
 import json
+import math
 import signal
 import sys
 import time
@@ -34,7 +35,8 @@ def main() -> None:
             time.sleep(0.02)
             bits = 1 + abs(rate - 0.3) + 2 / step
             logged = {"step": step, "tokens": 100 * step, "elapsed_s": step, "loss": 2.0}
-            for line in (logged, {"step": step, "val_loss": 2 * bits, "val_bpb": bits}):
+            known = bits if math.isfinite(bits) else None
+            for line in (logged, {"step": step, "val_loss": 2 * bits, "val_bpb": known}):
                 file.write(json.dumps(line) + "\n")
                 file.flush()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,13 @@ def test_a_line_that_a_kill_cut_is_removed(tmp_path: Path) -> None:
     results = SweepResults(tmp_path)
     results.add(result(1))
     assert list(SweepResults(tmp_path).by_trial) == [0, 1]
+
+
+def test_no_result_is_written_that_could_not_be_read_back(tmp_path: Path) -> None:
+    results = SweepResults(tmp_path)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        results.add(result(0, math.nan))
+    assert SweepResults(tmp_path).by_trial == {}
 
 
 def test_results_of_another_plan_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import subprocess
 import sys
@@ -66,6 +67,15 @@ def test_killed_five_times_is_as_good_as_undisturbed(fake: None, tmp_path: Path)
         process.wait()
     subprocess.run(command, cwd=ROOT, check=True, timeout=120)
     assert lines(tmp_path / "killed") == lines(tmp_path / "undisturbed")
+
+
+def test_a_sweep_continues_after_a_trial_whose_evaluations_are_null(
+    fake: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "RATES", (math.nan, 0.3))
+    results = swept(tmp_path / "sweep")
+    assert [(each.trial, each.val_bpb) for each in results] == [(1, 1.25), (0, None)]
+    assert swept(tmp_path / "sweep") == results
 
 
 def test_several_workers_find_the_same_best(fake: None, tmp_path: Path) -> None:
