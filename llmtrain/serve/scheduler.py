@@ -115,10 +115,17 @@ class Scheduler:
             while self._next_jobs():
                 self._step()
         except BaseException as error:
-            self._fail_all(f"the model failed: {type(error).__name__}")
+            self._fail(self._taken_at_end(), f"the model failed: {type(error).__name__}")
             raise
-        finally:
+
+    def _taken_at_end(self) -> list[Job]:
+        """Take no more jobs; return those that run and wait, which no step continues any more."""
+        with self._changed:
             self._is_done = True
+            jobs = [*self._running.values(), *self._waiting]
+            self._running.clear()
+            self._waiting.clear()
+        return jobs
 
     def _next_jobs(self) -> bool:
         """Wait for work; start and end jobs. Return False once there is no more to come."""
@@ -143,9 +150,11 @@ class Scheduler:
         try:
             pieces = self._generator.step()
         except LlmtrainError as error:  # NaN: of these texts, not of the server
-            for job in list(self._running.values()):
+            jobs = list(self._running.values())
+            self._running.clear()
+            for job in jobs:
                 self._generator.cancel(job.stream)
-            self._fail_all(error.message)
+            self._fail(jobs, error.message)
             return
         for stream, piece in pieces:
             job = self._running[id(stream)]
@@ -162,11 +171,9 @@ class Scheduler:
         if job.stream.finish is not None:
             self._metrics.answer_s.observe(time.monotonic() - job.arrived_s)
 
-    def _fail_all(self, message: str) -> None:
-        """Fail what runs."""
-        failed = list(self._running.values())
-        self._running.clear()
-        for job in failed:
+    def _fail(self, jobs: Sequence[Job], message: str) -> None:
+        self._count_texts()
+        for job in jobs:
             job.deliver(Update(Piece("", ()), failure=message))
 
     def _count_texts(self) -> None:
