@@ -44,16 +44,27 @@ class GpuCounter:
     """An NVIDIA GPU's counter, which starts when its driver is loaded."""
 
     def __init__(self, nvml: ModuleType, uuid: str) -> None:
-        """Raise the module's NVMLError if the GPU has no counter."""
+        """Raise OSError if the GPU has no counter."""
         self._nvml = nvml
-        self._handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
+        with _nvml_errors(nvml):
+            self._handle = nvml.nvmlDeviceGetHandleByUUID(uuid)
         self._start_mj = self._read_mj()
 
     def joules(self) -> float:
         return (self._read_mj() - self._start_mj) / 1e3
 
     def _read_mj(self) -> int:
-        return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
+        with _nvml_errors(self._nvml):
+            return int(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
+
+
+@contextmanager
+def _nvml_errors(nvml: ModuleType) -> Iterator[None]:
+    """Raise the module's NVMLError of the block as an OSError, as other counters fail."""
+    try:
+        yield
+    except nvml.NVMLError as error:
+        raise OSError(str(error)) from error
 
 
 class EnergyMeter:
@@ -107,8 +118,9 @@ def gpu_counters(indices: Sequence[int]) -> list[Counter]:
     except ImportError:
         return []
     found: list[Counter] = []
-    with suppress(pynvml.NVMLError):
-        pynvml.nvmlInit()
+    with suppress(OSError):
+        with _nvml_errors(pynvml):
+            pynvml.nvmlInit()
         for index in indices:
             found.append(GpuCounter(pynvml, _uuid(index)))
     return found

@@ -67,7 +67,7 @@ class NVMLError(Exception):
 
 
 def pretend_nvml(monkeypatch: pytest.MonkeyPatch, readings: dict[str, list[int]]) -> None:
-    """GPUs by UUID that give these readings, in mJ, one after the other; others do not count."""
+    """GPUs by UUID that give these readings, in mJ, and then are lost; others do not count."""
     module = ModuleType("pynvml")
 
     def handle(uuid: str) -> str:
@@ -75,11 +75,16 @@ def pretend_nvml(monkeypatch: pytest.MonkeyPatch, readings: dict[str, list[int]]
             raise NVMLError(uuid)
         return uuid
 
+    def reading(uuid: str) -> int:
+        if not readings[uuid]:
+            raise NVMLError("GPU is lost")
+        return readings[uuid].pop(0)
+
     names = {
         "NVMLError": NVMLError,
         "nvmlInit": lambda: None,
         "nvmlDeviceGetHandleByUUID": handle,
-        "nvmlDeviceGetTotalEnergyConsumption": lambda uuid: readings[uuid].pop(0),
+        "nvmlDeviceGetTotalEnergyConsumption": reading,
     }
     for name, value in names.items():
         setattr(module, name, value)
@@ -91,6 +96,15 @@ def pretend_nvml(monkeypatch: pytest.MonkeyPatch, readings: dict[str, list[int]]
 def test_gpus_count_from_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_nvml(monkeypatch, {"GPU-a": [70_000, 71_500], "GPU-b": [5, 1_005]})
     assert EnergyMeter(gpu_counters([0, 1])).joules() == pytest.approx(2.5)
+
+
+def test_a_gpu_that_is_lost_ends_the_count_and_not_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pretend_nvml(monkeypatch, {"GPU-a": [70_000, 71_500]})
+    meter = EnergyMeter(gpu_counters([0]))
+    assert meter.joules() == pytest.approx(1.5)
+    assert meter.joules() is None
 
 
 def test_a_gpu_that_does_not_count_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
