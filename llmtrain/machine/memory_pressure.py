@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -93,12 +94,17 @@ def choose_action(
 class OtherUse:
     """The memory of other processes within each bound at a check, and its rate of growth."""
 
-    at_s: float = 0.0
+    at_s: float = -math.inf  # before any check
     held_bytes: Mapping[str, int] = field(default_factory=dict)
     bytes_per_s: Mapping[str, float] = field(default_factory=dict)
 
     def updated(self, bounds: Sequence[Bound], held_bytes: int, at_s: float) -> OtherUse:
-        """Return the values at a later check, when the run itself held `held_bytes`."""
+        """Return the values at a later check, when the run itself held `held_bytes`.
+
+        Of two checks within one tick of the clock, which show no rate, the first counts.
+        """
+        if at_s == self.at_s:
+            return self
         others = {bound.name: bound.used_bytes - held_bytes for bound in bounds}
         rates = {
             name: max(0, taken - self.held_bytes[name]) / (at_s - self.at_s)

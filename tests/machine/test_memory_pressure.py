@@ -129,6 +129,11 @@ def test_growth_is_as_long_as_it_takes_to_look_again() -> None:
     assert grown_mib([500, 600, 700], seconds=20, next_check_in_s=10) == [0, 0, 50]
 
 
+def test_two_checks_at_one_reading_of_the_clock_are_one() -> None:
+    first = OtherUse().updated([bound(700)], HELD_MIB * MIB, 5.0)
+    assert first.updated([bound(900)], HELD_MIB * MIB, 5.0) == first
+
+
 def test_a_program_that_starts_once_is_no_growth() -> None:
     assert grown_mib([500, 500, 1300, 1300], seconds=1, next_check_in_s=1) == [0, 0, 0, 0]
 
