@@ -103,6 +103,9 @@ def describe_exit_code(code: int) -> str:
     """Return how a process ended: `ended with code 3`, `was killed by SIGKILL`."""
     if code >= 0:
         return f"ended with code {code}"
-    name = signal.Signals(-code).name
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # most real-time signals have none
+        name = f"signal {-code}"
     memory = ", as the system does when memory runs out" if name == "SIGKILL" else ""
     return f"was killed by {name}{memory}"
