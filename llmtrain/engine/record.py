@@ -157,7 +157,8 @@ def recording_first_save(directory: RunDirectory, observe: Observer) -> Observer
 
 def write_result(directory: RunDirectory, result: TrainResult) -> None:
     """Add the session's result to run.yaml."""
-    values = asdict(result) | {"run": str(result.run), "checkpoint": str(result.checkpoint)}
+    checkpoint = None if result.checkpoint is None else str(result.checkpoint)
+    values = asdict(result) | {"run": str(result.run), "checkpoint": checkpoint}
     for name in ("prompt_example", "is_chat"):  # for the terminal only
         del values[name]
     directory.write_record(directory.read_record() | {"result": values})
