@@ -29,7 +29,7 @@ class WandbSink(RunSink):
             self._run = wandb.init(
                 project=PROJECT,
                 name=self._path.name,
-                id=hashlib.sha256(str(self._path).encode()).hexdigest()[:16],
+                id=hashlib.sha256(str(self._path).encode(errors="replace")).hexdigest()[:16],
                 resume="allow",
                 dir=str(self._path),
                 config=dict(profile),
