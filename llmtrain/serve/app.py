@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +27,7 @@ from llmtrain.serve.errors import (
     error_document,
 )
 from llmtrain.serve.event_stream import EventStream, unless_disconnected
+from llmtrain.serve.json_text import encode_json
 from llmtrain.serve.metrics import Metrics
 from llmtrain.serve.openapi import openapi_document
 from llmtrain.serve.page import PAGE_FILES, page_response
@@ -282,5 +282,4 @@ async def _unrouted(service: Service, request: Request, error: HTTPException) ->
 def _json(
     value: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    body = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return Response(body.encode(errors="replace"), status, headers, media_type="application/json")
+    return Response(encode_json(value), status, headers, media_type="application/json")

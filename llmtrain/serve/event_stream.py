@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
+
+from llmtrain.serve.json_text import encode_json
 
 _SEND_TIMEOUT_S = 60.0  # how long a client may read nothing
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -42,13 +43,13 @@ class EventStream(Response):
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
         async for value in self._values:
-            await _send_body(send, event_of(json.dumps(value, ensure_ascii=False)), more=True)
-        await _send_body(send, event_of("[DONE]"), more=False)
+            await _send_body(send, event_of(encode_json(value)), more=True)
+        await _send_body(send, event_of(b"[DONE]"), more=False)
 
 
-def event_of(data: str) -> bytes:
+def event_of(data: bytes) -> bytes:
     """Return a line of data as an event."""
-    return f"data: {data}\n\n".encode()
+    return b"data: " + data + b"\n\n"
 
 
 async def unless_disconnected(work: Awaitable[Any], receive: Receive) -> Any:
