@@ -102,6 +102,12 @@ def created(directory: Path) -> Iterator[None]:
         raise
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as indented JSON with sorted keys, alike on every system."""
+    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
 def write_text_atomically(path: Path, text: str) -> None:
     """Write `text` to `path` and sync it; on an error the file keeps its earlier content."""
     write_pieces_atomically(path, [text.encode()])

@@ -17,6 +17,7 @@ from llmtrain.files import (
     sha256_file,
     sync_directory,
     sync_file,
+    write_json,
     write_text_atomically,
 )
 
@@ -28,6 +29,13 @@ def test_text_is_written_byte_for_byte(tmp_path: Path) -> None:
     write_text_atomically(path, text)
     assert path.read_bytes() == text.encode()
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_json_is_written_with_sorted_keys(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": [1], "a": "ü"})
+    assert (tmp_path / "a.json").read_bytes() == (
+        b'{\n  "a": "\\u00fc",\n  "b": [\n    1\n  ]\n}\n'
+    )
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:

@@ -168,6 +168,15 @@ def forgives(node: ast.Try | ast.With) -> bool:
     return any(word in caught for word in ("ImportError", "AttributeError", "OSError"))
 
 
+def writes_text(call: ast.Call) -> bool:
+    """Whether it is `path.write_text(…)`, or a `path.open(…)` that writes text."""
+    if not isinstance(call.func, ast.Attribute):
+        return False
+    modes = {each.value for each in call.args if isinstance(each, ast.Constant)}
+    opens_text = call.func.attr == "open" and bool(modes & set("awx"))
+    return opens_text or call.func.attr == "write_text"
+
+
 def of_package() -> list[Use]:
     return [
         use
@@ -179,6 +188,17 @@ def of_package() -> list[Use]:
 def test_what_one_system_has_is_asked_for_first() -> None:
     unguarded = [use for use in of_package() if not use.guarded]
     assert [str(use) for use in unguarded if (use.file, use.name) not in UNGUARDED] == []
+
+
+def test_files_have_the_same_ends_of_lines_on_every_system() -> None:
+    translated = [
+        f"{path.relative_to(PACKAGE).as_posix()}:{node.lineno}"
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and writes_text(node)
+        if "newline" not in {each.arg for each in node.keywords}
+    ]
+    assert translated == []
 
 
 def test_every_exception_is_still_needed() -> None:

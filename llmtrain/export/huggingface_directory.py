@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llmtrain.export.encoding import Encoding
 from llmtrain.export.provenance import Provenance
+from llmtrain.files import write_json
 from llmtrain.model.huggingface import config_of, generation_config_of, weight_shapes
 from llmtrain.profile.shape import ModelShape
 from llmtrain.tokenizer import Tokenizer
@@ -42,9 +43,9 @@ def write_directory(
     """Write a model into `directory`, which exists."""
     bos_id, eos_id = tokenizer.bos_id, tokenizer.eos_id
     config = config_of(shape, bos_id, eos_id) | {"dtype": _TYPES[encoding][2]}
-    _write_json(directory / "config.json", config)
+    write_json(directory / "config.json", config)
     generation = generation_config_of(bos_id, eos_id, stop_ids_of(tokenizer))
-    _write_json(directory / "generation_config.json", generation)
+    write_json(directory / "generation_config.json", generation)
     tokenizer.save(directory, model_max_length=shape.context)
     if provenance.chat_template is not None:
         text = provenance.chat_template
@@ -81,8 +82,3 @@ def read_weights(directory: Path) -> Iterator[tuple[str, np.ndarray[Any, np.dtyp
     with safe_open(directory / WEIGHTS, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 - it is no mapping
             yield name, file.get_tensor(name).float().numpy()
-
-
-def _write_json(path: Path, value: Any) -> None:
-    text = json.dumps(value, indent=2, sort_keys=True) + "\n"
-    path.write_text(text, encoding="utf-8", newline="\n")

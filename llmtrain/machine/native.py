@@ -194,7 +194,7 @@ def _compiled_apart(source: NativeSource, as_one: Path) -> tuple[Path, ...]:
     operators = [file for file in source.files if _OPERATORS_HEADER in _contents(file)]
     if len(operators) < 2:
         return source.files
-    as_one.write_text("".join(f'#include "{file}"\n' for file in operators), "utf-8")
+    as_one.write_text("".join(f'#include "{file}"\n' for file in operators), "utf-8", newline="\n")
     return (as_one, *(file for file in source.files if file not in operators))
 
 

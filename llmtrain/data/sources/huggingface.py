@@ -182,7 +182,7 @@ def _write(
                 work.check_stop()
                 work.on_progress(done_bytes, done_bytes)
     sync_file(directory / "documents.jsonl")
-    (directory / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    (directory / "facts.json").write_text(json.dumps(facts), encoding="utf-8", newline="\n")
     sync_file(directory / "facts.json")
 
 

@@ -184,7 +184,7 @@ class _TrainingPair:
         return lengths, time.monotonic() - started_s
 
     def _write_profile(self, values: dict[str, Any]) -> None:
-        self._file.write_text(yaml.safe_dump(values), encoding="utf-8")
+        self._file.write_text(yaml.safe_dump(values), encoding="utf-8", newline="\n")
 
     def _keep_rounds(self) -> None:
         """Let the second training take rounds as long as the first one chose them."""

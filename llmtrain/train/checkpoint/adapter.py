@@ -9,7 +9,6 @@ A checkpoint of adapters has these in place of the model's weights, which are no
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor
 
 from llmtrain.errors import LlmtrainError
+from llmtrain.files import write_json
 from llmtrain.model.huggingface import EMBEDDING, HEAD, weight_shapes
 from llmtrain.model.lora import adapter_shapes, merged_weights
 from llmtrain.profile.lora_shape import TARGETS, LoraShape
@@ -110,9 +110,9 @@ def write_adapter(directory: Path, adapter: Adapter, weights: Mapping[str, Tenso
     """Write the three files into `directory`."""
     named = {_PREFIX + name: tensor for name, tensor in weights.items()}
     write_tensors(directory / ADAPTER, named)
-    _write_json(directory / ADAPTER_CONFIG, _peft_config(adapter))
+    write_json(directory / ADAPTER_CONFIG, _peft_config(adapter))
     base = {"path": str(adapter.base.path), "sha256": dict(adapter.base.sha256)}
-    _write_json(directory / BASE, base)
+    write_json(directory / BASE, base)
 
 
 def read_adapter(directory: Path, shape: ModelShape) -> tuple[Adapter, dict[str, Tensor]]:
@@ -144,7 +144,3 @@ def _peft_config(adapter: Adapter) -> dict[str, Any]:
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

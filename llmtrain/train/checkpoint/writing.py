@@ -11,7 +11,6 @@ After 1 the tensors may change. `recover` cleans up after a crash, before the ne
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 import shutil
@@ -22,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from llmtrain.files import forget_cached, sha256_file, sync_directory, sync_file
+from llmtrain.files import forget_cached, sha256_file, sync_directory, sync_file, write_json
 from llmtrain.model.huggingface import config_of, generation_config_of
 from llmtrain.tokenizer.chat_template import stop_ids_of
 from llmtrain.train.checkpoint.adapter import write_adapter
@@ -123,7 +122,7 @@ def finalize_parts(written: Written, checkpoint: Checkpoint, parts: Sequence[Par
         for name in part.weights
     }
     metadata = {"total_size": sum(part.weights_bytes for part in parts)}
-    _write_json(hidden / INDEX, {"metadata": metadata, "weight_map": places})
+    write_json(hidden / INDEX, {"metadata": metadata, "weight_map": places})
     by_ranks = {name: entry for part in parts for name, entry in part.entries.items()}
     _require_sizes(hidden, by_ranks)
     own = _synced_entries(path for path in hidden.iterdir() if path.name not in by_ranks)
@@ -214,19 +213,15 @@ def _write_files(directory: Path, checkpoint: Checkpoint) -> None:
 def _write_description(directory: Path, checkpoint: Checkpoint) -> None:
     """Write everything but tensors."""
     bos_id, eos_id = checkpoint.tokenizer.bos_id, checkpoint.tokenizer.eos_id
-    _write_json(directory / "config.json", config_of(checkpoint.shape, bos_id, eos_id))
+    write_json(directory / "config.json", config_of(checkpoint.shape, bos_id, eos_id))
     generation = generation_config_of(bos_id, eos_id, stop_ids_of(checkpoint.tokenizer))
-    _write_json(directory / "generation_config.json", generation)
+    write_json(directory / "generation_config.json", generation)
     checkpoint.tokenizer.save(directory, model_max_length=checkpoint.shape.context)
-    _write_json(directory / STATE, checkpoint.state.model_dump(mode="json"))
+    write_json(directory / STATE, checkpoint.state.model_dump(mode="json"))
 
 
 def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _synced_entries(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
@@ -240,7 +235,7 @@ def _synced_entries(paths: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 def _write_manifest(directory: Path, entries: Mapping[str, Mapping[str, Any]]) -> None:
     manifest = {"format_version": FORMAT_VERSION, "files": entries}
-    _write_json(directory / MANIFEST, manifest)
+    write_json(directory / MANIFEST, manifest)
     sync_file(directory / MANIFEST)
     sync_directory(directory)
 

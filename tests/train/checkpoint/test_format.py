@@ -438,7 +438,7 @@ FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 @pytest.mark.parametrize("step", [1, 2], ids=["same step", "next step"])
 @pytest.mark.parametrize(
     ("name", "calls_in_all"),
-    [("write_tensors", 2), ("sync_file", 9), ("_write_json", 4), ("sha256_file", 8)],
+    [("write_tensors", 2), ("sync_file", 9), ("write_json", 4), ("sha256_file", 8)],
 )
 def test_a_failure_in_writing_leaves_what_was_there(
     checkpoint: Checkpoint,
