@@ -25,6 +25,7 @@ from typing import IO
 
 from llmtrain.errors import DataError, LlmtrainError, UsageError, describe_exit_code
 from llmtrain.files import Closing
+from llmtrain.pipes import unread_pipe_named
 
 MAIN = "llmtrain.__main__:main"  # the command itself, as its console script starts it
 
@@ -167,12 +168,12 @@ def serve(handle: Callable[[Iterator[bytes]], Iterable[bytes]]) -> None:
     DataError.
     """
     end_with_parent()
-    try:
-        with os.fdopen(0, "rb") as requests, os.fdopen(1, "wb") as answers:
-            while True:
+    with os.fdopen(0, "rb") as requests, os.fdopen(1, "wb") as answers:
+        while True:
+            try:
                 _write_parts(answers, _answer(handle, _read_parts(requests)))
-    except (BrokenPipeError, EOFError):
-        os._exit(1)  # the parent is gone, and flushing `answers` would fail again
+            except (BrokenPipeError, EOFError):
+                os._exit(1)  # the parent is gone, and flushing `answers` would fail again
 
 
 def _answer(
@@ -201,11 +202,14 @@ def _exit_without(parent_pid: int) -> None:
 
 
 def _write_parts(stream: IO[bytes], parts: Iterable[bytes]) -> None:
+    """Write parts and their end. Raises BrokenPipeError if nobody reads them."""
     for part in parts:
-        stream.write(_SIZE.pack(len(part)))
-        stream.write(part)
-    stream.write(_END)
-    stream.flush()
+        with unread_pipe_named():
+            stream.write(_SIZE.pack(len(part)))
+            stream.write(part)
+    with unread_pipe_named():
+        stream.write(_END)
+        stream.flush()
 
 
 def _read_parts(stream: IO[bytes]) -> Iterator[bytes]:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from llmtrain import children
 from llmtrain.children import MAIN, WorkerProgram, _Worker, ask_workers, python_command, serve
-from llmtrain.errors import UsageError
+from llmtrain.errors import LlmtrainError, UsageError
 from tests.checkout import ROOT
+from tests.unread import unread_by
 
 
 def test_a_file_in_the_working_directory_is_no_library(tmp_path: Path) -> None:
@@ -51,6 +53,15 @@ def test_a_worker_answers_after_it_refused() -> None:
             worker.ask([b"refuse", *long])
         assert caught.value.hint == "ask otherwise"
         assert worker.ask([b"b"]) == [b"B"]
+
+
+def test_a_worker_that_died_is_named_where_its_pipe_fails_as_on_windows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(children, "start_process", unread_by(children.start_process))
+    program = WorkerProgram("os:getpid", (), "wrote", "again")  # it ends at once
+    with pytest.raises(LlmtrainError, match=r"process \d+, which wrote, ended with code 0"):
+        list(ask_workers(program, [[b"a"]], lambda: None))
 
 
 def test_a_command_that_we_start_begins_as_the_users_does() -> None:

@@ -17,7 +17,7 @@ import llmtrain
 ROOT = Path(llmtrain.__file__).parent
 # From the bottom up. Rooms of one layer do not import each other.
 LAYERS = (
-    {"", "errors", "units", "files", "choice", "progress", "magic", "interrupts"},
+    {"", "errors", "units", "files", "choice", "progress", "magic", "interrupts", "pipes"},
     {"untrusted", "children"},
     {"profile"},
     {"machine"},

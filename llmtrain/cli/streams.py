@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
-# A pipe without a reader, a closed terminal, and a pipe without a reader on Windows.
-_READER_GONE = {errno.EPIPE, errno.EIO, errno.EINVAL}
+from llmtrain.pipes import READER_GONE
+
+_UNREAD = READER_GONE | {errno.EIO}  # EIO: of a closed terminal
 
 
 class UnfailingStream(io.TextIOBase):
@@ -118,7 +119,7 @@ def _stdout_named() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        kind = BrokenPipeError if error.errno in _READER_GONE else OSError
+        kind = BrokenPipeError if error.errno in _UNREAD else OSError
         raise kind(error.errno, error.strerror, "stdout") from error
 
 

@@ -19,6 +19,7 @@ from llmtrain.children import python_command, start_process
 from llmtrain.engine.workload import workload_of
 from llmtrain.errors import LlmtrainError
 from llmtrain.machine.facts import Facts
+from llmtrain.pipes import unread_pipe_named
 from llmtrain.plan.auto_profile import choose_profile
 from llmtrain.plan.cpu_benchmarks import measured_cpu
 from llmtrain.plan.decisions import choose_device
@@ -139,8 +140,9 @@ def _child(task: Task) -> Iterator[Iterator[bytes]]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        with suppress(BrokenPipeError):
-            process.stdin.write(TypeAdapter(Task).dump_json(task))
+        content = TypeAdapter(Task).dump_json(task)
+        with suppress(BrokenPipeError), unread_pipe_named():
+            process.stdin.write(content)
             process.stdin.close()
         yield iter(process.stdout)
     finally:

@@ -20,6 +20,7 @@ from llmtrain.profile.load import load_profile
 from llmtrain.profile.schema import DeviceSection, Profile
 from llmtrain.profile.setting import Setting
 from tests import small
+from tests.unread import unread_by
 
 TIMED = [
     f"timing {what}, once for this machine and shape: a few seconds"
@@ -110,6 +111,14 @@ def test_a_process_that_dies_leaves_the_measuring_to_this_one(
     planned = plan_run(task.profile, facts=task.facts, announce=told.append, which="missing")
     assert told == TIMED
     assert planned.cpu_times is not None
+
+
+def test_a_process_whose_pipe_fails_as_on_windows_is_needed_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(apart, "_PROGRAM", "os:getpid")  # it ends at once
+    monkeypatch.setattr(apart, "start_process", unread_by(apart.start_process))
+    assert apart.measure_apart(PlanTask(facts(), profile()), pytest.fail)
 
 
 def test_an_interrupt_ends_the_process_that_measures() -> None:
