@@ -43,11 +43,10 @@ class RoleOptimizer(torch.optim.Optimizer):
         self,
         groups: Iterable[dict[str, Any]],
         *,
-        fused: bool,
         product_dtype: torch.dtype,
         native: bool = False,
     ) -> None:
-        super().__init__(groups, {"fused": fused})
+        super().__init__(groups, {})
         self.product_dtype = product_dtype
         self.native = native
         self.casts: WeightCasts | None = None
@@ -147,8 +146,8 @@ class RoleOptimizer(torch.optim.Optimizer):
             [state["exp_avg_sq"] for state in states],
             [],
             [state["step"] for state in states],
-            foreach=not group["fused"],
-            fused=group["fused"],
+            foreach=False,
+            fused=True,
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -183,8 +182,7 @@ class RoleOptimizer(torch.optim.Optimizer):
             return state
         for name in STATE[group["algorithm"]]:
             if name == "step":
-                device = parameter.device if self.defaults["fused"] else "cpu"
-                state[name] = torch.zeros((), dtype=torch.float32, device=device)
+                state[name] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             else:
                 state[name] = torch.zeros_like(self.part(parameter))
         return state

@@ -245,7 +245,7 @@ def updating(parameters: Sequence[nn.Parameter], way: Way, optimizer: OptimizerN
     ]
     products = torch.bfloat16 if way.precision == "bf16" else torch.float32
     native = way.block_kernels == "native"  # of the whole step
-    stepping = RoleOptimizer(groups, fused=True, product_dtype=products, native=native)
+    stepping = RoleOptimizer(groups, product_dtype=products, native=native)
     stepping.casts = casts = way.new_casts()
 
     def run() -> None:

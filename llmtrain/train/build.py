@@ -133,7 +133,6 @@ def _optimizer(
     return build_optimizer(
         model,
         profile.optim,
-        "fused",
         torch.bfloat16 if plan.precision.value == "bf16" else torch.float32,
         tokens_per_step=profile.train.chosen_tokens_per_step,
         continues=profile.model.init_from is not None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +34,6 @@ def role_of(name: str, parameter: nn.Parameter) -> Role:
 def build_optimizer(
     model: Decoder,
     section: OptimSection,
-    kernel: Literal["fused", "foreach"],
     product_dtype: torch.dtype = torch.float32,
     *,
     tokens_per_step: int,
@@ -70,10 +68,9 @@ def build_optimizer(
         }
         for role, parameters in by_role.items()
     ]
-    fused = kernel == "fused"
     if sharded_over is None:
-        return RoleOptimizer(groups, fused=fused, product_dtype=product_dtype, native=native)
-    return ShardedOptimizer(groups, fused=fused, product_dtype=product_dtype, replica=sharded_over)
+        return RoleOptimizer(groups, product_dtype=product_dtype, native=native)
+    return ShardedOptimizer(groups, product_dtype=product_dtype, replica=sharded_over)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:

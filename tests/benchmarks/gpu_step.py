@@ -128,9 +128,7 @@ def ours(work: Work, kernels: BlockKernels) -> Step:
     model.initialise(0)
     model.to(DEVICE)
     per_step = profile.train.chosen_tokens_per_step
-    optimizer = build_optimizer(
-        model, profile.optim, "fused", torch.bfloat16, tokens_per_step=per_step
-    )
+    optimizer = build_optimizer(model, profile.optim, torch.bfloat16, tokens_per_step=per_step)
     set_learning_rate(optimizer, 0.1)
     casts = WeightCasts(torch.bfloat16)
     optimizer.register_step_post_hook(lambda *_: casts.forget())

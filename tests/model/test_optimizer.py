@@ -25,7 +25,7 @@ def optimizer_of(parameters: list[nn.Parameter], **changes: Any) -> RoleOptimize
         "weight_decay": 0.0,
         "momentum": 0.9,
     }
-    return RoleOptimizer([group | changes], fused=True, product_dtype=torch.float32)
+    return RoleOptimizer([group | changes], product_dtype=torch.float32)
 
 
 def parameters(*shapes: tuple[int, int]) -> list[nn.Parameter]:
@@ -123,7 +123,7 @@ def in_groups(some: list[nn.Parameter], *, native: bool) -> RoleOptimizer:
         shared | {"algorithm": "muon", "params": some[:2]},
         shared | {"algorithm": "adamw", "params": some[2:]},
     ]
-    made = RoleOptimizer(groups, fused=True, product_dtype=torch.bfloat16, native=native)
+    made = RoleOptimizer(groups, product_dtype=torch.bfloat16, native=native)
     made.casts = WeightCasts(torch.bfloat16)
     return made
 

@@ -33,7 +33,7 @@ def test_one_step_lowers_the_loss(name: str) -> None:
     profile = cut_profile(name)
     model = Decoder(shape_of(profile.model))
     model.initialise(profile.train.seed)
-    optimizer = build_optimizer(model, profile.optim, "fused", tokens_per_step=8192)
+    optimizer = build_optimizer(model, profile.optim, tokens_per_step=8192)
     generator = torch.Generator().manual_seed(0)
     length = profile.model.context + 1
     tokens = torch.randint(0, profile.model.vocab_size, (1, length), generator=generator)

@@ -23,7 +23,7 @@ q = torch.ones(1, 2, 4, 8, requires_grad=True)
 heads = torch.nn.Parameter(torch.ones(8, 16))
 algorithm = {"algorithm": "adamw", "lr": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.95)}
 stepping = RoleOptimizer(
-    [algorithm | {"eps": 1e-8, "params": [heads]}], fused=True, product_dtype=torch.float32
+    [algorithm | {"eps": 1e-8, "params": [heads]}], product_dtype=torch.float32
 )
 (blocked_attention(q, q, q) @ heads.t()).sum().backward()
 stepping.step()

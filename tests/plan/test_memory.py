@@ -275,7 +275,7 @@ def test_weights_gradients_and_moments_are_counted_exactly(
     form = shape(tie_embeddings=tied)
     model = Decoder(form)
     model.initialise(0)
-    optimizer = build_optimizer(model, OptimSection(name=name), "fused", tokens_per_step=8192)
+    optimizer = build_optimizer(model, OptimSection(name=name), tokens_per_step=8192)
     tokens = torch.zeros((1, CONTEXT), dtype=torch.long)
     model(tokens, tokens).backward()
     optimizer.step()

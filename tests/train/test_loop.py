@@ -113,7 +113,6 @@ def make_run(
     optimizer = build_optimizer(
         model,
         OptimSection(name=name, learning_rate=PEAK, embedding_learning_rate=PEAK),
-        "fused",
         tokens_per_step=8192,
         native=native,
     )

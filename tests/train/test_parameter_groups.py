@@ -52,7 +52,7 @@ def values(model: nn.Module) -> dict[str, Tensor]:
 @pytest.mark.parametrize("qk_norm", [True, False])
 def test_every_parameter_is_in_one_group(tied: bool, qk_norm: bool, section: OptimSection) -> None:
     model = make_model(tied=tied, qk_norm=qk_norm)
-    groups = build_optimizer(model, section, "foreach", tokens_per_step=8192).param_groups
+    groups = build_optimizer(model, section, tokens_per_step=8192).param_groups
     grouped = [id(p) for group in groups for p in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters())
     assert len(groups) == (3 if tied else 4)
@@ -64,7 +64,7 @@ def test_roles_have_their_own_rates_and_only_matrices_decay(
 ) -> None:
     model = make_model(tied=False)
     found = {}
-    for group in build_optimizer(model, section, "foreach", tokens_per_step=8192).param_groups:
+    for group in build_optimizer(model, section, tokens_per_step=8192).param_groups:
         for parameter in group["params"]:
             found[id(parameter)] = (group["lr"], group["weight_decay"])
     for name, parameter in model.named_parameters():
@@ -79,7 +79,7 @@ def test_roles_have_their_own_rates_and_only_matrices_decay(
 
 def test_adamw_steps_what_torchs_own_does() -> None:
     ours, theirs = make_model(tied=False), make_model(tied=False)
-    optimizer = build_optimizer(ours, OPTIM, "fused", tokens_per_step=8192)
+    optimizer = build_optimizer(ours, OPTIM, tokens_per_step=8192)
     names = {parameter: name for name, parameter in ours.named_parameters()}
     groups = [
         {
@@ -105,7 +105,7 @@ def test_without_gradients_only_matrices_shrink(section: OptimSection) -> None:
     before = values(model)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    build_optimizer(model, section, "fused", tokens_per_step=8192).step()
+    build_optimizer(model, section, tokens_per_step=8192).step()
     for name, value in values(model).items():
         shrunk = before[name] * (1 - 1e-2 * 0.1) if "proj" in name else before[name]
         torch.testing.assert_close(value, shrunk, rtol=1e-6, atol=0)
@@ -129,42 +129,28 @@ def test_an_unclaimed_parameter_stops_the_optimizer() -> None:
     model = make_model()
     model.register_parameter("extra", nn.Parameter(torch.zeros(2, 2)))
     with pytest.raises(ValueError, match="extra"):
-        build_optimizer(model, OPTIM, "fused", tokens_per_step=8192)
+        build_optimizer(model, OPTIM, tokens_per_step=8192)
 
 
 def test_the_schedule_scales_every_group_from_its_peak() -> None:
-    optimizer = build_optimizer(make_model(tied=False), OPTIM, "foreach", tokens_per_step=8192)
+    optimizer = build_optimizer(make_model(tied=False), OPTIM, tokens_per_step=8192)
     for factor in (0.5, 0.1, 1.0):
         set_learning_rate(optimizer, factor)
         rates = sorted(group["lr"] for group in optimizer.param_groups)
         assert rates == pytest.approx([2e-3 * factor, 1e-2 * factor, 1e-2 * factor, 3e-2 * factor])
 
 
-def test_both_kernels_take_the_same_steps() -> None:
-    models = [make_model(tied=False), make_model(tied=False)]
-    for model, kernel in zip(models, ("fused", "foreach"), strict=True):
-        optimizer = build_optimizer(model, OPTIM, kernel, tokens_per_step=8192)  # type: ignore[arg-type]
-        assert bool(optimizer.defaults["fused"]) == (kernel == "fused")
-        for seed in range(5):
-            give_gradients(model, seed)
-            optimizer.step()
-    fused, foreach = (values(model) for model in models)
-    for name, value in fused.items():
-        assert (value - foreach[name]).abs().max() <= 1e-6
-
-
 @pytest.mark.parametrize("section", [OPTIM, MUON], ids=["adamw", "muon"])
-@pytest.mark.parametrize("kernel", ["fused", "foreach"])
-def test_state_by_name_gives_the_next_step_bitwise(kernel: str, section: OptimSection) -> None:
+def test_state_by_name_gives_the_next_step_bitwise(section: OptimSection) -> None:
     model = make_model(tied=False)
-    optimizer = build_optimizer(model, section, kernel, tokens_per_step=8192)  # type: ignore[arg-type]
+    optimizer = build_optimizer(model, section, tokens_per_step=8192)
     for seed in range(3):
         give_gradients(model, seed)
         optimizer.step()
     kept = {name: t.clone() for name, t in named_state(model, optimizer).items()}
     other = make_model(tied=False)
     other.load_state_dict(model.state_dict())
-    resumed = build_optimizer(other, section, kernel, tokens_per_step=8192)  # type: ignore[arg-type]
+    resumed = build_optimizer(other, section, tokens_per_step=8192)
     load_named_state(other, resumed, kept)
     for seed in range(3, 6):
         for either, steps in ((model, optimizer), (other, resumed)):
@@ -180,7 +166,7 @@ def test_state_by_name_gives_the_next_step_bitwise(kernel: str, section: OptimSe
 @pytest.fixture
 def stepped() -> dict[str, Tensor]:
     model = make_model()
-    optimizer = build_optimizer(model, OPTIM, "fused", tokens_per_step=8192)
+    optimizer = build_optimizer(model, OPTIM, tokens_per_step=8192)
     give_gradients(model, 0)
     optimizer.step()
     return named_state(model, optimizer)
@@ -196,7 +182,7 @@ def test_state_is_keyed_by_parameter(stepped: dict[str, Tensor]) -> None:
 
 def test_muon_keeps_one_tensor_of_a_matrix() -> None:
     model = make_model()
-    optimizer = build_optimizer(model, MUON, "fused", tokens_per_step=8192)
+    optimizer = build_optimizer(model, MUON, tokens_per_step=8192)
     give_gradients(model, 0)
     optimizer.step()
     kept = {name.rpartition(".")[::2] for name in named_state(model, optimizer)}
@@ -208,25 +194,25 @@ def test_muon_keeps_one_tensor_of_a_matrix() -> None:
 
 def test_state_of_another_algorithm_does_not_fit() -> None:
     model = make_model()
-    optimizer = build_optimizer(model, MUON, "fused", tokens_per_step=8192)
+    optimizer = build_optimizer(model, MUON, tokens_per_step=8192)
     give_gradients(model, 0)
     optimizer.step()
     with pytest.raises(LlmtrainError, match="is missing"):
         load_named_state(
             model,
-            build_optimizer(model, OPTIM, "fused", tokens_per_step=8192),
+            build_optimizer(model, OPTIM, tokens_per_step=8192),
             named_state(model, optimizer),
         )
 
 
 def test_an_optimizer_that_has_not_stepped_goes_on_as_a_fresh_one() -> None:
     model = make_model()
-    optimizer = build_optimizer(model, OPTIM, "fused", tokens_per_step=8192)
+    optimizer = build_optimizer(model, OPTIM, tokens_per_step=8192)
     load_named_state(model, optimizer, named_state(model, optimizer))
     give_gradients(model, 1)
     optimizer.step()
     fresh = make_model()
-    other = build_optimizer(fresh, OPTIM, "fused", tokens_per_step=8192)
+    other = build_optimizer(fresh, OPTIM, tokens_per_step=8192)
     give_gradients(fresh, 1)
     other.step()
     ours, theirs = values(model), values(fresh)
@@ -236,7 +222,7 @@ def test_an_optimizer_that_has_not_stepped_goes_on_as_a_fresh_one() -> None:
 def test_loaded_state_is_a_copy(stepped: dict[str, Tensor]) -> None:
     kept = {name: t.clone() for name, t in stepped.items()}
     model = make_model()
-    optimizer = build_optimizer(model, OPTIM, "fused", tokens_per_step=8192)
+    optimizer = build_optimizer(model, OPTIM, tokens_per_step=8192)
     load_named_state(model, optimizer, stepped)
     give_gradients(model, 1)
     optimizer.step()
@@ -272,5 +258,5 @@ def test_state_that_does_not_fit_is_named(
     model = make_model()
     with pytest.raises(LlmtrainError, match=NAME):
         load_named_state(
-            model, build_optimizer(model, OPTIM, "fused", tokens_per_step=8192), change(stepped)
+            model, build_optimizer(model, OPTIM, tokens_per_step=8192), change(stepped)
         )

@@ -32,11 +32,10 @@ class ShardedOptimizer(RoleOptimizer):
         self,
         groups: Iterable[dict[str, Any]],
         *,
-        fused: bool,
         product_dtype: torch.dtype,
         replica: Replica,
     ) -> None:
-        super().__init__(groups, fused=fused, product_dtype=product_dtype)
+        super().__init__(groups, product_dtype=product_dtype)
         self._replica = replica
 
     def part(self, tensor: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def checkpoint(tokenizer: Tokenizer) -> Checkpoint:
     """Of a model that has taken a step."""
     model = Decoder(SHAPE)
     model.initialise(0)
-    optimizer = build_optimizer(model, OptimSection(), "fused", tokens_per_step=8192)
+    optimizer = build_optimizer(model, OptimSection(), tokens_per_step=8192)
     tokens = torch.arange(8)[None]
     model(tokens, tokens).backward()
     optimizer.step()
