@@ -10,8 +10,7 @@ from llmtrain.profile.shape import ModelShape
 EVALUATION_TOKENS = 4096  # of one forward
 # Compared with training: the baselines of an evaluation; what generation does not import.
 _BASELINES_BYTES = 20 << 20
-_XZ_BYTES = 75 << 20  # more, once the text fills the dictionary of the xz compressor
-_XZ_DICTIONARY_BYTES = 8 << 20
+_XZ_BYTES = 75 << 20  # of the xz compressor, once the text fills its dictionary of 8 MiB
 _UNUSED_BYTES = {"cpu": 41 << 20}
 _CPU_SLACK = 0.5  # of the forward's memory: freed blocks do not fit the next allocations
 
@@ -21,14 +20,9 @@ def predict_evaluation(
     device_kind: str,
     *,
     half_precision: bool,
-    text_bytes: int = _XZ_DICTIONARY_BYTES,
     torch_build: str = "cpu",
 ) -> MemoryPrediction:
-    """Predict the peak of `llmtrain eval` on `text_bytes`, without the memory-mapped text.
-
-    Where the size of the text is not known, it is the peak for a large one.
-    """
-    compressing = int(_XZ_BYTES * min(1.0, text_bytes / _XZ_DICTIONARY_BYTES))
+    """Predict the peak of `llmtrain eval` on a large text, without the memory-mapped text."""
     size = HALF_BYTES if half_precision else FP32_BYTES
     sequences = max(1, EVALUATION_TOKENS // shape.context)
     tokens = sequences * shape.context
@@ -40,7 +34,7 @@ def predict_evaluation(
         weight_casts_bytes=_casts_bytes(shape, half_precision=half_precision),
         activations_bytes=forward_bytes,
         loss_bytes=loss_bytes + head,
-        libraries_bytes=libraries_bytes(device_kind, torch_build) + _BASELINES_BYTES + compressing,
+        libraries_bytes=libraries_bytes(device_kind, torch_build) + _BASELINES_BYTES + _XZ_BYTES,
         slack_bytes=_slack_bytes(device_kind, forward_bytes + loss_bytes),
     )
 

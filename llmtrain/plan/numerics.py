@@ -209,7 +209,7 @@ def choose_keep_weight_casts(
     )
 
 
-def choose_grad_scaler(kind: DeviceKind, precision: str) -> Choice[bool]:
+def choose_grad_scaler(precision: str) -> Choice[bool]:
     """Choose whether the loss is scaled: for fp16 alone."""
     if precision == "fp16":
         return Choice(True, "fp16 gradients would underflow")

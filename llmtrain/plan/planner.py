@@ -209,7 +209,7 @@ def _plan(
             precision, accumulation.value, sharding.value, computes.block_kernels.value
         ),
         backend=decide.choose_backend(facts, options, kind),
-        grad_scaler=numerics.choose_grad_scaler(kind, precision),
+        grad_scaler=numerics.choose_grad_scaler(precision),
         workers=decide.choose_workers(facts, options),
         pin_memory=decide.choose_pin_memory(options, kind),
     )

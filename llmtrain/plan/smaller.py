@@ -38,8 +38,8 @@ def smaller_plan(plan: Plan, reason: str) -> Plan | None:
     return None
 
 
-def smaller_plans(plan: Plan, reason: str = "") -> Iterator[Plan]:
+def smaller_plans(plan: Plan) -> Iterator[Plan]:
     """Yield every plan smaller than this one, the largest first."""
-    while (less := smaller_plan(plan, reason)) is not None:
+    while (less := smaller_plan(plan, "less memory")) is not None:
         yield less
         plan = less

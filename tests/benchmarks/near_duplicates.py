@@ -23,7 +23,7 @@ from typing import Literal
 
 import psutil
 
-from llmtrain.data.quality.minhash import SIGNATURE_BYTES, MinHasher, shingle_hashes
+from llmtrain.data.quality.minhash import PLACES, MinHasher, shingle_hashes
 from llmtrain.data.quality.near_duplicates import repeats
 from llmtrain.data.sources.resolve import resolve_sources
 
@@ -164,7 +164,7 @@ def main(arguments: Sequence[str]) -> int:
         f"{len(originals)} documents, {len(planted) - len(originals)} copies, {text_bytes} bytes",
         *(f"found, {kind:<12}{share:8.2%}" for kind, share in result.recall.items()),
         f"taken wrongly      {result.false:8.3%}",
-        f"memory             {SIGNATURE_BYTES} bytes a signature; it grew by {more_kib} KiB",
+        f"memory             {2 * PLACES} bytes a signature; it grew by {more_kib} KiB",
         f"processor time     {took_s:.1f} s, {text_bytes / took_s / 1e6:.1f} MB/s",
     ]
     if result.false:

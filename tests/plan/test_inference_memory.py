@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
@@ -41,16 +40,6 @@ def test_weights_are_held_once_in_fp32_and_once_in_half_precision(predict: Predi
     assert half.weight_casts_bytes >= matrices
 
 
-def test_compressing_a_large_text_takes_more() -> None:
-    sizes = (0, 4 * MIB, 8 * MIB, 100 * MIB)
-    found = [
-        predict_evaluation(shape(), "cpu", half_precision=True, text_bytes=size).total_bytes
-        for size in sizes
-    ]
-    assert found[1] - found[0] == pytest.approx(37.5 * MIB, rel=0.01)
-    assert found[2] == found[3] == found[0] + 75 * MIB
-
-
 def test_a_longer_context_takes_more_to_generate_in() -> None:
     short, long = (predict_generation(shape(n), "cpu", half_precision=True) for n in (512, 4096))
     assert long.caches_bytes == 8 * short.caches_bytes
@@ -60,7 +49,8 @@ def test_a_longer_context_takes_more_to_generate_in() -> None:
 @pytest.mark.parametrize(
     ("predict", "measured_bytes"),
     [
-        (partial(predict_evaluation, text_bytes=40_000), 530 * MIB),
+        # 530 MiB on 40 kB of text; on a large one the compressor takes 75 more.
+        (predict_evaluation, (530 + 75) * MIB),
         (predict_generation, 356 * MIB),
     ],
 )

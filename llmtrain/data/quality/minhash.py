@@ -21,7 +21,6 @@ from llmtrain.errors import UsageError
 
 SHINGLE = 6  # characters
 PLACES = 256  # of a signature; two agree to within 0.03, one standard deviation
-SIGNATURE_BYTES = 2 * PLACES
 _SEED = 20_240_601  # arbitrary, but it must never change
 _BATCH_CHARACTERS = 1 << 20
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd: 2^64 divided by the golden ratio

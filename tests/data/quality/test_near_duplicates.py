@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from llmtrain.data.quality import minhash
-from llmtrain.data.quality.minhash import PLACES, SIGNATURE_BYTES, MinHasher, Signatures
+from llmtrain.data.quality.minhash import PLACES, MinHasher, Signatures
 from llmtrain.data.quality.near_duplicates import NEAR, copied_from, repeats
 from tests.benchmarks.near_duplicates import (
     LEAST_RECALL,
@@ -77,7 +77,7 @@ def test_whitespace_and_case_do_not_count() -> None:
 
 
 def test_a_signature_takes_as_much_as_is_said() -> None:
-    assert signatures_of("a", "b").nbytes == 2 * SIGNATURE_BYTES
+    assert signatures_of("a", "b").nbytes == 2 * 2 * PLACES
     assert signatures_of().shape == (0, PLACES)
 
 
