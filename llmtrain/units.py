@@ -13,6 +13,7 @@ _BYTES = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | 
     "gib": 2**30,
     "tib": 2**40,
 }
+HIGHEST_PORT = 65535  # of TCP
 _LONGEST_NUMBER = 100  # characters; conversion takes quadratic time in them
 
 

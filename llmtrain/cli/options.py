@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from llmtrain.cli import completion
+from llmtrain.units import HIGHEST_PORT
 
 if TYPE_CHECKING:
     from llmtrain.engine.request import TrainRequest
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from llmtrain.profile.schema import DeviceSection
     from llmtrain.profile.setting import Setting
 
-_HIGHEST_PORT = 65535
 _WITHOUT_SECTION = {"log_to"}  # keys at the top of a profile
 DeviceName = Literal["auto", "cpu", "cuda", "mps"]
 
@@ -202,7 +202,7 @@ RepetitionPenalty = Annotated[
 
 def port(help_text: str) -> Any:
     """Return the option `--port`; 0 is any free one."""
-    return whole_number("--port", help_text, 0, _HIGHEST_PORT)
+    return whole_number("--port", help_text, 0, HIGHEST_PORT)
 
 
 Nproc = Annotated[int | None, whole_number("--nproc", "Processes on this machine.", 1)]

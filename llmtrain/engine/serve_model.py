@@ -19,12 +19,12 @@ from llmtrain.profile.schema import DeviceSection
 from llmtrain.tokenizer.chat_template import ChatTemplate
 from llmtrain.train.events import Observer
 from llmtrain.train.signals import Handler, handled, stop_signals
+from llmtrain.units import HIGHEST_PORT
 
 if TYPE_CHECKING:
     from llmtrain.serve.server import Serving
 
 _SHORTEST_KEY = 16
-_HIGHEST_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +154,8 @@ def require_safe(request: ServeRequest) -> None:
     from llmtrain.serve.server import Address
 
     key = request.key
-    if request.port > _HIGHEST_PORT:
-        raise UsageError(f"--port {request.port} is above {_HIGHEST_PORT}", hint="--port 8000")
+    if request.port > HIGHEST_PORT:
+        raise UsageError(f"--port {request.port} is above {HIGHEST_PORT}", hint="--port 8000")
     if key is None and not Address(request.host, request.port).is_loopback:
         raise UsageError(
             f"--host {request.host} lets other machines in, and there is no key",

@@ -30,7 +30,7 @@ Source = Literal["asked for", "measured", "estimated"]
 _STARTING_S = 6.0  # imports and reading the data, of a run that has not begun
 _IMPORTING_S = 2.0  # torch's compiler, where that was not timed
 _LOADING_S = 1.0  # a block's code from the compiler's cache, where that was not timed
-_SAVED_BYTES_PER_S = 170e6
+SAVED_BYTES_PER_S = 170e6  # written, hashed, synced and read back
 # Depends on the text: Python's library was 17% below the fit, prose far above.
 _LOSS_RANGE = (0.8, 1.15)
 _FITTED_PARAMETERS, _FITTED_TOKENS = (2e6, 150e6), (5e5, 100e6)
@@ -184,7 +184,7 @@ def _seconds(
 
 def _ending_s(profile: Profile, planned: Planned, rate: Figure, evaluations: int) -> float:
     evaluating_s = evaluations * profile.eval.tokens / (3 * rate.value)
-    return evaluating_s + _checkpoint_bytes(planned) / _SAVED_BYTES_PER_S
+    return evaluating_s + _checkpoint_bytes(planned) / SAVED_BYTES_PER_S
 
 
 def _checkpoints(profile: Profile, planned: Planned) -> Figure:

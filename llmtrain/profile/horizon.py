@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llmtrain.profile.schema import TrainSection
 
-_SHORTEST_STEP_S = 1e-6  # a coarse clock may measure a short step as 0 s
+SHORTEST_STEP_S = 1e-6  # a coarse clock may measure a short step as 0 s
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Horizon:
         """
         if self.time_s is None:
             return self.steps
-        left = (self.time_s - reserve_s - elapsed_s) / max(step_s, _SHORTEST_STEP_S)
+        left = (self.time_s - reserve_s - elapsed_s) / max(step_s, SHORTEST_STEP_S)
         return max(step, step + int(left))
 
     def is_over(self, *, step: int, elapsed_s: float, step_s: float, reserve_s: float) -> bool:

@@ -9,14 +9,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from llmtrain.profile.horizon import Horizon
+from llmtrain.profile.horizon import SHORTEST_STEP_S, Horizon
 from llmtrain.profile.schema import EvalSection, Profile
 
 _STEPS_BEFORE_AN_ESTIMATE = 3  # the first ones fill caches and may compile
 _RECENT = 3  # steps that a reserve is estimated from
 # A single step that takes 5 times the median, and 2 s more, was suspended or stalled.
 _SUSPENDED_TIMES, _SUSPENDED_S = 5.0, 2.0
-_SHORTEST_STEP_S = 1e-6  # a coarse clock measures a short step as 0
 _EXIT_S = 3.0  # of the process, after the last save: one to two seconds on an idle machine
 # On a busy machine the exit takes longer: in proportion to the steps once these take more than
 # twice the fastest, and at most 3 times as long.
@@ -77,7 +76,7 @@ class Pace:
     def record_cost(self, activity: str, seconds: float) -> None:
         """Record what an activity costs; ignored before the first step, as its unit is unknown."""
         if self._step_times_s:
-            self._costs[activity] = seconds / max(self.step_s, _SHORTEST_STEP_S)
+            self._costs[activity] = seconds / max(self.step_s, SHORTEST_STEP_S)
 
     @contextmanager
     def measured(self, activity: str, times: float = 1.0) -> Iterator[None]:
@@ -141,7 +140,7 @@ class Pace:
 
     @property
     def _exit_s(self) -> float:
-        slowed = self.step_s / max(self._fastest_s, _SHORTEST_STEP_S) if self.is_known else 1.0
+        slowed = self.step_s / max(self._fastest_s, SHORTEST_STEP_S) if self.is_known else 1.0
         return _EXIT_S * min(_LONGEST_EXIT, max(1.0, slowed / _EXIT_SLOWED))
 
     @property

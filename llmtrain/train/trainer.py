@@ -12,6 +12,7 @@ from pathlib import Path
 
 from llmtrain.errors import AbortedError, InterruptedRunError, LlmtrainError
 from llmtrain.machine.out_of_memory import memory_errors_mapped
+from llmtrain.plan.forecast import SAVED_BYTES_PER_S
 from llmtrain.plan.tensor_bytes import checkpoint_bytes_of
 from llmtrain.profile.shape import shape_of
 from llmtrain.train.checkpoint.format import Checkpoint, SavedState
@@ -32,8 +33,7 @@ from llmtrain.train.stopping import StopDecision, StopPolicy
 from llmtrain.train.train_setup import TrainSetup
 from llmtrain.train.validation import open_validation
 
-# The assumed cost of a save before one is measured: write, hash, sync, read back.
-_SAVE_S, _SAVED_BYTES_PER_S = 0.3, 170e6
+_SAVE_S = 0.3  # of a save before one is measured, beside what its bytes take
 
 
 class Trainer:
@@ -168,7 +168,7 @@ class Trainer:
         """Evaluate a few windows and estimate a save, so that the run can end in time."""
         self.evaluations.measure_cost()
         size_bytes = checkpoint_bytes_of(self.setup.workload, self.run.world.size)
-        self.pace.record_cost("save", _SAVE_S + size_bytes / _SAVED_BYTES_PER_S)
+        self.pace.record_cost("save", _SAVE_S + size_bytes / SAVED_BYTES_PER_S)
 
     def _decide(self, step: int) -> StopDecision:
         """Agree with all ranks on what to do after a step, and apply its memory action."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePath
 
+from llmtrain.engine.cluster.nodes import require_nodes
 from llmtrain.engine.plan_run import plan_run
 from llmtrain.engine.request import TrainRequest, resolve_profile
 from llmtrain.engine.workload import workload_of
@@ -23,7 +24,6 @@ from llmtrain.train.distributed.world import World
 from llmtrain.units import counted
 
 PORT = 29500
-MOST_NODES = 4096
 # Of the main memory that a process of a GPU takes beside what it copies to save: libraries, text
 # that is prepared, batches. Generous: a job that asks for too little is killed.
 _HOST_BYTES = 6 << 30
@@ -92,8 +92,7 @@ def make_job(
     `training_options`: those that choose what is trained, as `llmtrain train` takes them. `run`:
     the run directory, on storage that all machines share. Raises UsageError and DoesNotFitError.
     """
-    if not 1 <= nodes <= MOST_NODES:
-        raise UsageError(f"--nodes {nodes}: not from 1 to {MOST_NODES}", hint="--nodes 2")
+    require_nodes(nodes)
     if limit_s < _SHORTEST_LIMIT_S:
         raise UsageError(
             f"--limit {limit_s:g}s is shorter than {_SHORTEST_LIMIT_S} seconds, which starting and "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llmtrain.engine.cluster.cpu_machines import plan_cpu_machines
+from llmtrain.engine.cluster.nodes import require_nodes
 from llmtrain.engine.cluster.prediction import (
     Assumption,
     ClusterPlan,
@@ -26,7 +27,6 @@ from llmtrain.plan.workload import Workload
 from llmtrain.profile.schema import DeviceSection
 from llmtrain.train.distributed.world import World
 
-MOST_NODES = 4096
 _UTILISATION, _NETWORK = 0.4, "100Gb"  # of GPUs, where nothing is said
 
 
@@ -49,8 +49,7 @@ def plan_cluster(
     `gpu`: its model, unless the machine is this one. `utilisation`: of the peak, by a whole step on
     one GPU. Raises UsageError and DoesNotFitError.
     """
-    if not 1 <= nodes <= MOST_NODES:
-        raise UsageError(f"--nodes {nodes}: not from 1 to {MOST_NODES}", hint="--nodes 2")
+    require_nodes(nodes)
     if utilisation is not None and not 0 < utilisation <= 1:
         raise UsageError(
             f"--utilisation {utilisation:g}: not above 0 and at most 1", hint="--utilisation 0.4"

@@ -26,7 +26,7 @@ from llmtrain.files import LAUNCHED_VARIABLE
 from llmtrain.machine.process_identity import identity_of
 from llmtrain.train.distributed.failures import launcher_store
 from llmtrain.train.distributed.interface import require_reachable, set_interface
-from llmtrain.units import format_duration
+from llmtrain.units import HIGHEST_PORT, format_duration
 
 Launcher = Literal["llmtrain", "torchrun", "environment"]
 _POLL_EVERY_S = 0.02
@@ -190,7 +190,7 @@ def world_from_environment() -> World:
     rank = _number("RANK", 0, size - 1)
     local_size = _number("LOCAL_WORLD_SIZE", 1, size, default=size)
     if not is_launched() and rank >= local_size:  # on another machine than rank 0
-        require_reachable(os.environ["MASTER_ADDR"], _number("MASTER_PORT", 1, 65535))
+        require_reachable(os.environ["MASTER_ADDR"], _number("MASTER_PORT", 1, HIGHEST_PORT))
     local_rank = _number("LOCAL_RANK", 0, local_size - 1, default=0)
     store = rendezvous_store(_launch_store(), rank, size)
     is_regular = size % local_size == 0 and rank % local_size == local_rank
