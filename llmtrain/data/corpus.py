@@ -37,8 +37,8 @@ class Source:
     provenance: Mapping[str, object] = field(default_factory=dict)
 
 
-def _never_stop() -> None:
-    """Do nothing: never stop."""
+def _do_nothing() -> None:
+    """Do nothing, where nobody is to be called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Corpus:
         """Return the corpus so that `on_bad` is called for each bad record that is skipped."""
         return replace(self, options=replace(self.options, on_bad=on_bad))
 
-    def documents(self, on_source: Callable[[], None] = _never_stop) -> Iterator[Document]:
+    def documents(self, on_source: Callable[[], None] = _do_nothing) -> Iterator[Document]:
         """Yield every document that is not empty or dropped, one file in memory at a time.
 
         `on_source` is called where each of `sources` begins, after all documents before it. Raises
@@ -97,7 +97,7 @@ class Corpus:
                 yield from read_documents(file, self.options, progress.report)
                 progress.next_file()
 
-    def measure(self, check_stop: Callable[[], None] = _never_stop) -> CorpusStats:
+    def measure(self, check_stop: Callable[[], None] = _do_nothing) -> CorpusStats:
         """Return sizes and fingerprint. Reads the whole corpus; raises DataError if it is empty."""
         stats = CorpusStatsBuilder()
         for document in self.documents():

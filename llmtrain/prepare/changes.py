@@ -49,8 +49,8 @@ def announce_changes(
 ) -> None:
     """Warn if the text has changed since the shards were made, or is gone.
 
-    The text is read only if a file is newer than the shards. Remote files, and
-    standard input, is not checked.
+    The text is read only if a file is newer than the shards. Nothing is checked if any of it is
+    remote, a dataset of the Hub, standard input or the built-in text.
     """
     specs = [*section.specs, *([section.validation] if section.validation else [])]
     if any(s == BUILTIN_PYTHON or is_stdin(s) or is_remote(s) or is_dataset(s) for s in specs):

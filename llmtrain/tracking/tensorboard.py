@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,6 @@ class TensorBoardSink:
         self._add(Event(step=step, summary=Summary(value=[value])))
 
     def _add(self, event: Any) -> None:
-        import time
-
         event.wall_time = time.time()
         self._writer.add_event(event)
         self._writer.flush()
