@@ -224,8 +224,8 @@ def _micro_batch(
         why = "the whole step" if chosen == windows else "divides the step; more is no faster"
         if chosen < windows and shares_by_speed(workload, setup.processes):
             why = "small enough for shares by speed (train.sync_shares)"
-    size = f"{format_bytes(predicted(chosen))} of {format_bytes(limit)} predicted ({origin})"
-    return Choice(chosen, f"{chosen * workload.shape.context} tokens; {size}; {why}")
+    tokens = f"{chosen * workload.shape.context} tokens, within {format_bytes(limit)} ({origin})"
+    return Choice(chosen, f"{tokens}; {why}")
 
 
 def _refuse_what_does_not_fit(

@@ -54,7 +54,7 @@ def test_who_said_what_is_in_the_text(command: tuple[str, ...], llmtrain: Comman
     assert line("processes", "2", "--nproc")
     assert line("threads", "3", "--set device.threads=3")
     assert line("device", "cpu", "--device")
-    assert line("micro_batch", "plan", "predicted")
+    assert line("micro_batch", "plan", "tokens, within")
     assert line("fits: ", " on cpu, micro-batch ")
 
 
