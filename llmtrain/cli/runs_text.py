@@ -61,7 +61,7 @@ def run_parts(run: Run, record: Mapping[str, Any], plot: Text | None = None) -> 
         yield plot
     yield ""
     rows = [
-        (name.replace("_", " "), plain_value(choice["value"]), str(choice["reason"]))
+        (name, plain_value(choice["value"]), str(choice["reason"]))
         for name, choice in record.get("plan", {}).items()
     ]
     yield rows_table("plan", ("decision", "value", "reason"), rows)

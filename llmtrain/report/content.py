@@ -89,7 +89,7 @@ def run_content(run: RunDirectory, languages: Mapping[str, int] | None = None) -
         charts=[chart for chart in run_charts(record, history) if not chart.is_empty],
         samples=_samples(run),
         plan=[
-            (name.replace("_", " "), shown(choice["value"]), str(choice["reason"]))
+            (name, shown(choice["value"]), str(choice["reason"]))
             for name, choice in (record.get("plan") or {}).items()
         ],
         settings=list(_settings(record)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -37,6 +38,7 @@ class PageServer(ThreadingHTTPServer):
     """Answers requests of this machine with one page, and others with an error."""
 
     daemon_threads = True
+    allow_reuse_address = sys.platform != "win32"  # where it would take a port that is in use
 
     def __init__(self, page: LivePage, port: int) -> None:
         """Listen on loopback; port 0 is any free one. Raises UsageError if it is taken."""
