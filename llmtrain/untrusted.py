@@ -24,6 +24,8 @@ from llmtrain.units import format_bytes
 T = TypeVar("T")
 JSON_BYTES = 2 << 20
 LINE_BYTES = 1 << 20
+# WINDOWS-1252 has all letters of LATIN1, and quotes and dashes where LATIN1 has controls.
+CONVERT_HINT = "convert it first, for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
 _DEEPEST_LEVEL = 32
 _LONGEST_INTEGER = 20  # characters: 64 bits and a sign
 _HALF_A_PAIR = re.compile("[\ud800-\udfff]")
@@ -74,6 +76,8 @@ def open_regular(path: Path, *, follow_links: bool = False) -> BinaryIO:
 
 def problem_of(error: OSError | ValueError) -> str:
     """Return why reading a file failed, without its name."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}"
     return (error.strerror if isinstance(error, OSError) else None) or str(error)
 
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from llmtrain.train.run_directory.directory import RunDirectory
 
 Numbers = dict[str, float]
-_RUNS = Path("runs")  # where a training makes its directory
 _STATES = {"done": "finished", "time": "finished", "interrupted": "interrupted"}
 
 
@@ -23,7 +22,7 @@ def list_runs(
     output: Output,
     directory: Annotated[
         Path, typer.Argument(metavar="DIRECTORY", help="The directory of the runs.")
-    ] = _RUNS,
+    ] = Path("runs"),
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -43,10 +42,11 @@ def list_runs(
     from llmtrain.cli.runs_text import runs_parts
     from llmtrain.documents.runs import RunsList
     from llmtrain.errors import LlmtrainError, UsageError
+    from llmtrain.train.run_directory.find import RUNS
     from llmtrain.train.run_directory.running import listed_runs
 
     conditions, found, unread = parse_conditions(where or []), [], 0
-    if directory != _RUNS and not directory.is_dir():
+    if directory != RUNS and not directory.is_dir():
         raise UsageError(f"{directory} does not exist", hint="llmtrain runs list")
     for run in listed_runs(directory):
         try:

@@ -59,7 +59,9 @@ class SegmentMeter:
         """Return all segments so far. Raises DataError if nothing was added."""
         names = ("documents", "segments", "nats", "tokens", "bytes")
         if not self._parts:
-            raise DataError("there is no text to evaluate: every file is empty")
+            raise DataError(
+                "there is no text to evaluate", hint="--data with text that is not empty"
+            )
         return _summed(
             *(np.concatenate([getattr(part, name) for part in self._parts]) for name in names)
         )

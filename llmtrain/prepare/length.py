@@ -27,7 +27,7 @@ _SHORTEST_CONTEXT = 32  # the shortest context to propose
 # The length of each part, in tokens or in bytes.
 Lengths: TypeAlias = Mapping[Side, int]
 Unit = Literal["tokens", "bytes"]
-_SAID: dict[Unit, str] = {"tokens": "", "bytes": "at most "}  # bytes bound tokens
+_BOUND: dict[Unit, str] = {"tokens": "", "bytes": "at most "}  # a token has a byte or more
 
 
 def check_length(
@@ -127,7 +127,7 @@ def _require(lengths: Lengths, unit: Unit, text: MeasuredText, context: int) -> 
     for side, other in sides:
         if lengths[side] <= context:
             raise DataError(
-                f"the {_NAMES[side]} has {_SAID[unit]}{lengths[side]} tokens, too few for one "
+                f"the {_NAMES[side]} has {_BOUND[unit]}{lengths[side]} tokens, too few for one "
                 f"window of context {context}; the {_NAMES[other]} has {lengths[other]}",
                 hint=_hint(lengths, unit, side, text, context),
             )

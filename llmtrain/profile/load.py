@@ -10,7 +10,6 @@ import difflib
 import json
 import os
 import re
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from llmtrain.profile.requirements import usage_error
 from llmtrain.profile.schema import EXCLUSIVE_GROUPS, Profile
 from llmtrain.profile.setting import Layer, Setting, as_written
 from llmtrain.profile.yaml_text import LARGEST_BYTES, parse_entries, parse_scalar
-from llmtrain.untrusted import problem_of, read_bytes
+from llmtrain.untrusted import CONVERT_HINT, problem_of, read_bytes
 
 ENVIRONMENT_PREFIX = "LLMTRAIN_"
 S = TypeVar("S", bound=BaseModel)
@@ -120,14 +119,9 @@ def _profile_text(path: Path) -> str:
         if what is not None:
             raise ValueError(f"it is {what}")
         return content.decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"profile {path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
-            f"{error.start}",
-            hint=f"iconv -f latin1 -t utf-8 {shlex.quote(str(path))} > utf8.yaml, if it is latin1",
-        ) from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"profile {path}: {problem_of(error)}") from None
+        hint = CONVERT_HINT if isinstance(error, UnicodeDecodeError) else None
+        raise UsageError(f"profile {path}: {problem_of(error)}", hint=hint) from None
 
 
 def profile_name(text: str) -> str:

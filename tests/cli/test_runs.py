@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,20 @@ def test_runs_that_cannot_be_read_are_not_called_none(llmtrain: Command, runs: P
 def test_a_directory_that_is_named_and_not_there_is_refused(llmtrain: Command) -> None:
     outcome = llmtrain("runs", "list", "no/runs")
     assert (outcome.code, outcome.err.splitlines()[0]) == (2, "error: no/runs does not exist")
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("show", "runs/a"), ("tag", "runs/a", "x")])
+def test_what_reads_runs_alone_does_not_import_torch(
+    arguments: tuple[str, ...], runs: Path
+) -> None:
+    code = (
+        f"import sys; sys.argv = ['llmtrain', 'runs', *{arguments!r}]\n"
+        "from llmtrain.cli.app import main\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_run_is_shown_with_units(llmtrain: Command, runs: Path) -> None:

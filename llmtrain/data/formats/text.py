@@ -10,6 +10,7 @@ from typing import BinaryIO
 from llmtrain.data.document import Document, RecordOptions
 from llmtrain.errors import DataError
 from llmtrain.units import format_bytes
+from llmtrain.untrusted import CONVERT_HINT
 
 BOM = b"\xef\xbb\xbf"
 
@@ -49,9 +50,7 @@ def decoded(data: bytes, origin: str, first_byte: int) -> str:
 def not_utf8(origin: str, byte: int, offset: int) -> DataError:
     """Return the error about a byte that is not UTF-8."""
     message = f"{origin} is not UTF-8: byte 0x{byte:02x} at offset {offset}"
-    # WINDOWS-1252 has all letters of LATIN1, and quotes and dashes where LATIN1 has controls.
-    hint = "convert it first, for example: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
-    return DataError(message, hint=hint)
+    return DataError(message, hint=CONVERT_HINT)
 
 
 def lines_of(stream: BinaryIO, origin: str, longest_bytes: int) -> Iterator[bytes]:

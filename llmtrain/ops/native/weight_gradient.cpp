@@ -9,7 +9,8 @@ namespace {
 
 constexpr int64_t kRun = 512;      // tokens in one product of a weight's gradient
 constexpr int64_t kColumns = 512;  // of its result
-constexpr int64_t kFewestRows = 96;  // of it in a task: fewer read the other operand too often
+// Rows of it in a task, at least: fewer read the other operand too often (sixteen Xeon cores).
+constexpr int64_t kFewestRows = 96;
 constexpr int64_t kPacked = 64;    // tokens packed at once; a divisor of a run
 
 int64_t divided(int64_t count, int64_t parts) { return (count + parts - 1) / parts; }
