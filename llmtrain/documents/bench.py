@@ -111,6 +111,9 @@ class DeviceBench(Document):
     eager: StepParts | None = key("null: not measured, as only a compiled step fits the memory")
     compiled: StepParts | None = key("null: not measured, or it could not be compiled")
     native: StepParts | None = key("blocks by native kernels; null: not measured")
+    native_keeping: StepParts | None = key(
+        "blocks by native kernels that keep their gates for the backward; null: not measured"
+    )
     compile_failure: Text | None = key("why a block could not be compiled; null: it could")
     plan: MeasuredPlan = key("the decisions that follow")
     predicted: PredictedSpeed | None = key("null: no step was measured as the plan computes it")

@@ -46,7 +46,12 @@ def bench_cpu(profile: Profile, facts: Facts, *, block: bool, announce: Announce
     native_block = plan.block_kernels.value == "native"
     parts = times.compiled
     if not plan.compile.value:
-        parts = parts_of(times, compiled=False, native_block=native_block)
+        parts = parts_of(
+            times,
+            compiled=False,
+            native_block=native_block,
+            keeps_gates=plan.activation_checkpointing.value == "off",
+        )
     step_s = None
     if parts is not None:
         step_s = predicted_step_s(

@@ -261,6 +261,7 @@ class CpuTimes:
     compiled: StepTimes | None = None
     plain: StepTimes | None = None  # those of an eager step without native kernels
     native: StepTimes | None = None  # those of an eager step whose blocks native kernels compute
+    native_keeping: StepTimes | None = None  # likewise, where blocks keep their gates
     loss: LossTimes | None = None
     native_missing: str | None = None  # why there are no native kernels, where they are wanted
 

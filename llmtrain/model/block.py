@@ -235,11 +235,12 @@ class Block(nn.Module):
         layout = HeadsLayout(
             cos_td, sin_td, documents, heads.num_key_heads, self.input_layernorm.epsilon
         )
-        keeps = self.checkpointing != "full"
+        # an evaluation has no backward to keep anything for
+        checkpointing = self.checkpointing if torch.is_grad_enabled() else "full"
         if any(isinstance(layer, AdaptedLinear) for layer in layers):
             matrices, adapters = adapted_matrices(layers, self._cast)
             adapted: Tensor = NativeAdaptedBlock.apply(  # type: ignore[no-untyped-call]
-                x_btc, matrices, gains, layout, keeps, *adapters
+                x_btc, matrices, gains, layout, checkpointing != "full", *adapters
             )
             return adapted
         weights = [layer.weight for layer in layers]
@@ -247,7 +248,7 @@ class Block(nn.Module):
             x_btc,
             BlockCasts(self._stacked(weights[:3]), *map(self._cast, weights[3:])),
             layout,
-            keeps,
+            checkpointing,
             gains.attention,
             *weights[:4],
             gains.feed_forward,

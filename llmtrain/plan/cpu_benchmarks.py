@@ -93,11 +93,11 @@ def measured_eager_step(
     times = CpuTimes(products, replace(attention, native_s=None))
     plain = timing.of_step(facts, without_native(options), workload, times)
     times = replace(times, plain=plain, eager=plain)
-    native = native_kernels(facts, options, workload, times, announce, always=measure == "all")
-    if native is None:
+    loaded = native_kernels(facts, options, workload, times, announce, always=measure == "all")
+    if loaded is None:
         return times
-    if not native.value:
-        return replace(times, native_missing=native.reason)
+    if not loaded.value:
+        return replace(times, native_missing=loaded.reason)
     probe = attention_probe(facts, options, workload, products, native=True)
     times = replace(times, attention=timing.of(probe, "attention by native kernels"))
     is_bf16 = choose_precision(facts, options, "cpu", times.matmul).value == "bf16"
@@ -112,9 +112,25 @@ def measured_eager_step(
     if options.block_kernels == "torch" or not fits_block:
         return times
     by_native = options.model_copy(update={"block_kernels": "native", "compile": "auto"})
-    return replace(
-        times, native=timing.of_step(facts, by_native, workload, times, " of native blocks")
-    )
+    native = timing.of_step(facts, by_native, workload, times, " of native blocks")
+    times = replace(times, native=native)
+    return replace(times, native_keeping=_keeping_gates(facts, by_native, workload, times, timing))
+
+
+def _keeping_gates(
+    facts: Facts, options: DeviceSection, workload: Workload, times: CpuTimes, timing: _Timing
+) -> StepTimes | None:
+    """Return the parts of a step whose native blocks keep their gates.
+
+    None where that is not to be decided, or would take a smaller micro-batch.
+    """
+    if options.activation_checkpointing != "auto" or workload.lora is not None:
+        return None
+    keeping = options.model_copy(update={"activation_checkpointing": "off"})
+    probes = eager_step_probes(facts, keeping, workload, times)
+    if times.native is None or probes is None or probes.micro_batch != times.native.micro_batch:
+        return None
+    return timing.of_step(facts, keeping, workload, times, " of native blocks that keep gates")
 
 
 def usual_measure(announce: Announce | None) -> Measure:

@@ -29,6 +29,7 @@ from llmtrain.plan.tensor_bytes import (
     joined_parameters,
     loss_bytes,
     mask_bytes,
+    native_block_bytes_without_gates,
     native_working_bytes_per_token,
     optimizer_bytes,
     product_bytes_per_token,
@@ -194,7 +195,7 @@ def _cpu_candidates(shape: ModelShape, setup: TrainingSetup) -> tuple[_PeakCandi
 def _working_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return what the backward of one block on a CPU works with."""
     if setup.native_block:
-        again = block_bytes_per_token(shape, setup) if setup.checkpointing != "off" else 0
+        again = native_block_bytes_without_gates(shape) if setup.checkpointing == "full" else 0
         return native_working_bytes_per_token(shape, setup) + again
     share = _COMPILED_BACKWARD_SHARE if setup.compiled else _BACKWARD_SHARE[setup.checkpointing]
     return int(share * block_bytes_per_token(shape, setup))

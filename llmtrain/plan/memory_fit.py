@@ -116,30 +116,42 @@ def why_no_replica_a_machine(workload: Workload, processes: int) -> str | None:
 
 
 def choose_what_fits(
-    facts: Facts, options: DeviceSection, workload: Workload, setup: TrainingSetup, local: int
+    facts: Facts,
+    options: DeviceSection,
+    workload: Workload,
+    setup: TrainingSetup,
+    local: int,
+    keeping_gates: Choice[bool],
 ) -> tuple[Choice[Sharding], Choice[ActivationCheckpointing], Choice[int]]:
     """Choose sharding, activation checkpointing and micro-batch: the least that has to be shared.
 
-    `setup` has the other decisions; `local` processes run on this machine. Raises DoesNotFitError.
+    `setup` has the other decisions; `local` processes run on this machine; `keeping_gates`: whether
+    native blocks are to keep what fits. Raises DoesNotFitError.
     """
 
     def activations(
         sharding: Sharding = "replicate",
     ) -> tuple[Choice[ActivationCheckpointing], Choice[int]]:
         shards = workload.shards(sharding, setup.processes)
-        return _activations(facts, options, workload, replace(setup, shards=shards), local)
+        sharded = replace(setup, shards=shards)
+        return _activations(facts, options, workload, sharded, local, keeping_gates)
 
     sharding = choose_sharding(options, workload, setup.processes, activations)
     return sharding, *activations(sharding.value)
 
 
 def _activations(
-    facts: Facts, options: DeviceSection, workload: Workload, setup: TrainingSetup, local: int
+    facts: Facts,
+    options: DeviceSection,
+    workload: Workload,
+    setup: TrainingSetup,
+    local: int,
+    keeping_gates: Choice[bool],
 ) -> tuple[Choice[ActivationCheckpointing], Choice[int]]:
     """Choose activation checkpointing and micro-batch: the least recomputation that fits."""
     asked = options.activation_checkpointing
     kind = setup.device_kind
-    modes = list(_modes(setup, workload.micro_batch))
+    modes = list(_modes(setup, workload.micro_batch, keeping_gates))
     if asked != "auto":
         modes = [Choice(asked, "asked for")]
     for mode in modes:
@@ -163,7 +175,7 @@ def choose_accumulation(workload: Workload, processes: int, micro_batch: int) ->
 
 
 def _modes(
-    setup: TrainingSetup, micro_batch: int | Literal["auto"]
+    setup: TrainingSetup, micro_batch: int | Literal["auto"], keeping_gates: Choice[bool]
 ) -> Iterator[Choice[ActivationCheckpointing]]:
     at_once = (
         "not even one sequence fits"
@@ -177,10 +189,13 @@ def _modes(
     elif setup.device_kind == "cpu" and setup.lora is not None:
         yield Choice("full", "adapters are for little memory; one block at a time is kept")
         return
+    elif setup.native_block:
+        if keeping_gates.value:
+            yield Choice("off", keeping_gates.reason)
+        yield Choice("selective", needed if keeping_gates.value else keeping_gates.reason)
     else:
         yield Choice("off", "everything fits")
-        if not setup.native_block:  # which keeps little more than products and attention
-            yield Choice("selective", needed)
+        yield Choice("selective", needed)
     yield Choice("full", needed)
 
 

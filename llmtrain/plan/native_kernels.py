@@ -23,6 +23,9 @@ ATTENTION_PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32")  # the other kern
 _WORTH_NATIVE_TIME_S, _WORTH_NATIVE_CPU_S = 30.0, 15.0
 # Compiling a block, to compare it with a native one, takes up to 20 s.
 _WORTH_COMPARING_S = 600.0
+# Of a block's time with gates computed again, at most which with them kept: they take a seventh
+# more memory at the shape of cpu-small, and no bit depends on it.
+_WORTH_KEEPING_GATES = 0.93
 
 
 def without_native(options: DeviceSection) -> DeviceSection:
@@ -59,7 +62,9 @@ def times_to_plan_with(
     attention = times.attention
     if attention is not None:
         attention = replace(attention, native_s=None)
-    return replace(times, attention=attention, loss=None, native=None, native_missing=None)
+    return replace(
+        times, attention=attention, loss=None, native=None, native_keeping=None, native_missing=None
+    )
 
 
 def unfit_for_native_loss(workload: Workload) -> str | None:
@@ -157,6 +162,26 @@ def _faster_block(
 def is_worth_comparing_native(workload: Workload, native: StepTimes, processes: int) -> bool:
     """Return whether a run by native kernels lasts long enough to compile a block, and compare."""
     return is_long(workload, native, processes, _WORTH_COMPARING_S, _WORTH_COMPARING_S)
+
+
+def choose_keeping_gates(times: CpuTimes | None) -> Choice[bool]:
+    """Choose whether native blocks keep their gates or compute them again, to the same bits.
+
+    On a CPU whose products are fast compared with its memory, computing again is as fast.
+    """
+    again, keeping = (None, None) if times is None else (times.native, times.native_keeping)
+    if again is None or keeping is None:
+        return Choice(False, "gates are computed again; keeping them was not compared here")
+    again_ms, keeping_ms = (
+        1e3 * each.by_cpu().block.seconds / each.micro_batch for each in (again, keeping)
+    )
+    is_worth_it = keeping_ms < _WORTH_KEEPING_GATES * again_ms
+    what = "kept gates are faster" if is_worth_it else "gates are computed again: hardly slower"
+    return Choice(
+        is_worth_it,
+        f"{what}: {keeping_ms:.1f} ms a block and sequence kept, {again_ms:.1f} computed again, "
+        "measured here",
+    )
 
 
 def why_native(native: float, other: float, figures: str) -> str:

@@ -45,6 +45,7 @@ class Planned:
             self.cpu_times,
             compiled=plan.compile.value,
             native_block=plan.block_kernels.value == "native",
+            keeps_gates=plan.activation_checkpointing.value == "off",
         )
 
     @property

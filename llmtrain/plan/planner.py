@@ -33,7 +33,11 @@ from llmtrain.plan.memory import (
     predict_training,
     whole_weights_fit,
 )
-from llmtrain.plan.native_kernels import choose_native_block, times_to_plan_with
+from llmtrain.plan.native_kernels import (
+    choose_keeping_gates,
+    choose_native_block,
+    times_to_plan_with,
+)
 from llmtrain.plan.rounds import planned_sync_every, why_no_rounds
 from llmtrain.plan.tensor_bytes import TrainingSetup, frozen_bytes
 from llmtrain.plan.workload import Workload
@@ -186,7 +190,12 @@ def _plan(
     computes = _choose_computation(facts, options, workload, kind, times, own, processes.value)
     precision = computes.precision.value
     sharding, checkpointing, micro_batch = memory_fit.choose_what_fits(
-        facts, options, workload, _setup(workload, kind, processes.value, computes), local
+        facts,
+        options,
+        workload,
+        _setup(workload, kind, processes.value, computes),
+        local,
+        choose_keeping_gates(times if kind == "cpu" else None),
     )
     accumulation = memory_fit.choose_accumulation(workload, processes.value, micro_batch.value)
     return Plan(

@@ -129,7 +129,9 @@ def saved_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
     if setup.checkpointing == "off":
         return shape.num_layers * block_bytes_per_token(shape, setup) + final
     saved = FP32_BYTES * shape.hidden_size
-    if setup.checkpointing == "selective":
+    if setup.checkpointing == "selective" and setup.native_block:
+        saved = native_block_bytes_without_gates(shape)
+    elif setup.checkpointing == "selective":
         saved += product_bytes_per_token(shape, setup)
     return shape.num_layers * saved + final
 
@@ -158,7 +160,8 @@ def block_bytes_per_token(shape: ModelShape, setup: TrainingSetup) -> int:
     """Return the bytes that one block saves for its backward without checkpointing."""
     size = setup.element_bytes
     if setup.native_block:
-        return _native_block_bytes(shape)
+        gates = 2 * HALF_BYTES * shape.intermediate_size if setup.lora is None else 0
+        return native_block_bytes_without_gates(shape) + gates
     queries, keys = shape.attention_width, shape.kv_width
     normed_heads = queries + keys if shape.qk_norm else 0
     # a GPU's kernels that take a mask need keys and values for every query head
@@ -194,8 +197,8 @@ def _compiled_bytes(shape: ModelShape, size: int, normed_heads: int) -> int:
     return streams + roots + heads + size * (shape.attention_width + 3 * shape.intermediate_size)
 
 
-def _native_block_bytes(shape: ModelShape) -> int:
-    """Return the bytes that a block of native kernels saves: inputs of its two halves, heads."""
+def native_block_bytes_without_gates(shape: ModelShape) -> int:
+    """Return what a block of native kernels saves of its two halves' inputs and of attention."""
     heads = 2 * shape.attention_width + 2 * shape.kv_width  # before their norms, and attended
     streams = 2 * FP32_BYTES * shape.hidden_size
     return streams + HALF_BYTES * heads + FP32_BYTES * shape.num_heads

@@ -51,11 +51,16 @@ def micro_batch_s(shape: ModelShape, parts: StepTimes) -> float:
     return shape.num_layers * parts.block.seconds + parts.head.seconds
 
 
-def parts_of(times: CpuTimes, *, compiled: bool, native_block: bool = False) -> StepTimes | None:
+def parts_of(
+    times: CpuTimes, *, compiled: bool, native_block: bool = False, keeps_gates: bool = False
+) -> StepTimes | None:
     """Return the parts of a step in the way that a plan computes it.
 
     Those of an eager step while a compiled or a native one is not measured; None if nothing is.
+    `keeps_gates`: where native kernels compute blocks.
     """
+    if native_block and keeps_gates and times.native_keeping is not None:
+        return times.native_keeping
     if native_block and times.native is not None:
         return times.native
     return times.compiled if compiled and times.compiled is not None else times.eager

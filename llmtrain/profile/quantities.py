@@ -31,6 +31,10 @@ def _seconds_text(seconds: float) -> str:
     return f"{Decimal(repr(seconds)).normalize():f}s"  # exact, and never with an exponent
 
 
+# For words with `off` among them, which YAML reads as false where it is not quoted.
+WITH_OFF = BeforeValidator(lambda value: "off" if value is False else value)
+
+
 Duration = Annotated[
     float,
     BeforeValidator(_duration_s),

@@ -17,7 +17,14 @@ from pydantic import (
     model_validator,
 )
 
-from llmtrain.profile.quantities import Duration, PositiveCount, PositiveFloat, PositiveInt, Threads
+from llmtrain.profile.quantities import (
+    WITH_OFF,
+    Duration,
+    PositiveCount,
+    PositiveFloat,
+    PositiveInt,
+    Threads,
+)
 
 Auto = Literal["auto"]
 TrackerName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
@@ -281,9 +288,13 @@ class DeviceSection(Section):
     attention: Literal["auto", "sdpa", "blocks", "flex", "native"] = "auto"
     loss: Literal["auto", "chunks", "native", "triton"] = "auto"
     block_kernels: Literal["auto", "torch", "native", "triton"] = "auto"  # beside attention
-    activation_checkpointing: Literal["auto", "off", "selective", "full"] = "auto"
+    activation_checkpointing: Annotated[Literal["auto", "off", "selective", "full"], WITH_OFF] = (
+        "auto"
+    )
     compile: bool | Auto = "auto"
-    numa_binding: Literal["auto", "off"] = "auto"  # of several processes on a CPU
+    numa_binding: Annotated[Literal["auto", "off"], WITH_OFF] = (
+        "auto"  # of several processes on a CPU
+    )
     workers: Threads | Auto = "auto"  # processes that tokenize
     pin_memory: bool | Auto = "auto"
     backend: Literal["auto", "gloo", "nccl"] = "auto"

@@ -64,7 +64,8 @@ def test_document(llmtrain: Command) -> None:
 
     assert set(document) - {"schema_version", "llmtrain"} == {
         *("profile", "cpu", "products", "attention", "loss", "native_missing"),
-        *("block", "compile_failure", "eager", "compiled", "native", "plan", "predicted"),
+        *("block", "compile_failure", "eager", "compiled", "native", "native_keeping"),
+        *("plan", "predicted"),
     }
     assert document["profile"] == {"value": "tiny", "reason": "asked for"}
     assert set(document["cpu"]) == {"model", "cores", "threads"}

@@ -23,6 +23,7 @@ from llmtrain.machine.facts import (
     PartTime,
 )
 from llmtrain.machine.probe import read_facts
+from llmtrain.model.step_timing import Way
 from llmtrain.plan import cpu_benchmarks, kernel_probes, numerics, step_benchmarks
 from llmtrain.plan.planner import Plan
 from llmtrain.plan.workload import Workload
@@ -193,6 +194,35 @@ def test_native_kernels_are_timed_beside_the_others_and_chosen(
         assert (made.attention.value, made.loss.value) == ("native", "native")
     assert plan(facts, [], train__time="20s").attention.value == "blocks"
     assert timed == [False, True]
+
+
+def test_blocks_that_keep_gates_are_timed_beside_others_where_that_is_to_be_decided(
+    facts: Facts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast = MatmulTimes(fp32_s=0.1, medium_s=0.1, bf16_s=0.01, flops=1e9)
+    timed: list[tuple[str, str]] = []
+
+    def block(_: object, way: Way) -> PartTime:
+        timed.append((way.block_kernels, way.checkpointing))
+        return PartTime(0.02 if timed[-1] == ("native", "off") else 0.03)
+
+    monkeypatch.setattr(kernel_probes, "time_matmuls", lambda *_: fast)
+    monkeypatch.setattr(
+        kernel_probes, "time_attention", lambda *_: AttentionTimes(0.4, 0.3, native_s=0.1)
+    )
+    monkeypatch.setattr(kernel_probes, "time_loss", lambda *_: LossTimes(0.3, 0.1))
+    monkeypatch.setattr(kernel_probes, "unsuitable", lambda *_: None)
+    monkeypatch.setattr(kernel_probes, "load_kernels", lambda *_, **__: Choice(True, "there"))
+    monkeypatch.setattr(step_benchmarks, "time_chained_block", block)
+    native = {"device__block_kernels": "native", "device__compile": False}
+    asked = plan(facts, [], **native, device__activation_checkpointing="selective")
+    assert asked.activation_checkpointing.value == "selective"
+    assert ("native", "off") not in timed
+    for _ in range(2):
+        made = plan(facts, [], **native)
+        assert made.activation_checkpointing.value == "off"
+        assert "kept gates are faster" in made.activation_checkpointing.reason
+    assert timed.count(("native", "off")) == 1
 
 
 def test_tokens_a_step_do_not_depend_on_whether_kernels_were_compiled_before(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
-from llmtrain.errors import UsageError
+from llmtrain.errors import DoesNotFitError, UsageError
 from llmtrain.machine.facts import (
     AttentionTimes,
     BlockTimes,
@@ -99,6 +99,43 @@ def test_native_blocks_are_compared_by_sequence_whatever_the_micro_batches() -> 
     times = replace(native_times(0.7), native=step(0.7, micro_batch=4))
     plan = make_plan(CPU, wish(compile=False), replace(WORKLOAD, time_s=599.0), times)
     assert plan.block_kernels.value == "torch"
+
+
+@pytest.mark.parametrize(
+    ("kept_s", "mode", "why"),
+    [
+        (0.46, "off", "kept gates are faster: 57.5 ms a block and sequence kept, 62.5 computed"),
+        (0.47, "selective", "gates are computed again: hardly slower: 58.8 ms"),
+        (None, "selective", "keeping them was not compared here"),
+    ],
+)
+def test_gates_are_kept_where_that_was_measured_to_be_faster(
+    kept_s: float | None, mode: str, why: str
+) -> None:
+    keeping = None if kept_s is None else step(kept_s)
+    times = replace(native_times(0.5), native_keeping=keeping)
+    chosen = make_plan(CPU, wish(compile=False), LONG, times).activation_checkpointing
+    assert chosen.value == mode
+    assert why in chosen.reason
+    asked = make_plan(CPU, wish(compile=False, activation_checkpointing="full"), LONG, times)
+    assert asked.activation_checkpointing.value == "full"
+
+
+def test_kept_gates_that_do_not_fit_are_computed_again() -> None:
+    times = replace(native_times(0.5), native_keeping=step(0.4))
+    deep = replace(LONG.shape, num_layers=40, context=8192)
+    workload = replace(LONG, shape=deep, tokens_per_step=2 * 8192)
+    found = dict[str, list[int]]()
+    for mib in range(400, 4000, 16):
+        machine = replace(CPU, cpu=replace(CPU.cpu, memory_limit_bytes=mib << 20))
+        try:
+            plan = make_plan(machine, wish(compile=False), workload, times)
+        except DoesNotFitError:
+            continue
+        assert plan.block_kernels.value == "native"
+        found.setdefault(plan.activation_checkpointing.value, []).append(mib)
+    assert list(found) == ["full", "selective", "off"]
+    assert found["full"][-1] < found["selective"][0] <= found["selective"][-1] < found["off"][0]
 
 
 @pytest.mark.parametrize(

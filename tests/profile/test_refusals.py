@@ -411,6 +411,8 @@ def test_what_yaml_reads_as_something_else_is_refused_with_its_line(
         ("optim.weight_decay", "0e0", 0.0),
         ("device.force_cpu", "yes", True),
         ("model.qk_norm", "off", False),
+        ("device.activation_checkpointing", "off", "off"),
+        ("device.numa_binding", "off", "off"),
         ("data.text_field", "2024-01-01", "2024-01-01"),
         ("data.text_field", "=", "="),
         ("data.text_field", "<<", "<<"),

@@ -58,6 +58,7 @@ def bench(
         eager=step_parts(times.eager),
         compiled=step_parts(times.compiled),
         native=step_parts(times.native),
+        native_keeping=step_parts(times.native_keeping),
         plan=result.plan,
         predicted=result if result.step_s is not None else None,
     )
@@ -130,7 +131,9 @@ def _times(measured: DeviceBench) -> Iterator[tuple[str, float, str, bool]]:
     native, compiled = plan.block_kernels.value == "native", plan.compile.value
     yield from _step_times("eager", measured.eager, used=not native and not compiled)
     yield from _step_times("compiled", measured.compiled, used=compiled)
-    yield from _step_times("native", measured.native, used=native)
+    keeps = measured.native_keeping is not None and plan.activation_checkpointing.value == "off"
+    yield from _step_times("native", measured.native, used=native and not keeps)
+    yield from _step_times("native, gates kept,", measured.native_keeping, used=native and keeps)
 
 
 def _step_times(

@@ -47,21 +47,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attention_layer_backw
 }
 
 // Returns the residual stream after the block, (B, T, C), and what its backward needs: the stream
-// after attention, heads, attended rows and their log-sum-exp.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> block(
+// after attention, heads, attended rows and their log-sum-exp; and the gates, if they are kept.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, std::optional<Tensor>> block(
     const Tensor& x, const Tensor& gain, const Tensor& qkv, const Tensor& o,
     const Tensor& feed_gain, const Tensor& gate, const Tensor& up, const Tensor& down,
     const std::optional<Tensor>& q_gain, const std::optional<Tensor>& k_gain, const Tensor& cos,
-    const Tensor& sin, const std::optional<Tensor>& first, int64_t key_heads, double epsilon) {
+    const Tensor& sin, const std::optional<Tensor>& first, int64_t key_heads, double epsilon,
+    bool keeps_gates) {
   const HeadsOfLayer layer{q_gain, k_gain, cos, sin, key_heads, epsilon};
   const FeedForwardLayer feed{feed_gain, gate, up, down, epsilon};
   auto [middle, heads, attended, lse] = attention_layer(
       x.flatten(0, 1).contiguous(), x.size(0), gain, qkv, o, layer, first);
-  return {llmtrain::feed_forward(middle, feed).view(x.sizes()), middle, heads, attended, lse};
+  const auto [y, gates] = llmtrain::feed_forward(middle, feed, keeps_gates);
+  return {y.view(x.sizes()), middle, heads, attended, lse, gates};
 }
 
 // Returns the gradients of x, and of gain, qkv, o, feed_gain, gate, up, down, q_gain and k_gain.
-// `kept`: what the forward returned beside the stream, or nothing, and it is computed again.
+// `kept`: of what the forward returned beside the stream all, or all but the gates, or nothing. What
+// is missing is computed again.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 block_backward(const Tensor& d_y, const Tensor& x, const Tensor& gain, const Tensor& qkv,
                const Tensor& o, const Tensor& feed_gain, const Tensor& gate, const Tensor& up,
@@ -75,8 +78,9 @@ block_backward(const Tensor& d_y, const Tensor& x, const Tensor& gain, const Ten
   const auto [middle, heads, attended, lse] =
       kept.empty() ? attention_layer(rows, x.size(0), gain, qkv, o, layer, first)
                    : std::make_tuple(kept[0], kept[1], kept[2], kept[3]);
+  const auto gates = kept.size() > 4 ? std::optional<Tensor>(kept[4]) : std::nullopt;
   const auto [d_middle, d_feed_gain, d_gate, d_up, d_down] =
-      llmtrain::feed_forward_backward(d_y.flatten(0, 1).contiguous(), middle, feed);
+      llmtrain::feed_forward_backward(d_y.flatten(0, 1).contiguous(), middle, feed, gates);
   const auto [d_x, d_gain, d_qkv, d_o, d_q_gain, d_k_gain] = attention_layer_backward(
       d_middle, rows, x.size(0), gain, qkv, o, layer, first, heads, attended, lse);
   return {d_x.view(x.sizes()), d_gain, d_qkv, d_o, d_feed_gain, d_gate, d_up, d_down,
@@ -88,8 +92,8 @@ block_backward(const Tensor& d_y, const Tensor& x, const Tensor& gain, const Ten
 TORCH_LIBRARY_FRAGMENT(llmtrain_native, m) {
   m.def("block(Tensor x, Tensor gain, Tensor qkv, Tensor o, Tensor feed_gain, Tensor gate, "
         "Tensor up, Tensor down, Tensor? q_gain, Tensor? k_gain, Tensor cos, Tensor sin, "
-        "Tensor? first, int key_heads, float epsilon) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-        &block);
+        "Tensor? first, int key_heads, float epsilon, bool keeps_gates) -> "
+        "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor?)", &block);
   m.def("block_backward(Tensor d_y, Tensor x, Tensor gain, Tensor qkv, Tensor o, "
         "Tensor feed_gain, Tensor gate, Tensor up, Tensor down, Tensor? q_gain, Tensor? k_gain, "
         "Tensor cos, Tensor sin, Tensor? first, int key_heads, float epsilon, Tensor[] kept) -> "

@@ -1,8 +1,8 @@
 """A block by native kernels: attention and feed-forward, with norms and residuals.
 
 Weights are fp32, or their bf16 copies beside them; products are in bf16, sums, the residual stream
-and all gradients of weights in fp32. The backward computes norms, rotations and gates again; where
-nothing is kept for it, attention and what leads to it, too.
+and all gradients of weights in fp32. The backward computes norms and rotations again; with
+selective activation checkpointing gates, too, and with full also attention and what leads to it.
 
 Shapes: B sequences, T tokens, N = B · T, C hidden features, F features of feed-forward, H query
 heads, G key heads, D features a head.
@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from llmtrain.choice import ActivationCheckpointing
 
 
 class NativeNorm(torch.autograd.Function):
@@ -68,7 +70,7 @@ class NativeBlock(torch.autograd.Function):
         x_btc: Tensor,
         casts: BlockCasts,
         layout: HeadsLayout,
-        keeps: bool,
+        checkpointing: ActivationCheckpointing,
         gain: Tensor,
         q_proj: Tensor,
         k_proj: Tensor,
@@ -86,9 +88,9 @@ class NativeBlock(torch.autograd.Function):
         ctx.sizes = [len(matrix) for matrix in (q_proj, k_proj, v_proj)]
         gains = gain, feed_gain, q_gain, k_gain
         y_btc, *kept = torch.ops.llmtrain_native.block.default(
-            x_btc, *_operands(casts, *gains), *layout
+            x_btc, *_operands(casts, *gains), *layout, checkpointing == "off"
         )
-        ctx.save_for_backward(x_btc, *gains, *(kept if keeps else ()))
+        ctx.save_for_backward(x_btc, *gains, *(kept if checkpointing != "full" else ()))
         result: Tensor = y_btc
         return result
 
@@ -100,7 +102,7 @@ class NativeBlock(torch.autograd.Function):
         operands = _operands(ctx.casts, gain, feed_gain, q_gain, k_gain)
         d_x, d_gain, d_qkv, *d_rest, d_q_gain, d_k_gain = (
             torch.ops.llmtrain_native.block_backward.default(
-                d_y_btc, x_btc, *operands, *ctx.layout, kept
+                d_y_btc, x_btc, *operands, *ctx.layout, [each for each in kept if each is not None]
             )
         )
         d_gains = (None, None) if q_gain is None else (d_q_gain, d_k_gain)

@@ -47,20 +47,27 @@ FeedForwardWeights weights_of(const FeedForwardLayer& layer) {
 
 }  // namespace
 
-Tensor feed_forward(const Tensor& x, const FeedForwardLayer& layer) {
+std::tuple<Tensor, std::optional<Tensor>> feed_forward(const Tensor& x,
+                                                       const FeedForwardLayer& layer,
+                                                       bool keeps_gates) {
   const FeedForwardShape shape = shape_of(x, layer);
   const int threads = at::get_num_threads();
   Tensor y = at::empty_like(x);
+  std::optional<Tensor> gates;
+  if (keeps_gates)
+    gates = at::empty({gate_blocks(shape), 2 * shape.features, kGateBlock}, layer.gate.options());
   const Tensor scratch = scratch_of(feed_forward_scratch(shape, threads), x);
   feed_forward(shape, weights_of(layer), dense<float>(x), y.mutable_data_ptr<float>(),
-               aligned(scratch), threads);
-  return y;
+               gates ? gates->mutable_data_ptr<BFloat16>() : nullptr, aligned(scratch), threads);
+  return {y, gates};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> feed_forward_backward(
-    const Tensor& d_y, const Tensor& x, const FeedForwardLayer& layer) {
+    const Tensor& d_y, const Tensor& x, const FeedForwardLayer& layer,
+    const std::optional<Tensor>& gates) {
   const FeedForwardShape shape = shape_of(x, layer);
   TORCH_CHECK(d_y.sizes() == x.sizes());
+  TORCH_CHECK(!gates || gates->numel() == gate_blocks(shape) * 2 * shape.features * kGateBlock);
   const int threads = at::get_num_threads();
   Tensor d_x = at::empty_like(x), d_gain = at::empty_like(layer.gain);
   Tensor d_gate = floats(layer.gate.sizes(), x), d_up = floats(layer.up.sizes(), x);
@@ -70,8 +77,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> feed_forward_backward(
       d_x.mutable_data_ptr<float>(), d_gain.mutable_data_ptr<float>(),
       d_gate.mutable_data_ptr<float>(), d_up.mutable_data_ptr<float>(),
       d_down.mutable_data_ptr<float>()};
-  feed_forward_backward(shape, weights_of(layer), dense<float>(d_y), dense<float>(x), gradients,
-                        aligned(scratch), threads);
+  feed_forward_backward(shape, weights_of(layer), dense<float>(d_y), dense<float>(x),
+                        gates ? dense<BFloat16>(*gates) : nullptr, gradients, aligned(scratch),
+                        threads);
   return {d_x, d_gain, d_gate, d_up, d_down};
 }
 

@@ -25,15 +25,23 @@ struct FeedForwardGradients {
   float *gate, *up, *down;    // as the weights
 };
 
-// `scratch` has the bytes that the function of that name says for this number of threads.
+// Gates and what they gate may be kept for the backward, as bf16: of each kGateBlock tokens, the last
+// ones padded, all features of both, (2F, kGateBlock).
+constexpr int64_t kGateBlock = 128;
+inline int64_t gate_blocks(const FeedForwardShape& shape) {
+  return (shape.tokens + kGateBlock - 1) / kGateBlock;
+}
+
+// `scratch` has the bytes that the function of that name says for this number of threads. `gates`
+// may be null: the forward then keeps none, and the backward computes them again, bit for bit.
 
 int64_t feed_forward_scratch(const FeedForwardShape& shape, int threads);
 void feed_forward(const FeedForwardShape& shape, const FeedForwardWeights& weights, const float* x,
-                  float* y, char* scratch, int threads);
+                  float* y, c10::BFloat16* gates, char* scratch, int threads);
 
 int64_t feed_forward_backward_scratch(const FeedForwardShape& shape, int threads);
 void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardWeights& weights,
-                           const float* d_y, const float* x, const FeedForwardGradients& gradients,
-                           char* scratch, int threads);
+                           const float* d_y, const float* x, const c10::BFloat16* gates,
+                           const FeedForwardGradients& gradients, char* scratch, int threads);
 
 }  // namespace llmtrain

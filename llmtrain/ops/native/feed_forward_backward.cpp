@@ -1,11 +1,12 @@
-// The gradients of a SwiGLU layer, which computes gates again instead of keeping them.
+// The gradients of a SwiGLU layer.
 //
 //     pack         rows of n(x) and dy as operands, both ways; weights transposed
-//     by features  gates again, their gradients, and the gradients of all weights, some features
-//                  of all tokens at a time: sums of weights' gradients stay in a core's cache
+//     by features  gates, again if they were not kept, their gradients, and the gradients of all
+//                  weights, some features of all tokens at a time: sums of weights' gradients stay
+//                  in a core's cache
 //     by rows      the gradient of n(x) and of x, some tokens at a time
 //
-// Of what has width F only the gates' gradient goes through memory, once.
+// Of what has width F only gates that were kept and the gates' gradient go through memory, once.
 #include <cstring>
 
 #include "feed_forward.h"
@@ -18,7 +19,7 @@ namespace llmtrain {
 namespace {
 
 constexpr int64_t kRun = 512;    // tokens in one product of weights' gradients
-constexpr int64_t kBlock = 128;  // tokens whose gates exist at once; divides the others
+constexpr int64_t kBlock = kGateBlock;  // tokens whose gates exist at once; divides the others
 constexpr int64_t kPiece = 512;  // features in one product of the rows' gradient
 constexpr int64_t kPacked = 32;  // rows or features packed at once
 
@@ -45,9 +46,13 @@ struct Shared {
 };
 
 struct OfFeatures {
-  float *gate, *up, *d_hidden;       // (features, kBlock)
+  float *gate, *up, *d_hidden;       // (features, kBlock); the former if they were not kept
   bf16 *hidden, *d_gate, *d_up;      // (features, kRun)
   float *sum_gate, *sum_up, *sum_down;  // (features, C)
+};
+
+struct Gates {
+  __m512i gate, up;  // of 32 tokens
 };
 
 struct OfRows {
@@ -98,10 +103,10 @@ OfPacking packing_in(Scratch& scratch, const FeedForwardShape& shape) {
 class Backward {
  public:
   Backward(const FeedForwardShape& shape, const Tiling& tiling, const FeedForwardWeights& weights,
-           const float* d_y, const float* x, const FeedForwardGradients& gradients,
-           const Shared& shared)
-      : shape_(shape), tiling_(tiling), weights_(weights), d_y_(d_y), x_(x), d_(gradients),
-        s_(shared) {}
+           const float* d_y, const float* x, const bf16* gates,
+           const FeedForwardGradients& gradients, const Shared& shared)
+      : shape_(shape), tiling_(tiling), weights_(weights), d_y_(d_y), x_(x), gates_(gates),
+        d_(gradients), s_(shared) {}
 
   // Pack 32 tokens from `start` on; beyond the last one zeros.
   void pack_rows(int64_t start, const OfPacking& own) const {
@@ -178,14 +183,33 @@ class Backward {
   // `width` tokens from run + u on: gates, and their gradients as both operands that they become.
   void differentiate_gates(int64_t first, int64_t count, int64_t run, int64_t u, int64_t width,
                            const OfFeatures& own) const {
+    if (gates_ == nullptr) {
+      const bf16* normed_t = s_.normed_t + (run + u) * shape_.size;
+      multiply(weights_.gate, first, count, normed_t, width, own.gate);
+      multiply(weights_.up, first, count, normed_t, width, own.up);
+      differentiate_gates(first, count, run, u, width, own, [&](int64_t at) {
+        const auto rounded = [&](const float* from) {
+          return to_bf16(_mm512_loadu_ps(from + at), _mm512_loadu_ps(from + at + 16));
+        };
+        return Gates{rounded(own.gate), rounded(own.up)};
+      });
+    } else {
+      const int64_t block = (run + u) / kGateBlock;
+      const bf16* gate = gates_ + (2 * block * shape_.features + first) * kGateBlock;
+      const bf16* up = gate + shape_.features * kGateBlock;
+      differentiate_gates(first, count, run, u, width, own, [&](int64_t at) {
+        return Gates{_mm512_loadu_si512(gate + at), _mm512_loadu_si512(up + at)};
+      });
+    }
+  }
+
+  // `gates_at(i)`: those of 32 tokens, from the i-th of a block (count, kBlock) on.
+  template <class GatesAt>
+  void differentiate_gates(int64_t first, int64_t count, int64_t run, int64_t u, int64_t width,
+                           const OfFeatures& own, const GatesAt& gates_at) const {
     const int64_t size = shape_.size, start = run + u;
     const bf16 *normed_t = s_.normed_t + start * size, *d_y_t = s_.d_y_t + start * size;
-    const auto multiply = [&](const bf16* rows, const bf16* tokens, float* out) {
-      brgemm(count, width, size, size, kBlock, kBlock, false, rows + first * size, tokens, out);
-    };
-    multiply(weights_.gate, normed_t, own.gate);
-    multiply(weights_.up, normed_t, own.up);
-    multiply(s_.down_t, d_y_t, own.d_hidden);
+    multiply(s_.down_t, first, count, d_y_t, width, own.d_hidden);
     const int64_t block = start / tiling_.rows * tiling_.rows, stride = tiling_.rows;
     bf16* d_gate = s_.d_gates + 2 * block * shape_.features + first * stride + 2 * (start - block);
     bf16* d_up = d_gate + shape_.features * stride;
@@ -201,19 +225,27 @@ class Backward {
             _mm_prefetch(reinterpret_cast<const char*>(each + 32 * line), _MM_HINT_T1);
         __m512i gates[2], ups[2];
         for (int k = 0; k < 2; ++k)
-          differentiate(own, (i + k) * kBlock + t, (i + k) * kRun + u + t, gates[k], ups[k]);
+          differentiate(gates_at((i + k) * kBlock + t), own, (i + k) * kBlock + t,
+                        (i + k) * kRun + u + t, gates[k], ups[k]);
         interleave.store(d_gate + i * stride + 2 * t, gates[0], gates[1]);
         interleave.store(d_up + i * stride + 2 * t, ups[0], ups[1]);
       }
   }
 
+  // Of `rows` (…, C) those of features from `first` on, by a block of tokens (C, kBlock).
+  void multiply(const bf16* rows, int64_t first, int64_t count, const bf16* tokens, int64_t width,
+                float* out) const {
+    const int64_t size = shape_.size;
+    brgemm(count, width, size, size, kBlock, kBlock, false, rows + first * size, tokens, out);
+  }
+
   // 32 tokens of one feature, at `from` of the block and `to` of the run.
-  static void differentiate(const OfFeatures& own, int64_t from, int64_t to, __m512i& d_gate,
-                            __m512i& d_up) {
+  static void differentiate(const Gates& gates, const OfFeatures& own, int64_t from, int64_t to,
+                            __m512i& d_gate, __m512i& d_up) {
     __m512 hidden[2], d_gates[2], d_ups[2];
     for (int e = 0; e < 2; ++e) {
-      const __m512 gate = _mm512_loadu_ps(own.gate + from + 16 * e);
-      const __m512 up = _mm512_loadu_ps(own.up + from + 16 * e);
+      const __m512 gate = e == 0 ? low_half(gates.gate) : high_half(gates.gate);
+      const __m512 up = e == 0 ? low_half(gates.up) : high_half(gates.up);
       const __m512 d_hidden = _mm512_loadu_ps(own.d_hidden + from + 16 * e);
       const __m512 s = sigmoid(gate), silu = _mm512_mul_ps(gate, s);
       hidden[e] = _mm512_mul_ps(silu, up);
@@ -230,6 +262,7 @@ class Backward {
   Tiling tiling_;
   FeedForwardWeights weights_;
   const float *d_y_, *x_;
+  const bf16* gates_;
   FeedForwardGradients d_;
   Shared s_;
 };
@@ -250,14 +283,14 @@ int64_t feed_forward_backward_scratch(const FeedForwardShape& shape, int threads
 }
 
 void feed_forward_backward(const FeedForwardShape& shape, const FeedForwardWeights& weights,
-                           const float* d_y, const float* x, const FeedForwardGradients& gradients,
-                           char* scratch, int threads) {
+                           const float* d_y, const float* x, const bf16* gates,
+                           const FeedForwardGradients& gradients, char* scratch, int threads) {
   const Tiling tiling(shape, threads);
   Scratch all(scratch);
   const Shared shared = shared_in(all, shape, tiling);
   const int64_t each = own_bytes(shape, tiling);
   const auto own = [&] { return Scratch(scratch + all.used() + at::get_thread_num() * each); };
-  const Backward backward(shape, tiling, weights, d_y, x, gradients, shared);
+  const Backward backward(shape, tiling, weights, d_y, x, gates, gradients, shared);
   share_tasks(tiling.padded / kPacked, [&](Tasks& tasks) {
     Scratch mine = own();
     const OfPacking packing = packing_in(mine, shape);

@@ -36,30 +36,48 @@ Buffers buffers_in(Scratch& scratch, const FeedForwardShape& shape, const Tiling
           scratch.take<float>(shape.size * tiling.rows)};
 }
 
+// Where gates of a sub-tile are kept, from one feature and one token on.
+struct Kept {
+  bf16* gates;  // all of them; may be null
+  int64_t features, feature, token;
+
+  void store(int64_t f, int64_t t, __m512i gate, __m512i up) const {
+    const int64_t block = (token + t) / kGateBlock, within = (token + t) % kGateBlock;
+    bf16* at = gates + (2 * block * features + feature + f) * kGateBlock + within;
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(at), gate);
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(at + features * kGateBlock), up);
+  }
+};
+
 // silu(gate) · up of `count` features, packed.
-void activate(const Buffers& own, int64_t count, int64_t width, int64_t stride, bf16* out) {
+void activate(const Buffers& own, int64_t count, int64_t width, int64_t stride, bf16* out,
+              const Kept& kept) {
   const Interleave interleave;
   for (int64_t i = 0; i < count; i += 2)
     for (int64_t t = 0; t < width; t += 32) {
       __m512i both[2];
       for (int k = 0; k < 2; ++k) {
-        __m512 halves[2];
+        __m512 gates[2], ups[2], hidden[2];
         for (int e = 0; e < 2; ++e) {
           const int64_t at = (i + k) * stride + t + 16 * e;
-          const __m512 gate = _mm512_loadu_ps(own.gate + at);
-          const __m512 silu = _mm512_mul_ps(gate, sigmoid(gate));
-          halves[e] = _mm512_mul_ps(silu, _mm512_loadu_ps(own.up + at));
+          gates[e] = _mm512_loadu_ps(own.gate + at), ups[e] = _mm512_loadu_ps(own.up + at);
+          hidden[e] = _mm512_mul_ps(_mm512_mul_ps(gates[e], sigmoid(gates[e])), ups[e]);
         }
-        both[k] = to_bf16(halves[0], halves[1]);
+        both[k] = to_bf16(hidden[0], hidden[1]);
+        if (kept.gates != nullptr)
+          kept.store(i + k, t, to_bf16(gates[0], gates[1]), to_bf16(ups[0], ups[1]));
       }
       interleave.store(out + i * stride + 2 * t, both[0], both[1]);
     }
 }
 
+// `tokens` of them from `start` on.
 void compute_rows(const FeedForwardShape& shape, const Tiling& tiling,
-                  const FeedForwardWeights& weights, const float* x, int64_t tokens, float* y,
-                  const Buffers& own) {
+                  const FeedForwardWeights& weights, const float* all_x, int64_t start,
+                  int64_t tokens, float* all_y, bf16* gates, const Buffers& own) {
   const int64_t size = shape.size, rows = tiling.rows, width = round_up(tokens, 32);
+  const float* x = all_x + start * size;
+  float* y = all_y + start * size;
   for (int64_t t = 0; t < tokens; ++t)
     normalize_row(x + t * size, weights.gain, size, shape.epsilon, own.normed + t * size);
   pack_transposed(own.normed, size, tokens, size, own.normed_t, rows);
@@ -70,7 +88,8 @@ void compute_rows(const FeedForwardShape& shape, const Tiling& tiling,
       brgemm(count, width, size, size, rows, rows, false, weights.gate + first, own.normed_t,
              own.gate);
       brgemm(count, width, size, size, rows, rows, false, weights.up + first, own.normed_t, own.up);
-      activate(own, count, width, rows, own.activations + u * rows);
+      activate(own, count, width, rows, own.activations + u * rows,
+               {gates, shape.features, f + u, start});
     }
     brgemm(size, width, some, shape.features, rows, rows, f > 0, weights.down + f, own.activations,
            own.y_t);
@@ -90,7 +109,7 @@ int64_t feed_forward_scratch(const FeedForwardShape& shape, int threads) {
 }
 
 void feed_forward(const FeedForwardShape& shape, const FeedForwardWeights& weights, const float* x,
-                  float* y, char* scratch, int threads) {
+                  float* y, bf16* gates, char* scratch, int threads) {
   const Tiling tiling(shape, threads);
   const int64_t own_bytes = feed_forward_scratch(shape, threads) / threads;
   share_tasks(tiling.tasks, [&](Tasks& tasks) {
@@ -98,9 +117,10 @@ void feed_forward(const FeedForwardShape& shape, const FeedForwardWeights& weigh
     const Buffers own = buffers_in(mine, shape, tiling);
     for (int64_t task; tasks.take(task);) {
       const int64_t start = task * tiling.rows;
-      compute_rows(shape, tiling, weights, x + start * shape.size,
-                   std::min(tiling.rows, shape.tokens - start), y + start * shape.size, own);
+      compute_rows(shape, tiling, weights, x, start, std::min(tiling.rows, shape.tokens - start), y,
+                   gates, own);
     }
+    _mm_sfence();  // streamed stores are ordered by nothing else, and other threads read them
     brgemm_release();
   });
 }

@@ -31,11 +31,15 @@ struct FeedForwardLayer {
   double epsilon;
 };
 
-at::Tensor feed_forward(const at::Tensor& x, const FeedForwardLayer& layer);
+// Returns the layer's output and, if they are kept, its gates.
+std::tuple<at::Tensor, std::optional<at::Tensor>> feed_forward(const at::Tensor& x,
+                                                               const FeedForwardLayer& layer,
+                                                               bool keeps_gates);
 
 // Returns the gradients of x, the gain, and the weights of gate, up and down.
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> feed_forward_backward(
-    const at::Tensor& d_y, const at::Tensor& x, const FeedForwardLayer& layer);
+    const at::Tensor& d_y, const at::Tensor& x, const FeedForwardLayer& layer,
+    const std::optional<at::Tensor>& gates);
 
 // How rows of heads are divided, and what normalizes and rotates them.
 struct HeadsOfLayer {

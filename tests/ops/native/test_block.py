@@ -124,6 +124,7 @@ def test_a_step_is_bitwise_repeatable_however_it_is_kept(section: ModelSection) 
     others = [
         native(section),
         native(section, casts=WeightCasts(torch.bfloat16)),
+        native(section, checkpointing="selective"),
         native(section, checkpointing="full"),
     ]
     for model in others:
