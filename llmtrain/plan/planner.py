@@ -91,8 +91,13 @@ class Plan:
         return {name: getattr(self, name).value for name in _NUMERICS}
 
     def has_numerics(self, recorded: Mapping[str, Any]) -> bool:
-        """Return True if the `numerics` of a plan, of an earlier llmtrain too, are this plan's."""
+        """Return True if the `numerics` of a plan, of an earlier llmtrain too, are this plan's.
+
+        Native blocks compute the same bits whatever they keep for their backward.
+        """
         known = _BEFORE | dict(recorded)
+        if self.block_kernels.value == "native":
+            known["activation_checkpointing"] = self.activation_checkpointing.value
         return all(known.get(name) == value for name, value in self.numerics().items())
 
 

@@ -84,14 +84,17 @@ void try_feed_forward(int threads) {
   const FeedForwardWeights weights{gain.data(), gate.data(), up.data(), down.data()};
   std::vector<float> y(x.size()), d_x(x.size()), d_gain(s.size);
   std::vector<float> d_gate(count), d_up(count), d_down(count);
+  const int64_t kept_bytes = gate_blocks(s) * 2 * s.features * kGateBlock * sizeof(BFloat16);
+  char* kept = between(0, 1) == 1 ? scratch_of(kept_bytes) : nullptr;
+  auto* gates = reinterpret_cast<BFloat16*>(kept);
   char* scratch = scratch_of(feed_forward_scratch(s, threads));
-  feed_forward(s, weights, x.data(), y.data(), scratch, threads);
+  feed_forward(s, weights, x.data(), y.data(), gates, scratch, threads);
   std::free(scratch);
   scratch = scratch_of(feed_forward_backward_scratch(s, threads));
-  feed_forward_backward(s, weights, d_y.data(), x.data(),
+  feed_forward_backward(s, weights, d_y.data(), x.data(), gates,
                         {d_x.data(), d_gain.data(), d_gate.data(), d_up.data(), d_down.data()},
                         scratch, threads);
-  std::free(scratch);
+  std::free(scratch), std::free(kept);
   require_finite(y, "feed-forward"), require_finite(d_x, "its gradient");
   require_finite(d_gain, "that of the gain"), require_finite(d_down, "that of a weight");
 }

@@ -121,6 +121,20 @@ def test_gates_are_kept_where_that_was_measured_to_be_faster(
     assert asked.activation_checkpointing.value == "full"
 
 
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_a_resume_by_native_blocks_may_keep_more_or_less_than_the_run(kernels: str) -> None:
+    kept, again = (
+        make_plan(
+            CPU,
+            wish(compile=False, block_kernels=kernels, activation_checkpointing=mode),
+            LONG,
+            native_times(0.5),
+        )
+        for mode in ("off", "selective")
+    )
+    assert again.has_numerics(kept.numerics()) == (kernels == "native")
+
+
 def test_kept_gates_that_do_not_fit_are_computed_again() -> None:
     times = replace(native_times(0.5), native_keeping=step(0.4))
     deep = replace(LONG.shape, num_layers=40, context=8192)

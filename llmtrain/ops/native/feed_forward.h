@@ -26,7 +26,7 @@ struct FeedForwardGradients {
 };
 
 // Gates and what they gate may be kept for the backward, as bf16: of each kGateBlock tokens, the last
-// ones padded, all features of both, (2F, kGateBlock).
+// ones padded, all features of both, (2F, kGateBlock). They begin where a line of the cache does.
 constexpr int64_t kGateBlock = 128;
 inline int64_t gate_blocks(const FeedForwardShape& shape) {
   return (shape.tokens + kGateBlock - 1) / kGateBlock;
