@@ -9,10 +9,10 @@ from functools import partial
 from llmtrain.generate.text import TextStream
 from llmtrain.serve.errors import BusyError, FailedError, UnavailableError
 from llmtrain.serve.scheduler import (
+    ClosedError,
     Job,
     QueueFullError,
     Scheduler,
-    ShuttingDownError,
     Update,
 )
 
@@ -37,7 +37,7 @@ class Answer:
             scheduler.submit(self._jobs)
         except QueueFullError as error:
             raise BusyError(error.message, code="queue_full") from None
-        except ShuttingDownError as error:
+        except ClosedError as error:
             raise UnavailableError(error.message) from None
 
     def _deliver(self, index: int, update: Update) -> None:

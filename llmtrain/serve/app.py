@@ -107,8 +107,8 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         """Answer whether requests are taken."""
-        if not self.scheduler.is_alive:
-            raise UnavailableError("the server is shutting down")
+        if (reason := self.scheduler.why_closed) is not None:
+            raise UnavailableError(reason)
         return _json({"status": "ok"})
 
     async def openapi(self, request: Request) -> Response:

@@ -20,7 +20,7 @@ _ERRORS = {
     415: "the body is not said to be JSON",
     429: "as many requests wait as may",
     500: "the model failed",
-    503: "the server is shutting down, or has as many connections as it takes",
+    503: "the server is shutting down, its model failed, or it has as many connections as it takes",
 }
 _TEXT: dict[str, Any] = {"type": "string"}
 _COUNT: dict[str, Any] = {"type": "integer", "minimum": 0}

@@ -24,7 +24,7 @@ class QueueFullError(LlmtrainError):
     """As many requests wait as may."""
 
 
-class ShuttingDownError(LlmtrainError):
+class ClosedError(LlmtrainError):
     """The server takes no more requests."""
 
 
@@ -64,7 +64,7 @@ class Scheduler:
         self._cancelled: list[Job] = []
         self._running: dict[int, Job] = {}  # by the identity of the stream; the thread's own
         self._is_closing = False
-        self._is_done = False
+        self._failure: str | None = None  # of the model, after which no job is continued
         self._thread = threading.Thread(target=self._run, name="generation", daemon=True)
 
     def start(self) -> None:
@@ -72,15 +72,17 @@ class Scheduler:
         self._thread.start()
 
     @property
-    def is_alive(self) -> bool:
-        """True while jobs are taken and continued."""
-        return self._thread.is_alive() and not self._is_closing
+    def why_closed(self) -> str | None:
+        """Why no jobs are taken any more; None while they are."""
+        if self._failure is not None:
+            return f"{self._failure}; the server has to be started again"
+        return "the server is shutting down" if self._is_closing else None
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue all jobs or none. Raises QueueFullError and ShuttingDownError."""
+        """Queue all jobs or none. Raises QueueFullError and ClosedError."""
         with self._changed:
-            if self._is_closing or self._is_done:
-                raise ShuttingDownError("the server is shutting down")
+            if self.why_closed is not None:
+                raise ClosedError(self.why_closed)
             waiting = len(self._waiting) + len(jobs) - self._free
             if waiting > self._queue_limit:
                 raise QueueFullError(
@@ -115,13 +117,14 @@ class Scheduler:
             while self._next_jobs():
                 self._step()
         except BaseException as error:
-            self._fail(self._taken_at_end(), f"the model failed: {type(error).__name__}")
+            failure = f"the model failed: {type(error).__name__}"
+            self._fail(self._taken_at_end(failure), failure)
             raise
 
-    def _taken_at_end(self) -> list[Job]:
+    def _taken_at_end(self, failure: str) -> list[Job]:
         """Take no more jobs; return those that run and wait, which no step continues any more."""
         with self._changed:
-            self._is_done = True
+            self._failure = failure
             jobs = [*self._running.values(), *self._waiting]
             self._running.clear()
             self._waiting.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import NoReturn
 
 import pytest
@@ -12,7 +11,7 @@ from llmtrain.generate.sampling import Sampling
 from llmtrain.generate.text import TextRequest
 from llmtrain.model.decoder import Decoder
 from llmtrain.serve.metrics import Metrics
-from llmtrain.serve.scheduler import Job, Scheduler, ShuttingDownError, Update
+from llmtrain.serve.scheduler import ClosedError, Job, Scheduler, Update
 from llmtrain.tokenizer import Tokenizer
 
 
@@ -32,7 +31,7 @@ def test_a_model_that_fails_fails_all_jobs_and_takes_no_more(
         failures.append(update.failure)
         try:
             scheduler.submit([job()])
-        except ShuttingDownError as error:
+        except ClosedError as error:
             refused.append(error.message)
 
     def step() -> NoReturn:
@@ -41,7 +40,8 @@ def test_a_model_that_fails_fails_all_jobs_and_takes_no_more(
     monkeypatch.setattr(generator, "step", step)
     scheduler.submit([job(), job(), job()])
     scheduler.start()
-    while scheduler.is_alive:
-        time.sleep(0.01)
+    scheduler.close(10.0)
     assert failures == ["the model failed: RuntimeError"] * 3
-    assert len(refused) == 3
+    why = "the model failed: RuntimeError; the server has to be started again"
+    assert refused == [why] * 3
+    assert scheduler.why_closed == why
