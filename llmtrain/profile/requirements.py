@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 from pydantic_core import ErrorDetails
@@ -26,7 +27,7 @@ def usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) -
         message = " or ".join(dict.fromkeys(requirement(e, limits) for e in branches))
         message = message.replace(" or has to be ", " or ")
     if setting is None:
-        origins = sorted({s.origin for p, s in merged.items() if p.startswith(path + ".")})
+        origins = _origins_within(path, message, merged)
         place = f"{path}: " if path else ""  # or of the whole profile
         return UsageError(place + message + (f" ({', '.join(origins)})" if origins else ""))
     key, origin = ".".join(words), setting.origin
@@ -46,6 +47,22 @@ def usage_error(errors: Sequence[ErrorDetails], merged: Mapping[str, Setting]) -
         hint = "quote a text that YAML reads as something else, as in 'no', '2024' and 'null'"
     found = "" if message.startswith(repr(setting.value)) else f", not {_shown(setting.value)}"
     return UsageError(f"{key}: {message}{found} ({origin})", hint=hint)
+
+
+def _origins_within(path: str, message: str, merged: Mapping[str, Setting]) -> list[str]:
+    """Return where the settings of a section come from: those that the message names, or all.
+
+    With an empty `path`, of the whole profile, only those that are named.
+    """
+    start = f"{path}." if path else ""
+    within = {p.removeprefix(start): s.origin for p, s in merged.items() if p.startswith(start)}
+    # of the whole profile by their paths: `name` is also a word
+    named = {o for key, o in within.items() if _names(message, key) and (path or "." in key)}
+    return sorted(named or (set(within.values()) if path else ()))
+
+
+def _names(message: str, key: str) -> bool:
+    return re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", message) is not None
 
 
 _READ_AS = {True: "true", False: "false", None: "null"}

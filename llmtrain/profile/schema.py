@@ -75,7 +75,9 @@ class ModelSection(Section):
             )
         head_dim = self.hidden_size // self.num_heads if self.head_dim == "auto" else self.head_dim
         if head_dim % 2:
-            raise ValueError(f"head_dim {head_dim} is odd; rotary embeddings turn pairs")
+            of = f", of hidden_size {self.hidden_size} and num_heads {self.num_heads}"
+            made_of = of if self.head_dim == "auto" else ""
+            raise ValueError(f"head_dim {head_dim} is odd{made_of}; rotary embeddings turn pairs")
         return self
 
 

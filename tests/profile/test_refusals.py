@@ -160,6 +160,27 @@ def test_an_impossible_shape(refusal: Refusal, file: Path, model: str, complaint
     assert f"{file}:1" in error.message
 
 
+@pytest.mark.parametrize(
+    ("sets", "cited"),
+    [
+        (("model.hidden_size=100", "model.num_heads=6"), 2),
+        (("model.hidden_size=30", "model.num_heads=6"), 2),
+        (("model.head_dim=33", "model.num_heads=6"), 1),
+        (("model.num_kv_heads=4", "model.num_heads=6"), 2),
+        (("train.sync_every=4", "train.sync_delay=4"), 2),
+    ],
+)
+def test_of_a_section_those_settings_are_cited_that_conflict(
+    sets: tuple[str, ...], cited: int
+) -> None:
+    others = ("model.context=64", "model.vocab_size=320", "train.seed=1")
+    with pytest.raises(UsageError) as caught:
+        load_profile("cpu-tiny", environment={}, assignments=[*sets, *others])
+    message = caught.value.message
+    assert [each in message for each in sets] == [number < cited for number in range(len(sets))]
+    assert not [each for each in others if each in message]
+
+
 def test_a_date_is_text() -> None:
     loaded = load_profile(environment={}, assignments=["data.text_field=2024-01-01"])
     assert loaded.profile.data.text_field == "2024-01-01"
