@@ -194,13 +194,10 @@ def _plan(
     own = choose_own_kernels(options, workload, gpu_times, processes.value)
     computes = _choose_computation(facts, options, workload, kind, times, own, processes.value)
     precision = computes.precision.value
+    setup = _setup(workload, kind, processes.value, computes)
+    gates = choose_keeping_gates(times if kind == "cpu" else None)
     sharding, checkpointing, micro_batch = memory_fit.choose_what_fits(
-        facts,
-        options,
-        workload,
-        _setup(workload, kind, processes.value, computes),
-        local,
-        choose_keeping_gates(times if kind == "cpu" else None),
+        facts, options, workload, setup, local, gates
     )
     accumulation = memory_fit.choose_accumulation(workload, processes.value, micro_batch.value)
     return Plan(
