@@ -130,7 +130,7 @@ def _keeping_gates(
     probes = eager_step_probes(facts, keeping, workload, times)
     if times.native is None or probes is None or probes.micro_batch != times.native.micro_batch:
         return None
-    return timing.of_step(facts, keeping, workload, times, " of native blocks that keep gates")
+    return timing.of_parts(probes, " of native blocks that keep gates")
 
 
 def usual_measure(announce: Announce | None) -> Measure:
@@ -179,8 +179,10 @@ class _Timing:
     ) -> StepTimes | None:
         """Return the parts of an eager step; None where it does not fit the memory."""
         probes = eager_step_probes(facts, options, workload, times)
-        if probes is None:
-            return None
+        return None if probes is None else self.of_parts(probes, by)
+
+    def of_parts(self, probes: StepProbes, by: str) -> StepTimes:
+        """Return the times of these parts."""
         if not probes.have(self.measure):
             self._announce(f"the parts of a step{by}")
         return probes.times(self.measure)

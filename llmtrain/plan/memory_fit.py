@@ -132,36 +132,22 @@ def choose_what_fits(
     def activations(
         sharding: Sharding = "replicate",
     ) -> tuple[Choice[ActivationCheckpointing], Choice[int]]:
-        shards = workload.shards(sharding, setup.processes)
-        sharded = replace(setup, shards=shards)
-        return _activations(facts, options, workload, sharded, local, keeping_gates)
+        """Choose activation checkpointing and micro-batch: the least recomputation that fits."""
+        sharded = replace(setup, shards=workload.shards(sharding, setup.processes))
+        modes = list(_modes(sharded, workload.micro_batch, keeping_gates))
+        if options.activation_checkpointing != "auto":
+            modes = [Choice(options.activation_checkpointing, "asked for")]
+        for mode in modes:
+            checkpointed = replace(sharded, checkpointing=mode.value)
+            try:
+                return mode, _micro_batch(facts, workload, setup.device_kind, checkpointed, local)
+            except DoesNotFitError:
+                if mode is modes[-1]:
+                    raise
+        raise AssertionError("the last mode is tried")
 
     sharding = choose_sharding(options, workload, setup.processes, activations)
     return sharding, *activations(sharding.value)
-
-
-def _activations(
-    facts: Facts,
-    options: DeviceSection,
-    workload: Workload,
-    setup: TrainingSetup,
-    local: int,
-    keeping_gates: Choice[bool],
-) -> tuple[Choice[ActivationCheckpointing], Choice[int]]:
-    """Choose activation checkpointing and micro-batch: the least recomputation that fits."""
-    asked = options.activation_checkpointing
-    kind = setup.device_kind
-    modes = list(_modes(setup, workload.micro_batch, keeping_gates))
-    if asked != "auto":
-        modes = [Choice(asked, "asked for")]
-    for mode in modes:
-        try:
-            checkpointed = replace(setup, checkpointing=mode.value)
-            return mode, _micro_batch(facts, workload, kind, checkpointed, local)
-        except DoesNotFitError:
-            if mode is modes[-1]:
-                raise
-    raise AssertionError("the last mode is tried")
 
 
 def choose_accumulation(workload: Workload, processes: int, micro_batch: int) -> Choice[int]:

@@ -27,6 +27,8 @@ from llmtrain.profile.quantities import (
 )
 
 Auto = Literal["auto"]
+_Checkpointing = Annotated[Literal["auto", "off", "selective", "full"], WITH_OFF]
+_NumaBinding = Annotated[Literal["auto", "off"], WITH_OFF]
 TrackerName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 Duplicates = Literal["keep", "drop_exact", "drop_near"]
 _LONGEST_TIMEOUT_S = 1e6
@@ -290,13 +292,9 @@ class DeviceSection(Section):
     attention: Literal["auto", "sdpa", "blocks", "flex", "native"] = "auto"
     loss: Literal["auto", "chunks", "native", "triton"] = "auto"
     block_kernels: Literal["auto", "torch", "native", "triton"] = "auto"  # beside attention
-    activation_checkpointing: Annotated[Literal["auto", "off", "selective", "full"], WITH_OFF] = (
-        "auto"
-    )
+    activation_checkpointing: _Checkpointing = "auto"
     compile: bool | Auto = "auto"
-    numa_binding: Annotated[Literal["auto", "off"], WITH_OFF] = (
-        "auto"  # of several processes on a CPU
-    )
+    numa_binding: _NumaBinding = "auto"  # of several processes on a CPU
     workers: Threads | Auto = "auto"  # processes that tokenize
     pin_memory: bool | Auto = "auto"
     backend: Literal["auto", "gloo", "nccl"] = "auto"
